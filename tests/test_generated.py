@@ -1,0 +1,21 @@
+"""What is generated is committed, and is what the contracts say."""
+
+from pathlib import Path
+
+from scripts.protos import PROTOS, generate
+
+
+def test_generated_code_is_that_of_the_contracts(tmp_path: Path) -> None:
+    """Generating again changes no byte and leaves no file over; if this fails: `make protos`."""
+    written = generate(tmp_path)
+    committed = sorted(
+        path.relative_to(PROTOS) for path in PROTOS.glob("hotslot/**/*_pb2*.py*") if path.suffix != ".pyc"
+    )
+    assert committed == written
+    stale = [str(name) for name in written if (tmp_path / name).read_bytes() != (PROTOS / name).read_bytes()]
+    assert [] == stale
+
+
+def test_every_contract_is_typed() -> None:
+    """Callers' type checkers may read the stubs."""
+    assert (PROTOS / "hotslot/py.typed").is_file()
