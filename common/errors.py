@@ -1,0 +1,85 @@
+"""Error families: the class says whose fault it is and what to do, the reason says it to machines."""
+
+from typing import ClassVar
+
+
+class HotslotError(Exception):
+    """Something that is told to whoever asked; never holds a path or a traceback.
+
+    Attributes:
+        reason: UPPER_SNAKE, at most 63 characters, stable.
+        field: path of the caller's field that is wrong, for example "image.content"; empty if none is.
+        retry_after_seconds: when the same call may succeed; None if time alone does not help.
+        resource: type and name of what was not found, for example ("model", "ofa-large").
+    """
+
+    default_reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        retry_after_seconds: float | None = None,
+        resource: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason or self.default_reason
+        self.field = field
+        self.retry_after_seconds = retry_after_seconds
+        self.resource = resource
+
+
+class InputRefused(HotslotError):
+    """What the caller sent is wrong; it will be wrong again."""
+
+    default_reason = "MESSAGE_MALFORMED"
+
+
+class NotFound(HotslotError):
+    """What the caller named is not here."""
+
+    default_reason = "MODEL_UNKNOWN"
+
+
+class Overloaded(HotslotError):
+    """The entrance is full; the same request may succeed later."""
+
+    default_reason = "QUEUE_FULL"
+
+
+class NotReady(HotslotError):
+    """Nothing can answer now; another server can, or this one soon."""
+
+    default_reason = "NOT_READY"
+
+
+class DeadlineMissed(HotslotError):
+    """The caller's time is not enough, or is over."""
+
+    default_reason = "DEADLINE_EXPIRED"
+
+
+class Conflict(HotslotError):
+    """The world is not as the caller believed."""
+
+    default_reason = "GENERATION_CONFLICT"
+
+
+class Interrupted(HotslotError):
+    """What was asked for was begun and given up; it may be asked for again."""
+
+    default_reason = "LOAD_FAILED"
+
+
+class NotBuilt(HotslotError):
+    """This build cannot do it."""
+
+    default_reason = "ENGINE_NOT_AVAILABLE"
+
+
+class Failed(HotslotError):
+    """Our fault: the engine, the runner or a bug."""
+
+    default_reason = "INTERNAL"

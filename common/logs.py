@@ -1,0 +1,274 @@
+"""Logs: one event, one JSON line on standard output; writing one never waits for whoever reads them.
+
+A caller only appends to a bounded queue. A thread of its own makes the lines and writes them, so that a reader that
+has stopped (a full pipe) costs lines, which are counted, and never an answer.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import select
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import datetime
+from types import TracebackType
+from typing import NoReturn, Self, TextIO, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger as Logger
+
+from common.clock import Clock, SystemClock
+
+LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+MAX_QUEUED_LINES = 8192
+MAX_LINE_BYTES = 32 * 1024
+GATHER_SECONDS = 0.01  # lines that come together are written together; also how late a line may be
+CLOSE_SECONDS = 2.0
+_FIXED = ("at", "level", "process", "event")
+_ATOMIC_BYTES = 4096  # a pipe keeps a write of so many bytes in one piece (PIPE_BUF)
+
+__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "dropped_lines", "get_logger", "render"]
+
+_Event = dict[str, object]
+
+
+def configure(process: str, level: str, stream: TextIO | None = None) -> "LogWriter":
+    """Send the events of this process, those of `logging` and warnings among them, to a stream.
+
+    Args:
+        process: name of this process, in every line.
+        level: lowest level written, a key of LEVELS. Libraries speak from warning on, unless it is debug.
+        stream: a stream with a descriptor. Default: standard output.
+
+    Returns:
+        The writer; close it (or leave its `with`) to write what is queued. It closes itself when the process ends.
+    """
+    target = stream or sys.stdout
+    target.flush()
+    bridge = _LoggingBridge()
+    writer = LogWriter(process, target.fileno(), SystemClock(), on_close=lambda: _disconnect(bridge))
+    _connected.writer, _connected.level = writer, LEVELS[level]
+    root = logging.getLogger()
+    root.handlers[:] = [bridge]
+    root.setLevel(LEVELS[level] if level == "debug" else max(LEVELS[level], logging.WARNING))
+    logging.captureWarnings(capture=True)
+    atexit.register(writer.close)
+    return writer
+
+
+def get_logger(**bound: object) -> Logger:
+    """A logger whose events carry `bound`, from the level that was configured; without a writer it speaks on stderr."""
+    wrapper = structlog.make_filtering_bound_logger(_connected.level)
+    return cast("Logger", structlog.wrap_logger(None, (_hand_over,), wrapper, dict).bind(**bound))
+
+
+def dropped_lines() -> int:
+    """Lines that this process has lost since its log was configured."""
+    return _connected.writer.dropped_lines() if _connected.writer else 0
+
+
+class LogWriter:
+    """The queue and the thread behind it; closing writes what is queued, within a limit."""
+
+    def __init__(
+        self,
+        process: str,
+        descriptor: int,
+        clock: Clock,
+        max_queued: int = MAX_QUEUED_LINES,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            process: name of this process, in every line.
+            descriptor: where the lines go; stays the caller's.
+            clock: gives each line its time.
+            max_queued: lines that may wait; more are dropped and counted.
+            on_close: called before the last lines are written.
+        """
+        self._process = process
+        self._descriptor = descriptor
+        self._clock = clock
+        self._max_queued = max_queued
+        self._on_close = on_close
+        self._queue: deque[_Event] = deque()
+        self._dropped = 0
+        self._reported = 0
+        self._drop_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_closed, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, event: _Event) -> None:
+        """Queue one event, or drop it if too many wait; from any thread, never blocks.
+
+        Args:
+            event: `event`, `level` and the fields; its own from now on. Values are turned to text later, so they must
+                not change.
+        """
+        if len(self._queue) >= self._max_queued:
+            self._count_dropped(1)
+            return
+        event["at"] = self._clock.now()
+        self._queue.append(event)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def dropped_lines(self) -> int:
+        """Lines lost since the start, because nobody read or the place to write to was gone."""
+        return self._dropped
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Write what is queued, for at most `seconds`; harmless when repeated."""
+        if self._on_close and not self._closing.is_set():
+            self._on_close()
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(seconds)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _count_dropped(self, lines: int) -> None:
+        with self._drop_lock:
+            self._dropped += lines
+
+    def _write_until_closed(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait()
+            self._closing.wait(GATHER_SECONDS)
+            self._wake.clear()  # before emptying: an event that comes now wakes again
+            self._write_queued()
+        self._write_queued()
+
+    def _write_queued(self) -> None:
+        chunk, lines = bytearray(), 0
+        while self._queue:
+            line = self._line_of(self._queue.popleft())
+            if chunk and len(chunk) + len(line) > _ATOMIC_BYTES:
+                self._write(chunk, lines)
+                chunk, lines = bytearray(), 0
+            chunk += line
+            lines += 1
+        if chunk:
+            self._write(chunk, lines)
+        if self._dropped > self._reported:
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        total = self._dropped
+        fields: _Event = {"event": "log_lines_dropped", "level": "warning", "at": self._clock.now()}
+        line = self._line_of({**fields, "lines": total - self._reported, "total": total})
+        if self._write(line, 0):
+            self._reported = total
+
+    def _line_of(self, event: _Event) -> bytes:
+        try:
+            return render(self._process, event)
+        except Exception as error:  # noqa: BLE001  a value that cannot even be shown must not end the thread
+            failure: _Event = {"event": "log_line_unprintable", "level": "error", "at": event["at"]}
+            return render(self._process, {**failure, "was": str(event.get("event")), "error": type(error).__name__})
+
+    def _write(self, content: bytes | bytearray, lines: int) -> bool:
+        rest = memoryview(content)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:  # somebody who shares the descriptor made it non-blocking
+                    select.select((), (self._descriptor,), (), 1.0)
+        except (OSError, ValueError):
+            self._count_dropped(lines)
+            return False
+        return True
+
+
+def render(process: str, event: Mapping[str, object]) -> bytes:
+    """One JSON object and a newline: `at`, `level`, `process`, `event`, then the fields in their order.
+
+    A value that JSON does not know becomes its `repr`; a line over MAX_LINE_BYTES keeps the fixed keys and says so.
+    """
+    at = cast("datetime", event["at"]).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    row: _Event = {"at": at, "level": event.get("level"), "process": process, "event": event.get("event")}
+    failure = event.get("exc_info")
+    row |= {key: value for key, value in event.items() if key not in _FIXED and key != "exc_info"}
+    if isinstance(failure, BaseException):
+        row["exception"] = _traceback_of(failure)
+    line = _to_json(row)
+    if len(line) > MAX_LINE_BYTES:
+        line = _to_json({**{key: row[key] for key in _FIXED}, "too_long_bytes": len(line)})
+    return line
+
+
+class _Connected:
+    """The writer of this process, if its log is configured."""
+
+    writer: LogWriter | None = None
+    level: int = LEVELS["info"]
+
+
+_connected = _Connected()
+_LEVEL_NAMES = {"warn": "warning", "exception": "error", "critical": "error", "fatal": "error"}
+
+
+def _hand_over(_logger: object, method: str, event: MutableMapping[str, object]) -> NoReturn:
+    """The end of structlog's chain: everything else happens in the writer's thread."""
+    event["level"] = _LEVEL_NAMES.get(method, method)
+    failure = event.get("exc_info")
+    if failure and not isinstance(failure, BaseException):
+        event["exc_info"] = sys.exc_info()[1]  # it is gone when the thread comes to it
+    _put(cast("_Event", event))
+    raise structlog.DropEvent
+
+
+def _put(event: _Event) -> None:
+    if _connected.writer:
+        _connected.writer.put(event)
+    else:
+        event["at"] = SystemClock().now()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(render("unconfigured", event).decode())
+
+
+def _disconnect(bridge: logging.Handler) -> None:
+    _connected.writer = None
+    logging.captureWarnings(capture=False)
+    logging.getLogger().removeHandler(bridge)
+
+
+class _LoggingBridge(logging.Handler):
+    """Brings what libraries say through `logging` into the same lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one record as `library_spoke`."""
+        level = next((name for name, number in reversed(list(LEVELS.items())) if record.levelno >= number), "debug")
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001  a library's wrong format string is no reason to fail here
+            message = str(record.msg)
+        event: _Event = {"event": "library_spoke", "level": level, "library": record.name, "message": message}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info[1]
+        _put(event)
+
+
+def _traceback_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _to_json(row: Mapping[str, object]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, default=repr).encode(errors="replace") + b"\n"

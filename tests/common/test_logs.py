@@ -1,0 +1,217 @@
+"""Logs: JSON lines that cost their writer nothing, whoever reads them."""
+
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from common import logs
+from common.clock import SystemClock
+
+PATIENCE = 5.0
+
+
+class Reader:
+    """The other end of the pipe; reads only when told to."""
+
+    def __init__(self) -> None:
+        self.descriptor, written = os.pipe()
+        self.stream = os.fdopen(written, "w")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Everything written so far; the writing end must be closed or quiet."""
+        self.stream.close()
+        content = b""
+        while part := os.read(self.descriptor, 1 << 16):
+            content += part
+        return [json.loads(line) for line in content.splitlines()]
+
+    def read_until(self, event: str) -> list[dict[str, Any]]:
+        """Read until a line of that event has come."""
+        content = b""
+        while f'"{event}"'.encode() not in content or not content.endswith(b"\n"):
+            content += os.read(self.descriptor, 1 << 16)
+        return [json.loads(line) for line in content.splitlines()]
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    """A pipe for the log."""
+    made = Reader()
+    yield made
+    made.stream.close()
+    os.close(made.descriptor)
+
+
+@pytest.fixture
+def writer(reader: Reader) -> Iterator[logs.LogWriter]:
+    """The log of this process, written to the pipe."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    with logs.configure("front", "info", reader.stream) as made:
+        yield made
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_an_event_is_one_json_line_with_the_fixed_keys_first(reader: Reader, writer: logs.LogWriter) -> None:
+    """Name, time in UTC, level and process stand in every line, then what was bound, then the fields."""
+    log = logs.get_logger(model="shapes")
+    log.warning("slot_activated", slot="a", load_seconds=1.5)
+    writer.close()
+
+    (line,) = reader.lines()
+    assert ["at", "level", "process", "event", "model", "slot", "load_seconds"] == list(line)
+    assert ("warning", "front", "slot_activated", "shapes") == tuple(
+        line[key] for key in ("level", "process", "event", "model")
+    )
+    assert line["at"].endswith("Z")
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(line["at"])).total_seconds()) < 60
+
+
+def test_a_level_below_the_configured_one_is_not_written(reader: Reader, writer: logs.LogWriter) -> None:
+    """At info, debug costs nothing and says nothing."""
+    log = logs.get_logger()
+    log.debug("batch_composed")
+    log.info("batch_answered")
+    writer.close()
+
+    assert ["batch_answered"] == [line["event"] for line in reader.lines()]
+
+
+def test_newlines_and_foreign_values_stay_inside_one_line(reader: Reader, writer: logs.LogWriter) -> None:
+    """A value cannot forge a second line; what JSON does not know is shown as its repr."""
+    logs.get_logger().info("odd", text='a\n{"event": "forged"}', value={1, 2}.__class__, lone="\ud800", raw=b"\x00")
+    writer.close()
+
+    (line,) = reader.lines()
+    assert 'a\n{"event": "forged"}' == line["text"]
+    assert "<class 'set'>" == line["value"]
+    assert "b'\\x00'" == line["raw"]
+
+
+def test_a_value_that_cannot_be_shown_costs_only_its_own_line(reader: Reader, writer: logs.LogWriter) -> None:
+    """A repr that raises, or a circle, is reported and the next line is written."""
+
+    class Hostile:
+        def __repr__(self) -> str:
+            raise ValueError("no")
+
+    log = logs.get_logger()
+    circle: list[object] = []
+    circle.append(circle)
+    log.info("first", value=Hostile())
+    log.info("second", value=circle)
+    log.info("third")
+    writer.close()
+
+    lines = reader.lines()
+    assert ["log_line_unprintable", "log_line_unprintable", "third"] == [line["event"] for line in lines]
+    assert ["first", "second"] == [line["was"] for line in lines[:2]]
+
+
+def test_a_line_that_is_too_long_is_replaced_by_its_fixed_keys(reader: Reader, writer: logs.LogWriter) -> None:
+    """One event cannot fill the log."""
+    logs.get_logger().info("huge", text="x" * logs.MAX_LINE_BYTES)
+    writer.close()
+
+    (line,) = reader.lines()
+    assert "huge" == line["event"]
+    assert line["too_long_bytes"] > logs.MAX_LINE_BYTES
+    assert "text" not in line
+
+
+def test_an_exception_is_a_field_with_its_traceback(reader: Reader, writer: logs.LogWriter) -> None:
+    """`exception` keeps what was raised, although it is written later."""
+    log = logs.get_logger()
+    try:
+        dict[str, int]()["slot"]
+    except KeyError:
+        log.exception("swap_failed")
+    writer.close()
+
+    (line,) = reader.lines()
+    assert "error" == line["level"]
+    assert "KeyError: 'slot'" in line["exception"]
+
+
+def test_libraries_speak_in_the_same_lines(reader: Reader, writer: logs.LogWriter) -> None:
+    """What comes through `logging` or as a warning is an event too; their info is not."""
+    logging.getLogger("grpc").error("channel %s broke", "x")
+    logging.getLogger("grpc").info("connected")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logging.captureWarnings(capture=True)  # again, since pytest has hooked itself in between
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    writer.close()
+
+    lines = reader.lines()
+    assert ["library_spoke"] * 2 == [line["event"] for line in lines]
+    assert ("grpc", "channel x broke", "error") == tuple(lines[0][key] for key in ("library", "message", "level"))
+    assert "DeprecationWarning" in lines[1]["message"]
+
+
+def test_a_library_with_a_wrong_format_is_shown_as_it_spoke(reader: Reader, writer: logs.LogWriter) -> None:
+    """Its message is kept unformatted instead of failing in our code."""
+    (bridge,) = (handler for handler in logging.getLogger().handlers if type(handler).__module__ == "common.logs")
+    bridge.handle(logging.LogRecord("odd", logging.ERROR, __file__, 1, "wrong %d", ("format",), None))
+    writer.close()
+
+    assert ["wrong %d"] == [line["message"] for line in reader.lines()]
+
+
+def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: Reader) -> None:
+    """With the pipe full, callers go on at once; lines are dropped, counted, and reported when it flows again."""
+    clock = SystemClock()
+    with logs.LogWriter("front", reader.stream.fileno(), clock, max_queued=100) as writer:
+        started = time.monotonic()
+        for number in range(5000):
+            writer.put({"event": "call_answered", "level": "info", "number": number, "pad": "x" * 500})
+            if number % 1000 == 0:
+                threading.Event().wait(0.03)  # lets the writer run into the full pipe
+        took = time.monotonic() - started
+        assert took < 2.0
+        assert writer.dropped_lines() > 1000
+
+        lines = reader.read_until("log_lines_dropped")
+        report = lines[-1]
+        assert "log_lines_dropped" == report["event"]
+        assert report["total"] == writer.dropped_lines()
+        assert len(lines) - 1 + report["total"] == 5000
+
+
+def test_closing_gives_up_on_a_reader_that_has_stopped(reader: Reader) -> None:
+    """A process can end although nobody reads its log."""
+    writer = logs.LogWriter("front", reader.stream.fileno(), SystemClock())
+    for _ in range(1000):
+        writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
+    started = time.monotonic()
+    writer.close(seconds=0.05)
+    assert time.monotonic() - started < PATIENCE
+
+
+def test_a_reader_that_is_gone_costs_lines_only() -> None:
+    """A broken pipe is counted and the thread lives on."""
+    descriptor, written = os.pipe()
+    os.close(descriptor)
+    with os.fdopen(written, "w") as stream, logs.LogWriter("front", stream.fileno(), SystemClock()) as writer:
+        writer.put({"event": "one", "level": "info"})
+        writer.put({"event": "two", "level": "info"})
+        writer.close()
+        assert 2 == writer.dropped_lines()
+
+
+def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the log is configured, and after it is closed, nothing is lost silently."""
+    logs.get_logger().error("settings_refused", key="front.port")
+    line = json.loads(capsys.readouterr().err)
+    assert ("settings_refused", "front.port") == (line["event"], line["key"])
+    assert 0 == logs.dropped_lines()
