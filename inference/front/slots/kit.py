@@ -1,0 +1,44 @@
+"""What a model's manager is given: rules and doors to the outside, in one place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.clock import Clock
+from common.engine_files import Task
+from inference.front.admission import Capacity, Drain
+from inference.front.batching.limits import LimitRules
+from inference.front.batching.queue import BatchBudget
+from inference.front.events import Emit
+from inference.front.request import Payload
+from inference.front.slots.doors import RunnerHandle
+from inference.front.slots.respawn import RespawnRules
+from inference.front.slots.runner_terms import RunnerListener
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerKit:
+    """Everything that one model's manager needs from the composition root."""
+
+    model: str
+    task: Task
+    device: str  # policy: "auto", "cpu", "cuda", "cuda:N"
+    node: str
+    state_dir: Path
+    clock: Clock
+    emit: Emit
+    drain: Drain
+    capacity: Capacity
+    budget: BatchBudget
+    limits: LimitRules
+    respawn: RespawnRules
+    standby: bool  # whether a process without a model stands ready
+    threads: int
+    max_call_seconds: float
+    max_image_pixels: int
+    max_image_side: int  # pixels
+    self_test: Payload
+    self_test_seconds: float
+    make_process: Callable[[RunnerListener], RunnerHandle]
+    engines: Mapping[str, Task]  # engines that this build (with its settings) can load
+    is_stopping: Callable[[], bool]

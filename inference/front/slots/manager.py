@@ -1,0 +1,300 @@
+"""One model: the way of its requests through its slots, and what ticks on the way."""
+
+import asyncio
+from collections.abc import Sequence
+
+from common import errors
+from common.bundle import Committed
+from hotslot.runner.v1 import runner_pb2
+from inference.front.admission import Ask, Entrance, draining_error
+from inference.front.batching.dispatcher import Computed, Dispatcher
+from inference.front.events import BatchSent, HandedOver, SlotChanged
+from inference.front.request import Answer, Charge, Failure, Payload, ServedBy, Ticket
+from inference.front.slots.kit import ManagerKit
+from inference.front.slots.load import Load
+from inference.front.slots.recovery import Recovery
+from inference.front.slots.roles import Role, Roles
+from inference.front.slots.route import Route, route
+from inference.front.slots.runner_terms import RunnerEnding
+from inference.front.slots.slot import Slot, SlotParts
+from inference.front.slots.stats import DeathLedger, StatsBook
+from inference.front.slots.trials import Trials, is_answering
+
+SLOT_NAMES = ("a", "b")
+_BLAMELESS = ("CANCELLED", "DEADLINE_EXPIRED")  # nobody waited any more
+_SELF_TEST_PAUSE_SECONDS = 1.0
+
+
+class ModelManager:
+    """Routes, leases, retries and counts for one model. Loop thread only."""
+
+    def __init__(self, kit: ManagerKit) -> None:
+        self.kit = kit
+        self.committed: Committed | None = None
+        parts = SlotParts(kit.clock, kit.make_process, self._make_dispatcher, self._load_request)
+        self.roles = Roles(slots={name: Slot(name, self, parts) for name in SLOT_NAMES})
+        self.book = StatsBook()
+        self.entrance = Entrance(kit.capacity)
+        self._ledger = DeathLedger()
+        self.recovery = Recovery(self.roles, self.book, self._ledger, kit)
+        self.trials = Trials(self.roles, self.book, kit)
+        self._open: dict[int, Ticket] = {}
+        self.last_good_at: float | None = None  # clock.monotonic()
+        self.last_good_seconds = 0.0
+        self._self_test: Ticket | None = None
+        self._self_test_at = 0.0
+
+    # The way of a request.
+
+    def predict(self, payload: Payload, deadline: float) -> Ticket:
+        """Accept a request and send it on its way.
+
+        Args:
+            payload: checked input of the model's task.
+            deadline: clock.monotonic() after which nobody waits.
+
+        Returns:
+            A ticket whose `outcome` is set once: to the answer or to a HotslotError.
+
+        Raises:
+            HotslotError: it is refused; nothing was kept.
+        """
+        if self.kit.drain.is_draining:
+            raise draining_error()
+        now = self.kit.clock.monotonic()
+        way = route(self.roles, payload.units, now, deadline)
+        if way is None or way.slot.load is None:
+            raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
+        if not way.slot.is_loaded and way.slot.load.loaded_at == 0.0 and self.roles.answering() is None:
+            raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
+        expected = way.slot.dispatcher.cost.expected(payload.units)
+        self.entrance.admit(Ask(payload.size_bytes, deadline - now, expected))
+        ticket = Ticket(payload, now, deadline, asyncio.get_running_loop().create_future())
+        ticket.on_settled = self._left
+        self._open[ticket.id] = ticket
+        self._send(ticket, way)
+        return ticket
+
+    def abandon(self, ticket: Ticket) -> None:
+        """The caller is gone: what has not begun is spared."""
+        ticket.outcome.cancel()
+        for slot in self.roles.slots.values():
+            slot.dispatcher.cancel(ticket)
+        ticket.let_go()
+
+    def ask_slot(self, slot: Slot, payload: Payload, deadline: float) -> Ticket:
+        """Ask one slot directly, whatever its role: for probes and self-tests, past the entrance.
+
+        Raises:
+            Conflict: it holds no loaded model.
+        """
+        if not slot.is_loaded:
+            raise errors.Conflict("the slot holds no loaded model", reason="NOT_LOADED")
+        ticket = Ticket(
+            payload, self.kit.clock.monotonic(), deadline, asyncio.get_running_loop().create_future(), internal=True
+        )
+        ticket.on_settled = self._forget
+        self._open[ticket.id] = ticket
+        ticket.leases.append(slot.lease())
+        slot.dispatcher.submit(ticket)
+        return ticket
+
+    def tick(self) -> None:
+        """Look after everything that time does; called about every 50 ms."""
+        now = self.kit.clock.monotonic()
+        self._expire(now)
+        for slot in self.roles.slots.values():
+            over = slot.dispatcher.overdue_seconds(now)
+            if over > 0:
+                slot.kill(f"no progress within its limit, {over:.2f} s over")
+            load = slot.load
+            if load is not None and load.is_loaded and now - load.loaded_at >= self.kit.respawn.steady_seconds:
+                slot.deaths_in_row = 0
+        self.trials.check_term(now)
+        if not self.kit.is_stopping():
+            self.recovery.start_due(now)
+            self._self_test_if_due(now)
+
+    @property
+    def waiting(self) -> int:
+        """Accepted requests without an answer."""
+        return self.entrance.requests
+
+    # What the slots say.
+
+    def slot_changed(self, slot: Slot, change: str, detail: str = "") -> None:
+        """For the log and the metrics."""
+        load = slot.load
+        self.kit.emit(
+            SlotChanged(
+                model=self.kit.model,
+                slot=slot.name,
+                change=change,
+                state=slot.state,
+                role=self.roles.role_of(slot),
+                revision="" if load is None else load.bundle.revision,
+                digest="" if load is None else load.bundle.bundle_digest,
+                device="" if load is None else load.device,
+                pid=0 if slot.process is None else slot.process.pid,
+                seconds=0.0 if load is None else load.load_seconds,
+                detail=detail,
+            )
+        )
+
+    def slot_loaded(self, slot: Slot) -> None:
+        """Its load answers from now on; it is tested by the real way at once."""
+        if slot.process is not None and is_answering(self.roles.role_of(slot)):
+            slot.process.set_serving(True)
+        now = self._self_test_at = self.kit.clock.monotonic()
+        self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
+
+    def slot_refused(self, slot: Slot, failure: runner_pb2.Failure) -> None:
+        """A load failed: a candidate is given up, what should answer is tried again with growing pauses."""
+        self.slot_changed(slot, "load_failed", f"{failure.reason}: {failure.message}")
+        load = slot.load
+        if load is not None and self.roles.role_of(slot) is Role.CANDIDATE:
+            load.failure = _load_error(failure)
+            load.changed.notify()
+            slot.retire(f"load failed: {failure.reason}")
+        else:
+            slot.kill(f"load failed: {failure.reason}: {failure.message}")
+
+    def slot_ended(self, slot: Slot, ending: RunnerEnding, suspects: list[Ticket], waiting: list[Ticket]) -> None:
+        """A process is gone."""
+        was_asked = slot.state.name == "EMPTY"
+        self.slot_changed(slot, "runner_retired" if was_asked else "runner_died", f"{ending.reason}: {ending.detail}")
+        self.recovery.ended(slot, ending, suspects, waiting)
+
+    def answered(self, slot: Slot, ticket: Ticket, computed: Computed) -> None:
+        """A request has its answer; during a trial, from whichever slot was first."""
+        load = slot.load
+        if load is None or ticket.is_settled:
+            return
+        now = self.kit.clock.monotonic()
+        seconds = now - ticket.accepted_at
+        answer = Answer(
+            outcome=computed.outcome,
+            served_by=self._served_by(slot, load),
+            queued_seconds=max(0.0, ticket.sent_at - ticket.accepted_at),
+            prepared_seconds=computed.prepared_seconds,
+            computed_seconds=computed.computed_seconds,
+        )
+        load.is_proven = True
+        if not ticket.internal:
+            stats = self.book.of(load.key)
+            stats.count_answer(seconds)
+            if ticket.charge is not None:
+                self.book.settle_charge(ticket.charge)
+        if slot is self.roles.answering():
+            self.last_good_at, self.last_good_seconds = now, seconds
+        ticket.settle(answer)
+
+    def failed(self, slot: Slot, ticket: Ticket, failure: Failure) -> None:
+        """A request has no answer: a trial's goes to the previous slot, any other to its caller."""
+        if ticket.is_settled:
+            return
+        if failure.blames_caller:
+            ticket.settle(errors.InputRefused(failure.message, reason=failure.reason, field=failure.field))
+            return
+        if failure.reason in _BLAMELESS and not ticket.try_until:
+            ticket.settle(errors.DeadlineMissed("the deadline passed before it was computed"))
+            return
+        if ticket.internal:
+            if slot.load is not None and ticket is self._self_test:
+                slot.load.is_proven = False
+        elif ticket.try_until:
+            self._hand_over(slot, ticket, "TOO_SLOW" if failure.reason in _BLAMELESS else failure.reason)
+            return
+        elif ticket.charge is None and slot.load is not None:
+            self.book.of(slot.load.key).count_failure(failure.reason)
+        ticket.settle(errors.Failed(failure.message or "the model failed", reason=failure.reason))
+
+    def batch_begun(self, slot: Slot, tickets: Sequence[Ticket]) -> None:
+        """For the metrics."""
+        revision = "" if slot.load is None else slot.load.bundle.revision
+        units = sum(ticket.payload.units for ticket in tickets)
+        self.kit.emit(BatchSent(self.kit.model, revision, len(tickets), units))
+
+    def batch_done(self, slot: Slot, reply: runner_pb2.BatchReply) -> None:
+        """Count what a batch cost: CPU seconds on a CPU, the device's otherwise."""
+        if slot.load is None:
+            return
+        stats = self.book.of(slot.load.key)
+        stats.computed_seconds += reply.cpu_seconds if slot.load.device == "cpu" else reply.computed_seconds
+        stats.units += reply.units
+
+    # Helpers.
+
+    def _send(self, ticket: Ticket, way: Route) -> None:
+        ticket.try_until = way.try_until
+        ticket.leases.append(way.slot.lease())
+        if way.previous is not None:
+            ticket.leases.append(way.previous.lease())
+        way.slot.dispatcher.submit(ticket)
+
+    def _hand_over(self, slot: Slot, ticket: Ticket, reason: str) -> None:
+        """The trial failed a request: the previous slot answers it, and it counts when that has answered."""
+        ticket.try_until = 0.0
+        target = self.roles.active if self.roles.active is not slot else self.roles.previous
+        if slot.load is None or target is None or target.load is None:
+            ticket.settle(errors.Failed("the model failed", reason=reason))
+            return
+        ticket.charge = Charge(slot.load.bundle.bundle_digest, slot.load.device, reason)
+        self.kit.emit(HandedOver(self.kit.model, slot.load.bundle.revision, reason))
+        slot.dispatcher.cancel(ticket)
+        ticket.leases.append(target.lease())
+        target.dispatcher.submit(ticket)
+
+    def _expire(self, now: float) -> None:
+        for ticket in list(self._open.values()):
+            if now >= ticket.deadline:
+                ticket.settle(errors.DeadlineMissed("the deadline passed while it waited"))
+            elif ticket.try_until and now >= ticket.try_until and self.roles.trial is not None:
+                self._hand_over(self.roles.trial.slot, ticket, "TOO_SLOW")
+
+    def _self_test_if_due(self, now: float) -> None:
+        slot = self.roles.answering()
+        last = self.last_good_at
+        if slot is None or slot.load is None or (self._self_test is not None and not self._self_test.is_settled):
+            return
+        since = max(last or 0.0, slot.load.loaded_at)
+        is_due = now - since >= self.kit.self_test_seconds or not slot.load.is_proven
+        if is_due and now - self._self_test_at >= _SELF_TEST_PAUSE_SECONDS:
+            self._self_test_at = now
+            self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
+
+    def _left(self, ticket: Ticket) -> None:
+        self.entrance.leave(ticket.payload.size_bytes)
+        self._forget(ticket)
+        self._ledger.settled(ticket.id)
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._open.pop(ticket.id, None)
+        if ticket.internal and ticket.outcome.done() and not ticket.outcome.cancelled():
+            ticket.outcome.exception()  # looked at: nobody else may
+
+    def _served_by(self, slot: Slot, load: Load) -> ServedBy:
+        bundle = load.bundle
+        return ServedBy(self.kit.model, bundle.revision, bundle.bundle_digest, load.device, slot.name, self.kit.node)
+
+    def _make_dispatcher(self, slot: Slot) -> Dispatcher:
+        return Dispatcher(slot, self.kit.clock, self.kit.budget, self.kit.limits)
+
+    def _load_request(self, load: Load) -> runner_pb2.LoadBundle:
+        return runner_pb2.LoadBundle(
+            directory=str(load.folder),
+            device=load.device,
+            max_call_seconds=self.kit.max_call_seconds,
+            threads=self.kit.threads,
+            max_image_pixels=self.kit.max_image_pixels,
+            max_image_side_pixels=self.kit.max_image_side,
+        )
+
+
+def _load_error(failure: runner_pb2.Failure) -> errors.HotslotError:
+    """Say why a load failed in the words of the control socket."""
+    if failure.reason == "OUT_OF_MEMORY":
+        return errors.Overloaded(failure.message, reason=failure.reason)
+    if failure.reason in ("BUNDLE_BROKEN", "BUNDLE_FOREIGN"):
+        return errors.Conflict(failure.message, reason=failure.reason)
+    return errors.Interrupted(failure.message, reason=failure.reason or "LOAD_FAILED")

@@ -1,0 +1,118 @@
+"""What is counted of each revision on each device: enough to judge a trial without a metrics system."""
+
+import bisect
+from dataclasses import dataclass, field, replace
+
+from inference.front.request import Charge
+
+LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds, upper
+
+
+@dataclass(frozen=True, slots=True)
+class StatsKey:
+    """Whose numbers they are."""
+
+    bundle_digest: str
+    device: str
+
+
+@dataclass(slots=True)
+class RevisionStats:
+    """Numbers of one revision on one device since the front started."""
+
+    key: StatsKey
+    answered: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    answered_by_previous: int = 0
+    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    restarts: int = 0
+    void_restarts: int = 0
+    computed_seconds: float = 0.0
+    units: int = 0
+
+    def count_answer(self, seconds: float) -> None:
+        """A request was answered, so long after its acceptance."""
+        self.answered += 1
+        self.latency[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
+
+    def count_failure(self, reason: str) -> None:
+        """A request was failed by this revision."""
+        self.failed[reason] = self.failed.get(reason, 0) + 1
+
+    def frozen(self) -> "RevisionStats":
+        """A copy that no longer moves."""
+        return replace(self, failed=dict(self.failed), latency=list(self.latency))
+
+
+class StatsBook:
+    """All numbers of one model. Bounded: the oldest revisions that are not in use are forgotten."""
+
+    def __init__(self, max_revisions: int = 32) -> None:
+        self._max = max_revisions
+        self._rows: dict[StatsKey, RevisionStats] = {}
+
+    def of(self, key: StatsKey) -> RevisionStats:
+        """The numbers of one revision, begun at zero."""
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = RevisionStats(key)
+            while len(self._rows) > self._max:
+                del self._rows[next(iter(self._rows))]
+        return row
+
+    def settle_charge(self, charge: Charge) -> None:
+        """The previous slot has answered what a trial failed: now it counts."""
+        row = self.of(StatsKey(charge.bundle_digest, charge.device))
+        row.answered_by_previous += 1
+        if charge.reason:
+            row.count_failure(charge.reason)
+
+    def rows(self) -> list[RevisionStats]:
+        """All rows, oldest first."""
+        return list(self._rows.values())
+
+
+@dataclass(slots=True, eq=False)
+class Death:
+    """One end of a runner, judged when the requests it held have settled."""
+
+    stats: RevisionStats
+    suspects: set[int]  # ids of tickets that it held and that are not settled
+    is_void: bool = False  # one of them was found to kill any runner
+    failed: int = 0  # requests that a trial failed by it
+
+
+class DeathLedger:
+    """Deaths that wait for their judgement."""
+
+    def __init__(self) -> None:
+        self._open: list[Death] = []
+
+    def add(self, death: Death) -> None:
+        """A runner died; with nobody in its hands it is judged at once."""
+        self._open.append(death)
+        self._judge()
+
+    def blame_input(self, ticket_id: int) -> None:
+        """A ticket has killed twice: no death that it took part in counts against a model."""
+        for death in self._open:
+            if ticket_id in death.suspects:
+                death.is_void = True
+
+    def settled(self, ticket_id: int) -> None:
+        """A ticket has its outcome."""
+        if not self._open:
+            return
+        for death in self._open:
+            death.suspects.discard(ticket_id)
+        self._judge()
+
+    def _judge(self) -> None:
+        for death in [death for death in self._open if not death.suspects]:
+            self._open.remove(death)
+            if death.is_void:
+                death.stats.void_restarts += 1
+                continue
+            death.stats.restarts += 1
+            for _ in range(death.failed):
+                death.stats.count_failure("RUNNER_DIED")

@@ -1,0 +1,154 @@
+"""From settings to parts: what each model's manager and the API are given. Builds, starts nothing."""
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from common.clock import Clock
+from common.engine_files import ENGINES, Task
+from common.settings import ModelSettings
+from hotslot.status.v1 import status_pb2
+from inference.front.admission import Capacity, Drain
+from inference.front.api import convert
+from inference.front.api.entailment import PredictRules
+from inference.front.api.stream import StreamRules
+from inference.front.batching.limits import LimitRules
+from inference.front.batching.queue import BatchBudget
+from inference.front.events import Emit
+from inference.front.models import Models
+from inference.front.request import EntailmentInput
+from inference.front.settings import FrontSettings
+from inference.front.slots.kit import ManagerKit
+from inference.front.slots.manager import ModelManager
+from inference.front.slots.respawn import RespawnRules
+from inference.front.slots.runner_process import RunnerProcess
+from inference.front.slots.runner_terms import RunnerListener, RunnerSpec
+
+CANDIDATE_OOM_SCORE = 200  # added to the inherited value: under memory pressure a candidate goes first
+MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of several requests together; below the frame's cap of 64 MiB
+
+# 16 × 16 grey pixels: enough for any picture model to say something about.
+_PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
+)
+SELF_TEST = EntailmentInput(image=_PICTURE, statements=("there are two birds.",), premise="")
+
+
+def build_models(
+    settings: FrontSettings, clock: Clock, emit: Emit, drain: Drain, is_stopping: Callable[[], bool]
+) -> Models:
+    """A manager for each configured model."""
+    engines = known_engines(settings)
+
+    def manager(model: ModelSettings) -> ModelManager:
+        return ModelManager(_kit(settings, model, clock, emit, drain, is_stopping, engines))
+
+    return Models([manager(model) for model in settings.models])
+
+
+def known_engines(settings: FrontSettings) -> Mapping[str, Task]:
+    """Engines that a runner of this server can load; an engine of the operator's own serves entailment."""
+    built_in = {files.engine: files.task for files in ENGINES}
+    return {**built_in, **dict.fromkeys(settings.runner.extra_engines, Task.VISUAL_ENTAILMENT)}
+
+
+def predict_rules(settings: FrontSettings) -> PredictRules:
+    """Limits of a caller's call."""
+    front = settings.front
+    return PredictRules(
+        inputs=convert.InputLimits(front.max_image_bytes, front.max_statement_chars),
+        stream=StreamRules(front.max_stream_outstanding),
+        max_deadline_seconds=front.max_deadline_seconds,
+    )
+
+
+def told_limits(settings: FrontSettings) -> status_pb2.Limits:
+    """The limits that callers can ask for."""
+    front = settings.front
+    limits = status_pb2.Limits(
+        max_message_bytes=front.max_message_bytes,
+        max_image_bytes=front.max_image_bytes,
+        max_image_pixels=front.max_image_pixels,
+        max_image_side_pixels=front.max_image_side_pixels,
+        max_statements=convert.MAX_STATEMENTS,
+        max_statement_chars=front.max_statement_chars,
+        max_addresses=64,
+        max_stream_items=convert.MAX_STREAM_ITEMS,
+        max_stream_outstanding=front.max_stream_outstanding,
+    )
+    limits.max_deadline.FromNanoseconds(int(front.max_deadline_seconds * 1e9))
+    return limits
+
+
+def server_options(settings: FrontSettings) -> list[tuple[str, int]]:
+    """Channel arguments of gRPC; reasons stand in docs/decisions."""
+    front = settings.front
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", front.max_message_bytes),
+        ("grpc.max_send_message_length", 4 << 20),
+        ("grpc.max_concurrent_streams", 256),
+        ("grpc.max_connection_age_ms", int(front.max_connection_age_seconds * 1000)),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def _kit(
+    settings: FrontSettings,
+    model: ModelSettings,
+    clock: Clock,
+    emit: Emit,
+    drain: Drain,
+    is_stopping: Callable[[], bool],
+    engines: Mapping[str, Task],
+) -> ManagerKit:
+    front, runner = settings.front, settings.runner
+    spec = _spec(settings, model)
+
+    def make_process(listener: RunnerListener) -> RunnerProcess:
+        return RunnerProcess(spec, listener)
+
+    return ManagerKit(
+        model=model.name,
+        task=model.task,
+        device=model.device,
+        node=settings.node_name,
+        state_dir=Path(settings.state_dir),
+        clock=clock,
+        emit=emit,
+        drain=drain,
+        capacity=Capacity(front.max_waiting_requests, front.max_waiting_bytes),
+        budget=BatchBudget(runner.max_batch_items, runner.max_batch_units, MAX_FRAME_PAYLOAD_BYTES),
+        limits=LimitRules(runner.limit_floor_seconds, runner.limit_factor),
+        respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
+        standby=runner.standby,
+        threads=runner.threads,
+        max_call_seconds=runner.max_call_seconds,
+        max_image_pixels=front.max_image_pixels,
+        max_image_side=front.max_image_side_pixels,
+        self_test=SELF_TEST,
+        self_test_seconds=front.self_test_seconds,
+        make_process=make_process,
+        engines=engines,
+        is_stopping=is_stopping,
+    )
+
+
+def _spec(settings: FrontSettings, model: ModelSettings) -> RunnerSpec:
+    """How a model's runners are started; the engine of its task is imported ahead of any load."""
+    runner = settings.runner
+    built_in = next((files.engine for files in ENGINES if files.task is model.task), "")
+    return RunnerSpec(
+        engine=next(iter(runner.extra_engines), built_in),
+        extra_engines=runner.extra_engines,
+        device_policy=model.device,
+        silence_seconds=runner.silence_seconds,
+        start_seconds=runner.start_seconds,
+        load_stall_seconds=runner.load_stall_seconds,
+        retire_seconds=runner.retire_seconds,
+        prepare_threads=runner.prepare_threads,
+        oom_score_adj=CANDIDATE_OOM_SCORE,
+    )
