@@ -1,0 +1,85 @@
+"""Pure: how a batch's items are packed into device calls."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EWMA_WEIGHT = 0.2  # of the newest call
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Some consecutive units of one item."""
+
+    item: int  # its place in the batch
+    start: int  # first unit
+    stop: int  # unit after the last
+
+    @property
+    def units(self) -> int:
+        """Device rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What bounds one device call."""
+
+    max_units: int  # at least 1
+    max_seconds: float  # expected; 0 for no bound
+
+
+class UnitCost:
+    """What one unit costs on this device, as a moving average of real calls."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def observe(self, seconds: float, units: int) -> None:
+        """Learn from a call that has ended."""
+        self.seconds += EWMA_WEIGHT * (seconds / units - self.seconds)
+
+
+def units_allowed(limits: CallLimits, unit_seconds: float, memory_units: int | None) -> int:
+    """How many units the next call may carry.
+
+    Args:
+        limits: what the front and the engine allow.
+        unit_seconds: measured cost of one unit; 0 if it is not known.
+        memory_units: what memory was seen to allow; None if it never ran out.
+
+    Returns:
+        At least 1: a unit that alone takes longer than the bound must still be computed.
+    """
+    allowed = limits.max_units if memory_units is None else min(limits.max_units, memory_units)
+    if limits.max_seconds > 0 and unit_seconds > 0:
+        allowed = min(allowed, math.floor(limits.max_seconds / unit_seconds))
+    return max(1, allowed)
+
+
+def next_call(waiting: Sequence[Cut], max_units: int) -> tuple[Cut, ...]:
+    """Take the next call from what is left of a batch, in order.
+
+    An item that fits into one call is not cut: what its units share (a picture) would be computed
+    twice. A larger one is cut, and fills the room that is left.
+
+    Args:
+        waiting: what is left of each item, none of them empty.
+        max_units: at least 1.
+    """
+    call: list[Cut] = []
+    room = max_units
+    for cut in waiting:
+        if cut.units <= room:
+            call.append(cut)
+            room -= cut.units
+            continue
+        if cut.units > max_units and room:
+            call.append(Cut(cut.item, cut.start, cut.start + room))
+        break
+    return tuple(call)
+
+
+def by_item(call: Sequence[Cut]) -> list[tuple[Cut, ...]]:
+    """The same work with every item in a call of its own, so that one that breaks the engine meets nobody else."""
+    return [(cut,) for cut in call]

@@ -1,0 +1,93 @@
+"""A program of its own: foreign weights in, files ready to be sealed out.
+
+    python -m inference.runner.convert --source DIR --into DIR --engine ofa --revision R --precision float32
+
+Exit codes: 0 done, 2 wrong arguments, 3 refused with one JSON line {"reason", "message"} on stderr.
+Whoever starts it gives it limits, which it puts on itself before it reads or imports anything large.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from common.sealing import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert and return the exit code."""
+    options = _parse(arguments)
+    try:
+        _limit_itself(options.max_memory_bytes, options.max_cpu_seconds, options.max_file_bytes)
+        _convert(options)
+    except ConversionRefused as error:
+        return _refuse(error.reason, str(error))
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _refuse("MEMORY_LIMIT", f"the conversion needs more than {options.max_memory_bytes} bytes of memory")
+    return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that: torch and the dynamic linker say so in words only."""
+    words = ("allocate memory", "not enough memory", "failed to map segment")
+    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="convert", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--source", type=Path, required=True, help="folder of a published revision")
+    parser.add_argument("--into", type=Path, required=True, help="an empty folder that exists")
+    parser.add_argument("--engine", required=True, help="engine that is to serve it")
+    parser.add_argument("--revision", required=True, help="name of the revision, for people")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the stored weights")
+    parser.add_argument("--max-memory-bytes", type=int, default=0, help="limit of data; 0: none")
+    parser.add_argument("--max-cpu-seconds", type=int, default=0, help="limit of CPU time; 0: none")
+    parser.add_argument("--max-file-bytes", type=int, default=0, help="limit of one written file; 0: none")
+    return parser.parse_args(arguments)
+
+
+def _limit_itself(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
+    signal.signal(signal.SIGXCPU, _on_cpu_limit)
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_FSIZE, file_bytes),
+    ):
+        if limit:
+            # A few seconds between the soft and the hard limit leave time to say which one was met.
+            spare = 5 if kind == resource.RLIMIT_CPU else 0
+            resource.setrlimit(kind, (limit, limit + spare))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    # Only now: the import of torch has to fall under the limits, and a wrong argument needs none.
+    from inference.runner.conversion.ofa import convert_ofa  # noqa: PLC0415
+
+    if options.engine != "ofa":
+        raise ConversionRefused("ENGINE_UNKNOWN", f"engine {options.engine[:80]!r} is unknown, supported: 'ofa'")
+    try:
+        convert_ofa(options.source, options.into, options.revision, options.precision)
+    except OSError as error:
+        raise ConversionRefused("IO_FAILED", f"a file cannot be read or written: {error.strerror}") from error
+
+
+def _on_cpu_limit(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise ConversionRefused("CPU_LIMIT", "the conversion needs more CPU time than it may use")
+
+
+def _refuse(reason: str, message: str) -> int:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(json.dumps({"reason": reason, "message": message}) + "\n")
+    return REFUSED_EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Which devices there are, what they compute in by default, and how many threads a CPU gets."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+CPU = "cpu"
+_FIRST_WITH_BFLOAT16 = 8  # CUDA compute capability, major
+
+
+class DeviceUnknown(ValueError):
+    """The device is no device of this machine, or the precision none that it computes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """A device that a model can be loaded on."""
+
+    name: str  # "cpu" or "cuda:N"
+    precision: str  # default: "float32" or "bfloat16"
+
+
+def devices() -> tuple[DeviceChoice, ...]:
+    """All devices of this machine, best first."""
+    cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return tuple(DeviceChoice(name, default_precision(name)) for name in (*cards, CPU))
+
+
+def default_precision(device: str) -> str:
+    """What a device computes in unless somebody asks for something else.
+
+    A CPU keeps to float32, which agrees with the published model to 1e-5 on every machine.
+    """
+    kind = torch.device(device)
+    if kind.type == "cuda" and torch.cuda.get_device_capability(kind)[0] >= _FIRST_WITH_BFLOAT16:
+        return "bfloat16"
+    return "float32"
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The dtype of a precision's name.
+
+    Raises:
+        DeviceUnknown: no engine computes in it.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision not in dtypes:
+        raise DeviceUnknown(f"precision {precision!r} is unknown; supported: {', '.join(dtypes)}")
+    return dtypes[precision]
+
+
+def torch_device(device: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        DeviceUnknown: this machine has no such device.
+    """
+    names = [choice.name for choice in devices()]
+    if device not in names:
+        raise DeviceUnknown(f"device {device!r} is not here; this machine has {', '.join(names)}")
+    return torch.device(device)
+
+
+def set_threads(threads: int) -> None:
+    """Set how many threads one device call of a CPU uses; 0 takes all that this process may run on.
+
+    Must be called on the thread that computes: OpenMP remembers it for each thread.
+    """
+    torch.set_num_threads(threads or usable_cpus())
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def memory_bytes(device: str) -> tuple[int, int]:
+    """Memory of a card in use by anybody, and in all; both 0 for a CPU."""
+    kind = torch.device(device)
+    if kind.type != "cuda":
+        return 0, 0
+    free, total = torch.cuda.mem_get_info(kind)
+    return total - free, total

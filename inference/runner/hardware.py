@@ -1,0 +1,105 @@
+"""What the runner itself asks of the devices; torch is met only behind an engine that has imported it."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Protocol
+
+from common.clock import Clock
+from inference.runner.engines.base import EngineLoader
+from inference.runner.oom import should_clear
+
+SAMPLE_SECONDS = 1.0  # between two looks at a card's memory; each is a call of the driver
+
+
+class Hardware(Protocol):
+    """The devices, as an engine sees them."""
+
+    def devices(self) -> list[tuple[str, str]]:
+        """Names and default precisions, best first."""
+        ...
+
+    def memory_bytes(self, device: str) -> tuple[int, int]:
+        """Memory in use by anybody, and in all; both 0 on a CPU. Device thread only."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Give memory back that is kept only to be quick. Device thread only."""
+        ...
+
+
+class CpuOnly:
+    """For engines that know no devices."""
+
+    def devices(self) -> list[tuple[str, str]]:
+        """The one that is always there."""
+        return [("cpu", "float32")]
+
+    def memory_bytes(self, device: str) -> tuple[int, int]:  # noqa: ARG002  the port's signature
+        """Not measured."""
+        return 0, 0
+
+    def clear_cache(self) -> None:
+        """Nothing is kept."""
+
+
+class TorchHardware:
+    """For engines that compute with torch; imported when the first question is asked."""
+
+    def devices(self) -> list[tuple[str, str]]:
+        """Cards, then the CPU."""
+        from inference.runner import device  # noqa: PLC0415  brings torch
+
+        return [(choice.name, choice.precision) for choice in device.devices()]
+
+    def memory_bytes(self, device: str) -> tuple[int, int]:
+        """As the driver says; creates the device's context if nothing has."""
+        from inference.runner.device import memory_bytes  # noqa: PLC0415  brings torch
+
+        return memory_bytes(device)
+
+    def clear_cache(self) -> None:
+        """Empty the caching allocator."""
+        torch = importlib.import_module("torch")
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def hardware_for(engine: str, extra: Mapping[str, str], loader: EngineLoader | None) -> Hardware:
+    """Choose by engine: an extra one may bring a `HARDWARE` of its own in its module."""
+    if not engine or loader is None:
+        return CpuOnly()
+    if engine not in extra:
+        return TorchHardware()
+    own: Hardware | None = getattr(sys.modules[loader.__module__], "HARDWARE", None)
+    return own or CpuOnly()
+
+
+def allowed(devices: list[tuple[str, str]], policy: str) -> list[tuple[str, str]]:
+    """Pure: those of the devices that a policy ("auto", "cpu", "cuda", "cuda:N") lets be used."""
+    if policy == "auto":
+        return devices
+    if policy == "cuda":
+        return [row for row in devices if row[0].startswith("cuda:")]
+    return [row for row in devices if row[0] == policy]
+
+
+class CardMemory:
+    """Looks at a card's memory now and then, and gives back the cache before the card is full. Device thread only."""
+
+    def __init__(self, hardware: Hardware, clock: Clock) -> None:
+        self._hardware = hardware
+        self._clock = clock
+        self._looked_at = float("-inf")
+
+    def look(self, device: str) -> tuple[int, int] | None:
+        """Bytes in use and in all, if it is time to look; None if not, or on a CPU."""
+        now = self._clock.monotonic()
+        if not device.startswith("cuda") or now - self._looked_at < SAMPLE_SECONDS:
+            return None
+        self._looked_at = now
+        used, total = self._hardware.memory_bytes(device)
+        if should_clear(used, total):
+            self._hardware.clear_cache()
+            used, total = self._hardware.memory_bytes(device)
+        return used, total

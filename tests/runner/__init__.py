@@ -1,0 +1,1 @@
+"""The wire and the runner: pure parts, and real processes with the scripted engine."""

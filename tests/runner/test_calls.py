@@ -1,0 +1,168 @@
+"""How a batch is packed into device calls, and what is done when memory runs out."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.runner.calls import CallLimits, Cut, UnitCost, by_item, next_call, units_allowed
+from inference.runner.oom import (
+    GOOD_CALLS_TO_GROW,
+    MemoryLimit,
+    halve,
+    is_device_lost,
+    is_out_of_memory,
+    should_clear,
+)
+from tests.scripted_engine import AcceleratorError, OutOfMemoryError
+
+ITEMS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+def items(*units: int) -> list[Cut]:
+    """Whole items of so many units."""
+    return [Cut(place, 0, count) for place, count in enumerate(units)]
+
+
+def all_calls(units: Sequence[int], max_units: int) -> list[tuple[Cut, ...]]:
+    """Pack until nothing is left, as the device thread does."""
+    done = [0] * len(units)
+    calls = []
+    while left := [Cut(place, done[place], count) for place, count in enumerate(units) if done[place] < count]:
+        calls.append(next_call(left, max_units))
+        for cut in calls[-1]:
+            done[cut.item] = cut.stop
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("units", "max_units", "expected"),
+    [
+        ([1, 1, 1], 8, [[(0, 0, 1), (1, 0, 1), (2, 0, 1)]]),  # small ones share a call
+        ([32], 8, [[(0, 0, 8)], [(0, 8, 16)], [(0, 16, 24)], [(0, 24, 32)]]),  # a large one is cut
+        ([5, 5], 8, [[(0, 0, 5)], [(1, 0, 5)]]),  # one that fits whole is not cut
+        ([5, 20], 8, [[(0, 0, 5), (1, 0, 3)], [(1, 3, 11)], [(1, 11, 19)], [(1, 19, 20)]]),  # one that cannot is
+        ([2, 1], 1, [[(0, 0, 1)], [(0, 1, 2)], [(1, 0, 1)]]),
+    ],
+)
+def test_packing(units: list[int], max_units: int, expected: list[list[tuple[int, int, int]]]) -> None:
+    """Items go in order, share calls, and are cut only if no call could hold them."""
+    calls = [[(cut.item, cut.start, cut.stop) for cut in call] for call in all_calls(units, max_units)]
+    assert expected == calls
+
+
+@given(ITEMS, st.integers(1, 16))
+def test_packing_computes_every_unit_once(units: list[int], max_units: int) -> None:
+    """No unit is lost or computed twice, no call is empty or over its bound."""
+    calls = all_calls(units, max_units)
+    computed = sorted((cut.item, unit) for call in calls for cut in call for unit in range(cut.start, cut.stop))
+    assert [(place, unit) for place, count in enumerate(units) for unit in range(count)] == computed
+    assert all(0 < sum(cut.units for cut in call) <= max_units for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("limits", "unit_seconds", "memory_units", "expected"),
+    [
+        (CallLimits(16, 0.0), 1.0, None, 16),  # no bound of time
+        (CallLimits(16, 2.0), 0.5, None, 4),
+        (CallLimits(16, 2.0), 0.0, None, 16),  # cost unknown
+        (CallLimits(16, 2.0), 5.0, None, 1),  # one unit must go, however long it takes
+        (CallLimits(16, 2.0), 0.5, 3, 3),  # memory is scarcer than time
+        (CallLimits(16, 0.0), 1.0, 99, 16),
+    ],
+)
+def test_call_bound(limits: CallLimits, unit_seconds: float, memory_units: int | None, expected: int) -> None:
+    """A call is bounded by units, expected time and what memory has allowed, whichever is least."""
+    assert expected == units_allowed(limits, unit_seconds, memory_units)
+
+
+def test_unit_cost_follows_the_calls() -> None:
+    """The measured cost moves towards what calls really take."""
+    cost = UnitCost(1.0)
+    for _ in range(40):
+        cost.observe(seconds=8.0, units=4)
+    assert pytest.approx(2.0, abs=0.01) == cost.seconds
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ([1], []),  # cannot be split: the item's own failure
+        ([2], [[(0, 0, 1)], [(0, 1, 2)]]),
+        ([1, 1], [[(0, 0, 1)], [(1, 0, 1)]]),
+        ([3, 2], [[(0, 0, 2)], [(0, 2, 3), (1, 0, 2)]]),
+        ([1, 1, 1, 5], [[(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1)], [(3, 1, 5)]]),
+    ],
+)
+def test_splitting_when_memory_runs_out(units: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
+    """A call that did not fit is computed in two halves, in order."""
+    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve(items(*units))]
+
+
+@given(ITEMS)
+def test_halves_are_the_whole(units: list[int]) -> None:
+    """Both halves together are the call, and neither is much larger than the other."""
+    call = items(*units)
+    halves = halve(call)
+    computed = sorted((cut.item, unit) for half in halves for cut in half for unit in range(cut.start, cut.stop))
+    whole = [(cut.item, unit) for cut in call for unit in range(cut.start, cut.stop)]
+    assert (computed == whole) if len(whole) > 1 else (halves == [])
+    assert all(half for half in halves)
+
+
+def test_memory_limit_is_learned_and_forgotten() -> None:
+    """After running out, calls stay small; after many good ones larger calls are tried again."""
+    memory = MemoryLimit()
+    memory.ran_out(16)
+    assert memory.units == 8
+    memory.ran_out(8)
+    assert memory.units == 4
+    for _ in range(GOOD_CALLS_TO_GROW):
+        memory.fitted(3, max_units=16)  # smaller than the limit: proves nothing
+    assert memory.units == 4
+    for _ in range(GOOD_CALLS_TO_GROW):
+        memory.fitted(4, max_units=16)
+    assert memory.units == 8
+    for _ in range(GOOD_CALLS_TO_GROW):
+        memory.fitted(8, max_units=16)
+    assert memory.units is None
+
+
+def test_one_unit_is_always_tried() -> None:
+    """The learned limit never falls to nothing."""
+    memory = MemoryLimit()
+    memory.ran_out(1)
+    assert memory.units == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory", "is_lost"),
+    [
+        (OutOfMemoryError("CUDA out of memory"), True, False),
+        (MemoryError(), True, False),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …"), True, False),
+        (AcceleratorError("CUDA error: out of memory"), True, False),  # passes
+        (AcceleratorError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False, True),
+        (RuntimeError("shape mismatch"), False, False),
+        (ValueError("can't allocate memory"), False, False),
+    ],
+)
+def test_errors_are_told_apart_by_name(error: Exception, is_memory: bool, is_lost: bool) -> None:  # noqa: FBT001
+    """No device library is imported to know its errors."""
+    assert is_memory == is_out_of_memory(error)
+    assert is_lost == is_device_lost(error)
+
+
+def test_cache_is_given_back_on_a_full_card_only() -> None:
+    """A CPU has no card, and a card is full at nine tenths."""
+    assert not should_clear(0, 0)
+    assert not should_clear(90, 100)
+    assert should_clear(91, 100)
+
+
+def test_items_of_a_broken_call_are_computed_alone() -> None:
+    """So that the one that breaks the engine meets nobody else."""
+    assert [(Cut(0, 0, 2),), (Cut(1, 0, 3),)] == by_item(items(2, 3))

@@ -1,0 +1,130 @@
+"""Small parts of the runner that decide without a process."""
+
+import io
+import resource
+
+import pytest
+from PIL import Image
+
+from common.engine_files import Task
+from hotslot.runner.v1 import runner_pb2
+from inference.runner import codec
+from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem, EntailmentScores
+from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, allowed
+from inference.runner.heartbeat import Pulse
+from inference.runner.priority import may_lower
+from inference.runner.warmup import sample_item
+from tests.runner.test_batch import StandingClock
+
+DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "names"),
+    [
+        ("auto", ["cuda:0", "cuda:1", "cpu"]),
+        ("cuda", ["cuda:0", "cuda:1"]),
+        ("cuda:1", ["cuda:1"]),
+        ("cuda:7", []),
+        ("cpu", ["cpu"]),
+    ],
+)
+def test_device_policy(policy: str, names: list[str]) -> None:
+    """A policy leaves devices out and never changes their order."""
+    assert names == [name for name, _ in allowed(DEVICES, policy)]
+
+
+@pytest.mark.parametrize(
+    ("niceness", "nice_limit", "capabilities", "may"),
+    [
+        (0, 0, 0, False),  # the usual container: raised once, never lowered
+        (0, 20, 0, True),
+        (0, 19, 0, False),
+        (5, 15, 0, True),
+        (0, 0, 1 << 23, True),  # CAP_SYS_NICE
+        (0, resource.RLIM_INFINITY, 0, True),
+    ],
+)
+def test_niceness_is_raised_only_if_it_can_be_lowered(
+    niceness: int,
+    nice_limit: int,
+    capabilities: int,
+    may: bool,  # noqa: FBT001
+) -> None:
+    """A candidate that could never become quick again is not made slow."""
+    assert may == may_lower(niceness, nice_limit, capabilities)
+
+
+def test_the_sample_picture_is_one() -> None:
+    """What a cost is measured with decodes like a caller's picture."""
+    item = sample_item(Task.VISUAL_ENTAILMENT)
+    assert isinstance(item, EntailmentItem)
+    with Image.open(io.BytesIO(item.image)) as picture:
+        picture.load()
+        assert ("PNG", "L", (64, 64)) == (picture.format, picture.mode, picture.size)
+    assert isinstance(sample_item(Task.ADDRESS_TAGGING), AddressItem)
+
+
+def test_items_and_answers_cross_the_wire() -> None:
+    """Both tasks' items are read, both tasks' results are written."""
+    row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
+    assert AddressItem(("a", "b")) == codec.read_item(row)
+    outcome = codec.answer(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
+    assert [1, 0] == [len(address.spans) for address in outcome.address.addresses]
+    assert outcome.address.addresses[0].spans[0].kind == "city"
+    asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
+    assert EntailmentItem(b"p", ("s",), "q") == codec.read_item(runner_pb2.BatchItem(entailment=asked))
+    with pytest.raises(codec.TaskMissing):
+        codec.read_item(runner_pb2.BatchItem(item_id=1))
+
+
+def test_a_result_is_finite_or_not() -> None:
+    """Every number of a result is looked at."""
+    assert codec.is_finite(EntailmentScores(0.2, 0.3, 0.5))
+    assert not codec.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
+    assert codec.is_finite(())
+    assert not codec.is_finite((AddressSpan("city", 0, 1, float("inf")),))
+
+
+def test_a_pulse_counts_from_the_last_step() -> None:
+    """Seconds on a step begin with the batch and again with each device call; a rest has none."""
+    clock = StandingClock()
+    pulse = Pulse(clock)
+    assert pulse.read() == runner_pb2.Heartbeat()
+    pulse.begin(7)
+    clock.time += 2.0
+    assert pulse.read() == runner_pb2.Heartbeat(batch_id=7, seconds_on_step=2.0)
+    pulse.step()
+    clock.time += 1.0
+    assert pulse.read() == runner_pb2.Heartbeat(progress=1, batch_id=7, seconds_on_step=1.0)
+    pulse.rest()
+    assert pulse.read() == runner_pb2.Heartbeat(progress=1)
+
+
+class Card:
+    """A card whose cache is half of what is in use."""
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+
+    def devices(self) -> list[tuple[str, str]]:
+        return []
+
+    def memory_bytes(self, device: str) -> tuple[int, int]:
+        assert device == "cuda:0"
+        return self.used, 100
+
+    def clear_cache(self) -> None:
+        self.used //= 2
+
+
+def test_a_full_card_s_cache_is_given_back() -> None:
+    """Above nine tenths, at most once a second, and never asked of a CPU."""
+    clock, card = StandingClock(), Card(80)
+    memory = CardMemory(card, clock)
+    assert memory.look("cpu") is None
+    assert memory.look("cuda:0") == (80, 100)
+    card.used = 95
+    assert memory.look("cuda:0") is None
+    clock.time += SAMPLE_SECONDS
+    assert memory.look("cuda:0") == (47, 100)

@@ -1,0 +1,135 @@
+"""Frames survive every way in which bytes can arrive, and nothing that is no frame is believed."""
+
+import socket
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotslot.runner.v1 import runner_pb2
+from inference.wire import (
+    HEADER,
+    MAX_FRAME_BYTES,
+    FrameDecoder,
+    FrameError,
+    batch_frame,
+    frame,
+    read_frame,
+    unsent,
+    write_frame,
+)
+
+
+def encode(payloads: Sequence[bytes]) -> bytes:
+    """The stream that these payloads make."""
+    return b"".join(part for payload in payloads for part in frame(payload))
+
+
+def speak(way: socket.socket, *payloads: bytes) -> None:
+    """Send payloads, then end."""
+    for payload in payloads:
+        write_frame(way, payload)
+    way.close()
+
+
+@given(st.lists(st.binary(max_size=40)), st.lists(st.integers(1, 50)))
+def test_frames_come_out_whole_however_they_are_split(payloads: list[bytes], sizes: list[int]) -> None:
+    """Any split of the stream gives the same frames, and nothing is left."""
+    stream, decoder, frames = encode(payloads), FrameDecoder(), []
+    for size in [*sizes, len(stream)]:
+        piece, stream = stream[:size], stream[size:]
+        frames += decoder.feed(piece)
+    assert payloads == frames
+    assert not decoder.is_amid_frame
+
+
+@given(st.binary(min_size=1, max_size=64), st.data())
+def test_a_part_of_a_frame_is_not_told(payload: bytes, data: st.DataObject) -> None:
+    """Until its last byte has come there is no frame, and the decoder knows that it is amid one."""
+    stream = encode([payload])
+    cut = data.draw(st.integers(1, len(stream) - 1))
+    decoder = FrameDecoder()
+    assert [] == decoder.feed(stream[:cut])
+    assert decoder.is_amid_frame
+    assert [payload] == decoder.feed(stream[cut:])
+
+
+def test_a_large_frame_costs_one_copy() -> None:
+    """16 MiB in pieces of 4 KiB are joined once; a join a piece would move 32 GB."""
+    payload = bytes(16 << 20)
+    stream, decoder = encode([payload]), FrameDecoder()
+    frames = [found for at in range(0, len(stream), 4096) for found in decoder.feed(stream[at : at + 4096])]
+    assert [payload] == frames
+
+
+def test_a_length_over_the_cap_is_refused_by_its_header() -> None:
+    """Four bytes are enough to refuse; nothing is allocated for the rest."""
+    with pytest.raises(FrameError, match="cap"):
+        FrameDecoder().feed(HEADER.pack(MAX_FRAME_BYTES + 1))
+    with pytest.raises(FrameError, match="cap"):
+        FrameDecoder(max_bytes=3).feed(encode([b"four"]))
+
+
+def test_a_payload_over_the_cap_is_not_sent() -> None:
+    """The sender finds out, not the receiver."""
+    with pytest.raises(FrameError, match="cap"):
+        frame(bytes(MAX_FRAME_BYTES + 1))
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 100_000, 1 << 21])
+def test_a_batch_frame_is_the_library_s_own_encoding(size: int) -> None:
+    """The tag and length that are written by hand read back as RunnerRequest(batch=…)."""
+    item = runner_pb2.BatchItem(item_id=7, entailment=runner_pb2.EntailmentTask(image=bytes(size)))
+    batch = runner_pb2.ComputeBatch(batch_id=3, items=[item])
+    [payload] = FrameDecoder().feed(b"".join(batch_frame(batch.SerializeToString())))
+    assert runner_pb2.RunnerRequest(batch=batch) == runner_pb2.RunnerRequest.FromString(payload)
+
+
+def test_a_batch_frame_over_the_cap_is_not_sent() -> None:
+    """The hand-written wrapper counts too."""
+    with pytest.raises(FrameError, match="cap"):
+        batch_frame(bytes(MAX_FRAME_BYTES - 2))
+
+
+def test_blocking_ends_speak_the_same_frames() -> None:
+    """What one blocking end writes the other reads, larger than any socket buffer; then its end is seen."""
+    here, there = socket.socketpair()
+    payload = bytes(range(256)) * 8192
+    with here, there:
+        writer = threading.Thread(target=speak, args=(here, payload, b""))
+        writer.start()
+        assert read_frame(there) == bytearray(payload)
+        assert read_frame(there) == bytearray()
+        assert read_frame(there) is None
+        writer.join()
+
+
+@pytest.mark.parametrize("sent", [b"\0\0", HEADER.pack(9), HEADER.pack(9) + b"half"])
+def test_an_end_amid_a_frame_is_an_error(sent: bytes) -> None:
+    """A stream that stops in the middle is not taken for one that has ended."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(sent)
+        here.close()
+        with pytest.raises(FrameError):
+            read_frame(there)
+
+
+def test_a_blocking_reader_refuses_a_length_over_the_cap() -> None:
+    """It does not wait for what was announced."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(b"\xff" * 64)
+        with pytest.raises(FrameError, match="cap"):
+            read_frame(there)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), min_size=1), st.data())
+def test_what_a_send_leaves_over_is_the_rest(parts: list[bytes], data: st.DataObject) -> None:
+    """After a partial send exactly the bytes behind it are left."""
+    stream = b"".join(parts)
+    sent = data.draw(st.integers(0, len(stream)))
+    left = unsent([memoryview(part) for part in parts], sent)
+    assert stream[sent:] == b"".join(left)

@@ -1,0 +1,294 @@
+"""An engine without torch whose answers are known beforehand and whose faults come on command.
+
+It runs in the real runner, so that tests meet real processes that stand in milliseconds. Answers
+follow from the bundle's salt, the picture's bytes and the statement alone. A command is a word in a
+statement: `!crash`, `!slow 0.2`; with `!crash@r2` it is obeyed only by a bundle of revision `r2`, or
+on a device of that name. A picture that begins with `!bad` is unreadable.
+
+    !crash  the process dies          !hang  the call never returns     !gil S   holds the interpreter S s
+    !nan    an answer that is none    !oom   no memory for this unit    !error   an exception
+    !slow S  S seconds more           !refuse  refused as wrong input   !exit    the process exits with 1
+    !garbage  no frame on the wire    !half  half a frame, then hangs   !lost    the device is lost
+"""
+
+import ctypes
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from common.bundle import (
+    Bundle,
+    bundle_digest,
+    bundle_folder,
+    hash_file,
+    source_digest,
+    write_bundle,
+)
+from inference.runner.engines.base import (
+    BundleRefused,
+    Chunk,
+    EntailmentItem,
+    EntailmentScores,
+    InputRefused,
+    Item,
+    LoadOptions,
+    Progress,
+    UnitResult,
+)
+
+NAME = "scripted"
+WHERE = "tests.scripted_engine:load_scripted"
+ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
+DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": what the runner claims to have
+SCRIPT_NAME = "script.json"
+CONVERTER = "scripted-1"
+_COMMAND = re.compile(r"!(\w+)(?:@(\S+))?(?:\s+([\d.]+))?")
+_GIB = 1 << 30
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as the device library's own, by which the runner knows it."""
+
+
+class AcceleratorError(RuntimeError):
+    """Named as the device library's own, by which the runner knows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What `script.json` of a bundle may say."""
+
+    revision: str = ""
+    salt: str = ""  # what the answers follow from; the revision if empty
+    load_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    call_seconds: float = 0.0  # of a device call, whatever it carries
+    unit_seconds: float = 0.0
+    cpu_unit_seconds: float = 0.0  # burnt, not slept
+    max_call_units: int = 8
+    memory_units: int = 0  # a call of more units has no memory; 0 for no bound
+    fail_load: str = ""  # "refused", "oom", "error", "crash", "hang", "gil"
+    faulty_devices: str = ""  # `fail_load` and `memory_units` hold on devices that begin so
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedItem:
+    """A prepared item."""
+
+    picture: str  # stands for its bytes
+    premise: str
+    statements: tuple[str, ...]
+
+    @property
+    def units(self) -> int:
+        """Device rows."""
+        return len(self.statements)
+
+
+def expected_scores(salt: str, image: bytes, statement: str, premise: str = "") -> EntailmentScores:
+    """What a bundle of this salt answers."""
+    return _scores(salt, _picture(image), premise, statement)
+
+
+def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
+    """Write a sealed bundle for this engine under a state directory; `script` sets fields of Script."""
+    text = json.dumps(asdict(Script(revision=revision, **script)))
+    staging = state / "bundles" / f".staging-{os.getpid()}-{revision}"
+    staging.mkdir(parents=True, exist_ok=True)
+    (staging / SCRIPT_NAME).write_text(text, encoding="utf-8")
+    files = (hash_file(staging / SCRIPT_NAME),)
+    source = source_digest(files)
+    bundle = Bundle(
+        bundle_digest=bundle_digest(source, NAME, CONVERTER, "float32"),
+        source_digest=source,
+        revision=revision,
+        engine=NAME,
+        task="visual-entailment",
+        precision="float32",
+        converter=CONVERTER,
+        files=files,
+    )
+    write_bundle(staging, bundle)
+    folder = bundle_folder(state, bundle.bundle_digest)
+    if folder.exists():
+        shutil.rmtree(staging)
+    else:
+        staging.rename(folder)
+    return bundle
+
+
+def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> "ScriptedEngine":
+    """Open a bundle of this engine."""
+    row = json.loads((folder / SCRIPT_NAME).read_text(encoding="utf-8"))
+    script = Script(**{name.name: row[name.name] for name in fields(Script) if name.name in row})
+    engine = ScriptedEngine(script, bundle, options)
+    if script.fail_load and engine.is_faulty:
+        _LOAD_FAULTS[script.fail_load]()
+    for step in range(1, 5):
+        time.sleep(script.load_seconds / 4)
+        progress("reading", step / 4)
+    return engine
+
+
+class ScriptedEngine:
+    """A model that has learned nothing."""
+
+    def __init__(self, script: Script, bundle: Bundle, options: LoadOptions) -> None:
+        self.device = options.device or "cpu"
+        self.precision = options.precision or "float32"
+        self.max_call_units = script.max_call_units
+        self.is_faulty = self.device.startswith(script.faulty_devices)
+        self._script = script
+        self._salt = script.salt or bundle.revision
+        self._scopes = (None, bundle.revision, self.device)
+
+    def prepare(self, item: Item) -> ScriptedItem:
+        """See whether it is a picture; anything is, unless it begins with "!bad"."""
+        if not isinstance(item, EntailmentItem):
+            raise TypeError("this engine judges pictures")
+        _pause(self._script.prepare_seconds)
+        if item.image.startswith(b"!bad"):
+            raise InputRefused("IMAGE_UNREADABLE", "image.content", "the picture cannot be read")
+        for number, statement in enumerate(item.statements):
+            if "refuse" in dict(self._commands(statement)):
+                raise InputRefused("STATEMENT_REFUSED", f"statements[{number}]", "refused on command")
+        return ScriptedItem(_picture(item.image), item.premise, item.statements)
+
+    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
+        """Answer, and obey."""
+        script = self._script
+        units = sum(chunk.units for chunk in chunks)
+        if script.memory_units and self.is_faulty and units > script.memory_units:
+            raise OutOfMemoryError("on command")
+        _pause(script.call_seconds + script.unit_seconds * units)
+        _burn(script.cpu_unit_seconds * units)
+        return [self._answers(cast("ScriptedItem", chunk.prepared), chunk.start, chunk.stop) for chunk in chunks]
+
+    def warm_up(self, progress: Progress) -> None:
+        """Take its time."""
+        time.sleep(self._script.warm_up_seconds)
+        progress("warming_up", 1.0)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _answers(self, item: ScriptedItem, start: int, stop: int) -> tuple[UnitResult, ...]:
+        return tuple(self._answer(item, statement) for statement in item.statements[start:stop])
+
+    def _answer(self, item: ScriptedItem, statement: str) -> EntailmentScores:
+        scores = _scores(self._salt, item.picture, item.premise, statement)
+        for name, seconds in self._commands(statement):
+            if name == "nan":
+                scores = EntailmentScores(math.nan, scores.no, scores.maybe)
+            elif name in _FAULTS:
+                _FAULTS[name](seconds)
+        return scores
+
+    def _commands(self, statement: str) -> list[tuple[str, float]]:
+        if "!" not in statement:
+            return []
+        found = _COMMAND.finditer(statement)
+        return [(match[1], float(match[3] or 0)) for match in found if match[2] in self._scopes]
+
+
+class ScriptedHardware:
+    """The devices that the environment names."""
+
+    def devices(self) -> list[tuple[str, str]]:
+        """Names and precisions, best first."""
+        return [(name, "float32") for name in os.environ.get(DEVICES_VARIABLE, "cpu").split(",")]
+
+    def memory_bytes(self, device: str) -> tuple[int, int]:
+        """A card that is a tenth full."""
+        return (8 * _GIB, 80 * _GIB) if device.startswith("cuda") else (0, 0)
+
+    def clear_cache(self) -> None:
+        """Nothing is kept."""
+
+
+HARDWARE = ScriptedHardware()
+
+
+def _picture(image: bytes) -> str:
+    return f"{len(image)}:{zlib.crc32(image)}"
+
+
+def _scores(salt: str, picture: str, premise: str, statement: str) -> EntailmentScores:
+    digest = hashlib.sha256(f"{salt}\0{picture}\0{premise}\0{statement}".encode()).digest()
+    yes, no, maybe = (1 + byte for byte in digest[:3])
+    total = yes + no + maybe
+    return EntailmentScores(yes / total, no / total, maybe / total)
+
+
+def _pause(seconds: float) -> None:
+    if seconds:  # even no sleep at all would give the interpreter away
+        time.sleep(seconds)
+
+
+def _burn(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _hang(_: float = 0) -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _hold_interpreter(seconds: float) -> None:
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # PyDLL, unlike CDLL, keeps the lock during the call
+
+
+def _die(_: float = 0) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    _hang()
+
+
+def _speak(raw: bytes) -> None:
+    data_fd = next(argument for argument in sys.argv if argument.startswith("--data-fd=")).partition("=")[2]
+    os.write(int(data_fd), raw)
+
+
+def _half_frame(_: float) -> None:
+    _speak((100).to_bytes(4, "big") + b"half")
+    _hang()
+
+
+_FAULTS: dict[str, Callable[[float], object]] = {
+    "crash": _die,
+    "exit": lambda _: os._exit(1),
+    "hang": _hang,
+    "gil": _hold_interpreter,
+    "oom": lambda _: _raise(OutOfMemoryError("on command")),
+    "error": lambda _: _raise(RuntimeError("on command")),
+    "lost": lambda _: _raise(AcceleratorError("CUDA error: on command")),
+    "slow": time.sleep,
+    "garbage": lambda _: _speak(b"\xff" * 64),
+    "half": _half_frame,
+}
+
+_LOAD_FAULTS: dict[str, Callable[[], object]] = {
+    "refused": lambda: _raise(BundleRefused("script.json asks for a refusal")),
+    "oom": lambda: _raise(OutOfMemoryError("on command")),
+    "error": lambda: _raise(RuntimeError("on command")),
+    "crash": _die,
+    "hang": _hang,
+    "gil": lambda: _hold_interpreter(3600),
+}
