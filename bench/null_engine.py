@@ -1,0 +1,46 @@
+"""An engine that does nothing, at once: what is left is the server's own cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.bundle import Bundle
+from inference.runner.engines.base import Chunk, EntailmentScores, Item, LoadOptions, Progress, UnitResult
+
+_ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class NullItem:
+    """Nothing, of so many units."""
+
+    units: int
+
+
+class NullEngine:
+    """Answers every statement alike."""
+
+    device = "cpu"
+    precision = "float32"
+    max_call_units = 64
+
+    def prepare(self, item: Item) -> NullItem:
+        """Count the units."""
+        return NullItem(len(item.statements) if hasattr(item, "statements") else 1)
+
+    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
+        """Answer at once."""
+        return [(_ANSWER,) * chunk.units for chunk in chunks]
+
+    def warm_up(self, progress: Progress) -> None:
+        """Nothing to warm."""
+        progress("warming_up", 1.0)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def load(_folder: Path, _bundle: Bundle, _options: LoadOptions, progress: Progress) -> NullEngine:
+    """Load nothing."""
+    progress("reading", 1.0)
+    return NullEngine()
