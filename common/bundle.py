@@ -9,11 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from common.durable import read_bounded, write_atomic
+from common.durable import exclusive, read_bounded, write_atomic
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 POINTER_NAME = "committed.json"
+POINTER_LOCK = ".committed.lock"
 MAX_MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -143,6 +144,17 @@ def write_committed(state: Path, rows: Mapping[str, Committed]) -> None:
     """Move the committed pointer; atomic, so that a crash leaves the old or the new one."""
     models = [asdict(rows[model]) for model in sorted(rows)]
     write_atomic(state / POINTER_NAME, _to_json({"schema_version": SCHEMA_VERSION, "models": models}))
+
+
+def commit(state: Path, row: Committed) -> None:
+    """Move one model's row of the committed pointer; the rows of the others stay, whoever moves them meanwhile.
+
+    Raises:
+        BundleBroken: the pointer is there and malformed.
+        OSError: it cannot be written; nothing has moved.
+    """
+    with exclusive(state / POINTER_LOCK):
+        write_committed(state, {**read_committed(state), row.model: row})
 
 
 def hash_file(path: Path) -> BundleFile:

@@ -62,6 +62,17 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 @contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock for a moment's work, waiting for whoever does so now."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def instance_lock(path: Path) -> Iterator[None]:
     """Hold `path` as a lock; the kernel lets go of it when the process ends, however it ends.
 

@@ -101,14 +101,8 @@ def read_source(folder: Path) -> Source:
     try:
         configuration = _read_object(folder, CONFIGURATION)
         engine = _engine_of(configuration)
-        listing = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        names = declared_files(engine, listing, configuration)
-        for name in [name for name in names if name.endswith(_INDEX_SUFFIX)]:
-            names += shards_of(_read_object(folder, name))
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():  # rule 1
-                raise FilesMissing(f"{name[:80]!r} is named but is no file of the folder")
-        files = tuple(hash_file(folder / name) for name in sorted(set(names)))
+        names = _declared_names(folder, engine, configuration)
+        files = tuple(hash_file(folder / name) for name in names)
     except FilesMissing as error:
         raise ConversionRefused("FILES_MISSING", str(error)) from error
     except OSError as error:
@@ -191,6 +185,18 @@ def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
         )
         raise ConversionRefused("ENGINE_UNKNOWN", message[:500])
     return engine
+
+
+def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[str, object]) -> list[str]:
+    """The files that the engine takes, shards included, sorted."""
+    listing = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    names = declared_files(engine, listing, configuration)
+    for index in [name for name in names if name.endswith(_INDEX_SUFFIX)]:
+        names += shards_of(_read_object(folder, index))
+    for name in names:
+        if Path(name).name != name or name not in listing:  # rule 1
+            raise FilesMissing(f"{name[:80]!r} is named but is no file of the folder")
+    return sorted(set(names))
 
 
 def _read_object(folder: Path, name: str) -> dict[str, object]:

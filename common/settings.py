@@ -30,13 +30,14 @@ class Mistake:
 
     key: str  # for example "front.port"
     message: str  # what is allowed
+    found: str = ""  # as it was written; empty if it was no plain value
 
 
 class SettingsInvalid(ValueError):
     """The settings cannot be used; lists every mistake."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
-        super().__init__("; ".join(f"{mistake.key}: {mistake.message}" for mistake in mistakes))
+        super().__init__("; ".join(map(sentence_of, mistakes)))
         self.mistakes = mistakes
 
 
@@ -96,6 +97,11 @@ class SettingsFile(BaseSettings):
 T = TypeVar("T", bound=SettingsFile)
 
 
+def sentence_of(mistake: Mistake) -> str:
+    """One mistake in one line, for people."""
+    return f"{mistake.key}: {mistake.message}" + (f" (found {mistake.found})" if mistake.found else "")
+
+
 def settings_path() -> Path:
     """The file that is read: `HOTSLOT_CONFIG`, or `hotslot.toml` in the working folder."""
     return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
@@ -116,7 +122,7 @@ def load_settings(kind: type[T]) -> T:
     except tomllib.TOMLDecodeError as error:
         raise SettingsInvalid([Mistake(str(path), f"is no TOML: {error}")]) from error
     except ValidationError as error:
-        raise SettingsInvalid([_mistake(row) for row in error.errors()]) from error
+        raise SettingsInvalid(_without_echoes([_mistake(row) for row in error.errors()])) from error
     _check_names(loaded.models)
     return loaded
 
@@ -134,6 +140,12 @@ def _check_names(models: tuple[ModelSettings, ...]) -> None:
         seen.add(model.name)
 
 
+def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
+    """A list that lost its entries to their own mistakes is then too short as well: no second mistake."""
+    keys = {mistake.key for mistake in mistakes}
+    return [one for one in mistakes if not any(key.startswith(f"{one.key}[") for key in keys)]
+
+
 def _mistake(row: Mapping[str, Any]) -> Mistake:
     key = ""
     for part in row["loc"]:
@@ -141,5 +153,4 @@ def _mistake(row: Mapping[str, Any]) -> Mistake:
     message = str(row["msg"])
     message = "unknown key" if row["type"] == "extra_forbidden" else message[0].lower() + message[1:]
     found = row.get("input")
-    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
-    return Mistake(key, message + shown)
+    return Mistake(key, message, repr(found) if isinstance(found, str | int | float | bool) else "")

@@ -21,7 +21,7 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
 from common.scrape import Scrape
-from common.settings import SettingsInvalid, load_settings, use_settings_file
+from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from inference.front import wiring
 from inference.front.admission import Drain
 from inference.front.api import address, entailment, status
@@ -252,7 +252,7 @@ def main() -> int:
         settings = load_settings(FrontSettings)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
-            print(f"{mistake.key}: {mistake.message}", file=sys.stderr)  # noqa: T201  before there is a log
+            print(sentence_of(mistake), file=sys.stderr)  # noqa: T201  before there is a log
         return EXIT_SETTINGS
     with logs.configure("front", settings.logs.level):
         return _serve(settings, logs.get_logger())

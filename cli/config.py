@@ -1,0 +1,91 @@
+"""`hotslot config …`: check, show and explain the settings. Works without a server."""
+
+import os
+
+import typer
+from rich.table import Table
+
+from cli.console import DIM, DOUBTFUL, GOOD, out, print_text, text
+from cli.options import Config
+from cli.reference import SettingRow, reference_page, setting_rows, toml_value
+from cli.settings import Settings, listening_address, read_settings
+from common.settings import Mistake, SettingsInvalid, settings_path
+
+app = typer.Typer(no_args_is_help=True)
+DOCS = "docs/configuration.md"
+CONTROL_SOCKET = "control.sock"
+LONGEST_SOCKET = "supervisor.sock"
+MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107, supervisord needs some for itself
+
+
+@app.command(epilog="Example:  hotslot config check --config hotslot.toml")
+def check(*, config: Config = None) -> None:
+    """Report all mistakes of the settings at once, or say where the server will listen."""
+    settings = read_settings(config)
+    run_folder = (settings.state_dir / "run").absolute()
+    length = len(os.fsencode(run_folder / LONGEST_SOCKET))
+    if length > MAX_SOCKET_PATH:
+        message = f"too long for a socket in it: shorten it by {length - MAX_SOCKET_PATH} bytes"
+        raise SettingsInvalid([Mistake("state_dir", message, repr(str(settings.state_dir)))])
+    front = settings.front
+    metrics = "off" if front.metrics_port < 0 else f"http://{front.metrics_host}:{front.metrics_port}/metrics"
+    rows = {
+        "gRPC": listening_address(settings) + ("" if front.port else " (a free port)"),
+        "metrics": metrics,
+        "control": f"unix:{run_folder / CONTROL_SOCKET}",
+        "models": ", ".join(f"{model.name} ({model.task.value}, {model.device})" for model in settings.models),
+    }
+    print_text(("ok", GOOD), f"  {settings_path()}")
+    _print_rows(rows)
+
+
+@app.command(epilog="Example:  hotslot config show")
+def show(*, config: Config = None) -> None:
+    """Show every setting in effect; what differs from its default stands out."""
+    settings = read_settings(config)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("key", "value", "default"):
+        table.add_column(heading, overflow="fold")
+    for key, value, row in effective(settings):
+        is_default = value == row.default
+        default = "" if is_default else row.default
+        table.add_row(text(key), text((value, DIM if is_default else DOUBTFUL)), text((default, DIM)))
+    out.print(table)
+    print_text((f"file: {settings_path()}; every key is explained in {DOCS}", DIM))
+
+
+@app.command(epilog=f"Example:  hotslot config reference > {DOCS}")
+def reference() -> None:
+    """Print the Markdown page that explains every key."""
+    out.print(reference_page(), end="", markup=False, soft_wrap=True)
+
+
+def effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
+    """Key, value and declaration of every setting; a list of tables key by key."""
+    found: list[tuple[str, str, SettingRow]] = []
+    for row in setting_rows():
+        if row.key == "models":
+            continue
+        if not row.key.startswith("models[]."):
+            found.append((row.key, toml_value(_value(settings, row.key)), row))
+            continue
+        name = row.key.removeprefix("models[].")
+        for position, model in enumerate(settings.models):
+            found.append((f"models[{position}].{name}", toml_value(getattr(model, name)), row))
+    return found
+
+
+def _value(settings: Settings, key: str) -> object:
+    value: object = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style=DIM)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, text(value))
+    out.print(table)

@@ -1,0 +1,87 @@
+"""Everything that a command may fail with, said in one sentence that tells what to do next."""
+
+import os
+import re
+import sys
+from difflib import get_close_matches
+
+from rich.table import Table
+
+from cli import exits
+from cli.console import BAD, DIM, err, text
+from common.bundle import BundleBroken
+from common.sealing import ConversionRefused
+from common.settings import Mistake, SettingsInvalid
+
+
+class CommandFailed(Exception):
+    """A command could not do its work; the sentence says what to do next."""
+
+    exit_code = exits.FAILED
+
+
+class WronglyUsed(CommandFailed):
+    """The command line cannot be carried out as it stands."""
+
+    exit_code = exits.WRONG_USE
+
+
+EXPECTED = (CommandFailed, SettingsInvalid, BundleBroken, ConversionRefused, OSError)
+
+
+def tell(error: Exception) -> int:
+    """Say an expected failure on standard error.
+
+    Returns:
+        The exit code that goes with it.
+    """
+    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FAILED
+    if isinstance(error, SettingsInvalid):
+        tell_mistakes(error)
+        return exits.WRONG_USE
+    if isinstance(error, ConversionRefused):
+        _say(f"{error} ({error.reason})")
+    elif isinstance(error, BundleBroken):
+        _say(f"{error}; import the model again with `hotslot bundle import`")
+    elif isinstance(error, OSError):
+        _say(f"{error.filename or 'the system'}: {(error.strerror or str(error)).lower()}")
+    else:
+        _say(str(error))
+    return error.exit_code if isinstance(error, CommandFailed) else exits.FAILED
+
+
+def tell_mistakes(error: SettingsInvalid) -> None:
+    """Show all mistakes of the settings at once: key, what was found, what is allowed."""
+    from cli.reference import setting_rows  # noqa: PLC0415  few commands need it, and it is slow
+
+    allowed = {row.key: row.allowed_words for row in setting_rows()}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("key", "found", "allowed"):
+        table.add_column(heading, overflow="fold")
+    for mistake in error.mistakes:
+        message, found = mistake.message, mistake.found
+        words = allowed.get(_unindexed(mistake.key), "")
+        is_form = not message.startswith(("unknown key", "no such file", "is no TOML", "too long"))
+        sentence = words if words and is_form and found else message
+        table.add_row(text((mistake.key, "bold")), text((found, BAD)), text(sentence + _guess(mistake, list(allowed))))
+    number = len(error.mistakes)
+    _say(f"the settings have {number} {'mistake' if number == 1 else 'mistakes'}")
+    err.print(table)
+
+
+def _say(sentence: str) -> None:
+    err.print(text(("error: ", BAD), sentence), soft_wrap=True)
+
+
+def _unindexed(key: str) -> str:
+    """`models[0].name` as the reference has it: `models[].name`."""
+    return re.sub(r"\[\d+\]", "[]", key)
+
+
+def _guess(mistake: Mistake, known: list[str]) -> str:
+    if not mistake.message.startswith("unknown key"):
+        return ""
+    near = get_close_matches(_unindexed(mistake.key), known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else "; `hotslot config reference` lists them"

@@ -1,0 +1,170 @@
+"""`hotslot serve`: the whole stack in the foreground, and what to try next once it is ready."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cli.bundles import tell_import
+from cli.console import DIM, GOOD, err, text
+from cli.importing import import_bundle, is_loadable
+from cli.options import Config
+from cli.problems import CommandFailed
+from cli.settings import PROJECT_FOLDER, Settings, listening_address, read_settings
+from common.clock import SystemClock
+from common.sealing import PRECISIONS
+
+EXAMPLE = "Example:  hotslot serve --demo"
+DEMO_MODEL = "shapes"
+DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
+DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
+STACK_COMMAND = (sys.executable, "-m", "watchdog.stack")  # what deploy/run-stack runs, with this very interpreter
+CHECK_SECONDS = 0.2
+SIGNAL_EXIT_BASE = 128
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def serve(
+    *,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Import the demo model first, if it is not there.", show_default=False)
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Run the server and all that belongs to it here, until Ctrl-C."""
+    settings = read_settings(config)
+    refuse_taken_ports(settings)
+    if demo:
+        _import_demo(settings)
+    for model in settings.models:
+        if not is_loadable(settings.state_dir, model.name):
+            step = f"hotslot bundle import DIR --model {model.name}"
+            err.print(
+                text(f"{model.name} has no model yet; bring one in with `{step}` and start again"), soft_wrap=True
+            )
+    raise typer.Exit(run_stack(STACK_COMMAND, lambda ended: announce(settings, ended)))
+
+
+def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], None]) -> int:
+    """Run the stack as a child until it ends; every signal that asks us to end asks it once.
+
+    Args:
+        command: the stack's.
+        announce: called in a thread of its own, with an event that is set when the stack has ended.
+
+    Returns:
+        The exit code of the stack, or 128 + the signal that killed it.
+    """
+    ended = threading.Event()
+    with _signals_forwarded() as adopt:
+        # A process group of its own: a terminal's Ctrl-C comes to it once, through us.
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        adopt(child)
+        announcer = threading.Thread(target=announce, args=(ended,), daemon=True)
+        announcer.start()
+        code = child.wait()
+        ended.set()
+        announcer.join(1.0)
+    return code if code >= 0 else SIGNAL_EXIT_BASE - code
+
+
+def announce(settings: Settings, ended: threading.Event) -> None:
+    """Wait until every model is ready, then say what to try."""
+    if not settings.front.port:
+        return  # a free port was asked for; the log says which it is
+    address = listening_address(settings)
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while not _is_serving(stub):
+            if ended.wait(CHECK_SECONDS):
+                return
+    lines = [
+        f'hotslot predict {DEMO_PICTURE} "there are two red circles" "there is a blue star on the left"',
+        "hotslot status",
+        f"grpcurl -plaintext {address} list",
+    ]
+    shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
+    for line in lines:
+        shown.append(f"\n    {line}", "bold")
+    shown.append("\n\nCtrl-C ends it.\n", DIM)
+    err.print(shown, soft_wrap=True)
+
+
+def refuse_taken_ports(settings: Settings) -> None:
+    """Raise if somebody listens where the server will.
+
+    Raises:
+        CommandFailed: a port is taken.
+    """
+    front = settings.front
+    places = {"HOTSLOT_FRONT__PORT": (front.host, front.port)}
+    places["HOTSLOT_FRONT__METRICS_PORT"] = (front.metrics_host, front.metrics_port)
+    for variable, (host, port) in places.items():
+        if port > 0 and _is_taken(host.strip("[]"), port):
+            step = f"stop it, or set {variable} to another port (0: a free one)"
+            raise CommandFailed(f"something listens at {host}:{port} already; {step}")
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def _import_demo(settings: Settings) -> None:
+    if DEMO_MODEL not in {model.name for model in settings.models}:
+        raise CommandFailed(f'--demo needs [[models]] name = "{DEMO_MODEL}" in the settings; start without --demo')
+    if is_loadable(settings.state_dir, DEMO_MODEL):
+        return
+    if not DEMO_FOLDER.is_dir():
+        raise CommandFailed("the demo model is not here; run this in a clone of the project")
+    clock = SystemClock()
+    started = clock.monotonic()
+    with err.status(text("importing the demo model (once)")):
+        done = import_bundle(DEMO_FOLDER, settings.state_dir, DEMO_MODEL, DEMO_FOLDER.name, PRECISIONS[0])
+    tell_import(DEMO_MODEL, done, clock.monotonic() - started)
+
+
+def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        seen = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)  # type: ignore[attr-defined]  # not in its stubs
+    except grpc.RpcError:
+        return False
+    return bool(seen.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextmanager
+def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Turn every signal that asks us to end into one SIGTERM for the child that is adopted, early ones too."""
+    children: list[subprocess.Popen[bytes]] = []
+    asked = threading.Event()
+
+    def forward(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+        for child in children:
+            child.terminate()
+
+    def adopt(child: subprocess.Popen[bytes]) -> None:
+        children.append(child)
+        if asked.is_set():
+            child.terminate()
+
+    before = {number: signal.signal(number, forward) for number in _STOP_SIGNALS}
+    try:
+        yield adopt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""What the command line reads of `hotslot.toml` and of the environment."""
+
+import os
+from pathlib import Path
+
+from common.settings import load_settings, settings_path, use_settings_file
+from inference.front.settings import FrontSettings
+
+ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
+FALLBACK_ADDRESS = "127.0.0.1:50051"
+FALLBACK_STATE = Path("state")
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
+
+
+class Settings(FrontSettings):
+    """The whole file: the sections of every process."""
+
+
+def read_settings(config: Path | None = None) -> Settings:
+    """Read and check the whole file; `config` names another than the usual one.
+
+    Raises:
+        SettingsInvalid: with all mistakes.
+    """
+    if config is not None:
+        use_settings_file(config.absolute())
+    return load_settings(Settings)
+
+
+def server_address(given: str | None) -> str:
+    """Where the server listens: as given, as `HOTSLOT_ADDRESS` or the settings file say, or the default.
+
+    Raises:
+        SettingsInvalid: there is a settings file, and it cannot be used.
+    """
+    named = given or os.environ.get(ADDRESS_VARIABLE)
+    if named:
+        return named
+    return listening_address(read_settings()) if settings_path().is_file() else FALLBACK_ADDRESS
+
+
+def quieten_grpc() -> None:
+    """Keep gRPC's own remarks off the terminal, unless somebody asked for them; before gRPC is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def listening_address(settings: Settings) -> str:
+    """Where a caller on this machine reaches the server of these settings."""
+    host = settings.front.host
+    return f"{_ANY_HOSTS.get(host, host)}:{settings.front.port}"
+
+
+def state_folder(given: Path | None) -> Path:
+    """The folder of bundles and sockets: as given, as the settings file says, or the default.
+
+    Raises:
+        SettingsInvalid: there is a settings file, and it cannot be used.
+    """
+    if given is not None:
+        return given
+    return read_settings().state_dir if settings_path().is_file() else FALLBACK_STATE

@@ -1,0 +1,129 @@
+"""`hotslot config …` and the help: what is allowed, what was found, what is in effect."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.reference import reference_page, setting_rows
+from cli.settings import PROJECT_FOLDER
+from tests.cli.conftest import Hotslot
+
+GOOD = '[[models]]\nname = "shapes"\n[front]\nport = 50123\nmetrics_port = -1\n'
+BAD = """
+[[models]]
+name = "Shapes"
+[front]
+port = 99999
+prot = 1
+grace_seconds = "long"
+[runner]
+standby = "perhaps"
+[logs]
+level = "loud"
+"""
+
+
+def test_good_settings_say_where_the_server_will_listen(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Exit code 0; addresses and models."""
+    (tmp_path / "hotslot.toml").write_text(GOOD)
+    ended = hotslot("config", "check")
+    assert 0 == ended.code
+    assert ended.out.startswith("ok  hotslot.toml")
+    assert "127.0.0.1:50123" in ended.out
+    assert "shapes (visual-entailment, auto)" in ended.out
+
+
+def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Exit code 2; a line a mistake with key, what was found and what is allowed."""
+    (tmp_path / "bad.toml").write_text(BAD)
+    ended = hotslot("config", "check", "--config", "bad.toml")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in ended.err.splitlines()[2:]}
+
+    assert 2 == ended.code
+    assert "error: the settings have 6 mistakes" == ended.err.splitlines()[0]
+    assert {
+        "models[0].name": "'Shapes' text, `^[a-z0-9][a-z0-9._-]{0,127}$`",
+        "front.port": "99999 integer, 0 to 65535",
+        "front.prot": "1 unknown key; did you mean front.port?",
+        "front.grace_seconds": "'long' number, more than 0, at most 300",
+        "runner.standby": "'perhaps' true or false",
+        "logs.level": '\'loud\' "debug" or "info" or "warning" or "error"',
+    } == lines
+
+
+def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that overrides the file is a setting like any other."""
+    (tmp_path / "hotslot.toml").write_text(GOOD)
+    monkeypatch.setenv("HOTSLOT_FRONT__PORT", "many")
+    ended = hotslot("config", "check")
+    assert (2, True) == (ended.code, "front.port" in ended.err)
+
+
+def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
+    hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told here, not when the stack cannot bind."""
+    (tmp_path / "hotslot.toml").write_text(GOOD)
+    monkeypatch.setenv("HOTSLOT_STATE_DIR", "/" + "d" * 100)
+    ended = hotslot("config", "check")
+    assert (2, True) == (ended.code, "shorten it by 21 bytes" in " ".join(ended.err.split()))
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "is no TOML")])
+def test_a_file_that_cannot_be_read_is_a_mistake(
+    hotslot: Hotslot, tmp_path: Path, content: str | None, says: str
+) -> None:
+    """Exit code 2, and what is wrong with the file."""
+    if content is not None:
+        (tmp_path / "hotslot.toml").write_text(content)
+    ended = hotslot("config", "check")
+    assert (2, True) == (ended.code, says in ended.err)
+
+
+def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Key, value, and the default beside a value that differs from it."""
+    (tmp_path / "hotslot.toml").write_text(GOOD)
+    rows = [line.split() for line in hotslot("config", "show").out.splitlines()]
+    assert ["front.port", "50123", "50051"] in rows
+    assert ["front.host", '"127.0.0.1"'] in rows
+    assert ["models[0].name", '"shapes"', "required"] in rows
+
+
+def test_the_reference_in_the_docs_is_fresh(hotslot: Hotslot) -> None:
+    """`hotslot config reference > docs/configuration.md` was run after the last change of a setting."""
+    page = (PROJECT_FOLDER / "docs" / "configuration.md").read_text()
+    assert reference_page() == page == hotslot("config", "reference").out
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """No key without a sentence."""
+    assert [] == [row.key for row in setting_rows() if not row.meaning]
+
+
+def test_the_demo_s_settings_are_good(hotslot: Hotslot) -> None:
+    """The file at the top of the project passes its own check."""
+    ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / "hotslot.toml"))
+    assert (0, True) == (ended.code, "shapes" in ended.out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "predict", "status", "bundle import", "bundle list", "bundle show", "config check", "config show"],
+)
+def test_every_command_teaches_by_example(hotslot: Hotslot, command: str) -> None:
+    """`--help` ends with a line that can be pasted."""
+    ended = hotslot(*command.split(), "--help")
+    assert (0, True) == (ended.code, f"Example:  hotslot {command}" in ended.out)
+
+
+def test_the_help_names_all_commands_and_exit_codes(hotslot: Hotslot) -> None:
+    """One screen from which everything else is found."""
+    ended = hotslot("--help")
+    for word in ("serve", "predict", "status", "healthcheck", "bundle", "config", "Exit codes"):
+        assert word in ended.out
+
+
+def test_a_wrong_command_line_is_told_without_a_traceback(hotslot: Hotslot) -> None:
+    """Exit code 2."""
+    ended = hotslot("predict")
+    assert (2, True, False) == (ended.code, "Missing argument" in ended.err, "Traceback" in ended.err)
