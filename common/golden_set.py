@@ -1,165 +1,191 @@
-"""Golden sets: pictures with statements, and the answers expected to them; owned by the operator.
+"""Golden sets: pictures or addresses with the answers expected to them; owned by the operator.
 
-A set is a folder: `golden.jsonl`, one JSON object a line, beside the pictures that it names.
+A golden set is a folder with `golden.jsonl` and its pictures. One line is one item: a JSON object
 
-    {"item": "lamp-1", "image": "lamp-1.jpg", "statements": ["the lamp is on"], "expected": ["yes"]}
+    {"item": "street-17", "image": "street-17.jpg", "statements": ["there is a dog"], "expected": ["yes"]}
+    {"item": "order-4", "addresses": ["浙江省杭州市…"], "expected": [{"prov": "浙江省", "city": "杭州市"}]}
 
-`item` is unique; `expected`, one answer a statement, may be left out: then the set asks for agreement with the
-model that serves. `"recorded": [...]` keeps what the model answered when the set was recorded; it is for people.
+`premise` may stand beside `statements`. Without `expected` an item is one to be agreed with: `answers`
+keeps what the active model said when the item was recorded, for people. A first line
+`{"floor": 0.8}` sets the least accuracy that a candidate may have.
 """
 
-import hashlib
 import json
-import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from common.published import ManifestBroken, check_names
-
-SET_NAME = "golden.jsonl"
-ANSWERS = ("yes", "no", "maybe")
-MAX_SET_BYTES = 16 << 20
+MAX_LINE_CHARS = 1 << 20
 MAX_ITEMS = 10_000
-MAX_PICTURE_BYTES = 16 << 20
-MAX_STATEMENTS = 32
-MAX_ITEM_CHARS = 200
-_KNOWN = {"item", "image", "premise", "statements", "expected", "recorded"}
+MAX_TEXTS = 64  # of one item: as many as one call takes
+LABELS = ("yes", "no", "maybe")
 
 
-class GoldenSetBroken(ValueError):
-    """A golden set cannot be used; the sentence says which line and what to do."""
+class GoldenBroken(ValueError):
+    """A golden set cannot be used; says which line and why.
+
+    Attributes:
+        problem: "EMPTY", "UNREADABLE" or "OTHER_TASK".
+    """
+
+    def __init__(self, problem: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
-class GoldenEntry:
+class GoldenItem:
     """One line of a golden set."""
 
-    item: str
-    image: str  # name of a picture in the set's folder
-    statements: tuple[str, ...]
-    expected: tuple[str, ...] = ()  # one a statement, or none at all
+    item: str  # unique in its set
+    image: str = ""  # plain file name beside the set; empty for addresses
     premise: str = ""
-    recorded: tuple[str, ...] = ()  # what a model answered once; for people
+    statements: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()  # in the form of `canonical`; empty: to be agreed with
+    answers: tuple[str, ...] = ()  # what the active model said when it was recorded; for people
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is asked, one question each."""
+        return self.statements or self.addresses
 
 
 @dataclass(frozen=True, slots=True)
-class GoldenFolder:
-    """A golden set as it lies on disk."""
+class GoldenSet:
+    """A whole set, without its pictures' bytes."""
 
-    folder: Path
-    entries: tuple[GoldenEntry, ...]
-    digest: str  # names the lines and the pictures: other pictures are another set
+    items: tuple[GoldenItem, ...]
+    floor: float = 0.0  # least accuracy, 0 to 1
 
-    def picture(self, entry: GoldenEntry) -> bytes:
-        """The bytes of an item's picture.
+    @property
+    def questions(self) -> int:
+        """How many there are."""
+        return sum(len(item.texts) for item in self.items)
 
-        Raises:
-            GoldenSetBroken: it is gone, no regular file, or too large.
-        """
-        return _read(self.folder / entry.image, MAX_PICTURE_BYTES, f"the picture of {entry.item!r}")
+    @property
+    def expected(self) -> int:
+        """How many of them have an expectation."""
+        return sum(len(item.expected) for item in self.items)
 
 
-def read_golden_set(folder: Path) -> GoldenFolder:
-    """Read and check a set; its pictures are hashed, not kept.
+def parse(text: str, task: str) -> GoldenSet:
+    """Read the lines of `golden.jsonl`.
+
+    Args:
+        text: the whole file.
+        task: of the model: "visual-entailment" or "token-classification".
 
     Raises:
-        GoldenSetBroken: it is missing, empty, malformed, for another task, or a picture is missing.
+        GoldenBroken: it holds no item, a line is malformed, or it is of another task.
     """
-    raw = _read(folder / SET_NAME, MAX_SET_BYTES, SET_NAME)
-    try:
-        lines = [line for line in raw.decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise GoldenSetBroken(f"{SET_NAME} is not UTF-8") from error
-    if not lines:
-        raise GoldenSetBroken(f"{SET_NAME} has no items; `hotslot golden record FOLDER` makes some")
-    if len(lines) > MAX_ITEMS:
-        raise GoldenSetBroken(f"{SET_NAME} has {len(lines)} items, at most {MAX_ITEMS} are allowed")
-    entries = tuple(_entry(line, number) for number, line in enumerate(lines, start=1))
-    names = [entry.item for entry in entries]
+    items: list[GoldenItem] = []
+    floor = 0.0
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _object(line, number)
+        if not items and set(row) == {"floor"}:
+            floor = _share(row["floor"], number)
+            continue
+        items.append(_item(row, number, task))
+        if len(items) > MAX_ITEMS:
+            raise GoldenBroken("UNREADABLE", f"it holds more than {MAX_ITEMS} items")
+    if not items:
+        raise GoldenBroken("EMPTY", "it holds no items")
+    names = [item.item for item in items]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise GoldenSetBroken(f"{SET_NAME}: the item {twice!r} stands twice")
-    return GoldenFolder(folder, entries, _digest(folder, entries))
+        raise GoldenBroken("UNREADABLE", f"the item {twice[:80]!r} stands twice")
+    return GoldenSet(tuple(items), floor)
 
 
-def golden_line(entry: GoldenEntry) -> str:
-    """An entry as a line of the file."""
-    row: dict[str, object] = {"item": entry.item, "image": entry.image, "statements": entry.statements}
-    row |= {"premise": entry.premise} if entry.premise else {}
-    row |= {"expected": entry.expected} if entry.expected else {}
-    row |= {"recorded": entry.recorded} if entry.recorded else {}
+def line_of(item: GoldenItem, answers: Sequence[str] = ()) -> str:
+    """One item as a line of `golden.jsonl`; `answers`, or those that it has, are kept for people."""
+    row: dict[str, object] = {"item": item.item}
+    if item.image:
+        row["image"] = item.image
+    if item.premise:
+        row["premise"] = item.premise
+    row["statements" if item.statements else "addresses"] = list(item.texts)
+    if item.expected:
+        row["expected"] = list(item.expected) if item.statements else [json.loads(text) for text in item.expected]
+    recorded = answers or item.answers
+    if recorded:
+        row["answers"] = list(recorded) if item.statements else [json.loads(text) for text in recorded]
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _entry(line: str, number: int) -> GoldenEntry:
-    where = f"{SET_NAME}, line {number}"
+def canonical(components: Mapping[str, str]) -> str:
+    """Components of an address (kind → text) in the one form in which answers are compared."""
+    return json.dumps(dict(sorted(components.items())), ensure_ascii=False)
+
+
+# Helpers.
+
+
+def _object(line: str, number: int) -> dict[str, object]:
+    if len(line) > MAX_LINE_CHARS:
+        raise GoldenBroken("UNREADABLE", f"line {number} has more than {MAX_LINE_CHARS} characters")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise GoldenSetBroken(f"{where} is no JSON") from error
+        raise GoldenBroken("UNREADABLE", f"line {number} is no JSON") from error
     if not isinstance(row, dict):
-        raise GoldenSetBroken(f"{where} holds no object")
-    if "address" in row or "addresses" in row:
-        raise GoldenSetBroken(f"{where} is for address tagging, and this model judges pictures")
-    unknown = sorted(set(row) - _KNOWN)
+        raise GoldenBroken("UNREADABLE", f"line {number} is no object")
+    return row
+
+
+def _item(row: Mapping[str, object], number: int, task: str) -> GoldenItem:
+    unknown = set(row) - {"item", "image", "premise", "statements", "addresses", "expected", "answers"}
     if unknown:
-        raise GoldenSetBroken(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(_KNOWN))}")
-    statements = _words(row, "statements", where)
-    expected, recorded = _words(row, "expected", where), _words(row, "recorded", where)
-    if not 1 <= len(statements) <= MAX_STATEMENTS:
-        raise GoldenSetBroken(f"{where}: statements needs 1 to {MAX_STATEMENTS} sentences")
-    if expected and (len(expected) != len(statements) or not set(expected) <= set(ANSWERS)):
-        raise GoldenSetBroken(f"{where}: expected needs one of {', '.join(ANSWERS)} for each statement")
-    item, image, premise = (_text(row, key, where) for key in ("item", "image", "premise"))
-    if not item or len(item) > MAX_ITEM_CHARS:
-        raise GoldenSetBroken(f"{where}: item needs 1 to {MAX_ITEM_CHARS} characters")
-    try:
-        check_names([image])
-    except ManifestBroken as error:
-        raise GoldenSetBroken(f"{where}: image: {error}") from error
-    return GoldenEntry(item, image, statements, expected, premise, recorded)
+        raise GoldenBroken("UNREADABLE", f"line {number} has the unknown key {min(unknown)[:80]!r}")
+    is_picture = task == "visual-entailment"
+    if ("statements" if is_picture else "addresses") not in row:
+        raise GoldenBroken("OTHER_TASK", f"line {number} is no item for a model of the task {task}")
+    texts = _texts(row, "statements" if is_picture else "addresses", number)
+    item, image, premise = (_text(row, key, number) for key in ("item", "image", "premise"))
+    if not item or (is_picture and not image):
+        raise GoldenBroken("UNREADABLE", f"line {number} lacks {'item' if not item else 'image'}")
+    if image != image.replace("\\", "/").rsplit("/", 1)[-1] or image in (".", "..") or "\0" in image:
+        raise GoldenBroken("UNREADABLE", f"line {number}: image must be a plain file name")
+    expected = _answers(row.get("expected"), "expected", len(texts), number, is_picture=is_picture)
+    answers = _answers(row.get("answers"), "answers", len(texts), number, is_picture=is_picture)
+    if is_picture:
+        return GoldenItem(item, image, premise, statements=texts, expected=expected, answers=answers)
+    return GoldenItem(item, addresses=texts, expected=expected, answers=answers)
 
 
-def _words(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = row.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise GoldenSetBroken(f"{where}: {key} is no list of words")
+def _answers(value: object, key: str, count: int, number: int, *, is_picture: bool) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) != count:
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold {count} answers, one a text")
+    if is_picture:
+        if not all(entry in LABELS for entry in value):
+            raise GoldenBroken("UNREADABLE", f"line {number}: an answer is one of {', '.join(LABELS)}")
+        return tuple(value)
+    if not all(isinstance(entry, dict) and all(isinstance(part, str) for part in entry.values()) for entry in value):
+        raise GoldenBroken("UNREADABLE", f"line {number}: an answer is an object, kind to text")
+    return tuple(canonical(entry) for entry in value)
+
+
+def _texts(row: Mapping[str, object], key: str, number: int) -> tuple[str, ...]:
+    value = row[key]
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_TEXTS:
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold 1 to {MAX_TEXTS} texts")
+    if not all(isinstance(entry, str) and entry for entry in value):
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold texts")
     return tuple(value)
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+def _text(row: Mapping[str, object], key: str, number: int) -> str:
     value = row.get(key, "")
     if not isinstance(value, str):
-        raise GoldenSetBroken(f"{where}: {key} is no text")
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must be a text")
     return value
 
 
-def _digest(folder: Path, entries: tuple[GoldenEntry, ...]) -> str:
-    """SHA-256 over what is asked and expected, and over the pictures; what was recorded is only for people."""
-    pictures: dict[str, str] = {}
-    lines = []
-    for entry in entries:
-        if entry.image not in pictures:
-            content = _read(folder / entry.image, MAX_PICTURE_BYTES, f"the picture of {entry.item!r}")
-            pictures[entry.image] = hashlib.sha256(content).hexdigest()
-        asked = [entry.item, pictures[entry.image], entry.premise, entry.statements, entry.expected]
-        lines.append(json.dumps(asked, ensure_ascii=False))
-    return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def _read(path: Path, max_bytes: int, what: str) -> bytes:
-    """A regular file of bounded size; a pipe in its place would never end."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise GoldenSetBroken(f"{what} is no regular file")
-            content = file.read(max_bytes + 1)
-    except OSError as error:
-        raise GoldenSetBroken(f"{what} cannot be read: {(error.strerror or 'it failed').lower()}") from error
-    if len(content) > max_bytes:
-        raise GoldenSetBroken(f"{what} has more than {max_bytes} bytes")
-    return content
+def _share(value: object, number: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise GoldenBroken("UNREADABLE", f"line {number}: floor must be a number from 0 to 1")
+    return float(value)

@@ -71,22 +71,43 @@ def check_files(files: Sequence[BundleFile]) -> None:
 
 
 def read_manifest(folder: Path) -> tuple[BundleFile, ...]:
-    """The files that a published revision consists of, sorted by name.
+    """The files that a published revision consists of, checked, sorted by name.
 
     Raises:
         FileNotFoundError: it has no manifest: it is no revision of a folder hub.
         OSError: the manifest cannot be read.
         ManifestBroken: it is malformed, of a newer schema, or not safe.
     """
+    files = read_listing(folder)
+    check_files(files)
+    return files
+
+
+def read_listing(folder: Path) -> tuple[BundleFile, ...]:
+    """The same as the manifest says it, sorted by name; names, sizes and hashes are not checked.
+
+    Raises:
+        FileNotFoundError: it has no manifest: it is no revision of a folder hub.
+        OSError: the manifest cannot be read.
+        ManifestBroken: it is malformed or of a newer schema.
+    """
+    return read_listing_file(folder / MANIFEST_NAME)
+
+
+def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
+    """What `manifest_bytes` wrote, as `read_listing` reads it.
+
+    Raises:
+        OSError, ManifestBroken: as `read_listing` says.
+    """
     try:
-        row = json.loads(read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
     except (ValueError, RecursionError) as error:
         raise ManifestBroken(f"{MANIFEST_NAME} is no JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version != SCHEMA_VERSION or not isinstance(row.get("files"), list):
         raise ManifestBroken(f"{MANIFEST_NAME} has schema version {version!r}, this build reads {SCHEMA_VERSION}")
     files = tuple(_file_of(entry) for entry in row["files"])
-    check_files(files)
     return tuple(sorted(files, key=lambda file: file.name))
 
 

@@ -9,7 +9,6 @@ Numbered rules of trust:
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from common.engine_files import (
     engine_for,
     shards_of,
 )
+from common.settings import inherited_environment
 
 REFUSED_EXIT_CODE = 3  # of the child: one JSON line on stderr says why
 PRECISIONS = ("float32", "bfloat16")
@@ -219,8 +219,7 @@ def _run_child(source: Source, staging: Path, revision: str, limits: ConvertLimi
     command += ["--max-memory-bytes", str(memory), "--max-cpu-seconds", str(limits.cpu_seconds)]
     command += ["--max-file-bytes", str(limits.max_file_bytes)]
     # A plain environment: nothing that an operator exported reaches code that reads foreign bytes.
-    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
-    environment = {**kept, "PYTHONPATH": str(_ROOT)}
+    environment = {**inherited_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "PYTHONPATH": str(_ROOT)}
     with tempfile.TemporaryFile() as sentences:
         try:
             done = subprocess.run(  # rule 2

@@ -102,6 +102,11 @@ def sentence_of(mistake: Mistake) -> str:
     return f"{mistake.key}: {mistake.message}" + (f" (found {mistake.found})" if mistake.found else "")
 
 
+def inherited_environment(*names: str) -> dict[str, str]:
+    """What a child process is given of this one's environment: these variables, or all of it if none is named."""
+    return {name: value for name, value in os.environ.items() if not names or name in names}
+
+
 def settings_path() -> Path:
     """The file that is read: `HOTSLOT_CONFIG`, or `hotslot.toml` in the working folder."""
     return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)

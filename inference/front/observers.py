@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from inference.front import events
 
 _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+_MODEL_LABELS = ("model", "revision")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail
@@ -71,47 +72,36 @@ class LogObserver:
 class MetricsObserver:
     """Prometheus series: go-grpc-prometheus's names for calls, our own for items, batches, slots and swaps."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        self._started = counter("grpc_server_started", "Calls that came in.", *_CALL_LABELS)
-        self._handled = counter("grpc_server_handled", "Calls that ended.", *_CALL_LABELS, "grpc_code")
-        self._received = counter("grpc_server_msg_received", "Messages that came in.", *_CALL_LABELS)
-        self._sent = counter("grpc_server_msg_sent", "Messages that went out.", *_CALL_LABELS)
-        self._seconds = Histogram(
-            "grpc_server_handling_seconds", "Time of calls.", _CALL_LABELS, buckets=_SECONDS, registry=registry
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        count, spread = self._counter, self._histogram
+        self._started = count("grpc_server_started", "Calls that came in.", *_CALL_LABELS)
+        self._handled = count("grpc_server_handled", "Calls that ended.", *_CALL_LABELS, "grpc_code")
+        self._received = count("grpc_server_msg_received", "Messages that came in.", *_CALL_LABELS)
+        self._sent = count("grpc_server_msg_sent", "Messages that went out.", *_CALL_LABELS)
+        self._seconds = spread("grpc_server_handling_seconds", "Time of calls.", _SECONDS, *_CALL_LABELS)
+        self._items = count("hotslot_items", "Items with an outcome.", *_MODEL_LABELS, "outcome")
+        self._item_seconds = spread(
+            "hotslot_item_seconds", "Time of answered items by stage.", _SECONDS, *_MODEL_LABELS, "stage"
         )
-        self._items = counter("hotslot_items", "Items with an outcome.", "model", "revision", "outcome")
-        self._item_seconds = Histogram(
-            "hotslot_item_seconds",
-            "Time of answered items by stage.",
-            ("model", "revision", "stage"),
-            buckets=_SECONDS,
-            registry=registry,
+        self._batch_items = spread("hotslot_batch_items", "Items of a frame.", _SIZES, *_MODEL_LABELS)
+        self._swaps = count("hotslot_swaps", "Changes of who answers.", "model", "change")
+        self._handed_over = count(
+            "hotslot_handed_over", "Requests that went from a trial to the previous slot.", *_MODEL_LABELS, "reason"
         )
-        self._batch_items = Histogram(
-            "hotslot_batch_items", "Items of a frame.", ("model", "revision"), buckets=_SIZES, registry=registry
-        )
-        self._swaps = counter("hotslot_swaps", "Changes of who answers.", "model", "change")
-        self._handed_over = counter(
-            "hotslot_handed_over",
-            "Requests that a trial failed, taken by the previous slot.",
-            "model",
-            "revision",
-            "reason",
-        )
-        self._slots = Gauge(
-            "hotslot_slot_info", "State and role of each slot.", ("model", "slot", "state", "role", "revision"),
-            registry=registry,
-        )  # fmt: skip
-        self._deaths = counter("hotslot_runner_deaths", "Runner processes that died.", "model", "slot")
-        self._load_seconds = Histogram(
-            "hotslot_load_seconds", "Time of loads.", ("model", "device"), buckets=_SECONDS, registry=registry
-        )
+        labels = ("model", "slot", "state", "role", "revision")
+        self._slots = Gauge("hotslot_slot_info", "State and role of each slot.", labels, registry=self.registry)
+        self._deaths = count("hotslot_runner_deaths", "Runner processes that died.", "model", "slot")
+        self._load_seconds = spread("hotslot_load_seconds", "Time of loads.", _SECONDS, "model", "device")
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._by_items: dict[tuple[str, str], _ItemSeries] = {}
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event."""

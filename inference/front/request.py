@@ -109,6 +109,7 @@ class Ticket:
     runs: int = 0  # how often it was sent to a runner
     deaths: int = 0  # runners that ended while they held it
     alone: bool = False  # must not share a runner's hands with others
+    on_slot: str = ""  # that it was last given to; another one's failures are nothing to it any more
     try_until: float = 0.0  # during a trial: when the previous slot takes over; 0 if never
     charge: Charge | None = None  # set when a trial has failed it
     sent_at: float = 0.0

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from prometheus_client import CollectorRegistry
 
 from common import logs
 from common.clock import Clock, SystemClock
@@ -60,8 +59,8 @@ class FrontServer:
         self._is_stopping = False
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._registry = CollectorRegistry()
-        self._emit = tell_all([LogObserver(log), MetricsObserver(self._registry)])
+        self._metrics = MetricsObserver()
+        self._emit = tell_all([LogObserver(log), self._metrics])
         self.models: Models = wiring.build_models(settings, clock, self._emit, self._drain, lambda: self._is_stopping)
         self._lag = LoopLag(clock.monotonic)
         self._board = HealthBoard(self._health_names())
@@ -80,7 +79,7 @@ class FrontServer:
         Raises:
             RuntimeError: a port is taken.
         """
-        async with self._metrics() as metrics_port, self._public() as port, self._control() as control:
+        async with self._scraped() as metrics_port, self._public() as port, self._control() as control:
             self.addresses = Addresses(port, control, metrics_port)
             for commands in self.models.commands():
                 reason = commands.boot()
@@ -180,7 +179,7 @@ class FrontServer:
             await server.stop(0.5)
 
     @contextlib.asynccontextmanager
-    async def _metrics(self) -> AsyncIterator[int]:
+    async def _scraped(self) -> AsyncIterator[int]:
         front = self._settings.front
         gauges = {
             "hotslot_draining": ("Whether the server is about to end.", lambda: float(self._asked.is_set())),
@@ -191,11 +190,11 @@ class FrontServer:
                 lambda: float(sum(manager.waiting for manager in self.models.all())),
             ),
         }
-        watch_gauges(self._registry, gauges)
+        watch_gauges(self._metrics.registry, gauges)
         if front.metrics_port < 0:
             yield -1
             return
-        scrape = Scrape(self._registry, front.metrics_host, front.metrics_port)
+        scrape = Scrape(self._metrics.registry, front.metrics_host, front.metrics_port)
         scrape.start()
         try:
             yield scrape.port

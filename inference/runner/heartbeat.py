@@ -1,7 +1,6 @@
 """The pulse: the device thread counts its own progress, a helper thread only reports the count."""
 
 import threading
-import time
 from collections.abc import Callable
 
 from common.clock import Clock
@@ -48,10 +47,11 @@ class Pulse:
 
 def start_heartbeat(pulse: Pulse, seconds: float, say: Callable[[runner_pb2.RunnerReply], None]) -> None:
     """Report the pulse for ever, from a thread of its own."""
+    never = threading.Event()
 
     def beat() -> None:
         while True:
             say(runner_pb2.RunnerReply(heartbeat=pulse.read()))
-            time.sleep(seconds)
+            never.wait(seconds)
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()

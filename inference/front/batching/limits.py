@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+HANDOVER_SECONDS = 0.2  # from the decision that a trial is too slow to the previous slot's work, some ticks and frames
 _SMOOTHING = 0.2  # weight of the newest sample; forgets a cold start within about ten batches
 
 
@@ -49,7 +50,7 @@ def trial_limit(now: float, deadline: float, own_limit: float, previous_need: fl
         own_limit: seconds that the trial may take by its own cost.
         previous_need: seconds that the previous slot would need.
     """
-    room = deadline - now - previous_need
+    room = deadline - now - previous_need - HANDOVER_SECONDS
     if room <= 0:
         return None
     return now + min(own_limit, room)

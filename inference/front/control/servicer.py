@@ -17,6 +17,7 @@ from inference.front.models import Models
 from inference.front.request import Ticket
 from inference.front.slots.commands import SlotCommands, slot_of
 from inference.front.slots.load import Load
+from inference.front.slots.roles import Roles
 
 SERVICE = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 MAX_TRANSACTION_CHARS = 64
@@ -162,6 +163,7 @@ class ControlApi:
         while True:
             changed = load.changed.next()
             if load.failure is not None:
+                await _emptied(roles, load)
                 raise load.failure
             slot = roles.holding(load.load_id)
             progress = control_pb2.LoadSlotResponse(
@@ -175,6 +177,13 @@ class ControlApi:
             if load.is_loaded:
                 return
             await changed.wait()
+
+
+async def _emptied(roles: Roles, load: Load) -> None:
+    """Wait until the slot of a failed load is free: who is told may load something else at once."""
+    for slot in roles.slots.values():
+        if slot.load is load and slot.process is not None:
+            await asyncio.wait_for(slot.process.wait_ended(), _RETIRE_LIMIT_SECONDS)
 
 
 class _TrueState:

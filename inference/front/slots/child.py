@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common.settings import inherited_environment
+
 
 class Child:
     """A process of ours, from its start until it is reaped. Loop thread only.
@@ -78,4 +80,4 @@ def describe_exit(code: int) -> str:
 
 def _environment() -> dict[str, str]:
     # The child must import this very build, however this process was made to find it.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)}
+    return {**inherited_environment(), "PYTHONPATH": os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)}

@@ -67,6 +67,10 @@ class SlotOwner(Protocol):
         """For the log and the metrics."""
         ...
 
+    def slot_started(self, slot: "Slot") -> None:
+        """A process was started for it."""
+        ...
+
     def slot_loaded(self, slot: "Slot") -> None:
         """Its load answers from now on."""
         ...

@@ -8,7 +8,7 @@ from common.bundle import Committed
 from hotslot.runner.v1 import runner_pb2
 from inference.front.admission import Ask, Entrance, draining_error
 from inference.front.batching.dispatcher import Computed, Dispatcher
-from inference.front.events import BatchSent, HandedOver, SlotChanged
+from inference.front.events import BatchSent, HandedOver
 from inference.front.request import Answer, Charge, Failure, Payload, ServedBy, Ticket
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.load import Load
@@ -18,6 +18,7 @@ from inference.front.slots.route import Route, route
 from inference.front.slots.runner_terms import RunnerEnding
 from inference.front.slots.slot import Slot, SlotParts
 from inference.front.slots.stats import DeathLedger, StatsBook
+from inference.front.slots.telling import load_error, slot_event
 from inference.front.slots.trials import Trials, is_answering
 
 SLOT_NAMES = ("a", "b")
@@ -95,8 +96,7 @@ class ModelManager:
         )
         ticket.on_settled = self._forget
         self._open[ticket.id] = ticket
-        ticket.leases.append(slot.lease())
-        slot.dispatcher.submit(ticket)
+        slot.submit(ticket)
         return ticket
 
     def tick(self) -> None:
@@ -124,27 +124,16 @@ class ModelManager:
 
     def slot_changed(self, slot: Slot, change: str, detail: str = "") -> None:
         """For the log and the metrics."""
-        load = slot.load
-        self.kit.emit(
-            SlotChanged(
-                model=self.kit.model,
-                slot=slot.name,
-                change=change,
-                state=slot.state,
-                role=self.roles.role_of(slot),
-                revision="" if load is None else load.bundle.revision,
-                digest="" if load is None else load.bundle.bundle_digest,
-                device="" if load is None else load.device,
-                pid=0 if slot.process is None else slot.process.pid,
-                seconds=0.0 if load is None else load.load_seconds,
-                detail=detail,
-            )
-        )
+        self.kit.emit(slot_event(self.kit.model, self.roles, slot, change, detail))
+
+    def slot_started(self, slot: Slot) -> None:
+        """A process was started: one that callers wait for imports and loads at full priority."""
+        self._set_priority(slot)
+        self.slot_changed(slot, "runner_started")
 
     def slot_loaded(self, slot: Slot) -> None:
         """Its load answers from now on; it is tested by the real way at once."""
-        if slot.process is not None and is_answering(self.roles.role_of(slot)):
-            slot.process.set_serving(True)
+        self._set_priority(slot)
         now = self._self_test_at = self.kit.clock.monotonic()
         self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
 
@@ -153,7 +142,7 @@ class ModelManager:
         self.slot_changed(slot, "load_failed", f"{failure.reason}: {failure.message}")
         load = slot.load
         if load is not None and self.roles.role_of(slot) is Role.CANDIDATE:
-            load.failure = _load_error(failure)
+            load.failure = load_error(failure)
             load.changed.notify()
             slot.retire(f"load failed: {failure.reason}")
         else:
@@ -191,7 +180,7 @@ class ModelManager:
 
     def failed(self, slot: Slot, ticket: Ticket, failure: Failure) -> None:
         """A request has no answer: a trial's goes to the previous slot, any other to its caller."""
-        if ticket.is_settled:
+        if ticket.is_settled or ticket.on_slot != slot.name:
             return
         if failure.blames_caller:
             ticket.settle(errors.InputRefused(failure.message, reason=failure.reason, field=failure.field))
@@ -227,30 +216,35 @@ class ModelManager:
 
     def _send(self, ticket: Ticket, way: Route) -> None:
         ticket.try_until = way.try_until
-        ticket.leases.append(way.slot.lease())
         if way.previous is not None:
             ticket.leases.append(way.previous.lease())
-        way.slot.dispatcher.submit(ticket)
+        way.slot.submit(ticket)
 
     def _hand_over(self, slot: Slot, ticket: Ticket, reason: str) -> None:
         """The trial failed a request: the previous slot answers it, and it counts when that has answered."""
         ticket.try_until = 0.0
-        target = self.roles.active if self.roles.active is not slot else self.roles.previous
-        if slot.load is None or target is None or target.load is None:
+        target = self._taker_over(slot)
+        if slot.load is None or target is None:
             ticket.settle(errors.Failed("the model failed", reason=reason))
             return
         ticket.charge = Charge(slot.load.bundle.bundle_digest, slot.load.device, reason)
         self.kit.emit(HandedOver(self.kit.model, slot.load.bundle.revision, reason))
         slot.dispatcher.cancel(ticket)
-        ticket.leases.append(target.lease())
-        target.dispatcher.submit(ticket)
+        target.submit(ticket)
+
+    def _taker_over(self, slot: Slot) -> Slot | None:
+        """Who answers what a slot fails: the one behind a trial, or after a rollback the active one."""
+        target = self.roles.active if self.roles.active is not slot else self.roles.previous
+        return target if target is not None and target.load is not None else None
 
     def _expire(self, now: float) -> None:
         for ticket in list(self._open.values()):
             if now >= ticket.deadline:
                 ticket.settle(errors.DeadlineMissed("the deadline passed while it waited"))
-            elif ticket.try_until and now >= ticket.try_until and self.roles.trial is not None:
-                self._hand_over(self.roles.trial.slot, ticket, "TOO_SLOW")
+            elif ticket.try_until and now >= ticket.try_until:
+                slot = self.roles.slots[ticket.on_slot]
+                if self._taker_over(slot) is not None:
+                    self._hand_over(slot, ticket, "TOO_SLOW")
 
     def _self_test_if_due(self, now: float) -> None:
         slot = self.roles.answering()
@@ -262,6 +256,10 @@ class ModelManager:
         if is_due and now - self._self_test_at >= _SELF_TEST_PAUSE_SECONDS:
             self._self_test_at = now
             self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
+
+    def _set_priority(self, slot: Slot) -> None:
+        if slot.process is not None and is_answering(self.roles.role_of(slot)):
+            slot.process.set_serving(True)
 
     def _left(self, ticket: Ticket) -> None:
         self.entrance.leave(ticket.payload.size_bytes)
@@ -289,12 +287,3 @@ class ModelManager:
             max_image_pixels=self.kit.max_image_pixels,
             max_image_side_pixels=self.kit.max_image_side,
         )
-
-
-def _load_error(failure: runner_pb2.Failure) -> errors.HotslotError:
-    """Say why a load failed in the words of the control socket."""
-    if failure.reason == "OUT_OF_MEMORY":
-        return errors.Overloaded(failure.message, reason=failure.reason)
-    if failure.reason in ("BUNDLE_BROKEN", "BUNDLE_FOREIGN"):
-        return errors.Conflict(failure.message, reason=failure.reason)
-    return errors.Interrupted(failure.message, reason=failure.reason or "LOAD_FAILED")

@@ -1,14 +1,14 @@
 """What follows when a runner is gone: who takes over, who is run again, who starts when."""
 
 from common.clock import Clock
-from common.errors import Failed
+from common.errors import Failed, Interrupted
 from inference.front.events import SwapDone
 from inference.front.request import Charge, Ticket
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.load import Load
 from inference.front.slots.respawn import pause_seconds
 from inference.front.slots.roles import Role, Roles
-from inference.front.slots.runner_terms import RunnerEnding
+from inference.front.slots.runner_terms import EndReason, RunnerEnding
 from inference.front.slots.slot import Slot
 from inference.front.slots.stats import Death, DeathLedger, StatsBook
 
@@ -33,12 +33,11 @@ class Recovery:
 
     def ended(self, slot: Slot, ending: RunnerEnding, suspects: list[Ticket], waiting: list[Ticket]) -> None:
         """A process is gone: find out who takes its place, then run again what it held."""
-        del ending
         role = self._roles.role_of(slot)
         load = slot.load
         if load is not None and role is not Role.CANDIDATE:
             self._judge(slot, load, suspects, is_trial=role is Role.TRIAL)
-        target = self._place(slot, role, load)
+        target = self._place(slot, role, load, ending)
         self._start_again(slot)
         for ticket in waiting:
             self._requeue(ticket, target)
@@ -48,10 +47,14 @@ class Recovery:
     def start_due(self, now: float) -> None:
         """Start the processes whose pause is over."""
         for slot in self._roles.slots.values():
-            if slot.respawn_at is not None and now >= slot.respawn_at:
+            if slot.respawn_at is None or now < slot.respawn_at:
+                continue
+            if slot.load is not None or self._kit.standby:
                 slot.spawn()
+            else:
+                slot.respawn_at = None
 
-    def _place(self, slot: Slot, role: Role, load: Load | None) -> Slot | None:
+    def _place(self, slot: Slot, role: Role, load: Load | None, ending: RunnerEnding) -> Slot | None:
         """Decide where a dead slot's load goes on.
 
         Returns:
@@ -59,11 +62,11 @@ class Recovery:
         """
         roles, now = self._roles, self._clock.monotonic()
         if load is None or role in (Role.CANDIDATE, Role.FREE):
-            self._lose(slot, load)
+            self._lose(slot, load, ending)
             return roles.answering() or roles.active
         if role is Role.PREVIOUS and (roles.trial is None or roles.trial.previous is not slot):
             roles.previous = None
-            self._lose(slot, load)
+            self._lose(slot, load, ending)
             return roles.active
         load.restart(now)
         if role is Role.TRIAL and roles.trial is not None:
@@ -82,6 +85,8 @@ class Recovery:
         slot.load = None
         standby.deaths_in_row = slot.deaths_in_row
         self._roles.swap(standby)
+        if standby.process is not None:
+            standby.process.set_serving(True)
         standby.begin(load)
         bundle = load.bundle
         self._kit.emit(
@@ -97,14 +102,15 @@ class Recovery:
             )
         )
 
-    def _lose(self, slot: Slot, load: Load | None) -> None:
+    def _lose(self, slot: Slot, load: Load | None, ending: RunnerEnding) -> None:
         """A load that nobody depends on is gone with its process."""
         slot.load = None
-        if load is not None and load.failure is None:
-            load.failure = Failed(f"its process ended: {slot.last_failure}", reason="LOAD_FAILED")
-            load.changed.notify()
-        if load is not None:
-            load.changed.notify()
+        if load is None:
+            return
+        if load.failure is None:
+            reason = "LOAD_STALLED" if ending.reason is EndReason.LOAD_STALLED else "LOAD_FAILED"
+            load.failure = Interrupted(f"its process ended: {slot.last_failure}", reason=reason)
+        load.changed.notify()
 
     def _start_again(self, slot: Slot) -> None:
         needs_process = slot.load is not None or self._kit.standby
@@ -147,5 +153,4 @@ class Recovery:
             ticket.settle(Failed("its runner ended", reason="RUNNER_DIED"))
             return
         ticket.try_until = 0.0
-        ticket.leases.append(target.lease())
-        target.dispatcher.submit(ticket)
+        target.submit(ticket)

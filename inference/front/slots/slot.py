@@ -73,6 +73,16 @@ class Slot:
             raise RuntimeError(f"slot {self.name} holds no load")
         return SlotLease(self, self.load)
 
+    def submit(self, ticket: Ticket) -> None:
+        """Give it a request; the request holds what the slot holds until it is settled.
+
+        Raises:
+            RuntimeError: it holds nothing.
+        """
+        ticket.on_slot = self.name
+        ticket.leases.append(self.lease())
+        self.dispatcher.submit(ticket)
+
     def spawn(self) -> None:
         """Start a process; a load that the slot holds follows by itself."""
         self._step(SlotEvent.SPAWNED)
@@ -83,7 +93,7 @@ class Slot:
         except OSError as error:  # no process or descriptor left; nothing was started, so nobody tells the end
             self.on_end(RunnerEnding(EndReason.DIED, f"could not be started: {error.strerror}", None))
             return
-        self._owner.slot_changed(self, "runner_started")
+        self._owner.slot_started(self)
 
     def begin(self, load: Load) -> None:
         """Take a load: at once if a process stands ready, else as soon as one does."""
@@ -101,7 +111,7 @@ class Slot:
         self._step(SlotEvent.RETIRE_ASKED)
         self._owner.slot_changed(self, "retire_begun", detail)
         if self.state is SlotState.EMPTY:
-            self.load, self.respawn_at = None, None
+            self.load = None  # a start that is due still comes, if a process shall stand by
         elif was is SlotState.LOADED:
             self._retire_if_idle()
         elif was is not SlotState.RETIRING:

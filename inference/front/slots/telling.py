@@ -1,0 +1,34 @@
+"""What is told of slots: events for those who listen, errors for those who asked. Pure."""
+
+from common import errors
+from hotslot.runner.v1 import runner_pb2
+from inference.front.events import SlotChanged
+from inference.front.slots.roles import Roles
+from inference.front.slots.slot import Slot
+
+
+def slot_event(model: str, roles: Roles, slot: Slot, change: str, detail: str) -> SlotChanged:
+    """A change of a slot, with what it holds now."""
+    load = slot.load
+    return SlotChanged(
+        model=model,
+        slot=slot.name,
+        change=change,
+        state=slot.state,
+        role=roles.role_of(slot),
+        revision="" if load is None else load.bundle.revision,
+        digest="" if load is None else load.bundle.bundle_digest,
+        device="" if load is None else load.device,
+        pid=0 if slot.process is None else slot.process.pid,
+        seconds=0.0 if load is None else load.load_seconds,
+        detail=detail,
+    )
+
+
+def load_error(failure: runner_pb2.Failure) -> errors.HotslotError:
+    """Say why a load failed in the words of the control socket."""
+    if failure.reason == "OUT_OF_MEMORY":
+        return errors.Overloaded(failure.message, reason=failure.reason)
+    if failure.reason in ("BUNDLE_BROKEN", "BUNDLE_FOREIGN"):
+        return errors.Conflict(failure.message, reason=failure.reason)
+    return errors.Interrupted(failure.message, reason=failure.reason or "LOAD_FAILED")
