@@ -123,14 +123,14 @@ def wait_until_serving(child: subprocess.Popen[bytes]) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{PORT}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for _ in range(300):
+            time.sleep(0.1)
             if child.poll() is not None:
-                raise RuntimeError("the front has ended")
+                raise RuntimeError(f"the front has ended; does another one hold port {PORT}?")
             try:
                 if stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
                     return
             except grpc.RpcError:
                 pass
-            time.sleep(0.1)
     raise RuntimeError("the front does not serve")
 
 

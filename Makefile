@@ -1,0 +1,49 @@
+# Type `make` to see what there is.
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format protos baseline lock tools env clean bench-front bench-swap
+bin := .venv/bin
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: env ## Serve the demo model here, in the foreground; Ctrl-C ends it
+	@exec $(bin)/hotslot serve --demo
+
+test: env tools ## Run the tests; choose some with ARGS="-k name"
+	@$(bin)/pytest $(ARGS)
+
+lint: env ## Check style, types and contracts
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/buf lint
+	$(bin)/buf breaking protos --against protos/baseline.binpb
+
+format: env ## Put code into its one form, and mend what can be mended
+	@$(bin)/ruff check --fix
+	@$(bin)/ruff format
+
+protos: env ## Make the generated code beside the .proto files again
+	@$(bin)/python -m scripts.protos
+
+baseline: env ## Accept the public contracts as they are: what a release promises from now on
+	@$(bin)/buf build protos --output protos/baseline.binpb
+
+lock: env ## Choose versions of all dependencies again; ARGS=--upgrade for the newest
+	@scripts/lock $(ARGS)
+
+tools: env ## Build grpcurl and the Go health checker that tests call
+	@scripts/tools
+
+bench-front: env tools ## Measure what the front costs, with an engine that does nothing
+	@$(bin)/python -m bench.front --loadgen .tools/bin/loadgen $(ARGS)
+
+bench-swap: env ## Measure what callers notice of swaps and deaths, on the demo model
+	@$(bin)/python -m bench.swap $(ARGS)
+
+env: ## Make .venv, if it is not up to date
+	@scripts/bootstrap
+
+clean: ## Remove what was made here (the next `make` makes it again)
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
