@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format protos baseline lock tools env clean bench-front bench-swap
+.PHONY: help serve test lint format protos baseline lock tools env clean bench-front bench-swap parity demo-model
 bin := .venv/bin
 
 help: ## Say what there is
@@ -41,9 +41,14 @@ bench-front: env tools ## Measure what the front costs, with an engine that does
 bench-swap: env ## Measure what callers notice of swaps and deaths, on the demo model
 	@$(bin)/python -m bench.swap $(ARGS)
 
+parity: env ## Compare our engine with the stock pipeline, live, in an environment of its own (about 6 GB)
+	@scripts/parity-env
+	.venv-parity/bin/python -m parity.fixtures --check
+	.venv-parity/bin/python -m parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
+
 env: ## Make .venv, if it is not up to date
 	@scripts/bootstrap
 
 clean: ## Remove what was made here (the next `make` makes it again)
-	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""A real front on the demo model, for benchmarks: sealed revisions, the control socket, callers who count everything."""
+"""A real front on the demo model, for benchmarks: sealed revisions, the control socket, callers who count."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from common.bundle import Bundle, Committed, Origin, bundle_folder, commit
 from common.sealing import ConvertLimits, run_convert
 from hotslot.control.v1 import control_pb2, control_pb2_grpc
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions, Prepared
+from inference.runner.engines.base import Chunk, EntailmentItem, EntailmentScores, LoadOptions, Prepared
 from inference.runner.engines.ofa.load import load_ofa
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def answers_of(state: Path, bundle: Bundle, items: list[Item]) -> dict[str, list
     for name, request in items:
         prepared = engine.prepare(EntailmentItem(request.image.content, tuple(request.statements), ""))
         [scores] = engine.compute([_whole(prepared)])
-        found[name] = [(one.yes, one.no, one.maybe) for one in scores]
+        found[name] = [(one.yes, one.no, one.maybe) for one in scores if isinstance(one, EntailmentScores)]
     return found
 
 

@@ -91,7 +91,9 @@ async def death(hand: Hand, tally: Tally, number: signal.Signals, aim: str) -> R
     return Row(f"active runner: {number.name}", gap(tally), aim)
 
 
-def differing(one: dict[str, list[tuple[float, float, float]]], other: dict[str, list[tuple[float, float, float]]]) -> float:
+def differing(
+    one: dict[str, list[tuple[float, float, float]]], other: dict[str, list[tuple[float, float, float]]]
+) -> float:
     """Share of items on which two revisions give different labels."""
     pairs = [(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)]
     return sum(a.index(max(a)) != b.index(max(b)) for a, b in pairs) / len(pairs)

@@ -140,7 +140,7 @@ def _import_demo(settings: Settings) -> None:
 
 def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
     try:
-        seen = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)  # type: ignore[attr-defined]  # not in its stubs
+        seen = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
     except grpc.RpcError:
         return False
     return bool(seen.status == health_pb2.HealthCheckResponse.SERVING)

@@ -70,6 +70,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
+        self.is_leaving = False  # health says NOT_SERVING; requests are still taken until the drain has begun
 
     @property
     def is_draining(self) -> bool:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -15,8 +14,6 @@ SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 LIVENESS = "liveness"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_LIST_REQUEST: Any = health_pb2.HealthListRequest  # type: ignore[attr-defined]  # newer than its stubs
-_LIST_RESPONSE: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]  # newer than its stubs
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
@@ -70,7 +67,7 @@ class HealthApi:
                 "Check": grpc.unary_unary_rpc_method_handler(self.check, parse, write),
                 "Watch": grpc.unary_stream_rpc_method_handler(self.watch, parse, write),
                 "List": grpc.unary_unary_rpc_method_handler(
-                    self.list, _LIST_REQUEST.FromString, _LIST_RESPONSE.SerializeToString
+                    self.list, health_pb2.HealthListRequest.FromString, health_pb2.HealthListResponse.SerializeToString
                 ),
             },
         )
@@ -102,9 +99,9 @@ class HealthApi:
                 return
             await changed.wait()
 
-    async def list(self, _request: Any, _context: Context) -> Any:  # noqa: ANN401  newer than its stubs
+    async def list(self, _request: health_pb2.HealthListRequest, _context: Context) -> health_pb2.HealthListResponse:
         """Every name with its state."""
-        response = _LIST_RESPONSE()
+        response = health_pb2.HealthListResponse()
         for name, state in self._board.snapshot().items():
             response.statuses[name].status = _SERVING if state else _NOT_SERVING
         return response

@@ -79,7 +79,7 @@ class FrontServer:
         Raises:
             RuntimeError: a port is taken.
         """
-        async with self._scraped() as metrics_port, self._public() as port, self._control() as control:
+        async with self._scraped() as metrics_port, self._public() as (server, port), self._control() as control:
             self.addresses = Addresses(port, control, metrics_port)
             for commands in self.models.commands():
                 reason = commands.boot()
@@ -90,13 +90,15 @@ class FrontServer:
                 background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]
                 await self._asked.wait()
                 await self._drain_calls()
+                await self._stop(server, self._settings.front.grace_seconds)  # time goes on for what is in flight
                 for task in background:
                     task.cancel()
 
     async def _drain_calls(self) -> None:
         """Say NOT_SERVING, serve on for a while, then end streams and watchers; calls end in `_public`."""
         front = self._settings.front
-        self._post_health(is_leaving=True)
+        self._drain.is_leaving = True
+        self._post_health()
         self._log.info("drain_begun", drain_delay_seconds=front.drain_delay_seconds)
         if front.drain_delay_seconds:
             with contextlib.suppress(TimeoutError):
@@ -108,12 +110,12 @@ class FrontServer:
         while True:
             for manager in self.models.all():
                 manager.tick()
-            self._post_health(is_leaving=self._asked.is_set())
+            self._post_health()
             await asyncio.sleep(TICK_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def _public(self) -> AsyncIterator[int]:
-        """The server that callers meet; on the way out accepted calls end first, then the runners."""
+    async def _public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+        """The server that callers meet, and its port; on the way out the runners end."""
         settings, front = self._settings, self._settings.front
         server = grpc.aio.server(interceptors=[self._interceptor()], options=wiring.server_options(settings))
         rules = wiring.predict_rules(settings)
@@ -138,11 +140,12 @@ class FrontServer:
         port = server.add_insecure_port(f"{front.host}:{front.port}")
         await server.start()
         try:
-            yield port
+            yield server, port
         finally:
-            await self._stop(server, front.grace_seconds)
+            await server.stop(0)
             self._is_stopping = True
-            await asyncio.gather(*(commands.stop(STOP_SECONDS) for commands in self.models.commands()))
+            seconds = 0.0 if self._hurry.is_set() else STOP_SECONDS
+            await asyncio.gather(*(commands.stop(seconds) for commands in self.models.commands()))
             self._log.info("front_stopped")
 
     async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
@@ -195,7 +198,10 @@ class FrontServer:
             yield -1
             return
         scrape = Scrape(self._metrics.registry, front.metrics_host, front.metrics_port)
-        scrape.start()
+        try:
+            scrape.start()
+        except OSError as error:
+            raise RuntimeError(f"the metrics port cannot be listened on: {error.strerror}") from error
         try:
             yield scrape.port
         finally:
@@ -211,8 +217,9 @@ class FrontServer:
         models = [manager.kit.model for manager in self.models.all()]
         return ["", LIVENESS, *_public_services(), *models]
 
-    def _post_health(self, *, is_leaving: bool) -> None:
+    def _post_health(self) -> None:
         """The truth as it is now: readiness of each model, of each service, of all."""
+        is_leaving = self._drain.is_leaving
         managers = self.models.all()
         ready = {manager.kit.model: manager.roles.is_ready() and not is_leaving for manager in managers}
         is_all = all(ready.values())

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from common.sealing import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused
+from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,10 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 CPU = "cpu"
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FIRST_WITH_BFLOAT16 = 8  # CUDA compute capability, major
 
 
@@ -71,8 +73,23 @@ def set_threads(threads: int) -> None:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)))
+    """CPUs that this process may keep busy, at least 1: where it may run, and what its container is paid for."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota = cpus_of_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        quota = None  # no cgroup v2 here
+    return max(1, min(allowed, quota or allowed))
+
+
+def cpus_of_quota(text: str) -> int | None:
+    """Whole CPUs, rounded up, of a cgroup's `cpu.max` ("microseconds period", or "max period"); None for no limit.
+
+    Raises:
+        ValueError: the text is nothing of the kind.
+    """
+    quota, period = text.split()
+    return None if quota == "max" else -(-int(quota) // int(period))
 
 
 def memory_bytes(device: str) -> tuple[int, int]:

@@ -23,8 +23,12 @@ class _Pool:
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
-            parent, _, _ = symbol.rpartition(".")
-            return self._pool.FindFileContainingSymbol(parent)
+            parent, _, name = symbol.rpartition(".")
+            file = self._pool.FindFileContainingSymbol(parent)
+            service = file.services_by_name.get(parent.rpartition(".")[2])
+            if service is None or name not in service.methods_by_name:
+                raise
+            return file
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  everything else is the pool's
         return getattr(self._pool, name)

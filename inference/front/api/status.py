@@ -92,7 +92,7 @@ class StatusApi:
         return process
 
     def _capability(self, manager: ModelManager) -> status_pb2.CapabilityHealth:
-        is_ready = manager.roles.is_ready() and not self._drain.is_draining
+        is_ready = manager.roles.is_ready() and not self._drain.is_leaving
         level, reason = _judge(manager, is_ready=is_ready)
         capability = status_pb2.CapabilityHealth(
             model=manager.kit.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason

@@ -15,7 +15,7 @@ def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
         task=manager.kit.task.value,
         generation=roles.generation,
         slots=[_slot(manager, slot) for slot in roles.slots.values()],
-        ready=roles.is_ready() and not manager.kit.drain.is_draining,
+        ready=roles.is_ready() and not manager.kit.drain.is_leaving,
         stats=[stats_message(row) for row in manager.book.rows()],
     )
     if roles.active is not None and roles.active.load is not None:

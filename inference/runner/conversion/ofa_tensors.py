@@ -1,0 +1,168 @@
+"""Names and shapes of the tensors that a published OFA holds; pure, from its configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.source import ConversionRefused
+from inference.runner.conversion.ofa_config import MAX_DISTANCE_POSITIONS, Architecture
+from inference.runner.conversion.weights import Weights
+
+EMBEDDING = "encoder.embed_tokens.weight"
+DECODER_EMBEDDING = "decoder.embed_tokens.weight"
+OUTPUT = "decoder.output_projection.weight"
+_FEATURES = 1024
+_STAGES = ((64, 64), (256, 128), (512, 256))  # channels in, width
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the source must hold, and what it may hold beside."""
+
+    required: Mapping[str, tuple[int, ...]]
+    optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be made again
+    tied: Mapping[str, tuple[int, ...]]  # further names of the embedding
+
+
+def expected_tensors(architecture: Architecture) -> Expected:
+    """All tensors of an architecture."""
+    width = architecture.width
+    rows = (architecture.vocabulary, width)
+    required: Shapes = {**_resnet(architecture), **_encoder(architecture), **_decoder(architecture)}
+    optional: Shapes = dict.fromkeys(_batch_norms(architecture), ())
+    square = (MAX_DISTANCE_POSITIONS, MAX_DISTANCE_POSITIONS)
+    cells = architecture.image_buckets**2 + 1
+    for side in ("encoder", "decoder"):
+        optional[f"{side}.token_rp_bucket"] = square
+        optional[f"{side}.image_rp_bucket"] = (cells, cells)
+    # Its tail of 768 entries is the original's own constant.
+    optional["decoder.image_position_idx"] = (architecture.code_window**2 + 1 + 768,)
+    tied: Shapes = {DECODER_EMBEDDING: rows}
+    (tied if architecture.is_tied else required)[OUTPUT] = rows
+    return Expected({**required, EMBEDDING: rows}, optional, tied)
+
+
+def check_tensors(weights: Weights, expected: Expected) -> None:
+    """Hold what is there against what should be.
+
+    Raises:
+        ConversionRefused: a tensor is missing, surplus or of another shape, or tied ones differ.
+    """
+    found = weights.shapes()
+    known = {**expected.required, **expected.optional, **expected.tied}
+    for name in expected.required:
+        if name not in found:
+            raise ConversionRefused("WEIGHTS_BROKEN", f"tensor {name} is missing")
+    for name, shape in found.items():
+        if name not in known:
+            raise ConversionRefused("WEIGHTS_BROKEN", f"tensor {name[:120]} belongs to no OFA of this configuration")
+        if shape != known[name]:
+            message = f"tensor {name} has shape {shape}, supported: {known[name]}"
+            raise ConversionRefused("WEIGHTS_BROKEN", message)
+    for name in expected.tied:
+        if name in found and not weights.are_equal(name, EMBEDDING):
+            message = f"tensor {name} differs from {EMBEDDING}, though the configuration makes them one table"
+            raise ConversionRefused("WEIGHTS_BROKEN", message)
+
+
+def stage_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
+    """Prefix of each bottleneck in order, and whether it reshapes what it adds to."""
+    return [
+        (f"encoder.embed_images.layer{stage + 1}.{block}.", block == 0)
+        for stage, count in enumerate(architecture.resnet_blocks)
+        for block in range(count)
+    ]
+
+
+def _batch_norms(architecture: Architecture) -> list[str]:
+    names = ["encoder.embed_images.bn1."]
+    for prefix, reshapes in stage_blocks(architecture):
+        names += [f"{prefix}bn{number}." for number in (1, 2, 3)]
+        names += [f"{prefix}downsample.1."] if reshapes else []
+    return [f"{name}num_batches_tracked" for name in names]
+
+
+def _resnet(architecture: Architecture) -> Shapes:
+    shapes = _convolution("encoder.embed_images.conv1", "encoder.embed_images.bn1", (64, 3, 7, 7))
+    for stage, count in enumerate(architecture.resnet_blocks):
+        channels, width = _STAGES[stage]
+        for block in range(count):
+            prefix = f"encoder.embed_images.layer{stage + 1}.{block}."
+            inputs = width * 4 if block else channels
+            shapes |= _convolution(f"{prefix}conv1", f"{prefix}bn1", (width, inputs, 1, 1))
+            shapes |= _convolution(f"{prefix}conv2", f"{prefix}bn2", (width, width, 3, 3))
+            shapes |= _convolution(f"{prefix}conv3", f"{prefix}bn3", (width * 4, width, 1, 1))
+            if not block:
+                shapes |= _convolution(f"{prefix}downsample.0", f"{prefix}downsample.1", (width * 4, inputs, 1, 1))
+    return shapes
+
+
+def _convolution(convolution: str, norm: str, shape: tuple[int, int, int, int]) -> Shapes:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{convolution}.weight": shape, **{f"{norm}.{part}": (shape[0],) for part in parts}}
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _attention(prefix: str, width: int, heads: int) -> Shapes:
+    shapes: Shapes = {f"{prefix}.c_attn": (heads,)}
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= _linear(f"{prefix}.{part}", width, width)
+    return shapes
+
+
+def _layer(prefix: str, width: int, heads: int, hidden: int, attentions: tuple[str, ...]) -> Shapes:
+    shapes = {**_linear(f"{prefix}fc1", hidden, width), **_linear(f"{prefix}fc2", width, hidden)}
+    shapes |= {**_norm(f"{prefix}ffn_layer_norm", hidden), **_norm(f"{prefix}final_layer_norm", width)}
+    for name in attentions:
+        shapes |= _attention(f"{prefix}{name}", width, heads)
+        shapes |= _norm(f"{prefix}{name}_layer_norm", width)
+        shapes |= _norm(f"{prefix}{name}_mid_layer_norm", width)
+    return shapes
+
+
+def _positions(side: str, architecture: Architecture, linears: tuple[str, ...], layers: int, heads: int) -> Shapes:
+    """What both sides hold: positions, their norms and projections, tables of distances."""
+    width, buckets = architecture.width, architecture.image_buckets
+    shapes: Shapes = {
+        f"{side}.embed_positions.weight": (architecture.positions, width),
+        f"{side}.embed_image_positions.weight": (buckets**2 + 1, width),
+    }
+    for norm in ("layernorm_embedding", "pos_ln", "image_pos_ln", "layer_norm"):
+        shapes |= _norm(f"{side}.{norm}", width)
+    for linear in linears:
+        shapes |= _linear(f"{side}.{linear}", width, width)
+    for table in range(1 if architecture.shares_bias else layers):
+        shapes[f"{side}.token_rel_pos_table_list.{table}.weight"] = (2 * architecture.text_buckets - 1, heads)
+        shapes[f"{side}.image_rel_pos_table_list.{table}.weight"] = ((2 * buckets - 1) ** 2 + 3, heads)
+    return shapes
+
+
+def _encoder(architecture: Architecture) -> Shapes:
+    width, heads, layers = architecture.width, architecture.encoder_heads, architecture.encoder_layers
+    shapes = _positions("encoder", architecture, ("pos_q_linear", "pos_k_linear"), layers, heads)
+    shapes |= _linear("encoder.image_proj", width, _FEATURES)
+    shapes |= _norm("encoder.patch_layernorm_embedding", width)
+    if architecture.has_kinds:
+        shapes["encoder.type_embedding.weight"] = (2, width)
+    for layer in range(layers):
+        shapes |= _layer(f"encoder.layers.{layer}.", width, heads, architecture.encoder_ffn, ("self_attn",))
+    return shapes
+
+
+def _decoder(architecture: Architecture) -> Shapes:
+    width, heads, layers = architecture.width, architecture.decoder_heads, architecture.decoder_layers
+    linears = ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear", "cross_pos_k_linear")
+    shapes = _positions("decoder", architecture, linears, layers, heads)
+    if architecture.has_code_norm:
+        shapes |= _norm("decoder.code_layernorm_embedding", width)
+    for layer in range(layers):
+        prefix = f"decoder.layers.{layer}."
+        shapes |= _layer(prefix, width, heads, architecture.decoder_ffn, ("self_attn", "cross_attn"))
+    return shapes

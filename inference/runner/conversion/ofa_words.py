@@ -1,0 +1,108 @@
+"""The words of a published OFA: vocabulary, merges and answers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import read_bounded
+from common.source import ConversionRefused
+from inference.runner.conversion.keys import read_object
+from inference.runner.conversion.ofa_config import Architecture
+from inference.runner.engines.ofa.config import LABELS
+from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
+
+MAX_WORDS_BYTES = 32 << 20
+_MERGES = "merges.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a text can be cut into."""
+
+    vocabulary: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]  # in order of rank
+    rows: int  # of the embedding that these words use
+    answers: tuple[int, ...]  # token of each of LABELS
+
+    def tokenizer(self) -> Tokenizer:
+        """A tokenizer of these words."""
+        return Tokenizer(self.vocabulary, self.merges)
+
+    def vocabulary_json(self) -> bytes:
+        """Content of the sealed `vocab.json`."""
+        return json.dumps(self.vocabulary, ensure_ascii=False).encode() + b"\n"
+
+    def merges_text(self) -> bytes:
+        """Content of the sealed `merges.txt`: a pair a line, no header."""
+        return "".join(f"{left} {right}\n" for left, right in self.merges).encode()
+
+
+def read_words(folder: Path, architecture: Architecture, answer_map: str) -> Words:
+    """Read and check the words.
+
+    Raises:
+        ConversionRefused: they are malformed, do not fit the embedding, or the answers are not ours.
+    """
+    vocabulary = _read_vocabulary(folder)
+    rows = max(vocabulary.values()) + 1
+    if rows > architecture.vocabulary:
+        message = f"the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
+        raise ConversionRefused("VOCABULARY_BROKEN", message)
+    for token in (BEGIN, PAD, END, UNKNOWN):
+        if token not in vocabulary:
+            raise ConversionRefused("VOCABULARY_BROKEN", f"the vocabulary lacks {token!r}")
+    if vocabulary[PAD] != architecture.pad_token:
+        message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary says {vocabulary[PAD]}"
+        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
+    merges = _read_merges(folder)
+    answers = _answers(Tokenizer(vocabulary, merges), vocabulary, read_object(folder, answer_map, MAX_WORDS_BYTES))
+    return Words(vocabulary, merges, rows, answers)
+
+
+def _read_vocabulary(folder: Path) -> dict[str, int]:
+    """Token to id, from `vocab.json`, or from `vocab.txt` with a token a line."""
+    if (folder / "vocab.json").is_file():
+        row = read_object(folder, "vocab.json", MAX_WORDS_BYTES)
+        count = len(row)
+        vocabulary = {token: number for token, number in row.items() if type(number) is int and number >= 0}
+    else:
+        lines = _lines(folder, "vocab.txt")
+        count = len(lines)
+        vocabulary = {token: number for number, token in enumerate(lines)}
+    if not vocabulary or len(vocabulary) != count or len(set(vocabulary.values())) != count:
+        message = "the vocabulary holds a token twice, or an id that is no unique integer of at least 0"
+        raise ConversionRefused("VOCABULARY_BROKEN", message)
+    return vocabulary
+
+
+def _read_merges(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Pairs after the header line."""
+    pairs = [line.split() for line in _lines(folder, _MERGES)[1:]]
+    if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{_MERGES} holds a line that is no pair")
+    return tuple((left, right) for left, right in pairs)
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    try:
+        return read_bounded(folder / name, MAX_WORDS_BYTES).decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} is no UTF-8") from error
+    except ValueError as error:
+        raise ConversionRefused("VOCABULARY_BROKEN", str(error)) from error
+
+
+def _answers(tokenizer: Tokenizer, vocabulary: Mapping[str, int], answer_map: Mapping[str, object]) -> tuple[int, ...]:
+    """Token of each label."""
+    if set(answer_map) != set(LABELS):
+        message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: {', '.join(LABELS)}"
+        raise ConversionRefused("ANSWERS_UNSUPPORTED", message)
+    answers: list[int] = []
+    for label in LABELS:
+        tokens = tokenizer.encode(f" {label}")
+        if len(tokens) != 1 or tokens[0] == vocabulary[UNKNOWN]:
+            message = f"answer {label!r} is {len(tokens)} tokens or unknown, supported: one token of the vocabulary"
+            raise ConversionRefused("ANSWERS_UNSUPPORTED", message)
+        answers += tokens
+    return tuple(answers)

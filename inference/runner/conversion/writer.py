@@ -1,0 +1,60 @@
+"""Write safetensors one tensor at a time, so that a model is never whole in memory."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
+_ALIGNMENT = 64  # bytes; mapped tensors then begin where vector instructions like it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tensor of the sealed layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]  # of that shape and dtype, on the CPU
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def write_safetensors(path: Path, targets: Sequence[Target]) -> None:
+    """Make and write tensors in order, and wait until the disk has them.
+
+    Raises:
+        OSError: the file cannot be written.
+        RuntimeError: a tensor is not of the shape or dtype that was promised.
+    """
+    header = _header(targets)
+    with path.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for target in targets:
+            tensor = target.make().contiguous()
+            if tuple(tensor.shape) != target.shape or tensor.dtype != target.dtype:
+                raise RuntimeError(f"{target.name} became {tuple(tensor.shape)} {tensor.dtype}")
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(targets: Sequence[Target]) -> bytes:
+    """The JSON of names, types and places, padded with spaces so that the data is aligned."""
+    row: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for target in targets:
+        end = start + target.size
+        row[target.name] = {"dtype": _NAMES[target.dtype], "shape": target.shape, "data_offsets": (start, end)}
+        start = end
+    header = json.dumps(row, separators=(",", ":")).encode()
+    return header + b" " * (-(len(header) + 8) % _ALIGNMENT)

@@ -1,0 +1,82 @@
+"""Attention with a learned bias instead of positions in the content, and the feed-forward part."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
+
+from inference.runner.engines.ofa.parts import LayerNorm, Linear
+
+
+class SelfAttention(nn.Module):
+    """Every token looks at every token of its own row."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the layer; the query's scale and the heads' scales are folded into the weights."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Look around.
+
+        Args:
+            x: (rows, tokens, width).
+            bias: (1 or rows, heads, tokens, tokens), added to the scores; −inf hides a token.
+
+        Returns:
+            (rows, tokens, width).
+        """
+        rows, tokens, width = x.shape
+        split = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return result
+
+
+class CrossAttention(nn.Module):
+    """Every token of the decoder looks at every token of the encoder."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the layer; the query's scale and the heads' scales are folded into the weights."""
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.out = Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Look at the encoder's tokens.
+
+        Args:
+            x: (rows, tokens, width).
+            memory: (rows, remembered, width), what the encoder made.
+            bias: (1 or rows, heads, tokens, remembered), added to the scores; −inf hides a token.
+
+        Returns:
+            (rows, tokens, width).
+        """
+        rows, tokens, width = x.shape
+        size = width // self.heads
+        query = self.query(x).view(rows, tokens, self.heads, size).transpose(1, 2)
+        split = self.key_value(memory).view(rows, memory.shape[1], 2, self.heads, size)
+        key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return result
+
+
+class FeedForward(nn.Module):
+    """Each token by itself: widen, bend, normalise, narrow."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        """Make the layer."""
+        super().__init__()
+        self.widen = Linear(width, hidden)
+        self.norm = LayerNorm(hidden)
+        self.narrow = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, tokens, width) to the same."""
+        result: Tensor = self.narrow(self.norm(F.gelu(self.widen(x))))
+        return result

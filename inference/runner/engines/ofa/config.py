@@ -1,0 +1,84 @@
+"""`engine.json`: all that the OFA engine must know of a model beside its weights and its words."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+
+from common.durable import read_bounded
+
+CONFIG_NAME = "engine.json"
+WEIGHTS_NAME = "model.safetensors"
+VOCABULARY_NAME = "vocab.json"
+MERGES_NAME = "merges.txt"
+SCHEMA_VERSION = 1
+LABELS = ("yes", "no", "maybe")  # in this order everywhere in the engine
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class DecoderPrompt(StrEnum):
+    """What the decoder has read when it answers; the values of the source's `prompt_type`."""
+
+    BEGIN = "none"  # only the token that begins every text
+    SOURCE = "prev_output"  # the encoder's prompt, without its end
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """A visual-entailment OFA, as it was converted. All counts are at least 1."""
+
+    width: int  # of every token, `d_model`
+    encoder_layers: int
+    encoder_heads: int
+    encoder_ffn: int
+    decoder_layers: int
+    decoder_heads: int
+    decoder_ffn: int
+    vocabulary: int  # rows of the embedding that text can use
+    resnet_blocks: tuple[int, int, int]  # bottlenecks of each stage
+    image_size: int  # pixels a side
+    image_mean: tuple[float, float, float]  # of a channel scaled to 0..1
+    image_deviation: tuple[float, float, float]
+    max_prompt_tokens: int  # longer prompts are cut; begin and end come on top
+    decoder_prompt: DecoderPrompt
+    begin_token: int
+    pad_token: int
+    end_token: int
+
+    @property
+    def patches(self) -> int:
+        """Picture tokens: the ResNet halves each side four times, rounding up."""
+        return self.patches_a_side**2
+
+    @property
+    def patches_a_side(self) -> int:
+        """Rows, and columns, of the picture's tokens."""
+        return -(-self.image_size // 16)
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest text of the encoder: the cut prompt, its begin and its end."""
+        return self.max_prompt_tokens + 2
+
+
+def to_json(config: EngineConfig) -> bytes:
+    """Content of `engine.json`."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(config)}, indent=1).encode() + b"\n"
+
+
+def read_config(folder: Path) -> EngineConfig:
+    """Read `engine.json` of a sealed bundle.
+
+    Raises:
+        ValueError: it is malformed, or of a layout that this build does not read.
+        OSError: it cannot be read.
+    """
+    row = json.loads(read_bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES))
+    if not isinstance(row, dict) or row.pop("schema_version", None) != SCHEMA_VERSION:
+        raise ValueError(f"{CONFIG_NAME} is not of schema version {SCHEMA_VERSION}")
+    names = {field.name for field in fields(EngineConfig)}
+    if set(row) != names:
+        raise ValueError(f"{CONFIG_NAME} has wrong keys: {', '.join(sorted(names ^ set(row)))}")
+    for name in ("resnet_blocks", "image_mean", "image_deviation"):
+        row[name] = tuple(row[name])
+    return EngineConfig(**{**row, "decoder_prompt": DecoderPrompt(row["decoder_prompt"])})

@@ -1,0 +1,114 @@
+"""The whole OFA: from pixels and token ids to the answers' probabilities."""
+
+import torch
+from torch import Tensor, nn
+
+from inference.runner.engines.ofa.config import LABELS, DecoderPrompt, EngineConfig
+from inference.runner.engines.ofa.layers import Decoder, Encoder
+from inference.runner.engines.ofa.parts import Embedding, LayerNorm, Linear
+from inference.runner.engines.ofa.positions import PositionBiases
+from inference.runner.engines.ofa.resnet import FEATURES, ResNet
+
+
+class Eyes(nn.Module):
+    """Pictures to the encoder's picture tokens; they depend on nothing else, so they can be kept."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Make the network."""
+        super().__init__()
+        self.resnet = ResNet(config.resnet_blocks)
+        self.project = Linear(FEATURES, config.width)
+        self.norm = LayerNorm(config.width)
+        self.mean = config.image_mean
+        self.deviation = config.image_deviation
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Look at pictures.
+
+        Args:
+            pixels: (pictures, size, size, 3) uint8, RGB.
+
+        Returns:
+            (pictures, patches, width).
+        """
+        mean = torch.tensor(self.mean, device=pixels.device)
+        deviation = torch.tensor(self.deviation, device=pixels.device)
+        scaled = pixels.to(torch.float32).div_(255).sub_(mean).div_(deviation)
+        # Seen as (pictures, 3, size, size) this is channels-last, which convolutions like best.
+        features = self.resnet(scaled.to(self.project.weight.dtype).permute(0, 3, 1, 2))
+        result: Tensor = self.norm(self.project(features))
+        return result
+
+
+class OfaModel(nn.Module):
+    """Encoder over picture and text, decoder over the prompt, one row of scores a text."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Make the network; its weights come by `load_state_dict`."""
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.eyes = Eyes(config)
+        self.words = Embedding(config.vocabulary, width)
+        self.text_kind = nn.Parameter(torch.empty(width))  # says "this is text"
+        self.text_norm = LayerNorm(width)
+        self.encoder = Encoder(config.encoder_layers, width, config.encoder_heads, config.encoder_ffn)
+        self.prompt_norm = LayerNorm(width)
+        self.decoder = Decoder(config.decoder_layers, width, config.decoder_heads, config.decoder_ffn)
+        self.answers = nn.Parameter(torch.empty(len(LABELS), width))  # in the order of LABELS
+
+    def forward(self, looks: Tensor, texts: Tensor, lengths: Tensor, biases: PositionBiases) -> Tensor:
+        """Answer.
+
+        Args:
+            looks: (rows, patches, width), from `eyes`.
+            texts: (rows, longest) int64, prompts with begin and end, padded on the right.
+            lengths: (rows,) int64, tokens of each text, begin and end included.
+            biases: of this model, on its device.
+
+        Returns:
+            (rows, 3) float32, probabilities in the order of LABELS.
+        """
+        hidden = self._hidden_padding(texts.shape[1], lengths, looks)
+        memory = self._encode(looks, texts, hidden, biases)
+        last = self._decode(memory, texts, lengths, hidden, biases)
+        # Every answer is one token, so its probability among the three is a softmax of three scores.
+        return torch.softmax((last @ self.answers.T).to(torch.float32), dim=-1)
+
+    def _hidden_padding(self, longest: int, lengths: Tensor, looks: Tensor) -> Tensor | None:
+        """(rows, 1, 1, patches + longest), −inf where a row is padded; None if none is."""
+        positions = torch.arange(longest, device=lengths.device)
+        padded = positions >= lengths[:, None]
+        if not bool(padded.any()):
+            return None  # then biases are shared by all rows
+        rows, patches, _ = looks.shape
+        hidden = looks.new_zeros(rows, 1, 1, patches + longest)
+        hidden[:, 0, 0, patches:].masked_fill_(padded, -torch.inf)
+        return hidden
+
+    def _encode(self, looks: Tensor, texts: Tensor, hidden: Tensor | None, biases: PositionBiases) -> Tensor:
+        words = self.text_norm(self.words(texts) + self.text_kind)
+        tokens = torch.cat([looks, words], dim=1)
+
+        def bias(layer: int) -> Tensor:
+            shared = biases.encoder(layer, texts.shape[1])
+            return shared if hidden is None else shared + hidden
+
+        result: Tensor = self.encoder(tokens, bias)
+        return result
+
+    def _decode(
+        self, memory: Tensor, texts: Tensor, lengths: Tensor, hidden: Tensor | None, biases: PositionBiases
+    ) -> Tensor:
+        """(rows, width): what the decoder makes of the last token of its prompt."""
+        rows = torch.arange(len(texts), device=texts.device)
+        if self.config.decoder_prompt is DecoderPrompt.BEGIN:
+            prompts, last = texts[:, :1], torch.zeros_like(lengths)
+        else:
+            # Without the end. A shorter row is padded, which its last token never sees.
+            prompts, last = texts[:, :-1], lengths - 2
+        cross = biases.cross(prompts.shape[1], texts.shape[1])
+        cross = cross if hidden is None else cross + hidden
+        made = self.decoder(self.prompt_norm(self.words(prompts)), memory, biases.decoder(prompts.shape[1]), cross)
+        result: Tensor = made[rows, last]
+        return result

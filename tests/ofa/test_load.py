@@ -1,0 +1,184 @@
+"""A runner opens what convert sealed, and nothing else."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.bundle import Bundle
+from inference.runner.conversion.ofa import convert_ofa
+from inference.runner.device import (
+    DeviceUnknown,
+    cpus_of_quota,
+    default_precision,
+    devices,
+    torch_device,
+    torch_dtype,
+    usable_cpus,
+)
+from inference.runner.engines.base import AddressItem, BundleRefused, Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.catalog import loader_for
+from inference.runner.engines.ofa.batching import group_rows
+from inference.runner.engines.ofa.engine import OfaEngine
+from inference.runner.engines.ofa.load import load_ofa
+from parity.pictures import FOLDER
+
+CPU = LoadOptions("cpu", "", 1)
+
+
+def nobody(_phase: str, _share: float) -> None:
+    """Hear of progress and do nothing."""
+
+
+@pytest.fixture
+def staged(sources: Callable[[str], Path], tmp_path: Path) -> tuple[Path, Bundle]:
+    """A converted folder, still writable."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    bundle = convert_ofa(sources("plain"), folder, "v1", "float32")
+    return folder, bundle
+
+
+def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
+    """Whoever waits for a load hears of reading and warming up, each from its beginning to its end."""
+    heard: list[tuple[str, float]] = []
+
+    engine = load_ofa(*staged, CPU, lambda phase, share: heard.append((phase, share)))
+    engine.warm_up(lambda phase, share: heard.append((phase, share)))
+
+    assert ("reading", 0.0) == heard[0]
+    assert ("reading", 1.0) in heard
+    assert ("warming_up", 1.0) == heard[-1]
+    assert ("cpu", "float32") == (engine.device, engine.precision)
+
+
+def test_weights_stay_mapped(staged: tuple[Path, Bundle]) -> None:
+    """Loading in the stored precision maps the file: the parameters are no memory of the process's own."""
+    engine = load_ofa(*staged, CPU, nobody)
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    mapped = next(line for line in maps.splitlines() if line.endswith("bundle/model.safetensors"))
+    start, end = (int(part, 16) for part in mapped.split()[0].split("-"))
+
+    assert all(start <= parameter.data_ptr() < end for parameter in engine.model.parameters())
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_other_tensors_are_refused(change: str, staged: tuple[Path, Bundle]) -> None:
+    """A bundle whose tensors are not the engine's is refused by name."""
+    folder, bundle = staged
+    tensors = load_file(folder / "model.safetensors")
+    name = "encoder.layers.1.feed.widen.bias"
+    if change == "shape":
+        tensors[name] = tensors[name][1:].clone()
+    elif change == "missing":
+        del tensors[name]
+    else:
+        tensors[f"{name}2"] = torch.zeros(1)
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors")
+
+    with pytest.raises(BundleRefused, match=r"feed\.widen\.bias"):
+        load_ofa(folder, bundle, CPU, nobody)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("engine.json", b"{}"),
+        ("engine.json", b"[]"),
+        ("vocab.json", b"{}"),
+        ("merges.txt", b"a b c\n"),
+        ("model.safetensors", b"\xff" * 64),
+        ("model.safetensors", (1 << 40).to_bytes(8, "little") + b"{}"),
+    ],
+)
+def test_broken_files_are_refused(name: str, content: bytes, staged: tuple[Path, Bundle]) -> None:
+    """Whatever file is broken, there is one class of error, and its sentence shows no path."""
+    folder, bundle = staged
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+
+    with pytest.raises(BundleRefused) as caught:
+        load_ofa(folder, bundle, CPU, nobody)
+
+    assert str(folder) not in str(caught.value)
+
+
+def test_newer_layouts_are_refused(staged: tuple[Path, Bundle]) -> None:
+    """A layout of a later build is not guessed at."""
+    folder, bundle = staged
+    row = json.loads((folder / "engine.json").read_text())
+    (folder / "engine.json").unlink()
+    (folder / "engine.json").write_text(json.dumps({**row, "schema_version": 2}))
+
+    with pytest.raises(BundleRefused, match="schema version 1"):
+        load_ofa(folder, bundle, CPU, nobody)
+
+
+def test_a_bundle_of_another_engine_is_refused(staged: tuple[Path, Bundle]) -> None:
+    """The loader checks that the bundle is its own."""
+    folder, bundle = staged
+
+    with pytest.raises(BundleRefused, match="for engine 'mgeo'"):
+        load_ofa(folder, dataclasses.replace(bundle, engine="mgeo"), CPU, nobody)
+
+
+def test_items_of_other_tasks_are_the_runners_mistake(plain: OfaEngine) -> None:
+    """An address given to a picture model is a mistake of our own code."""
+    with pytest.raises(RuntimeError):
+        plain.prepare(AddressItem(("street",)))
+
+
+def test_bad_weights_show_as_nan(staged: tuple[Path, Bundle]) -> None:
+    """The engine hands NaN on as NaN; to judge is the runner's part."""
+    engine = load_ofa(*staged, CPU, nobody)
+    engine.model.answers = torch.nn.Parameter(torch.full_like(engine.model.answers, float("nan")))
+    item = engine.prepare(EntailmentItem((FOLDER / "grey.jpg").read_bytes(), ("a dog",), ""))
+
+    (result,) = engine.compute([Chunk(item, 0, 1)])
+
+    assert str(result[0]).count("nan") == 3
+
+
+def test_the_catalog_imports_by_name() -> None:
+    """An engine's code is found by the bundle's engine, an extra one by the settings'."""
+    assert id(load_ofa) == id(loader_for("ofa"))
+    assert id(os.path.join) == id(loader_for("joined", {"joined": "os.path:join"}))
+
+
+def test_the_catalog_names_what_it_has() -> None:
+    """An unknown engine is the bundle's fault, an extra one that is not there ours."""
+    with pytest.raises(BundleRefused, match="'bert' is unknown; this build has ofa"):
+        loader_for("bert")
+    with pytest.raises(RuntimeError, match="cannot be imported"):
+        loader_for("gone", {"gone": "os.path:gone"})
+
+
+def test_devices_are_checked_by_name() -> None:
+    """A device or precision that is not there is named together with those that are."""
+    assert "cpu" == devices()[-1].name
+    assert "float32" == default_precision("cpu")
+    assert usable_cpus() >= 1
+    with pytest.raises(DeviceUnknown, match=r"this machine has .*cpu"):
+        torch_device("cuda:77")
+    with pytest.raises(DeviceUnknown, match="supported: float32, bfloat16"):
+        torch_dtype("int8")
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 1)])
+def test_a_container_gets_the_threads_it_is_paid_for(text: str, cpus: int | None) -> None:
+    """A quota of CPU time bounds the threads, for more of them would only be throttled."""
+    assert cpus == cpus_of_quota(text)
+
+
+def test_rows_of_one_length_stand_together() -> None:
+    """Rows are grouped so that only so many of different lengths share a call, and none is lost."""
+    assert [[1, 3, 4], [0], [2]] == group_rows([7, 5, 9, 5, 5], 1)
+    assert [[1, 3, 4], [0, 2]] == group_rows([7, 5, 9, 5, 5], 3)
+    assert [[1, 3, 4, 0], [2]] == group_rows([7, 5, 9, 5, 5], 4)
+    assert [] == group_rows([], 4)

@@ -1,0 +1,140 @@
+"""Pictures are known by content, bounded before they are decoded, and refused without a word about files."""
+
+import random
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.runner.engines.base import InputRefused
+from inference.runner.engines.ofa.picture import PictureLimits, decode
+from parity.pictures import FOLDER, PICTURES
+
+SIZE = 32
+LIMITS = PictureLimits()
+
+
+def picture(name: str) -> bytes:
+    """A committed picture's file."""
+    return (FOLDER / name).read_bytes()
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """A picture as a file of some kind."""
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def refusal(content: bytes, limits: PictureLimits = LIMITS) -> InputRefused:
+    """What a caller hears of a picture."""
+    with pytest.raises(InputRefused) as caught:
+        decode(content, SIZE, limits)
+    assert "image.content" == caught.value.field
+    return caught.value
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_is_read(name: str) -> None:
+    """Grey, palette, alpha, CMYK, 16-bit, one-bit and turned pictures all become RGB of the model's size."""
+    pixels = decode(picture(name), SIZE, LIMITS)
+
+    assert ((SIZE, SIZE, 3), "uint8") == (pixels.shape, pixels.dtype.name)
+
+
+def test_camera_orientation_is_honoured() -> None:
+    """A picture that says it lies on its side is stood up, as the stock pipeline does with a file."""
+    upright = Image.open(FOLDER / "turned.jpg").transpose(Image.Transpose.ROTATE_270)
+    expected = np.asarray(upright.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+    assert np.array_equal(expected, decode(picture("turned.jpg"), SIZE, LIMITS))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused(kind: str) -> None:
+    """What is no JPEG, PNG or WebP by content is refused, however well it could be read."""
+    error = refusal(encoded(Image.new("RGB", (16, 16)), kind))
+
+    assert "IMAGE_UNREADABLE" == error.reason
+    assert "no JPEG, PNG or WebP" in str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"hello, world" * 9]
+)
+def test_what_is_no_picture_is_refused(content: bytes) -> None:
+    """Nothing, only a beginning, or some text is no picture."""
+    assert "IMAGE_UNREADABLE" == refusal(content).reason
+
+
+@pytest.mark.parametrize("name", ["wide.jpg", "progressive.jpg", "colour.png", "lossless.webp", "alpha.webp"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_truncated_pictures_are_refused(name: str, kept: float) -> None:
+    """A picture that ends too early is an error of the caller, not a picture with a grey part."""
+    content = picture(name)
+
+    error = refusal(content[: int(len(content) * kept)])
+
+    assert "IMAGE_UNREADABLE" == error.reason
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_damaged_pictures_never_escape(name: str) -> None:
+    """Whatever bytes are flipped, there is a picture or a refusal, and no message shows where files lie."""
+    chance = random.Random(name)
+    for _ in range(40):
+        content = bytearray(picture(name))
+        for _ in range(8):
+            content[chance.randrange(8, len(content))] = chance.randrange(256)
+        message = ""
+        try:
+            decode(bytes(content), SIZE, LIMITS)
+        except InputRefused as error:
+            message = str(error)
+        assert "/" not in message
+        assert "0x" not in message
+
+
+def test_too_many_pixels_are_refused() -> None:
+    """The limit on pixels is named and counts the whole picture."""
+    error = refusal(picture("colour.png"), PictureLimits(max_pixels=9000))
+
+    assert "IMAGE_TOO_LARGE" == error.reason
+    assert "120 × 80" in str(error)
+    assert "9000" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_too_long_sides_are_refused(kind: str) -> None:
+    """The limit on sides holds for every format."""
+    error = refusal(encoded(Image.new("RGB", (400, 2)), kind), PictureLimits(max_side=399))
+
+    assert "IMAGE_TOO_LARGE" == error.reason
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    """A file of a hundred bytes that promises a gigapixel costs no memory and warns nobody."""
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    bomb += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+    assert "IMAGE_TOO_LARGE" == refusal(bomb).reason
+
+
+@pytest.mark.parametrize(
+    "first_chunk",
+    [
+        b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + (16_399).to_bytes(3, "little") + (99).to_bytes(3, "little"),
+        b"VP8L" + struct.pack("<I", 10) + b"\x2f" + (16_383 | 16_383 << 14).to_bytes(4, "little") + b"\0" * 5,
+        b"VP8 " + struct.pack("<I", 10) + b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383),
+    ],
+)
+def test_webp_bombs_are_refused_by_their_headers(first_chunk: bytes) -> None:
+    """All three kinds of WebP say their size where it is read before a decoder takes memory."""
+    body = b"WEBP" + first_chunk
+
+    assert "IMAGE_TOO_LARGE" == refusal(b"RIFF" + struct.pack("<I", len(body)) + body).reason

@@ -1,0 +1,180 @@
+"""From a published folder to a sealed bundle, through the child that does the work."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.bundle import bundle_folder, read_bundle
+from common.sealing import ConversionRefused, ConvertLimits, read_source, run_convert, seal
+from inference.runner.conversion.ofa import convert_ofa
+from inference.runner.engines.base import LoadOptions
+from inference.runner.engines.ofa.load import load_ofa
+from parity.items import questions
+from parity.ours import ask, load_source
+from tests.ofa.conftest import Publish
+
+LIMITS = ConvertLimits()
+MIB = 1 << 20
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The folder that hotslot keeps its own things in."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+def staged(source: Path, state: Path) -> Path:
+    """A converted folder that is not sealed yet."""
+    folder = state / "staged"
+    folder.mkdir()
+    convert_ofa(source, folder, "v1", "float32")
+    return folder
+
+
+def test_a_published_folder_becomes_a_sealed_bundle(sources: Callable[[str], Path], state: Path) -> None:
+    """The child converts, the bundle has its digest's name, and the engine opens it and answers as before."""
+    bundle = run_convert(sources("plain"), state, "v1.0.0", LIMITS)
+    folder = bundle_folder(state, bundle.bundle_digest)
+
+    assert read_bundle(folder) == bundle
+    assert ("v1.0.0", "ofa", "float32") == (bundle.revision, bundle.engine, bundle.precision)
+    assert {"engine.json", "vocab.json", "merges.txt", "model.safetensors"} == {file.name for file in bundle.files}
+    assert not any((state / "staging").iterdir())
+    engine = load_ofa(folder, bundle, LoadOptions("cpu", "", 1), lambda _phase, _share: None)
+    some = list(questions())[:3]
+    assert ask(engine, some) == ask(load_source(sources("plain")), some)
+
+
+def test_a_sealed_bundle_is_not_made_again(
+    sources: Callable[[str], Path], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same source and precision find their bundle at once, without a child."""
+    first = seal(staged(sources("plain"), state), state)
+    monkeypatch.setattr(subprocess, "run", None)
+
+    assert first == run_convert(sources("plain"), state, "another name", LIMITS)
+
+
+def test_sealing_twice_keeps_the_first(sources: Callable[[str], Path], state: Path) -> None:
+    """Whoever comes second drops its copy; the sealed files are never touched."""
+    first = seal(staged(sources("plain"), state), state)
+    inode = (bundle_folder(state, first.bundle_digest) / "model.safetensors").stat().st_ino
+
+    second = seal(staged(sources("plain"), state), state)
+
+    assert first == second
+    assert inode == (bundle_folder(state, first.bundle_digest) / "model.safetensors").stat().st_ino
+    assert not (state / "staged").exists()
+
+
+def test_a_broken_bundle_is_replaced(sources: Callable[[str], Path], state: Path) -> None:
+    """A sealed folder that lost a file is made again."""
+    bundle = seal(staged(sources("plain"), state), state)
+    (bundle_folder(state, bundle.bundle_digest) / "engine.json").unlink()
+
+    assert bundle == seal(staged(sources("plain"), state), state)
+    assert bundle == read_bundle(bundle_folder(state, bundle.bundle_digest))
+
+
+def test_sealed_files_are_read_only(sources: Callable[[str], Path], state: Path) -> None:
+    """Weights stay mapped while a model serves, so nobody may write to them."""
+    bundle = seal(staged(sources("plain"), state), state)
+
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in bundle_folder(state, bundle.bundle_digest).iterdir()}
+
+    assert {0o444} == modes
+
+
+def test_digests_follow_the_declared_files_alone(publish: Publish) -> None:
+    """A README changes nothing, a byte of the configuration changes the source, a precision only the bundle."""
+    one, edited, other = publish(), publish(), publish(model={"max_src_length": 39})
+    (edited / "README.md").write_text("new words")
+
+    assert read_source(one).digest == read_source(edited).digest
+    assert read_source(one).digest != read_source(other).digest
+    assert read_source(one).bundle_digest("float32") != read_source(one).bundle_digest("bfloat16")
+
+
+def test_bfloat16_halves_the_weights(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """Stored in bfloat16 a bundle is about half as large; the tables of positions stay whole."""
+    sizes = []
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        sizes.append(convert_ofa(sources("plain"), folder, "v1", precision).weights_bytes)
+
+    assert 0.5 < sizes[1] / sizes[0] < 0.6
+
+
+def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
+    """What the child refuses arrives with its reason and sentence, and nothing is left behind."""
+    with pytest.raises(ConversionRefused, match=r"model\.gen_type is 'sample'") as caught:
+        run_convert(publish(model={"gen_type": "sample"}), state, "v1", LIMITS)
+
+    assert "CONFIG_UNSUPPORTED" == caught.value.reason
+    assert not any((state / "staging").iterdir())
+    assert not (state / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (ConvertLimits(timeout_seconds=0.05), "TIME_LIMIT"),
+        (ConvertLimits(cpu_seconds=1), "CPU_LIMIT"),
+        (ConvertLimits(memory_bytes=64 * MIB), "MEMORY_LIMIT"),
+        (ConvertLimits(max_file_bytes=MIB), "IO_FAILED"),
+    ],
+)
+def test_limits_hold(limits: ConvertLimits, reason: str, sources: Callable[[str], Path], state: Path) -> None:
+    """Time, CPU time, memory and output are bounded, and the limit that was met is named."""
+    with pytest.raises(ConversionRefused) as caught:
+        run_convert(sources("plain"), state, "v1", limits)
+
+    assert reason == caught.value.reason
+    assert not any((state / "staging").iterdir())
+
+
+def test_missing_files_are_named(publish: Publish) -> None:
+    """What a revision lacks is said in one sentence."""
+    with pytest.raises(
+        ConversionRefused, match=r"lacks ans2label\.json, .*pytorch_model\.bin.*, vocab\.json"
+    ) as caught:
+        read_source(publish(without=("ans2label.json", "vocab.json", "pytorch_model.bin")))
+
+    assert "FILES_MISSING" == caught.value.reason
+
+
+def test_names_cannot_leave_the_folder(publish: Publish) -> None:
+    """A configuration that names a file elsewhere gets nothing from there."""
+    with pytest.raises(ConversionRefused):
+        read_source(publish(model={"answer2label": "../../../../etc/passwd"}))
+
+
+def test_a_folder_without_an_engine_is_refused(publish: Publish) -> None:
+    """A task that this build does not serve is named."""
+    with pytest.raises(ConversionRefused, match=r"'image-captioning' with model\.type 'ofa' has no engine"):
+        read_source(publish(top={"task": "image-captioning"}))
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("common.sealing", {"torch"}), ("inference.runner.convert", {"torch", "pydantic"})],
+)
+def test_conversions_are_started_with_little(module: str, absent: set[str]) -> None:
+    """Who starts a conversion imports no torch, and the child itself nothing before its limits hold."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert not absent & set(done.stdout.split())

@@ -1,0 +1,67 @@
+"""Several statements about one picture share its decoding and its ResNet."""
+
+import pytest
+from torch import nn
+
+from inference.runner.engines.base import Chunk, EntailmentItem
+from inference.runner.engines.ofa import engine as engine_module
+from inference.runner.engines.ofa.engine import OfaEngine
+from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
+from parity.pictures import FOLDER
+
+COLOUR = (FOLDER / "colour.png").read_bytes()
+GREY = (FOLDER / "grey.jpg").read_bytes()
+
+
+class Looks:
+    """Counts the pictures that the ResNet sees."""
+
+    def __init__(self, eyes: nn.Module) -> None:
+        self.pictures = 0
+        eyes.register_forward_hook(self._count)
+
+    def _count(self, _module: nn.Module, inputs: tuple[object, ...], _made: object) -> None:
+        self.pictures += len(inputs[0])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def looks(plain: OfaEngine) -> Looks:
+    """Pictures seen since the test began."""
+    return Looks(plain.model.eyes)
+
+
+def test_one_call_looks_once_at_a_picture(plain: OfaEngine, looks: Looks) -> None:
+    """Chunks of one request, and other requests with the same file, share one look in a call."""
+    one = plain.prepare(EntailmentItem(COLOUR, ("a dog", "two birds", "red"), ""))
+    same = plain.prepare(EntailmentItem(COLOUR, ("a man",), "a street"))
+    other = plain.prepare(EntailmentItem(GREY, ("a man",), ""))
+
+    plain.compute([Chunk(one, 0, 2), Chunk(other, 0, 1), Chunk(one, 2, 3), Chunk(same, 0, 1)])
+
+    assert looks.pictures == 2
+
+
+def test_later_calls_remember_the_picture(plain: OfaEngine, looks: Looks) -> None:
+    """A request that is cut into several calls is looked at in the first only."""
+    item = plain.prepare(EntailmentItem(COLOUR, ("a dog", "two birds"), ""))
+
+    first = plain.compute([Chunk(item, 0, 1)])
+    second = plain.compute([Chunk(item, 1, 2)])
+
+    assert looks.pictures == 1
+    assert first != second
+
+
+def test_a_request_is_decoded_once(plain: OfaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many statements there are, the picture's file is decoded once."""
+    decoded: list[bytes] = []
+
+    def decode_and_count(content: bytes, size: int, limits: PictureLimits) -> Pixels:
+        decoded.append(content)
+        return decode(content, size, limits)
+
+    monkeypatch.setattr(engine_module, "decode", decode_and_count)
+
+    item = plain.prepare(EntailmentItem(COLOUR, tuple("abcdefgh"), ""))
+
+    assert (item.units, len(decoded)) == (8, 1)

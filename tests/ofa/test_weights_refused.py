@@ -1,0 +1,211 @@
+"""Weights come in several wrappings; what is broken, strange or hostile is refused by the tensor's name."""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.bundle import read_bundle
+from common.sealing import ConversionRefused
+from inference.runner.conversion.ofa import convert_ofa
+from inference.runner.conversion.ofa_config import read_architecture
+from inference.runner.conversion.ofa_positions import image_distances, text_distances
+from parity.make_model import draw_tensors
+from parity.variants import VARIANTS
+from tests.ofa.conftest import Publish
+
+NAME = "encoder.layers.0.fc1.weight"
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def tensors(sources: Callable[[str], Path]) -> Tensors:
+    """The ordinary model's tensors, to be spoiled."""
+    return draw_tensors(read_architecture(sources("plain")), VARIANTS["plain"])
+
+
+@pytest.fixture
+def convert(publish: Publish, tmp_path: Path) -> Callable[..., Path]:
+    """Publish a folder with other weights and convert it; the folder of the result."""
+
+    def converted(save: Callable[[Path], Any], **changes: dict[str, object]) -> Path:
+        folder = publish(without=("pytorch_model.bin",), **changes)
+        save(folder)
+        into = Path(tempfile.mkdtemp(prefix="into-", dir=tmp_path))
+        convert_ofa(folder, into, "r", "float32")
+        return into
+
+    return converted
+
+
+def refusal(convert: Callable[..., Path], tensors: object, **changes: dict[str, object]) -> str:
+    """The sentence that a state dict gets."""
+    with pytest.raises(ConversionRefused) as caught:
+        convert(lambda folder: torch.save(tensors, folder / "pytorch_model.bin"), **changes)
+    assert "WEIGHTS_BROKEN" == caught.value.reason
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", [NAME, "decoder.image_rel_pos_table_list.0.weight", "encoder.embed_images.bn1.bias"])
+def test_a_number_that_is_none(number: float, name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """NaN and infinity are found in every parameter, even in those that no answer needs."""
+    tensors[name].flatten()[3] = number
+
+    assert f"tensor {name} holds NaN or infinity" in refusal(convert, tensors)
+
+
+def test_a_missing_tensor(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Nothing is made up for a tensor that is not there."""
+    del tensors[NAME]
+
+    assert f"tensor {NAME} is missing" == refusal(convert, tensors)
+
+
+def test_a_surplus_tensor(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A tensor that the configuration has no place for means that one of the two is wrong."""
+    tensors["encoder.layers.2.fc1.weight"] = torch.zeros(2)
+
+    assert "tensor encoder.layers.2.fc1.weight belongs to no OFA of this configuration" == refusal(convert, tensors)
+
+
+def test_a_wrong_shape(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """The shape found and the shape expected are both named."""
+    tensors[NAME] = tensors[NAME].T.contiguous()
+
+    assert f"tensor {NAME} has shape (64, 128), supported: (128, 64)" == refusal(convert, tensors)
+
+
+def test_a_wrong_kind_of_number(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Integers and doubles are no parameters."""
+    tensors[NAME] = tensors[NAME].double()
+
+    assert f"tensor {NAME} is torch.float64, supported: float32, float16, bfloat16" == refusal(convert, tensors)
+
+
+def test_a_negative_variance(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A batch norm that cannot be folded is found where it becomes a NaN."""
+    tensors["encoder.embed_images.layer1.0.bn2.running_var"][0] = -1.0
+
+    assert "tensor eyes.resnet.blocks.0.conv2.weight is not finite" in refusal(convert, tensors)
+
+
+def test_ties_are_checked(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Tables that the configuration makes one must be equal."""
+    tensors["decoder.output_projection.weight"] = tensors["decoder.output_projection.weight"] + 1.0
+
+    assert "decoder.output_projection.weight differs from encoder.embed_tokens.weight" in refusal(convert, tensors)
+
+
+def test_an_untied_output_is_needed(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Without a tie the output has rows of its own, which must be there."""
+    del tensors["decoder.output_projection.weight"]
+    architecture: dict[str, object] = {"share_decoder_input_output_embed": False}
+
+    sentence = refusal(convert, tensors, architecture=architecture)
+
+    assert "tensor decoder.output_projection.weight is missing" == sentence
+
+
+def test_index_tables_may_come_along(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A source that holds the four index tables gives the same bundle as one that does not."""
+    without = convert_weights(convert, tensors)
+    tensors["encoder.token_rp_bucket"] = tensors["decoder.token_rp_bucket"] = text_distances(32)
+    tensors["encoder.image_rp_bucket"] = tensors["decoder.image_rp_bucket"] = image_distances(8)
+
+    assert without == convert_weights(convert, tensors)
+
+
+def test_index_tables_stay_in_bounds(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """An index table that points behind its table would read foreign memory."""
+    tensors["encoder.token_rp_bucket"] = text_distances(32) + 1
+
+    assert "tensor encoder.token_rp_bucket holds 1 to 63, supported: 0 to 62" == refusal(convert, tensors)
+
+
+def test_all_wrappings_give_the_same_weights(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A zip archive, an old pickle, safetensors, and shards of either hold the same model."""
+    expected = convert_weights(convert, tensors)
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def old(folder: Path) -> None:
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+    def flat(folder: Path) -> None:
+        save_file(copies, folder / "model.safetensors")
+
+    def shards(folder: Path) -> None:
+        names = sorted(copies)
+        parts = {"one.safetensors": names[:50], "two.safetensors": names[50:]}
+        for file, held in parts.items():
+            save_file({name: copies[name] for name in held}, folder / file)
+        index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    for save in (old, flat, shards):
+        assert expected == weights_digest(convert(save))
+
+
+class Hostile:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Name the command."""
+        return os.system, ("touch /tmp/hotslot-was-here",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_hostile_pickles_are_refused(protocol: int, convert: Callable[..., Path]) -> None:
+    """A pickle that holds more than tensors is refused unread, whatever its protocol."""
+
+    def save(folder: Path) -> None:
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Hostile()}, protocol))
+
+    with pytest.raises(ConversionRefused, match="damaged or holds more than tensors"):
+        convert(save)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_what_is_no_weights_file(content: bytes, name: str, convert: Callable[..., Path]) -> None:
+    """An empty file, a beginning, or a pointer to a file elsewhere is named as damaged."""
+    with pytest.raises(ConversionRefused, match=f"{name} is damaged"):
+        convert(lambda folder: (folder / name).write_bytes(content))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_truncated_weights(name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A file whose end is missing is damaged."""
+
+    def save(folder: Path) -> None:
+        if name.endswith(".bin"):
+            torch.save(tensors, folder / name)
+        else:
+            save_file({key: tensor.clone() for key, tensor in tensors.items()}, folder / name)
+        os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+    with pytest.raises(ConversionRefused, match=f"{name} is damaged"):
+        convert(save)
+
+
+def test_nested_dicts_are_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """A training checkpoint is no published model."""
+    assert "holds something else than named tensors" in refusal(convert, {"model": tensors, "step": 3})
+
+
+def weights_digest(into: Path) -> str:
+    """Digest of a bundle's weights."""
+    return next(file.sha256 for file in read_bundle(into).files if file.name == "model.safetensors")
+
+
+def convert_weights(convert: Callable[..., Path], tensors: Tensors) -> str:
+    """Digest of the weights that a state dict becomes."""
+    return weights_digest(convert(lambda folder: torch.save(tensors, folder / "pytorch_model.bin")))

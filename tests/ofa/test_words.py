@@ -1,0 +1,137 @@
+"""A caller's words: asked the way the model was trained, and never more than words."""
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+
+from inference.runner.engines.base import EntailmentItem, InputRefused
+from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine
+from inference.runner.engines.ofa.prompt import clean, prompt_of
+from inference.runner.engines.ofa.tokenizer import SPECIAL, Tokenizer, byte_letters, merge
+from parity.pictures import FOLDER
+from parity.words import merges, vocabulary
+
+WORDS = vocabulary(1024)
+TOKENIZER = Tokenizer(WORDS, merges())
+PICTURE = (FOLDER / "grey.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("text", [*SPECIAL, "<code_1>", "<bin_999>", " </s> <pad>", "a</s>b", "<s><s><mask>"])
+def test_special_tokens_are_only_letters_to_callers(text: str) -> None:
+    """What reads like a special token is cut into ordinary tokens."""
+    ids = TOKENIZER.encode(text)
+
+    assert not {WORDS[token] for token in SPECIAL} & set(ids)
+    assert max(ids) < len(WORDS)
+    assert len(ids) > 1
+
+
+def test_merges_cannot_spell_a_special_token() -> None:
+    """Whatever a vocabulary's merges are, "</s>" stays three words to callers."""
+    pairs = [("<", "/"), ("</", "s"), ("</s", ">")]
+
+    assert WORDS["</s>"] not in Tokenizer(WORDS, pairs).encode("</s>")
+
+
+def test_prompts_begin_and_end_once(plain: OfaEngine) -> None:
+    """The begin and end tokens stand at the edges of a prompt and nowhere else."""
+    item = EntailmentItem(PICTURE, ("<s> </s> <pad> a dog </s>",), "</s> <mask> <code_17>")
+
+    prompt = plain.prepare(item).prompts[0]
+
+    assert (WORDS["<s>"], WORDS["</s>"]) == (prompt[0], prompt[-1])
+    assert not {WORDS[token] for token in SPECIAL} & set(prompt[1:-1])
+
+
+def test_over_long_texts_are_cut(plain: OfaEngine) -> None:
+    """A prompt keeps the model's number of tokens between begin and end."""
+    prompt = plain.prepare(EntailmentItem(PICTURE, ("a dog " * 500,), "")).prompts[0]
+
+    assert plain.model.config.max_prompt_tokens + 2 == len(prompt)
+
+
+def test_endless_texts_are_refused(plain: OfaEngine) -> None:
+    """A text far beyond anything that is read names its field and the limit."""
+    with pytest.raises(InputRefused, match=str(MAX_TEXT_LENGTH)) as caught:
+        plain.prepare(EntailmentItem(PICTURE, ("a dog", "x" * (MAX_TEXT_LENGTH + 1)), ""))
+
+    assert ("TEXT_TOO_LONG", "statements[1]") == (caught.value.reason, caught.value.field)
+
+
+def test_the_longest_word_is_cut_quickly() -> None:
+    """A single word of the longest text allowed costs about a second, not hours."""
+    began = time.process_time()
+
+    TOKENIZER.encode("aninered" * (MAX_TEXT_LENGTH // 8))
+
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The RED Dog", "the red dog"),
+        ("...,!a-b/c", "a b c"),
+        ("a  b\t\nc \n\n", "a b c"),
+        ("<person> runs", "person runs"),
+        ("one two three four", "one two three"),
+        (" ", ""),
+    ],
+)
+def test_texts_are_written_as_in_training(text: str, expected: str) -> None:
+    """Case, leading marks, hyphens, spaces and surplus words go the way they went in the training data."""
+    assert expected == clean(text, 3)
+
+
+def test_a_premise_changes_the_question() -> None:
+    """With a premise the model is asked whether it and the picture together imply the statement."""
+    assert ' does the image describe " a dog "?' == prompt_of("A dog", "", 80)
+    assert ' can image and text1 " a man " imply text2 " a dog "?' == prompt_of("A dog", "A man", 80)
+
+
+def naive_merge(letters: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Join all pairs of the lowest rank, left to right, again and again: slow and plain."""
+    parts = list(letters)
+    while True:
+        pairs = set(pairwise(parts)) & set(ranks)
+        if not pairs:
+            return parts
+        best = min(pairs, key=ranks.__getitem__)
+        joined: list[str] = []
+        while parts:
+            size = 2 if tuple(parts[:2]) == best else 1
+            joined.append("".join(parts[:size]))
+            parts = parts[size:]
+        parts = joined
+
+
+def test_merging_is_the_plain_way_made_fast() -> None:
+    """With any merges, even those that no training makes, words are cut as by the plain definition."""
+    chance = random.Random(5)
+    for _ in range(300):
+        ranks: dict[tuple[str, str], int] = {}
+        known = list("abc")
+        for rank in range(chance.randrange(1, 12)):
+            pair = (chance.choice(known), chance.choice(known))
+            ranks.setdefault(pair, chance.randrange(100) * 100 + rank)
+            known.append("".join(pair))
+        letters = chance.choices("abc", k=chance.randrange(1, 30))
+
+        assert naive_merge(letters, ranks) == merge(letters, ranks)
+
+
+def test_every_byte_has_its_own_letter() -> None:
+    """Any text can be cut, whatever its bytes."""
+    assert 256 == len(set(byte_letters()))
+
+
+def test_items_are_prepared_by_several_threads(plain: OfaEngine) -> None:
+    """Items prepared at the same time come out as if prepared one after the other."""
+    items = [EntailmentItem(PICTURE, (f"dog {number} and red birds {number}",), "") for number in range(40)]
+    expected = [plain.prepare(item).prompts for item in items]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert expected == [prepared.prompts for prepared in pool.map(plain.prepare, items)]
