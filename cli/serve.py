@@ -1,5 +1,7 @@
 """`hotslot serve`: the whole stack in the foreground, and what to try next once it is ready."""
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,15 +90,24 @@ def announce(settings: Settings, ended: threading.Event) -> None:
             if ended.wait(CHECK_SECONDS):
                 return
     lines = [
-        f'hotslot predict {DEMO_PICTURE} "there are two red circles" "there is a blue star on the left"',
-        "hotslot status",
-        f"grpcurl -plaintext {address} list",
+        f'{_typed("hotslot")} predict {DEMO_PICTURE} "there are two red circles" "there are three red circles"',
+        f"{_typed('hotslot')} status",
+        f"{_typed('grpcurl')} -plaintext {address} list",
     ]
     shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
     for line in lines:
         shown.append(f"\n    {line}", "bold")
     shown.append("\n\nCtrl-C ends it.\n", DIM)
     err.print(shown, soft_wrap=True)
+
+
+def _typed(program: str) -> str:
+    """A program as it can be typed here: by its name if that is on the path, else where the project has it."""
+    if shutil.which(program) is not None:
+        return program
+    places = (PROJECT_FOLDER / ".venv" / "bin" / program, PROJECT_FOLDER / ".tools" / "bin" / program)
+    found = next((place for place in places if place.exists()), None)
+    return program if found is None else os.path.relpath(found)
 
 
 def refuse_taken_ports(settings: Settings) -> None:
