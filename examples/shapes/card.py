@@ -60,7 +60,8 @@ that was in no training, with Wilson's 95 % intervals. Of every wording about a 
     .venv-parity/bin/python -m examples.shapes.train build/shapes
     .venv-parity/bin/python -m examples.shapes.evaluate build/shapes/{folder} {version} --eyes build/shapes/eyes.pt
 
-The training has fixed seeds, but sums in another order on another machine give other weights of the same quality.
+The seeds are fixed, but these weights come from a training that was stopped and taken up again between lessons, and
+the whole script was not run at one stretch since: expect a model of this kind, not these bits or these very numbers.
 """
 
 
