@@ -173,8 +173,9 @@ class ControlApi:
                 slot="" if slot is None else slot.name,
                 generation=roles.generation,
             )
+            is_last = load.is_loaded  # as it is told: while that is written, the load goes on
             await context.write(progress)
-            if load.is_loaded:
+            if is_last:
                 return
             await changed.wait()
 

@@ -6,6 +6,7 @@ from inference.front.slots.kit import ManagerKit
 from inference.front.slots.roles import Role, Roles, Trial, TrialEnd, TrialOutcome
 from inference.front.slots.slot import Slot
 from inference.front.slots.stats import StatsBook
+from inference.front.slots.telling import slot_event
 
 MIN_TERM_SECONDS = 1.0
 MAX_TERM_SECONDS = 24 * 3600.0
@@ -152,6 +153,8 @@ class Trials:
                 generation=self._roles.generation,
             )
         )
+        for each in self._roles.slots.values():
+            self._kit.emit(slot_event(self._kit.model, self._roles, each, "role_changed", ""))
 
 
 def is_answering(role: Role) -> bool:

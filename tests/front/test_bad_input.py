@@ -1,0 +1,236 @@
+"""Whatever a caller sends, it is answered with a code, a reason and the field, alone and in a stream."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from hotslot.address.v1 import address_pb2
+from hotslot.entailment.v1 import entailment_pb2 as pb
+from tests.stack import Question, Stack, question, refusal_of, status_refusal
+from tests.stack.answers import scores_of
+from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from tests.stack.wire import field_bytes, item_message, one_item, predict_raw, results_of, stream_raw
+
+MIB = 1 << 20
+JPEG_BEGIN = b"\xff\xd8\xff\xe0\x00\x10JFIF"  # and nothing more
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What is sent, and what is answered."""
+
+    name: str
+    fault: str
+    raw: bytes
+    code: str
+    reason: str
+    fields: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def bad(name: str, fault: str, request: pb.PredictRequest | bytes, reason: str, field: str = "", code: str = "") -> Bad:
+    """A row."""
+    raw = request if isinstance(request, bytes) else request.SerializeToString()
+    return Bad(name, fault, raw, code or "INVALID_ARGUMENT", reason, (field,) if field else ())
+
+
+def ask(*statements: str, image: bytes = b"picture", **fields: str) -> pb.PredictRequest:
+    """A request."""
+    return pb.PredictRequest(image=pb.Image(content=image), statements=statements, **fields)
+
+
+TABLE = [
+    # The scripted engine knows such pictures by their first bytes; real ones are tested with the OFA engine.
+    bad("not a picture", "I1", ask("a", image=b"!bad GIF"), "IMAGE_UNREADABLE", "image.content"),
+    bad("a truncated JPEG", "I2", ask("a", image=b"!bad" + JPEG_BEGIN), "IMAGE_UNREADABLE", "image.content"),
+    bad("a picture of 17 MiB", "I6", ask("a", image=bytes(17 * MIB)), "IMAGE_TOO_LARGE", "image.content"),
+    bad("no picture", "I11", pb.PredictRequest(statements=["a"]), "IMAGE_MISSING", "image.content"),
+    bad("unset oneof", "I11", pb.PredictRequest(image=pb.Image(), statements=["a"]), "IMAGE_MISSING", "image.content"),
+    bad("a picture of 0 bytes", "I11", ask("a", image=b""), "IMAGE_MISSING", "image.content"),
+    bad("no statement", "I8", ask(), "STATEMENTS_MISSING", "statements"),
+    bad("33 statements", "I8", ask(*["a"] * 33), "STATEMENTS_TOO_MANY", "statements"),
+    bad("an empty statement", "I8", ask("a", ""), "STATEMENT_EMPTY", "statements[1]"),
+    bad("a blank statement", "I8", ask("a", "b", " \t\n\u3000"), "STATEMENT_EMPTY", "statements[2]"),
+    bad("a statement of 1,001", "I8", ask("a" * 1001), "STATEMENT_TOO_LONG", "statements[0]"),
+    bad("a statement of 10 MB", "I8", ask("a" * 10_000_000), "STATEMENT_TOO_LONG", "statements[0]"),
+    bad("a premise of 1,001", "I8", ask("a", premise="b" * 1001), "PREMISE_TOO_LONG", "premise"),
+    bad("a refused statement", "I8", ask("a", "!refuse"), "STATEMENT_REFUSED", "statements[1]"),
+    bad("an unknown model", "I10", ask("a", model="squares"), "MODEL_UNKNOWN", "model", "NOT_FOUND"),
+    bad("a model of 10,000", "I10", ask("a", model="m" * 10_000), "MODEL_UNKNOWN", "model", "NOT_FOUND"),
+    bad("invalid UTF-8", "I8", ask("a").SerializeToString() + field_bytes(3, b"\xff\xfe"), "MESSAGE_MALFORMED"),
+    bad("no protobuf", "I19", b"\x0a\xff\xff\xff\xff\x0f and so on", "MESSAGE_MALFORMED"),
+    bad("an HTML page", "I19", b"<html><body>hello</body></html>", "MESSAGE_MALFORMED"),
+]
+ROWS = [pytest.param(row, id=str(row), marks=pytest.mark.fault(row.fault)) for row in TABLE]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_wrong_request_is_answered_with_its_reason_and_field(stack: Stack, row: Bad) -> None:
+    """A unary call with wrong input fails with the code, reason and field of the contract, and shows no insides."""
+    with pytest.raises(grpc.RpcError) as error:
+        predict_raw(stack, row.raw)
+
+    refusal = refusal_of(error.value)
+    assert refusal.brief == (row.code, row.reason, row.fields)
+    assert refusal.domain == "hotslot"
+    assert refusal.message
+    assert len(refusal.message) < 500, "what the caller sent is not sent back in full"
+    stack.check(question())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_wrong_item_never_ends_its_stream(stack: Stack, row: Bad) -> None:
+    """In a stream the same input is that item's outcome; the items around it are answered."""
+    before, after = question(), question()
+    messages = [
+        one_item("before", before.request()).SerializeToString(),
+        item_message("wrong", row.raw),
+        one_item("after", after.request()).SerializeToString(),
+    ]
+
+    results = {result.item_id: result for result in results_of(stream_raw(stack, messages))}
+
+    wrong_id = "" if row.reason == "MESSAGE_MALFORMED" else "wrong"
+    assert set(results) == {"before", wrong_id, "after"}
+    refusal = status_refusal(results[wrong_id].error)
+    assert (refusal.brief, refusal.domain) == ((row.code, row.reason, row.fields), "hotslot")
+    for item_id, asked in (("before", before), ("after", after)):
+        assert scores_of(results[item_id].response) == stack.answers.of("r1", asked)
+
+
+def items(*pairs: tuple[str, Question]) -> pb.StreamPredictRequest:
+    """A message."""
+    return pb.StreamPredictRequest(
+        items=[pb.StreamItem(item_id=name, request=asked.request()) for name, asked in pairs]
+    )
+
+
+STREAM_TABLE = [
+    pytest.param(items(("", question())), "", "ITEM_ID_MISSING", "item_id", id="missing id"),
+    pytest.param(items(("i" * 129, question())), "i" * 129, "ITEM_ID_TOO_LONG", "item_id", id="long id"),
+    pytest.param(pb.StreamPredictRequest(), "", "ITEMS_MISSING", "items", id="no items"),
+    pytest.param(items(*[("x", question())] * 65), "", "ITEMS_TOO_MANY", "items", id="65 items"),
+    pytest.param(
+        pb.StreamPredictRequest(items=[pb.StreamItem(item_id="x")]),
+        "x",
+        "IMAGE_MISSING",
+        "image.content",
+        id="no request",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "item_id", "reason", "field"), STREAM_TABLE)
+def test_a_wrong_message_never_ends_its_stream(
+    stack: Stack, message: pb.StreamPredictRequest, item_id: str, reason: str, field: str
+) -> None:
+    """A message that is wrong as such is answered once, and the stream goes on."""
+    after = question()
+
+    messages = iter([message, items(("after", after))])
+    results = results_of(stack.entailment.StreamPredict(messages, timeout=DEADLINE_SECONDS))
+
+    assert sorted(result.item_id for result in results) == sorted([item_id, "after"])
+    wrong = next(result for result in results if result.WhichOneof("outcome") == "error")
+    assert status_refusal(wrong.error).brief == ("INVALID_ARGUMENT", reason, (field,))
+
+
+@pytest.mark.fault("I12")
+def test_a_duplicate_id_is_refused_and_the_first_keeps_its_answer(stack: Stack) -> None:
+    """While an item waits, a second one under its id is answered at once as a duplicate; afterwards the id is free."""
+    first, again = question("!slow 0.2"), question()
+
+    results = results_of(
+        stack.entailment.StreamPredict(
+            iter([items(("same", first), ("same", again)), items(("other", question("!slow 0.1")))]),
+            timeout=DEADLINE_SECONDS,
+        )
+    )
+
+    mine = [result for result in results if result.item_id == "same"]
+    assert [result.WhichOneof("outcome") for result in mine] == ["error", "response"]
+    assert status_refusal(mine[0].error).brief == ("INVALID_ARGUMENT", "ITEM_ID_DUPLICATE", ("item_id",))
+    assert scores_of(mine[1].response) == stack.answers.of("r1", Question(first.image, ("!slow 0.2",)))
+
+
+@pytest.mark.fault("I6")
+def test_a_message_over_the_cap_ends_its_call(stack: Stack) -> None:
+    """40 MiB are refused by the transport: a unary call and a stream end RESOURCE_EXHAUSTED, the server serves on."""
+    huge = ask("a", image=bytes(40 * MIB))
+    with pytest.raises(grpc.RpcError) as unary:
+        stack.entailment.Predict(huge, timeout=DEADLINE_SECONDS)
+    with pytest.raises(grpc.RpcError) as stream:
+        results_of(stack.entailment.StreamPredict(iter([one_item("huge", huge)]), timeout=DEADLINE_SECONDS))
+
+    assert refusal_of(unary.value).brief == ("RESOURCE_EXHAUSTED", "", ())
+    assert refusal_of(stream.value).brief == ("RESOURCE_EXHAUSTED", "", ())
+    stack.check(question())
+
+
+@pytest.mark.fault("I7")
+def test_a_gzip_bomb_is_refused_by_its_unpacked_size(stack: Stack) -> None:
+    """64 MiB of zeros in a few KB count as 64 MiB."""
+    with pytest.raises(grpc.RpcError) as error:
+        stack.entailment.Predict(
+            ask("a", image=bytes(64 * MIB)), timeout=DEADLINE_SECONDS, compression=grpc.Compression.Gzip
+        )
+
+    assert refusal_of(error.value).code == "RESOURCE_EXHAUSTED"
+    stack.check(question())
+
+
+ODD_TEXTS = [
+    "\u200b",
+    "a\u0007b\x00c",
+    "\u202eright to left",
+    "🦊🏳️‍🌈",
+    "</s>",
+    "<code_1> <s> <mask>",
+    "ﬁ ①",
+    "a" * 1000,
+]
+
+
+@pytest.mark.fault("I9")
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
+def test_odd_text_is_text(stack: Stack, text: str) -> None:
+    """Zero-width and control characters, right-to-left, emoji and the model's own marks are answered like any text."""
+    assert stack.check(question(text, premise=text)) == "r1"
+
+
+@pytest.mark.fault("I6")
+def test_a_picture_at_its_limit_is_answered(stack: Stack) -> None:
+    """16 MiB, 32 statements and a premise go through, in one answer."""
+    asked = question(*[f"statement {number}" for number in range(32)], image=bytes(16 * MIB), premise="given")
+
+    assert stack.check(asked) == "r1"
+
+
+def test_an_unknown_method_is_unimplemented(stack: Stack) -> None:
+    """A method that the service does not have is refused, not crashed on."""
+    channel: Any = stack.channel
+    call = channel.unary_unary(f"/{ENTAILMENT}/Guess")
+    with pytest.raises(grpc.RpcError) as error:
+        call(b"", timeout=DEADLINE_SECONDS)
+
+    assert refusal_of(error.value).code == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("method", ["Predict", "StreamPredict"])
+def test_address_tagging_says_that_it_has_no_engine(stack: Stack, method: str) -> None:
+    """The contract of the address service is there; its calls say clearly that this build lacks the engine."""
+    request = address_pb2.PredictRequest(addresses=["浙江省杭州市"])
+    ask: dict[str, Callable[[], object]] = {
+        "Predict": lambda: stack.tagging.Predict(request, timeout=DEADLINE_SECONDS),
+        "StreamPredict": lambda: list(stack.tagging.StreamPredict(iter([]), timeout=DEADLINE_SECONDS)),
+    }
+    with pytest.raises(grpc.RpcError) as error:
+        ask[method]()
+
+    refusal = refusal_of(error.value)
+    assert (refusal.code, refusal.reason, refusal.domain) == ("UNIMPLEMENTED", "ENGINE_NOT_AVAILABLE", "hotslot")

@@ -1,0 +1,85 @@
+"""What the bare engine answers, computed without any server: the truth that every answer is held against."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.bundle import Bundle, bundle_folder
+from hotslot.entailment.v1 import entailment_pb2 as pb
+from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from tests.scripted_engine import load_scripted
+
+Scores = tuple[tuple[float, float, float], ...]  # yes, no, maybe; one row a statement
+
+_FAULT = re.compile(r"!(?:crash|hang|exit|gil|garbage|half|lost|error|oom|nan|refuse)(?:@(\S+))?")
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A picture and statements about it."""
+
+    image: bytes
+    statements: tuple[str, ...]
+    premise: str = ""
+
+    def request(self, model: str = "") -> pb.PredictRequest:
+        """As a message."""
+        return pb.PredictRequest(
+            model=model, image=pb.Image(content=self.image), statements=self.statements, premise=self.premise
+        )
+
+
+def question(*statements: str, image: bytes = b"", premise: str = "") -> Question:
+    """A question; each has a picture of its own unless one is given."""
+    picture = image or f"picture {next(_numbers)}".encode()
+    return Question(picture, statements or ("there are two red circles",), premise)
+
+
+class Answers:
+    """The answers of bundles to questions, from engines that no server has touched."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._bundles: dict[str, Bundle] = {}
+        self._known: dict[tuple[str, Question], Scores] = {}
+
+    def add(self, bundle: Bundle) -> None:
+        """Remember a bundle by its revision."""
+        self._bundles[bundle.revision] = bundle
+
+    def compute(self, questions: Sequence[Question], revisions: Sequence[str]) -> Mapping[tuple[str, Question], Scores]:
+        """Answer all questions as each revision does."""
+        for revision in revisions:
+            for asked in questions:
+                self.of(revision, asked)
+        return self._known
+
+    def of(self, revision: str, asked: Question) -> Scores:
+        """One revision's answer to one question."""
+        key = (revision, asked)
+        if key not in self._known:
+            self._known[key] = self._compute(self._bundles[revision], asked)
+        return self._known[key]
+
+    def digest_of(self, revision: str) -> str:
+        """The bundle digest of a revision."""
+        return self._bundles[revision].bundle_digest
+
+    def _compute(self, bundle: Bundle, asked: Question) -> Scores:
+        """Nothing where the engine fails, or would take the test with it."""
+        text = "\n".join(asked.statements)
+        if any(scope in ("", bundle.revision) for scope in _FAULT.findall(text)):
+            return ()
+        folder = bundle_folder(self._state, bundle.bundle_digest)
+        engine = load_scripted(folder, bundle, LoadOptions("cpu", "", 0), lambda _phase, _share: None)
+        prepared = engine.prepare(EntailmentItem(asked.image, asked.statements, asked.premise))
+        (rows,) = engine.compute([Chunk(prepared, 0, prepared.units)])
+        return tuple((row.yes, row.no, row.maybe) for row in rows)  # type: ignore[union-attr]
+
+
+def scores_of(response: pb.PredictResponse) -> Scores:
+    """The scores of an answer."""
+    return tuple((row.scores.yes, row.scores.no, row.scores.maybe) for row in response.results)

@@ -1,0 +1,47 @@
+"""Stacks for tests: one that is shared and put back after each test, and new ones for what cannot be put back."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stack.stack import Stack
+
+MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A server that serves r1, for all tests of a folder."""
+    stack = Stack(tmp_path_factory.mktemp("shared"), runner={"limit_floor_seconds": 1.2, "silence_seconds": 1.5})
+    stack.bundle("r2")
+    with stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Iterator[Stack]:
+    """The shared server, calm: r1 answers, the other slot is free; put back afterwards."""
+    shared_stack.calm()
+    yield shared_stack
+    shared_stack.calm()
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path) -> Iterator[MakeStack]:
+    """Makes and starts servers of a test's own, and ends them; ending fails if a process is left."""
+    made: list[Stack] = []
+
+    def make(*, is_started: bool = True, until_ready: bool = True, **settings: Any) -> Stack:  # noqa: ANN401
+        folder = tmp_path / f"s{len(made)}"
+        folder.mkdir()
+        stack = Stack(folder, **settings)
+        if is_started:
+            stack.start(until_ready=until_ready)
+            made.append(stack)
+        return stack
+
+    yield make
+    for stack in made:
+        stack.close()

@@ -1,0 +1,50 @@
+"""HTTP/2 by hand, as far as is needed to misbehave: connections that idle, crawl or ask with a past deadline."""
+
+import socket
+import struct
+from collections.abc import Mapping
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEADERS, _DATA, _SETTINGS = 1, 0, 4
+_END_STREAM, _END_HEADERS = 1, 4
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def opening() -> bytes:
+    """What a client says first."""
+    return PREFACE + frame(_SETTINGS, 0, 0, b"")
+
+
+def call(path: str, message: bytes, metadata: Mapping[str, str], stream: int = 1) -> bytes:
+    """A whole unary gRPC call."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "test",
+        "te": "trailers",
+        "content-type": "application/grpc",
+        **metadata,
+    }
+    block = b"".join(_literal(name, value) for name, value in headers.items())
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return frame(_HEADERS, _END_HEADERS, stream, block) + frame(_DATA, _END_STREAM, stream, body)
+
+
+def connect(port: int) -> socket.socket:
+    """A connection that has said nothing yet."""
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def _literal(name: str, value: str) -> bytes:
+    return b"\x10" + _text(name) + _text(value)  # never indexed, a new name; neither compressed
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    assert len(raw) < 127, "longer texts need a longer length"
+    return bytes([len(raw)]) + raw

@@ -1,0 +1,193 @@
+"""A stack: the real front in a state folder of its own, with scripted bundles, and every way to talk to it."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from common.bundle import Bundle, Committed, Origin, write_committed
+from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
+from hotslot.control.v1 import control_pb2
+from hotslot.entailment.v1 import entailment_pb2 as pb
+from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
+from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
+from tests.scripted_engine import ENGINES, make_scripted_bundle
+from tests.stack.answers import Answers, Question, scores_of
+from tests.stack.hand import Hand
+from tests.stack.process import FrontProcess, write_settings
+from tests.stack.waiting import eventually
+
+CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+DEADLINE_SECONDS = 20.0
+ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
+ADDRESS = "hotslot.address.v1.AddressTaggingService"
+STATUS = "hotslot.status.v1.StatusService"
+_FRONT: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
+_RUNNER: Mapping[str, Any] = {"extra_engines": ENGINES, "respawn_first_seconds": 0.1, "respawn_cap_seconds": 0.5}
+
+
+class Stack:
+    """One server. Made, `start`ed, `close`d; closing fails the test if a process is left.
+
+    Args:
+        folder: state folder; bundles and logs lie in it.
+        front, runner: settings beside a test's defaults.
+        committed: revision to be served from the start; None for a first install.
+        models: names of what is served.
+        script: fields of `Script` of the committed bundle.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        front: Mapping[str, Any] | None = None,
+        runner: Mapping[str, Any] | None = None,
+        committed: str | None = "r1",
+        models: tuple[str, ...] = ("shapes",),
+        script: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.answers = Answers(folder)
+        self._model = models[0]
+        self.config = folder / "hotslot.toml"
+        sections = {"front": {**_FRONT, **(front or {})}, "runner": {**_RUNNER, **(runner or {})}}
+        write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections)
+        if committed is not None:
+            bundle = self.bundle(committed, **(script or {}))
+            write_committed(folder, {model: _row(model, bundle) for model in models})
+
+    def bundle(self, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
+        """Make a sealed bundle of a revision."""
+        made = make_scripted_bundle(self.folder, revision, **script)
+        self.answers.add(made)
+        return made
+
+    def start(self, *, until_ready: bool = True) -> Self:
+        """Start the front; wait until it listens, or until it serves."""
+        self.process = FrontProcess(self.folder, self.config)
+        started = self.process.wait_event("front_started")
+        self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
+        self.address = f"127.0.0.1:{self.port}"
+        self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self.hand = Hand(str(self.folder / "run" / "control.sock"), self._model)
+        self.entailment = EntailmentServiceStub(self.channel)
+        self.tagging = AddressTaggingServiceStub(self.channel)
+        self.health = HealthStub(self.channel)
+        self.status = StatusServiceStub(self.channel)
+        if until_ready:
+            self.wait_ready()
+        return self
+
+    def close(self) -> None:
+        """End it; fails if it does not end with 0 or leaves a process."""
+        self.hang_up()
+        try:
+            if self.process.exit_code is None:
+                self.process.send(signal.SIGTERM)
+                assert self.process.wait_exit() == 0, self.process.tail()
+            self.process.wait_gone()
+        finally:
+            self.process.destroy()
+
+    def hang_up(self) -> None:
+        """Close the connections of the test."""
+        self.channel.close()
+        self.hand.close()
+
+    def __enter__(self) -> Self:
+        """Start, and wait until it serves."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after a failed test by force, so that its own reason is told."""
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):
+            self.hang_up()
+        self.process.destroy()
+
+    # What a caller does.
+
+    def predict(self, asked: Question, timeout: float = DEADLINE_SECONDS) -> pb.PredictResponse:
+        """Ask once, without retries."""
+        return self.entailment.Predict(asked.request(), timeout=timeout)
+
+    def check(self, asked: Question, timeout: float = DEADLINE_SECONDS) -> str:
+        """Ask once; the answer must be that of the revision that it names. Returns the revision."""
+        response = self.predict(asked, timeout)
+        revision = response.served_by.revision
+        assert scores_of(response) == self.answers.of(revision, asked), f"not the answer of {revision}"
+        return revision
+
+    def is_serving(self, name: str = "") -> bool:
+        """What health says under a name."""
+        state = self.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS).status
+        return bool(state == health_pb2.HealthCheckResponse.SERVING)
+
+    # What an operator does.
+
+    def wait_ready(self) -> None:
+        """Wait until the server says that it serves, with a process standing by if one should."""
+        eventually(self.is_serving, what="the server is ready")
+
+    def wait_calm(self) -> None:
+        """Wait until it serves and the other slot's process stands ready without a model."""
+
+        def is_calm() -> bool:
+            states = sorted(slot.state for slot in self.hand.status().slots)
+            return states == ["LOADED", "READY"] and self.is_serving()
+
+        eventually(is_calm, what="one slot answers, the other stands ready")
+
+    def calm(self, revision: str = "r1") -> None:
+        """Bring a shared stack back: one revision answers, nothing is on trial, the other slot is free."""
+        state = self.hand.status()
+        if state.trial.previous_load_id:
+            self.hand.activate(state.trial.previous_load_id)
+        self._retire_other()
+        if self.hand.active().revision != revision:
+            self.hand.commit(self.hand.trial(self.answers.digest_of(revision)))
+            self._retire_other()
+        self.wait_calm()
+
+    def serve(self, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
+        """Let another revision answer for good, alone."""
+        bundle = self.bundle(revision, **script)
+        self._retire_other()
+        self.hand.commit(self.hand.trial(bundle.bundle_digest))
+        self._retire_other()
+        self.wait_calm()
+        return bundle
+
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to one process of this stack, never to anybody else's."""
+        assert pid in self.process.living(), f"process {pid} is none of ours"
+        os.kill(pid, number)
+
+    def active_pid(self) -> int:
+        """Process id of the runner that answers."""
+        return self.hand.active().pid
+
+    def _retire_other(self) -> None:
+        other: control_pb2.SlotStatus = self.hand.other()
+        if other.load_id:
+            self.hand.retire(other.load_id)
+
+
+def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:
+    """Move the committed pointer, as the updater does before CommitSlot."""
+    write_committed(stack.folder, {model: _row(model, bundle)})
+
+
+def _row(model: str, bundle: Bundle) -> Committed:
+    return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)

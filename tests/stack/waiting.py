@@ -1,0 +1,30 @@
+"""Waiting for a fact: asked again and again until it holds or a generous limit is over."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+LIMIT_SECONDS = 20.0  # the machine may be busy with other things
+PAUSE_SECONDS = 0.01
+
+
+def eventually(ask: Callable[[], T], limit: float = LIMIT_SECONDS, what: str = "") -> T:
+    """Ask until the answer is true.
+
+    Args:
+        ask: called about a hundred times a second.
+        limit: seconds after which the test fails.
+        what: said when it fails.
+
+    Returns:
+        The first answer that is true.
+    """
+    end = time.monotonic() + limit
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() >= end:
+            raise AssertionError(f"not within {limit:g} s: {what or ask}; last answer {answer!r}")
+        time.sleep(PAUSE_SECONDS)
