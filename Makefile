@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format protos baseline lock tools env clean bench-front bench-swap parity demo-model
+.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-front bench-swap parity
 bin := .venv/bin
 
 help: ## Say what there is
@@ -8,6 +8,9 @@ help: ## Say what there is
 
 serve: env ## Serve the demo model here, in the foreground; Ctrl-C ends it
 	@exec $(bin)/hotslot serve --demo
+
+demo: env ## A tour of two minutes: updates, refusals, rollbacks and deaths under load
+	@$(bin)/python -m demo.tour $(ARGS)
 
 test: env tools ## Run the tests; choose some with ARGS="-k name"
 	@$(bin)/pytest $(ARGS)
