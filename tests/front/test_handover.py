@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import Interrupted
 from hotslot.runner.v1 import runner_pb2
-from inference.front.batching.limits import HANDOVER_SECONDS, trial_limit
+from inference.front.batching.limits import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.front.slots.runner_terms import EndReason
 from tests.front.simulator import SimRunner, World
 
@@ -124,7 +124,7 @@ async def test_how_a_candidate_ended_is_told(tmp_path: Path, ending: EndReason, 
     ("deadline", "own", "need", "limit"),
     [
         (10.0, 2.0, 0.5, 2.0),  # its own limit is the lesser
-        (1.5, 2.0, 0.5, 1.0 - HANDOVER_SECONDS),  # what the previous slot needs is kept back
+        (2.0, 2.0, 0.5, 1.5 - 2.0 * HANDOVER_SHARE),  # what the previous slot needs is kept back, and time for the way
         (0.6, 2.0, 0.0, 0.6 - HANDOVER_SECONDS),  # even a model that costs nothing needs a way there
         (0.5, 2.0, 0.5, None),  # no room for both
         (HANDOVER_SECONDS, 2.0, 0.0, None),

@@ -105,7 +105,7 @@ def test_poison_does_not_condemn_a_revision_on_trial(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K15")
-@pytest.mark.parametrize("deadline", [0.6, 1.5])
+@pytest.mark.parametrize("deadline", [0.9, 2.0])
 def test_a_trial_that_hangs_is_answered_within_short_deadlines(stack: Stack, deadline: float) -> None:
     """The previous slot takes over early enough for callers who wait a second or so."""
     stack.hand.trial(stack.answers.digest_of("r2"))
@@ -163,7 +163,7 @@ def test_a_slow_trial_is_overtaken_and_late_results_are_ignored(stack: Stack) ->
     stack.hand.trial(stack.answers.digest_of("r2"))
 
     for _ in range(3):
-        assert stack.check(question("!slow@r2 0.8"), timeout=0.7) == "r1"
+        assert stack.check(question("!slow@r2 1.0"), timeout=1.0) == "r1"
     eventually(lambda: stack.check(question()) == "r2", what="the trial answers again")
 
 

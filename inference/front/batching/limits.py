@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-HANDOVER_SECONDS = 0.2  # from the decision that a trial is too slow to the previous slot's work, some ticks and frames
+# Kept back for handing over from a trial to the previous slot: ticks, frames, a busy machine.
+HANDOVER_SECONDS = 0.2  # at least
+HANDOVER_SHARE = 0.25  # of the caller's time: who waits longer can spare more
 _SMOOTHING = 0.2  # weight of the newest sample; forgets a cold start within about ten batches
 
 
@@ -50,7 +52,8 @@ def trial_limit(now: float, deadline: float, own_limit: float, previous_need: fl
         own_limit: seconds that the trial may take by its own cost.
         previous_need: seconds that the previous slot would need.
     """
-    room = deadline - now - previous_need - HANDOVER_SECONDS
+    left = deadline - now
+    room = left - previous_need - max(HANDOVER_SECONDS, HANDOVER_SHARE * left)
     if room <= 0:
         return None
     return now + min(own_limit, room)
