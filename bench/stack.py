@@ -135,7 +135,7 @@ class Hand:
     async def ready(self, seconds: float = 120.0) -> control_pb2.ModelState:
         """Wait until the model is ready."""
         async with asyncio.timeout(seconds):
-            while not (state := await self.state()).ready:
+            while not (state := await self.state()).ready:  # noqa: ASYNC110  another process is waited for
                 await asyncio.sleep(0.02)
         return state
 
