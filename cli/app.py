@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, exits, healthcheck, predict, serve, status
+from cli import bundles, config, exits, golden, healthcheck, hub, predict, serve, status, updates
 from cli.console import print_text
 
 _EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong use or settings · 130 Ctrl-C"
@@ -14,6 +14,8 @@ _EXAMPLES = """Examples:
   hotslot predict picture.png "there are two red circles"
   hotslot status --watch
   hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
+  hotslot hub add examples/shapes/v1.0.0 v1.0.0
+  hotslot updates status
   hotslot bundle import examples/shapes/v1.0.0
   hotslot config check"""
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -32,6 +34,9 @@ app = typer.Typer(
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=status.EXAMPLE)(status.status)
+app.add_typer(updates.app, name="updates", help="Follow, start, hold and take back updates.")
+app.add_typer(hub.app, name="hub", help="Publish revisions into a folder hub.")
+app.add_typer(golden.app, name="golden", help="Make, run and look at the sets that new revisions are judged with.")
 app.add_typer(bundles.app, name="bundle", help="Bring models in by hand, and look at those that are there.")
 app.add_typer(config.app, name="config", help="Check, show and explain the settings.")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.settings import load_settings, settings_path, use_settings_file
 from inference.front.settings import FrontSettings
+from updater.settings import UpdaterSection
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 FALLBACK_ADDRESS = "127.0.0.1:50051"
@@ -15,6 +16,8 @@ _ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S
 
 class Settings(FrontSettings):
     """The whole file: the sections of every process."""
+
+    updater: UpdaterSection = UpdaterSection()
 
 
 def read_settings(config: Path | None = None) -> Settings:

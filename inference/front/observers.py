@@ -12,7 +12,8 @@ _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL_LABELS = ("model", "revision")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-_QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail
+_QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail, …
+_POLLED = ("GetStatus",)  # … and so is what the updater asks every second
 
 
 class LogPort(Protocol):
@@ -50,7 +51,8 @@ class LogObserver:
             self._log.warning("request_handed_over", **asdict(event))
 
     def _call(self, event: events.CallEnded) -> None:
-        if event.service in _QUIET and event.code == "OK":
+        is_quiet = event.service in _QUIET or event.method in _POLLED
+        if is_quiet and event.code == "OK":
             return
         fields: dict[str, Any] = {
             "rpc_service": event.service,

@@ -1,0 +1,152 @@
+"""`hotslot golden …`: make, run and look at the sets that a new revision is judged with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+
+from cli.calls import connection
+from cli.console import DIM, GOOD, err, out, print_json, print_text, text
+from cli.golden_view import Compared, compare, show_compared, show_set
+from cli.options import Address, AsJson
+from cli.plain import enum_word
+from cli.problems import CommandFailed, WronglyUsed
+from cli.settings import server_address
+from cli.updating import golden_folder, task_of
+from common.durable import write_atomic
+from common.golden_folder import SET_NAME, GoldenFolder, read_folder
+from common.golden_set import MAX_TEXTS, GoldenBroken, GoldenItem, GoldenSet, line_of
+from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
+
+app = typer.Typer(no_args_is_help=True)
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+Folder = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FOLDER]", help="Folder of the set. Default: what hotslot.toml names.", show_default=False),
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="NAME", help="Needed where several models are served.", show_default=False),
+]
+Timeout = Annotated[float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="For each item.")]
+
+
+@app.command(epilog='Example:  hotslot golden record pictures -s "there is a person" -s "it is dark"')
+def record(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures.", exists=True, file_okay=False)],
+    *,
+    statements: Annotated[
+        list[str] | None,
+        typer.Option("--statement", "-s", metavar="TEXT", help="Asked of each new picture.", show_default=False),
+    ] = None,
+    model: Model = "",
+    address: Address = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Keep what the active model answers to a folder of pictures.
+
+    Pictures that are in the set already keep their statements and expectations; new ones get the statements given
+    here. Turn an answer into an expectation by hand: "expected": ["yes"].
+    """
+    known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
+    items = (*known.items, *_new_items(folder, known, tuple(statements or ())))
+    if not items:
+        raise WronglyUsed("no picture to ask about; name at least one --statement for the pictures of this folder")
+    answers = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, address, timeout)
+    failed = [item.item for item in items if len(answers[item.item]) < len(item.statements)]
+    if failed:
+        raise CommandFailed(f"the model did not answer {failed[0]!r}; nothing was recorded")
+    floor = [f'{{"floor": {known.floor}}}\n'] if known.floor else []
+    lines = [line_of(item, answers[item.item]) for item in items]
+    write_atomic(folder / SET_NAME, "".join(floor + lines).encode())
+    _read(folder, model)
+    print_text(("recorded ", GOOD), f"{len(lines)} items in {folder / SET_NAME}")
+    print_text((f'name it in hotslot.toml, at the model: golden = "{folder}"', DIM))
+
+
+@app.command(epilog="Example:  hotslot golden check")
+def check(
+    folder: Folder = None,
+    *,
+    model: Model = "",
+    address: Address = None,
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a set on the active model now; exits with 1 if an answer differs."""
+    golden = _read(golden_folder(folder, model), model)
+    rows = compare(golden, _answers_of(golden, model, address, timeout))
+    wrong = [row for row in rows if not row.is_right]
+    if as_json:
+        print_json({"digest": golden.digest, "statements": len(rows), "differing": [_row(row) for row in wrong]})
+    else:
+        out.print(show_compared(rows))
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  hotslot golden show")
+def show(folder: Folder = None, *, model: Model = "", as_json: AsJson = False) -> None:
+    """Show what is in a set. Works without a server."""
+    golden = _read(golden_folder(folder, model), model)
+    if as_json:
+        print_json({"folder": str(golden.folder), "digest": golden.digest, "items": len(golden.golden.items)})
+    else:
+        out.print(show_set(golden))
+
+
+def _read(folder: Path, model: str) -> GoldenFolder:
+    try:
+        return read_folder(folder, task_of(model))
+    except GoldenBroken as error:
+        raise CommandFailed(f"{folder}: {error}") from error
+
+
+def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> Iterator[GoldenItem]:
+    """Items for the pictures that the set does not have yet."""
+    if len(statements) > MAX_TEXTS:
+        raise WronglyUsed(f"{len(statements)} statements, at most {MAX_TEXTS} are allowed")
+    images = {item.image for item in known.items}
+    names = {item.item for item in known.items}
+    for picture in sorted(folder.iterdir()) if statements else ():
+        if picture.suffix.lower() in PICTURE_SUFFIXES and picture.name not in images:
+            name = picture.stem if picture.stem not in names else picture.name
+            names.add(name)
+            yield GoldenItem(name, picture.name, statements=statements)
+
+
+def _answers_of(golden: GoldenFolder, model: str, address: str | None, timeout: float) -> dict[str, tuple[str, ...]]:
+    """The active model's words to every item; fewer than its statements where it had none."""
+    answers: dict[str, tuple[str, ...]] = {}
+    with connection(server_address(address), timeout) as channel, err.status(text("asking")) as progress:
+        stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
+        for number, item in enumerate(golden.golden.items, start=1):
+            progress.update(text(f"asking {number} of {len(golden.golden.items)}"))
+            answers[item.item] = _ask(stub, golden, item, model, timeout)
+    return answers
+
+
+def _ask(
+    stub: entailment_pb2_grpc.EntailmentServiceStub,
+    golden: GoldenFolder,
+    item: GoldenItem,
+    model: str,
+    timeout: float,
+) -> tuple[str, ...]:
+    request = entailment_pb2.PredictRequest(model=model, statements=item.statements, premise=item.premise)
+    request.image.content = golden.picture(item)
+    try:
+        response = stub.Predict(request, timeout=timeout)
+    except grpc.RpcError as error:
+        if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            return ()  # this picture is no picture to the model; the others can still be asked
+        raise
+    return tuple(enum_word(entailment_pb2.Label.DESCRIPTOR, result.label) for result in response.results)
+
+
+def _row(row: Compared) -> dict[str, object]:
+    said = {"expected": row.expected, "recorded": row.recorded, "answered": row.answered}
+    return {"item": row.item.item, "statement": row.statement, **said}

@@ -1,0 +1,151 @@
+"""Updates on the screen: where they stand, what happened, why, and what to do."""
+
+from collections.abc import Iterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, seconds, short, text
+from cli.plain import enum_word
+from hotslot.updates.v1 import updates_pb2 as pb
+
+_OUTCOME_STYLES = {
+    pb.UPDATE_OUTCOME_COMMITTED: GOOD,
+    pb.UPDATE_OUTCOME_REFUSED: BAD,
+    pb.UPDATE_OUTCOME_ROLLED_BACK: BAD,
+    pb.UPDATE_OUTCOME_ABANDONED: DOUBTFUL,
+}
+
+
+def show_status(response: pb.GetStatusResponse) -> RenderableType:
+    """All models, one below the other."""
+    return Group(*(part for state in response.models for part in (*_model(state), text(""))))
+
+
+def show_history(response: pb.ListHistoryResponse) -> RenderableType:
+    """A table of past updates."""
+    if not response.updates:
+        return text(("no update yet", DIM))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("began", "id", "model", "revision", "outcome", "took", "why"):
+        table.add_column(heading, overflow="fold")
+    for one in response.updates:
+        outcome = (_outcome(one), _OUTCOME_STYLES.get(one.outcome, ""))
+        cells = (_when(one.started_at), one.update_id, one.model, one.revision, outcome, _took(one), one.reason.lower())
+        table.add_row(*(text(cell) for cell in cells))
+    return table
+
+
+def show_update(response: pb.GetUpdateResponse) -> RenderableType:
+    """One update, told to somebody who was not there."""
+    one = response.update
+    head = text(
+        (f"{one.model} {one.revision}", "bold"), "  ", (_outcome(one), _OUTCOME_STYLES.get(one.outcome, DOUBTFUL))
+    )
+    parts: list[RenderableType] = [head]
+    if one.message:
+        parts.append(text(one.message))
+    if response.advice:
+        parts.append(text(("what to do: ", DOUBTFUL), response.advice))
+    parts += [text(""), _facts(one)]
+    parts += [text(""), _events(response)] if response.events else []
+    parts += [text(""), _measurements(response)] if response.measurements else []
+    parts += [text(""), _differing(response)] if response.differing else []
+    return Group(*parts)
+
+
+def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
+    stage = enum_word(pb.UpdateStage.DESCRIPTOR, state.stage)
+    style = {"idle": GOOD, "held": BAD}.get(stage, DOUBTFUL)
+    share = f" {state.stage_fraction:.0%}" if 0 < state.stage_fraction < 1 else ""
+    held = ("  on hold", BAD) if state.on_hold else ""
+    yield text((state.model, "bold"), "  ", (stage.replace("_", " ") + share, style), held)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    committed = f"{state.committed_revision} {short(state.committed_source_digest)}" if state.committed_revision else ""
+    table.add_row(text(("committed", DIM)), text(committed or ABSENT))
+    if state.HasField("current"):
+        one = state.current
+        digest = f" {short(one.source_digest)}" if one.source_digest else ""
+        table.add_row(text(("update", DIM)), text(f"{one.revision}{digest}  {one.update_id}"))
+        if one.message:
+            table.add_row(text(("why", DIM)), text(one.message))
+    checked = _when(state.last_checked_at) if state.HasField("last_checked_at") else "never"
+    table.add_row(text(("hub answered", DIM)), text(checked))
+    for breaker in state.breakers:
+        if breaker.state != "CLOSED":
+            left = seconds(breaker.open_left.ToTimedelta().total_seconds())
+            shown = f"{breaker.state.lower()}, {breaker.failures} failures, tries again in {left}"
+            table.add_row(text((f"breaker {breaker.name}", DIM)), text((shown, BAD)))
+    for entry in state.quarantine:
+        shown = f"{short(entry.source_digest)} {entry.revision}, {entry.reason.lower()}, since {_when(entry.since)}"
+        table.add_row(text(("quarantine", DIM)), text(shown))
+    yield table
+    if state.advice:
+        yield text(("what to do: ", DOUBTFUL), state.advice)
+
+
+def _facts(one: pb.UpdateSummary) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    stage = enum_word(pb.UpdateStage.DESCRIPTOR, one.stage)
+    rows = {
+        "id": one.update_id,
+        "stage": stage if not one.outcome else "",
+        "reason": one.reason,
+        "source": one.source_digest,
+        "bundle": one.bundle_digest,
+        "began": _when(one.started_at),
+        "took": _took(one),
+    }
+    for key, value in rows.items():
+        if value:
+            table.add_row(text((key, DIM)), text(value))
+    return table
+
+
+def _events(response: pb.GetUpdateResponse) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("when", "stage", "what", ""):
+        table.add_column(heading, overflow="fold")
+    for event in response.events:
+        stage = enum_word(pb.UpdateStage.DESCRIPTOR, event.stage).replace("_", " ")
+        table.add_row(text(_when(event.at)), text(stage), text(event.name.replace("_", " ")), text(event.message))
+    return table
+
+
+def _measurements(response: pb.GetUpdateResponse) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("measured", "candidate", "active", "held against", ""):
+        table.add_column(heading, justify="right" if heading in ("candidate", "active", "held against") else "left")
+    for one in response.measurements:
+        verdict = ("passed", GOOD) if one.passed else ("failed", BAD)
+        numbers = (f"{value:.4g}" for value in (one.candidate, one.active, one.threshold))
+        table.add_row(text(one.name.replace("_", " ")), *map(text, numbers), text(verdict))
+    return table
+
+
+def _differing(response: pb.GetUpdateResponse) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("item", "asked", "expected", "active said", "candidate said"):
+        table.add_column(heading, overflow="fold")
+    for one in response.differing:
+        cells = (one.item, one.text, one.expected or ABSENT, one.active, one.candidate)
+        table.add_row(*(text(cell) for cell in cells))
+    return table
+
+
+def _outcome(one: pb.UpdateSummary) -> str:
+    if not one.outcome:
+        return enum_word(pb.UpdateStage.DESCRIPTOR, one.stage).replace("_", " ")
+    return enum_word(pb.UpdateOutcome.DESCRIPTOR, one.outcome).replace("_", " ")
+
+
+def _took(one: pb.UpdateSummary) -> str:
+    if not one.HasField("ended_at"):
+        return ""
+    return seconds((one.ended_at.ToDatetime() - one.started_at.ToDatetime()).total_seconds())
+
+
+def _when(at: Timestamp) -> str:
+    """UTC, to the second: an audit trail is read in many time zones."""
+    return at.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ") if at.seconds else ABSENT

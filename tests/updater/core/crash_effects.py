@@ -1,0 +1,152 @@
+"""What actions do to the small world: the front's, the hub's and the disk's side of every effect."""
+
+from dataclasses import replace
+
+from tests.updater.core.crash_world import GONE, OTHER, THIS, Front, Kind, Published, World, answers_of, released
+from updater import actions as act
+from updater.actions import Action, Done, Failed, FaultKind, Result
+from updater.pipeline.watch import worth_listing
+from updater.record import ModelRecord, Stage
+
+_MOVED = Failed(FaultKind.TRANSIENT, "FRONT_UNREACHABLE", "")
+
+
+def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
+    """The world after an effect, and what the updater is told."""
+    match action:
+        case act.LookAtHub():
+            wanted = worth_listing([row.revision for row in world.hub], action)
+            rows = tuple(released(row) for row in world.hub if row.revision in wanted)
+            return world, act.Listed(tuple(row.revision for row in world.hub), rows)
+        case act.StageRevision():
+            return world, _stage(world, action)
+        case act.VerifyAndSeal():
+            return _seal(world, action)
+        case act.WritePointer(installed):
+            return replace(world, pointer=installed), Done()
+        case act.CollectGarbage():
+            return replace(world, sealed=world.sealed & action.keep_bundles), act.Collected(0, 0)
+        case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
+            return _ask_front(world, action) if world.front.is_up else (world, _MOVED)
+        case act.CommitLoad() | act.RetireLoad():
+            return _tell_front(world, action) if world.front.is_up else (world, _MOVED)
+        case act.Probe():
+            raise AssertionError("nothing is probed here")
+        case _:
+            return world, Done()
+
+
+def dies(world: World, *, orderly: bool) -> World:
+    """The front's process ends: everything that was in memory only is gone."""
+    # A trial that ended by itself a moment before looks no different to the updater.
+    is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
+    front = Front(is_up=False, ended_orderly=orderly)
+    world = replace(world, front=front, crashed=world.crashed or is_blamed)
+    return replace(world, record=_forget_life(world))
+
+
+def boots(world: World) -> World:
+    """A front starts and loads what the pointer names."""
+    front = replace(world.front, is_up=True)
+    if world.pointer is not None and world.pointer.bundle_digest in world.sealed:
+        front = replace(front, slots=(world.pointer.bundle_digest, ""), active=0)
+    return replace(world, front=front)
+
+
+def _stage(world: World, action: act.StageRevision) -> Result:
+    found = _on_hub(world, action.revision)
+    if found is None:
+        return Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", "")
+    if found.source_digest != action.source_digest:
+        return Failed(FaultKind.NOT_READY, "LISTING_CHANGED", "")
+    return act.Staged(found.source_digest)
+
+
+def _seal(world: World, action: act.VerifyAndSeal) -> tuple[World, Result]:
+    kind = action.source_digest.rsplit(" ", 1)[1]
+    if kind == Kind.CORRUPT:
+        return world, Failed(FaultKind.PERMANENT, "CONTENT_MISMATCH", "")
+    digest = action.source_digest.replace("source", "bundle", 1)
+    return replace(world, sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
+
+
+def _ask_front(  # noqa: PLR0911  one line a case
+    world: World, action: act.LoadBundle | act.RunGate | act.ActivateLoad | act.ActivatePrevious
+) -> tuple[World, Result]:
+    front = world.front
+    match action:
+        case act.LoadBundle():
+            return _load(world, action.bundle_digest)
+        case act.RunGate():
+            slot = _holding(front, action.load_id)
+            if slot < 0:
+                return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+            return world, act.Gated(answers_of(world, front.slots[slot]))
+        case act.ActivatePrevious():
+            if not front.on_trial or _holding(front, action.load_id) != front.previous:
+                return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+            return replace(world, front=front.back("ROLLED_BACK")), Done()
+    slot = _holding(front, action.load_id)
+    if slot < 0:
+        return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+    if slot != front.active:
+        if front.on_trial:
+            return world, Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "")
+        front = replace(front, active=slot, on_trial=True, previous=front.active, traffic=False)
+    return replace(world, front=front), act.Activated(THIS)
+
+
+def _tell_front(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple[World, Result]:
+    front = world.front
+    slot = _holding(front, action.load_id)
+    if isinstance(action, act.CommitLoad):
+        if slot < 0 or slot != front.active:
+            return world, Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "")
+        return replace(world, front=front.ended("COMMITTED") if front.on_trial else front), Done()
+    if slot < 0:
+        return world, Done()
+    if front.on_trial and slot == front.active and front.previous < 0:
+        front = replace(front.ended("ROLLED_BACK"), active=-1)
+    elif slot in (front.active, front.previous):
+        return world, Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "")
+    slots = ("", front.slots[1]) if slot == 0 else (front.slots[0], "")
+    world = replace(world, front=replace(front, slots=slots))
+    return replace(world, record=_forget_load(world, action.load_id)), Done()
+
+
+def _load(world: World, digest: str) -> tuple[World, Result]:
+    front = world.front
+    if digest in front.slots:
+        return world, act.Loaded(f"{'ab'[front.slots.index(digest)]}:{digest}")
+    if digest not in world.sealed:
+        return world, Failed(FaultKind.PERMANENT, "BUNDLE_UNKNOWN", "")
+    free = next((number for number in (0, 1) if not front.slots[number] and number != front.active), None)
+    if free is None:
+        return world, Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "")
+    slots = (digest, front.slots[1]) if free == 0 else (front.slots[0], digest)
+    return replace(world, front=replace(front, slots=slots)), act.Loaded(f"{'ab'[free]}:{digest}")
+
+
+def _holding(front: Front, load_id: str) -> int:
+    return next((n for n in (0, 1) if front.slots[n] and load_id == f"{'ab'[n]}:{front.slots[n]}"), -1)
+
+
+def _on_hub(world: World, revision: str) -> Published | None:
+    return next((row for row in world.hub if row.revision == revision), None)
+
+
+def _forget_life(world: World) -> ModelRecord:
+    """Ids are never used twice in earnest: what the record remembers of the dead life matches nothing any more."""
+    update = world.record.update
+    if update is None:
+        return world.record
+    return world.record.with_update(
+        load_id=GONE if update.load_id else "", front_life=OTHER if update.front_life else ""
+    )
+
+
+def _forget_load(world: World, load_id: str) -> ModelRecord:
+    update = world.record.update
+    if update is None or update.load_id != load_id:
+        return world.record
+    return world.record.with_update(load_id=GONE)

@@ -1,0 +1,222 @@
+"""Circuit breakers trip, wait, probe and close; clocks that jump change nothing."""
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulators import Quality
+from updater.actions import Failed, FaultKind, WishKind
+from updater.breaker import (
+    Breaker,
+    BreakerName,
+    BreakerRules,
+    BreakerState,
+    Result,
+    begin,
+    open_seconds,
+    passed,
+    report,
+    resumed,
+    trip,
+    unreadable,
+)
+from updater.record import Stage
+from updater.record_json import RecordUnreadable, from_json, to_json
+
+RULES = BreakerRules(trip_after=3, first_seconds=60.0, cap_seconds=600.0, probe_seconds=30.0)
+CLOSED = Breaker(BreakerName.ACTIVATION)
+
+
+def opened(openings: int = 1) -> Breaker:
+    """One that has opened so often."""
+    breaker = CLOSED
+    for _ in range(openings):
+        breaker = replace(trip(breaker, RULES, 0.5, reason="test"), state=BreakerState.HALF_OPEN)
+    return replace(breaker, state=BreakerState.OPEN)
+
+
+@pytest.mark.fault("B1")
+def test_it_trips_after_exactly_so_many_failures() -> None:
+    """A success between them begins anew."""
+    breaker = CLOSED
+    for result in (Result.FAILURE, Result.FAILURE, Result.SUCCESS, Result.FAILURE, Result.FAILURE):
+        breaker = report(breaker, result, RULES, 0.5)
+        assert BreakerState.CLOSED is breaker.state
+    assert BreakerState.OPEN is report(breaker, Result.FAILURE, RULES, 0.5).state
+
+
+@pytest.mark.fault("B2")
+def test_one_probe_among_fifty() -> None:
+    """Whoever comes while it is out is refused."""
+    breaker, lock, begun, refused = replace(opened(), left_seconds=0.0), threading.Lock(), [], []
+
+    def try_it() -> None:
+        nonlocal breaker
+        with lock:
+            try:
+                breaker = begin(breaker, RULES)
+                begun.append(1)
+            except RuntimeError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=try_it) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (1, 49) == (len(begun), len(refused))
+
+
+@pytest.mark.fault("B3")
+def test_a_probe_without_a_result_is_a_failure() -> None:
+    """Its deadline passes: open again, and for longer; killed with its process: open again."""
+    probing = begin(replace(opened(), left_seconds=0.0), RULES)
+
+    late = passed(probing, 31.0, RULES, 0.5)
+    assert (BreakerState.OPEN, 2, 120.0) == (late.state, late.openings, late.left_seconds)
+
+    cut_off = resumed(probing, 1e9, RULES, 0.5)
+    assert (BreakerState.OPEN, 1, 60.0) == (cut_off.state, cut_off.openings, cut_off.left_seconds)
+
+
+@pytest.mark.fault("B5")
+def test_neutral_results_neither_trip_nor_close() -> None:
+    """Nor do they spend the probe."""
+    breaker = report(report(CLOSED, Result.FAILURE, RULES, 0.5), Result.FAILURE, RULES, 0.5)
+    for _ in range(10):
+        breaker = report(breaker, Result.NEUTRAL, RULES, 0.5)
+    assert (BreakerState.CLOSED, 2) == (breaker.state, breaker.failures)
+
+    probing = begin(replace(opened(), left_seconds=0.0), RULES)
+    assert report(probing, Result.NEUTRAL, RULES, 0.5).may_begin
+
+
+@pytest.mark.fault("B6")
+def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
+    """Doubling, give or take a fifth."""
+    plain = [open_seconds(number, RULES, 0.5) for number in range(1, 7)]
+    assert [60.0, 120.0, 240.0, 480.0, 600.0, 600.0] == plain
+    for number in (1, 2, 60):
+        middle = open_seconds(number, RULES, 0.5)
+        assert pytest.approx(0.8 * middle) == open_seconds(number, RULES, 0.0)
+        assert pytest.approx(1.2 * middle) == open_seconds(number, RULES, 1.0)
+
+
+def test_calm_forgets_earlier_openings() -> None:
+    """Closed for a day, the next opening is a first one."""
+    closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), Result.SUCCESS, RULES, 0.5)
+    assert (BreakerState.CLOSED, 3) == (closed.state, closed.openings)
+    assert 0 == passed(closed, RULES.calm_seconds, RULES, 0.5).openings
+
+
+@pytest.mark.parametrize(
+    ("away", "left"), [(-1e9, 60.0), (0.0, 60.0), (20.0, 40.0), (1e9, 0.0)], ids=["back", "none", "some", "forward"]
+)
+def test_the_wall_clock_is_clamped_at_a_start(away: float, left: float) -> None:
+    """Set back it waits the whole rest, never longer; set forward it tries."""
+    assert pytest.approx(left) == resumed(opened(), away, RULES, 0.5).left_seconds
+
+
+def test_a_long_rest_on_disk_is_cut_to_the_longest_there_is() -> None:
+    """A spoilt number does not lock it for ever."""
+    breaker = replace(opened(), left_seconds=1e12)
+    assert pytest.approx(720.0) == resumed(breaker, 0.0, RULES, 0.5).left_seconds
+
+
+@pytest.mark.fault("B7")
+def test_a_breaker_that_cannot_be_read_is_open_before_activations_and_closed_before_the_hub(world: World) -> None:
+    """The rest of the record is believed."""
+    row = to_json(world.record)
+    row["hub"] = row["activation"] = {"state": "AJAR"}
+    with pytest.raises(RecordUnreadable):
+        from_json(row)
+
+    record = from_json(row, world.rules)
+    assert (BreakerState.CLOSED, BreakerState.OPEN) == (record.hub.state, record.activation.state)
+    assert world.record.committed == record.committed
+    assert BreakerState.OPEN is unreadable(BreakerName.DEVICE, RULES).state
+
+
+@pytest.mark.fault("B8")
+def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
+    """Nor does it what serves."""
+    world.install("1.1.0")
+    for minor in (2, 3, 4):
+        world.publish(f"1.{minor}.0", Quality(right=2))
+        world.settle()
+    assert BreakerState.OPEN is world.record.activation.state
+
+    world.wish(WishKind.ROLLBACK)
+    world.settle()
+    assert "1.0.0" == world.committed == world.serving
+    assert 0 == world.front.lost
+
+
+@pytest.mark.fault("B8")
+def test_an_open_breaker_holds_back_new_updates_and_lets_one_try(world: World) -> None:
+    """When its time is over one update goes as the probe; committed, it closes."""
+    for minor in (1, 2, 3):
+        world.publish(f"1.{minor}.0", Quality(right=2))
+        world.settle()
+    world.publish("1.4.0")
+    world.settle()
+    assert "1.0.0" == world.committed
+
+    world.passes(2 * 3600.0)
+    world.settle()
+    assert "1.4.0" == world.committed
+    assert BreakerState.CLOSED is world.record.activation.state
+
+
+def test_more_than_three_failed_updates_in_an_hour_open_whatever_else(world: World) -> None:
+    """A good one between them does not hide the others."""
+    for minor in range(1, 6):
+        good = Quality() if minor == 3 else Quality(right=2)
+        world.publish(f"1.{minor}.0", good)
+        world.settle()
+    assert BreakerState.OPEN is world.record.activation.state
+    assert "within an hour" in world.record.activation.reason
+
+
+@pytest.mark.fault("N2")
+def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
+    """The breaker opens; serving goes on; when it is back the update follows."""
+    world.hub.fault = Failed(FaultKind.TRANSIENT, "HUB_UNREACHABLE")
+    for _ in range(400):
+        world.tick()
+    assert BreakerState.OPEN is world.record.hub.state
+    assert "1.0.0" == world.serving
+
+    world.hub.fault = None
+    world.publish("1.1.0")
+    world.settle(5000.0)
+    assert "1.1.0" == world.committed
+
+
+@pytest.mark.fault("N3")
+def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
+    """Retry-After is kept, up to the breaker's cap."""
+    world.hub.faults = [Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
+    world.wish(WishKind.CHECK_NOW)
+    looks = world.record.watch.looks
+    began = world.clock.seconds
+    while world.record.watch.looks == looks:
+        world.tick()
+
+    assert world.clock.seconds - began >= 299.0
+
+
+def test_a_clock_that_jumps_while_the_updater_runs_changes_no_wait(world: World) -> None:
+    """A running process measures with a clock that does not jump."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    spent = world.record.under_way.stage_seconds
+    world.clock.wall += timedelta(days=400)
+    world.tick()
+
+    assert Stage.OBSERVING is world.stage
+    assert world.record.under_way.stage_seconds < spent + 2.0

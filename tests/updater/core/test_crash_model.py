@@ -1,0 +1,27 @@
+"""The exhaustive crash model holds, and notices when a defence is taken out."""
+
+import pytest
+
+from tests.updater.core import crash_mutations
+from tests.updater.core.crash_model import all_worlds, explore
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.fault("K1")
+def test_no_crash_at_any_boundary_breaks_a_promise() -> None:
+    """Every crash of either process at every boundary, with all kinds of revisions and operators."""
+    report = explore(all_worlds())
+
+    assert {} == report.violations
+    assert report.states > 50_000  # the worlds have not become empty
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", crash_mutations.ALL)
+def test_a_defence_taken_out_is_noticed(name: str) -> None:
+    """A model that cannot fail proves nothing."""
+    with crash_mutations.ALL[name]():
+        report = explore(crash_mutations.worlds(all_worlds()))
+
+    assert report.violations

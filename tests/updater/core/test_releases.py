@@ -1,0 +1,293 @@
+"""Which revisions are taken, and which never."""
+
+from itertools import pairwise
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulators import Quality, source_of
+from updater.actions import Failed, FaultKind, Listed, LookAtHub, WishKind
+from updater.pipeline.versions import is_after, version_of
+from updater.pipeline.watch import worth_listing
+from updater.record import Outcome, Stage
+from updater.rules import Mode, ReleasePolicy
+
+SEMVER = ReleasePolicy()
+
+
+@pytest.mark.fault("R1")
+def test_an_older_tag_is_no_update(world: World) -> None:
+    """The floor is what was committed last."""
+    world.publish("0.9.0")
+    world.settle()
+
+    assert "1.0.0" == world.committed
+    assert [] == world.outcomes("0.9.0")
+
+
+@pytest.mark.fault("R2")
+def test_what_is_committed_is_not_taken_again(world: World) -> None:
+    """The same version and digest is a no-op, under the same name and with a prefix."""
+    world.publish("v1.0.0", content=world.hub.contents["1.0.0"])
+    world.settle()
+
+    assert 1 == world.told().count("update_started")
+
+
+@pytest.mark.fault("R2")
+def test_the_same_content_under_a_higher_version_is_not_taken(world: World) -> None:
+    """Nothing would change but the name."""
+    world.publish("1.1.0", content=world.hub.contents["1.0.0"])
+    world.settle()
+
+    assert "1.0.0" == world.committed
+    assert "same content" in world.record.watch.message
+
+
+@pytest.mark.fault("R3")
+def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_look(world: World) -> None:
+    """Neither an update nor a failure; what it has become is taken then."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.STAGING)
+    world.publish("1.1.0", content="changed")
+    world.settle()
+
+    assert [Outcome.ABANDONED, Outcome.COMMITTED] == world.outcomes("1.1.0")
+    assert () == world.record.failure_ages
+
+
+@pytest.mark.fault("R4")
+def test_a_branch_is_no_release(world: World) -> None:
+    """Only names of the pattern are."""
+    for name in ("master", "main", "1.1", "release-1.1.0", "1.1.0.1", "01.1.0", ""):
+        world.publish(name)
+    world.settle()
+
+    assert 1 == world.told().count("update_started")
+
+
+@pytest.mark.fault("R5")
+def test_a_prerelease_is_taken_only_if_policy_says_so(world: World) -> None:
+    """And it comes before its release."""
+    world.publish("1.1.0-rc.1")
+    world.settle()
+    assert "1.0.0" == world.committed
+
+    world.with_rules(policy=ReleasePolicy(prereleases=True))
+    world.settle()
+    assert "1.1.0-rc.1" == world.committed
+
+
+@pytest.mark.fault("R6")
+def test_numbers_are_compared_as_numbers(world: World) -> None:
+    """1.10.0 comes after 1.9.0."""
+    world.install("1.9.0")
+    world.install("1.10.0")
+
+    assert "1.10.0" == world.record.floor
+
+
+@pytest.mark.fault("R7")
+def test_a_prefix_makes_no_other_version(world: World) -> None:
+    """v1.1.0 follows 1.0.0."""
+    world.install("v1.1.0")
+
+    assert version_of("v1.1.0", SEMVER) == version_of("1.1.0", SEMVER)
+    assert not is_after("1.1.0", "v1.1.0", SEMVER)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0"],
+        ["0.9.9", "1.0.0", "1.0.1", "1.1.0", "2.0.0"],
+    ],
+)
+def test_the_order_is_that_of_semver(order: list[str]) -> None:
+    """The specification's own example."""
+    assert all(is_after(higher, lower, SEMVER) for lower, higher in pairwise(order))
+
+
+def test_a_pattern_of_groups_orders_other_names() -> None:
+    """As publishers of address models name them."""
+    policy = ReleasePolicy(pattern=r"mgeo-base-v(\d+)-(\d{8})")
+
+    assert is_after("mgeo-base-v1-20230815", "mgeo-base-v1-20221201", policy)
+    assert is_after("mgeo-base-v10-20230101", "mgeo-base-v9-20231231", policy)
+    assert version_of("mgeo-large-v1-20230815", policy) is None
+
+
+@pytest.mark.fault("R8")
+def test_a_huge_version_that_fails_its_gate_blocks_nothing(world: World) -> None:
+    """Only a commit raises the floor."""
+    world.with_rules(policy=ReleasePolicy(jump_cap=0))
+    world.publish("999.0.0", Quality(right=2))
+    world.settle()
+    world.publish("1.2.4")
+    world.settle()
+
+    assert {"999.0.0"} == world.quarantined
+    assert "1.2.4" == world.committed == world.record.floor
+
+
+@pytest.mark.fault("R9")
+def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
+    """Until an operator names it."""
+    world.publish("3.0.0")
+    world.settle()
+    assert "1.0.0" == world.committed
+    assert "jumps" in world.record.watch.message
+
+    world.wish(WishKind.UPDATE, "3.0.0")
+    world.settle()
+    assert "3.0.0" == world.committed
+
+
+@pytest.mark.fault("R11")
+def test_the_newest_tag_deleted_changes_nothing(world: World) -> None:
+    """What serves was committed here."""
+    world.install("1.1.0")
+    del world.hub.contents["1.1.0"]
+    world.settle()
+
+    assert "1.1.0" == world.committed == world.serving
+
+
+@pytest.mark.fault("R12")
+def test_of_two_new_tags_the_higher_is_taken(world: World) -> None:
+    """The other one never serves."""
+    world.publish("1.2.0")
+    world.publish("1.1.0")
+    world.settle()
+
+    assert "1.2.0" == world.committed
+    assert [] == world.outcomes("1.1.0")
+
+
+@pytest.mark.fault("R13")
+def test_a_new_tag_in_observation_waits(world: World) -> None:
+    """One update at a time; the newer one follows."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    world.publish("1.2.0")
+    world.tick_until(Stage.COMMITTING)
+    assert "1.1.0" == world.record.under_way.revision
+    world.settle()
+
+    assert [Outcome.COMMITTED] == world.outcomes("1.1.0") == world.outcomes("1.2.0")
+
+
+@pytest.mark.fault("R14")
+def test_a_quarantined_content_stays_blocked_under_a_higher_version(world: World) -> None:
+    """Quarantine goes by what it holds."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+    world.publish("1.2.0", content=world.hub.contents["1.1.0"])
+    world.settle()
+
+    assert "1.0.0" == world.committed
+    assert [] == world.outcomes("1.2.0")
+
+
+@pytest.mark.fault("R15")
+def test_a_revision_that_arrives_piece_by_piece_is_taken_when_it_is_whole(world: World) -> None:
+    """Weights half a minute after the manifest: not ready, then committed."""
+    world.publish("1.1.0")
+    world.hub.unready.add("1.1.0")
+    world.settle()
+    assert "not complete" in world.record.watch.message
+    assert [] == world.outcomes("1.1.0")
+
+    world.hub.unready.clear()
+    world.settle()
+    assert [Outcome.COMMITTED] == world.outcomes("1.1.0")
+
+
+@pytest.mark.fault("R15")
+def test_a_lower_whole_revision_does_not_wait_for_a_higher_one_that_arrives(world: World) -> None:
+    """And the higher one follows when it is whole."""
+    world.publish("1.1.0")
+    world.publish("1.2.0")
+    world.hub.unready.add("1.2.0")
+    world.settle()
+    assert "1.1.0" == world.committed
+
+
+@pytest.mark.fault("R16")
+def test_a_known_version_under_another_digest_is_an_alarm_and_no_update(world: World) -> None:
+    """Told once; neither what is committed nor what was refused changes under its name."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+    world.publish("1.1.0")
+    world.publish("1.0.0")
+    world.settle()
+
+    assert 2 == world.told().count("revision_republished")
+    assert "1.0.0" == world.committed
+    assert [Outcome.REFUSED] == world.outcomes("1.1.0")
+
+
+@pytest.mark.fault("R16")
+def test_an_operator_may_name_what_was_published_again(world: World) -> None:
+    """A person has looked at it."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+    world.wish(WishKind.RELEASE_QUARANTINE, source_of(world.hub.contents["1.1.0"]))
+    world.publish("1.1.0")
+    world.wish(WishKind.UPDATE, "1.1.0")
+    world.settle()
+
+    assert "1.1.0" == world.committed
+
+
+def test_policy_deny_and_pin(world: World) -> None:
+    """What policy excludes is not taken, however new."""
+    world.publish("1.1.0")
+    world.publish("1.2.0")
+    world.publish("1.3.0")
+    world.with_rules(policy=ReleasePolicy(deny=("1.3.0",), pin="1.1.0"))
+    world.settle()
+    assert "1.1.0" == world.committed
+
+    world.with_rules(policy=ReleasePolicy(deny=("1.3.0",)))
+    world.settle()
+    assert "1.2.0" == world.committed
+
+
+def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
+    """But shows what it would take."""
+    world.with_rules(mode=Mode.HOLD)
+    world.publish("1.1.0")
+    world.settle()
+
+    assert "1.0.0" == world.committed
+    assert "1.1.0" == world.record.watch.newest
+
+
+def test_one_look_lists_only_what_may_matter() -> None:
+    """However many tags there are."""
+    names = [f"1.{number}.0" for number in range(200)] + ["master"]
+    look = LookAtHub(SEMVER, floor="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
+
+    chosen = worth_listing(names, look)
+
+    assert ("1.198.0", "1.197.0", "1.196.0", "1.195.0", "1.194.0", "1.199.0", "1.100.0") == chosen
+    assert () == worth_listing(["1.101.0"], LookAtHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9"))
+
+
+def test_an_empty_listing_is_an_answer(world: World) -> None:
+    """A hub without revisions is well, and nothing changes."""
+    world.hub.contents.clear()
+    world.settle()
+
+    assert "1.0.0" == world.serving
+    assert Listed((), ()) == Listed((), ())
+
+
+def test_a_revision_that_vanishes_between_two_questions_is_not_the_hubs_failure(world: World) -> None:
+    """The breaker does not count it."""
+    world.hub.faults = [Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN")]
+    world.wish(WishKind.CHECK_NOW)
+    world.settle()
+
+    assert 0 == world.record.hub.failures

@@ -1,0 +1,217 @@
+"""The numbers behind a verdict: of a gate, and of a trial."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.updater.core.world import World
+from updater.actions import Failed, FaultKind, Wish, WishKind
+from updater.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
+from updater.pipeline.gate_verdict import GateVerdict, judge
+from updater.pipeline.trial import TrialVerdict, percentile, since
+from updater.pipeline.trial import judge as judge_trial
+from updater.pipeline.wishes import refusal
+from updater.ports import FrontState, RevisionSeen, TrialSeen
+from updater.record import Counts, HeldFor, Update, UpdateKind
+from updater.rules import GateRules, ObserveRules
+from updater.settings import UpdaterSection, rules_of
+
+RULES = GateRules()
+WATCHED = ObserveRules(window_seconds=30.0, max_seconds=120.0, min_answers=50)
+
+
+def answers(active: str, candidate: str, **changes: object) -> GateAnswers:
+    """One question a letter: `r` right, `w` wrong, `n` NaN, `x` failed; with an expectation."""
+    said = {
+        "r": Answer("yes"),
+        "w": Answer("no"),
+        "n": Answer(failure="NOT_FINITE"),
+        "x": Answer(failure="ENGINE_FAILED"),
+    }
+    asked = [
+        Asked(str(n), "?", "yes", said[c], said[a]) for n, (a, c) in enumerate(zip(active, candidate, strict=True))
+    ]
+    return replace(GateAnswers("golden", "cpu", "float32", tuple(asked)), **changes)  # type: ignore[arg-type]
+
+
+def test_the_exact_tests_agree_with_tables() -> None:
+    """McNemar's and the binomial, one-sided."""
+    assert pytest.approx(0.5**5) == worse_by_chance(5, 0)
+    assert pytest.approx(0.0546875) == worse_by_chance(8, 2)
+    assert 1.0 == worse_by_chance(0, 7)
+    assert pytest.approx(0.01386, abs=1e-5) == under_by_chance(10, 20, 0.75)
+    assert 0.0 <= at_least(5000, 10_000, 0.5) <= 1.0
+    assert pytest.approx(0.504, abs=1e-3) == at_least(5000, 10_000, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("active", "candidate", "verdict"),
+    [
+        ("r" * 100, "r" * 100, GateVerdict.PASS),
+        ("r" * 80 + "w" * 20, "r" * 90 + "w" * 10, GateVerdict.PASS),
+        ("r" * 100, "r" * 99 + "w", GateVerdict.PASS),  # exactly one point
+        ("r" * 100, "r" * 97 + "w" * 3, GateVerdict.HOLD),  # 12.5 % by chance
+        ("r" * 100, "r" * 95 + "w" * 5, GateVerdict.REFUSE),  # 3 % by chance
+        ("r" * 94 + "w" * 6, "w" * 6 + "r" * 94, GateVerdict.HOLD),  # as good, but six were right before
+        ("r" * 100, "r" * 99 + "n", GateVerdict.REFUSE),
+        ("r" * 99 + "x", "r" * 99 + "x", GateVerdict.PASS),  # what both fail is the item's fault
+        ("", "", GateVerdict.HOLD),
+    ],
+)
+def test_golden_answers_are_judged_by_accuracy_flips_and_chance(
+    active: str, candidate: str, verdict: GateVerdict
+) -> None:
+    """Refused where it is worse beyond chance, held where it may be chance."""
+    assert verdict is judge(answers(active, candidate), RULES).verdict
+
+
+def test_a_first_install_is_judged_by_expectation_alone() -> None:
+    """Against the set's own floor."""
+    alone = answers("r" * 40, "r" * 30 + "w" * 10)
+    asked = tuple(replace(row, active=None) for row in alone.asked)
+
+    assert GateVerdict.PASS is judge(replace(alone, asked=asked, floor=0.7), RULES).verdict
+    assert GateVerdict.REFUSE is judge(replace(alone, asked=asked, floor=0.9), RULES).verdict
+    assert HeldFor.NOISE is judge(replace(alone, asked=asked, floor=0.77), RULES).held_for
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "held_for"),
+    [
+        ({"candidate_seconds": 1.6, "active_seconds": 1.0}, GateVerdict.REFUSE, None),
+        ({"candidate_seconds": 1.4, "active_seconds": 1.0}, GateVerdict.PASS, None),
+        ({"candidate_seconds": 0.04, "active_seconds": 0.01}, GateVerdict.PASS, None),  # too little to tell
+        ({"candidate_bytes": 11, "planned_bytes": 10}, GateVerdict.HOLD, HeldFor.DOES_NOT_FIT),
+    ],
+)
+def test_cost_and_memory_are_held_against_the_plan(
+    changes: dict[str, float], verdict: GateVerdict, held_for: HeldFor | None
+) -> None:
+    """In the runner's own seconds and bytes."""
+    judgement = judge(answers("r" * 20, "r" * 20, **changes), RULES)
+    assert (verdict, held_for) == (judgement.verdict, judgement.held_for)
+
+
+def trial(
+    seconds: float, seen: Counts, baseline: Counts | None = None, rules: ObserveRules = WATCHED, **changes: object
+) -> TrialVerdict:
+    """Judge a trial after so long, with these counts."""
+    update = Update("u", UpdateKind.RELEASE, "1.1.0", World().clock.now(), bundle_digest="b", stage_seconds=seconds)
+    front = FrontState("life", 1, (), "", is_ready=True, stats=(RevisionSeen("b", "cpu", seen),))
+    frozen = Counts(answered=1000) if baseline is None else baseline
+    changed = replace(update, **changes)  # type: ignore[arg-type]
+    return judge_trial(changed, front, TrialSeen("l", "b", "p", 60.0, frozen), rules).verdict
+
+
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize(
+    ("seconds", "seen", "verdict"),
+    [
+        (1.0, Counts(answered=10, failed=1), TrialVerdict.WAIT),
+        (1.0, Counts(failed=1), TrialVerdict.WAIT),
+        (1.0, Counts(answered=4, failed=5), TrialVerdict.ROLL_BACK),  # a burst
+        (1.0, Counts(answered=900, failed=3, not_finite=3), TrialVerdict.ROLL_BACK),  # NaN is no bad luck
+        (1.0, Counts(answered=60, failed=2), TrialVerdict.ROLL_BACK),  # enough answers for a share
+        (1.0, Counts(answered=900, failed=2, restarts=2), TrialVerdict.ROLL_BACK),
+        (1.0, Counts(failed=5, out_of_memory=5), TrialVerdict.DOES_NOT_FIT),
+        (29.0, Counts(answered=5000), TrialVerdict.WAIT),
+        (31.0, Counts(answered=5000, failed=20), TrialVerdict.KEEP),
+        (31.0, Counts(answered=3), TrialVerdict.PROBE),
+    ],
+)
+def test_a_trial_is_judged_by_what_was_counted(seconds: float, seen: Counts, verdict: TrialVerdict) -> None:
+    """With a least number of answers, and at once on a burst."""
+    assert verdict is trial(seconds, seen)
+
+
+def test_a_trial_that_is_no_worse_than_before_is_kept() -> None:
+    """What fails before and after is nobody's fault."""
+    seen = Counts(answered=900, failed=100)
+    assert TrialVerdict.ROLL_BACK is trial(31.0, seen)
+    assert TrialVerdict.KEEP is trial(31.0, seen, Counts(answered=900, failed=100))
+
+
+def test_a_trial_that_is_much_slower_is_taken_back() -> None:
+    """By its 95th percentile, against the one before."""
+    fast, slow = Counts(answered=100, latency=(0, 0, 0, 100)), Counts(answered=100, latency=(0, 0, 0, 0, 0, 0, 100))
+    assert TrialVerdict.ROLL_BACK is trial(31.0, slow, fast)
+    assert TrialVerdict.KEEP is trial(31.0, fast, slow)
+    assert 0.0 == percentile((), 0.95)
+
+
+@pytest.mark.fault("S11")
+def test_a_trial_on_probes() -> None:
+    """Enough good ones keep it, bad ones do not; none allowed leaves it to a person."""
+    assert TrialVerdict.KEEP_ON_PROBES is trial(31.0, Counts(), probes_good=50)
+    assert TrialVerdict.ROLL_BACK is trial(31.0, Counts(), probes_good=10, probes_bad=10)
+    assert TrialVerdict.NO_DATA is trial(1e6, Counts(), probes_good=1)
+    strict = replace(WATCHED, probes_allowed=False)
+    assert TrialVerdict.WAIT is trial(31.0, Counts(), rules=strict)
+    assert TrialVerdict.NO_DATA is trial(121.0, Counts(), rules=strict)
+
+
+def test_what_was_counted_before_activation_is_not_the_trials() -> None:
+    """A bundle may be tried twice in one life of the front."""
+    before = Counts(answered=5, failed=9, latency=(5,))
+    assert Counts(answered=1, latency=(1,)) == since(Counts(answered=6, failed=9, latency=(6,)), before)
+    assert TrialVerdict.WAIT is trial(1.0, Counts(failed=9), at_activation=Counts(failed=9))
+
+
+@pytest.mark.fault("N1")
+def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
+    """While it is asked, and while it is fetched from."""
+    world.publish("1.1.0")
+    world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
+    world.settle()
+    assert "1.1.0" == world.committed
+
+    world.publish("1.2.0")
+    while "revision_staged" != world.told()[-1]:
+        if world.record.stage.value == "STAGING" and not world.hub.faults and world.record.hub.failures == 0:
+            world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
+        world.tick()
+    world.settle()
+    assert "1.2.0" == world.committed
+
+
+@pytest.mark.fault("N4")
+def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
+    """Somebody has to change a setting; the breaker does not count it."""
+    world.hub.faults = [Failed(FaultKind.DENIED, "HUB_DENIED", "403")] * 9
+    for _ in range(60):
+        world.tick()
+    assert 0 == world.record.hub.failures
+    assert "HUB_DENIED" in world.record.watch.message
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        (Wish(WishKind.UPDATE, "0.9.0"), "BELOW_FLOOR"),
+        (Wish(WishKind.UPDATE, "1.0.0"), "BELOW_FLOOR"),
+        (Wish(WishKind.APPROVE, "source"), "NOT_HELD"),
+        (Wish(WishKind.RELEASE_QUARANTINE, "source"), "NOT_QUARANTINED"),
+        (Wish(WishKind.RESET_BREAKER, "fuse"), "BREAKER_UNKNOWN"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(world: World, wish: Wish, reason: str) -> None:
+    """And changes nothing if it is asked all the same."""
+    refused = refusal(world.record, wish, world.facts(), world.rules)
+    assert refused is not None
+    assert reason == refused.reason
+
+    floor = world.record.floor
+    world.wish(wish.kind, wish.argument)
+    assert "wish_refused" == world.told()[-1]
+    assert floor == world.record.floor
+
+
+def test_settings_become_rules() -> None:
+    """What an operator writes is what decides."""
+    section = UpdaterSection.model_validate(
+        {"models": {"shapes": {"hub_folder": "hub", "policy": {"mode": "approve"}, "observe": {"min_answers": 7}}}}
+    )
+    rules = rules_of(section, "shapes")
+    assert ("approve", 7) == (rules.mode.value, rules.observe.min_answers)
+    with pytest.raises(ValueError, match="capture groups"):
+        UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub", "policy": {"pattern": "v.*"}}}})

@@ -1,0 +1,79 @@
+"""Revisions that look published and become scripted bundles: verified for real, converted by a stand-in."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cli.publishing import Published, publish
+from common.bundle import Bundle, BundleBroken, bundle_digest, bundle_folder, hash_file, read_bundle, write_bundle
+from common.sealing import ConversionRefused, ConvertLimits, read_source, seal
+from tests.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
+
+MODEL = "shapes"
+_CONFIGURATION = {
+    "framework": "pytorch",
+    "task": "visual-entailment",
+    "model": {"type": "ofa", "language": "en", "gen_type": "traverse"},
+    "pipeline": {"type": "visual-entailment"},
+    "preprocessor": {"type": "ofa-tasks-preprocessor"},
+}
+
+
+def model_folder(
+    place: Path,
+    revision: str,
+    configuration: dict[str, Any] | None = None,
+    weights_bytes: int = 4096,
+    **script: Any,  # noqa: ANN401  of Script
+) -> Path:
+    """A model as somebody downloads it; `script` sets fields of Script, `configuration` replaces keys of its file."""
+    folder = place / f"made-{revision}"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"script": {"revision": revision, **script}})
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    row = {**_CONFIGURATION, **(configuration or {})}
+    (folder / "configuration.json").write_text(json.dumps(row), encoding="utf-8")
+    (folder / "vocab.json").write_text("{}", encoding="utf-8")
+    (folder / "merges.txt").write_text("", encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(revision.encode().ljust(weights_bytes, b"."))
+    return folder
+
+
+def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> Published:  # noqa: ANN401  of Script
+    """Publish a revision into a folder hub."""
+    return publish(model_folder(place or hub.parent / "made", revision, **script), hub, MODEL, revision)
+
+
+def convert_scripted(
+    source: Path, state: Path, revision: str, limits: ConvertLimits, precision: str = "float32"
+) -> Bundle:
+    """What `run_convert` does, without torch: the script in config.json becomes a bundle of the scripted engine."""
+    seen = read_source(source)
+    digest = bundle_digest(seen.digest, NAME, CONVERTER, precision)
+    try:
+        return read_bundle(bundle_folder(state, digest))
+    except BundleBroken:
+        pass
+    row = json.loads((source / "config.json").read_text(encoding="utf-8"))["script"]
+    fault = row.pop("fail_convert", "")
+    if fault:
+        raise ConversionRefused(fault, "refused on command")
+    staging = state / "staging" / f"convert-{os.getpid()}-{revision}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    script = {name: row[name] for name in Script.__dataclass_fields__ if name in row}
+    (staging / SCRIPT_NAME).write_text(json.dumps(script), encoding="utf-8")
+    bundle = Bundle(
+        bundle_digest=digest,
+        source_digest=seen.digest,
+        revision=revision,
+        engine=NAME,
+        task="visual-entailment",
+        precision=precision,
+        converter=CONVERTER,
+        files=(hash_file(staging / SCRIPT_NAME),),
+    )
+    write_bundle(staging, bundle)
+    return seal(staging, state)

@@ -1,0 +1,21 @@
+"""The real updater with a stand-in for the conversion: `python -m tests.updater.edges.scripted_updater`."""
+
+import sys
+from pathlib import Path
+
+from common.bundle import bundle_digest
+from tests.scripted_engine import CONVERTER, NAME
+from tests.updater.edges.revisions import convert_scripted
+from updater.assembly import Conversion
+from updater.daemon import main
+
+
+def digest_of_scripted(_folder: Path, source: str, precision: str) -> str:
+    """What `convert_scripted` makes of a source."""
+    return bundle_digest(source, NAME, CONVERTER, precision)
+
+
+SCRIPTED = Conversion(convert_scripted, digest_of_scripted)
+
+if __name__ == "__main__":
+    sys.exit(main(SCRIPTED))

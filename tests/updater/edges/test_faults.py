@@ -1,0 +1,186 @@
+"""Damaged journals, strangers, bad and half-copied revisions: real processes, seen by a caller and an operator."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from hotslot.updates.v1 import updates_pb2 as pb
+from tests.scripted_engine import expected_scores
+from tests.stack import refusal_of
+from tests.stack.process import ROOT
+from tests.updater.edges.conftest import MakeWorld
+from tests.updater.edges.revisions import MODEL, model_folder
+from tests.updater.edges.world import World
+
+pytestmark = [pytest.mark.timeout(180)]
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _break_header(path: Path) -> None:
+    path.write_bytes(b"no database" + path.read_bytes()[11:])
+
+
+def _newer_schema(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=99")
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize("damage", [_empty, _break_header, _newer_schema])
+def test_a_journal_that_cannot_be_read_costs_no_answer(make_world: MakeWorld, damage: object) -> None:
+    """Serving goes on; status says so and what to do; nothing is changed; put right, updates go on."""
+    world = make_world()
+    world.start()
+    assert world.updater is not None
+    world.updater.stop()
+    journal = world.state / "journal.db"
+    kept = journal.read_bytes()
+    damage(journal)  # type: ignore[operator]  # one of the three above
+    damaged = journal.read_bytes()
+    world.start_updater()
+    world.publish("v1.0.1")
+    status = world.status()
+    assert "journal" in status.advice
+    with pytest.raises(grpc.RpcError) as caught:
+        world.updates().CheckNow(pb.CheckNowRequest(), timeout=20)
+    assert ("UNAVAILABLE", "JOURNAL_UNREADABLE") == refusal_of(caught.value).brief[:2]
+    assert world.updater.events("journal_unreadable")
+    assert "v1.0.0" == world.serving()
+    assert damaged == journal.read_bytes()
+    world.updater.stop()
+
+    journal.write_bytes(kept)
+    world.restart_updater()
+    world.wait_committed("v1.0.1")
+    world.close()
+
+
+@pytest.mark.fault("U4")
+def test_another_user_cannot_reach_the_sockets(world: World) -> None:
+    """The run folder lets nobody in but its owner."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    world.start_updater()
+    world.status()
+    become = "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    program = f"{become}; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    for name in ("updates.sock", "control.sock"):
+        path = str(world.state / "run" / name)
+        command = [sys.executable, "-c", program, path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert "PermissionError" in done.stderr
+    assert 0o700 == (world.state / "run").stat().st_mode & 0o777
+
+
+@pytest.mark.fault("S6")
+def test_a_revision_that_is_wrong_on_golden_answers_is_refused(make_world: MakeWorld) -> None:
+    """No caller meets it, the evidence names the numbers and the items, and it is not tried again."""
+    world = make_world(committed=None)
+    write_expectations(world.golden, "good")
+    world.start()
+    world.publish("v1.0.0", salt="good")
+    world.start_updater()
+    world.wait_committed("v1.0.0")
+    world.publish("v1.0.1", salt="wrong")
+    seen = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is refused")
+    assert {"v1.0.0"} == set(seen)
+    world.wait_rest()
+    stub = world.updates()
+    latest = stub.ListHistory(pb.ListHistoryRequest(), timeout=20).updates[0]
+    assert ("v1.0.1", pb.UPDATE_OUTCOME_REFUSED) == (latest.revision, latest.outcome)
+    told = stub.GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
+    assert any(row.name == "accuracy" and not row.passed for row in told.measurements)
+    assert told.differing
+    assert "release" in told.advice
+    # The same content under a higher version is in quarantine, too.
+    world.publish("v1.0.2", salt="good")
+    world.wait_committed("v1.0.2")
+    world.close()
+
+
+@pytest.mark.fault("S7")
+def test_a_revision_that_fails_only_on_live_traffic_is_taken_back(make_world: MakeWorld) -> None:
+    """Right on golden items, NaN for callers: the previous revision answers, no call fails, and it goes."""
+    world = make_world(observe={"window_seconds": 60.0, "max_seconds": 90.0})
+    world.start_with_short_window()
+    world.publish("v1.0.1")
+    world.start_updater()
+    seen = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is taken back", "a bird !nan@v1.0.1")
+    assert {"v1.0.0"} == set(seen)
+    world.wait_rest()
+    world.close()
+
+
+@pytest.mark.fault("S10")
+def test_a_candidate_that_is_gone_is_not_activated(world: World) -> None:
+    """Somebody emptied its slot between the gate and the swap: it is loaded and proven again."""
+    updater = world.start_updater(crash_at="stop:ACTIVATING")
+    revision = world.publish_next()
+    world.wait(updater.is_frozen, "frozen before the swap")
+    other = world.hand().other()
+    world.hand().retire(other.load_id)
+    updater.thaw()
+    world.wait_committed(revision)
+
+
+@pytest.mark.fault("R15")
+def test_a_revision_that_arrives_piece_by_piece_waits_until_it_is_whole(world: World) -> None:
+    """Manifest first, weights later, short at first: never an update, never a failure, then committed."""
+    world.start_updater()
+    before, revision = world.serving(), world.next_revision()
+    whole = model_folder(world.folder / "slow", revision)
+    world.publish_to(world.folder / "elsewhere", whole, revision)
+    source, target = world.folder / "elsewhere" / MODEL / revision, world.hub / MODEL / revision
+    target.mkdir()
+    world.status()  # waits until the updater answers
+    for name in ("hotslot-manifest.json", "configuration.json", "config.json", "merges.txt", "vocab.json"):
+        shutil.copy(source / name, target / name)
+    world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    assert "not complete" in world.status().advice
+    weights = (source / "model.safetensors").read_bytes()
+    (target / "model.safetensors").write_bytes(weights[:1000])
+    world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    assert before == world.serving()
+    with (target / "model.safetensors").open("ab") as file:
+        file.write(weights[1000:])
+    world.wait_committed(revision)
+
+
+def test_the_programs_of_the_updater_never_load_torch() -> None:
+    """Nor anything that serves."""
+    program = "import sys, updater.daemon; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"},
+    )
+    assert 0 == done.returncode, done.stderr
+    loaded = set(done.stdout.split())
+    assert set() == {"torch", "numpy", "modelscope", "inference"} & loaded
+
+
+def write_expectations(folder: Path, salt: str) -> None:
+    """A golden set that expects what a bundle of this salt answers."""
+    lines = []
+    for number in range(30):
+        image = f"picture {number}".encode()
+        (folder / f"{number}.png").write_bytes(image)
+        scores = expected_scores(salt, image, "is it so")
+        labels = {"yes": scores.yes, "no": scores.no, "maybe": scores.maybe}
+        best = max(labels, key=lambda label: labels[label])
+        row = {"item": f"i{number}", "image": f"{number}.png", "statements": ["is it so"], "expected": [best]}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "golden.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,162 @@
+"""The journal: durable or unchanged, readable or left alone."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from updater.record import Event, Evidence, Installed, Measured, ModelRecord, Outcome, Stage, Update, UpdateKind
+from updater.store import database
+from updater.store.journal import Journal, JournalNotWritten, JournalUnreadable
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW)
+RECORD = ModelRecord("shapes", Stage.STAGING, UPDATE, committed=Installed("v1.0.0", "sha256:s", "sha256:b"))
+
+
+def event(name: str, stage: Stage = Stage.STAGING, outcome: Outcome | None = None) -> Event:
+    """Something that happened."""
+    return Event(NOW, "shapes", stage, name, "a sentence", UPDATE, outcome)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the journal is."""
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    """A new one."""
+    opened = Journal(path)
+    yield opened
+    opened.close()
+
+
+def test_a_record_is_read_as_it_was_written(journal: Journal) -> None:
+    """Every field comes back."""
+    assert journal.load("shapes") is None
+    journal.write(RECORD, ())
+    assert RECORD == journal.load("shapes")
+
+
+def test_a_record_survives_the_process(journal: Journal, path: Path) -> None:
+    """What was written is there for the next life."""
+    journal.write(RECORD, [event("update_started")])
+    journal.close()
+    again = Journal(path)
+    assert RECORD == again.load("shapes")
+    assert ["update_started"] == [row.name for row in again.events(UPDATE.update_id)]
+    again.close()
+
+
+def test_history_tells_an_update_as_it_stood_last(journal: Journal) -> None:
+    """One row an update, newest first, page by page."""
+    for number in range(5):
+        update = replace(UPDATE, update_id=f"u-{number}")
+        begun = replace(event("update_started"), update=update)
+        ended = replace(event("update_committed", Stage.IDLE, Outcome.COMMITTED), update=update)
+        journal.write(RECORD, [begun, ended])
+    first = journal.history("shapes", 3, 0)
+    assert ["u-4", "u-3", "u-2"] == [past.update.update_id for _, past in first]
+    assert {Outcome.COMMITTED} == {past.outcome for _, past in first}
+    rest = journal.history("", 3, first[-1][0])
+    assert ["u-1", "u-0"] == [past.update.update_id for _, past in rest]
+
+
+def test_evidence_is_kept_by_stage(journal: Journal) -> None:
+    """What the gate and the observation measured stand side by side."""
+    gate = Evidence((Measured("accuracy", 0.9, 0.95, 0.94, passed=False),))
+    journal.write(RECORD, [replace(event("gate_refused", Stage.GATING), evidence=gate)])
+    trial = Evidence((Measured("error_share", 0.0, None, 0.01, passed=True),))
+    journal.write(RECORD, [replace(event("trial_kept", Stage.OBSERVING), evidence=trial)])
+    assert [gate, trial] == journal.evidence(UPDATE.update_id)
+
+
+def test_events_are_never_changed(journal: Journal, path: Path) -> None:
+    """The audit trail only grows."""
+    journal.write(RECORD, [event("update_started")])
+    journal.close()
+    with pytest.raises(sqlite3.IntegrityError, match="never changed"):
+        sqlite3.connect(path).execute("UPDATE events SET message = 'another'")
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "empty"), (b"x" * 8192, "not a database"), (b"SQLite format 3\0" + b"\xff" * 8000, "journal")],
+)
+def test_a_damaged_journal_is_told_and_left_alone(path: Path, content: bytes, why: str) -> None:
+    """It is neither read nor replaced: a person may want to look at it."""
+    path.write_bytes(content)
+    with pytest.raises(JournalUnreadable, match=why):
+        Journal(path)
+    assert content == path.read_bytes()
+
+
+@pytest.mark.fault("D6")
+def test_a_journal_cut_in_the_middle_is_told(journal: Journal, path: Path) -> None:
+    """Half a file is no file."""
+    for number in range(200):
+        journal.write(RECORD, [event(f"event_{number}")])
+    journal.close()
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(JournalUnreadable):
+        Journal(path).load("shapes")
+
+
+@pytest.mark.fault("D6")
+def test_a_newer_schema_is_told(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older hotslot does not guess what a newer one wrote."""
+    journal.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version={database.SCHEMA_VERSION + 1}")
+    with pytest.raises(JournalUnreadable, match="start the newer"):
+        Journal(path)
+
+
+@pytest.mark.fault("D6")
+def test_a_record_that_this_build_does_not_know_is_told(journal: Journal, path: Path) -> None:
+    """A field from the future stops updates instead of steering them."""
+    journal.write(RECORD, ())
+    journal.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE records SET row = json_set(row, '$.surprise', 1)")
+    opened = Journal(path)
+    with pytest.raises(JournalUnreadable, match="does not know"):
+        opened.load("shapes")
+    opened.close()
+
+
+@pytest.mark.fault("D1")
+def test_a_full_disk_changes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write fails as a whole, and the next one that fits goes through."""
+    journal.write(RECORD, ())
+    too_large = [replace(event("noise"), message="x" * (1 << 20)) for _ in range(4)]
+    database_ = journal._database  # noqa: SLF001  the fault is set where the disk would set it
+    pages = database_.rows("PRAGMA page_count")[0][0]
+    database_.rows(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(JournalNotWritten, match="full"):
+        journal.write(replace(RECORD, stage=Stage.VERIFYING), too_large)
+    assert RECORD == journal.load("shapes")
+    assert [] == journal.events(UPDATE.update_id)
+    journal.write(replace(RECORD, stage=Stage.VERIFYING), [event("revision_staged")])
+    assert Stage.VERIFYING is (journal.load("shapes") or RECORD).stage
+
+
+@pytest.mark.fault("D3")
+def test_a_journal_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """A folder that is gone, or cannot be written, is an error to be tried again, not a damaged journal."""
+    with pytest.raises(JournalNotWritten):
+        Journal(tmp_path / "gone" / "journal.db")
+
+
+def test_a_half_made_journal_is_made_again(path: Path) -> None:
+    """A crash while making it leaves only a temporary file, which the next start throws away."""
+    path.with_name(".journal.db.new").write_bytes(b"half")
+    Journal(path).close()
+    assert [path] == [entry for entry in path.parent.iterdir() if not entry.name.endswith("-journal")]

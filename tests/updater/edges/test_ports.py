@@ -1,0 +1,353 @@
+"""What every implementation of a port must do: the simulators of the core's tests and the real ones alike."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from common.clock import SystemClock
+from common.engine_files import Task
+from tests.stack import Stack
+from tests.updater.edges.revisions import MODEL, publish_scripted
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from tests.updater.edges.world import write_golden
+from tests.updater.simulators import (
+    Quality,
+    SimFront,
+    SimGolden,
+    SimHub,
+    SimJournal,
+    SimStore,
+    bundle_of,
+    content_of,
+    source_of,
+)
+from tests.updater.simulators import SimDisk as Disk
+from updater.control.client import ControlClient
+from updater.golden_files import GoldenFiles
+from updater.hub.directory import DirectoryHub
+from updater.ports import Control, EffectFailed, Golden, Hub, Journal, Store
+from updater.prober import Prober
+from updater.record import Event, Installed, ModelRecord, Stage
+from updater.results import Failed, FaultKind
+from updater.store import journal as real_journal
+from updater.store.bundles import BundleStore, Shared
+from updater.store.garbage import Keep
+from updater.store.staging import StagingLimits
+
+LIMIT = 60.0
+ID = "20260102-030405-abcdef"
+
+
+def failure(action: Callable[[], object]) -> Failed:
+    """How it failed; it must."""
+    with pytest.raises(EffectFailed) as caught:
+        action()
+    return caught.value.failed
+
+
+# Control.
+
+
+@dataclass
+class Front:
+    """A front that serves one bundle, and two more that can be loaded."""
+
+    control: Control
+    golden: Golden
+    good: str  # bundle digest
+    broken: str  # does not load
+    unreachable: Control
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A real front."""
+    made = Stack(tmp_path_factory.mktemp("ports"))
+    made.bundle("r2")
+    made.bundle("broken", fail_load="refused")
+    with made:
+        yield made
+
+
+@pytest.fixture(params=["simulated", "real"])
+def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+    """One of each."""
+    if request.param == "simulated":
+        yield _simulated_front()
+        return
+    stack: Stack = request.getfixturevalue("stack")
+    stack.calm()
+    client = ControlClient(stack.folder / "run", MODEL, lambda: None)
+    nobody = ControlClient(tmp_path, MODEL, lambda: None)
+    write_golden(tmp_path / "golden")
+    files = GoldenFiles(tmp_path / "golden", Task.VISUAL_ENTAILMENT)
+    golden = Prober(files, client, Task.VISUAL_ENTAILMENT, SystemClock(), lambda: None)
+    digest_of = stack.answers.digest_of
+    yield Front(client, golden, digest_of("r2"), digest_of("broken"), nobody)
+    client.close()
+    nobody.close()
+    stack.calm()
+
+
+def _simulated_front() -> Front:
+    def loads(digest: str) -> str:
+        return "LOAD_FAILED" if content_of(digest) == "broken" else ""
+
+    qualities = {name: Quality() for name in ("r1", "r2")}
+    sim, dead = SimFront(lambda: bundle_of("r1"), loads), SimFront(lambda: "", loads)
+    sim.start()
+    dead.end(orderly=False)
+    return Front(sim, SimGolden(sim, qualities), bundle_of("r2"), bundle_of("broken"), dead)
+
+
+def load(front: Front, digest: str, generation: int = 0) -> str:
+    """Load a bundle."""
+    return front.control.load(digest, "", "test", generation, LIMIT)
+
+
+def test_a_load_is_asked_for_twice_and_done_once(front: Front) -> None:
+    """A crash between the load and its record costs nothing."""
+    assert load(front, front.good) == load(front, front.good)
+
+
+def test_a_bundle_that_does_not_load_is_to_blame(front: Front) -> None:
+    """It will fail again."""
+    assert FaultKind.PERMANENT is failure(lambda: load(front, front.broken)).kind
+
+
+def test_a_world_that_has_moved_is_nobodys_fault(front: Front) -> None:
+    """Compare-and-set."""
+    generation = front.control.state(LIMIT).generation
+    failed = failure(lambda: load(front, front.good, generation + 7))
+    assert (FaultKind.TRANSIENT, "GENERATION_CONFLICT") == (failed.kind, failed.reason)
+
+
+def test_a_front_that_is_away_is_nobodys_fault(front: Front) -> None:
+    """It comes back."""
+    failed = failure(lambda: front.unreachable.state(2.0))
+    assert (FaultKind.TRANSIENT, "FRONT_UNREACHABLE") == (failed.kind, failed.reason)
+
+
+def test_a_load_that_is_gone_cannot_be_activated(front: Front) -> None:
+    """The candidate was lost: it is loaded again."""
+    failed = failure(lambda: front.control.activate("nobody", 60.0, "test", 0, LIMIT))
+    assert (FaultKind.TRANSIENT, "LOAD_UNKNOWN") == (failed.kind, failed.reason)
+
+
+def test_a_trial_is_begun_extended_and_taken_back(front: Front) -> None:
+    """The previous slot stays beside it, and answers again when asked."""
+    load_id = load(front, front.good)
+    before = front.control.state(LIMIT)
+    state = front.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
+    assert state.trial is not None
+    assert (load_id, front.good) == (state.trial.load_id, state.trial.bundle_digest)
+    assert before.active_load_id == state.trial.previous_load_id
+    assert state.generation > before.generation
+    again = front.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
+    assert again.trial is not None
+    assert again.trial.term_left_seconds > 100
+    back = front.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
+    assert back.trial is None
+    assert before.active_load_id == back.active_load_id
+    assert back.last_trial is not None
+    assert (front.good, "ROLLED_BACK") == (back.last_trial.bundle_digest, back.last_trial.outcome)
+
+
+def test_a_commit_ends_a_trial_and_may_be_repeated(front: Front, request: pytest.FixtureRequest) -> None:
+    """The previous slot is free to be retired."""
+    before = front.control.state(LIMIT).active_load_id
+    load_id = load(front, front.good)
+    front.control.activate(load_id, 60.0, "test", 0, LIMIT)
+    for _ in range(2):
+        state = front.control.commit(load_id, "test", 0, LIMIT)
+        assert state.trial is None
+        assert load_id == state.active_load_id
+    state = front.control.retire(before, "test", 0, LIMIT)
+    assert before not in {slot.load_id for slot in state.slots}
+
+
+def test_a_candidate_is_not_committed(front: Front) -> None:
+    """Only what is on trial is."""
+    load_id = load(front, front.good)
+    assert "NOT_ON_TRIAL" == failure(lambda: front.control.commit(load_id, "test", 0, LIMIT)).reason
+
+
+def test_what_answers_callers_is_not_retired(front: Front) -> None:
+    """Nor what a trial falls back on; a load that is gone is no error."""
+    active = front.control.state(LIMIT).active_load_id
+    assert "SLOT_IN_USE" == failure(lambda: front.control.retire(active, "test", 0, LIMIT)).reason
+    load_id = load(front, front.good)
+    front.control.activate(load_id, 60.0, "test", 0, LIMIT)
+    assert "SLOT_IN_USE" == failure(lambda: front.control.retire(active, "test", 0, LIMIT)).reason
+    front.control.retire("nobody", "test", 0, LIMIT)
+
+
+def test_the_gate_asks_both_slots_every_question(front: Front) -> None:
+    """Side by side, with what they cost."""
+    facts = front.golden.facts()
+    load_id = load(front, front.good)
+    active = front.control.state(LIMIT).active_load_id
+    answers = front.golden.run(load_id, active, facts.digest, LIMIT)
+    assert facts.questions == len(answers.asked)
+    assert facts.digest == answers.golden_digest
+    assert all(row.candidate.text and row.active is not None and row.active.text for row in answers.asked)
+    assert ("cpu", "float32") == (answers.device, answers.precision)
+
+
+def test_the_gate_on_builtin_probes_asks_the_candidate_alone(front: Front) -> None:
+    """At a first install nothing serves beside it, and nothing is expected."""
+    answers = front.golden.run(load(front, front.good), "", "", LIMIT)
+    assert answers.asked
+    assert {("", None)} == {(row.expected, row.active) for row in answers.asked}
+
+
+def test_a_slot_that_is_gone_gives_no_verdict(front: Front) -> None:
+    """The gate has not run."""
+    digest = front.golden.facts().digest
+    assert FaultKind.TRANSIENT is failure(lambda: front.golden.run("nobody", "", digest, LIMIT)).kind
+
+
+def test_probes_are_counted(front: Front) -> None:
+    """So many asked, so many answered."""
+    assert (5, 0, 0) == front.golden.probe(load(front, front.good), 5, LIMIT)
+
+
+# Hub.
+
+
+@pytest.fixture(params=["simulated", "real"])
+def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Hub:
+    """A hub with v1 and v2, of which v2 is not whole."""
+    if request.param == "simulated":
+        return SimHub({"v1": "one", "v2": "two"}, unready={"v2"})
+    for revision in ("v1", "v2"):
+        publish_scripted(tmp_path / "hub", revision)
+    (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
+    return DirectoryHub(tmp_path / "hub", MODEL, SystemClock())
+
+
+def test_a_hub_lists_its_revisions(hub: Hub) -> None:
+    """Whole or not."""
+    assert {"v1", "v2"} == set(hub.revisions(LIMIT))
+
+
+def test_a_release_names_its_content(hub: Hub) -> None:
+    """The same whenever it is asked."""
+    release = hub.release("v1", LIMIT)
+    assert release.is_ready
+    assert release.source_digest
+    assert release == hub.release("v1", LIMIT)
+
+
+def test_a_release_that_is_not_whole_says_what_is_missing(hub: Hub) -> None:
+    """Neither an update nor a failure."""
+    release = hub.release("v2", LIMIT)
+    assert (False, True) == (release.is_ready, bool(release.missing))
+
+
+def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
+    """By its own reason."""
+    failed = failure(lambda: hub.release("v9", LIMIT))
+    assert (FaultKind.PERMANENT, "REVISION_UNKNOWN") == (failed.kind, failed.reason)
+
+
+def test_a_file_is_read_from_any_offset(hub: Hub) -> None:
+    """So that a transfer goes on where it stopped."""
+    name = hub.release("v1", LIMIT).files[0].name
+    whole = b"".join(hub.read("v1", name, 0, LIMIT))
+    assert whole[2:] == b"".join(hub.read("v1", name, 2, LIMIT))
+
+
+# Store.
+
+
+@dataclass
+class Disk2:
+    """A store with a hub, and two bundles that could be committed."""
+
+    store: Store
+    hub: Hub
+    one: Installed
+    two: Installed
+
+
+@pytest.fixture(params=["simulated", "real"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk2:
+    """One of each."""
+    if request.param == "simulated":
+        installed = [Installed(name, source_of(name), bundle_of(name)) for name in ("v1", "v2")]
+        sim = SimStore(Disk(sealed={row.bundle_digest for row in installed}), {"one": Quality()})
+        return Disk2(sim, SimHub({"v1": "one"}), *installed)
+    from tests.scripted_engine import make_scripted_bundle  # noqa: PLC0415  used here alone
+
+    state = tmp_path / "state"
+    state.mkdir()
+    bundles = [make_scripted_bundle(state, name) for name in ("v1", "v2")]
+    installed = [Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles]
+    publish_scripted(tmp_path / "hub", "v1")
+    shared = Shared(state, StagingLimits(reserve_bytes=0))
+    store = BundleStore(shared, MODEL, SystemClock(), lambda: None, Keep, digest_of_scripted)
+    return Disk2(store, DirectoryHub(tmp_path / "hub", MODEL, SystemClock()), *installed)
+
+
+def test_the_pointer_says_what_was_written(disk: Disk2) -> None:
+    """Or nothing."""
+    assert disk.store.pointer() is None
+    for installed in (disk.one, disk.two, disk.two, None, None):
+        disk.store.write_pointer(installed)
+        assert installed == disk.store.pointer()
+
+
+def test_staging_gives_the_digest_that_was_listed(disk: Disk2) -> None:
+    """And again the same."""
+    release = disk.hub.release("v1", LIMIT)
+    for is_fresh in (False, False, True):
+        staged = disk.store.stage(ID, release, disk.hub, 1 << 30, LIMIT, is_fresh=is_fresh)
+        assert release.source_digest == staged
+    disk.store.verify(disk.store.source_folder(ID, staged, is_kept=False), staged, "")
+
+
+def test_a_kept_source_is_found_and_may_be_kept_twice(disk: Disk2) -> None:
+    """A crash after it was moved costs nothing."""
+    release = disk.hub.release("v1", LIMIT)
+    digest = disk.store.stage(ID, release, disk.hub, 1 << 30, LIMIT, is_fresh=False)
+    for _ in range(2):
+        disk.store.keep_source(ID, digest)
+    assert disk.store.source_folder(ID, digest, is_kept=True)
+
+
+def test_collection_leaves_what_is_named(disk: Disk2) -> None:
+    """And nothing else, with no room to spare."""
+    disk.store.collect(frozenset({disk.one.bundle_digest}), frozenset(), "", 0)
+    assert {disk.one.bundle_digest} == disk.store.sealed()
+
+
+def test_a_source_that_is_not_kept_converts_to_nothing(disk: Disk2) -> None:
+    """Whatever it was."""
+    assert "" == disk.store.converts_to(disk.two)
+
+
+# Journal.
+
+
+@pytest.fixture(params=["simulated", "real"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    """One of each."""
+    if request.param == "simulated":
+        yield SimJournal(Disk())
+        return
+    opened = real_journal.Journal(tmp_path / "journal.db")
+    yield opened
+    opened.close()
+
+
+def test_a_journal_gives_back_what_was_written_last(journal: Journal) -> None:
+    """Nothing before the first time."""
+    assert journal.load(MODEL) is None
+    for stage in (Stage.STAGING, Stage.IDLE):
+        record = ModelRecord(MODEL, stage, floor="v1")
+        journal.write(record, [Event(datetime.now(UTC), MODEL, stage, "event_happened", "")])
+        assert record == journal.load(MODEL)

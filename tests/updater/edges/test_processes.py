@@ -1,0 +1,169 @@
+"""Kills of real processes: after each the state is what the design says, and no accepted call was lost."""
+
+import signal
+
+import pytest
+
+from tests.updater.edges.conftest import MakeWorld
+from tests.updater.edges.world import UpdaterProcess, World
+
+pytestmark = [pytest.mark.timeout(180)]
+
+FORWARD = ("STAGING", "VERIFYING", "GATING", "ACTIVATING", "OBSERVING", "COMMITTING", "IDLE")
+BETWEEN = ("after:LoadBundle", "after:ActivateLoad", "after:WritePointer", "before:CommitLoad", "after:CommitLoad")
+NAN_TO = "there is a bird !nan@{}"  # callers whose question only this revision answers with NaN
+
+
+@pytest.mark.fault("K1")
+@pytest.mark.parametrize("place", FORWARD + BETWEEN)
+def test_a_killed_updater_goes_on_and_commits(world: World, place: str) -> None:
+    """Killed right after entering any state, or between an effect and its record, the update still ends well."""
+    updater = world.start_updater(crash_at=place)
+    revision = world.publish_next()
+    world.ask_until(lambda: updater.exit_code is not None, f"the updater dies at {place}")
+    assert -signal.SIGKILL == updater.exit_code
+    assert world.serving()
+
+    world.restart_updater()
+    world.ask_until(lambda: _is_committed(world, revision), "it is committed after all")
+    assert revision == world.serving()
+
+
+@pytest.mark.fault("K1")
+@pytest.mark.parametrize("place", ["ROLLING_BACK", "after:ActivatePrevious", "before:RetireLoad"])
+def test_a_killed_updater_goes_on_rolling_back(world: World, place: str) -> None:
+    """A rollback that was cut off is ended by the next life, and the revision stays in quarantine."""
+    before = world.serving()
+    updater = world.start_updater(crash_at=place)
+    revision = world.publish_next()
+    world.ask_until(lambda: updater.exit_code is not None, f"dies at {place}", NAN_TO.format(revision))
+    assert -signal.SIGKILL == updater.exit_code
+
+    world.restart_updater()
+    world.ask_until(lambda: world.is_quarantined(revision), "it is in quarantine")
+    world.wait_rest()
+    assert before == world.serving()
+
+
+@pytest.mark.fault("K2")
+def test_a_front_killed_while_the_candidate_is_proven_costs_the_update_nothing(world: World) -> None:
+    """The gate has not run: it is run again, and the good revision is committed."""
+    world.start_updater()
+    revision = world.publish_next(load_seconds=0.5)
+    world.wait_stage("GATING")
+    world.restart_front()
+    world.wait_committed(revision)
+    assert not world.is_quarantined(revision)
+
+
+@pytest.mark.fault("K2")
+@pytest.mark.parametrize("place", ["ACTIVATING", "after:ActivateLoad", "OBSERVING", "ROLLING_BACK"])
+def test_a_front_killed_around_a_swap_serves_what_is_committed(world: World, place: str) -> None:
+    """What serves after a crash is what is committed; a crash on trial counts as the trial's."""
+    before = world.serving()
+    is_bad = place == "ROLLING_BACK"
+    updater = world.start_updater(crash_at=f"stop:{place}")
+    revision = world.publish_next()
+    statement = NAN_TO.format(revision) if is_bad else "there is a cat"
+    world.ask_until(lambda: _is_frozen(updater), f"frozen at {place}", statement)
+    world.restart_front()
+    updater.thaw()
+    world.wait(lambda: world.serving() in (before, revision), "something serves")
+    if place == "ACTIVATING":  # never on trial
+        world.wait_committed(revision)
+    else:
+        world.wait(lambda: world.is_quarantined(revision), f"{revision} is in quarantine")
+        world.wait_rest()
+        assert before == world.serving()
+
+
+@pytest.mark.fault("K3")
+@pytest.mark.parametrize("place", ["ACTIVATING", "OBSERVING", "COMMITTING", "after:WritePointer"])
+def test_both_killed_at_once_end_with_one_truth(world: World, place: str) -> None:
+    """Whatever the journal and the pointer said when both died, in the end they say the same, and it serves."""
+    before = world.serving()
+    updater = world.start_updater(crash_at=place)
+    revision = world.publish_next()
+    world.ask_until(lambda: updater.exit_code is not None, f"the updater dies at {place}")
+    world.restart_front()
+    world.wait(world.serving, "something serves without an updater")
+    assert world.serving() == (revision if place == "after:WritePointer" else before)
+
+    world.restart_updater()
+    if place in ("ACTIVATING", "after:WritePointer"):
+        world.wait_committed(revision)
+    else:
+        world.wait(lambda: world.is_quarantined(revision), "a crash on trial counts against it")
+    world.wait_rest()
+
+
+@pytest.mark.fault("K16")
+def test_an_orderly_stop_in_a_trial_blames_nobody(world: World) -> None:
+    """Both asked to end while observing: no quarantine, and after a start the update is tried again and committed."""
+    updater = world.start_updater()
+    revision = world.publish_next()
+    world.wait_stage("OBSERVING")
+    updater.stop()
+    world.stack.process.send(signal.SIGTERM)
+    assert 0 == world.stack.process.wait_exit()
+    world.restart_front()
+    world.restart_updater()
+    world.wait_committed(revision)
+    assert not world.is_quarantined(revision)
+
+
+@pytest.mark.fault("K16")
+def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld) -> None:
+    """Nothing is committed yet: the stop costs a second try, nothing else."""
+    world = make_world(committed=None, observe={"window_seconds": 2.0})
+    world.start()
+    world.publish("v1.0.0")
+    updater = world.start_updater()
+    world.wait_stage("OBSERVING")
+    updater.stop()
+    world.stack.process.send(signal.SIGTERM)
+    assert 0 == world.stack.process.wait_exit()
+    world.restart_front()
+    world.restart_updater()
+    world.wait_committed("v1.0.0")
+    assert not world.is_quarantined("v1.0.0")
+    world.close()
+
+
+@pytest.mark.fault("K17")
+def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
+    """The front puts the previous revision back by itself; the next updater tries again, without blame."""
+    world = make_world(observe={"window_seconds": 60.0, "max_seconds": 60.0, "term_seconds": 5.0})
+    world.start_with_short_window()
+    world.publish("v1.0.1")
+    updater = world.start_updater(crash_at="OBSERVING")
+    world.ask_until(lambda: updater.exit_code is not None, "the updater dies on trial")
+    assert "v1.0.1" == world.serving()
+    world.ask_until(lambda: world.serving() == "v1.0.0", "the term runs out")
+    assert "TERM_EXPIRED" == world.hand().status().last_trial.outcome
+    world.restart_updater()
+    world.wait_stage("OBSERVING")
+    assert not world.is_quarantined("v1.0.1")
+    world.updates_hold()
+    world.wait_rest()
+    world.close()
+
+
+@pytest.mark.fault("U6")
+def test_a_second_updater_ends_with_its_own_code(world: World) -> None:
+    """Two would fight over the slots."""
+    world.start_updater()
+    world.status()
+    second = UpdaterProcess(world.folder, world.stack.config)
+    assert 75 == second.wait_exit()
+    world.wait(lambda: world.status().stage == 1, "the first goes on")
+
+
+def _is_committed(world: World, revision: str) -> bool:
+    row = world.committed()
+    return row is not None and row.revision == revision and world.status().stage == 1
+
+
+def _is_frozen(updater: UpdaterProcess) -> bool:
+    assert updater.exit_code is None, updater.tail()
+    return updater.is_frozen()

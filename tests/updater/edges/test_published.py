@@ -1,0 +1,122 @@
+"""Publishing a plain folder, and what a manifest may say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.problems import CommandFailed
+from cli.publishing import publish
+from common.bundle import BundleFile
+from common.published import MANIFEST_NAME, ManifestBroken, check_files, check_names, read_manifest
+
+SHA = "0" * 64
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model as somebody downloaded it."""
+    folder = tmp_path / "download"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "notes.txt").write_text("notes")
+    (folder / ".mdl").write_text("the hub client's own")
+    return folder
+
+
+def test_a_plain_folder_becomes_a_revision(model: Path, tmp_path: Path) -> None:
+    """Every file is there and listed; hidden ones stay behind."""
+    done = publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+    assert ["config.json", "sub/notes.txt"] == [file.name for file in read_manifest(done.folder)]
+    assert "notes" == (done.folder / "sub" / "notes.txt").read_text()
+    assert not (done.folder / ".mdl").exists()
+
+
+def test_publishing_again_changes_nothing(model: Path, tmp_path: Path) -> None:
+    """The same content under the same name is done already."""
+    publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+    assert not publish(model, tmp_path / "hub", "shapes", "v1.0.0").is_new
+    assert ["v1.0.0"] == [path.name for path in (tmp_path / "hub" / "shapes").iterdir()]
+
+
+def test_a_revision_never_changes(model: Path, tmp_path: Path) -> None:
+    """Other content needs another name."""
+    publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+    (model / "config.json").write_text("[]")
+    with pytest.raises(CommandFailed, match="never changes"):
+        publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+
+
+def test_a_link_is_not_published(model: Path, tmp_path: Path) -> None:
+    """What a link leads to may change behind the manifest."""
+    (model / "weights.bin").symlink_to("/etc/passwd")
+    with pytest.raises(CommandFailed, match="no regular file"):
+        publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+
+
+@pytest.mark.parametrize("revision", ["", "../v1", "a/b", ".hidden", "x" * 129, "v1\n"])
+def test_a_revision_needs_a_plain_name(model: Path, tmp_path: Path, revision: str) -> None:
+    """It becomes the name of a folder."""
+    with pytest.raises(CommandFailed, match="cannot name"):
+        publish(model, tmp_path / "hub", "shapes", revision)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("../evil", marks=pytest.mark.fault("P1")),
+        pytest.param("a/../../evil", marks=pytest.mark.fault("P1")),
+        pytest.param("/etc/passwd", marks=pytest.mark.fault("P2")),
+        pytest.param("a\\b", marks=pytest.mark.fault("P3")),
+        pytest.param("c:evil", marks=pytest.mark.fault("P3")),
+        pytest.param("a\0b", marks=pytest.mark.fault("P4")),
+        pytest.param("a\nb", marks=pytest.mark.fault("P4")),
+        pytest.param("x" * 300, marks=pytest.mark.fault("P5")),
+        pytest.param("/".join(["x" * 200] * 10), marks=pytest.mark.fault("P5")),
+        pytest.param("", marks=pytest.mark.fault("P1")),
+        pytest.param("a//b", marks=pytest.mark.fault("P1")),
+        pytest.param("./a", marks=pytest.mark.fault("P1")),
+    ],
+)
+def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
+    """Before any path is made of it."""
+    with pytest.raises(ManifestBroken):
+        check_names([name])
+
+
+@pytest.mark.fault("C7")
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "A"), ("caf\u00e9", "cafe\u0301")])
+def test_a_name_stands_once(names: tuple[str, str]) -> None:
+    """Also to a file system that ignores case or the form of accents."""
+    with pytest.raises(ManifestBroken, match="twice"):
+        check_names(names)
+
+
+@pytest.mark.fault("C6")
+@pytest.mark.parametrize("sha", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64])
+def test_a_hash_has_one_form(sha: str) -> None:
+    """A hash of another form is not compared, it is refused."""
+    with pytest.raises(ManifestBroken, match="SHA-256"):
+        check_files([BundleFile("a", 1, sha)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"schema_version": 2, "files": []}),
+        json.dumps({"schema_version": 1, "files": [{"name": "a"}]}),
+        json.dumps({"schema_version": 1, "files": [{"name": "a", "size": True, "sha256": SHA}]}),
+        json.dumps({"schema_version": 1, "files": [{"name": "a", "size": -1, "sha256": SHA}]}),
+        json.dumps({"schema_version": 1, "files": [{"name": str(i), "size": 1, "sha256": SHA} for i in range(2001)]}),
+        "[" * 100_000,
+        " " * (3 << 20),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    """Nothing foreign is taken as it comes."""
+    (tmp_path / MANIFEST_NAME).write_text(text)
+    with pytest.raises(ManifestBroken):
+        read_manifest(tmp_path)

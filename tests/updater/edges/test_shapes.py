@@ -1,0 +1,64 @@
+"""The shipped way with a real model: published, converted in its child, proven, swapped in, taken back by hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.shapes.permute import permute_directory
+from hotslot.entailment.v1 import entailment_pb2
+from hotslot.updates.v1 import updates_pb2 as pb
+from tests.stack.process import ROOT
+from tests.updater.edges.conftest import MakeWorld
+from tests.updater.edges.world import UpdaterProcess, World
+
+SHAPES = ROOT / "examples" / "shapes"
+PICTURE = SHAPES / "golden" / "shapes-001.png"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_published_model_is_converted_proven_and_serves(make_world: MakeWorld, tmp_path: Path) -> None:
+    """First install by the updater alone; another revision waits for a person without a golden set; then back."""
+    world = make_world(golden=False, observe={"window_seconds": 1.0, "min_answers": 8})
+    world.stack.start(until_ready=False)
+    world.updater = UpdaterProcess(world.folder, world.stack.config, program="updater.daemon")
+    hotslot(world, "hub", "add", str(SHAPES / "v1.0.0"), "v1.0.0")
+    world.wait(lambda: _serves(world, "v1.0.0"), "the first revision is committed", 150)
+
+    permute_directory(SHAPES / "v1.0.0", tmp_path / "permuted")
+    hotslot(world, "hub", "add", str(tmp_path / "permuted"), "v1.0.1")
+    world.wait(lambda: world.status().stage == pb.UPDATE_STAGE_HELD, "it is held without a golden set", 150)
+    assert "hotslot golden record" in world.status().advice
+    hotslot(world, "updates", "approve", world.status().current.source_digest)
+    world.wait(lambda: _serves(world, "v1.0.1"), "the second revision is committed", 150)
+
+    hotslot(world, "updates", "rollback")
+    world.wait(lambda: _serves(world, "v1.0.0"), "the first one is back", 60)
+    assert world.is_quarantined("v1.0.1")
+    assert world.status().on_hold
+    assert "v1.0.1" in hotslot(world, "updates", "history")
+
+
+def hotslot(world: World, *words: str) -> str:
+    """Run the command line as an operator does."""
+    environment = {
+        **os.environ,
+        "HOTSLOT_CONFIG": str(world.stack.config),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "protos"))),
+    }
+    command = [sys.executable, "-m", "cli.main", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def _serves(world: World, revision: str) -> bool:
+    row = world.committed()
+    if row is None or row.revision != revision or world.status().stage != pb.UPDATE_STAGE_IDLE:
+        return False
+    request = entailment_pb2.PredictRequest(statements=["there is a triangle"])
+    request.image.content = PICTURE.read_bytes()
+    return world.stack.entailment.Predict(request, timeout=30).served_by.revision == revision

@@ -1,0 +1,412 @@
+"""Staging, verification, sealing and collection, on a real folder hub."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.bundle import Committed, Origin, bundle_folder, write_committed
+from common.clock import SystemClock
+from common.published import MANIFEST_NAME
+from common.sealing import ConvertLimits
+from tests.scripted_engine import make_scripted_bundle
+from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder, publish_scripted
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from updater.hub.directory import DirectoryHub
+from updater.ports import EffectFailed, Release
+from updater.record import Installed
+from updater.results import Failed, FaultKind
+from updater.store.bundles import BundleStore, FolderTrusted, Shared
+from updater.store.converter import ChildConverter
+from updater.store.garbage import Keep
+from updater.store.staging import StagingLimits
+
+ID = "20260102-030405-abcdef"
+GIB = 1 << 30
+
+
+@dataclass
+class Bench:
+    """A hub and a store."""
+
+    folder: Path
+    hub: DirectoryHub
+    store: BundleStore
+    converter: ChildConverter
+
+    @property
+    def state(self) -> Path:
+        """The folder of state."""
+        return self.folder / "state"
+
+    @property
+    def published(self) -> Path:
+        """The model's folder in the hub."""
+        return self.folder / "hub" / MODEL
+
+    @property
+    def files(self) -> Path:
+        """What is staged."""
+        return self.state / "incoming" / ID / "files"
+
+    def publish(self, revision: str = "v1.0.0", **script: Any) -> Release:  # noqa: ANN401  of Script
+        """Publish and list a revision."""
+        publish_scripted(self.folder / "hub", revision, **script)
+        return self.hub.release(revision, 10.0)
+
+    def stage(self, release: Release, *, is_fresh: bool = False) -> str:
+        """Fetch a revision."""
+        return self.store.stage(ID, release, self.hub, GIB, 60.0, is_fresh=is_fresh)
+
+    def verify(self, digest: str, compatible_with: str = "") -> None:
+        """Run the list over what is staged."""
+        self.store.verify(self.store.source_folder(ID, digest, is_kept=False), digest, compatible_with)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """An empty hub and an empty store."""
+    clock = SystemClock()
+    (tmp_path / "state").mkdir()
+    shared = Shared(tmp_path / "state", StagingLimits(reserve_bytes=0))
+    return Bench(
+        tmp_path,
+        DirectoryHub(tmp_path / "hub", MODEL, clock),
+        BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
+        ChildConverter(tmp_path / "state", ConvertLimits(), convert_scripted),
+    )
+
+
+def failure(action: Callable[[], object]) -> Failed:
+    """How something failed; it must."""
+    with pytest.raises(EffectFailed) as caught:
+        action()
+    return caught.value.failed
+
+
+def test_a_revision_is_staged_verified_sealed_and_kept(bench: Bench) -> None:
+    """From the hub's folder to a sealed bundle, and the source stays for a newer converter."""
+    release = bench.publish()
+    digest = bench.stage(release)
+    assert release.source_digest == digest
+    bench.verify(digest)
+    sealed = bench.converter.seal(bench.store.source_folder(ID, digest, is_kept=False), "v1.0.0", "float32", 60.0)
+    bench.store.keep_source(ID, digest)
+    assert {sealed} == bench.store.sealed()
+    assert not (bench.state / "incoming" / ID).exists()
+    assert sealed == bench.store.converts_to(Installed("v1.0.0", digest, sealed))
+
+
+def test_every_step_may_be_done_twice(bench: Bench) -> None:
+    """A crash between an effect and its record costs nothing."""
+    release = bench.publish()
+    digest = bench.stage(release)
+    assert digest == bench.stage(release)
+    for _ in range(2):
+        folder = bench.store.source_folder(ID, digest, is_kept=False)
+        bench.store.verify(folder, digest, "")
+        bench.converter.seal(folder, "v1.0.0", "float32", 60.0)
+        bench.store.keep_source(ID, digest)
+
+
+def test_only_declared_files_are_taken(bench: Bench) -> None:
+    """An edited README is no new model: neither the files nor the digest change."""
+    release = bench.publish("v1.0.0")
+    made = bench.folder / "made" / "made-v1.0.0"
+    (made / "README.md").write_text("better words")
+    shutil.copytree(made, bench.folder / "again")
+    (bench.folder / "again" / "run.py").write_text("import os")
+    from cli.publishing import publish  # noqa: PLC0415  used here alone
+
+    publish(bench.folder / "again", bench.folder / "hub", MODEL, "v1.0.1")
+    other = bench.hub.release("v1.0.1", 10.0)
+    assert release.source_digest == other.source_digest
+    bench.stage(other)
+    assert not {"README.md", "run.py"} & {path.name for path in bench.files.iterdir()}
+
+
+@pytest.mark.fault("R15")
+@pytest.mark.parametrize("name", ["model.safetensors", "configuration.json", MANIFEST_NAME])
+def test_a_revision_whose_file_is_missing_is_not_ready(bench: Bench, name: str) -> None:
+    """Neither an update nor a failure."""
+    bench.publish()
+    (bench.published / "v1.0.0" / name).unlink()
+    release = bench.hub.release("v1.0.0", 10.0)
+    assert not release.is_ready
+    assert release.missing
+
+
+@pytest.mark.fault("R15")
+def test_a_revision_whose_weights_are_short_is_not_ready(bench: Bench) -> None:
+    """Also if they are cut while they are fetched."""
+    release = bench.publish()
+    os.truncate(bench.published / "v1.0.0" / "model.safetensors", 100)
+    assert not bench.hub.release("v1.0.0", 10.0).is_ready
+    assert FaultKind.NOT_READY is failure(lambda: bench.stage(release)).kind
+
+
+def test_a_folder_without_a_manifest_is_no_revision_yet(bench: Bench) -> None:
+    """Somebody copies it there by hand: it waits for its manifest."""
+    (bench.published / "v1.0.0").mkdir(parents=True)
+    assert not bench.hub.release("v1.0.0", 10.0).is_ready
+
+
+def test_a_hub_that_is_not_there_has_no_revisions(bench: Bench) -> None:
+    """The folder may be mounted later."""
+    assert () == bench.hub.revisions(10.0)
+    assert "REVISION_UNKNOWN" == failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason
+
+
+@pytest.mark.fault("C4")
+def test_a_flipped_bit_is_refused(bench: Bench) -> None:
+    """Size and name are right, the content is not."""
+    release = bench.publish()
+    weights = bench.published / "v1.0.0" / "model.safetensors"
+    weights.write_bytes(b"\x01" + weights.read_bytes()[1:])
+    failed = failure(lambda: bench.stage(release))
+    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
+def test_a_revision_without_a_needed_file_is_refused(bench: Bench, name: str) -> None:
+    """It was published so: it will not get better by waiting."""
+    folder = model_folder(bench.folder / "made", "v1.0.0")
+    (folder / name).unlink()
+    from cli.publishing import publish  # noqa: PLC0415  used here alone
+
+    publish(folder, bench.folder / "hub", MODEL, "v1.0.0")
+    release = bench.hub.release("v1.0.0", 10.0)
+    assert release.source_digest
+    assert "FILES_MISSING" == failure(lambda: bench.stage(release)).reason
+
+
+@pytest.mark.fault("C2")
+def test_an_extra_file_is_refused(bench: Bench) -> None:
+    """Whatever came beside the declared files after staging is not converted."""
+    digest = bench.stage(bench.publish())
+    (bench.files / "extra.txt").write_text("hello")
+    assert "FILES_UNKNOWN" == failure(lambda: bench.verify(digest)).reason
+
+
+@pytest.mark.fault("P12")
+def test_code_beside_the_files_is_refused(bench: Bench) -> None:
+    """Nothing is taken that could run."""
+    digest = bench.stage(bench.publish())
+    (bench.files / "run.py").write_text("import os")
+    assert "FILES_UNKNOWN" == failure(lambda: bench.verify(digest)).reason
+
+
+@pytest.mark.fault("C8")
+@pytest.mark.parametrize(
+    "change", [{"task": "image-classification"}, {"model": {"type": "bert"}}, {"model": "ofa"}, {"task": None}]
+)
+def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
+    """No engine of this build serves it."""
+    release = bench.publish(configuration=change)
+    assert "ENGINE_UNKNOWN" == failure(lambda: bench.stage(release)).reason
+
+
+@pytest.mark.fault("P13")
+@pytest.mark.parametrize("key", ["plugins", "allow_remote", "auto_map"])
+def test_a_configuration_that_asks_for_code_is_refused(bench: Bench, key: str) -> None:
+    """Wherever in the configuration it stands."""
+    digest = bench.stage(bench.publish(configuration={"pipeline": {"type": "x", "deep": [{key: ["a.b"]}]}}))
+    assert "CONFIG_ASKS_FOR_CODE" == failure(lambda: bench.verify(digest)).reason
+
+
+@pytest.mark.fault("P7")
+def test_a_link_swapped_in_after_staging_is_refused(bench: Bench) -> None:
+    """What is verified are the very files."""
+    digest = bench.stage(bench.publish())
+    weights = bench.files / "model.safetensors"
+    weights.rename(bench.folder / "elsewhere")
+    weights.symlink_to(bench.folder / "elsewhere")
+    assert "NOT_REGULAR" == failure(lambda: bench.verify(digest)).reason
+
+
+@pytest.mark.fault("P7")
+def test_files_swapped_after_verification_do_not_serve(bench: Bench) -> None:
+    """What the conversion read must be what was verified."""
+    digest = bench.stage(bench.publish())
+    bench.verify(digest)
+    (bench.files / "model.safetensors").write_bytes(b"another model")
+    assert "SOURCE_CHANGED" == failure(lambda: bench.converter.seal(bench.files, "v1.0.0", "float32", 60.0)).reason
+
+
+@pytest.mark.fault("P6")
+def test_a_link_in_the_hub_is_refused(bench: Bench) -> None:
+    """A hub's folder is foreign, too."""
+    release = bench.publish()
+    weights = bench.published / "v1.0.0" / "model.safetensors"
+    weights.rename(bench.folder / "elsewhere")
+    weights.symlink_to(bench.folder / "elsewhere")
+    assert "NOT_REGULAR" == failure(lambda: bench.stage(release)).reason
+
+
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a\nb"])
+def test_a_listing_with_a_dangerous_name_is_refused(bench: Bench, name: str) -> None:
+    """Nothing is written, anywhere; the revision is remembered by its digest."""
+    bench.publish()
+    manifest = bench.published / "v1.0.0" / MANIFEST_NAME
+    row = json.loads(manifest.read_text())
+    row["files"].append({"name": name, "size": 1, "sha256": "0" * 64})
+    manifest.write_text(json.dumps(row))
+    release = bench.hub.release("v1.0.0", 10.0)
+    assert release.is_ready
+    assert release.source_digest
+    assert "LISTING_UNSAFE" == failure(lambda: bench.stage(release)).reason
+    assert not bench.files.exists()
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.parametrize("name", ["damo", "iic", "damo--ofa"])
+def test_a_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) -> None:
+    """The hub's own library runs a model's code for its folder's name alone."""
+    with pytest.raises(FolderTrusted):
+        BundleStore(Shared(tmp_path / name), MODEL, SystemClock(), lambda: None, Keep)
+
+
+def test_another_task_than_what_serves_is_refused(bench: Bench) -> None:
+    """A revision of a model does what the model does."""
+    other = make_scripted_bundle(bench.state, "other")
+    folder = bundle_folder(bench.state, other.bundle_digest)
+    text = (folder / "bundle.json").read_text().replace("visual-entailment", "token-classification")
+    (folder / "bundle.json").write_text(text)
+    digest = bench.stage(bench.publish())
+    assert "TASK_CHANGED" == failure(lambda: bench.verify(digest, other.bundle_digest)).reason
+
+
+def test_a_revision_over_the_cap_is_refused(bench: Bench) -> None:
+    """Before its weights are fetched."""
+    release = bench.publish(weights_bytes=100_000)
+    failed = failure(lambda: bench.store.stage(ID, release, bench.hub, 50_000, 60.0, is_fresh=False))
+    assert "TOO_LARGE" == failed.reason
+    assert not (bench.files / "model.safetensors").exists()
+
+
+@pytest.mark.fault("D1")
+def test_a_disk_that_is_too_full_is_found_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.2 times what is to come, and the reserve, must be free."""
+    release = bench.publish(weights_bytes=100_000)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    failed = failure(lambda: bench.stage(release))
+    assert (FaultKind.TRANSIENT, "DISK_FULL") == (failed.kind, failed.reason)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "reason"),
+    [
+        pytest.param(errno.ENOSPC, FaultKind.TRANSIENT, "DISK_FULL", marks=pytest.mark.fault("D1")),
+        pytest.param(errno.EIO, FaultKind.TRANSIENT, "IO_FAILED", marks=pytest.mark.fault("D2")),
+        pytest.param(errno.EROFS, FaultKind.DENIED, "READ_ONLY", marks=pytest.mark.fault("D3")),
+        pytest.param(errno.EDQUOT, FaultKind.TRANSIENT, "QUOTA_EXCEEDED", marks=pytest.mark.fault("D4")),
+    ],
+)
+def test_what_the_disk_refuses_is_told_and_mends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int, kind: FaultKind, reason: str
+) -> None:
+    """At the sync of each staged file; the next try goes through, with every byte synced."""
+    release = bench.publish()
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        failed = failure(lambda: bench.stage(release))
+    assert (kind, reason) == (failed.kind, failed.reason)
+    assert release.source_digest == bench.stage(release)
+
+
+@pytest.mark.fault("D1")
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EXDEV])
+def test_a_pointer_that_cannot_be_moved_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The old pointer is whole, and the next try moves it."""
+    bundles = [make_scripted_bundle(bench.state, revision) for revision in ("r1", "r2")]
+    old, new = (Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles)
+    bench.store.write_pointer(old)
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", fail)
+        failure(lambda: bench.store.write_pointer(new))
+    assert old == bench.store.pointer()
+    bench.store.write_pointer(new)
+    assert new == bench.store.pointer()
+    assert not [path for path in bench.state.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_the_rows_of_other_models_stay(bench: Bench) -> None:
+    """One file holds the rows of all."""
+    bundle = make_scripted_bundle(bench.state, "r1")
+    other = Committed("other", bundle.bundle_digest, bundle.source_digest, "r1", Origin.IMPORT)
+    write_committed(bench.state, {"other": other})
+    bench.store.write_pointer(Installed("r1", bundle.source_digest, bundle.bundle_digest))
+    bench.store.write_pointer(None)
+    assert bench.store.pointer() is None
+    from common.bundle import read_committed  # noqa: PLC0415  used here alone
+
+    assert {"other": other} == read_committed(bench.state)
+
+
+@pytest.mark.fault("D7")
+def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: Bench) -> None:
+    """Staging folders, temporary files and bundles that nobody names go; whatever is named stays."""
+    kept, pointed, orphan = (make_scripted_bundle(bench.state, name) for name in ("kept", "pointed", "orphan"))
+    bench.store.write_pointer(Installed("pointed", pointed.source_digest, pointed.bundle_digest))
+    bench.stage(bench.publish())
+    shutil.copytree(bench.state / "incoming" / ID, bench.state / "incoming" / "20250101-000000-dead")
+    (bench.state / "bundles" / ".dropped-sha256-x").mkdir()
+    old = bench.state / "staging" / "convert-old"
+    young = bench.state / "staging" / "convert-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    temp = bench.state / ".committed.json.abc.tmp"
+    temp.write_text("half")
+    past = (datetime.now(UTC) - timedelta(hours=3)).timestamp()  # noqa: DTZ  compared with a file's time
+    for path in (old, temp):
+        os.utime(path, (past, past))
+
+    freed, used = bench.store.collect(frozenset({kept.bundle_digest}), frozenset(), ID, 0)
+    assert freed > 0
+    assert used > 0
+    assert {kept.bundle_digest, pointed.bundle_digest} == bench.store.sealed()
+    assert orphan.bundle_digest not in bench.store.sealed()
+    assert [ID] == [path.name for path in (bench.state / "incoming").iterdir()]
+    assert [young] == list((bench.state / "staging").iterdir())
+    assert not temp.exists()
+
+
+def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: Bench) -> None:
+    """Going back by hand needs no new conversion while there is room."""
+    bundles = [make_scripted_bundle(bench.state, f"r{number}") for number in range(4)]
+    for age, bundle in enumerate(reversed(bundles)):
+        then = datetime.now(UTC).timestamp() - 100 * age
+        os.utime(bundle_folder(bench.state, bundle.bundle_digest), (then, then))
+    size = sum(path.stat().st_size for path in bundle_folder(bench.state, bundles[0].bundle_digest).iterdir())
+    bench.store.collect(frozenset(), frozenset(), "", int(2.5 * size))
+    assert {bundle.bundle_digest for bundle in bundles[2:]} == bench.store.sealed()
+
+
+def test_what_other_models_need_stays(bench: Bench) -> None:
+    """One folder serves all models."""
+    bundle = make_scripted_bundle(bench.state, "theirs")
+    others = Keep(frozenset({bundle.bundle_digest}), frozenset(), frozenset({"20250101-000000-them"}))
+    store = BundleStore(Shared(bench.state), MODEL, SystemClock(), lambda: None, lambda: others)
+    (bench.state / "incoming" / "20250101-000000-them").mkdir(parents=True)
+    store.collect(frozenset(), frozenset(), "", 0)
+    assert {bundle.bundle_digest} == store.sealed()
+    assert (bench.state / "incoming" / "20250101-000000-them").exists()

@@ -1,0 +1,159 @@
+"""Bringing files in from a hub: bounded, resumable, never through a link."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.bundle import BundleFile
+from updater.hub.transfer import NotRegular, TransferBroken, hash_within, open_within, receive
+
+CONTENT = bytes(range(256)) * 40
+
+
+def listed(content: bytes = CONTENT) -> BundleFile:
+    """How a hub would list it."""
+    return BundleFile("weights.bin", len(content), hashlib.sha256(content).hexdigest())
+
+
+def go_on() -> None:
+    """Nobody stops it."""
+
+
+class Remote:
+    """A source that notes from where it was read."""
+
+    def __init__(self, content: bytes, folder: Path) -> None:
+        self._path = folder / "remote"
+        self._path.write_bytes(content)
+        self.offsets: list[int] = []
+
+    def __call__(self, offset: int) -> Iterator[bytes]:
+        self.offsets.append(offset)
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            while piece := file.read(1024):
+                yield piece
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where it goes."""
+    return tmp_path / "weights.bin"
+
+
+def test_a_file_arrives_whole(tmp_path: Path, target: Path) -> None:
+    """What was listed is what lies there."""
+    assert len(CONTENT) == receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    assert CONTENT == target.read_bytes()
+
+
+def test_a_file_that_is_there_is_not_fetched_again(tmp_path: Path, target: Path) -> None:
+    """The same again costs a hash, no transfer."""
+    target.write_bytes(CONTENT)
+    remote = Remote(CONTENT, tmp_path)
+    assert 0 == receive(remote, target, listed(), go_on)
+    assert [] == remote.offsets
+
+
+def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target: Path) -> None:
+    """Kept bytes are hashed again, and only the rest is fetched."""
+    target.write_bytes(CONTENT[:1000])
+    remote = Remote(CONTENT, tmp_path)
+    assert len(CONTENT) - 1000 == receive(remote, target, listed(), go_on)
+    assert [1000] == remote.offsets
+    assert CONTENT == target.read_bytes()
+
+
+def test_kept_bytes_that_changed_are_found(tmp_path: Path, target: Path) -> None:
+    """A damaged beginning never becomes part of a file that counts as whole; the next attempt starts anew."""
+    target.write_bytes(b"x" * 1000)
+    with pytest.raises(TransferBroken, match="SHA-256"):
+        receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    assert len(CONTENT) == receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+
+
+@pytest.mark.fault("C4")
+def test_one_flipped_bit_is_found(tmp_path: Path, target: Path) -> None:
+    """The listed SHA-256 decides."""
+    wrong = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
+    with pytest.raises(TransferBroken, match="SHA-256"):
+        receive(Remote(wrong, tmp_path), target, listed(), go_on)
+
+
+@pytest.mark.fault("C5")
+def test_one_byte_short_is_found(tmp_path: Path, target: Path) -> None:
+    """The beginning is kept: a revision may still be arriving."""
+    with pytest.raises(TransferBroken, match="ends after"):
+        receive(Remote(CONTENT[:-1], tmp_path), target, listed(), go_on)
+    assert len(CONTENT) - 1 == target.stat().st_size
+
+
+def test_one_byte_more_is_found(tmp_path: Path, target: Path) -> None:
+    """Nothing is read beyond the declared size but the one byte that shows it."""
+    with pytest.raises(TransferBroken, match="longer"):
+        receive(Remote(CONTENT + b"x", tmp_path), target, listed(), go_on)
+
+
+@pytest.mark.fault("C3")
+def test_an_empty_file_is_one_too(tmp_path: Path, target: Path) -> None:
+    """Zero bytes are a size like any other."""
+    assert 0 == receive(Remote(b"", tmp_path), target, listed(b""), go_on)
+    assert b"" == target.read_bytes()
+
+
+@pytest.mark.fault("D2")
+def test_a_failed_fsync_is_not_made_good_by_asking_again(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After EIO the kernel may forget the lost pages: what was written is fetched again from nothing."""
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    assert not target.exists()
+
+
+@pytest.mark.fault("P6")
+@pytest.mark.parametrize("name", ["link", "folder-link/file"])
+def test_no_link_is_followed(tmp_path: Path, name: str) -> None:
+    """Neither at the end of a name nor on the way to it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"secret")
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "link").symlink_to(outside / "file")
+    (hub / "folder-link").symlink_to(outside)
+    with pytest.raises(NotRegular):
+        open_within(hub, name)
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """A reader must not wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotRegular):
+        open_within(tmp_path, "pipe")
+
+
+def test_a_hash_is_bounded(tmp_path: Path) -> None:
+    """A file that is longer than listed is not read to its end."""
+    (tmp_path / "long").write_bytes(b"x" * 100)
+    with pytest.raises(TransferBroken):
+        hash_within(tmp_path, "long", 99, go_on)
+
+
+def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
+    """An orderly end of the updater does not wait for gigabytes."""
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        receive(Remote(CONTENT, tmp_path), target, listed(), stop)

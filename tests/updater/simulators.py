@@ -1,0 +1,239 @@
+"""The outside world of the updater in memory: a hub, a front with two slots, a disk, a journal, a golden set.
+
+Each implements a port of `updater.ports`. A revision's quality is what it is worth, whoever asks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.updater.simulated_front import SimFront
+from updater.actions import Failed, FaultKind
+from updater.golden import Answer, Asked, GateAnswers
+from updater.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
+from updater.record import Event, Installed, ModelRecord
+from updater.record_json import from_json, to_json
+
+__all__ = ["Quality", "SimConverter", "SimFront", "SimGolden", "SimHub", "SimJournal", "SimStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the content of a revision is worth."""
+
+    verifies: bool = True
+    converts: bool = True
+    loads: str = ""  # reason with which a load fails
+    right: int = 20  # of 20 expected golden answers, the first ones
+    agrees: int = 20  # of 20 others, with everybody
+    failure: str = ""  # of each golden answer
+    cost_seconds: float = 1.0  # of a run of the gate
+    fails_callers: str = ""  # reason with which it fails callers, though it is right on golden answers
+
+
+@dataclass(slots=True)
+class SimHub:
+    """Revisions by name; what a name holds is its content."""
+
+    contents: dict[str, str] = field(default_factory=dict)
+    unready: set[str] = field(default_factory=set)
+    faults: list[Failed] = field(default_factory=list)  # for the next calls
+    fault: Failed | None = None  # for every call
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        self._may_fail()
+        return tuple(self.contents)
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        self._may_fail()
+        if revision not in self.contents:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", f"there is no {revision}"))
+        is_ready = revision not in self.unready
+        content = self.contents[revision]
+        files = (HubFile("weights", 1, content),)
+        return Release(revision, files, source_of(content), is_ready, "" if is_ready else "weights are short")
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        self._may_fail()
+        yield self.contents[revision].encode()[offset:]
+
+    def _may_fail(self) -> None:
+        if self.faults:
+            raise EffectFailed(self.faults.pop(0))
+        if self.fault is not None:
+            raise EffectFailed(self.fault)
+
+
+@dataclass(slots=True)
+class SimDisk:
+    """What survives a crash, and what can go wrong with it."""
+
+    staged: dict[str, str] = field(default_factory=dict)  # update id → content
+    sources: set[str] = field(default_factory=set)  # kept contents
+    sealed: set[str] = field(default_factory=set)  # bundle digests
+    pointer: Installed | None = None
+    pointer_is_readable: bool = True
+    record: dict[str, Any] | None = None
+    events: list[Event] = field(default_factory=list)
+    is_full: bool = False
+    journal_fails: bool = False
+
+    def check(self) -> None:
+        """Refuse to write on a full disk."""
+        if self.is_full:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "DISK_FULL", "no space left"))
+
+
+@dataclass(slots=True)
+class SimStore:
+    """Bundles, sources and the pointer of one model."""
+
+    disk: SimDisk
+    qualities: dict[str, Quality]
+    converter: str = "1"  # version; another one makes other bundles of the same source
+
+    def stage(
+        self, update_id: str, release: Release, hub: Hub, max_bytes: int, deadline_seconds: float, *, is_fresh: bool
+    ) -> str:
+        self.disk.check()
+        content = b"".join(hub.read(release.revision, "weights", 0, deadline_seconds)).decode()
+        self.disk.staged[update_id] = content
+        return source_of(content)
+
+    def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
+        content = source_digest.removeprefix("source ")
+        is_there = content in self.disk.sources if is_kept else self.disk.staged.get(update_id) == content
+        if not is_there:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SOURCE_MISSING", "its files are not here"))
+        return Path(content)
+
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
+        if not self.qualities[folder.name].verifies:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "CONTENT_MISMATCH", "a bit has flipped"))
+
+    def keep_source(self, update_id: str, source_digest: str) -> None:
+        self.disk.check()
+        self.disk.sources.add(source_digest.removeprefix("source "))
+        self.disk.staged.pop(update_id, None)
+
+    def sealed(self) -> frozenset[str]:
+        return frozenset(self.disk.sealed)
+
+    def converts_to(self, installed: Installed) -> str:
+        content = installed.source_digest.removeprefix("source ")
+        return bundle_of(content, self.converter) if content in self.disk.sources else ""
+
+    def pointer(self) -> Installed | None:
+        if not self.disk.pointer_is_readable:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "POINTER_BROKEN", "it is malformed"))
+        return self.disk.pointer
+
+    def write_pointer(self, installed: Installed | None) -> None:
+        self.disk.check()
+        self.disk.pointer, self.disk.pointer_is_readable = installed, True
+
+    def collect(
+        self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
+    ) -> tuple[int, int]:
+        before = len(self.disk.sealed) + len(self.disk.staged)
+        self.disk.sealed &= keep_bundles
+        self.disk.sources &= {digest.removeprefix("source ") for digest in keep_sources}
+        self.disk.staged = {name: row for name, row in self.disk.staged.items() if name == keep_update_id}
+        after = len(self.disk.sealed) + len(self.disk.staged)
+        return before - after, after
+
+
+@dataclass(slots=True)
+class SimConverter:
+    """Seals at once."""
+
+    store: SimStore
+    faults: list[Failed] = field(default_factory=list)
+
+    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
+        if self.faults:
+            raise EffectFailed(self.faults.pop(0))
+        self.store.disk.check()
+        if not self.store.qualities[folder.name].converts:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "WEIGHTS_BROKEN", "a tensor is missing"))
+        digest = bundle_of(folder.name, self.store.converter)
+        self.store.disk.sealed.add(digest)
+        return digest
+
+
+@dataclass(slots=True)
+class SimGolden:
+    """Twenty questions with an expectation and twenty without."""
+
+    front: SimFront
+    qualities: dict[str, Quality]
+    set_facts: GoldenFacts = field(default_factory=lambda: GoldenFacts("golden", questions=40, expected=20))
+    faults: list[Failed] = field(default_factory=list)
+
+    def facts(self) -> GoldenFacts:
+        return self.set_facts
+
+    def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
+        if self.faults:
+            raise EffectFailed(self.faults.pop(0))
+        quality = self._quality(load_id)
+        active = self._quality(active_load_id) if active_load_id else None
+        asked = [_asked(number, quality, active) for number in range(40)]
+        if not digest:
+            asked = [replace(row, expected="", active=None) for row in asked]
+        seconds = 0.0 if active is None else active.cost_seconds
+        return GateAnswers(digest, "cpu", "float32", tuple(asked), self.set_facts.floor, quality.cost_seconds, seconds)
+
+    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+        return (0, items, items) if self._quality(load_id).failure else (items, 0, 0)
+
+    def _quality(self, load_id: str) -> Quality:
+        bundle = self.front.bundle_of(load_id)
+        if bundle is None:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
+        return self.qualities.get(bundle) or self.qualities[content_of(bundle)]  # one conversion may be worse
+
+
+@dataclass(slots=True)
+class SimJournal:
+    """Keeps the record as JSON, so that whatever is written has been read back."""
+
+    disk: SimDisk
+
+    def load(self, model: str) -> ModelRecord | None:
+        return None if self.disk.record is None else from_json(self.disk.record)
+
+    def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        if self.disk.journal_fails or self.disk.is_full:
+            raise OSError("no space left")
+        self.disk.record = to_json(record)
+        self.disk.events += events
+
+
+def source_of(content: str) -> str:
+    """Source digest of a content."""
+    return f"source {content}"
+
+
+def bundle_of(content: str, converter: str = "1") -> str:
+    """Bundle digest that a converter makes of a content."""
+    return f"bundle {converter} {content}"
+
+
+def content_of(bundle_digest: str) -> str:
+    """Content of a bundle."""
+    return bundle_digest.split(" ", 2)[2]
+
+
+def _asked(number: int, quality: Quality, active: Quality | None) -> Asked:
+    is_expected = number < 20
+    said = None if active is None else _answer(number, active)
+    return Asked(f"item {number}", "?", "yes" if is_expected else "", _answer(number, quality), said)
+
+
+def _answer(number: int, quality: Quality) -> Answer:
+    if quality.failure:
+        return Answer(failure=quality.failure)
+    good = quality.right if number < 20 else quality.agrees
+    return Answer("yes" if number % 20 < good else "no")

@@ -1,0 +1,161 @@
+"""Circuit breakers: after failures in a row nothing is tried for a growing while, then one probe decides. Pure.
+
+A breaker holds back new work of its kind; it never stands before a rollback, a status or serving. It
+reads no clock: it is told how many monotonic seconds have passed, and at a start how long the wall
+clock says it was away, which is clamped, so that a clock that jumps neither frees nor locks it.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class BreakerName(StrEnum):
+    """What a breaker protects."""
+
+    HUB = "hub"  # asking the hub
+    ACTIVATION = "activation"  # updates as a whole
+    DEVICE = "device"  # going back to a device that ran out of memory
+
+
+class BreakerState(StrEnum):
+    """Whether work may begin."""
+
+    CLOSED = "CLOSED"
+    OPEN = "OPEN"
+    HALF_OPEN = "HALF_OPEN"  # one probe is out; nothing else may begin
+
+
+class Result(StrEnum):
+    """How a piece of work ended."""
+
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    NEUTRAL = "NEUTRAL"  # says nothing about what is protected
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerRules:
+    """When it opens and for how long."""
+
+    trip_after: int  # failures in a row
+    first_seconds: float  # open time of the first opening; doubles with each
+    cap_seconds: float
+    probe_seconds: float  # a probe without a result is a failure after this
+    jitter: float = 0.2  # share of the open time, to either side
+    calm_seconds: float = 86400.0  # closed for so long without a failure: the next opening is a first one
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """One breaker's durable state."""
+
+    name: BreakerName
+    state: BreakerState = BreakerState.CLOSED
+    failures: int = 0  # in a row
+    openings: int = 0  # without a calm time between them
+    left_seconds: float = 0.0  # OPEN: until a probe may go; HALF_OPEN: until the probe counts as failed
+    calm_seconds: float = 0.0  # since the last failure, while closed
+    reason: str = ""  # for people: why it opened
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether work may begin: freely, or as the probe."""
+        return self.state is BreakerState.CLOSED or (self.state is BreakerState.OPEN and self.left_seconds <= 0)
+
+
+def begin(breaker: Breaker, rules: BreakerRules) -> Breaker:
+    """Begin a piece of work; when the open time is over this is the one probe.
+
+    Raises:
+        RuntimeError: it may not begin; nothing has changed.
+    """
+    if not breaker.may_begin:
+        raise RuntimeError(f"breaker {breaker.name} is {breaker.state}")
+    if breaker.state is BreakerState.CLOSED:
+        return breaker
+    return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=rules.probe_seconds)
+
+
+def report(
+    breaker: Breaker, result: Result, rules: BreakerRules, jitter: float, *, reason: str = "", at_least: float = 0.0
+) -> Breaker:
+    """Tell how a piece of work ended.
+
+    Args:
+        breaker: the state before.
+        result: how it ended; NEUTRAL changes no count, and gives a probe's turn back.
+        rules: when it opens and for how long.
+        jitter: drawn evenly from 0 to 1 by the caller.
+        reason: for people, if this opens it.
+        at_least: seconds that the other side asked for; honoured up to the cap.
+    """
+    if result is Result.NEUTRAL:
+        if breaker.state is BreakerState.HALF_OPEN:
+            return replace(breaker, state=BreakerState.OPEN, left_seconds=0.0)
+        return breaker
+    if result is Result.SUCCESS:
+        calm = breaker.calm_seconds if breaker.state is BreakerState.CLOSED else 0.0
+        return Breaker(breaker.name, openings=breaker.openings, calm_seconds=calm)
+    failures = breaker.failures + 1
+    if breaker.state is BreakerState.CLOSED and failures < rules.trip_after:
+        return replace(breaker, failures=failures, calm_seconds=0.0)
+    return trip(replace(breaker, failures=failures), rules, jitter, reason=reason, at_least=at_least)
+
+
+def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, at_least: float = 0.0) -> Breaker:
+    """Open it, whatever its count; open already, it stays open at least as long."""
+    openings = breaker.openings if breaker.state is BreakerState.OPEN else breaker.openings + 1
+    seconds = max(open_seconds(openings, rules, jitter), min(at_least, rules.cap_seconds))
+    return Breaker(
+        name=breaker.name,
+        state=BreakerState.OPEN,
+        failures=breaker.failures,
+        openings=openings,
+        left_seconds=max(seconds, breaker.left_seconds if breaker.state is BreakerState.OPEN else 0.0),
+        reason=reason or breaker.reason,
+    )
+
+
+def open_seconds(openings: int, rules: BreakerRules, jitter: float) -> float:
+    """How long the n-th opening lasts: doubling to the cap, give or take the jitter."""
+    plain = min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(max(openings, 1) - 1, 32))
+    return plain * (1.0 + rules.jitter * (2.0 * min(max(jitter, 0.0), 1.0) - 1.0))
+
+
+def passed(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
+    """Let monotonic time pass; a probe that outlives its deadline has failed."""
+    seconds = max(0.0, seconds)
+    if breaker.state is BreakerState.CLOSED:
+        calm = min(breaker.calm_seconds + seconds, rules.calm_seconds)
+        openings = 0 if calm >= rules.calm_seconds else breaker.openings
+        return replace(breaker, calm_seconds=calm, openings=openings)
+    left = max(0.0, breaker.left_seconds - seconds)
+    if breaker.state is BreakerState.HALF_OPEN and left <= 0:
+        return trip(breaker, rules, jitter, reason="its probe gave no result in time")
+    return replace(breaker, left_seconds=left)
+
+
+def resumed(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
+    """Go on after a start of the updater: a probe that was out has failed, and a clock can be wrong.
+
+    Args:
+        breaker: the state as it was written.
+        away_seconds: by the wall clock, since it was written; negative if that went back.
+        rules: when it opens and for how long.
+        jitter: drawn evenly from 0 to 1 by the caller.
+    """
+    if breaker.state is BreakerState.CLOSED:
+        return breaker
+    if breaker.state is BreakerState.HALF_OPEN:
+        seconds = open_seconds(breaker.openings, rules, jitter)
+        return replace(breaker, state=BreakerState.OPEN, left_seconds=seconds, reason="its probe was cut off")
+    longest = rules.cap_seconds * (1.0 + rules.jitter)
+    left = min(max(0.0, breaker.left_seconds), longest)
+    return replace(breaker, left_seconds=left - min(max(0.0, away_seconds), left))
+
+
+def unreadable(name: BreakerName, rules: BreakerRules) -> Breaker:
+    """What a breaker is whose state cannot be read: open before activations, closed before the hub."""
+    if name is BreakerName.HUB:
+        return Breaker(name)
+    return trip(Breaker(name), rules, 0.5, reason="its state could not be read")

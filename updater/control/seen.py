@@ -1,0 +1,72 @@
+"""The front's status, reduced to what decisions need. Pure."""
+
+from hotslot.control.v1 import control_pb2 as pb
+from updater.ports import DeviceSeen, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
+from updater.record import Counts
+
+_NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
+
+
+def front_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> FrontState:
+    """One model's state.
+
+    Args:
+        response: of GetStatus for one model.
+        last_ended_orderly: what is known of the life before this one.
+    """
+    (model,) = response.models
+    return FrontState(
+        life=response.front_started_at.ToJsonString(),
+        generation=model.generation,
+        slots=tuple(_slot(slot) for slot in model.slots),
+        active_load_id=model.active_load_id,
+        is_ready=model.ready,
+        is_draining=response.draining,
+        last_ended_orderly=last_ended_orderly,
+        trial=_trial(model.trial) if model.HasField("trial") else None,
+        last_trial=(
+            TrialEndSeen(model.last_trial.bundle_digest, model.last_trial.outcome)
+            if model.HasField("last_trial")
+            else None
+        ),
+        stats=tuple(RevisionSeen(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
+        devices=tuple(DeviceSeen(one.device, one.precision) for one in response.devices),
+    )
+
+
+def counts_of(row: pb.RevisionStats) -> Counts:
+    """Events of one revision: a runner's death is one, however many requests it held."""
+    by_reason = dict(row.failed)
+    singles = sum(count for reason, count in by_reason.items() if reason != _RUNNER_DIED)
+    return Counts(
+        answered=row.answered,
+        failed=singles + row.restarts,
+        not_finite=by_reason.get(_NOT_FINITE, 0),
+        out_of_memory=by_reason.get(_OUT_OF_MEMORY, 0),
+        restarts=row.restarts,
+        latency=tuple(bucket.count for bucket in row.latency),
+    )
+
+
+def _slot(slot: pb.SlotStatus) -> SlotSeen:
+    return SlotSeen(
+        load_id=slot.load_id,
+        bundle_digest=slot.bundle_digest,
+        device=slot.device,
+        precision=slot.precision,
+        state=slot.state,
+        role=slot.role,
+        restarts=slot.restarts,
+        resident_bytes=slot.resident_bytes,
+        last_failure=slot.last_failure,
+    )
+
+
+def _trial(trial: pb.TrialState) -> TrialSeen:
+    return TrialSeen(
+        load_id=trial.load_id,
+        bundle_digest=trial.bundle_digest,
+        previous_load_id=trial.previous_load_id,
+        term_left_seconds=trial.term_left.ToTimedelta().total_seconds(),
+        baseline=counts_of(trial.baseline) if trial.HasField("baseline") else Counts(),
+    )

@@ -1,0 +1,291 @@
+"""The updater: composition root and lifecycle. One thread a model, one server for operators, one beat for the watchdog.
+
+    0    it was asked to end
+    2    the settings are wrong
+    75   another updater runs on this state_dir
+
+A journal that cannot be trusted does not end it: nothing is changed, status says so, and serving goes on.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+import grpc
+
+from common import logs
+from common.clock import Clock, SystemClock
+from common.durable import AlreadyRunning, instance_lock
+from common.scrape import Scrape
+from common.settings import Mistake, SettingsInvalid, load_settings, use_settings_file
+from updater.assembly import Common, Conversion, Model, build_model
+from updater.children import end_children
+from updater.crash_points import CrashPoints
+from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
+from updater.ports import JournalUnusable
+from updater.record import ModelRecord
+from updater.service.servicer import Served, UpdatesApi
+from updater.settings import UpdaterSettings, armed_crash_point, check_names
+from updater.store.bundles import FolderTrusted, Shared, refuse_trusted_names
+from updater.store.journal import JOURNAL_NAME, Journal, JournalNotWritten, JournalUnreadable
+from updater.store.staging import StagingLimits
+
+EXIT_SETTINGS, EXIT_BUSY = 2, 75
+RUN_FOLDER, UPDATES_SOCKET, LOCK_NAME, ALIVE_NAME = "run", "updates.sock", "updater.lock", "updater.alive"
+MAX_SOCKET_PATH = 107  # sun_path, without its final NUL
+BEAT_SECONDS = 2.0
+STOP_SECONDS = 5.0  # until threads that do not stop are left behind
+JOURNAL_PAUSE_SECONDS = 5.0  # between two tries to make a journal
+_WORKERS = 8
+_MAX_MESSAGE_BYTES = 1 << 20
+
+
+class Updater:
+    """All of it, for one state folder."""
+
+    def __init__(
+        self, settings: UpdaterSettings, clock: Clock, log: logs.Logger, conversion: Conversion | None = None
+    ) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            settings: checked.
+            clock: tells the time to all parts.
+            log: told what happens.
+            conversion: how bundles are made; default: the shipped way.
+        """
+        self._settings = settings
+        self._clock = clock
+        self._log = log
+        self._conversion = conversion or Conversion()
+        self._state = Path(settings.state_dir).absolute()
+        self._run_folder = self._state / RUN_FOLDER
+        self._registry = CollectorRegistry()
+        self._observer: Observer = ToAll(LogObserver(log), MetricsObserver(self._registry))
+        self._stopping = threading.Event()
+        self._journal: Journal | None = None
+        self._unreadable: JournalUnreadable | None = None
+        self._models: dict[str, Model] = {}
+        self._served: dict[str, Served] = {}
+
+    def ask_to_stop(self) -> None:
+        """End in order: a step that takes long is broken off."""
+        self._stopping.set()
+        for model in self._models.values():
+            model.wake.set()
+
+    def run(self) -> None:
+        """Keep the models up to date until asked to stop.
+
+        Raises:
+            OSError: the socket or the metrics port cannot be had.
+        """
+        with self._served_to_operators(), self._scraped():
+            self._log.info("updater_started", models=sorted(self._settings.updater.models), pid=os.getpid())
+            threads = self._start()
+            while not self._stopping.is_set():
+                self._beat()
+                self._stopping.wait(BEAT_SECONDS)
+            self._end(threads)
+        self._log.info("updater_stopped")
+
+    def _start(self) -> list[threading.Thread]:
+        """Open the journal and start the models' threads; none if it cannot be trusted."""
+        try:
+            journal = self._open_journal()
+            if journal is not None:
+                self._build(journal)
+        except JournalUnusable as error:
+            self._distrust(error)
+            return []
+        threads = [
+            threading.Thread(target=self._run_model, args=(name, model), name=f"model-{name}", daemon=True)
+            for name, model in self._models.items()
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _open_journal(self) -> Journal | None:
+        """Open it, or make it; a full disk is waited for. None if asked to stop meanwhile.
+
+        Raises:
+            JournalUnreadable: it is there, and cannot be trusted.
+        """
+        while not self._stopping.is_set():
+            try:
+                self._journal = Journal(self._state / JOURNAL_NAME)
+            except JournalNotWritten as error:
+                self._observer.troubled("", "journal_not_written", str(error))
+                self._beat()
+                self._stopping.wait(JOURNAL_PAUSE_SECONDS)
+            else:
+                return self._journal
+        return None
+
+    def _build(self, journal: Journal) -> None:
+        common = Common(
+            settings=self._settings,
+            run_folder=self._run_folder,
+            journal=journal,
+            shared=Shared(self._state, StagingLimits(reserve_bytes=self._settings.updater.reserve_bytes)),
+            clock=self._clock,
+            observer=self._observer,
+            crash=CrashPoints(armed_crash_point()),
+            stopping=self._stopping,
+            conversion=self._conversion,
+        )
+        configured = [model for model in self._settings.models if model.name in self._settings.updater.models]
+        models = {one.name: build_model(common, one, self._records) for one in configured}
+        self._models.update(models)
+        self._served.update({name: Served(model.loop.board, model.wishes) for name, model in models.items()})
+
+    def _run_model(self, name: str, model: Model) -> None:
+        try:
+            model.loop.run()
+        except JournalUnusable as error:
+            self._distrust(error)
+        except Exception as error:  # noqa: BLE001  a bug: the others go on, and the watchdog sees no beat
+            self._log.error("loop_crashed", model=name, exc_info=error)
+
+    def _distrust(self, error: JournalUnusable) -> None:
+        """Change nothing any more; say so, and let the front serve on."""
+        self._unreadable = error if isinstance(error, JournalUnreadable) else JournalUnreadable(str(error))
+        self._served.clear()
+        self._log.error("journal_unreadable", detail=str(error))
+        self._observer.troubled("", "journal_unreadable", str(error))
+
+    def _trusted_journal(self) -> Journal:
+        if self._unreadable is not None:
+            raise self._unreadable
+        if self._journal is None:
+            raise JournalUnreadable("the journal is not open yet")
+        return self._journal
+
+    def _records(self) -> dict[str, ModelRecord]:
+        return {name: model.loop.board.shown.record for name, model in self._models.items()}
+
+    def _beat(self) -> None:
+        """Touch the file that the watchdog looks at, while every model's step is within its limits."""
+        if self._unreadable is not None or all(model.loop.is_moving() for model in self._models.values()):
+            with contextlib.suppress(OSError):
+                (self._run_folder / ALIVE_NAME).touch()
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        self.ask_to_stop()
+        ends = self._clock.monotonic() + STOP_SECONDS
+        while any(thread.is_alive() for thread in threads) and self._clock.monotonic() < ends:
+            end_children()  # a conversion that is cut off is done again
+            for thread in threads:
+                thread.join(0.2)
+        for model in self._models.values():
+            model.close()
+        if self._journal is not None and not any(thread.is_alive() for thread in threads):
+            self._journal.close()
+
+    @contextlib.contextmanager
+    def _served_to_operators(self) -> Iterator[None]:
+        names = tuple(model.name for model in self._settings.models if model.name in self._settings.updater.models)
+        api = UpdatesApi(self._served, names, self._trusted_journal, self._log)
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+        server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
+        server.add_generic_rpc_handlers((api.handlers(),))
+        path = self._run_folder / UPDATES_SOCKET
+        path.unlink(missing_ok=True)  # a killed updater left it; the lock is ours
+        mask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+            server.start()
+        finally:
+            os.umask(mask)
+        try:
+            yield
+        finally:
+            server.stop(0.5).wait()
+
+    @contextlib.contextmanager
+    def _scraped(self) -> Iterator[None]:
+        section = self._settings.updater
+        if section.metrics_port < 0:
+            yield
+            return
+        scrape = Scrape(self._registry, section.metrics_host, section.metrics_port)
+        scrape.start()
+        try:
+            yield
+        finally:
+            scrape.stop()
+
+
+def main(conversion: Conversion | None = None) -> int:
+    """Run until a signal; the exit code says what was wrong, if anything was."""
+    parser = argparse.ArgumentParser(
+        prog="python -m updater.daemon",
+        description="Keeps the models up to date. It is started by supervisord; see `hotslot serve`.",
+    )
+    parser.add_argument("--config", type=Path, help="settings file (default: HOTSLOT_CONFIG or ./hotslot.toml)")
+    options = parser.parse_args()
+    if options.config is not None:
+        use_settings_file(options.config)
+    try:
+        settings = load_settings(UpdaterSettings)
+        check_names(settings)
+        check_paths(settings)
+    except SettingsInvalid as error:
+        for mistake in error.mistakes:
+            print(f"{mistake.key}: {mistake.message}", file=sys.stderr)  # noqa: T201  before there is a log
+        return EXIT_SETTINGS
+    with logs.configure("updater", settings.logs.level):
+        return _serve(settings, logs.get_logger(), conversion)
+
+
+def check_paths(settings: UpdaterSettings) -> None:
+    """What can be wrong with the state folder's name.
+
+    Raises:
+        SettingsInvalid: it is too long for a socket, or would make the hub's library trust code.
+    """
+    state = Path(settings.state_dir).absolute()
+    size = len(os.fsencode(state / RUN_FOLDER / UPDATES_SOCKET))
+    if size > MAX_SOCKET_PATH:
+        raise SettingsInvalid(
+            [Mistake("state_dir", f"is too long: {size} bytes with a socket, limit {MAX_SOCKET_PATH}")]
+        )
+    try:
+        refuse_trusted_names(state)
+    except FolderTrusted as error:
+        raise SettingsInvalid([Mistake("state_dir", str(error))]) from error
+
+
+def _serve(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion | None) -> int:
+    folder = Path(settings.state_dir).absolute() / RUN_FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    try:
+        with instance_lock(folder / LOCK_NAME):
+            updater = Updater(settings, SystemClock(), log, conversion)
+
+            def stop(_number: int, _frame: FrameType | None) -> None:
+                updater.ask_to_stop()
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
+            updater.run()
+    except AlreadyRunning:
+        log.error("updater_refused", detail="another updater runs on this state_dir")
+        return EXIT_BUSY
+    except (OSError, RuntimeError) as error:
+        log.error("updater_refused", detail=str(error))
+        return EXIT_BUSY
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

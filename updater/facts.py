@@ -1,0 +1,158 @@
+"""What the updater sees of the outside world: the hub's releases, the front's state, all facts of one step."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from updater.record import Counts, Installed
+
+if TYPE_CHECKING:
+    from updater.results import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a revision, as the hub lists it."""
+
+    name: str  # as listed: not checked yet
+    size: int  # bytes
+    sha256: str  # as listed, lower or upper case; empty if the hub does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One revision on the hub."""
+
+    revision: str
+    files: tuple[HubFile, ...]
+    source_digest: str  # of the declared files; empty if the listing alone cannot tell
+    is_ready: bool = True  # everything that is listed and declared is there, in full
+    missing: str = ""  # for people: what is not
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenFacts:
+    """The operator's golden set of one model, as far as decisions need it."""
+
+    digest: str  # of its items and pictures; empty if there is none
+    questions: int = 0
+    expected: int = 0  # questions with an expectation
+    floor: float = 0.0  # least accuracy, 0 to 1
+    problem: str = ""  # why it cannot be used: "EMPTY", "UNREADABLE", "OTHER_TASK"; empty if it can
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSeen:
+    """One slot of the front."""
+
+    load_id: str  # empty if it holds none
+    bundle_digest: str
+    device: str
+    precision: str
+    state: str  # SlotStatus.state: "LOADED", "LOADING", "FAILED" …
+    role: str  # SlotStatus.role: "FREE", "ACTIVE", "TRIAL", "CANDIDATE", "PREVIOUS"
+    restarts: int = 0
+    resident_bytes: int = 0
+    last_failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSeen:
+    """The trial under way."""
+
+    load_id: str
+    bundle_digest: str
+    previous_load_id: str  # empty at a first install
+    term_left_seconds: float
+    baseline: Counts  # of the previous revision, frozen at activation
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEndSeen:
+    """How the front's last trial ended."""
+
+    bundle_digest: str
+    outcome: str  # "COMMITTED", "ROLLED_BACK", "TERM_EXPIRED", "YIELDED"
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionSeen:
+    """What the front has counted of one bundle on one device in this life."""
+
+    bundle_digest: str
+    device: str
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSeen:
+    """What the front can compute on."""
+
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrontState:
+    """The front's state of one model, as far as decisions need it."""
+
+    life: str  # front_started_at as text: another one is another life, whose counters begin at 0
+    generation: int
+    slots: tuple[SlotSeen, ...]
+    active_load_id: str  # empty if nothing is designated to answer
+    is_ready: bool  # health says SERVING for the model
+    is_draining: bool = False
+    last_ended_orderly: bool = False  # the life before this one ended by a drain, as far as is known
+    trial: TrialSeen | None = None
+    last_trial: TrialEndSeen | None = None
+    stats: tuple[RevisionSeen, ...] = ()
+    devices: tuple[DeviceSeen, ...] = ()
+
+    @property
+    def active(self) -> SlotSeen | None:
+        """The slot that answers, or is designated to."""
+        return next((slot for slot in self.slots if slot.load_id and slot.load_id == self.active_load_id), None)
+
+    def holding(self, bundle_digest: str) -> SlotSeen | None:
+        """The slot that holds a bundle, if one does."""
+        return next((slot for slot in self.occupied if slot.bundle_digest == bundle_digest), None)
+
+    @property
+    def occupied(self) -> tuple[SlotSeen, ...]:
+        """The slots that hold a load and are not being emptied."""
+        return tuple(slot for slot in self.slots if slot.load_id and slot.state != "RETIRING")
+
+    def loaded(self, load_id: str) -> SlotSeen | None:
+        """The slot of a load, if it is loaded."""
+        return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
+
+    def counts_of(self, bundle_digest: str) -> Counts:
+        """What was counted of a bundle, over all devices."""
+        rows = [row.counts for row in self.stats if row.bundle_digest == bundle_digest]
+        return Counts(
+            answered=sum(row.answered for row in rows),
+            failed=sum(row.failed for row in rows),
+            not_finite=sum(row.not_finite for row in rows),
+            out_of_memory=sum(row.out_of_memory for row in rows),
+            restarts=sum(row.restarts for row in rows),
+            latency=tuple(map(sum, zip(*(row.latency for row in rows), strict=False))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the daemon sees at one moment, beside the record. Drawn anew for every step."""
+
+    now: datetime  # of the wall clock: for people, and clamped for the time away
+    elapsed_seconds: float  # monotonic, since the step before; 0 in the first step of a life
+    is_first: bool  # no `Begin` of this process has been written yet
+    fresh_id: str  # a name for an update that may begin now
+    jitter: float  # drawn evenly from 0 to 1
+    front: FrontState | None  # None: it cannot be reached
+    pointer: Installed | None  # the model's row in the committed pointer; None if it has none
+    pointer_is_readable: bool = True
+    golden: GoldenFacts = GoldenFacts("")
+    sealed: frozenset[str] = frozenset()  # bundle digests on disk
+    # What this build would make of the committed source, if its files are kept; empty if they are not.
+    committed_converts_to: str = ""
+    wish: "Wish | None" = None  # the oldest that waits

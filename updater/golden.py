@@ -1,0 +1,94 @@
+"""The statistics of golden answers, and what a run of the gate learns. Pure; the sets: `common.golden_set`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, lgamma, log
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a slot made of one question."""
+
+    text: str = ""  # in the form of `canonical`; empty if it failed
+    failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question, and what both slots made of it."""
+
+    item: str
+    text: str
+    expected: str  # empty: to be agreed with
+    candidate: Answer
+    active: Answer | None  # None if nothing serves
+
+
+@dataclass(frozen=True, slots=True)
+class GateAnswers:
+    """Everything that a run of the gate has learnt; the verdict is `pipeline.gate`'s."""
+
+    golden_digest: str  # empty: built-in probes
+    device: str
+    precision: str
+    asked: tuple[Asked, ...]
+    floor: float = 0.0  # the set's own
+    candidate_seconds: float = 0.0  # device time of all questions; CPU seconds on a CPU
+    active_seconds: float = 0.0  # the same questions on the active slot; 0 if nothing serves
+    candidate_bytes: int = 0  # resident after the run; 0 if unknown
+    planned_bytes: int = 0  # as planned before the load; 0: no plan
+
+
+def accuracy(right: Sequence[bool]) -> float:
+    """Share of right answers, 0 to 1; 0 for none."""
+    return sum(right) / len(right) if right else 0.0
+
+
+def negative_flips(active_right: Sequence[bool], candidate_right: Sequence[bool]) -> int:
+    """How many questions the active model has right and the candidate wrong."""
+    return sum(a and not c for a, c in zip(active_right, candidate_right, strict=True))
+
+
+def positive_flips(active_right: Sequence[bool], candidate_right: Sequence[bool]) -> int:
+    """How many questions the active model has wrong and the candidate right."""
+    return sum(c and not a for a, c in zip(active_right, candidate_right, strict=True))
+
+
+def agreement(pairs: Sequence[tuple[str, str]]) -> float:
+    """Share of questions that both answered alike, 0 to 1; 1 for none."""
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+def worse_by_chance(negative: int, positive: int) -> float:
+    """How likely an equally good candidate loses at least so often: the exact paired (McNemar) test, one-sided.
+
+    Args:
+        negative: questions that only the active model has right.
+        positive: questions that only the candidate has right.
+    """
+    return at_least(negative, negative + positive, 0.5)
+
+
+def under_by_chance(right: int, questions: int, floor: float) -> float:
+    """How likely a candidate whose true accuracy is the floor has so few right or fewer: exact binomial."""
+    return at_least(questions - right, questions, 1.0 - floor)
+
+
+def at_least(successes: int, trials: int, chance: float) -> float:
+    """Probability of at least so many successes in so many trials."""
+    if successes <= 0:
+        return 1.0
+    if successes > trials or chance <= 0.0:
+        return 0.0
+    if chance >= 1.0:
+        return 1.0
+    # By logarithms: ten thousand questions have more ways than a float can count.
+    logs = (
+        lgamma(trials + 1)
+        - lgamma(count + 1)
+        - lgamma(trials - count + 1)
+        + count * log(chance)
+        + (trials - count) * log(1.0 - chance)
+        for count in range(successes, trials + 1)
+    )
+    return min(1.0, sum(map(exp, logs)))

@@ -1,0 +1,144 @@
+"""A folder as a hub: `<hub>/<model>/<revision>/…` with a manifest; the embedded default, and the air gap.
+
+Whoever publishes may be in the middle of it: a revision counts when every declared file is there in full.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.bundle import BundleFile, source_digest
+from common.clock import Clock
+from common.engine_files import MAX_CONFIG_BYTES
+from common.published import ManifestBroken, check_names, is_revision_name, read_listing
+from updater.actions import Failed, FaultKind
+from updater.hub.transfer import CHUNK_BYTES, NotRegular, open_within
+from updater.ports import EffectFailed, HubFile, Release
+from updater.store.declared import NotServable, declared
+
+MAX_REVISIONS = 10_000
+
+
+class DirectoryHub:
+    """One model's revisions in a folder hub. Reads only."""
+
+    def __init__(self, folder: Path, model: str, clock: Clock) -> None:
+        """Look nowhere yet.
+
+        Args:
+            folder: the hub; it may appear later.
+            model: name of the model, the folder in it.
+            clock: measures deadlines.
+        """
+        self._folder = folder / model
+        self._clock = clock
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """Names of the folders that could be revisions; a hub that is not there yet has none."""
+        del deadline_seconds  # one system call
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [entry.name for entry in entries if is_revision_name(entry.name) and entry.is_dir()]
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise _unreadable("the hub's folder", error) from error
+        if len(names) > MAX_REVISIONS:
+            raise EffectFailed(Failed(FaultKind.DENIED, "HUB_TOO_LARGE", f"the hub has {len(names)} revisions"))
+        return tuple(sorted(names))
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """List one revision, and see whether its declared files are there in full."""
+        ends = self._clock.monotonic() + deadline_seconds
+        folder = self._place(revision)
+        try:
+            listed = read_listing(folder)
+        except FileNotFoundError:
+            return Release(revision, (), "", is_ready=False, missing="it has no manifest yet")
+        except ManifestBroken as error:
+            return Release(revision, (), "", is_ready=False, missing=str(error))
+        except OSError as error:
+            raise _unreadable("a revision's manifest", error) from error
+        files = tuple(HubFile(file.name, file.size, file.sha256) for file in listed)
+        try:
+            check_names([file.name for file in listed])
+        except ManifestBroken:
+            # Never a path of ours: staging refuses it, with this digest to be remembered by.
+            return Release(revision, files, source_digest(listed))
+        return self._looked_at(revision, listed, files, ends)
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """The bytes of one file from an offset on."""
+        ends = self._clock.monotonic() + deadline_seconds
+        try:
+            with open_within(self._place(revision), name) as file:
+                file.seek(offset)
+                while piece := file.read(CHUNK_BYTES):
+                    if self._clock.monotonic() > ends:
+                        raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", f"reading {name} took too long"))
+                    yield piece
+        except FileNotFoundError as error:
+            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet")) from error
+        except NotRegular as error:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "NOT_REGULAR", str(error))) from error
+        except OSError as error:
+            raise _unreadable("a file of the revision", error) from error
+
+    def _place(self, revision: str) -> Path:
+        folder = self._folder / revision
+        if not is_revision_name(revision) or not folder.is_dir():
+            message = f"the hub has no revision {revision[:80]!r}"
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
+        return folder
+
+    def _looked_at(
+        self, revision: str, listed: tuple[BundleFile, ...], files: tuple[HubFile, ...], ends: float
+    ) -> Release:
+        rows = {file.name: file for file in listed}
+
+        def read(name: str) -> bytes:
+            missing = self._missing(revision, rows[name])
+            if missing:
+                raise _StillArriving(missing)
+            return self._read_small(revision, name, ends)
+
+        try:
+            names = declared({name: row.size for name, row in rows.items()}, read).names
+        except _StillArriving as error:
+            return Release(revision, files, "", is_ready=False, missing=str(error))
+        except (NotServable, NotRegular):
+            return Release(revision, files, source_digest(listed))  # staging says what is wrong with it
+        digest = source_digest([rows[name] for name in names])
+        missing = next((gap for gap in (self._missing(revision, rows[name]) for name in names) if gap), "")
+        return Release(revision, files, digest, is_ready=not missing, missing=missing)
+
+    def _missing(self, revision: str, file: BundleFile) -> str:
+        """What is not there yet of a file; empty if it is there in full."""
+        try:
+            with open_within(self._place(revision), file.name) as opened:
+                size = os.fstat(opened.fileno()).st_size
+        except FileNotFoundError:
+            return f"{file.name} is not there yet"
+        except NotRegular:
+            return ""  # it will not become one by waiting: staging refuses it
+        except OSError as error:
+            raise _unreadable("a file of the revision", error) from error
+        return f"{file.name} has {size} of {file.size} bytes" if size < file.size else ""
+
+    def _read_small(self, revision: str, name: str, ends: float) -> bytes:
+        content = b""
+        for piece in self.read(revision, name, 0, max(0.0, ends - self._clock.monotonic())):
+            content += piece
+            if len(content) > MAX_CONFIG_BYTES:
+                raise NotServable("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+        return content
+
+
+class _StillArriving(Exception):
+    """A file that must be read first is not there in full."""
+
+
+def _unreadable(what: str, error: OSError) -> EffectFailed:
+    """Somebody must change a permission, or the disk may answer later."""
+    kind = FaultKind.DENIED if isinstance(error, PermissionError) else FaultKind.TRANSIENT
+    return EffectFailed(Failed(kind, "HUB_UNREADABLE", f"{what} cannot be read: {(error.strerror or '').lower()}"))

@@ -1,0 +1,216 @@
+"""What golden answers say of a candidate: PASS, REFUSE or HOLD, with the numbers. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from updater.golden import (
+    Asked,
+    GateAnswers,
+    accuracy,
+    agreement,
+    negative_flips,
+    positive_flips,
+    under_by_chance,
+    worse_by_chance,
+)
+from updater.record import Differing, Evidence, HeldFor, Measured
+from updater.rules import GateRules
+
+
+class GateVerdict(StrEnum):
+    """What follows."""
+
+    PASS = "PASS"  # noqa: S105  a verdict, no password
+    REFUSE = "REFUSE"  # its source digest goes into quarantine
+    HOLD = "HOLD"  # a person decides
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict and what it rests on."""
+
+    verdict: GateVerdict
+    reason: str  # for machines
+    message: str  # for people, with the numbers
+    evidence: Evidence
+    held_for: HeldFor | None = None  # with HOLD
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One rule that did not pass."""
+
+    verdict: GateVerdict
+    reason: str
+    message: str
+    held_for: HeldFor | None = None
+
+
+_Check = tuple[list[Measured], list[_Finding]]
+
+
+def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
+    """Hold a gate's answers against the rules; the hardest finding decides."""
+    asked = [row for row in answers.asked if not _is_void(row)]
+    measured: list[Measured] = []
+    findings: list[_Finding] = []
+    checks: tuple[Callable[[], _Check], ...] = (
+        lambda: _failures(asked),
+        lambda: _memory(answers),
+        lambda: _accuracy([row for row in asked if row.expected], answers.floor, rules),
+        lambda: _agreement([row for row in asked if not row.expected and row.active is not None], rules),
+        lambda: _cost(answers, rules),
+    )
+    for check in checks:
+        rows, found = check()
+        measured += rows
+        findings += found
+    if not asked:
+        findings.append(
+            _Finding(
+                GateVerdict.HOLD, "NO_DATA", "nothing that both models could answer was asked", HeldFor.INCONCLUSIVE
+            )
+        )
+    evidence = Evidence(tuple(measured), _differing(asked, rules.max_differing), on_probes=not answers.golden_digest)
+    for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
+        first = next((finding for finding in findings if finding.verdict is verdict), None)
+        if first is not None:
+            return Judgement(verdict, first.reason, first.message, evidence, first.held_for)
+    return Judgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence)
+
+
+def _is_void(row: Asked) -> bool:
+    """What both fail is the item's fault."""
+    return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
+
+
+def _failures(asked: Sequence[Asked]) -> _Check:
+    """Nothing that the active model answers may fail; NaN least of all."""
+    failed = [row for row in asked if row.candidate.failure]
+    not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
+    measured = [
+        Measured("not_finite", not_finite, None, 0, not_finite == 0),
+        Measured("failed", len(failed), None, 0, not failed),
+    ]
+    if not failed:
+        return measured, []
+    out_of_memory = sum(row.candidate.failure == "OUT_OF_MEMORY" for row in failed)
+    first = failed[0]
+    message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
+    if not_finite:
+        return measured, [_Finding(GateVerdict.REFUSE, "NOT_FINITE", message)]
+    if out_of_memory:
+        return measured, [_Finding(GateVerdict.HOLD, "OUT_OF_MEMORY", message, HeldFor.DOES_NOT_FIT)]
+    return measured, [_Finding(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
+
+
+def _memory(answers: GateAnswers) -> _Check:
+    if not answers.planned_bytes or not answers.candidate_bytes:
+        return [], []
+    fits = answers.candidate_bytes <= answers.planned_bytes
+    measured = Measured("memory_bytes", answers.candidate_bytes, None, answers.planned_bytes, fits)
+    message = f"it takes {answers.candidate_bytes} bytes, {answers.planned_bytes} were planned"
+    return [measured], [] if fits else [_Finding(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
+
+
+def _accuracy(asked: Sequence[Asked], floor: float, rules: GateRules) -> _Check:
+    if not asked:
+        return [], []
+    right = [row.candidate.text == row.expected for row in asked]
+    active = [row.active is not None and row.active.text == row.expected for row in asked]
+    has_active = any(row.active is not None for row in asked)
+    share = accuracy(right)
+    measured: list[Measured] = []
+    findings: list[_Finding] = []
+    if floor > 0:
+        measured.append(Measured("accuracy_floor", share, None, floor, share >= floor))
+        if share < floor:
+            by_chance = under_by_chance(sum(right), len(right), floor)
+            findings.append(
+                _worse("UNDER_FLOOR", f"accuracy {share:.3f}, the set's floor {floor:.3f}", by_chance, rules)
+            )
+    if has_active:
+        rows, found = _against(right, active, rules)
+        measured += rows
+        findings += found
+    elif floor == 0:
+        measured.append(Measured("accuracy", share, None, 0.0, passed=True))
+    return measured, findings
+
+
+def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
+    """Accuracy and negative flips, by the exact paired test."""
+    negative, positive = negative_flips(active, right), positive_flips(active, right)
+    by_chance = worse_by_chance(negative, positive)
+    share, before, flips = accuracy(right), accuracy(active), negative / len(right)
+    least = before - rules.max_accuracy_loss
+    measured = [
+        Measured("accuracy", share, before, least, share >= least),
+        Measured("negative_flips", flips, None, rules.max_negative_flips, flips <= rules.max_negative_flips),
+        Measured("worse_by_chance", by_chance, None, rules.significance, by_chance > rules.significance),
+    ]
+    numbers = f"{negative} questions lost and {positive} won of {len(right)}"
+    if share < least:
+        text = f"accuracy {share:.3f}, the active model's {before:.3f} ({numbers})"
+        return measured, [_worse("ACCURACY", text, by_chance, rules)]
+    if flips > rules.max_negative_flips:
+        return measured, [_worse("NEGATIVE_FLIPS", f"{numbers}: too many that were right before", by_chance, rules)]
+    return measured, []
+
+
+def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> _Finding:
+    if by_chance <= rules.significance:
+        return _Finding(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
+    text += f"; it may be chance ({by_chance:.0%}): a larger golden set would tell"
+    return _Finding(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
+
+
+def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
+    pairs = [
+        (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
+    ]
+    if not pairs:
+        return [], []
+    share = agreement(pairs)
+    measured = Measured("agreement", share, None, rules.min_agreement, share >= rules.min_agreement)
+    message = (
+        f"it agrees with the active model on {share:.1%} of {len(pairs)} questions, {rules.min_agreement:.0%} are asked"
+    )
+    if share >= rules.min_agreement:
+        return [measured], []
+    return [measured], [_Finding(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
+
+
+def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
+    """The runner's own seconds: a clock would be unfair to a candidate beside live load."""
+    cost, before = answers.candidate_seconds, answers.active_seconds
+    if min(cost, before) < rules.min_cost_seconds and not before >= rules.min_cost_seconds:
+        return [], []
+    most = before * rules.max_cost_factor
+    measured = Measured("cost_seconds", cost, before, most, cost <= most)
+    message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
+    return [measured], [] if cost <= most else [_Finding(GateVerdict.REFUSE, "COST", message)]
+
+
+def _differing(asked: Sequence[Asked], most: int) -> tuple[Differing, ...]:
+    """The first items on which the two differ, or the candidate is wrong."""
+    rows: list[Differing] = []
+    for row in asked:
+        active = "" if row.active is None else row.active.text or row.active.failure
+        candidate = row.candidate.text or row.candidate.failure
+        is_wrong = bool(row.expected) and candidate != row.expected
+        if is_wrong or (row.active is not None and active != candidate):
+            rows.append(Differing(row.item, row.text, row.expected, active, candidate))
+    return tuple(rows[:most])
+
+
+def _summary(measured: Sequence[Measured], questions: int) -> str:
+    named = {row.name: row for row in measured}
+    if "accuracy" in named:
+        row = named["accuracy"]
+        before = "" if row.active is None else f", the active model {row.active:.3f}"
+        return f"accuracy {row.candidate:.3f}{before}, {questions} questions"
+    if "agreement" in named:
+        return f"agreement {named['agreement'].candidate:.1%}, {questions} questions"
+    return f"{questions} probes answered"

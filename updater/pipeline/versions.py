@@ -1,0 +1,101 @@
+"""What a name on the hub is worth as a release: SemVer, or an operator's pattern. Pure."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from updater.rules import ReleasePolicy
+
+MAX_NAME_CHARS = 200
+_MAX_DIGITS = 18
+_SEMVER = re.compile(
+    r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?",
+    re.ASCII,
+)
+
+Part = tuple[int, int, str]  # numbers before words, a missing pre-release after all
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """Where a release stands in the order of all of its model."""
+
+    parts: tuple[Part, ...]
+    prerelease: tuple[Part, ...]  # a release proper sorts behind its pre-releases
+
+    @property
+    def is_prerelease(self) -> bool:
+        """Whether it comes before a release proper."""
+        return self.prerelease != _RELEASED
+
+    @property
+    def first(self) -> int:
+        """The first number: what a jump is measured in."""
+        return self.parts[0][1] if self.parts else 0
+
+    @property
+    def text(self) -> str:
+        """Its one form: "v1.2.0" and "1.2.0" are the same version."""
+        plain = ".".join(part[2] or str(part[1]) for part in self.parts)
+        return plain + "".join(f"-{part[2] or part[1]}" for part in self.prerelease if part != _RELEASED[0])
+
+
+_RELEASED: tuple[Part, ...] = ((2, 0, ""),)
+
+
+def version_of(name: str, policy: ReleasePolicy) -> Version | None:
+    """Read a hub's name; None if it is no release: a branch, or not of the pattern."""
+    if not name or len(name) > MAX_NAME_CHARS:
+        return None
+    return _by_pattern(name, policy.pattern) if policy.pattern else _by_semver(name)
+
+
+def is_after(name: str, floor: str, policy: ReleasePolicy) -> bool:
+    """Whether a release is strictly greater than the floor; anything is, while there is none."""
+    version, least = version_of(name, policy), version_of(floor, policy)
+    if version is None:
+        return False
+    return not floor or (least is not None and version > least)
+
+
+def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
+    """Whether two names are the same version."""
+    version = version_of(one, policy)
+    return version is not None and version == version_of(other, policy)
+
+
+def higher(first: str, second: str, policy: ReleasePolicy) -> str:
+    """The higher of two revisions; one that is no release loses."""
+    one, other = version_of(first, policy), version_of(second, policy)
+    if one is None or (other is not None and other > one):
+        return second if other is not None else first or second
+    return first
+
+
+def _by_semver(name: str) -> Version | None:
+    match = _SEMVER.fullmatch(name)
+    if match is None:
+        return None
+    groups = match.groups()
+    if any(len(number) > _MAX_DIGITS for number in groups[:3]):
+        return None
+    return Version(
+        tuple((0, int(number), "") for number in groups[:3]),
+        tuple(_part(word) for word in groups[3].split(".")) if groups[3] else _RELEASED,
+    )
+
+
+def _by_pattern(name: str, pattern: str) -> Version | None:
+    match = _compiled(pattern).fullmatch(name)
+    if match is None:
+        return None
+    return Version(tuple(_part(word or "0") for word in match.groups()), _RELEASED)
+
+
+def _part(word: str) -> Part:
+    return (0, int(word), "") if word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS else (1, 0, word)
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)

@@ -1,0 +1,214 @@
+"""The whole outside world of the updater, as it sees it. Nothing here knows how it is done.
+
+All ports are called from the daemon's one thread and block, never longer than they are told. A port
+that fails raises `EffectFailed`, which `perform` turns into the outcome `Failed`; anything else that it
+raises is a bug.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from common.clock import Clock
+from updater.facts import (
+    DeviceSeen,
+    Facts,
+    FrontState,
+    GoldenFacts,
+    HubFile,
+    Release,
+    RevisionSeen,
+    SlotSeen,
+    TrialEndSeen,
+    TrialSeen,
+)
+from updater.golden import GateAnswers
+from updater.record import Event, Installed, ModelRecord
+from updater.results import Failed
+
+__all__ = [
+    "Clock",
+    "Control",
+    "Converter",
+    "DeviceSeen",
+    "EffectFailed",
+    "Facts",
+    "FrontState",
+    "Golden",
+    "GoldenFacts",
+    "Hub",
+    "HubFile",
+    "Journal",
+    "JournalUnusable",
+    "Release",
+    "RevisionSeen",
+    "SlotSeen",
+    "Store",
+    "TrialEndSeen",
+    "TrialSeen",
+]
+
+
+class EffectFailed(Exception):
+    """A port could not do what it was asked; carries the outcome."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(f"{failed.reason}: {failed.message}")
+        self.failed = failed
+
+
+class JournalUnusable(Exception):
+    """The journal cannot be read or trusted, or is of a newer schema: updates stop, serving goes on."""
+
+
+class Hub(Protocol):
+    """Where revisions are published. Its content is foreign: nothing that it says is checked yet."""
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """Names of all tags and branches that could be a release, in any order."""
+        ...
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """List one revision. One that is not there: EffectFailed(PERMANENT, "REVISION_UNKNOWN")."""
+        ...
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """The bytes of one file from an offset on, in pieces of at most 1 MiB; the caller counts them."""
+        ...
+
+
+class Control(Protocol):
+    """The front's slots of one model, over its control socket.
+
+    Reasons of failure are those of control.v1. Refusals map so: GENERATION_CONFLICT, DRAINING,
+    NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a front that
+    cannot be reached (FRONT_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, OUT_OF_MEMORY,
+    BUNDLE_UNKNOWN, BUNDLE_BROKEN, BUNDLE_FOREIGN are PERMANENT.
+    """
+
+    def state(self, deadline_seconds: float) -> FrontState:
+        """GetStatus, reduced."""
+        ...
+
+    def load(
+        self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> str:
+        """LoadSlot to its end; returns the load id."""
+        ...
+
+    def activate(
+        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> FrontState:
+        """ActivateSlot: begin a trial, extend its term, or put the previous slot back (term 0)."""
+        ...
+
+    def commit(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> FrontState:
+        """CommitSlot."""
+        ...
+
+    def retire(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> FrontState:
+        """RetireSlot."""
+        ...
+
+
+class Golden(Protocol):
+    """The golden set of one model, and how its items, or built-in probes, are asked of a slot."""
+
+    def facts(self) -> GoldenFacts:
+        """What is there now; cheap, since it is asked before every step."""
+        ...
+
+    def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
+        """Ask both slots all items of the set with this digest; empty digest: the built-in probes.
+
+        A set that has changed meanwhile: EffectFailed(INCONCLUSIVE, "GOLDEN_CHANGED"). A slot that is
+        gone: EffectFailed(TRANSIENT).
+        """
+        ...
+
+    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+        """Ask one slot some items; returns how many were answered, failed, and failed by NaN."""
+        ...
+
+
+class Store(Protocol):
+    """hotslot's folder on disk, of one model: staging folders, sealed bundles, kept sources, the pointer."""
+
+    def stage(
+        self,
+        update_id: str,
+        release: Release,
+        hub: Hub,
+        max_bytes: int,
+        deadline_seconds: float,
+        *,
+        is_fresh: bool,
+    ) -> str:
+        """Fetch the declared files into the update's staging folder; returns their source digest."""
+        ...
+
+    def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
+        """Where the staged, or the kept, files of a source lie."""
+        ...
+
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
+        """Run the numbered list over a folder; everything wrong is EffectFailed(PERMANENT)."""
+        ...
+
+    def keep_source(self, update_id: str, source_digest: str) -> None:
+        """Move the staged files of a sealed source to the kept ones."""
+        ...
+
+    def sealed(self) -> frozenset[str]:
+        """Digests of all sealed bundles."""
+        ...
+
+    def converts_to(self, installed: Installed) -> str:
+        """Bundle digest that this build makes of a kept source in its precision; empty if it is not kept."""
+        ...
+
+    def pointer(self) -> Installed | None:
+        """The model's row in the committed pointer. Unreadable: EffectFailed(PERMANENT)."""
+        ...
+
+    def write_pointer(self, installed: Installed | None) -> None:
+        """Replace the model's row, durably; other models' rows stay."""
+        ...
+
+    def collect(
+        self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
+    ) -> tuple[int, int]:
+        """Delete what nothing refers to; returns bytes freed and bytes still used."""
+        ...
+
+
+class Converter(Protocol):
+    """From verified files to a sealed bundle, in a child with limits."""
+
+    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
+        """Convert and seal; returns the bundle digest; at once if it is sealed already."""
+        ...
+
+
+class Journal(Protocol):
+    """The durable records and the audit trail."""
+
+    def load(self, model: str) -> ModelRecord | None:
+        """The record as it was written last.
+
+        Raises:
+            JournalUnusable: it cannot be read, is malformed or of a newer schema.
+        """
+        ...
+
+    def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Write record and events in one transaction; when it returns they survive everything.
+
+        Raises:
+            OSError: nothing was written; the caller goes on with the record that it had.
+        """
+        ...

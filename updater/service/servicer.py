@@ -1,0 +1,281 @@
+"""UpdatesService: an operator's hand on the updater. Reads board and journal; wishes go to the models' threads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_status import rpc_status
+
+from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady
+from common.logs import Logger
+from common.status_table import to_status
+from hotslot.updates.v1 import updates_pb2 as pb
+from updater.board import Board, Shown
+from updater.breaker import BreakerState
+from updater.record import Event, ModelRecord
+from updater.results import Wish, WishKind
+from updater.service import words
+from updater.service.advice import advice_for_past
+from updater.store.journal import Journal, JournalUnreadable
+from updater.wishes import Granted, Wishes
+
+SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
+MAX_PAGE, DEFAULT_PAGE = 200, 20
+MAX_REASON_CHARS = 200
+WISH_SECONDS = 25.0
+LOOK_SECONDS = 90.0  # until the hub has been looked at
+_SPARE_SECONDS = 1.0
+M = TypeVar("M", bound=Message)
+# What became of a revision that was asked for by name, when it became nothing.
+_NOT_TAKEN: Mapping[str, tuple[type[HotslotError], str]] = {
+    "revision_unknown": (NotFound, "REVISION_UNKNOWN"),
+    "revision_quarantined": (Conflict, "QUARANTINED"),
+    "revision_committed": (Conflict, "BELOW_FLOOR"),
+    "revision_not_ready": (Conflict, "NOT_READY"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model, as it is told about."""
+
+    board: Board
+    wishes: Wishes
+
+
+class UpdatesApi:
+    """The handlers of UpdatesService. Called in the server's own threads."""
+
+    def __init__(
+        self, models: Mapping[str, Served], names: tuple[str, ...], journal: Callable[[], Journal], log: Logger
+    ) -> None:
+        """Tell about these.
+
+        Args:
+            models: what is updated, by name; empty while the journal cannot be trusted.
+            names: all configured models, in order.
+            journal: gives the journal.
+                Raises JournalUnreadable while it cannot be trusted.
+            log: told what went wrong here.
+        """
+        self._models = models
+        self._names = names
+        self._journal = journal
+        self._log = log
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What the server registers."""
+        methods: dict[str, tuple[type[Message], Callable[[Any, float], Message]]] = {
+            "GetStatus": (pb.GetStatusRequest, self._get_status),
+            "CheckNow": (pb.CheckNowRequest, self._check_now),
+            "Update": (pb.UpdateRequest, self._update),
+            "Rollback": (pb.RollbackRequest, self._rollback),
+            "Hold": (pb.HoldRequest, self._hold),
+            "Resume": (pb.ResumeRequest, self._resume),
+            "Approve": (pb.ApproveRequest, self._approve),
+            "ReleaseQuarantine": (pb.ReleaseQuarantineRequest, self._release_quarantine),
+            "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
+            "ListHistory": (pb.ListHistoryRequest, self._list_history),
+            "GetUpdate": (pb.GetUpdateRequest, self._get_update),
+        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(self._answering(name, kind, answer), None, _serialize)
+            for name, (kind, answer) in methods.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _answering(
+        self, name: str, kind: type[M], answer: Callable[[M, float], Message]
+    ) -> Callable[[bytes, grpc.ServicerContext], Message]:
+        """A handler that parses, answers, and says errors in gRPC's words."""
+
+        def handle(raw: bytes, context: grpc.ServicerContext) -> Message:
+            left = context.time_remaining()
+            seconds = WISH_SECONDS if left is None else max(0.0, left - _SPARE_SECONDS)
+            try:
+                return answer(_parse(kind, raw), seconds)
+            except HotslotError as error:
+                failure = error
+            except JournalUnreadable as error:
+                failure = NotReady(str(error), reason=error.reason)
+            except Exception as error:  # noqa: BLE001  a bug here is told, not shown
+                self._log.error("call_crashed", rpc=name, exc_info=error)
+                failure = Failed("something went wrong here; the log says more")
+            context.abort_with_status(rpc_status.to_status(to_status(failure)))
+            raise RuntimeError("an aborted call goes on")
+
+        return handle
+
+    # What is told.
+
+    def _get_status(self, request: pb.GetStatusRequest, _seconds: float) -> pb.GetStatusResponse:
+        if request.model and request.model not in self._names:
+            raise _unknown(request.model)
+        names = [request.model] if request.model else list(self._names)
+        return pb.GetStatusResponse(models=[self._status_of(name) for name in names])
+
+    def _status_of(self, name: str) -> pb.ModelUpdates:
+        served = self._models.get(name)
+        if served is not None:
+            return words.model_updates(served.board.shown)
+        try:
+            self._journal()
+        except JournalUnreadable as error:
+            advice = f"{error}; the server goes on serving; restore {'the journal'} from a backup, or move it away"
+            return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice)
+        return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice="the updater is starting")
+
+    def _list_history(self, request: pb.ListHistoryRequest, _seconds: float) -> pb.ListHistoryResponse:
+        if request.model and request.model not in self._names:
+            raise _unknown(request.model)
+        size = request.page_size or DEFAULT_PAGE
+        if not 1 <= size <= MAX_PAGE:
+            raise InputRefused(f"page_size is 1 to {MAX_PAGE}, not {size}", field="page_size")
+        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < MAX_PAGE // 10):
+            raise InputRefused("page_token is none that was given out", field="page_token")
+        rows = self._journal().history(request.model, size + 1, int(request.page_token or 0))
+        more = rows[size - 1][0] if len(rows) > size else 0
+        return pb.ListHistoryResponse(
+            updates=[words.past_summary(past) for _, past in rows[:size]], next_page_token=str(more) if more else ""
+        )
+
+    def _get_update(self, request: pb.GetUpdateRequest, _seconds: float) -> pb.GetUpdateResponse:
+        journal = self._journal()
+        past = journal.update(request.update_id)
+        if past is None:
+            message = f"there is no update {request.update_id[:64]!r}"
+            raise NotFound(message, reason="UPDATE_UNKNOWN", field="update_id")
+        served = self._models.get(past.model)
+        record = None if served is None else served.board.shown.record
+        response = pb.GetUpdateResponse(
+            update=words.past_summary(past),
+            events=[words.past_event(event) for event in journal.events(request.update_id)],
+            advice=advice_for_past(past, record),
+        )
+        for evidence in journal.evidence(request.update_id):
+            words.fill_evidence(response, evidence)
+        return response
+
+    # What is asked for.
+
+    def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
+        served = self._named(request.model)
+        record = served.board.shown.record
+        if record.hub.state is not BreakerState.CLOSED and record.hub.left_seconds > 0:
+            left = record.hub.left_seconds
+            message = f"the hub did not answer several times; it is asked again in {left:.0f} s"
+            raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
+        before = record.watch
+        granted = self._wish(served, WishKind.CHECK_NOW, "", seconds)
+        failures = granted.after.hub.failures
+
+        def has_looked(shown: Shown) -> bool:
+            now = shown.record
+            return now.watch.looks > before.looks or now.hub.failures > failures
+
+        shown = served.board.wait(has_looked, min(seconds, LOOK_SECONDS))
+        if shown is None:
+            raise NotReady("the updater has not looked yet: a step is in progress", reason="UPDATER_BUSY")
+        watch = shown.record.watch
+        if watch.looks == before.looks:
+            raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
+        message = watch.message or (f"{watch.newest} is the newest" if watch.newest else "nothing newer is published")
+        return pb.CheckNowResponse(newest_revision=watch.newest, message=message)
+
+    def _update(self, request: pb.UpdateRequest, seconds: float) -> pb.UpdateResponse:
+        if not request.revision or len(request.revision) > MAX_REASON_CHARS:
+            raise InputRefused("revision is required", field="revision")
+        served = self._named(request.model)
+        before = served.board.shown
+        self._wish(served, WishKind.UPDATE, request.revision, seconds)
+
+        def is_answered(shown: Shown) -> bool:
+            record = shown.record
+            return record.asked != request.revision and bool(_since(before, shown) or record.update)
+
+        shown = served.board.wait(is_answered, min(seconds, LOOK_SECONDS))
+        if shown is None:
+            message = "the hub has not answered yet; the update begins when it does"
+            raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=LOOK_SECONDS)
+        for event in _since(before, shown):
+            if event.name in _NOT_TAKEN:
+                kind, reason = _NOT_TAKEN[event.name]
+                raise kind(event.message, reason=reason, field="revision")
+            if event.name == "update_started" and event.update is not None:
+                return pb.UpdateResponse(update=words.summary(event.model, event.update, event.stage))
+        return pb.UpdateResponse(update=words.current_of(shown.record))
+
+    def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
+        granted = self._wish(self._named(request.model), WishKind.ROLLBACK, "", seconds)
+        return pb.RollbackResponse(update=words.current_of(granted.after))
+
+    def _hold(self, request: pb.HoldRequest, seconds: float) -> pb.HoldResponse:
+        if len(request.reason) > MAX_REASON_CHARS:
+            raise InputRefused(f"a reason has at most {MAX_REASON_CHARS} characters", field="reason")
+        granted = self._wish(self._named(request.model), WishKind.HOLD, request.reason, seconds)
+        return pb.HoldResponse(state=words.model_updates(Shown(granted.after)))
+
+    def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
+        granted = self._wish(self._named(request.model), WishKind.RESUME, "", seconds)
+        return pb.ResumeResponse(state=words.model_updates(Shown(granted.after)))
+
+    def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
+        granted = self._wish(self._named(request.model), WishKind.APPROVE, request.source_digest, seconds)
+        return pb.ApproveResponse(update=words.current_of(granted.after))
+
+    def _release_quarantine(self, request: pb.ReleaseQuarantineRequest, seconds: float) -> pb.ReleaseQuarantineResponse:
+        served = self._named(request.model)
+        granted = self._wish(served, WishKind.RELEASE_QUARANTINE, request.source_digest, seconds)
+        return pb.ReleaseQuarantineResponse(state=words.model_updates(Shown(granted.after)))
+
+    def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
+        granted = self._wish(self._named(request.model), WishKind.RESET_BREAKER, request.breaker, seconds)
+        return pb.ResetBreakerResponse(breaker=words.breaker(_breaker_of(granted.after, request.breaker)))
+
+    # Helpers.
+
+    def _named(self, model: str) -> Served:
+        if model and model not in self._names:
+            raise _unknown(model)
+        if not model and len(self._names) != 1:
+            message = f"name one of {', '.join(self._names)}"
+            raise InputRefused(message, reason="MODEL_REQUIRED", field="model")
+        served = self._models.get(model or self._names[0])
+        if served is None:
+            self._journal()  # says why, if that is it
+            raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)
+        return served
+
+    def _wish(self, served: Served, kind: WishKind, argument: str, seconds: float) -> Granted:
+        granted = served.wishes.ask(Wish(kind, argument), min(seconds, WISH_SECONDS))
+        refused = granted.refusal
+        if refused is not None:
+            raise (NotFound if refused.is_not_found else Conflict)(refused.message, reason=refused.reason)
+        return granted
+
+
+def _since(before: Shown, now: Shown) -> list[Event]:
+    """Events that were shown later; as far as the board still has them."""
+    seen = {id(event) for event in before.events}
+    return [event for event in now.events if id(event) not in seen]
+
+
+def _breaker_of(record: ModelRecord, name: str) -> Any:  # noqa: ANN401  one of three breakers
+    return {"hub": record.hub, "activation": record.activation}.get(name, record.device)
+
+
+def _unknown(model: str) -> NotFound:
+    return NotFound("no such model is configured", field="model", resource=("model", model[:128]))
+
+
+def _parse(kind: type[M], raw: bytes) -> M:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InputRefused("the message does not parse", reason="MESSAGE_MALFORMED") from error
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()

@@ -1,0 +1,115 @@
+"""Records in the words of updates.v1. Pure."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hotslot.updates.v1 import updates_pb2 as pb
+from updater.board import Shown
+from updater.breaker import Breaker, BreakerState
+from updater.record import Evidence, ModelRecord, Outcome, Stage, Update
+from updater.service.advice import advice_for
+from updater.store.journal import PastEvent, PastUpdate
+
+
+def stage_of(stage: Stage) -> "pb.UpdateStage.ValueType":
+    """The stage's number."""
+    return pb.UpdateStage.Value(f"UPDATE_STAGE_{stage.value}")
+
+
+def outcome_of(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
+    """The outcome's number; unspecified while an update is under way."""
+    return (
+        pb.UPDATE_OUTCOME_UNSPECIFIED if outcome is None else pb.UpdateOutcome.Value(f"UPDATE_OUTCOME_{outcome.value}")
+    )
+
+
+def model_updates(shown: Shown) -> pb.ModelUpdates:
+    """A model's updates now."""
+    record = shown.record
+    message = pb.ModelUpdates(
+        model=record.model,
+        stage=stage_of(record.stage),
+        advice=advice_for(record),
+        on_hold=record.on_hold,
+        breakers=[breaker(row) for row in (record.hub, record.activation, record.device)],
+    )
+    if record.update is not None:
+        message.current.CopyFrom(summary(record.model, record.update, record.stage))
+    if record.committed is not None:
+        message.committed_revision = record.committed.revision
+        message.committed_source_digest = record.committed.source_digest
+    if record.watch.last_looked_at is not None:
+        message.last_checked_at.CopyFrom(stamp(record.watch.last_looked_at))
+    for row in record.quarantine:
+        entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
+        entry.since.CopyFrom(stamp(row.since))
+    return message
+
+
+def breaker(row: Breaker) -> pb.Breaker:
+    """A circuit breaker."""
+    message = pb.Breaker(name=row.name.value, state=row.state.value, failures=row.failures)
+    if row.state is not BreakerState.CLOSED:
+        message.open_left.FromNanoseconds(int(row.left_seconds * 1e9))
+    return message
+
+
+def summary(model: str, update: Update, stage: Stage) -> pb.UpdateSummary:
+    """An update that is under way or held."""
+    message = pb.UpdateSummary(
+        update_id=update.update_id,
+        model=model,
+        revision=update.revision,
+        source_digest=update.source_digest,
+        bundle_digest=update.bundle_digest,
+        stage=stage_of(stage),
+        reason=update.reason,
+        message=update.message,
+    )
+    message.started_at.CopyFrom(stamp(update.started_at))
+    return message
+
+
+def past_summary(past: PastUpdate) -> pb.UpdateSummary:
+    """An update of the history."""
+    message = summary(past.model, past.update, past.stage)
+    message.outcome = outcome_of(past.outcome)
+    if past.ended_at is not None:
+        message.ended_at.CopyFrom(stamp(past.ended_at))
+    return message
+
+
+def past_event(event: PastEvent) -> pb.UpdateEvent:
+    """A line of the audit trail."""
+    message = pb.UpdateEvent(stage=stage_of(event.stage), name=event.name, message=event.message)
+    message.at.CopyFrom(stamp(event.at))
+    return message
+
+
+def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
+    """Add what was measured, and where the models differ."""
+    for row in evidence.measured:
+        message.measurements.add(
+            name=row.name,
+            candidate=row.candidate,
+            active=row.active if row.active is not None else 0.0,
+            threshold=row.threshold,
+            passed=row.passed,
+        )
+    for item in evidence.differing:
+        message.differing.add(
+            item=item.item, text=item.text, expected=item.expected, active=item.active, candidate=item.candidate
+        )
+
+
+def current_of(record: ModelRecord) -> pb.UpdateSummary:
+    """The update under way; empty if there is none."""
+    return pb.UpdateSummary() if record.update is None else summary(record.model, record.update, record.stage)
+
+
+def stamp(at: datetime) -> Timestamp:
+    """A time as a message."""
+    message = Timestamp()
+    message.FromDatetime(at)
+    return message

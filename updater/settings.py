@@ -1,0 +1,184 @@
+"""What the updater reads of `hotslot.toml`: `[updater]` and `[updater.models.NAME]`, with every range and default."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
+from updater.breaker import BreakerName, BreakerRules
+from updater.rules import (
+    ACTIVATION_BREAKER,
+    DEVICE_BREAKER,
+    HUB_BREAKER,
+    GateRules,
+    Mode,
+    ObserveRules,
+    ReleasePolicy,
+    Rules,
+)
+
+GIB = 1 << 30
+MAX_PATTERN_CHARS = 200
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PolicySection(Section):
+    """`[updater.models.NAME.policy]`: which revisions are taken."""
+
+    mode: Annotated[
+        Mode, Field(description="auto takes what passes, approve asks a person first, hold takes nothing")
+    ] = Mode.AUTO
+    pattern: Annotated[
+        str,
+        Field(max_length=MAX_PATTERN_CHARS, description='ordered capture groups of release tags; "": SemVer'),
+    ] = ""
+    prereleases: Annotated[bool, Field(description="whether 1.2.0-rc.1 is a release")] = False
+    jump_cap: Annotated[int, Field(ge=0, le=10**9, description="most steps of the first number at once; 0: any")] = 1
+    deny: Annotated[tuple[str, ...], Field(max_length=1000, description="revisions that are never taken")] = ()
+    pin: Annotated[str, Field(max_length=200, description="the only revision that may be taken")] = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if value and not groups:
+            raise ValueError("needs capture groups: they give the order")
+        return value
+
+
+class GateSection(Section):
+    """`[updater.models.NAME.gate]`: what a candidate is held against before a caller meets it."""
+
+    max_accuracy_loss: Annotated[Share, Field(description="of the active model's accuracy")] = 0.01
+    max_negative_flips: Annotated[Share, Field(description="questions that were right before")] = 0.05
+    significance: Annotated[float, Field(gt=0, lt=1, description="of the exact paired test")] = 0.05
+    min_agreement: Annotated[Share, Field(description="with the active model, where nothing is expected")] = 0.90
+    max_cost_factor: Annotated[float, Field(ge=1, le=100, description="of the active model's device time")] = 1.5
+
+
+class ObserveSection(Section):
+    """`[updater.models.NAME.observe]`: how a trial is judged."""
+
+    window_seconds: Annotated[Seconds, Field(description="least time on trial")] = 600.0
+    max_seconds: Annotated[Seconds, Field(description="without enough answers by then there is no verdict")] = 1800.0
+    min_answers: Annotated[int, Field(ge=1, le=10**6, description="requests before any verdict")] = 50
+    error_margin: Annotated[Share, Field(description="more failures than before that are allowed")] = 0.01
+    burst_failures: Annotated[int, Field(ge=2, le=10**6, description="so many failures roll back at once")] = 5
+    burst_share: Annotated[Share, Field(description="if they are such a share of all")] = 0.20
+    max_not_finite: Annotated[int, Field(ge=0, le=10**6, description="more answers with NaN roll back at once")] = 2
+    max_restarts: Annotated[int, Field(ge=0, le=1000, description="more deaths of its runner roll back at once")] = 1
+    max_latency_factor: Annotated[float, Field(ge=1, le=100, description="95th percentile, of the one before")] = 2.0
+    probes_allowed: Annotated[bool, Field(description="whether a trial without traffic may end well on probes")] = True
+    term_seconds: Annotated[
+        float, Field(ge=5, le=3600, description="after so long without the updater a trial is taken back")
+    ] = 60.0
+    keep_warm_seconds: Annotated[
+        float, Field(ge=0, le=86400, description="the model before stays loaded after a commit")
+    ] = 60.0
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "ObserveSection":
+        if self.max_seconds < self.window_seconds:
+            raise ValueError("max_seconds must not be less than window_seconds")
+        return self
+
+
+class ModelUpdatesSection(Section):
+    """`[updater.models.NAME]`: where a model's revisions come from and how they are proven."""
+
+    hub_folder: Annotated[Path, Field(description="folder of revisions, filled by `hotslot hub add`")]
+    golden: Annotated[Path | None, Field(description="folder of the golden set; without one updates are held")] = None
+    golden_floor: Annotated[Share, Field(description="least accuracy, beside the set's own")] = 0.0
+    poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="pause between two looks at the hub")] = 60.0
+    policy: PolicySection = PolicySection()
+    gate: GateSection = GateSection()
+    observe: ObserveSection = ObserveSection()
+
+
+class UpdaterSection(Section):
+    """`[updater]`: limits that all models share."""
+
+    models: Annotated[
+        dict[str, ModelUpdatesSection], Field(max_length=8, description="by the names of [[models]]")
+    ] = {}  # noqa: RUF012  copied for each
+    metrics_host: Annotated[str, Field(min_length=1, max_length=253, description="address of /metrics")] = "127.0.0.1"
+    metrics_port: Annotated[
+        int, Field(ge=-1, le=65535, description="port of /metrics; 0 takes a free one, -1 is off")
+    ] = 9096
+    reserve_bytes: Annotated[int, Field(ge=0, le=1 << 44, description="of the disk that an update leaves free")] = GIB
+    max_revision_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 44, description="most bytes of a revision")] = 64 * GIB
+    retained_bytes: Annotated[
+        int, Field(ge=0, le=1 << 50, description="kept on disk beside the last two committed bundles")
+    ] = 16 * GIB
+    max_failures_an_hour: Annotated[int, Field(ge=1, le=100, description="more failed updates stop updates")] = 3
+    breaker_first_seconds: Annotated[Seconds, Field(description="first pause after updates that failed in a row")] = (
+        3600.0
+    )
+
+
+class UpdaterSettings(SettingsFile):
+    """All that the updater reads."""
+
+    updater: UpdaterSection = UpdaterSection(models={})
+
+
+CRASH_VARIABLE = "HOTSLOT_CRASH_AT"
+
+
+def armed_crash_point() -> str:
+    """Where a test wants the updater to kill itself; see `updater.crash_points`. No setting of an operator's."""
+    return os.environ.get(CRASH_VARIABLE, "")
+
+
+def check_names(settings: UpdaterSettings) -> None:
+    """Every section belongs to a model.
+
+    Raises:
+        SettingsInvalid: with all that do not.
+    """
+    known = {model.name for model in settings.models}
+    mistakes = [
+        Mistake(f"updater.models.{name}", "no [[models]] table has this name")
+        for name in settings.updater.models
+        if name not in known
+    ]
+    if mistakes:
+        raise SettingsInvalid(mistakes)
+
+
+def rules_of(section: UpdaterSection, name: str, device: str = "auto") -> Rules:
+    """The rules of one configured model.
+
+    Args:
+        section: `[updater]`.
+        name: of the model; must be one of `section.models`.
+        device: `device` of its `[[models]]` table.
+    """
+    model = section.models[name]
+    policy, activation = model.policy, ACTIVATION_BREAKER
+    first = section.breaker_first_seconds
+    return Rules(
+        policy=ReleasePolicy(policy.pattern, policy.prereleases, policy.jump_cap, policy.deny, policy.pin),
+        mode=policy.mode,
+        gate=GateRules(**model.gate.model_dump()),
+        observe=ObserveRules(**model.observe.model_dump()),
+        breakers={
+            BreakerName.HUB: HUB_BREAKER,
+            BreakerName.ACTIVATION: BreakerRules(
+                activation.trip_after, first, max(first, activation.cap_seconds), activation.probe_seconds
+            ),
+            BreakerName.DEVICE: DEVICE_BREAKER,
+        },
+        poll_seconds=model.poll_seconds,
+        max_failures_an_hour=section.max_failures_an_hour,
+        max_staged_bytes=section.max_revision_bytes,
+        cap_bytes=section.retained_bytes,
+        device=device,
+    )

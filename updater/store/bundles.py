@@ -1,0 +1,260 @@
+"""hotslot's folder on disk: staging folders, kept sources, sealed bundles, and the committed pointer.
+
+incoming/<update_id>/   a revision on its way in (see staging.py)
+sources/<digest>/       the files of a sealed source, kept so that a newer converter can take them again
+bundles/<digest>/       sealed bundles, read-only
+staging/                where the conversion writes
+committed.json          what a restart loads
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.bundle import (
+    Bundle,
+    BundleBroken,
+    Committed,
+    bundle_digest,
+    bundle_folder,
+    is_digest,
+    read_bundle,
+    read_committed,
+    write_committed,
+)
+from common.clock import Clock
+from common.durable import read_bounded, sync_folder
+from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
+from common.published import ManifestBroken, check_files, read_listing_file
+from updater.ports import EffectFailed, Hub, Release
+from updater.record import Installed
+from updater.store import garbage
+from updater.store.declared import NotServable, engine_of, parse_object
+from updater.store.faults import disk_failed, permanent
+from updater.store.staging import FILES_FOLDER, LISTING_NAME, Stager, StagingLimits
+from updater.store.verify import verify
+
+INCOMING, SOURCES = "incoming", "sources"
+_TRUSTED_NAMES = ("damo", "iic")
+_UPDATE_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+DigestOf = Callable[[Path, str, str], str]
+"""Bundle digest that this build makes of (folder of a source, its digest, precision)."""
+
+
+class FolderTrusted(ValueError):
+    """The state folder has a name by which the hub's own library would run a model's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the stores of all models in one state folder have in common."""
+
+    state: Path
+    limits: StagingLimits = field(default_factory=StagingLimits)
+    # One pointer file holds the rows of all models.
+    pointer_lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def refuse_trusted_names(state: Path) -> None:
+    """Fail closed where a folder's name alone would make the hub's library trust code.
+
+    Raises:
+        FolderTrusted: some part of the path is such a name.
+    """
+    parts = [part.split("--", 1)[0] for part in state.absolute().parts]
+    found = next((part for part in parts if part in _TRUSTED_NAMES), None)
+    if found:
+        raise FolderTrusted(f"no part of state_dir may be called {found!r}: code of models in it would be trusted")
+
+
+def digest_of_source(folder: Path, source: str, precision: str) -> str:
+    """What the shipped converter makes of a source; empty if no engine takes it any more."""
+    try:
+        row = parse_object(read_bounded(folder / CONFIGURATION, MAX_CONFIG_BYTES), CONFIGURATION)
+        engine = engine_of(row)
+    except (OSError, ValueError):
+        return ""
+    return bundle_digest(source, engine.engine, engine.converter, precision)
+
+
+class BundleStore:
+    """One model's view of the folder. From that model's thread only."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        model: str,
+        clock: Clock,
+        keep_on: Callable[[], None],
+        others: Callable[[], garbage.Keep],
+        digest_of: DigestOf = digest_of_source,
+    ) -> None:
+        """Check the folder's name; nothing is touched.
+
+        Args:
+            shared: the folder.
+            model: whose row of the pointer it moves.
+            clock: measures.
+            keep_on: called often in what takes long; raises to stop.
+            others: what the other models of this folder refer to.
+            digest_of: names what a source would be converted to.
+
+        Raises:
+            FolderTrusted: see `refuse_trusted_names`.
+        """
+        refuse_trusted_names(shared.state)
+        self._shared = shared
+        self._state = shared.state
+        self._model = model
+        self._clock = clock
+        self._keep_on = keep_on
+        self._others = others
+        self._digest_of = digest_of
+        self._predicted: tuple[Installed, str] | None = None
+
+    def stage(
+        self, update_id: str, release: Release, hub: Hub, max_bytes: int, deadline_seconds: float, *, is_fresh: bool
+    ) -> str:
+        """Fetch the declared files into the update's staging folder; returns their source digest."""
+        ends = self._clock.monotonic() + deadline_seconds
+        folder = self._incoming(update_id)
+        stager = Stager(folder, release, hub, self._shared.limits, self._clock, ends)
+        return stager.run(max_bytes, self._keep_on, is_fresh=is_fresh)
+
+    def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
+        """Where the staged, or the kept, files of a source lie; kept already, they are no longer staged."""
+        staged = self._incoming(update_id) / FILES_FOLDER
+        if is_kept or (not staged.is_dir() and is_digest(source_digest) and self._kept(source_digest).is_dir()):
+            return self._kept(source_digest)
+        return staged
+
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
+        """Run the numbered list over a folder."""
+        task = self._task_of(compatible_with) if compatible_with else ""
+        try:
+            listing = folder.parent / LISTING_NAME
+            listed = read_listing_file(listing) if folder.name == FILES_FOLDER else None
+            check_files(listed or ())
+            verify(folder, source_digest, listed, task, self._keep_on)
+        except FileNotFoundError as error:
+            raise permanent("CONTENT_MISMATCH", "what was staged is gone") from error
+        except ManifestBroken as error:
+            raise permanent("CONTENT_MISMATCH", f"what was listed is damaged: {error}") from error
+        except OSError as error:
+            raise disk_failed(error, "the staged files cannot be read") from error
+
+    def keep_source(self, update_id: str, source_digest: str) -> None:
+        """Move the staged files of a sealed source to the kept ones; harmless when repeated."""
+        staged, kept = self._incoming(update_id) / FILES_FOLDER, self._kept(source_digest)
+        try:
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            if staged.is_dir() and not kept.exists():
+                staged.rename(kept)
+                sync_folder(kept.parent)
+            garbage.drop(self._incoming(update_id))
+        except OSError as error:
+            raise disk_failed(error, "the source files cannot be kept") from error
+
+    def sealed(self) -> frozenset[str]:
+        """Digests of all sealed bundles."""
+        return garbage.sealed_digests(self._state)
+
+    def converts_to(self, installed: Installed) -> str:
+        """Bundle digest that this build makes of a kept source in its precision; empty if it is not kept."""
+        if self._predicted is None or self._predicted[0] != installed:
+            self._predicted = (installed, self._predict(installed))
+        return self._predicted[1]
+
+    def pointer(self) -> Installed | None:
+        """The model's row in the committed pointer."""
+        try:
+            row = read_committed(self._state).get(self._model)
+        except BundleBroken as error:
+            raise permanent("POINTER_BROKEN", str(error)) from error
+        except OSError as error:
+            raise disk_failed(error, "the committed pointer cannot be read") from error
+        return None if row is None else Installed(row.revision, row.source_digest, row.bundle_digest, row.origin)
+
+    def write_pointer(self, installed: Installed | None) -> None:
+        """Replace the model's row, durably; the rows of other models stay."""
+        with self._shared.pointer_lock:
+            try:
+                rows, is_readable = self._rows()
+                before = rows.pop(self._model, None)
+                if installed is not None:
+                    rows[self._model] = _row(self._model, installed)
+                if rows.get(self._model) != before or not is_readable:
+                    write_committed(self._state, rows)
+                self._predicted = None
+            except OSError as error:
+                raise disk_failed(error, "the committed pointer cannot be written") from error
+
+    def collect(
+        self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
+    ) -> tuple[int, int]:
+        """Delete what nothing refers to; returns bytes freed and bytes still used."""
+        updates = frozenset({keep_update_id} - {""})
+        keep = self._others() | garbage.Keep(keep_bundles, keep_sources, updates)
+        try:
+            with self._shared.pointer_lock:  # what the pointer names stays, whoever wrote it
+                rows = read_committed(self._state).values()
+                named = garbage.Keep(
+                    frozenset(row.bundle_digest for row in rows), frozenset(row.source_digest for row in rows)
+                )
+                return garbage.collect(self._state, keep | named, cap_bytes, self._clock.now(), self._keep_on)
+        except BundleBroken as error:
+            raise permanent("POINTER_BROKEN", str(error)) from error
+        except OSError as error:
+            raise disk_failed(error, "what nobody needs cannot be deleted") from error
+
+    def bundle(self, digest: str) -> Bundle:
+        """What a sealed bundle says of itself.
+
+        Raises:
+            BundleBroken: it is not there, or not whole.
+        """
+        return read_bundle(bundle_folder(self._state, digest))
+
+    def _rows(self) -> tuple[dict[str, Committed], bool]:
+        """The pointer's rows, and whether it could be read: it is derived, so a broken one is made anew by all."""
+        try:
+            return read_committed(self._state), True
+        except BundleBroken:
+            return {}, False
+
+    def _incoming(self, update_id: str) -> Path:
+        if not update_id or not _UPDATE_ID_CHARS.issuperset(update_id):
+            raise RuntimeError("an update's id is not safe as a folder's name")
+        return self._state / INCOMING / update_id
+
+    def _kept(self, source_digest: str) -> Path:
+        if not is_digest(source_digest):
+            raise RuntimeError("a source digest is not safe as a folder's name")
+        return self._state / SOURCES / source_digest.replace(":", "-")
+
+    def _predict(self, installed: Installed) -> str:
+        if not is_digest(installed.source_digest):
+            return ""
+        kept = self._kept(installed.source_digest)
+        if not kept.is_dir():
+            return ""
+        try:
+            precision = self.bundle(installed.bundle_digest).precision
+        except BundleBroken:
+            return ""
+        return self._digest_of(kept, installed.source_digest, precision)
+
+    def _task_of(self, digest: str) -> str:
+        try:
+            return self.bundle(digest).task
+        except BundleBroken:
+            return ""  # what serves is not whole any more: nothing to be compatible with
+
+
+def _row(model: str, installed: Installed) -> Committed:
+    return Committed(model, installed.bundle_digest, installed.source_digest, installed.revision, installed.origin)
+
+
+__all__ = ["BundleStore", "EffectFailed", "FolderTrusted", "NotServable", "Shared", "refuse_trusted_names"]

@@ -1,0 +1,67 @@
+"""The conversion as a port: the shipped one in a child with limits, and what its refusals mean."""
+
+from pathlib import Path
+from typing import Protocol
+
+from common.bundle import Bundle, is_digest, source_digest
+from common.published import read_listing_file
+from common.sealing import PRECISIONS, ConversionRefused, ConvertLimits, run_convert
+from updater.actions import Failed, FaultKind
+from updater.ports import EffectFailed
+from updater.store.faults import disk_failed, transient
+from updater.store.staging import LISTING_NAME
+
+# What befell the child, or what changed under it, says nothing about the revision.
+_BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "SOURCE_CHANGED", "TIME_LIMIT"})
+
+
+class Convert(Protocol):
+    """From a published folder to a sealed bundle."""
+
+    def __call__(self, source: Path, state: Path, revision: str, limits: ConvertLimits, precision: str) -> Bundle:
+        """Convert.
+
+        Raises:
+            ConversionRefused: the folder cannot become a bundle.
+        """
+        ...
+
+
+class ChildConverter:
+    """Converts into one state folder."""
+
+    def __init__(self, state: Path, limits: ConvertLimits, convert: Convert = run_convert) -> None:
+        """Prepare; `limits.timeout_seconds` is lowered to each call's deadline."""
+        self._state = state
+        self._limits = limits
+        self._convert = convert
+
+    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
+        """Convert and seal; returns the bundle digest; at once if it is sealed already."""
+        limits = ConvertLimits(
+            timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds),
+            cpu_seconds=self._limits.cpu_seconds,
+            memory_bytes=self._limits.memory_bytes,
+            max_file_bytes=self._limits.max_file_bytes,
+        )
+        stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
+        try:
+            bundle = self._convert(folder, self._state, revision, limits, stored)
+            verified = _verified(folder, bundle.source_digest)
+        except ConversionRefused as error:
+            kind = FaultKind.TRANSIENT if error.reason in _BLAMELESS else FaultKind.PERMANENT
+            raise EffectFailed(Failed(kind, error.reason, str(error))) from error
+        except OSError as error:
+            raise disk_failed(error, "the bundle cannot be written") from error
+        if bundle.source_digest != verified:
+            raise transient("SOURCE_CHANGED", "the files changed after they were verified")
+        return bundle.bundle_digest
+
+
+def _verified(folder: Path, default: str) -> str:
+    """Source digest of what was verified in this folder, which stands beside the files or is their folder's name."""
+    kept = folder.name.replace("sha256-", "sha256:", 1)
+    if is_digest(kept):
+        return kept
+    listing = folder.parent / LISTING_NAME
+    return source_digest(read_listing_file(listing)) if listing.exists() else default

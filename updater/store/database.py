@@ -1,0 +1,194 @@
+"""The journal's file: SQLite with a rollback journal, one connection, every commit on the disk before it returns.
+
+Rules that make it safe:
+ 1. One connection, held under an exclusive lock: nobody else reads or writes the file while we live.
+ 2. Rollback journal and synchronous=EXTRA: a commit that has returned survives a power cut.
+ 3. Each change is one `BEGIN IMMEDIATE … COMMIT`; a failed one is rolled back and changes nothing.
+ 4. A new file appears by rename, with its tables in it: an empty or half-made file is damage, never a new journal.
+ 5. What cannot be read, or was written by a newer schema, is left exactly as it is.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.durable import sync_folder
+from updater.ports import JournalUnusable
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x48534C54  # "HSLT"
+_BUSY_SECONDS = 2.0
+_MAX_PAGES = 65536  # 256 MiB: an audit trail that grows without end must not fill the disk
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE records (model TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, model TEXT NOT NULL, update_id TEXT NOT NULL,
+  stage TEXT NOT NULL, name TEXT NOT NULL, message TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_update ON events (update_id, seq);
+CREATE TABLE updates (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, update_id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, row TEXT NOT NULL
+) STRICT;
+CREATE INDEX updates_by_model ON updates (model, seq);
+CREATE TABLE evidence (update_id TEXT NOT NULL, kind TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (update_id, kind))
+STRICT;
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+"""
+
+
+class JournalUnreadable(JournalUnusable):
+    """The journal is damaged, or of a newer schema: serving goes on, updates stop until a person has looked."""
+
+    reason = "JOURNAL_UNREADABLE"
+
+
+class JournalNotWritten(OSError):
+    """A change could not be made durable; nothing changed, the same may succeed later (a full disk, for example)."""
+
+    reason = "JOURNAL_NOT_WRITTEN"
+
+
+class Database:
+    """The one connection. From any thread; a lock keeps changes apart."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the journal; make it if it is not there.
+
+        Raises:
+            JournalUnreadable: it is there, and cannot be trusted.
+            JournalNotWritten: it cannot be made.
+        """
+        self._path = path
+        self._lock = threading.RLock()
+        self._is_suspect = False  # a write has failed: what is in memory may not be what is on the disk
+        if not path.exists():
+            _create(path)
+        self._connection = _open(path)
+
+    def close(self) -> None:
+        """Let go of the file; harmless when repeated."""
+        with self._lock:
+            self._connection.close()
+
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """Read.
+
+        Raises:
+            JournalUnreadable: it cannot be read any more.
+        """
+        with self._lock:
+            self._open_anew_if_suspect()
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise JournalUnreadable(f"the journal cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One change: all of it is durable when the block has ended, or none of it happened.
+
+        Raises:
+            JournalNotWritten: it was not made durable.
+            JournalUnreadable: after a failed change the file cannot be trusted any more.
+        """
+        with self._lock:
+            self._open_anew_if_suspect()
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._roll_back()
+                self._is_suspect = True
+                raise JournalNotWritten(f"the journal cannot be written: {error}") from error
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _open_anew_if_suspect(self) -> None:
+        """Read everything from the disk again, as after a crash: a failed sync is never made good by asking again."""
+        if self._is_suspect:
+            self._connection.close()
+            self._connection = _open(self._path)
+            self._is_suspect = False
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        if path.stat().st_size == 0:  # rule 4
+            raise JournalUnreadable("the journal is empty: it was cut off; restore it from a backup, or move it away")
+        connection = _connect(path)
+    except (sqlite3.Error, OSError) as error:
+        raise JournalUnreadable(f"the journal cannot be opened: {_words(error)}") from error
+    try:
+        _check(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise JournalUnreadable(f"the journal is damaged: {_words(error)}") from error
+    except JournalUnreadable:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+    )
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # rule 1
+    connection.execute("PRAGMA journal_mode=DELETE")  # rule 2
+    connection.execute("PRAGMA synchronous=EXTRA")
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute(f"PRAGMA max_page_count={_MAX_PAGES}")
+    return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise JournalUnreadable("the file in the journal's place is no journal of hotslot")
+    if not 1 <= version <= SCHEMA_VERSION:  # rule 5
+        raise JournalUnreadable(
+            f"the journal has schema {version}, this build reads 1 to {SCHEMA_VERSION}; start the newer hotslot again"
+        )
+    found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+    if found != ["ok"]:
+        raise JournalUnreadable(f"the journal is damaged: {'; '.join(map(str, found))[:300]}")
+
+
+def _create(path: Path) -> None:
+    """Make an empty journal beside its place, then move it there (rule 4)."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal")):
+            leftover.unlink(missing_ok=True)
+        with contextlib.closing(_connect(fresh)) as connection:
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+            connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+        descriptor = os.open(fresh, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fresh.chmod(0o600)
+        fresh.rename(path)
+        sync_folder(path.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise JournalNotWritten(f"the journal cannot be made: {_words(error)}") from error
+
+
+def _words(error: sqlite3.Error | OSError) -> str:
+    """What went wrong, without a path."""
+    return (error.strerror or "it failed").lower() if isinstance(error, OSError) else str(error)

@@ -1,0 +1,177 @@
+"""The durable records, the audit trail, the history of updates and their evidence; all models in one file."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from updater.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
+from updater.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
+from updater.rules import Rules
+from updater.store.database import Database, JournalNotWritten, JournalUnreadable
+
+JOURNAL_NAME = "journal.db"
+MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
+_PRUNE_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PastEvent:
+    """One line of the audit trail."""
+
+    at: datetime
+    stage: Stage
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PastUpdate:
+    """An update as it stood at its last event."""
+
+    model: str
+    update: Update
+    stage: Stage
+    outcome: Outcome | None = None  # None while it is under way
+    ended_at: datetime | None = None
+
+
+class Journal:
+    """From any thread; a failed write leaves everything as it was."""
+
+    def __init__(self, path: Path, rules: Rules | None = None) -> None:
+        """Open it; make it if it is not there.
+
+        Args:
+            path: of the file; its folder exists.
+            rules: give breakers that cannot be read their safe state.
+
+        Raises:
+            JournalUnreadable: it is there, and cannot be trusted.
+            JournalNotWritten: it cannot be made.
+        """
+        self._rules = rules
+        self._database = Database(path)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def load(self, model: str) -> ModelRecord | None:
+        """The record as it was written last.
+
+        Raises:
+            JournalUnreadable: it cannot be read, is malformed or of a newer schema.
+        """
+        rows = self._database.rows("SELECT row FROM records WHERE model = ?", (model,))
+        if not rows:
+            return None
+        with _trusted():
+            return from_json(_object(rows[0][0]), self._rules)
+
+    def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Write record and events in one transaction; when it returns they survive everything.
+
+        Raises:
+            JournalNotWritten: an OSError; nothing was written.
+        """
+        with self._database.change() as connection:
+            connection.execute(
+                "INSERT INTO records VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET row = excluded.row",
+                (record.model, _line(to_json(record))),
+            )
+            for event in events:
+                plain = event_to_json(event)
+                update_id = event.update.update_id if event.update is not None else ""
+                connection.execute(
+                    "INSERT INTO events (at, model, update_id, stage, name, message) VALUES (?, ?, ?, ?, ?, ?)",
+                    (event.at.isoformat(), event.model, update_id, event.stage.value, event.name, event.message),
+                )
+                if event.update is not None:
+                    connection.execute(
+                        "INSERT INTO updates (update_id, model, row) VALUES (?, ?, ?) "
+                        "ON CONFLICT (update_id) DO UPDATE SET row = excluded.row",
+                        (update_id, event.model, _line(_past(event, plain))),
+                    )
+                if event.evidence is not None:
+                    connection.execute(
+                        "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)",
+                        (update_id, event.stage.value, _line(plain["evidence"])),
+                    )
+            connection.execute(
+                "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ? AND seq IN "
+                "(SELECT seq FROM events ORDER BY seq LIMIT ?)",
+                (MAX_EVENTS, _PRUNE_AT_ONCE),
+            )
+
+    def history(self, model: str, limit: int, before: int) -> list[tuple[int, PastUpdate]]:
+        """Past updates, newest first, each with its number.
+
+        Args:
+            model: name; empty for all.
+            limit: most updates.
+            before: only those with a smaller number; 0 for the newest.
+        """
+        rows = self._database.rows(
+            "SELECT seq, row FROM updates WHERE (? = '' OR model = ?) AND (? = 0 OR seq < ?) ORDER BY seq DESC LIMIT ?",
+            (model, model, before, before, limit),
+        )
+        with _trusted():
+            return [(int(str(seq)), read(PastUpdate, _object(row))) for seq, row in rows]
+
+    def update(self, update_id: str) -> PastUpdate | None:
+        """One update."""
+        rows = self._database.rows("SELECT row FROM updates WHERE update_id = ?", (update_id,))
+        with _trusted():
+            return read(PastUpdate, _object(rows[0][0])) if rows else None
+
+    def events(self, update_id: str) -> list[PastEvent]:
+        """What happened to one update, oldest first."""
+        rows = self._database.rows(
+            "SELECT at, stage, name, message FROM events WHERE update_id = ? ORDER BY seq", (update_id,)
+        )
+        return [
+            PastEvent(datetime.fromisoformat(str(at)), Stage(str(stage)), str(name), str(message))
+            for at, stage, name, message in rows
+        ]
+
+    def evidence(self, update_id: str) -> list[Evidence]:
+        """What was measured of one update, by stage."""
+        rows = self._database.rows("SELECT row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))
+        with _trusted():
+            return [read(Evidence, _object(row)) for (row,) in rows]
+
+
+def _past(event: Event, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A PastUpdate as `read` takes it."""
+    ended_at = plain["at"] if event.outcome is not None else None
+    kept = {key: plain[key] for key in ("model", "update", "stage", "outcome")}
+    return {**kept, "ended_at": ended_at}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
+def _object(text: object) -> dict[str, Any]:
+    try:
+        row = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise RecordUnreadable("a row is no JSON") from error
+    if not isinstance(row, dict):
+        raise RecordUnreadable("a row is no object")
+    return row
+
+
+@contextmanager
+def _trusted() -> Iterator[None]:
+    try:
+        yield
+    except RecordUnreadable as error:
+        raise JournalUnreadable(f"the journal holds what this build does not know: {error}") from error
+
+
+__all__ = ["Journal", "JournalNotWritten", "JournalUnreadable", "PastEvent", "PastUpdate"]
