@@ -1,4 +1,4 @@
-"""supervisord's event listener: tells what happens to the processes, and ends the stack when the front is given up.
+"""supervisord's event listener: tells what happens to the processes, and starts anew what runs without answering.
 
 Only the front's end for good is the stack's end: anything else that cannot run is told and costs no answer.
 """
@@ -10,12 +10,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from common import logs
-from watchdog import exit_code
+from common.clock import SystemClock
+from common.settings import SettingsInvalid, load_settings
+from watchdog import exit_code, roll_call
+from watchdog.asking import FileTouched, FrontAsked
 from watchdog.protocol import Event, events
+from watchdog.settings import StackSettings
+from watchdog.watch import Asked, Watch, WatchParts, end_child
+from watchdog.wedged import Patience
 
-FRONT = "front"
+FRONT, UPDATER = "front", "updater"
+BEAT_NAME, SOCKET_NAME = "updater.alive", "supervisor.sock"  # in the run folder
 _TOLD = {
     "PROCESS_STATE_STARTING": "process_started",
     "PROCESS_STATE_EXITED": "process_exited",
@@ -53,12 +61,50 @@ def main() -> int:
         sys.exit(0)  # in order, so that what was told last is written
 
     signal.signal(signal.SIGTERM, leave)
-    # Standard output speaks the protocol, so that events of our own go to standard error.
-    with logs.configure("watchdog", "info", sys.stderr):
+    with _protocol_output() as sink, logs.configure("watchdog", "info", sys.stderr):
         log = logs.get_logger()
-        for event in events(sys.stdin.buffer, sys.stdout.buffer):
+        watch = make_watch(run_folder, supervisord, log, end_stack)
+        for event in events(sys.stdin.buffer, sink):
             handle(event, log, end_stack)
+            watch.see(event)
     return 0
+
+
+def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]) -> Watch:
+    """Put the watch together; what runs already is known to it."""
+
+    def kill(pid: int) -> None:
+        end_child(pid, supervisord)
+
+    def give_up(program: str) -> None:
+        if program == FRONT:
+            end_stack(exit_code.FRONT_GAVE_UP)
+
+    try:
+        settings = load_settings(StackSettings)
+    except SettingsInvalid as error:  # the stack has read them well: they were changed since
+        log.error("settings_invalid", detail=str(error))
+        settings = StackSettings.model_construct()
+    rules = settings.watchdog
+    asked: dict[str, Asked] = {UPDATER: FileTouched(run_folder / BEAT_NAME)}
+    if settings.front.address is not None:
+        asked[FRONT] = FrontAsked(settings.front.address, rules.answer_seconds)
+    patience = Patience(rules.grace_seconds, rules.misses, rules.restarts)
+    watch = Watch(WatchParts(asked, patience, SystemClock(), log, kill, give_up))
+    try:
+        for program, pid in roll_call.running(run_folder / SOCKET_NAME):
+            if program in asked:
+                watch.note(program, pid)
+    except OSError as error:
+        log.warning("roll_call_failed", detail=str(error))
+    return watch
+
+
+def _protocol_output() -> BinaryIO:
+    """Standard output for the protocol alone: one stray line of a library's would be its end."""
+    protocol = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return protocol
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from common.settings import Section, SettingsFile, settings_path
+
+_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
 
 
 class WatchdogSection(Section):
@@ -22,11 +24,34 @@ class WatchdogSection(Section):
             "front.grace_seconds + runner.retire_seconds",
         ),
     ] = 60
+    grace_seconds: Annotated[
+        float, Field(ge=0, le=3600, description="a process that has just begun to run is not asked for so long")
+    ] = 20.0
+    answer_seconds: Annotated[
+        float, Field(gt=0, le=4, description="the front must say within this that it lives; asked every five seconds")
+    ] = 3.0
+    misses: Annotated[int, Field(ge=1, le=100, description="asked in vain so often in a row, it is started anew")] = 3
+    restarts: Annotated[int, Field(ge=0, le=100, description="so often in a row; then it is given up")] = 5
+
+
+class FrontPlace(Section):
+    """Of `[front]`, where it listens; the front itself checks the rest."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be asked; None if it takes a free port, which nobody else knows."""
+        return f"{_ANY_HOSTS.get(self.host, self.host)}:{self.port}" if self.port else None
 
 
 class StackSettings(SettingsFile):
     """The whole file, as the stack reads it."""
 
+    front: FrontPlace = FrontPlace()
     watchdog: WatchdogSection = WatchdogSection()
 
 

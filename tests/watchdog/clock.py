@@ -1,0 +1,16 @@
+"""A clock that stands until a test moves it."""
+
+from datetime import UTC, datetime
+
+
+class StoodClock:
+    """Implements `common.clock.Clock`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
