@@ -6,6 +6,7 @@ from pathlib import Path
 from common.settings import load_settings, settings_path, use_settings_file
 from inference.front.settings import FrontSettings
 from updater.settings import UpdaterSection
+from watchdog.settings import WatchdogSection
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 FALLBACK_ADDRESS = "127.0.0.1:50051"
@@ -18,6 +19,7 @@ class Settings(FrontSettings):
     """The whole file: the sections of every process."""
 
     updater: UpdaterSection = UpdaterSection()
+    watchdog: WatchdogSection = WatchdogSection()
 
 
 def read_settings(config: Path | None = None) -> Settings:
