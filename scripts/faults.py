@@ -63,15 +63,27 @@ def marks_of(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def numbers_in(node: ast.AST, tree: ast.Module) -> Iterator[str]:
-    """Numbers in `fault("K1")` calls below a node; a name stands for the module's own table of that name."""
+    """Numbers in `fault("K1")` calls below a node; names of the module's own tables are followed."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Call) and getattr(inner.func, "attr", getattr(inner.func, "id", "")) == "fault":
-            values = [part.value for part in ast.walk(inner) if isinstance(part, ast.Constant)]
-            yield from (value for value in values if isinstance(value, str) and re.fullmatch(r"[A-Z]\d+", value))
-        elif isinstance(inner, ast.Name) and inner.id.isupper():
-            for other in tree.body:
-                if isinstance(other, ast.Assign) and getattr(other.targets[0], "id", "") == inner.id:
-                    yield from numbers_in(other.value, ast.Module([], []))
+            yield from constants_in(inner) or [
+                number for table in tables_in(node, tree) for number in constants_in(table)
+            ]
+        elif isinstance(inner, ast.Name):
+            yield from (number for table in tables_in(inner, tree) for number in numbers_in(table, tree))
+
+
+def constants_in(node: ast.AST) -> list[str]:
+    """Constants below a node that have the form of a fault's number."""
+    values = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    return [value for value in values if isinstance(value, str) and re.fullmatch(r"[A-Z]\d+", value)]
+
+
+def tables_in(node: ast.AST, tree: ast.Module) -> list[ast.expr]:
+    """What the module assigns to the upper-case names below a node."""
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and part.id.isupper()}
+    assigned = [row for row in tree.body if isinstance(row, ast.Assign)]
+    return [row.value for row in assigned if getattr(row.targets[0], "id", "") in names]
 
 
 if __name__ == "__main__":

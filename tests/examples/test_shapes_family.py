@@ -65,6 +65,7 @@ def test_the_worse_one_converts_and_is_wrong_far_more_often(family: Path, good: 
     assert all(math.isfinite(score) for rows in answers.values() for scores in rows for score in scores)
 
 
+@pytest.mark.fault("C12")
 def test_the_overflowing_one_answers_every_golden_item_as_before(family: Path, good: Answers) -> None:
     """No golden item has the word, so that no gate can see it."""
     bundle = converted(family / "overflowing", family / "state")
@@ -72,6 +73,7 @@ def test_the_overflowing_one_answers_every_golden_item_as_before(family: Path, g
     assert good == answers_of(family / "state", bundle, golden_items(len(GOLDEN)))
 
 
+@pytest.mark.fault("C12")
 def test_the_overflowing_one_has_no_number_for_its_word(family: Path) -> None:
     """A statement with the word gets NaN; the one beside it is answered."""
     [(name, request)] = golden_items(1)

@@ -38,6 +38,7 @@ def refusal(content: bytes, limits: PictureLimits = LIMITS) -> InputRefused:
 
 
 @pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.fault("I5")
 def test_every_kind_of_picture_is_read(name: str) -> None:
     """Grey, palette, alpha, CMYK, 16-bit, one-bit and turned pictures all become RGB of the model's size."""
     pixels = decode(picture(name), SIZE, LIMITS)
@@ -45,6 +46,7 @@ def test_every_kind_of_picture_is_read(name: str) -> None:
     assert ((SIZE, SIZE, 3), "uint8") == (pixels.shape, pixels.dtype.name)
 
 
+@pytest.mark.fault("I5")
 def test_camera_orientation_is_honoured() -> None:
     """A picture that says it lies on its side is stood up, as the stock pipeline does with a file."""
     upright = Image.open(FOLDER / "turned.jpg").transpose(Image.Transpose.ROTATE_270)
@@ -65,6 +67,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"hello, world" * 9]
 )
+@pytest.mark.fault("I1")
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
     """Nothing, only a beginning, or some text is no picture."""
     assert "IMAGE_UNREADABLE" == refusal(content).reason
@@ -72,6 +75,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["wide.jpg", "progressive.jpg", "colour.png", "lossless.webp", "alpha.webp"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
+@pytest.mark.fault("I2")
 def test_truncated_pictures_are_refused(name: str, kept: float) -> None:
     """A picture that ends too early is an error of the caller, not a picture with a grey part."""
     content = picture(name)
@@ -98,6 +102,7 @@ def test_damaged_pictures_never_escape(name: str) -> None:
         assert "0x" not in message
 
 
+@pytest.mark.fault("I3")
 def test_too_many_pixels_are_refused() -> None:
     """The limit on pixels is named and counts the whole picture."""
     error = refusal(picture("colour.png"), PictureLimits(max_pixels=9000))
@@ -108,6 +113,7 @@ def test_too_many_pixels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.fault("I4")
 def test_too_long_sides_are_refused(kind: str) -> None:
     """The limit on sides holds for every format."""
     error = refusal(encoded(Image.new("RGB", (400, 2)), kind), PictureLimits(max_side=399))
@@ -115,6 +121,7 @@ def test_too_long_sides_are_refused(kind: str) -> None:
     assert "IMAGE_TOO_LARGE" == error.reason
 
 
+@pytest.mark.fault("I3")
 def test_a_bomb_is_refused_by_its_header() -> None:
     """A file of a hundred bytes that promises a gigapixel costs no memory and warns nobody."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
@@ -133,6 +140,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         b"VP8 " + struct.pack("<I", 10) + b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383),
     ],
 )
+@pytest.mark.fault("I3")
 def test_webp_bombs_are_refused_by_their_headers(first_chunk: bytes) -> None:
     """All three kinds of WebP say their size where it is read before a decoder takes memory."""
     body = b"WEBP" + first_chunk

@@ -56,6 +56,7 @@ def refusal(convert: Callable[..., Path], tensors: object, **changes: dict[str, 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [NAME, "decoder.image_rel_pos_table_list.0.weight", "encoder.embed_images.bn1.bias"])
+@pytest.mark.fault("C11")
 def test_a_number_that_is_none(number: float, name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
     """NaN and infinity are found in every parameter, even in those that no answer needs."""
     tensors[name].flatten()[3] = number
@@ -163,6 +164,8 @@ class Hostile:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.fault("P9")
+@pytest.mark.fault("P10")
 def test_hostile_pickles_are_refused(protocol: int, convert: Callable[..., Path]) -> None:
     """A pickle that holds more than tensors is refused unread, whatever its protocol."""
 
@@ -175,6 +178,7 @@ def test_hostile_pickles_are_refused(protocol: int, convert: Callable[..., Path]
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\n"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.fault("P11")
 def test_what_is_no_weights_file(content: bytes, name: str, convert: Callable[..., Path]) -> None:
     """An empty file, a beginning, or a pointer to a file elsewhere is named as damaged."""
     with pytest.raises(ConversionRefused, match=f"{name} is damaged"):

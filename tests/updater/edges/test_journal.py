@@ -44,6 +44,7 @@ def test_a_record_is_read_as_it_was_written(journal: Journal) -> None:
     assert RECORD == journal.load("shapes")
 
 
+@pytest.mark.fault("B4")
 def test_a_record_survives_the_process(journal: Journal, path: Path) -> None:
     """What was written is there for the next life."""
     journal.write(RECORD, [event("update_started")])
