@@ -11,6 +11,7 @@ serves is what is committed, no slot is left over, and the newest good revision 
 person has to decide.
 """
 
+import gc
 import sys
 import time
 from collections import deque
@@ -18,18 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.updater.core import crash_mutations
-from tests.updater.core.crash_effects import boots, dies, perform
-from tests.updater.core.crash_world import GOLDEN, NOW, RULES, Budget, Front, Kind, Published, World, seen
-from updater import conclude as conclusions
-from updater import decide as decisions
-from updater.actions import Action, Enter, Wish, WishKind
-from updater.breaker import Breaker, BreakerName
-from updater.pipeline.versions import is_after, version_of
-from updater.ports import Facts
-from updater.record import HeldFor, Installed, ModelRecord, Stage
+from tests.updater.core.crash_effects import boots, dies
+from tests.updater.core.crash_rules import broken, restless, wrong
+from tests.updater.core.crash_step import plain, step
+from tests.updater.core.crash_world import FIRST, Budget, Front, Kind, Published, World
+from updater.actions import Enter, Wish, WishKind
+from updater.record import Installed, ModelRecord, Stage
 
 MAX_SETTLE_STEPS = 120
-R1 = Published("1.0.0", Kind.GOOD, "one")
 
 
 @dataclass(slots=True)
@@ -44,6 +41,14 @@ class Report:
 
 def explore(starts: list[World]) -> Report:
     """Visit everything that can happen from these worlds."""
+    gc.disable()  # nothing here is ever garbage, and there is a lot of it
+    try:
+        return _explore(starts)
+    finally:
+        gc.enable()
+
+
+def _explore(starts: list[World]) -> Report:
     report = Report()
     came: dict[World, tuple[str, World | None]] = {}
     rests: dict[World, tuple[World, int] | None] = {}
@@ -53,14 +58,14 @@ def explore(starts: list[World]) -> Report:
         queue.append(start)
     while queue:
         world = queue.popleft()
-        broken = [*_broken(world), *_unrest(world, rests, report)]
-        for name, after, wrong in _happenings(world):
+        violated = [*broken(world), *_unrest(world, rests, report)]
+        for name, after, rules in _happenings(world):
             report.edges += 1
-            broken += wrong
+            violated += rules
             if after not in came:
                 came[after] = (name, world)
                 queue.append(after)
-        for rule in broken:
+        for rule in violated:
             report.violations.setdefault(rule, _way(world, came))
     report.states = len(came)
     return report
@@ -88,62 +93,13 @@ def all_worlds() -> list[World]:
     return worlds
 
 
-def step(world: World, wish: Wish | None = None) -> tuple[Action, World, World]:
-    """One step of the updater.
-
-    Returns:
-        What was decided; the world after its effect, before the record is written; the world after that.
-    """
-    facts = facts_of(world, wish)
-    action = decisions.decide(world.record, facts, RULES)
-    after, result = perform(world, action)
-    record, _ = conclusions.conclude(after.record, action, result, facts, RULES)
-    return action, after, replace(after, record=plain(record), begun=True)
-
-
-def facts_of(world: World, wish: Wish | None = None) -> Facts:
-    """What the updater sees."""
-    return Facts(
-        now=NOW,
-        elapsed_seconds=10.0,
-        is_first=not world.begun,
-        fresh_id="update",
-        jitter=0.5,
-        front=seen(world),
-        pointer=world.pointer,
-        golden=GOLDEN,
-        sealed=world.sealed,
-        wish=wish,
-    )
-
-
-def plain(record: ModelRecord) -> ModelRecord:
-    """A record without what only counts or is only told: states that behave alike are one."""
-    watch = replace(record.watch, seconds_to_look=0.0, looks=0, last_looked_at=None, newest="", message="")
-    update = record.update
-    if update is not None:
-        update = replace(update, steps=0, stage_seconds=0.0, message="")
-    return replace(
-        record,
-        watch=watch,
-        update=update,
-        hub=Breaker(BreakerName.HUB),
-        activation=Breaker(BreakerName.ACTIVATION),
-        device=Breaker(BreakerName.DEVICE),
-        written_at=None,
-        failure_ages=(),
-        trouble=None,
-        hold_reason="",
-    )
-
-
 # What may happen.
 
 
 def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
     action, after, written = step(world)
     name = type(action).__name__ + (f" {action.stage}" if isinstance(action, Enter) else "")
-    yield name, written, _wrong(world, after, written)
+    yield name, written, wrong(world, after, written)
     budget = world.budget
     if budget.updater_deaths:
         spent = replace(budget, updater_deaths=budget.updater_deaths - 1)
@@ -151,7 +107,7 @@ def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
             yield "updater dies before its step", replace(world, begun=False, budget=spent), []
         if after != world:
             dead = replace(after, begun=False, budget=spent)
-            yield f"updater dies after {name}", dead, _wrong(world, after, dead)
+            yield f"updater dies after {name}", dead, wrong(world, after, dead)
     yield from _front_happenings(world)
     if world.coming:
         new = world.coming[0]
@@ -191,7 +147,7 @@ def _wished(world: World) -> Iterator[tuple[str, World, list[str]]]:
         return
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
     written = replace(written, crashed=world.crashed or is_back)
-    yield f"operator: {name.lower()}", written, _wrong(world, after, written)
+    yield f"operator: {name.lower()}", written, wrong(world, after, written)
 
 
 def _wish(world: World, name: str) -> Wish | None:
@@ -205,52 +161,7 @@ def _wish(world: World, name: str) -> Wish | None:
     return Wish(WishKind[name])
 
 
-# What must hold.
-
-
-def _broken(world: World) -> Iterator[str]:
-    """What is wrong with a state."""
-    pointer, record, front = world.pointer, world.record, world.front
-    if pointer is not None:
-        if pointer.bundle_digest not in world.sealed:
-            yield "the pointer names a bundle that is not there"
-        if world.kind_of(pointer.bundle_digest) not in (Kind.GOOD, Kind.DOUBTED):
-            yield "a bad model is committed"
-    if record.committed is not None and record.committed.bundle_digest not in world.sealed:
-        yield "what is committed is not on disk"
-    if record.committed is not None and record.is_quarantined(record.committed.source_digest):
-        yield "what is committed is in quarantine"
-    if front.serving and world.kind_of(front.serving) in (Kind.CORRUPT, Kind.REFUSED):
-        yield "callers meet what failed verification or its gate"
-    if front.is_up and pointer is not None and not front.serving:
-        yield "nothing answers"
-    if not world.crashed:
-        bad = {row.source_digest for row in (*world.hub, *world.coming, R1) if row.kind in (Kind.GOOD, Kind.DOUBTED)}
-        if any(row.source_digest in bad for row in record.quarantine):
-            yield "a good revision is in quarantine though nothing has crashed"
-
-
-def _wrong(before: World, effect: World, after: World) -> list[str]:
-    """What is wrong with a step."""
-    rules: list[str] = []
-    record = before.record
-    floors = (record.floor, after.record.floor)
-    if floors[0] != floors[1] and not is_after(floors[1], floors[0], RULES.policy):
-        rules.append("the version floor went down")
-    if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
-        rules.append("the version floor rose without a commit")
-    began = effect.front.on_trial and not before.front.on_trial
-    if began:
-        source = effect.front.serving.replace("bundle", "source", 1)
-        if record.is_quarantined(source):
-            rules.append("a quarantined source digest is activated again")
-        is_committed = record.committed is not None and record.committed.bundle_digest == effect.front.serving
-        if not is_committed and record.stage is not Stage.ACTIVATING:
-            rules.append("a trial begins before it is written down")
-    moved = effect.pointer != before.pointer
-    if moved and effect.pointer != record.committed and record.stage is not Stage.COMMITTING:
-        rules.append("the pointer moves before a commit is written down")
-    return rules
+# At rest.
 
 
 def _unrest(world: World, rests: dict[World, tuple[World, int] | None], report: Report) -> list[str]:
@@ -273,7 +184,7 @@ def _unrest(world: World, rests: dict[World, tuple[World, int] | None], report: 
     if found is None:
         return ["it never comes to rest"]
     report.longest_settle = max(report.longest_settle, found[1] + len(way))
-    return list(_restless(found[0]))
+    return list(restless(found[0]))
 
 
 def _healthy(world: World) -> World:
@@ -285,39 +196,6 @@ def _healthy(world: World) -> World:
     return step(world)[2]
 
 
-def _restless(world: World) -> Iterator[str]:
-    record, front = world.record, world.front
-    committed = "" if record.committed is None else record.committed.bundle_digest
-    if record.stage not in (Stage.IDLE, Stage.HELD):
-        yield "an update is never finished"
-    if front.serving != committed:
-        yield "at rest another model serves than is committed"
-    if world.pointer != record.committed:
-        yield "at rest the pointer is not what is committed"
-    if front.on_trial:
-        yield "at rest a trial goes on"
-    if any(bundle and number != front.active for number, bundle in enumerate(front.slots)):
-        yield "at rest a slot is left over"
-    if front.serving and world.kind_of(front.serving) not in (Kind.GOOD, Kind.DOUBTED):
-        yield "at rest a bad model serves"
-    if record.stage is Stage.HELD and record.under_way.reason not in (HeldFor.AGREEMENT, HeldFor.FRONT_CRASHED):
-        yield f"it is held for {record.under_way.reason}"
-    if record.stage is Stage.IDLE and not record.on_hold:
-        yield from _untaken(world)
-
-
-def _untaken(world: World) -> Iterator[str]:
-    """A healthy cycle takes the newest good revision without help."""
-    record = world.record
-    for row in world.hub:
-        version = version_of(row.revision, RULES.policy)
-        known = None if version is None else record.known_digests.get(version.text)
-        is_new = is_after(row.revision, record.floor, RULES.policy)
-        is_itself = known in (None, row.source_digest) and not record.is_quarantined(row.source_digest)
-        if row.kind is Kind.GOOD and is_new and is_itself:
-            yield "a good revision is never taken"
-
-
 # Worlds and words.
 
 
@@ -326,10 +204,10 @@ def _first_install(first: Published, coming: tuple[Published, ...], budget: Budg
 
 
 def _installed(coming: tuple[Published, ...], budget: Budget) -> World:
-    committed = Installed(R1.revision, R1.source_digest, R1.bundle_digest)
-    record = plain(ModelRecord("model", committed=committed, floor=R1.revision, has_garbage=False))
-    front = Front(slots=(R1.bundle_digest, ""), active=0)
-    return World(record, (R1,), coming, front, budget, committed, frozenset({R1.bundle_digest}), begun=True)
+    committed = Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
+    record = plain(ModelRecord("model", committed=committed, floor=FIRST.revision, has_garbage=False))
+    front = Front(slots=(FIRST.bundle_digest, ""), active=0)
+    return World(record, (FIRST,), coming, front, budget, committed, frozenset({FIRST.bundle_digest}), begun=True)
 
 
 def _title(world: World) -> str:

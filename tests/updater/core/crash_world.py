@@ -49,6 +49,9 @@ class Published:
         return f"bundle {self.content} {self.kind}"
 
 
+FIRST = Published("1.0.0", Kind.GOOD, "one")  # what is committed where something is
+
+
 @dataclass(frozen=True, slots=True)
 class Front:
     """The front's memory; gone when it dies."""

@@ -1,0 +1,61 @@
+"""One step of the shipped updater in the small world."""
+
+from dataclasses import replace
+
+from tests.updater.core.crash_effects import perform
+from tests.updater.core.crash_world import GOLDEN, NOW, RULES, World, seen
+from updater import conclude as conclusions
+from updater import decide as decisions
+from updater.actions import Action, Wish
+from updater.breaker import Breaker, BreakerName
+from updater.ports import Facts
+from updater.record import ModelRecord
+
+
+def step(world: World, wish: Wish | None = None) -> tuple[Action, World, World]:
+    """One step of the updater.
+
+    Returns:
+        What was decided; the world after its effect, before the record is written; the world after that.
+    """
+    facts = facts_of(world, wish)
+    action = decisions.decide(world.record, facts, RULES)
+    after, result = perform(world, action)
+    record, _ = conclusions.conclude(after.record, action, result, facts, RULES)
+    return action, after, replace(after, record=plain(record), begun=True)
+
+
+def facts_of(world: World, wish: Wish | None = None) -> Facts:
+    """What the updater sees."""
+    return Facts(
+        now=NOW,
+        elapsed_seconds=10.0,
+        is_first=not world.begun,
+        fresh_id="update",
+        jitter=0.5,
+        front=seen(world),
+        pointer=world.pointer,
+        golden=GOLDEN,
+        sealed=world.sealed,
+        wish=wish,
+    )
+
+
+def plain(record: ModelRecord) -> ModelRecord:
+    """A record without what only counts or is only told: states that behave alike are one."""
+    watch = replace(record.watch, seconds_to_look=0.0, looks=0, last_looked_at=None, newest="", message="")
+    update = record.update
+    if update is not None:
+        update = replace(update, steps=0, stage_seconds=0.0, message="")
+    return replace(
+        record,
+        watch=watch,
+        update=update,
+        hub=Breaker(BreakerName.HUB),
+        activation=Breaker(BreakerName.ACTIVATION),
+        device=Breaker(BreakerName.DEVICE),
+        written_at=None,
+        failure_ages=(),
+        trouble=None,
+        hold_reason="",
+    )

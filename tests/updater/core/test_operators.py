@@ -1,0 +1,121 @@
+"""What operators ask for, and what they decide."""
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulators import Quality, source_of
+from updater.actions import Wish, WishKind
+from updater.pipeline.wishes import refusal
+from updater.ports import GoldenFacts
+from updater.record import HeldFor, Stage
+from updater.rules import Mode
+
+NO_GOLDEN = GoldenFacts("")
+
+
+def held_for(world: World) -> HeldFor | None:
+    """Why it is held."""
+    assert Stage.HELD is world.stage, world.told()[-6:]
+    ending = world.record.under_way.ending
+    return None if ending is None else ending.held_for
+
+
+def digest(world: World, revision: str) -> str:
+    """Source digest of what the hub has under a name."""
+    return source_of(world.hub.contents[revision])
+
+
+def test_approval_releases_one_held_digest(world: World) -> None:
+    """Without a golden set it is then proven on built-in probes."""
+    world.golden.set_facts = NO_GOLDEN
+    world.publish("1.1.0")
+    world.settle()
+    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.settle()
+
+    assert "1.1.0" == world.committed
+
+
+@pytest.mark.parametrize("quality", [Quality(right=18), Quality(agrees=2)], ids=["noise", "agreement"])
+def test_a_doubt_is_held_and_can_be_approved(world: World, quality: Quality) -> None:
+    """Looking worse without being significantly so, or answering otherwise: a person decides."""
+    world.publish("1.1.0", quality)
+    world.settle()
+    assert held_for(world) in (HeldFor.NOISE, HeldFor.AGREEMENT)
+    assert set() == world.quarantined
+
+    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.settle()
+    assert "1.1.0" == world.committed
+
+
+def test_policy_approve_asks_after_the_gate_and_does_not_run_it_twice(world: World) -> None:
+    """The evidence is there when the person decides."""
+    world.with_rules(mode=Mode.APPROVE)
+    world.publish("1.1.0")
+    world.settle()
+    assert HeldFor.APPROVAL is held_for(world)
+
+    runs = world.told().count("candidate_loaded")
+    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.settle()
+    assert "1.1.0" == world.committed
+    assert runs + 1 == world.told().count("candidate_loaded")
+
+
+def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
+    """No approval mends it."""
+    world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
+    world.settle()
+    refused = refusal(world.record, Wish(WishKind.APPROVE, digest(world, "1.1.0")), world.facts(), world.rules)
+    assert refused is not None
+    assert "NOT_APPROVABLE" == refused.reason
+
+
+def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
+    """Until released and resumed; the floor stays, and what was released may be tried again."""
+    world.install("1.1.0")
+    world.wish(WishKind.ROLLBACK)
+    world.settle()
+    assert "1.0.0" == world.committed == world.serving
+    assert {"1.1.0"} == world.quarantined
+    assert world.record.on_hold
+    assert "1.1.0" == world.record.floor
+
+    world.wish(WishKind.RELEASE_QUARANTINE, digest(world, "1.1.0"))
+    world.wish(WishKind.RESUME)
+    world.settle()
+    assert "1.1.0" == world.committed
+
+
+def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
+    """What serves is the trial."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    world.wish(WishKind.ROLLBACK)
+    world.settle()
+
+    assert "1.0.0" == world.serving
+    assert {"1.1.0"} == world.quarantined
+    assert world.record.on_hold
+
+
+def test_rollback_with_nothing_to_go_back_to_is_refused(world: World) -> None:
+    """It says so."""
+    refused = refusal(world.record, Wish(WishKind.ROLLBACK), world.facts(), world.rules)
+    assert refused is not None
+    assert "NOTHING_TO_ROLL_BACK_TO" == refused.reason
+
+
+@pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
+def test_hold_takes_back_what_is_under_way_without_blame(world: World, stage: Stage) -> None:
+    """And resume takes it up again."""
+    world.publish("1.1.0")
+    world.tick_until(stage)
+    world.wish(WishKind.HOLD, "a busy day")
+    world.settle()
+    assert (Stage.IDLE, "1.0.0", set()) == (world.stage, world.serving, world.quarantined)
+
+    world.wish(WishKind.RESUME)
+    world.settle()
+    assert "1.1.0" == world.committed

@@ -1,0 +1,158 @@
+"""What is on disk: records, pointers, bundles, and what happens when they are not as they should be."""
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulators import Quality, bundle_of
+from updater.record import HeldFor, ModelRecord, Stage
+from updater.record_json import RecordUnreadable, from_json, to_json
+
+
+def held_for(world: World) -> HeldFor | None:
+    """Why it is held."""
+    assert Stage.HELD is world.stage, world.told()[-6:]
+    ending = world.record.under_way.ending
+    return None if ending is None else ending.held_for
+
+
+@pytest.mark.fault("D9")
+@pytest.mark.parametrize("reason", ["LOAD_FAILED", "BUNDLE_BROKEN"])
+def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(world: World, reason: str) -> None:
+    """Cold, after bounded respawns; held, and the floor is kept."""
+    world.install("1.1.0")
+    content = world.hub.contents["1.1.0"]
+    world.qualities[content] = Quality(loads=reason)
+    if reason == "BUNDLE_BROKEN":
+        world.disk.sealed.remove(bundle_of(content))
+    world.crash_front()
+    for _ in range(20):
+        world.tick()
+        if world.front.serving == "" and world.front.active >= 0:
+            world.front.respawns()
+    world.settle()
+
+    assert HeldFor.COMMITTED_BROKEN is held_for(world)
+    assert "1.0.0" == world.serving == world.committed
+    assert "1.1.0" == world.record.floor
+
+
+@pytest.mark.fault("D10")
+def test_a_new_converter_whose_result_fails_is_blocked_and_its_source_is_not(world: World) -> None:
+    """The old bundle serves on, and the next release is taken."""
+    before = world.record.committed
+    content = world.hub.contents["1.0.0"]
+    world.store.converter = "2"
+    world.qualities[bundle_of(content, "2")] = Quality(right=2)
+    world.settle()
+
+    assert HeldFor.CONVERSION is held_for(world)
+    assert (bundle_of(content, "2"),) == world.record.blocked
+    assert set() == world.quarantined
+    assert before == world.record.committed
+
+    world.install("1.1.0")
+
+
+def test_a_new_converter_is_proven_and_swapped_in(world: World) -> None:
+    """The same source, another bundle."""
+    world.store.converter = "2"
+    world.settle()
+
+    assert world.record.committed is not None
+    assert bundle_of(world.hub.contents["1.0.0"], "2") == world.record.committed.bundle_digest
+    assert "1.0.0" == world.record.floor
+
+
+def test_a_pointer_that_was_there_first_is_adopted(empty: World) -> None:
+    """A bundle imported by hand is where updates start."""
+    empty.imported("1.0.0")
+    empty.settle()
+    assert "1.0.0" == empty.committed == empty.record.floor
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, is_readable: bool) -> None:
+    """The record is the truth."""
+    world.install("1.1.0")
+    world.disk.pointer = world.record.previous
+    world.disk.pointer_is_readable = is_readable
+    world.crash_front()
+    world.start_updater()
+    world.settle()
+
+    assert world.record.committed == world.disk.pointer
+    assert "1.1.0" == world.serving
+
+
+@pytest.mark.fault("K3")
+def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World) -> None:
+    """The front was told already: the commit stands."""
+    empty.publish("1.0.0")
+    empty.tick_until(Stage.COMMITTING)
+    empty.tick()
+    empty.tick(dies="after")
+    empty.disk.pointer_is_readable = False
+    empty.settle()
+
+    assert "1.0.0" == empty.committed == empty.serving
+
+
+@pytest.mark.fault("D7")
+def test_what_nothing_refers_to_is_collected(world: World) -> None:
+    """The last two committed bundles stay."""
+    for minor in (1, 2, 3):
+        world.install(f"1.{minor}.0")
+    world.disk.staged["orphan"] = "left behind"
+    world.start_updater()
+    world.settle()
+
+    kept = {bundle_of(world.hub.contents[revision]) for revision in ("1.2.0", "1.3.0")}
+    assert kept == world.disk.sealed
+    assert {} == world.disk.staged
+
+
+@pytest.mark.fault("D1")
+def test_a_full_disk_is_nobodys_fault(world: World) -> None:
+    """Nothing is blamed, and when there is room the update goes on."""
+    world.publish("1.1.0")
+    world.disk.is_full = True
+    for _ in range(30):
+        world.tick()
+    assert "1.0.0" == world.serving
+
+    world.disk.is_full = False
+    world.settle(3000.0)
+    assert "1.1.0" == world.committed
+    assert set() == world.quarantined
+
+
+@pytest.mark.fault("D2")
+def test_a_record_that_cannot_be_written_changes_nothing(world: World) -> None:
+    """No effect comes before its intent."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.GATING)
+    world.disk.journal_fails = True
+    activated = len(world.front.activated)
+    for _ in range(30):
+        world.tick()
+
+    assert activated == len(world.front.activated)
+
+
+def test_a_record_reads_back_as_it_was(world: World) -> None:
+    """At every stage of a whole update."""
+    world.publish("1.1.0")
+    while world.committed != "1.1.0":
+        world.tick()
+        assert from_json(to_json(world.record)) == world.record
+
+
+@pytest.mark.fault("D6")
+@pytest.mark.parametrize(
+    "change",
+    [{"schema_version": 2}, {"schema_version": None}, {"stage": "FLYING"}, {"floor": 7}, {"extra": 1}, {"model": None}],
+)
+def test_a_record_that_is_not_understood_is_refused(change: dict[str, object]) -> None:
+    """It must steer nothing."""
+    with pytest.raises(RecordUnreadable):
+        from_json({**to_json(ModelRecord("shapes")), **change})
