@@ -35,6 +35,8 @@ name = "shapes"
 port = {port}
 metrics_port = -1
 drain_delay_seconds = 0
+[runner]
+threads = 1
 [logs]
 level = "warning"
 """
