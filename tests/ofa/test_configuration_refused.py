@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 
 from common.sealing import ConversionRefused
-from inference.runner.conversion.ofa_config import read_architecture, read_pipeline
+from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
 from inference.runner.conversion.ofa_words import read_words
 from inference.runner.engines.ofa.config import DecoderPrompt
 from parity.words import vocabulary
 from tests.ofa.conftest import Publish
 
 
-def read(folder: Path) -> None:
+def read(folder: Path) -> tuple[Architecture, Pipeline]:
     """Read everything but the weights."""
     architecture = read_architecture(folder)
-    read_words(folder, architecture, read_pipeline(folder, architecture).answer_map)
+    pipeline = read_pipeline(folder, architecture)
+    read_words(folder, architecture, pipeline.answer_map)
+    return architecture, pipeline
 
 
 def refusal(folder: Path) -> str:
@@ -77,7 +79,9 @@ def test_another_task_is_refused(publish: Publish) -> None:
 
 def test_a_path_to_other_weights_is_never_followed(publish: Publish) -> None:
     """`resnet_model_path` is no key that anybody looks at."""
-    read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
+    named = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
+
+    assert read(publish()) == named
 
 
 def test_defaults_are_those_of_the_original(publish: Publish) -> None:
@@ -92,7 +96,9 @@ def test_defaults_are_those_of_the_original(publish: Publish) -> None:
 
 def test_the_answer_map_may_be_named_at_the_top(publish: Publish) -> None:
     """Older repositories say `answer2label` beside `model`."""
-    read(publish(model={"answer2label": None}, top={"answer2label": "ans2label.json"}))
+    at_the_top = read(publish(model={"answer2label": None}, top={"answer2label": "ans2label.json"}))
+
+    assert read(publish()) == at_the_top
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Messages ↔ records. Pure; a wrong field ends here, by its name."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from google.protobuf import duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
 from inference.front.request import Answer, EntailmentInput, EntailmentScores, ServedBy
+
+M = TypeVar("M", bound=Message)
 
 MAX_STATEMENTS = 32
 MAX_STREAM_ITEMS = 64
@@ -25,28 +28,16 @@ class InputLimits:
     max_statement_chars: int
 
 
-def parse_predict(raw: bytes) -> entailment_pb2.PredictRequest:
-    """Read a message.
+def parse(kind: type[M], raw: bytes) -> M:
+    """Read a message of a kind.
 
     Raises:
         InputRefused: it does not parse.
     """
     try:
-        return entailment_pb2.PredictRequest.FromString(raw)
+        return kind.FromString(raw)
     except DecodeError as error:
-        raise malformed("PredictRequest") from error
-
-
-def parse_stream(raw: bytes) -> entailment_pb2.StreamPredictRequest:
-    """Read a message of a stream.
-
-    Raises:
-        InputRefused: it does not parse.
-    """
-    try:
-        return entailment_pb2.StreamPredictRequest.FromString(raw)
-    except DecodeError as error:
-        raise malformed("StreamPredictRequest") from error
+        raise malformed(kind.DESCRIPTOR.name) from error
 
 
 def malformed(message: str) -> InputRefused:

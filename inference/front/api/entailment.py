@@ -8,10 +8,11 @@ import grpc
 from common.clock import Clock
 from common.engine_files import Task
 from common.errors import HotslotError
+from common.status_table import to_status
 from hotslot.entailment.v1 import entailment_pb2
 from inference.front.admission import Drain
 from inference.front.api import convert
-from inference.front.api.interceptors import Context, current_call, error_status
+from inference.front.api.interceptors import Context, current_call
 from inference.front.api.stream import ItemStream, StreamRules
 from inference.front.events import Emit, ItemEnded
 from inference.front.models import Models
@@ -60,7 +61,7 @@ class EntailmentApi:
             HotslotError: as the contract says.
         """
         left = context.time_remaining()
-        request = convert.parse_predict(raw)
+        request = convert.parse(entailment_pb2.PredictRequest, raw)
         ticket = self._begin(request, left)
         try:
             answer = await ticket.outcome
@@ -87,7 +88,7 @@ class EntailmentApi:
 
     def items_of(self, raw: bytes) -> list[tuple[str, entailment_pb2.PredictRequest]]:
         """Item ids and requests of a message."""
-        message = convert.parse_stream(raw)
+        message = convert.parse(entailment_pb2.StreamPredictRequest, raw)
         convert.check_item_count(len(message.items))
         return [(item.item_id, item.request) for item in message.items]
 
@@ -107,7 +108,7 @@ class EntailmentApi:
     def result_of(self, item_id: str, outcome: Answer | HotslotError) -> entailment_pb2.StreamResult:
         """One outcome as the message of it."""
         if isinstance(outcome, HotslotError):
-            return entailment_pb2.StreamResult(item_id=item_id, error=error_status(outcome))
+            return entailment_pb2.StreamResult(item_id=item_id, error=to_status(outcome))
         return entailment_pb2.StreamResult(item_id=item_id, response=convert.entailment_response(outcome))
 
     def response_of(self, results: list[entailment_pb2.StreamResult]) -> entailment_pb2.StreamPredictResponse:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
-from google.rpc import status_pb2
 
 from common import errors, status_table
 from common.clock import Clock
@@ -165,11 +164,6 @@ def code_name(code: grpc.StatusCode) -> str:
     if code is grpc.StatusCode.OK:
         return "OK"
     return "".join(part.capitalize() for part in code.name.split("_"))
-
-
-def error_status(error: errors.HotslotError, *more: Any) -> status_pb2.Status:  # noqa: ANN401  any message
-    """The status of an error, for an answer that carries statuses as messages."""
-    return status_table.to_status(error, *more)
 
 
 async def _abort(context: Context, error: errors.HotslotError, call: Call) -> None:

@@ -4,16 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from common.clock import Clock
 from hotslot.status.v1 import status_pb2
 from inference.front import resources
 from inference.front.admission import Drain
-from inference.front.api.convert import malformed
+from inference.front.api.convert import parse
 from inference.front.api.interceptors import Context
 from inference.front.health import LoopLag
 from inference.front.models import Models
@@ -63,7 +61,7 @@ class StatusApi:
 
     async def get_server_status(self, raw: bytes, _context: Context) -> status_pb2.GetServerStatusResponse:
         """The health of the server in three layers."""
-        _parse(status_pb2.GetServerStatusRequest, raw)
+        parse(status_pb2.GetServerStatusRequest, raw)
         managers = self._models.all()
         return status_pb2.GetServerStatusResponse(
             node=self._facts.node,
@@ -76,7 +74,7 @@ class StatusApi:
 
     async def list_models(self, raw: bytes, _context: Context) -> status_pb2.ListModelsResponse:
         """Every configured model with both its slots."""
-        _parse(status_pb2.ListModelsRequest, raw)
+        parse(status_pb2.ListModelsRequest, raw)
         return status_pb2.ListModelsResponse(models=[self._model(manager) for manager in self._models.all()])
 
     def _process(self) -> status_pb2.ProcessHealth:
@@ -181,10 +179,3 @@ def _resources(seen: resources.Resources, managers: list[ModelManager]) -> statu
         gpus=gpus.values(),
         warnings=[sentence for level, sentence in found if level],
     )
-
-
-def _parse(kind: Any, raw: bytes) -> None:  # noqa: ANN401  a message class
-    try:
-        kind.FromString(raw)
-    except DecodeError as error:
-        raise malformed(kind.DESCRIPTOR.name) from error

@@ -2,16 +2,17 @@
 
 import asyncio
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from common.clock import Clock
 from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound
+from common.status_table import to_status
 from hotslot.control.v1 import control_pb2
-from inference.front.api.convert import InputLimits, entailment_input, entailment_response, malformed
-from inference.front.api.interceptors import Context, current_call, error_status
+from inference.front.api.convert import InputLimits, entailment_input, entailment_response, parse
+from inference.front.api.interceptors import Context, current_call
 from inference.front.control.report import devices_of, model_state
 from inference.front.models import Models
 from inference.front.request import Ticket
@@ -29,7 +30,6 @@ _PHASES = {
     "warming_up": control_pb2.LOAD_PHASE_WARMING_UP,
     "loaded": control_pb2.LOAD_PHASE_LOADED,
 }
-M = TypeVar("M", bound=Message)
 
 
 class ControlApi:
@@ -59,7 +59,7 @@ class ControlApi:
 
     async def get_status(self, raw: bytes, _context: Context) -> control_pb2.GetStatusResponse:
         """The whole state."""
-        request = _parse(control_pb2.GetStatusRequest, raw)
+        request = parse(control_pb2.GetStatusRequest, raw)
         managers = [self._models.named(request.model)] if request.model else self._models.all()
         response = control_pb2.GetStatusResponse(
             models=[model_state(manager, self._clock) for manager in managers],
@@ -71,7 +71,7 @@ class ControlApi:
 
     async def load_slot(self, raw: bytes, context: Context) -> None:
         """Load a bundle into the free slot, and tell how it goes."""
-        request = _parse(control_pb2.LoadSlotRequest, raw)
+        request = parse(control_pb2.LoadSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
             load = commands.load(
@@ -84,7 +84,7 @@ class ControlApi:
 
     async def probe_slot(self, raw: bytes, context: Context) -> control_pb2.ProbeSlotResponse:
         """Run items on one slot."""
-        request = _parse(control_pb2.ProbeSlotRequest, raw)
+        request = parse(control_pb2.ProbeSlotRequest, raw)
         if request.WhichOneof("items") == "address":
             raise NotBuilt("this build has no engine for address tagging")
         items = request.entailment.requests
@@ -115,7 +115,7 @@ class ControlApi:
 
     async def activate_slot(self, raw: bytes, _context: Context) -> control_pb2.ActivateSlotResponse:
         """Begin a trial, extend its term, or go back."""
-        request = _parse(control_pb2.ActivateSlotRequest, raw)
+        request = parse(control_pb2.ActivateSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
             seconds = request.term.ToTimedelta().total_seconds()
@@ -125,7 +125,7 @@ class ControlApi:
 
     async def commit_slot(self, raw: bytes, _context: Context) -> control_pb2.CommitSlotResponse:
         """End a trial for good."""
-        request = _parse(control_pb2.CommitSlotRequest, raw)
+        request = parse(control_pb2.CommitSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
             commands.commit(request.load_id, request.change.transaction_id, request.change.expected_generation)
@@ -133,7 +133,7 @@ class ControlApi:
 
     async def retire_slot(self, raw: bytes, _context: Context) -> control_pb2.RetireSlotResponse:
         """Empty a slot, and wait until it is empty."""
-        request = _parse(control_pb2.RetireSlotRequest, raw)
+        request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
             slot = slot_of(commands.manager.roles, request.load_id) if request.load_id else None
@@ -210,14 +210,7 @@ async def _outcome(asked: Ticket | HotslotError) -> control_pb2.ProbeOutcome:
             raise asked
         return control_pb2.ProbeOutcome(entailment=entailment_response(await asked.outcome))
     except HotslotError as error:
-        return control_pb2.ProbeOutcome(error=error_status(error))
-
-
-def _parse(kind: type[M], raw: bytes) -> M:
-    try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        raise malformed(kind.DESCRIPTOR.name) from error
+        return control_pb2.ProbeOutcome(error=to_status(error))
 
 
 def _serialize(message: Message) -> bytes:
