@@ -14,6 +14,7 @@ from common.clock import SystemClock
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import priority
 from inference.runner.hardware import Hardware, allowed
+from inference.runner.heap import keep_freed_memory
 from inference.runner.heartbeat import Pulse, start_heartbeat
 from inference.runner.log import EventLog
 from inference.runner.outlet import Outlet
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not bind_to(arguments.parent):
         return Exit.FRONT_GONE
+    keep_freed_memory()
     faulthandler.enable()  # a crash in a library says where, which nothing else could say afterwards
     Runner(arguments, EventLog(SystemClock())).run()
     return Exit.BUG

@@ -1,0 +1,43 @@
+"""Memory that a device call has freed stays ready for the next one."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import ctypes, resource, threading
+from inference.runner.heap import keep_freed_memory
+
+KEEP = {keep}
+if KEEP:
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+faults = []
+
+def work():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(64 << 20)
+        ctypes.memset(block, 1, 64 << 20)
+        libc.free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(faults[-1])
+"""
+
+
+def _faults_of_a_later_call(*, keep: bool) -> int:
+    program = PROGRAM.format(keep=keep)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout)
+
+
+def test_a_later_call_finds_its_pages_ready() -> None:
+    """A large block on another thread than the first costs page faults once, not in every call."""
+    assert _faults_of_a_later_call(keep=False) > 10_000
+    assert _faults_of_a_later_call(keep=True) < 100
