@@ -32,9 +32,14 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(pictures, channels, rows, columns) to (pictures, 4 × width, rows / stride, columns / stride)."""
-        y = F.relu(self.conv1(x), inplace=True)
-        y = F.relu(self.conv2(y), inplace=True)
-        return F.relu(self.conv3(y).add_(self.shortcut(x)), inplace=True)
+        y = self.conv2.bent(self.conv1.bent(x))
+        return self.conv3.added_and_bent(y, self.shortcut(x))
+
+    def arrange(self, rows: int) -> int:
+        """As `Convolution.arrange`."""
+        if isinstance(self.shortcut, Convolution):
+            self.shortcut.arrange(rows)
+        return self.conv3.arrange(self.conv2.arrange(self.conv1.arrange(rows)))
 
 
 class ResNet(nn.Module):
@@ -65,6 +70,12 @@ class ResNet(nn.Module):
         Returns:
             (pictures, patches, 1024), patches in reading order.
         """
-        x = F.max_pool2d(F.relu(self.stem(pixels), inplace=True), 3, 2, padding=1)
+        x = F.max_pool2d(self.stem.bent(pixels), 3, 2, padding=1)
         features: Tensor = self.blocks(x)
         return features.flatten(2).transpose(1, 2)
+
+    def arrange(self, rows: int) -> None:
+        """Bring all weights into the order that kernels want, for pictures of so many rows and columns."""
+        rows = (self.stem.arrange(rows) + 1) // 2
+        for block in self.blocks:
+            rows = block.arrange(rows)  # type: ignore[operator]  # a Bottleneck
