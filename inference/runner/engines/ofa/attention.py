@@ -35,7 +35,12 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token of the decoder looks at every token of the encoder."""
+    """Every token of the decoder looks at every token of the encoder.
+
+    There are few questions and many tokens to remember, so the questions are brought to the memory:
+    (q Wk) · m is q · (Wk m) at a fraction of the work, and what is found is brought back by Wv. The
+    key's bias adds the same to all scores of a question, which the softmax takes out again.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         """Make the layer; the query's scale and the heads' scales are folded into the weights."""
@@ -57,12 +62,16 @@ class CrossAttention(nn.Module):
             (rows, tokens, width).
         """
         rows, tokens, width = x.shape
-        size = width // self.heads
+        size, remembered = width // self.heads, memory.shape[1]
+        key, value = self.key_value.weight.view(2, self.heads, size, width).unbind(0)
         query = self.query(x).view(rows, tokens, self.heads, size).transpose(1, 2)
-        split = self.key_value(memory).view(rows, memory.shape[1], 2, self.heads, size)
-        key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        result: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        questions = (query @ key).view(rows, 1, self.heads * tokens, width)
+        mask = bias.reshape(-1, 1, self.heads * tokens, remembered)
+        seen = memory[:, None]
+        found = F.scaled_dot_product_attention(questions, seen, seen, attn_mask=mask, scale=1.0)
+        mixed = found.view(rows, self.heads, tokens, width) @ value.transpose(1, 2)
+        mixed = mixed.transpose(1, 2).reshape(rows, tokens, width) + self.key_value.bias[width:]
+        result: Tensor = self.out(mixed)
         return result
 
 

@@ -1,6 +1,6 @@
 """The stacks of encoder and decoder layers, each part normalised before and after."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -76,9 +76,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm = LayerNorm(width)
 
-    def forward(self, x: Tensor, memory: Tensor, biases: Sequence[Tensor], cross_bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, biases: Callable[[int], Tensor], cross_bias: Tensor) -> Tensor:
         """(rows, tokens, width) to the same; one self-attention bias a layer, one cross bias for all."""
-        for layer, bias in zip(self.layers, biases, strict=True):
-            x = layer(x, memory, bias, cross_bias)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, memory, biases(number), cross_bias)
         result: Tensor = self.norm(x)
         return result

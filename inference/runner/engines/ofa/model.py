@@ -69,32 +69,36 @@ class OfaModel(nn.Module):
         Returns:
             (rows, 3) float32, probabilities in the order of LABELS.
         """
-        hidden = self._hidden_padding(texts.shape[1], lengths, looks)
-        memory = self._encode(looks, texts, hidden, biases)
+        tokens = biases.encoder.show(texts.shape[1])
+        hidden = self._hidden_padding(texts.shape[1], lengths, looks, tokens)
+        memory = self._encode(looks, texts, hidden, biases, tokens)
         last = self._decode(memory, texts, lengths, hidden, biases)
         # Every answer is one token, so its probability among the three is a softmax of three scores.
         return torch.softmax((last @ self.answers.T).to(torch.float32), dim=-1)
 
-    def _hidden_padding(self, longest: int, lengths: Tensor, looks: Tensor) -> Tensor | None:
-        """(rows, 1, 1, patches + longest), −inf where a row is padded; None if none is."""
+    def _hidden_padding(self, longest: int, lengths: Tensor, looks: Tensor, tokens: int) -> Tensor | None:
+        """(rows, 1, 1, tokens), −inf where a row is padded; None if none is shorter than the longest."""
         positions = torch.arange(longest, device=lengths.device)
         padded = positions >= lengths[:, None]
         if not bool(padded.any()):
             return None  # then biases are shared by all rows
         rows, patches, _ = looks.shape
-        hidden = looks.new_zeros(rows, 1, 1, patches + longest)
-        hidden[:, 0, 0, patches:].masked_fill_(padded, -torch.inf)
+        hidden = looks.new_zeros(rows, 1, 1, tokens)
+        hidden[:, 0, 0, patches : patches + longest].masked_fill_(padded, -torch.inf)
         return hidden
 
-    def _encode(self, looks: Tensor, texts: Tensor, hidden: Tensor | None, biases: PositionBiases) -> Tensor:
+    def _encode(
+        self, looks: Tensor, texts: Tensor, hidden: Tensor | None, biases: PositionBiases, tokens: int
+    ) -> Tensor:
+        """(rows, tokens, width); those after the text are hidden from all others."""
         words = self.text_norm(self.words(texts) + self.text_kind)
-        tokens = torch.cat([looks, words], dim=1)
+        rest = words.new_zeros(len(words), tokens - looks.shape[1] - words.shape[1], words.shape[2])
 
         def bias(layer: int) -> Tensor:
-            shared = biases.encoder(layer, texts.shape[1])
+            shared = biases.encoder.of(layer)
             return shared if hidden is None else shared + hidden
 
-        result: Tensor = self.encoder(tokens, bias)
+        result: Tensor = self.encoder(torch.cat([looks, words, rest], dim=1), bias)
         return result
 
     def _decode(
@@ -107,8 +111,11 @@ class OfaModel(nn.Module):
         else:
             # Without the end. A shorter row is padded, which its last token never sees.
             prompts, last = texts[:, :-1], lengths - 2
-        cross = biases.cross(prompts.shape[1], texts.shape[1])
+        asked = prompts.shape[1]
+        cross = biases.cross(asked, texts.shape[1], memory.shape[1])
         cross = cross if hidden is None else cross + hidden
-        made = self.decoder(self.prompt_norm(self.words(prompts)), memory, biases.decoder(prompts.shape[1]), cross)
+        made = self.decoder(
+            self.prompt_norm(self.words(prompts)), memory, lambda layer: biases.decoder(layer, asked), cross
+        )
         result: Tensor = made[rows, last]
         return result

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from inference.runner.engines.ofa.config import EngineConfig
+from inference.runner.engines.ofa.encoder_bias import EncoderBias, PictureDistances
 
 PREFIX = "positions."
 
@@ -43,60 +45,55 @@ def tables_of(tensors: Mapping[str, Tensor]) -> PositionTables:
 
 
 class PositionBiases:
-    """The biases at the longest text, cut to the text at hand."""
+    """The biases at the longest text, cut to the text at hand. Device thread only."""
 
-    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype) -> None:
-        """Make all biases on the tables' device.
+    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype, keep_bytes: int) -> None:
+        """Make the biases on the tables' device.
 
         Args:
             tables: on the device.
             config: of the model.
             dtype: that attention computes in.
+            keep_bytes: how much of the encoder's may be kept made.
         """
         self._patches = config.patches
-        absolute = _products(tables.encoder_query, tables.encoder_key, config.encoder_heads)
-        self._encoder = [
-            _with_distances(absolute, tables, layer, config.patches).to(dtype) for layer in range(config.encoder_layers)
-        ]
-        absolute = _products(tables.decoder_query, tables.decoder_key, config.decoder_heads)
+        self.encoder = EncoderBias(
+            _heads(tables.encoder_query, config.encoder_heads).to(dtype),
+            _heads(tables.encoder_key, config.encoder_heads).transpose(1, 2).to(dtype),
+            [PictureDistances(table, tables.encoder_image_index, dtype) for table in tables.encoder_image],
+            [_distances(table, tables.encoder_text_index).to(dtype) for table in tables.encoder_text],
+            keep_bytes,
+        )
+        heads = config.decoder_heads
+        absolute = _heads(tables.decoder_query, heads) @ _heads(tables.decoder_key, heads).transpose(1, 2)
         hidden = torch.full(absolute.shape[-2:], -torch.inf, device=absolute.device).triu(1)
         self._decoder = [
-            (absolute + _distances(tables.decoder_text, tables.decoder_text_index, layer) + hidden).to(dtype)
-            for layer in range(config.decoder_layers)
+            (absolute + _distances(table, tables.decoder_text_index) + hidden).to(dtype)[None]
+            for table in tables.decoder_text
         ]
-        self._cross = _products(tables.cross_query, tables.cross_key, config.decoder_heads).to(dtype)
+        cross = _heads(tables.cross_query, heads) @ _heads(tables.cross_key, heads).transpose(1, 2)
+        self._cross = cross.to(dtype)[None]
 
-    def encoder(self, layer: int, text: int) -> Tensor:
-        """(1, heads, tokens, tokens) of a text of `text` tokens, tokens = patches + text."""
-        tokens = self._patches + text
-        return self._encoder[layer][:, :, :tokens, :tokens]
+    def decoder(self, layer: int, text: int) -> Tensor:
+        """(1, heads, text, text); later tokens are hidden."""
+        table = self._decoder[min(layer, len(self._decoder) - 1)]  # one serves all layers if they share it
+        return table[:, :, :text, :text]
 
-    def decoder(self, text: int) -> list[Tensor]:
-        """(1, heads, text, text) of each layer; later tokens are hidden."""
-        return [bias[:, :, :text, :text] for bias in self._decoder]
+    def cross(self, text: int, source: int, tokens: int) -> Tensor:
+        """(1, heads, text, tokens): `text` tokens of the decoder, the encoder's patches and `source` tokens of text.
 
-    def cross(self, text: int, source: int) -> Tensor:
-        """(1, heads, text, patches + source): `text` tokens of the decoder, `source` of the encoder's text."""
-        return self._cross[:, :, :text, : self._patches + source]
-
-
-def _products(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """(n, width) and (m, width) to (1, heads, n, m)."""
-    size = query.shape[1] // heads
-    split_query = query.view(-1, heads, size).transpose(0, 1)
-    split_key = key.view(-1, heads, size).permute(1, 2, 0)
-    return (split_query @ split_key).unsqueeze(0)
+        What is left of `tokens` is hidden.
+        """
+        seen = self._patches + source
+        bias = self._cross[:, :, :text, :seen]
+        return bias if tokens == seen else pad(bias, (0, tokens - seen), value=-torch.inf)
 
 
-def _distances(tables: Tensor, index: Tensor, layer: int) -> Tensor:
-    """(tables, distances, heads) and (n, n) to (1, heads, n, n)."""
-    table = tables[min(layer, tables.shape[0] - 1)]  # one table serves all layers if they share it
-    return table[index.long()].permute(2, 0, 1).unsqueeze(0)
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(n, width) to (heads, n, width / heads)."""
+    return x.view(len(x), heads, -1).transpose(0, 1)
 
 
-def _with_distances(absolute: Tensor, tables: PositionTables, layer: int, patches: int) -> Tensor:
-    """Add to (1, heads, tokens, tokens) what distances within the picture and within the text mean."""
-    bias = absolute.clone()
-    bias[:, :, :patches, :patches] += _distances(tables.encoder_image, tables.encoder_image_index, layer)
-    bias[:, :, patches:, patches:] += _distances(tables.encoder_text, tables.encoder_text_index, layer)
-    return bias
+def _distances(table: Tensor, index: Tensor) -> Tensor:
+    """(distances, heads) and (n, n) to (heads, n, n)."""
+    return table[index.long()].permute(2, 0, 1)
