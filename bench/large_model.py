@@ -1,0 +1,38 @@
+"""A model of the published large size with drawn weights, made once and sealed in each precision."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from common.bundle import Bundle, bundle_folder
+from common.sealing import ConvertLimits, run_convert
+from parity.make_model import Recipe, make_model
+
+FOLDER = Path(".bench")  # 5 GB; `make clean` removes it
+_COMPLETE = "complete"
+
+
+def large_source() -> Path:
+    """Folder of the published model, 473 M parameters, made the first time."""
+    folder = FOLDER / "large"
+    if not (folder / _COMPLETE).exists():
+        say("making a model of 473 M parameters (once, some 20 s, 1.9 GB)")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make_model(folder, Recipe(size="large"))
+        (folder / _COMPLETE).touch()
+    return folder
+
+
+def large_bundle(precision: str) -> tuple[Path, Bundle]:
+    """Folder and description of the sealed bundle; sealing what is sealed costs a second."""
+    state = FOLDER / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    say(f"sealing it in {precision}")
+    bundle = run_convert(large_source(), state, "v1", ConvertLimits(), precision)
+    return bundle_folder(state, bundle.bundle_digest), bundle
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    sys.stderr.write(f"hotslot: {text}\n")
