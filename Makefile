@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-front bench-swap parity chaos
+.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-front bench-swap parity chaos
 bin := .venv/bin
 
 help: ## Say what there is
@@ -38,6 +38,9 @@ lock: env ## Choose versions of all dependencies again; ARGS=--upgrade for the n
 tools: env ## Build grpcurl and the Go health checker that tests call
 	@scripts/tools
 
+bench-engine: env ## Measure an answer of the large OFA beside this machine's peak (makes 5 GB under .bench once)
+	@$(bin)/python -m bench.engine $(ARGS)
+
 bench-front: env tools ## Measure what the front costs, with an engine that does nothing
 	@$(bin)/python -m bench.front --loadgen .tools/bin/loadgen $(ARGS)
 
@@ -56,5 +59,5 @@ env: ## Make .venv, if it is not up to date
 	@scripts/bootstrap
 
 clean: ## Remove what was made here (the next `make` makes it again)
-	rm -rf .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .bench .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
