@@ -29,7 +29,7 @@ from hotslot.address.v1 import address_pb2 as hotslot_dot_address_dot_v1_dot_add
 from hotslot.entailment.v1 import entailment_pb2 as hotslot_dot_entailment_dot_v1_dot_entailment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/control/v1/control.proto\x12\x12hotslot.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a hotslot/address/v1/address.proto\x1a&hotslot/entailment/v1/entailment.proto\"L\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\"!\n\x10GetStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xbd\x01\n\x11GetStatusResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.hotslot.control.v1.ModelState\x12\x30\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1f.hotslot.control.v1.DeviceState\x12\x34\n\x10\x66ront_started_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"0\n\x0b\x44\x65viceState\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xc0\x02\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\x05slots\x18\x04 \x03(\x0b\x32\x1e.hotslot.control.v1.SlotStatus\x12\x16\n\x0e\x61\x63tive_load_id\x18\x05 \x01(\t\x12-\n\x05trial\x18\x06 \x01(\x0b\x32\x1e.hotslot.control.v1.TrialState\x12\x30\n\nlast_trial\x18\x07 \x01(\x0b\x32\x1c.hotslot.control.v1.TrialEnd\x12\x30\n\x05stats\x18\x08 \x03(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\r\n\x05ready\x18\t \x01(\x08\x12\x18\n\x10\x63ommitted_digest\x18\n \x01(\t\"\xaa\x02\n\nSlotStatus\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04role\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x30\n\rload_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eresident_bytes\x18\r \x01(\x03\x12\x14\n\x0clast_failure\x18\x0e \x01(\t\"\xe1\x01\n\nTrialState\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12\x18\n\x10previous_load_id\x18\x02 \x01(\t\x12,\n\tterm_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\x15\n\rbundle_digest\x18\x06 \x01(\t\"`\n\x08TrialEnd\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12,\n\x08\x65nded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xed\x02\n\rRevisionStats\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12=\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32-.hotslot.control.v1.RevisionStats.FailedEntry\x12\x1c\n\x14\x61nswered_by_previous\x18\x05 \x01(\x03\x12\x32\n\x07latency\x18\x06 \x03(\x0b\x32!.hotslot.control.v1.LatencyBucket\x12\x10\n\x08restarts\x18\x07 \x01(\x03\x12\x15\n\rvoid_restarts\x18\x08 \x01(\x03\x12+\n\x08\x63omputed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05units\x18\n \x01(\x03\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"J\n\rLatencyBucket\x12*\n\x07\x61t_most\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"d\n\x0fLoadSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x85\x01\n\x10LoadSlotResponse\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.hotslot.control.v1.LoadPhase\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\"\xab\x01\n\x10ProbeSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x39\n\nentailment\x18\x03 \x01(\x0b\x32#.hotslot.control.v1.EntailmentItemsH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32 .hotslot.control.v1.AddressItemsH\x00\x42\x07\n\x05items\"J\n\x0f\x45ntailmentItems\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"D\n\x0c\x41\x64\x64ressItems\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".hotslot.address.v1.PredictRequest\"t\n\x11ProbeSlotResponse\x12\x32\n\x08outcomes\x18\x01 \x03(\x0b\x32 .hotslot.control.v1.ProbeOutcome\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\x0cProbeOutcome\x12<\n\nentailment\x18\x01 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12\x36\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"{\n\x13\x41\x63tivateSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\'\n\x04term\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14\x41\x63tivateSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11\x43ommitSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12\x43ommitSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11RetireSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12RetireSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"a\n\x11SetTrafficRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"C\n\x12SetTrafficResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState*\x8a\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x01\x12\x16\n\x12LOAD_PHASE_READING\x10\x02\x12\x19\n\x15LOAD_PHASE_WARMING_UP\x10\x03\x12\x15\n\x11LOAD_PHASE_LOADED\x10\x04\x32\x97\x05\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.hotslot.control.v1.GetStatusRequest\x1a%.hotslot.control.v1.GetStatusResponse\x12W\n\x08LoadSlot\x12#.hotslot.control.v1.LoadSlotRequest\x1a$.hotslot.control.v1.LoadSlotResponse0\x01\x12X\n\tProbeSlot\x12$.hotslot.control.v1.ProbeSlotRequest\x1a%.hotslot.control.v1.ProbeSlotResponse\x12\x61\n\x0c\x41\x63tivateSlot\x12\'.hotslot.control.v1.ActivateSlotRequest\x1a(.hotslot.control.v1.ActivateSlotResponse\x12[\n\nCommitSlot\x12%.hotslot.control.v1.CommitSlotRequest\x1a&.hotslot.control.v1.CommitSlotResponse\x12[\n\nRetireSlot\x12%.hotslot.control.v1.RetireSlotRequest\x1a&.hotslot.control.v1.RetireSlotResponse\x12[\n\nSetTraffic\x12%.hotslot.control.v1.SetTrafficRequest\x1a&.hotslot.control.v1.SetTrafficResponseBE\n\x15io.hotslot.control.v1B\x0c\x43ontrolProtoP\x01Z\x1chotslot/control/v1;controlv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/control/v1/control.proto\x12\x12hotslot.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a hotslot/address/v1/address.proto\x1a&hotslot/entailment/v1/entailment.proto\"L\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\"!\n\x10GetStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xbd\x01\n\x11GetStatusResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.hotslot.control.v1.ModelState\x12\x30\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1f.hotslot.control.v1.DeviceState\x12\x34\n\x10\x66ront_started_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"0\n\x0b\x44\x65viceState\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xf6\x02\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\x05slots\x18\x04 \x03(\x0b\x32\x1e.hotslot.control.v1.SlotStatus\x12\x16\n\x0e\x61\x63tive_load_id\x18\x05 \x01(\t\x12-\n\x05trial\x18\x06 \x01(\x0b\x32\x1e.hotslot.control.v1.TrialState\x12\x30\n\nlast_trial\x18\x07 \x01(\x0b\x32\x1c.hotslot.control.v1.TrialEnd\x12\x30\n\x05stats\x18\x08 \x03(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\r\n\x05ready\x18\t \x01(\x08\x12\x18\n\x10\x63ommitted_digest\x18\n \x01(\t\x12\x34\n\x08\x66\x61llback\x18\x0b \x01(\x0b\x32\".hotslot.control.v1.DeviceFallback\"\x8b\x01\n\x0e\x44\x65viceFallback\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_device\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaa\x02\n\nSlotStatus\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04role\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x30\n\rload_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eresident_bytes\x18\r \x01(\x03\x12\x14\n\x0clast_failure\x18\x0e \x01(\t\"\xe1\x01\n\nTrialState\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12\x18\n\x10previous_load_id\x18\x02 \x01(\t\x12,\n\tterm_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\x15\n\rbundle_digest\x18\x06 \x01(\t\"p\n\x08TrialEnd\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12,\n\x08\x65nded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xed\x02\n\rRevisionStats\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12=\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32-.hotslot.control.v1.RevisionStats.FailedEntry\x12\x1c\n\x14\x61nswered_by_previous\x18\x05 \x01(\x03\x12\x32\n\x07latency\x18\x06 \x03(\x0b\x32!.hotslot.control.v1.LatencyBucket\x12\x10\n\x08restarts\x18\x07 \x01(\x03\x12\x15\n\rvoid_restarts\x18\x08 \x01(\x03\x12+\n\x08\x63omputed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05units\x18\n \x01(\x03\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"J\n\rLatencyBucket\x12*\n\x07\x61t_most\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"d\n\x0fLoadSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x85\x01\n\x10LoadSlotResponse\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.hotslot.control.v1.LoadPhase\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\"\xab\x01\n\x10ProbeSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x39\n\nentailment\x18\x03 \x01(\x0b\x32#.hotslot.control.v1.EntailmentItemsH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32 .hotslot.control.v1.AddressItemsH\x00\x42\x07\n\x05items\"J\n\x0f\x45ntailmentItems\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"D\n\x0c\x41\x64\x64ressItems\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".hotslot.address.v1.PredictRequest\"t\n\x11ProbeSlotResponse\x12\x32\n\x08outcomes\x18\x01 \x03(\x0b\x32 .hotslot.control.v1.ProbeOutcome\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\x0cProbeOutcome\x12<\n\nentailment\x18\x01 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12\x36\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"{\n\x13\x41\x63tivateSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\'\n\x04term\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14\x41\x63tivateSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11\x43ommitSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12\x43ommitSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11RetireSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12RetireSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"a\n\x11SetTrafficRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"C\n\x12SetTrafficResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState*\x8a\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x01\x12\x16\n\x12LOAD_PHASE_READING\x10\x02\x12\x19\n\x15LOAD_PHASE_WARMING_UP\x10\x03\x12\x15\n\x11LOAD_PHASE_LOADED\x10\x04\x32\x97\x05\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.hotslot.control.v1.GetStatusRequest\x1a%.hotslot.control.v1.GetStatusResponse\x12W\n\x08LoadSlot\x12#.hotslot.control.v1.LoadSlotRequest\x1a$.hotslot.control.v1.LoadSlotResponse0\x01\x12X\n\tProbeSlot\x12$.hotslot.control.v1.ProbeSlotRequest\x1a%.hotslot.control.v1.ProbeSlotResponse\x12\x61\n\x0c\x41\x63tivateSlot\x12\'.hotslot.control.v1.ActivateSlotRequest\x1a(.hotslot.control.v1.ActivateSlotResponse\x12[\n\nCommitSlot\x12%.hotslot.control.v1.CommitSlotRequest\x1a&.hotslot.control.v1.CommitSlotResponse\x12[\n\nRetireSlot\x12%.hotslot.control.v1.RetireSlotRequest\x1a&.hotslot.control.v1.RetireSlotResponse\x12[\n\nSetTraffic\x12%.hotslot.control.v1.SetTrafficRequest\x1a&.hotslot.control.v1.SetTrafficResponseBE\n\x15io.hotslot.control.v1B\x0c\x43ontrolProtoP\x01Z\x1chotslot/control/v1;controlv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.hotslot.control.v1B\014ControlProtoP\001Z\034hotslot/control/v1;controlv1'
   _globals['_REVISIONSTATS_FAILEDENTRY']._loaded_options = None
   _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_options = b'8\001'
-  _globals['_LOADPHASE']._serialized_start=3495
-  _globals['_LOADPHASE']._serialized_end=3633
+  _globals['_LOADPHASE']._serialized_start=3707
+  _globals['_LOADPHASE']._serialized_end=3845
   _globals['_CHANGE']._serialized_start=220
   _globals['_CHANGE']._serialized_end=296
   _globals['_GETSTATUSREQUEST']._serialized_start=298
@@ -50,49 +50,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICESTATE']._serialized_start=525
   _globals['_DEVICESTATE']._serialized_end=573
   _globals['_MODELSTATE']._serialized_start=576
-  _globals['_MODELSTATE']._serialized_end=896
-  _globals['_SLOTSTATUS']._serialized_start=899
-  _globals['_SLOTSTATUS']._serialized_end=1197
-  _globals['_TRIALSTATE']._serialized_start=1200
-  _globals['_TRIALSTATE']._serialized_end=1425
-  _globals['_TRIALEND']._serialized_start=1427
-  _globals['_TRIALEND']._serialized_end=1523
-  _globals['_REVISIONSTATS']._serialized_start=1526
-  _globals['_REVISIONSTATS']._serialized_end=1891
-  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_start=1846
-  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_end=1891
-  _globals['_LATENCYBUCKET']._serialized_start=1893
-  _globals['_LATENCYBUCKET']._serialized_end=1967
-  _globals['_LOADSLOTREQUEST']._serialized_start=1969
-  _globals['_LOADSLOTREQUEST']._serialized_end=2069
-  _globals['_LOADSLOTRESPONSE']._serialized_start=2072
-  _globals['_LOADSLOTRESPONSE']._serialized_end=2205
-  _globals['_PROBESLOTREQUEST']._serialized_start=2208
-  _globals['_PROBESLOTREQUEST']._serialized_end=2379
-  _globals['_ENTAILMENTITEMS']._serialized_start=2381
-  _globals['_ENTAILMENTITEMS']._serialized_end=2455
-  _globals['_ADDRESSITEMS']._serialized_start=2457
-  _globals['_ADDRESSITEMS']._serialized_end=2525
-  _globals['_PROBESLOTRESPONSE']._serialized_start=2527
-  _globals['_PROBESLOTRESPONSE']._serialized_end=2643
-  _globals['_PROBEOUTCOME']._serialized_start=2646
-  _globals['_PROBEOUTCOME']._serialized_end=2826
-  _globals['_ACTIVATESLOTREQUEST']._serialized_start=2828
-  _globals['_ACTIVATESLOTREQUEST']._serialized_end=2951
-  _globals['_ACTIVATESLOTRESPONSE']._serialized_start=2953
-  _globals['_ACTIVATESLOTRESPONSE']._serialized_end=3022
-  _globals['_COMMITSLOTREQUEST']._serialized_start=3024
-  _globals['_COMMITSLOTREQUEST']._serialized_end=3104
-  _globals['_COMMITSLOTRESPONSE']._serialized_start=3106
-  _globals['_COMMITSLOTRESPONSE']._serialized_end=3173
-  _globals['_RETIRESLOTREQUEST']._serialized_start=3175
-  _globals['_RETIRESLOTREQUEST']._serialized_end=3255
-  _globals['_RETIRESLOTRESPONSE']._serialized_start=3257
-  _globals['_RETIRESLOTRESPONSE']._serialized_end=3324
-  _globals['_SETTRAFFICREQUEST']._serialized_start=3326
-  _globals['_SETTRAFFICREQUEST']._serialized_end=3423
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=3425
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=3492
-  _globals['_CONTROLSERVICE']._serialized_start=3636
-  _globals['_CONTROLSERVICE']._serialized_end=4299
+  _globals['_MODELSTATE']._serialized_end=950
+  _globals['_DEVICEFALLBACK']._serialized_start=953
+  _globals['_DEVICEFALLBACK']._serialized_end=1092
+  _globals['_SLOTSTATUS']._serialized_start=1095
+  _globals['_SLOTSTATUS']._serialized_end=1393
+  _globals['_TRIALSTATE']._serialized_start=1396
+  _globals['_TRIALSTATE']._serialized_end=1621
+  _globals['_TRIALEND']._serialized_start=1623
+  _globals['_TRIALEND']._serialized_end=1735
+  _globals['_REVISIONSTATS']._serialized_start=1738
+  _globals['_REVISIONSTATS']._serialized_end=2103
+  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_start=2058
+  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_end=2103
+  _globals['_LATENCYBUCKET']._serialized_start=2105
+  _globals['_LATENCYBUCKET']._serialized_end=2179
+  _globals['_LOADSLOTREQUEST']._serialized_start=2181
+  _globals['_LOADSLOTREQUEST']._serialized_end=2281
+  _globals['_LOADSLOTRESPONSE']._serialized_start=2284
+  _globals['_LOADSLOTRESPONSE']._serialized_end=2417
+  _globals['_PROBESLOTREQUEST']._serialized_start=2420
+  _globals['_PROBESLOTREQUEST']._serialized_end=2591
+  _globals['_ENTAILMENTITEMS']._serialized_start=2593
+  _globals['_ENTAILMENTITEMS']._serialized_end=2667
+  _globals['_ADDRESSITEMS']._serialized_start=2669
+  _globals['_ADDRESSITEMS']._serialized_end=2737
+  _globals['_PROBESLOTRESPONSE']._serialized_start=2739
+  _globals['_PROBESLOTRESPONSE']._serialized_end=2855
+  _globals['_PROBEOUTCOME']._serialized_start=2858
+  _globals['_PROBEOUTCOME']._serialized_end=3038
+  _globals['_ACTIVATESLOTREQUEST']._serialized_start=3040
+  _globals['_ACTIVATESLOTREQUEST']._serialized_end=3163
+  _globals['_ACTIVATESLOTRESPONSE']._serialized_start=3165
+  _globals['_ACTIVATESLOTRESPONSE']._serialized_end=3234
+  _globals['_COMMITSLOTREQUEST']._serialized_start=3236
+  _globals['_COMMITSLOTREQUEST']._serialized_end=3316
+  _globals['_COMMITSLOTRESPONSE']._serialized_start=3318
+  _globals['_COMMITSLOTRESPONSE']._serialized_end=3385
+  _globals['_RETIRESLOTREQUEST']._serialized_start=3387
+  _globals['_RETIRESLOTREQUEST']._serialized_end=3467
+  _globals['_RETIRESLOTRESPONSE']._serialized_start=3469
+  _globals['_RETIRESLOTRESPONSE']._serialized_end=3536
+  _globals['_SETTRAFFICREQUEST']._serialized_start=3538
+  _globals['_SETTRAFFICREQUEST']._serialized_end=3635
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=3637
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=3704
+  _globals['_CONTROLSERVICE']._serialized_start=3848
+  _globals['_CONTROLSERVICE']._serialized_end=4511
 # @@protoc_insertion_point(module_scope)

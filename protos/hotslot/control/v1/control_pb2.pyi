@@ -206,6 +206,7 @@ class ModelState(_message.Message):
     STATS_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     COMMITTED_DIGEST_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     task: _builtins.str
@@ -236,6 +237,13 @@ class ModelState(_message.Message):
     def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevisionStats]:
         """What was counted, by revision and device, since the front started."""
 
+    @_builtins.property
+    def fallback(self) -> Global___DeviceFallback:
+        """Present while the front keeps this model off the device that the
+        configuration names, because memory ran out there. Survives a restart of
+        the front.
+        """
+
     def __init__(
         self,
         *,
@@ -249,14 +257,60 @@ class ModelState(_message.Message):
         stats: _abc.Iterable[Global___RevisionStats] | None = ...,
         ready: _builtins.bool = ...,
         committed_digest: _builtins.str = ...,
+        fallback: Global___DeviceFallback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_trial", b"last_trial", "trial", b"trial"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_trial", b"last_trial", "trial", b"trial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_load_id", b"active_load_id", "committed_digest", b"committed_digest", "generation", b"generation", "last_trial", b"last_trial", "model", b"model", "ready", b"ready", "slots", b"slots", "stats", b"stats", "task", b"task", "trial", b"trial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_load_id", b"active_load_id", "committed_digest", b"committed_digest", "fallback", b"fallback", "generation", b"generation", "last_trial", b"last_trial", "model", b"model", "ready", b"ready", "slots", b"slots", "stats", b"stats", "task", b"task", "trial", b"trial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+@_typing.final
+class DeviceFallback(_message.Message):
+    """A model that was moved to another device by the front itself, because memory
+    ran out. It stays there for whatever bundle is loaded without naming a device,
+    until a load on the left device is committed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    FALLBACK_DEVICE_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Device that ran out, for example "cuda:0"."""
+    fallback_device: _builtins.str
+    """Device that is used instead: "cpu"."""
+    bundle_digest: _builtins.str
+    """Digest of the bundle that met it."""
+    reason: _builtins.str
+    """Why: OUT_OF_MEMORY (memory ran out at a single item, while loading or while
+    warming up) or DOES_NOT_FIT (the plan of a load said so).
+    """
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        fallback_device: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "device", b"device", "fallback_device", b"fallback_device", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceFallback: _TypeAlias = DeviceFallback  # noqa: Y015
 
 @_typing.final
 class SlotStatus(_message.Message):
@@ -395,10 +449,19 @@ class TrialEnd(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle that was on trial."""
     outcome: _builtins.str
-    """COMMITTED, ROLLED_BACK, TERM_EXPIRED or YIELDED (its slot was needed)."""
+    """COMMITTED, ROLLED_BACK, TERM_EXPIRED or YIELDED (its slot was needed to keep
+    the service up: no blame).
+    """
+    reason: _builtins.str
+    """Why the front ended it by itself: OUT_OF_MEMORY (the load on trial ran out
+    of memory at a single item and the previous slot answered: ROLLED_BACK, the
+    revision does not fit; or both ran out and the slot on trial was needed for
+    the fallback: YIELDED, nobody's fault). Empty otherwise.
+    """
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -409,10 +472,11 @@ class TrialEnd(_message.Message):
         bundle_digest: _builtins.str = ...,
         outcome: _builtins.str = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "ended_at", b"ended_at", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "ended_at", b"ended_at", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -547,8 +611,10 @@ class LoadSlotRequest(_message.Message):
     Required. Errors: BUNDLE_UNKNOWN, DIGEST_MALFORMED.
     """
     device: _builtins.str
-    """Device to load on: "cpu", "cuda:0" … Default: that of the active slot, or
-    the configured one. Errors: DEVICE_UNKNOWN.
+    """Device to load on: "cpu", "cuda:0" … Used as named even while a fallback
+    stands, which is how the way back is tried. Default: that of the active
+    slot, else that of the fallback, else the configured one. Errors:
+    DEVICE_UNKNOWN.
     """
     @_builtins.property
     def change(self) -> Global___Change:

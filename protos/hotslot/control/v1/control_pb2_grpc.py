@@ -88,16 +88,23 @@ class ControlServiceServicer:
     def LoadSlot(self, request, context):
         """Loads a bundle into the free slot and warms it up. Idempotent by (digest,
         device): asked again while it loads or when it is loaded, it reports on the
-        same load. The stream ends after a message whose phase is LOADED; a load
-        goes on if its caller hangs up.
+        same load. The bundle may be the one that answers, on another device: that
+        is how a model changes its device. The stream ends after a message whose
+        phase is LOADED; a load goes on if its caller hangs up.
+
+        A bundle that does not fit is RESOURCE_EXHAUSTED, and costs the active slot
+        nothing: DOES_NOT_FIT where the plan said so before anything was allocated,
+        OUT_OF_MEMORY where memory ran out while it loaded or warmed up. The
+        metadata of its ErrorInfo are `device` and, where they are known,
+        `needed_bytes` and `free_bytes` (decimal, bytes).
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, BUNDLE_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: of
         another task or of an engine that this build lacks, DRAINING);
         INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
-        RESOURCE_EXHAUSTED (OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the runner died or
-        refused; LOAD_STALLED: no progress in its limit; LOAD_YIELDED: the slot was
-        needed to keep the service up).
+        RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
+        runner died or refused; LOAD_STALLED: no progress in its limit;
+        LOAD_YIELDED: the slot was needed to keep the service up).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +128,7 @@ class ControlServiceServicer:
         term. When the term runs out uncommitted, the front puts the previous slot
         back by itself. With a load id of the previous slot during a trial it is
         the warm rollback: the previous slot answers again and the trial ends.
+        A load of the same bundle on another device goes on trial like any other.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
@@ -132,6 +140,8 @@ class ControlServiceServicer:
 
     def CommitSlot(self, request, context):
         """Ends a trial for good. The caller has written the committed pointer before.
+        If the load is on the device that a fallback left (ModelState.fallback), the
+        fallback ends with it; a trial that ends otherwise leaves it standing.
         Repeating it is harmless.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION

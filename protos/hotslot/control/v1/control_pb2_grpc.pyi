@@ -48,16 +48,23 @@ class ControlServiceStub:
     LoadSlot: _grpc.UnaryStreamMultiCallable[_control_pb2.LoadSlotRequest, _control_pb2.LoadSlotResponse]
     """Loads a bundle into the free slot and warms it up. Idempotent by (digest,
     device): asked again while it loads or when it is loaded, it reports on the
-    same load. The stream ends after a message whose phase is LOADED; a load
-    goes on if its caller hangs up.
+    same load. The bundle may be the one that answers, on another device: that
+    is how a model changes its device. The stream ends after a message whose
+    phase is LOADED; a load goes on if its caller hangs up.
+
+    A bundle that does not fit is RESOURCE_EXHAUSTED, and costs the active slot
+    nothing: DOES_NOT_FIT where the plan said so before anything was allocated,
+    OUT_OF_MEMORY where memory ran out while it loaded or warmed up. The
+    metadata of its ErrorInfo are `device` and, where they are known,
+    `needed_bytes` and `free_bytes` (decimal, bytes).
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, BUNDLE_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: of
     another task or of an engine that this build lacks, DRAINING);
     INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
-    RESOURCE_EXHAUSTED (OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the runner died or
-    refused; LOAD_STALLED: no progress in its limit; LOAD_YIELDED: the slot was
-    needed to keep the service up).
+    RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
+    runner died or refused; LOAD_STALLED: no progress in its limit;
+    LOAD_YIELDED: the slot was needed to keep the service up).
     """
     ProbeSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.ProbeSlotRequest, _control_pb2.ProbeSlotResponse]
     """Runs items on one loaded slot, whatever its role: a candidate directly, the
@@ -73,6 +80,7 @@ class ControlServiceStub:
     term. When the term runs out uncommitted, the front puts the previous slot
     back by itself. With a load id of the previous slot during a trial it is
     the warm rollback: the previous slot answers again and the trial ends.
+    A load of the same bundle on another device goes on trial like any other.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
@@ -80,6 +88,8 @@ class ControlServiceStub:
     """
     CommitSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]
     """Ends a trial for good. The caller has written the committed pointer before.
+    If the load is on the device that a fallback left (ModelState.fallback), the
+    fallback ends with it; a trial that ends otherwise leaves it standing.
     Repeating it is harmless.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
@@ -108,16 +118,23 @@ class ControlServiceAsyncStub(ControlServiceStub):
     LoadSlot: _aio.UnaryStreamMultiCallable[_control_pb2.LoadSlotRequest, _control_pb2.LoadSlotResponse]  # type: ignore[assignment]
     """Loads a bundle into the free slot and warms it up. Idempotent by (digest,
     device): asked again while it loads or when it is loaded, it reports on the
-    same load. The stream ends after a message whose phase is LOADED; a load
-    goes on if its caller hangs up.
+    same load. The bundle may be the one that answers, on another device: that
+    is how a model changes its device. The stream ends after a message whose
+    phase is LOADED; a load goes on if its caller hangs up.
+
+    A bundle that does not fit is RESOURCE_EXHAUSTED, and costs the active slot
+    nothing: DOES_NOT_FIT where the plan said so before anything was allocated,
+    OUT_OF_MEMORY where memory ran out while it loaded or warmed up. The
+    metadata of its ErrorInfo are `device` and, where they are known,
+    `needed_bytes` and `free_bytes` (decimal, bytes).
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, BUNDLE_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: of
     another task or of an engine that this build lacks, DRAINING);
     INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
-    RESOURCE_EXHAUSTED (OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the runner died or
-    refused; LOAD_STALLED: no progress in its limit; LOAD_YIELDED: the slot was
-    needed to keep the service up).
+    RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
+    runner died or refused; LOAD_STALLED: no progress in its limit;
+    LOAD_YIELDED: the slot was needed to keep the service up).
     """
     ProbeSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.ProbeSlotRequest, _control_pb2.ProbeSlotResponse]  # type: ignore[assignment]
     """Runs items on one loaded slot, whatever its role: a candidate directly, the
@@ -133,6 +150,7 @@ class ControlServiceAsyncStub(ControlServiceStub):
     term. When the term runs out uncommitted, the front puts the previous slot
     back by itself. With a load id of the previous slot during a trial it is
     the warm rollback: the previous slot answers again and the trial ends.
+    A load of the same bundle on another device goes on trial like any other.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
@@ -140,6 +158,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """
     CommitSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]  # type: ignore[assignment]
     """Ends a trial for good. The caller has written the committed pointer before.
+    If the load is on the device that a fallback left (ModelState.fallback), the
+    fallback ends with it; a trial that ends otherwise leaves it standing.
     Repeating it is harmless.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
@@ -177,16 +197,23 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_control_pb2.LoadSlotResponse], _abc.AsyncIterator[_control_pb2.LoadSlotResponse]]:
         """Loads a bundle into the free slot and warms it up. Idempotent by (digest,
         device): asked again while it loads or when it is loaded, it reports on the
-        same load. The stream ends after a message whose phase is LOADED; a load
-        goes on if its caller hangs up.
+        same load. The bundle may be the one that answers, on another device: that
+        is how a model changes its device. The stream ends after a message whose
+        phase is LOADED; a load goes on if its caller hangs up.
+
+        A bundle that does not fit is RESOURCE_EXHAUSTED, and costs the active slot
+        nothing: DOES_NOT_FIT where the plan said so before anything was allocated,
+        OUT_OF_MEMORY where memory ran out while it loaded or warmed up. The
+        metadata of its ErrorInfo are `device` and, where they are known,
+        `needed_bytes` and `free_bytes` (decimal, bytes).
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, BUNDLE_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: of
         another task or of an engine that this build lacks, DRAINING);
         INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
-        RESOURCE_EXHAUSTED (OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the runner died or
-        refused; LOAD_STALLED: no progress in its limit; LOAD_YIELDED: the slot was
-        needed to keep the service up).
+        RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
+        runner died or refused; LOAD_STALLED: no progress in its limit;
+        LOAD_YIELDED: the slot was needed to keep the service up).
         """
 
     @_abc_1.abstractmethod
@@ -214,6 +241,7 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         term. When the term runs out uncommitted, the front puts the previous slot
         back by itself. With a load id of the previous slot during a trial it is
         the warm rollback: the previous slot answers again and the trial ends.
+        A load of the same bundle on another device goes on trial like any other.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
@@ -227,6 +255,8 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CommitSlotResponse, _abc.Awaitable[_control_pb2.CommitSlotResponse]]:
         """Ends a trial for good. The caller has written the committed pointer before.
+        If the load is on the device that a fallback left (ModelState.fallback), the
+        fallback ends with it; a trial that ends otherwise leaves it standing.
         Repeating it is harmless.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
