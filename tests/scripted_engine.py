@@ -43,6 +43,7 @@ from inference.runner.engines.base import (
     InputRefused,
     Item,
     LoadOptions,
+    MemoryNeed,
     Progress,
     UnitResult,
 )
@@ -55,6 +56,8 @@ SCRIPT_NAME = "script.json"
 CONVERTER = "scripted-1"
 _COMMAND = re.compile(r"!(\w+)(?:@(\S+))?(?:\s+([\d.]+))?")
 _GIB = 1 << 30
+CARD_BYTES = 80 * _GIB
+CARD_USED_VARIABLE = "SCRIPTED_CARD_USED"  # bytes of every card that others hold
 
 
 class OutOfMemoryError(RuntimeError):
@@ -80,7 +83,10 @@ class Script:
     max_call_units: int = 8
     memory_units: int = 0  # a call of more units has no memory; 0 for no bound
     fail_load: str = ""  # "refused", "oom", "error", "crash", "hang", "gil"
-    faulty_devices: str = ""  # `fail_load` and `memory_units` hold on devices that begin so
+    fail_warm_up: str = ""  # the same
+    fail_while: str = ""  # path of a file: the two hold only while it is there; always if empty
+    faulty_devices: str = ""  # the faults above and `memory_units` hold on devices that begin so
+    needs_bytes: int = 0  # what a plan is told; 0 for no plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +137,9 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
 
 def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> "ScriptedEngine":
     """Open a bundle of this engine."""
-    row = json.loads((folder / SCRIPT_NAME).read_text(encoding="utf-8"))
-    script = Script(**{name.name: row[name.name] for name in fields(Script) if name.name in row})
+    script = _read_script(folder)
     engine = ScriptedEngine(script, bundle, options)
-    if script.fail_load and engine.is_faulty:
-        _LOAD_FAULTS[script.fail_load]()
+    engine.obey(script.fail_load)
     for step in range(1, 5):
         time.sleep(script.load_seconds / 4)
         progress("reading", step / 4)
@@ -176,8 +180,15 @@ class ScriptedEngine:
         _burn(script.cpu_unit_seconds * units)
         return [self._answers(cast("ScriptedItem", chunk.prepared), chunk.start, chunk.stop) for chunk in chunks]
 
+    def obey(self, fault: str) -> None:
+        """Fail as the script says, if it means this device, now."""
+        path = self._script.fail_while
+        if fault and self.is_faulty and (not path or Path(path).exists()):
+            _LOAD_FAULTS[fault]()
+
     def warm_up(self, progress: Progress) -> None:
         """Take its time."""
+        self.obey(self._script.fail_warm_up)
         time.sleep(self._script.warm_up_seconds)
         progress("warming_up", 1.0)
 
@@ -211,14 +222,29 @@ class ScriptedHardware:
         return [(name, "float32") for name in os.environ.get(DEVICES_VARIABLE, "cpu").split(",")]
 
     def memory_bytes(self, device: str) -> tuple[int, int]:
-        """A card that is a tenth full."""
-        return (8 * _GIB, 80 * _GIB) if device.startswith("cuda") else (0, 0)
+        """A card that is a tenth full, or as full as the environment says."""
+        used = int(os.environ.get(CARD_USED_VARIABLE, 8 * _GIB))
+        return (used, CARD_BYTES) if device.startswith("cuda") else (0, 0)
 
     def clear_cache(self) -> None:
         """Nothing is kept."""
 
 
+def needs_scripted(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed | None:
+    """What the script says, on the devices that it means."""
+    script = _read_script(folder)
+    if not script.needs_bytes or not options.device.startswith(script.faulty_devices):
+        return None
+    return MemoryNeed(weights=script.needs_bytes, working=0)
+
+
 HARDWARE = ScriptedHardware()
+NEEDS = needs_scripted
+
+
+def _read_script(folder: Path) -> Script:
+    row = json.loads((folder / SCRIPT_NAME).read_text(encoding="utf-8"))
+    return Script(**{name.name: row[name.name] for name in fields(Script) if name.name in row})
 
 
 def _picture(image: bytes) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from common.clock import Clock
+from inference.runner import host_memory
 from inference.runner.engines.base import EngineLoader
 from inference.runner.oom import should_clear
 
@@ -73,6 +74,17 @@ def hardware_for(engine: str, extra: Mapping[str, str], loader: EngineLoader | N
         return TorchHardware()
     own: Hardware | None = getattr(sys.modules[loader.__module__], "HARDWARE", None)
     return own or CpuOnly()
+
+
+def free_bytes(hardware: Hardware, device: str) -> int | None:
+    """What can still be taken on a device; None if nobody knows. Device thread only."""
+    if device == "cpu":
+        return host_memory.available_bytes()
+    try:
+        used, total = hardware.memory_bytes(device)
+    except (RuntimeError, ValueError):  # no such card, or a driver that will not say: the load itself will tell
+        return None
+    return max(0, total - used) if total else None
 
 
 def allowed(devices: list[tuple[str, str]], policy: str) -> list[tuple[str, str]]:

@@ -22,9 +22,11 @@ from inference.runner.engines.base import (
     LoadOptions,
     Progress,
 )
-from inference.runner.engines.catalog import BUILT_IN, loader_for
+from inference.runner.engines.catalog import BUILT_IN, loader_for, needs_of
+from inference.runner.hardware import Hardware, free_bytes
 from inference.runner.log import describe
 from inference.runner.oom import is_out_of_memory
+from inference.runner.plan import plan_load
 
 MEASURED_CALLS = 3
 MEASURED_SECONDS = 1.0  # no further call is begun after that
@@ -35,12 +37,16 @@ class LoadRefused(ValueError):
     """A load that failed; the reason is for machines, the sentence for people, without paths.
 
     Attributes:
-        reason: BUNDLE_BROKEN, BUNDLE_FOREIGN, OUT_OF_MEMORY or LOAD_FAILED.
+        reason: BUNDLE_BROKEN, BUNDLE_FOREIGN, DOES_NOT_FIT, OUT_OF_MEMORY or LOAD_FAILED.
+        needed_bytes: what the plan said, if memory is the reason; 0 if it said nothing.
+        free_bytes: what there was on the device, if memory is the reason; 0 if nobody knows.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, needed_bytes: int = 0, free_bytes: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +56,40 @@ class Loaded:
     engine: Engine
     bundle: Bundle
     unit_seconds: float  # measured, of one unit alone
+    needed_bytes: int  # as planned; 0 if the engine does not say
 
 
-def load(
-    request: runner_pb2.LoadBundle,
-    extra: Mapping[str, str],
-    progress: Progress,
-    clock: Clock,
-    log: Callable[..., None],
-) -> Loaded:
-    """Open a bundle, warm it up and measure it. Device thread only.
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a load is given of the process around it."""
+
+    extra: Mapping[str, str]  # more engines, name to "module:function"
+    hardware: Hardware
+    clock: Clock
+    log: Callable[..., None]
+
+
+def load(request: runner_pb2.LoadBundle, around: Surroundings, progress: Progress) -> Loaded:
+    """See whether a bundle fits, open it, warm it up and measure it. Device thread only.
 
     Raises:
         LoadRefused: it did not work; what was allocated is garbage now.
     """
+    needed = 0
     try:
-        bundle, engine = _open(request, extra, progress)
+        bundle, options = _read(request, around.extra)
+        needed = _planned(Path(request.directory), bundle, options, around)
+        engine = _open(Path(request.directory), bundle, options, around.extra, progress)
         engine.warm_up(progress)
-        return Loaded(engine, bundle, _measure(engine, sample_item(bundle.task), clock))
+        return Loaded(engine, bundle, _measure(engine, sample_item(bundle.task), around.clock), needed)
     except LoadRefused:
         raise
     except Exception as error:
-        log("load_failed", level="error", error=describe(error))
+        around.log("load_failed", level="error", error=describe(error))
         if is_out_of_memory(error):
-            raise LoadRefused("OUT_OF_MEMORY", "the model does not fit into the device's memory") from error
+            free = free_bytes(around.hardware, request.device) or 0
+            message = "the device's memory ran out while the model was loaded or warmed up"
+            raise LoadRefused("OUT_OF_MEMORY", message, needed, free) from error
         raise LoadRefused("LOAD_FAILED", "the engine failed while it loaded the bundle") from error
 
 
@@ -84,10 +100,9 @@ def sample_item(task: str) -> Item:
     return EntailmentItem(_grey_png(SAMPLE_SIDE), ("there is nothing in the picture",), "")
 
 
-def _open(request: runner_pb2.LoadBundle, extra: Mapping[str, str], progress: Progress) -> tuple[Bundle, Engine]:
-    folder = Path(request.directory)
+def _read(request: runner_pb2.LoadBundle, extra: Mapping[str, str]) -> tuple[Bundle, LoadOptions]:
     try:
-        bundle = read_bundle(folder)
+        bundle = read_bundle(Path(request.directory))
     except BundleBroken as error:
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
     if bundle.engine not in {*BUILT_IN, *extra}:
@@ -99,8 +114,31 @@ def _open(request: runner_pb2.LoadBundle, extra: Mapping[str, str], progress: Pr
         request.max_image_pixels or DEFAULT_MAX_PIXELS,
         request.max_image_side_pixels or DEFAULT_MAX_SIDE,
     )
+    return bundle, options
+
+
+def _planned(folder: Path, bundle: Bundle, options: LoadOptions, around: Surroundings) -> int:
+    """What the load needs by plan; 0 if the engine cannot say, and then the load itself will."""
+    needs = needs_of(bundle.engine, around.extra)
+    if needs is None:
+        return 0
     try:
-        return bundle, loader_for(bundle.engine, extra)(folder, bundle, options, progress)
+        need = needs(folder, bundle, options)
+    except (ValueError, KeyError, OSError) as error:
+        around.log("load_not_planned", level="warning", error=describe(error))
+        return 0
+    if need is None:
+        return 0
+    plan = plan_load(options.device, need, free_bytes(around.hardware, options.device))
+    around.log("load_planned", device=plan.device, needed_bytes=plan.needed, free_bytes=plan.free, fits=plan.fits)
+    if not plan.fits:
+        raise LoadRefused("DOES_NOT_FIT", plan.sentence, plan.needed, plan.free or 0)
+    return plan.needed
+
+
+def _open(folder: Path, bundle: Bundle, options: LoadOptions, extra: Mapping[str, str], progress: Progress) -> Engine:
+    try:
+        return loader_for(bundle.engine, extra)(folder, bundle, options, progress)
     except BundleRefused as error:
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
 

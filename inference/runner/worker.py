@@ -17,7 +17,7 @@ from inference.runner.heartbeat import Pulse
 from inference.runner.log import describe
 from inference.runner.parent import Exit
 from inference.runner.prepare import PendingBatch
-from inference.runner.warmup import Loaded, LoadRefused, load
+from inference.runner.warmup import Loaded, LoadRefused, Surroundings, load
 
 PROGRESS_SECONDS = 0.05  # at least, between two reports of one phase
 
@@ -114,7 +114,8 @@ class Worker:
 
     def _try_load(self, request: runner_pb2.LoadBundle) -> runner_pb2.LoadOutcome:
         try:
-            loaded = load(request, self._extra, self._progress, self._clock, self._ways.log)
+            around = Surroundings(self._extra, self._hardware, self._clock, self._ways.log)
+            loaded = load(request, around, self._progress)
         except LoadRefused as refusal:
             return _not_loaded(request, refusal)
         return self._take(loaded, request)
@@ -126,7 +127,10 @@ class Worker:
         self._bench = Bench(engine, limits, cost, self, self._pulse, self._clock, self._ways.log)
         self._look_at_memory(self._bench)
         return runner_pb2.LoadOutcome(
-            device=engine.device, precision=engine.precision, unit_seconds=loaded.unit_seconds
+            device=engine.device,
+            precision=engine.precision,
+            unit_seconds=loaded.unit_seconds,
+            needed_bytes=loaded.needed_bytes,
         )
 
     def _compute(self, batch: PendingBatch) -> None:
@@ -168,4 +172,6 @@ class Worker:
 
 def _not_loaded(request: runner_pb2.LoadBundle, refusal: LoadRefused) -> runner_pb2.LoadOutcome:
     failure = runner_pb2.Failure(reason=refusal.reason, message=str(refusal))
-    return runner_pb2.LoadOutcome(failure=failure, device=request.device)
+    return runner_pb2.LoadOutcome(
+        failure=failure, device=request.device, needed_bytes=refusal.needed_bytes, free_bytes=refusal.free_bytes
+    )

@@ -146,3 +146,23 @@ class Engine(Protocol):
 
 EngineLoader = Callable[[Path, Bundle, LoadOptions, Progress], Engine]
 """Opens a sealed bundle. Raises BundleRefused (wrong content) or the device's own memory error."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """What a load will take on its device, as the engine expects it. Bytes."""
+
+    weights: int  # at the precision that they are computed in
+    working: int  # what is made of them once, and the largest call
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.weights + self.working
+
+
+NeedsOf = Callable[[Path, Bundle, LoadOptions], MemoryNeed | None]
+"""Foretells a load from small files alone, allocating nothing; None if it cannot be said.
+
+Raises ValueError, KeyError or OSError if the files are not as they should be: opening them will say more.
+"""

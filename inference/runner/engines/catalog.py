@@ -4,9 +4,11 @@ import importlib
 from collections.abc import Mapping
 from typing import cast
 
-from inference.runner.engines.base import BundleRefused, EngineLoader
+from inference.runner.engines.base import BundleRefused, EngineLoader, NeedsOf
 
 BUILT_IN: Mapping[str, str] = {"ofa": "inference.runner.engines.ofa.load:load_ofa"}
+NEEDS: Mapping[str, str] = {"ofa": "inference.runner.engines.ofa.needs:ofa_needs"}
+NEEDS_NAME = "NEEDS"  # in the module of an extra engine
 
 
 def loader_for(engine: str, extra: Mapping[str, str] | None = None) -> EngineLoader:
@@ -24,8 +26,25 @@ def loader_for(engine: str, extra: Mapping[str, str] | None = None) -> EngineLoa
     known = {**(extra or {}), **BUILT_IN}
     if engine not in known:
         raise BundleRefused(f"engine {engine[:80]!r} is unknown; this build has {', '.join(sorted(known))}")
-    module, _, function = known[engine].partition(":")
+    return cast("EngineLoader", _found(engine, known[engine]))
+
+
+def needs_of(engine: str, extra: Mapping[str, str] | None = None) -> NeedsOf | None:
+    """Find what foretells an engine's loads: an extra engine may bring a `NEEDS` in its module; None if nothing does.
+
+    Raises:
+        RuntimeError: it is not there.
+    """
+    if engine in NEEDS:
+        return cast("NeedsOf", _found(engine, NEEDS[engine]))
+    module, _, _ = (extra or {}).get(engine, "").partition(":")
+    own: NeedsOf | None = getattr(importlib.import_module(module), NEEDS_NAME, None) if module else None
+    return own
+
+
+def _found(engine: str, where: str) -> object:
+    module, _, function = where.partition(":")
     try:
-        return cast("EngineLoader", getattr(importlib.import_module(module), function))
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RuntimeError(f"engine {engine!r} cannot be imported from {known[engine]!r}") from error
+        raise RuntimeError(f"engine {engine!r} cannot be imported from {where!r}") from error

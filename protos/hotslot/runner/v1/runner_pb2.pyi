@@ -430,12 +430,22 @@ class LoadOutcome(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     UNIT_SECONDS_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Device that it is on."""
     precision: _builtins.str
     """Precision that it computes in."""
     unit_seconds: _builtins.float
     """Measured in warm-up: expected seconds of one unit."""
+    needed_bytes: _builtins.int
+    """What the plan said that the load needs on its device. Bytes; 0 if the
+    engine does not say.
+    """
+    free_bytes: _builtins.int
+    """What was free there when the load failed for memory. Bytes; 0 if it did not
+    or if that cannot be read.
+    """
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Set if it failed."""
@@ -447,10 +457,12 @@ class LoadOutcome(_message.Message):
         device: _builtins.str = ...,
         precision: _builtins.str = ...,
         unit_seconds: _builtins.float = ...,
+        needed_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "failure", b"failure", "precision", b"precision", "unit_seconds", b"unit_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "unit_seconds", b"unit_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -697,7 +709,7 @@ class Failure(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Machine reason, for example "IMAGE_UNREADABLE", "NOT_FINITE",
-    "OUT_OF_MEMORY", "ENGINE_FAILED", "DEADLINE_EXPIRED", "CANCELLED".
+    "DOES_NOT_FIT" (a load that the plan refused), "OUT_OF_MEMORY", "ENGINE_FAILED", "DEADLINE_EXPIRED", "CANCELLED".
     """
     message: _builtins.str
     """A sentence for people, without paths."""

@@ -1,0 +1,50 @@
+"""What loading an OFA will take, foretold from its header and its configuration. Estimates, on the generous side."""
+
+from pathlib import Path
+
+from common.bundle import Bundle
+from inference.runner.device import default_precision, torch_dtype
+from inference.runner.engines.base import LoadOptions, MemoryNeed
+from inference.runner.engines.ofa.config import WEIGHTS_NAME, EngineConfig, read_config
+from inference.runner.engines.ofa.positions import PREFIX
+from inference.runner.engines.tensors_header import read_header
+
+_TABLE_BYTES = 4  # of a float in the position tables, whatever the model computes in
+_ROWS = {"cpu": 8, "cuda": 32}  # of the largest call
+_PICTURES = {"cpu": 1, "cuda": 32}  # that the ResNet sees at once
+_STEM_CHANNELS = 256  # of the ResNet where it is widest, at a quarter of the picture's side
+_LIVE_TENSORS = 4  # of one size that a layer holds at once
+
+
+def ofa_needs(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed:
+    """Foretell a load; the weights' size is exact, the rest follows the engine's largest call.
+
+    Raises:
+        ValueError, KeyError: the bundle is not what `convert` writes.
+        OSError: it cannot be read.
+    """
+    del bundle
+    kind = options.device.partition(":")[0]
+    float_bytes = torch_dtype(options.precision or default_precision(options.device)).itemsize
+    weights = sum(
+        tensor.stored_bytes if tensor.name.startswith(PREFIX) else tensor.bytes_at(float_bytes)
+        for tensor in read_header(folder / WEIGHTS_NAME)
+    )
+    config = read_config(folder)
+    return MemoryNeed(weights, _biases(config, float_bytes) + _largest_call(config, float_bytes, kind))
+
+
+def _biases(config: EngineConfig, float_bytes: int) -> int:
+    """Attention biases of all layers, kept, and two in the tables' precision while they are made."""
+    text, tokens = config.max_text_tokens, config.patches + config.max_text_tokens
+    encoder = config.encoder_heads * tokens * tokens
+    decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
+    return (config.encoder_layers * encoder + decoder) * float_bytes + 2 * encoder * _TABLE_BYTES
+
+
+def _largest_call(config: EngineConfig, float_bytes: int, kind: str) -> int:
+    """What a layer holds for all rows at once, or the ResNet for all pictures: the larger of the two."""
+    tokens = config.patches + config.max_text_tokens
+    layer = _ROWS[kind] * tokens * (max(config.encoder_ffn, config.decoder_ffn) + _LIVE_TENSORS * config.width)
+    picture = (config.image_size // 4) ** 2 * _STEM_CHANNELS * _LIVE_TENSORS
+    return max(layer, _PICTURES[kind] * picture) * float_bytes
