@@ -1,5 +1,6 @@
 """Error families: the class says whose fault it is and what to do, the reason says it to machines."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -11,6 +12,7 @@ class HotslotError(Exception):
         field: path of the caller's field that is wrong, for example "image.content"; empty if none is.
         retry_after_seconds: when the same call may succeed; None if time alone does not help.
         resource: type and name of what was not found, for example ("model", "ofa-large").
+        metadata: facts about it for machines, for example {"needed_bytes": "1024"}.
     """
 
     default_reason: ClassVar[str] = "INTERNAL"
@@ -23,12 +25,14 @@ class HotslotError(Exception):
         field: str = "",
         retry_after_seconds: float | None = None,
         resource: tuple[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason or self.default_reason
         self.field = field
         self.retry_after_seconds = retry_after_seconds
         self.resource = resource
+        self.metadata = dict(metadata or {})
 
 
 class InputRefused(HotslotError):

@@ -28,7 +28,8 @@ def to_status(error: errors.HotslotError, *more: message.Message) -> status_pb2.
         more: further details, for example the true state behind a conflict.
     """
     status = status_pb2.Status(code=code_of(error), message=str(error))
-    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    details: list[message.Message] = [info]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=str(error), reason=error.reason

@@ -69,6 +69,7 @@ class SlotChanged:
     pid: int
     seconds: float = 0.0
     detail: str = ""
+    reason: str = ""  # of a load that failed, for machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class SwapDone:
     """Another slot answers now, or a trial has ended."""
 
     model: str
-    change: str  # "slot_activated", "trial_committed", "trial_rolled_back", "trial_term_expired", "slot_took_over"
+    change: str  # "slot_activated", "trial_committed", "trial_rolled_back", "trial_term_expired", …
     slot: str
     revision: str
     digest: str
@@ -94,7 +95,19 @@ class HandedOver:
     reason: str
 
 
-Event = CallStarted | CallEnded | ItemEnded | BatchSent | SlotChanged | SwapDone | HandedOver
+@dataclass(frozen=True, slots=True)
+class FallbackChanged:
+    """A model leaves a device that ran out of memory, or may go back to it."""
+
+    model: str
+    change: str  # "fallback_begun", "fallback_taken", "fallback_failed", "fallback_kept" (at start), "fallback_ended"
+    device: str  # that ran out
+    fallback_device: str
+    digest: str
+    detail: str  # the reason, or why it ended
+
+
+Event = CallStarted | CallEnded | ItemEnded | BatchSent | SlotChanged | SwapDone | HandedOver | FallbackChanged
 Emit = Callable[[Event], None]
 
 

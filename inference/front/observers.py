@@ -10,6 +10,7 @@ from inference.front import events
 
 _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL_LABELS = ("model", "revision")
+_FALLBACK_LABELS = ("model", "device", "fallback_device")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail, …
@@ -49,6 +50,10 @@ class LogObserver:
             self._log.info(fields.pop("change"), **fields)
         elif isinstance(event, events.HandedOver):
             self._log.warning("request_handed_over", **asdict(event))
+        elif isinstance(event, events.FallbackChanged):
+            fields = asdict(event)
+            name = fields.pop("change")
+            (self._log.info if name == "fallback_ended" else self._log.warning)(name, **fields)
 
     def _call(self, event: events.CallEnded) -> None:
         is_quiet = event.service in _QUIET or event.method in _POLLED
@@ -95,6 +100,10 @@ class MetricsObserver:
         self._slots = Gauge("hotslot_slot_info", "State and role of each slot.", labels, registry=self.registry)
         self._deaths = count("hotslot_runner_deaths", "Runner processes that died.", "model", "slot")
         self._load_seconds = spread("hotslot_load_seconds", "Time of loads.", _SECONDS, "model", "device")
+        self._loads_failed = count("hotslot_loads_failed", "Loads that failed.", "model", "device", "reason")
+        self._fallbacks = count("hotslot_device_fallbacks", "Moves to another device for memory.", *_FALLBACK_LABELS)
+        text = "Whether a model is kept off a device because memory ran out there."
+        self._fallback = Gauge("hotslot_device_fallback", text, _FALLBACK_LABELS, registry=self.registry)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._by_items: dict[tuple[str, str], _ItemSeries] = {}
@@ -119,6 +128,8 @@ class MetricsObserver:
             self._slot(event)
         elif isinstance(event, events.SwapDone):
             self._swaps.labels(event.model, event.change).inc()
+        elif isinstance(event, events.FallbackChanged):
+            self._moved(event)
         else:
             self._handed_over.labels(event.model, event.revision, event.reason).inc()
 
@@ -160,6 +171,13 @@ class MetricsObserver:
         series.compute.observe(event.computed_seconds)
         series.total.observe(event.seconds)
 
+    def _moved(self, event: events.FallbackChanged) -> None:
+        labels = (event.model, event.device, event.fallback_device)
+        if event.change == "fallback_taken":
+            self._fallbacks.labels(*labels).inc()
+        if event.change in ("fallback_taken", "fallback_kept", "fallback_ended"):
+            self._fallback.labels(*labels).set(float(event.change != "fallback_ended"))
+
     def _slot(self, event: events.SlotChanged) -> None:
         place = (event.model, event.slot)
         before = self._slot_labels.get(place)
@@ -170,6 +188,8 @@ class MetricsObserver:
         self._slots.labels(*labels).set(1)
         if event.change == "runner_died":
             self._deaths.labels(*place).inc()
+        elif event.change == "load_failed":
+            self._loads_failed.labels(event.model, event.device, event.reason).inc()
         elif event.change == "load_ended":
             self._load_seconds.labels(event.model, event.device).observe(event.seconds)
 

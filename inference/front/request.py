@@ -114,6 +114,7 @@ class Ticket:
     charge: Charge | None = None  # set when a trial has failed it
     sent_at: float = 0.0
     internal: bool = False  # probe or self-test: outside admission and traffic counts
+    ran_out: tuple[str, ...] = ()  # places of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
     on_settled: Callable[["Ticket"], None] | None = None
 
@@ -136,13 +137,17 @@ class Ticket:
         self.let_go()
         return was_open
 
+    def release(self) -> None:
+        """Give back the slots that it holds, and go on waiting."""
+        for lease in self.leases:
+            lease.end()
+        self.leases.clear()
+
     def let_go(self) -> None:
         """Give back leases and the place at the entrance; a second time is harmless."""
         if not self.outcome.done():
             self.outcome.cancel()
-        for lease in self.leases:
-            lease.end()
-        self.leases.clear()
+        self.release()
         if self.on_settled is not None:
             done, self.on_settled = self.on_settled, None
             done(self)

@@ -61,7 +61,9 @@ class FrontServer:
         self._hurry = asyncio.Event()
         self._metrics = MetricsObserver()
         self._emit = tell_all([LogObserver(log), self._metrics])
-        self.models: Models = wiring.build_models(settings, clock, self._emit, self._drain, lambda: self._is_stopping)
+        self.models: Models = wiring.build_models(
+            settings, clock, self._emit, self._drain, lambda: self._is_stopping, self._complain_of_fallbacks
+        )
         self._lag = LoopLag(clock.monotonic)
         self._board = HealthBoard(self._health_names())
         self._started_at = clock.now()
@@ -212,6 +214,9 @@ class FrontServer:
 
     def _report(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)
+
+    def _complain_of_fallbacks(self, sentence: str) -> None:
+        self._log.warning("fallbacks_not_kept", detail=sentence)
 
     def _health_names(self) -> list[str]:
         models = [manager.kit.model for manager in self.models.all()]

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.clock import Clock
@@ -18,6 +19,7 @@ from inference.front.events import Emit
 from inference.front.models import Models
 from inference.front.request import EntailmentInput
 from inference.front.settings import FrontSettings
+from inference.front.slots.fallback_file import FILE_NAME, FallbackFile
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.manager import ModelManager
 from inference.front.slots.respawn import RespawnRules
@@ -35,15 +37,17 @@ SELF_TEST = EntailmentInput(image=_PICTURE, statements=("there are two birds.",)
 
 
 def build_models(
-    settings: FrontSettings, clock: Clock, emit: Emit, drain: Drain, is_stopping: Callable[[], bool]
+    settings: FrontSettings,
+    clock: Clock,
+    emit: Emit,
+    drain: Drain,
+    is_stopping: Callable[[], bool],
+    complain: Callable[[str], None],
 ) -> Models:
-    """A manager for each configured model."""
-    engines = known_engines(settings)
-
-    def manager(model: ModelSettings) -> ModelManager:
-        return ModelManager(_kit(settings, model, clock, emit, drain, is_stopping, engines))
-
-    return Models([manager(model) for model in settings.models])
+    """A manager for each configured model; `complain` is told of a file of fallbacks that cannot be used."""
+    fallbacks = FallbackFile(Path(settings.state_dir) / FILE_NAME, complain)
+    shared = _Shared(clock, emit, drain, is_stopping, known_engines(settings), fallbacks)
+    return Models([ModelManager(_kit(settings, model, shared)) for model in settings.models])
 
 
 def known_engines(settings: FrontSettings) -> Mapping[str, Task]:
@@ -96,15 +100,19 @@ def server_options(settings: FrontSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _kit(
-    settings: FrontSettings,
-    model: ModelSettings,
-    clock: Clock,
-    emit: Emit,
-    drain: Drain,
-    is_stopping: Callable[[], bool],
-    engines: Mapping[str, Task],
-) -> ManagerKit:
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all models of a server share."""
+
+    clock: Clock
+    emit: Emit
+    drain: Drain
+    is_stopping: Callable[[], bool]
+    engines: Mapping[str, Task]
+    fallbacks: FallbackFile
+
+
+def _kit(settings: FrontSettings, model: ModelSettings, shared: _Shared) -> ManagerKit:
     front, runner = settings.front, settings.runner
     spec = _spec(settings, model)
 
@@ -115,11 +123,13 @@ def _kit(
         model=model.name,
         task=model.task,
         device=model.device,
+        cpu_fallback=model.cpu_fallback == "allow",
+        fallbacks=shared.fallbacks,
         node=settings.node_name,
         state_dir=Path(settings.state_dir),
-        clock=clock,
-        emit=emit,
-        drain=drain,
+        clock=shared.clock,
+        emit=shared.emit,
+        drain=shared.drain,
         capacity=Capacity(front.max_waiting_requests, front.max_waiting_bytes),
         budget=BatchBudget(runner.max_batch_items, runner.max_batch_units, MAX_FRAME_PAYLOAD_BYTES),
         limits=LimitRules(runner.limit_floor_seconds, runner.limit_factor),
@@ -132,8 +142,8 @@ def _kit(
         self_test=SELF_TEST,
         self_test_seconds=front.self_test_seconds,
         make_process=make_process,
-        engines=engines,
-        is_stopping=is_stopping,
+        engines=shared.engines,
+        is_stopping=shared.is_stopping,
     )
 
 

@@ -14,6 +14,7 @@ from inference.front.batching.queue import BatchBudget
 from inference.front.events import Event
 from inference.front.request import EntailmentInput, Ticket
 from inference.front.slots.commands import SlotCommands
+from inference.front.slots.fallback_file import FILE_NAME, FallbackFile
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.load import Load
 from inference.front.slots.manager import ModelManager
@@ -69,9 +70,12 @@ class SimRunner:
         """Load, unless the world says that this bundle is bad."""
         self.loaded = request
         reason = self.world.refused.get(Path(request.directory).name)
-        outcome = runner_pb2.LoadOutcome(device="cpu", precision="float32", unit_seconds=UNIT_SECONDS)
+        if request.device.startswith("cuda"):
+            reason = reason or self.world.card
+        device = request.device
+        outcome = runner_pb2.LoadOutcome(device=device, precision="float32", unit_seconds=UNIT_SECONDS)
         if reason:
-            outcome = runner_pb2.LoadOutcome(failure=runner_pb2.Failure(reason=reason, message="bad"))
+            outcome = runner_pb2.LoadOutcome(failure=runner_pb2.Failure(reason=reason, message="bad"), device=device)
         if not self.world.holds_loads:
             self._soon(lambda: self.listener.on_load_outcome(outcome))
 
@@ -129,7 +133,9 @@ class SimRunner:
 
     def _hello(self) -> None:
         if not self.has_ended:
-            self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=["cpu"], precisions=["float32"]))
+            devices = self.world.devices
+            precisions = ["float32"] * len(devices)
+            self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=devices, precisions=precisions))
 
     def _compute(self, batch: runner_pb2.ComputeBatch) -> None:
         if self.has_ended or batch not in self.batches:
@@ -141,10 +147,10 @@ class SimRunner:
             self.answer(batch)
 
     def _fault(self, item: runner_pb2.BatchItem) -> str:
-        """What goes wrong: `!fault` in a statement for all revisions, `!fault@r2` for one."""
+        """What goes wrong: `!fault` in a statement for all revisions, `!fault@r2` for one, or for a device."""
         text, _, scope = item.entailment.statements[0].partition("@")
-        is_meant = not scope or (self.loaded is not None and self.world.revision_of(self.loaded) == scope)
-        return text[1:] if text.startswith("!") and is_meant else self.always
+        scopes = ("", *((self.world.revision_of(self.loaded), self.loaded.device) if self.loaded else ()))
+        return text[1:] if text.startswith("!") and scope in scopes else self.always
 
     def _soon(self, act: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(lambda: None if self.has_ended else act())
@@ -160,12 +166,17 @@ class World:
         self.refused: dict[str, str] = {}  # folder name → reason
         self.holds_batches = False
         self.holds_loads = False
+        self.devices = ["cpu"]
+        self.card = ""  # why no load fits on a card
         self.events: list[Event] = []
+        self.complaints: list[str] = []
         self.drain = Drain()
         kit = {
             "model": "shapes",
             "task": Task.VISUAL_ENTAILMENT,
             "device": "cpu",
+            "cpu_fallback": True,
+            "fallbacks": FallbackFile(state / FILE_NAME, self.complaints.append),
             "node": "test",
             "state_dir": state,
             "clock": self.clock,

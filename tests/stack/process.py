@@ -133,11 +133,18 @@ def _fits(row: Mapping[str, Any], name: str, fields: Mapping[str, object]) -> bo
     return (not name or row["event"] == name) and all(row.get(key) == value for key, value in fields.items())
 
 
-def write_settings(path: Path, top: Mapping[str, Any], models: tuple[str, ...], sections: Settings) -> None:
-    """Write a settings file."""
+def write_settings(
+    path: Path,
+    top: Mapping[str, Any],
+    models: tuple[str, ...],
+    sections: Settings,
+    model_keys: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a settings file; `model_keys` stand in the table of every model."""
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
     for model in models:
-        lines += ["[[models]]", f"name = {_toml(model)}"]
+        keys = {"name": model, **(model_keys or {})}
+        lines += ["[[models]]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

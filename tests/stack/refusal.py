@@ -1,6 +1,7 @@
 """An error as a caller sees it: code, reason, field, and that nothing in it tells about our insides."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class Refusal:
     fields: tuple[str, ...] = ()  # of BadRequest
     retry_seconds: float | None = None  # of RetryInfo
     resource: tuple[str, str] | None = None  # of ResourceInfo
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of ErrorInfo
     more: tuple[any_pb2.Any, ...] = field(default=(), repr=False)  # other details
 
     @property
@@ -52,6 +54,7 @@ def status_refusal(status: status_pb2.Status) -> Refusal:
         message=status.message,
         reason=info.reason,
         domain=info.domain,
+        metadata=dict(info.metadata),
         fields=tuple(violation.field for violation in bad.field_violations),
         retry_seconds=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
         resource=(resource.resource_type, resource.resource_name) if resource.resource_type else None,

@@ -42,6 +42,7 @@ class Stack:
         committed: revision to be served from the start; None for a first install.
         models: names of what is served.
         script: fields of `Script` of the committed bundle.
+        model: settings of every model beside its name.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Stack:
         committed: str | None = "r1",
         models: tuple[str, ...] = ("shapes",),
         script: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.answers = Answers(folder)
         self._model = models[0]
         self.config = folder / "hotslot.toml"
         sections = {"front": {**_FRONT, **(front or {})}, "runner": {**_RUNNER, **(runner or {})}}
-        write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections)
+        write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections, model)
         if committed is not None:
             bundle = self.bundle(committed, **(script or {}))
             write_committed(folder, {model: _row(model, bundle) for model in models})

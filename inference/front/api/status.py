@@ -95,6 +95,11 @@ class StatusApi:
         capability = status_pb2.CapabilityHealth(
             model=manager.kit.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason
         )
+        row = manager.fallbacks.standing
+        if row is not None:
+            capability.fallback.device, capability.fallback.fallback_device = row.device, row.fallback_device
+            capability.fallback.digest, capability.fallback.reason = row.bundle_digest, row.reason
+            capability.fallback.since.FromDatetime(row.since)
         if manager.last_good_at is not None:
             age = self._clock.monotonic() - manager.last_good_at
             capability.last_inference_at.FromNanoseconds(int((self._clock.now().timestamp() - age) * 1e9))
@@ -150,6 +155,9 @@ def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
         return 2, f"slot {roles.active.name} is {roles.active.state.lower()}{last}"
     if roles.answering() is not roles.active and roles.active is not None:
         return 1, f"slot {roles.active.name} is on trial and down; the previous one answers"
+    row = manager.fallbacks.standing
+    if row is not None:
+        return 1, f"kept on {row.fallback_device}: {row.device} ran out of memory ({row.reason})"
     return 0, ""
 
 

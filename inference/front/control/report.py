@@ -28,6 +28,12 @@ def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
         state.last_trial.bundle_digest = roles.last_trial.bundle_digest
         state.last_trial.outcome = roles.last_trial.outcome.value
         state.last_trial.ended_at.FromDatetime(roles.last_trial.ended_at)
+        state.last_trial.reason = roles.last_trial.reason
+    row = manager.fallbacks.standing
+    if row is not None:
+        state.fallback.device, state.fallback.fallback_device = row.device, row.fallback_device
+        state.fallback.bundle_digest, state.fallback.reason = row.bundle_digest, row.reason
+        state.fallback.since.FromDatetime(row.since)
     return state
 
 

@@ -9,7 +9,7 @@ from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_dig
 from inference.front.slots.load import Load
 from inference.front.slots.manager import ModelManager
 from inference.front.slots.roles import Roles
-from inference.front.slots.slot import Slot
+from inference.front.slots.slot import POLICIES, Slot
 from inference.front.slots.state import SlotState
 
 
@@ -29,6 +29,7 @@ class SlotCommands:
         """
         first, second = self._roles.slots.values()
         reason = "nothing is committed yet; import a model or let the updater install one"
+        self.manager.fallbacks.recall()
         try:
             committed = read_committed(self._kit.state_dir).get(self._kit.model)
             self.manager.committed = committed
@@ -37,7 +38,7 @@ class SlotCommands:
             bundle, reason = None, str(error)
         if bundle is not None:
             self._roles.active = first
-            first.begin(self._new_load(bundle, self._kit.device, "boot"))
+            first.begin(self._new_load(bundle, self.manager.fallbacks.default_device(), "boot"))
         if self._kit.standby:
             second.spawn()
         return reason if bundle is None else ""
@@ -88,6 +89,7 @@ class SlotCommands:
         """
         self._check(expected_generation)
         self.manager.trials.commit(load_id, transaction_id)
+        self.manager.fallbacks.committed(load_id)
         with contextlib.suppress(BundleBroken):
             self.manager.committed = self._committed() or self.manager.committed
 
@@ -124,9 +126,12 @@ class SlotCommands:
         """The device to load on: as asked, or where the active model is, or by policy."""
         active = self._roles.active
         if not asked:
-            return active.load.device if active is not None and active.load is not None else self._kit.device
+            is_held = active is not None and active.load is not None
+            return active.load.device if is_held else self.manager.fallbacks.default_device()
         known = {device for slot in self._roles.slots.values() for device, _ in slot.devices}
-        if asked not in known and not (asked == "cpu" and not known):
+        row = self.manager.fallbacks.standing
+        is_fallback = row is not None and asked == row.fallback_device
+        if asked not in known and not is_fallback and not (asked == "cpu" and not known):
             raise errors.InputRefused(
                 f"no device {asked[:32]!r} here; there are {', '.join(sorted(known)) or 'none known yet'}",
                 reason="DEVICE_UNKNOWN",
@@ -141,7 +146,7 @@ class SlotCommands:
                 continue
             if slot.state is SlotState.RETIRING:
                 continue
-            if "auto" in (load.device, device) or load.device == device:
+            if load.device == device or {load.device, device} & set(POLICIES):
                 return load
         return None
 

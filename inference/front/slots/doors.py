@@ -67,6 +67,10 @@ class SlotOwner(Protocol):
         """For the log and the metrics."""
         ...
 
+    def slot_ready(self, slot: "Slot") -> None:
+        """Its process stands, and has said which devices there are."""
+        ...
+
     def slot_started(self, slot: "Slot") -> None:
         """A process was started for it."""
         ...
@@ -75,7 +79,7 @@ class SlotOwner(Protocol):
         """Its load answers from now on."""
         ...
 
-    def slot_refused(self, slot: "Slot", failure: runner_pb2.Failure) -> None:
+    def slot_refused(self, slot: "Slot", outcome: runner_pb2.LoadOutcome) -> None:
         """Its load failed; the process is without use."""
         ...
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from common.clock import Clock
 from common.engine_files import Task
+from hotslot.runner.v1 import runner_pb2
 from inference.front.admission import Capacity, Drain
 from inference.front.batching.limits import LimitRules
 from inference.front.batching.queue import BatchBudget
 from inference.front.events import Emit
 from inference.front.request import Payload
 from inference.front.slots.doors import RunnerHandle
+from inference.front.slots.fallback_file import FallbackFile
+from inference.front.slots.load import Load
 from inference.front.slots.respawn import RespawnRules
 from inference.front.slots.runner_terms import RunnerListener
 
@@ -23,6 +26,8 @@ class ManagerKit:
     model: str
     task: Task
     device: str  # policy: "auto", "cpu", "cuda", "cuda:N"
+    cpu_fallback: bool  # whether the CPU may answer when a card is out of memory
+    fallbacks: FallbackFile
     node: str
     state_dir: Path
     clock: Clock
@@ -42,3 +47,14 @@ class ManagerKit:
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
     is_stopping: Callable[[], bool]
+
+    def load_request(self, load: Load) -> runner_pb2.LoadBundle:
+        """What a runner is asked to load."""
+        return runner_pb2.LoadBundle(
+            directory=str(load.folder),
+            device=load.device,
+            max_call_seconds=self.max_call_seconds,
+            threads=self.threads,
+            max_image_pixels=self.max_image_pixels,
+            max_image_side_pixels=self.max_image_side,
+        )

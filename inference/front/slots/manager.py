@@ -9,13 +9,16 @@ from hotslot.runner.v1 import runner_pb2
 from inference.front.admission import Ask, Entrance, draining_error
 from inference.front.batching.dispatcher import Computed, Dispatcher
 from inference.front.events import BatchSent, HandedOver
-from inference.front.request import Answer, Charge, Failure, Payload, ServedBy, Ticket
+from inference.front.request import Answer, Charge, Failure, Payload, Ticket
+from inference.front.slots.fallbacks import Fallbacks
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.load import Load
 from inference.front.slots.recovery import Recovery
 from inference.front.slots.roles import Role, Roles
 from inference.front.slots.route import Route, route
 from inference.front.slots.runner_terms import RunnerEnding
+from inference.front.slots.self_test import SelfTest
+from inference.front.slots.shortage import OUT_OF_MEMORY, SHORTAGES, Step
 from inference.front.slots.slot import Slot, SlotParts
 from inference.front.slots.stats import DeathLedger, StatsBook
 from inference.front.slots.telling import load_error, slot_event
@@ -23,7 +26,6 @@ from inference.front.slots.trials import Trials, is_answering
 
 SLOT_NAMES = ("a", "b")
 _BLAMELESS = ("CANCELLED", "DEADLINE_EXPIRED")  # nobody waited any more
-_SELF_TEST_PAUSE_SECONDS = 1.0
 
 
 class ModelManager:
@@ -32,18 +34,18 @@ class ModelManager:
     def __init__(self, kit: ManagerKit) -> None:
         self.kit = kit
         self.committed: Committed | None = None
-        parts = SlotParts(kit.clock, kit.make_process, self._make_dispatcher, self._load_request)
+        parts = SlotParts(kit.clock, kit.make_process, self._make_dispatcher, kit.load_request)
         self.roles = Roles(slots={name: Slot(name, self, parts) for name in SLOT_NAMES})
         self.book = StatsBook()
         self.entrance = Entrance(kit.capacity)
         self._ledger = DeathLedger()
-        self.recovery = Recovery(self.roles, self.book, self._ledger, kit)
         self.trials = Trials(self.roles, self.book, kit)
+        self.fallbacks = Fallbacks(self.roles, self.trials, kit)
+        self.recovery = Recovery(self.roles, self.book, self._ledger, self.fallbacks, kit)
+        self._self_test = SelfTest(self.roles, kit, self.ask_slot)
         self._open: dict[int, Ticket] = {}
         self.last_good_at: float | None = None  # clock.monotonic()
         self.last_good_seconds = 0.0
-        self._self_test: Ticket | None = None
-        self._self_test_at = 0.0
 
     # The way of a request.
 
@@ -113,7 +115,7 @@ class ModelManager:
         self.trials.check_term(now)
         if not self.kit.is_stopping():
             self.recovery.start_due(now)
-            self._self_test_if_due(now)
+            self._self_test.ask_if_due(now, self.last_good_at)
 
     @property
     def waiting(self) -> int:
@@ -126,6 +128,11 @@ class ModelManager:
         """For the log and the metrics."""
         self.kit.emit(slot_event(self.kit.model, self.roles, slot, change, detail))
 
+    def slot_ready(self, slot: Slot) -> None:
+        """A process stands."""
+        self.slot_changed(slot, "runner_ready")
+        self.fallbacks.devices_seen(slot)
+
     def slot_started(self, slot: Slot) -> None:
         """A process was started: one that callers wait for imports and loads at full priority."""
         self._set_priority(slot)
@@ -134,19 +141,23 @@ class ModelManager:
     def slot_loaded(self, slot: Slot) -> None:
         """Its load answers from now on; it is tested by the real way at once."""
         self._set_priority(slot)
-        now = self._self_test_at = self.kit.clock.monotonic()
-        self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
+        self._self_test.ask(slot)
 
-    def slot_refused(self, slot: Slot, failure: runner_pb2.Failure) -> None:
+    def slot_refused(self, slot: Slot, outcome: runner_pb2.LoadOutcome) -> None:
         """A load failed: a candidate is given up, what should answer is tried again with growing pauses."""
-        self.slot_changed(slot, "load_failed", f"{failure.reason}: {failure.message}")
-        load = slot.load
+        failure, load = outcome.failure, slot.load
+        told = f"{failure.reason}: {failure.message}"
+        self.kit.emit(slot_event(self.kit.model, self.roles, slot, "load_failed", told, failure.reason))
+        if failure.reason in SHORTAGES:
+            self.fallbacks.after_load(slot, failure.reason)
+        if slot.state.name == "RETIRING":
+            return
         if load is not None and self.roles.role_of(slot) is Role.CANDIDATE:
-            load.failure = load_error(failure)
+            load.failure = load_error(outcome)
             load.changed.notify()
             slot.retire(f"load failed: {failure.reason}")
         else:
-            slot.kill(f"load failed: {failure.reason}: {failure.message}")
+            slot.kill(f"load failed: {told}")
 
     def slot_ended(self, slot: Slot, ending: RunnerEnding, suspects: list[Ticket], waiting: list[Ticket]) -> None:
         """A process is gone."""
@@ -163,7 +174,7 @@ class ModelManager:
         seconds = now - ticket.accepted_at
         answer = Answer(
             outcome=computed.outcome,
-            served_by=self._served_by(slot, load),
+            served_by=load.served_by(self.kit.model, slot.name, self.kit.node),
             queued_seconds=max(0.0, ticket.sent_at - ticket.accepted_at),
             prepared_seconds=computed.prepared_seconds,
             computed_seconds=computed.computed_seconds,
@@ -174,6 +185,8 @@ class ModelManager:
             stats.count_answer(seconds)
             if ticket.charge is not None:
                 self.book.settle_charge(ticket.charge)
+                self.trials.settled(ticket.charge)
+        self.fallbacks.proven(slot)
         if slot is self.roles.answering():
             self.last_good_at, self.last_good_seconds = now, seconds
         ticket.settle(answer)
@@ -188,13 +201,16 @@ class ModelManager:
         if failure.reason in _BLAMELESS and not ticket.try_until:
             ticket.settle(errors.DeadlineMissed("the deadline passed before it was computed"))
             return
-        if ticket.internal:
-            if slot.load is not None and ticket is self._self_test:
-                slot.load.is_proven = False
-        elif ticket.try_until:
+        if slot.load is not None and self._self_test.is_mine(ticket):
+            slot.load.is_proven = False
+            self.fallbacks.disproven(slot, failure.reason)
+        if failure.reason == OUT_OF_MEMORY and slot.load is not None:
+            self._ran_out(slot, ticket, slot.load)
+            return
+        if ticket.try_until:
             self._hand_over(slot, ticket, "TOO_SLOW" if failure.reason in _BLAMELESS else failure.reason)
             return
-        elif ticket.charge is None and slot.load is not None:
+        if not ticket.internal and ticket.charge is None and slot.load is not None:
             self.book.of(slot.load.key).count_failure(failure.reason)
         ticket.settle(errors.Failed(failure.message or "the model failed", reason=failure.reason))
 
@@ -219,6 +235,25 @@ class ModelManager:
         if way.previous is not None:
             ticket.leases.append(way.previous.lease())
         way.slot.submit(ticket)
+
+    def _ran_out(self, slot: Slot, ticket: Ticket, load: Load) -> None:
+        """No memory for a single item: another slot answers, or the fallback device, or the caller is told."""
+        ticket.ran_out += (load.place,)
+        step = self.fallbacks.after_item(slot, ticket)
+        is_previous = self.roles.role_of(slot) is Role.PREVIOUS
+        if step is Step.OTHER_ANSWERS and not is_previous:
+            self._hand_over(slot, ticket, OUT_OF_MEMORY)
+            return
+        if not ticket.internal and ticket.charge is None and step is not Step.END_TRIAL_AND_FALL_BACK:
+            self.book.of(load.key).count_failure(OUT_OF_MEMORY)
+        if step is Step.OTHER_ANSWERS:
+            ticket.try_until = 0.0
+            self.roles.other(slot).submit(ticket)
+        elif step is Step.REFUSE or ticket.internal:
+            ticket.settle(self.fallbacks.refusal())
+        else:
+            ticket.charge = None  # what nobody has room for is nobody's fault
+            self.fallbacks.wait(ticket)
 
     def _hand_over(self, slot: Slot, ticket: Ticket, reason: str) -> None:
         """The trial failed a request: the previous slot answers it, and it counts when that has answered."""
@@ -246,17 +281,6 @@ class ModelManager:
                 if self._taker_over(slot) is not None:
                     self._hand_over(slot, ticket, "TOO_SLOW")
 
-    def _self_test_if_due(self, now: float) -> None:
-        slot = self.roles.answering()
-        last = self.last_good_at
-        if slot is None or slot.load is None or (self._self_test is not None and not self._self_test.is_settled):
-            return
-        since = max(last or 0.0, slot.load.loaded_at)
-        is_due = now - since >= self.kit.self_test_seconds or not slot.load.is_proven
-        if is_due and now - self._self_test_at >= _SELF_TEST_PAUSE_SECONDS:
-            self._self_test_at = now
-            self._self_test = self.ask_slot(slot, self.kit.self_test, now + max(10.0, slot.dispatcher.limit_of(1)))
-
     def _set_priority(self, slot: Slot) -> None:
         if slot.process is not None and is_answering(self.roles.role_of(slot)):
             slot.process.set_serving(True)
@@ -271,19 +295,5 @@ class ModelManager:
         if ticket.internal and ticket.outcome.done() and not ticket.outcome.cancelled():
             ticket.outcome.exception()  # looked at: nobody else may
 
-    def _served_by(self, slot: Slot, load: Load) -> ServedBy:
-        bundle = load.bundle
-        return ServedBy(self.kit.model, bundle.revision, bundle.bundle_digest, load.device, slot.name, self.kit.node)
-
     def _make_dispatcher(self, slot: Slot) -> Dispatcher:
         return Dispatcher(slot, self.kit.clock, self.kit.budget, self.kit.limits)
-
-    def _load_request(self, load: Load) -> runner_pb2.LoadBundle:
-        return runner_pb2.LoadBundle(
-            directory=str(load.folder),
-            device=load.device,
-            max_call_seconds=self.kit.max_call_seconds,
-            threads=self.kit.threads,
-            max_image_pixels=self.kit.max_image_pixels,
-            max_image_side_pixels=self.kit.max_image_side,
-        )

@@ -4,6 +4,7 @@ from common.clock import Clock
 from common.errors import Failed, Interrupted
 from inference.front.events import SwapDone
 from inference.front.request import Charge, Ticket
+from inference.front.slots.fallbacks import Fallbacks
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.load import Load
 from inference.front.slots.respawn import pause_seconds
@@ -18,8 +19,11 @@ MAX_DEATHS = 2  # a request that two runners died with, the second time alone, i
 class Recovery:
     """Keeps a model's runners alive. Loop thread only."""
 
-    def __init__(self, roles: Roles, book: StatsBook, ledger: DeathLedger, kit: ManagerKit) -> None:
+    def __init__(
+        self, roles: Roles, book: StatsBook, ledger: DeathLedger, fallbacks: Fallbacks, kit: ManagerKit
+    ) -> None:
         self._roles = roles
+        self._fallbacks = fallbacks
         self._book = book
         self._ledger = ledger
         self._kit = kit
@@ -38,6 +42,7 @@ class Recovery:
         if load is not None and role is not Role.CANDIDATE:
             self._judge(slot, load, suspects, is_trial=role is Role.TRIAL)
         target = self._place(slot, role, load, ending)
+        self._fallbacks.emptied(slot)
         self._start_again(slot)
         for ticket in waiting:
             self._requeue(ticket, target)
@@ -61,7 +66,9 @@ class Recovery:
             The slot that answers what it held; None if nothing does.
         """
         roles, now = self._roles, self._clock.monotonic()
-        if load is None or role in (Role.CANDIDATE, Role.FREE):
+        if role is Role.FALLBACK:
+            self._fallbacks.give_up(f"its process ended: {slot.last_failure}")
+        if load is None or role in (Role.CANDIDATE, Role.FREE, Role.FALLBACK):
             self._lose(slot, load, ending)
             return roles.answering() or roles.active
         if role is Role.PREVIOUS and (roles.trial is None or roles.trial.previous is not slot):
@@ -151,6 +158,9 @@ class Recovery:
             return
         if target is None or target.load is None or ticket.internal:
             ticket.settle(Failed("its runner ended", reason="RUNNER_DIED"))
+            return
+        if target.load.place in ticket.ran_out:
+            ticket.settle(self._fallbacks.refusal())
             return
         ticket.try_until = 0.0
         target.submit(ticket)

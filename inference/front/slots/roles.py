@@ -18,6 +18,7 @@ class Role(StrEnum):
     TRIAL = "TRIAL"  # answers the callers, uncommitted
     CANDIDATE = "CANDIDATE"  # loaded to be proven
     PREVIOUS = "PREVIOUS"  # answered before, kept warm
+    FALLBACK = "FALLBACK"  # on its way to answer in place of the active one, which ran out of memory
 
 
 class TrialOutcome(StrEnum):
@@ -26,6 +27,7 @@ class TrialOutcome(StrEnum):
     COMMITTED = "COMMITTED"
     ROLLED_BACK = "ROLLED_BACK"
     TERM_EXPIRED = "TERM_EXPIRED"
+    YIELDED = "YIELDED"  # its slot was needed to keep the service up
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class TrialEnd:
     bundle_digest: str
     outcome: TrialOutcome
     ended_at: datetime
+    reason: str = ""  # why the front ended it by itself
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +59,7 @@ class Roles:
     slots: Mapping[str, Slot]
     active: Slot | None = None  # designated to answer, even while it is loaded again
     previous: Slot | None = None
+    fallback: Slot | None = None
     trial: Trial | None = None
     last_trial: TrialEnd | None = None
     generation: int = 1
@@ -66,6 +70,8 @@ class Roles:
             return Role.TRIAL if self.trial is not None else Role.ACTIVE
         if slot is self.previous and slot.load is not None:
             return Role.PREVIOUS
+        if slot is self.fallback:
+            return Role.FALLBACK
         return Role.CANDIDATE if slot.load is not None else Role.FREE
 
     def other(self, slot: Slot) -> Slot:

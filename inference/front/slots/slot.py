@@ -12,6 +12,8 @@ from inference.front.slots.load import Load
 from inference.front.slots.runner_terms import EndReason, RunnerEnding, RunnerListener
 from inference.front.slots.state import SlotEvent, SlotState, step
 
+POLICIES = ("auto", "cuda")  # that name no device
+
 
 class SlotLease:
     """The right to use a load; ends once."""
@@ -135,7 +137,7 @@ class Slot:
             return
         self._step(SlotEvent.SAID_HELLO)
         self.devices = list(zip(hello.devices, hello.precisions, strict=False))
-        self._owner.slot_changed(self, "runner_ready")
+        self._owner.slot_ready(self)
         if self.load is not None:
             self._begin_load()
 
@@ -151,7 +153,7 @@ class Slot:
         if load is None or self.state is not SlotState.LOADING or self.process is None:
             return
         if outcome.HasField("failure"):
-            self._owner.slot_refused(self, outcome.failure)
+            self._owner.slot_refused(self, outcome)
             return
         now = self._parts.clock.monotonic()
         self._step(SlotEvent.LOAD_ENDED)
@@ -215,8 +217,8 @@ class Slot:
         load, process = self.load, self.process
         if load is None or process is None:
             raise RuntimeError(f"slot {self.name} has nothing to load")
-        if load.device == "auto" and self.devices:
-            load.device = self.devices[0][0]
+        if load.device in POLICIES and self.devices:
+            load.device = self.devices[0][0]  # the best of those that the policy lets be used
         self._step(SlotEvent.LOAD_BEGUN)
         process.load(self._parts.load_request(load))
         self._owner.slot_changed(self, "load_begun")

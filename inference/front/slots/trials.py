@@ -1,9 +1,13 @@
 """Swaps: a candidate answers on trial, is committed, taken back, or its term runs out."""
 
+from dataclasses import astuple
+
 from common.errors import Conflict, InputRefused, NotFound
 from inference.front.events import SwapDone
+from inference.front.request import Charge
 from inference.front.slots.kit import ManagerKit
 from inference.front.slots.roles import Role, Roles, Trial, TrialEnd, TrialOutcome
+from inference.front.slots.shortage import OUT_OF_MEMORY
 from inference.front.slots.slot import Slot
 from inference.front.slots.stats import StatsBook
 from inference.front.slots.telling import slot_event
@@ -42,8 +46,8 @@ class Trials:
             if roles.trial is not None:
                 roles.trial.term_ends = term_ends
             return
-        if not slot.is_loaded:
-            raise Conflict("the load is not done", reason="NOT_LOADED")
+        if not slot.is_loaded or slot is roles.fallback:
+            raise Conflict("the load is not done, or not yours to activate", reason="NOT_LOADED")
         self._begin(slot, term_ends, transaction_id)
 
     def commit(self, load_id: str, transaction_id: str) -> None:
@@ -59,19 +63,32 @@ class Trials:
         if roles.trial is None:
             return
         self._close(TrialOutcome.COMMITTED)
-        self._tell("trial_committed", slot, "", transaction_id)
+        self.tell("trial_committed", slot, "", transaction_id)
 
-    def roll_back(self, transaction_id: str, outcome: TrialOutcome) -> None:
-        """Put the previous slot back; what the trial holds in flight is still answered by it."""
+    def roll_back(self, transaction_id: str, outcome: TrialOutcome, reason: str = "") -> None:
+        """Put the previous slot back; what the trial holds in flight is still answered by it.
+
+        Args:
+            transaction_id: of whoever asked; empty if the front does so by itself.
+            outcome: as it is told.
+            reason: why the front does so by itself.
+        """
         roles, trial = self._roles, self._roles.trial
         if trial is None or trial.previous is None:
             return
         failed_digest = _digest(trial.slot)
-        self._close(outcome)
+        self._close(outcome, reason)
         roles.previous = None
         roles.swap(trial.previous)
-        change = "trial_term_expired" if outcome is TrialOutcome.TERM_EXPIRED else "trial_rolled_back"
-        self._tell(change, trial.previous, failed_digest, transaction_id)
+        self.tell(f"trial_{outcome.lower()}", trial.previous, failed_digest, transaction_id)
+
+    def settled(self, charge: Charge) -> None:
+        """The previous slot has answered what the trial failed: where that was for memory, it does not fit."""
+        trial = self._roles.trial
+        if trial is None or trial.slot.load is None or charge.reason != OUT_OF_MEMORY:
+            return
+        if (charge.bundle_digest, charge.device) == astuple(trial.slot.load.key):
+            self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
 
     def check_term(self, now: float) -> None:
         """Put the previous slot back if the term has run out: whoever should have extended it is gone."""
@@ -93,6 +110,8 @@ class Trials:
         trial = self._roles.trial
         is_net = trial is not None and slot is trial.previous
         is_first_install = trial is not None and slot is trial.slot and trial.previous is None
+        if slot is self._roles.fallback:
+            raise Conflict("the slot is about to answer in place of the active one", reason="SLOT_IN_USE")
         if is_first_install:
             self._close(TrialOutcome.ROLLED_BACK)
             self._roles.swap(None)
@@ -121,14 +140,14 @@ class Trials:
         roles.swap(slot)
         if slot.process is not None:
             slot.process.set_serving(True)
-        self._tell("slot_activated", slot, "" if previous is None else _digest(previous), transaction_id)
+        self.tell("slot_activated", slot, "" if previous is None else _digest(previous), transaction_id)
 
-    def _close(self, outcome: TrialOutcome) -> None:
+    def _close(self, outcome: TrialOutcome, reason: str = "") -> None:
         trial = self._roles.trial
         if trial is None:
             return
         self._roles.trial = None
-        self._roles.last_trial = TrialEnd(_digest(trial.slot), outcome, self._kit.clock.now())
+        self._roles.last_trial = TrialEnd(_digest(trial.slot), outcome, self._kit.clock.now(), reason)
         self._roles.generation += 1
 
     def _holding(self, load_id: str) -> Slot:
@@ -139,7 +158,8 @@ class Trials:
             )
         return slot
 
-    def _tell(self, change: str, slot: Slot, previous_digest: str, transaction_id: str) -> None:
+    def tell(self, change: str, slot: Slot, previous_digest: str, transaction_id: str) -> None:
+        """Tell the log and the metrics that another slot answers, or that a trial has ended."""
         load = slot.load
         self._kit.emit(
             SwapDone(
@@ -159,7 +179,7 @@ class Trials:
 
 def is_answering(role: Role) -> bool:
     """Whether callers wait for a slot of this role."""
-    return role in (Role.ACTIVE, Role.TRIAL, Role.PREVIOUS)
+    return role in (Role.ACTIVE, Role.TRIAL, Role.PREVIOUS, Role.FALLBACK)
 
 
 def _digest(slot: Slot) -> str:

@@ -271,7 +271,7 @@ Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 class DeviceFallback(_message.Message):
     """A model that was moved to another device by the front itself, because memory
     ran out. It stays there for whatever bundle is loaded without naming a device,
-    until a load on the left device is committed.
+    until a load on another device than this fallback's is committed.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -351,7 +351,10 @@ class SlotStatus(_message.Message):
     state: _builtins.str
     """EMPTY, STARTING, READY, LOADING, LOADED, RETIRING or FAILED."""
     role: _builtins.str
-    """FREE, ACTIVE, TRIAL, CANDIDATE or PREVIOUS."""
+    """FREE, ACTIVE, TRIAL, CANDIDATE, PREVIOUS or FALLBACK (on its way to answer
+    in place of the active slot, whose device ran out of memory; not to be
+    activated or retired).
+    """
     pid: _builtins.int
     """Process id, 0 if there is none."""
     restarts: _builtins.int

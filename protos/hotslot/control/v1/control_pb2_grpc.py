@@ -140,8 +140,8 @@ class ControlServiceServicer:
 
     def CommitSlot(self, request, context):
         """Ends a trial for good. The caller has written the committed pointer before.
-        If the load is on the device that a fallback left (ModelState.fallback), the
-        fallback ends with it; a trial that ends otherwise leaves it standing.
+        If the load is on another device than the fallback's (ModelState.fallback),
+        the fallback ends with it; a trial that ends otherwise leaves it standing.
         Repeating it is harmless.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION

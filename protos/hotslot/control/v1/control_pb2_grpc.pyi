@@ -88,8 +88,8 @@ class ControlServiceStub:
     """
     CommitSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]
     """Ends a trial for good. The caller has written the committed pointer before.
-    If the load is on the device that a fallback left (ModelState.fallback), the
-    fallback ends with it; a trial that ends otherwise leaves it standing.
+    If the load is on another device than the fallback's (ModelState.fallback),
+    the fallback ends with it; a trial that ends otherwise leaves it standing.
     Repeating it is harmless.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
@@ -158,8 +158,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """
     CommitSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]  # type: ignore[assignment]
     """Ends a trial for good. The caller has written the committed pointer before.
-    If the load is on the device that a fallback left (ModelState.fallback), the
-    fallback ends with it; a trial that ends otherwise leaves it standing.
+    If the load is on another device than the fallback's (ModelState.fallback),
+    the fallback ends with it; a trial that ends otherwise leaves it standing.
     Repeating it is harmless.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
@@ -255,8 +255,8 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CommitSlotResponse, _abc.Awaitable[_control_pb2.CommitSlotResponse]]:
         """Ends a trial for good. The caller has written the committed pointer before.
-        If the load is on the device that a fallback left (ModelState.fallback), the
-        fallback ends with it; a trial that ends otherwise leaves it standing.
+        If the load is on another device than the fallback's (ModelState.fallback),
+        the fallback ends with it; a trial that ends otherwise leaves it standing.
         Repeating it is harmless.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION

@@ -77,7 +77,8 @@ class EntailmentServiceServicer:
         STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
         PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
-        RESOURCE_EXHAUSTED: QUEUE_FULL (RetryInfo says when to come back);
+        RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
+        this request; RetryInfo says when to come back);
         UNAVAILABLE: NOT_READY (nothing is loaded yet), DRAINING;
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before it cost anything),
         DEADLINE_EXPIRED;

@@ -111,6 +111,10 @@ class _SlotRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlotRole.Val
     """Loaded to be proven; no caller meets it."""
     SLOT_ROLE_PREVIOUS: _SlotRole.ValueType  # 5
     """What answered before, kept warm."""
+    SLOT_ROLE_FALLBACK: _SlotRole.ValueType  # 6
+    """On its way to answer in place of the active slot, whose device ran out of
+    memory.
+    """
 
 class SlotRole(_SlotRole, metaclass=_SlotRoleEnumTypeWrapper):
     """What a slot is there for. Values may be added."""
@@ -127,6 +131,10 @@ SLOT_ROLE_CANDIDATE: SlotRole.ValueType  # 4
 """Loaded to be proven; no caller meets it."""
 SLOT_ROLE_PREVIOUS: SlotRole.ValueType  # 5
 """What answered before, kept warm."""
+SLOT_ROLE_FALLBACK: SlotRole.ValueType  # 6
+"""On its way to answer in place of the active slot, whose device ran out of
+memory.
+"""
 Global___SlotRole: _TypeAlias = SlotRole  # noqa: Y015
 
 @_typing.final
@@ -341,6 +349,7 @@ class CapabilityHealth(_message.Message):
     LAST_INFERENCE_LATENCY_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     level: Global___HealthLevel.ValueType
@@ -363,6 +372,10 @@ class CapabilityHealth(_message.Message):
     def last_inference_latency(self) -> _duration_pb2.Duration:
         """How long it took, all in."""
 
+    @_builtins.property
+    def fallback(self) -> Global___Fallback:
+        """Present while the model is kept off a device because memory ran out there."""
+
     def __init__(
         self,
         *,
@@ -373,14 +386,57 @@ class CapabilityHealth(_message.Message):
         last_inference_latency: _duration_pb2.Duration | None = ...,
         waiting: _builtins.int = ...,
         reason: _builtins.str = ...,
+        fallback: Global___Fallback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency", "level", b"level", "model", b"model", "ready", b"ready", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency", "level", b"level", "model", b"model", "ready", b"ready", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CapabilityHealth: _TypeAlias = CapabilityHealth  # noqa: Y015
+
+@_typing.final
+class Fallback(_message.Message):
+    """A model that the server moved to another device by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    FALLBACK_DEVICE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Device that ran out, for example "cuda:0"."""
+    fallback_device: _builtins.str
+    """Device that answers instead: "cpu"."""
+    digest: _builtins.str
+    """Digest of the bundle that met it."""
+    reason: _builtins.str
+    """Why: OUT_OF_MEMORY, or DOES_NOT_FIT (the plan of a load said so). Values may
+    be added.
+    """
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it was moved."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        fallback_device: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "digest", b"digest", "fallback_device", b"fallback_device", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
