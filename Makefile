@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-front bench-swap parity chaos
+.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-front bench-swap parity chaos gpu
 bin := .venv/bin
 
 help: ## Say what there is
@@ -51,6 +51,9 @@ parity: env ## Compare our engine with the stock pipeline, live, in an environme
 	@scripts/parity-env
 	.venv-parity/bin/python -m parity.fixtures --check
 	.venv-parity/bin/python -m parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
+
+gpu: env ## Fill a real card and see what becomes of it (needs a CUDA device; is skipped without one)
+	@$(bin)/pytest -m gpu -rs tests/gpu $(ARGS)
 
 chaos: env ## Kill the updater at every system call that makes something last (needs strace; about ten minutes)
 	@$(bin)/python -m chaos.syscall_sweep $(ARGS)

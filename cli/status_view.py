@@ -17,6 +17,7 @@ _ROLE_STYLES = {
     status_pb2.SLOT_ROLE_ACTIVE: GOOD,
     status_pb2.SLOT_ROLE_TRIAL: "cyan",
     status_pb2.SLOT_ROLE_CANDIDATE: "blue",
+    status_pb2.SLOT_ROLE_FALLBACK: DOUBTFUL,
     status_pb2.SLOT_ROLE_FREE: DIM,
 }
 _STATE_STYLES = {
@@ -92,7 +93,11 @@ def _capability(seen: status_pb2.CapabilityHealth, now: datetime) -> Text:
     else:
         took = seconds(seen.last_inference_latency.ToTimedelta().total_seconds())
         shown = f"last answer {_age(seen.last_inference_at, now)} ago, in {took}"
-    return text((seen.model, "bold"), f" {shown}, {seen.waiting} waiting")
+    line = text((seen.model, "bold"), f" {shown}, {seen.waiting} waiting")
+    if seen.HasField("fallback"):
+        age = _age(seen.fallback.since, now)
+        line.append(f", on {seen.fallback.fallback_device} instead of {seen.fallback.device} for {age}", DOUBTFUL)
+    return line
 
 
 def _model(model: status_pb2.Model, now: datetime) -> RenderableType:

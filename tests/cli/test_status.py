@@ -1,10 +1,15 @@
 """`hotslot status`: everything that the server tells of itself, within 80 columns."""
 
+import io
 import json
+from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
 
 from cli.status import watch_status
+from cli.status_view import Report, show
+from hotslot.status.v1 import status_pb2
 from tests.cli.conftest import Hotslot
 from tests.cli.standin import StandIn
 
@@ -36,6 +41,28 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn)
     ):
         assert row in rows
     assert "slot a failed last: killed by signal 9" in ended.out
+
+
+def test_a_model_off_its_device_says_so() -> None:
+    """Which device answers instead of which, and why, within 80 columns."""
+    server = status_pb2.GetServerStatusResponse(node="here", version="1")
+    capability = server.capabilities.add(
+        model="shapes",
+        level=status_pb2.HEALTH_LEVEL_DEGRADED,
+        ready=True,
+        reason="kept on cpu: cuda:0 ran out of memory",
+    )
+    capability.fallback.device, capability.fallback.fallback_device = "cuda:0", "cpu"
+    capability.fallback.since.FromJsonString("2026-01-02T03:04:05Z")
+    console = Console(width=80, file=io.StringIO(), record=True)
+
+    console.print(
+        show(Report("here:1", server, status_pb2.ListModelsResponse(), datetime(2026, 1, 2, 3, 5, tzinfo=UTC)))
+    )
+
+    shown = " ".join(console.export_text().split())
+    assert "on cpu instead of cuda:0 for 55" in shown
+    assert "kept on cpu: cuda:0 ran out of memory" in shown
 
 
 def test_columns_of_the_slots_align(hotslot: Hotslot, server: StandIn) -> None:

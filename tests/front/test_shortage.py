@@ -273,7 +273,7 @@ async def test_what_a_fallback_needs_is_nobody_elses(tmp_path: Path) -> None:
         (lambda: world.commands.load(world.bundle("r2").bundle_digest, "", "t", 0), "NO_FREE_SLOT"),
     ):
         with pytest.raises(Conflict) as error:
-            act()  # type: ignore[no-untyped-call]
+            act()
         assert error.value.reason == reason
 
 

@@ -140,7 +140,7 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(
     """Before the engine is asked to load, which would crash here; on the CPU the same bundle is not hindered."""
     monkeypatch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
     monkeypatch.setenv(CARD_USED_VARIABLE, str(CARD_BYTES - 10 * GIB))
-    script = {"needs_bytes": 10 * GIB, "fail_load": "crash", "faulty_devices": "cuda"}
+    script: dict[str, float | str] = {"needs_bytes": 10 * GIB, "fail_load": "crash", "faulty_devices": "cuda"}
 
     outcome = await make_stage().load("r1", "cuda:0", **script)
 

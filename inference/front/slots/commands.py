@@ -125,9 +125,9 @@ class SlotCommands:
     def _device(self, asked: str) -> str:
         """The device to load on: as asked, or where the active model is, or by policy."""
         active = self._roles.active
+        held = None if active is None else active.load
         if not asked:
-            is_held = active is not None and active.load is not None
-            return active.load.device if is_held else self.manager.fallbacks.default_device()
+            return self.manager.fallbacks.default_device() if held is None else held.device
         known = {device for slot in self._roles.slots.values() for device, _ in slot.devices}
         row = self.manager.fallbacks.standing
         is_fallback = row is not None and asked == row.fallback_device

@@ -1,0 +1,51 @@
+"""A real card, and a server with the demo model on it; without a card every test here is skipped, and says so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.importing import import_bundle
+from tests.gpu.filler import Filler
+from tests.stack import Stack
+
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:  # noqa: ANN401  a module
+    """The library, if there is a card that it can use."""
+    library = pytest.importorskip("torch")
+    if not library.cuda.is_available():
+        pytest.skip("needs a CUDA device; this machine has none")
+    return library
+
+
+@pytest.fixture
+def filler(torch: Any) -> Iterator[Filler]:  # noqa: ANN401  a module
+    """Somebody else on the card; gone at the end."""
+    other = Filler(torch)
+    yield other
+    other.let_go()
+
+
+@pytest.fixture
+def idle(torch: Any, tmp_path: Path) -> Iterator[Stack]:  # noqa: ANN401  a module
+    """A server that would serve the demo model, not started."""
+    del torch  # asked for its skip
+    runner = {"extra_engines": {}, "limit_floor_seconds": 30.0}
+    stack = Stack(tmp_path, committed=None, runner=runner)
+    import_bundle(SHAPES / "v1.0.0", tmp_path, "shapes", "v1.0.0", "float32")
+    yield stack
+    if hasattr(stack, "process"):
+        stack.close()
+
+
+@pytest.fixture
+def served(idle: Stack) -> Stack:
+    """The same, serving from the card."""
+    idle.start()
+    idle.wait_calm()
+    assert idle.hand.active().device == "cuda:0"
+    return idle

@@ -1,0 +1,132 @@
+"""The rows of docs/decisions/out-of-memory.md on a card that is really full, with the demo model, end to end.
+
+What is simulated in tests/front/test_out_of_memory.py happens here: another program takes the card to the last
+piece. When a shortage is met, at which allocation, is the driver's business; what follows is ours.
+"""
+
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+
+from common.sealing import ConvertLimits, run_convert
+from tests.gpu.conftest import SHAPES
+from tests.gpu.filler import Filler
+from tests.stack import Question, Stack, eventually, refusal_of
+from tests.stack.answers import scores_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.fault("K14"), pytest.mark.timeout(300)]
+
+CARD, CPU = "cuda:0", "cpu"
+LIMIT_SECONDS = 120.0
+CLOSE = 0.05  # between scores of two devices and precisions
+PICTURE = (SHAPES / "pictures" / "two-red-circles.png").read_bytes()
+STATEMENTS = ("there are two red circles.", "there are three blue squares.")
+
+
+def ask(stack: Stack, count: int = 2) -> tuple[str, list[float]]:
+    """Device and scores of an answer; an error fails the test."""
+    statements = tuple(STATEMENTS[number % 2] for number in range(count))
+    response = stack.predict(Question(PICTURE, statements), timeout=60.0)
+    rows = scores_of(response)
+    assert len(rows) == count
+    assert all(abs(sum(row) - 1) < CLOSE for row in rows)
+    return response.served_by.device, [score for row in rows for score in row]
+
+
+def fill_until_on_cpu(stack: Stack, filler: Filler) -> None:
+    """Take what the runner gives back, too, until it has nothing left for a single item; every call is answered."""
+
+    def is_on_cpu() -> bool:
+        filler.fill()
+        return ask(stack, count=32)[0] == CPU
+
+    eventually(is_on_cpu, LIMIT_SECONDS, "the card is full")
+
+
+def fallback_of(stack: Stack) -> tuple[str, str]:
+    """The fallback that stands; empty if none does."""
+    row = stack.hand.status().fallback
+    return row.device, row.fallback_device
+
+
+def other_revision(state: Path) -> str:
+    """Seal the demo's other revision; its digest."""
+    return run_convert(SHAPES / "v1.1.0", state, "v1.1.0", ConvertLimits(), "float32").bundle_digest
+
+
+def test_a_boot_on_a_full_card_serves_from_the_cpu(idle: Stack, filler: Filler) -> None:
+    """By the plan, by the load or by the device's context: whatever does not fit first."""
+    filler.fill()
+    idle.start(until_ready=False)
+    eventually(idle.is_serving, LIMIT_SECONDS, "it serves from the CPU")
+
+    assert ask(idle)[0] == CPU
+    assert fallback_of(idle) == (CARD, CPU)
+
+
+def test_a_card_that_fills_up_costs_no_answer(served: Stack, filler: Filler) -> None:
+    """Batches are split; at a single item the CPU takes over, with the same answers."""
+    device, before = ask(served)
+    assert device == CARD
+
+    fill_until_on_cpu(served, filler)
+
+    _, after = ask(served)
+    assert max(abs(one - two) for one, two in zip(before, after, strict=True)) < CLOSE
+    assert (served.is_serving(), fallback_of(served)) == (True, (CARD, CPU))
+    served.wait_calm()
+
+
+@pytest.mark.fault("S4")
+def test_a_candidate_that_does_not_fit_leaves_the_active_model_alone(served: Stack, filler: Filler) -> None:
+    """It is refused with the numbers; the process that answers is not touched."""
+    digest, pid = other_revision(served.folder), served.active_pid()
+    filler.fill()
+
+    with pytest.raises(grpc.RpcError) as error:
+        served.hand.load(digest, CARD)
+
+    refusal = refusal_of(error.value)
+    assert (refusal.code, refusal.metadata["device"]) == ("RESOURCE_EXHAUSTED", CARD)
+    assert refusal.reason in ("DOES_NOT_FIT", "OUT_OF_MEMORY")
+    assert (served.active_pid(), served.is_serving()) == (pid, True)
+
+
+def test_a_trial_on_a_card_that_fills_up_costs_no_answer(served: Stack, filler: Filler) -> None:
+    """Whichever of the two runs out first: the callers are answered, the committed revision answers at the end."""
+    served.hand.trial(other_revision(served.folder))
+
+    fill_until_on_cpu(served, filler)
+
+    state = served.hand.status()
+    assert (state.last_trial.outcome, state.last_trial.reason) in {
+        ("ROLLED_BACK", "OUT_OF_MEMORY"),
+        ("YIELDED", "OUT_OF_MEMORY"),
+    }
+    assert (served.hand.active().revision, fallback_of(served)) == ("v1.0.0", (CARD, CPU))
+
+
+@pytest.mark.fault("B11")
+def test_a_restarted_front_stays_on_the_cpu_until_the_card_is_free(served: Stack, filler: Filler) -> None:
+    """No second shortage at the start; a return is refused while there is no room, and ends the fallback after."""
+    fill_until_on_cpu(served, filler)
+    served.hang_up()
+    served.process.send(signal.SIGKILL)
+    served.process.wait_gone()
+    served.start()
+
+    assert ask(served)[0] == CPU
+    assert not served.process.events("load_failed")
+    digest = served.hand.active().bundle_digest
+    with pytest.raises(grpc.RpcError) as error:
+        served.hand.load(digest, CARD)
+    assert refusal_of(error.value).code == "RESOURCE_EXHAUSTED"
+    served.wait_calm()
+
+    filler.let_go()
+    (*_, loaded) = served.hand.load(digest, CARD)
+    served.hand.activate(loaded.load_id)
+    assert not served.hand.commit(loaded.load_id).HasField("fallback")
+    assert ask(served)[0] == CARD
