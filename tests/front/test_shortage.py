@@ -183,8 +183,8 @@ async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> No
     assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
 
 
-@pytest.mark.parametrize("how", ["dies", "fails its self-test"])
-async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "told"), [("dies", "its process ended"), ("fails", "its self-test failed")])
+async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, told: str) -> None:
     """Before it has answered anybody, it is given up and the card stays."""
     world = await on_card(tmp_path)
     world.holds_loads = True
@@ -204,7 +204,8 @@ async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str) -
     with pytest.raises(HotslotError):
         short.outcome.result()
     assert (world.active.name, world.roles.fallback) == ("a", None)
-    assert moves(world)[-1] == "fallback_failed"
+    last = [event for event in world.events if isinstance(event, FallbackChanged)][-1]
+    assert (last.change, last.detail.partition(":")[0]) == ("fallback_failed", told)
     assert (await world.ask().outcome).served_by.device == CARD
 
 

@@ -159,8 +159,5 @@ class Recovery:
         if target is None or target.load is None or ticket.internal:
             ticket.settle(Failed("its runner ended", reason="RUNNER_DIED"))
             return
-        if target.load.place in ticket.ran_out:
-            ticket.settle(self._fallbacks.refusal())
-            return
         ticket.try_until = 0.0
         target.submit(ticket)
