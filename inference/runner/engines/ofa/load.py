@@ -60,7 +60,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             tensors |= _convolutions(folder / WEIGHTS_NAME)
         model = _model_of(config, tensors, dtype)
         progress("reading", 0.8)
-        biases = PositionBiases(tables_of(tensors), config, dtype, _bytes_for_biases(bundle, device.type))
+        biases = PositionBiases(tables_of(tensors), config, dtype, bytes_for_biases(bundle, device.type))
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise BundleRefused(f"the bundle is not what convert writes: {_without_path(error)}") from error
     progress("reading", 1.0)
@@ -107,7 +107,7 @@ def _convolutions(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
 
-def _bytes_for_biases(bundle: Bundle, kind: str) -> int:
+def bytes_for_biases(bundle: Bundle, kind: str) -> int:
     """How much memory biases may keep; on a card all of them, which many rows share there."""
     return int(_BIAS_SHARE * bundle.weights_bytes) if kind == "cpu" else sys.maxsize
 

@@ -6,10 +6,10 @@ from common.bundle import Bundle
 from inference.runner.device import default_precision, torch_dtype
 from inference.runner.engines.base import LoadOptions, MemoryNeed
 from inference.runner.engines.ofa.config import WEIGHTS_NAME, EngineConfig, read_config
+from inference.runner.engines.ofa.load import bytes_for_biases
 from inference.runner.engines.ofa.positions import PREFIX
 from inference.runner.engines.tensors_header import read_header
 
-_TABLE_BYTES = 4  # of a float in the position tables, whatever the model computes in
 _ROWS = {"cpu": 8, "cuda": 32}  # of the largest call
 _PICTURES = {"cpu": 1, "cuda": 32}  # that the ResNet sees at once
 _STEM_CHANNELS = 256  # of the ResNet where it is widest, at a quarter of the picture's side
@@ -23,7 +23,6 @@ def ofa_needs(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed:
         ValueError, KeyError: the bundle is not what `convert` writes.
         OSError: it cannot be read.
     """
-    del bundle
     kind = options.device.partition(":")[0]
     float_bytes = torch_dtype(options.precision or default_precision(options.device)).itemsize
     weights = sum(
@@ -31,15 +30,16 @@ def ofa_needs(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed:
         for tensor in read_header(folder / WEIGHTS_NAME)
     )
     config = read_config(folder)
-    return MemoryNeed(weights, _biases(config, float_bytes) + _largest_call(config, float_bytes, kind))
+    working = _biases(config, float_bytes, bytes_for_biases(bundle, kind)) + _largest_call(config, float_bytes, kind)
+    return MemoryNeed(weights, working)
 
 
-def _biases(config: EngineConfig, float_bytes: int) -> int:
-    """Attention biases of all layers, kept, and two in the tables' precision while they are made."""
+def _biases(config: EngineConfig, float_bytes: int, kept_bytes: int) -> int:
+    """Attention biases: the encoder's as far as they are kept, one more that is made anew, all of the decoder's."""
     text, tokens = config.max_text_tokens, config.patches + config.max_text_tokens
-    encoder = config.encoder_heads * tokens * tokens
+    layer = config.encoder_heads * tokens * tokens * float_bytes
     decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
-    return (config.encoder_layers * encoder + decoder) * float_bytes + 2 * encoder * _TABLE_BYTES
+    return min(config.encoder_layers * layer, kept_bytes) + layer + decoder * float_bytes
 
 
 def _largest_call(config: EngineConfig, float_bytes: int, kind: str) -> int:
