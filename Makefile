@@ -55,8 +55,8 @@ parity: env ## Compare our engine with the stock pipeline, live, in an environme
 gpu: env ## Fill a real card and see what becomes of it (needs a CUDA device; is skipped without one)
 	@$(bin)/pytest -m gpu -rs tests/gpu $(ARGS)
 
-chaos: env ## Kill the updater at every system call that makes something last (needs strace; about ten minutes)
-	@$(bin)/python -m chaos.syscall_sweep $(ARGS)
+chaos: env ## Everything that takes too long for `make test`, on real processes; ARGS=--list tells what
+	@$(bin)/python -m chaos $(ARGS)
 
 env: ## Make .venv, if it is not up to date
 	@scripts/bootstrap

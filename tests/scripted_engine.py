@@ -82,6 +82,7 @@ class Script:
     cpu_unit_seconds: float = 0.0  # burnt, not slept
     max_call_units: int = 8
     memory_units: int = 0  # a call of more units has no memory; 0 for no bound
+    overflows_on: str = ""  # statements with this word are answered with NaN; empty for none
     fail_load: str = ""  # "refused", "oom", "error", "crash", "hang", "gil"
     fail_warm_up: str = ""  # the same
     fail_while: str = ""  # path of a file: the two hold only while it is there; always if empty
@@ -141,7 +142,7 @@ def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: 
     engine = ScriptedEngine(script, bundle, options)
     engine.obey(script.fail_load)
     for step in range(1, 5):
-        time.sleep(script.load_seconds / 4)
+        _pause(script.load_seconds / 4)
         progress("reading", step / 4)
     return engine
 
@@ -189,7 +190,7 @@ class ScriptedEngine:
     def warm_up(self, progress: Progress) -> None:
         """Take its time."""
         self.obey(self._script.fail_warm_up)
-        time.sleep(self._script.warm_up_seconds)
+        _pause(self._script.warm_up_seconds)
         progress("warming_up", 1.0)
 
     def close(self) -> None:
@@ -200,6 +201,8 @@ class ScriptedEngine:
 
     def _answer(self, item: ScriptedItem, statement: str) -> EntailmentScores:
         scores = _scores(self._salt, item.picture, item.premise, statement)
+        if self._script.overflows_on and self._script.overflows_on in statement:
+            scores = EntailmentScores(math.nan, scores.no, scores.maybe)
         for name, seconds in self._commands(statement):
             if name == "nan":
                 scores = EntailmentScores(math.nan, scores.no, scores.maybe)

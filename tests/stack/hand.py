@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from tests.stack.answers import Question
+from tests.stack.channels import RECONNECT_OPTIONS
 
 LIMIT_SECONDS = 60.0
 
@@ -19,9 +20,7 @@ class Hand:
     """What can be asked over the control socket, about one model."""
 
     def __init__(self, socket_path: str, model: str = "shapes") -> None:
-        self.channel = grpc.insecure_channel(
-            f"unix:{socket_path}", options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        )
+        self.channel = grpc.insecure_channel(f"unix:{socket_path}", options=RECONNECT_OPTIONS)
         self.stub = ControlServiceStub(self.channel)
         self.model = model
 

@@ -6,17 +6,43 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
-from tests.stack.answers import Question, question, scores_of
-from tests.stack.stack import CHANNEL_OPTIONS, Stack
+from tests.stack.answers import Answers, Question, question, scores_of
+from tests.stack.channels import RECONNECT_OPTIONS
 from tests.stack.waiting import eventually
 
 DEADLINE_SECONDS = 10.0
 PACE_SECONDS = 0.004  # between two calls of one client: leaves the machine room for the server
+
+
+class Called(Protocol):
+    """Whom callers call."""
+
+    address: str
+    answers: Answers  # what is right
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer."""
+
+    at: float  # time.monotonic()
+    revision: str  # that gave it, by its own word
+    seconds: float
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One call without an answer."""
+
+    at: float  # time.monotonic()
+    code: str
+    sentence: str
 
 
 @dataclass(slots=True)
@@ -29,6 +55,8 @@ class LoadReport:
     revisions: Counter[str] = field(default_factory=Counter)
     longest_gap: float = 0.0  # seconds without any answer
     slowest: float = 0.0  # seconds of one call
+    answers: list[Answered] = field(default_factory=list)  # in the order of time
+    refusals: list[Refused] = field(default_factory=list)
 
     @property
     def answered(self) -> int:
@@ -45,20 +73,23 @@ class Load:
         clients: how many, each with a connection of its own.
         questions: what they ask, in turn.
         deadline: seconds.
+        pace: of one client between two calls, seconds.
     """
 
     def __init__(
         self,
-        stack: Stack,
+        stack: Called,
         revisions: tuple[str, ...] = ("r1",),
         clients: int = 16,
         questions: tuple[Question, ...] = (),
         deadline: float = DEADLINE_SECONDS,
+        pace: float = PACE_SECONDS,
     ) -> None:
         self._questions = questions or tuple(_default_questions())
         self._expected = stack.answers.compute(self._questions, revisions)
         self._address = stack.address
         self._deadline = deadline
+        self._pace = pace
         self._stop = threading.Event()
         self._rows: list[_Client] = []
         self._threads: list[threading.Thread] = []
@@ -100,26 +131,30 @@ class Load:
     def report(self) -> LoadReport:
         """What was seen, once stopped."""
         report = LoadReport()
-        times: list[float] = []
         for row in self._rows:
             report.attempts += row.attempts
-            report.failed += row.failed
-            report.slowest = max([report.slowest, *(seconds for _, _, seconds, _ in row.answers)])
-            for at, revision, _, is_right in row.answers:
-                times.append(at)
-                report.revisions[revision] += 1
-                if not is_right:
-                    report.wrong.append(f"client {row.number} at {at:.3f}: not the answer of {revision!r}")
-        times.sort()
-        report.longest_gap = max((after - before for before, after in pairwise(times)), default=0.0)
-        assert report.attempts == len(times) + len(report.failed), "an attempt has no outcome"
+            report.refusals += row.failed
+            report.failed += [one.sentence for one in row.failed]
+            report.answers += row.answers
+            report.revisions.update(one.revision for one in row.answers)
+            report.wrong += [
+                f"client {row.number} at {one.at:.3f}: not the answer of {one.revision!r}"
+                for one in row.answers
+                if not one.is_right
+            ]
+        report.answers.sort(key=lambda one: one.at)
+        report.refusals.sort(key=lambda one: one.at)
+        report.slowest = max((one.seconds for one in report.answers), default=0.0)
+        pairs = pairwise(report.answers)
+        report.longest_gap = max((after.at - before.at for before, after in pairs), default=0.0)
+        assert report.attempts == len(report.answers) + len(report.failed), "an attempt has no outcome"
         return report
 
     def _run(self, row: "_Client") -> None:
-        with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+        with grpc.insecure_channel(self._address, options=RECONNECT_OPTIONS) as channel:
             stub = EntailmentServiceStub(channel)
             turn = row.number
-            while not self._stop.wait(PACE_SECONDS):
+            while not self._stop.wait(self._pace):
                 turn += 1
                 self._ask(stub, row, self._questions[turn % len(self._questions)])
 
@@ -130,12 +165,13 @@ class Load:
             response = stub.Predict(asked.request(), timeout=self._deadline)
         except grpc.RpcError as error:
             call: Any = error
-            row.failed.append(f"{call.code().name} after {time.monotonic() - begun:.3f} s: {call.details()}")
+            now, code = time.monotonic(), call.code().name
+            row.failed.append(Refused(now, code, f"{code} after {now - begun:.3f} s: {call.details()}"))
             return
         at = time.monotonic()
         revision = response.served_by.revision
         is_right = scores_of(response) == self._expected.get((revision, asked))
-        row.answers.append((at, revision, at - begun, is_right))
+        row.answers.append(Answered(at, revision, at - begun, is_right))
 
 
 @dataclass(slots=True, eq=False)
@@ -144,8 +180,8 @@ class _Client:
 
     number: int
     attempts: int = 0
-    failed: list[str] = field(default_factory=list)
-    answers: list[tuple[float, str, float, bool]] = field(default_factory=list)  # when, whose, seconds, right
+    failed: list[Refused] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
 
 
 def _default_questions() -> list[Question]:

@@ -20,11 +20,11 @@ from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
 from tests.scripted_engine import ENGINES, make_scripted_bundle
 from tests.stack.answers import Answers, Question, scores_of
+from tests.stack.channels import CHANNEL_OPTIONS
 from tests.stack.hand import Hand
 from tests.stack.process import FrontProcess, write_settings
 from tests.stack.waiting import eventually
 
-CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 DEADLINE_SECONDS = 20.0
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
 ADDRESS = "hotslot.address.v1.AddressTaggingService"

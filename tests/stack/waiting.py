@@ -9,13 +9,14 @@ LIMIT_SECONDS = 20.0  # the machine may be busy with other things
 PAUSE_SECONDS = 0.01
 
 
-def eventually(ask: Callable[[], T], limit: float = LIMIT_SECONDS, what: str = "") -> T:
+def eventually(ask: Callable[[], T], limit: float = LIMIT_SECONDS, what: str = "", pause: float = PAUSE_SECONDS) -> T:
     """Ask until the answer is true.
 
     Args:
-        ask: called about a hundred times a second.
+        ask: called about a hundred times a second, unless another pause is given.
         limit: seconds after which the test fails.
         what: said when it fails.
+        pause: between two calls, seconds.
 
     Returns:
         The first answer that is true.
@@ -27,4 +28,4 @@ def eventually(ask: Callable[[], T], limit: float = LIMIT_SECONDS, what: str = "
             return answer
         if time.monotonic() >= end:
             raise AssertionError(f"not within {limit:g} s: {what or ask}; last answer {answer!r}")
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(pause)

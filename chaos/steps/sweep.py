@@ -1,31 +1,30 @@
-"""Kill the updater at every system call that makes something durable: `python -m chaos.syscall_sweep`.
+"""K4: the updater is killed at every system call that makes something durable.
 
 For each of fsync, fdatasync, rename, unlink and unlinkat, and for every N of them in one whole update (a first
 install, a second revision, one that is taken back): a process is killed as it enters the N-th, or the N-th fails with
 EIO or ENOSPC; a second life goes on, and then everything must be as if nothing had happened.
 """
 
-import argparse
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.catalog import Findings, Skipped, Task
 from chaos.cycle import BAD, Cycle
 from common.bundle import bundle_folder, hash_file, read_bundle, read_committed
-from common.clock import SystemClock
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from updater.record import Stage
 
 CALLS = ("fsync", "fdatasync", "rename", "unlink", "unlinkat")
 OLD, GOOD, WORSE = "v1.0.0", "v1.1.0", f"v1.1.0+{BAD}"
 LIMIT_SECONDS = 120.0
+LIVES_AT_ONCE = 2
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 
@@ -39,33 +38,21 @@ class Point:
     fault: str  # "signal=SIGKILL" or "error=…"
 
 
-def main() -> int:
-    """Sweep, and print what was counted."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.syscall_sweep", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--every", type=int, default=1, help="take only every n-th point")
-    parser.add_argument("--jobs", type=int, default=2, help="lives at once")
-    options = parser.parse_args()
-    clock = SystemClock()
-    began = clock.monotonic()
-    with tempfile.TemporaryDirectory(prefix="sweep-") as place:
-        folder = Path(place)
-        points = list(_points(folder))[:: options.every]
-        with ThreadPoolExecutor(options.jobs) as pool:
-            ends = list(pool.map(lambda numbered: _try(folder, *numbered), enumerate(points)))
-    bad = [(point, end) for point, end in zip(points, ends, strict=True) if end]
+def run(task: Task) -> Findings:
+    """Sweep; with a count, so many points spread over the whole."""
+    if shutil.which("strace") is None:
+        raise Skipped("strace is not there: apt-get install strace")
+    points = list(_points(task.folder))
+    points = points[:: max(1, len(points) // task.count)] if task.count else points
+    with ThreadPoolExecutor(LIVES_AT_ONCE) as pool:
+        ends = list(pool.map(lambda numbered: _try(task.folder, *numbered), enumerate(points)))
+    findings = Findings(count=len(points))
     for fault in sorted({point.fault for point in points}):
         counted = Counter(point.call for point in points if point.fault == fault)
         told = ", ".join(f"{call} {counted[call]}" for call in CALLS if counted[call])
-        _say(f"{fault}: {sum(counted.values())} points ({told})")
-    _say(f"{len(points)} points, {len(bad)} bad ends, {clock.monotonic() - began:.0f} s")
-    for point, end in bad[:20]:
-        _say(f"  {point}: {end}")
-    return 1 if bad else 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+        findings.numbers[fault] = f"{sum(counted.values())} ({told})"
+    findings.troubles = [f"{point}: {end}" for point, end in zip(points, ends, strict=True) if end]
+    return findings
 
 
 def _points(folder: Path) -> Iterator[Point]:
@@ -160,7 +147,3 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
 def _strace(run: Path, options: list[str]) -> "subprocess.CompletedProcess[str]":
     command = ["strace", "-f", "-qq", *options, sys.executable, "-m", "chaos.cycle", str(run)]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

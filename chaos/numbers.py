@@ -1,0 +1,39 @@
+"""Numbers of a load: how long answers took, and which came when."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from tests.stack.load import LoadReport
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that a share of all does not exceed; 0 without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+
+
+def took_between(report: LoadReport, since: float, until: float) -> list[float]:
+    """Seconds of each answer that came in a time, time.monotonic()."""
+    return [one.seconds for one in report.answers if since <= one.at < until]
+
+
+def gap_between(report: LoadReport, since: float, until: float) -> float:
+    """Longest time without any answer, seconds, of those that reach into a time."""
+    times = [one.at for one in report.answers]
+    return max((after - before for before, after in pairwise(times) if after >= since and before <= until), default=0.0)
+
+
+def last_answer_of(report: LoadReport, revision: str) -> float:
+    """When a revision last answered, time.monotonic(); 0 if it never did."""
+    return max((one.at for one in report.answers if one.revision == revision), default=0.0)
+
+
+def first_answer_of(report: LoadReport, revision: str) -> float:
+    """When a revision first answered, time.monotonic(); 0 if it never did."""
+    return min((one.at for one in report.answers if one.revision == revision), default=0.0)
+
+
+def ms(seconds: float) -> float:
+    """Rounded milliseconds."""
+    return round(1000 * seconds, 1)

@@ -1,0 +1,69 @@
+"""I14: ten thousand clients that are gone in the middle of their calls leave nothing, and hold nobody up."""
+
+import contextlib
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+
+from chaos.catalog import Findings, Task
+from chaos.numbers import ms, percentile
+from chaos.promises import Promises
+from chaos.stack import ChaosStack
+from chaos.steps.flat import look
+from tests.stack import http2, question
+
+CLIENTS, AT_ONCE = 10_000, 4
+PATH = "/hotslot.entailment.v1.EntailmentService/Predict"
+_RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER: on, 0 seconds
+MAX_MORE, MAX_GROWTH_MIB = 8, 48.0  # what an allocator keeps of a storm that is over
+REPORT_EVERY = 2000
+
+
+def run(task: Task) -> Findings:
+    """Come and go."""
+    clients = task.count or CLIENTS
+    findings = Findings(count=clients)
+    message = question("!slow 0.002").request().SerializeToString()
+    whole = http2.opening() + http2.call(PATH, message, {})
+    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
+        load.wait_answers(200)
+        front = stack.pid("front")
+        before = look(front)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done in range(0, clients, REPORT_EVERY):
+                numbers = range(done, min(done + REPORT_EVERY, clients))
+                list(pool.map(lambda number: come_and_go(stack.port, whole, number), numbers))
+                task.say(f"{numbers.stop} were there: {look(front)}")
+        stack.wait(
+            lambda: psutil.Process(front).num_fds() <= before.descriptors + MAX_MORE, "their descriptors come back"
+        )
+        load.wait_answers(200)
+        after = look(front)
+        findings.troubles += promises.kept("v1.1.0", load)
+        report = load.report()
+    findings.numbers = {
+        "attempts_beside": report.attempts,
+        "failed_beside": len(report.failed),
+        "p99_beside_ms": ms(percentile([one.seconds for one in report.answers], 0.99)),
+        "front_descriptors": f"{before.descriptors} to {after.descriptors}",
+        "front_threads": f"{before.threads} to {after.threads}",
+        "front_resident_mib": f"{before.resident_mib:.0f} to {after.resident_mib:.0f}",
+    }
+    grown = after.resident_mib - before.resident_mib
+    findings.expect(so=grown <= MAX_GROWTH_MIB, otherwise=f"the front has grown by {grown:.0f} MiB")
+    findings.expect(so=after.threads <= before.threads + MAX_MORE, otherwise=f"{after.threads} threads are left")
+    return findings
+
+
+def come_and_go(port: int, whole: bytes, number: int) -> None:
+    """One client: a request whole or cut, then a reset or a quiet end, before any answer."""
+    with contextlib.suppress(OSError), http2.connect(port) as way:
+        way.sendall(cut(whole, number))
+        if number % 2:
+            way.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def cut(whole: bytes, number: int) -> bytes:
+    """Half of them are whole, the others end anywhere."""
+    return whole if number % 4 < 2 else whole[: 30 + number % (len(whole) - 30)]  # noqa: PLR2004  half
