@@ -18,10 +18,11 @@ def took_between(report: LoadReport, since: float, until: float) -> list[float]:
     return [one.seconds for one in report.answers if since <= one.at < until]
 
 
-def gap_between(report: LoadReport, since: float, until: float) -> float:
-    """Longest time without any answer, seconds, of those that reach into a time."""
-    times = [one.at for one in report.answers]
-    return max((after - before for before, after in pairwise(times) if after >= since and before <= until), default=0.0)
+def gap_outside(report: LoadReport, spans: Sequence[tuple[float, float]]) -> float:
+    """Longest time without any answer, seconds, but for gaps that reach into a span of time.monotonic()."""
+    pairs = pairwise(one.at for one in report.answers)
+    gaps = [(a, b) for a, b in pairs if not any(a <= until and b >= since for since, until in spans)]
+    return max((b - a for a, b in gaps), default=0.0)
 
 
 def last_answer_of(report: LoadReport, revision: str) -> float:

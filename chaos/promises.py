@@ -20,7 +20,7 @@ from updater.store.journal import Journal, PastEvent, PastUpdate
 LOOK_SECONDS = 0.1
 NEXT_SECONDS = 90.0  # of a healthy update, on a busy machine
 _POLICY = ReleasePolicy()
-_OURS = ("hub/", "made/", "bare/", "arm")  # what a step itself writes
+_OURS = ("hub/", "made/", "bare/", "arm", "clock")  # what a step itself writes
 _IN_STATE = {"bundles", "incoming", "sources", "staging", "run", "committed.json", "journal.db", "journal.db-journal"}
 
 

@@ -81,6 +81,14 @@ class Operator:
         """All that is kept of an update."""
         return await self._stub.GetUpdate(updates_pb2.GetUpdateRequest(update_id=followed.update_id), timeout=10)
 
+    async def rollback(self) -> None:
+        """Go back to the revision that was committed before."""
+        await self._stub.Rollback(updates_pb2.RollbackRequest(model=MODEL), timeout=10)
+
+    async def resume(self) -> None:
+        """Take updates again."""
+        await self._stub.Resume(updates_pb2.ResumeRequest(model=MODEL), timeout=10)
+
     async def close(self) -> None:
         """Let go of the socket."""
         await self._channel.close()

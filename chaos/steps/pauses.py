@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from chaos.catalog import Findings, Task
-from chaos.numbers import gap_between
+from chaos.numbers import gap_outside
 from chaos.promises import Promises
 from chaos.stack import FIRST, ChaosStack
 from tests.stack.load import Load, LoadReport, Refused
@@ -138,12 +138,12 @@ def watched(acts: Acts) -> None:
 
 def tell(findings: Findings, report: LoadReport, acts: Acts) -> None:
     """What callers saw of it."""
-    (since, until) = acts.asleep[0]
+    ((_, until),) = acts.asleep
     findings.numbers |= {
         "seconds_each": acts.seconds,
         "attempts": report.attempts,
         "without_answer_while_all_stood_still": len(report.refusals),
-        "longest_gap_but_for_that_seconds": round(gap_between(report, 0.0, since - 0.001), 2),
+        "longest_gap_but_for_that_seconds": round(gap_outside(report, acts.asleep), 2),
         "first_answer_after_waking_seconds": round(
             min((one.at for one in report.answers if one.at >= until), default=0.0) - until, 2
         ),
