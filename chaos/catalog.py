@@ -54,7 +54,7 @@ class Skipped(Exception):
 STEPS: tuple[Step, ...] = (
     Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes something last",
          1200.0, "chaos.steps.sweep"),
-    Step("stories", ("K11", "B5", "R1"), "ten thousand random stories of the updater's decisions and its store",
+    Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"), "ten thousand random stories of the updater's decisions and its store",
          7200.0, "chaos.steps.stories"),
     Step("clock", ("B9",), "the wall clock jumps a year while a breaker is open, and while a trial is observed",
          600.0, "chaos.steps.clock"),

@@ -11,6 +11,7 @@ from inference.front import events
 _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL_LABELS = ("model", "revision")
 _FALLBACK_LABELS = ("model", "device", "fallback_device")
+MAX_REVISIONS = 32  # of all models, whose series are kept beside those in slots
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail, …
@@ -107,6 +108,7 @@ class MetricsObserver:
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._by_items: dict[tuple[str, str], _ItemSeries] = {}
+        self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -186,12 +188,26 @@ class MetricsObserver:
         labels = (*place, event.state, event.role, event.revision)
         self._slot_labels[place] = labels
         self._slots.labels(*labels).set(1)
+        if event.revision:
+            self._keep(event.model, event.revision)
         if event.change == "runner_died":
             self._deaths.labels(*place).inc()
         elif event.change == "load_failed":
             self._loads_failed.labels(event.model, event.device, event.reason).inc()
         elif event.change == "load_ended":
             self._load_seconds.labels(event.model, event.device).observe(event.seconds)
+
+    def _keep(self, model: str, revision: str) -> None:
+        """Remember a revision, and forget those that left their slots longest ago: series are not free."""
+        self._revisions.pop((model, revision), None)
+        self._revisions[model, revision] = None
+        in_slots = {(labels[0], labels[-1]) for labels in self._slot_labels.values()}
+        gone = [key for key in self._revisions if key not in in_slots]
+        for key in gone[: max(0, len(self._revisions) - MAX_REVISIONS)]:
+            del self._revisions[key]
+            self._by_items.pop(key, None)
+            for metric in (self._items, self._item_seconds, self._batch_items, self._handed_over):
+                metric.remove_by_labels(dict(zip(_MODEL_LABELS, key, strict=True)))
 
 
 class _CallSeries:

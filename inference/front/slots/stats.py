@@ -1,6 +1,7 @@
 """What is counted of each revision on each device: enough to judge a trial without a metrics system."""
 
 import bisect
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 from inference.front.request import Charge
@@ -45,19 +46,21 @@ class RevisionStats:
 
 
 class StatsBook:
-    """All numbers of one model. Bounded: the oldest revisions that are not in use are forgotten."""
+    """All numbers of one model. Bounded: the revisions that were not in use for longest are forgotten."""
 
     def __init__(self, max_revisions: int = 32) -> None:
         self._max = max_revisions
-        self._rows: dict[StatsKey, RevisionStats] = {}
+        self._rows: OrderedDict[StatsKey, RevisionStats] = OrderedDict()
 
     def of(self, key: StatsKey) -> RevisionStats:
         """The numbers of one revision, begun at zero."""
         row = self._rows.get(key)
-        if row is None:
-            row = self._rows[key] = RevisionStats(key)
-            while len(self._rows) > self._max:
-                del self._rows[next(iter(self._rows))]
+        if row is not None:
+            self._rows.move_to_end(key)
+            return row
+        row = self._rows[key] = RevisionStats(key)
+        while len(self._rows) > self._max:
+            self._rows.popitem(last=False)
         return row
 
     def settle_charge(self, charge: Charge) -> None:
@@ -68,7 +71,7 @@ class StatsBook:
             row.count_failure(charge.reason)
 
     def rows(self) -> list[RevisionStats]:
-        """All rows, oldest first."""
+        """All rows, those that were used last at the end."""
         return list(self._rows.values())
 
 
