@@ -54,8 +54,8 @@ class Skipped(Exception):
 STEPS: tuple[Step, ...] = (
     Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes something last",
          1200.0, "chaos.steps.sweep"),
-    Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"), "ten thousand random stories of the updater's decisions and its store",
-         7200.0, "chaos.steps.stories"),
+    Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"),
+         "ten thousand random stories of the updater's decisions and its store", 7200.0, "chaos.steps.stories"),
     Step("clock", ("B9",), "the wall clock jumps a year while a breaker is open, and while a trial is observed",
          600.0, "chaos.steps.clock"),
     Step("pauses", ("B10",), "processes stand still for minutes, idle and in an update, and go on",

@@ -58,7 +58,7 @@ def write_config(path: Path, state: Path, hub: Path, golden: Path, port: int, se
     """
     names = {"observe": f"updater.models.{MODEL}.observe", "model": f"updater.models.{MODEL}"}
     given = {names.get(name, name): values for name, values in sections.items()}
-    places = {
+    places: Sections = {
         f"updater.models.{MODEL}": {"hub_folder": str(hub), "golden": str(golden)},
         "front": {"port": port},
     }

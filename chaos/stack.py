@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 import psutil
@@ -227,7 +227,7 @@ class ChaosStack:
 
     # What is waited for.
 
-    def wait(self, ask: Callable[[], T], what: str, limit: float = LIMIT_SECONDS) -> T:
+    def wait(self, ask: Callable[[], T | None], what: str, limit: float = LIMIT_SECONDS) -> T:
         """Wait until something is so; what cannot be asked now is asked again.
 
         Raises:
@@ -240,7 +240,7 @@ class ChaosStack:
             except (grpc.RpcError, psutil.Error, OSError):
                 return None
 
-        return eventually(asked, limit, what, LOOK_SECONDS)  # type: ignore[return-value]  what it returns is true
+        return cast("T", eventually(asked, limit, what, LOOK_SECONDS))  # None is waited away
 
     def wait_committed(self, revision: str, limit: float = LIMIT_SECONDS) -> None:
         """Wait until a revision is committed and answers."""

@@ -48,10 +48,15 @@ class Storm:
         name = self.chance.choices(list(DEEDS), list(DEEDS.values()))[0]
         if name in ("front", "both") and time.monotonic() - self.front_since < FRONT_REST_SECONDS:
             name = "updater"
-        if {"updater": self._updater, "front": self._front, "both": self._both, "nothing": lambda: True}.get(
-            name, lambda: self._runner(name)
-        )():
-            self.done[name] = self.done.get(name, 0) + 1
+        deeds: dict[str, Callable[[], bool]] = {
+            "updater": self._updater,
+            "front": self._front,
+            "both": self._both,
+            "active runner": lambda: self._runner(is_active=True),
+            "other runner": lambda: self._runner(is_active=False),
+            "nothing": lambda: True,
+        }
+        self.done[name] = self.done.get(name, 0) + deeds[name]()
 
     def publish(self, number: int) -> None:
         """Somebody publishes a revision; three of ten are bad."""
@@ -82,12 +87,12 @@ class Storm:
         self.away.append((began, self.front_since + BACK_SECONDS))
         return True
 
-    def _runner(self, which: str) -> bool:
+    def _runner(self, *, is_active: bool) -> bool:
         state = self.stack.seen()
         slots = [] if state is None else list(state.slots)
         active = [slot.pid for slot in slots if state is not None and slot.load_id == state.active_load_id]
         others = [slot.pid for slot in slots if slot.pid not in active]
-        return any(_killed(pid) for pid in (active if which == "active runner" else others))
+        return any(_killed(pid) for pid in (active if is_active else others))
 
 
 def run(task: Task) -> Findings:

@@ -1,0 +1,70 @@
+"""A page that lists tests is only worth something if a run that left one out fails."""
+
+import pytest
+
+PAGE = """
+- **K1** `tests/test_kills.py::test_a_kill` · `tests/test_kills.py::test_on_a_card` (on a GPU)
+- **K2** `tests/test_kills.py::test_a_kill`
+- **S9** `make chaos ARGS=flat`
+"""
+SCOPE = "asyncio_default_fixture_loop_scope = function\n"  # a plugin of ours warns without it
+PASSING = """
+import pytest
+@pytest.mark.fault("K1")
+@pytest.mark.fault("K2")
+@pytest.mark.parametrize("way", [1, 2])
+def test_a_kill(way): assert way
+def test_something_else(): pass
+"""
+SKIPPING = PASSING.replace("assert way", "way == 2 and pytest.skip('no way')")
+WITHOUT = PASSING.replace('@pytest.mark.fault("K2")\n', "")
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project with the page, whose tests lie in `tests`."""
+    pytester.makeini("[pytest]\ntestpaths = tests\nmarkers = fault(id): a number\n" + SCOPE)
+    (pytester.path / "docs").mkdir()
+    (pytester.path / "docs" / "faults.md").write_text(PAGE)
+    (pytester.path / "tests").mkdir()
+    return pytester
+
+
+def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of a run."""
+    (run.path / "tests" / "test_kills.py").write_text(tests)
+    done = run.runpytest("-p", "tests.faults_ran", "-p", "no:randomly", *arguments)
+    return int(done.ret), done.stdout.str()
+
+
+def test_a_whole_run_that_did_everything_passes(run: pytest.Pytester) -> None:
+    """Every number of the page ran and passed; what needs a card, or a command of its own, is not asked for."""
+    assert 0 == ended(run, PASSING)[0]
+
+
+def test_a_skipped_test_fails_the_run(run: pytest.Pytester) -> None:
+    """One parameter that was skipped is enough."""
+    code, output = ended(run, SKIPPING)
+    assert 1 == code
+    assert "K1: tests/test_kills.py::test_a_kill was skipped" in output
+
+
+def test_a_test_that_is_no_longer_there_fails_the_run(run: pytest.Pytester) -> None:
+    """The page names a number that nobody carries any more."""
+    code, output = ended(run, WITHOUT)
+    assert 1 == code
+    assert "K2: tests/test_kills.py::test_a_kill did not run and pass" in output
+    assert "K1" not in output
+
+
+@pytest.mark.parametrize("choice", [("-k", "else"), ("tests/test_kills.py",), ("--deselect", "tests/test_kills.py")])
+def test_a_chosen_part_is_not_held_to_it(run: pytest.Pytester, choice: tuple[str, ...]) -> None:
+    """Who runs a part knows that it is a part."""
+    assert "promises" not in ended(run, SKIPPING, *choice)[1]
+
+
+def test_a_failed_run_stays_failed(run: pytest.Pytester) -> None:
+    """It says what is missing beside what failed."""
+    code, output = ended(run, PASSING.replace("assert way", "assert way == 1"))
+    assert 1 == code
+    assert "1 failed" in output
