@@ -6,7 +6,7 @@ from updater.actions import Listed
 from updater.breaker import BreakerName, begin
 from updater.pipeline import moves, watch
 from updater.pipeline.moves import MAX_ALARMS, Concluded
-from updater.pipeline.versions import Version, is_after, is_same, version_of
+from updater.pipeline.versions import Version, is_after, is_same, refused_by_name, version_of
 from updater.ports import Facts, Release
 from updater.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind
 from updater.rules import Mode, ReleasePolicy, Rules
@@ -56,19 +56,13 @@ def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
     return Choice(None, newest, why_not)
 
 
-def refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:  # noqa: PLR0911  one line a case
+def refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:
     """Why a newer release is not taken, for people; empty if it may be."""
-    policy, name = rules.policy, release.revision
-    least = version_of(record.floor, policy)
+    name = release.revision
     known = record.known_digests.get(version.text)
-    if policy.pin not in ("", name):
-        return f"policy pins {policy.pin}"
-    if name in policy.deny:
-        return f"policy denies {name}"
-    if version.is_prerelease and not policy.prereleases:
-        return f"{name} is a pre-release"
-    if least is not None and policy.jump_cap and version.first > least.first + policy.jump_cap:
-        return f"{name} jumps further than policy allows from {record.floor}"
+    by_name = refused_by_name(version, name, record.floor, rules.policy)
+    if by_name:
+        return by_name
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
         return f"{name} has the same content as what is committed"
     if record.is_quarantined(release.source_digest):

@@ -58,6 +58,20 @@ def is_after(name: str, floor: str, policy: ReleasePolicy) -> bool:
     return not floor or (least is not None and version > least)
 
 
+def refused_by_name(version: Version, name: str, floor: str, policy: ReleasePolicy) -> str:
+    """Why policy takes no release of this name, whatever is in it, for people; empty if it may."""
+    least = version_of(floor, policy)
+    if policy.pin not in ("", name):
+        return f"policy pins {policy.pin}"
+    if name in policy.deny:
+        return f"policy denies {name}"
+    if version.is_prerelease and not policy.prereleases:
+        return f"{name} is a pre-release"
+    if least is not None and policy.jump_cap and version.first > least.first + policy.jump_cap:
+        return f"{name} jumps further than policy allows from {floor}"
+    return ""
+
+
 def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
     """Whether two names are the same version."""
     version = version_of(one, policy)

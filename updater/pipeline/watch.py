@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from updater.actions import Listed, LookAtHub
 from updater.breaker import BreakerName, Result, begin, report
-from updater.pipeline.versions import Version, is_after, is_same, version_of
+from updater.pipeline.versions import Version, is_after, is_same, refused_by_name, version_of
 from updater.ports import Facts
 from updater.record import ModelRecord
 from updater.rules import Rules
@@ -17,7 +17,8 @@ MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were publis
 def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
     """Choose the names whose files one look at the hub lists: the highest releases and the committed one.
 
-    A name that an operator asks for is listed whatever it looks like.
+    A name that an operator asks for is listed whatever it looks like. Of those that policy refuses by their names only
+    the highest is, to be told of: many of them must not hide one that may be taken.
     """
     if look.only:
         return (look.only,) if look.only in names else ()
@@ -28,9 +29,11 @@ def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
             continue
         if is_after(name, look.floor, look.policy) or is_same(name, look.floor, look.policy):
             found.append((version, name))
-    ordered = [name for _, name in sorted(found, reverse=True)]
-    chosen = [name for name in ordered if name not in look.known_bad][:MAX_LISTED]
-    chosen += [name for name in ordered if name in look.known_bad][:MAX_LISTED_BAD]
+    ordered = sorted(found, reverse=True)
+    bad = [name for _, name in ordered if name in look.known_bad]
+    refused = [name for version, name in ordered if refused_by_name(version, name, look.floor, look.policy)]
+    wanted = [name for _, name in ordered if name not in {*bad, *refused}]
+    chosen = [name for name in refused if name not in bad][:1] + wanted[:MAX_LISTED] + bad[:MAX_LISTED_BAD]
     if look.committed_revision in names and look.committed_revision not in chosen:
         chosen.append(look.committed_revision)
     return tuple(chosen)

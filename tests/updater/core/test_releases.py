@@ -143,6 +143,18 @@ def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
     assert "3.0.0" == world.committed
 
 
+@pytest.mark.fault("R9")
+def test_many_jumps_beyond_the_cap_hide_nothing(world: World) -> None:
+    """However many stand above it, what may be taken is taken."""
+    for minor in range(12):
+        world.publish(f"3.{minor}.0")
+    world.publish("1.1.0")
+    world.settle()
+
+    assert "1.1.0" == world.committed
+    assert "3.11.0" in world.record.watch.message
+
+
 @pytest.mark.fault("R11")
 def test_the_newest_tag_deleted_changes_nothing(world: World) -> None:
     """What serves was committed here."""
