@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from cli.console import BAD, DIM, GOOD, err, out, print_text, seconds, short, size, text
-from cli.importing import Imported, bundle_folders, import_bundle
+from cli.importing import Imported, bundle_folders, import_bundle, refuse_if_kept
 from cli.options import StateDir
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, read_settings, state_folder
@@ -39,16 +39,19 @@ def import_(
 ) -> None:
     """Convert a published folder and make it what the server loads at its next start.
 
-    The same folder again changes nothing.
+    The same folder again changes nothing. What the updater keeps up to date is not replaced by hand.
     """
     if precision not in PRECISIONS:
         raise WronglyUsed(f"--precision is {' or '.join(PRECISIONS)}, not {precision!r}")
     state = state_folder(state_dir)
     name = model or _only_model_for(source)
+    called = revision or source.resolve().name
+    if _is_kept(name):
+        refuse_if_kept(source, state, name, called)
     clock = SystemClock()
     started = clock.monotonic()
     with err.status(text(f"importing {source} as {name}: checking and converting")):
-        done = import_bundle(source, state, name, revision or source.resolve().name, precision)
+        done = import_bundle(source, state, name, called, precision)
     tell_import(name, done, clock.monotonic() - started)
 
 
@@ -145,6 +148,11 @@ def _only_model_for(source: Path) -> str:
         )
         raise WronglyUsed(f"name the model with --model ({known})")
     return names[0]
+
+
+def _is_kept(model: str) -> bool:
+    """Whether the settings have the updater keep a model up to date; assumed where there are none."""
+    return not settings_path().is_file() or model in read_settings().updater.models
 
 
 def _models_of(bundle: Bundle, committed: dict[str, Committed]) -> list[str]:

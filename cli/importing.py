@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.problems import CommandFailed
 from common.bundle import Bundle, BundleBroken, Committed, Origin, bundle_folder, read_bundle, read_committed
 from common.bundle import commit as move_pointer
-from common.sealing import ConvertLimits, run_convert
+from common.sealing import ConvertLimits, read_source, run_convert
+from updater.settings import JOURNAL_NAME
 
 # Source, state folder, revision, limits and precision → sealed bundle, at once if it is sealed already.
 Converter = Callable[[Path, Path, str, ConvertLimits, str], Bundle]
@@ -50,6 +52,27 @@ def import_bundle(
     row = Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
     move_pointer(state, row)
     return Imported(bundle, was_sealed, replaced, is_new=True)
+
+
+def refuse_if_kept(source: Path, state: Path, model: str, revision: str) -> None:
+    """Raise if a model is the updater's already: its journal would put back what it has committed.
+
+    What is there before the updater's journal knows of it is adopted; so the first import, and the same again, go on.
+
+    Raises:
+        CommandFailed: it says how to get the revision in instead.
+        ConversionRefused: the folder is no revision.
+        BundleBroken: the committed pointer is there and malformed.
+    """
+    before = read_committed(state).get(model)
+    if before is None or not (state / JOURNAL_NAME).exists() or read_source(source).digest == before.source_digest:
+        return
+    raise CommandFailed(
+        f"the updater keeps {model} at {before.revision} and would put that back; publish this instead, with "
+        f"`hotslot hub add {source} {revision}`: it is proven before it serves (`hotslot updates update {revision}` "
+        f"takes what policy does not). To begin anew by hand, stop hotslot and move {state / JOURNAL_NAME} away: "
+        "floor and quarantine are forgotten with it"
+    )
 
 
 def is_loadable(state: Path, model: str) -> bool:

@@ -129,6 +129,7 @@ class UpdaterSettings(SettingsFile):
     updater: UpdaterSection = UpdaterSection(models={})
 
 
+JOURNAL_NAME = "journal.db"  # in the state folder; once it is there, it says what is committed
 CRASH_VARIABLE = "HOTSLOT_CRASH_AT"
 
 

@@ -169,3 +169,36 @@ def test_a_broken_pointer_is_one_sentence(hotslot: Hotslot, state: Path, spoil: 
     spoil(state / "committed.json")
     ended = hotslot("bundle", "list", "--state-dir", str(state))
     assert (1, True) == (ended.code, ended.err.startswith("error: committed.json"))
+
+
+def test_what_the_updater_keeps_is_not_replaced_by_hand(
+    hotslot: Hotslot, source: Path, state: Path, sealed: Bundle, tmp_path: Path
+) -> None:
+    """Its journal would put it back; the sentence names the way in. Without the updater it goes."""
+    committed = Committed("shapes", FOREIGN.bundle_digest, FOREIGN.source_digest, "v9", Origin.UPDATE)
+    words = ("bundle", "import", str(source), "--model", "shapes")
+    settings = f'state_dir = "{state}"\n[[models]]\nname = "shapes"\n'
+    kept = f'{settings}[updater.models.shapes]\nhub_folder = "hub"\n'
+    (tmp_path / "hotslot.toml").write_text(kept)
+    write_committed(state, {"shapes": committed})
+    (state / "journal.db").touch()
+
+    refused = hotslot(*words)
+    assert 0 != refused.code
+    assert f"hotslot hub add {source} v1.0.0" in " ".join(refused.err.split())
+    assert committed == read_committed(state)["shapes"]
+
+    (tmp_path / "hotslot.toml").write_text(settings)
+    assert 0 == hotslot(*words).code
+    (tmp_path / "hotslot.toml").write_text(kept)
+    again = hotslot(*words)
+    assert (0, True) == (again.code, "nothing to do" in again.out)
+
+
+def test_a_first_import_beside_an_updater_is_adopted(
+    hotslot: Hotslot, source: Path, state: Path, sealed: Bundle
+) -> None:
+    """A journal that knows nothing of the model yet takes over what is there."""
+    (state / "journal.db").touch()
+    ended = hotslot("bundle", "import", str(source), "--model", "shapes", "--state-dir", str(state))
+    assert (0, True) == (ended.code, "shapes is now v1.0.0" in ended.out)

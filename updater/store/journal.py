@@ -11,9 +11,9 @@ from typing import Any
 from updater.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
 from updater.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
 from updater.rules import Rules
+from updater.settings import JOURNAL_NAME
 from updater.store.database import Database, JournalNotWritten, JournalUnreadable
 
-JOURNAL_NAME = "journal.db"
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 _PRUNE_AT_ONCE = 1000
 
@@ -174,4 +174,4 @@ def _trusted() -> Iterator[None]:
         raise JournalUnreadable(f"the journal holds what this build does not know: {error}") from error
 
 
-__all__ = ["Journal", "JournalNotWritten", "JournalUnreadable", "PastEvent", "PastUpdate"]
+__all__ = ["JOURNAL_NAME", "Journal", "JournalNotWritten", "JournalUnreadable", "PastEvent", "PastUpdate"]
