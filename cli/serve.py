@@ -116,9 +116,12 @@ def refuse_taken_ports(settings: Settings) -> None:
     Raises:
         CommandFailed: a port is taken.
     """
-    front = settings.front
-    places = {"HOTSLOT_FRONT__PORT": (front.host, front.port)}
-    places["HOTSLOT_FRONT__METRICS_PORT"] = (front.metrics_host, front.metrics_port)
+    front, updater = settings.front, settings.updater
+    places = {
+        "HOTSLOT_FRONT__PORT": (front.host, front.port),
+        "HOTSLOT_FRONT__METRICS_PORT": (front.metrics_host, front.metrics_port),
+        "HOTSLOT_UPDATER__METRICS_PORT": (updater.metrics_host, updater.metrics_port),
+    }
     for variable, (host, port) in places.items():
         if port > 0 and _is_taken(host.strip("[]"), port):
             step = f"stop it, or set {variable} to another port (0: a free one)"

@@ -25,7 +25,7 @@ while True:
 
 
 def write_settings(folder: Path, port: int = 0) -> None:
-    """Settings of a server of one model, on a port, without metrics."""
+    """Settings of a server of one model, on a port, without metrics of the front's."""
     content = f'[[models]]\nname = "shapes"\n[front]\nport = {port}\nmetrics_port = -1\n'
     (folder / "hotslot.toml").write_text(content)
 
@@ -64,6 +64,19 @@ def test_a_taken_port_is_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
     assert 1 == ended.code
     assert f"something listens at 127.0.0.1:{port} already" in ended.err
     assert "HOTSLOT_FRONT__PORT" in ended.err
+
+
+def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Two stacks on one machine: the second says so, instead of an updater that never comes up."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        write_settings(tmp_path)
+        with (tmp_path / "hotslot.toml").open("a") as file:
+            file.write(f"[updater]\nmetrics_port = {port}\n")
+        ended = hotslot("serve")
+    assert 1 == ended.code
+    assert f"something listens at 127.0.0.1:{port} already" in ended.err
+    assert "HOTSLOT_UPDATER__METRICS_PORT" in ended.err
 
 
 def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Path) -> None:
