@@ -1,6 +1,8 @@
 """`hotslot config …`: check, show and explain the settings. Works without a server."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 from rich.table import Table
@@ -23,10 +25,9 @@ def check(*, config: Config = None) -> None:
     """Report all mistakes of the settings at once, or say where the server will listen."""
     settings = read_settings(config)
     run_folder = (settings.state_dir / "run").absolute()
-    length = len(os.fsencode(run_folder / LONGEST_SOCKET))
-    if length > MAX_SOCKET_PATH:
-        message = f"too long for a socket in it: shorten it by {length - MAX_SOCKET_PATH} bytes"
-        raise SettingsInvalid([Mistake("state_dir", message, repr(str(settings.state_dir)))])
+    mistakes = [*_paths_too_long(settings, run_folder), *_killed_while_ending(settings)]
+    if mistakes:
+        raise SettingsInvalid(mistakes)
     front = settings.front
     metrics = "off" if front.metrics_port < 0 else f"http://{front.metrics_host}:{front.metrics_port}/metrics"
     rows = {
@@ -73,6 +74,23 @@ def effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
         for position, model in enumerate(settings.models):
             found.append((f"models[{position}].{name}", toml_value(getattr(model, name)), row))
     return found
+
+
+def _paths_too_long(settings: Settings, run_folder: Path) -> Iterator[Mistake]:
+    length = len(os.fsencode(run_folder / LONGEST_SOCKET))
+    if length > MAX_SOCKET_PATH:
+        message = f"too long for a socket in it: shorten it by {length - MAX_SOCKET_PATH} bytes"
+        yield Mistake("state_dir", message, repr(str(settings.state_dir)))
+
+
+def _killed_while_ending(settings: Settings) -> Iterator[Mistake]:
+    """A front that ends in order must be through before it is killed, or accepted calls are lost."""
+    front, stop = settings.front, settings.watchdog.stop_seconds
+    needed = front.drain_delay_seconds + front.grace_seconds + settings.runner.retire_seconds
+    if stop <= needed:
+        sum_of = "front.drain_delay_seconds + front.grace_seconds + runner.retire_seconds"
+        message = f"too short, the front is killed before it has ended: more than {needed:g}, which is {sum_of}"
+        yield Mistake("watchdog.stop_seconds", message, str(stop))
 
 
 def _value(settings: Settings, key: str) -> object:

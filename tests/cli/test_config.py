@@ -69,6 +69,18 @@ def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
     assert (2, True) == (ended.code, "shorten it by 21 bytes" in " ".join(ended.err.split()))
 
 
+def test_a_front_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The supervisor's patience must be longer than what the front may take; both sides are named."""
+    (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n")
+    ended = hotslot("config", "check")
+    told = " ".join(ended.err.split())
+    assert (2, True) == (ended.code, "watchdog.stop_seconds 60" in told)
+    assert "more than 60, which is front.drain_delay_seconds + front.grace_seconds" in told
+
+    (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n[watchdog]\nstop_seconds = 61\n")
+    assert 0 == hotslot("config", "check").code
+
+
 @pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "is no TOML")])
 def test_a_file_that_cannot_be_read_is_a_mistake(
     hotslot: Hotslot, tmp_path: Path, content: str | None, says: str
