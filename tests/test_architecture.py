@@ -189,7 +189,9 @@ def test_the_clock_is_read_only_in_one_place() -> None:
     assert [] == calls + users_of({"time"}, except_in=("common/clock.py",))
 
 
-@pytest.mark.parametrize("module", ["inference.front.server", "watchdog.__main__", "watchdog.stack", "cli.main"])
+@pytest.mark.parametrize(
+    "module", ["inference.front.server", "updater.daemon", "watchdog.__main__", "watchdog.stack", "cli.main"]
+)
 def test_only_a_runner_process_loads_torch(module: str) -> None:
     """Nothing that is imported on the way brings torch, the hub or another room's weight in."""
     program = f"import sys, {module}; print(*sorted(sys.modules))"
