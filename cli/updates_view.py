@@ -118,7 +118,7 @@ def _measurements(response: pb.GetUpdateResponse) -> RenderableType:
     for heading in ("measured", "candidate", "active", "held against", ""):
         table.add_column(heading, justify="right" if heading in ("candidate", "active", "held against") else "left")
     for one in response.measurements:
-        verdict = ("passed", GOOD) if one.passed else ("failed", BAD)
+        verdict = ("within", GOOD) if one.passed else ("beyond", BAD)
         numbers = (f"{value:.4g}" for value in (one.candidate, one.active, one.threshold))
         table.add_row(text(one.name.replace("_", " ")), *map(text, numbers), text(verdict))
     return table

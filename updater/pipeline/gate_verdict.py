@@ -91,7 +91,7 @@ def _failures(asked: Sequence[Asked]) -> _Check:
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
     measured = [
         Measured("not_finite", not_finite, None, 0, not_finite == 0),
-        Measured("failed", len(failed), None, 0, not failed),
+        Measured("failed_answers", len(failed), None, 0, not failed),
     ]
     if not failed:
         return measured, []

@@ -37,12 +37,13 @@ def judge(update: Update, front: FrontState, trial: TrialSeen, rules: ObserveRul
     """Judge by what was counted since activation, against the baseline frozen then."""
     seen = since(front.counts_of(update.bundle_digest), update.at_activation)
     total = seen.answered + seen.failed
-    evidence = Evidence(_measured(seen, trial.baseline, rules), on_probes=total == 0)
+    is_enough = total >= rules.min_answers
+    evidence = Evidence(_measured(update, seen, trial.baseline, rules), on_probes=not is_enough)
     numbers = f"{seen.failed} of {total} requests failed, {seen.restarts} deaths"
     at_once = _at_once(update, seen, rules)
     if at_once:
         return TrialJudgement(_blame(seen), at_once, numbers, evidence)
-    if total >= rules.min_answers:
+    if is_enough:
         wrong = next((row for row in evidence.measured if not row.passed), None)
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
@@ -121,13 +122,18 @@ def _blame(seen: Counts) -> TrialVerdict:
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
 
 
-def _measured(seen: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
+def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
     total, before = seen.answered + seen.failed, baseline.answered + baseline.failed
     errors = seen.failed / total if total else 0.0
     errors_before = baseline.failed / before if before else 0.0
     most = errors_before + rules.error_margin
+    share = Measured("error_share", errors, errors_before if before else None, most, errors <= most)
+    asked = update.probes_good + update.probes_bad
+    if asked and total < rules.min_answers:  # judged with the probes, of which one may fail
+        failed, allowed = seen.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))
+        share = Measured("failed_with_probes", failed, None, allowed, failed <= allowed)
     rows = [
-        Measured("error_share", errors, errors_before if before else None, most, errors <= most),
+        share,
         Measured("runner_deaths", seen.restarts, None, rules.max_restarts, seen.restarts <= rules.max_restarts),
     ]
     if sum(baseline.latency) >= rules.min_answers and sum(seen.latency) >= rules.min_answers:
