@@ -73,7 +73,7 @@ def begin(breaker: Breaker, rules: BreakerRules) -> Breaker:
         raise RuntimeError(f"breaker {breaker.name} is {breaker.state}")
     if breaker.state is BreakerState.CLOSED:
         return breaker
-    return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=rules.probe_seconds)
+    return begin_probe(breaker, rules)
 
 
 def report(
@@ -100,6 +100,23 @@ def report(
     if breaker.state is BreakerState.CLOSED and failures < rules.trip_after:
         return replace(breaker, failures=failures, calm_seconds=0.0)
     return trip(replace(breaker, failures=failures), rules, jitter, reason=reason, at_least=at_least)
+
+
+def begin_probe(breaker: Breaker, rules: BreakerRules) -> Breaker:
+    """Begin work that is a probe whatever the state before, for example because an operator closed the breaker.
+
+    Raises:
+        RuntimeError: it may not begin; nothing has changed.
+    """
+    if not breaker.may_begin:
+        raise RuntimeError(f"breaker {breaker.name} is {breaker.state}")
+    return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=rules.probe_seconds)
+
+
+def cut_off(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str) -> Breaker:
+    """Open again after a probe that came to no result: it waits as long as before, not longer."""
+    seconds = open_seconds(breaker.openings, rules, jitter)
+    return replace(breaker, state=BreakerState.OPEN, left_seconds=seconds, reason=reason)
 
 
 def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, at_least: float = 0.0) -> Breaker:
@@ -147,8 +164,7 @@ def resumed(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: 
     if breaker.state is BreakerState.CLOSED:
         return breaker
     if breaker.state is BreakerState.HALF_OPEN:
-        seconds = open_seconds(breaker.openings, rules, jitter)
-        return replace(breaker, state=BreakerState.OPEN, left_seconds=seconds, reason="its probe was cut off")
+        return cut_off(breaker, rules, jitter, reason="its probe was cut off")
     longest = rules.cap_seconds * (1.0 + rules.jitter)
     left = min(max(0.0, breaker.left_seconds), longest)
     return replace(breaker, left_seconds=left - min(max(0.0, away_seconds), left))

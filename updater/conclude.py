@@ -17,6 +17,7 @@ from updater.pipeline import (
     passing,
     policy,
     reconcile,
+    returning,
     settle,
     stage,
     verify,
@@ -32,6 +33,7 @@ from updater.rules import Rules
 _Way = Callable[[ModelRecord, Enter, Facts, Rules], Concluded]
 # Every way from a stage to another that the facts alone can lead.
 _WAYS: dict[tuple[Stage, Stage], _Way] = {
+    (Stage.IDLE, Stage.GATING): lambda record, _, facts, rules: returning.started(record, facts, rules),
     (Stage.IDLE, Stage.VERIFYING): lambda record, _, facts, __: reconcile.convert_again(record, facts),
     (Stage.GATING, Stage.HELD): lambda record, enter, facts, _: moves.hold(
         record, facts, HeldFor(enter.reason), enter.message
@@ -69,7 +71,12 @@ def conclude(record: ModelRecord, action: Action, result: Result, facts: Facts, 
     record = passing.aged(record, facts, rules)
     if isinstance(action, act.Begin):
         return passing.begun(record, facts, rules), ()
-    record = observe.noted(reconcile.noted(record, facts), facts)
+    record, noted = returning.noted(observe.noted(reconcile.noted(record, facts), facts), facts, rules)
+    record, events = _concluded(record, action, result, facts, rules)
+    return returning.settled(record, (*noted, *events), facts, rules)
+
+
+def _concluded(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Concluded:
     if isinstance(result, Failed):
         return _failed(record, action, result, facts, rules)
     if isinstance(action, Enter):
@@ -120,6 +127,8 @@ def _done(record: ModelRecord, action: Action, facts: Facts, rules: Rules) -> Co
 
 def _entered(record: ModelRecord, action: Enter, facts: Facts, rules: Rules) -> Concluded:
     """A stage is left for what the facts say."""
+    if action.reason in returning.INTERRUPTIONS and returning.is_under_way(record):
+        return returning.broken_off(record, facts, action.reason, action.message)
     if action.reason == "DEADLINE":
         if record.stage in (Stage.STAGING, Stage.VERIFYING):
             return stage.abandon(record, facts, rules, f"DEADLINE: {action.message}")
@@ -177,4 +186,5 @@ def _is_candidate(record: ModelRecord, action: Action) -> bool:
     """Whether a load is the candidate's, not what is committed coming back."""
     if not isinstance(action, act.LoadBundle) or record.stage is not Stage.GATING:
         return False
-    return action.bundle_digest == record.under_way.bundle_digest
+    update = record.under_way
+    return (action.bundle_digest, action.device) == (update.bundle_digest, update.device)

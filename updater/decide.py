@@ -7,7 +7,7 @@ happens; what is found half done is done again. After an outcome `Failed` the da
 """
 
 from updater.actions import Action, Adopt, Begin, CollectGarbage, Enter, Obey, Wait
-from updater.pipeline import activate, gate, observe, reconcile, settle, stage, verify, watch, wishes
+from updater.pipeline import activate, gate, observe, reconcile, returning, settle, stage, verify, watch, wishes
 from updater.ports import Facts
 from updater.record import ModelRecord, Stage
 from updater.rules import Rules
@@ -17,7 +17,7 @@ _UNTOUCHED = {Stage.STAGING: stage.decide, Stage.VERIFYING: verify.decide}  # th
 _TRIED = {
     Stage.ACTIVATING: activate.decide,
     Stage.OBSERVING: observe.decide,
-    Stage.COMMITTING: settle.decide_commit,
+    Stage.COMMITTING: settle.decide_commit,  # of a revision; of a return: `returning.decide_commit`
     Stage.ROLLING_BACK: settle.decide_rollback,
 }
 
@@ -34,7 +34,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
         return Begin()
     if facts.wish is not None and wishes.may_obey_now(record, facts.wish):
         return Obey(facts.wish)
-    over = _over_limit(record, facts, rules)
+    over = _over_limit(record, facts, rules) or returning.interrupted(record, facts)
     if over is not None:
         return over
     if record.stage in (Stage.IDLE, Stage.HELD):
@@ -45,6 +45,8 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
         )
     if record.stage in _UNTOUCHED:
         return _service_first(record, facts, rules) or _UNTOUCHED[record.stage](record, facts, rules)
+    if record.stage is Stage.COMMITTING and returning.is_under_way(record):
+        return returning.decide_commit(record, facts, rules)
     return _TRIED[record.stage](record, facts, rules)
 
 
@@ -75,11 +77,21 @@ def _rest(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     step = reconcile.restore(record, facts, rules)
     if step is not None and not isinstance(step, Wait):
         return step
-    if record.stage is Stage.IDLE and _is_converted_otherwise(record, facts):
-        return Enter(Stage.VERIFYING, "RECONVERT", "this build converts what is committed otherwise")
+    own = _own_update(record, facts) if record.stage is Stage.IDLE else None
+    if own is not None:
+        return own
     if record.has_garbage:
         return _garbage(record, facts, rules)
     return watch.look(record, rules) or step or Wait(rules.look_seconds)
+
+
+def _own_update(record: ModelRecord, facts: Facts) -> Enter | None:
+    """An update that neither the hub nor a person has asked for."""
+    if returning.is_due(record, facts):
+        return Enter(Stage.GATING, "RETURN", "the device that ran out of memory is tried again")
+    if _is_converted_otherwise(record, facts):
+        return Enter(Stage.VERIFYING, "RECONVERT", "this build converts what is committed otherwise")
+    return None
 
 
 def _service_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Action | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from updater.record import Counts, Installed
+from updater.record import Counts, DeviceFallback, Installed
 
 if TYPE_CHECKING:
     from updater.results import Wish
@@ -73,6 +73,7 @@ class TrialEndSeen:
 
     bundle_digest: str
     outcome: str  # "COMMITTED", "ROLLED_BACK", "TERM_EXPIRED", "YIELDED"
+    reason: str = ""  # "OUT_OF_MEMORY", if the front ended it for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,17 @@ class FrontState:
     last_trial: TrialEndSeen | None = None
     stats: tuple[RevisionSeen, ...] = ()
     devices: tuple[DeviceSeen, ...] = ()
+    fallback: DeviceFallback | None = None  # the model is kept off a device
 
     @property
     def active(self) -> SlotSeen | None:
         """The slot that answers, or is designated to."""
         return next((slot for slot in self.slots if slot.load_id and slot.load_id == self.active_load_id), None)
 
-    def holding(self, bundle_digest: str) -> SlotSeen | None:
-        """The slot that holds a bundle, if one does."""
-        return next((slot for slot in self.occupied if slot.bundle_digest == bundle_digest), None)
+    def holding(self, bundle_digest: str, device: str = "") -> SlotSeen | None:
+        """The slot that holds a bundle, if one does; on this device, if one is named."""
+        rows = (slot for slot in self.occupied if device in ("", slot.device))
+        return next((slot for slot in rows if slot.bundle_digest == bundle_digest), None)
 
     @property
     def occupied(self) -> tuple[SlotSeen, ...]:
@@ -126,9 +129,10 @@ class FrontState:
         """The slot of a load, if it is loaded."""
         return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
 
-    def counts_of(self, bundle_digest: str) -> Counts:
-        """What was counted of a bundle, over all devices."""
-        rows = [row.counts for row in self.stats if row.bundle_digest == bundle_digest]
+    def counts_of(self, bundle_digest: str, device: str = "") -> Counts:
+        """What was counted of a bundle, over all devices or on one."""
+        on_it = (row for row in self.stats if device in ("", row.device))
+        rows = [row.counts for row in on_it if row.bundle_digest == bundle_digest]
         return Counts(
             answered=sum(row.answered for row in rows),
             failed=sum(row.failed for row in rows),

@@ -82,8 +82,9 @@ class Control(Protocol):
 
     Reasons of failure are those of control.v1. Refusals map so: GENERATION_CONFLICT, DRAINING,
     NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a front that
-    cannot be reached (FRONT_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, OUT_OF_MEMORY,
-    BUNDLE_UNKNOWN, BUNDLE_BROKEN, BUNDLE_FOREIGN are PERMANENT.
+    cannot be reached (FRONT_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, DOES_NOT_FIT,
+    OUT_OF_MEMORY (both with the numbers, where the front knows them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
+    BUNDLE_FOREIGN are PERMANENT.
     """
 
     def state(self, deadline_seconds: float) -> FrontState:

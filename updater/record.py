@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from common.bundle import Origin
 from updater.breaker import Breaker, BreakerName
+from updater.evidence import Evidence
 
 
 class Stage(StrEnum):
@@ -35,6 +36,7 @@ class UpdateKind(StrEnum):
     RECONVERT = "RECONVERT"  # this build converts the committed source otherwise
     ROLLBACK = "ROLLBACK"  # an operator goes back to the previous committed revision
     FALLBACK = "FALLBACK"  # what is committed no longer loads: back to the last that did
+    RETURN = "RETURN"  # what is committed goes back to the device that ran out of memory
 
 
 class Outcome(StrEnum):
@@ -116,7 +118,7 @@ class Ending:
     ends_in: EndsIn
     outcome: Outcome = Outcome.ABANDONED
     held_for: HeldFor | None = None
-    blamed: bool = False  # counts as a failed update
+    blamed: bool = False  # what was tried has failed; a return tells the device breaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Update:
     started_at: datetime  # for people
     source_digest: str = ""  # empty before it is known
     bundle_digest: str = ""  # empty before it is sealed
+    device: str = ""  # that it is loaded on; empty: the active model's
     load_id: str = ""  # the front's name of its load; empty while there is none
     forced: bool = False  # an operator named the revision
     approved: bool = False  # an operator approved this source digest
@@ -196,6 +199,17 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceFallback:
+    """The front keeps the model off a device, because memory ran out there."""
+
+    device: str  # that ran out, for example "cuda:0"
+    fallback_device: str  # that is used instead
+    bundle_digest: str  # of the bundle that met it
+    since: datetime  # of the front's wall clock: for people, and to tell one fallback from the next
+    reason: str = ""  # for machines: "OUT_OF_MEMORY" or "DOES_NOT_FIT"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """All of it, for one model."""
 
@@ -216,6 +230,7 @@ class ModelRecord:
     hub: Breaker = field(default_factory=lambda: Breaker(BreakerName.HUB))
     activation: Breaker = field(default_factory=lambda: Breaker(BreakerName.ACTIVATION))
     device: Breaker = field(default_factory=lambda: Breaker(BreakerName.DEVICE))
+    fallback: DeviceFallback | None = None  # that the device breaker has opened for
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
     warm_seconds_left: float = 0.0  # how long the previous slot is still kept warm
@@ -263,35 +278,4 @@ class Event:
     message: str  # a sentence for people
     update: Update | None = None  # as it stood then
     outcome: Outcome | None = None  # set by the last event of an update
-    evidence: "Evidence | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One number that was held against a threshold."""
-
-    name: str  # stable, for example "accuracy"
-    candidate: float
-    active: float | None  # None where there is nothing to compare with
-    threshold: float
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Differing:
-    """An item on which the candidate and the active model differ, or the candidate is wrong."""
-
-    item: str
-    text: str
-    expected: str  # empty if nothing was expected
-    active: str
-    candidate: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Why a verdict fell as it did."""
-
-    measured: tuple[Measured, ...] = ()
-    differing: tuple[Differing, ...] = ()  # the first ones
-    on_probes: bool = False
+    evidence: Evidence | None = None

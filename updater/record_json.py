@@ -14,7 +14,8 @@ from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from updater.breaker import Breaker, BreakerName, unreadable
-from updater.record import Event, Evidence, ModelRecord, Update
+from updater.evidence import Evidence
+from updater.record import Event, ModelRecord, Update
 from updater.rules import Rules
 
 SCHEMA_VERSION = 1

@@ -84,6 +84,15 @@ class FaultKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """What a load lacked."""
+
+    device: str  # empty if the front did not say
+    needed_bytes: int = 0  # 0 if it is not known
+    free_bytes: int = -1  # -1 if it is not known
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """It was not done, or not to the end."""
 
@@ -91,6 +100,7 @@ class Failed:
     reason: str  # for machines, UPPER_SNAKE: the other side's reason where it has one
     message: str = ""  # a sentence for people
     retry_after_seconds: float = 0.0  # as the other side asked
+    shortage: Shortage | None = None  # of memory, if that is why
 
 
 Result = Done | Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | Failed

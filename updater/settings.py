@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -121,6 +122,10 @@ class UpdaterSection(Section):
     breaker_first_seconds: Annotated[Seconds, Field(description="first pause after updates that failed in a row")] = (
         3600.0
     )
+    device_first_seconds: Annotated[
+        Seconds,
+        Field(description="pause before a device that ran out of memory is tried again; doubles with each failure"),
+    ] = 600.0
 
 
 class UpdaterSettings(SettingsFile):
@@ -154,6 +159,13 @@ def check_names(settings: UpdaterSettings) -> None:
         raise SettingsInvalid(mistakes)
 
 
+def _device_breaker(first: float, window: float) -> BreakerRules:
+    """A return lasts as long as its window of good answers, and its load and self-test before."""
+    plain = DEVICE_BREAKER
+    seconds = window + plain.probe_seconds
+    return replace(plain, first_seconds=first, cap_seconds=max(first, plain.cap_seconds), probe_seconds=seconds)
+
+
 def rules_of(section: UpdaterSection, name: str, device: str = "auto") -> Rules:
     """The rules of one configured model.
 
@@ -175,7 +187,7 @@ def rules_of(section: UpdaterSection, name: str, device: str = "auto") -> Rules:
             BreakerName.ACTIVATION: BreakerRules(
                 activation.trip_after, first, max(first, activation.cap_seconds), activation.probe_seconds
             ),
-            BreakerName.DEVICE: DEVICE_BREAKER,
+            BreakerName.DEVICE: _device_breaker(section.device_first_seconds, model.observe.window_seconds),
         },
         poll_seconds=model.poll_seconds,
         max_failures_an_hour=section.max_failures_an_hour,

@@ -1,11 +1,15 @@
-"""A front in memory: two slots, trials with a term, numbers by revision, lives that end."""
+"""A front in memory: two slots, trials with a term, numbers by revision, lives that end, a card that can be full."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
-from updater.actions import Failed, FaultKind
+from updater.actions import Failed, FaultKind, Shortage
 from updater.ports import DeviceSeen, EffectFailed, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
-from updater.record import Counts
+from updater.record import Counts, DeviceFallback
+
+GIB = 1 << 30
+CPU, CARD = "cpu", "cuda:0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,18 @@ class Held:
     bundle_digest: str
     state: str = "LOADED"
     restarts: int = 0
+    device: str = CPU
+
+
+@dataclass(slots=True)
+class Card:
+    """The memory of a device."""
+
+    total: int = 10 * GIB
+    strangers: int = 0  # taken by somebody else
+    weights: int = 3 * GIB  # of any bundle
+    working: int = 2 * GIB  # that one item needs
+    plan: str = "honest"  # "kind" forgets what items need; "blind" cannot be made, so that a load tries it
 
 
 @dataclass(slots=True)
@@ -35,11 +51,16 @@ class SimFront:
     is_on_trial: bool = False
     term_left: float = 0.0
     last_trial: TrialEndSeen | None = None
-    counts: dict[str, Counts] = field(default_factory=dict)
+    counts: dict[tuple[str, str], Counts] = field(default_factory=dict)  # by bundle and device
     baseline: Counts = field(default_factory=Counts)
     lost: int = 0  # callers that met nothing
     activated: list[str] = field(default_factory=list)  # bundles whose trial began, in order
+    card: Card | None = None  # if there is one, it is the configured device
+    fallback: DeviceFallback | None = None  # in a file of its own: it outlives the front
+    load_faults: list[Failed] = field(default_factory=list)  # for the next loads
+    tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
+    _falls: int = 0
 
     # What happens to it.
 
@@ -51,7 +72,9 @@ class SimFront:
         self.counts, self.last_trial = {}, None
         if digest:
             state = "FAILED" if self.loads(digest) else "LOADED"
-            self.slots[0], self.active = Held(self._new_id(), digest, state), 0
+            self.slots[0], self.active = Held(self._new_id(), digest, state, device=self._default_device()), 0
+            if self._shortage(digest, self._held(0).device):
+                self._fall_back("DOES_NOT_FIT")
 
     def end(self, *, orderly: bool) -> None:
         """The process is gone."""
@@ -80,17 +103,33 @@ class SimFront:
         if held is None or held.state != "LOADED":
             self.lost += requests
             return
-        reason = fails(held.bundle_digest)
+        reason = "OUT_OF_MEMORY" if self.overflows(held.load_id) else fails(held.bundle_digest)
+        if reason == "OUT_OF_MEMORY" and held.device == CARD:
+            self._runs_out(held)
+            return
         if reason and not (self.is_on_trial and self.previous >= 0):
             self.lost += requests
-        before = self.counts.get(held.bundle_digest, Counts())
-        self.counts[held.bundle_digest] = _counted(before, requests, reason)
+        self._count(held, requests, reason)
 
     def bundle_of(self, load_id: str) -> str | None:
         """What a load holds; None if it is gone."""
         number = self._find(load_id) if self.is_up else -1
         held = self.slots[number] if number >= 0 else None
         return None if held is None else held.bundle_digest
+
+    def device_of(self, load_id: str) -> str:
+        """Where a load is; empty if it is gone."""
+        number = self._find(load_id)
+        return "" if number < 0 else self._held(number).device
+
+    def overflows(self, load_id: str) -> bool:
+        """Whether a single item is too much for the device of a load."""
+        return self.card is not None and self.device_of(load_id) == CARD and self.card.working > self._free()
+
+    @property
+    def serving_on(self) -> str:
+        """Device of what answers; empty if nothing does."""
+        return self._held(self.active).device if self.serving else ""
 
     @property
     def serving(self) -> str:
@@ -113,25 +152,31 @@ class SimFront:
             last_ended_orderly=self.ended_orderly,
             trial=self._trial(),
             last_trial=self.last_trial,
-            stats=tuple(RevisionSeen(digest, "cpu", counts) for digest, counts in self.counts.items()),
-            devices=(DeviceSeen("cpu", "float32"),),
+            stats=tuple(RevisionSeen(*key, counts) for key, counts in self.counts.items()),
+            devices=tuple(DeviceSeen(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
+            fallback=self.fallback,
         )
 
     def load(
         self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
     ) -> str:
         self._reach()
+        device = device or (self._held(self.active).device if self.active >= 0 else self._default_device())
         for held in self.slots:
-            if held is not None and held.bundle_digest == bundle_digest:
+            if held is not None and (held.bundle_digest, held.device) == (bundle_digest, device):
                 return held.load_id
         self._check(expected_generation)
+        self.tried.append(device)
+        shortage = self.load_faults.pop(0) if self.load_faults else self._shortage(bundle_digest, device)
+        if shortage is not None:
+            raise EffectFailed(shortage)
         reason = self.loads(bundle_digest)
         if reason:
             raise EffectFailed(Failed(FaultKind.PERMANENT, reason, "it does not load"))
         free = next((n for n in (0, 1) if self.slots[n] is None and n != self.active), None)
         if free is None:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "both slots hold a load"))
-        self.slots[free] = Held(self._new_id(), bundle_digest)
+        self.slots[free] = Held(self._new_id(), bundle_digest, device=device)
         return self._held(free).load_id
 
     def activate(
@@ -148,7 +193,8 @@ class SimFront:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "another revision is on trial"))
         else:
             held = self.slots[self.active] if self.active >= 0 else None
-            self.baseline = Counts() if held is None else self.counts.get(held.bundle_digest, Counts())
+            key = ("", "") if held is None else (held.bundle_digest, held.device)
+            self.baseline = self.counts.get(key, Counts())
             self.previous, self.active, self.is_on_trial = self.active, number, True
             self.term_left = term_seconds
             self.generation += 1
@@ -164,6 +210,8 @@ class SimFront:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "this load does not answer callers"))
         if self.is_on_trial:
             self._close("COMMITTED")
+        if self.fallback is not None and self._held(self.active).device != self.fallback.fallback_device:
+            self.fallback = None
         return self.state(deadline_seconds)
 
     def retire(
@@ -210,14 +258,69 @@ class SimFront:
         assert held is not None
         return held
 
-    def _close(self, outcome: str) -> None:
-        self.last_trial = TrialEndSeen(self._held(self.active).bundle_digest, outcome)
+    def _close(self, outcome: str, reason: str = "") -> None:
+        self.last_trial = TrialEndSeen(self._held(self.active).bundle_digest, outcome, reason)
         self.is_on_trial, self.generation = False, self.generation + 1
 
-    def _back(self, outcome: str) -> None:
+    def _back(self, outcome: str, reason: str = "") -> None:
         if self.is_on_trial and self.previous >= 0:
-            self._close(outcome)
+            self._close(outcome, reason)
             self.active, self.previous = self.previous, -1
+
+    def _count(self, held: Held, requests: int, reason: str) -> None:
+        key = (held.bundle_digest, held.device)
+        self.counts[key] = _counted(self.counts.get(key, Counts()), requests, reason)
+
+    # Memory.
+
+    def _default_device(self) -> str:
+        if self.fallback is not None:
+            return self.fallback.fallback_device
+        return CPU if self.card is None else CARD
+
+    def _free(self) -> int:
+        """Bytes of the card that nobody has."""
+        assert self.card is not None
+        loads = sum(held is not None and held.device == CARD for held in self.slots)
+        return self.card.total - self.card.strangers - self.card.weights * loads
+
+    def _shortage(self, bundle_digest: str, device: str) -> Failed | None:
+        """Why a load, that is not in its slot yet, does not fit."""
+        if self.card is None or device != CARD:
+            return None
+        is_there = any(
+            held is not None and (held.bundle_digest, held.device) == (bundle_digest, CARD) for held in self.slots
+        )
+        free = self._free() + (self.card.weights if is_there else 0)
+        needed = self.card.weights + (0 if self.card.plan == "kind" else self.card.working)
+        if needed <= free:
+            return None
+        reason = "OUT_OF_MEMORY" if self.card.plan == "blind" else "DOES_NOT_FIT"
+        lacks = Shortage(CARD) if self.card.plan == "blind" else Shortage(CARD, needed, free)
+        return Failed(FaultKind.PERMANENT, reason, "it does not fit", shortage=lacks)
+
+    def _runs_out(self, held: Held) -> None:
+        """A single item of what answers was too much: the previous slot answers it, or the CPU does."""
+        if not (self.is_on_trial and self.previous >= 0):
+            self._fall_back("OUT_OF_MEMORY")
+            return
+        self._count(held, 1, "OUT_OF_MEMORY")
+        if self.overflows(self._held(self.previous).load_id):
+            self._back("YIELDED", "OUT_OF_MEMORY")
+            self._fall_back("OUT_OF_MEMORY")
+        else:
+            self._back("ROLLED_BACK", "OUT_OF_MEMORY")
+
+    def _fall_back(self, reason: str) -> None:
+        """The same bundle answers from the CPU, in the other slot, whatever that held."""
+        held, other = self._held(self.active), 1 - self.active
+        beside = self.slots[other]
+        if beside is None or (beside.bundle_digest, beside.device) != (held.bundle_digest, CPU):
+            self.slots[other] = Held(self._new_id(), held.bundle_digest, device=CPU)
+        self.slots[self.active], self.active, self.previous = None, other, -1
+        self._falls, self.generation = self._falls + 1, self.generation + 1
+        since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._falls)
+        self.fallback = DeviceFallback(CARD, CPU, held.bundle_digest, since, reason)
 
     def _seen(self, number: int) -> SlotSeen:
         held = self.slots[number]
@@ -226,7 +329,7 @@ class SimFront:
         role = "PREVIOUS" if number == self.previous else "CANDIDATE"
         if number == self.active:
             role = "TRIAL" if self.is_on_trial else "ACTIVE"
-        return SlotSeen(held.load_id, held.bundle_digest, "cpu", "float32", held.state, role, held.restarts)
+        return SlotSeen(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, held.restarts)
 
     def _trial(self) -> TrialSeen | None:
         if not self.is_on_trial:

@@ -3,7 +3,7 @@
 Each implements a port of `updater.ports`. A revision's quality is what it is worth, whoever asks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Quality:
     failure: str = ""  # of each golden answer
     cost_seconds: float = 1.0  # of a run of the gate
     fails_callers: str = ""  # reason with which it fails callers, though it is right on golden answers
+    fails_on: Mapping[str, str] = field(default_factory=dict)  # device → failure of each golden answer there
 
 
 @dataclass(slots=True)
@@ -181,18 +182,24 @@ class SimGolden:
         active = self._quality(active_load_id) if active_load_id else None
         asked = [_asked(number, quality, active) for number in range(40)]
         if not digest:
-            asked = [replace(row, expected="", active=None) for row in asked]
+            asked = [replace(row, expected="") for row in asked]
         seconds = 0.0 if active is None else active.cost_seconds
-        return GateAnswers(digest, "cpu", "float32", tuple(asked), self.set_facts.floor, quality.cost_seconds, seconds)
+        device = self.front.device_of(load_id)
+        return GateAnswers(digest, device, "float32", tuple(asked), self.set_facts.floor, quality.cost_seconds, seconds)
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
-        return (0, items, items) if self._quality(load_id).failure else (items, 0, 0)
+        failure = self._quality(load_id).failure
+        return (0, items, items * (failure == "NOT_FINITE")) if failure else (items, 0, 0)
 
     def _quality(self, load_id: str) -> Quality:
         bundle = self.front.bundle_of(load_id)
         if bundle is None:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
-        return self.qualities.get(bundle) or self.qualities[content_of(bundle)]  # one conversion may be worse
+        quality = self.qualities.get(bundle) or self.qualities[content_of(bundle)]  # one conversion may be worse
+        device = self.front.device_of(load_id)
+        if self.front.overflows(load_id):
+            return replace(quality, failure="OUT_OF_MEMORY")
+        return replace(quality, failure=quality.failure or quality.fails_on.get(device, ""))
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """The front's control socket, as the updater sees it: every call has a deadline, every refusal a meaning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
-from updater.actions import Failed, FaultKind
+from updater.actions import Failed, FaultKind, Shortage
 from updater.control.seen import front_state
 from updater.ports import EffectFailed, FrontState
 from updater.prober import Cost
@@ -19,11 +19,13 @@ from updater.prober import Cost
 CONTROL_SOCKET = "control.sock"
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
 UNREACHABLE = "FRONT_UNREACHABLE"
+_MAX_DIGITS = 18  # of a number of bytes
 # Of the front's refusals, those that the same call will meet again: the bundle's fault, or ours.
 _PERMANENT = frozenset(
     {
         "LOAD_FAILED",
         "LOAD_STALLED",
+        "DOES_NOT_FIT",
         "OUT_OF_MEMORY",
         "BUNDLE_UNKNOWN",
         "BUNDLE_BROKEN",
@@ -180,9 +182,9 @@ def failure_of(error: grpc.RpcError) -> Failed:
     """What a failed call means for what comes next."""
     if not isinstance(error, grpc.Call):
         return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the front cannot be reached")
-    reason, message = _told(error)
+    reason, message, shortage = _told(error)
     if reason in _PERMANENT:
-        return Failed(FaultKind.PERMANENT, reason, message)
+        return Failed(FaultKind.PERMANENT, reason, message, shortage=shortage)
     if reason:
         return Failed(FaultKind.TRANSIENT, reason, message)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -204,19 +206,33 @@ class _refusals:  # noqa: N801  reads as a word: with _refusals()
             raise EffectFailed(failure_of(error)) from error
 
 
-def _told(call: grpc.Call) -> tuple[str, str]:
-    """Reason and sentence of an error that the front itself answered; empty if it was not the front."""
+def _told(call: grpc.Call) -> tuple[str, str, Shortage | None]:
+    """Reason, sentence and lack of memory that the front itself answered; empty if it was not the front."""
     try:
         status = rpc_status.from_call(call)
     except ValueError:  # details that contradict the code
-        return "", ""
+        return "", "", None
     if status is None:
-        return "", ""
+        return "", "", None
+    message = str(status.message)[:500]
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return str(info.reason), str(status.message)[:500]
-    return "", str(status.message)[:500]
+            return str(info.reason), message, _shortage(dict(info.metadata))
+    return "", message, None
+
+
+def _shortage(metadata: Mapping[str, str]) -> Shortage | None:
+    """What a load lacked, as far as the front knows."""
+    device = metadata.get("device", "")
+    if not device:
+        return None
+    return Shortage(device, _bytes(metadata, "needed_bytes", 0), _bytes(metadata, "free_bytes", -1))
+
+
+def _bytes(metadata: Mapping[str, str], key: str, unknown: int) -> int:
+    text = metadata.get(key, "")
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else unknown
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -1,8 +1,10 @@
 """The front's status, reduced to what decisions need. Pure."""
 
+from datetime import UTC
+
 from hotslot.control.v1 import control_pb2 as pb
 from updater.ports import DeviceSeen, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
-from updater.record import Counts
+from updater.record import Counts, DeviceFallback
 
 _NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
 
@@ -25,12 +27,13 @@ def front_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> 
         last_ended_orderly=last_ended_orderly,
         trial=_trial(model.trial) if model.HasField("trial") else None,
         last_trial=(
-            TrialEndSeen(model.last_trial.bundle_digest, model.last_trial.outcome)
+            TrialEndSeen(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
             if model.HasField("last_trial")
             else None
         ),
         stats=tuple(RevisionSeen(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
         devices=tuple(DeviceSeen(one.device, one.precision) for one in response.devices),
+        fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
     )
 
 
@@ -60,6 +63,11 @@ def _slot(slot: pb.SlotStatus) -> SlotSeen:
         resident_bytes=slot.resident_bytes,
         last_failure=slot.last_failure,
     )
+
+
+def _fallback(row: pb.DeviceFallback) -> DeviceFallback:
+    since = row.since.ToDatetime(tzinfo=UTC)
+    return DeviceFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
 
 
 def _trial(trial: pb.TrialState) -> TrialSeen:

@@ -1,10 +1,10 @@
 """ACTIVATING: the proven candidate begins to answer callers, on trial. Pure."""
 
 from updater.actions import Action, Activated, ActivateLoad, Enter, Failed, Wait
-from updater.pipeline import moves
+from updater.pipeline import candidate, moves
 from updater.pipeline.moves import Concluded
 from updater.ports import Facts
-from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Stage
+from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.rules import Rules
 
 _MOVED = frozenset({"GENERATION_CONFLICT", "FRONT_UNREACHABLE", "DRAINING"})
@@ -20,9 +20,9 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
         return Enter(Stage.ROLLING_BACK, "FRONT_STOPPED", "the front ended while it was swapped in")
     if front.is_draining:
         return Wait(rules.look_seconds, "the front is about to end")
-    if front.trial is not None and front.trial.bundle_digest != update.bundle_digest:
+    if front.trial is not None and not candidate.is_on_trial(update, front):
         return Enter(Stage.ROLLING_BACK, "TRIAL_UNKNOWN", "another revision is on trial")
-    slot = front.holding(update.bundle_digest)
+    slot = candidate.slot_of(update, front)
     if slot is None or (slot.state != "LOADED" and front.trial is None):
         return Enter(Stage.ROLLING_BACK, "CANDIDATE_GONE", "the candidate's runner is gone")
     return ActivateLoad(slot.load_id, rules.observe.term_seconds, update.update_id, front.generation)
@@ -49,6 +49,8 @@ def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: 
     """Something ended before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.front is not None and facts.front.last_ended_orderly)
+    if update.kind is UpdateKind.RETURN and not is_orderly:
+        return moves.stay(record, facts, reason, message)
     if reason != "FRONT_STOPPED" or is_orderly:
         return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), reason, message)
     record = record.with_update(crashes=update.crashes + 1)

@@ -1,7 +1,7 @@
 """GATING: the candidate is loaded and proven on golden answers. Pure; the verdict itself: `gate_verdict`."""
 
 from updater.actions import Action, Enter, Failed, FaultKind, Gated, LoadBundle, Loaded, RetireLoad, RunGate, Wait
-from updater.pipeline import moves
+from updater.pipeline import candidate, memory, moves, returning
 from updater.pipeline.gate_verdict import GateVerdict, Judgement, judge
 from updater.pipeline.moves import Concluded
 from updater.ports import Facts, FrontState, SlotSeen
@@ -21,13 +21,13 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
     if update.pause_seconds > 0:
         return Wait(min(rules.look_seconds, update.pause_seconds), "before it is tried again")
     problem = golden_problem(record, facts)
-    if problem is not None and not update.approved:
+    if problem is not None and not update.approved and not returning.is_under_way(record):
         return Enter(Stage.HELD, problem.value, _golden_advice(problem, facts))
     if front is None or front.is_draining:
         return Wait(rules.look_seconds, "the front cannot be reached or is about to end")
     if record.committed is not None and (front.active is None or front.loaded(front.active_load_id) is None):
         return Wait(rules.look_seconds, "what is committed is being loaded")
-    slot = front.holding(update.bundle_digest)
+    slot = candidate.slot_of(update, front)
     if slot is None or front.loaded(slot.load_id) is None or slot.load_id != update.load_id:
         return _load(record, front, slot)
     key = gate_key(record, facts, slot)
@@ -60,13 +60,15 @@ def loaded(record: ModelRecord, result: Loaded, facts: Facts, _rules: Rules) -> 
     return record, (moves.event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded"),)
 
 
-def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line a case
     """It could not be loaded: does it not fit, is it broken, or was it in the way?"""
     why = f"{fault.reason}: {fault.message}"
     if fault.reason in MOVED:
         return record.with_update(pause_seconds=rules.look_seconds), ()
-    if fault.reason == "OUT_OF_MEMORY":
-        return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, fault.message or "it does not fit in memory")
+    if fault.reason in memory.REASONS:
+        return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, memory.sentence(record.under_way.revision, fault))
+    if returning.is_under_way(record) and fault.kind is FaultKind.PERMANENT:
+        return moves.stay(record, facts, fault.reason, fault.message)
     if fault.reason in _LOST_BUNDLE:
         record = moves.enter(record, Stage.STAGING, bundle_digest="", load_id="")
         return record, (moves.event(record, facts, "bundle_lost", f"{why}; it is fetched again"),)
@@ -81,7 +83,8 @@ def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
 def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Concluded:
     """The gate ran to its end: pass, refuse, or let a person decide."""
     update, answers = record.under_way, result.answers
-    judgement = judge(answers, rules.gate)
+    is_return = returning.is_under_way(record)
+    judgement = judge(returning.self_test(answers) if is_return else answers, rules.gate)
     if judgement.verdict is GateVerdict.REFUSE:
         return moves.refuse(record, facts, rules, judgement.reason, judgement.message, evidence=judgement.evidence)
     held_for = judgement.held_for
@@ -98,7 +101,8 @@ def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Con
 def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement | None = None) -> Concluded:
     """Good enough to answer callers on trial, unless policy asks a person first."""
     update, evidence = record.under_way, None if judgement is None else judgement.evidence
-    if rules.mode is Mode.APPROVE and not (update.approved or update.forced) and record.committed is not None:
+    is_wanted = update.approved or update.forced or returning.is_under_way(record)
+    if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
         message = f"{update.revision} passed its gate and waits for approval"
         return moves.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
     front = facts.front
@@ -109,7 +113,7 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
         Stage.ACTIVATING,
         front_life=front.life,
         orderly=False,
-        at_activation=front.counts_of(update.bundle_digest),
+        at_activation=candidate.counts_of(update, front),
     )
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
     return record, (moves.event(record, facts, "gate_passed", message, evidence=evidence),)
@@ -118,8 +122,8 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
 def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
     """The gate was cut off: it counts as not run, and a gate that never comes to an end is no pass."""
     why = f"{fault.reason}: {fault.message}"
-    if fault.reason == "OUT_OF_MEMORY":
-        return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, fault.message or "it does not fit in memory")
+    if fault.reason in memory.REASONS:
+        return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, memory.sentence(record.under_way.revision, fault))
     if record.under_way.attempts + 1 >= rules.max_attempts:
         return moves.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate came to no verdict: {why}")
     record = moves.try_again(record.with_update(load_id=""), rules)
@@ -128,10 +132,10 @@ def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
 
 def _load(record: ModelRecord, front: FrontState, slot: SlotSeen | None) -> Action:
     update = record.under_way
-    others = [row for row in front.occupied if row.load_id != front.active_load_id]
+    others = candidate.others(record, front)
     if slot is None and others and len(front.occupied) >= len(front.slots):
         return RetireLoad(others[0].load_id, update.update_id, front.generation)
-    return LoadBundle(update.bundle_digest, "", update.update_id, front.generation)
+    return LoadBundle(update.bundle_digest, update.device, update.update_id, front.generation)
 
 
 def _golden_advice(problem: HeldFor, facts: Facts) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from updater.evidence import Differing, Evidence, Measured
 from updater.golden import (
     Asked,
     GateAnswers,
@@ -14,7 +15,7 @@ from updater.golden import (
     under_by_chance,
     worse_by_chance,
 )
-from updater.record import Differing, Evidence, HeldFor, Measured
+from updater.record import HeldFor
 from updater.rules import GateRules
 
 
@@ -56,7 +57,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
     measured: list[Measured] = []
     findings: list[_Finding] = []
     checks: tuple[Callable[[], _Check], ...] = (
-        lambda: _failures(asked),
+        lambda: _failures(asked, answers.device),
         lambda: _memory(answers),
         lambda: _accuracy([row for row in asked if row.expected], answers.floor, rules),
         lambda: _agreement([row for row in asked if not row.expected and row.active is not None], rules),
@@ -85,7 +86,7 @@ def _is_void(row: Asked) -> bool:
     return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
 
 
-def _failures(asked: Sequence[Asked]) -> _Check:
+def _failures(asked: Sequence[Asked], device: str) -> _Check:
     """Nothing that the active model answers may fail; NaN least of all."""
     failed = [row for row in asked if row.candidate.failure]
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
@@ -101,6 +102,7 @@ def _failures(asked: Sequence[Asked]) -> _Check:
     if not_finite:
         return measured, [_Finding(GateVerdict.REFUSE, "NOT_FINITE", message)]
     if out_of_memory:
+        message = f"it ran out of memory on {device}: {message}"
         return measured, [_Finding(GateVerdict.HOLD, "OUT_OF_MEMORY", message, HeldFor.DOES_NOT_FIT)]
     return measured, [_Finding(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 

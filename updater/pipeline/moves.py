@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from updater.breaker import BreakerName, Result, report, trip
+from updater.evidence import Evidence
 from updater.ports import Facts
 from updater.record import (
     Ending,
     EndsIn,
     Event,
-    Evidence,
     HeldFor,
     Known,
     ModelRecord,
@@ -45,7 +45,8 @@ def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Co
     """Begin an update in its first stage; one that is HELD gives way to it."""
     record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else (record, ())
     record = replace(record, stage=stage, update=replace(update, steps=1))
-    return record, (*events, event(record, facts, "update_started", f"{update.kind.lower()} of {update.revision}"))
+    what = f"{update.kind.lower()} of {update.revision}" + (f" to {update.device}" if update.device else "")
+    return record, (*events, event(record, facts, "update_started", what))
 
 
 def enter(record: ModelRecord, stage: Stage, **changes: object) -> ModelRecord:
@@ -79,7 +80,12 @@ def roll_back(
     evidence: Evidence | None = None,
     name: str = "rollback_began",
 ) -> Concluded:
-    """Begin to put back what is committed; how it ends is written down now."""
+    """Begin to put back what is committed; how it ends is written down now.
+
+    A return to a device does not start again by itself: the next one is the breaker's to allow.
+    """
+    if record.under_way.kind is UpdateKind.RETURN and ending.ends_in is not EndsIn.IDLE:
+        ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
     record = enter(record, Stage.ROLLING_BACK, ending=ending, reason=reason, message=message)
     return record, (event(record, facts, name, message, evidence=evidence),)
 
@@ -88,6 +94,8 @@ def hold(
     record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
 ) -> Concluded:
     """Let a person decide; the candidate leaves its slot first."""
+    if record.under_way.kind is UpdateKind.RETURN:
+        return stay(record, facts, held_for.value, message, evidence=evidence)
     ending = Ending(EndsIn.HELD, held_for=held_for)
     return roll_back(record, facts, ending, held_for.value, message, evidence=evidence, name="hold_decided")
 
@@ -104,6 +112,8 @@ def refuse(
 ) -> Concluded:
     """Condemn the candidate: its source digest, or this build's conversion of it, is never tried again."""
     update = record.under_way
+    if update.kind is UpdateKind.RETURN:
+        return stay(record, facts, reason, message, evidence=evidence)
     if update.kind is UpdateKind.RECONVERT:
         record = replace(record, blocked=_added(record.blocked, update.bundle_digest))
         ending = Ending(EndsIn.HELD, outcome, HeldFor.CONVERSION)
@@ -111,6 +121,16 @@ def refuse(
         record = blame(quarantine(record, facts, update.source_digest, update.revision, reason), facts, rules, reason)
         ending = Ending(EndsIn.IDLE, outcome, blamed=True)
     return roll_back(record, facts, ending, reason, message, evidence=evidence, name="candidate_refused")
+
+
+def stay(
+    record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None
+) -> Concluded:
+    """A return has failed: the model stays where it is, and nobody is to blame but the device."""
+    was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
+    outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
+    ending = Ending(EndsIn.IDLE, outcome, blamed=True)
+    return roll_back(record, facts, ending, reason, message, evidence=evidence, name="return_failed")
 
 
 def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, reason: str) -> ModelRecord:

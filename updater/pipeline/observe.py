@@ -1,12 +1,14 @@
 """OBSERVING: the candidate answers callers on trial, until there is a verdict. Pure."""
 
+from dataclasses import replace
+
 from updater.actions import Action, ActivateLoad, Enter, Failed, Probe, Probed, Wait
-from updater.pipeline import moves
+from updater.pipeline import candidate, memory, moves
 from updater.pipeline.moves import Concluded
 from updater.pipeline.trial import TrialJudgement, TrialVerdict, judge
 from updater.ports import Facts
-from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
-from updater.rules import Rules
+from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, Update, UpdateKind
+from updater.rules import ObserveRules, Rules
 
 _BLAMELESS_ENDS = frozenset({"TERM_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
 
@@ -22,7 +24,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
     trial = front.trial
     if trial is None:
         raise RuntimeError("a trial that is not gone is there")
-    judgement = judge(update, front, trial, rules.observe)
+    judgement = judge(update, front, trial, rules_of(update, rules))
     if judgement.verdict in (TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES):
         return Enter(Stage.COMMITTING, judgement.reason, judgement.message)
     if judgement.verdict in (TrialVerdict.ROLL_BACK, TrialVerdict.DOES_NOT_FIT, TrialVerdict.NO_DATA):
@@ -43,11 +45,22 @@ def is_gone(record: ModelRecord, facts: Facts) -> str:
         return ""
     if front.life != update.front_life:
         return "FRONT_STOPPED"
-    if front.trial is not None and front.trial.bundle_digest == update.bundle_digest:
+    if candidate.is_on_trial(update, front):
         return ""
     last = front.last_trial
     is_ours = front.trial is None and last is not None and last.bundle_digest == update.bundle_digest
     return last.outcome if is_ours and last is not None else "TRIAL_UNKNOWN"
+
+
+def rules_of(update: Update, rules: Rules) -> ObserveRules:
+    """How its trial is judged.
+
+    What returns to a device is known to be good: a verdict needs no callers, and one death there, or one
+    answer that is not finite, says enough of the device.
+    """
+    if update.kind is not UpdateKind.RETURN:
+        return rules.observe
+    return replace(rules.observe, probes_allowed=True, max_restarts=0, max_not_finite=0)
 
 
 def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
@@ -59,12 +72,18 @@ def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
     return record.with_update(orderly=facts.front.is_draining)
 
 
-def taken_back(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
+def taken_back(  # noqa: PLR0911  one line a case
+    record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str
+) -> Concluded:
     """The trial is over without a commit: whose fault was it?"""
     gone = is_gone(record, facts)
     update, front = record.under_way, facts.front
     if gone == "FRONT_STOPPED":
         return front_stopped(record, facts, rules)
+    if gone and _ran_out(record, facts):
+        return _does_not_fit(record, facts)
+    if gone == "TERM_EXPIRED" and update.kind is UpdateKind.RETURN:
+        return moves.stay(record, facts, gone, "its trial ran out before there was a verdict")
     if gone in _BLAMELESS_ENDS:
         return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), gone, "the trial ended without blame")
     if gone:
@@ -72,7 +91,7 @@ def taken_back(record: ModelRecord, facts: Facts, rules: Rules, reason: str, mes
         return moves.hold(record, facts, HeldFor.TAKEN_BACK, message)
     if front is None or front.trial is None:
         return moves.hold(record, facts, HeldFor.INCONCLUSIVE, message)
-    judgement = judge(update, front, front.trial, rules.observe)
+    judgement = judge(update, front, front.trial, rules_of(update, rules))
     return _condemned(record, facts, rules, judgement, reason, message)
 
 
@@ -98,7 +117,7 @@ def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: 
     update, front = record.under_way, facts.front
     evidence = None
     if front is not None and front.trial is not None:
-        evidence = judge(update, front, front.trial, rules.observe).evidence
+        evidence = judge(update, front, front.trial, rules_of(update, rules)).evidence
     record = moves.enter(record, Stage.COMMITTING, on_probes=reason == "KEPT_ON_PROBES", reason=reason, message=message)
     return record, (moves.event(record, facts, "trial_kept", message, evidence=evidence),)
 
@@ -114,6 +133,22 @@ def probed(record: ModelRecord, result: Probed) -> Concluded:
 def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) -> Concluded:
     """A probe or an extension did not get through: the next look shows how things are."""
     return record, ()
+
+
+def _ran_out(record: ModelRecord, facts: Facts) -> bool:
+    """Whether the front ended the trial because it ran out of memory; a slot that was needed is nobody's fault."""
+    last = None if facts.front is None else facts.front.last_trial
+    if last is None or last.reason not in memory.REASONS:
+        return False
+    return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.RETURN
+
+
+def _does_not_fit(record: ModelRecord, facts: Facts) -> Concluded:
+    update = record.under_way
+    active = None if facts.front is None else facts.front.active
+    device = update.device or ("its device" if active is None else active.device)
+    message = f"{update.revision} ran out of memory on {device} while it answered on trial"
+    return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
 
 
 def _condemned(

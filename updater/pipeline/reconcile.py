@@ -18,8 +18,9 @@ from updater.actions import (
     WritePointer,
 )
 from updater.pipeline import moves
+from updater.pipeline.candidate import others
 from updater.pipeline.moves import Concluded
-from updater.ports import Facts, FrontState, SlotSeen
+from updater.ports import Facts, FrontState, TrialSeen
 from updater.record import (
     Ending,
     EndsIn,
@@ -171,7 +172,7 @@ def _serve(record: ModelRecord, front: FrontState, rules: Rules) -> Action | Non
     target = "" if record.committed is None else record.committed.bundle_digest
     name = record.update.update_id if record.update is not None else "reconcile"
     trial, active = front.trial, front.active
-    if trial is not None and trial.bundle_digest != target:
+    if trial is not None and (trial.bundle_digest != target or _is_change_of_device(front, trial)):
         if trial.previous_load_id:
             return ActivatePrevious(trial.previous_load_id, name, front.generation)
         return RetireLoad(trial.load_id, name, front.generation)
@@ -191,9 +192,9 @@ def _load(record: ModelRecord, front: FrontState, target: str, name: str, rules:
     if holder is not None and holder.state == "LOADED":
         return ActivateLoad(holder.load_id, rules.observe.term_seconds, name, front.generation)
     if holder is None:
-        others = _others(front)
-        if len(front.occupied) >= len(front.slots) and others:
-            return RetireLoad(others[0].load_id, name, front.generation)
+        rows = others(record, front)
+        if len(front.occupied) >= len(front.slots) and rows:
+            return RetireLoad(rows[0].load_id, name, front.generation)
     return LoadBundle(target, "", name, front.generation)
 
 
@@ -209,15 +210,17 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
 
 def _clear(record: ModelRecord, front: FrontState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
-    for slot in _others(front):
+    for slot in others(record, front):
         if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
             continue
         return RetireLoad(slot.load_id, name, front.generation)
     return None
 
 
-def _others(front: FrontState) -> list[SlotSeen]:
-    return [slot for slot in front.occupied if slot.load_id != front.active_load_id]
+def _is_change_of_device(front: FrontState, trial: TrialSeen) -> bool:
+    """Whether the same bundle answers what the trial fails: a way back that was not proven to its end."""
+    previous = next((slot for slot in front.occupied if slot.load_id == trial.previous_load_id), None)
+    return previous is not None and previous.bundle_digest == trial.bundle_digest
 
 
 def _answers(record: ModelRecord, front: FrontState) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from updater.actions import Action, CommitLoad, Enter, Wait, WritePointer
 from updater.breaker import BreakerName, Result, report
-from updater.pipeline import moves, observe, reconcile
+from updater.pipeline import candidate, moves, observe, reconcile, returning
 from updater.pipeline.moves import Concluded
 from updater.pipeline.versions import higher
 from updater.ports import Facts
@@ -29,18 +29,22 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
         return WritePointer(update.installed)
     if front is None:
         return Wait(rules.look_seconds, "the front cannot be reached")
-    if front.trial is not None and front.trial.bundle_digest == update.bundle_digest:
+    if front.trial is not None and candidate.is_on_trial(update, front):
         return CommitLoad(front.trial.load_id, update.update_id, front.generation)
     return Enter(Stage.IDLE, "COMMITTED", "the pointer says so already")
 
 
 def is_committed(record: ModelRecord, facts: Facts) -> bool:
     """Whether a commit has passed the point from which it stands."""
-    return record.stage is Stage.COMMITTING and facts.pointer == record.under_way.installed
+    if record.stage is not Stage.COMMITTING or returning.is_under_way(record):
+        return False
+    return facts.pointer == record.under_way.installed
 
 
 def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
     """It serves for good: the floor rises, the breaker closes, the one before is kept."""
+    if returning.is_under_way(record):
+        return returning.committed(record, facts, rules)
     update = record.under_way
     floor = higher(update.revision, record.floor, rules.policy)
     limits = rules.breakers[BreakerName.ACTIVATION]
@@ -109,6 +113,8 @@ def held(record: ModelRecord, facts: Facts) -> Concluded:
 
 def stuck(record: ModelRecord, facts: Facts, why: str) -> Concluded:
     """Too many steps or too much time: the way back, then a person."""
+    if record.stage is Stage.ROLLING_BACK and returning.is_under_way(record):
+        return moves.end(record, facts, Outcome.ABANDONED, HeldFor.STUCK.value, why)  # at rest the way back goes on
     if record.stage is Stage.ROLLING_BACK:
         ending = record.under_way.ending or Ending(EndsIn.HELD)
         ending = replace(ending, ends_in=EndsIn.HELD, held_for=ending.held_for or HeldFor.STUCK)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from updater.evidence import Evidence, Measured
+from updater.pipeline import candidate
 from updater.ports import FrontState, TrialSeen
-from updater.record import Counts, Evidence, Measured, Update
+from updater.record import Counts, Update
 from updater.rules import ObserveRules
 
 # Upper bounds of the front's latency buckets, in seconds; the last bucket has none.
@@ -35,7 +37,7 @@ class TrialJudgement:
 
 def judge(update: Update, front: FrontState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
     """Judge by what was counted since activation, against the baseline frozen then."""
-    seen = since(front.counts_of(update.bundle_digest), update.at_activation)
+    seen = since(candidate.counts_of(update, front), update.at_activation)
     total = seen.answered + seen.failed
     is_enough = total >= rules.min_answers
     evidence = Evidence(_measured(update, seen, trial.baseline, rules), on_probes=not is_enough)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from updater.actions import Wish, WishKind
 from updater.breaker import Breaker, BreakerName
-from updater.pipeline import moves, reconcile
+from updater.pipeline import moves, reconcile, returning
 from updater.pipeline.moves import Concluded
 from updater.pipeline.versions import is_after, is_same, version_of
 from updater.ports import Facts
@@ -61,8 +61,7 @@ def obey(record: ModelRecord, wish: Wish, facts: Facts, rules: Rules) -> Conclud
         case WishKind.CHECK_NOW:
             return watch_now, ()
         case WishKind.UPDATE:
-            told = f"an operator asked for {wish.argument}"
-            return replace(watch_now, asked=wish.argument), (moves.event(record, facts, "update_asked", told),)
+            return _ask(watch_now, wish.argument, facts)
         case WishKind.ROLLBACK:
             return _roll_back(record, facts)
         case WishKind.HOLD:
@@ -77,8 +76,18 @@ def obey(record: ModelRecord, wish: Wish, facts: Facts, rules: Rules) -> Conclud
             return _reset(record, BreakerName(wish.argument), facts)
 
 
+def _ask(record: ModelRecord, revision: str, facts: Facts) -> Concluded:
+    """Remember it for the next look; a return to a device gives way, since a person waits."""
+    record = replace(record, asked=revision)
+    told = moves.event(record, facts, "update_asked", f"an operator asked for {revision}")
+    if not (returning.is_under_way(record) and record.stage in _LOADED):
+        return record, (told,)
+    record, events = returning.broken_off(record, facts, "SUPERSEDED", f"an operator asked for {revision}")
+    return record, (told, *events)
+
+
 def _refuse_update(record: ModelRecord, revision: str, rules: Rules) -> Refusal | None:
-    if record.stage not in (Stage.IDLE, Stage.HELD):
+    if record.stage not in (Stage.IDLE, Stage.HELD) and not returning.is_under_way(record):
         return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
     committed = record.committed
     is_bad = any(row.revision == revision for row in record.quarantine)
@@ -94,7 +103,7 @@ def _refuse_update(record: ModelRecord, revision: str, rules: Rules) -> Refusal 
 
 
 def _refuse_rollback(record: ModelRecord, facts: Facts) -> Refusal | None:
-    if record.stage in _ON_TRIAL and record.committed is not None:
+    if _is_revision_on_trial(record) and record.committed is not None:
         return None
     if record.stage is not Stage.ROLLING_BACK and reconcile.can_go_back(record, facts):
         return None
@@ -110,9 +119,14 @@ def _refuse_approve(record: ModelRecord, digest: str) -> Refusal | None:
     return None
 
 
+def _is_revision_on_trial(record: ModelRecord) -> bool:
+    """Whether what an operator takes back is a candidate; a return tries a device, not a revision."""
+    return record.stage in _ON_TRIAL and not returning.is_under_way(record)
+
+
 def _roll_back(record: ModelRecord, facts: Facts) -> Concluded:
     record = replace(record, on_hold=True, hold_reason="rolled back by hand", asked="")
-    if record.stage not in _ON_TRIAL:
+    if not _is_revision_on_trial(record):
         return reconcile.by_hand(record, facts)
     update = record.under_way
     reason, message = "ROLLED_BACK_BY_HAND", f"an operator took {update.revision} back"
@@ -164,6 +178,8 @@ def _reset(record: ModelRecord, name: BreakerName, facts: Facts) -> Concluded:
     fresh = Breaker(name)
     if name is BreakerName.HUB:
         return replace(record, hub=fresh), (told,)
+    if name is BreakerName.DEVICE and returning.is_under_way(record):
+        return replace(record, device=replace(record.device, failures=0, openings=0)), (told,)  # its probe goes on
     if name is BreakerName.DEVICE:
         return replace(record, device=fresh), (told,)
     return replace(record, activation=fresh, failure_ages=()), (told,)

@@ -7,7 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Shown
 from updater.breaker import Breaker, BreakerState
-from updater.record import Evidence, ModelRecord, Outcome, Stage, Update
+from updater.evidence import Evidence
+from updater.record import ModelRecord, Outcome, Stage, Update
 from updater.service.advice import advice_for
 from updater.store.journal import PastEvent, PastUpdate
 

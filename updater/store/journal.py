@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from updater.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
+from updater.evidence import Evidence
+from updater.record import Event, ModelRecord, Outcome, Stage, Update
 from updater.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
 from updater.rules import Rules
 from updater.settings import JOURNAL_NAME

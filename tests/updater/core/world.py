@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
+from tests.updater.simulated_front import Card
 from tests.updater.simulators import (
     Quality,
     SimConverter,
@@ -71,6 +72,7 @@ class World:
 
     rules: Rules = RULES
     requests_a_second: float = 2.0
+    card: Card | None = None  # the configured device, if there is one
     random: Random = field(default_factory=lambda: Random(7))
     clock: ManualClock = field(default_factory=ManualClock)
     disk: Disk = field(default_factory=Disk)
@@ -89,7 +91,7 @@ class World:
         """Start a front and an updater on an empty disk."""
         self.store = SimStore(self.disk, self.qualities)
         self.converter = SimConverter(self.store)
-        self.front = SimFront(self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads)
+        self.front = SimFront(self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads, card=self.card)
         self.golden = SimGolden(self.front, self.qualities)
         self.front.start()
         self.start_updater()

@@ -1,0 +1,534 @@
+"""The way back to a device that ran out of memory: when it is tried, what it may touch, how it ends."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from tests.updater.core.world import RULES, World
+from tests.updater.simulated_front import CARD, CPU, GIB, Card
+from tests.updater.simulators import Quality, bundle_of
+from updater.actions import Failed, FaultKind, LoadBundle, WishKind
+from updater.breaker import BreakerName, BreakerState
+from updater.ports import GoldenFacts
+from updater.record import Outcome, Stage, UpdateKind
+from updater.rules import Mode
+
+FIRST_SECONDS = RULES.breakers[BreakerName.DEVICE].first_seconds
+HOUR = 3600.0
+
+
+@pytest.fixture
+def carded() -> World:
+    """1.0.0 is committed and serves from a card."""
+    world = World(card=Card())
+    world.install("1.0.0")
+    assert CARD == world.front.serving_on
+    return world
+
+
+@pytest.fixture
+def fallen(carded: World) -> World:
+    """Strangers have filled the card, callers came, and the front has left it; the updater has seen it."""
+    fill(carded)
+    carded.tick()
+    carded.tick()
+    assert CPU == carded.front.serving_on
+    assert BreakerState.OPEN is carded.record.device.state
+    return carded
+
+
+def fill(world: World, gib: int = 9) -> None:
+    """Somebody else takes the card's memory, and a caller meets it."""
+    assert world.card is not None
+    world.card.strangers = gib * GIB
+    world.passes(1.0)
+
+
+def empty(world: World) -> None:
+    """They are gone."""
+    assert world.card is not None
+    world.card.strangers = 0
+
+
+def opens(world: World) -> list[str]:
+    """What was told of the device breaker's openings."""
+    return [row.message for row in world.disk.events if row.name == "breaker_opened" and "device" in row.message]
+
+
+def blameless(world: World) -> tuple[object, ...]:
+    """What no return may touch."""
+    record = world.record
+    return (
+        record.committed,
+        record.previous,
+        record.floor,
+        record.quarantine,
+        record.blocked,
+        record.activation.state,
+        record.activation.failures,
+        world.disk.pointer,
+    )
+
+
+def is_returning(world: World) -> bool:
+    """Whether a return is under way."""
+    return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
+
+
+def until_returning(world: World, stage: Stage = Stage.GATING) -> None:
+    """Wait out the breaker."""
+    world.tick_until(stage, 60_000)
+    assert is_returning(world)
+
+
+def until_over(world: World) -> None:
+    """Let the return that is under way end."""
+    for _ in range(5000):
+        if not is_returning(world):
+            return
+        world.tick()
+    raise AssertionError(f"the return does not end: {world.stage}")
+
+
+# A fallback opens the breaker.
+
+
+def test_a_fallback_opens_the_device_breaker_once(fallen: World) -> None:
+    """It is told with the reason and persisted; neither time nor a restart of the updater tells it again."""
+    assert FIRST_SECONDS * 0.8 - 5 <= fallen.record.device.left_seconds <= FIRST_SECONDS * 1.2
+    left = fallen.record.device.left_seconds
+    for _ in range(20):
+        fallen.tick()
+    fallen.start_updater()
+    for _ in range(20):
+        fallen.tick()
+
+    assert 1 == len(opens(fallen))
+    assert "cuda:0 ran out of memory (OUT_OF_MEMORY): cpu answers" in opens(fallen)[0]
+    assert 0 < fallen.record.device.left_seconds < left
+    assert 1 == fallen.record.device.openings
+
+
+@pytest.mark.fault("B4")
+def test_a_fallback_that_the_updater_did_not_see_is_found_at_its_start(carded: World) -> None:
+    """And is waited for in full, whatever time has passed since."""
+    fill(carded)
+    carded.clock.passes(24 * HOUR)
+    carded.start_updater()
+    for _ in range(3):
+        carded.tick()
+
+    assert BreakerState.OPEN is carded.record.device.state
+    assert FIRST_SECONDS * 0.7 < carded.record.device.left_seconds
+    assert Stage.IDLE is carded.stage
+
+
+def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> None:
+    """For example because the settings name the CPU now."""
+    fallen.front.fallback = None
+    for _ in range(3):
+        fallen.tick()
+    assert BreakerState.CLOSED is fallen.record.device.state
+    assert fallen.record.fallback is None
+    assert "breaker_closed" in fallen.told()
+
+
+# The way back.
+
+
+def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
+    """Loaded, proven, tried with the CPU slot still warm, committed: and the breaker closes."""
+    before = blameless(fallen)
+    empty(fallen)
+    began = fallen.clock.seconds
+    until_returning(fallen)
+    assert fallen.clock.seconds - began > FIRST_SECONDS * 0.7
+    assert BreakerState.HALF_OPEN is fallen.record.device.state
+
+    until_returning(fallen, Stage.OBSERVING)
+    assert CARD == fallen.front.serving_on
+    assert CPU in {slot.device for slot in fallen.front.state(1.0).slots}
+    until_over(fallen)
+    fallen.settle()
+
+    assert (CARD, None) == (fallen.front.serving_on, fallen.front.fallback)
+    assert BreakerState.CLOSED is fallen.record.device.state
+    assert fallen.record.fallback is None
+    assert before == blameless(fallen)
+    assert Outcome.COMMITTED is fallen.outcomes("1.0.0")[-1]
+    assert fallen.last("update_committed").update is not None
+    assert 0 == fallen.front.lost
+
+
+def test_before_its_time_nothing_is_loaded(fallen: World) -> None:
+    """An empty card is not known to be empty."""
+    empty(fallen)
+    tried = len(fallen.front.tried)
+    while fallen.record.device.left_seconds > 5:
+        fallen.tick()
+        assert Stage.IDLE is fallen.stage
+    assert tried == len(fallen.front.tried)
+
+
+@pytest.mark.parametrize("golden", [GoldenFacts(""), GoldenFacts("golden", problem="UNREADABLE")], ids=["none", "bad"])
+def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, golden: GoldenFacts) -> None:
+    """What returns was committed before: there is no revision to be proven."""
+    fallen.golden.set_facts = golden
+    empty(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
+    """Even where a new revision would need callers."""
+    fallen.with_rules(observe=replace(RULES.observe, probes_allowed=False))
+    fallen.requests_a_second = 0.0
+    empty(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+def test_it_asks_no_person(fallen: World) -> None:
+    """Not even under a policy that approves releases one by one."""
+    fallen.with_rules(mode=Mode.APPROVE)
+    empty(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+# It fails.
+
+
+def no_room(world: World) -> None:
+    """The plan says so."""
+    fill(world)
+
+
+def no_room_unplanned(world: World) -> None:
+    """The plan could not be made."""
+    fill(world)
+    assert world.card is not None
+    world.card.plan = "blind"
+
+
+def loads_and_overflows(world: World) -> None:
+    """There is room for the weights, and for no item."""
+    assert world.card is not None
+    world.card.strangers, world.card.plan = 6 * GIB, "kind"
+
+
+def not_finite(world: World) -> None:
+    """The card computes nonsense."""
+    empty(world)
+    _spoil(world, Quality(fails_on={CARD: "NOT_FINITE"}))
+
+
+def runner_dies(world: World) -> None:
+    """The load is lost for another reason."""
+    empty(world)
+    world.front.load_faults = [Failed(FaultKind.PERMANENT, "LOAD_FAILED", "its runner died")]
+
+
+def _spoil(world: World, quality: Quality) -> None:
+    world.qualities[world.hub.contents["1.0.0"]] = quality
+
+
+@pytest.mark.fault("B12")
+@pytest.mark.fault("K14")
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (no_room, "DOES_NOT_FIT"),
+        (no_room_unplanned, "DOES_NOT_FIT"),
+        (loads_and_overflows, "DOES_NOT_FIT"),
+        (not_finite, "NOT_FINITE"),
+        (runner_dies, "LOAD_FAILED"),
+    ],
+)
+def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, fault: object, reason: str) -> None:
+    """The breaker opens again, for longer; the CPU answers throughout, and nobody is to blame."""
+    before = blameless(fallen)
+    assert callable(fault)
+    fault(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+
+    device = fallen.record.device
+    assert (BreakerState.OPEN, 2, 2) == (device.state, device.openings, device.failures)
+    assert 2 * FIRST_SECONDS * 0.8 - 5 <= device.left_seconds <= 2 * FIRST_SECONDS * 1.2
+    assert before == blameless(fallen)
+    assert CPU == fallen.front.serving_on
+    past = fallen.last("update_abandoned")
+    assert past.update is not None
+    assert (reason, Outcome.ABANDONED) == (past.update.reason, past.outcome)
+    assert 0 == fallen.front.lost
+    assert not fallen.front.is_on_trial
+
+
+@pytest.mark.fault("B12")
+@pytest.mark.fault("B6")
+def test_a_card_that_loads_and_then_overflows_makes_nothing_flap(fallen: World) -> None:
+    """In a day a handful of tries, further and further apart; no caller ever meets the card."""
+    loads_and_overflows(fallen)
+    starts: list[float] = []
+    ends = fallen.clock.seconds + 24 * HOUR
+    fallen.with_rules(look_seconds=20.0, poll_seconds=300.0)
+    while fallen.clock.seconds < ends:
+        action = fallen.tick()
+        assert CPU == fallen.front.serving_on
+        if isinstance(action, LoadBundle):
+            starts.append(fallen.clock.seconds)
+
+    waits = [after - before for before, after in pairwise(starts)]
+    assert 5 <= len(starts) <= 8
+    assert all(after > before for before, after in pairwise(waits[:4]))
+    assert [] == fallen.front.activated[1:]
+
+
+@pytest.mark.fault("B12")
+@pytest.mark.fault("K14")
+def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen: World) -> None:
+    """The front puts it back, the breaker opens for longer, and the fallback stands."""
+    before = blameless(fallen)
+    empty(fallen)
+    until_returning(fallen, Stage.OBSERVING)
+    fill(fallen)
+    until_over(fallen)
+
+    assert CPU == fallen.front.serving_on
+    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert before == blameless(fallen)
+    past = fallen.last("update_rolled_back")
+    assert past.update is not None
+    assert "1.0.0 ran out of memory on cuda:0 while it answered on trial" == past.update.message
+    assert 1 == len([slot for slot in fallen.front.slots if slot is not None])
+
+
+@pytest.mark.fault("B12")
+def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) -> None:
+    """What returns is known to be good: such a thing speaks against the device."""
+    for reason in ("RUNNER_DIED", "NOT_FINITE"):
+        empty(fallen)
+        until_returning(fallen, Stage.OBSERVING)
+        _spoil(fallen, Quality(fails_callers=reason))
+        fallen.front.answers(1, lambda _, reason=reason: reason)  # type: ignore[misc]
+        _spoil(fallen, Quality())
+        until_over(fallen)
+        assert CPU == fallen.front.serving_on
+        assert BreakerState.OPEN is fallen.record.device.state
+    assert 3 == fallen.record.device.openings
+    assert set() == fallen.quarantined
+
+
+def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
+    """The updater was asleep: the front has gone back by itself."""
+    empty(fallen)
+    until_returning(fallen, Stage.OBSERVING)
+    fallen.passes(RULES.observe.term_seconds + 1)
+    until_over(fallen)
+    assert CPU == fallen.front.serving_on
+    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+
+
+def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time(fallen: World) -> None:
+    """The next fallback is another one, and the breaker remembers the one before."""
+    empty(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+    fill(fallen)
+    for _ in range(3):
+        fallen.tick()
+
+    assert CPU == fallen.front.serving_on
+    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert 2 == len(opens(fallen))
+
+
+# Lives end.
+
+
+@pytest.mark.fault("B3")
+@pytest.mark.parametrize("dies", ["before", "after"])
+@pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
+def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stage, dies: str) -> None:
+    """Its probe was cut off: what it loaded is cleared away, and the next try waits as long as this one did."""
+    empty(fallen)
+    until_returning(fallen, stage)
+    fallen.tick(dies=dies)
+    fallen.tick()
+    assert (BreakerState.OPEN, 1) == (fallen.record.device.state, fallen.record.device.openings)
+    until_over(fallen)
+    for _ in range(5):
+        fallen.tick()
+
+    assert CPU == fallen.front.serving_on
+    assert FIRST_SECONDS * 0.7 < fallen.record.device.left_seconds
+    assert 1 == len([slot for slot in fallen.front.slots if slot is not None])
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: World, dies: str) -> None:
+    """The device has proven itself, and only the telling was left."""
+    empty(fallen)
+    until_returning(fallen, Stage.COMMITTING)
+    fallen.tick(dies=dies)
+    until_over(fallen)
+    for _ in range(3):
+        fallen.tick()
+    assert (CARD, BreakerState.CLOSED) == (fallen.front.serving_on, fallen.record.device.state)
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+@pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING])
+def test_a_front_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, stage: Stage, *, orderly: bool) -> None:
+    """It remembers; a crash in the trial is the device's fault, an orderly stop nobody's."""
+    before = blameless(fallen)
+    empty(fallen)
+    until_returning(fallen, stage)
+    if orderly:
+        fallen.stop_front()
+    else:
+        fallen.crash_front()
+    assert CPU == fallen.front.serving_on
+    if stage is Stage.GATING:  # nothing was on trial: it is loaded and proven again
+        until_over(fallen)
+        assert CARD == fallen.front.serving_on
+        return
+    until_over(fallen)
+
+    assert (BreakerState.OPEN, 1 if orderly else 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert before == blameless(fallen)
+    assert CPU == fallen.front.serving_on
+
+
+def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
+    """However it hangs."""
+    empty(fallen)
+    until_returning(fallen, Stage.OBSERVING)
+    fallen.life.record = replace(fallen.record, device=replace(fallen.record.device, left_seconds=0.5))
+    fallen.passes(1.0)
+    until_over(fallen)
+    assert CPU == fallen.front.serving_on
+    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+
+
+# Others want something meanwhile.
+
+
+def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: World) -> None:
+    """A breaker that is open holds back nothing but the way back."""
+    fallen.install("1.1.0")
+    assert CPU == fallen.front.serving_on
+    assert fallen.front.fallback is not None
+    empty(fallen)
+    until_returning(fallen)
+    until_over(fallen)
+    assert ("1.1.0", CARD) == (fallen.serving, fallen.front.serving_on)
+
+
+def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: World) -> None:
+    """It is the device that it will serve from."""
+    empty(fallen)
+    until_returning(fallen)
+    fallen.publish("1.1.0")
+    until_over(fallen)
+    assert "1.0.0" == fallen.committed
+    fallen.settle()
+    assert ("1.1.0", CARD) == (fallen.committed, fallen.front.serving_on)
+
+
+@pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
+def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stage) -> None:
+    """The return gives way without a verdict, and waits its turn again."""
+    empty(fallen)
+    until_returning(fallen, stage)
+    fallen.publish("1.1.0")
+    fallen.wish(WishKind.UPDATE, "1.1.0")
+    fallen.settle()
+    assert ("1.1.0", CPU) == (fallen.committed, fallen.front.serving_on)
+    assert (BreakerState.OPEN, 1) == (fallen.record.device.state, fallen.record.device.openings)
+    until_returning(fallen)
+    until_over(fallen)
+    assert ("1.1.0", CARD) == (fallen.serving, fallen.front.serving_on)
+
+
+@pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
+def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage: Stage) -> None:
+    """While updates are on hold no device is tried."""
+    empty(fallen)
+    until_returning(fallen, stage)
+    fallen.wish(WishKind.HOLD, "a demonstration")
+    until_over(fallen)
+    tried = len(fallen.front.tried)
+    for _ in range(3000):
+        fallen.tick()
+    assert (CPU, tried) == (fallen.front.serving_on, len(fallen.front.tried))
+    assert fallen.record.device.may_begin
+
+    fallen.wish(WishKind.RESUME)
+    until_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+@pytest.mark.fault("B8")
+@pytest.mark.parametrize("stage", [Stage.IDLE, Stage.GATING, Stage.OBSERVING])
+def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -> None:
+    """Whatever the breaker says: the revision before serves, on the device that there is."""
+    carded.install("1.1.0")
+    fill(carded)
+    carded.tick()
+    carded.tick()
+    empty(carded)
+    if stage is not Stage.IDLE:
+        until_returning(carded, stage)
+    carded.wish(WishKind.ROLLBACK)
+    carded.settle(3 * HOUR)
+    assert ("1.0.0", CPU) == (carded.serving, carded.front.serving_on)
+    assert {"1.1.0"} == carded.quarantined
+    assert BreakerState.OPEN is carded.record.device.state
+
+
+def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) -> None:
+    """The committed revision is not quarantined because a device is being tried."""
+    empty(fallen)
+    until_returning(fallen, Stage.OBSERVING)
+    fallen.wish(WishKind.ROLLBACK)
+    assert "wish_refused" in fallen.told()
+    assert set() == fallen.quarantined
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None:
+    """And forgets how often it has failed."""
+    empty(fallen)
+    fallen.wish(WishKind.RESET_BREAKER, "device")
+    began = fallen.clock.seconds
+    until_returning(fallen)
+    assert fallen.clock.seconds - began < 5
+    assert BreakerState.HALF_OPEN is fallen.record.device.state
+    fallen.wish(WishKind.RESET_BREAKER, "device")  # once more: the probe that is out goes on
+    assert is_returning(fallen)
+    until_over(fallen)
+    assert CARD == fallen.front.serving_on
+
+
+def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -> None:
+    """One update at a time."""
+    empty(fallen)
+    until_returning(fallen)
+    fallen.store.converter = "2"
+    until_over(fallen)
+    fallen.settle()
+    assert fallen.record.committed is not None
+    assert bundle_of(fallen.hub.contents["1.0.0"], "2") == fallen.record.committed.bundle_digest
+    assert CARD == fallen.front.serving_on
