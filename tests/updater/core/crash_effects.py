@@ -2,11 +2,24 @@
 
 from dataclasses import replace
 
-from tests.updater.core.crash_world import GONE, OTHER, THIS, Front, Kind, Published, World, answers_of, released
+from tests.updater.core.crash_world import (
+    CARD,
+    CPU,
+    GONE,
+    OTHER,
+    THIS,
+    Card,
+    Front,
+    Kind,
+    Published,
+    World,
+    answers_of,
+    released,
+)
 from updater import actions as act
 from updater.actions import Action, Done, Failed, FaultKind, Result
 from updater.pipeline.watch import worth_listing
-from updater.record import ModelRecord, Stage
+from updater.record import ModelRecord, Stage, UpdateKind
 
 _MOVED = Failed(FaultKind.TRANSIENT, "FRONT_UNREACHABLE", "")
 
@@ -31,7 +44,7 @@ def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0
         case act.CommitLoad() | act.RetireLoad():
             return _tell_front(world, action) if world.front.is_up else (world, _MOVED)
         case act.Probe():
-            raise AssertionError("nothing is probed here")
+            return _probe(world, action) if world.front.is_up else (world, _MOVED)
         case _:
             return world, Done()
 
@@ -40,6 +53,7 @@ def dies(world: World, *, orderly: bool) -> World:
     """The front's process ends: everything that was in memory only is gone."""
     # A trial that ended by itself a moment before looks no different to the updater.
     is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
+    is_blamed = is_blamed and not is_returning(world)  # whose device may be blamed, and no revision
     front = Front(is_up=False, ended_orderly=orderly)
     world = replace(world, front=front, crashed=world.crashed or is_blamed)
     return replace(world, record=_forget_life(world))
@@ -49,8 +63,40 @@ def boots(world: World) -> World:
     """A front starts and loads what the pointer names."""
     front = replace(world.front, is_up=True)
     if world.pointer is not None and world.pointer.bundle_digest in world.sealed:
-        front = replace(front, slots=(world.pointer.bundle_digest, ""), active=0)
+        device = CARD if world.card is not None and not world.fallback else CPU
+        front = replace(front.filled(0, world.pointer.bundle_digest, device), active=0)
     return replace(world, front=front)
+
+
+def waited(world: World) -> World:
+    """The time of the device breaker has passed."""
+    record = replace(world.record, device=replace(world.record.device, left_seconds=0.0))
+    return replace(world, record=record, owes_wait=False)
+
+
+def is_returning(world: World) -> bool:
+    """Whether a return to the card is under way."""
+    return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
+
+
+def callers_come(world: World) -> World:
+    """Enough of them for a verdict on what is on trial."""
+    if world.card is Card.SPIKY and world.front.serving_on == CARD:
+        return runs_out(world)
+    return replace(world, front=replace(world.front, traffic=True))
+
+
+def runs_out(world: World) -> World:
+    """An item is too much for the card: the slot behind the trial answers it, or the CPU does from now on."""
+    front = world.front
+    if front.on_trial:
+        return replace(world, front=front.back("ROLLED_BACK", "OUT_OF_MEMORY"))
+    other = 1 - front.active
+    taken = front.load_id(other)
+    front = replace(front.filled(front.active, "").filled(other, front.serving), active=other, previous=-1)
+    number = world.fallbacks + 1
+    world = replace(world, front=front, fallback=number, fallbacks=number, owes_wait=True)
+    return replace(world, record=_forget_load(world, taken))
 
 
 def _stage(world: World, action: act.StageRevision) -> Result:
@@ -76,17 +122,17 @@ def _ask_front(  # noqa: PLR0911  one line a case
     front = world.front
     match action:
         case act.LoadBundle():
-            return _load(world, action.bundle_digest)
+            return _load(world, action.bundle_digest, action.device)
         case act.RunGate():
-            slot = _holding(front, action.load_id)
+            slot = front.holding(action.load_id)
             if slot < 0:
                 return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return world, act.Gated(answers_of(world, front.slots[slot]))
+            return world, act.Gated(answers_of(world, slot))
         case act.ActivatePrevious():
-            if not front.on_trial or _holding(front, action.load_id) != front.previous:
+            if not front.on_trial or front.holding(action.load_id) != front.previous:
                 return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
             return replace(world, front=front.back("ROLLED_BACK")), Done()
-    slot = _holding(front, action.load_id)
+    slot = front.holding(action.load_id)
     if slot < 0:
         return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
     if slot != front.active:
@@ -98,37 +144,46 @@ def _ask_front(  # noqa: PLR0911  one line a case
 
 def _tell_front(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple[World, Result]:
     front = world.front
-    slot = _holding(front, action.load_id)
+    slot = front.holding(action.load_id)
     if isinstance(action, act.CommitLoad):
         if slot < 0 or slot != front.active:
             return world, Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "")
-        return replace(world, front=front.ended("COMMITTED") if front.on_trial else front), Done()
+        left = 0 if front.serving_on == CARD else world.fallback
+        return replace(world, front=front.ended("COMMITTED") if front.on_trial else front, fallback=left), Done()
     if slot < 0:
         return world, Done()
     if front.on_trial and slot == front.active and front.previous < 0:
         front = replace(front.ended("ROLLED_BACK"), active=-1)
     elif slot in (front.active, front.previous):
         return world, Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "")
-    slots = ("", front.slots[1]) if slot == 0 else (front.slots[0], "")
-    world = replace(world, front=replace(front, slots=slots))
+    world = replace(world, front=front.filled(slot, ""))
     return replace(world, record=_forget_load(world, action.load_id)), Done()
 
 
-def _load(world: World, digest: str) -> tuple[World, Result]:
+def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
     front = world.front
-    if digest in front.slots:
-        return world, act.Loaded(f"{'ab'[front.slots.index(digest)]}:{digest}")
+    configured = CARD if world.card is not None and not world.fallback else CPU
+    device = device or front.serving_on or configured
+    for number in (0, 1):
+        if (front.slots[number], front.devices[number]) == (digest, device):
+            return world, act.Loaded(front.load_id(number))
     if digest not in world.sealed:
         return world, Failed(FaultKind.PERMANENT, "BUNDLE_UNKNOWN", "")
+    if device == CARD and world.card is Card.FULL:
+        return world, Failed(FaultKind.PERMANENT, "DOES_NOT_FIT", "")
     free = next((number for number in (0, 1) if not front.slots[number] and number != front.active), None)
     if free is None:
         return world, Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "")
-    slots = (digest, front.slots[1]) if free == 0 else (front.slots[0], digest)
-    return replace(world, front=replace(front, slots=slots)), act.Loaded(f"{'ab'[free]}:{digest}")
+    front = front.filled(free, digest, device)
+    return replace(world, front=front), act.Loaded(front.load_id(free))
 
 
-def _holding(front: Front, load_id: str) -> int:
-    return next((n for n in (0, 1) if front.slots[n] and load_id == f"{'ab'[n]}:{front.slots[n]}"), -1)
+def _probe(world: World, action: act.Probe) -> tuple[World, Result]:
+    if world.front.holding(action.load_id) != world.front.active:
+        return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+    if world.card is Card.SPIKY and world.front.serving_on == CARD:
+        return runs_out(world), act.Probed(0, 1)
+    return world, act.Probed(1, 0)
 
 
 def _on_hub(world: World, revision: str) -> Published | None:

@@ -4,7 +4,8 @@ The model imports the shipped `decide` and `conclude`; everything that is not a 
 world of `crash_world`. From each reachable state all of this may happen: a step goes through; the
 updater dies before its effect, or after it and before the record is written; the front crashes, or is
 stopped in good order, and comes back; a term runs out; callers come; a revision is published, or
-published again with other content; an operator rolls back, holds, resumes, approves, releases, updates.
+published again with other content; an operator rolls back, holds, resumes, approves, releases, updates,
+resets a breaker; a card runs out of memory under what answers, and the breaker before it waits.
 
 In each state the invariants are checked, and each is let settle without further faults: at rest what
 serves is what is committed, no slot is left over, and the newest good revision is committed unless a
@@ -19,11 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.updater.core import crash_mutations
-from tests.updater.core.crash_effects import boots, dies
+from tests.updater.core.crash_effects import boots, callers_come, dies, runs_out, waited
 from tests.updater.core.crash_rules import broken, restless, wrong
 from tests.updater.core.crash_step import plain, step
-from tests.updater.core.crash_world import FIRST, Budget, Front, Kind, Published, World
+from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Front, Kind, Published, World
 from updater.actions import Enter, Wish, WishKind
+from updater.breaker import BreakerState
 from updater.record import Installed, ModelRecord, Stage
 
 MAX_SETTLE_STEPS = 120
@@ -90,7 +92,7 @@ def all_worlds() -> list[World]:
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
         spoken = (("ROLLBACK", "RELEASE"), ("HOLD", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, wishes=wishes)) for wishes in spoken]
-    return worlds
+    return worlds + list(_with_card())
 
 
 # What may happen.
@@ -132,7 +134,22 @@ def _front_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
         yield "term runs out", replace(spent, front=front.back("TERM_EXPIRED")), []
     if front.on_trial and not front.traffic:
-        yield "callers come", replace(world, front=replace(front, traffic=True)), []
+        yield "callers come", callers_come(world), []
+    yield from _memory_happenings(world)
+
+
+def _memory_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
+    """The card runs out under what answers; the breaker's time passes, or its probe's."""
+    budget, front, device = world.budget, world.front, world.record.device
+    if budget.falls and front.serving_on == CARD and (front.previous >= 0 or not front.on_trial):
+        spent = replace(world, budget=replace(budget, falls=budget.falls - 1))
+        yield "the card runs out", runs_out(spent), []
+    if budget.waits and device.state is BreakerState.OPEN and device.left_seconds > 0:
+        spent = replace(world, budget=replace(budget, waits=budget.waits - 1))
+        yield "the breaker has waited", waited(spent), []
+    if budget.expiries and device.state is BreakerState.HALF_OPEN:
+        late = replace(world.record, device=replace(device, left_seconds=1.0))  # over in the next step
+        yield "the probe is late", replace(world, record=late, budget=replace(budget, expiries=budget.expiries - 1)), []
 
 
 def _wished(world: World) -> Iterator[tuple[str, World, list[str]]]:
@@ -146,8 +163,9 @@ def _wished(world: World) -> Iterator[tuple[str, World, list[str]]]:
     if type(action).__name__ != "Obey":
         return
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
-    written = replace(written, crashed=world.crashed or is_back)
-    yield f"operator: {name.lower()}", written, wrong(world, after, written)
+    is_owed = written.owes_wait and wish.kind is not WishKind.RESET_BREAKER
+    written = replace(written, crashed=world.crashed or is_back, owes_wait=is_owed)
+    yield f"operator: {name.lower()}", written, wrong(world, after, written, is_asked=True)
 
 
 def _wish(world: World, name: str) -> Wish | None:
@@ -158,6 +176,8 @@ def _wish(world: World, name: str) -> Wish | None:
         return Wish(WishKind.APPROVE, record.under_way.source_digest) if record.stage is Stage.HELD else None
     if name == "UPDATE":
         return Wish(WishKind.UPDATE, world.hub[-1].revision)
+    if name == "RESET":
+        return Wish(WishKind.RESET_BREAKER, "device")
     return Wish(WishKind[name])
 
 
@@ -192,11 +212,35 @@ def _healthy(world: World) -> World:
     if not world.front.is_up:
         return boots(world)
     if world.front.on_trial and not world.front.traffic:
-        return replace(world, front=replace(world.front, traffic=True))
-    return step(world)[2]
+        return callers_come(world)
+    after = step(world)[2]
+    is_waiting = after.record.device.state is BreakerState.OPEN and after.record.device.left_seconds > 0
+    # Where the next return fails too, its rest is to wait.
+    return waited(after) if after == world and is_waiting and world.card is Card.GOOD else after
 
 
 # Worlds and words.
+
+
+def _with_card() -> Iterator[World]:
+    """A model that has left its card, and one that may still have to."""
+    newer = (Published("1.1.0", Kind.GOOD, "two"),)
+    for card in Card:
+        faults = Budget(1, front_deaths=1, front_stops=1, expiries=1, waits=1 if card is Card.GOOD else 2)
+        yield _fallen(_installed((), faults), card)
+        yield _fallen(_installed(newer, Budget(1, front_deaths=1, waits=1)), card)
+        if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
+            continue
+        for wishes in (("HOLD", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
+            yield _fallen(_installed(newer, Budget(1, waits=1, wishes=wishes)), card)
+    for kind in (Kind.GOOD, Kind.FAILING):
+        coming = (Published("1.1.0", kind, "two"),)
+        world = _installed(coming, Budget(1, falls=2, waits=1))
+        yield replace(world, card=Card.GOOD, front=world.front.filled(0, FIRST.bundle_digest, CARD))
+
+
+def _fallen(world: World, card: Card) -> World:
+    return replace(world, card=card, fallback=1, fallbacks=1, owes_wait=True)
 
 
 def _first_install(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:
@@ -239,7 +283,7 @@ def main() -> int:
     unnoticed = 0
     for name, mutation in crash_mutations.ALL.items():
         with mutation():
-            rules = sorted(explore(crash_mutations.worlds(all_worlds())).violations)
+            rules = sorted(explore(crash_mutations.worlds(all_worlds(), name)).violations)
         unnoticed += not rules
         tell(f"mutation {name!r}: {'; '.join(rules) or 'NOT NOTICED'}\n")
     return 1 if report.violations or unnoticed else 0

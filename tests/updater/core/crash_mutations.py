@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from tests.updater.core.crash_world import Budget, World
+from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
 from updater.actions import Action, Activated, Enter
-from updater.pipeline import activate, moves, observe, reconcile
+from updater.breaker import Breaker, BreakerRules, BreakerState
+from updater.pipeline import activate, moves, observe, reconcile, returning
 from updater.pipeline.moves import Concluded
 from updater.ports import Facts
 from updater.record import ModelRecord, Stage
@@ -17,6 +18,8 @@ from updater.rules import Rules
 
 _observe = observe.decide
 _activated = activate.activated
+_is_due = returning.is_due
+_stay = moves.stay
 
 
 @contextlib.contextmanager
@@ -57,9 +60,54 @@ def floor_raised_at_activation() -> Iterator[None]:
         yield
 
 
-def worlds(all_of_them: list[World]) -> list[World]:
-    """Enough for a mutation: without operators, with few faults."""
-    return [replace(world, budget=Budget(1, 1)) for world in all_of_them if not world.budget.wishes]
+@contextlib.contextmanager
+def return_without_waiting() -> Iterator[None]:
+    """A fallback is answered by going back at once."""
+
+    def is_due(record: ModelRecord, facts: Facts) -> bool:
+        ready = replace(record, device=replace(record.device, state=BreakerState.OPEN, left_seconds=0.0))
+        return _is_due(ready, facts)
+
+    def begin(breaker: Breaker, _rules: BreakerRules) -> Breaker:
+        return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=LEFT_SECONDS)
+
+    with patch.object(returning, "is_due", is_due), patch.object(returning, "begin_probe", begin):
+        yield
+
+
+@contextlib.contextmanager
+def quarantine_on_failed_return() -> Iterator[None]:
+    """What a device did is blamed on the revision."""
+
+    def stay(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Concluded:  # noqa: ANN401
+        update = record.under_way
+        record = moves.quarantine(record, facts, update.source_digest, update.revision, reason)
+        return _stay(record, facts, reason, message, **evidence)
+
+    with patch.object(moves, "stay", stay):
+        yield
+
+
+@contextlib.contextmanager
+def return_outlives_its_breaker() -> Iterator[None]:
+    """A return that was cut off goes on."""
+    with patch.object(returning, "interrupted", lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def unproven_device_kept() -> Iterator[None]:
+    """A trial of another device that was left behind is committed by the way back to order."""
+    with patch.object(reconcile, "_is_change_of_device", lambda *_: False):
+        yield
+
+
+def worlds(all_of_them: list[World], name: str) -> list[World]:
+    """Enough for a mutation: without operators, with few faults; for one of returns, with nothing else to do."""
+    plain = [world for world in all_of_them if not world.budget.wishes]
+    if name in OF_RETURNS:
+        return [world for world in plain if world.card is not None and not world.coming]
+    return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
 
 
 def _decisions(stage: Stage, decide: Callable[..., Action]) -> AbstractContextManager[Any]:
@@ -68,9 +116,16 @@ def _decisions(stage: Stage, decide: Callable[..., Action]) -> AbstractContextMa
     return patch.dict(decisions._TRIED, {stage: decide})  # noqa: SLF001  a mutation reaches where nobody else may
 
 
+OF_RETURNS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "return without waiting": return_without_waiting,
+    "quarantine on failed return": quarantine_on_failed_return,
+    "return outlives its breaker": return_outlives_its_breaker,
+    "unproven device kept": unproven_device_kept,
+}
 ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "no reconcile": no_reconcile,
     "commit before observe": commit_before_observe,
     "no quarantine": no_quarantine,
     "floor raised at activation": floor_raised_at_activation,
+    **OF_RETURNS,
 }

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 
-from tests.updater.core.crash_world import FIRST, RULES, Kind, World
+from tests.updater.core.crash_effects import is_returning
+from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
+from updater.breaker import BreakerState
 from updater.pipeline.versions import is_after, version_of
 from updater.record import HeldFor, Stage
+
+_UNTOUCHED = ("committed", "previous", "floor", "quarantine", "blocked", "known", "approved")  # by a return
 
 
 def broken(world: World) -> Iterator[str]:
@@ -29,8 +33,8 @@ def broken(world: World) -> Iterator[str]:
             yield "a good revision is in quarantine though nothing has crashed"
 
 
-def wrong(before: World, effect: World, after: World) -> list[str]:
-    """What is wrong with a step."""
+def wrong(before: World, effect: World, after: World, *, is_asked: bool = False) -> list[str]:
+    """What is wrong with a step; one that an operator asks for may end a return by touching revisions."""
     rules: list[str] = []
     record = before.record
     floors = (record.floor, after.record.floor)
@@ -39,16 +43,42 @@ def wrong(before: World, effect: World, after: World) -> list[str]:
     if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
         rules.append("the version floor rose without a commit")
     began = effect.front.on_trial and not before.front.on_trial
+    rules += [] if is_asked else _wrong_return(before, effect, after)
     if began:
         source = effect.front.serving.replace("bundle", "source", 1)
         if record.is_quarantined(source):
             rules.append("a quarantined source digest is activated again")
         is_committed = record.committed is not None and record.committed.bundle_digest == effect.front.serving
+        is_change = effect.front.previous >= 0 and effect.front.slots[0] == effect.front.slots[1]
+        if is_change and not (is_returning(before) and record.stage is Stage.ACTIVATING):
+            rules.append("a device is tried on callers before it is written down")
         if not is_committed and record.stage is not Stage.ACTIVATING:
             rules.append("a trial begins before it is written down")
     moved = effect.pointer != before.pointer
     if moved and effect.pointer != record.committed and record.stage is not Stage.COMMITTING:
         rules.append("the pointer moves before a commit is written down")
+    return rules
+
+
+def _wrong_return(before: World, effect: World, after: World) -> list[str]:
+    """What is wrong with a step of the way back to a device."""
+    rules: list[str] = []
+    if is_returning(after) and not is_returning(before):
+        if before.owes_wait:
+            rules.append("a return begins without the breaker's wait")
+        if before.record.stage is not Stage.IDLE or before.record.on_hold:
+            rules.append("a return begins while something else is to be decided")
+    if before.fallback and not effect.fallback and before.record.stage is not Stage.COMMITTING:
+        rules.append("a device is kept before it is proven")
+    if not is_returning(before):
+        return rules
+    is_tried = before.record.stage in (Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING)
+    if is_tried and effect.front != before.front and before.record.device.state is not BreakerState.HALF_OPEN:
+        rules.append("a return goes on though its time is over")
+    if any(getattr(before.record, name) != getattr(after.record, name) for name in _UNTOUCHED):
+        rules.append("a return touches what it must not")
+    if effect.pointer != before.pointer and before.pointer == before.record.committed:
+        rules.append("a return moves the pointer")
     return rules
 
 
@@ -68,10 +98,31 @@ def restless(world: World) -> Iterator[str]:
         yield "at rest a slot is left over"
     if front.serving and world.kind_of(front.serving) not in (Kind.GOOD, Kind.DOUBTED):
         yield "at rest a bad model serves"
-    if record.stage is Stage.HELD and record.under_way.reason not in (HeldFor.AGREEMENT, HeldFor.FRONT_CRASHED):
+    yield from _undecided(world)
+    yield from _away(world)
+
+
+def _undecided(world: World) -> Iterator[str]:
+    """Only what a person must decide is held, and a good revision is not waited with."""
+    record = world.record
+    allowed = {HeldFor.AGREEMENT, HeldFor.FRONT_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
+    if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
     if record.stage is Stage.IDLE and not record.on_hold:
         yield from _untaken(world)
+
+
+def _away(world: World) -> Iterator[str]:
+    """A fallback is answered by the breaker, and a good device is gone back to."""
+    record, front = world.record, world.front
+    if record.device.state is BreakerState.HALF_OPEN:
+        yield "at rest a probe is still out"
+    if record.on_hold or record.stage is not Stage.IDLE or not front.serving or world.card is None:
+        return
+    if world.fallback and record.device.state is BreakerState.CLOSED:
+        yield "a fallback has opened no breaker"
+    if world.card is Card.GOOD and (world.fallback or front.serving_on != CARD):
+        yield "a good device is never gone back to"
 
 
 def _untaken(world: World) -> Iterator[str]:

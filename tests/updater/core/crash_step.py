@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from tests.updater.core.crash_effects import perform
-from tests.updater.core.crash_world import GOLDEN, NOW, RULES, World, seen
+from tests.updater.core.crash_effects import is_returning, perform
+from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, seen
 from updater import conclude as conclusions
 from updater import decide as decisions
 from updater.actions import Action, Wish
@@ -22,7 +22,10 @@ def step(world: World, wish: Wish | None = None) -> tuple[Action, World, World]:
     action = decisions.decide(world.record, facts, RULES)
     after, result = perform(world, action)
     record, _ = conclusions.conclude(after.record, action, result, facts, RULES)
-    return action, after, replace(after, record=plain(record), begun=True)
+    written = replace(after, record=plain(record), begun=True)
+    if is_returning(written) and not is_returning(world):
+        written = replace(written, owes_wait=True)
+    return action, after, written
 
 
 def facts_of(world: World, wish: Wish | None = None) -> Facts:
@@ -53,9 +56,14 @@ def plain(record: ModelRecord) -> ModelRecord:
         update=update,
         hub=Breaker(BreakerName.HUB),
         activation=Breaker(BreakerName.ACTIVATION),
-        device=Breaker(BreakerName.DEVICE),
+        device=_plain_breaker(record.device),
         written_at=None,
         failure_ages=(),
         trouble=None,
         hold_reason="",
     )
+
+
+def _plain_breaker(breaker: Breaker) -> Breaker:
+    """Whether work may begin, and whether a probe is out; how long that lasts is left to events."""
+    return Breaker(breaker.name, breaker.state, left_seconds=LEFT_SECONDS if breaker.left_seconds > 0 else 0.0)

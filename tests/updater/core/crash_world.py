@@ -6,18 +6,20 @@ in memory only, a rollback puts the previous slot back.
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
 from updater.golden import Answer, Asked, GateAnswers
 from updater.ports import DeviceSeen, FrontState, GoldenFacts, Release, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
-from updater.record import Counts, Installed, ModelRecord
+from updater.record import Counts, DeviceFallback, Installed, ModelRecord
 from updater.rules import GateRules, ObserveRules, Rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THIS, OTHER = "this life", "another life"  # of the front, as the record sees it
 GONE = "gone"  # a load id that no slot has any more
+CPU, CARD = "cpu", "cuda:0"
+LEFT_SECONDS = 1e6  # of any breaker that still waits: only an event lets that time pass
 
 
 class Kind(StrEnum):
@@ -28,6 +30,15 @@ class Kind(StrEnum):
     REFUSED = "refused"  # wrong on golden answers
     DOUBTED = "doubted"  # answers otherwise, where nothing is expected: a person must decide
     FAILING = "failing"  # right on golden answers, fails callers
+
+
+class Card(StrEnum):
+    """What happens on the card, where there is one."""
+
+    GOOD = "good"
+    FULL = "full"  # no load fits
+    TIGHT = "tight"  # a load fits, and no item does
+    SPIKY = "spiky"  # a caller's item is too much for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +69,12 @@ class Front:
 
     is_up: bool = True
     slots: tuple[str, str] = ("", "")  # bundle digests
+    devices: tuple[str, str] = (CPU, CPU)  # of the loads
     active: int = -1  # slot that answers; -1: none
     on_trial: bool = False
     previous: int = -1  # slot that a trial falls back on
     traffic: bool = False  # enough callers have met the trial
-    last_trial: tuple[str, str] = ("", "")  # bundle, outcome
+    last_trial: tuple[str, str, str] = ("", "", "")  # bundle, outcome, reason
     ended_orderly: bool = False  # the life before this one
     draining: bool = False
 
@@ -71,15 +83,35 @@ class Front:
         """Digest of what answers."""
         return self.slots[self.active] if self.is_up and self.active >= 0 else ""
 
-    def ended(self, outcome: str) -> "Front":
+    @property
+    def serving_on(self) -> str:
+        """Device of what answers."""
+        return self.devices[self.active] if self.serving else ""
+
+    def load_id(self, number: int) -> str:
+        """How a slot's load is named; empty if it holds none."""
+        name = f"{'ab'[number]}:{self.slots[number]}"
+        return "" if not self.slots[number] else name if self.devices[number] == CPU else f"{name} on the card"
+
+    def holding(self, load_id: str) -> int:
+        """The slot of a load; -1 if it is gone."""
+        return next((number for number in (0, 1) if load_id and load_id == self.load_id(number)), -1)
+
+    def filled(self, number: int, bundle: str, device: str = CPU) -> "Front":
+        """A slot holds something else, or nothing."""
+        slots, devices = list(self.slots), list(self.devices)
+        slots[number], devices[number] = bundle, device
+        return replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
+
+    def ended(self, outcome: str, reason: str = "") -> "Front":
         """The trial is over; whoever is active stays active."""
-        last = (self.serving, outcome)
+        last = (self.serving, outcome, reason)
         return replace(self, on_trial=False, previous=-1, traffic=False, last_trial=last)
 
-    def back(self, outcome: str) -> "Front":
+    def back(self, outcome: str, reason: str = "") -> "Front":
         """The trial is over and the previous slot answers."""
         previous = self.previous
-        return replace(self.ended(outcome), active=previous)
+        return replace(self.ended(outcome, reason), active=previous)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +122,8 @@ class Budget:
     front_deaths: int = 0
     front_stops: int = 0
     expiries: int = 0
+    falls: int = 0  # how often the card runs out under what answers
+    waits: int = 0  # how often the device breaker's time passes
     wishes: tuple[str, ...] = ()
 
 
@@ -106,6 +140,10 @@ class World:
     sealed: frozenset[str] = frozenset()
     begun: bool = False  # this life of the updater has written its first step
     crashed: bool = False  # a front has died in a trial, or an operator has taken something back
+    card: Card | None = None  # the configured device, if there is one
+    fallback: int = 0  # that the front remembers on disk, by number; 0: none
+    fallbacks: int = 0  # so far
+    owes_wait: bool = False  # no return may begin before the breaker's time has passed, or a person wants it
 
     def kind_of(self, bundle: str) -> Kind:
         """What is the matter with a bundle."""
@@ -131,6 +169,8 @@ RULES = Rules(
     retry_seconds=0.0,
     abandoned_seconds=0.0,
 )
+_DEVICES = (DeviceSeen(CPU, "float32"),)
+_DEVICES_WITH_CARD = (*_DEVICES, DeviceSeen(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, floor=0.5)
 
 
@@ -144,40 +184,51 @@ def seen(world: World) -> FrontState | None:
     stats: tuple[RevisionSeen, ...] = ()
     if front.on_trial:
         previous = f"{front.previous}" if front.previous >= 0 else ""
-        trial = TrialSeen(_load_id(front, front.active), front.serving, "", 60.0, Counts())
+        trial = TrialSeen(front.load_id(front.active), front.serving, "", 60.0, Counts())
         if previous:
-            trial = replace(trial, previous_load_id=_load_id(front, front.previous))
+            trial = replace(trial, previous_load_id=front.load_id(front.previous))
         if front.traffic:
             is_bad = world.kind_of(front.serving) is Kind.FAILING
             counts = Counts(failed=3, not_finite=3) if is_bad else Counts(answered=9)
-            stats = (RevisionSeen(front.serving, "cpu", counts),)
+            stats = (RevisionSeen(front.serving, front.serving_on, counts),)
     last = TrialEndSeen(*front.last_trial) if front.last_trial[0] else None
     return FrontState(
         life=THIS,
         generation=1,
         slots=roles,
-        active_load_id=_load_id(front, front.active) if front.active >= 0 else "",
+        active_load_id=front.load_id(front.active) if front.active >= 0 else "",
         is_ready=front.active >= 0,
         is_draining=front.draining,
         last_ended_orderly=front.ended_orderly,
         trial=trial,
         last_trial=last,
         stats=stats,
-        devices=(DeviceSeen("cpu", "float32"),),
+        devices=_DEVICES if world.card is None else _DEVICES_WITH_CARD,
+        fallback=fallback_of(world),
     )
 
 
-def answers_of(world: World, bundle: str) -> GateAnswers:
-    """What a run of the gate learns of a bundle."""
+def fallback_of(world: World) -> DeviceFallback | None:
+    """What the front says of it."""
+    if not world.fallback:
+        return None
+    return DeviceFallback(CARD, CPU, "", NOW + timedelta(seconds=world.fallback), "OUT_OF_MEMORY")
+
+
+def answers_of(world: World, slot: int) -> GateAnswers:
+    """What a run of the gate learns of a slot."""
+    bundle, device = world.front.slots[slot], world.front.devices[slot]
     kind = world.kind_of(bundle)
     has_active = world.record.committed is not None
     right, other = Answer("yes"), Answer("no")
     active = right if has_active else None
     expected = other if kind is Kind.REFUSED else right
     doubted = other if kind is Kind.DOUBTED else right
+    if device == CARD and world.card is Card.TIGHT:
+        expected = doubted = Answer(failure="OUT_OF_MEMORY")
     asked = tuple(Asked(f"{number}", "q", "yes", expected, active) for number in range(8))
     asked += tuple(Asked(f"a{number}", "q", "", doubted, active) for number in range(8))
-    return GateAnswers("golden", "cpu", "float32", asked, floor=GOLDEN.floor)
+    return GateAnswers("golden", device, "float32", asked, floor=GOLDEN.floor)
 
 
 def released(published: Published) -> Release:
@@ -192,8 +243,4 @@ def _slot(front: Front, number: int) -> SlotSeen:
     role = "PREVIOUS" if number == front.previous else "CANDIDATE"
     if number == front.active:
         role = "TRIAL" if front.on_trial else "ACTIVE"
-    return SlotSeen(_load_id(front, number), bundle, "cpu", "float32", "LOADED", role)
-
-
-def _load_id(front: Front, number: int) -> str:
-    return f"{'ab'[number]}:{front.slots[number]}"
+    return SlotSeen(front.load_id(number), bundle, front.devices[number], "float32", "LOADED", role)

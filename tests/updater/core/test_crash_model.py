@@ -22,6 +22,6 @@ def test_no_crash_at_any_boundary_breaks_a_promise() -> None:
 def test_a_defence_taken_out_is_noticed(name: str) -> None:
     """A model that cannot fail proves nothing."""
     with crash_mutations.ALL[name]():
-        report = explore(crash_mutations.worlds(all_worlds()))
+        report = explore(crash_mutations.worlds(all_worlds(), name))
 
     assert report.violations
