@@ -72,17 +72,36 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
             table.add_row(text(("why", DIM)), text(one.message))
     checked = _when(state.last_checked_at) if state.HasField("last_checked_at") else "never"
     table.add_row(text(("hub answered", DIM)), text(checked))
-    for breaker in state.breakers:
-        if breaker.state != "CLOSED":
-            left = seconds(breaker.open_left.ToTimedelta().total_seconds())
-            shown = f"{breaker.state.lower()}, {breaker.failures} failures, tries again in {left}"
-            table.add_row(text((f"breaker {breaker.name}", DIM)), text((shown, BAD)))
+    if state.HasField("listing_changed_at"):
+        newest = f", the newest came {_when(state.newest_listed_at)}" if state.HasField("newest_listed_at") else ""
+        table.add_row(text(("listing changed", DIM)), text(_when(state.listing_changed_at) + newest))
+    _add_troubles(table, state)
     for entry in state.quarantine:
         shown = f"{short(entry.source_digest)} {entry.revision}, {entry.reason.lower()}, since {_when(entry.since)}"
         table.add_row(text(("quarantine", DIM)), text(shown))
     yield table
     if state.advice:
         yield text(("what to do: ", DOUBTFUL), state.advice)
+
+
+def _add_troubles(table: Table, state: pb.ModelUpdates) -> None:
+    """What is not as it should be by itself: a device that was left, breakers that wait."""
+    if state.HasField("fallback"):
+        away = state.fallback
+        shown = f"to {away.fallback_device} since {_when(away.since)}: {away.reason} on {away.device}"
+        table.add_row(text(("fallen back", DIM)), text((shown, BAD)))
+    for breaker in state.breakers:
+        if breaker.state != "CLOSED":
+            table.add_row(text((f"breaker {breaker.name}", DIM)), text((_breaker(breaker), BAD)))
+            table.add_row(text(""), text((breaker.reason, DIM)))
+
+
+def _breaker(breaker: pb.Breaker) -> str:
+    left = breaker.open_left.ToTimedelta().total_seconds()
+    shown = f"{breaker.state.lower().replace('_', ' ')}, {breaker.failures} failures, "
+    if breaker.state == "HALF_OPEN":
+        return shown + f"one try is out, for at most {seconds(left)}"
+    return shown + (f"tries again in {seconds(left)}" if left > 0 else "tries again as soon as nothing else is done")
 
 
 def _facts(one: pb.UpdateSummary) -> RenderableType:

@@ -69,6 +69,30 @@ class MetricsObserver:
         self._hub = Gauge(
             "hotslot_hub_answered_timestamp_seconds", "When the hub last answered.", ["model"], registry=registry
         )
+        self._changed = Gauge(
+            "hotslot_hub_listing_changed_timestamp_seconds",
+            "When the hub's listing was last another one: a mirror that has stopped answers, and never changes.",
+            ["model"],
+            registry=registry,
+        )
+        self._newest = Gauge(
+            "hotslot_hub_newest_listed_timestamp_seconds",
+            "When the highest release was first listed.",
+            ["model"],
+            registry=registry,
+        )
+        self._breaker_left = Gauge(
+            "hotslot_breaker_left_seconds",
+            "Open: until it may try again; half open: until its probe counts as failed; 0 closed.",
+            ["model", "breaker"],
+            registry=registry,
+        )
+        self._fallback = Gauge(
+            "hotslot_device_fallback",
+            "1 while a model is kept off its device because memory ran out there.",
+            ["model"],
+            registry=registry,
+        )
         self._quarantine = Gauge(
             "hotslot_quarantined_revisions", "Source digests in quarantine.", ["model"], registry=registry
         )
@@ -90,8 +114,13 @@ class MetricsObserver:
             self._stage.labels(model, stage.value).set(stage is record.stage)
         for breaker in (record.hub, record.activation, record.device):
             self._breakers.labels(model, breaker.name.value).set(_BREAKER_NUMBERS[breaker.state])
-        if record.watch.last_looked_at is not None:
-            self._hub.labels(model).set(record.watch.last_looked_at.timestamp())
+            self._breaker_left.labels(model, breaker.name.value).set(breaker.left_seconds)
+        self._fallback.labels(model).set(record.fallback is not None)
+        watch = record.watch
+        times = ((self._hub, watch.last_looked_at), (self._changed, watch.changed_at), (self._newest, watch.highest_at))
+        for gauge, at in times:
+            if at is not None:
+                gauge.labels(model).set(at.timestamp())
         self._quarantine.labels(model).set(len(record.quarantine))
         self._hold.labels(model).set(record.on_hold)
         self._show_committed(record)

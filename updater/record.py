@@ -183,6 +183,10 @@ class Watch:
     seconds_to_look: float = 0.0
     looks: int = 0  # how often the hub has answered
     last_looked_at: datetime | None = None  # for people
+    listing: str = ""  # digest of what the hub listed last
+    changed_at: datetime | None = None  # for people: when the listing was last another one
+    highest: str = ""  # highest release that the hub listed, allowed or not
+    highest_at: datetime | None = None  # for people: when it was first listed
     newest: str = ""  # newest revision that policy allows; empty if none is newer
     message: str = ""  # for people: why the newest is not taken
     alarms: tuple[str, ...] = ()  # "version source_digest" that were reported

@@ -57,6 +57,7 @@ class SimFront:
     activated: list[str] = field(default_factory=list)  # bundles whose trial began, in order
     card: Card | None = None  # if there is one, it is the configured device
     fallback: DeviceFallback | None = None  # in a file of its own: it outlives the front
+    frugal: str = ""  # a bundle whose items always fit
     load_faults: list[Failed] = field(default_factory=list)  # for the next loads
     tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
@@ -124,7 +125,9 @@ class SimFront:
 
     def overflows(self, load_id: str) -> bool:
         """Whether a single item is too much for the device of a load."""
-        return self.card is not None and self.device_of(load_id) == CARD and self.card.working > self._free()
+        if self.card is None or self.device_of(load_id) != CARD or self.bundle_of(load_id) == self.frugal:
+            return False
+        return self.card.working > self._free()
 
     @property
     def serving_on(self) -> str:

@@ -48,19 +48,22 @@ class _Finding:
     held_for: HeldFor | None = None
 
 
+_OUT_OF_MEMORY = "OUT_OF_MEMORY"
 _Check = tuple[list[Measured], list[_Finding]]
 
 
 def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
     """Hold a gate's answers against the rules; the hardest finding decides."""
     asked = [row for row in answers.asked if not _is_void(row)]
+    # What found no memory is no wrong answer: it says nothing of the revision.
+    fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
     measured: list[Measured] = []
     findings: list[_Finding] = []
     checks: tuple[Callable[[], _Check], ...] = (
         lambda: _failures(asked, answers.device),
         lambda: _memory(answers),
-        lambda: _accuracy([row for row in asked if row.expected], answers.floor, rules),
-        lambda: _agreement([row for row in asked if not row.expected and row.active is not None], rules),
+        lambda: _accuracy([row for row in fitting if row.expected], answers.floor, rules),
+        lambda: _agreement([row for row in fitting if not row.expected and row.active is not None], rules),
         lambda: _cost(answers, rules),
     )
     for check in checks:
@@ -96,14 +99,14 @@ def _failures(asked: Sequence[Asked], device: str) -> _Check:
     ]
     if not failed:
         return measured, []
-    out_of_memory = sum(row.candidate.failure == "OUT_OF_MEMORY" for row in failed)
+    out_of_memory = sum(row.candidate.failure == _OUT_OF_MEMORY for row in failed)
     first = failed[0]
     message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
     if not_finite:
         return measured, [_Finding(GateVerdict.REFUSE, "NOT_FINITE", message)]
     if out_of_memory:
         message = f"it ran out of memory on {device}: {message}"
-        return measured, [_Finding(GateVerdict.HOLD, "OUT_OF_MEMORY", message, HeldFor.DOES_NOT_FIT)]
+        return measured, [_Finding(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
     return measured, [_Finding(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 

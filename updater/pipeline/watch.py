@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 from updater.actions import Listed, LookAtHub
 from updater.breaker import BreakerName, Result, begin, report
 from updater.pipeline.versions import Version, is_after, is_same, refused_by_name, version_of
 from updater.ports import Facts
-from updater.record import ModelRecord
+from updater.record import ModelRecord, Watch
 from updater.rules import Rules
 
 MAX_LISTED = 5  # revisions that one look lists, beside those in quarantine and the committed one
@@ -56,7 +57,7 @@ def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
 def looked(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
     """The hub has answered."""
     watch = replace(
-        record.watch,
+        _compared(record.watch, listed, facts, rules),
         seconds_to_look=next_look(facts, rules),
         looks=record.watch.looks + 1,
         last_looked_at=facts.now,
@@ -67,6 +68,19 @@ def looked(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> M
         report(begin(record.hub, limits), Result.SUCCESS, limits, facts.jitter) if record.hub.may_begin else record.hub
     )
     return replace(record, watch=watch, hub=hub)
+
+
+def _compared(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
+    """Remember since when the listing is what it is: a mirror that has stopped answers, and never changes."""
+    rows = sorted(listed.names)  # a look for one named revision lists the files of that one alone
+    listing = sha256("\n".join(rows).encode()).hexdigest()
+    if listing != watch.listing:
+        watch = replace(watch, listing=listing, changed_at=facts.now)
+    known = [(version, name) for name in listed.names if (version := version_of(name, rules.policy)) is not None]
+    highest = max(known)[1] if known else ""
+    if highest != watch.highest:
+        watch = replace(watch, highest=highest, highest_at=facts.now if highest else None)
+    return watch
 
 
 def missed(record: ModelRecord, facts: Facts, rules: Rules, *, is_neutral: bool, wait: float, why: str) -> ModelRecord:

@@ -14,7 +14,7 @@ _HELD = {
     HeldFor.NO_GOLDEN: "make a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
     + _APPROVE,
     HeldFor.GOLDEN_UNUSABLE: "mend the golden set (`hotslot golden show` says what is wrong), or " + _APPROVE,
-    HeldFor.DOES_NOT_FIT: "it needs more memory than there is: free some, then `hotslot updates resume`",
+    HeldFor.DOES_NOT_FIT: "it needs more memory than there is: free some, then `hotslot updates resume` tries it again",
     HeldFor.INCONCLUSIVE: "it came to no verdict: see `hotslot updates show {id}`, then `hotslot updates resume`",
     HeldFor.CONVERSION: "this hotslot cannot convert what is committed; what serves stays: `hotslot updates resume`",
     HeldFor.FRONT_CRASHED: "the server died while it was tried: see its log, then `hotslot updates resume`",
@@ -30,17 +30,11 @@ def advice_for(record: ModelRecord) -> str:
     if record.stage is Stage.HELD and update is not None:
         held_for = None if update.ending is None else update.ending.held_for
         text = _HELD.get(held_for or HeldFor.STUCK, _HELD[HeldFor.STUCK])
-        return text.format(id=update.update_id, digest=_short(update.source_digest))
+        return text.format(id=update.update_id, digest=_short(update.source_digest)) + _waiting_return(record)
     if record.on_hold:
         why = f" ({record.hold_reason})" if record.hold_reason else ""
-        return f"updates are on hold{why}: `hotslot updates resume` takes them again"
-    if record.activation.state is BreakerState.OPEN:
-        return "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
-    if record.hub.state is BreakerState.OPEN:
-        return f"the hub does not answer: {record.hub.reason or 'see the log'}; it is asked again by itself"
-    if record.watch.message:
-        return record.watch.message
-    return ""
+        return f"updates are on hold{why}: `hotslot updates resume` takes them again" + _waiting_return(record)
+    return _about_breakers(record) or record.watch.message
 
 
 def advice_for_past(past: PastUpdate, record: ModelRecord | None) -> str:
@@ -55,6 +49,25 @@ def advice_for_past(past: PastUpdate, record: ModelRecord | None) -> str:
     if past.outcome is Outcome.ABANDONED:
         return "nothing: it stopped without blame and is taken up again by itself"
     return ""
+
+
+def _about_breakers(record: ModelRecord) -> str:
+    """The breaker that waits, the one first that a person can do something about."""
+    if record.activation.state is BreakerState.OPEN:
+        return "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
+    if record.fallback is not None and record.device.state is BreakerState.OPEN:
+        return (
+            f"{record.fallback.device} ran out of memory: free some; it is tried again by itself, or at once with "
+            "`hotslot updates breaker reset device`"
+        )
+    if record.hub.state is BreakerState.OPEN:
+        return f"the hub does not answer: {record.hub.reason or 'see the log'}; it is asked again by itself"
+    return ""
+
+
+def _waiting_return(record: ModelRecord) -> str:
+    """What else waits for a person: from HELD or on hold no device is tried."""
+    return "" if record.fallback is None else f"; the way back to {record.fallback.device} waits for this too"
 
 
 def _short(digest: str) -> str:

@@ -8,7 +8,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Shown
 from updater.breaker import Breaker, BreakerState
 from updater.evidence import Evidence
-from updater.record import ModelRecord, Outcome, Stage, Update
+from updater.record import DeviceFallback, ModelRecord, Outcome, Stage, Update
 from updater.service.advice import advice_for
 from updater.store.journal import PastEvent, PastUpdate
 
@@ -40,18 +40,35 @@ def model_updates(shown: Shown) -> pb.ModelUpdates:
     if record.committed is not None:
         message.committed_revision = record.committed.revision
         message.committed_source_digest = record.committed.source_digest
-    if record.watch.last_looked_at is not None:
-        message.last_checked_at.CopyFrom(stamp(record.watch.last_looked_at))
+    watch = record.watch
+    times = (
+        (message.last_checked_at, watch.last_looked_at),
+        (message.listing_changed_at, watch.changed_at),
+        (message.newest_listed_at, watch.highest_at),
+    )
+    for field, at in times:
+        if at is not None:
+            field.CopyFrom(stamp(at))
+    if record.fallback is not None:
+        message.fallback.CopyFrom(fallback(record.fallback))
     for row in record.quarantine:
         entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
         entry.since.CopyFrom(stamp(row.since))
     return message
 
 
+def fallback(row: DeviceFallback) -> pb.DeviceFallback:
+    """A device that the model is kept off."""
+    message = pb.DeviceFallback(device=row.device, fallback_device=row.fallback_device, reason=row.reason)
+    message.since.CopyFrom(stamp(row.since))
+    return message
+
+
 def breaker(row: Breaker) -> pb.Breaker:
     """A circuit breaker."""
-    message = pb.Breaker(name=row.name.value, state=row.state.value, failures=row.failures)
+    message = pb.Breaker(name=row.name.value, state=row.state.value, failures=row.failures, openings=row.openings)
     if row.state is not BreakerState.CLOSED:
+        message.reason = row.reason
         message.open_left.FromNanoseconds(int(row.left_seconds * 1e9))
     return message
 

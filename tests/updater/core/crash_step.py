@@ -47,6 +47,7 @@ def facts_of(world: World, wish: Wish | None = None) -> Facts:
 def plain(record: ModelRecord) -> ModelRecord:
     """A record without what only counts or is only told: states that behave alike are one."""
     watch = replace(record.watch, seconds_to_look=0.0, looks=0, last_looked_at=None, newest="", message="")
+    watch = replace(watch, listing="", changed_at=None, highest="", highest_at=None)
     update = record.update
     if update is not None:
         update = replace(update, steps=0, stage_seconds=0.0, message="")

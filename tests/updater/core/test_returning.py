@@ -144,7 +144,7 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
     began = fallen.clock.seconds
     until_returning(fallen)
     assert fallen.clock.seconds - began > FIRST_SECONDS * 0.7
-    assert BreakerState.HALF_OPEN is fallen.record.device.state
+    assert not fallen.record.device.may_begin
 
     until_returning(fallen, Stage.OBSERVING)
     assert CARD == fallen.front.serving_on

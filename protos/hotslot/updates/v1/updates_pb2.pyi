@@ -124,6 +124,9 @@ class ModelUpdates(_message.Message):
     BREAKERS_FIELD_NUMBER: _builtins.int
     QUARANTINE_FIELD_NUMBER: _builtins.int
     STAGE_FRACTION_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    LISTING_CHANGED_AT_FIELD_NUMBER: _builtins.int
+    NEWEST_LISTED_AT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -154,6 +157,25 @@ class ModelUpdates(_message.Message):
     def quarantine(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantineEntry]:
         """Source digests that never serve again until they are released."""
 
+    @_builtins.property
+    def fallback(self) -> Global___DeviceFallback:
+        """Present while the front keeps the model off a device that ran out of
+        memory. When the way back is tried next: the breaker "device".
+        """
+
+    @_builtins.property
+    def listing_changed_at(self) -> _timestamp_pb2.Timestamp:
+        """When the hub's listing was last another one than before: a hub that
+        answers and never changes may be a mirror that has stopped. Absent before
+        the first listing.
+        """
+
+    @_builtins.property
+    def newest_listed_at(self) -> _timestamp_pb2.Timestamp:
+        """When the newest revision that policy knows was first listed. Absent while
+        none is listed.
+        """
+
     def __init__(
         self,
         *,
@@ -168,14 +190,53 @@ class ModelUpdates(_message.Message):
         breakers: _abc.Iterable[Global___Breaker] | None = ...,
         quarantine: _abc.Iterable[Global___QuarantineEntry] | None = ...,
         stage_fraction: _builtins.float = ...,
+        fallback: Global___DeviceFallback | None = ...,
+        listing_changed_at: _timestamp_pb2.Timestamp | None = ...,
+        newest_listed_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "last_checked_at", b"last_checked_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "last_checked_at", b"last_checked_at", "model", b"model", "on_hold", b"on_hold", "quarantine", b"quarantine", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelUpdates: _TypeAlias = ModelUpdates  # noqa: Y015
+
+@_typing.final
+class DeviceFallback(_message.Message):
+    """A model that was moved to another device, because memory ran out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    FALLBACK_DEVICE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Device that ran out, for example "cuda:0"."""
+    fallback_device: _builtins.str
+    """Device that answers instead, for example "cpu"."""
+    reason: _builtins.str
+    """OUT_OF_MEMORY or DOES_NOT_FIT."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        fallback_device: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "fallback_device", b"fallback_device", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceFallback: _TypeAlias = DeviceFallback  # noqa: Y015
 
 @_typing.final
 class Breaker(_message.Message):
@@ -187,15 +248,24 @@ class Breaker(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     OPEN_LEFT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OPENINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"hub", "activation" or "device"."""
     state: _builtins.str
     """"CLOSED", "OPEN" or "HALF_OPEN"."""
     failures: _builtins.int
     """Failures in a row."""
+    reason: _builtins.str
+    """Why it opened, for people. Empty while it is closed."""
+    openings: _builtins.int
+    """How often it has opened without a calm time between: each lasts longer."""
     @_builtins.property
     def open_left(self) -> _duration_pb2.Duration:
-        """Time until it may try again. Absent while it is closed."""
+        """OPEN: time until it may try again; 0: as soon as nothing else is under way.
+        HALF_OPEN: time until the probe that is out counts as failed. Absent while
+        it is closed.
+        """
 
     def __init__(
         self,
@@ -204,10 +274,12 @@ class Breaker(_message.Message):
         state: _builtins.str = ...,
         failures: _builtins.int = ...,
         open_left: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
+        openings: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open_left", b"open_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "name", b"name", "open_left", b"open_left", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "name", b"name", "open_left", b"open_left", "openings", b"openings", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,157 @@
+"""Memory that runs out under an update: where it ends, for each point and each thing that holds the other slot."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulated_front import CARD, CPU, GIB, Card
+from updater.actions import WishKind
+from updater.board import Shown
+from updater.breaker import BreakerState
+from updater.record import HeldFor, Stage
+from updater.service.advice import advice_for
+from updater.service.words import model_updates
+
+
+@pytest.fixture
+def carded() -> World:
+    """1.0.0 is committed and serves from a card, and 1.1.0 is published."""
+    world = World(card=Card())
+    world.install("1.0.0")
+    world.publish("1.1.0")
+    return world
+
+
+def card_of(world: World) -> Card:
+    """The card."""
+    assert world.card is not None
+    return world.card
+
+
+def candidate_planned(world: World) -> None:
+    """There is no room for a second load, and the plan says so."""
+    card_of(world).strangers = 5 * GIB
+
+
+def candidate_unplanned(world: World) -> None:
+    """There is no room for a second load, and loading it shows that."""
+    card_of(world).strangers, card_of(world).plan = 5 * GIB, "blind"
+
+
+def candidate_probed(world: World) -> None:
+    """The candidate is loaded, and strangers take what its items need; those of the active model are smaller."""
+    world.tick_until(Stage.GATING)
+    while not any(slot is not None and slot.bundle_digest != world.front.serving for slot in world.front.slots):
+        world.tick()
+    card_of(world).strangers = 3 * GIB
+    world.front.frugal = world.front.serving
+
+
+def on_trial(world: World) -> None:
+    """The trial meets an item that is too much, and the previous model, which needs less, answers it."""
+    world.tick_until(Stage.OBSERVING)
+    card_of(world).strangers = 3 * GIB
+    world.front.frugal = world.record.committed.bundle_digest if world.record.committed else ""
+    world.passes(1.0)
+
+
+@pytest.mark.fault("K14")
+@pytest.mark.parametrize("happens", [candidate_planned, candidate_unplanned, candidate_probed, on_trial])
+def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
+    carded: World, happens: Callable[[World], None]
+) -> None:
+    """The active model serves on from its device; with memory freed, `resume` tries it again."""
+    happens(carded)
+    carded.tick_until(Stage.HELD)
+
+    update = carded.record.under_way
+    assert update.ending is not None
+    assert HeldFor.DOES_NOT_FIT is update.ending.held_for
+    assert CARD in update.message
+    assert set() == carded.quarantined
+    assert (BreakerState.CLOSED, 0) == (carded.record.activation.state, carded.record.activation.failures)
+    assert ("1.0.0", CARD, None) == (carded.serving, carded.front.serving_on, carded.front.fallback)
+    assert "hotslot updates resume" in advice_for(carded.record)
+
+    card_of(carded).strangers, carded.front.frugal = 0, ""
+    carded.wish(WishKind.RESUME)
+    carded.settle()
+    assert ("1.1.0", CARD) == (carded.committed, carded.front.serving_on)
+
+
+def test_the_numbers_are_in_the_sentence(carded: World) -> None:
+    """In GiB, with the device."""
+    candidate_planned(carded)
+    carded.tick_until(Stage.HELD)
+    expected = "1.1.0 does not fit beside what serves on cuda:0: it needs 5.00 GiB, 2.00 GiB are free"
+    assert expected == carded.record.under_way.message
+
+
+@pytest.mark.fault("K14")
+def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_the_cpu(carded: World) -> None:
+    """The slot was needed for the fallback: nobody is to blame, and nobody has to decide."""
+    carded.tick_until(Stage.OBSERVING)
+    card_of(carded).strangers = 3 * GIB
+    carded.passes(1.0)
+    assert ("1.0.0", CPU) == (carded.serving, carded.front.serving_on)
+    carded.settle()
+
+    assert ("1.1.0", CPU) == (carded.committed, carded.front.serving_on)
+    assert "update_started_again" in carded.told()
+    assert set() == carded.quarantined
+    assert BreakerState.OPEN is carded.record.device.state
+
+
+@pytest.mark.fault("K14")
+def test_what_answers_runs_out_beside_a_candidate_whose_update_goes_on_on_the_cpu(carded: World) -> None:
+    """The candidate yields its slot, and is loaded again where the active model is."""
+    carded.tick_until(Stage.GATING)
+    while len([slot for slot in carded.front.slots if slot is not None]) < 2:
+        carded.tick()
+    card_of(carded).strangers = 3 * GIB
+    carded.passes(1.0)
+    assert CPU == carded.front.serving_on
+    carded.settle()
+    assert ("1.1.0", CPU) == (carded.committed, carded.front.serving_on)
+    assert set() == carded.quarantined
+
+
+def test_status_shows_the_fallback_and_when_the_way_back_is_tried(carded: World) -> None:
+    """To somebody who was not there."""
+    carded.settle()
+    card_of(carded).strangers = 9 * GIB
+    carded.passes(1.0)
+    for _ in range(3):
+        carded.tick()
+    state = model_updates(Shown(carded.record))
+
+    assert (CARD, CPU, "OUT_OF_MEMORY") == (
+        state.fallback.device,
+        state.fallback.fallback_device,
+        state.fallback.reason,
+    )
+    (device,) = [row for row in state.breakers if row.name == "device"]
+    assert ("OPEN", True) == (device.state, device.open_left.seconds > 0)
+    assert "cuda:0 ran out of memory" in device.reason
+    assert "breaker reset device" in state.advice
+
+
+@pytest.mark.fault("R10")
+def test_a_listing_that_never_changes_shows_its_age(carded: World) -> None:
+    """The hub answers, and nothing new has come for a day."""
+    carded.settle()
+    changed = carded.record.watch.changed_at
+    carded.clock.passes(86_400.0)
+    carded.settle()
+
+    state = model_updates(Shown(carded.record))
+    assert changed == carded.record.watch.changed_at
+    assert state.last_checked_at.seconds - state.listing_changed_at.seconds >= 86_400
+    assert state.last_checked_at.seconds - state.newest_listed_at.seconds >= 86_400
+    carded.publish("1.2.0")
+    carded.settle()
+    after = carded.record.watch.changed_at
+    assert changed is not None
+    assert after is not None
+    assert (after - changed).total_seconds() >= 86_400

@@ -1,0 +1,77 @@
+"""What the front says of memory and devices, in the updater's words."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from hotslot.control.v1 import control_pb2 as pb
+from updater.actions import FaultKind, Shortage
+from updater.control.client import failure_of
+from updater.control.seen import front_state
+from updater.record import DeviceFallback
+
+
+class Refused(grpc.RpcError, grpc.Call):
+    """A call that the front has refused with details."""
+
+    def __init__(self, reason: str, metadata: dict[str, str]) -> None:
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="hotslot", metadata=metadata))
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        self._status = status_pb2.Status(code=code.value[0], message="it does not fit", details=[detail])
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return str(self._status.message)
+
+    def initial_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return ()
+
+    def trailing_metadata(self) -> Any:  # noqa: ANN401  the two bases call it differently
+        return (("grpc-status-details-bin", self._status.SerializeToString()),)
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def cancel(self) -> bool:
+        return False
+
+    def add_callback(self, callback: object) -> bool:
+        return False
+
+
+def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
+    """As far as the front knows: what it leaves out, or spoils, is not known."""
+    full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
+    failed = failure_of(Refused("DOES_NOT_FIT", full))
+    assert (FaultKind.PERMANENT, "DOES_NOT_FIT") == (failed.kind, failed.reason)
+    assert Shortage("cuda:0", 5000, 0) == failed.shortage
+
+    spoilt = {"device": "cuda:0", "needed_bytes": "-1", "free_bytes": "9" * 100}
+    assert Shortage("cuda:0") == failure_of(Refused("OUT_OF_MEMORY", spoilt)).shortage
+    assert failure_of(Refused("OUT_OF_MEMORY", {})).shortage is None
+
+
+def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
+    """With the time by which one fallback is told from the next."""
+    since = datetime(2026, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+    fallback = pb.DeviceFallback(device="cuda:0", fallback_device="cpu", bundle_digest="b", reason="OUT_OF_MEMORY")
+    fallback.since.FromDatetime(since)
+    end = pb.TrialEnd(bundle_digest="b", outcome="ROLLED_BACK", reason="OUT_OF_MEMORY")
+    response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", fallback=fallback, last_trial=end)])
+
+    state = front_state(response, last_ended_orderly=False)
+    assert DeviceFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
+    assert state.last_trial is not None
+    assert "OUT_OF_MEMORY" == state.last_trial.reason
+    response.models[0].ClearField("fallback")
+    assert front_state(response, last_ended_orderly=False).fallback is None
