@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.updater.core.world import RULES, World
+from tests.updater.simulated_front import GIB, Card
 from tests.updater.simulators import Quality, content_of, source_of
 from updater.actions import Failed, FaultKind, Wish, WishKind
 from updater.breaker import BreakerState
@@ -47,7 +48,7 @@ class Anything(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(rules=RULES)
+        self.world = World(rules=RULES, card=Card())
         self.world.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, floor=0.5)
         self.quality_of: dict[str, str] = {}
         self.minor = 0
@@ -144,7 +145,13 @@ class Anything(RuleBasedStateMachine):
         """An operator asks for something."""
         self.world.wishes.append(Wish(kind))
 
-    @rule(name=st.sampled_from(["hub", "activation"]))
+    @rule(gib=st.sampled_from([0, 0, 3, 6, 9]), plan=st.sampled_from(["honest", "kind", "blind"]))
+    def card_fills(self, gib: int, plan: str) -> None:
+        """Strangers take memory of the card, or give it back."""
+        assert self.world.card is not None
+        self.world.card.strangers, self.world.card.plan = gib * GIB, plan
+
+    @rule(name=st.sampled_from(["hub", "activation", "device"]))
     def operator_resets(self, name: str) -> None:
         """An operator closes a breaker."""
         self.world.wishes.append(Wish(WishKind.RESET_BREAKER, name))
@@ -189,12 +196,15 @@ class Anything(RuleBasedStateMachine):
         world = self.world
         world.hub.faults, world.hub.unready = [], set()
         world.disk.is_full = world.disk.journal_fails = False
+        assert world.card is not None
+        world.card.strangers, world.card.plan = 0, "honest"
         world.settle(40_000.0)
         record = world.record
         committed = "" if record.committed is None else record.committed.bundle_digest
         assert committed == world.front.serving
         assert record.committed == world.disk.pointer
         assert not world.front.is_on_trial
+        assert world.front.fallback == record.fallback
         self._check_newest()
 
     def _check_newest(self) -> None:
