@@ -50,7 +50,7 @@ class SlotSeen:
     device: str
     precision: str
     state: str  # SlotStatus.state: "LOADED", "LOADING", "FAILED" …
-    role: str  # SlotStatus.role: "FREE", "ACTIVE", "TRIAL", "CANDIDATE", "PREVIOUS"
+    role: str  # SlotStatus.role: "FREE", "ACTIVE", "TRIAL", "CANDIDATE", "PREVIOUS", "FALLBACK"
     restarts: int = 0
     resident_bytes: int = 0
     last_failure: str = ""

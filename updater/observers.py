@@ -54,57 +54,29 @@ class MetricsObserver:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Put them into a registry."""
-        self._stage = Gauge(
-            "hotslot_update_stage",
-            "1 for the stage that a model's updates are in.",
-            ["model", "stage"],
-            registry=registry,
-        )
         self._outcomes = Counter(
             "hotslot_updates_total", "Updates that have ended.", ["model", "outcome", "reason"], registry=registry
-        )
-        self._breakers = Gauge(
-            "hotslot_breaker_state", "0 closed, 1 half open, 2 open.", ["model", "breaker"], registry=registry
-        )
-        self._hub = Gauge(
-            "hotslot_hub_answered_timestamp_seconds", "When the hub last answered.", ["model"], registry=registry
-        )
-        self._changed = Gauge(
-            "hotslot_hub_listing_changed_timestamp_seconds",
-            "When the hub's listing was last another one: a mirror that has stopped answers, and never changes.",
-            ["model"],
-            registry=registry,
-        )
-        self._newest = Gauge(
-            "hotslot_hub_newest_listed_timestamp_seconds",
-            "When the highest release was first listed.",
-            ["model"],
-            registry=registry,
-        )
-        self._breaker_left = Gauge(
-            "hotslot_breaker_left_seconds",
-            "Open: until it may try again; half open: until its probe counts as failed; 0 closed.",
-            ["model", "breaker"],
-            registry=registry,
-        )
-        self._fallback = Gauge(
-            "hotslot_device_fallback",
-            "1 while a model is kept off its device because memory ran out there.",
-            ["model"],
-            registry=registry,
-        )
-        self._quarantine = Gauge(
-            "hotslot_quarantined_revisions", "Source digests in quarantine.", ["model"], registry=registry
-        )
-        self._hold = Gauge(
-            "hotslot_updates_on_hold", "1 while an operator holds updates.", ["model"], registry=registry
-        )
-        self._committed = Gauge(
-            "hotslot_committed_info", "1 for the revision that is committed.", ["model", "revision"], registry=registry
         )
         self._troubles = Counter(
             "hotslot_updater_troubles_total", "What the updater could not do.", ["model", "what"], registry=registry
         )
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(f"hotslot_{name}", meaning, ["model", *labels], registry=registry)
+
+        self._stage = gauge("update_stage", "1 for the stage that a model's updates are in.", "stage")
+        self._quarantine = gauge("quarantined_revisions", "Source digests in quarantine.")
+        self._hold = gauge("updates_on_hold", "1 while an operator holds updates.")
+        self._committed = gauge("committed_info", "1 for the revision that is committed.", "revision")
+        self._breakers = gauge("breaker_state", "0 closed, 1 half open, 2 open.", "breaker")
+        meaning = "Open: until it may try again; half open: until its probe counts as failed; 0 closed."
+        self._breaker_left = gauge("breaker_left_seconds", meaning, "breaker")
+        meaning = "1 while a model is kept off its device because memory ran out there."
+        self._fallback = gauge("device_fallback", meaning)
+        self._hub = gauge("hub_answered_timestamp_seconds", "When the hub last answered.")
+        meaning = "When the hub's listing was last another one: a mirror that has stopped answers, and never changes."
+        self._changed = gauge("hub_listing_changed_timestamp_seconds", meaning)
+        self._newest = gauge("hub_newest_listed_timestamp_seconds", "When the highest release was first listed.")
         self._shown: dict[str, str] = {}
 
     def written(self, record: ModelRecord, events: Sequence[Event]) -> None:

@@ -5,9 +5,7 @@ tells nothing.
 """
 
 from updater.ports import FrontState, SlotSeen
-from updater.record import Counts, ModelRecord, Update
-
-_BEING_LOADED = frozenset({"STARTING", "LOADING"})
+from updater.record import Counts, Update
 
 
 def slot_of(update: Update, front: FrontState) -> SlotSeen | None:
@@ -28,15 +26,6 @@ def counts_of(update: Update, front: FrontState) -> Counts:
     return front.counts_of(update.bundle_digest, update.device)
 
 
-def others(record: ModelRecord, front: FrontState) -> list[SlotSeen]:
-    """Loads that do not answer and may be retired.
-
-    What is committed, while it is being loaded a second time, is the front's own move to another device.
-    """
-    committed = "" if record.committed is None else record.committed.bundle_digest
-    return [
-        slot
-        for slot in front.occupied
-        if slot.load_id != front.active_load_id
-        and not (slot.bundle_digest == committed and slot.state in _BEING_LOADED)
-    ]
+def others(front: FrontState) -> list[SlotSeen]:
+    """Loads that do not answer and may be retired; the front's own move to another device is left alone."""
+    return [slot for slot in front.occupied if slot.load_id != front.active_load_id and slot.role != "FALLBACK"]

@@ -132,7 +132,7 @@ def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
 
 def _load(record: ModelRecord, front: FrontState, slot: SlotSeen | None) -> Action:
     update = record.under_way
-    others = candidate.others(record, front)
+    others = candidate.others(front)
     if slot is None and others and len(front.occupied) >= len(front.slots):
         return RetireLoad(others[0].load_id, update.update_id, front.generation)
     return LoadBundle(update.bundle_digest, update.device, update.update_id, front.generation)

@@ -192,7 +192,7 @@ def _load(record: ModelRecord, front: FrontState, target: str, name: str, rules:
     if holder is not None and holder.state == "LOADED":
         return ActivateLoad(holder.load_id, rules.observe.term_seconds, name, front.generation)
     if holder is None:
-        rows = others(record, front)
+        rows = others(front)
         if len(front.occupied) >= len(front.slots) and rows:
             return RetireLoad(rows[0].load_id, name, front.generation)
     return LoadBundle(target, "", name, front.generation)
@@ -210,7 +210,7 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
 
 def _clear(record: ModelRecord, front: FrontState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
-    for slot in others(record, front):
+    for slot in others(front):
         if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
             continue
         return RetireLoad(slot.load_id, name, front.generation)

@@ -8,9 +8,10 @@ import pytest
 from tests.updater.core.world import RULES, World
 from tests.updater.simulated_front import CARD, CPU, GIB, Card
 from tests.updater.simulators import Quality, bundle_of
-from updater.actions import Failed, FaultKind, LoadBundle, WishKind
+from updater.actions import Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait, WishKind
 from updater.breaker import BreakerName, BreakerState
-from updater.ports import GoldenFacts
+from updater.decide import decide
+from updater.ports import GoldenFacts, SlotSeen
 from updater.record import Outcome, Stage, UpdateKind
 from updater.rules import Mode
 
@@ -132,6 +133,17 @@ def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> No
     assert BreakerState.CLOSED is fallen.record.device.state
     assert fallen.record.fallback is None
     assert "breaker_closed" in fallen.told()
+
+
+def test_the_fronts_own_move_to_another_device_is_left_alone(carded: World) -> None:
+    """It fills the other slot for seconds: the updater does not clear it away."""
+    front = carded.front.state(1.0)
+    moving = SlotSeen("load 99", front.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
+    facts = replace(carded.facts(), front=replace(front, slots=(front.slots[0], moving)))
+    assert isinstance(decide(carded.record, facts, RULES), Wait | LookAtHub)
+    left_over = replace(moving, state="LOADED", role="CANDIDATE")
+    facts = replace(facts, front=replace(front, slots=(front.slots[0], left_over)))
+    assert isinstance(decide(carded.record, facts, RULES), RetireLoad)
 
 
 # The way back.
