@@ -9,23 +9,29 @@ Numbered rules of trust:
 
 import contextlib
 import json
+import os
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle
+from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.settings import inherited_environment
 from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, read_source
 
 __all__ = ["PRECISIONS", "ConversionRefused", "ConvertLimits", "Source", "read_source", "run_convert", "seal"]
 
+Progress = Callable[[int], None]  # per cent of a conversion
 _ROOT = Path(__file__).resolve().parent.parent
 _GIB = 1 << 30
 _MAX_SENTENCE_BYTES = 64 << 10
+_MAX_SAID_BYTES = 4096  # of progress, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,18 @@ class ConvertLimits:
 
     timeout_seconds: float = 1800.0
     cpu_seconds: int = 3600
-    memory_bytes: int = 0  # of data; 0: 3 GiB and twice the source's weights
+    memory_bytes: int = 0  # of data; 0: 3 GiB and the source's size
     max_file_bytes: int = 64 * _GIB  # of one written file
 
 
-def run_convert(source: Path, state: Path, revision: str, limits: ConvertLimits, precision: str = "float32") -> Bundle:
+def run_convert(
+    source: Path,
+    state: Path,
+    revision: str,
+    limits: ConvertLimits,
+    precision: str = "float32",
+    progress: Progress = lambda _percent: None,
+) -> Bundle:
     """Turn a published folder into a sealed bundle; at once if it is sealed already.
 
     Args:
@@ -47,6 +60,7 @@ def run_convert(source: Path, state: Path, revision: str, limits: ConvertLimits,
         revision: for people.
         limits: of the child.
         precision: of the stored weights, one of PRECISIONS.
+        progress: hears how many per cent of the weights are converted, on the calling thread.
 
     Raises:
         ConversionRefused: the source is not convertible, or a limit was met.
@@ -60,7 +74,7 @@ def run_convert(source: Path, state: Path, revision: str, limits: ConvertLimits,
     staging_root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="convert-", dir=staging_root))
     try:
-        _run_child(seen, staging, revision, limits, precision)
+        _run_child(_command(seen, staging, revision, limits, precision), limits, progress)
         bundle = _read_staged(staging)
         if bundle.source_digest != seen.digest:  # rule 3
             raise ConversionRefused("SOURCE_CHANGED", "the source changed while it was converted")
@@ -103,31 +117,56 @@ def _read_staged(staging: Path) -> Bundle:
         raise ConversionRefused("CONVERT_FAILED", f"the conversion left no whole bundle: {error}") from error
 
 
-def _run_child(source: Source, staging: Path, revision: str, limits: ConvertLimits, precision: str) -> None:
-    memory = limits.memory_bytes or 3 * _GIB + 2 * source.size
+def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits, precision: str) -> list[str]:
+    memory = limits.memory_bytes or 3 * _GIB + source.size
     command = [sys.executable, "-P", "-m", "inference.runner.convert"]
     command += ["--source", str(source.folder.resolve()), "--into", str(staging.resolve())]
     command += ["--engine", source.engine.engine, "--revision", revision, "--precision", precision]
     command += ["--max-memory-bytes", str(memory), "--max-cpu-seconds", str(limits.cpu_seconds)]
-    command += ["--max-file-bytes", str(limits.max_file_bytes)]
+    command += ["--max-file-bytes", str(limits.max_file_bytes), "--parent", str(os.getpid())]
+    return command
+
+
+def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
     # A plain environment: nothing that an operator exported reaches code that reads foreign bytes.
     environment = {**inherited_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "PYTHONPATH": str(_ROOT)}
-    with tempfile.TemporaryFile() as sentences:
+    with (
+        tempfile.TemporaryFile() as sentences,
+        subprocess.Popen(  # rule 2
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sentences
+        ) as child,
+    ):
         try:
-            done = subprocess.run(  # rule 2
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=sentences,
-                timeout=limits.timeout_seconds,
-                check=False,
-            )
+            _hear(child, limits.timeout_seconds, progress, SystemClock())
         except subprocess.TimeoutExpired as error:
             message = f"the conversion took more than {limits.timeout_seconds:g} s"
             raise ConversionRefused("TIME_LIMIT", message) from error
-        sentences.seek(max(0, sentences.tell() - _MAX_SENTENCE_BYTES))
-        _check_ended(done.returncode, sentences.read())
+        finally:
+            child.kill()  # whatever happened here, nothing goes on there; nothing if it has ended
+        size = sentences.seek(0, os.SEEK_END)
+        sentences.seek(max(0, size - _MAX_SENTENCE_BYTES))
+        _check_ended(child.returncode, sentences.read())
+
+
+def _hear(child: subprocess.Popen[bytes], timeout_seconds: float, progress: Progress, clock: Clock) -> None:
+    """Pass on what the child says of its progress until it ends.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer.
+    """
+    if child.stdout is None:
+        raise RuntimeError("the child was started without a pipe")
+    said = select.poll()
+    said.register(child.stdout, select.POLLIN)
+    until = clock.monotonic() + timeout_seconds
+    while said.poll(max(0.0, until - clock.monotonic()) * 1000):
+        words = os.read(child.stdout.fileno(), _MAX_SAID_BYTES).split()
+        if not words:
+            child.wait(max(0.0, until - clock.monotonic()))
+            return
+        if words[-1].isdigit():
+            progress(min(100, int(words[-1])))
+    raise subprocess.TimeoutExpired(child.args, timeout_seconds)
 
 
 def _check_ended(exit_code: int, stderr: bytes) -> None:

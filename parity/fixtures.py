@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inference.runner.conversion.weights import open_file
+from inference.runner.conversion.open_places import open_places
+from inference.runner.conversion.weights import Weights
 from parity.items import Question, questions
 from parity.make_model import Recipe, make_model
 from parity.oracle import Oracle, versions
@@ -36,10 +37,9 @@ def record(variant: str, recipe: Recipe) -> dict[str, Any]:
         folder = Path(name)
         make_model(folder, recipe)
         oracle = Oracle(folder)
-        weights = next(
-            folder / file for file in ("pytorch_model.bin", "model.safetensors") if (folder / file).is_file()
-        )
-        oracle.check_weights(open_file(weights))
+        places = open_places(folder)
+        with Weights(places) as weights:
+            oracle.check_weights({name: weights.get(name) for name in places})
         items = [_item(oracle, question) for question in questions()]
     shares = Counter(max(item["scores"], key=item["scores"].__getitem__) for item in items)
     if min(shares[label] for label in ("yes", "no", "maybe")) < MIN_SHARE * len(items):

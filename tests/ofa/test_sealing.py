@@ -57,7 +57,7 @@ def test_a_sealed_bundle_is_not_made_again(
 ) -> None:
     """The same source and precision find their bundle at once, without a child."""
     first = seal(staged(sources("plain"), state), state)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
 
     assert first == run_convert(sources("plain"), state, "another name", LIMITS)
 

@@ -1,5 +1,6 @@
 """A published visual-entailment OFA to the files of a bundle."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,13 +8,10 @@ import torch
 from common.bundle import Bundle, hash_file, write_bundle
 from common.durable import write_atomic
 from common.engine_files import OFA
-from common.source import ConversionRefused, read_source
-from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
+from inference.runner.conversion.ofa_plan import Plan, plan_ofa
 from inference.runner.conversion.ofa_positions import position_targets
 from inference.runner.conversion.ofa_targets import Recipes, module_targets
-from inference.runner.conversion.ofa_tensors import Expected, check_tensors, expected_tensors
-from inference.runner.conversion.ofa_words import Words, read_words
-from inference.runner.conversion.weights import Weights, open_weights
+from inference.runner.conversion.weights import Weights
 from inference.runner.conversion.writer import write_safetensors
 from inference.runner.device import torch_dtype
 from inference.runner.engines.ofa.config import (
@@ -21,9 +19,10 @@ from inference.runner.engines.ofa.config import (
     MERGES_NAME,
     VOCABULARY_NAME,
     WEIGHTS_NAME,
-    EngineConfig,
     to_json,
 )
+
+Progress = Callable[[float], None]  # share of the work that is done, 0 to 1
 
 
 def convert_ofa(source: Path, into: Path, revision: str, precision: str) -> Bundle:
@@ -39,24 +38,27 @@ def convert_ofa(source: Path, into: Path, revision: str, precision: str) -> Bund
         ConversionRefused: the source is not convertible.
         OSError: something cannot be read or written.
     """
-    seen = read_source(source)
-    if seen.engine is not OFA:
-        raise ConversionRefused(
-            "ENGINE_UNKNOWN", f"the revision is for engine {seen.engine.engine!r}, supported: 'ofa'"
-        )
-    architecture = read_architecture(source)
-    pipeline = read_pipeline(source, architecture)
-    words = read_words(source, architecture, pipeline.answer_map)
-    config = _config_of(architecture, pipeline, words)
+    return convert_plan(plan_ofa(source), into, revision, precision)
+
+
+def convert_plan(
+    plan: Plan, into: Path, revision: str, precision: str, progress: Progress = lambda _share: None
+) -> Bundle:
+    """Do the same for a source that was looked at already, telling how far it is.
+
+    Raises:
+        ConversionRefused: a number of it is none.
+        OSError: something cannot be read or written.
+    """
     with torch.inference_mode():
-        _write_weights(source, into, architecture, config, words, precision)
-    write_atomic(into / CONFIG_NAME, to_json(config), 0o444)
-    write_atomic(into / VOCABULARY_NAME, words.vocabulary_json(), 0o444)
-    write_atomic(into / MERGES_NAME, words.merges_text(), 0o444)
+        _write_weights(plan, into, precision, progress)
+    write_atomic(into / CONFIG_NAME, to_json(plan.config), 0o444)
+    write_atomic(into / VOCABULARY_NAME, plan.words.vocabulary_json(), 0o444)
+    write_atomic(into / MERGES_NAME, plan.words.merges_text(), 0o444)
     names = sorted((CONFIG_NAME, VOCABULARY_NAME, MERGES_NAME, WEIGHTS_NAME))
     bundle = Bundle(
-        bundle_digest=seen.bundle_digest(precision),
-        source_digest=seen.digest,
+        bundle_digest=plan.source.bundle_digest(precision),
+        source_digest=plan.source.digest,
         revision=revision,
         engine=OFA.engine,
         task=OFA.task,
@@ -68,44 +70,14 @@ def convert_ofa(source: Path, into: Path, revision: str, precision: str) -> Bund
     return bundle
 
 
-def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> EngineConfig:
-    tokenizer = words.tokenizer()
-    return EngineConfig(
-        width=architecture.width,
-        encoder_layers=architecture.encoder_layers,
-        encoder_heads=architecture.encoder_heads,
-        encoder_ffn=architecture.encoder_ffn,
-        decoder_layers=architecture.decoder_layers,
-        decoder_heads=architecture.decoder_heads,
-        decoder_ffn=architecture.decoder_ffn,
-        vocabulary=words.rows,
-        resnet_blocks=architecture.resnet_blocks,
-        image_size=pipeline.image_size,
-        image_mean=pipeline.image_mean,
-        image_deviation=pipeline.image_deviation,
-        max_prompt_tokens=pipeline.max_prompt_tokens,
-        decoder_prompt=pipeline.decoder_prompt,
-        begin_token=tokenizer.begin,
-        pad_token=tokenizer.pad,
-        end_token=tokenizer.end,
-    )
-
-
-def _write_weights(
-    source: Path, into: Path, architecture: Architecture, config: EngineConfig, words: Words, precision: str
-) -> None:
-    weights = open_weights(source)
-    expected = expected_tensors(architecture)
-    check_tensors(weights, expected)
-    _check_finite(weights, expected)
-    recipes = Recipes(weights, architecture, config, list(words.answers)).all()
-    targets = module_targets(recipes, config, torch_dtype(precision))
-    targets += position_targets(weights, architecture, config)
-    write_safetensors(into / WEIGHTS_NAME, targets)
+def _write_weights(plan: Plan, into: Path, precision: str, progress: Progress) -> None:
+    unread = set(plan.expected.required)
+    with Weights(plan.places, unread.discard) as weights:
+        recipes = Recipes(weights, plan.architecture, plan.config, list(plan.words.answers)).all()
+        targets = module_targets(recipes, plan.config, torch_dtype(precision))
+        targets += position_targets(weights, plan.architecture, plan.config)
+        write_safetensors(into / WEIGHTS_NAME, targets, progress)
+        # One bad number means a bad file, even where no answer needs it.
+        for name in sorted(unread):
+            weights.get(name)
     (into / WEIGHTS_NAME).chmod(0o444)
-
-
-def _check_finite(weights: Weights, expected: Expected) -> None:
-    """Look at every parameter, even at those that no answer needs: one bad number means a bad file."""
-    for name in expected.required:
-        weights.get(name)

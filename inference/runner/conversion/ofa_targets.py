@@ -33,7 +33,7 @@ class Recipes:
     def all(self) -> dict[str, Recipe]:
         """By the engine's names; convolutions in torch's order of dimensions."""
         recipes: dict[str, Recipe] = {
-            "words.weight": lambda: self._get(EMBEDDING)[: self._config.vocabulary] * self._scale,
+            "words.weight": self._words,
             "text_kind": self._text_kind,
             "answers": self._answer_rows,
             "eyes.project.weight": lambda: self._get("encoder.image_proj.weight") * self._scale,
@@ -54,6 +54,10 @@ class Recipes:
 
     def _get(self, name: str) -> Tensor:
         return self._weights.get(name)
+
+    def _words(self) -> Tensor:
+        rows = self._get(EMBEDDING)[: self._config.vocabulary]
+        return rows if self._scale == 1.0 else rows * self._scale  # the largest tensor: no copy for nothing
 
     def _text_kind(self) -> Tensor:
         if not self._architecture.has_kinds:

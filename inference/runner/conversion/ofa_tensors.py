@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.source import ConversionRefused
 from inference.runner.conversion.ofa_config import MAX_DISTANCE_POSITIONS, Architecture
-from inference.runner.conversion.weights import Weights
+from inference.runner.conversion.places import Places, is_same_content, refuse, shown
 
 EMBEDDING = "encoder.embed_tokens.weight"
 DECODER_EMBEDDING = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
+FLOATS = ("float32", "float16", "bfloat16")  # of parameters
+INTEGERS = ("int64", "int32")  # of index tables and counters
 _FEATURES = 1024
 _STAGES = ((64, 64), (256, 128), (512, 256))  # channels in, width
 Shapes = dict[str, tuple[int, ...]]
@@ -42,27 +43,28 @@ def expected_tensors(architecture: Architecture) -> Expected:
     return Expected({**required, EMBEDDING: rows}, optional, tied)
 
 
-def check_tensors(weights: Weights, expected: Expected) -> None:
+def check_tensors(places: Places, expected: Expected) -> None:
     """Hold what is there against what should be.
 
     Raises:
-        ConversionRefused: a tensor is missing, surplus or of another shape, or tied ones differ.
+        ConversionRefused: a tensor is missing, surplus, of another shape or type, or tied ones differ.
+        OSError: tied ones cannot be read.
     """
-    found = weights.shapes()
     known = {**expected.required, **expected.optional, **expected.tied}
     for name in expected.required:
-        if name not in found:
-            raise ConversionRefused("WEIGHTS_BROKEN", f"tensor {name} is missing")
-    for name, shape in found.items():
+        if name not in places:
+            refuse(f"tensor {name} is missing")
+    for name, place in places.items():
         if name not in known:
-            raise ConversionRefused("WEIGHTS_BROKEN", f"tensor {name[:120]} belongs to no OFA of this configuration")
-        if shape != known[name]:
-            message = f"tensor {name} has shape {shape}, supported: {known[name]}"
-            raise ConversionRefused("WEIGHTS_BROKEN", message)
+            refuse(f"tensor {shown(name)} belongs to no OFA of this configuration")
+        if place.shape != known[name]:
+            refuse(f"tensor {name} has shape {place.shape}, supported: {known[name]}")
+        supported = INTEGERS if name in expected.optional else FLOATS
+        if place.dtype not in supported:
+            refuse(f"tensor {name} is {place.dtype}, supported: {', '.join(supported)}")
     for name in expected.tied:
-        if name in found and not weights.are_equal(name, EMBEDDING):
-            message = f"tensor {name} differs from {EMBEDDING}, though the configuration makes them one table"
-            raise ConversionRefused("WEIGHTS_BROKEN", message)
+        if name in places and not is_same_content(places[name], places[EMBEDDING]):
+            refuse(f"tensor {name} differs from {EMBEDDING}, though the configuration makes them one table")
 
 
 def stage_blocks(architecture: Architecture) -> list[tuple[str, bool]]:

@@ -28,14 +28,17 @@ class Target:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def write_safetensors(path: Path, targets: Sequence[Target]) -> None:
-    """Make and write tensors in order, and wait until the disk has them.
+def write_safetensors(
+    path: Path, targets: Sequence[Target], progress: Callable[[float], None] = lambda _share: None
+) -> None:
+    """Make and write tensors in order, and wait until the disk has them; `progress` hears of the share that is done.
 
     Raises:
         OSError: the file cannot be written.
         RuntimeError: a tensor is not of the shape or dtype that was promised.
     """
     header = _header(targets)
+    done, whole = 0, sum(target.size for target in targets)
     with path.open("xb") as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
@@ -44,6 +47,8 @@ def write_safetensors(path: Path, targets: Sequence[Target]) -> None:
             if tuple(tensor.shape) != target.shape or tensor.dtype != target.dtype:
                 raise RuntimeError(f"{target.name} became {tuple(tensor.shape)} {tensor.dtype}")
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            done += target.size
+            progress(done / whole)
         file.flush()
         os.fsync(file.fileno())
 

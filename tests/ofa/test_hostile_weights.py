@@ -1,0 +1,405 @@
+"""Broken and hostile weights meet a real child, which names the tensor or the rule and never comes as far as torch."""
+
+import io
+import json
+import os
+import pickle
+import select
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from common.sealing import ConversionRefused, ConvertLimits, run_convert
+from inference.runner.conversion.places import MAX_HEADER_BYTES, MAX_TENSORS
+from parity.make_model import Recipe, make_model
+from tests.ofa.conftest import Publish
+
+MIB = 1 << 20
+BIN, FLAT = "pytorch_model.bin", "model.safetensors"
+LITTLE = ConvertLimits(memory_bytes=256 * MIB)  # far too little to import torch with
+WAS_HERE = Path("/tmp/hotslot-was-here")  # noqa: S108 - what the hostile pickles would make
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(publish: Publish, tmp_path: Path) -> Refusal:
+    """Publish a folder with other weights and convert it in a child: the sentence that comes back."""
+
+    def refused(files: dict[str, bytes], limits: ConvertLimits = LITTLE, **changes: dict[str, object]) -> str:
+        folder = publish(without=(BIN,), **changes)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        state = tmp_path / "state"
+        with pytest.raises(ConversionRefused) as caught:
+            run_convert(folder, state, "r", limits)
+        assert not WAS_HERE.exists()
+        assert not any((state / "staging").iterdir())
+        assert not (state / "bundles").exists()
+        return str(caught.value)
+
+    return refused
+
+
+class Hostile:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Name the command."""
+        return os.system, (f"touch {WAS_HERE}",)
+
+
+def saved(tensors: object, *, is_old: bool = False) -> bytes:
+    """What torch.save writes."""
+    file = io.BytesIO()
+    torch.save(tensors, file, _use_new_zipfile_serialization=not is_old)
+    return file.getvalue()
+
+
+def archive(records: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip archive, by hand."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packing) as made:
+        for name, content in records.items():
+            made.writestr(name, content)
+    return file.getvalue()
+
+
+def repacked(tensors: dict[str, Tensor], **changes: bytes) -> bytes:
+    """What torch.save writes, with some records changed."""
+    with zipfile.ZipFile(io.BytesIO(saved(tensors))) as made:
+        records = {name: made.read(name) for name in made.namelist()}
+    folder = next(iter(records)).split("/")[0]
+    return archive({**records, **{f"{folder}/{name}": content for name, content in changes.items()}})
+
+
+def flat(header: object, data: bytes = b"") -> bytes:
+    """A safetensors file, by hand."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def row(begin: int, end: int, shape: list[int] | None = None) -> dict[str, object]:
+    """One tensor of a safetensors header."""
+    return {"dtype": "F32", "shape": [(end - begin) // 4] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+ONE = {"x": torch.zeros(4)}
+HELD = torch.zeros(8)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("wrap", [bytes, lambda pickled: archive({"archive/data.pkl": pickled})])
+@pytest.mark.fault("P9")
+@pytest.mark.fault("P10")
+def test_pickles_that_would_run_something(protocol: int, wrap: Callable[[bytes], bytes], refusal: Refusal) -> None:
+    """A pickle with `__reduce__` is refused, whatever its protocol, bare or in an archive; nothing of it is run."""
+    sentence = refusal({BIN: wrap(pickle.dumps(OrderedDict(x=Hostile()), protocol))})
+
+    assert sentence.startswith(f"{BIN} uses the pickle opcode" if protocol == 0 else f"{BIN} wants ")
+    assert "supported: " in sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (eval, "wants __builtin__.eval, supported: tensors alone"),
+        (OrderedDict(x=getattr), "wants __builtin__.getattr"),
+        (torch.nn.Linear(1, 1), "wants torch.nn.modules.linear.Linear"),
+        (OrderedDict({1: torch.zeros(1)}), "holds something else than named tensors, supported: a plain state dict"),
+        (OrderedDict(x={"y": torch.zeros(1)}), "holds something else than named tensors"),
+        ({"model": OrderedDict(x=torch.zeros(1)), "step": 3}, "holds something else than named tensors"),
+        ([torch.zeros(1)], "holds something else than named tensors"),
+        (7, "is a pickle, but none that torch.save writes"),
+        (b"PK", "wants _codecs.encode"),
+    ],
+)
+@pytest.mark.fault("P9")
+def test_pickles_of_something_else(value: object, sentence: str, refusal: Refusal) -> None:
+    """Functions, modules, checkpoints and lists are no state dict."""
+    is_torch = not isinstance(value, int | bytes)
+
+    assert sentence in refusal({BIN: saved(value) if is_torch else pickle.dumps(value, 2)})
+
+
+def tar(content: bytes) -> bytes:
+    """A tar archive of one file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as made:
+        entry = tarfile.TarInfo("pytorch_model.bin")
+        entry.size = len(content)
+        made.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (archive({BIN: saved(ONE)}), "holds 'pytorch_model.bin', supported: what torch.save writes, and no archives"),
+        (
+            archive({"archive/inner.zip": archive({"a/b": b""})}),
+            "holds 'archive/inner.zip', supported: what torch.save",
+        ),
+        (repacked(ONE, **{"code/a.py": b"import os"}), "code/a.py', supported: what torch.save writes"),
+        (
+            repacked(ONE, **{"data/0": archive({"a/b": b""})}),
+            "the storage of tensor x has 104 bytes, which is not what",
+        ),
+        (archive({"archive/../../x": b""}), "holds 'archive/../../x', supported"),
+        (archive({"archive/version": b"3\n"}), "lacks the record 'data.pkl'"),
+        (tar(saved(ONE)), "is a tar archive, supported: what torch.save writes"),
+        (b"\x1f\x8b\x08" + bytes(600), "is a gzip archive, supported: what torch.save writes"),
+        (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
+    ],
+)
+@pytest.mark.fault("P8")
+def test_nested_archives(content: bytes, sentence: str, refusal: Refusal) -> None:
+    """An archive in an archive, or of another kind, is never opened."""
+    assert sentence in refusal({BIN: content})
+
+
+HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "sentence"),
+    [
+        ({FLAT: HOSTILE}, {}, f"{FLAT} is damaged or no safetensors"),
+        ({FLAT: saved(ONE)}, {}, f"{FLAT} is damaged or no safetensors"),
+        ({BIN: save(ONE)}, {}, f"{BIN} "),
+        (
+            {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.pkl"}}', "w.pkl": HOSTILE},
+            {},
+            "names 'w.pkl', supported: names that end in .safetensors",
+        ),
+        (
+            {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": HOSTILE},
+            {},
+            "w.safetensors is damaged or no safetensors",
+        ),
+        (
+            {f"{BIN}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": save(ONE)},
+            {},
+            "names 'w.safetensors', supported: names that end in .bin",
+        ),
+        ({BIN: saved(ONE), "words.pkl": HOSTILE}, {"answer2label": "words.pkl"}, "words.pkl is no JSON"),
+        ({BIN: b"version https://git-lfs.github.com/spec/v1\n"}, {}, f"{BIN} is a pointer to a file elsewhere"),
+    ],
+)
+@pytest.mark.fault("P11")
+def test_odd_extensions(files: dict[str, bytes], model: dict[str, object], sentence: str, refusal: Refusal) -> None:
+    """A file's name says how it is read, and a pickle under another name is not read as one."""
+    assert sentence in refusal(files, model=model)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "its header would end behind the file"),
+        (b"\xff" * 7, "its header would end behind the file"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", "its header would end behind the file"),
+        (flat(b"[" * MIB), "has a header that is nested too deeply"),
+        (flat(b"{" + b'"a":{' * MIB), "has a header that is nested too deeply"),
+        (flat(b'{"x": 1'), "its header is no JSON"),
+        (flat(b"\xff\xfe"), "its header is no"),
+        (flat([1]), "has a header that is no object"),
+        (flat(b'{"a": 1, "a": 2}'), "names something twice in its header"),
+        (
+            flat({f"t{number}": row(0, 0) for number in range(MAX_TENSORS + 1)}),
+            f"names {MAX_TENSORS + 1} tensors, supported: {MAX_TENSORS}",
+        ),
+        (flat({"x": row(0, 16), "y": row(8, 24)}, bytes(24)), "tensors x and y overlap"),
+        (flat({"x": row(0, 16), "y": row(0, 16)}, bytes(16)), "holds bytes that belong to no tensor"),
+        (flat({"x": row(0, 16)}, bytes(12)), "tensor x ends behind the file"),
+        (flat({"x": row(4, 16)}, bytes(16)), "holds bytes that belong to no tensor"),
+        (flat({"x": row(0, 16)}, bytes(99)), "holds bytes that belong to no tensor"),
+        (flat({"x": row(0, 16, [1 << 40, 1 << 40])}, bytes(16)), "tensor x has offsets that contradict its shape"),
+        (flat({"x": row(16, 0)}), "tensor x has a shape that is no list of up to 8 counts"),
+        (flat({"x": {**row(0, 16), "shape": [-4]}}, bytes(16)), "has a shape that is no list of up to 8 counts"),
+        (flat({"x": {**row(0, 16), "shape": [1] * 9}}, bytes(16)), "has a shape that is no list of up to 8 counts"),
+        (flat({"x": {**row(0, 16), "dtype": "F8_E4M3"}}, bytes(16)), "tensor x is of type F8_E4M3, supported: F64"),
+        (flat({"x": {"dtype": "F32"}}), "tensor x has other keys than dtype, shape and data_offsets"),
+        (flat(b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 4]}}'), "no JSON"),
+    ],
+)
+def test_safetensors_header_bombs(content: bytes, sentence: str, refusal: Refusal) -> None:
+    """A header that lies about its length, its entries, its depth or its places is refused by the rule it breaks."""
+    assert sentence in refusal({FLAT: content})
+
+
+def test_a_header_of_ten_million_entries(publish: Publish, tmp_path: Path) -> None:
+    """A header that is too long is refused by its length, before a byte of it is read."""
+    folder = publish(without=(BIN,))
+    length = 10_000_000 * 60
+    (folder / FLAT).write_bytes(length.to_bytes(8, "little"))
+    os.truncate(folder / FLAT, length + 8)
+
+    with pytest.raises(ConversionRefused, match=f"header of {length} bytes, supported: {MAX_HEADER_BYTES}"):
+        run_convert(folder, tmp_path, "r", LITTLE)
+
+
+def lying(tensors: dict[str, Tensor], old: bytes, new: bytes) -> bytes:
+    """What torch.save writes, with some bytes of its pickle replaced."""
+    with zipfile.ZipFile(io.BytesIO(saved(tensors))) as made:
+        name = next(name for name in made.namelist() if name.endswith("data.pkl"))
+        pickled = made.read(name)
+    assert old in pickled
+    return repacked(tensors, **{"data.pkl": pickled.replace(old, new)})
+
+
+def ended(content: bytes, entries: int = 0, size: int = 0, pointer: int = 0) -> bytes:
+    """A file of torch with another end: its directory in the long form, and the pointer to that."""
+    far = bytearray(content[-98:])
+    for place, value in ((32, entries), (40, size), (64, pointer)):
+        if value:
+            struct.pack_into("<Q", far, place, value)
+    return content[:-98] + bytes(far)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (archive({"archive/data.pkl": bytes(4 * MIB)}, zipfile.ZIP_DEFLATED), "record 'data.pkl' is packed"),
+        (archive({"archive/data.pkl": bytes(9 * MIB)}), f"pickle of {9 * MIB} bytes, supported: {MAX_HEADER_BYTES}"),
+        (saved({"x": torch.zeros(1).expand(1 << 40)}), "has strides (0,), supported: dense ones"),
+        (saved({"x": HELD[::2]}), "has strides (2,), supported: dense ones"),
+        (saved({"x": HELD.as_strided((4, 4), (1, 1))}), "has strides (1, 1), supported: dense ones"),
+        (saved({"x": HELD[:5], "y": HELD[3:]}), "tensors x and y overlap"),
+        (saved({"x": HELD[:5], "y": HELD[3:]}, is_old=True), "tensors x and y overlap"),
+        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"), "tensor x ends behind its storage"),
+        (lying({"x": HELD}, b"cpuq\x06K\x08", b"cpuq\x06J\xff\xff\xff\x7f"), "has 32 bytes, which is not what it says"),
+        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\xff\x85"), "shape, strides or offset that are no counts"),
+        (lying({"x": HELD}, b"FloatStorage", b"QuietStorage"), "wants torch.QuietStorage, supported: tensors alone"),
+        (repacked(ONE, byteorder=b"big"), "holds big-endian numbers"),
+        (archive({"a/data.pkl": b"\x80\x02}" + b"q\x00h\x00" * MIB}), "makes no sense"),
+        (archive({"a/data.pkl": b"\x80\x02" + b"r\xff\xff\xff\x7f" * 9 + b"."}), "makes no sense"),
+        (archive({"a/data.pkl": b"\x80\x02\x8d" + b"\xff" * 8 + b"x."}), "makes no sense"),
+        (archive({"a/data.pkl": b"\x80\x02" + b")" * 9 + b"\x86" * 9 + b"s."}), "makes no sense"),
+        (saved(ONE)[:-30], "its archive has no end"),
+        (ended(saved(ONE), entries=1 << 40), f"an archive of {1 << 40} records in a directory"),
+        (ended(saved(ONE), size=1 << 40), f"in a directory of {1 << 40} bytes, which is too many"),
+        (ended(saved(ONE), pointer=1), "its archive has no end"),
+        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 1 << 31, 0, 0), "which is too many"),
+        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 64, 1 << 31, 0), "makes no sense"),
+        (b"PK\x03\x04", "its archive has no end"),
+        (saved(ONE, is_old=True)[:-8], "ends behind the file"),
+        (b"", "makes no sense"),
+        (saved(ONE, is_old=True)[:40], "makes no sense"),
+    ],
+)
+def test_bombs_and_lies_of_torch_files(content: bytes, sentence: str, refusal: Refusal) -> None:
+    """What unpacks, stretches, overlaps or ends elsewhere than it says is refused by the rule it breaks."""
+    assert sentence in refusal({BIN: content})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"architecture": {"vocab_size": 1016}},
+            "the vocabulary uses ids up to 1023, config.json: vocab_size is 1016",
+        ),
+        (
+            {"architecture": {"vocab_size": 1024 + 9193}},
+            "tensor encoder.embed_tokens.weight has shape (10216, 64), supported: (10217, 64)",
+        ),
+    ],
+)
+@pytest.mark.fault("C9")
+def test_a_vocabulary_that_disagrees_with_the_embedding(
+    changes: dict[str, dict[str, object]], sentence: str, publish: Publish, tmp_path: Path
+) -> None:
+    """Words without a row, or rows that the configuration does not count, are named with both numbers."""
+    with pytest.raises(ConversionRefused) as caught:
+        run_convert(publish(**changes), tmp_path / "state", "r", LITTLE)
+
+    assert sentence == str(caught.value)
+
+
+@pytest.mark.fault("C9")
+def test_words_beyond_the_embedding(publish: Publish, tmp_path: Path) -> None:
+    """A vocabulary that grew by more words than the weights have rows is refused, though the configuration fits."""
+    folder = publish(without=("vocab.json",))
+    words = {**json.loads((publish() / "vocab.json").read_text(encoding="utf-8")), "late": 10216}
+    (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+
+    with pytest.raises(ConversionRefused, match=r"uses ids up to 10216, config\.json: vocab_size is 10216"):
+        run_convert(folder, tmp_path / "state", "r", LITTLE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"model": {"patch_image_size": 256}},
+            "size is 256, supported: at most 16 × image_bucket_size = 224",
+        ),
+        (
+            {"model": {"patch_image_size": 256}, "architecture": {"image_bucket_size": 16}},
+            "embed_image_positions.weight has shape (197, 64), supported: (257, 64)",
+        ),
+    ],
+)
+@pytest.mark.fault("C10")
+def test_another_picture_size_with_unchanged_weights(
+    changes: dict[str, dict[str, object]], sentence: str, tmp_path: Path
+) -> None:
+    """A model for pictures of 224 whose configuration says 256 lacks positions, whichever key was changed with it."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    make_model(folder, Recipe(architecture={"image_bucket_size": 14}, pipeline={"patch_image_size": 224}))
+    for name, keys in (("configuration.json", changes["model"]), ("config.json", changes.get("architecture", {}))):
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        (found["model"] if name == "configuration.json" else found).update(keys)
+        (folder / name).write_text(json.dumps(found), encoding="utf-8")
+
+    with pytest.raises(ConversionRefused) as caught:
+        run_convert(folder, tmp_path / "state", "r", LITTLE)
+
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.fault("C11")
+def test_numbers_that_are_none(number: float, publish: Publish, tmp_path: Path) -> None:
+    """The child that reads the numbers names the tensor in which one is NaN or infinite."""
+    folder = publish(without=(BIN,))
+    tensors = torch.load(publish() / BIN, weights_only=True)
+    tensors["decoder.layers.1.fc2.weight"][5, 7] = number
+    torch.save(tensors, folder / BIN)
+
+    with pytest.raises(ConversionRefused) as caught:
+        run_convert(folder, tmp_path / "state", "r", ConvertLimits())
+
+    assert "tensor decoder.layers.1.fc2.weight holds NaN or infinity, supported: finite numbers" == str(caught.value)
+    assert not (tmp_path / "state" / "bundles").exists()
+
+
+def test_a_conversion_ends_with_its_starter(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """When the updater is killed, its conversion dies too instead of going on for nobody."""
+    command = [sys.executable, "-m", "inference.runner.convert", "--source", str(sources("plain"))]
+    command += ["--into", str(tmp_path), "--engine", "ofa", "--revision", "r"]
+    start = "import os, subprocess, sys; print(subprocess.Popen([*sys.argv[1:], '--parent', str(os.getpid())]).pid)"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", f"{start}; sys.stdout.flush(); sys.stdin.read()", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with starter:
+        assert starter.stdout is not None
+        child = os.pidfd_open(int(starter.stdout.readline()))
+        starter.kill()
+    ended = select.select([child], [], [], 30)[0]
+    os.close(child)
+
+    assert ended
+    assert not (tmp_path / "bundle.json").exists()
