@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inference.runner.conversion.open_places import open_places
 from inference.runner.conversion.weights import Weights
 from parity.items import Question, questions
@@ -79,10 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     """Write or check all records and return the exit code."""
     parser = argparse.ArgumentParser(prog="fixtures", description="Record the oracle's answers.")
     parser.add_argument("--check", action="store_true", help="compare with the record instead of writing it")
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="which of them")
     options = parser.parse_args(arguments)
     FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the models are so small that more only wait for each other
     wrong = 0
-    for variant, recipe in VARIANTS.items():
+    for variant in options.variants:
+        recipe = VARIANTS[variant]
         path = FOLDER / f"{variant}.json"
         made = record(variant, recipe)
         if options.check:

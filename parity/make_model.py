@@ -70,6 +70,8 @@ class Recipe:
     pipeline: Mapping[str, object] = field(default_factory=dict)  # more keys of configuration.json: model
     dtype: torch.dtype = torch.float32  # of the stored weights
     as_safetensors: bool = False
+    answers: tuple[str, str, str] = ("no", "yes", "maybe")
+    is_fresh: bool = False  # as an untrained model is: norms, biases and scales at their defaults
 
 
 def make_model(folder: Path, recipe: Recipe) -> None:
@@ -79,7 +81,7 @@ def make_model(folder: Path, recipe: Recipe) -> None:
     config |= {"model_type": "ofa", "architectures": ["OFAModel"], "dropout": 0.0}
     _write_json(folder / "config.json", config)
     _write_json(folder / "configuration.json", _configuration(recipe))
-    _write_json(folder / "ans2label.json", {"no": 0, "yes": 1, "maybe": 2})
+    _write_json(folder / "ans2label.json", {answer: label for label, answer in enumerate(recipe.answers)})
     _write_json(folder / "vocab.json", vocabulary(tokens))
     lines = "".join(f"{left} {right}\n" for left, right in merges())
     (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
@@ -96,7 +98,7 @@ def make_model(folder: Path, recipe: Recipe) -> None:
 def draw_tensors(architecture: Architecture, recipe: Recipe) -> dict[str, Tensor]:
     """All parameters; the index tables are left to whoever loads them."""
     expected = expected_tensors(architecture)
-    tensors = {name: _draw(name, shape, recipe.seed).to(recipe.dtype) for name, shape in expected.required.items()}
+    tensors = {name: _draw(name, shape, recipe).to(recipe.dtype) for name, shape in expected.required.items()}
     if recipe.variant:
         _put_answer_rows(tensors[OUTPUT if OUTPUT in tensors else EMBEDDING], recipe.variant)
     for name in expected.tied:
@@ -129,22 +131,24 @@ def _configuration(recipe: Recipe) -> dict[str, object]:
 
 
 def _put_answer_rows(table: Tensor, variant: str) -> None:
-    """Replace the rows of the three answers by those that `parity.answer_rows` chose.
+    """Replace the rows of the tokens by which answers part by those that `parity.answer_rows` chose.
 
     With rows that are drawn, nearly every question has the same answer.
     """
     words = vocabulary(1024)
     chosen = json.loads(ANSWERS_FILE.read_text(encoding="utf-8"))[variant]
-    for label, row in chosen.items():
-        table[words["\u0120" + label]] = torch.tensor(row, dtype=table.dtype)
+    for token, row in chosen.items():
+        table[words[token]] = torch.tensor(row, dtype=table.dtype)
 
 
-def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def _draw(name: str, shape: tuple[int, ...], recipe: Recipe) -> Tensor:
     """One parameter, of the size that keeps a network's numbers in bounds."""
-    key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
+    center, deviation = _size(name, shape)
+    if recipe.is_fresh and (len(shape) == 1 or "rel_pos_table" in name):
+        return torch.full(shape, 0.0 if name.endswith(("bias", "mean")) or len(shape) > 1 else center)
+    key = int.from_bytes(hashlib.sha256(f"{recipe.seed} {name}".encode()).digest()[:16], "little")
     raw = np.random.PCG64(key).random_raw(math.prod(shape))
     uniform = ((raw >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)).reshape(shape)
-    center, deviation = _size(name, shape)
     return torch.from_numpy(uniform * np.float32(12**0.5 * deviation) + np.float32(center))
 
 

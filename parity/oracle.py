@@ -6,7 +6,7 @@ Runs in the parity environment only.
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
 
+from inference.runner.conversion.ofa_answers import answers_by_label
 from parity import compat  # noqa: F401 - makes modelscope importable
 
 # isort: split
@@ -58,7 +59,14 @@ class Oracle:
         self._tap = _TappedFunctions()
         ofa_for_all_tasks.F = self._tap
         settings = self._pipeline.model.cfg.model
-        self._traverses = settings.gen_type == "traverse" and settings.get("prompt_type", "none") != "none"
+        self._prompt_type = settings.get("prompt_type", "none")
+        self._traverses = settings.gen_type == "traverse" and self._prompt_type == "prev_output"
+        self._labels = {
+            answer: label for label, answer in answers_by_label(self._pipeline.model.ans2label_dict).items()
+        }
+        if self._prompt_type == "src":
+            # Known to its training and to its sibling tasks alone: asked for the rest of the sample.
+            self._pipeline.preprocessor.preprocess.prompt_type = "none"
 
     def check_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold what the pipeline loaded against what the files hold.
@@ -74,43 +82,50 @@ class Oracle:
             raise RuntimeError(f"the pipeline did not load {', '.join(wrong[:5])}")
 
     def ask(self, picture: Path, statement: str, premise: str) -> dict[str, float]:
-        """Probability of each answer."""
+        """Probability of each label's answer.
+
+        Raises:
+            RuntimeError: the pipeline said something else than its softmax.
+        """
         item = _item_of(picture, statement, premise)
         if not self._traverses:
             return self._ask_model(item)
-        self._tap.heard = None
-        result = self._pipeline(item)
-        heard = self._tap.heard
-        if heard is None:
-            raise RuntimeError("the pipeline came to no softmax")
-        names: dict[int, str] = self._pipeline.model.index2ans
-        found = {names[index]: float(value) for index, value in enumerate(heard[0])}
-        if result["labels"] != max(found, key=found.__getitem__) or abs(result["scores"] - max(found.values())) > 0:
+        found, result = self._heard(lambda: self._pipeline(item))
+        label = self._labels[result["labels"]]
+        if label != max(found, key=found.__getitem__) or abs(result["scores"] - found[label]) > 0:
             raise RuntimeError("the tap heard something else than the pipeline said")
         return found
 
+    def _heard(self, ask: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+        """The last softmax of what is asked, by label, and what it returned."""
+        self._tap.heard = None
+        with torch.no_grad():
+            result = ask()
+        if self._tap.heard is None:
+            raise RuntimeError("the pipeline came to no softmax")
+        answers: dict[int, str] = self._pipeline.model.index2ans
+        return {self._labels[answers[place]]: float(p) for place, p in enumerate(self._tap.heard[0])}, result
+
     def _ask_model(self, item: Mapping[str, str]) -> dict[str, float]:
-        """Score the answers by the stock model itself.
+        """Let the stock model traverse the answers by itself.
 
         A pipeline that generates says 1.0 of every answer, and one whose decoder is to begin with
-        nothing but the begin token ("prompt_type": "none") fails on every item.
+        nothing but the begin token ("prompt_type": "none"), or with the whole prompt ("src"), fails
+        on every item.
 
         Raises:
             RuntimeError: a pipeline that does answer says something else.
         """
-        task = self._pipeline.model
         sample = self._sample(item)
-        source, prompt = sample["source"][None], sample["decoder_prompt"][None]
-        inputs = {"patch_images": sample["patch_image"][None], "patch_masks": sample["patch_mask"]}
-        with torch.no_grad():
-            logits = task.model(input_ids=source, **inputs, decoder_input_ids=prompt).logits[0, -1]
-        labels = list(task.ans2label_dict)
-        tokens = [task.tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in labels]
-        found = dict(zip(labels, F.softmax(logits[tokens], dim=-1).tolist(), strict=True))
-        if len(prompt[0]) > 1:
+        inputs = {"input_ids": sample["source"][None], "patch_images": sample["patch_image"][None]}
+        inputs["patch_masks"] = sample["patch_mask"]
+        prompt = sample["source"] if self._prompt_type == "src" else sample["decoder_prompt"]
+        asked = {"net_input": inputs, "decoder_prompts": [prompt]}  # a list of one token would become floats
+        found, _ = self._heard(lambda: self._pipeline.model._traverse_inference(asked))  # noqa: SLF001 - the rule itself
+        if self._prompt_type == "prev_output":
             said = self._pipeline(dict(item))["labels"]
-            label = str(said[0] if isinstance(said, list) else said).strip()
-            if label != max(found, key=found.__getitem__):
+            answer = str(said[0] if isinstance(said, list) else said).strip()
+            if self._labels[answer] != max(found, key=found.__getitem__):
                 raise RuntimeError(f"the pipeline said {said!r}, its model's scores are {found}")
         return found
 

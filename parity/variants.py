@@ -28,4 +28,14 @@ VARIANTS: Mapping[str, Recipe] = {
         as_safetensors=True,
     ),
     "begin": Recipe(variant="begin", seed=13, pipeline={"prompt_type": "none"}),
+    "fresh": Recipe(variant="fresh", seed=17, is_fresh=True),
+    # Answers of several tokens: two that part behind a common beginning, and one that is the other's beginning.
+    "phrases": Recipe(variant="phrases", seed=19, answers=("there are no", "there are yes", "maybe")),
+    "whole": Recipe(
+        variant="whole",
+        seed=23,
+        architecture={"share_decoder_input_output_embed": False},
+        pipeline={"prompt_type": "src"},
+        answers=("no", "yes", "nothing maybe"),
+    ),
 }

@@ -32,7 +32,7 @@ def refusal(folder: Path) -> str:
     ("key", "value", "sentence"),
     [
         ("gen_type", "sample", 'configuration.json: model.gen_type is \'sample\', supported: "traverse", "generation"'),
-        ("prompt_type", "src", 'configuration.json: model.prompt_type is \'src\', supported: "none", "prev_output"'),
+        ("prompt_type", "all", 'model.prompt_type is \'all\', supported: "none", "prev_output", "src"'),
         ("type", "mplug", "configuration.json: model.type is 'mplug', supported: \"ofa\""),
         ("language", "zh", "configuration.json: model.language is 'zh', supported: \"en\""),
         ("patch_image_size", "480", "model.patch_image_size is '480', supported: an integer from 16 to 2048"),
@@ -139,14 +139,26 @@ def test_the_other_layout_is_read(publish: Publish) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("ans2label.json", '{"yes": 0, "no": 1}', "the answers are no, yes, supported: yes, no, maybe"),
+        (
+            "ans2label.json",
+            '{"yes": 0, "no": 1}',
+            "answers are no, yes, supported: one each that says yes, no, maybe",
+        ),
+        ("ans2label.json", '{"yes": 0, "no": 1, "yes or no": 2}', "supported: one each that says yes, no, maybe"),
+        ("ans2label.json", '{"yes": 0, "no": 1, "maybe": 2, "maybe not": 3}', "supported: one each that says"),
+        ("ans2label.json", '{"yes": 0, "no": 1, "unknown": 2}', "supported: one each that says yes, no, maybe"),
+        ("ans2label.json", json.dumps({"yes": 0, "no": 1, "maybe" * 99: 2}), "the answers are"),
+        (
+            "ans2label.json",
+            json.dumps({"yes": 0, "no": 1, "maybe " * 99: 2}),
+            "tokens or holds an unknown one",
+        ),
         ("ans2label.json", "[1, 2, 3]", "ans2label.json holds no object"),
         ("vocab.json", '{"<s>": 0, "<pad>": 0}', "the vocabulary holds a token twice"),
         ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "the vocabulary lacks '<unk>'"),
         ("vocab.json", "{", "vocab.json is no JSON"),
         ("vocab.json", "[" * 100_000, "vocab.json is no JSON"),
         ("merges.txt", "#version\na b c\n", "merges.txt holds a line that is no pair"),
-        ("merges.txt", "#version: 0.2\n", "answer 'yes' is 4 tokens or unknown, supported: one token"),
         ("config.json", "null", "config.json holds no object"),
     ],
 )

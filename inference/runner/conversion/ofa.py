@@ -73,7 +73,7 @@ def convert_plan(
 def _write_weights(plan: Plan, into: Path, precision: str, progress: Progress) -> None:
     unread = set(plan.expected.required)
     with Weights(plan.places, unread.discard) as weights:
-        recipes = Recipes(weights, plan.architecture, plan.config, list(plan.words.answers)).all()
+        recipes = Recipes(weights, plan.architecture, plan.config, list(plan.words.answers.tokens)).all()
         targets = module_targets(recipes, plan.config, torch_dtype(precision))
         targets += position_targets(weights, plan.architecture, plan.config)
         write_safetensors(into / WEIGHTS_NAME, targets, progress)

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from common.engine_files import OFA
 from common.source import ConversionRefused, Source, read_source
-from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
+from inference.runner.conversion.ofa_config import (
+    MAX_DISTANCE_POSITIONS,
+    Architecture,
+    Pipeline,
+    read_architecture,
+    read_pipeline,
+)
 from inference.runner.conversion.ofa_tensors import Expected, check_tensors, expected_tensors
 from inference.runner.conversion.ofa_words import Words, read_words
 from inference.runner.conversion.open_places import open_places
@@ -43,6 +49,10 @@ def plan_ofa(folder: Path) -> Plan:
     pipeline = read_pipeline(folder, architecture)
     words = read_words(folder, architecture, pipeline.answer_map)
     config = _config_of(architecture, pipeline, words)
+    longest = min(architecture.positions, MAX_DISTANCE_POSITIONS)
+    if config.max_decoder_tokens > longest:
+        message = f"the decoder reads up to {config.max_decoder_tokens} tokens, supported: {longest} positions"
+        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     places, expected = open_places(folder), expected_tensors(architecture)
     check_tensors(places, expected)
     return Plan(source, architecture, config, words, places, expected)
@@ -68,4 +78,6 @@ def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> 
         begin_token=tokenizer.begin,
         pad_token=tokenizer.pad,
         end_token=tokenizer.end,
+        answer_stem=words.answers.stem,
+        answer_forks=words.answers.forks,
     )

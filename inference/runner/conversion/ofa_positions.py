@@ -27,11 +27,11 @@ def position_targets(weights: Weights, architecture: Architecture, config: Engin
 
 
 def _tables(weights: Weights, architecture: Architecture, config: EngineConfig) -> dict[str, Tensor]:
-    text, patches = config.max_text_tokens, _patch_cells(architecture, config)
+    text, read, patches = config.max_text_tokens, config.max_decoder_tokens, _patch_cells(architecture, config)
     pictures = _normed(weights, "encoder.image_pos_ln", weights.get("encoder.embed_image_positions.weight")[patches])
     words = _normed(weights, "encoder.pos_ln", weights.get("encoder.embed_positions.weight")[:text])
     source = torch.cat([pictures, words])
-    target = _normed(weights, "decoder.pos_ln", weights.get("decoder.embed_positions.weight")[:text])
+    target = _normed(weights, "decoder.pos_ln", weights.get("decoder.embed_positions.weight")[:read])
     encoder_scale = (architecture.width / architecture.encoder_heads * architecture.scale_factor) ** -0.5
     decoder_scale = (architecture.width / architecture.decoder_heads * architecture.scale_factor) ** -0.5
     image_index = _index(weights, "encoder.image_rp_bucket", image_distances(architecture.image_buckets))
@@ -47,7 +47,7 @@ def _tables(weights: Weights, architecture: Architecture, config: EngineConfig) 
         "decoder_text": _stacked(weights, "decoder.token", architecture.decoder_layers, architecture),
         "encoder_text_index": _text_index(weights, "encoder", architecture)[:text, :text].contiguous(),
         "encoder_image_index": image_index[patches][:, patches].contiguous(),
-        "decoder_text_index": _text_index(weights, "decoder", architecture)[:text, :text].contiguous(),
+        "decoder_text_index": _text_index(weights, "decoder", architecture)[:read, :read].contiguous(),
     }
 
 

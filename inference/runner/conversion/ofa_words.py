@@ -8,8 +8,8 @@ from pathlib import Path
 from common.durable import read_bounded
 from common.source import ConversionRefused
 from inference.runner.conversion.keys import read_object
+from inference.runner.conversion.ofa_answers import MAX_ANSWER_TOKENS, Answers, answers_by_label, score_answers
 from inference.runner.conversion.ofa_config import Architecture
-from inference.runner.engines.ofa.config import LABELS
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 
 MAX_WORDS_BYTES = 32 << 20
@@ -23,7 +23,7 @@ class Words:
     vocabulary: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]  # in order of rank
     rows: int  # of the embedding that these words use
-    answers: tuple[int, ...]  # token of each of LABELS
+    answers: Answers
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer of these words."""
@@ -93,16 +93,15 @@ def _lines(folder: Path, name: str) -> list[str]:
         raise ConversionRefused("VOCABULARY_BROKEN", str(error)) from error
 
 
-def _answers(tokenizer: Tokenizer, vocabulary: Mapping[str, int], answer_map: Mapping[str, object]) -> tuple[int, ...]:
-    """Token of each label."""
-    if set(answer_map) != set(LABELS):
-        message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: {', '.join(LABELS)}"
-        raise ConversionRefused("ANSWERS_UNSUPPORTED", message)
-    answers: list[int] = []
-    for label in LABELS:
-        tokens = tokenizer.encode(f" {label}")
-        if len(tokens) != 1 or tokens[0] == vocabulary[UNKNOWN]:
-            message = f"answer {label!r} is {len(tokens)} tokens or unknown, supported: one token of the vocabulary"
-            raise ConversionRefused("ANSWERS_UNSUPPORTED", message)
-        answers += tokens
-    return tuple(answers)
+def _answers(tokenizer: Tokenizer, vocabulary: Mapping[str, int], answer_map: Mapping[str, object]) -> Answers:
+    """Cut the answers into tokens and find where they part."""
+    paths: list[tuple[int, ...]] = []
+    for answer in answers_by_label(answer_map).values():
+        tokens = tokenizer.encode(f" {answer}")
+        if not 0 < len(tokens) <= MAX_ANSWER_TOKENS or vocabulary[UNKNOWN] in tokens:
+            message = f"answer {answer[:80]!r} is {len(tokens)} tokens or holds an unknown one, supported: 1 to "
+            raise ConversionRefused("ANSWERS_UNSUPPORTED", f"{message}{MAX_ANSWER_TOKENS} tokens of the vocabulary")
+        paths.append((*tokens, vocabulary[END]))
+    if len(set(paths)) != len(paths):
+        raise ConversionRefused("ANSWERS_UNSUPPORTED", "two answers are the same tokens, supported: three that differ")
+    return score_answers(paths)

@@ -14,6 +14,7 @@ MERGES_NAME = "merges.txt"
 SCHEMA_VERSION = 1
 LABELS = ("yes", "no", "maybe")  # in this order everywhere in the engine
 MAX_CONFIG_BYTES = 1 << 20
+_OF_LONGER_ANSWERS = {"answer_stem", "answer_forks"}
 
 
 class DecoderPrompt(StrEnum):
@@ -21,6 +22,18 @@ class DecoderPrompt(StrEnum):
 
     BEGIN = "none"  # only the token that begins every text
     SOURCE = "prev_output"  # the encoder's prompt, without its end
+    WHOLE = "src"  # the encoder's prompt, with its end
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A place where answers part, on the way that they have in common until then."""
+
+    read: int  # tokens of the stem that the decoder has read there, after its prompt
+    choices: tuple[int, int, int]  # row of `answers` by which each of LABELS goes on; -1 if it left before
+
+
+ONE_TOKEN_EACH = (Fork(0, (0, 1, 2)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,8 @@ class EngineConfig:
     begin_token: int
     pad_token: int
     end_token: int
+    answer_stem: tuple[int, ...] = ()  # tokens that answers have in common, up to the last fork
+    answer_forks: tuple[Fork, ...] = ONE_TOKEN_EACH
 
     @property
     def patches(self) -> int:
@@ -60,10 +75,23 @@ class EngineConfig:
         """Longest text of the encoder: the cut prompt, its begin and its end."""
         return self.max_prompt_tokens + 2
 
+    @property
+    def max_decoder_tokens(self) -> int:
+        """Longest text of the decoder: its prompt, and what answers have in common."""
+        return self.max_text_tokens + len(self.answer_stem)
+
+    @property
+    def answer_rows(self) -> int:
+        """Rows of `answers`: the tokens by which an answer can go on at a fork."""
+        return 1 + max(max(fork.choices) for fork in self.answer_forks)
+
 
 def to_json(config: EngineConfig) -> bytes:
-    """Content of `engine.json`."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(config)}, indent=1).encode() + b"\n"
+    """Content of `engine.json`; keys of longer answers are written where there are any, and else left out."""
+    row = asdict(config)
+    if not config.answer_stem and config.answer_forks == ONE_TOKEN_EACH:
+        row = {name: value for name, value in row.items() if name not in _OF_LONGER_ANSWERS}
+    return json.dumps({"schema_version": SCHEMA_VERSION, **row}, indent=1).encode() + b"\n"
 
 
 def read_config(folder: Path) -> EngineConfig:
@@ -77,8 +105,11 @@ def read_config(folder: Path) -> EngineConfig:
     if not isinstance(row, dict) or row.pop("schema_version", None) != SCHEMA_VERSION:
         raise ValueError(f"{CONFIG_NAME} is not of schema version {SCHEMA_VERSION}")
     names = {field.name for field in fields(EngineConfig)}
-    if set(row) != names:
+    if set(row) | _OF_LONGER_ANSWERS != names:
         raise ValueError(f"{CONFIG_NAME} has wrong keys: {', '.join(sorted(names ^ set(row)))}")
     for name in ("resnet_blocks", "image_mean", "image_deviation"):
         row[name] = tuple(row[name])
+    if _OF_LONGER_ANSWERS & set(row):
+        row["answer_stem"] = tuple(row["answer_stem"])
+        row["answer_forks"] = tuple(Fork(fork["read"], tuple(fork["choices"])) for fork in row["answer_forks"])
     return EngineConfig(**{**row, "decoder_prompt": DecoderPrompt(row["decoder_prompt"])})

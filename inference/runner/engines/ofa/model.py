@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from inference.runner.engines.ofa.config import LABELS, DecoderPrompt, EngineConfig
+from inference.runner.engines.ofa.answers import probabilities, with_stem
+from inference.runner.engines.ofa.config import DecoderPrompt, EngineConfig
 from inference.runner.engines.ofa.layers import Decoder, Encoder
 from inference.runner.engines.ofa.parts import Embedding, LayerNorm, Linear
 from inference.runner.engines.ofa.positions import PositionBiases
@@ -55,7 +56,7 @@ class OfaModel(nn.Module):
         self.encoder = Encoder(config.encoder_layers, width, config.encoder_heads, config.encoder_ffn)
         self.prompt_norm = LayerNorm(width)
         self.decoder = Decoder(config.decoder_layers, width, config.decoder_heads, config.decoder_ffn)
-        self.answers = nn.Parameter(torch.empty(len(LABELS), width))  # in the order of LABELS
+        self.answers = nn.Parameter(torch.empty(config.answer_rows, width))  # by `config.answer_forks`
 
     def forward(self, looks: Tensor, texts: Tensor, lengths: Tensor, biases: PositionBiases) -> Tensor:
         """Answer.
@@ -72,9 +73,8 @@ class OfaModel(nn.Module):
         tokens = biases.encoder.show(texts.shape[1])
         hidden = self._hidden_padding(texts.shape[1], lengths, looks, tokens)
         memory = self._encode(looks, texts, hidden, biases, tokens)
-        last = self._decode(memory, texts, lengths, hidden, biases)
-        # Every answer is one token, so its probability among the three is a softmax of three scores.
-        return torch.softmax((last @ self.answers.T).to(torch.float32), dim=-1)
+        made = self._decode(memory, texts, lengths, hidden, biases)
+        return probabilities(made, self.answers, self.config.answer_forks)
 
     def _hidden_padding(self, longest: int, lengths: Tensor, looks: Tensor, tokens: int) -> Tensor | None:
         """(rows, 1, 1, tokens), −inf where a row is padded; None if none is shorter than the longest."""
@@ -104,18 +104,23 @@ class OfaModel(nn.Module):
     def _decode(
         self, memory: Tensor, texts: Tensor, lengths: Tensor, hidden: Tensor | None, biases: PositionBiases
     ) -> Tensor:
-        """(rows, width): what the decoder makes of the last token of its prompt."""
-        rows = torch.arange(len(texts), device=texts.device)
+        """(rows, forks, width): what the decoder makes of the last token that it has read where answers part."""
+        rows = torch.arange(len(texts), device=texts.device)[:, None]
         if self.config.decoder_prompt is DecoderPrompt.BEGIN:
             prompts, last = texts[:, :1], torch.zeros_like(lengths)
+        elif self.config.decoder_prompt is DecoderPrompt.WHOLE:
+            prompts, last = texts, lengths - 1
         else:
             # Without the end. A shorter row is padded, which its last token never sees.
             prompts, last = texts[:, :-1], lengths - 2
+        if self.config.answer_stem:
+            prompts = with_stem(prompts, last, self.config.answer_stem)
         asked = prompts.shape[1]
         cross = biases.cross(asked, texts.shape[1], memory.shape[1])
         cross = cross if hidden is None else cross + hidden
         made = self.decoder(
             self.prompt_norm(self.words(prompts)), memory, lambda layer: biases.decoder(layer, asked), cross
         )
-        result: Tensor = made[rows, last]
+        places = torch.stack([last + fork.read for fork in self.config.answer_forks], dim=1)
+        result: Tensor = made[rows, places]
         return result
