@@ -28,6 +28,7 @@ _STATE_STYLES = {
     status_pb2.SLOT_STATE_FAILED: BAD,
     status_pb2.SLOT_STATE_EMPTY: DIM,
 }
+_SHOWN_NOTES = 4
 _SHOWN_FAILURE_CHARS = 200
 
 
@@ -117,6 +118,7 @@ def _model(model: status_pb2.Model, now: datetime) -> RenderableType:
         if slot.last_failure:
             failure = slot.last_failure[:_SHOWN_FAILURE_CHARS]
             rows.append(text((f"  slot {slot.name} failed last: {failure}", DOUBTFUL)))
+        rows += [text((f"  slot {slot.name}: {note}", DIM)) for note in slot.notes[:_SHOWN_NOTES]]
     return Group(*rows)
 
 

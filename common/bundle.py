@@ -52,11 +52,15 @@ class Bundle:
     precision: str  # of the stored weights, for example "float32"
     converter: str  # version of the layout
     files: tuple[BundleFile, ...]
+    notes: tuple[str, ...] = ()  # what people should know of how it answers, whole sentences
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors on disk, the plain estimate of what a load needs."""
         return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
+
+
+_PLAIN_KEYS = tuple(key for key in Bundle.__slots__ if key not in {"files", "notes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ def read_bundle(folder: Path) -> Bundle:
     row = _read_json(folder / MANIFEST_NAME)
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
-        bundle = Bundle(files=files, **{key: row[key] for key in Bundle.__slots__ if key != "files"})
+        notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
+        bundle = Bundle(files=files, notes=notes, **{key: row[key] for key in _PLAIN_KEYS})
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleBroken(f"{MANIFEST_NAME} is malformed: {error}") from error
     for file in bundle.files:

@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.runner.conversion.ofa_config import read_architecture
 from inference.runner.conversion.ofa_words import read_words
 from inference.runner.engines.ofa.engine import OfaEngine
-from parity.items import questions
+from parity.items import Question, many_questions, questions
 from parity.make_model import ANSWERS_FILE, Recipe, make_model
 from parity.ours import ask, load_source
 from parity.variants import VARIANTS
@@ -49,7 +49,7 @@ def _choose(recipe: Recipe) -> dict[str, list[float]]:
         make_model(Path(name), recipe)
         answers = read_words(Path(name), read_architecture(Path(name)), "ans2label.json").answers
         engine = load_source(Path(name))
-    seen = _read_tokens(engine)
+    seen = _read_tokens(engine, list(many_questions() if recipe.is_fresh else questions()))
     names = {number: token for token, number in vocabulary(1024).items()}
     rows = {}
     for fork in answers.forks:
@@ -75,12 +75,12 @@ def _apart(seen: Tensor, weights: Sequence[int]) -> list[Tensor]:
     return rows
 
 
-def _read_tokens(engine: OfaEngine) -> Tensor:
+def _read_tokens(engine: OfaEngine, asked: Sequence[Question]) -> Tensor:
     """(questions, read, width): what the decoder makes of each prompt's last token and of the stem behind it."""
     seen: list[Tensor] = []
     read = len(engine.model.config.answer_stem) + 1
     engine.model.decoder.register_forward_hook(lambda _module, _inputs, made: seen.append(made[0, -read:].clone()))
-    ask(engine, list(questions()))
+    ask(engine, asked)
     return torch.stack(seen).double()
 
 

@@ -1,5 +1,6 @@
 """The questions that the oracle is asked: every picture, texts of every kind, with and without premise."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,3 +56,13 @@ def questions() -> Iterator[Question]:
         yield Question("colour.png", statement, "")
         yield Question("wide.jpg", statement, _PREMISES[0])
     yield Question("colour.png", _STATEMENTS[0], _LONG[0])
+
+
+def many_questions() -> Iterator[Question]:
+    """512 items: half of all pictures × statements × premises or none, so that each meets each other kind."""
+    premises = ("", *_PREMISES)
+    combinations = itertools.product(PICTURES, _STATEMENTS, premises)
+    for number, (picture, statement, premise) in enumerate(combinations):
+        # Every second one, shifted from row to row: no statement is left without a premise or a picture.
+        if (number + number // len(premises)) % 2:
+            yield Question(picture, statement, premise)

@@ -126,6 +126,7 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
         precision="float32",
         converter=CONVERTER,
         files=files,
+        notes=(f"{revision} answers by a script",),
     )
     write_bundle(staging, bundle)
     folder = bundle_folder(state, bundle.bundle_digest)

@@ -134,6 +134,7 @@ def model_with_trial() -> status_pb2.Model:
         device="cuda:0",
         precision="float32",
         pid=124,
+        notes=["answers are scored, not searched"],
     )
     model.trial.slot = "b"
     model.trial.term_left.FromSeconds(48)

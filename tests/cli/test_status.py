@@ -41,6 +41,7 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn)
     ):
         assert row in rows
     assert "slot a failed last: killed by signal 9" in ended.out
+    assert "slot b: answers are scored, not searched" in ended.out
 
 
 def test_a_model_off_its_device_says_so() -> None:

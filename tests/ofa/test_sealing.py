@@ -1,5 +1,6 @@
 """From a published folder to a sealed bundle, through the child that does the work."""
 
+import json
 import os
 import stat
 import subprocess
@@ -111,6 +112,39 @@ def test_bfloat16_halves_the_weights(sources: Callable[[str], Path], tmp_path: P
         sizes.append(convert_ofa(sources("plain"), folder, "v1", precision).weights_bytes)
 
     assert 0.5 < sizes[1] / sizes[0] < 0.6
+
+
+def test_a_search_that_became_a_traversal_is_noted(publish: Publish, tmp_path: Path) -> None:
+    """Whoever publishes for a beam search is told that all answers are scored; who publishes for a traversal is not."""
+    notes = []
+    for way in ("generation", "traverse"):
+        into = tmp_path / way
+        into.mkdir()
+        convert_ofa(publish(model={"gen_type": way}), into, "v1", "float32")
+        notes.append(read_bundle(into).notes)
+
+    assert "gen_type is 'generation'" in notes[0][0]
+    assert () == notes[1]
+
+
+def test_bundles_without_notes_are_read(sources: Callable[[str], Path], state: Path) -> None:
+    """A bundle that was sealed before there were notes has none."""
+    folder = staged(sources("plain"), state)
+    row = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    del row["notes"]
+    (folder / "bundle.json").write_text(json.dumps(row), encoding="utf-8")
+
+    assert () == read_bundle(folder).notes
+
+
+def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Path) -> None:
+    """Whoever waits for a conversion hears its percentage grow to a hundred."""
+    heard: list[int] = []
+
+    run_convert(sources("plain"), state, "v1", LIMITS, progress=heard.append)
+
+    assert sorted(heard) == heard
+    assert 100 == heard[-1]
 
 
 def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:

@@ -142,6 +142,7 @@ def _slot(manager: ModelManager, slot: Slot) -> status_pb2.Slot:
         bundle = slot.load.bundle
         message.revision, message.digest = bundle.revision, bundle.bundle_digest
         message.device, message.precision = slot.load.device, slot.load.precision
+        message.notes.extend(bundle.notes)
     return message
 
 

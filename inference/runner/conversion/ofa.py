@@ -65,6 +65,7 @@ def convert_plan(
         precision=precision,
         converter=OFA.converter,
         files=tuple(hash_file(into / name) for name in names),
+        notes=plan.notes,
     )
     write_bundle(into, bundle)
     return bundle

@@ -32,6 +32,10 @@ _SWITCHES: tuple[tuple[str, bool, bool], ...] = (
     ("use_ofasys", False, False),
     ("use_gamma_feature", False, False),
 )
+SEARCHED = (
+    "model.gen_type is 'generation': where the stock pipeline searches for one answer and scores it 1.0, here all"
+    " three are scored, and the best is the same"
+)
 _Triple = tuple[float, float, float]
 _HALF: _Triple = (0.5, 0.5, 0.5)
 _IMAGENET: tuple[_Triple, _Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -73,6 +77,12 @@ class Pipeline:
     max_prompt_tokens: int
     decoder_prompt: DecoderPrompt
     answer_map: str  # name of a file
+    is_searched: bool  # by the stock pipeline, with a beam; we score all answers
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how answers come about."""
+        return (SEARCHED,) if self.is_searched else ()
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -128,7 +138,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> Pipeline:
     keys.choice("type", None, ("ofa",))
     keys.choice("language", "en", ("en",))
     keys.choice("multimodal_type", "default", ("default",))
-    keys.choice("gen_type", "generation", ("traverse", "generation"))
+    way = keys.choice("gen_type", "generation", ("traverse", "generation"))
     if "prompt" in keys.values:
         keys.refuse("prompt", keys.values["prompt"], "no such key: the model's own two prompts")
     image_size, mean, deviation = _read_picture(folder, keys)
@@ -144,6 +154,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> Pipeline:
         max_prompt_tokens=keys.count("max_src_length", 256, 1, longest),
         decoder_prompt=DecoderPrompt(str(keys.choice("prompt_type", "none", [one.value for one in DecoderPrompt]))),
         answer_map=_answer_map(keys, top),
+        is_searched=way == "generation",
     )
 
 

@@ -29,6 +29,7 @@ class Plan:
     words: Words
     places: Places
     expected: Expected
+    notes: tuple[str, ...]  # for people
 
 
 def plan_ofa(folder: Path) -> Plan:
@@ -55,7 +56,7 @@ def plan_ofa(folder: Path) -> Plan:
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     places, expected = open_places(folder), expected_tensors(architecture)
     check_tensors(places, expected)
-    return Plan(source, architecture, config, words, places, expected)
+    return Plan(source, architecture, config, words, places, expected, pipeline.notes)
 
 
 def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> EngineConfig:

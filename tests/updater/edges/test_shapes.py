@@ -1,15 +1,20 @@
 """The shipped way with a real model: published, converted in its child, proven, swapped in, taken back by hand."""
 
 import os
+import pickle
 import subprocess
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.shapes.permute import permute_directory
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
+from parity.make_model import Recipe, make_model
 from tests.stack.process import ROOT
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import UpdaterProcess, World
@@ -40,6 +45,53 @@ def test_a_published_model_is_converted_proven_and_serves(make_world: MakeWorld,
     assert world.is_quarantined("v1.0.1")
     assert world.status().on_hold
     assert "v1.0.1" in hotslot(world, "updates", "history")
+
+
+class Hostile:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Name the command."""
+        return os.system, ("touch /tmp/hotslot-was-here",)
+
+
+def _hostile(weights: Path) -> None:
+    weights.write_bytes(pickle.dumps(OrderedDict(x=Hostile()), 2))
+
+
+def _not_a_number(weights: Path) -> None:
+    tensors = torch.load(weights, weights_only=True)
+    tensors["decoder.layers.1.fc2.weight"][5, 7] = float("nan")
+    torch.save(tensors, weights)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        pytest.param(_hostile, "wants posix.system, supported: tensors alone", marks=pytest.mark.fault("P9")),
+        pytest.param(_not_a_number, "decoder.layers.1.fc2.weight holds NaN", marks=pytest.mark.fault("C11")),
+    ],
+)
+def test_callers_never_notice_broken_weights(
+    spoil: Callable[[Path], None], sentence: str, make_world: MakeWorld, tmp_path: Path
+) -> None:
+    """While the conversion of a broken revision meets its end, every call is answered by what serves."""
+    world = make_world()
+    world.start()
+    assert world.updater is not None
+    world.updater.stop()
+    world.updater = UpdaterProcess(world.folder, world.stack.config, program="updater.daemon")
+    published = tmp_path / "published"
+    published.mkdir()
+    make_model(published, Recipe(seed=5))
+    spoil(published / "pytorch_model.bin")
+    hotslot(world, "hub", "add", str(published), "v1.0.1")
+
+    answers = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is refused")
+
+    assert {"v1.0.0"} == set(answers)
+    assert sentence in hotslot(world, "updates", "history", "--json") + world.updater.tail()
 
 
 def hotslot(world: World, *words: str) -> str:

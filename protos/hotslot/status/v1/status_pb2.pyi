@@ -606,6 +606,7 @@ class Slot(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"a" or "b"."""
     state: Global___SlotState.ValueType
@@ -630,6 +631,13 @@ class Slot(_message.Message):
     """How often the slot's process died or was ended since the front started."""
     last_failure: _builtins.str
     """Why the last one did, for people. Empty if none did."""
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What people should know of how this revision answers, whole sentences, for
+        example that its answers are scored though its configuration asks for a
+        search. Usually empty.
+        """
+
     def __init__(
         self,
         *,
@@ -644,10 +652,11 @@ class Slot(_message.Message):
         resident_bytes: _builtins.int = ...,
         restarts: _builtins.int = ...,
         last_failure: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "digest", b"digest", "last_failure", b"last_failure", "name", b"name", "pid", b"pid", "precision", b"precision", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "revision", b"revision", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "digest", b"digest", "last_failure", b"last_failure", "name", b"name", "notes", b"notes", "pid", b"pid", "precision", b"precision", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "revision", b"revision", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
