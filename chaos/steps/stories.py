@@ -9,7 +9,7 @@ from chaos.catalog import Findings, Task
 from chaos.report import ROOT
 
 STORIES = 10_000
-TEST = "tests/updater/core/test_anything_happens.py"
+TEST = "tests/updater/stories"
 LAST_CHARS = 3000
 
 

@@ -1,0 +1,414 @@
+"""Whatever happens in whatever order, on the real store: the seven promises of the fault list hold.
+
+The loop, its decisions, the SQLite journal, staging, sealing, collection, the pointer and the folder hub are the
+shipped ones; the front and the answers of models are simulated. `HOTSLOT_TEST_STORIES=10000` tells so many stories of
+fifty events each.
+"""
+
+import errno
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from common.bundle import read_committed
+from tests.updater.simulated_front import GIB
+from tests.updater.simulators import Quality
+from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
+from updater.actions import Failed, FaultKind, Wish, WishKind
+from updater.breaker import BreakerState
+from updater.pipeline.versions import is_after, version_of
+from updater.record import HeldFor, Stage
+
+QUALITIES = {
+    "good": Quality(),
+    "better": Quality(cost_seconds=0.5),
+    "corrupt": Quality(verifies=False),
+    "unconvertible": Quality(converts=False),
+    "asking for code": Quality(converts=False),
+    "not loading": Quality(loads="LOAD_FAILED"),
+    "too large": Quality(loads="OUT_OF_MEMORY"),
+    "worse": Quality(right=4),
+    "noisy": Quality(right=18),
+    "doubtful": Quality(agrees=3),
+    "not finite": Quality(failure="NOT_FINITE"),
+    "slow": Quality(cost_seconds=4.0),
+    "failing callers": Quality(fails_callers="NOT_FINITE"),
+    "crashing": Quality(fails_callers="RUNNER_DIED"),
+}
+# At a first install there is nothing to be slower than, and nobody to disagree with.
+NEVER_COMMITTED = set(QUALITIES) - {"good", "better", "noisy", "doubtful", "slow"}
+NEVER_ACTIVATED = {"corrupt", "unconvertible", "asking for code", "worse", "not finite", "too large", "not loading"}
+HUB_FAULTS = [
+    Failed(FaultKind.TRANSIENT, "HUB_UNREACHABLE", "connection refused"),
+    Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=120.0),
+    Failed(FaultKind.DENIED, "HUB_DENIED", "403"),
+]
+IN_STATE = {"bundles", "incoming", "sources", "staging", "committed.json", "journal.db", "journal.db-journal"}
+SPOILT = b"spoilt"
+FAR = timedelta(days=300)
+STAGES = st.sampled_from([None, None, *Stage])  # that the updater comes to first, if it does
+CALLS = st.sampled_from(["", "journal", "journal", "write", "replace", "fsync"])  # "": any
+FEW = st.one_of(st.integers(0, 2), st.integers(0, 90))  # operations
+
+
+class Anything(RuleBasedStateMachine):
+    """One story."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = StoryWorld()
+        self.name_of: dict[str, str] = {}  # of a quality, by bundle digest
+        self.contents: dict[str, str] = {}  # bundle digest by revision, of what is on the hub
+        self.short: dict[str, bytes] = {}  # what is still to come of a revision's weights
+        self.outside = self.world.outside()
+        self.minor = 0
+        self.floor = ""
+        self.activated = 0
+        self.lost = 0
+        self.is_blind = True  # the front began its life with nothing to load
+
+    @initialize(is_installed=st.sampled_from([True, True, True, False]))
+    def begin(self, *, is_installed: bool) -> None:
+        """Mostly something serves already."""
+        if is_installed:
+            self.publish("good", 0)
+            self.world.settle(400.0)
+            self.is_blind = False
+
+    # The hub.
+
+    @rule(
+        name=st.sampled_from([*sorted(QUALITIES), *["good"] * 6, *["failing callers"] * 3]),
+        jump=st.sampled_from([0, 0, 0, 1, 7]),
+    )
+    def publish(self, name: str, jump: int) -> None:
+        """A revision appears."""
+        self.minor += 1
+        self._put(f"{1 + jump}.{self.minor}.0", name)
+
+    @precondition(lambda self: self.contents)
+    @rule(data=st.data(), name=st.sampled_from(["good", "worse", "failing callers"]))
+    def publish_again(self, data: st.DataObject, name: str) -> None:
+        """A revision changes its content."""
+        self._put(self._some(data), name)
+
+    @precondition(lambda self: self.contents)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """A revision is gone from the hub."""
+        revision = self._some(data)
+        self._nothing_outside_changed()
+        (self.world.hub_folder / revision).rename(self.world.folder / f"gone-{self.minor}-{len(self.contents)}")
+        del self.contents[revision]
+        self.short.pop(revision, None)
+        self.outside = self.world.outside()
+
+    @precondition(lambda self: self.contents)
+    @rule(data=st.data())
+    def upload(self, data: st.DataObject) -> None:
+        """The end of a revision's weights is missing, or arrives."""
+        revision = self._some(data)
+        self._nothing_outside_changed()
+        weights = self.world.hub_folder / revision / WEIGHTS
+        if revision in self.short:
+            weights.write_bytes(weights.read_bytes() + self.short.pop(revision))
+        else:
+            content = weights.read_bytes()
+            self.short[revision] = content[20:]
+            weights.write_bytes(content[:20])
+        self.outside = self.world.outside()
+
+    @rule(fault=st.sampled_from(HUB_FAULTS), times=st.integers(1, 7))
+    def hub_fails(self, fault: Failed, times: int) -> None:
+        """The hub fails for some calls."""
+        self.world.hub.faults = [fault] * times
+
+    @rule(mangles=st.lists(st.sampled_from(["short", "flipped", "long"]), min_size=1, max_size=3))
+    def line_spoils(self, mangles: list[str]) -> None:
+        """What is read next of weights does not come as it is."""
+        self.world.hub.mangles = mangles
+
+    # Time, processes and the disk.
+
+    @rule(steps=st.integers(1, 12))
+    def tick(self, steps: int) -> None:
+        """The updater steps."""
+        self._steps(steps)
+
+    @rule(stage=st.sampled_from([*Stage]))
+    def tick_until(self, stage: Stage) -> None:
+        """The updater comes as far as a stage, or does not for a while."""
+        self._until(stage)
+
+    @rule(stage=STAGES, where=CALLS, operations=FEW)
+    def updater_dies(self, stage: Stage | None, where: str, operations: int) -> None:
+        """The updater is killed at one operation on its disk."""
+        self._until(stage)
+        self.world.disk.kills(operations, where)
+        starts = self.world.starts
+        for _ in range(12):
+            self._steps(1)
+            if self.world.starts != starts:
+                return
+        self.world.end_updater()
+
+    @rule(stage=STAGES, where=CALLS, operations=FEW)
+    def both_die(self, stage: Stage | None, where: str, operations: int) -> None:
+        """The machine is gone for a moment."""
+        self.updater_dies(stage, where, operations)
+        self.world.end_updater()
+        self.front_ends(orderly=False)
+
+    @rule()
+    def updater_stops(self) -> None:
+        """The updater is asked to stop, and comes back."""
+        self.world.end_updater(orderly=True)
+
+    @rule(orderly=st.booleans())
+    def front_ends(self, *, orderly: bool) -> None:
+        """The front is killed or stopped, and comes back."""
+        if self.is_blind:
+            self.lost = self.world.front.lost  # who came before anything was there met nothing
+        self.world.front.end(orderly=orderly)
+        self.world.front.start()
+        self.is_blind = not self.world.front.serving
+        assert not self.is_blind or not self.world.pointer()
+
+    @rule()
+    def slot_is_needed(self) -> None:
+        """A trial yields."""
+        self.world.front.yields()
+
+    @rule(seconds=st.sampled_from([1.0, 20.0, 400.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        """The updater is asleep for a while."""
+        self.world.passes(seconds)
+
+    @rule(days=st.sampled_from([-400, -1, 1, 400]))
+    def clock_jumps(self, days: int) -> None:
+        """The wall clock is set."""
+        self.world.clock.wall += timedelta(days=days)
+
+    @rule(
+        code=st.sampled_from([errno.ENOSPC, errno.EIO, errno.EIO, errno.EROFS, errno.EDQUOT]),
+        stage=STAGES,
+        where=CALLS,
+        after=FEW,
+        times=st.sampled_from([1, 1, 2, 5, 40]),
+    )
+    def disk_fails(self, code: int, stage: Stage | None, where: str, after: int, times: int) -> None:
+        """Some operations are denied, sooner or later."""
+        self._until(stage)
+        self.world.disk.fails(code, where, after, times)
+
+    @rule()
+    def disk_heals(self) -> None:
+        """Somebody has made room."""
+        self.world.disk.heals()
+
+    @rule()
+    def pointer_is_lost(self) -> None:
+        """Somebody has spoilt the pointer file."""
+        path = self.world.state / "committed.json"
+        if path.exists():
+            path.write_bytes(SPOILT)
+
+    # The card.
+
+    @rule(gib=st.sampled_from([0, 0, 3, 6, 9]), plan=st.sampled_from(["honest", "kind", "blind"]))
+    def card_fills(self, gib: int, plan: str) -> None:
+        """Strangers take memory of the card, or give it back."""
+        self.world.card.strangers, self.world.card.plan = gib * GIB, plan
+
+    # Operators.
+
+    @rule(kind=st.sampled_from([WishKind.HOLD, WishKind.RESUME, WishKind.ROLLBACK, WishKind.CHECK_NOW]))
+    def operator_speaks(self, kind: WishKind) -> None:
+        """An operator asks for something."""
+        self.world.leave(Wish(kind))
+
+    @rule(name=st.sampled_from(["hub", "activation", "device"]))
+    def operator_resets(self, name: str) -> None:
+        """An operator closes a breaker."""
+        self.world.leave(Wish(WishKind.RESET_BREAKER, name))
+
+    @precondition(lambda self: self.world.record.quarantine)
+    @rule(data=st.data())
+    def operator_releases(self, data: st.DataObject) -> None:
+        """An operator lets a digest out of quarantine."""
+        rows = [row.source_digest for row in self.world.record.quarantine]
+        self.world.leave(Wish(WishKind.RELEASE_QUARANTINE, rows[data.draw(st.integers(0, len(rows) - 1))]))
+
+    @precondition(lambda self: self.world.record.stage is Stage.HELD)
+    @rule()
+    def operator_approves(self) -> None:
+        """An operator approves what is held."""
+        self.world.leave(Wish(WishKind.APPROVE, self.world.record.under_way.source_digest))
+
+    @precondition(lambda self: self.contents)
+    @rule(data=st.data())
+    def operator_updates(self, data: st.DataObject) -> None:
+        """An operator names a revision."""
+        self.world.leave(Wish(WishKind.UPDATE, self._some(data)))
+
+    # What must hold, always.
+
+    @invariant()
+    def what_serves_is_committed_or_on_trial(self) -> None:
+        """And something serves, once something was committed and could be read at the front's start."""
+        front, record = self.world.front, self.world.record
+        committed = "" if record.committed is None else record.committed.bundle_digest
+        pointer = self.world.pointer()
+        if not pointer and record.stage is Stage.COMMITTING:
+            pointer = record.under_way.bundle_digest  # it said so before a person spoilt it
+        if front.serving and not front.is_on_trial:
+            assert front.serving in (committed, pointer)
+        if self.is_blind:
+            self.is_blind = not (front.serving and not front.is_on_trial)
+            self.lost = front.lost
+        assert front.lost == self.lost, "callers met nothing"
+        assert self.is_blind or front.serving
+
+    @invariant()
+    def nothing_bad_is_committed(self) -> None:
+        """The pointer is whole, unless a person spoilt it, and names a bundle that is whole and was good enough."""
+        path = self.world.state / "committed.json"
+        bundle = self.world.pointer()
+        assert bundle or not path.exists() or path.read_bytes() == SPOILT or not read_committed(self.world.state)
+        if bundle:
+            assert self.world.is_whole(bundle)
+            assert self.name_of[bundle] not in NEVER_COMMITTED
+
+    @invariant()
+    def the_floor_never_goes_down(self) -> None:
+        """Neither by faults nor by operators."""
+        floor = self.world.record.floor
+        assert floor == self.floor or is_after(floor, self.floor, RULES.policy)
+        self.floor = floor
+
+    @invariant()
+    def every_trial_was_written_down_and_allowed(self) -> None:
+        """Intent before effect; nothing in quarantine, nothing that failed before."""
+        assert not self.world.violations
+        for bundle in self.world.front.activated[self.activated :]:
+            assert self.name_of[bundle] not in NEVER_ACTIVATED
+        self.activated = len(self.world.front.activated)
+
+    def teardown(self) -> None:
+        """Healed, it comes to rest by itself, and the next good revision is taken."""
+        try:
+            self._heals()
+            self._comes_to_rest()
+            self._takes_what_is_good()
+            self._leaves_nothing()
+            self._nothing_outside_changed()
+        finally:
+            self.world.close()
+
+    def _heals(self) -> None:
+        world = self.world
+        world.hub.faults, world.hub.mangles = [], []
+        world.disk.heals()
+        world.disk.kills(None)
+        world.card.strangers, world.card.plan = 0, "honest"
+        self._nothing_outside_changed()
+        for revision in list(self.short):
+            weights = world.hub_folder / revision / WEIGHTS
+            weights.write_bytes(weights.read_bytes() + self.short.pop(revision))
+        self.outside = world.outside()
+        version = version_of(self.floor, RULES.policy)
+        self.minor += 1
+        self._put(f"{1 if version is None else version.first}.{self.minor}.0", "good")
+
+    def _comes_to_rest(self) -> None:
+        world = self.world
+        world.settle(40_000.0)
+        record, bundle = world.record, world.pointer()
+        committed = "" if record.committed is None else record.committed.bundle_digest
+        assert committed == bundle == world.front.serving
+        assert not world.front.is_on_trial
+        assert world.front.fallback == record.fallback
+        assert record.floor in world.committed_revisions() | {""}, "the floor rose without a commit"
+        for each in (self.what_serves_is_committed_or_on_trial, self.nothing_bad_is_committed):
+            each()
+        self.every_trial_was_written_down_and_allowed()
+        self.the_floor_never_goes_down()
+
+    def _takes_what_is_good(self) -> None:
+        """A good revision above the floor is taken, unless somebody or something has to decide first."""
+        world, record = self.world, self.world.record
+        if record.stage is Stage.HELD:
+            assert record.under_way.reason in {*HeldFor}
+            return
+        if record.on_hold or record.activation.state is not BreakerState.CLOSED:
+            return
+        least = version_of(record.floor, RULES.policy)
+        for revision, bundle in self.contents.items():
+            version, source = version_of(revision, RULES.policy), world.sources[bundle]
+            is_new = is_after(revision, record.floor, RULES.policy)
+            is_near = version is not None and (least is None or version.first <= least.first + 1)
+            is_known = record.known_digests.get(revision, source) == source
+            is_allowed = is_new and is_near and is_known and not record.is_quarantined(source)
+            is_good = self.name_of[bundle] in ("good", "better")
+            assert not (is_allowed and is_good), f"{revision} was never taken: {record.watch.message}"
+
+    def _leaves_nothing(self) -> None:
+        """The next start collects whatever no longer serves anything, old as it is then."""
+        world = self.world
+        world.end_updater()
+        world.clock.wall = datetime.now(UTC) + FAR
+        world.settle(40_000.0)
+        record = world.record
+        rows = [row for row in (record.committed, record.previous) if row is not None]
+        bundles = {row.bundle_digest for row in rows}
+        update = record.update
+        if update is not None:
+            bundles.add(update.bundle_digest)
+        found = {path.name for path in world.state.iterdir()}
+        assert found <= IN_STATE, f"left in the state folder: {found - IN_STATE}"
+        kept = {path.name.replace("-", ":") for path in (world.state / "bundles").glob("*")}
+        assert kept <= bundles
+        assert not list((world.state / "staging").glob("*"))
+        updates = {path.name for path in (world.state / "incoming").glob("*")}
+        assert updates <= ({update.update_id} if update is not None else set())
+
+    def _nothing_outside_changed(self) -> None:
+        assert self.outside == self.world.outside()
+
+    def _put(self, revision: str, name: str) -> None:
+        self._nothing_outside_changed()
+        script = {"fail_convert": "WEIGHTS_BROKEN"} if name == "unconvertible" else {}
+        configuration = {"plugins": ["odd"]} if name == "asking for code" else None
+        bundle = self.world.publish(revision, QUALITIES[name], configuration, **script)
+        self.name_of[bundle], self.contents[revision] = name, bundle
+        self.short.pop(revision, None)
+        self.outside = self.world.outside()
+
+    def _some(self, data: st.DataObject) -> str:
+        names = sorted(self.contents)
+        return names[data.draw(st.integers(0, len(names) - 1))]
+
+    def _until(self, stage: Stage | None) -> None:
+        for _ in range(0 if stage is None else 25):
+            self._steps(1)
+            if self.world.record.stage is stage:
+                return
+
+    def _steps(self, steps: int) -> None:
+        for _ in range(steps):
+            self.world.step()
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = settings(
+    max_examples=int(os.environ.get("HOTSLOT_TEST_STORIES", "500")),
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(36_000)]

@@ -1,0 +1,362 @@
+"""One story's world: the shipped loop, journal, store and folder hub on a disk that fails; a front in memory.
+
+The folder lies on a memory file system where there is one. Whatever is written down is looked at through the journal's
+own connection, at the very moment an effect begins.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from cli.publishing import publish
+from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
+from common.sealing import ConvertLimits
+from tests.updater.core.world import RULES as COMMON_RULES
+from tests.updater.core.world import ManualClock
+from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from tests.updater.simulated_front import Card, SimFront
+from tests.updater.simulators import Quality, SimGolden
+from tests.updater.stories.failing_disk import FailingDisk, Killed
+from updater.actions import Failed, Wish
+from updater.breaker import BreakerState
+from updater.crash_points import CrashPoints
+from updater.hub.directory import DirectoryHub
+from updater.loop import Interrupted, LoopParts, ModelLoop, StepGuard
+from updater.perform import Ports
+from updater.ports import EffectFailed, FrontState, GoldenFacts, JournalUnusable, Release
+from updater.record import Event, ModelRecord, Outcome, Stage
+from updater.store.bundles import BundleStore, Shared
+from updater.store.converter import ChildConverter
+from updater.store.garbage import Keep
+from updater.store.journal import Journal
+from updater.store.staging import StagingLimits
+from updater.wishes import Wishes, _Waiting
+
+MEMORY = Path("/dev/shm")  # noqa: S108  only if it is there; a folder of a random name in it
+WEIGHTS = "model.safetensors"
+RULES = replace(
+    COMMON_RULES,
+    observe=replace(COMMON_RULES.observe, look_seconds=4.0),
+    look_seconds=4.0,  # few steps without news
+    cap_bytes=0,  # what nobody needs is deleted at once
+)
+
+
+class Operators(Wishes):
+    """Ask and do not wait."""
+
+    def leave(self, wish: Wish) -> None:
+        """Ask for something."""
+        self._queue.append(_Waiting(wish))
+
+
+class StoryHub(DirectoryHub):
+    """A folder hub on a bad line."""
+
+    faults: list[Failed]
+    mangles: list[str]  # what befalls the next reads of weights: "short", "flipped", "long"
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """As it is there, unless the line fails."""
+        self._may_fail()
+        return super().revisions(deadline_seconds)
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """As it is there, unless the line fails."""
+        self._may_fail()
+        return super().release(revision, deadline_seconds)
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """As it is there, unless the line fails or spoils it."""
+        self._may_fail()
+        how = self.mangles.pop(0) if name == WEIGHTS and self.mangles else ""
+        for piece in super().read(revision, name, offset, deadline_seconds):
+            if how == "short":
+                yield piece[: len(piece) // 2]
+                return
+            yield bytes((piece[0] ^ 1,)) + piece[1:] if how == "flipped" else piece
+        if how == "long":
+            yield b"more"
+
+    def _may_fail(self) -> None:
+        if self.faults:
+            raise EffectFailed(self.faults.pop(0))
+
+
+class Book:
+    """Follows, as an operator would, which contents have failed."""
+
+    def __init__(self) -> None:
+        """Nothing has yet."""
+        self.condemned: set[str] = set()  # source digests that failed and were not let out since
+
+    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Events are durable."""
+        for event in events:
+            if event.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK) and event.update is not None:
+                self.condemned.add(event.update.source_digest)
+        self.condemned -= set(record.released)
+
+    def troubled(self, model: str, what: str, message: str) -> None:
+        """No content's fault."""
+
+
+class StoryJournal(Journal):
+    """Knows what a write that did not end may have left: all of it, or nothing."""
+
+    possible: list[tuple[ModelRecord | None, int]]  # the record, and how many events there are
+
+    def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Write, and remember what may be there now."""
+        whole = [(record, number + len(events)) for _, number in self.possible]
+        before = [*self.possible]
+        self.possible[:] = [*before, *whole]
+        super().write(record, events)
+        self.possible[:] = whole
+
+    def found(self) -> tuple[ModelRecord | None, int]:
+        """What is there."""
+        (row,) = self._database.rows("SELECT count(*) FROM events")
+        return self.load(MODEL), int(str(row[0]))
+
+
+class StoryFront(SimFront):
+    """Looks at what is written down before it begins a trial."""
+
+    world: "StoryWorld"
+
+    def activate(
+        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> FrontState:
+        """Begin a trial, extend it, or go back."""
+        began = len(self.activated)
+        state = super().activate(load_id, term_seconds, transaction_id, expected_generation, deadline_seconds)
+        for bundle in self.activated[began:]:
+            self.world.check_intent(bundle)
+        return state
+
+
+class StoryWorld:
+    """Lives of an updater; close it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="story-", dir=MEMORY if MEMORY.is_dir() else None))
+        self.state = self.folder / "state"
+        self.state.mkdir()
+        self.clock = ManualClock()
+        self.clock.wall = datetime(2020, 1, 1, tzinfo=UTC)  # files are younger, until somebody sets the clock
+        self.disk = FailingDisk(self.state / "journal.db")
+        self.hub = StoryHub(self.folder / "hub", MODEL, self.clock)
+        self.hub.faults, self.hub.mangles = [], []
+        self.qualities: dict[str, Quality] = {}  # by bundle digest
+        self.sources: dict[str, str] = {}  # source digest by bundle digest
+        self.card = Card()
+        self.front = StoryFront(self._boots_from, lambda bundle: self.qualities[bundle].loads, card=self.card)
+        self.front.world = self
+        self.golden = SimGolden(self.front, self.qualities)
+        self.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, floor=0.5)
+        self.book = Book()
+        self.violations: list[str] = []
+        self.starts = 0  # lives of the updater
+        self._ids = count(1)
+        self._random = Random(7)
+        self._journal: StoryJournal | None = None
+        self._possible: list[tuple[ModelRecord | None, int]] = [(None, 0)]
+        self._loop: ModelLoop | None = None
+        self._wishes = Operators(threading.Event())
+        self._stopping = threading.Event()
+        self._last = ModelRecord(MODEL)
+        self.front.start()
+
+    # What happens in it.
+
+    def publish(
+        self, revision: str, quality: Quality, configuration: dict[str, Any] | None = None, **script: str
+    ) -> str:
+        """Put a revision on the hub, or other content under a name that is there; returns its bundle digest."""
+        place = self.hub_folder / revision
+        shutil.rmtree(place, ignore_errors=True)
+        made = model_folder(self.folder / "made", revision, configuration, 64, story=str(next(self._ids)), **script)
+        publish(made, self.folder / "hub", MODEL, revision)
+        source = DirectoryHub(self.folder / "hub", MODEL, self.clock).release(revision, 10.0).source_digest
+        bundle = digest_of_scripted(made, source, "float32")
+        self.qualities[bundle], self.sources[bundle] = quality, source
+        if not quality.verifies:
+            weights = place / WEIGHTS
+            weights.write_bytes(b"?" + weights.read_bytes()[1:])
+        return bundle
+
+    @property
+    def hub_folder(self) -> Path:
+        """Where the model's revisions lie."""
+        return self.folder / "hub" / MODEL
+
+    def leave(self, wish: Wish) -> None:
+        """An operator asks the updater that is there."""
+        self._wishes.leave(wish)
+
+    def step(self) -> None:
+        """One step of the updater, and the time that it takes; a supervisor starts one that is gone."""
+        if self._loop is None and not self._begin():
+            self.passes(5.0)
+            return
+        assert self._loop is not None
+        pause = 0.0
+        try:
+            with self.disk.mounted():
+                pause = self._loop.step()
+        except Interrupted:
+            pass
+        except (Killed, JournalUnusable):
+            self.end_updater()
+        self.passes(pause or 0.01)
+
+    def end_updater(self, *, orderly: bool = False) -> None:
+        """It is gone; asked to stop, it writes that down."""
+        if orderly and self._loop is not None:
+            self._stopping.set()
+            with contextlib.suppress(Killed, JournalUnusable), self.disk.mounted():
+                self._loop.run()
+        self._last = self.record
+        self._loop = self._journal = None
+        self.disk.forget_life()
+
+    def passes(self, seconds: float) -> None:
+        """Time passes and callers come."""
+        self.clock.passes(seconds)
+        self.front.passes(seconds)
+        requests = round(2.0 * seconds)
+        if requests:
+            self.front.answers(requests, lambda bundle: self.qualities[bundle].fails_callers)
+
+    def settle(self, seconds: float) -> None:
+        """Step until nothing is under way, and has not been for two looks at the hub."""
+        ends, looks = self.clock.seconds + seconds, -1
+        while self.clock.seconds < ends:
+            self.step()
+            record = self.record
+            if record.stage not in (Stage.IDLE, Stage.HELD) or record.hub.state is not BreakerState.CLOSED:
+                looks = -1
+            elif looks < 0:
+                looks = record.watch.looks
+            elif record.watch.looks >= looks + 3 and self._loop is not None and self._loop.rest.seconds:
+                return
+        raise AssertionError(f"it does not settle: {self.record.stage} {self.record.update}, {self.record.watch}")
+
+    # What can be seen.
+
+    @property
+    def record(self) -> ModelRecord:
+        """As the updater knows it, or knew it last."""
+        return self._last if self._loop is None else self._loop.board.shown.record
+
+    def pointer(self) -> str:
+        """Bundle digest that a restart would load; empty if there is none, or it cannot be read."""
+        with contextlib.suppress(BundleBroken):
+            row = read_committed(self.state).get(MODEL)
+            return "" if row is None else row.bundle_digest
+        return ""
+
+    def committed_revisions(self) -> set[str]:
+        """Revisions that were ever committed, as the history tells."""
+        assert self._journal is not None
+        past = [row for _, row in self._journal.history(MODEL, 1000, 0)]
+        return {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
+
+    def is_whole(self, bundle: str) -> bool:
+        """Whether a bundle is sealed."""
+        with contextlib.suppress(BundleBroken):
+            return bundle == read_bundle(bundle_folder(self.state, bundle)).bundle_digest
+        return False
+
+    def outside(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of everything beside the state folder."""
+        found = {}
+        for place, folders, names in os.walk(self.folder):
+            if Path(place) == self.folder:
+                folders.remove("state")
+            for name in (*folders, *names):
+                seen = (Path(place) / name).lstat()
+                found[f"{place}/{name}"] = (seen.st_size, seen.st_mtime_ns)
+        return found
+
+    def check_intent(self, bundle: str) -> None:
+        """A trial begins only if the journal on the disk says so."""
+        assert self._journal is not None
+        with self.disk.overlooked():
+            record = self._journal.load(MODEL) or ModelRecord(MODEL)
+        if record.is_quarantined(self.sources[bundle]) or self.sources[bundle] in self.book.condemned:
+            self.violations.append("what had failed was activated again")
+        is_committed = record.committed is not None and record.committed.bundle_digest == bundle
+        is_update = record.stage is Stage.ACTIVATING and record.under_way.bundle_digest == bundle
+        if not is_committed and not is_update:
+            self.violations.append(f"a trial began while the journal said {record.stage}")
+
+    def close(self) -> None:
+        """Leave nothing."""
+        self.end_updater()
+        shutil.rmtree(self.folder)
+
+    def _begin(self) -> bool:
+        """A new life of the updater; False if its journal cannot be used now."""
+        self.starts += 1
+        self._wishes, self._stopping = Operators(threading.Event()), threading.Event()
+        try:
+            with self.disk.mounted():
+                self._journal = StoryJournal(self.state / "journal.db", RULES)
+                self._look_whether_whole(self._journal)
+                self._loop = ModelLoop(self._parts(self._journal))
+        except (Killed, JournalUnusable, OSError):
+            self._journal = None
+            self.disk.forget_life()
+            return False
+        return True
+
+    def _look_whether_whole(self, journal: StoryJournal) -> None:
+        with self.disk.overlooked():
+            found = journal.found()
+        if found not in self._possible:
+            self.violations.append("the journal holds what was never written so, or lost what was")
+        self._possible[:] = [found]
+        journal.possible = self._possible
+
+    def _parts(self, journal: Journal) -> LoopParts:
+        guard = StepGuard(self._wishes, self._stopping)
+        shared = Shared(self.state, StagingLimits(reserve_bytes=0))
+        ports = Ports(
+            hub=self.hub,
+            control=self.front,
+            golden=self.golden,
+            store=BundleStore(shared, MODEL, self.clock, guard, Keep, digest_of_scripted),
+            converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
+            clock=self.clock,
+        )
+        return LoopParts(
+            model=MODEL,
+            ports=ports,
+            journal=journal,
+            rules=RULES,
+            clock=self.clock,
+            observer=self.book,
+            crash=CrashPoints(),
+            wishes=self._wishes,
+            guard=guard,
+            wake=threading.Event(),
+            stopping=self._stopping,
+            fresh_id=lambda: f"update-{next(self._ids)}",
+            jitter=self._random.random,
+        )
+
+    def _boots_from(self) -> str:
+        bundle = self.pointer()
+        return bundle if bundle and self.is_whole(bundle) else ""
