@@ -133,7 +133,8 @@ def while_open(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
         open_breaker(stack, number)
         left, began = open_left(stack), time.monotonic()
         jump()
-        still = stack.wait(lambda: open_left(stack) or -1.0, "the updater answers")
+        stack.wait(lambda: list(stack.updates().breakers), "the updater has read its journal")
+        still = open_left(stack)
         passed = time.monotonic() - began
         # What passed since the record was written is not known to the next life, if the clock went back meanwhile.
         unknown = passed if jump is restarting else 0.0
