@@ -31,6 +31,7 @@ SETTINGS = """
 state_dir = "{state}"
 [[models]]
 name = "shapes"
+precision = "float32"
 [front]
 port = {port}
 metrics_port = -1
@@ -91,9 +92,8 @@ def golden_items(count: int) -> list[Item]:
 
 def answers_of(state: Path, bundle: Bundle, items: list[Item]) -> dict[str, list[Scores]]:
     """What the bare engine says, beforehand, without any server."""
-    engine = load_ofa(
-        bundle_folder(state, bundle.bundle_digest), bundle, LoadOptions("cpu", "", 1), lambda _phase, _share: None
-    )
+    options = LoadOptions("cpu", "float32", 1)
+    engine = load_ofa(bundle_folder(state, bundle.bundle_digest), bundle, options, lambda _phase, _share: None)
     found = {}
     for name, request in items:
         prepared = engine.prepare(EntailmentItem(request.image.content, tuple(request.statements), ""))

@@ -53,6 +53,10 @@ class ModelSettings(Section):
     name: Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name by which callers ask for the model")]
     task: Annotated[Task, Field(description="what the model does")] = Task.VISUAL_ENTAILMENT
     device: Annotated[str, Field(pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="what is computed in; auto: bfloat16 where the device multiplies in it, else float32"),
+    ] = "auto"
     cpu_fallback: Annotated[
         Literal["allow", "forbid"], Field(description="whether the CPU may answer when the GPU is out of memory")
     ] = "allow"

@@ -32,6 +32,7 @@ state_dir = "{{state}}"
 [[models]]
 name = "{MODEL}"
 task = "visual-entailment"
+precision = "float32"
 
 [front]
 port = {PORT}

@@ -123,6 +123,7 @@ def _kit(settings: FrontSettings, model: ModelSettings, shared: _Shared) -> Mana
         model=model.name,
         task=model.task,
         device=model.device,
+        precision="" if model.precision == "auto" else model.precision,
         cpu_fallback=model.cpu_fallback == "allow",
         fallbacks=shared.fallbacks,
         node=settings.node_name,

@@ -9,6 +9,7 @@ import torch
 CPU = "cpu"
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FIRST_WITH_BFLOAT16 = 8  # CUDA compute capability, major
+_CPU_MULTIPLIES_BFLOAT16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
 class DeviceUnknown(ValueError):
@@ -32,12 +33,16 @@ def devices() -> tuple[DeviceChoice, ...]:
 def default_precision(device: str) -> str:
     """What a device computes in unless somebody asks for something else.
 
-    A CPU keeps to float32, which agrees with the published model to 1e-5 on every machine.
+    bfloat16 where the device multiplies in it, which halves the memory and is several times as fast; elsewhere it
+    would be emulated, and float32 is faster.
     """
     kind = torch.device(device)
-    if kind.type == "cuda" and torch.cuda.get_device_capability(kind)[0] >= _FIRST_WITH_BFLOAT16:
-        return "bfloat16"
-    return "float32"
+    if kind.type == "cuda":
+        multiplies = torch.cuda.get_device_capability(kind)[0] >= _FIRST_WITH_BFLOAT16
+    else:
+        # torch gives these no public name; one that has left says no.
+        multiplies = any(getattr(torch.cpu, name, bool)() for name in _CPU_MULTIPLIES_BFLOAT16)
+    return "bfloat16" if multiplies else "float32"
 
 
 def torch_dtype(precision: str) -> torch.dtype:

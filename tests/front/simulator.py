@@ -175,6 +175,7 @@ class World:
             "model": "shapes",
             "task": Task.VISUAL_ENTAILMENT,
             "device": "cpu",
+            "precision": "",
             "cpu_fallback": True,
             "fallbacks": FallbackFile(state / FILE_NAME, self.complaints.append),
             "node": "test",

@@ -9,6 +9,7 @@ from common.bundle import bundle_folder
 from hotslot.control.v1 import control_pb2 as pb
 from tests.stack import Stack, eventually, question, refusal_of, status_refusal
 from tests.stack.answers import scores_of
+from tests.stack.fixtures import MakeStack
 from tests.stack.hand import LIMIT_SECONDS
 from tests.stack.refusal import Refusal
 from tests.stack.stack import commit_on_disk
@@ -227,6 +228,18 @@ def test_bytes_that_are_no_protobuf_are_refused(stack: Stack) -> None:
         call = make(f"/hotslot.control.v1.ControlService/{method}")
         refusal = refused(lambda raw, call=call: list(call(raw, timeout=LIMIT_SECONDS)), b"\x0a\xff\xff\xff\xff\x0f")
         assert refusal.brief == ("INVALID_ARGUMENT", "MESSAGE_MALFORMED", ())
+
+
+@pytest.mark.parametrize(("wanted", "computed_in"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_model_computes_in_what_its_settings_say(wanted: str, computed_in: str, make_stack: MakeStack) -> None:
+    """Else in what its device is best at; the updater is told the same, so that it seals weights that need no cast."""
+    stack = make_stack(model={"precision": wanted})
+
+    assert [
+        (row.device, row.precision)
+        for row in stack.hand.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS).devices
+    ] == [("cpu", computed_in)]
+    assert stack.hand.active().precision == computed_in
 
 
 def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:

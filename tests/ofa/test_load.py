@@ -28,7 +28,7 @@ from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
 from parity.pictures import FOLDER
 
-CPU = LoadOptions("cpu", "", 1)
+CPU = LoadOptions("cpu", "float32", 1)
 
 
 def nobody(_phase: str, _share: float) -> None:
@@ -162,12 +162,24 @@ def test_the_catalog_names_what_it_has() -> None:
 def test_devices_are_checked_by_name() -> None:
     """A device or precision that is not there is named together with those that are."""
     assert "cpu" == devices()[-1].name
-    assert "float32" == default_precision("cpu")
     assert usable_cpus() >= 1
     with pytest.raises(DeviceUnknown, match=r"this machine has .*cpu"):
         torch_device("cuda:77")
     with pytest.raises(DeviceUnknown, match="supported: float32, bfloat16"):
         torch_dtype("int8")
+
+
+@pytest.mark.parametrize("instructions", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
+def test_a_cpu_computes_in_bfloat16_only_if_it_multiplies_in_it(
+    instructions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emulated, it would be slower than float32 and less exact; a torch that does not tell counts as no."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if instructions:
+            monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions, raising=False)
+
+    assert default_precision("cpu") == ("bfloat16" if instructions else "float32")
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 1)])

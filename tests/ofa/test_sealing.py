@@ -48,7 +48,7 @@ def test_a_published_folder_becomes_a_sealed_bundle(sources: Callable[[str], Pat
     assert ("v1.0.0", "ofa", "float32") == (bundle.revision, bundle.engine, bundle.precision)
     assert {"engine.json", "vocab.json", "merges.txt", "model.safetensors"} == {file.name for file in bundle.files}
     assert not any((state / "staging").iterdir())
-    engine = load_ofa(folder, bundle, LoadOptions("cpu", "", 1), lambda _phase, _share: None)
+    engine = load_ofa(folder, bundle, LoadOptions("cpu", "float32", 1), lambda _phase, _share: None)
     some = list(questions())[:3]
     assert ask(engine, some) == ask(load_source(sources("plain")), some)
 

@@ -26,6 +26,7 @@ class ManagerKit:
     model: str
     task: Task
     device: str  # policy: "auto", "cpu", "cuda", "cuda:N"
+    precision: str  # "float32", "bfloat16"; empty: each device's own
     cpu_fallback: bool  # whether the CPU may answer when a card is out of memory
     fallbacks: FallbackFile
     node: str
@@ -53,6 +54,7 @@ class ManagerKit:
         return runner_pb2.LoadBundle(
             directory=str(load.folder),
             device=load.device,
+            precision=self.precision,
             max_call_seconds=self.max_call_seconds,
             threads=self.threads,
             max_image_pixels=self.max_image_pixels,

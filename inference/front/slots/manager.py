@@ -34,7 +34,7 @@ class ModelManager:
     def __init__(self, kit: ManagerKit) -> None:
         self.kit = kit
         self.committed: Committed | None = None
-        parts = SlotParts(kit.clock, kit.make_process, self._make_dispatcher, kit.load_request)
+        parts = SlotParts(kit.clock, kit.make_process, self._make_dispatcher, kit.load_request, kit.precision)
         self.roles = Roles(slots={name: Slot(name, self, parts) for name in SLOT_NAMES})
         self.book = StatsBook()
         self.entrance = Entrance(kit.capacity)

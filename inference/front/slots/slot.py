@@ -39,6 +39,7 @@ class SlotParts:
     make_process: Callable[[RunnerListener], RunnerHandle]
     make_dispatcher: Callable[["Slot"], Dispatcher]
     load_request: Callable[[Load], runner_pb2.LoadBundle]
+    precision: str = ""  # empty: each device's own
 
 
 class Slot:
@@ -49,7 +50,7 @@ class Slot:
         self.state = SlotState.EMPTY
         self.load: Load | None = None
         self.process: RunnerHandle | None = None
-        self.devices: list[tuple[str, str]] = []  # device, precision; as the last Hello said
+        self.devices: list[tuple[str, str]] = []  # device, what it is to compute in
         self.heartbeat = runner_pb2.Heartbeat()
         self.restarts = 0
         self.deaths_in_row = 0
@@ -136,7 +137,8 @@ class Slot:
         if self.state is SlotState.RETIRING:
             return
         self._step(SlotEvent.SAID_HELLO)
-        self.devices = list(zip(hello.devices, hello.precisions, strict=False))
+        rows = zip(hello.devices, hello.precisions, strict=False)
+        self.devices = [(device, self._parts.precision or precision) for device, precision in rows]
         self._owner.slot_ready(self)
         if self.load is not None:
             self._begin_load()
