@@ -1,5 +1,7 @@
 """The exhaustive crash model holds, and notices when a defence is taken out."""
 
+import sys
+
 import pytest
 
 from tests.updater.core import crash_mutations
@@ -9,9 +11,11 @@ from tests.updater.core.crash_model import all_worlds, explore
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.fault("K1")
-def test_no_crash_at_any_boundary_breaks_a_promise() -> None:
+def test_no_crash_at_any_boundary_breaks_a_promise(capsys: pytest.CaptureFixture[str]) -> None:
     """Every crash of either process at every boundary, with all kinds of revisions and operators."""
     report = explore(all_worlds())
+    with capsys.disabled():
+        sys.stdout.write(f"\nthe crash model: {report.states:,} states, {report.edges:,} steps between them\n")
 
     assert {} == report.violations
     assert report.states > 50_000  # the worlds have not become empty
