@@ -170,6 +170,27 @@ async def test_what_a_trial_fails_the_previous_slot_answers(tmp_path: Path, faul
     assert stats(world, "r2")[1:3] == ({fault: 1}, 1)
 
 
+@pytest.mark.fault("K7")
+@pytest.mark.parametrize("fault", ["NOT_FINITE", "ENGINE_FAILED"])
+async def test_what_a_trial_fails_waits_for_a_previous_slot_that_is_loaded_again(tmp_path: Path, fault: str) -> None:
+    """The previous runner has died in the trial: whoever the trial fails meanwhile gets its answer when it is back."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    world.holds_loads = True
+    world.runner("a").end()
+    await world.wait(1)
+
+    failed, fine = world.ask(f"!{fault}@r2"), world.ask("fine")
+    await world.wait(1)
+    assert (await fine.outcome).served_by.revision == "r2"
+    assert not failed.is_settled
+
+    world.holds_loads = False
+    world.runner("a").load(world.runner("a").loaded)  # type: ignore[arg-type]
+    await world.wait(1)
+    assert (await failed.outcome).served_by.revision == "r1"
+
+
 async def test_what_both_fail_blames_nobody(tmp_path: Path) -> None:
     """An input that the previous slot fails as well is the caller's, and counts against no revision."""
     world = await World(tmp_path).serving()
