@@ -20,7 +20,7 @@ class Ask:
 
     size_bytes: int
     seconds_left: float  # until the caller's deadline
-    expected_seconds: float  # of its own device time; 0 if unknown
+    expected_seconds: float  # of its own device time at best; 0 if unknown
 
 
 def refusal(inside_requests: int, inside_bytes: int, capacity: Capacity, ask: Ask) -> HotslotError | None:

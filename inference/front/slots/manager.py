@@ -70,7 +70,7 @@ class ModelManager:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if not way.slot.is_loaded and way.slot.load.loaded_at == 0.0 and self.roles.answering() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        expected = way.slot.dispatcher.cost.expected(payload.units)
+        expected = way.slot.dispatcher.cost.at_best(payload.units)
         self.entrance.admit(Ask(payload.size_bytes, deadline - now, expected))
         ticket = Ticket(payload, now, deadline, asyncio.get_running_loop().create_future())
         ticket.on_settled = self._left
