@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.runner.engines.ofa.encoder_bias import EncoderBias, PictureDistances, depends_on_differences, rounded
+from inference.runner.engines.ofa.encoder_bias import (
+    EncoderBias,
+    PictureDistances,
+    PictureGrid,
+    depends_on_differences,
+    rounded,
+)
 
 HEADS, SIDE, LONGEST, SIZE, TABLES, GRID = 2, 4, 20, 8, 3, 6
 PATCHES = SIDE * SIDE
@@ -31,7 +37,7 @@ class Drawn:
         self.texts = torch.randn(TABLES, HEADS, LONGEST, LONGEST, generator=draw).to(dtype)
 
     def bias(self, keep_bytes: int) -> EncoderBias:
-        pictures = [PictureDistances(table, self.index, self.dtype) for table in self.tables]
+        pictures = [PictureDistances(table, PictureGrid(self.index), self.dtype) for table in self.tables]
         return EncoderBias(self.query, self.key, pictures, list(self.texts), keep_bytes)
 
     def plainly(self, layer: int, text: int) -> Tensor:

@@ -2,6 +2,22 @@
 
 from collections.abc import Sequence
 
+_CPU_ROWS, _CUDA_ROWS = 8, 32
+_CPU_CALL_BYTES = 4 << 20  # of a layer's widest activations: about what lies in a core's cache
+
+
+def rows_that_pay(kind: str, row_bytes: int) -> int:
+    """How many rows one device call takes.
+
+    On a CPU rows gain from each other only while they share a cache: beyond it each costs what it costs alone, and
+    a call of many takes more memory and cannot be interrupted.
+
+    Args:
+        kind: "cpu" or "cuda".
+        row_bytes: of one row where a layer is widest.
+    """
+    return _CUDA_ROWS if kind == "cuda" else max(1, min(_CPU_ROWS, _CPU_CALL_BYTES // row_bytes))
+
 
 def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
     """Group rows so that padding never costs more memory than it is worth.

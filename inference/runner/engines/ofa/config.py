@@ -76,6 +76,11 @@ class EngineConfig:
         return self.max_prompt_tokens + 2
 
     @property
+    def widest_row(self) -> int:
+        """Numbers of one row where a layer is widest."""
+        return (self.patches + self.max_text_tokens) * max(self.encoder_ffn, self.decoder_ffn)
+
+    @property
     def max_decoder_tokens(self) -> int:
         """Longest text of the decoder: its prompt, and what answers have in common."""
         return self.max_text_tokens + len(self.answer_stem)

@@ -106,29 +106,43 @@ class EncoderBias:
         bias[:, :, self._patches + self._text : self._tokens] = -torch.inf
 
 
+class PictureGrid:
+    """Which number of a table two patches of a picture read; the same for all tables."""
+
+    def __init__(self, index: Tensor) -> None:
+        """Take an index.
+
+        Args:
+            index: (patches, patches) integers, rows of a table; patches in reading order.
+        """
+        self.patches = len(index)
+        self.side = side = round(self.patches**0.5)
+        self.is_regular = depends_on_differences(index, side)
+        if self.is_regular:
+            # The last row of patches meets all differences down to 0, the first one the rest.
+            index = torch.cat([index[-side:], index[:side, side:]], dim=1)
+        self.index = index.long()
+
+
 class PictureDistances:
     """What distances within the picture mean to each head."""
 
-    def __init__(self, table: Tensor, index: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, table: Tensor, grid: PictureGrid, dtype: torch.dtype) -> None:
         """Take a table.
 
         Args:
             table: (distances, heads).
-            index: (patches, patches) integers, rows of the table; patches in reading order.
+            grid: what patches read of it.
             dtype: of attention.
         """
-        self.patches = len(index)
-        self._side = side = round(self.patches**0.5)
-        self._is_regular = depends_on_differences(index, side)
-        if self._is_regular:
-            # The last row of patches meets all differences down to 0, the first one the rest.
-            index = torch.cat([index[-side:], index[:side, side:]], dim=1)
-        self._values = table.to(dtype)[index.long()].permute(2, 0, 1).contiguous()
+        self.patches = grid.patches
+        self._grid = grid
+        self._values = table.to(dtype)[grid.index].permute(2, 0, 1).contiguous()
 
     def write(self, bias: Tensor) -> None:
         """Write the patches' rows and columns of (heads, tokens, tokens)."""
-        patches, side = self.patches, self._side
-        if not self._is_regular:
+        patches, side = self.patches, self._grid.side
+        if not self._grid.is_regular:
             bias[:, :patches, :patches] = self._values
             return
         for row in range(side):

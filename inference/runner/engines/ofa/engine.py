@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.runner.device import torch_dtype
 from inference.runner.engines.base import (
     Chunk,
     EntailmentItem,
@@ -17,7 +18,7 @@ from inference.runner.engines.base import (
     Progress,
     UnitResult,
 )
-from inference.runner.engines.ofa.batching import group_rows
+from inference.runner.engines.ofa.batching import group_rows, rows_that_pay
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
 from inference.runner.engines.ofa.positions import PositionBiases
@@ -25,7 +26,6 @@ from inference.runner.engines.ofa.prompt import prompt_of
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 
 MAX_TEXT_LENGTH = 65_536  # code points; the model reads far less, but all of it would be tokenised
-_CALL_UNITS = {"cpu": 8, "cuda": 32}
 _MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases when rows are padded
 _LOOK_PIXELS = {"cpu": 480 * 480, "cuda": 32 * 480 * 480}  # that the ResNet sees in one call
 
@@ -73,14 +73,14 @@ class OfaEngine:
         self.device = device
         self.precision = precision
         self._kind = torch.device(device).type
-        self.max_call_units = _CALL_UNITS[self._kind]
         self.model = model
         self._biases = biases
         self._tokenizer = tokenizer
         self._limits = limits
         self._config = config = model.config
-        row_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
-        self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // row_bytes)
+        self.max_call_units = rows_that_pay(self._kind, config.widest_row * torch_dtype(precision).itemsize)
+        bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
+        self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // bias_bytes)
         self._max_looks = max(1, _LOOK_PIXELS[self._kind] // config.image_size**2)
 
     def prepare(self, item: Item) -> OfaPrepared:
@@ -121,14 +121,18 @@ class OfaEngine:
         return [tuple(next(results) for _ in range(chunk.units)) for chunk in chunks]
 
     def warm_up(self, progress: Progress) -> None:
-        """Run the smallest and the largest call, so that memory is taken and kernels are chosen now."""
+        """Run the smallest and the largest call, so that memory is taken and kernels are chosen now.
+
+        Where both are one row, that row is as long as rows get.
+        """
         size = self._config.image_size
         blank = np.zeros((size, size, 3), np.uint8)
         longest = "a " * self._config.max_prompt_tokens
-        for step, units in enumerate((1, self.max_call_units)):
+        calls = sorted({1, self.max_call_units})
+        for step, units in enumerate(calls):
             prompts = (self._prompt(longest, ""), *(self._prompt("a", "") for _ in range(units - 1)))
             self.compute([Chunk(OfaPrepared(blank, b"", prompts), 0, units)])
-            progress("warming_up", (step + 1) / 2)
+            progress("warming_up", (step + 1) / len(calls))
 
     def close(self) -> None:
         """Give the card's memory back."""

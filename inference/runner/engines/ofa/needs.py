@@ -5,12 +5,12 @@ from pathlib import Path
 from common.bundle import Bundle
 from inference.runner.device import default_precision, torch_dtype
 from inference.runner.engines.base import LoadOptions, MemoryNeed
+from inference.runner.engines.ofa.batching import rows_that_pay
 from inference.runner.engines.ofa.config import WEIGHTS_NAME, EngineConfig, read_config
 from inference.runner.engines.ofa.load import bytes_for_biases
 from inference.runner.engines.ofa.positions import PREFIX
 from inference.runner.engines.tensors_header import read_header
 
-_ROWS = {"cpu": 8, "cuda": 32}  # of the largest call
 _PICTURES = {"cpu": 1, "cuda": 32}  # that the ResNet sees at once
 _STEM_CHANNELS = 256  # of the ResNet where it is widest, at a quarter of the picture's side
 _LIVE_TENSORS = 4  # of one size that a layer holds at once
@@ -44,7 +44,8 @@ def _biases(config: EngineConfig, float_bytes: int, kept_bytes: int) -> int:
 
 def _largest_call(config: EngineConfig, float_bytes: int, kind: str) -> int:
     """What a layer holds for all rows at once, or the ResNet for all pictures: the larger of the two."""
+    rows = rows_that_pay(kind, config.widest_row * float_bytes)
     tokens = config.patches + config.max_text_tokens
-    layer = _ROWS[kind] * tokens * (max(config.encoder_ffn, config.decoder_ffn) + _LIVE_TENSORS * config.width)
+    layer = rows * (config.widest_row + tokens * _LIVE_TENSORS * config.width)
     picture = (config.image_size // 4) ** 2 * _STEM_CHANNELS * _LIVE_TENSORS
     return max(layer, _PICTURES[kind] * picture) * float_bytes

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from inference.runner.engines.ofa.config import EngineConfig
-from inference.runner.engines.ofa.encoder_bias import EncoderBias, PictureDistances
+from inference.runner.engines.ofa.encoder_bias import EncoderBias, PictureDistances, PictureGrid
 
 PREFIX = "positions."
 
@@ -57,10 +57,11 @@ class PositionBiases:
             keep_bytes: how much of the encoder's may be kept made.
         """
         self._patches = config.patches
+        grid = PictureGrid(tables.encoder_image_index)
         self.encoder = EncoderBias(
             _heads(tables.encoder_query, config.encoder_heads).to(dtype),
             _heads(tables.encoder_key, config.encoder_heads).transpose(1, 2).to(dtype),
-            [PictureDistances(table, tables.encoder_image_index, dtype) for table in tables.encoder_image],
+            [PictureDistances(table, grid, dtype) for table in tables.encoder_image],
             [_distances(table, tables.encoder_text_index).to(dtype) for table in tables.encoder_text],
             keep_bytes,
         )
