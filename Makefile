@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-front bench-swap parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-load bench-front bench-swap parity chaos gpu
 bin := .venv/bin
 
 help: ## Say what there is
@@ -40,6 +40,9 @@ tools: env ## Build grpcurl and the Go health checker that tests call
 
 bench-engine: env ## Measure an answer of the large OFA beside this machine's peak (makes 5 GB under .bench once)
 	@$(bin)/python -m bench.engine $(ARGS)
+
+bench-load: env ## Measure how fast and lean the large OFA is loaded, 50 times (makes 5 GB under .bench once)
+	@$(bin)/python -m bench.load $(ARGS)
 
 bench-front: env tools ## Measure what the front costs, with an engine that does nothing
 	@$(bin)/python -m bench.front --loadgen .tools/bin/loadgen $(ARGS)
