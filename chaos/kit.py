@@ -14,6 +14,7 @@ from tests.stack.process import ROOT, write_settings
 from tests.updater.edges.revisions import MODEL
 
 Sections = Mapping[str, Mapping[str, Any]]
+TERM_SECONDS = 20.0
 MARK = "HOTSLOT_CHAOS_STACK"
 PROGRAMS = {
     "front": "-m inference.front.server",
@@ -39,7 +40,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_seconds": 60.0,
         "min_answers": 20,
         "max_latency_factor": 100.0,
-        "term_seconds": 20.0,
+        "term_seconds": TERM_SECONDS,
         "keep_warm_seconds": 1.0,
     },
 }

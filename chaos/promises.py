@@ -2,12 +2,15 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos import kit
+from chaos.history import Moment, steps_back, strange_answers
 from chaos.stack import ChaosStack
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from tests.stack import eventually
@@ -29,11 +32,16 @@ class Promises:
     """Watches the committed pointer from the start on; `kept` asks for the rest at the end."""
 
     stack: ChaosStack
-    committed: list[str] = field(default_factory=list)  # revisions, in their order
+    pointer: list[Moment] = field(default_factory=list)  # committed revisions, in their order
     broken: list[str] = field(default_factory=list)
     _outside: dict[str, tuple[int, int]] = field(default_factory=dict)
     _ends: threading.Event = field(default_factory=threading.Event)
     _watching: threading.Thread | None = None
+
+    @property
+    def committed(self) -> list[str]:
+        """Revisions that were committed, in their order."""
+        return [moment.revision for moment in self.pointer]
 
     def __enter__(self) -> Self:
         """Begin to watch."""
@@ -91,8 +99,8 @@ class Promises:
                 try:
                     row = read_committed(self.stack.state).get(MODEL)
                     if row is not None and row.revision not in self.committed[-1:]:
+                        self.pointer.append(Moment(time.monotonic(), row.revision))
                         read_bundle(bundle_folder(self.stack.state, row.bundle_digest))
-                        self.committed.append(row.revision)
                 except BundleBroken as error:
                     self.broken.append(f"1: what a start would load is broken: {error}")
 
@@ -101,6 +109,10 @@ class Promises:
         self._note(so=not lost, otherwise=f"2: {len(lost)} of {report.attempts} calls lost, first: {lost[:3]}")
         wrong = report.wrong
         self._note(so=not wrong, otherwise=f"2: {len(wrong)} answers of no revision's own, first: {wrong[:3]}")
+        strange = strange_answers(report.answers, self.pointer, _is_newer, kit.TERM_SECONDS)
+        self._note(so=not strange, otherwise=f"3: {len(strange)} answers that nothing explains, first: {strange[:3]}")
+        back = steps_back(self.pointer, _is_newer)
+        self._note(so=not back, otherwise=f"3: the committed revision went back: {back}")
 
     def _look_at_serving(self) -> None:
         row, state = self.stack.committed(), self.stack.seen()
@@ -162,6 +174,10 @@ class Promises:
     def _note(self, *, so: bool, otherwise: str) -> None:
         if not so:
             self.broken.append(otherwise)
+
+
+def _is_newer(one: str, other: str) -> bool:
+    return is_after(one, other, _POLICY)
 
 
 def _activated_again(past: list[tuple[PastUpdate, list[PastEvent]]]) -> list[str]:
