@@ -7,8 +7,8 @@ with its commit, seed, date and machine; commit it, and `python -m scripts.fault
     make chaos                                  everything, an hour and more
     make chaos ARGS="--list"                    what there is
     make chaos ARGS="deaf random"               two steps
-    make chaos ARGS="random --seed 7"           the same kills again
-    make chaos ARGS="random --seconds 600"      a longer run of what has no end of its own
+    make chaos ARGS="random --seed 7"           the same blows again
+    make chaos ARGS="random --seconds 3600"     a longer run of what has no end of its own
     make chaos ARGS="flat --count 20"           a shorter run of what counts
 """
 

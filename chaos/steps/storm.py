@@ -1,34 +1,52 @@
-"""Processes of a living stack are killed at random while revisions, good and bad, are published and callers call.
+"""Whatever may befall a living stack does, at random, while revisions, good and bad, are published and callers call.
 
-The seed gives the kills, their order and the pauses between them; what the machine makes of it differs from run to run.
+Processes are killed, the hub is gone or the disk full for a while, the wall clock jumps by a year. Without the right to
+mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the blows, their
+order and the pauses between them; what the machine makes of it differs from run to run.
+
 When the storm is over, the seven promises must hold. A call that a killed front held, or that came while no front
 lived, has nobody who could answer it: such calls are excused, counted and told.
 """
 
+import contextlib
 import itertools
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import psutil
 
-from chaos.catalog import Findings, Task
+from chaos.catalog import Findings, Skipped, Task
 from chaos.numbers import ms, percentile
 from chaos.promises import Promises
 from chaos.stack import ChaosStack
+from chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
+from chaos.steps.disk import fill, small_disk
 from tests.stack.load import Refused
 
-SECONDS = 150.0
+SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)
 BAD_SHARE = 0.3
 FRONT_REST_SECONDS = 6.0  # supervisord gives a program up that dies again and again before it counts as running
 BACK_SECONDS = 2.0  # until every caller has dialled a new front
 NEXT_SECONDS = 240.0  # the breaker may be open after so many failures
 # What is done, and how often of a hundred.
-DEEDS = {"updater": 30, "active runner": 20, "other runner": 15, "front": 10, "both": 5, "nothing": 20}
+DEEDS = {
+    "updater": 25,
+    "active runner": 15,
+    "other runner": 15,
+    "front": 8,
+    "both": 5,
+    "hub": 7,
+    "disk": 7,
+    "clock": 7,
+    "nothing": 11,
+}
+AWAY_SECONDS = 2.0  # of the hub, and of room on the disk
 
 
 @dataclass(slots=True)
@@ -42,6 +60,8 @@ class Storm:
     published: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
     front_since: float = 0.0
+    clock: Clock | None = None
+    is_small: bool = False  # the disk
 
     def deed(self) -> None:
         """Do one thing."""
@@ -54,6 +74,9 @@ class Storm:
             "both": self._both,
             "active runner": lambda: self._runner(is_active=True),
             "other runner": lambda: self._runner(is_active=False),
+            "hub": self._lose_hub,
+            "disk": self._fill_disk,
+            "clock": self._jump,
             "nothing": lambda: True,
         }
         self.done[name] = self.done.get(name, 0) + deeds[name]()
@@ -87,6 +110,28 @@ class Storm:
         self.away.append((began, self.front_since + BACK_SECONDS))
         return True
 
+    def _lose_hub(self) -> bool:
+        gone = self.stack.hub.with_name("hub-gone")
+        self.stack.hub.rename(gone)
+        time.sleep(AWAY_SECONDS)
+        gone.rename(self.stack.hub)
+        return True
+
+    def _fill_disk(self) -> bool:
+        if not self.is_small:
+            return False
+        ballast = self.stack.state / "run" / "ballast"
+        fill(ballast)
+        time.sleep(AWAY_SECONDS)
+        ballast.unlink()
+        return True
+
+    def _jump(self) -> bool:
+        if self.clock is None:
+            return False
+        self.clock.set(self.chance.choice((YEAR_BACK, TRUE, YEAR_FORWARD)))
+        return True
+
     def _runner(self, *, is_active: bool) -> bool:
         state = self.stack.seen()
         slots = [] if state is None else list(state.slots)
@@ -98,17 +143,22 @@ class Storm:
 def run(task: Task) -> Findings:
     """Let it storm, then look."""
     findings = Findings()
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
-        storm = Storm(stack, random.Random(task.seed))
-        rage(storm, task.seconds or SECONDS, task.say)
-        findings.troubles += promises.kept(
-            f"v1.{len(storm.published) + 1}.0", load, is_excused=storm.is_excused, limit=NEXT_SECONDS
-        )
-        report = load.report()
+    clock = _clock(task)
+    with _state(task) as (state, is_small):
+        whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()))
+        with whole as stack, Promises(stack) as promises, stack.load() as load:
+            storm = Storm(stack, random.Random(task.seed), clock=clock, is_small=is_small)
+            rage(storm, task.seconds or SECONDS, task.say)
+            if clock is not None:
+                clock.set(TRUE)
+            findings.troubles += promises.kept(
+                f"v1.{len(storm.published) + 1}.0", load, is_excused=storm.is_excused, limit=NEXT_SECONDS
+            )
+            report = load.report()
     shown = [name for name in promises.committed if name in storm.bad]
     findings.expect(so=not shown, otherwise=f"bad revisions were committed: {shown}")
     findings.count = sum(count for name, count in storm.done.items() if name != "nothing")
-    findings.numbers = {f"killed_{name.replace(' ', '_')}": count for name, count in sorted(storm.done.items())}
+    findings.numbers = {name.replace(" ", "_"): count for name, count in sorted(storm.done.items())}
     findings.numbers |= {
         "published": len(storm.published),
         "of_them_bad": len(storm.bad),
@@ -120,8 +170,33 @@ def run(task: Task) -> Findings:
         "p99_ms": ms(percentile([one.seconds for one in report.answers], 0.99)),
         "slowest_ms": ms(report.slowest),
     }
-    findings.numbers.pop("killed_nothing", None)
+    findings.numbers.pop("nothing", None)
     return findings
+
+
+def _clock(task: Task) -> Clock | None:
+    try:
+        library()
+    except Skipped as reason:
+        task.say(f"the clock stays: {reason}")
+        return None
+    clock = Clock(task.folder / "clock")
+    clock.set(TRUE)
+    return clock
+
+
+@contextlib.contextmanager
+def _state(task: Task) -> Iterator[tuple[Path, bool]]:
+    """The stack's own folder, and whether its disk is small enough to be filled."""
+    place = task.folder / "state"
+    with contextlib.ExitStack() as opened:
+        try:
+            opened.enter_context(small_disk(place))
+        except Skipped as reason:
+            task.say(f"the disk stays: {reason}")
+            yield place, False
+        else:
+            yield place, True
 
 
 def rage(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
