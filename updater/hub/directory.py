@@ -11,8 +11,9 @@ from common.bundle import BundleFile, source_digest
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.published import ManifestBroken, check_names, is_revision_name, read_listing
+from common.regular import NotRegular, open_within
 from updater.actions import Failed, FaultKind
-from updater.hub.transfer import CHUNK_BYTES, NotRegular, open_within
+from updater.hub.transfer import CHUNK_BYTES
 from updater.ports import EffectFailed, HubFile, Release
 from updater.store.declared import NotServable, declared
 

@@ -8,7 +8,6 @@ Rules of trust:
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.bundle import BundleFile
+from common.regular import NotRegular, open_within
 
 CHUNK_BYTES = 1 << 20
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
 Source = Callable[[int], Iterator[bytes]]  # a file's bytes, in pieces, from an offset on
 
 
@@ -31,10 +28,6 @@ class TransferBroken(Exception):
 
 class TransferShort(TransferBroken):
     """Less came than was listed; the rest may still be on its way."""
-
-
-class NotRegular(Exception):
-    """A name leads to a link, a folder or a device."""
 
 
 def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[], None]) -> int:
@@ -69,34 +62,6 @@ def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[]
     return fetched
 
 
-def open_within(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file below a folder; no part of its name may be a link.
-
-    Args:
-        folder: trusted; may itself be reached by links.
-        name: relative, checked by `common.published.check_names` before.
-
-    Raises:
-        NotRegular: a part is a link, or the end is no regular file.
-        FileNotFoundError: it is not there.
-        OSError: it cannot be opened.
-    """
-    *parents, last = name.split("/")
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parents:
-            inner = _open_part(part, _FLAGS | os.O_DIRECTORY, place, name)
-            os.close(place)
-            place = inner
-        descriptor = _open_part(last, _FLAGS, place, name)
-    finally:
-        os.close(place)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise NotRegular(f"{name!r} is no regular file")
-    return os.fdopen(descriptor, "rb")
-
-
 def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], None]) -> BundleFile:
     """Size and SHA-256 of a file as it lies on the disk now, not as it lies in the page cache if that can be dropped.
 
@@ -114,15 +79,6 @@ def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], N
                 raise TransferBroken(f"{name} is longer than the {max_bytes} bytes that were listed")
             hashed.update(chunk)
     return BundleFile(name, size, hashed.hexdigest())
-
-
-def _open_part(part: str, flags: int, place: int, name: str) -> int:
-    try:
-        return os.open(part, flags, dir_fd=place)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, a link on the way, a socket
-            raise NotRegular(f"{name!r} is no regular file") from error
-        raise
 
 
 def _hash_kept(written: BinaryIO, file: BundleFile, keep_on: Callable[[], None]) -> tuple["hashlib._Hash", int]:

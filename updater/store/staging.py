@@ -14,8 +14,9 @@ from common.clock import Clock
 from common.durable import sync_folder, write_atomic
 from common.engine_files import MAX_CONFIG_BYTES
 from common.published import ManifestBroken, check_files, manifest_bytes
+from common.regular import NotRegular
 from updater.actions import Failed, FaultKind
-from updater.hub.transfer import NotRegular, TransferBroken, TransferShort, receive
+from updater.hub.transfer import TransferBroken, TransferShort, receive
 from updater.ports import EffectFailed, Hub, Release
 from updater.store.declared import NotServable, declared
 from updater.store.faults import disk_failed, permanent, transient

@@ -20,7 +20,8 @@ from typing import Any
 from common.bundle import BundleFile, source_digest
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
 from common.published import MAX_FILE_BYTES, ManifestBroken, check_files
-from updater.hub.transfer import NotRegular, TransferBroken, hash_within, open_within
+from common.regular import NotRegular, open_within
+from updater.hub.transfer import TransferBroken, hash_within
 from updater.ports import EffectFailed
 from updater.store.declared import NotServable, declared, engine_of, parse_object
 from updater.store.faults import permanent

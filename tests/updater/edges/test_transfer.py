@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.bundle import BundleFile
-from updater.hub.transfer import NotRegular, TransferBroken, hash_within, open_within, receive
+from common.regular import NotRegular, open_within
+from updater.hub.transfer import TransferBroken, hash_within, receive
 
 CONTENT = bytes(range(256)) * 40
 
