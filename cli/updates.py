@@ -1,10 +1,12 @@
 """`hotslot updates …`: an operator's hand on the updater, over its own socket."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from rich.live import Live
 
 from cli.calls import connection
 from cli.console import GOOD, out, print_json, print_text
@@ -18,6 +20,7 @@ from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 
 TIMEOUT_SECONDS = 30.0
 CHECK_SECONDS = 120.0  # a look at the hub goes over the network
+WATCH_SECONDS = 0.5
 MIN_DIGEST_DIGITS = 4
 
 app = typer.Typer(no_args_is_help=True)
@@ -40,6 +43,21 @@ def status(*, model: Model = "", state_dir: StateDir = None, as_json: AsJson = F
         print_json(plain(response))
     else:
         out.print(show_status(response))
+
+
+@app.command(epilog="Example:  hotslot updates watch")
+def watch(*, model: Model = "", state_dir: StateDir = None) -> None:
+    """Show the same and keep it fresh, a transfer's bar among it, until Ctrl-C."""
+    rest = threading.Event()
+    with (
+        _updater(state_dir) as stub,
+        Live(console=out, auto_refresh=False) as live,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        while True:
+            response = stub.GetStatus(pb.GetStatusRequest(model=model), timeout=TIMEOUT_SECONDS)
+            live.update(show_status(response), refresh=True)
+            rest.wait(WATCH_SECONDS)
 
 
 @app.command(epilog="Example:  hotslot updates history --limit 5")

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, seconds, short, text
+from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, seconds, short, size, text
 from cli.plain import enum_word
 from hotslot.updates.v1 import updates_pb2 as pb
 
+BAR_CELLS = 30
 _OUTCOME_STYLES = {
     pb.UPDATE_OUTCOME_COMMITTED: GOOD,
     pb.UPDATE_OUTCOME_REFUSED: BAD,
@@ -70,6 +72,8 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
         table.add_row(text(("update", DIM)), text(f"{one.revision}{digest}  {one.update_id}"))
         if one.message:
             table.add_row(text(("why", DIM)), text(one.message))
+    if state.expected_bytes:
+        table.add_row(text(("fetched", DIM)), _fetched(state))
     checked = _when(state.last_checked_at) if state.HasField("last_checked_at") else "never"
     table.add_row(text(("hub answered", DIM)), text(checked))
     if state.HasField("listing_changed_at"):
@@ -82,6 +86,14 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     yield table
     if state.advice:
         yield text(("what to do: ", DOUBTFUL), state.advice)
+
+
+def _fetched(state: pb.ModelUpdates) -> RenderableType:
+    """A bar, and the bytes that are here."""
+    row = Table.grid(padding=(0, 1, 0, 0))
+    bar = ProgressBar(total=state.expected_bytes, completed=state.received_bytes, width=BAR_CELLS)
+    row.add_row(bar, text(f"{size(state.received_bytes)} of {size(state.expected_bytes)}"))
+    return row
 
 
 def _add_troubles(table: Table, state: pb.ModelUpdates) -> None:

@@ -1,4 +1,4 @@
-"""One file from a hub to a folder of ours: bounded, resumable, hashed on the way.
+"""One file from a hub to a folder of ours: bounded, resumable, hashed on the way, and never too slow for long.
 
 Rules of trust:
  1. A part that was kept from before is read and hashed again before anything is added to it.
@@ -11,14 +11,19 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from common.bundle import BundleFile
+from common.clock import Clock
 from common.regular import NotRegular, open_within
+from updater.ports import EffectFailed
+from updater.results import Failed, FaultKind
 
 CHUNK_BYTES = 1 << 20
+MIN_PROGRESS_BYTES = 4 << 20  # a link that broke after as much is worth another try at once
 Source = Callable[[int], Iterator[bytes]]  # a file's bytes, in pieces, from an offset on
 
 
@@ -28,6 +33,38 @@ class TransferBroken(Exception):
 
 class TransferShort(TransferBroken):
     """Less came than was listed; the rest may still be on its way."""
+
+
+class LinkBroken(EffectFailed):
+    """The connection ended in the middle; the rest may be asked for at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaceRules:
+    """The least that a transfer must bring."""
+
+    min_bytes_a_second: float = 1024.0
+    window_seconds: float = 60.0  # over which it is averaged
+
+
+def paced(pieces: Iterator[bytes], rules: PaceRules, clock: Clock, name: str) -> Generator[bytes]:
+    """Pass pieces on while they come fast enough, one window after the other.
+
+    Raises:
+        EffectFailed: TRANSIENT, "HUB_SLOW": a window brought too little, however much there was before.
+    """
+    began, received = clock.monotonic(), 0
+    with _closing(pieces):
+        for piece in pieces:
+            yield piece
+            received += len(piece)
+            took = clock.monotonic() - began
+            if took < rules.window_seconds:
+                continue
+            if received < rules.min_bytes_a_second * took:
+                message = f"{name} came with {received / took:.0f} bytes a second"
+                raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", message))
+            began, received = clock.monotonic(), 0
 
 
 def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[], None]) -> int:
@@ -44,6 +81,7 @@ def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[]
 
     Raises:
         TransferBroken: it is longer, shorter or other than listed; what is kept of it is hashed again next time.
+        LinkBroken: the link broke again before it had brought MIN_PROGRESS_BYTES; the beginning is kept.
         OSError: it cannot be read or written; the beginning is kept.
     """
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -101,16 +139,24 @@ def _append(
     kept: int,
     keep_on: Callable[[], None],
 ) -> int:
-    fetched = 0
-    with _closing(source(kept)) as pieces:
-        for piece in pieces:
-            keep_on()
-            if kept + fetched + len(piece) > file.size:  # rule 2
-                written.truncate(0)
-                raise TransferBroken(f"{file.name} is longer than the {file.size} bytes that were listed")
-            written.write(piece)
-            hashed.update(piece)
-            fetched += len(piece)
+    """Add what is missing. What came before a link broke was hashed when it came: the next try begins behind it."""
+    fetched = asked = 0
+    while True:
+        try:
+            with _closing(source(kept + fetched)) as pieces:
+                for piece in pieces:
+                    keep_on()
+                    if kept + fetched + len(piece) > file.size:  # rule 2
+                        written.truncate(0)
+                        raise TransferBroken(f"{file.name} is longer than the {file.size} bytes that were listed")
+                    written.write(piece)
+                    hashed.update(piece)
+                    fetched += len(piece)
+            break
+        except LinkBroken:
+            if fetched - asked < MIN_PROGRESS_BYTES:
+                raise
+            asked = fetched
     if kept + fetched < file.size:
         raise TransferShort(f"{file.name} ends after {kept + fetched} of {file.size} bytes")
     return fetched

@@ -1,7 +1,7 @@
 """UpdatesService: an operator's hand on the updater. Reads board and journal; wishes go to the models' threads."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -14,6 +14,7 @@ from common.status_table import to_status
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Board, Shown
 from updater.breaker import BreakerState
+from updater.progress import Progress
 from updater.record import Event, ModelRecord
 from updater.results import Wish, WishKind
 from updater.service import words
@@ -43,6 +44,7 @@ class Served:
 
     board: Board
     wishes: Wishes
+    progress: Progress = field(default_factory=Progress)
 
 
 class UpdatesApi:
@@ -119,7 +121,7 @@ class UpdatesApi:
     def _status_of(self, name: str) -> pb.ModelUpdates:
         served = self._models.get(name)
         if served is not None:
-            return words.model_updates(served.board.shown)
+            return words.model_updates(served.board.shown, served.progress.share)
         try:
             self._journal()
         except JournalUnreadable as error:

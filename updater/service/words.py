@@ -8,9 +8,12 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Shown
 from updater.breaker import Breaker, BreakerState
 from updater.evidence import Evidence
+from updater.progress import Share
 from updater.record import DeviceFallback, ModelRecord, Outcome, Stage, Update
 from updater.service.advice import advice_for
 from updater.store.journal import PastEvent, PastUpdate
+
+_NOTHING = Share()
 
 
 def stage_of(stage: Stage) -> "pb.UpdateStage.ValueType":
@@ -25,8 +28,8 @@ def outcome_of(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
     )
 
 
-def model_updates(shown: Shown) -> pb.ModelUpdates:
-    """A model's updates now."""
+def model_updates(shown: Shown, share: Share = _NOTHING) -> pb.ModelUpdates:
+    """A model's updates now; `share` is what has come of its transfer."""
     record = shown.record
     message = pb.ModelUpdates(
         model=record.model,
@@ -34,6 +37,9 @@ def model_updates(shown: Shown) -> pb.ModelUpdates:
         advice=advice_for(record),
         on_hold=record.on_hold,
         breakers=[breaker(row) for row in (record.hub, record.activation, record.device)],
+        stage_fraction=share.fraction,
+        received_bytes=share.done_bytes,
+        expected_bytes=share.total_bytes,
     )
     if record.update is not None:
         message.current.CopyFrom(summary(record.model, record.update, record.stage))

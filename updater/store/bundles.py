@@ -28,6 +28,7 @@ from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
 from common.published import ManifestBroken, check_files, read_listing_file
 from updater.ports import EffectFailed, Hub, Release
+from updater.progress import Progress
 from updater.record import Installed
 from updater.store import garbage
 from updater.store.declared import NotServable, engine_of, parse_object
@@ -90,6 +91,7 @@ class BundleStore:
         keep_on: Callable[[], None],
         others: Callable[[], garbage.Keep],
         digest_of: DigestOf = digest_of_source,
+        progress: Progress | None = None,
     ) -> None:
         """Check the folder's name; nothing is touched.
 
@@ -100,6 +102,7 @@ class BundleStore:
             keep_on: called often in what takes long; raises to stop.
             others: what the other models of this folder refer to.
             digest_of: names what a source would be converted to.
+            progress: told how far a transfer is.
 
         Raises:
             FolderTrusted: see `refuse_trusted_names`.
@@ -112,6 +115,7 @@ class BundleStore:
         self._keep_on = keep_on
         self._others = others
         self._digest_of = digest_of
+        self._progress = progress or Progress()
         self._predicted: tuple[Installed, str] | None = None
 
     def stage(
@@ -120,8 +124,11 @@ class BundleStore:
         """Fetch the declared files into the update's staging folder; returns their source digest."""
         ends = self._clock.monotonic() + deadline_seconds
         folder = self._incoming(update_id)
-        stager = Stager(folder, release, hub, self._shared.limits, self._clock, ends)
-        return stager.run(max_bytes, self._keep_on, is_fresh=is_fresh)
+        stager = Stager(folder, release, hub, self._shared.limits, self._clock, ends, self._progress)
+        try:
+            return stager.run(max_bytes, self._keep_on, is_fresh=is_fresh)
+        finally:
+            self._progress.clear()
 
     def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
         """Where the staged, or the kept, files of a source lie; kept already, they are no longer staged."""

@@ -4,9 +4,10 @@ incoming/<update_id>/listing.json    what was listed of the declared files
 incoming/<update_id>/files/…         the files, nothing else
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.bundle import BundleFile, source_digest
@@ -16,8 +17,9 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.published import ManifestBroken, check_files, manifest_bytes
 from common.regular import NotRegular
 from updater.actions import Failed, FaultKind
-from updater.hub.transfer import TransferBroken, TransferShort, receive
+from updater.hub.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
 from updater.ports import EffectFailed, Hub, Release
+from updater.progress import Progress
 from updater.store.declared import NotServable, declared
 from updater.store.faults import disk_failed, permanent, transient
 
@@ -31,15 +33,21 @@ class StagingLimits:
     """What a transfer leaves of the disk."""
 
     reserve_bytes: int = 1 << 30  # stays free, whatever comes
-    min_bytes_a_second: float = 1024.0  # averaged over a file; slower is broken off
-    min_rate_after_seconds: float = 60.0
+    pace: PaceRules = field(default_factory=PaceRules)  # slower is broken off
 
 
 class Stager:
     """Fetches one revision. One use."""
 
     def __init__(
-        self, folder: Path, release: Release, hub: Hub, limits: StagingLimits, clock: Clock, ends: float
+        self,
+        folder: Path,
+        release: Release,
+        hub: Hub,
+        limits: StagingLimits,
+        clock: Clock,
+        ends: float,
+        progress: Progress,
     ) -> None:
         """Touch nothing yet.
 
@@ -50,6 +58,7 @@ class Stager:
             limits: what it may use.
             clock: measures.
             ends: clock.monotonic() after which it is broken off.
+            progress: told how far it is.
         """
         self._files = folder / FILES_FOLDER
         self._folder = folder
@@ -58,6 +67,8 @@ class Stager:
         self._limits = limits
         self._clock = clock
         self._ends = ends
+        self._progress = progress
+        self._total = self._done = 0  # bytes of all declared files; of those that are here
 
     def run(self, max_bytes: int, keep_on: Callable[[], None], *, is_fresh: bool) -> str:
         """Fetch what is missing.
@@ -83,8 +94,11 @@ class Stager:
             self._check_room(wanted, max_bytes)
             for stray in [path for path in self._files.iterdir() if path.name not in names]:
                 _remove(stray)
+            self._total = sum(file.size for file in wanted)
             for file in wanted:
                 self._fetch(file, keep_on)
+                self._done += file.size
+                self._progress.tell(self._done, self._total)
             write_atomic(self._folder / LISTING_NAME, manifest_bytes(wanted))
             sync_folder(self._files)
             sync_folder(self._folder.parent)
@@ -128,7 +142,9 @@ class Stager:
             left = self._ends - self._clock.monotonic()
             if left <= 0:
                 raise transient("DEADLINE", f"staging took too long, at {file.name}")
-            return self._paced(self._hub.read(self._release.revision, file.name, offset, left), file.name)
+            pieces = self._hub.read(self._release.revision, file.name, offset, left)
+            pace = self._limits.pace
+            return self._told(paced(pieces, pace, self._clock, file.name), self._done + offset)
 
         target = self._files / file.name
         try:
@@ -143,16 +159,14 @@ class Stager:
         except NotRegular as error:
             raise permanent("NOT_REGULAR", str(error)) from error
 
-    def _paced(self, pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
-        """Pass pieces on while they come fast enough on the whole."""
-        began, received = self._clock.monotonic(), 0
-        for piece in pieces:
-            yield piece
-            received += len(piece)
-            took = self._clock.monotonic() - began
-            is_slow = received < self._limits.min_bytes_a_second * took
-            if took > self._limits.min_rate_after_seconds and is_slow:
-                raise transient("HUB_SLOW", f"{name} came with {received / took:.0f} bytes a second")
+    def _told(self, pieces: Generator[bytes], done: int) -> Iterator[bytes]:
+        """Pass pieces on, and say how far it is; what is read to choose the files comes before that is known."""
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                yield piece
+                done += len(piece)
+                if self._total:
+                    self._progress.tell(done, self._total)
 
 
 def _remove(path: Path) -> None:

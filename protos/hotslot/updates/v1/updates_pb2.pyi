@@ -127,6 +127,8 @@ class ModelUpdates(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     LISTING_CHANGED_AT_FIELD_NUMBER: _builtins.int
     NEWEST_LISTED_AT_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    EXPECTED_BYTES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -141,6 +143,12 @@ class ModelUpdates(_message.Message):
     """Whether an operator holds updates."""
     stage_fraction: _builtins.float
     """Share of the stage that is done, 0 to 1, where it is known."""
+    received_bytes: _builtins.int
+    """Bytes of the update under way that are here, kept ones included. 0 unless
+    its files are being fetched.
+    """
+    expected_bytes: _builtins.int
+    """Bytes that its files have together. 0 unless they are being fetched."""
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
         """The update under way or HELD. Absent if there is none."""
@@ -193,10 +201,12 @@ class ModelUpdates(_message.Message):
         fallback: Global___DeviceFallback | None = ...,
         listing_changed_at: _timestamp_pb2.Timestamp | None = ...,
         newest_listed_at: _timestamp_pb2.Timestamp | None = ...,
+        received_bytes: _builtins.int = ...,
+        expected_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "expected_bytes", b"expected_bytes", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
