@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 DOCS = "docs/configuration.md"
 CONTROL_SOCKET = "control.sock"
 LONGEST_SOCKET = "supervisor.sock"
+_PER_MODEL = "updater.models.NAME."
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107, supervisord needs some for itself
 
 
@@ -65,7 +66,12 @@ def effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
     """Key, value and declaration of every setting; a list of tables key by key."""
     found: list[tuple[str, str, SettingRow]] = []
     for row in setting_rows():
-        if row.key == "models":
+        if row.key in ("models", "updater.models"):
+            continue
+        if row.key.startswith(_PER_MODEL):
+            rest = row.key.removeprefix(_PER_MODEL)
+            for model_name, section in settings.updater.models.items():
+                found.append((f"updater.models.{model_name}.{rest}", toml_value(_value(section, rest)), row))
             continue
         if not row.key.startswith("models[]."):
             found.append((row.key, toml_value(_value(settings, row.key)), row))
@@ -93,8 +99,8 @@ def _killed_while_ending(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("watchdog.stop_seconds", message, str(stop))
 
 
-def _value(settings: Settings, key: str) -> object:
-    value: object = settings
+def _value(section: object, key: str) -> object:
+    value = section
     for part in key.split("."):
         value = getattr(value, part)
     return value

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -13,6 +14,8 @@ from pydantic.fields import FieldInfo
 from cli.settings import Settings
 
 REQUIRED = "required"
+UNSET = "unset"  # there is no word for it in the file: the key is left out
+_JOINTS = {tuple: "[].", dict: ".NAME."}
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
@@ -59,7 +62,7 @@ def reference_page() -> str:
         page += f"\n## {_heading(section)}\n\n| key | type | range | default | meaning |\n|---|---|---|---|---|\n"
         for row in (row for row in rows if _section(row.key) == section):
             key = row.key.removeprefix(section).removeprefix(".")
-            default = row.default if row.default == REQUIRED else f"`{row.default}`{_bytes_words(row)}"
+            default = row.default if row.default in (REQUIRED, UNSET) else f"`{row.default}`{_bytes_words(row)}"
             cells = (f"`{key}`", row.kind, row.allowed, default, row.meaning)
             page += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return page
@@ -69,6 +72,8 @@ def toml_value(value: object) -> str:
     """A value as one would write it in the file."""
     if isinstance(value, Enum):
         value = value.value
+    if value is None:
+        return UNSET
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, tuple):
@@ -84,16 +89,17 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
         key, annotation = prefix + name, field.annotation
         if annotation is Any:  # a section of another process, not declared here
             continue
-        section, is_list = _model_in(annotation), get_origin(annotation) is tuple
-        if section is None or is_list:
+        section, joint = _model_in(annotation), _JOINTS.get(get_origin(annotation), ".")
+        if section is None or joint != ".":
             yield SettingRow(key, _kind(annotation), _allowed(key, field), _default(field), field.description or "")
         if section is not None:
-            yield from _rows(section, f"{key}[]." if is_list else f"{key}.")
+            yield from _rows(section, f"{key}{joint}")
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  any annotation
-    """The section that an annotation is, or that its list is made of."""
-    inner = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    """The section that an annotation is, or that its list or table is made of."""
+    inner = get_args(annotation)[-1] if get_origin(annotation) is dict else annotation
+    inner = get_args(annotation)[0] if get_origin(annotation) is tuple else inner
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
@@ -104,7 +110,9 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401  any annotation
     if origin is tuple:
         return "list of tables" if _model_in(annotation) else "list"
     if origin in (dict, Mapping):
-        return "table of texts"
+        return "table of tables" if _model_in(annotation) else "table of texts"
+    if origin is UnionType:  # or nothing
+        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
     if issubclass(annotation, Enum):
         return "choice"
     return _KINDS[annotation]

@@ -22,7 +22,12 @@ def hub_folder(given: Path | None, model: str = "") -> Path:
     Raises:
         WronglyUsed: nothing names one.
     """
-    return given if given is not None else _section(model, "--hub").hub_folder
+    if given is not None:
+        return given
+    section = _section(model, "--hub")
+    if section.hub_folder is None:
+        raise WronglyUsed(f"its revisions come from {section.hub_model}, which is no folder; give --hub DIR")
+    return section.hub_folder
 
 
 def golden_folder(given: Path | None, model: str) -> Path:

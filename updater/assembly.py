@@ -17,7 +17,10 @@ from updater.hub.directory import DirectoryHub
 from updater.loop import LoopParts, ModelLoop, StepGuard
 from updater.observers import Observer
 from updater.perform import Ports
+from updater.pipeline.versions import version_of
+from updater.ports import Hub
 from updater.prober import Prober
+from updater.progress import Progress
 from updater.record import ModelRecord
 from updater.settings import UpdaterSettings, rules_of
 from updater.store.bundles import BundleStore, DigestOf, Shared, digest_of_source
@@ -57,6 +60,7 @@ class Model:
     loop: ModelLoop
     wishes: Wishes
     wake: threading.Event
+    progress: Progress
     close: Callable[[], None]
 
 
@@ -77,6 +81,7 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
     wishes = Wishes(wake)
     guard = StepGuard(wishes, common.stopping)
     control = ControlClient(common.run_folder, settings.name, guard)
+    progress = Progress()
     files = GoldenFiles(section.golden, settings.task, section.golden_floor)
 
     def kept_by_others() -> Keep:
@@ -84,11 +89,11 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
 
     state = common.shared.state
     ports = Ports(
-        hub=DirectoryHub(section.hub_folder, settings.name, common.clock),
+        hub=_hub_of(common, settings.name),
         control=control,
         golden=Prober(files, control, settings.task, common.clock, guard),
         store=BundleStore(
-            common.shared, settings.name, common.clock, guard, kept_by_others, common.conversion.digest_of
+            common.shared, settings.name, common.clock, guard, kept_by_others, common.conversion.digest_of, progress
         ),
         converter=ChildConverter(state, ConvertLimits(), common.conversion.convert),
         clock=common.clock,
@@ -108,7 +113,20 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
         fresh_id=lambda: _fresh_id(common.clock),
         jitter=random.SystemRandom().random,
     )
-    return Model(ModelLoop(parts), wishes, wake, control.close)
+    return Model(ModelLoop(parts), wishes, wake, progress, control.close)
+
+
+def _hub_of(common: Common, name: str) -> Hub:
+    """A model's folder of revisions, or its place on a hub."""
+    section = common.settings.updater.models[name]
+    if section.hub_folder is not None:
+        return DirectoryHub(section.hub_folder, name, common.clock)
+    from updater.hub.opening import open_hub  # noqa: PLC0415  who has a folder pays for no HTTP library
+
+    policy = rules_of(common.settings.updater, name).policy
+    return open_hub(
+        common.settings.updater, section.hub_model, common.clock, lambda one: version_of(one, policy) is not None
+    )
 
 
 def _fresh_id(clock: Clock) -> str:

@@ -28,6 +28,7 @@ from common.settings import Mistake, SettingsInvalid, load_settings, use_setting
 from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
+from updater.hub.transfer import PaceRules
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
 from updater.ports import JournalUnusable
 from updater.record import ModelRecord
@@ -135,7 +136,7 @@ class Updater:
             settings=self._settings,
             run_folder=self._run_folder,
             journal=journal,
-            shared=Shared(self._state, StagingLimits(reserve_bytes=self._settings.updater.reserve_bytes)),
+            shared=Shared(self._state, self._limits()),
             clock=self._clock,
             observer=self._observer,
             crash=CrashPoints(armed_crash_point()),
@@ -145,7 +146,13 @@ class Updater:
         configured = [model for model in self._settings.models if model.name in self._settings.updater.models]
         models = {one.name: build_model(common, one, self._records) for one in configured}
         self._models.update(models)
-        self._served.update({name: Served(model.loop.board, model.wishes) for name, model in models.items()})
+        self._served.update(
+            {name: Served(model.loop.board, model.wishes, model.progress) for name, model in models.items()}
+        )
+
+    def _limits(self) -> StagingLimits:
+        section = self._settings.updater
+        return StagingLimits(section.reserve_bytes, PaceRules(section.hub_min_bytes_a_second))
 
     def _run_model(self, name: str, model: Model) -> None:
         try:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
 from updater.breaker import BreakerName, BreakerRules
+from updater.hub.places import place_of
 from updater.rules import (
     ACTIVATION_BREAKER,
     DEVICE_BREAKER,
@@ -23,6 +24,7 @@ from updater.rules import (
 
 GIB = 1 << 30
 MAX_PATTERN_CHARS = 200
+HUB_MODEL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -94,13 +96,23 @@ class ObserveSection(Section):
 class ModelUpdatesSection(Section):
     """`[updater.models.NAME]`: where a model's revisions come from and how they are proven."""
 
-    hub_folder: Annotated[Path, Field(description="folder of revisions, filled by `hotslot hub add`")]
+    hub_folder: Annotated[Path | None, Field(description="folder of revisions, filled by `hotslot hub add`")] = None
+    hub_model: Annotated[
+        str,
+        Field(max_length=200, pattern=HUB_MODEL_PATTERN, description="OWNER/NAME on the hub, instead of hub_folder"),
+    ] = ""
     golden: Annotated[Path | None, Field(description="folder of the golden set; without one updates are held")] = None
     golden_floor: Annotated[Share, Field(description="least accuracy, beside the set's own")] = 0.0
     poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="pause between two looks at the hub")] = 60.0
     policy: PolicySection = PolicySection()
     gate: GateSection = GateSection()
     observe: ObserveSection = ObserveSection()
+
+    @model_validator(mode="after")
+    def _check_hub(self) -> "ModelUpdatesSection":
+        if (self.hub_folder is None) == (not self.hub_model):
+            raise ValueError("needs hub_folder or hub_model: one of the two")
+        return self
 
 
 class UpdaterSection(Section):
@@ -109,6 +121,26 @@ class UpdaterSection(Section):
     models: Annotated[
         dict[str, ModelUpdatesSection], Field(max_length=8, description="by the names of [[models]]")
     ] = {}  # noqa: RUF012  copied for each
+    hub_endpoint: Annotated[
+        str, Field(max_length=500, description="of the hub of all hub_model; empty: ModelScope's public one")
+    ] = ""
+    hub_token_file: Annotated[
+        Path | None, Field(description="holds the token for private models; sent to hub_endpoint and nowhere else")
+    ] = None
+    hub_token_variable: Annotated[
+        str,
+        Field(max_length=200, pattern=r"^[A-Za-z0-9_]*$", description="variable that holds the token instead"),
+    ] = ""
+    hub_ca_file: Annotated[Path | None, Field(description="certificates to trust instead of the system's")] = None
+    hub_private_hosts: Annotated[
+        tuple[str, ...],
+        Field(max_length=100, description="hosts with private addresses to which the hub may redirect"),
+    ] = ()
+    hub_connect_seconds: Annotated[float, Field(gt=0, le=60, description="for one connection")] = 10.0
+    hub_stall_seconds: Annotated[float, Field(gt=0, le=600, description="longest silence of the hub")] = 20.0
+    hub_min_bytes_a_second: Annotated[
+        int, Field(ge=0, le=1 << 30, description="a transfer that brings less for a minute is broken off")
+    ] = 16384
     metrics_host: Annotated[str, Field(min_length=1, max_length=253, description="address of /metrics")] = "127.0.0.1"
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of /metrics; 0 takes a free one, -1 is off")
@@ -127,6 +159,17 @@ class UpdaterSection(Section):
         Field(description="pause before a device that ran out of memory is tried again; doubles with each failure"),
     ] = 600.0
 
+    @field_validator("hub_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str) -> str:
+        return checked_endpoint(value) if value else value
+
+    @model_validator(mode="after")
+    def _check_token(self) -> "UpdaterSection":
+        if self.hub_token_file is not None and self.hub_token_variable:
+            raise ValueError("has hub_token_file and hub_token_variable: name one of the two")
+        return self
+
 
 class UpdaterSettings(SettingsFile):
     """All that the updater reads."""
@@ -141,6 +184,18 @@ CRASH_VARIABLE = "HOTSLOT_CRASH_AT"
 def armed_crash_point() -> str:
     """Where a test wants the updater to kill itself; see `updater.crash_points`. No setting of an operator's."""
     return os.environ.get(CRASH_VARIABLE, "")
+
+
+def checked_endpoint(value: str) -> str:
+    """An address of a hub in its one form.
+
+    Raises:
+        ValueError: it is none.
+    """
+    place = place_of(value if "://" in value else f"https://{value}")
+    if "?" in place.target or "#" in value:
+        raise ValueError("needs scheme, host, port and path alone")
+    return place.url.rstrip("/")
 
 
 def check_names(settings: UpdaterSettings) -> None:

@@ -7,15 +7,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.bundle import BundleFile, source_digest
+from common.bundle import BundleFile
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
-from common.published import ManifestBroken, check_names, is_revision_name, read_listing
+from common.published import ManifestBroken, is_revision_name, read_listing
 from common.regular import NotRegular, open_within
 from updater.actions import Failed, FaultKind
+from updater.hub.listing import StillArriving, release_of
 from updater.hub.transfer import CHUNK_BYTES
-from updater.ports import EffectFailed, HubFile, Release
-from updater.store.declared import NotServable, declared
+from updater.ports import EffectFailed, Release
+from updater.store.declared import NotServable
 
 MAX_REVISIONS = 10_000
 
@@ -60,13 +61,14 @@ class DirectoryHub:
             return Release(revision, (), "", is_ready=False, missing=str(error))
         except OSError as error:
             raise _unreadable("a revision's manifest", error) from error
-        files = tuple(HubFile(file.name, file.size, file.sha256) for file in listed)
-        try:
-            check_names([file.name for file in listed])
-        except ManifestBroken:
-            # Never a path of ours: staging refuses it, with this digest to be remembered by.
-            return Release(revision, files, source_digest(listed))
-        return self._looked_at(revision, listed, files, ends)
+
+        def read(file: BundleFile) -> bytes:
+            missing = self._missing(revision, file)
+            if missing:
+                raise StillArriving(missing)
+            return self._read_small(revision, file.name, ends)
+
+        return release_of(revision, listed, read, lambda file: self._missing(revision, file))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset on."""
@@ -92,27 +94,6 @@ class DirectoryHub:
             raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
         return folder
 
-    def _looked_at(
-        self, revision: str, listed: tuple[BundleFile, ...], files: tuple[HubFile, ...], ends: float
-    ) -> Release:
-        rows = {file.name: file for file in listed}
-
-        def read(name: str) -> bytes:
-            missing = self._missing(revision, rows[name])
-            if missing:
-                raise _StillArriving(missing)
-            return self._read_small(revision, name, ends)
-
-        try:
-            names = declared({name: row.size for name, row in rows.items()}, read).names
-        except _StillArriving as error:
-            return Release(revision, files, "", is_ready=False, missing=str(error))
-        except (NotServable, NotRegular):
-            return Release(revision, files, source_digest(listed))  # staging says what is wrong with it
-        digest = source_digest([rows[name] for name in names])
-        missing = next((gap for gap in (self._missing(revision, rows[name]) for name in names) if gap), "")
-        return Release(revision, files, digest, is_ready=not missing, missing=missing)
-
     def _missing(self, revision: str, file: BundleFile) -> str:
         """What is not there yet of a file; empty if it is there in full."""
         try:
@@ -133,10 +114,6 @@ class DirectoryHub:
             if len(content) > MAX_CONFIG_BYTES:
                 raise NotServable("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
         return content
-
-
-class _StillArriving(Exception):
-    """A file that must be read first is not there in full."""
 
 
 def _unreadable(what: str, error: OSError) -> EffectFailed:

@@ -1,0 +1,395 @@
+"""A hub that misbehaves, on a real socket: what it means, and that the next question is answered again."""
+
+import hashlib
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.updater.edges.revisions import MODEL
+from tests.updater.hub.conftest import REVISION, WEIGHTS, WHOLE, HubBench, failure
+from tests.updater.hub.scripted import (
+    Act,
+    Exchange,
+    ScriptedHub,
+    drips,
+    drips_head,
+    endless,
+    redirects_to,
+    resets_after,
+    says,
+    shows_disguised_page,
+    shows_page,
+    stalls,
+    stalls_after,
+    truncates_after,
+)
+from updater.hub.transfer import PaceRules
+from updater.progress import Share
+from updater.results import FaultKind
+
+CERTIFICATE = Path(__file__).with_name("certificate.pem")  # of 127.0.0.1, signed by itself, of no use elsewhere
+SHORT = 0.3  # seconds for what never ends
+MIB = 1 << 20
+WORD = "word-that-nobody-else-may-know"
+
+
+def read_weights(bench: HubBench, seconds: float = WHOLE) -> bytes:
+    """The weights, as a transfer asks for them."""
+    return b"".join(bench.hub.read(REVISION, WEIGHTS, 0, seconds))
+
+
+def reason_of(bench: HubBench, act: Act, seconds: float = WHOLE) -> tuple[str, str, str]:
+    """Reasons with which revisions, a listing and a file fail; afterwards all of it works again."""
+    reasons = []
+    for kind, ask in _questions(bench, seconds):
+        bench.server.fails(act, kind)
+        failed = failure(ask)
+        assert failed.kind in (FaultKind.TRANSIENT, FaultKind.DENIED)
+        reasons.append(failed.reason)
+        ask()
+    return reasons[0], reasons[1], reasons[2]
+
+
+def _questions(bench: HubBench, seconds: float) -> list[tuple[str, Callable[[], object]]]:
+    return [
+        ("revisions", lambda: bench.hub.revisions(seconds)),
+        ("listing", lambda: bench.hub.release(REVISION, seconds)),
+        ("file", lambda: read_weights(bench, seconds)),
+    ]
+
+
+@pytest.mark.fault("N1")
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_server_that_fails_is_asked_again_later(bench: HubBench, status: int) -> None:
+    """Whatever it was asked for."""
+    assert ("HUB_FAILED",) * 3 == reason_of(bench, says(status))
+
+
+@pytest.mark.fault("N3")
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("17", 17.0), ("1.5", 1.5), ("", 0.0), ("-3", 0.0), ("soon", 0.0), ("9" * 9, 86400.0), ("1" * 400, 0.0)],
+)
+def test_patience_is_asked_for_in_seconds(bench: HubBench, value: str, seconds: float) -> None:
+    """What is no number of seconds asks for none; a day is the most."""
+    bench.server.fails(says(429, Retry_After=value))
+    failed = failure(lambda: bench.hub.revisions(WHOLE))
+    assert ("RATE_LIMITED", seconds) == (failed.reason, failed.retry_after_seconds)
+
+
+@pytest.mark.fault("N3")
+def test_patience_may_be_asked_for_as_a_date(bench: HubBench) -> None:
+    """By the wall clock; one that has passed asks for nothing."""
+    for year, is_far in (("2020", False), ("2199", True)):
+        bench.server.fails(says(503, Retry_After=f"Wed, 21 Oct {year} 07:28:00 GMT"))
+        assert (86400.0 if is_far else 0.0) == failure(lambda: bench.hub.revisions(WHOLE)).retry_after_seconds
+
+
+@pytest.mark.fault("N4")
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_hub_that_denies_needs_a_person(bench: HubBench, status: int) -> None:
+    """No waiting helps."""
+    bench.server.fails(says(status), times=3)
+    for _, ask in _questions(bench, WHOLE):
+        failed = failure(ask)
+        assert (FaultKind.DENIED, "HUB_DENIED") == (failed.kind, failed.reason)
+        assert "hub_token" in failed.message
+
+
+@pytest.mark.fault("N4")
+def test_a_hub_says_by_its_own_code_that_it_denies(bench: HubBench) -> None:
+    """Its status alone says that the question was wrong."""
+    body = b'{"Code": 10010103009, "Message": "token", "Success": false}'
+    for status in (400, 200):
+        bench.server.fails(says(status, body, Content_Type="application/json"))
+        assert "HUB_DENIED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+
+
+def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None:
+    """The signature that the hub gave has run out: the hub gives another."""
+    with ScriptedHub(bench.folder / "nothing") as storage:
+        storage.fails(says(403))
+        bench.server.fails(redirects_to(f"{storage.url}/signed"), "file")
+        failed = failure(lambda: read_weights(bench))
+    assert (FaultKind.TRANSIENT, "STORAGE_DENIED") == (failed.kind, failed.reason)
+
+
+@pytest.mark.fault("N5")
+def test_a_name_that_does_not_resolve(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is away, or the endpoint is misspelt."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    failed = failure(lambda: bench.hub.revisions(WHOLE))
+    assert (FaultKind.TRANSIENT, "HUB_UNRESOLVED") == (failed.kind, failed.reason)
+
+
+@pytest.mark.fault("N6")
+def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> None:
+    """Nothing is asked of who shows it; with its own certificate named, all is well."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with ScriptedHub(bench.folder / "hub" / MODEL, context) as secure:
+        bench.rules = replace(bench.rules, endpoint=secure.url)
+        failed = failure(lambda: bench.hub.revisions(WHOLE))
+        assert (FaultKind.TRANSIENT, "TLS_FAILED") == (failed.kind, failed.reason)
+        assert [] == secure.asked
+        bench.rules = replace(bench.rules, ca_file=CERTIFICATE)
+        assert (REVISION,) == bench.hub.revisions(WHOLE)
+        bench.stage()
+
+
+@pytest.mark.fault("N6")
+def test_a_server_that_speaks_no_tls_is_not_spoken_to(bench: HubBench) -> None:
+    """Https is never silently something else."""
+    bench.rules = replace(bench.rules, endpoint=bench.server.url.replace("http:", "https:"))
+    assert "TLS_FAILED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+
+
+@pytest.mark.fault("N7")
+def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
+    """A full queue answers nobody; a closed port says so at once."""
+    bench.impatient()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(busy.getsockname())
+        bench.rules = replace(bench.rules, endpoint=f"http://127.0.0.1:{busy.getsockname()[1]}")
+        failed = failure(lambda: bench.hub.revisions(WHOLE))
+        for one in waiting:
+            one.close()
+    assert (FaultKind.TRANSIENT, "HUB_UNREACHABLE") == (failed.kind, failed.reason)
+    assert "in time" in failed.message
+    assert "refused" in failure(lambda: bench.hub.revisions(WHOLE)).message
+
+
+@pytest.mark.fault("N8")
+@pytest.mark.parametrize("act", [stalls, stalls_after(0), stalls_after(2)])
+def test_a_hub_that_falls_silent_is_not_waited_for(bench: HubBench, act: Act) -> None:
+    """Before its answer, or in it."""
+    bench.impatient()
+    assert ("HUB_STALLED",) * 3 == reason_of(bench, act)
+
+
+@pytest.mark.fault("N9")
+@pytest.mark.parametrize("act", [drips, drips_head])
+def test_a_hub_that_is_never_quite_silent_has_an_end(bench: HubBench, act: Act) -> None:
+    """A byte at a time keeps every single read in time: the whole has a limit of its own."""
+    for kind, ask in _questions(bench, SHORT):
+        bench.server.fails(act, kind)
+        assert "HUB_SLOW" == failure(ask).reason
+
+
+@pytest.mark.fault("N9")
+def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> None:
+    """Long before its deadline; what came is kept."""
+    bench.pace = PaceRules(min_bytes_a_second=1e6, window_seconds=0.1)
+    release = bench.release()
+    bench.server.fails(drips, "file", name=WEIGHTS)
+    failed = failure(lambda: bench.stage(release, 60.0))
+    assert (FaultKind.TRANSIENT, "HUB_SLOW") == (failed.kind, failed.reason)
+    assert 0 < (bench.staged / WEIGHTS).stat().st_size < 4096
+    bench.pace = PaceRules()
+    assert release.source_digest == bench.stage(release)
+
+
+@pytest.mark.fault("N10")
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_connection_that_is_reset_is_told(bench: HubBench, count: int) -> None:
+    """Wherever in the answer."""
+    assert ("HUB_BROKE_OFF",) * 3 == reason_of(bench, resets_after(count))
+
+
+@pytest.mark.fault("N10")
+def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
+    """What came is kept, hashed again, and only the rest is asked for."""
+    release = bench.release()
+    bench.server.fails(resets_after(1000), "file", name=WEIGHTS)
+    failed = failure(lambda: bench.stage(release))
+    assert (FaultKind.TRANSIENT, "HUB_BROKE_OFF") == (failed.kind, failed.reason)
+    kept = (bench.staged / WEIGHTS).stat().st_size
+    bench.server.asked.clear()
+    assert release.source_digest == bench.stage(release)
+    (asked,) = [one for one in bench.server.of_kind("file") if one.query["FilePath"] == WEIGHTS]
+    assert kept == asked.range_begin
+
+
+@pytest.mark.fault("N11")
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_an_answer_that_ends_too_early_is_no_answer(bench: HubBench, count: int) -> None:
+    """Its own length says that it is not whole."""
+    assert ("HUB_BROKE_OFF",) * 3 == reason_of(bench, truncates_after(count))
+
+
+@pytest.mark.fault("N12")
+def test_an_answer_without_an_end_is_not_read_to_its_end(bench: HubBench) -> None:
+    """A listing has a cap; a file ends where it was listed to end, and one byte more is a fault."""
+    for kind in ("revisions", "listing"):
+        bench.server.fails(endless, kind)
+    assert "HUB_NOT_UNDERSTOOD" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+    assert "HUB_NOT_UNDERSTOOD" == failure(bench.release).reason
+    release = bench.release()
+    bench.server.fails(endless, "file", times=2, name=WEIGHTS)
+    failed = failure(lambda: bench.stage(release))
+    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
+    assert 4096 >= (bench.staged / WEIGHTS).stat().st_size
+
+
+@pytest.mark.fault("N13")
+@pytest.mark.parametrize("act", [shows_page, shows_disguised_page])
+def test_a_page_for_people_is_no_answer(bench: HubBench, act: Act) -> None:
+    """A network that wants a login first: no file of a revision is to blame."""
+    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, act)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"Data": null}',
+        b'{"Data": {}}',
+        b'{"Data": []}',
+        b'{"Data": {"RevisionMap": [], "Files": {}}}',
+        b'{"Data": {"RevisionMap": {"Tags": {}}, "Files": [1]}}',
+        b'{"Data": {"RevisionMap": {"Tags": "v9.9.9"}, "Files": [{"Path": 7, "Size": 1}]}}',
+        b'{"Data": {"RevisionMap": null, "Files": [{"Path": "a", "Size": true}]}}',
+        b'{"Data": {"RevisionMap": null, "Files": [{"Path": "a", "Size": 1, "Sha256": 7}]}}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+    ],
+)
+def test_an_answer_of_another_form_is_no_empty_hub(bench: HubBench, body: bytes) -> None:
+    """An error that looks like "nothing there" would look like deleted revisions."""
+    for kind, ask in _questions(bench, WHOLE)[:2]:
+        bench.server.fails(says(200, body, Content_Type="application/json"), kind)
+        assert "HUB_NOT_UNDERSTOOD" == failure(ask).reason
+
+
+def test_a_packed_answer_is_not_unpacked(bench: HubBench) -> None:
+    """A few bytes can unpack to any number; none were asked for."""
+    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, says(200, b"x" * 100, Content_Encoding="gzip"))
+
+
+def test_what_does_not_speak_http_is_told(bench: HubBench) -> None:
+    """Somebody else listens there."""
+    for answer in (b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 abc\r\n\r\n"):
+        assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, lambda exchange, answer=answer: exchange.send(answer))  # type: ignore[misc]
+
+
+@pytest.mark.fault("N15")
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_a_storage_is_followed_without_the_token(bench: HubBench, status: int) -> None:
+    """Nor does any later request of the same way carry it."""
+    bench.token = bench.server.token = WORD
+    with ScriptedHub(bench.folder / "hub" / MODEL) as storage:
+        release = bench.release()
+        bench.server.fails(redirects_to(f"{storage.url}TARGET", status), "file", times=99)
+        assert release.source_digest == bench.stage(release)
+        assert storage.of_kind("file")
+        for asked in storage.asked:
+            assert not {"authorization", "cookie"} & set(asked.headers)
+            assert WORD not in str(asked)
+    for asked in bench.server.asked:
+        assert (f"Bearer {WORD}", f"m_session_id={WORD}") == (
+            asked.headers["authorization"],
+            asked.headers["cookie"],
+        )
+
+
+@pytest.mark.fault("N15")
+def test_a_redirect_that_comes_back_finds_no_token(bench: HubBench) -> None:
+    """Who was elsewhere brings a question that somebody else has written."""
+    bench.token = WORD
+    with ScriptedHub(bench.folder / "nothing") as other:
+        other.fails(redirects_to(f"{bench.server.url}/back"))
+        bench.server.fails(redirects_to(f"{other.url}/away"))
+        failure(lambda: bench.hub.revisions(WHOLE))
+    assert ["authorization" in asked.headers for asked in bench.server.asked] == [True, False]
+
+
+@pytest.mark.fault("N15")
+def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an endpoint with a public one; unless the operator has named that host."""
+    monkeypatch.setattr("updater.hub.places.is_public", lambda address: address == "127.0.0.1")
+    with ScriptedHub(bench.folder / "hub" / MODEL, host="127.0.0.2") as private:
+        bench.server.fails(redirects_to(f"{private.url}TARGET"), times=2)
+        failed = failure(lambda: bench.hub.revisions(WHOLE))
+        assert (FaultKind.DENIED, "ADDRESS_REFUSED") == (failed.kind, failed.reason)
+        assert 0 == private.taken
+        bench.rules = replace(bench.rules, private_hosts=frozenset({"127.0.0.2"}))
+        assert (REVISION,) == bench.hub.revisions(WHOLE)
+
+
+@pytest.mark.fault("N15")
+def test_a_redirect_in_a_circle_ends(bench: HubBench) -> None:
+    """To itself, or to ever new places."""
+    bench.server.fails(redirects_to("TARGET"))
+    assert "REDIRECT_CIRCLE" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+    bench.server.asked.clear()
+
+    def leads_on(exchange: Exchange) -> None:
+        redirects_to(f"/{len(bench.server.asked)}")(exchange)
+
+    bench.server.fails(leads_on, times=99)
+    assert "REDIRECT_CIRCLE" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+    assert 6 == len(bench.server.asked)
+
+
+def test_a_redirect_without_a_place_is_told(bench: HubBench) -> None:
+    """It leads nowhere."""
+    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, says(302))
+
+
+def test_a_part_that_was_not_asked_for_is_not_taken(bench: HubBench) -> None:
+    """Bytes of another place would spoil what is kept."""
+    for place in ("bytes 0-9/4096", "bytes 5-9/4096", "", "bytes */4096"):
+        bench.server.fails(says(206, b"0123456789", Content_Range=place))
+        failed = failure(lambda: list(bench.hub.read(REVISION, WEIGHTS, 100, WHOLE)))
+        assert "HUB_NOT_UNDERSTOOD" == failed.reason
+
+
+def test_a_hub_that_ignores_range_is_passed_over(bench: HubBench) -> None:
+    """It costs its bytes, and the result is the same."""
+    whole = read_weights(bench)
+    bench.server.ignores_range = True
+    assert whole[7:] == b"".join(bench.hub.read(REVISION, WEIGHTS, 7, WHOLE))
+
+
+def test_a_link_that_breaks_again_and_again_brings_a_large_file_in_one_go(bench: HubBench) -> None:
+    """While every try brings its share, the next follows at once, and what came is not hashed again."""
+    bench.publish("v1.0.1", weights_bytes=20 * MIB)
+    release = bench.hub.release("v1.0.1", WHOLE)
+    bench.server.fails(truncates_after(6 * MIB), "file", times=2, name=WEIGHTS)
+    assert release.source_digest == bench.stage(release)
+    asked = [one.range_begin for one in bench.server.of_kind("file") if one.query["FilePath"] == WEIGHTS]
+    assert 3 == len(asked)
+    assert sorted(asked) == asked
+    assert asked[1] > 4 * MIB
+    content = (bench.staged / WEIGHTS).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == next(f.sha256 for f in release.files if f.name == WEIGHTS)
+
+
+def test_how_far_a_transfer_has_come_is_told_while_it_runs(bench: HubBench) -> None:
+    """Bytes that are here, of bytes that will be; nothing once it is over."""
+    seen: list[Share] = []
+    release = bench.release()
+
+    def look(exchange: Exchange) -> None:
+        seen.append(bench.progress.share)
+        truncates_after(1000)(exchange)
+
+    bench.server.fails(look, "file", name=WEIGHTS)
+    failure(lambda: bench.stage(release))
+    total = sum(file.size for file in release.files)
+    assert [Share(total - 4096 - 2, total)] == seen
+    assert 0 == bench.progress.share.total_bytes

@@ -1,0 +1,35 @@
+"""How far a transfer has come, on the screen."""
+
+from rich.console import Console
+
+from cli.updates_view import show_status
+from hotslot.updates.v1 import updates_pb2 as pb
+from tests.updater.edges.revisions import MODEL
+from updater.board import Shown
+from updater.progress import Share
+from updater.record import ModelRecord
+from updater.service.words import model_updates
+
+MIB = 1 << 20
+
+
+def shown(share: Share) -> str:
+    """The status as a terminal shows it."""
+    state = model_updates(Shown(ModelRecord(MODEL)), share)
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as captured:
+        console.print(show_status(pb.GetStatusResponse(models=[state])))
+    return captured.get()
+
+
+def test_a_transfer_under_way_has_a_bar() -> None:
+    """And the bytes that are here."""
+    page = shown(Share(3 * MIB, 12 * MIB))
+    assert "3.0 MiB of 12 MiB" in page
+    assert "25%" in page
+    assert 7 <= page.count("━") <= 30
+
+
+def test_without_a_transfer_there_is_none() -> None:
+    """Nobody waits for anything."""
+    assert "fetched" not in shown(Share())

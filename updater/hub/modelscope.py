@@ -1,0 +1,221 @@
+"""ModelScope's hub, or whatever speaks its protocol: revisions, listings and files of one model.
+
+GET /api/v1/models/OWNER/NAME/revisions                              tags and branches
+GET /api/v1/models/OWNER/NAME/repo/files?Revision=&Recursive=True    names, sizes, SHA-256
+GET /api/v1/models/OWNER/NAME/repo?Revision=&FilePath=               a file, with Range
+
+No commit is named anywhere: a tag that was moved shows only in the hashes of its listing, which are its identity.
+What of the hub's own client is used here and what is not: docs/decisions/modelscope-hub.md.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from modelscope_hub.constants import LEGACY_API_PREFIX
+
+from common.bundle import BundleFile
+from common.clock import Clock
+from common.engine_files import MAX_CONFIG_BYTES
+from common.published import is_revision_name
+from updater.hub.door import Answer, Door
+from updater.hub.faults import Refusal, denied, not_understood, refusal_of
+from updater.hub.listing import StillArriving, release_of
+from updater.ports import EffectFailed, Release
+from updater.results import Failed, FaultKind
+from updater.store.declared import NotServable
+
+MAX_ANSWER_BYTES = 8 << 20  # of a listing
+MAX_ERROR_BYTES = 64 << 10
+MAX_REVISIONS = 10_000
+MAX_REMEMBERED = 32  # small files, by their hash
+MAX_REMEMBERED_BYTES = 256 << 10
+_BEYOND_THE_END = 416
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_PAGE = (b"<!doctype html", b"<html")
+
+
+class ModelScopeHub:
+    """One model of a hub. Reads only, from one thread."""
+
+    def __init__(self, door: Door, model: str, clock: Clock, is_release: Callable[[str], bool]) -> None:
+        """Ask nothing yet.
+
+        Args:
+            door: leads to the hub.
+            model: OWNER/NAME.
+            clock: measures deadlines, and reads dates of a Retry-After.
+            is_release: whether a name looks like a release. A branch that does is hidden: it could be moved to
+                anything, and only tags are releases. Other branches are told, since a person may name one.
+        """
+        self._door = door
+        self._path = f"{LEGACY_API_PREFIX}/models/{quote(model)}"
+        self._clock = clock
+        self._is_release = is_release
+        self._small: dict[str, bytes] = {}  # what has a hash does not change: no look asks for it again
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """Names of all tags, and of the branches that cannot be taken for one, sorted."""
+        try:
+            data = self._ask(f"{self._path}/revisions", deadline_seconds)
+        except EffectFailed as error:
+            if error.failed.kind is not FaultKind.NOT_READY:
+                raise
+            sentence = "the hub does not know this model, or shows it only with a token: updater.hub_token_…"
+            raise denied("MODEL_UNKNOWN", sentence) from error
+        found = data.get("RevisionMap")
+        if not isinstance(found, Mapping):
+            raise not_understood("the hub lists revisions in a form that is not known here")
+        tags, branches = _names(found, "Tags"), _names(found, "Branches")
+        if len(tags) + len(branches) > MAX_REVISIONS:
+            raise denied("HUB_TOO_LARGE", f"the hub has {len(tags) + len(branches)} revisions of this model")
+        return tuple(sorted({*tags, *(name for name in branches if not self._is_release(name))}))
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """List one revision. Whether its files are all there shows when they are fetched."""
+        ends = self._clock.monotonic() + deadline_seconds
+        if not is_revision_name(revision):
+            raise _unknown(revision)
+        query = urlencode({"Revision": revision, "Recursive": "True"})
+        try:
+            data = self._ask(f"{self._path}/repo/files?{query}", deadline_seconds)
+        except EffectFailed as error:
+            if error.failed.kind is not FaultKind.NOT_READY:
+                raise
+            raise self._not_listed(revision, ends) from error
+        rows = data.get("Files")
+        if not isinstance(rows, list):
+            raise not_understood("the hub lists files in a form that is not known here")
+        listed = [file for row in rows if (file := _file_of(row)) is not None]
+        return release_of(revision, listed, lambda file: self._read_small(revision, file, ends), lambda _: "")
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """The bytes of one file from an offset on; what a hub without Range sends before it is passed over."""
+        query = urlencode({"Revision": revision, "FilePath": name})
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        with self._door.get(f"{self._path}/repo?{query}", deadline_seconds, headers) as answer:
+            left = self._to_pass_over(answer, name, offset)
+            is_first = not offset
+            for piece in answer.pieces():
+                if is_first and piece.lstrip().lower().startswith(_PAGE):
+                    raise not_understood(f"{answer.host} sends a web page for {name}")
+                is_first = False
+                if left < len(piece):
+                    yield piece[left:]
+                left = max(0, left - len(piece))
+
+    def _to_pass_over(self, answer: Answer, name: str, offset: int) -> int:
+        """How many bytes of a file's answer come before the offset.
+
+        Raises:
+            EffectFailed: it is no answer with that file.
+        """
+        if offset and answer.status == _BEYOND_THE_END:
+            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_SHORT", f"{name} has no more than {offset} bytes yet"))
+        if not answer.is_good:
+            failed = self._refusal(answer)
+            if failed.failed.kind is FaultKind.NOT_READY:
+                raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet"))
+            raise failed
+        if _is_page(answer):
+            raise not_understood(f"{answer.host} sends a web page for {name}")
+        if not answer.is_partial:
+            return offset
+        part = _RANGE.fullmatch(answer.header("content-range"))
+        if part is None or int(part[1]) != offset:
+            raise not_understood(f"{answer.host} sends another part of {name} than was asked for")
+        return 0
+
+    def _ask(self, target: str, deadline_seconds: float) -> Mapping[str, Any]:
+        """`Data` of a good answer; an error that comes with a good status is an error."""
+        with self._door.get(target, deadline_seconds, {"Accept": "application/json"}) as answer:
+            if not answer.is_good:
+                raise self._refusal(answer)
+            if _is_page(answer):
+                raise not_understood(f"{answer.host} answers with a web page")
+            row = _json(answer.read(MAX_ANSWER_BYTES))
+            data = row.get("Data") if isinstance(row, Mapping) else None
+            if isinstance(row, Mapping) and row.get("Success") is False:
+                raise refusal_of(Refusal(answer.status, answer.headers, row), self._clock.now(), is_home=answer.is_home)
+        if not isinstance(data, Mapping):
+            raise not_understood("the hub answers in a form that is not known here")
+        return data
+
+    def _refusal(self, answer: Answer) -> EffectFailed:
+        """What an answer that is no good means."""
+        body = _json(answer.read(MAX_ERROR_BYTES)) if answer.is_home and not _is_page(answer) else None
+        return refusal_of(Refusal(answer.status, answer.headers, body), self._clock.now(), is_home=answer.is_home)
+
+    def _not_listed(self, revision: str, ends: float) -> EffectFailed:
+        """Whether it is the revision that is unknown: a hub that has lost its mind says so of everything."""
+        if revision in self.revisions(max(0.0, ends - self._clock.monotonic())):
+            message = f"the hub names {revision} and does not list it"
+            return EffectFailed(Failed(FaultKind.NOT_READY, "NOT_LISTED", message))
+        return _unknown(revision)
+
+    def _read_small(self, revision: str, file: BundleFile, ends: float) -> bytes:
+        """A file that says which others count."""
+        if file.size > MAX_CONFIG_BYTES:
+            raise NotServable("CONFIG_BROKEN", f"{file.name} has more than {MAX_CONFIG_BYTES} bytes")
+        if file.sha256 in self._small:
+            return self._small[file.sha256]
+        content = bytearray()
+        try:
+            for piece in self.read(revision, file.name, 0, max(0.0, ends - self._clock.monotonic())):
+                content += piece
+                if len(content) > file.size:
+                    break
+        except EffectFailed as error:
+            if error.failed.kind is FaultKind.NOT_READY:
+                raise StillArriving(error.failed.message) from error
+            raise
+        if len(content) < file.size:
+            raise StillArriving(f"{file.name} has {len(content)} of {file.size} bytes")
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise NotServable("CONTENT_MISMATCH", f"{file.name} is not what is listed")
+        if file.size <= MAX_REMEMBERED_BYTES:
+            self._small = {**dict(list(self._small.items())[1 - MAX_REMEMBERED :]), file.sha256: bytes(content)}
+        return bytes(content)
+
+
+def _names(found: Mapping[str, Any], kind: str) -> list[str]:
+    """Names of one kind that can be names of revisions; a hub that has none of a kind may leave it out."""
+    rows = found.get(kind)
+    if rows is None:
+        return []
+    if not isinstance(rows, list):
+        raise not_understood("the hub lists revisions in a form that is not known here")
+    names = [row.get("Revision") for row in rows if isinstance(row, Mapping)]
+    return [name for name in names if isinstance(name, str) and is_revision_name(name)]
+
+
+def _file_of(row: object) -> BundleFile | None:
+    """One entry of a listing; None for a folder."""
+    if not isinstance(row, Mapping):
+        raise not_understood("the hub lists files in a form that is not known here")
+    if row.get("Type") == "tree":
+        return None
+    name, size, sha256 = row.get("Path"), row.get("Size"), row.get("Sha256") or ""
+    if not isinstance(name, str) or type(size) is not int or not isinstance(sha256, str):
+        raise not_understood("the hub lists a file without name or size")
+    return BundleFile(name, size, sha256.lower())
+
+
+def _json(body: bytes) -> object:
+    """A body that is JSON; None if it is not."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_page(answer: Answer) -> bool:
+    return answer.header("content-type").lower().startswith("text/html")
+
+
+def _unknown(revision: str) -> EffectFailed:
+    message = f"the hub has no revision {revision[:80]!r}"
+    return EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
