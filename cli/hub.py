@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cli import hub_serve
 from cli.console import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import WronglyUsed
 from cli.publishing import publish
@@ -16,6 +17,7 @@ from common.published import ManifestBroken, is_revision_name, read_manifest
 from common.settings import settings_path
 
 app = typer.Typer(no_args_is_help=True)
+app.command(epilog=hub_serve.EXAMPLE)(hub_serve.serve)
 
 Hub = Annotated[
     Path | None,

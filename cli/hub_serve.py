@@ -1,0 +1,122 @@
+"""`hotslot hub serve`: a folder hub over HTTP, in ModelScope's protocol, for closed networks and for staging."""
+
+import signal
+import ssl
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import DIM, DOUBTFUL, GOOD, err, text
+from cli.problems import WronglyUsed
+from cli.updating import hub_folder
+from common import logs
+from common.durable import read_bounded
+from standin.folder import HubFolder
+from standin.server import MAX_CONNECTIONS, HubServer, Listening
+
+EXAMPLE = """Examples:
+  hotslot hub serve state/hub
+  hotslot hub serve /srv/models --host 0.0.0.0 --token-file /run/secrets/hub
+
+Who downloads by hand:
+  export MODELSCOPE_ENDPOINT=http://127.0.0.1:8090
+  modelscope download --model any/shapes --revision v1.0.0
+
+hotslot's updater, in hotslot.toml under updater.models.shapes:
+  hub_model = "any/shapes"
+  hub_endpoint = "http://127.0.0.1:8090\""""
+_MAX_TOKEN_BYTES = 4096
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: what hotslot.toml says.", show_default=False),
+    ] = None,
+    *,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")] = 8090,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", metavar="FILE", help="Only who shows this token is served.", show_default=False),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", metavar="FILE", help="Speak TLS with this certificate.", show_default=False),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key.", show_default=False)
+    ] = None,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")
+    ] = MAX_CONNECTIONS,
+) -> None:
+    """Serve a folder hub to ModelScope's clients, until Ctrl-C.
+
+    The folder is the one that `hotslot hub add` fills; nothing in it is changed. A revision is told of once all its
+    files are there. Any owner will do before the model's name: a folder has none. A request is a line in the log.
+    """
+    listening = Listening(host, port, _token(token_file), max_connections, _tls(tls_cert, tls_key))
+    place = hub_folder(folder)
+    if not place.is_dir():
+        raise WronglyUsed(f"{place} is no folder; `hotslot hub add DIR REVISION --hub {place}` begins one")
+    with logs.configure("hub", "info"):
+        log = logs.get_logger()
+        server = HubServer(HubFolder(place), listening, log)
+        server.start()
+        log.info("hub_serving", url=server.url, folder=str(place), needs_token=bool(listening.token))
+        _announce(server.url, listening)
+        try:
+            _until_asked_to_end()
+        finally:
+            server.stop()
+        log.info("hub_ended")
+
+
+def _announce(url: str, listening: Listening) -> None:
+    err.print(text(("the hub is at ", GOOD), (url, "bold"), ("  Ctrl-C ends it", DIM)), soft_wrap=True)
+    if not listening.token and listening.host not in _LOOPBACK:
+        step = "no token is asked for: whoever reaches the port may download; give --token-file to change that"
+        err.print(text((step, DOUBTFUL)), soft_wrap=True)
+    if listening.token and listening.tls is None and listening.host not in _LOOPBACK:
+        step = "the token travels in the open; give --tls-cert and --tls-key, or put a proxy before it that speaks TLS"
+        err.print(text((step, DOUBTFUL)), soft_wrap=True)
+
+
+def _until_asked_to_end() -> None:
+    asked = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
+    try:
+        asked.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        token = read_bounded(path, _MAX_TOKEN_BYTES).decode("ascii").strip()
+    except ValueError as error:
+        raise WronglyUsed(f"{path} holds no token: one line of ASCII is expected") from error
+    if not token or not token.isprintable() or " " in token:
+        raise WronglyUsed(f"{path} holds no token: one line of ASCII is expected")
+    return token
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise WronglyUsed("give --tls-cert and --tls-key together")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise WronglyUsed(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
+    return context

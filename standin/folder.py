@@ -1,0 +1,130 @@
+"""A folder hub as it can be asked from outside: models, revisions, files, and what each revision consists of.
+
+A revision is there when it has a manifest and every file of it in full: what is still being copied is not told of.
+The manifest's hashes are told as they stand; whoever downloads compares them with what came.
+"""
+
+import os
+import re
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from common.bundle import BundleFile
+from common.published import MANIFEST_NAME, ManifestBroken, is_revision_name, read_manifest
+from common.regular import NotRegular, open_within
+
+MAX_REVISIONS = 1000
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One revision, whole."""
+
+    name: str
+    created_at: datetime
+    files: tuple[BundleFile, ...]  # sorted by name
+
+
+class NotThere(LookupError):
+    """A model, a revision or a file that this hub does not have; says what it has instead."""
+
+
+class HubFolder:
+    """Reads `<folder>/<model>/<revision>/…`; from any thread. What was seen whole once is not looked through again."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look nowhere yet; the folder may appear later."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._seen: dict[Path, tuple[_Stamp, Revision]] = {}
+
+    def has(self, model: str) -> bool:
+        """Whether there is such a model."""
+        return _MODEL.fullmatch(model) is not None and (self._folder / model).is_dir()
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self._folder) if self.has(entry.name))
+        except FileNotFoundError:
+            return []
+
+    def revisions(self, model: str) -> list[Revision]:
+        """All revisions of a model that are there in full, by name.
+
+        Raises:
+            NotThere: no such model.
+            OSError: the folder cannot be read.
+        """
+        place = self._place(model)
+        names = sorted(entry.name for entry in os.scandir(place) if is_revision_name(entry.name))[:MAX_REVISIONS]
+        found = (self._look(place / name) for name in names)
+        return [revision for revision in found if revision is not None]
+
+    def revision(self, model: str, name: str) -> Revision:
+        """One revision.
+
+        Raises:
+            NotThere: it is not there, or not in full.
+            OSError: it cannot be read.
+        """
+        found = self._look(self._place(model) / name) if is_revision_name(name) else None
+        if found is None:
+            there = ", ".join(one.name for one in self.revisions(model)[-5:]) or "none yet"
+            raise NotThere(f"{model} has no revision {name[:80]!r}; there are: {there}")
+        return found
+
+    def open(self, model: str, revision: str, name: str) -> tuple[BundleFile, BinaryIO]:
+        """A file of a revision, with what its manifest says of it; the caller closes it.
+
+        Raises:
+            NotThere: it is not listed, or gone.
+            OSError: it cannot be read.
+        """
+        listed = {file.name: file for file in self.revision(model, revision).files}
+        if name not in listed:  # so a name that is opened was checked with the manifest
+            raise NotThere(f"{revision} has no file {name[:80]!r}")
+        try:
+            return listed[name], open_within(self._folder / model / revision, name)
+        except (FileNotFoundError, NotRegular) as error:
+            raise NotThere(f"{name} is gone from {revision}") from error
+
+    def _place(self, model: str) -> Path:
+        if not self.has(model):
+            raise NotThere(
+                f"there is no model {model[:80]!r}; there are: {', '.join(self.models()[:20]) or 'none yet'}"
+            )
+        return self._folder / model
+
+    def _look(self, place: Path) -> Revision | None:
+        """Read a manifest and see whether its files are there, unless that was seen before."""
+        try:
+            stat = (place / MANIFEST_NAME).stat(follow_symlinks=False)
+            stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            with self._lock:
+                seen = self._seen.get(place)
+            if seen is not None and seen[0] == stamp:
+                return seen[1]
+            files = read_manifest(place)
+        except (FileNotFoundError, NotADirectoryError, ManifestBroken):
+            return None
+        if not all(_is_whole(place / file.name, file.size) for file in files):
+            return None
+        revision = Revision(place.name, datetime.fromtimestamp(int(stat.st_mtime), UTC), files)
+        with self._lock:
+            if len(self._seen) >= MAX_REVISIONS:
+                self._seen.clear()
+            self._seen[place] = (stamp, revision)
+        return revision
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat(follow_symlinks=False).st_size >= size
+    except (FileNotFoundError, NotADirectoryError):
+        return False

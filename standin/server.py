@@ -1,0 +1,145 @@
+"""The listener: one thread a connection, and at most so many; one more is told at once to come back."""
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from common.clock import Clock, SystemClock
+from common.logs import Logger
+from standin.connection import REQUEST_SECONDS, Connection
+from standin.exchange import Exchanges
+from standin.folder import HubFolder
+from standin.messages import head_bytes
+
+MAX_CONNECTIONS = 64
+BACKLOG = 128
+RETRY_SECONDS = 1
+_STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where it listens, and to whom."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 takes a free one
+    token: str = ""  # empty: everybody may ask
+    max_connections: int = MAX_CONNECTIONS
+    tls: ssl.SSLContext | None = None
+
+
+class HubServer:
+    """Answers between `start` and `stop`; from any thread."""
+
+    def __init__(self, folder: HubFolder, listening: Listening, log: Logger, clock: Clock | None = None) -> None:
+        """Prepare; nothing listens yet.
+
+        Args:
+            folder: what is handed out.
+            listening: where, and to whom.
+            log: is told one event a request.
+            clock: measures the limits.
+        """
+        self._listening = listening
+        self._log = log
+        self._clock = clock or SystemClock()
+        self._exchanges = Exchanges(folder, listening.token, log)
+        self._listener: socket.socket | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, threading.Thread] = {}
+        self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
+        self._waker, self._waked = socket.socketpair()  # a byte in it ends the wait for the next connection
+
+    @property
+    def url(self) -> str:
+        """What clients are pointed at.
+
+        Raises:
+            RuntimeError: it does not listen.
+        """
+        if self._listener is None:
+            raise RuntimeError("the hub is not started")
+        host, port = self._listener.getsockname()[:2]
+        return f"http{'s' if self._listening.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address is taken or not of this host.
+        """
+        host = self._listening.host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, self._listening.port), family=family, backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self._acceptor.start()
+
+    def stop(self) -> None:
+        """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
+        if self._listener is None or self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._waker.send(b"x")
+        self._acceptor.join(_STOP_SECONDS)
+        with self._lock:
+            left = list(self._open.items())
+        for connection, _ in left:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        ends = self._clock.monotonic() + _STOP_SECONDS
+        for _, thread in left:
+            thread.join(max(0.0, ends - self._clock.monotonic()))
+        for end in (self._listener, self._waker, self._waked):
+            end.close()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
+            raise RuntimeError("accepting before listening")
+        while not self._stopping.is_set():
+            select.select((listener, self._waked), (), ())
+            try:
+                connection, peer = listener.accept()
+            except OSError:
+                # Gone again before it was taken; or too many descriptors are open, which must not spin.
+                self._stopping.wait(0.05)
+                continue
+            self._take(connection, str(peer[0]))
+
+    def _take(self, connection: socket.socket, client: str) -> None:
+        thread = threading.Thread(target=self._converse, args=(connection, client), name="hub-answer", daemon=True)
+        with self._lock:
+            is_full = len(self._open) >= self._listening.max_connections
+            if not is_full:
+                self._open[connection] = thread
+        if not is_full:
+            thread.start()
+            return
+        self._log.warning("connection_refused", client=client, limit=self._listening.max_connections)
+        headers = {"Retry-After": str(RETRY_SECONDS), "Content-Length": "0"}
+        with connection, contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.send(head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
+
+    def _converse(self, connection: socket.socket, client: str) -> None:
+        try:
+            with self._secured(connection) as secured:
+                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._stopping.is_set())
+        except OSError as error:
+            # The client is gone, too slow, or speaks no TLS: its own business.
+            self._log.debug("connection_ended", client=client, reason=str(error))
+        finally:
+            with self._lock:
+                del self._open[connection]
+            connection.close()
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        connection.settimeout(REQUEST_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = self._listening.tls
+        return connection if tls is None else tls.wrap_socket(connection, server_side=True)
