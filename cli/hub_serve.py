@@ -13,6 +13,7 @@ from cli.problems import WronglyUsed
 from cli.updating import hub_folder
 from common import logs
 from common.durable import read_bounded
+from standin.faults import Fault, FaultPlan, FaultUnknown, parse_faults
 from standin.folder import HubFolder
 from standin.server import MAX_CONNECTIONS, HubServer, Listening
 
@@ -26,12 +27,16 @@ Who downloads by hand:
 
 hotslot's updater, in hotslot.toml under updater.models.shapes:
   hub_model = "any/shapes"
-  hub_endpoint = "http://127.0.0.1:8090\""""
+  hub_endpoint = "http://127.0.0.1:8090"
+
+Faults are said as WHERE KIND; docs/hub.md has all of them:
+  --fault "any status=500 times=1"
+  --fault "file:*.safetensors cut after=1000000 times=1\""""
 _MAX_TOKEN_BYTES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def serve(
+def serve(  # noqa: PLR0913  one an option
     folder: Annotated[
         Path | None,
         typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: what hotslot.toml says.", show_default=False),
@@ -53,21 +58,34 @@ def serve(
     max_connections: Annotated[
         int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")
     ] = MAX_CONNECTIONS,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="FAULT", help="What goes wrong on command; see below.", show_default=False),
+    ] = None,
+    allow_faults: Annotated[
+        bool,
+        typer.Option("--allow-faults", help="Let whoever may ask arm faults, at /_faults.", show_default=False),
+    ] = False,
 ) -> None:
     """Serve a folder hub to ModelScope's clients, until Ctrl-C.
 
     The folder is the one that `hotslot hub add` fills; nothing in it is changed. A revision is told of once all its
     files are there. Any owner will do before the model's name: a folder has none. A request is a line in the log.
     """
-    listening = Listening(host, port, _token(token_file), max_connections, _tls(tls_cert, tls_key))
+    listening = Listening(
+        host, port, _token(token_file), max_connections, allows_faults=allow_faults, tls=_tls(tls_cert, tls_key)
+    )
+    plan = FaultPlan(_faults(fault or []))
     place = hub_folder(folder)
     if not place.is_dir():
         raise WronglyUsed(f"{place} is no folder; `hotslot hub add DIR REVISION --hub {place}` begins one")
     with logs.configure("hub", "info"):
         log = logs.get_logger()
-        server = HubServer(HubFolder(place), listening, log)
+        server = HubServer(HubFolder(place), listening, log, plan)
         server.start()
-        log.info("hub_serving", url=server.url, folder=str(place), needs_token=bool(listening.token))
+        log.info(
+            "hub_serving", url=server.url, folder=str(place), needs_token=bool(listening.token), faults=plan.told()
+        )
         _announce(server.url, listening)
         try:
             _until_asked_to_end()
@@ -95,6 +113,13 @@ def _until_asked_to_end() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _faults(lines: list[str]) -> tuple[Fault, ...]:
+    try:
+        return parse_faults(lines)
+    except FaultUnknown as error:
+        raise WronglyUsed(f"--fault: {error}") from error
 
 
 def _token(path: Path | None) -> str:

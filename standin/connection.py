@@ -5,9 +5,10 @@
 """
 
 import socket
+from collections.abc import Sequence
 
 from common.clock import Clock
-from standin.messages import HEAD_END, MAX_HEAD_BYTES, Answer, Span, head_bytes
+from standin.messages import HEAD_END, MAX_HEAD_BYTES, Answer, Part, Span, head_bytes
 
 REQUEST_SECONDS = 10.0
 IDLE_SECONDS = 15.0
@@ -56,6 +57,31 @@ class Connection:
         head, _, self._received = self._received.partition(HEAD_END)
         return head
 
+    def receive_body(self, count: int) -> bytes:
+        """A request's small body of so many bytes.
+
+        Raises:
+            OSError: it is not there in time, or the client is gone.
+        """
+        ends = self.clock.monotonic() + REQUEST_SECONDS
+        while len(self._received) < count:
+            if not self._receive_more(ends):
+                raise ConnectionAbortedError("the body is not there in time")
+        body, self._received = self._received[:count], self._received[count:]
+        return body
+
+    def await_end(self, until: float) -> bool:
+        """Wait until the client goes, or a moment of the clock; whether it went."""
+        while self.clock.monotonic() < until:
+            if len(self._received) > MAX_HEAD_BYTES:
+                return True
+            try:
+                if not self._receive_more(until):
+                    return self.clock.monotonic() < until
+            except OSError:
+                return True
+        return False
+
     def send(self, answer: Answer, *, keeps_alive: bool, with_body: bool) -> None:
         """Send an answer whole.
 
@@ -65,14 +91,27 @@ class Connection:
         ends = self.clock.monotonic() + ANSWER_SECONDS + answer.size / MIN_BYTES_PER_SECOND
         headers = {**answer.headers, "Content-Length": str(answer.size)}
         head = head_bytes(answer.status, headers, keeps_alive=keeps_alive)
-        if not with_body:
-            self.send_bytes(head, ends)
-        elif isinstance(answer.body, Span):
-            self.send_bytes(head, ends)
-            self._send_span(answer.body, ends)
+        first, *rest = answer.parts if with_body and answer.parts else (b"",)
+        if isinstance(first, bytes):  # a small answer is one packet
+            self.send_bytes(head + first, ends)
+            self.sent_bytes = len(first)
+            self.send_parts(rest, ends)
         else:
-            self.send_bytes(head + answer.body, ends)
-            self.sent_bytes = answer.size
+            self.send_bytes(head, ends)
+            self.send_parts((first, *rest), ends)
+
+    def send_parts(self, parts: Sequence[Part], ends: float) -> None:
+        """Send parts of a body until a moment of the clock, and count their bytes.
+
+        Raises:
+            OSError: the client is gone, or too slow.
+        """
+        for part in parts:
+            if isinstance(part, Span):
+                self._send_span(part, ends)
+            else:
+                self.send_bytes(part, ends)
+                self.sent_bytes += len(part)
 
     def send_bytes(self, content: bytes, ends: float) -> None:
         """Send some bytes until a moment of the clock.
@@ -85,13 +124,14 @@ class Connection:
 
     def _send_span(self, span: Span, ends: float) -> None:
         """From the page cache to the socket, without a copy where the system can do that."""
-        while self.sent_bytes < span.count:
+        sent = 0
+        while sent < span.count:
             self._limit(ends)
-            piece = min(_PIECE_BYTES, span.count - self.sent_bytes)
-            sent = self.socket.sendfile(span.file, span.first + self.sent_bytes, piece)
-            self.sent_bytes += sent
-            if not sent:
+            went = self.socket.sendfile(span.file, span.first + sent, min(_PIECE_BYTES, span.count - sent))
+            if not went:
                 raise ConnectionAbortedError("the file became shorter while it was sent")
+            sent += went
+            self.sent_bytes += went
 
     def _receive_more(self, ends: float) -> bool:
         left = ends - self.clock.monotonic()

@@ -7,8 +7,8 @@ Rules of trust:
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import BinaryIO
 from urllib.parse import parse_qs, unquote
@@ -45,11 +45,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of an open file, as an answer's body; whoever sends it closes it."""
+    """A part of an open file; whoever sends it closes it."""
 
     file: BinaryIO
     first: int  # offset in the file
     count: int  # bytes
+
+
+Part = bytes | Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,39 @@ class Answer:
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Span = b""
+    parts: tuple[Part, ...] = ()  # of the body, in order
 
     @property
     def size(self) -> int:
         """Bytes of the body."""
-        return self.body.count if isinstance(self.body, Span) else len(self.body)
+        return sum(map(size_of, self.parts))
+
+    def close(self) -> None:
+        """Let go of its files."""
+        for part in self.parts:
+            if isinstance(part, Span):
+                part.file.close()
+
+
+def size_of(part: Part) -> int:
+    """Bytes of a part of a body."""
+    return part.count if isinstance(part, Span) else len(part)
+
+
+def sliced(parts: Sequence[Part], first: int, count: int) -> tuple[Part, ...]:
+    """The bytes of a body from an offset on, at most `count` of them; the parts' files stay the same."""
+    taken: list[Part] = []
+    for part in parts:
+        size = size_of(part)
+        begin, end = min(max(first, 0), size), min(max(first + count, 0), size)
+        first -= size
+        if begin >= end:
+            continue
+        if isinstance(part, Span):
+            taken.append(replace(part, first=part.first + begin, count=end - begin))
+        else:
+            taken.append(part[begin:end])
+    return tuple(taken)
 
 
 def read_head(head: bytes) -> Request:

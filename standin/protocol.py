@@ -99,7 +99,7 @@ def answer(route: Route, request: Request, folder: HubFolder, request_id: str) -
         request_id: is told in the answer, so that both sides' logs can be brought together.
 
     Returns:
-        The answer; a body that is a Span is open, and the caller's to close.
+        The answer; the caller closes it.
 
     Raises:
         Refused: it is not there, or asked for in a way that cannot be served.
@@ -140,7 +140,7 @@ def listing_entries(revision: Revision, root: str, *, is_recursive: bool) -> lis
 
 def _answer(route: Route, request: Request, folder: HubFolder, request_id: str) -> Answer:
     if route.kind is Kind.HOME:
-        return Answer(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, GREETING)
+        return Answer(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, (GREETING,))
     if route.kind is Kind.FILE:
         return _file(route, request, folder)
     if route.kind is Kind.MODEL:
@@ -188,10 +188,10 @@ def _file(route: Route, request: Request, folder: HubFolder) -> Answer:
         wanted = request.headers.get("range", "")
         asked = range_of(wanted, listed.size) if request.headers.get("if-range", etag) == etag else None
         if asked is None:
-            return Answer(HTTPStatus.OK, headers, Span(file, 0, listed.size))
+            return Answer(HTTPStatus.OK, headers, (Span(file, 0, listed.size),))
         first, count = asked
         headers["Content-Range"] = f"bytes {first}-{first + count - 1}/{listed.size}"
-        return Answer(HTTPStatus.PARTIAL_CONTENT, headers, Span(file, first, count))
+        return Answer(HTTPStatus.PARTIAL_CONTENT, headers, (Span(file, first, count),))
     except BaseException:
         file.close()
         raise
@@ -228,7 +228,7 @@ def _json(
     row: Mapping[str, object], status: HTTPStatus = HTTPStatus.OK, more: Mapping[str, str] | None = None
 ) -> Answer:
     headers = {"Content-Type": "application/json; charset=utf-8", **(more or {})}
-    return Answer(status, headers, json.dumps(row, ensure_ascii=False).encode())
+    return Answer(status, headers, (json.dumps(row, ensure_ascii=False).encode(),))
 
 
 def _cookie(request: Request) -> str:

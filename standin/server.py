@@ -12,6 +12,7 @@ from common.clock import Clock, SystemClock
 from common.logs import Logger
 from standin.connection import REQUEST_SECONDS, Connection
 from standin.exchange import Exchanges
+from standin.faults import FaultPlan
 from standin.folder import HubFolder
 from standin.messages import head_bytes
 
@@ -29,25 +30,35 @@ class Listening:
     port: int = 0  # 0 takes a free one
     token: str = ""  # empty: everybody may ask
     max_connections: int = MAX_CONNECTIONS
+    allows_faults: bool = False  # whether whoever may ask may also arm faults
     tls: ssl.SSLContext | None = None
 
 
 class HubServer:
     """Answers between `start` and `stop`; from any thread."""
 
-    def __init__(self, folder: HubFolder, listening: Listening, log: Logger, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        folder: HubFolder,
+        listening: Listening,
+        log: Logger,
+        faults: FaultPlan | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         """Prepare; nothing listens yet.
 
         Args:
             folder: what is handed out.
             listening: where, and to whom.
             log: is told one event a request.
+            faults: what goes wrong on command; may be armed while it runs.
             clock: measures the limits.
         """
         self._listening = listening
         self._log = log
         self._clock = clock or SystemClock()
-        self._exchanges = Exchanges(folder, listening.token, log)
+        plan = faults or FaultPlan()
+        self._exchanges = Exchanges(folder, listening.token, log, plan, allows_faults=listening.allows_faults)
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()

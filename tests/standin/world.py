@@ -13,6 +13,7 @@ import structlog
 
 from cli.publishing import publish
 from common.logs import Logger
+from standin.faults import FaultPlan, parse_faults
 from standin.folder import HubFolder
 from standin.server import HubServer, Listening
 
@@ -46,6 +47,11 @@ class Hub:
     server: HubServer
     folder: Path
     told: list[dict[str, Any]]
+    faults: FaultPlan
+
+    def arm(self, *lines: str) -> None:
+        """Let this go wrong from now on, and nothing else."""
+        self.faults.arm(parse_faults(lines))
 
     @property
     def url(self) -> str:
@@ -61,12 +67,14 @@ class Hub:
             path.write_bytes(content)
         publish(made, self.folder, model, revision)
 
-    def get(self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Got:
+    def get(
+        self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: bytes | None = None
+    ) -> Got:
         """Ask on a connection of its own."""
         place = urlsplit(self.url)
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
         try:
-            connection.request(method, target, headers=dict(headers or {}))
+            connection.request(method, target, content, dict(headers or {}))
             answer = connection.getresponse()
             return Got(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
         finally:
@@ -98,9 +106,10 @@ def hub(place: Path, listening: Listening | None = None) -> Iterator[Hub]:
     """A hub that runs for a while, on an empty folder."""
     folder, told = place / "hub", list[dict[str, Any]]()
     folder.mkdir(parents=True, exist_ok=True)
-    server = HubServer(HubFolder(folder), listening or Listening(), _logger(told))
+    faults = FaultPlan()
+    server = HubServer(HubFolder(folder), listening or Listening(), _logger(told), faults)
     server.start()
     try:
-        yield Hub(server, folder, told)
+        yield Hub(server, folder, told, faults)
     finally:
         server.stop()
