@@ -25,9 +25,9 @@ Who downloads by hand:
   export MODELSCOPE_ENDPOINT=http://127.0.0.1:8090
   modelscope download --model any/shapes --revision v1.0.0
 
-hotslot's updater, in hotslot.toml under updater.models.shapes:
-  hub_model = "any/shapes"
-  hub_endpoint = "http://127.0.0.1:8090"
+hotslot's updater, in hotslot.toml, or as variables:
+  HOTSLOT_UPDATER__HUB_ENDPOINT=http://127.0.0.1:8090
+  HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes
 
 Faults are said as WHERE KIND; docs/hub.md has all of them:
   --fault "any status=500 times=1"

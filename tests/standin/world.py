@@ -40,6 +40,24 @@ class Got:
         return json.loads(self.body)
 
 
+def ask(
+    url: str,
+    target: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    content: bytes | None = None,
+) -> Got:
+    """Ask a hub, on a connection of its own; redirects are not followed."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
+    try:
+        connection.request(method, target, content, dict(headers or {}))
+        answer = connection.getresponse()
+        return Got(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
+
+
 @dataclass
 class Hub:
     """A running hub, and what it has told its log."""
@@ -71,14 +89,7 @@ class Hub:
         self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> Got:
         """Ask on a connection of its own."""
-        place = urlsplit(self.url)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
-        try:
-            connection.request(method, target, content, dict(headers or {}))
-            answer = connection.getresponse()
-            return Got(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-        finally:
-            connection.close()
+        return ask(self.url, target, method, headers, content)
 
     def file(self, name: str, revision: str = "v1.0.0", **headers: str) -> Got:
         """Ask for a file; a header's name has underscores instead of dashes."""
