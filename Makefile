@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-load bench-front bench-swap parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-load bench-front bench-swap bench-update parity chaos gpu
 bin := .venv/bin
 
 help: ## Say what there is
@@ -49,6 +49,9 @@ bench-front: env tools ## Measure what the front costs, with an engine that does
 
 bench-swap: env ## Measure what callers notice of swaps and deaths, on the demo model
 	@$(bin)/python -m bench.swap $(ARGS)
+
+bench-update: env ## Measure an update step by step beside what this machine can do (8 GB for a while; ARGS="--size middle": 0.6)
+	@$(bin)/python -m bench.update $(ARGS)
 
 parity: env ## Compare our engine with the stock pipeline, live, in an environment of its own (about 6 GB)
 	@scripts/parity-env

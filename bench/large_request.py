@@ -30,7 +30,7 @@ def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> 
     state = FOLDER.absolute() / "state"
     commit(state, Committed(MODEL, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT))
     settings = SETTINGS.replace('precision = "float32"', f'precision = "{precision}"').replace("threads = 1", "")
-    with running_front(FOLDER.absolute(), PORT, settings):
+    with running_front(FOLDER.absolute(), PORT, settings.format(state=state, port=PORT)):
         rows, restarts = asyncio.run(_ask(image, statements))
     table = Table(
         title=f"one request of {len(statements)} statements, {precision}; runners ended meanwhile: {restarts}"

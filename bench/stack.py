@@ -103,10 +103,10 @@ def answers_of(state: Path, bundle: Bundle, items: list[Item]) -> dict[str, list
 
 
 @contextlib.contextmanager
-def running_front(folder: Path, port: int, settings_text: str = SETTINGS) -> Iterator[subprocess.Popen[bytes]]:
-    """The front, in a process group of its own; its log beside the state."""
+def running_front(folder: Path, port: int, text: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """The front, in a process group of its own; its log beside the state, its settings as given or the demo's."""
     settings = folder / "hotslot.toml"
-    settings.write_text(settings_text.format(state=folder / "state", port=port))
+    settings.write_text(text or SETTINGS.format(state=folder / "state", port=port))
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "inference.front.server"],
