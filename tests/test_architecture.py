@@ -201,6 +201,18 @@ def test_only_a_runner_process_loads_torch(module: str) -> None:
     assert set() == {"torch", "numpy", "modelscope", "modelscope_hub", "inference.runner"} & set(done.stdout.split())
 
 
+def test_the_whole_updater_knows_no_torch() -> None:
+    """Not even with a hub: ModelScope's small client is used, never the library that brings torch."""
+    modules = [source.path.removesuffix(".py").replace("/", ".") for source in sources() if source.room == "updater"]
+    assert "updater.hub.opening" in modules
+    program = f"import sys, {', '.join(modules)}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert 0 == done.returncode, done.stderr
+    assert {"urllib3", "modelscope_hub"} == {"urllib3", "modelscope_hub", "torch", "modelscope", "numpy"} & set(
+        done.stdout.split()
+    )
+
+
 def test_files_are_short_or_say_why_not() -> None:
     """A file tells one thing."""
     lengths = {source.path: source.text.count("\n") for source in sources()}

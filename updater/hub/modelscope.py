@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from modelscope_hub.constants import LEGACY_API_PREFIX
@@ -20,7 +20,7 @@ from modelscope_hub.constants import LEGACY_API_PREFIX
 from common.bundle import BundleFile
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
-from common.published import is_revision_name
+from common.published import MAX_FILE_BYTES, is_revision_name
 from updater.hub.door import Answer, Door
 from updater.hub.faults import Refusal, denied, not_understood, refusal_of
 from updater.hub.listing import StillArriving, release_of
@@ -31,10 +31,11 @@ from updater.store.declared import NotServable
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10
 MAX_REVISIONS = 10_000
-MAX_REMEMBERED = 32  # small files, by their hash
+MAX_REMEMBERED = 64  # files, by their hash
 MAX_REMEMBERED_BYTES = 256 << 10
 _BEYOND_THE_END = 416
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+T = TypeVar("T")
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -56,6 +57,7 @@ class ModelScopeHub:
         self._clock = clock
         self._is_release = is_release
         self._small: dict[str, bytes] = {}  # what has a hash does not change: no look asks for it again
+        self._there: dict[str, None] = {}  # hashes of files whose last byte was seen, in order
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Names of all tags, and of the branches that cannot be taken for one, sorted."""
@@ -75,7 +77,7 @@ class ModelScopeHub:
         return tuple(sorted({*tags, *(name for name in branches if not self._is_release(name))}))
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
-        """List one revision. Whether its files are all there shows when they are fetched."""
+        """List one revision, and see whether the last byte of each of its declared files is there."""
         ends = self._clock.monotonic() + deadline_seconds
         if not is_revision_name(revision):
             raise _unknown(revision)
@@ -90,7 +92,11 @@ class ModelScopeHub:
         if not isinstance(rows, list):
             raise not_understood("the hub lists files in a form that is not known here")
         listed = [file for row in rows if (file := _file_of(row)) is not None]
-        return release_of(revision, listed, lambda file: self._read_small(revision, file, ends), lambda _: "")
+
+        def read(file: BundleFile) -> bytes:
+            return self._read_small(revision, file, ends)
+
+        return release_of(revision, listed, read, lambda file: self._missing(revision, file, ends))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset on; what a hub without Range sends before it is passed over."""
@@ -156,6 +162,26 @@ class ModelScopeHub:
             return EffectFailed(Failed(FaultKind.NOT_READY, "NOT_LISTED", message))
         return _unknown(revision)
 
+    def _missing(self, revision: str, file: BundleFile, ends: float) -> str:
+        """What is not there yet of a file; empty if its last byte is. What was there once is not asked for again."""
+        if not 0 < file.size <= MAX_FILE_BYTES or not file.sha256 or file.sha256 in self._there:
+            return ""  # what is listed wrongly does not get better by waiting: staging says so
+        query = urlencode({"Revision": revision, "FilePath": file.name})
+        headers = {"Range": f"bytes={file.size - 1}-"}
+        left = max(0.0, ends - self._clock.monotonic())
+        with self._door.get(f"{self._path}/repo?{query}", left, headers) as answer:
+            try:
+                self._to_pass_over(answer, file.name, file.size - 1)
+            except EffectFailed as error:
+                if error.failed.kind is FaultKind.NOT_READY:
+                    return error.failed.message
+                raise
+            size = answer.header("content-length")
+        if not answer.is_partial and size.isdecimal() and int(size) < file.size:
+            return f"{file.name} has {size} of {file.size} bytes"
+        self._there = _remembered(self._there, file.sha256, None)
+        return ""
+
     def _read_small(self, revision: str, file: BundleFile, ends: float) -> bytes:
         """A file that says which others count."""
         if file.size > MAX_CONFIG_BYTES:
@@ -177,8 +203,13 @@ class ModelScopeHub:
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise NotServable("CONTENT_MISMATCH", f"{file.name} is not what is listed")
         if file.size <= MAX_REMEMBERED_BYTES:
-            self._small = {**dict(list(self._small.items())[1 - MAX_REMEMBERED :]), file.sha256: bytes(content)}
+            self._small = _remembered(self._small, file.sha256, bytes(content))
         return bytes(content)
+
+
+def _remembered(known: dict[str, T], key: str, value: T) -> dict[str, T]:
+    """One more, and the oldest goes."""
+    return {**dict(list(known.items())[1 - MAX_REMEMBERED :]), key: value}
 
 
 def _names(found: Mapping[str, Any], kind: str) -> list[str]:

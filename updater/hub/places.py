@@ -39,7 +39,8 @@ class Place:
     def url(self) -> str:
         """As one text. Its query may hold a signature: never to be shown."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.target}"
+        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}{self.target}"
 
 
 @dataclass(frozen=True, slots=True)

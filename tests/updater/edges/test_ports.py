@@ -1,5 +1,6 @@
 """What every implementation of a port must do: the simulators of the core's tests and the real ones alike."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,9 +11,11 @@ import pytest
 from common.clock import SystemClock
 from common.engine_files import Task
 from tests.stack import Stack
+from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.edges.world import write_golden
+from tests.updater.hub.scripted import ScriptedHub
 from tests.updater.simulators import (
     Quality,
     SimFront,
@@ -28,6 +31,8 @@ from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
 from updater.golden_files import GoldenFiles
 from updater.hub.directory import DirectoryHub
+from updater.hub.door import Door, DoorRules
+from updater.hub.modelscope import ModelScopeHub
 from updater.ports import Control, EffectFailed, Golden, Hub, Journal, Store
 from updater.prober import Prober
 from updater.record import Event, Installed, ModelRecord, Stage
@@ -218,15 +223,29 @@ def test_probes_are_counted(front: Front) -> None:
 # Hub.
 
 
-@pytest.fixture(params=["simulated", "real"])
-def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Hub:
+@pytest.fixture(params=["simulated", "folder", "http", "stand-in"])
+def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
     """A hub with v1 and v2, of which v2 is not whole."""
     if request.param == "simulated":
-        return SimHub({"v1": "one", "v2": "two"}, unready={"v2"})
+        yield SimHub({"v1": "one", "v2": "two"}, unready={"v2"})
+        return
     for revision in ("v1", "v2"):
         publish_scripted(tmp_path / "hub", revision)
-    (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
-    return DirectoryHub(tmp_path / "hub", MODEL, SystemClock())
+    with contextlib.ExitStack() as held:
+        made: Hub = DirectoryHub(tmp_path / "hub", MODEL, SystemClock())
+        if request.param == "http":
+            made = asking(held.enter_context(ScriptedHub(tmp_path / "hub" / MODEL)).url)
+        if request.param == "stand-in":
+            made = asking(held.enter_context(standin(tmp_path)).url)
+            assert {"v1", "v2"} == set(made.revisions(LIMIT))  # it tells of whole ones, and goes on telling
+        (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
+        yield made
+
+
+def asking(url: str) -> ModelScopeHub:
+    """The adapter that speaks ModelScope's protocol."""
+    door = Door(DoorRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    return ModelScopeHub(door, f"acme/{MODEL}", SystemClock(), lambda _: False)
 
 
 def test_a_hub_lists_its_revisions(hub: Hub) -> None:

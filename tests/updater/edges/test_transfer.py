@@ -9,7 +9,18 @@ import pytest
 
 from common.bundle import BundleFile
 from common.regular import NotRegular, open_within
-from updater.hub.transfer import TransferBroken, hash_within, receive
+from tests.updater.core.world import ManualClock
+from updater.hub.transfer import (
+    MIN_PROGRESS_BYTES,
+    LinkBroken,
+    PaceRules,
+    TransferBroken,
+    hash_within,
+    paced,
+    receive,
+)
+from updater.ports import EffectFailed
+from updater.results import Failed, FaultKind
 
 CONTENT = bytes(range(256)) * 40
 
@@ -158,3 +169,70 @@ def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
 
     with pytest.raises(InterruptedError):
         receive(Remote(CONTENT, tmp_path), target, listed(), stop)
+
+
+@pytest.mark.fault("N9")
+def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) -> None:
+    """However fast it began: every minute has to bring its share."""
+    clock = ManualClock()
+
+    def source(_offset: int) -> Iterator[bytes]:
+        yield CONTENT[:9000]
+        for byte in CONTENT[9000:]:
+            clock.passes(1.0)
+            yield bytes([byte])
+
+    rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
+    with pytest.raises(EffectFailed) as caught:
+        receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
+    assert (FaultKind.TRANSIENT, "HUB_SLOW") == (caught.value.failed.kind, caught.value.failed.reason)
+    assert 1120.0 >= clock.seconds
+    assert 9000 < target.stat().st_size < 9130, "what came is not kept"
+
+
+def test_a_slow_transfer_that_is_fast_enough_arrives(tmp_path: Path, target: Path) -> None:
+    """Its pauses are its own business."""
+    clock = ManualClock()
+
+    def source(_offset: int) -> Iterator[bytes]:
+        for begin in range(0, len(CONTENT), 1000):
+            clock.passes(59.0)
+            yield CONTENT[begin : begin + 1000]
+
+    rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
+    receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
+    assert CONTENT == target.read_bytes()
+
+
+class Breaking:
+    """A source whose link breaks after so many bytes, each time."""
+
+    def __init__(self, content: bytes, after: int) -> None:
+        self._content, self._after = content, after
+        self.offsets: list[int] = []
+
+    def __call__(self, offset: int) -> Iterator[bytes]:
+        self.offsets.append(offset)
+        yield self._content[offset : offset + self._after]
+        if offset + self._after < len(self._content):
+            raise LinkBroken(Failed(FaultKind.TRANSIENT, "HUB_BROKE_OFF", "broken"))
+
+
+@pytest.mark.fault("N10")
+def test_a_link_that_breaks_with_progress_is_taken_up_at_once(target: Path) -> None:
+    """A large file comes through a line that never holds."""
+    content = bytes(3 * MIN_PROGRESS_BYTES)
+    remote = Breaking(content, MIN_PROGRESS_BYTES)
+    assert len(content) == receive(remote, target, listed(content), go_on)
+    assert [0, MIN_PROGRESS_BYTES, 2 * MIN_PROGRESS_BYTES] == remote.offsets
+
+
+@pytest.mark.fault("N10")
+def test_a_link_that_breaks_without_progress_is_told(target: Path) -> None:
+    """Who brings nothing is not asked again at once; what came is kept."""
+    content = bytes(3 * MIN_PROGRESS_BYTES)
+    remote = Breaking(content, MIN_PROGRESS_BYTES - 1)
+    with pytest.raises(LinkBroken):
+        receive(remote, target, listed(content), go_on)
+    assert [0] == remote.offsets
+    assert MIN_PROGRESS_BYTES - 1 == target.stat().st_size

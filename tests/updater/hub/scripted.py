@@ -91,6 +91,8 @@ class ScriptedHub:
     folder: Path
     context: ssl.SSLContext | None = None
     host: str = "127.0.0.1"
+    tunnels_to: ssl.SSLContext | None = None  # a proxy that is the hub itself behind its tunnels
+    tunnels: list[str] = field(default_factory=list)  # that were asked for
     branches: tuple[str, ...] = ()  # names that are told as branches
     change_rows: Callable[[list[dict[str, Any]]], None] = lambda _: None  # of a listing
     token: str = ""  # demanded of every request
@@ -164,6 +166,11 @@ class ScriptedHub:
             if self.context is not None:
                 connection = self.context.wrap_socket(raw, server_side=True)
             asked = _read(connection)
+            if asked is not None and self.tunnels_to is not None:
+                self.tunnels.append(asked.target)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                connection = self.tunnels_to.wrap_socket(connection, server_side=True)
+                asked = _read(connection)
             if asked is not None:
                 self.asked.append(asked)
                 self._answer(connection, asked)

@@ -74,8 +74,8 @@ def test_only_plain_addresses_are_asked(url: str) -> None:
 
 
 def test_an_address_has_one_form() -> None:
-    """Port and path are always there."""
-    assert "https://hub.example:443/" == place_of("https://HUB.example").url
+    """A path is always there, a port where it is not the usual one: storages sign what they are called by."""
+    assert "https://hub.example/" == place_of("https://HUB.example").url == place_of("https://hub.example:443").url
     assert "http://[::1]:8080/a?b=c" == place_of("http://[::1]:8080/a?b=c").url
 
 

@@ -1,0 +1,287 @@
+"""What a hub lists and sends, over HTTP: nothing of it is taken as it comes."""
+
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.updater.edges.revisions import MODEL, model_folder
+from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
+from tests.updater.hub.scripted import MODEL_ID, Exchange, says, truncates_after
+from updater.actions import StageRevision
+from updater.perform import Ports, perform
+from updater.results import Failed, FaultKind, Staged
+
+
+def listed(bench: HubBench, **changed: Any) -> None:  # noqa: ANN401  fields of an entry
+    """From now on the listing has one more entry."""
+    row = {"Path": "extra.json", "Type": "blob", "Size": 4, "Sha256": "0" * 64, **changed}
+    bench.server.change_rows = lambda rows: rows.append(row)
+
+
+def changes(bench: HubBench, name: str, **changed: Any) -> None:  # noqa: ANN401  fields of an entry
+    """From now on the listing says something else of one file."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["Path"] == name:
+                row.update(changed)
+
+    bench.server.change_rows = change
+
+
+def everything(bench: HubBench) -> set[str]:
+    """Every file outside the hub's own folder."""
+    files = (path for path in bench.folder.rglob("*") if path.is_file())
+    return {str(path) for path in files if bench.folder / "hub" not in path.parents}
+
+
+def test_a_release_is_what_the_folder_hub_says_it_is(bench: HubBench) -> None:
+    """The same files under the same digest, whichever way they are asked for."""
+    from updater.hub.directory import DirectoryHub  # noqa: PLC0415  used here alone
+
+    assert DirectoryHub(bench.folder / "hub", MODEL, bench.clock).release(REVISION, WHOLE) == bench.release()
+    assert bench.release().source_digest == bench.stage()
+
+
+@pytest.mark.fault("R3")
+def test_a_listing_that_changes_while_it_is_fetched_is_not_ready(bench: HubBench) -> None:
+    """What is listed at the end is what was listed at the beginning, or nothing of it is taken."""
+    release = bench.release()
+
+    def publish_again(exchange: Exchange) -> None:
+        bench.server.change_rows = lambda rows: rows.pop(0)
+        exchange.answer()
+
+    for act in (publish_again, _with_another_hash(bench)):
+        bench.server.change_rows = lambda _: None
+        bench.server.fails(act, "file", name=WEIGHTS)
+        shutil.rmtree(bench.staged, ignore_errors=True)
+        failed = staged_by_the_core(bench, release.source_digest)
+        assert isinstance(failed, Failed)
+        assert FaultKind.NOT_READY is failed.kind
+    bench.server.change_rows = lambda _: None
+    assert Staged(release.source_digest) == staged_by_the_core(bench, release.source_digest)
+
+
+def _with_another_hash(bench: HubBench) -> Any:  # noqa: ANN401  an act
+    def act(exchange: Exchange) -> None:
+        changes(bench, "vocab.json", Sha256="1" * 64)
+        exchange.answer()
+
+    return act
+
+
+def staged_by_the_core(bench: HubBench, digest: str) -> object:
+    """What comes of the action, as the daemon performs it."""
+    from common.sealing import ConvertLimits  # noqa: PLC0415  used here alone
+    from tests.updater.simulators import SimFront, SimGolden  # noqa: PLC0415
+    from updater.store.bundles import BundleStore, Shared  # noqa: PLC0415
+    from updater.store.converter import ChildConverter  # noqa: PLC0415
+    from updater.store.garbage import Keep  # noqa: PLC0415
+    from updater.store.staging import StagingLimits  # noqa: PLC0415
+
+    state = bench.folder / "state"
+    front = SimFront(lambda: "", lambda _: "")
+    store = BundleStore(Shared(state, StagingLimits(0)), MODEL, bench.clock, lambda: None, Keep)
+    hub = bench.hub
+    hub.release(REVISION, WHOLE)  # has seen that all of it is there: no more questions but those for bytes
+    ports = Ports(hub, front, SimGolden(front, {}), store, ChildConverter(state, ConvertLimits()), bench.clock)
+    return perform(StageRevision(ID, REVISION, digest, False, 1 << 30), ports)
+
+
+@pytest.mark.fault("R4")
+def test_a_branch_that_is_named_like_a_release_is_hidden(bench: HubBench) -> None:
+    """It can be moved to anything at any time; other branches a person may name."""
+    for name in ("master", "v9.9.9"):
+        bench.publish(name)
+    bench.server.branches = ("master", "v9.9.9")
+    assert ("master", REVISION) == bench.hub.revisions(WHOLE)
+
+
+@pytest.mark.fault("R11")
+def test_a_tag_that_is_gone_is_unknown(bench: HubBench) -> None:
+    """The hub is well, and says so of this one alone."""
+    shutil.rmtree(bench.folder / "hub" / MODEL / REVISION)
+    bench.publish("v1.0.1")
+    failed = failure(bench.release)
+    assert (FaultKind.PERMANENT, "REVISION_UNKNOWN") == (failed.kind, failed.reason)
+
+
+def test_a_hub_that_has_lost_everything_condemns_no_revision(bench: HubBench) -> None:
+    """Where nothing is found any more, the revision is not what is wrong."""
+    bench.server.fails(says(404), "listing")
+    failed = failure(bench.release)
+    assert (FaultKind.NOT_READY, "NOT_LISTED") == (failed.kind, failed.reason)
+    bench.server.fails(says(404), times=2)
+    failed = failure(bench.release)
+    assert (FaultKind.DENIED, "MODEL_UNKNOWN") == (failed.kind, failed.reason)
+
+
+@pytest.mark.fault("R15")
+@pytest.mark.parametrize("name", ["configuration.json", WEIGHTS])
+def test_a_file_that_has_not_arrived_makes_no_release(bench: HubBench, name: str) -> None:
+    """The tag is there before the weights are: looked at again at the next poll."""
+    place = bench.folder / "hub" / MODEL / REVISION / name
+    content = place.read_bytes()
+    hub = bench.hub
+    for there in (None, content[:-1]):
+        if there is None:
+            place.unlink()
+        else:
+            place.write_bytes(there)
+        release = hub.release(REVISION, WHOLE)
+        assert not release.is_ready
+        assert name in release.missing
+    place.write_bytes(content)
+    assert hub.release(REVISION, WHOLE).is_ready
+    bench.server.asked.clear()
+    assert hub.release(REVISION, WHOLE).is_ready
+    assert [] == bench.server.of_kind("file"), "what was seen whole is asked for again"
+
+
+def test_weights_that_go_away_again_are_not_ready(bench: HubBench) -> None:
+    """Between the look and the transfer."""
+    release = bench.release()
+    weights = bench.folder / "hub" / MODEL / REVISION / WEIGHTS
+    content = weights.read_bytes()
+    weights.unlink()
+    assert (FaultKind.NOT_READY, "FILE_MISSING") == _kind(failure(lambda: bench.stage(release)))
+    weights.write_bytes(content[:100])
+    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
+    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
+    weights.write_bytes(content)
+    assert release.source_digest == bench.stage(release)
+
+
+def _kind(failed: Failed) -> tuple[FaultKind, str]:
+    return failed.kind, failed.reason
+
+
+@pytest.mark.fault("C4")
+def test_one_flipped_bit_is_fetched_once_more(bench: HubBench) -> None:
+    """A link can flip one; twice, it is the revision."""
+    release = bench.release()
+
+    def flips(exchange: Exchange) -> None:
+        exchange.body = bytes([exchange.body[0] ^ 1]) + exchange.body[1:]
+        exchange.answer()
+
+    bench.server.fails(flips, "file", name=WEIGHTS)
+    assert release.source_digest == bench.stage(release)
+    shutil.rmtree(bench.staged)
+    bench.server.fails(flips, "file", times=2, name=WEIGHTS)
+    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == _kind(failure(lambda: bench.stage(release)))
+
+
+@pytest.mark.fault("C4")
+def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBench) -> None:
+    """The look goes on, and staging says what is wrong."""
+    place = bench.folder / "hub" / MODEL / REVISION / "configuration.json"
+    place.write_bytes(place.read_bytes()[:-1] + b" ")
+    release = bench.release()
+    assert release.is_ready
+    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == _kind(failure(lambda: bench.stage(release)))
+
+
+@pytest.mark.fault("C5")
+def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
+    """Whether the hub has it shorter, or the answer ends before its end."""
+    release = bench.release()
+    bench.server.fails(truncates_after(4095), "file", name=WEIGHTS)
+    assert (FaultKind.TRANSIENT, "HUB_BROKE_OFF") == _kind(failure(lambda: bench.stage(release)))
+    assert release.source_digest == bench.stage(release)
+    shutil.rmtree(bench.staged)
+
+    def shorter(exchange: Exchange) -> None:
+        exchange.body = exchange.body[:-1]
+        exchange.answer()
+
+    bench.server.fails(shorter, "file", name=WEIGHTS)
+    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
+
+
+def test_kept_bytes_that_were_changed_behind_us_are_found(bench: HubBench) -> None:
+    """They are hashed again before anything is added, and the file comes anew."""
+    release = bench.release()
+    bench.server.fails(truncates_after(2000), "file", name=WEIGHTS)
+    failure(lambda: bench.stage(release))
+    (bench.staged / WEIGHTS).write_bytes(b"x" * 2000)
+    assert release.source_digest == bench.stage(release)
+
+
+@pytest.mark.fault("C6")
+def test_a_hash_in_upper_case_is_the_same_hash(bench: HubBench) -> None:
+    """And one of another length is none."""
+    plain = bench.release()
+    changes(bench, WEIGHTS, Sha256=next(file.sha256 for file in plain.files if file.name == WEIGHTS).upper())
+    assert plain.source_digest == bench.release().source_digest == bench.stage()
+    for sha256 in ("", "0" * 63, "g" * 64, "0" * 64 + "\n"):
+        changes(bench, WEIGHTS, Sha256=sha256)
+        assert "LISTING_UNSAFE" == failure(bench.stage).reason
+
+
+def test_a_file_that_no_engine_takes_needs_no_hash(bench: HubBench) -> None:
+    """Nothing of it is fetched, and it is no part of what the revision is."""
+    plain = bench.release()
+    listed(bench, Path="docs/README.md", Sha256="")
+    assert plain == bench.release()
+    assert plain.source_digest == bench.stage()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("../evil.json", marks=pytest.mark.fault("P1")),
+        pytest.param("a/../../evil.json", marks=pytest.mark.fault("P1")),
+        pytest.param("", marks=pytest.mark.fault("P1")),
+        pytest.param("/tmp/evil.json", marks=pytest.mark.fault("P2")),  # noqa: S108  is never opened
+        pytest.param("..\\evil.json", marks=pytest.mark.fault("P3")),
+        pytest.param("c:evil.json", marks=pytest.mark.fault("P3")),
+        pytest.param("evil\x00.json", marks=pytest.mark.fault("P4")),
+        pytest.param("evil\n.json", marks=pytest.mark.fault("P4")),
+        pytest.param("evil\ud800.json", marks=pytest.mark.fault("P4")),
+        pytest.param("e" * 300, marks=pytest.mark.fault("P5")),
+        pytest.param("/".join(["e" * 200] * 10), marks=pytest.mark.fault("P5")),
+        pytest.param("CONFIG.json", marks=pytest.mark.fault("C7")),
+        pytest.param("config.json", marks=pytest.mark.fault("C7")),
+    ],
+)
+def test_a_name_that_could_leave_its_folder_writes_nothing(bench: HubBench, path: str) -> None:
+    """The revision is refused by its listing alone, and remembered by it; no path is made of the name."""
+    listed(bench, Path=path)
+    before = everything(bench)
+    release = bench.release()
+    assert release.is_ready
+    assert release.source_digest
+    failed = failure(lambda: bench.stage(release))
+    assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == _kind(failed)
+    assert before == everything(bench)
+    assert [] == bench.server.of_kind("file")
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 41])
+def test_a_size_that_no_file_has_is_refused(bench: HubBench, size: int) -> None:
+    """Before anything is fetched."""
+    changes(bench, WEIGHTS, Size=size)
+    assert bench.release().is_ready
+    assert "LISTING_UNSAFE" == failure(bench.stage).reason
+
+
+def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) -> None:
+    """A configuration can name a file; only a plain name of the listing is taken."""
+    configuration = {"model": {"type": "ofa", "answer2label": "../../answers.json"}}
+    made = model_folder(bench.folder / "made2", "v1.0.1", configuration)
+    from cli.publishing import publish  # noqa: PLC0415  used here alone
+
+    publish(made, bench.folder / "hub", MODEL, "v1.0.1")
+    release = bench.hub.release("v1.0.1", WHOLE)
+    assert "FILES_MISSING" == failure(lambda: bench.stage(release)).reason
+
+
+def test_the_model_s_name_is_asked_for_as_it_is(bench: HubBench) -> None:
+    """Owner and name, in the protocol's own paths."""
+    bench.hub.revisions(WHOLE)
+    (asked,) = bench.server.asked
+    assert f"/api/v1/models/{MODEL_ID}/revisions" == asked.target
+    assert "identity" == asked.headers["accept-encoding"]

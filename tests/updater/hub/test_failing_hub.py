@@ -1,0 +1,184 @@
+"""A hub that fails, seen by the whole updater: once in memory, once over HTTP. What serves never notices."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from common.clock import SystemClock
+from tests.updater.hub.scripted import ScriptedHub, drips, says, stalls
+from tests.updater.simulators import Quality
+from tests.updater.stories.world import StoryWorld
+from updater.breaker import BreakerState
+from updater.hub.door import Door, DoorRules
+from updater.hub.modelscope import ModelScopeHub
+from updater.record import Stage
+from updater.results import Failed, FaultKind
+
+FOREVER = 10**4
+
+
+@dataclass
+class Line:
+    """One way to a hub, and how it is made to fail."""
+
+    world: StoryWorld
+    fails: Callable[[str, int], None]  # how, and how many questions
+    mends: Callable[[], None]
+    asked: Callable[[], int] = field(default=lambda: 0)  # questions so far
+
+    def steps(self, seconds: float) -> None:
+        """Let the updater go on for so long."""
+        ends = self.world.clock.seconds + seconds
+        while self.world.clock.seconds < ends:
+            self.world.step()
+
+
+def in_memory(world: StoryWorld) -> Line:
+    """The folder hub of the stories, on a bad line."""
+    faults = {
+        "500": Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500"),
+        "429": Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0),
+        "403": Failed(FaultKind.DENIED, "HUB_DENIED", "403"),
+        "stall": Failed(FaultKind.TRANSIENT, "HUB_STALLED", "silence"),
+        "drip": Failed(FaultKind.TRANSIENT, "HUB_SLOW", "a byte a second"),
+    }
+    counted = _Counted(world)
+
+    def fails(how: str, times: int) -> None:
+        counted.faults.extend([faults[how]] * times)
+
+    return Line(world, fails, counted.faults.clear, counted.asked)
+
+
+class _Counted:
+    """Counts the questions to the hub in memory."""
+
+    def __init__(self, world: StoryWorld) -> None:
+        self.faults = world.hub.faults
+        self._count = 0
+        ask = world.hub.revisions
+
+        def revisions(deadline_seconds: float) -> tuple[str, ...]:
+            self._count += 1
+            return ask(deadline_seconds)
+
+        world.hub.revisions = revisions  # type: ignore[method-assign]
+
+    def asked(self) -> int:
+        return self._count
+
+
+def over_http(world: StoryWorld, server: ScriptedHub) -> Line:
+    """The same folder, behind a socket."""
+    rules = DoorRules(server.url, stall_seconds=0.2)
+    door = Door(rules, SystemClock(), lambda: "", lambda _scheme, _host: "")
+    world.hub = ModelScopeHub(door, "acme/shapes", SystemClock(), lambda _: False)  # type: ignore[assignment]
+    acts = {"500": says(500), "429": says(429, Retry_After="300"), "403": says(403), "stall": stalls, "drip": drips}
+
+    def fails(how: str, times: int) -> None:
+        server.fails(acts[how], times=times)
+
+    return Line(world, fails, server.faults.clear, lambda: len(server.of_kind("revisions")))
+
+
+@pytest.fixture(params=["in memory", "over http"])
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    """v1.0.0 is committed and serves."""
+    world = StoryWorld()
+    world.publish("v1.0.0", Quality())
+    server = ScriptedHub(world.hub_folder)
+    made = over_http(world, server) if request.param == "over http" else in_memory(world)
+    world.settle(500.0)
+    assert "v1.0.0" == committed(world)
+    yield made
+    server.close()
+    world.close()
+
+
+def committed(world: StoryWorld) -> str:
+    """The revision that is committed and serves."""
+    row = world.record.committed
+    active = world.front.state(1.0).active
+    assert row is not None
+    assert active is not None
+    assert row.bundle_digest == active.bundle_digest == world.pointer()
+    return row.revision
+
+
+@pytest.mark.fault("N1")
+@pytest.mark.parametrize("how", ["500", "stall"])
+def test_a_hub_that_fails_once_delays_an_update(line: Line, how: str) -> None:
+    """When it is asked, and when it is fetched from."""
+    world = line.world
+    world.publish("v1.1.0", Quality())
+    line.fails(how, 1)
+    world.settle(500.0)
+    assert "v1.1.0" == committed(world)
+    world.publish("v1.2.0", Quality())
+    while world.record.stage is not Stage.STAGING:
+        world.step()
+    line.fails(how, 1)
+    world.settle(500.0)
+    assert "v1.2.0" == committed(world)
+    assert () == world.record.failure_ages, "the revision was blamed"
+
+
+@pytest.mark.fault("N2")
+def test_a_hub_that_fails_for_ever_is_asked_less_and_less(line: Line) -> None:
+    """The breaker opens; what serves goes on; when the hub is back the update follows by itself."""
+    world = line.world
+    began = line.asked()
+    line.steps(300.0)
+    often = line.asked() - began
+    line.fails("500", FOREVER)
+    line.steps(600.0)
+    assert BreakerState.OPEN is world.record.hub.state
+    began = line.asked()
+    line.steps(1200.0)
+    assert line.asked() - began < often / 4
+    assert "v1.0.0" == committed(world)
+    line.mends()
+    world.publish("v1.1.0", Quality())
+    world.settle(5000.0)
+    assert "v1.1.0" == committed(world)
+
+
+@pytest.mark.fault("N3")
+def test_a_hub_that_asks_for_patience_gets_it(line: Line) -> None:
+    """No question before its time, though nothing else is wrong."""
+    world = line.world
+    line.fails("429", 1)
+    while "RATE_LIMITED" not in world.record.watch.message:
+        world.step()
+    began, asked = world.clock.seconds, line.asked()
+    while line.asked() == asked:
+        world.step()
+    assert world.clock.seconds - began >= 290.0
+
+
+@pytest.mark.fault("N4")
+def test_a_hub_that_denies_does_not_trip_the_breaker(line: Line) -> None:
+    """Somebody has to change a setting, and is told so; then it goes on."""
+    world = line.world
+    line.fails("403", 40)
+    line.steps(200.0)
+    assert (BreakerState.CLOSED, 0) == (world.record.hub.state, world.record.hub.failures)
+    assert "HUB_DENIED" in world.record.watch.message
+    line.mends()
+    world.publish("v1.1.0", Quality())
+    world.settle(500.0)
+    assert "v1.1.0" == committed(world)
+
+
+@pytest.mark.fault("N8")
+def test_a_transfer_that_stalls_is_taken_up_again(line: Line) -> None:
+    """Without blame, and within the same update."""
+    world = line.world
+    world.publish("v1.1.0", Quality())
+    while world.record.stage is not Stage.STAGING:
+        world.step()
+    line.fails("stall", 2)
+    world.settle(500.0)
+    assert "v1.1.0" == committed(world)
+    assert () == world.record.failure_ages

@@ -1,0 +1,215 @@
+"""Tokens, proxies, and what the environment may say: nothing but what an operator has named."""
+
+import logging
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from common.clock import SystemClock
+from tests.updater.edges.revisions import MODEL
+from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
+from tests.updater.hub.scripted import MODEL_ID, ScriptedHub, redirects_to, says
+from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
+from updater.hub.door import Door
+from updater.hub.modelscope import ModelScopeHub
+from updater.hub.opening import open_hub
+from updater.hub.settings import TokenSource, proxy_for
+from updater.results import FaultKind
+from updater.settings import ModelUpdatesSection, UpdaterSection
+
+VARIABLE = "HUB_TOKEN"
+WORD = "word-that-nobody-else-may-know"
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """A token as secrets are mounted."""
+    path = tmp_path / "token"
+    path.write_text(f"{WORD}\n")
+    return path
+
+
+def opened(bench: HubBench, **settings: object) -> ModelScopeHub:
+    """The hub as the daemon opens it."""
+    section = UpdaterSection.model_validate({"hub_endpoint": bench.server.url, **settings})
+    return open_hub(section, MODEL_ID, SystemClock(), lambda _: False)
+
+
+def test_a_token_comes_from_a_file_or_a_variable(
+    bench: HubBench, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is read anew for every question: a new one needs no restart."""
+    bench.server.token = WORD
+    hub = opened(bench, hub_token_file=str(token_file))
+    assert (REVISION,) == hub.revisions(WHOLE)
+    monkeypatch.setenv(VARIABLE, WORD)
+    assert (REVISION,) == opened(bench, hub_token_variable=VARIABLE).revisions(WHOLE)
+    token_file.write_text("another")
+    assert "HUB_DENIED" == failure(lambda: hub.revisions(WHOLE)).reason
+    token_file.write_text(WORD)
+    assert (REVISION,) == hub.revisions(WHOLE)
+
+
+def test_a_token_that_nobody_has_configured_is_not_sent(
+    bench: HubBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub's own client would take from the environment and the home folder stays where it is."""
+    home = tmp_path / "home"
+    (home / ".modelscope" / "credentials").mkdir(parents=True)
+    (home / ".modelscope" / "credentials" / "cookies").write_bytes(b"not even opened")
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login x password {WORD}")
+    before = sorted(home.rglob("*"))
+    for name in ("MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"):
+        monkeypatch.setenv(name, WORD)
+    monkeypatch.setenv("HOME", str(home))
+    hub = opened(bench)
+    hub.revisions(WHOLE)
+    hub.release(REVISION, WHOLE)
+    assert bench.server.asked
+    assert WORD not in str(bench.server.asked)
+    assert before == sorted(home.rglob("*")), "something was written at home"
+
+
+@pytest.mark.parametrize("content", ["", "two words", "a\nb", "é", "semi;colon", "x" * 5000])
+def test_what_is_no_token_is_not_sent(bench: HubBench, token_file: Path, content: str) -> None:
+    """It would end a header and begin another; nobody is asked with half of it."""
+    token_file.write_text(content)
+    failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
+    assert (FaultKind.DENIED, "TOKEN_UNREADABLE") == (failed.kind, failed.reason)
+    token_file.unlink()
+    failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
+    assert str(token_file) not in failed.message
+    assert "hub_token_file" in failed.message
+    assert [] == bench.server.asked
+
+
+def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not by an error, though the hub sends it back; not in the log of any library; not by what holds it."""
+    caplog.set_level(logging.DEBUG)
+    hub = opened(bench, hub_token_file=str(token_file))
+    shown = [repr(hub), repr(vars(hub)), repr(TokenSource(token_file, ""))]
+    bench.server.token = WORD[::-1]
+    shown.append(str(failure(lambda: hub.revisions(WHOLE))))  # the scripted hub quotes what it was sent
+    assert WORD in str(bench.server.asked)
+    for status in (400, 404, 429, 500):
+        bench.server.fails(says(status, WORD.encode(), X_Request_Id=WORD, Retry_After=WORD))
+        shown.append(str(failure(lambda: hub.revisions(WHOLE))))
+    bench.server.fails(redirects_to(f"http://127.0.0.1:1/{WORD}?signature={WORD}"))
+    shown.append(str(failure(lambda: hub.revisions(WHOLE))))
+    assert WORD not in "\n".join(shown)
+    assert WORD not in caplog.text
+
+
+def test_an_http_proxy_is_asked_in_the_hub_s_place(bench: HubBench) -> None:
+    """It is told the whole address, resolves the name, and gets its own name and password, which the hub does not."""
+    bench.rules = replace(bench.rules, endpoint="http://hub.example")
+    bench.proxy = bench.server.url.replace("://", "://me:secret@")
+    assert (REVISION,) == bench.hub.revisions(WHOLE)
+    (asked,) = bench.server.asked
+    assert asked.target.startswith("http://hub.example/api/v1/models/")
+    assert asked.headers["proxy-authorization"].startswith("Basic ")
+    assert "hub.example" == asked.headers["host"]
+
+
+def test_a_proxy_tunnels_what_is_secret(bench: HubBench) -> None:
+    """TLS ends at the hub: the proxy sees a name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with ScriptedHub(bench.folder / "hub" / MODEL, tunnels_to=context) as proxy:
+        bench.rules = replace(bench.rules, endpoint="https://127.0.0.1:444", ca_file=CERTIFICATE)
+        bench.proxy = proxy.url
+        assert (REVISION,) == bench.hub.revisions(WHOLE)
+        assert ["127.0.0.1:444"] == proxy.tunnels
+        bench.rules = replace(bench.rules, ca_file=None)
+        assert "TLS_FAILED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+
+
+def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None:
+    """It would resolve and connect where we would not."""
+    bench.rules = replace(bench.rules, endpoint="http://hub.example")
+    bench.proxy = bench.server.url
+    bench.server.fails(redirects_to("http://169.254.169.254/latest/"))
+    failed = failure(lambda: bench.hub.revisions(WHOLE))
+    assert (FaultKind.DENIED, "ADDRESS_REFUSED") == (failed.kind, failed.reason)
+    assert 1 == len(bench.server.asked)
+
+
+def test_a_proxy_of_another_kind_is_told(bench: HubBench) -> None:
+    """Never silently past it."""
+    bench.proxy = "socks5://127.0.0.1:1080"
+    failed = failure(lambda: bench.hub.revisions(WHOLE))
+    assert (FaultKind.DENIED, "PROXY_UNSUPPORTED") == (failed.kind, failed.reason)
+    assert [] == bench.server.asked
+
+
+def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every other program, exceptions included."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert "" == proxy_for("https", "hub.example")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "inside.example,10.0.0.1")
+    assert "http://proxy.example:3128" == proxy_for("https", "hub.example")
+    assert "" == proxy_for("http", "hub.example")
+    assert "" == proxy_for("https", "inside.example")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("hub.example", "https://hub.example"),
+        ("http://hub.example:8080/", "http://hub.example:8080"),
+        ("https://Hub.Example/models/", "https://hub.example/models"),
+    ],
+)
+def test_an_endpoint_has_one_form(given: str, kept: str) -> None:
+    """Whatever its slashes."""
+    assert kept == UpdaterSection(hub_endpoint=given).hub_endpoint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hub_endpoint": "ftp://hub.example"},
+        {"hub_endpoint": "https://me:secret@hub.example"},
+        {"hub_endpoint": "https://hub.example/?a=b"},
+        {"hub_endpoint": "https://hub.example/#a"},
+        {"hub_endpoint": "https://"},
+        {"hub_token_file": "a", "hub_token_variable": "B"},
+        {"hub_token_variable": "A-B"},
+    ],
+)
+def test_what_cannot_be_meant_is_a_mistake(settings: dict[str, str]) -> None:
+    """Found before anything runs."""
+    with pytest.raises(ValidationError):
+        UpdaterSection.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hub_folder": "a", "hub_model": "acme/shapes"},
+        {"hub_model": "shapes"},
+        {"hub_model": "../shapes"},
+        {"hub_model": "acme/shapes/more"},
+        {"hub_model": "acme/sh apes"},
+        {"hub_model": "acme/shapes?a"},
+    ],
+)
+def test_a_model_has_one_place_to_come_from(settings: dict[str, str]) -> None:
+    """A folder, or OWNER/NAME on the hub."""
+    with pytest.raises(ValidationError):
+        ModelUpdatesSection.model_validate(settings)
+    assert "acme/shapes" == ModelUpdatesSection(hub_model="acme/shapes").hub_model
+
+
+def test_without_an_endpoint_it_is_the_public_hub() -> None:
+    """As the hub's own client names it."""
+    hub = open_hub(UpdaterSection(), MODEL_ID, SystemClock(), lambda _: False)
+    door: Door = hub._door  # noqa: SLF001
+    assert door._rules.endpoint.startswith("https://modelscope.")  # noqa: SLF001
