@@ -104,7 +104,7 @@ class UpdaterProcess:
 class World:
     """Closed, it fails the test if an invariant is broken or a process is left."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a test may want to be otherwise
         self,
         folder: Path,
         *,
@@ -115,6 +115,7 @@ class World:
         runner: Mapping[str, Any] | None = None,
         poll_seconds: float = 0.5,
         state: Path | None = None,
+        hub_url: str = "",
     ) -> None:
         self.folder = folder
         self.state = state or folder / "state"
@@ -124,7 +125,8 @@ class World:
         self.golden = folder / "golden"
         if golden:
             write_golden(self.golden)
-        section = {"hub_folder": str(self.hub), "poll_seconds": poll_seconds}
+        place = {"hub_model": f"acme/{MODEL}"} if hub_url else {"hub_folder": str(self.hub)}
+        section: dict[str, Any] = {**place, "poll_seconds": poll_seconds}
         if golden:
             section["golden"] = str(self.golden)
         tables: dict[str, Mapping[str, Any]] = {
@@ -134,6 +136,7 @@ class World:
                 "breaker_first_seconds": 1.0,
                 "retained_bytes": 0,
                 "max_failures_an_hour": 100,
+                "hub_endpoint": hub_url,
             },
             f"updater.models.{MODEL}": section,
             f"updater.models.{MODEL}.observe": {**OBSERVE, **(observe or {})},

@@ -1,0 +1,127 @@
+"""A real updater and a real front on a hub over HTTP."""
+
+import signal
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from hotslot.updates.v1 import updates_pb2 as pb
+from tests.updater.edges.revisions import MODEL
+from tests.updater.edges.world import World
+from tests.updater.hub.conftest import WEIGHTS
+from tests.updater.hub.scripted import Exchange, ScriptedHub, resets_after, stalls_after
+
+pytestmark = [pytest.mark.timeout(180)]
+FOREVER = 10**6
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, ScriptedHub]]:
+    """A front that serves v1.0.0, which came over HTTP."""
+    folder = tmp_path_factory.mktemp("http")
+    with ScriptedHub(folder / "hub" / MODEL) as server:
+        world = World(folder, observe={"window_seconds": 1.0}, hub_url=server.url)
+        try:
+            world.start()
+            yield world, server
+            world.close()
+        except BaseException:
+            world.destroy()
+            raise
+
+
+@pytest.fixture
+def world(parts: tuple[World, ScriptedHub]) -> Iterator[World]:
+    """Its updater has ended; afterwards everything is as it must be."""
+    world, server = parts
+    world.calm()
+    yield world
+    server.faults.clear()
+    assert world.updater is not None
+    world.wait(lambda: world.status().stage in (1, 9), "the updater rests")
+    world.wait_rest()
+    world.updates().ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
+    world.updater.stop()
+    world.check_invariants()
+
+
+@pytest.fixture
+def server(parts: tuple[World, ScriptedHub]) -> ScriptedHub:
+    """The hub."""
+    return parts[1]
+
+
+def transferred(world: World) -> tuple[int, int]:
+    """Bytes that are here, and that will be."""
+    status = world.status()
+    return status.received_bytes, status.expected_bytes
+
+
+@pytest.mark.fault("N14")
+@pytest.mark.parametrize("place", ["VERIFYING", "GATING", "ACTIVATING", "OBSERVING", "COMMITTING"])
+def test_a_hub_that_is_down_does_not_matter_to_what_is_here(world: World, server: ScriptedHub, place: str) -> None:
+    """Once the files are here the update needs nobody; no call fails meanwhile."""
+    updater = world.start_updater(crash_at=f"stop:{place}")
+    revision = world.publish_next()
+    world.ask_until(updater.is_frozen, f"frozen at {place}")
+    server.fails(resets_after(0), times=FOREVER)
+    asked = len(server.of_kind("file"))
+    updater.thaw()
+    world.ask_until(lambda: _committed(world) == revision, "it is committed")
+    assert revision == world.serving()
+    assert asked == len(server.of_kind("file"))
+
+
+def test_a_transfer_goes_on_after_the_updater_was_killed(world: World, server: ScriptedHub) -> None:
+    """What lies there is hashed again, and only the rest is fetched; status tells how far it is."""
+    server.fails(_after_the_look(stalls_after(3 * MIB), server), "file", name=WEIGHTS)
+    updater = world.start_updater()
+    revision = world.publish_next(weights_bytes=8 * MIB)
+    world.wait(lambda: transferred(world)[0] > 2 * MIB, "some of it is here")
+    received, expected = transferred(world)
+    assert received < expected
+    assert expected > 8 * MIB
+    assert 0 < world.status().stage_fraction < 1
+    updater.kill()
+    assert -signal.SIGKILL == updater.exit_code
+    server.asked.clear()
+    world.restart_updater()
+    world.wait_committed(revision)
+    begins = [one.range_begin for one in server.of_kind("file") if one.query["FilePath"] == WEIGHTS]
+    assert any(0 < begin <= 3 * MIB for begin in begins), begins
+    assert 0 not in begins
+    assert (0, 0) == transferred(world)
+
+
+def _after_the_look(act: Callable[[Exchange], None], server: ScriptedHub) -> Callable[[Exchange], None]:
+    """Let the question for the last byte pass: it is the transfer that is meant."""
+
+    def choose(exchange: Exchange) -> None:
+        if exchange.asked.range_begin:
+            server.fails(choose, "file", name=WEIGHTS)
+            exchange.answer()
+        else:
+            act(exchange)
+
+    return choose
+
+
+def test_an_operator_is_told_what_the_hub_said(world: World, server: ScriptedHub) -> None:
+    """At once, in a sentence, without an address."""
+    world.start_updater()
+    world.status()
+    server.fails(resets_after(0), times=FOREVER)
+    with pytest.raises(grpc.RpcError) as caught:
+        world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    assert "broke the connection off" in str(caught.value.details())
+    server.faults.clear()
+    world.updates().ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
+    told = world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    assert told.message
+
+
+def _committed(world: World) -> str:
+    row = world.committed()
+    return "" if row is None else row.revision
