@@ -1,0 +1,205 @@
+"""Our adapter on the stand-in hub: it agrees with the hub's own client, and what goes wrong means what it should."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from common.clock import SystemClock
+from common.published import read_manifest
+from standin.server import Listening
+from tests.standin.world import Hub as Standin
+from tests.standin.world import hub as standin
+from tests.updater.edges.revisions import MODEL, publish_scripted
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
+from updater.hub.door import Door, DoorRules
+from updater.hub.modelscope import ModelScopeHub
+from updater.hub.transfer import PaceRules
+from updater.results import FaultKind
+from updater.store.bundles import BundleStore, Shared
+from updater.store.garbage import Keep
+from updater.store.staging import StagingLimits
+
+MODEL_ID = f"acme/{MODEL}"
+WORD = "word-of-a-closed-network"
+# What the hub's own client says, in a process of its own: it writes into the home folder.
+STOCK = """
+import hashlib, json, sys
+from modelscope_hub import HubApi
+url, model, token, revision, file = sys.argv[1:]
+api = HubApi(endpoint=url, token=token or "")
+client = api.legacy if hasattr(api, "legacy") else api._legacy
+rows = client.list_repo_files(model, "model", revision=revision)
+body = client.download_stream(model, "model", file, revision).content
+print(json.dumps({
+    "revisions": sorted(row["Revision"] for row in api.list_repo_revisions(model, "model")),
+    "files": sorted([row["Path"], row["Size"], row["Sha256"]] for row in rows if row["Type"] == "blob"),
+    "sha256": hashlib.sha256(body).hexdigest(),
+}))
+"""
+
+
+@dataclass
+class Both:
+    """A stand-in hub, and what takes from it."""
+
+    served: Standin
+    folder: Path
+    rules: DoorRules
+    token: str = ""
+    pace: PaceRules = field(default_factory=PaceRules)
+
+    @property
+    def hub(self) -> ModelScopeHub:
+        """The adapter, new."""
+        clock = SystemClock()
+        door = Door(self.rules, clock, lambda: self.token, lambda _scheme, _host: "")
+        return ModelScopeHub(door, MODEL_ID, clock, lambda name: name[1:2].isdigit())
+
+    def stage(self) -> str:
+        """Fetch the revision; the look has been before, and the hub goes wrong from now on."""
+        store = BundleStore(
+            Shared(self.folder / "state", StagingLimits(0, self.pace)),
+            MODEL,
+            SystemClock(),
+            lambda: None,
+            Keep,
+            digest_of_scripted,
+        )
+        hub = self.hub
+        return store.stage(ID, hub.release(REVISION, WHOLE), hub, 1 << 30, WHOLE, is_fresh=False)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Both]:
+    """A revision is there."""
+    publish_scripted(tmp_path / "hub", REVISION)
+    (tmp_path / "state").mkdir()
+    with standin(tmp_path) as served:
+        yield Both(served, tmp_path, DoorRules(served.url, stall_seconds=0.3))
+
+
+def asked_in_vain(both: Both, ask: Callable[[], object]) -> tuple[str, str]:
+    """Kind and reason of a failure."""
+    failed = failure(ask)
+    return failed.kind.value, failed.reason
+
+
+def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
+    """On revisions, listing and bytes, with a token; and the digest is that of the folder."""
+    for revision in (REVISION, "v1.1.0"):
+        publish_scripted(tmp_path / "hub", revision)
+    with standin(tmp_path, Listening(token=WORD)) as served:
+        both = Both(served, tmp_path, DoorRules(served.url), WORD)
+        hub = both.hub
+        revisions, release = hub.revisions(WHOLE), hub.release("v1.1.0", WHOLE)
+        content = b"".join(hub.read("v1.1.0", WEIGHTS, 0, WHOLE))
+        home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "NO_PROXY": "*"}
+        command = [sys.executable, "-c", STOCK, served.url, MODEL_ID, WORD, "v1.1.0", WEIGHTS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=home)
+    assert 0 == done.returncode, done.stderr
+    stock = json.loads(done.stdout)
+    ours = sorted([file.name, file.size, file.sha256] for file in release.files)
+    assert list(revisions) == stock["revisions"]
+    assert ours == stock["files"]
+    assert [[file.name, file.size, file.sha256] for file in read_manifest(tmp_path / "hub" / MODEL / "v1.1.0")] == ours
+    assert stock["sha256"] == next(sha256 for name, _, sha256 in ours if name == WEIGHTS)
+    assert content == (tmp_path / "hub" / MODEL / "v1.1.0" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "reason"),
+    [
+        pytest.param("status=500", "TRANSIENT", "HUB_FAILED", marks=pytest.mark.fault("N1")),
+        pytest.param("status=429 retry-after=7", "TRANSIENT", "RATE_LIMITED", marks=pytest.mark.fault("N3")),
+        pytest.param("status=401", "DENIED", "HUB_DENIED", marks=pytest.mark.fault("N4")),
+        pytest.param("status=403", "DENIED", "HUB_DENIED", marks=pytest.mark.fault("N4")),
+        pytest.param("stall", "TRANSIENT", "HUB_STALLED", marks=pytest.mark.fault("N8")),
+        pytest.param("stall after=3", "TRANSIENT", "HUB_STALLED", marks=pytest.mark.fault("N8")),
+        pytest.param("reset", "TRANSIENT", "HUB_BROKE_OFF", marks=pytest.mark.fault("N10")),
+        pytest.param("reset after=3", "TRANSIENT", "HUB_BROKE_OFF", marks=pytest.mark.fault("N10")),
+        pytest.param("cut after=3", "TRANSIENT", "HUB_BROKE_OFF", marks=pytest.mark.fault("N11")),
+        pytest.param("html", "TRANSIENT", "HUB_NOT_UNDERSTOOD", marks=pytest.mark.fault("N13")),
+        pytest.param("redirect={target}", "TRANSIENT", "REDIRECT_CIRCLE", marks=pytest.mark.fault("N15")),
+    ],
+)
+def test_what_goes_wrong_means_what_it_should(both: Both, wrong: str, kind: str, reason: str) -> None:
+    """Whatever was asked for; and once it is over, it is over."""
+    release = both.hub.release(REVISION, WHOLE)
+    questions: dict[str, Callable[[], object]] = {
+        "revisions": lambda: both.hub.revisions(WHOLE),
+        "files": lambda: both.hub.release(REVISION, WHOLE),
+        "file": lambda: b"".join(both.hub.read(REVISION, WEIGHTS, 0, WHOLE)),
+    }
+    for where, ask in questions.items():
+        both.served.arm(f"{where} {wrong} times=1")
+        assert (kind, reason) == asked_in_vain(both, ask)
+        ask()
+    assert release.source_digest == both.stage()
+
+
+@pytest.mark.fault("N9")
+def test_a_byte_now_and_then_is_not_waited_for(both: Both) -> None:
+    """The file that drips is broken off, and goes on where it was."""
+    both.pace = PaceRules(min_bytes_a_second=1e6, window_seconds=0.2)
+    both.rules = replace(both.rules, stall_seconds=5.0)
+    both.served.arm(f"file:{WEIGHTS} drip after=100 rate=20 skip=1")
+    assert ("TRANSIENT", "HUB_SLOW") == asked_in_vain(both, both.stage)
+    both.served.arm()
+    kept = (both.folder / "state" / "incoming" / ID / "files" / WEIGHTS).stat().st_size
+    assert 100 <= kept < 4096
+    assert both.hub.release(REVISION, WHOLE).source_digest == both.stage()
+
+
+@pytest.mark.fault("N12")
+def test_what_never_ends_is_cut_where_it_should_have_ended(both: Both) -> None:
+    """A listing by its cap, a file by its size."""
+    both.served.arm("revisions endless", "files endless times=1", f"file:{WEIGHTS} endless skip=1")
+    assert ("TRANSIENT", "HUB_NOT_UNDERSTOOD") == asked_in_vain(both, lambda: both.hub.revisions(WHOLE))
+    assert ("TRANSIENT", "HUB_NOT_UNDERSTOOD") == asked_in_vain(both, lambda: both.hub.release(REVISION, WHOLE))
+    assert ("PERMANENT", "CONTENT_MISMATCH") == asked_in_vain(both, both.stage)
+
+
+@pytest.mark.fault("C4")
+def test_a_bit_that_flips_once_costs_a_second_transfer(both: Both) -> None:
+    """And no more."""
+    both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1 times=1")
+    assert both.hub.release(REVISION, WHOLE).source_digest == both.stage()
+
+
+@pytest.mark.fault("C4")
+def test_a_bit_that_flips_every_time_is_the_revision_s(both: Both) -> None:
+    """It is refused."""
+    both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1")
+    assert ("PERMANENT", "CONTENT_MISMATCH") == asked_in_vain(both, both.stage)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("../../evil.json", marks=pytest.mark.fault("P1")),
+        pytest.param("/tmp/evil.json", marks=pytest.mark.fault("P2")),  # noqa: S108  is never opened
+        pytest.param("..%5Cevil.json", marks=pytest.mark.fault("P3")),
+        pytest.param("evil%00.json", marks=pytest.mark.fault("P4")),
+        pytest.param("evil%0A.json", marks=pytest.mark.fault("P4")),
+        pytest.param("e" * 300, marks=pytest.mark.fault("P5")),
+    ],
+)
+def test_a_name_that_leads_out_is_refused(both: Both, name: str) -> None:
+    """The stock download writes it; ours makes no path of it."""
+    both.served.arm(f"files list={name}")
+    assert (FaultKind.PERMANENT.value, "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
+    assert [] == list((both.folder / "state").rglob("evil*"))
+
+
+def test_files_without_a_hash_are_refused(both: Both) -> None:
+    """The stock download never checks them."""
+    both.served.arm("files unhashed")
+    release = both.hub.release(REVISION, WHOLE)
+    assert not any(file.sha256 for file in release.files)
+    assert ("PERMANENT", "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
