@@ -3,13 +3,16 @@
 import signal
 import ssl
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from cli.console import DIM, DOUBTFUL, GOOD, err, text
-from cli.problems import WronglyUsed
+from cli.problems import CommandFailed, WronglyUsed
 from cli.updating import hub_folder
 from common import logs
 from common.durable import read_bounded
@@ -17,9 +20,9 @@ from standin.faults import Fault, FaultPlan, FaultUnknown, parse_faults
 from standin.folder import HubFolder
 from standin.server import MAX_CONNECTIONS, HubServer, Listening
 
-EXAMPLE = """Examples:
-  hotslot hub serve state/hub
-  hotslot hub serve /srv/models --host 0.0.0.0 --token-file /run/secrets/hub
+EXAMPLE = """Example:  hotslot hub serve state/hub
+
+Example:  hotslot hub serve /srv/models --host 0.0.0.0 --token-file /run/secrets/hub
 
 Who downloads by hand:
   export MODELSCOPE_ENDPOINT=http://127.0.0.1:8090
@@ -81,8 +84,7 @@ def serve(  # noqa: PLR0913  one an option
         raise WronglyUsed(f"{place} is no folder; `hotslot hub add DIR REVISION --hub {place}` begins one")
     with logs.configure("hub", "info"):
         log = logs.get_logger()
-        server = HubServer(HubFolder(place), listening, log, plan)
-        server.start()
+        server = _started(HubServer(HubFolder(place), listening, log, plan), listening)
         log.info(
             "hub_serving", url=server.url, folder=str(place), needs_token=bool(listening.token), faults=plan.told()
         )
@@ -92,6 +94,47 @@ def serve(  # noqa: PLR0913  one an option
         finally:
             server.stop()
         log.info("hub_ended")
+
+
+@contextmanager
+def hub_beside(folder: Path | None, endpoint: str, models: Iterable[str]) -> Iterator[None]:
+    """Serve a folder hub from this process for a while, if one is named.
+
+    Args:
+        folder: the hub; made if it is missing. None: nothing is served.
+        endpoint: where the updater asks, for example "http://127.0.0.1:8090"; an address of this machine.
+        models: what it asks for, as OWNER/NAME; they are there from the start, without a revision.
+
+    Raises:
+        WronglyUsed: the endpoint is no place that can be served at.
+        CommandFailed: it cannot be listened at.
+    """
+    if folder is None:
+        yield
+        return
+    place = urlsplit(endpoint)
+    if place.scheme != "http" or not place.hostname or not place.port or place.path:
+        example = 'hub_endpoint = "http://127.0.0.1:8090"'
+        raise WronglyUsed(f"--serve-hub serves where the updater asks; the settings need [updater] {example}")
+    for model in models:
+        (folder / model.rpartition("/")[2]).mkdir(parents=True, exist_ok=True)
+    # The updater asks every few seconds: what it is told stands in its own log.
+    with logs.configure("hub", "warning"):
+        listening = Listening(place.hostname, place.port)
+        server = _started(HubServer(HubFolder(folder), listening, logs.get_logger()), listening)
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+def _started(server: HubServer, listening: Listening) -> HubServer:
+    try:
+        server.start()
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise CommandFailed(f"the hub cannot listen at {listening.host}:{listening.port}: {why}") from error
+    return server
 
 
 def _announce(url: str, listening: Listening) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.bundles import tell_import
 from cli.console import DIM, GOOD, err, text
+from cli.hub_serve import hub_beside
 from cli.importing import import_bundle, is_loadable
 from cli.options import Config
 from cli.problems import CommandFailed
@@ -40,6 +42,15 @@ def serve(
     demo: Annotated[
         bool, typer.Option("--demo", help="Import the demo model first, if it is not there.", show_default=False)
     ] = False,
+    serve_hub: Annotated[
+        Path | None,
+        typer.Option(
+            "--serve-hub",
+            metavar="DIR",
+            help="Be the hub too: serve this folder where hub_endpoint says.",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Run the server and all that belongs to it here, until Ctrl-C."""
@@ -53,7 +64,10 @@ def serve(
             err.print(
                 text(f"{model.name} has no model yet; bring one in with `{step}` and start again"), soft_wrap=True
             )
-    raise typer.Exit(run_stack(STACK_COMMAND, lambda ended: announce(settings, ended)))
+    asked_for = [section.hub_model for section in settings.updater.models.values() if section.hub_model]
+    with hub_beside(serve_hub, settings.updater.hub_endpoint, asked_for):
+        code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended))
+    raise typer.Exit(code)
 
 
 def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], None]) -> int:

@@ -64,7 +64,6 @@ class HubServer:
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
-        self._waker, self._waked = socket.socketpair()  # a byte in it ends the wait for the next connection
 
     @property
     def url(self) -> str:
@@ -88,6 +87,7 @@ class HubServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, self._listening.port), family=family, backlog=BACKLOG)
         self._listener.setblocking(False)
+        self._waker, self._waked = socket.socketpair()  # a byte in it ends the wait for the next connection
         self._acceptor.start()
 
     def stop(self) -> None:

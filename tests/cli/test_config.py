@@ -1,5 +1,6 @@
 """`hotslot config …` and the help: what is allowed, what was found, what is in effect."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,15 +113,39 @@ def test_every_setting_says_what_it_means() -> None:
     assert [] == [row.key for row in setting_rows() if not row.meaning]
 
 
-def test_the_demo_s_settings_are_good(hotslot: Hotslot) -> None:
-    """The file at the top of the project passes its own check."""
-    ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / "hotslot.toml"))
+@pytest.mark.parametrize("name", ["hotslot.toml", "deploy/hotslot-http.toml"])
+def test_the_demo_s_settings_are_good(hotslot: Hotslot, name: str) -> None:
+    """The files of the project pass their own check."""
+    ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / name))
     assert (0, True) == (ended.code, "shapes" in ended.out)
+
+
+def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
+    """What is shown over HTTP is the same demo."""
+    names = ("hotslot.toml", "deploy/hotslot-http.toml")
+    plain, http = (tomllib.loads((PROJECT_FOLDER / name).read_text()) for name in names)
+    del plain["updater"]["models"]["shapes"]["hub_folder"]
+    del http["updater"]["models"]["shapes"]["hub_model"]
+    assert {"hub_endpoint"} == http["updater"].keys() - plain["updater"].keys()
+    del http["updater"]["hub_endpoint"]
+    assert plain == http
 
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "predict", "status", "bundle import", "bundle list", "bundle show", "config check", "config show"],
+    [
+        "serve",
+        "predict",
+        "status",
+        "hub add",
+        "hub list",
+        "hub serve",
+        "bundle import",
+        "bundle list",
+        "bundle show",
+        "config check",
+        "config show",
+    ],
 )
 def test_every_command_teaches_by_example(hotslot: Hotslot, command: str) -> None:
     """`--help` ends with a line that can be pasted."""

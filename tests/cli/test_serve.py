@@ -86,6 +86,13 @@ def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Pa
     assert (1, True) == (ended.code, '[[models]] name = "shapes"' in ended.err)
 
 
+def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Without an endpoint nobody would ask it."""
+    write_settings(tmp_path)
+    ended = hotslot("serve", "--serve-hub", "hub")
+    assert (2, True) == (ended.code, "hub_endpoint" in ended.err)
+
+
 def test_a_ready_server_says_what_to_try(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three lines to paste, once health says SERVING."""
     write_settings(tmp_path, int(server.address.rpartition(":")[2]))

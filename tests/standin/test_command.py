@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cli.hub_serve import hub_beside
+from cli.problems import CommandFailed
 from cli.publishing import publish
 from tests.cli.conftest import Hotslot, hotslot
 from tests.standin.process import serve
@@ -95,6 +98,19 @@ def test_faults_can_be_armed_from_the_start(folder: Path) -> None:
         got = ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions")
         assert (503, "5") == (got.status, got.headers["retry-after"])
         assert b"any status=503 retry-after=5  # met 1\n" == ask(hub.url, "/_faults").body
+
+
+def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the updater asks, and no longer than the stack; what it asks for is there, still without a revision."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(CommandFailed, match="cannot listen"), hub_beside(tmp_path, endpoint, ()):
+            pass
+    for _ in range(2):  # the port is free again
+        with hub_beside(tmp_path / "hub", endpoint, [f"any/{MODEL}"]):
+            got = ask(endpoint, f"/api/v1/models/any/{MODEL}/revisions")
+        assert {"Branches": [], "Tags": []} == got.row["Data"]["RevisionMap"]
+    assert "" == capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
