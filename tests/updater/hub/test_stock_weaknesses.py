@@ -1,0 +1,168 @@
+"""What the hub's own download lets through, shown on it, and what ours makes of the same hub.
+
+The trusted folder names of the hub's library are in `edges/test_store.py`: a state folder with such a name is refused.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.publishing import publish
+from common.clock import SystemClock
+from standin.server import Listening
+from tests.stack.process import ROOT
+from tests.standin.world import Hub as Standin
+from tests.standin.world import hub as standin
+from tests.updater.edges.revisions import MODEL, model_folder, publish_scripted
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
+from updater.hub.door import Door, DoorRules
+from updater.hub.modelscope import ModelScopeHub
+from updater.ports import EffectFailed
+from updater.results import Failed, FaultKind
+from updater.store.bundles import BundleStore, Shared
+from updater.store.garbage import Keep
+from updater.store.staging import StagingLimits
+
+MODEL_ID = f"acme/{MODEL}"
+REVISION = "v1.0.0"
+# The hub's own client tries for minutes what will not get better here.
+QUICK = {"MODELSCOPE_API_MAX_RETRIES": "1", "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "1"}
+Facts = dict[str, dict[str, bool]]
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """What the hub's own download does, all of it in one process."""
+    place = tmp_path_factory.mktemp("stock")
+    for revision in (REVISION, "master", "other"):
+        publish_scripted(place / "hub", revision)
+    _drop_words(place / "hub", "other")
+    with standin(place, Listening(allows_faults=True)) as served:
+        command = [sys.executable, "-m", "tests.updater.hub.stock", served.url, MODEL_ID]
+        done = subprocess.run(
+            [*command, str(place / "hub" / MODEL), str(place / "work")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "HOME": str(place / "home"), "no_proxy": "*", **QUICK},
+        )
+    assert 0 == done.returncode, done.stderr
+    facts: Facts = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def _drop_words(hub: Path, revision: str) -> None:
+    """Publish a revision again without its vocabulary: somebody deleted a file."""
+    made = model_folder(hub.parent / "fewer", revision)
+    (made / "vocab.json").unlink()
+    shutil.rmtree(hub / MODEL / revision)
+    publish(made, hub, MODEL, revision)
+
+
+class Ours:
+    """Our hub adapter and store, on a hub that can go wrong."""
+
+    def __init__(self, served: Standin, place: Path) -> None:
+        self.served, self.state = served, place / "state"
+        self.state.mkdir()
+        clock = SystemClock()
+        door = Door(DoorRules(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: "")
+        self.hub = ModelScopeHub(door, MODEL_ID, clock, lambda _: False)
+        shared = Shared(self.state, StagingLimits(0))
+        self.store = BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted)
+
+    def stage(self, revision: str = REVISION, update: str = ID) -> str:
+        """Fetch a revision; its source digest."""
+        release = self.hub.release(revision, WHOLE)
+        return self.store.stage(update, release, self.hub, 1 << 30, WHOLE, is_fresh=False)
+
+    def refused(self) -> Failed:
+        """How staging fails; nothing but its own folder was touched."""
+        failed = failure(self.stage)
+        assert {"incoming"} >= {path.name for path in self.state.iterdir()}
+        return failed
+
+    def staged(self, update: str = ID) -> Path:
+        """Where fetched files lie."""
+        return self.state / "incoming" / update / "files"
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[Ours]:
+    """A revision is there."""
+    publish_scripted(tmp_path / "hub", REVISION)
+    with standin(tmp_path) as served:
+        yield Ours(served, tmp_path)
+
+
+@pytest.mark.fault("P1")
+@pytest.mark.fault("P2")
+def test_a_listing_cannot_lead_out_of_our_folder(stock: Facts, ours: Ours, tmp_path: Path) -> None:
+    """The stock download writes beside its folder; ours makes no path of such a name."""
+    assert {"climbed": True, "absolute": True} == stock["names_lead_outside"]
+    for name in ("../../climbed", str(tmp_path / "absolute")):
+        ours.served.arm(f"files list={name}")
+        assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == ((failed := ours.refused()).kind, failed.reason)
+    assert [] == [*tmp_path.rglob("climbed"), *tmp_path.rglob("absolute")]
+
+
+def test_a_file_without_a_hash_is_not_taken(stock: Facts, ours: Ours) -> None:
+    """The stock download takes it, flipped bit and all."""
+    assert stock["files_without_a_hash_are_not_checked"]["is_wrong"]
+    ours.served.arm("files unhashed", f"file:{WEIGHTS} flip at=3")
+    assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == ((failed := ours.refused()).kind, failed.reason)
+
+
+@pytest.mark.fault("C1")
+def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> None:
+    """The stock download hands out later what it could not finish; ours asks for the rest, and verifies the whole."""
+    assert {"failed": True, "has_weights": False} == stock["an_incomplete_snapshot_counts_later"]
+    ours.served.arm(f"file:{WEIGHTS} status=404")
+    for _ in range(2):
+        failed = ours.refused()
+        assert (FaultKind.NOT_READY, "FILE_MISSING") == (failed.kind, failed.reason)
+    digest = ours.hub.release(REVISION, WHOLE).source_digest
+    with pytest.raises(EffectFailed):
+        ours.store.verify(ours.staged(), digest, "")
+    ours.served.arm()
+    assert digest == ours.stage()
+    ours.store.verify(ours.staged(), digest, "")
+
+
+@pytest.mark.fault("C1")
+def test_a_file_that_cannot_be_had_is_not_dropped(stock: Facts, ours: Ours) -> None:
+    """The stock download can be told to go on without it, and says so in a warning; ours cannot."""
+    assert {"has_weights": False, "has_others": True} == stock["a_file_is_dropped_with_a_warning"]
+    ours.served.arm(f"file:{WEIGHTS} status=500")
+    assert (FaultKind.TRANSIENT, "HUB_FAILED") == ((failed := ours.refused()).kind, failed.reason)
+
+
+def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> None:
+    """The stock download rewrites a moved branch in place and keeps what was deleted; ours is another digest apart."""
+    assert all(stock["a_moved_branch_is_rewritten_in_place"].values())
+    first = ours.stage()
+    before = (ours.staged() / WEIGHTS).read_bytes()
+    shutil.rmtree(ours.served.folder / MODEL / REVISION)
+    publish_scripted(ours.served.folder, REVISION, ours.served.folder.parent / "again", weights_bytes=5000)
+    second = ours.stage(update="20260102-030405-fedcba")
+    assert first != second
+    assert before == (ours.staged() / WEIGHTS).read_bytes()
+    assert before != (ours.staged("20260102-030405-fedcba") / WEIGHTS).read_bytes()
+
+
+def test_a_hub_that_is_down_takes_nothing_away(stock: Facts, ours: Ours) -> None:
+    """The stock download fails though all is there; what ours has fetched stays verified, and needs no hub."""
+    assert {"is_there": True, "failed": True} == stock["a_hub_that_is_down_fails_what_is_cached"]
+    digest = ours.stage()
+    ours.served.arm("any status=503")
+    assert (FaultKind.TRANSIENT, "HUB_FAILED") == ((failed := failure(ours.stage)).kind, failed.reason)
+    ours.store.verify(ours.store.source_folder(ID, digest, is_kept=False), digest, "")
