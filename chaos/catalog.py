@@ -77,7 +77,7 @@ STEPS: tuple[Step, ...] = (
     Step("disk", ("D1",), "the disk is really full while an update is staged, sealed, written down, committed",
          900.0, "chaos.steps.disk"),
     Step("random", ("K1", "K2", "K3", "K5", "K7", "D1", "N1", "B9"),
-         "ten minutes under load of kills, a hub that is gone, a full disk and a jumping clock, at random",
+         "ten minutes under load of kills, a hub that errs, a full disk and a jumping clock, at random",
          3600.0, "chaos.steps.storm"),
 )  # fmt: skip
 

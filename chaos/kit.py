@@ -59,8 +59,9 @@ def write_config(path: Path, state: Path, hub: Path, golden: Path, port: int, se
     """
     names = {"observe": f"updater.models.{MODEL}.observe", "model": f"updater.models.{MODEL}"}
     given = {names.get(name, name): values for name, values in sections.items()}
+    is_http = "hub_model" in sections.get("model", {})
     places: Sections = {
-        f"updater.models.{MODEL}": {"hub_folder": str(hub), "golden": str(golden)},
+        f"updater.models.{MODEL}": {"golden": str(golden), **({} if is_http else {"hub_folder": str(hub)})},
         "front": {"port": port},
     }
     tables = [*DEFAULTS, *(name for name in given if name not in DEFAULTS)]

@@ -1,6 +1,6 @@
 """Whatever may befall a living stack does, at random, while revisions, good and bad, are published and callers call.
 
-Processes are killed, the hub is gone or the disk full for a while, the wall clock jumps by a year. Without the right to
+Processes are killed, the hub errs or the disk is full for a while, the wall clock jumps by a year. Without the right to
 mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the blows, their
 order and the pauses between them; what the machine makes of it differs from run to run.
 
@@ -27,6 +27,8 @@ from chaos.stack import ChaosStack
 from chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from chaos.steps.disk import fill, small_disk
 from tests.stack.load import Refused
+from tests.standin.world import Hub, hub
+from tests.updater.edges.revisions import MODEL
 
 SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)
@@ -46,7 +48,19 @@ DEEDS = {
     "clock": 7,
     "nothing": 11,
 }
-AWAY_SECONDS = 2.0  # of the hub, and of room on the disk
+AWAY_SECONDS = 2.0  # of a good hub, and of room on the disk
+HUB_FAULTS = (
+    *("any status=500", "any status=503 retry-after=1", "any status=429 retry-after=1", "any status=403"),
+    *(
+        "any reset",
+        "any html",
+        "file reset after=100",
+        "file cut after=100",
+        "file flip",
+        "files short",
+        "revisions html",
+    ),
+)
 
 
 @dataclass(slots=True)
@@ -55,6 +69,7 @@ class Storm:
 
     stack: ChaosStack
     chance: random.Random
+    hub: Hub
     done: dict[str, int] = field(default_factory=dict)
     away: list[tuple[float, float]] = field(default_factory=list)  # time.monotonic(): killed, ready again
     published: list[str] = field(default_factory=list)
@@ -74,7 +89,7 @@ class Storm:
             "both": self._both,
             "active runner": lambda: self._runner(is_active=True),
             "other runner": lambda: self._runner(is_active=False),
-            "hub": self._lose_hub,
+            "hub": self._spoil_hub,
             "disk": self._fill_disk,
             "clock": self._jump,
             "nothing": lambda: True,
@@ -110,11 +125,10 @@ class Storm:
         self.away.append((began, self.front_since + BACK_SECONDS))
         return True
 
-    def _lose_hub(self) -> bool:
-        gone = self.stack.hub.with_name("hub-gone")
-        self.stack.hub.rename(gone)
+    def _spoil_hub(self) -> bool:
+        self.hub.arm(self.chance.choice(HUB_FAULTS))
         time.sleep(AWAY_SECONDS)
-        gone.rename(self.stack.hub)
+        self.hub.arm()
         return True
 
     def _fill_disk(self) -> bool:
@@ -144,10 +158,11 @@ def run(task: Task) -> Findings:
     """Let it storm, then look."""
     findings = Findings()
     clock = _clock(task)
-    with _state(task) as (state, is_small):
-        whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()))
+    with hub(task.folder) as served, _state(task) as (state, is_small):
+        sections = {"model": {"hub_model": f"any/{MODEL}"}, "updater": {"hub_endpoint": served.url}}
+        whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
-            storm = Storm(stack, random.Random(task.seed), clock=clock, is_small=is_small)
+            storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
             rage(storm, task.seconds or SECONDS, task.say)
             if clock is not None:
                 clock.set(TRUE)
