@@ -39,45 +39,49 @@ _MAX_TOKEN_BYTES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+Folder = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: what hotslot.toml says.", show_default=False),
+]
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="Only who shows this token is served.", show_default=False),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="Speak TLS with this certificate.", show_default=False)
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key.", show_default=False)]
+MaxConnections = Annotated[int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")]
+Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", metavar="FAULT", help="What goes wrong on command; see below.", show_default=False),
+]
+AllowFaults = Annotated[
+    bool, typer.Option("--allow-faults", help="Let whoever may ask arm faults, at /_faults.", show_default=False)
+]
+
+
 def serve(  # noqa: PLR0913  one an option
-    folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: what hotslot.toml says.", show_default=False),
-    ] = None,
+    folder: Folder = None,
     *,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")] = 8090,
-    token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", metavar="FILE", help="Only who shows this token is served.", show_default=False),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="FILE", help="Speak TLS with this certificate.", show_default=False),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key.", show_default=False)
-    ] = None,
-    max_connections: Annotated[
-        int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")
-    ] = MAX_CONNECTIONS,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option("--fault", metavar="FAULT", help="What goes wrong on command; see below.", show_default=False),
-    ] = None,
-    allow_faults: Annotated[
-        bool,
-        typer.Option("--allow-faults", help="Let whoever may ask arm faults, at /_faults.", show_default=False),
-    ] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8090,
+    token_file: TokenFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    max_connections: MaxConnections = MAX_CONNECTIONS,
+    fault: Faults = None,
+    allow_faults: AllowFaults = False,
 ) -> None:
     """Serve a folder hub to ModelScope's clients, until Ctrl-C.
 
     The folder is the one that `hotslot hub add` fills; nothing in it is changed. A revision is told of once all its
     files are there. Any owner will do before the model's name: a folder has none. A request is a line in the log.
     """
-    listening = Listening(
-        host, port, _token(token_file), max_connections, allows_faults=allow_faults, tls=_tls(tls_cert, tls_key)
-    )
+    tls = _tls(tls_cert, tls_key)
+    listening = Listening(host, port, _token(token_file), max_connections, allows_faults=allow_faults, tls=tls)
     plan = FaultPlan(_faults(fault or []))
     place = hub_folder(folder)
     if not place.is_dir():
@@ -85,9 +89,8 @@ def serve(  # noqa: PLR0913  one an option
     with logs.configure("hub", "info"):
         log = logs.get_logger()
         server = _started(HubServer(HubFolder(place), listening, log, plan), listening)
-        log.info(
-            "hub_serving", url=server.url, folder=str(place), needs_token=bool(listening.token), faults=plan.told()
-        )
+        fields = {"needs_token": bool(listening.token), "faults": len(plan.told())}
+        log.info("hub_serving", url=server.url, folder=str(place), **fields)
         _announce(server.url, listening)
         try:
             _until_asked_to_end()

@@ -62,7 +62,7 @@ class HubServer:
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, threading.Thread] = {}
+        self._open: dict[threading.Thread, socket.socket] = {}
         self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
 
     @property
@@ -99,11 +99,11 @@ class HubServer:
         self._acceptor.join(_STOP_SECONDS)
         with self._lock:
             left = list(self._open.items())
-        for connection, _ in left:
+        for _, connection in left:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         ends = self._clock.monotonic() + _STOP_SECONDS
-        for _, thread in left:
+        for thread, _ in left:
             thread.join(max(0.0, ends - self._clock.monotonic()))
         for end in (self._listener, self._waker, self._waked):
             end.close()
@@ -127,7 +127,7 @@ class HubServer:
         with self._lock:
             is_full = len(self._open) >= self._listening.max_connections
             if not is_full:
-                self._open[connection] = thread
+                self._open[thread] = connection
         if not is_full:
             thread.start()
             return
@@ -138,15 +138,18 @@ class HubServer:
             connection.send(head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
 
     def _converse(self, connection: socket.socket, client: str) -> None:
+        thread = threading.current_thread()
         try:
             with self._secured(connection) as secured:
+                with self._lock:
+                    self._open[thread] = secured
                 self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._stopping.is_set())
         except OSError as error:
             # The client is gone, too slow, or speaks no TLS: its own business.
             self._log.debug("connection_ended", client=client, reason=str(error))
         finally:
             with self._lock:
-                del self._open[connection]
+                del self._open[thread]
             connection.close()
 
     def _secured(self, connection: socket.socket) -> socket.socket:

@@ -89,6 +89,8 @@ def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Pa
 def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path: Path) -> None:
     """Without an endpoint nobody would ask it."""
     write_settings(tmp_path)
+    with (tmp_path / "hotslot.toml").open("a") as file:
+        file.write("[updater]\nmetrics_port = -1\n")
     ended = hotslot("serve", "--serve-hub", "hub")
     assert (2, True) == (ended.code, "hub_endpoint" in ended.err)
 

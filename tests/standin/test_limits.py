@@ -1,7 +1,10 @@
 """What a stranger may take of the stand-in hub: connections, bytes and time have an end."""
 
+import http.client
 import socket
+import ssl
 import threading
+import time
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -11,8 +14,10 @@ import pytest
 from standin.connection import ANSWER_SECONDS, IDLE_SECONDS, MIN_BYTES_PER_SECOND, REQUEST_SECONDS, Connection
 from standin.messages import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Refused, read_head
 from standin.server import Listening
+from tests.stack.process import ROOT
 from tests.standin.world import FILES, MODEL, Hub, hub
 
+CERTIFICATE = ROOT / "tests/updater/hub/certificate.pem"  # of 127.0.0.1, signed by itself
 API = f"/api/v1/models/any/{MODEL}"
 
 
@@ -32,7 +37,7 @@ class Ticking:
 
 def said(serving: Hub, request: bytes) -> bytes:
     """What the hub says to some bytes before it closes."""
-    host, _, port = serving.url.removeprefix("http://").rpartition(":")
+    host, _, port = serving.url.partition("://")[2].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
@@ -77,7 +82,7 @@ def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
     """At once, without a thread; when another is gone, the next is served."""
     with hub(tmp_path, Listening(max_connections=1)) as made:
         made.publish("v1.0.0")
-        host, _, port = made.url.removeprefix("http://").rpartition(":")
+        host, _, port = made.url.partition("://")[2].rpartition(":")
         with socket.create_connection((host, int(port)), timeout=10) as first:
             first.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert first.recv(100).startswith(b"HTTP/1.1 200")
@@ -151,3 +156,23 @@ def test_a_header_cannot_begin_another() -> None:
     head = b"GET / HTTP/1.1\r\nX-Request-ID: a\nb"
     with pytest.raises(Refused):
         read_head(head)
+
+
+def test_a_hub_speaks_tls(tmp_path: Path) -> None:
+    """Who trusts its certificate is served; and it ends at once, whatever connection is open."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with hub(tmp_path, Listening(tls=context)) as made:
+        made.publish("v1.0.0")
+        port = int(made.url.rpartition(":")[2])
+        assert made.url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=CERTIFICATE)
+        client = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
+        client.request("GET", f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin")
+        assert FILES["weights.bin"] == client.getresponse().read()
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as wary, pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(wary, server_hostname="127.0.0.1")
+        began = time.monotonic()
+        made.server.stop()
+        assert time.monotonic() - began < 1.5
+        client.close()
