@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from standin.falsify import HTML, SMUGGLED
-from standin.faults import FaultUnknown, parse_faults
+from standin.faults import FaultUnknown, Wrong, parse_faults
+from standin.protocol import Kind
 from standin.server import Listening
+from tests.stack.process import ROOT
 from tests.standin.world import FILES, MODEL, Hub, hub
 
 API = f"/api/v1/models/any/{MODEL}"
@@ -234,3 +236,11 @@ def test_faults_are_not_armed_over_http_elsewhere(serving: Hub) -> None:
     """A hub that serves others is no toy."""
     assert 405 == serving.get("/_faults", "PUT", content=b"any html").status
     assert 404 == serving.get("/_faults").status
+
+
+def test_the_page_of_faults_has_all_of_them() -> None:
+    """Each kind is a row of docs/hub.md, and each place is named there."""
+    page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1].split("=")[0] for line in page.splitlines() if line.startswith("| `")}
+    assert set(Wrong) == rows
+    assert [] == [kind for kind in Kind if f"`{kind}`" not in page]
