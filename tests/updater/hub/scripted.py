@@ -322,7 +322,7 @@ def endless(exchange: Exchange) -> None:
 
 def shows_page(exchange: Exchange) -> None:
     """A login page with a good status, as it is."""
-    page = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
+    page = b"<p>Please log in"
     says(200, page, Content_Type="text/html; charset=utf-8")(exchange)
 
 
