@@ -2,13 +2,15 @@
 .DEFAULT_GOAL := help
 .PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-load bench-front bench-swap bench-update parity chaos gpu
 bin := .venv/bin
+# A proxy of this machine has no way to the hub beside us.
+hub-http-env := env no_proxy=127.0.0.1
 hub-http := --config deploy/hotslot-http.toml --serve-hub state/hub
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: env ## Serve the demo model here, in the foreground; Ctrl-C ends it. HUB=http: its hub is asked over HTTP
-	@exec $(bin)/hotslot serve --demo $(hub-$(HUB))
+	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo $(hub-$(HUB))
 
 demo: env ## A tour of two minutes: updates, refusals, rollbacks and deaths under load
 	@$(bin)/python -m demo.tour $(ARGS)

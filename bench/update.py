@@ -207,7 +207,7 @@ def _update(folder: Path) -> Seen:
         done = subprocess.run(
             [sys.executable, "-m", "bench.update_child", str(report)],
             cwd=ROOT,
-            env={**os.environ, "HOTSLOT_CONFIG": str(folder / "hotslot.toml")},
+            env={**os.environ, "HOTSLOT_CONFIG": str(folder / "hotslot.toml"), "no_proxy": "127.0.0.1"},
             stdout=log,
             stderr=log,
             timeout=LIMIT_SECONDS,
