@@ -103,6 +103,7 @@ class Rules:
     poll_jitter: float = 0.2  # share of it, on top
     max_steps: int = 40  # stages entered and starts of the updater in one update
     max_attempts: int = 3  # of one effect that fails without blame
+    max_fetch_attempts: int = 8  # of a transfer: with its pauses over eight minutes; given up, it begins anew
     max_crashes: int = 3  # lives of the front that end during a first install
     max_failed_loads: int = 3  # of what is committed, before the last committed is taken
     max_restarts: int = 5  # of the slot that should answer, before the last committed is taken

@@ -56,7 +56,8 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
         if record.under_way.source_digest:
             return moves.refuse(record, facts, rules, fault.reason, fault.message)
         return abandon(record, facts, rules, why)
-    if fault.kind is FaultKind.TRANSIENT and fault.reason not in LOCAL_REASONS and record.hub.may_begin:
+    is_line = fault.kind is FaultKind.TRANSIENT and fault.reason not in LOCAL_REASONS
+    if is_line and record.hub.may_begin:
         limits = rules.breakers[BreakerName.HUB]
         hub = report(
             begin(record.hub, limits),
@@ -67,7 +68,8 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
             at_least=fault.retry_after_seconds,
         )
         record = replace(record, hub=hub)
-    if fault.kind is FaultKind.DENIED or record.under_way.attempts + 1 >= rules.max_attempts:
+    limit = rules.max_fetch_attempts if is_line else rules.max_attempts
+    if fault.kind is FaultKind.DENIED or record.under_way.attempts + 1 >= limit:
         return abandon(record, facts, rules, why)
     record = moves.try_again(record, rules)
     pause = max(record.under_way.pause_seconds, min(fault.retry_after_seconds, rules.abandoned_seconds))

@@ -12,7 +12,7 @@ from tests.updater.stories.world import StoryWorld
 from updater.breaker import BreakerState
 from updater.hub.door import Door, DoorRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.record import Stage
+from updater.record import Outcome, Stage
 from updater.results import Failed, FaultKind
 
 FOREVER = 10**4
@@ -169,6 +169,22 @@ def test_a_hub_that_denies_does_not_trip_the_breaker(line: Line) -> None:
     world.publish("v1.1.0", Quality())
     world.settle(500.0)
     assert "v1.1.0" == committed(world)
+
+
+@pytest.mark.fault("N1")
+def test_an_outage_of_minutes_costs_no_byte_that_is_here(line: Line) -> None:
+    """The same update goes on: what it had fetched would be lost with it."""
+    world = line.world
+    world.publish("v1.1.0", Quality())
+    while world.record.stage is not Stage.STAGING:
+        world.step()
+    update = world.record.under_way.update_id
+    line.fails("500", FOREVER)
+    line.steps(120.0)
+    line.mends()
+    world.settle(1000.0)
+    assert "v1.1.0" == committed(world)
+    assert [(update, Outcome.COMMITTED)] == world.updates_of("v1.1.0")
 
 
 @pytest.mark.fault("N8")

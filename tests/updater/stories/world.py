@@ -273,6 +273,12 @@ class StoryWorld:
         past = [row for _, row in self._journal.history(MODEL, 1000, 0)]
         return {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
 
+    def updates_of(self, revision: str) -> list[tuple[str, Outcome | None]]:
+        """Id and outcome of every update to a revision, newest first."""
+        assert self._journal is not None
+        past = [row for _, row in self._journal.history(MODEL, 1000, 0)]
+        return [(row.update.update_id, row.outcome) for row in past if row.update.revision == revision]
+
     def is_whole(self, bundle: str) -> bool:
         """Whether a bundle is sealed."""
         with contextlib.suppress(BundleBroken):
