@@ -15,7 +15,7 @@ from cli.settings import Settings
 
 REQUIRED = "required"
 UNSET = "unset"  # there is no word for it in the file: the key is left out
-_JOINTS = {tuple: "[].", dict: ".NAME."}
+_JOINTS: Mapping[Any, str] = {tuple: "[].", dict: ".NAME."}
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}

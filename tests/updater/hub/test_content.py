@@ -50,7 +50,7 @@ def test_a_listing_that_changes_while_it_is_fetched_is_not_ready(bench: HubBench
     release = bench.release()
 
     def publish_again(exchange: Exchange) -> None:
-        bench.server.change_rows = lambda rows: rows.pop(0)
+        bench.server.change_rows = lambda rows: rows.__delitem__(0)
         exchange.answer()
 
     for act in (publish_again, _with_another_hash(bench)):
