@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import exclusive, read_bounded, write_atomic
+from common.provenance import Interface, Provenance, interface_of, provenance_of
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -53,6 +54,8 @@ class Bundle:
     converter: str  # version of the layout
     files: tuple[BundleFile, ...]
     notes: tuple[str, ...] = ()  # what people should know of how it answers, whole sentences
+    interface: Interface | None = None  # None: of an older hotslot, or of an engine that does not say
+    provenance: Provenance | None = None  # None: of an older hotslot
 
     @property
     def weights_bytes(self) -> int:
@@ -60,7 +63,7 @@ class Bundle:
         return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
 
 
-_PLAIN_KEYS = tuple(key for key in Bundle.__slots__ if key not in {"files", "notes"})
+_PLAIN_KEYS = tuple(key for key in Bundle.__slots__ if key not in {"files", "notes", "interface", "provenance"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,12 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
         notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
-        bundle = Bundle(files=files, notes=notes, **{key: row[key] for key in _PLAIN_KEYS})
-    except (KeyError, TypeError, AttributeError) as error:
+        said = row.get("interface"), row.get("provenance")
+        interface = None if said[0] is None else interface_of(said[0])
+        provenance = None if said[1] is None else provenance_of(said[1])
+        plain = {key: row[key] for key in _PLAIN_KEYS}
+        bundle = Bundle(files=files, notes=notes, interface=interface, provenance=provenance, **plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleBroken(f"{MANIFEST_NAME} is malformed: {error}") from error
     for file in bundle.files:
         if Path(file.name).name != file.name:

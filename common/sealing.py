@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle
+from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle, write_bundle
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
+from common.provenance import Provenance
 from common.settings import inherited_environment
 from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, read_source
 
@@ -51,8 +52,10 @@ def run_convert(
     limits: ConvertLimits,
     precision: str = "float32",
     progress: Progress = lambda _percent: None,
+    *,
+    provenance: Provenance | None = None,
 ) -> Bundle:
-    """Turn a published folder into a sealed bundle; at once if it is sealed already.
+    """Turn a published folder into a sealed bundle; at once if it is sealed already, as it was sealed then.
 
     Args:
         source: folder of a revision.
@@ -61,6 +64,7 @@ def run_convert(
         limits: of the child.
         precision: of the stored weights, one of PRECISIONS.
         progress: hears how many per cent of the weights are converted, on the calling thread.
+        provenance: where the source came from, to be sealed with it.
 
     Raises:
         ConversionRefused: the source is not convertible, or a limit was met.
@@ -78,6 +82,8 @@ def run_convert(
         bundle = _read_staged(staging)
         if bundle.source_digest != seen.digest:  # rule 3
             raise ConversionRefused("SOURCE_CHANGED", "the source changed while it was converted")
+        if provenance is not None:
+            write_bundle(staging, replace(bundle, provenance=provenance))
         return seal(staging, state)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from updater import checks
 from updater.actions import (
     Action,
     Activated,
@@ -34,6 +35,7 @@ from updater.actions import (
     Wait,
     WritePointer,
 )
+from updater.checks import refused
 from updater.pipeline.watch import worth_listing
 from updater.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
 
@@ -135,7 +137,8 @@ def _stage(action: StageRevision, ports: Ports) -> Result:
     )
     after = _ready_release(action, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
     if after.files != before.files:
-        return Failed(FaultKind.NOT_READY, "LISTING_CHANGED", f"{action.revision} changed while it was fetched")
+        message = f"{action.revision} changed while it was fetched"
+        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
     return Staged(staged)
 
 
@@ -146,18 +149,19 @@ def _ready_release(action: StageRevision, hub: Hub, deadline_seconds: float) -> 
         raise EffectFailed(Failed(FaultKind.NOT_READY, "NOT_READY", release.missing))
     if action.source_digest and release.source_digest not in ("", action.source_digest):
         message = f"{action.revision} is not what it was when it was listed"
-        raise EffectFailed(Failed(FaultKind.NOT_READY, "LISTING_CHANGED", message))
+        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
     return release
 
 
 def _verify_and_seal(action: VerifyAndSeal, ports: Ports) -> Result:
     ends = ports.clock.monotonic() + action.deadline_seconds
     folder = ports.store.source_folder(action.update_id, action.source_digest, is_kept=action.is_kept_source)
-    ports.store.verify(folder, action.source_digest, action.compatible_with)
+    provenance = ports.store.verify(folder, action.source_digest, action.compatible_with)
     left = ends - ports.clock.monotonic()
     if left <= 0:
         return Failed(FaultKind.TRANSIENT, "DEADLINE", "verification took too long")
-    digest = ports.converter.seal(folder, action.revision, action.precision, left)
+    digest = ports.converter.seal(folder, action.revision, action.precision, left, provenance)
+    ports.store.check_compatible(digest, action.compatible_with)  # check 15
     if not action.is_kept_source:
         ports.store.keep_source(action.update_id, action.source_digest)
     return Sealed(digest, action.source_digest)

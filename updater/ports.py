@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.clock import Clock
+from common.provenance import HubPlace, Provenance
 from updater.facts import (
     DeviceSeen,
     Facts,
@@ -38,8 +39,10 @@ __all__ = [
     "GoldenFacts",
     "Hub",
     "HubFile",
+    "HubPlace",
     "Journal",
     "JournalUnusable",
+    "Provenance",
     "Release",
     "RevisionSeen",
     "SlotSeen",
@@ -63,6 +66,11 @@ class JournalUnusable(Exception):
 
 class Hub(Protocol):
     """Where revisions are published. Its content is foreign: nothing that it says is checked yet."""
+
+    @property
+    def place(self) -> HubPlace:
+        """Where on which hub this model's revisions lie; sealed with what comes from it."""
+        ...
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Names of all tags and branches that could be a release, in any order."""
@@ -156,8 +164,15 @@ class Store(Protocol):
         """Where the staged, or the kept, files of a source lie."""
         ...
 
-    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
-        """Run the numbered list over a folder; everything wrong is EffectFailed(PERMANENT)."""
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
+        """Run the numbered list over a folder; what the revision is to blame for is EffectFailed(PERMANENT).
+
+        Returns where it came from and what it passed, to be sealed with it; None if nobody wrote that down.
+        """
+        ...
+
+    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+        """Compare a sealed bundle with what serves (empty: nothing does): otherwise EffectFailed(PERMANENT)."""
         ...
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
@@ -190,8 +205,10 @@ class Store(Protocol):
 class Converter(Protocol):
     """From verified files to a sealed bundle, in a child with limits."""
 
-    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
-        """Convert and seal; returns the bundle digest; at once if it is sealed already."""
+    def seal(
+        self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
+    ) -> str:
+        """Convert and seal; returns the bundle digest; at once if it is sealed already, as it was sealed then."""
         ...
 
 

@@ -17,6 +17,7 @@ from common.bundle import (
     write_bundle,
     write_committed,
 )
+from common.provenance import Provenance
 from common.sealing import ConvertLimits, read_source
 from tests.cli.conftest import Hotslot
 
@@ -43,7 +44,15 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def seal(source: Path, state: Path, revision: str, _limits: ConvertLimits, precision: str) -> Bundle:
+def seal(
+    source: Path,
+    state: Path,
+    revision: str,
+    limits: ConvertLimits,
+    precision: str,
+    *,
+    provenance: Provenance | None = None,
+) -> Bundle:
     """Stand in for the converter: the digests are real, the one file is not."""
     seen = read_source(source)
     folder = bundle_folder(state, seen.bundle_digest(precision))
@@ -51,7 +60,8 @@ def seal(source: Path, state: Path, revision: str, _limits: ConvertLimits, preci
     (folder / "model.safetensors").write_bytes(b"weights")
     files = (hash_file(folder / "model.safetensors"),)
     digest = seen.bundle_digest(precision)
-    bundle = Bundle(digest, seen.digest, revision, "ofa", "visual-entailment", precision, "ofa-1", files)
+    plain = (digest, seen.digest, revision, "ofa", "visual-entailment", precision, "ofa-1", files)
+    bundle = Bundle(*plain, provenance=provenance)
     write_bundle(folder, bundle)
     return bundle
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.sealing import ConversionRefused
+from inference.runner.conversion.ofa_answers import labels_in_order
 from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
 from inference.runner.conversion.ofa_words import read_words
 from inference.runner.engines.ofa.config import DecoderPrompt
@@ -168,3 +169,36 @@ def test_broken_files_are_refused(name: str, content: str, sentence: str, publis
     (folder / name).write_text(content, encoding="utf-8")
 
     assert sentence in refusal(folder)
+
+
+@pytest.mark.reason("CONFIG_UNSUPPORTED")
+@pytest.mark.reason("VOCABULARY_BROKEN")
+@pytest.mark.reason("ANSWERS_UNSUPPORTED")
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("vocab.json", {"a": 0, "b": 0}, "VOCABULARY_BROKEN"),
+        ("ans2label.json", {"yes": 0, "no": 1}, "ANSWERS_UNSUPPORTED"),
+        ("config.json", {"model_type": "bert"}, "CONFIG_UNSUPPORTED"),
+    ],
+)
+def test_what_is_wrong_has_its_reason(name: str, content: object, reason: str, publish: Publish) -> None:
+    """For machines, one a kind."""
+    folder = publish(without=(name,))
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConversionRefused) as caught:
+        read(folder)
+    assert reason == caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("answer_map", "labels"),
+    [
+        ({"no": 0, "yes": 1, "maybe": 2}, ("no", "yes", "maybe")),
+        ({"maybe": 2, "yes": 1, "it does not: no": 0}, ("no", "yes", "maybe")),
+        ({"maybe": "neutral", "yes": "entailment", "no": "contradiction"}, ("maybe", "yes", "no")),
+    ],
+)
+def test_labels_have_the_order_of_the_answer_map(answer_map: dict[str, object], labels: tuple[str, ...]) -> None:
+    """By its numbers; as they stand there, where it has none."""
+    assert labels == labels_in_order(answer_map)

@@ -166,6 +166,8 @@ def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
         (ConvertLimits(max_file_bytes=MIB), "IO_FAILED"),
     ],
 )
+@pytest.mark.reason("CPU_LIMIT")
+@pytest.mark.reason("MEMORY_LIMIT")
 @pytest.mark.fault("K10")
 def test_limits_hold(limits: ConvertLimits, reason: str, sources: Callable[[str], Path], state: Path) -> None:
     """Time, CPU time, memory and output are bounded, and the limit that was met is named."""

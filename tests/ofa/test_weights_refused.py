@@ -54,6 +54,7 @@ def refusal(convert: Callable[..., Path], tensors: object, **changes: dict[str, 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [NAME, "decoder.image_rel_pos_table_list.0.weight", "encoder.embed_images.bn1.bias"])
+@pytest.mark.reason("WEIGHTS_BROKEN")
 @pytest.mark.fault("C11")
 def test_a_number_that_is_none(number: float, name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
     """NaN and infinity are found in every parameter, even in those that no answer needs."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common.provenance import HubKind, HubPlace, Provenance
 from tests.updater.simulated_front import SimFront
 from updater.actions import Failed, FaultKind
 from updater.golden import Answer, Asked, GateAnswers
@@ -18,12 +19,16 @@ from updater.record_json import from_json, to_json
 __all__ = ["Quality", "SimConverter", "SimFront", "SimGolden", "SimHub", "SimJournal", "SimStore"]
 
 
+_SIMULATED = HubPlace(HubKind.FOLDER, "simulated")
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """What the content of a revision is worth."""
 
     verifies: bool = True
     converts: bool = True
+    is_compatible: bool = True  # with whatever serves
     loads: str = ""  # reason with which a load fails
     right: int = 20  # of 20 expected golden answers, the first ones
     agrees: int = 20  # of 20 others, with everybody
@@ -39,6 +44,7 @@ class SimHub:
 
     contents: dict[str, str] = field(default_factory=dict)
     unready: set[str] = field(default_factory=set)
+    place: HubPlace = _SIMULATED
     faults: list[Failed] = field(default_factory=list)  # for the next calls
     fault: Failed | None = None  # for every call
 
@@ -113,6 +119,10 @@ class SimStore:
         if not self.qualities[folder.name].verifies:
             raise EffectFailed(Failed(FaultKind.PERMANENT, "CONTENT_MISMATCH", "a bit has flipped"))
 
+    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+        if compatible_with and not self.qualities[content_of(bundle_digest)].is_compatible:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "LABELS_CHANGED", "another order"))
+
     def keep_source(self, update_id: str, source_digest: str) -> None:
         self.disk.check()
         self.disk.sources.add(source_digest.removeprefix("source "))
@@ -152,7 +162,9 @@ class SimConverter:
     store: SimStore
     faults: list[Failed] = field(default_factory=list)
 
-    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
+    def seal(
+        self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
+    ) -> str:
         if self.faults:
             raise EffectFailed(self.faults.pop(0))
         self.store.disk.check()

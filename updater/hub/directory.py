@@ -5,11 +5,13 @@ Whoever publishes may be in the middle of it: a revision counts when every decla
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from common.bundle import BundleFile
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
+from common.provenance import HubKind, HubPlace
 from common.published import ManifestBroken, is_revision_name, read_listing
 from common.regular import NotRegular, open_within
 from updater.actions import Failed, FaultKind
@@ -34,6 +36,7 @@ class DirectoryHub:
         """
         self._folder = folder / model
         self._clock = clock
+        self.place = HubPlace(HubKind.FOLDER, model)
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Names of the folders that could be revisions; a hub that is not there yet has none."""
@@ -54,7 +57,8 @@ class DirectoryHub:
         ends = self._clock.monotonic() + deadline_seconds
         folder = self._place(revision)
         try:
-            listed = read_listing(folder)
+            # One form of a hash: how it is written makes no other revision.
+            listed = tuple(replace(file, sha256=file.sha256.lower()) for file in read_listing(folder))
         except FileNotFoundError:
             return Release(revision, (), "", is_ready=False, missing="it has no manifest yet")
         except ManifestBroken as error:

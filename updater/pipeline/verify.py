@@ -9,6 +9,8 @@ from updater.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.rules import Rules
 
 DEFAULT_PRECISION = "float32"
+# Bytes on our disk that are not what was listed.
+_FETCHED_AGAIN = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH"})
 _PATIENCE_SECONDS = 30.0  # for a front that has said nothing about its devices
 
 
@@ -51,7 +53,7 @@ def sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> C
     if record.is_quarantined(result.source_digest):
         return stop_quarantined(record, facts, rules)
     if result.source_digest != update.source_digest:
-        return moves.refuse(record, facts, rules, "CONTENT_MISMATCH", "what was sealed is not what was listed")
+        return moves.refuse(record, facts, rules, "SOURCE_MISMATCH", "what was sealed is not what was listed")
     if result.bundle_digest in record.blocked:
         return moves.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
     record = moves.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
@@ -64,7 +66,7 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
     why = f"{fault.reason}: {fault.message}"
     is_ours = update.kind is UpdateKind.RECONVERT
     if fault.kind is FaultKind.PERMANENT:
-        if fault.reason == "CONTENT_MISMATCH" and not update.fresh_staging and not is_ours:
+        if fault.reason in _FETCHED_AGAIN and not update.fresh_staging and not is_ours:
             record = moves.enter(record, Stage.STAGING, fresh_staging=True)
             return record, (moves.event(record, facts, "content_mismatched", f"{why}; it is fetched once more"),)
         return moves.refuse(record, facts, rules, fault.reason, fault.message)

@@ -26,14 +26,19 @@ from common.bundle import (
 from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
+from common.provenance import Provenance
 from common.published import ManifestBroken, check_files, read_listing_file
+from updater import checks
+from updater.checks import refused
 from updater.ports import EffectFailed, Hub, Release
 from updater.progress import Progress
 from updater.record import Installed
 from updater.store import garbage
+from updater.store.compatible import check_compatible
 from updater.store.declared import NotServable, engine_of, parse_object
-from updater.store.faults import disk_failed, permanent
-from updater.store.staging import FILES_FOLDER, LISTING_NAME, Stager, StagingLimits
+from updater.store.faults import disk_failed, permanent, transient
+from updater.store.origin import sealed_with
+from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stager, StagingLimits
 from updater.store.verify import verify
 
 INCOMING, SOURCES = "incoming", "sources"
@@ -45,7 +50,13 @@ DigestOf = Callable[[Path, str, str], str]
 
 
 class FolderTrusted(ValueError):
-    """The state folder has a name by which the hub's own library would run a model's code."""
+    """The state folder has a name by which the hub's own library would run a model's code.
+
+    Attributes:
+        reason: for machines.
+    """
+
+    reason = checks.STATE_FOLDER.reasons[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,8 @@ def refuse_trusted_names(state: Path) -> None:
     parts = [part.split("--", 1)[0] for part in state.absolute().parts]
     found = next((part for part in parts if part in _TRUSTED_NAMES), None)
     if found:
-        raise FolderTrusted(f"no part of state_dir may be called {found!r}: code of models in it would be trusted")
+        message = f"no part of state_dir may be called {found!r}: code of models in it would be trusted"
+        raise FolderTrusted(f"check {checks.STATE_FOLDER.title}: {message}")
 
 
 def digest_of_source(folder: Path, source: str, precision: str) -> str:
@@ -137,20 +149,38 @@ class BundleStore:
             return self._kept(source_digest)
         return staged
 
-    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
-        """Run the numbered list over a folder."""
-        task = self._task_of(compatible_with) if compatible_with else ""
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
+        """Run the numbered list over a folder; returns what is to be sealed with it."""
+        serving = self._whole(compatible_with)
         try:
             listing = folder.parent / LISTING_NAME
             listed = read_listing_file(listing) if folder.name == FILES_FOLDER else None
             check_files(listed or ())
-            verify(folder, source_digest, listed, task, self._keep_on)
+            engine, passed = verify(folder, source_digest, listed, self._keep_on)
         except FileNotFoundError as error:
-            raise permanent("CONTENT_MISMATCH", "what was staged is gone") from error
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", "what was staged is gone") from error
         except ManifestBroken as error:
-            raise permanent("CONTENT_MISMATCH", f"what was listed is damaged: {error}") from error
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", f"what was listed is damaged: {error}") from error
         except OSError as error:
             raise disk_failed(error, "the staged files cannot be read") from error
+        if serving is not None and engine.task.value != serving.task:  # before work is put into it
+            message = f"its task is {engine.task.value!r}, what serves does {serving.task!r}"
+            raise refused(checks.COMPATIBLE, "TASK_CHANGED", message)
+        known = None if serving is None or serving.source_digest != source_digest else serving.provenance
+        return sealed_with(folder.parent / ORIGIN_NAME, passed, self._clock.now(), known)
+
+    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+        """Compare a sealed bundle with what serves."""
+        serving = self._whole(compatible_with)
+        if serving is None or bundle_digest == compatible_with:
+            return
+        folders = [bundle_folder(self._state, digest) for digest in (bundle_digest, compatible_with)]
+        try:
+            check_compatible(self.bundle(bundle_digest), folders[0], serving, folders[1])
+        except (BundleBroken, ValueError) as error:
+            raise transient("BUNDLE_BROKEN", f"what was sealed cannot be compared: {error}") from error
+        except OSError as error:
+            raise disk_failed(error, "what was sealed cannot be compared") from error
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
         """Move the staged files of a sealed source to the kept ones; harmless when repeated."""
@@ -253,11 +283,12 @@ class BundleStore:
             return ""
         return self._digest_of(kept, installed.source_digest, precision)
 
-    def _task_of(self, digest: str) -> str:
+    def _whole(self, digest: str) -> Bundle | None:
+        """What serves; None if nothing does, or if it is not whole any more: nothing to be compatible with."""
         try:
-            return self.bundle(digest).task
+            return self.bundle(digest) if digest else None
         except BundleBroken:
-            return ""  # what serves is not whole any more: nothing to be compatible with
+            return None
 
 
 def _row(model: str, installed: Installed) -> Committed:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Protocol
 
 from common.bundle import Bundle, is_digest, source_digest
+from common.provenance import Provenance
 from common.published import read_listing_file
 from common.sealing import PRECISIONS, ConversionRefused, ConvertLimits, run_convert
-from updater.actions import Failed, FaultKind
-from updater.ports import EffectFailed
+from updater import checks
+from updater.checks import by_reason, refused
+from updater.results import FaultKind
 from updater.store.faults import disk_failed, transient
 from updater.store.staging import LISTING_NAME
 
@@ -18,7 +20,16 @@ _BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "SOU
 class Convert(Protocol):
     """From a published folder to a sealed bundle."""
 
-    def __call__(self, source: Path, state: Path, revision: str, limits: ConvertLimits, precision: str) -> Bundle:
+    def __call__(
+        self,
+        source: Path,
+        state: Path,
+        revision: str,
+        limits: ConvertLimits,
+        precision: str,
+        *,
+        provenance: Provenance | None,
+    ) -> Bundle:
         """Convert.
 
         Raises:
@@ -36,7 +47,9 @@ class ChildConverter:
         self._limits = limits
         self._convert = convert
 
-    def seal(self, folder: Path, revision: str, precision: str, deadline_seconds: float) -> str:
+    def seal(
+        self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
+    ) -> str:
         """Convert and seal; returns the bundle digest; at once if it is sealed already."""
         limits = ConvertLimits(
             timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds),
@@ -46,15 +59,17 @@ class ChildConverter:
         )
         stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
         try:
-            bundle = self._convert(folder, self._state, revision, limits, stored)
+            bundle = self._convert(folder, self._state, revision, limits, stored, provenance=provenance)
             verified = _verified(folder, bundle.source_digest)
         except ConversionRefused as error:
-            kind = FaultKind.TRANSIENT if error.reason in _BLAMELESS else FaultKind.PERMANENT
-            raise EffectFailed(Failed(kind, error.reason, str(error))) from error
+            if error.reason in _BLAMELESS:
+                raise transient(error.reason, str(error)) from error
+            raise by_reason(error.reason, str(error)) from error  # check 14
         except OSError as error:
             raise disk_failed(error, "the bundle cannot be written") from error
         if bundle.source_digest != verified:
-            raise transient("SOURCE_CHANGED", "the files changed after they were verified")
+            message = "the files changed after they were verified"
+            raise refused(checks.UNCHANGED, "SOURCE_CHANGED", message, FaultKind.TRANSIENT)
         return bundle.bundle_digest
 
 

@@ -1,7 +1,10 @@
 """A revision's declared files from a hub into a folder of their own, bounded and resumable.
 
 incoming/<update_id>/listing.json    what was listed of the declared files
+incoming/<update_id>/origin.json     where they came from, and when
 incoming/<update_id>/files/…         the files, nothing else
+
+Numbers are those of the list in `checks`.
 """
 
 import contextlib
@@ -16,14 +19,17 @@ from common.durable import sync_folder, write_atomic
 from common.engine_files import MAX_CONFIG_BYTES
 from common.published import ManifestBroken, check_files, manifest_bytes
 from common.regular import NotRegular
-from updater.actions import Failed, FaultKind
+from updater import checks
+from updater.actions import FaultKind
+from updater.checks import by_reason, refused
 from updater.hub.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
-from updater.ports import EffectFailed, Hub, Release
+from updater.ports import Hub, Release
 from updater.progress import Progress
 from updater.store.declared import NotServable, declared
-from updater.store.faults import disk_failed, permanent, transient
+from updater.store.faults import disk_failed, transient
+from updater.store.origin import Origin, origin_bytes
 
-LISTING_NAME = "listing.json"
+LISTING_NAME, ORIGIN_NAME = "listing.json", "origin.json"
 FILES_FOLDER = "files"
 SPARE_FACTOR = 1.2  # of what is still to be written; the conversion writes about as much again
 
@@ -100,6 +106,8 @@ class Stager:
                 self._done += file.size
                 self._progress.tell(self._done, self._total)
             write_atomic(self._folder / LISTING_NAME, manifest_bytes(wanted))
+            origin = Origin(self._hub.place, self._release.revision, self._clock.now())
+            write_atomic(self._folder / ORIGIN_NAME, origin_bytes(origin))
             sync_folder(self._files)
             sync_folder(self._folder.parent)
         except OSError as error:
@@ -112,7 +120,7 @@ class Stager:
         try:
             check_files(files)
         except ManifestBroken as error:
-            raise permanent("LISTING_UNSAFE", f"the listing is not safe: {error}") from error
+            raise refused(checks.NAMES, "LISTING_UNSAFE", f"the listing is not safe: {error}") from error
         return {file.name: file for file in files}
 
     def _declared(self, listed: dict[str, BundleFile], keep_on: Callable[[], None]) -> tuple[str, ...]:
@@ -125,12 +133,13 @@ class Stager:
         try:
             return declared({name: file.size for name, file in listed.items()}, read).names
         except NotServable as error:
-            raise permanent(error.reason, str(error)) from error
+            raise by_reason(error.reason, str(error)) from error
 
     def _check_room(self, wanted: list[BundleFile], max_bytes: int) -> None:
         total = sum(file.size for file in wanted)
         if total > max_bytes:
-            raise permanent("TOO_LARGE", f"the revision has {total} bytes, at most {max_bytes} are taken")
+            message = f"the revision has {total} bytes, at most {max_bytes} are taken"
+            raise refused(checks.SIZES, "TOO_LARGE", message)
         kept = sum(path.stat().st_size for path in self._files.iterdir() if path.is_file())
         needed = int(SPARE_FACTOR * max(0, total - kept)) + self._limits.reserve_bytes
         free = shutil.disk_usage(self._files).free
@@ -151,13 +160,13 @@ class Stager:
             try:
                 receive(source, target, file, keep_on)
             except TransferShort as error:
-                raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_SHORT", str(error))) from error
+                raise refused(checks.SIZES, "FILE_SHORT", str(error), FaultKind.NOT_READY) from error
             except TransferBroken:  # once more from its first byte: a link can flip a bit
                 receive(source, target, file, keep_on)
         except TransferBroken as error:
-            raise permanent("CONTENT_MISMATCH", str(error)) from error
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
         except NotRegular as error:
-            raise permanent("NOT_REGULAR", str(error)) from error
+            raise refused(checks.REGULAR, "NOT_REGULAR", str(error)) from error
 
     def _told(self, pieces: Generator[bytes], done: int) -> Iterator[bytes]:
         """Pass pieces on, and say how far it is; what is read to choose the files comes before that is known."""

@@ -1,19 +1,12 @@
-"""Whether staged files may become a bundle. Nothing foreign has been interpreted before, except configuration.json.
+"""Whether staged files may become a bundle: numbers 2 to 13 of the list in `checks`, in order.
 
- 1. File set: exactly the files that the engine declares, none more, none less.
- 2. Safe names: plain, no path, no control character, each once.
- 3. Regular files only: no link, no folder, no device, no second name of the same file.
- 4. Sizes: as listed.
- 5. SHA-256: as listed, read again from the disk after it was synced there.
- 6. Source digest: that of the revision which was decided for.
- 7. Formats: by ending and by content on the allow-list; nothing that is code.
- 8. Configuration: no key that asks for code, a task and model type that an engine of this build serves.
- 9. Compatibility: the task of what serves.
-Then the conversion, in a child with limits, checks names, shapes and finiteness of the weights.
+Nothing foreign has been interpreted before, except configuration.json. What is left, weights (14) and compatibility
+(15), is looked at while and after converting.
 """
 
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,160 +14,198 @@ from common.bundle import BundleFile, source_digest
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
 from common.published import MAX_FILE_BYTES, ManifestBroken, check_files
 from common.regular import NotRegular, open_within
+from updater import checks
+from updater.checks import Check, by_reason, refused
 from updater.hub.transfer import TransferBroken, hash_within
-from updater.ports import EffectFailed
+from updater.results import FaultKind
+from updater.store.configuration import fault_of_keys
 from updater.store.declared import NotServable, declared, engine_of, parse_object
-from updater.store.faults import permanent
+from updater.store.formats import HEAD_BYTES, is_executable, is_of_its_format
 
-MAX_DEPTH = 32
-_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
-_CODE_KEYS = {"plugins", "allow_remote", "auto_map", "trust_remote_code", "custom_pipelines"}
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_HEAD_BYTES = 9
+_Stat = tuple[int, int, int, int]  # inode, bytes, times of the last change of content and of anything
+
+
+@dataclass(slots=True)
+class Staged:
+    """A folder of files while it is looked at."""
+
+    folder: Path
+    digest: str  # source digest that was decided for
+    listed: Sequence[BundleFile] | None  # what the hub listed; None for kept files, which the digest alone names
+    keep_on: Callable[[], None]
+    names: tuple[str, ...] = ()
+    before: dict[str, _Stat] = field(default_factory=dict)
+    found: tuple[BundleFile, ...] = ()
+    engine: EngineFiles | None = None
 
 
 def verify(
-    folder: Path, digest: str, listed: Sequence[BundleFile] | None, task: str, keep_on: Callable[[], None]
-) -> EngineFiles:
-    """Run the whole list over a folder of staged or kept files.
+    folder: Path, digest: str, listed: Sequence[BundleFile] | None, keep_on: Callable[[], None]
+) -> tuple[EngineFiles, tuple[str, ...]]:
+    """Run the list over a folder of staged or kept files.
 
     Args:
         folder: holds the files and nothing else.
         digest: source digest that was decided for.
         listed: what the hub listed of them; None for kept files, which the digest alone names.
-        task: of what serves; empty if nothing does.
         keep_on: called often; raises to stop.
 
     Returns:
-        The engine that serves it.
+        The engine that serves it, and what it passed.
 
     Raises:
-        EffectFailed: PERMANENT, with the number's reason and what differs.
+        CheckFailed: with the number's reason and what differs.
         OSError: our own disk failed.
     """
-    names = _names_in(folder)
+    staged = Staged(folder, digest, listed, keep_on)
+    staged.names = tuple(sorted(path.name for path in folder.iterdir()))
+    staged.before = _stats(staged)
+    for _, step in STEPS:
+        step(staged)
+    if staged.engine is None:
+        raise RuntimeError("the list has no step that finds the engine")
+    return staged.engine, tuple(check.title for check, _ in STEPS)
+
+
+def _check_names(staged: Staged) -> None:
     try:
-        check_files([BundleFile(name, 0, "0" * 64) for name in names])  # rule 2
+        check_files([BundleFile(name, 0, "0" * 64) for name in staged.names])
     except ManifestBroken as error:
-        raise permanent("UNSAFE_NAME", str(error)) from error
-    _check_regular(folder, names)  # rule 3
-    configuration = _object(folder, CONFIGURATION, names)
-    engine = _check_set(folder, names)  # rule 1
-    found = _hash_all(folder, names, listed, keep_on)  # rules 4 and 5
-    if source_digest(found) != digest:  # rule 6
-        raise permanent("CONTENT_MISMATCH", "the files are not those of the revision that was decided for")
-    for file in found:
-        _check_format(folder, file)  # rule 7
-    for name in names:
-        if name.endswith(".json") and not name.endswith("vocab.json"):
-            _check_configuration(_object(folder, name, names), name)  # rule 8
-    if engine_of(configuration) is not engine:
-        raise permanent("CONFIG_CHANGED", f"{CONFIGURATION} changed while it was checked")
-    if task and engine.task.value != task:  # rule 9
-        raise permanent("TASK_CHANGED", f"its task is {engine.task.value!r}, what serves does {task!r}")
-    return engine
+        raise refused(checks.NAMES, "UNSAFE_NAME", str(error)) from error
 
 
-def _names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def _check_regular(folder: Path, names: Sequence[str]) -> None:
-    for name in names:
-        seen = (folder / name).lstat()
+def _check_regular(staged: Staged) -> None:
+    for name in staged.names:
+        seen = (staged.folder / name).lstat()
         if not stat.S_ISREG(seen.st_mode):
-            raise permanent("NOT_REGULAR", f"{name} is no regular file")
+            raise refused(checks.REGULAR, "NOT_REGULAR", f"{name} is no regular file")
         if seen.st_nlink != 1:
-            raise permanent("NOT_REGULAR", f"{name} has a second name, by which it could be changed")
+            message = f"{name} has a second name, by which it could be changed"
+            raise refused(checks.REGULAR, "NOT_REGULAR", message)
 
 
-def _check_set(folder: Path, names: Sequence[str]) -> EngineFiles:
-    sizes = {name: (folder / name).stat().st_size for name in names}
+def _check_set(staged: Staged) -> None:
+    sizes = {name: row[1] for name, row in staged.before.items()}
     try:
-        found = declared(sizes, lambda name: _read(folder, name))
+        found = declared(sizes, lambda name: _read(staged, name))
     except NotServable as error:
-        raise permanent(error.reason, str(error)) from error
-    more, less = sorted(set(names) - set(found.names)), sorted(set(found.names) - set(names))
+        raise by_reason(error.reason, str(error)) from error
+    more, less = sorted(set(staged.names) - set(found.names)), sorted(set(found.names) - set(staged.names))
     if less:
-        raise permanent("FILES_MISSING", f"the revision lacks {less[0]}")
+        raise refused(checks.FILE_SET, "FILES_MISSING", f"the revision lacks {less[0]}")
     if more:
-        raise permanent("FILES_UNKNOWN", f"{more[0]} is none of the files that the engine {found.engine.engine} takes")
-    return found.engine
+        message = f"{more[0]} is none of the files that the engine {found.engine.engine} takes"
+        raise refused(checks.FILE_SET, "FILES_UNKNOWN", message)
+    if staged.listed is not None and {file.name for file in staged.listed} != set(staged.names):
+        raise refused(checks.FILE_SET, "FILES_UNKNOWN", "the files are not those that were listed")
 
 
-def _hash_all(
-    folder: Path, names: Sequence[str], listed: Sequence[BundleFile] | None, keep_on: Callable[[], None]
-) -> list[BundleFile]:
-    rows = {file.name: file for file in listed or ()}
-    if listed is not None and set(rows) != set(names):
-        raise permanent("FILES_UNKNOWN", "the files are not those that were listed")
+def _check_sizes(staged: Staged) -> None:
+    for file in staged.listed or ():
+        size = staged.before[file.name][1]
+        if size != file.size:
+            raise refused(checks.SIZES, "SIZE_MISMATCH", f"{file.name} has {size} bytes, listed were {file.size}")
+
+
+def _check_hashes(staged: Staged) -> None:
+    rows = {file.name: file for file in staged.listed or ()}
     found = []
-    for name in names:
+    for name in staged.names:
         row = rows.get(name)
         try:
-            file = hash_within(folder, name, row.size if row else MAX_FILE_BYTES, keep_on)
+            file = hash_within(staged.folder, name, row.size if row else MAX_FILE_BYTES, staged.keep_on)
         except (TransferBroken, NotRegular) as error:
-            raise permanent("CONTENT_MISMATCH", str(error)) from error
-        if row is not None and file.size != row.size:  # rule 4
-            raise permanent("CONTENT_MISMATCH", f"{name} has {file.size} bytes, listed were {row.size}")
-        if row is not None and file.sha256 != row.sha256:  # rule 5
-            raise permanent(
-                "CONTENT_MISMATCH", f"{name}: SHA-256 {file.sha256[:12]}… on disk, {row.sha256[:12]}… listed"
-            )
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
+        if row is not None and file != row:
+            message = f"{name}: SHA-256 {file.sha256[:12]}… on disk, {row.sha256[:12]}… listed"
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", message)
         found.append(file)
-    return found
+    staged.found = tuple(found)
 
 
-def _check_format(folder: Path, file: BundleFile) -> None:
-    suffix = Path(file.name).suffix
-    if suffix not in _SUFFIXES:
-        raise permanent("FORMAT_UNKNOWN", f"{file.name} is of no format that is taken ({', '.join(_SUFFIXES)})")
-    with open_within(folder, file.name) as opened:
-        head = opened.read(_HEAD_BYTES)
-    if suffix == ".bin" and not head.startswith((_ZIP, _PICKLE)):
-        raise permanent("FORMAT_UNKNOWN", f"{file.name} is no archive of tensors")
-    if suffix in (".json", ".txt") and head.startswith((_ZIP, b"\x7fELF", b"#!", b"\x1f\x8b")):
-        raise permanent("FORMAT_UNKNOWN", f"{file.name} is no text")
+def _check_source(staged: Staged) -> None:
+    if source_digest(staged.found) != staged.digest:
+        message = "the files are not those of the revision that was decided for"
+        raise refused(checks.SOURCE, "SOURCE_MISMATCH", message)
 
 
-def _check_configuration(row: Mapping[str, Any], name: str) -> None:
-    for key, value, depth in _walk(row, 0):
-        if depth > MAX_DEPTH:
-            raise permanent("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
-        if key in _CODE_KEYS and value not in (None, False, [], {}):
-            raise permanent("CONFIG_ASKS_FOR_CODE", f"{name} has {key!r}, which asks for code of the repository")
+def _check_not_executable(staged: Staged) -> None:
+    for name in staged.names:
+        mode = (staged.folder / name).lstat().st_mode
+        if mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH) or is_executable(_head(staged, name)):
+            raise refused(checks.NOT_EXECUTABLE, "EXECUTABLE", f"{name} could be run as a program")
 
 
-def _walk(value: object, depth: int, key: str = "") -> Iterator[tuple[str, object, int]]:
-    yield key, value, depth
-    if depth > MAX_DEPTH:
-        return
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _walk(inner, depth + 1, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _walk(inner, depth + 1, key)
+def _check_formats(staged: Staged) -> None:
+    for file in staged.found:
+        with open_within(staged.folder, file.name) as opened:
+            fault = is_of_its_format(file.name, file.size, opened)
+        if fault:
+            raise refused(checks.FORMATS, "FORMAT_UNKNOWN", fault)
 
 
-def _object(folder: Path, name: str, names: Sequence[str]) -> dict[str, Any]:
-    if name not in names:
-        raise permanent("FILES_MISSING", f"the revision lacks {name}")
+def _check_keys(staged: Staged) -> None:
+    for name in staged.names:
+        if not name.endswith(".json") or name.endswith("vocab.json"):
+            continue
+        fault = fault_of_keys(_object(staged, name), name)
+        if fault is not None:
+            raise refused(checks.CONFIGURATION_KEYS, fault.reason, fault.message)
+
+
+def _check_engine(staged: Staged) -> None:
     try:
-        return parse_object(_read(folder, name), name)
+        staged.engine = engine_of(_object(staged, CONFIGURATION))
     except NotServable as error:
-        raise permanent(error.reason, str(error)) from error
+        raise by_reason(error.reason, str(error)) from error
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _check_unchanged(staged: Staged) -> None:
+    if staged.names != tuple(sorted(path.name for path in staged.folder.iterdir())) or staged.before != _stats(staged):
+        message = "a staged file was touched while it was checked"
+        raise refused(checks.UNCHANGED, "FILES_CHANGED", message, FaultKind.TRANSIENT)
+
+
+# The list, as far as a folder alone tells; 8 is the place of signatures.
+STEPS: tuple[tuple[Check, Callable[[Staged], None]], ...] = (
+    (checks.NAMES, _check_names),
+    (checks.REGULAR, _check_regular),
+    (checks.FILE_SET, _check_set),
+    (checks.SIZES, _check_sizes),
+    (checks.HASHES, _check_hashes),
+    (checks.SOURCE, _check_source),
+    (checks.NOT_EXECUTABLE, _check_not_executable),
+    (checks.FORMATS, _check_formats),
+    (checks.CONFIGURATION_KEYS, _check_keys),
+    (checks.ENGINE, _check_engine),
+    (checks.UNCHANGED, _check_unchanged),
+)
+
+
+def _stats(staged: Staged) -> dict[str, _Stat]:
+    rows = {name: (staged.folder / name).lstat() for name in staged.names}
+    return {name: (row.st_ino, row.st_size, row.st_mtime_ns, row.st_ctime_ns) for name, row in rows.items()}
+
+
+def _head(staged: Staged, name: str) -> bytes:
+    with open_within(staged.folder, name) as opened:
+        return opened.read(HEAD_BYTES)
+
+
+def _object(staged: Staged, name: str) -> dict[str, Any]:
     try:
-        with open_within(folder, name) as file:
+        return parse_object(_read(staged, name), name)
+    except NotServable as error:
+        raise by_reason(error.reason, str(error)) from error
+
+
+def _read(staged: Staged, name: str) -> bytes:
+    try:
+        with open_within(staged.folder, name) as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
     except NotRegular as error:
-        raise permanent("NOT_REGULAR", str(error)) from error
+        raise refused(checks.REGULAR, "NOT_REGULAR", str(error)) from error
     if len(content) > MAX_CONFIG_BYTES:
-        raise permanent("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+        message = f"{name} has more than {MAX_CONFIG_BYTES} bytes"
+        raise refused(checks.CONFIGURATION_KEYS, "CONFIG_BROKEN", message)
     return content
-
-
-__all__ = ["EffectFailed", "verify"]

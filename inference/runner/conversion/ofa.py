@@ -8,6 +8,7 @@ import torch
 from common.bundle import Bundle, hash_file, write_bundle
 from common.durable import write_atomic
 from common.engine_files import OFA
+from common.provenance import Interface
 from inference.runner.conversion.ofa_plan import Plan, plan_ofa
 from inference.runner.conversion.ofa_positions import position_targets
 from inference.runner.conversion.ofa_targets import Recipes, module_targets
@@ -66,6 +67,7 @@ def convert_plan(
         converter=OFA.converter,
         files=tuple(hash_file(into / name) for name in names),
         notes=plan.notes,
+        interface=Interface(OFA.model_types[0], plan.config.image_size, plan.words.labels),
     )
     write_bundle(into, bundle)
     return bundle

@@ -48,6 +48,19 @@ def answers_by_label(answer_map: Mapping[str, object]) -> dict[str, str]:
     return {label: found[label] for label in LABELS}
 
 
+def labels_in_order(answer_map: Mapping[str, object]) -> tuple[str, ...]:
+    """The labels by the numbers that the map gives to their answers; in the file's order where it gives none.
+
+    Raises:
+        ConversionRefused: as `answers_by_label` says.
+    """
+    label_of = {answer: label for label, answer in answers_by_label(answer_map).items()}
+    numbers = {answer: number for answer, number in answer_map.items() if type(number) is int}
+    if len(set(numbers.values())) != len(answer_map):
+        return tuple(label_of[answer] for answer in answer_map)
+    return tuple(label_of[answer] for answer in sorted(numbers, key=lambda answer: numbers[answer]))
+
+
 def score_answers(paths: Sequence[tuple[int, ...]]) -> Answers:
     """Find where answers part.
 

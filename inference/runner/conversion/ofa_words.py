@@ -8,7 +8,13 @@ from pathlib import Path
 from common.durable import read_bounded
 from common.source import ConversionRefused
 from inference.runner.conversion.keys import read_object
-from inference.runner.conversion.ofa_answers import MAX_ANSWER_TOKENS, Answers, answers_by_label, score_answers
+from inference.runner.conversion.ofa_answers import (
+    MAX_ANSWER_TOKENS,
+    Answers,
+    answers_by_label,
+    labels_in_order,
+    score_answers,
+)
 from inference.runner.conversion.ofa_config import Architecture
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 
@@ -24,6 +30,7 @@ class Words:
     merges: tuple[tuple[str, str], ...]  # in order of rank
     rows: int  # of the embedding that these words use
     answers: Answers
+    labels: tuple[str, ...]  # in the order of the answer map's own numbers
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer of these words."""
@@ -56,8 +63,9 @@ def read_words(folder: Path, architecture: Architecture, answer_map: str) -> Wor
         message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary says {vocabulary[PAD]}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     merges = _read_merges(folder)
-    answers = _answers(Tokenizer(vocabulary, merges), vocabulary, read_object(folder, answer_map, MAX_WORDS_BYTES))
-    return Words(vocabulary, merges, rows, answers)
+    answer_rows = read_object(folder, answer_map, MAX_WORDS_BYTES)
+    answers = _answers(Tokenizer(vocabulary, merges), vocabulary, answer_rows)
+    return Words(vocabulary, merges, rows, answers, labels_in_order(answer_rows))
 
 
 def _read_vocabulary(folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cli.publishing import Published, publish
 from common.bundle import Bundle, BundleBroken, bundle_digest, bundle_folder, hash_file, read_bundle, write_bundle
+from common.provenance import Provenance
 from common.sealing import ConversionRefused, ConvertLimits, read_source, seal
 from tests.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
 
@@ -37,8 +38,15 @@ def model_folder(
     (folder / "configuration.json").write_text(json.dumps(row), encoding="utf-8")
     (folder / "vocab.json").write_text("{}", encoding="utf-8")
     (folder / "merges.txt").write_text("", encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(revision.encode().ljust(weights_bytes, b"."))
+    (folder / "model.safetensors").write_bytes(weights_of(revision, weights_bytes))
     return folder
+
+
+def weights_of(revision: str, size: int = 4096) -> bytes:
+    """A file of tensors, as far as its header goes."""
+    count = size - 8 - 200
+    rows = {"__metadata__": {"of": revision}, "w": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}
+    return (200).to_bytes(8, "little") + json.dumps(rows).encode().ljust(200) + b"." * count
 
 
 def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> Published:  # noqa: ANN401  of Script
@@ -47,7 +55,13 @@ def publish_scripted(hub: Path, revision: str, place: Path | None = None, **scri
 
 
 def convert_scripted(
-    source: Path, state: Path, revision: str, limits: ConvertLimits, precision: str = "float32"
+    source: Path,
+    state: Path,
+    revision: str,
+    limits: ConvertLimits,
+    precision: str = "float32",
+    *,
+    provenance: Provenance | None = None,
 ) -> Bundle:
     """What `run_convert` does, without torch: the script in config.json becomes a bundle of the scripted engine."""
     seen = read_source(source)
@@ -74,6 +88,7 @@ def convert_scripted(
         precision=precision,
         converter=CONVERTER,
         files=(hash_file(staging / SCRIPT_NAME),),
+        provenance=provenance,
     )
     write_bundle(staging, bundle)
     return seal(staging, state)

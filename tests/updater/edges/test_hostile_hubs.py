@@ -1,0 +1,382 @@
+"""What a stranger may list and send, through every adapter of the hub's port: sealed, or refused by its number."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from common.clock import SystemClock
+from common.provenance import HubPlace
+from common.sealing import ConvertLimits
+from tests.updater.edges.revisions import convert_scripted, weights_of
+from tests.updater.edges.scripted_updater import digest_of_scripted
+from tests.updater.edges.shelf import ADAPTERS, MODEL, Row, Shelf
+from updater.actions import StageRevision, VerifyAndSeal
+from updater.checks import CHECKS
+from updater.perform import Ports, perform
+from updater.ports import Control, Golden, Hub, Release
+from updater.results import Failed, FaultKind, Result, Sealed, Staged
+from updater.store.bundles import BundleStore, Shared
+from updater.store.converter import ChildConverter
+from updater.store.garbage import Keep
+from updater.store.staging import StagingLimits
+
+ID = "20260102-030405-abcdef"
+WEIGHTS = "model.safetensors"
+ZEROS = "0" * 64
+
+
+@dataclass
+class Changing:
+    """A hub on which something happens as soon as the weights are being read."""
+
+    hub: Hub
+    event: Callable[[], object]
+
+    @property
+    def place(self) -> HubPlace:
+        return self.hub.place
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        return self.hub.revisions(deadline_seconds)
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        return self.hub.release(revision, deadline_seconds)
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        yield from self.hub.read(revision, name, offset, deadline_seconds)
+        if name == WEIGHTS:
+            self.event()
+
+
+@dataclass
+class Bench:
+    """An adapter over a shelf, and a real store."""
+
+    folder: Path
+    shelf: Shelf
+    hub: Hub
+
+    def take(self, revision: str = "v1.0.0", hub: Hub | None = None) -> Result:
+        """What the updater's two steps come to: fetched, then verified, converted and sealed."""
+        clock, state = SystemClock(), self.folder / "state"
+        shared = Shared(state, StagingLimits(reserve_bytes=0))
+        ports = Ports(
+            hub=hub or self.hub,
+            control=cast("Control", None),  # neither step has to do with a front
+            golden=cast("Golden", None),
+            store=BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
+            converter=ChildConverter(state, ConvertLimits(), convert_scripted),
+            clock=clock,
+        )
+        staged = perform(StageRevision(ID, revision, "", is_fresh=False, max_bytes=1 << 30), ports)
+        if not isinstance(staged, Staged):
+            return staged
+        return perform(VerifyAndSeal(ID, revision, staged.source_digest, "float32", "", is_kept_source=False), ports)
+
+    def outside(self) -> dict[str, bytes]:
+        """All that lies around the state folder."""
+        state = self.folder / "state"
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and state not in path.parents]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(params=sorted(ADAPTERS))
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """Each adapter in turn, over one good revision."""
+    (tmp_path / "state").mkdir()
+    shelf = Shelf(tmp_path / "hub")
+    shelf.publish("v1.0.0")
+    with ExitStack() as stack:
+        yield Bench(tmp_path, shelf, ADAPTERS[request.param](shelf, stack))
+
+
+def refused(result: Result) -> Failed:
+    """It must be, by a number of the list."""
+    assert isinstance(result, Failed), result
+    check = next(check for check in CHECKS if result.reason in check.reasons)
+    assert result.message.startswith(f"check {check.title}: ")
+    return result
+
+
+def test_a_good_revision_is_sealed(bench: Bench) -> None:
+    """So that a refusal below is one for its reason."""
+    assert isinstance(bench.take(), Sealed)
+
+
+def fault(number: str, reason: str, *values: Any) -> Any:  # noqa: ANN401  of a parameter
+    """A row of a table, with its marks."""
+    return pytest.param(reason, *values, marks=[pytest.mark.fault(number), pytest.mark.reason(reason)])
+
+
+@pytest.mark.parametrize(
+    ("reason", "name"),
+    [
+        pytest.param("LISTING_UNSAFE", "../evil.json", marks=pytest.mark.fault("P1")),
+        pytest.param("LISTING_UNSAFE", "a/../../evil.json", marks=pytest.mark.fault("P1")),
+        pytest.param("LISTING_UNSAFE", "..", marks=pytest.mark.fault("P1")),
+        pytest.param("LISTING_UNSAFE", "/etc/evil.json", marks=pytest.mark.fault("P2")),
+        pytest.param("LISTING_UNSAFE", "a\\evil.json", marks=pytest.mark.fault("P3")),
+        pytest.param("LISTING_UNSAFE", "c:evil.json", marks=pytest.mark.fault("P3")),
+        pytest.param("LISTING_UNSAFE", "a\0b", marks=pytest.mark.fault("P4")),
+        pytest.param("LISTING_UNSAFE", "a\nb", marks=pytest.mark.fault("P4")),
+        pytest.param("LISTING_UNSAFE", "a\u202eb", marks=pytest.mark.fault("P4")),
+        pytest.param("LISTING_UNSAFE", "x" * 300, marks=pytest.mark.fault("P5")),
+        pytest.param("LISTING_UNSAFE", "/".join(["x" * 200] * 10), marks=pytest.mark.fault("P5")),
+        pytest.param("LISTING_UNSAFE", "config.json", marks=pytest.mark.fault("C7")),
+        pytest.param("LISTING_UNSAFE", "CONFIG.json", marks=pytest.mark.fault("C7")),
+    ],
+)
+@pytest.mark.reason("LISTING_UNSAFE")
+def test_a_listing_with_an_unsafe_name_is_refused(bench: Bench, reason: str, name: str) -> None:
+    """Before any path is made of it: nothing is written, nothing around the state folder has changed."""
+    bench.shelf.relist("v1.0.0", lambda rows: rows.append({"name": name, "size": 1, "sha256": ZEROS}))
+    before = bench.outside()
+    assert reason == refused(bench.take()).reason
+    assert before == bench.outside()
+    assert not (bench.folder / "state" / "incoming").exists()
+
+
+@pytest.mark.fault("C7")
+@pytest.mark.reason("LISTING_UNSAFE")
+def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
+    """A file system may take an accent and its letter for one."""
+    for name in ("caf\u00e9.json", "cafe\u0301.json"):
+        row = {"name": name, "size": 1, "sha256": ZEROS}
+        bench.shelf.relist("v1.0.0", lambda rows, row=row: rows.append(row))  # type: ignore[misc]  bound now
+    assert "LISTING_UNSAFE" == refused(bench.take()).reason
+
+
+@pytest.mark.fault("C6")
+@pytest.mark.reason("LISTING_UNSAFE")
+@pytest.mark.parametrize("sha", [ZEROS[1:], ZEROS + "0", "g" * 64])
+def test_a_hash_of_another_form_is_refused(bench: Bench, sha: str) -> None:
+    """It is not compared, it is refused."""
+    bench.shelf.relist("v1.0.0", lambda rows: rows[0].update(sha256=sha))
+    assert "LISTING_UNSAFE" == refused(bench.take()).reason
+
+
+@pytest.mark.fault("C6")
+def test_a_hash_in_upper_case_is_the_same_hash(bench: Bench) -> None:
+    """And the revision has the same digest: it is known by its content."""
+    first = bench.take()
+    bench.shelf.relist("v1.0.0", lambda rows: [row.update(sha256=row["sha256"].upper()) for row in rows])
+    second = bench.take()
+    assert isinstance(first, Sealed)
+    assert first == second
+    assert bench.hub.release("v1.0.0", 10.0).source_digest in ("", first.source_digest)
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.reason("FILES_MISSING")
+@pytest.mark.parametrize("name", ["configuration.json", "config.json", "vocab.json", "merges.txt", WEIGHTS])
+def test_a_listing_without_a_needed_file_is_refused(bench: Bench, name: str) -> None:
+    """It was published so."""
+
+    def drop(rows: list[Row]) -> None:
+        rows[:] = [row for row in rows if row["name"] != name]
+
+    bench.shelf.relist("v1.0.0", drop)
+    assert "FILES_MISSING" == refused(bench.take()).reason
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.fault("P12")
+@pytest.mark.parametrize("name", ["README.md", "run.py", "deep/run.py", "pytorch_model.bin"])
+def test_what_the_engine_does_not_declare_is_never_taken(bench: Bench, name: str) -> None:
+    """Listed beside it, it changes neither what is fetched nor what the revision is."""
+    first = bench.take()
+    content = b"import os"
+    bench.shelf.file("v1.0.0", name).parent.mkdir(exist_ok=True)
+    bench.shelf.replace("v1.0.0", name, content)
+    second = bench.take()
+    assert isinstance(first, Sealed)
+    assert first == second
+    assert not [path for path in (bench.folder / "state").rglob("*") if path.name == Path(name).name]
+
+
+@pytest.mark.fault("C3")
+@pytest.mark.reason("FORMAT_UNKNOWN")
+@pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
+def test_an_empty_file_is_no_model(bench: Bench, name: str) -> None:
+    """Its size and its hash are right."""
+    bench.shelf.replace("v1.0.0", name, b"")
+    assert "FORMAT_UNKNOWN" == refused(bench.take()).reason
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.reason("CONTENT_MISMATCH")
+@pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
+def test_one_flipped_bit_is_refused(bench: Bench, name: str) -> None:
+    """Its name and its size are right."""
+    path = bench.shelf.file("v1.0.0", name)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    failed = refused(bench.take())
+    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.fault("R15")
+@pytest.mark.reason("FILE_SHORT")
+def test_one_byte_short_is_not_ready(bench: Bench) -> None:
+    """Nobody's fault: the rest may still come, and then it is taken."""
+    path = bench.shelf.file("v1.0.0", WEIGHTS)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    result = bench.take()
+    assert isinstance(result, Failed)
+    assert FaultKind.NOT_READY is result.kind
+    path.write_bytes(content)
+    assert isinstance(bench.take(), Sealed)
+
+
+@pytest.mark.fault("R15")
+def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: Bench) -> None:
+    """The manifest came first, the weights come half a minute later."""
+    path = bench.shelf.file("v1.0.0", WEIGHTS)
+    content = path.read_bytes()
+    path.unlink()
+    result = bench.take()
+    assert isinstance(result, Failed)
+    assert FaultKind.NOT_READY is result.kind
+    path.write_bytes(content)
+    assert isinstance(bench.take(), Sealed)
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.reason("CONTENT_MISMATCH")
+def test_one_byte_more_is_refused(bench: Bench) -> None:
+    """Never more than listed is kept."""
+    path = bench.shelf.file("v1.0.0", WEIGHTS)
+    path.write_bytes(path.read_bytes() + b"!")
+    result = bench.take()
+    if isinstance(result, Failed):
+        assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (result.kind, result.reason)
+    else:  # an adapter that asks for no more than what is listed never meets it
+        assert isinstance(result, Sealed)
+
+
+@pytest.mark.fault("C8")
+@pytest.mark.reason("ENGINE_UNKNOWN")
+@pytest.mark.parametrize("change", [{"task": "image-classification"}, {"model": {"type": "bert"}}, {"model": []}])
+def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
+    """No engine of this build serves it."""
+    bench.shelf.publish("v1.0.1", configuration=change)
+    assert "ENGINE_UNKNOWN" == refused(bench.take("v1.0.1")).reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        fault("P13", "CONFIG_ASKS_FOR_CODE", {"plugins": ["x"]}),
+        fault("P13", "CONFIG_ASKS_FOR_CODE", {"allow_remote": True}),
+        fault("P13", "CONFIG_ASKS_FOR_CODE", {"pipeline": {"deep": [{"auto_map": {"AutoModel": "a.B"}}]}}),
+        fault("P13", "CONFIG_ASKS_FOR_CODE", {"train": {"trust_remote_code": True}}),
+        fault("P13", "CONFIG_KEY_UNKNOWN", {"hooks": []}),
+        fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"type": "x", "script": "/usr/bin/env"}}),
+        fault("P13", "CONFIG_HAS_PATH", {"preprocessor": {"vocab": "../../other/vocab.txt"}}),
+        fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"url": "https://elsewhere.example/x"}}),
+        fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"file": "C:\\model.bin"}}),
+    ],
+)
+def test_a_configuration_that_asks_for_more_is_refused(bench: Bench, reason: str, change: dict[str, Any]) -> None:
+    """Code of the repository, sections that nobody knows, places outside of it; wherever it stands."""
+    bench.shelf.publish("v1.0.1", configuration=change)
+    assert reason == refused(bench.take("v1.0.1")).reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"work_dir": "/home/somebody/runs", "hooks": [{"type": "CheckpointHook"}]}},
+        {"dataset": {"train": {"name": "https://elsewhere.example/data"}}},
+        {"plugins": [], "allow_remote": False},
+        {"description": "a/b means a or b .. or both"},
+    ],
+)
+def test_a_configuration_of_those_who_trained_it_is_taken(bench: Bench, change: dict[str, Any]) -> None:
+    """What is never looked at, and what says no, refuses no revision."""
+    bench.shelf.publish("v1.0.1", configuration=change)
+    assert isinstance(bench.take("v1.0.1"), Sealed)
+
+
+@pytest.mark.reason("CONFIG_BROKEN")
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{", b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", b'{"a": "' + b"x" * (9 << 20) + b'"}']
+)
+def test_a_configuration_that_is_none_is_refused(bench: Bench, content: bytes) -> None:
+    """No JSON object, nested without end, or larger than any."""
+    bench.shelf.replace("v1.0.0", "config.json", content)
+    assert "CONFIG_BROKEN" == refused(bench.take()).reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "name", "content"),
+    [
+        fault("P12", "EXECUTABLE", WEIGHTS, b"\x7fELF\x02\x01\x01" + bytes(100)),
+        fault("P12", "EXECUTABLE", "merges.txt", b"#!/bin/sh\necho\n"),
+        fault("P12", "EXECUTABLE", "vocab.json", b"MZ\x90\0" + bytes(100)),
+        fault("C3", "FORMAT_UNKNOWN", WEIGHTS, b"PK\x03\x04" + bytes(100)),
+        fault("C3", "FORMAT_UNKNOWN", WEIGHTS, (1 << 40).to_bytes(8, "little") + b"{}" + bytes(100)),
+        fault("C3", "FORMAT_UNKNOWN", WEIGHTS, (20).to_bytes(8, "little") + b"[1, 2]".ljust(20) + bytes(100)),
+        fault("C3", "FORMAT_UNKNOWN", "merges.txt", b"\xff\xfe not utf-8"),
+        fault("C3", "FORMAT_UNKNOWN", "merges.txt", b"#version\na\0b\n"),
+        fault("C3", "FORMAT_UNKNOWN", "vocab.json", b"<html>not found</html>"),
+    ],
+)
+def test_a_file_is_what_its_ending_says(bench: Bench, reason: str, name: str, content: bytes) -> None:
+    """By its content; and nothing that could be run is ever kept."""
+    bench.shelf.replace("v1.0.0", name, content)
+    assert reason == refused(bench.take()).reason
+
+
+@pytest.mark.fault("P12")
+@pytest.mark.reason("FORMAT_UNKNOWN")
+def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench: Bench) -> None:
+    """The answer map may have any name, but not any ending."""
+    configuration = {"model": {"type": "ofa", "answer2label": "answers.py"}}
+    bench.shelf.publish("v1.0.1", configuration=configuration)
+    bench.shelf.replace("v1.0.1", "answers.py", b"import os\n")
+    assert "FORMAT_UNKNOWN" == refused(bench.take("v1.0.1")).reason
+
+
+@pytest.mark.fault("P1")
+@pytest.mark.reason("UNSAFE_NAME")
+def test_a_file_that_the_configuration_names_has_a_plain_name(bench: Bench) -> None:
+    """Also if the listing has it: what is taken lies in one folder."""
+    configuration = {"model": {"type": "ofa", "answer2label": "deep/answers.json"}}
+    bench.shelf.publish("v1.0.1", configuration=configuration)
+    bench.shelf.file("v1.0.1", "deep").mkdir()
+    bench.shelf.replace("v1.0.1", "deep/answers.json", b"{}")
+    assert "UNSAFE_NAME" == refused(bench.take("v1.0.1")).reason
+
+
+@pytest.mark.fault("R3")
+@pytest.mark.reason("LISTING_CHANGED")
+def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Bench) -> None:
+    """Neither an update nor a failure; the next look takes what is there then, all of it."""
+    other = weights_of("other")
+    changing = Changing(bench.hub, lambda: bench.shelf.replace("v1.0.0", WEIGHTS, other))
+    failed = refused(bench.take(hub=changing))
+    assert (FaultKind.NOT_READY, "LISTING_CHANGED") == (failed.kind, failed.reason)
+    assert isinstance(bench.take(), Sealed)
+    kept = list((bench.folder / "state" / "sources").rglob(WEIGHTS))
+    assert [hashlib.sha256(other).hexdigest()] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
+
+
+def test_a_bundle_says_where_it_came_from_and_what_it_passed(bench: Bench) -> None:
+    """Every number that this build looks at before sealing, and the signature is not among them."""
+    sealed = bench.take()
+    assert isinstance(sealed, Sealed)
+    folder = bench.folder / "state" / "bundles" / sealed.bundle_digest.replace(":", "-")
+    row = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["provenance"]
+    place = bench.hub.place
+    assert {"kind": place.kind.value, "model": place.model, "endpoint": place.endpoint} == row["place"]
+    assert ("v1.0.0", True) == (row["revision"], row["fetched_at"] <= row["verified_at"])
+    assert [check.title for check in CHECKS if check.number not in (8, 15)] == row["checked"]
