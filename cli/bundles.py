@@ -10,6 +10,7 @@ from cli.console import BAD, DIM, GOOD, err, out, print_text, seconds, short, si
 from cli.importing import Imported, bundle_folders, import_bundle, refuse_if_kept
 from cli.options import StateDir
 from cli.problems import CommandFailed, WronglyUsed
+from cli.provenance_view import NOT_SAID, came_from, was_checked
 from cli.settings import Settings, read_settings, state_folder
 from common.bundle import Bundle, BundleBroken, Committed, read_bundle, read_committed
 from common.clock import SystemClock
@@ -97,10 +98,20 @@ def show(
         "precision": bundle.precision,
         "committed": ", ".join(_models_of(bundle, read_committed(state))) or "for no model",
     }
-    for key, value in rows.items():
+    for key, value in {**rows, **_provenance(bundle)}.items():
         print_text((f"{key:<11}", DIM), value)
     for position, file in enumerate(bundle.files):
         print_text((f"{'' if position else 'files':<11}", DIM), f"{file.name}  {size(file.size)}")
+
+
+def _provenance(bundle: Bundle) -> dict[str, str]:
+    """Where it came from, and what it passed."""
+    row = bundle.provenance
+    if row is None:
+        return {"from": NOT_SAID}
+    came = came_from(row.place.kind.value, row.place.endpoint, row.place.model, row.revision, row.fetched_at)
+    when = f"{row.verified_at}: " if row.verified_at else ""
+    return {"from": came, "checked": when + was_checked(row.checked)}
 
 
 def find_bundle(state: Path, digest: str) -> Path:

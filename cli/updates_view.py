@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, seconds, short, size, text
 from cli.plain import enum_word
+from cli.provenance_view import came_from, was_checked
 from hotslot.updates.v1 import updates_pb2 as pb
 
 BAR_CELLS = 30
@@ -50,7 +51,7 @@ def show_update(response: pb.GetUpdateResponse) -> RenderableType:
         parts.append(text(one.message))
     if response.advice:
         parts.append(text(("what to do: ", DOUBTFUL), response.advice))
-    parts += [text(""), _facts(one)]
+    parts += [text(""), _facts(response)]
     parts += [text(""), _events(response)] if response.events else []
     parts += [text(""), _measurements(response)] if response.measurements else []
     parts += [text(""), _differing(response)] if response.differing else []
@@ -66,6 +67,8 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2, 0, 0))
     committed = f"{state.committed_revision} {short(state.committed_source_digest)}" if state.committed_revision else ""
     table.add_row(text(("committed", DIM)), text(committed or ABSENT))
+    if state.HasField("committed_provenance"):
+        _add_provenance(table, state.committed_provenance)
     if state.HasField("current"):
         one = state.current
         digest = f" {short(one.source_digest)}" if one.source_digest else ""
@@ -116,7 +119,16 @@ def _breaker(breaker: pb.Breaker) -> str:
     return shown + (f"tries again in {seconds(left)}" if left > 0 else "tries again as soon as nothing else is done")
 
 
-def _facts(one: pb.UpdateSummary) -> RenderableType:
+def _add_provenance(table: Table, row: pb.Provenance) -> None:
+    """Where a bundle came from, and what it passed."""
+    came = came_from(row.hub_kind, row.endpoint, row.hub_model, row.revision, _when(row.fetched_at))
+    table.add_row(text(("from", DIM)), text(came))
+    when = f"{_when(row.verified_at)}: " if row.HasField("verified_at") else ""
+    table.add_row(text(("checked", DIM)), text(when + was_checked(tuple(row.checked))))
+
+
+def _facts(response: pb.GetUpdateResponse) -> RenderableType:
+    one = response.update
     table = Table.grid(padding=(0, 2, 0, 0))
     stage = enum_word(pb.UpdateStage.DESCRIPTOR, one.stage)
     rows = {
@@ -131,6 +143,8 @@ def _facts(one: pb.UpdateSummary) -> RenderableType:
     for key, value in rows.items():
         if value:
             table.add_row(text((key, DIM)), text(value))
+    if response.HasField("provenance"):
+        _add_provenance(table, response.provenance)
     return table
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,23 +25,24 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
 from common.scrape import Scrape
-from common.settings import Mistake, SettingsInvalid, load_settings, use_settings_file
+from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
 from updater.hub.transfer import PaceRules
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
+from updater.paths import RUN_FOLDER, UPDATES_SOCKET, check_paths
 from updater.ports import JournalUnusable
 from updater.record import ModelRecord
 from updater.service.servicer import Served, UpdatesApi
 from updater.settings import UpdaterSettings, armed_crash_point, check_names
-from updater.store.bundles import FolderTrusted, Shared, refuse_trusted_names
+from updater.store.bundles import Shared
 from updater.store.journal import JOURNAL_NAME, Journal, JournalNotWritten, JournalUnreadable
+from updater.store.origin import provenance_in
 from updater.store.staging import StagingLimits
 
 EXIT_SETTINGS, EXIT_BUSY = 2, 75
-RUN_FOLDER, UPDATES_SOCKET, LOCK_NAME, ALIVE_NAME = "run", "updates.sock", "updater.lock", "updater.alive"
-MAX_SOCKET_PATH = 107  # sun_path, without its final NUL
+LOCK_NAME, ALIVE_NAME = "updater.lock", "updater.alive"
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # until threads that do not stop are left behind
 JOURNAL_PAUSE_SECONDS = 5.0  # between two tries to make a journal
@@ -200,7 +202,8 @@ class Updater:
     @contextlib.contextmanager
     def _served_to_operators(self) -> Iterator[None]:
         names = tuple(model.name for model in self._settings.models if model.name in self._settings.updater.models)
-        api = UpdatesApi(self._served, names, self._trusted_journal, self._log)
+        provenance = partial(provenance_in, self._state)
+        api = UpdatesApi(self._served, names, self._trusted_journal, provenance, self._log)
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(),))
@@ -251,24 +254,6 @@ def main(conversion: Conversion | None = None) -> int:
         return EXIT_SETTINGS
     with logs.configure("updater", settings.logs.level):
         return _serve(settings, logs.get_logger(), conversion)
-
-
-def check_paths(settings: UpdaterSettings) -> None:
-    """What can be wrong with the state folder's name.
-
-    Raises:
-        SettingsInvalid: it is too long for a socket, or would make the hub's library trust code.
-    """
-    state = Path(settings.state_dir).absolute()
-    size = len(os.fsencode(state / RUN_FOLDER / UPDATES_SOCKET))
-    if size > MAX_SOCKET_PATH:
-        raise SettingsInvalid(
-            [Mistake("state_dir", f"is too long: {size} bytes with a socket, limit {MAX_SOCKET_PATH}")]
-        )
-    try:
-        refuse_trusted_names(state)
-    except FolderTrusted as error:
-        raise SettingsInvalid([Mistake("state_dir", str(error))]) from error
 
 
 def _serve(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion | None) -> int:

@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 
 from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady
 from common.logs import Logger
+from common.provenance import Provenance
 from common.status_table import to_status
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Board, Shown
@@ -51,7 +52,12 @@ class UpdatesApi:
     """The handlers of UpdatesService. Called in the server's own threads."""
 
     def __init__(
-        self, models: Mapping[str, Served], names: tuple[str, ...], journal: Callable[[], Journal], log: Logger
+        self,
+        models: Mapping[str, Served],
+        names: tuple[str, ...],
+        journal: Callable[[], Journal],
+        provenance: Callable[[str], Provenance | None],
+        log: Logger,
     ) -> None:
         """Tell about these.
 
@@ -60,11 +66,13 @@ class UpdatesApi:
             names: all configured models, in order.
             journal: gives the journal.
                 Raises JournalUnreadable while it cannot be trusted.
+            provenance: what the bundle of a digest says of where it came from.
             log: told what went wrong here.
         """
         self._models = models
         self._names = names
         self._journal = journal
+        self._provenance = provenance
         self._log = log
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -121,7 +129,11 @@ class UpdatesApi:
     def _status_of(self, name: str) -> pb.ModelUpdates:
         served = self._models.get(name)
         if served is not None:
-            return words.model_updates(served.board.shown, served.progress.share)
+            message = words.model_updates(served.board.shown, served.progress.share)
+            committed = served.board.shown.record.committed
+            if committed is not None:
+                words.fill_provenance(message.committed_provenance, self._provenance(committed.bundle_digest))
+            return message
         try:
             self._journal()
         except JournalUnreadable as error:
@@ -156,6 +168,7 @@ class UpdatesApi:
             events=[words.past_event(event) for event in journal.events(request.update_id)],
             advice=advice_for_past(past, record),
         )
+        words.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
         for evidence in journal.evidence(request.update_id):
             words.fill_evidence(response, evidence)
         return response

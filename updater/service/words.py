@@ -1,9 +1,11 @@
 """Records in the words of updates.v1. Pure."""
 
+import contextlib
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from common.provenance import Provenance
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.board import Shown
 from updater.breaker import Breaker, BreakerState
@@ -125,6 +127,18 @@ def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
         message.differing.add(
             item=item.item, text=item.text, expected=item.expected, active=item.active, candidate=item.candidate
         )
+
+
+def fill_provenance(message: pb.Provenance, row: Provenance | None) -> None:
+    """Say where a bundle came from; nothing, if it does not say."""
+    if row is None:
+        return
+    message.hub_kind, message.endpoint, message.hub_model = row.place.kind.value, row.place.endpoint, row.place.model
+    message.revision = row.revision
+    message.checked.extend(row.checked)
+    for field, text in ((message.fetched_at, row.fetched_at), (message.verified_at, row.verified_at)):
+        with contextlib.suppress(ValueError):  # empty
+            field.FromJsonString(text)
 
 
 def current_of(record: ModelRecord) -> pb.UpdateSummary:

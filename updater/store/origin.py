@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from common.bundle import BundleBroken, bundle_folder, read_bundle
 from common.durable import read_bounded
 from common.provenance import HubPlace, Provenance, place_of, rfc3339
 from updater.checks import CHECKS, STATE_FOLDER, WEIGHTS
@@ -34,6 +35,14 @@ def read_origin(path: Path) -> Origin | None:
         row = json.loads(read_bounded(path, _MAX_BYTES))
         return Origin(place_of(row["place"]), str(row["revision"]), datetime.fromisoformat(row["fetched_at"]))
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def provenance_in(state: Path, bundle_digest: str) -> Provenance | None:
+    """What a sealed bundle says of where it came from; None if it is not there, or does not say. From any thread."""
+    try:
+        return read_bundle(bundle_folder(state, bundle_digest)).provenance
+    except (BundleBroken, OSError):
         return None
 
 

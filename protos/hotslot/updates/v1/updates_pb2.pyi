@@ -129,6 +129,7 @@ class ModelUpdates(_message.Message):
     NEWEST_LISTED_AT_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     EXPECTED_BYTES_FIELD_NUMBER: _builtins.int
+    COMMITTED_PROVENANCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -184,6 +185,12 @@ class ModelUpdates(_message.Message):
         none is listed.
         """
 
+    @_builtins.property
+    def committed_provenance(self) -> Global___Provenance:
+        """Where what is committed came from. Absent if nothing is committed, or if
+        its bundle does not say: one of an older hotslot.
+        """
+
     def __init__(
         self,
         *,
@@ -203,14 +210,71 @@ class ModelUpdates(_message.Message):
         newest_listed_at: _timestamp_pb2.Timestamp | None = ...,
         received_bytes: _builtins.int = ...,
         expected_bytes: _builtins.int = ...,
+        committed_provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "expected_bytes", b"expected_bytes", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "expected_bytes", b"expected_bytes", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelUpdates: _TypeAlias = ModelUpdates  # noqa: Y015
+
+@_typing.final
+class Provenance(_message.Message):
+    """Where the files of a bundle came from, and what they passed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_KIND_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    HUB_MODEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FETCHED_AT_FIELD_NUMBER: _builtins.int
+    VERIFIED_AT_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    hub_kind: _builtins.str
+    """"folder", "modelscope" or "import" (brought in by hand)."""
+    endpoint: _builtins.str
+    """Host of the hub, with its port if it is not the scheme's own. Empty where
+    nothing was asked over a network.
+    """
+    hub_model: _builtins.str
+    """Model, as the hub calls it."""
+    revision: _builtins.str
+    """Revision, as the hub called it when it was fetched."""
+    @_builtins.property
+    def fetched_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was fetched, by the updater's wall clock."""
+
+    @_builtins.property
+    def verified_at(self) -> _timestamp_pb2.Timestamp:
+        """When it passed the list. Absent if that was never run over it."""
+
+    @_builtins.property
+    def checked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Numbers and names of the list that it passed, for example "6 SHA-256"; see
+        docs/verification.md.
+        """
+
+    def __init__(
+        self,
+        *,
+        hub_kind: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        hub_model: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        fetched_at: _timestamp_pb2.Timestamp | None = ...,
+        verified_at: _timestamp_pb2.Timestamp | None = ...,
+        checked: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetched_at", b"fetched_at", "verified_at", b"verified_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "endpoint", b"endpoint", "fetched_at", b"fetched_at", "hub_kind", b"hub_kind", "hub_model", b"hub_model", "revision", b"revision", "verified_at", b"verified_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class DeviceFallback(_message.Message):
@@ -1036,6 +1100,7 @@ class GetUpdateResponse(_message.Message):
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     DIFFERING_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     advice: _builtins.str
     """What to do now, for people."""
     @_builtins.property
@@ -1054,6 +1119,12 @@ class GetUpdateResponse(_message.Message):
     def differing(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferingItem]:
         """The first items on which it differed from the active model."""
 
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where its files came from. Absent before it is sealed, once its bundle is
+        deleted, or if the bundle does not say.
+        """
+
     def __init__(
         self,
         *,
@@ -1062,10 +1133,11 @@ class GetUpdateResponse(_message.Message):
         measurements: _abc.Iterable[Global___Measurement] | None = ...,
         differing: _abc.Iterable[Global___DifferingItem] | None = ...,
         advice: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "differing", b"differing", "events", b"events", "measurements", b"measurements", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "differing", b"differing", "events", b"events", "measurements", b"measurements", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
