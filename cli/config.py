@@ -3,13 +3,22 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import typer
 from rich.table import Table
 
 from cli.console import DIM, DOUBTFUL, GOOD, out, print_text, text
 from cli.options import Config
-from cli.reference import SettingRow, reference_page, setting_rows, toml_value
+from cli.reference import (
+    LIST_MARK,
+    LIST_OF_TABLES,
+    TABLE_OF_TABLES,
+    SettingRow,
+    reference_page,
+    setting_rows,
+    toml_value,
+)
 from cli.settings import Settings, listening_address, read_settings
 from common.settings import Mistake, SettingsInvalid, settings_path
 
@@ -66,19 +75,19 @@ def effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
     """Key, value and declaration of every setting; a list of tables key by key."""
     found: list[tuple[str, str, SettingRow]] = []
     for row in setting_rows():
-        if row.key in ("models", "updater.models"):
+        if row.kind in (LIST_OF_TABLES, TABLE_OF_TABLES):
             continue
         if row.key.startswith(_PER_MODEL):
             rest = row.key.removeprefix(_PER_MODEL)
             for model_name, section in settings.updater.models.items():
                 found.append((f"updater.models.{model_name}.{rest}", toml_value(_value(section, rest)), row))
             continue
-        if not row.key.startswith("models[]."):
+        if LIST_MARK not in row.key:
             found.append((row.key, toml_value(_value(settings, row.key)), row))
             continue
-        name = row.key.removeprefix("models[].")
-        for position, model in enumerate(settings.models):
-            found.append((f"models[{position}].{name}", toml_value(getattr(model, name)), row))
+        tables, _, name = row.key.partition(f"{LIST_MARK}.")
+        for position, table in enumerate(cast("tuple[object, ...]", _value(settings, tables))):
+            found.append((f"{tables}[{position}].{name}", toml_value(getattr(table, name)), row))
     return found
 
 

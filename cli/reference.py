@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,7 +15,8 @@ from cli.settings import Settings
 
 REQUIRED = "required"
 UNSET = "unset"  # there is no word for it in the file: the key is left out
-_JOINTS: Mapping[Any, str] = {tuple: "[].", dict: ".NAME."}
+LIST_OF_TABLES, TABLE_OF_TABLES, LIST_MARK = "list of tables", "table of tables", "[]"
+_JOINTS: Mapping[Any, str] = {tuple: f"{LIST_MARK}.", dict: ".NAME."}
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
@@ -105,14 +106,14 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  any a
 
 def _kind(annotation: Any) -> str:  # noqa: ANN401  any annotation
     origin = get_origin(annotation)
+    if origin in (Union, UnionType):  # what may be left out
+        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
     if origin is Literal:
         return "choice"
     if origin is tuple:
-        return "list of tables" if _model_in(annotation) else "list"
+        return LIST_OF_TABLES if _model_in(annotation) else "list"
     if origin in (dict, Mapping):
-        return "table of tables" if _model_in(annotation) else "table of texts"
-    if origin is UnionType:  # or nothing
-        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
+        return TABLE_OF_TABLES if _model_in(annotation) else "table of texts"
     if issubclass(annotation, Enum):
         return "choice"
     return _KINDS[annotation]

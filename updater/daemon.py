@@ -29,6 +29,7 @@ from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
+from updater.hooks.service import Webhooks
 from updater.hub.transfer import PaceRules
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
 from updater.paths import RUN_FOLDER, UPDATES_SOCKET, check_paths
@@ -72,6 +73,7 @@ class Updater:
         self._run_folder = self._state / RUN_FOLDER
         self._registry = CollectorRegistry()
         self._observer: Observer = ToAll(LogObserver(log), MetricsObserver(self._registry))
+        self._webhooks = Webhooks(settings.updater.webhooks, log, self._registry)
         self._stopping = threading.Event()
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None
@@ -105,6 +107,7 @@ class Updater:
             journal = self._open_journal()
             if journal is not None:
                 self._build(journal)
+                self._webhooks.start(journal.outbox)
         except JournalUnusable as error:
             self._distrust(error)
             return []
@@ -124,7 +127,8 @@ class Updater:
         """
         while not self._stopping.is_set():
             try:
-                self._journal = Journal(self._state / JOURNAL_NAME)
+                subscribers = self._webhooks.subscribers(self._settings.node)
+                self._journal = Journal(self._state / JOURNAL_NAME, subscribers=subscribers)
             except JournalNotWritten as error:
                 self._observer.troubled("", "journal_not_written", str(error))
                 self._beat()
@@ -194,6 +198,7 @@ class Updater:
             end_children()  # a conversion that is cut off is done again
             for thread in threads:
                 thread.join(0.2)
+        self._webhooks.stop()
         for model in self._models.values():
             model.close()
         if self._journal is not None and not any(thread.is_alive() for thread in threads):

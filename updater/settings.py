@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
 from updater.breaker import BreakerName, BreakerRules
+from updater.hooks.settings import MAX_WEBHOOKS, WebhookSection, check_webhook_names
 from updater.hub.places import place_of
 from updater.rules import (
     ACTIVATION_BREAKER,
@@ -150,6 +151,9 @@ class UpdaterSection(Section):
     retained_bytes: Annotated[
         int, Field(ge=0, le=1 << 50, description="kept on disk beside the last two committed bundles")
     ] = 16 * GIB
+    webhooks: Annotated[
+        tuple[WebhookSection, ...], Field(max_length=MAX_WEBHOOKS, description="who is told of updates over HTTP")
+    ] = ()
     max_failures_an_hour: Annotated[int, Field(ge=1, le=100, description="more failed updates stop updates")] = 3
     breaker_first_seconds: Annotated[Seconds, Field(description="first pause after updates that failed in a row")] = (
         3600.0
@@ -158,6 +162,11 @@ class UpdaterSection(Section):
         Seconds,
         Field(description="pause before a device that ran out of memory is tried again; doubles with each failure"),
     ] = 600.0
+
+    @field_validator("webhooks")
+    @classmethod
+    def _check_webhooks(cls, value: tuple[WebhookSection, ...]) -> tuple[WebhookSection, ...]:
+        return check_webhook_names(value)
 
     @field_validator("hub_endpoint")
     @classmethod

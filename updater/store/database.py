@@ -6,19 +6,20 @@ Rules that make it safe:
  3. Each change is one `BEGIN IMMEDIATE … COMMIT`; a failed one is rolled back and changes nothing.
  4. A new file appears by rename, with its tables in it: an empty or half-made file is damage, never a new journal.
  5. What cannot be read, or was written by a newer schema, is left exactly as it is.
+ 6. An older schema is brought up step by step, each step one change that is whole or did not happen.
 """
 
 import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.durable import sync_folder
 from updater.ports import JournalUnusable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x48534C54  # "HSLT"
 _BUSY_SECONDS = 2.0
 _MAX_PAGES = 65536  # 256 MiB: an audit trail that grows without end must not fill the disk
@@ -38,6 +39,17 @@ CREATE TABLE evidence (update_id TEXT NOT NULL, kind TEXT NOT NULL, row TEXT NOT
 STRICT;
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
 """
+# What each later schema adds to the one before it.
+_STEPS: Mapping[int, str] = {
+    2: """
+CREATE TABLE outbox (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, hook TEXT NOT NULL, event_id TEXT NOT NULL, event TEXT NOT NULL,
+  body TEXT NOT NULL, refusals INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX outbox_by_hook ON outbox (hook, number);
+UPDATE meta SET value = '2' WHERE key = 'schema_version';
+""",
+}
 
 
 class JournalUnreadable(JournalUnusable):
@@ -60,7 +72,7 @@ class Database:
 
         Raises:
             JournalUnreadable: it is there, and cannot be trusted.
-            JournalNotWritten: it cannot be made.
+            JournalNotWritten: it cannot be made, or not be brought up to this schema.
         """
         self._path = path
         self._lock = threading.RLock()
@@ -131,10 +143,11 @@ def _open(path: Path) -> sqlite3.Connection:
         raise JournalUnreadable(f"the journal cannot be opened: {_words(error)}") from error
     try:
         _check(connection)
+        _bring_up(connection)
     except sqlite3.Error as error:
         connection.close()
         raise JournalUnreadable(f"the journal is damaged: {_words(error)}") from error
-    except JournalUnreadable:
+    except (JournalUnreadable, JournalNotWritten):
         connection.close()
         raise
     return connection
@@ -166,6 +179,18 @@ def _check(connection: sqlite3.Connection) -> None:
         raise JournalUnreadable(f"the journal is damaged: {'; '.join(map(str, found))[:300]}")
 
 
+def _bring_up(connection: sqlite3.Connection) -> None:
+    """Take the steps that an older schema lacks (rule 6)."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {_STEPS[number]} PRAGMA user_version={number}; COMMIT;")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise JournalNotWritten(f"the journal cannot be brought up to schema {number}: {_words(error)}") from error
+
+
 def _create(path: Path) -> None:
     """Make an empty journal beside its place, then move it there (rule 4)."""
     fresh = path.with_name(f".{path.name}.new")
@@ -175,7 +200,7 @@ def _create(path: Path) -> None:
         with contextlib.closing(_connect(fresh)) as connection:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} {' '.join(_STEPS.values())} COMMIT;")
             connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
         descriptor = os.open(fresh, os.O_RDONLY)
         try:

@@ -14,6 +14,7 @@ from updater.record_json import RecordUnreadable, event_to_json, from_json, read
 from updater.rules import Rules
 from updater.settings import JOURNAL_NAME
 from updater.store.database import Database, JournalNotWritten, JournalUnreadable
+from updater.store.outbox import Outbox, Subscribers
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 _PRUNE_AT_ONCE = 1000
@@ -43,12 +44,13 @@ class PastUpdate:
 class Journal:
     """From any thread; a failed write leaves everything as it was."""
 
-    def __init__(self, path: Path, rules: Rules | None = None) -> None:
+    def __init__(self, path: Path, rules: Rules | None = None, subscribers: Subscribers | None = None) -> None:
         """Open it; make it if it is not there.
 
         Args:
             path: of the file; its folder exists.
             rules: give breakers that cannot be read their safe state.
+            subscribers: who is told of events; default: nobody.
 
         Raises:
             JournalUnreadable: it is there, and cannot be trusted.
@@ -56,6 +58,7 @@ class Journal:
         """
         self._rules = rules
         self._database = Database(path)
+        self.outbox = Outbox(self._database, subscribers or Subscribers())
 
     def close(self) -> None:
         """Let go of the file."""
@@ -80,6 +83,7 @@ class Journal:
             JournalNotWritten: an OSError; nothing was written.
         """
         with self._database.change() as connection:
+            dropped = self.outbox.put(connection, events)  # whoever is told of an event is told, whatever dies now
             connection.execute(
                 "INSERT INTO records VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET row = excluded.row",
                 (record.model, _line(to_json(record))),
@@ -107,6 +111,7 @@ class Journal:
                 "(SELECT seq FROM events ORDER BY seq LIMIT ?)",
                 (MAX_EVENTS, _PRUNE_AT_ONCE),
             )
+        self.outbox.told(dropped)
 
     def history(self, model: str, limit: int, before: int) -> list[tuple[int, PastUpdate]]:
         """Past updates, newest first, each with its number.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,7 +214,7 @@ def test_where_it_came_from_decides_nothing(tmp_path: Path) -> None:
 # Against what serves.
 
 
-def sealed(folder: Path, vocabulary: dict[str, int], merges: str = "#\na b\n", **fields: object) -> Bundle:
+def sealed(folder: Path, vocabulary: dict[str, int], merges: str = "#\na b\n", **fields: Any) -> Bundle:  # noqa: ANN401  of Bundle
     """A bundle of the entailment engine, with its words."""
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -221,7 +222,7 @@ def sealed(folder: Path, vocabulary: dict[str, int], merges: str = "#\na b\n", *
     files = (hash_file(folder / "vocab.json"), hash_file(folder / "merges.txt"))
     interface = Interface("ofa", 480, ("yes", "no", "maybe"))
     bundle = Bundle("b", "s", "r", "ofa", "visual-entailment", "float32", "ofa-1", files, interface=interface)
-    return replace(bundle, **fields)  # type: ignore[arg-type]  of Bundle
+    return replace(bundle, **fields)
 
 
 WORDS = {"a": 0, "b": 1, "ab": 2}

@@ -13,9 +13,9 @@ import pytest
 from common.clock import SystemClock
 from common.provenance import HubPlace
 from common.sealing import ConvertLimits
-from tests.updater.edges.revisions import convert_scripted, weights_of
+from tests.updater.edges.revisions import MODEL, convert_scripted, weights_of
 from tests.updater.edges.scripted_updater import digest_of_scripted
-from tests.updater.edges.shelf import ADAPTERS, MODEL, Row, Shelf
+from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
 from updater.actions import StageRevision, VerifyAndSeal
 from updater.checks import CHECKS
 from updater.perform import Ports, perform
@@ -146,9 +146,8 @@ def test_a_listing_with_an_unsafe_name_is_refused(bench: Bench, reason: str, nam
 @pytest.mark.reason("LISTING_UNSAFE")
 def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
     """A file system may take an accent and its letter for one."""
-    for name in ("caf\u00e9.json", "cafe\u0301.json"):
-        row = {"name": name, "size": 1, "sha256": ZEROS}
-        bench.shelf.relist("v1.0.0", lambda rows, row=row: rows.append(row))  # type: ignore[misc]  bound now
+    extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in ("caf\u00e9.json", "cafe\u0301.json")]
+    bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
     assert "LISTING_UNSAFE" == refused(bench.take()).reason
 
 

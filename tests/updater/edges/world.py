@@ -144,6 +144,7 @@ class World:
             f"updater.models.{MODEL}.policy": policy or {},
         }
         self._base = self.stack.config.read_text(encoding="utf-8")
+        self._more = ""  # TOML, behind all other tables
         self._tables = tables
         self.configure({})
         self.first = committed
@@ -159,7 +160,13 @@ class World:
         for table, values in tables.items():
             rows = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
             text += f"[{table}]\n{rows}"
+        text += self._more
         self.stack.config.write_text(text, encoding="utf-8")
+
+    def add_settings(self, text: str) -> None:
+        """Append tables; the next updater reads them."""
+        self._more += text
+        self.configure({})
 
     # What a test does.
 

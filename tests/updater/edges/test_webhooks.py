@@ -1,0 +1,47 @@
+"""Events on their way out of a real updater, and what a committed bundle says of where it came from."""
+
+import json
+
+import pytest
+
+from hotslot.updates.v1 import updates_pb2 as pb
+from tests.updater.edges.conftest import MakeWorld
+from tests.updater.hooks.receiver import OK, receiving
+
+pytestmark = [pytest.mark.timeout(180)]
+_HOOK = """
+[[updater.webhooks]]
+name = "ops"
+url = "{url}"
+events = ["update_*", "bundle_sealed"]
+"""
+
+
+def test_events_reach_a_receiver_that_was_down_through_a_kill(make_world: MakeWorld) -> None:
+    """An update is not held up by it; what happened meanwhile comes later, in order, each under one id."""
+    with receiving() as receiver:
+        receiver.answers[:] = [b"HTTP/1.1 503 Down\r\n\r\n"]
+        world = make_world()
+        world.add_settings(_HOOK.format(url=receiver.url()))
+        world.start()  # the first revision is committed while nobody takes an event
+        assert receiver.came.acquire(timeout=30.0)
+        assert world.updater is not None
+        world.updater.kill()
+        tried = {json.loads(row.body)["id"] for row in receiver.requests}
+        receiver.requests.clear()
+        receiver.answers[:] = [OK]
+        world.start_updater()
+        world.wait(lambda: len(receiver.requests) >= 3, "all that happened is told")
+        rows = [json.loads(row.body) for row in receiver.requests]
+        assert ["update_started", "bundle_sealed", "update_committed"] == [row["event"] for row in rows][:3]
+        assert tried == {rows[0]["id"]}  # the one that it had refused comes again, as the same
+        assert len(rows) == len({row["id"] for row in rows})
+        assert ("v1.0.0", "COMMITTED") == (rows[2]["update"]["revision"], rows[2]["outcome"])
+
+        committed = world.status().committed_provenance
+        assert ("folder", "shapes", "v1.0.0") == (committed.hub_kind, committed.hub_model, committed.revision)
+        assert "6 SHA-256" in committed.checked
+        (latest,) = world.updates().ListHistory(pb.ListHistoryRequest(), timeout=20).updates
+        told = world.updates().GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
+        assert committed == told.provenance
+        world.close()

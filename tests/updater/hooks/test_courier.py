@@ -1,0 +1,341 @@
+"""Events wait in the journal until their receivers have them; nobody waits for a receiver."""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from common import logs
+from tests.updater.hooks.receiver import receiving
+from updater.hooks.courier import Courier
+from updater.hooks.message import Subscription, body_of
+from updater.hooks.post import PostFailed, Receiver
+from updater.hooks.service import Webhooks
+from updater.hooks.settings import WebhookSection
+from updater.hooks.verdict import CAP_SECONDS, MAX_REFUSALS, Answer, pause_seconds
+from updater.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
+from updater.store import database, outbox
+from updater.store.journal import Journal, JournalNotWritten
+from updater.store.outbox import Subscribers
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:s", reason="R")
+RECORD = ModelRecord("shapes", Stage.STAGING, UPDATE)
+
+
+def event(name: str = "update_committed", outcome: Outcome | None = None) -> Event:
+    """Something that happened."""
+    return Event(NOW, "shapes", Stage.IDLE, name, "a sentence", UPDATE, outcome)
+
+
+@dataclass
+class Bench:
+    """A journal, and a receiver that answers as it is told."""
+
+    path: Path
+    hooks: tuple[Subscription, ...] = (Subscription("ops", ("*",)),)
+    answers: list[int | str] = field(default_factory=lambda: [200])  # a status, or why there is none; the last for ever
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    told: list[tuple[str, ...]] = field(default_factory=list)
+    woken: int = 0
+
+    def __post_init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """A new life of the updater."""
+        subscribers = Subscribers(self.hooks, "node-1", self._wake, self.dropped)
+        self.journal = Journal(self.path, subscribers=subscribers)
+        receiver = Receiver("ops", "http://ops.example/", 1.0)
+        self.courier = Courier(receiver, self.journal.outbox, self._post, self, lambda: 0.5)
+
+    def restart(self) -> None:
+        """End without any order."""
+        self.journal.close()
+        self.open()
+
+    def deliver(self) -> list[float | None]:
+        """Step until nothing waits, or a pause is due; the pauses."""
+        pauses: list[float | None] = []
+        while not pauses or pauses[-1] == 0.0:
+            pauses.append(self.courier.step())
+        return pauses
+
+    def names(self) -> list[str]:
+        """What was received."""
+        return [row["event"] for row in self.sent]
+
+    def delivered(self, hook: str) -> None:
+        self.told.append(("delivered", hook))
+
+    def failed(self, hook: str, reason: str) -> None:
+        self.told.append(("failed", hook, reason))
+
+    def given_up(self, hook: str, event: str, reason: str) -> None:
+        self.told.append(("given up", hook, event, reason))
+
+    def dropped(self, hook: str, count: int) -> None:
+        self.told.append(("dropped", hook, str(count)))
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def _post(self, _receiver: Receiver, _event: str, event_id: str, body: bytes) -> Answer:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, str):
+            raise PostFailed(answer)
+        row = json.loads(body)
+        assert event_id == row["id"]
+        self.sent.append(row)
+        return Answer(answer)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A receiver that takes everything."""
+    made = Bench(tmp_path / "journal.db")
+    yield made
+    made.journal.close()
+
+
+def test_an_event_is_delivered_as_it_was_written(bench: Bench) -> None:
+    """With all that a receiver needs to know, whatever has happened since."""
+    bench.journal.write(RECORD, [event(outcome=Outcome.COMMITTED)])
+    assert 1 == bench.woken
+    assert [0.0, None] == bench.deliver()
+    (row,) = bench.sent
+    assert 32 == len(row.pop("id"))
+    assert {
+        "schema_version": 1,
+        "event": "update_committed",
+        "at": "2026-01-02T03:04:05+00:00",
+        "node": "node-1",
+        "model": "shapes",
+        "stage": "IDLE",
+        "message": "a sentence",
+        "outcome": "COMMITTED",
+        "update": {
+            "id": "20260102-030405-abc",
+            "kind": "RELEASE",
+            "revision": "v1.1.0",
+            "source_digest": "sha256:s",
+            "bundle_digest": "",
+            "started_at": "2026-01-02T03:04:05+00:00",
+            "reason": "R",
+        },
+    } == row
+
+
+def test_events_come_in_their_order(bench: Bench) -> None:
+    """Across writes."""
+    bench.journal.write(RECORD, [event("a"), event("b")])
+    bench.journal.write(RECORD, [event("c")])
+    bench.deliver()
+    assert ["a", "b", "c"] == bench.names()
+
+
+def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
+    """By name or pattern; who asked for nothing that happened is not woken."""
+    bench = Bench(tmp_path / "journal.db", (Subscription("ops", ("update_*", "gate_passed")),))
+    bench.journal.write(RECORD, [event("hub_unanswered")])
+    assert 0 == bench.woken
+    bench.journal.write(RECORD, [event("update_held"), event("gate_passed"), event("gate_interrupted")])
+    bench.deliver()
+    assert ["update_held", "gate_passed"] == bench.names()
+    bench.journal.close()
+
+
+def test_nothing_is_told_that_did_not_happen(bench: Bench) -> None:
+    """Event and row are one change: on a full disk neither is there, and nobody is woken."""
+    too_large = [replace(event("noise"), message="x" * (1 << 20)) for _ in range(4)]
+    pages = bench.journal._database.rows("PRAGMA page_count")[0][0]  # noqa: SLF001  where the disk would fail
+    bench.journal._database.rows(f"PRAGMA max_page_count={pages}")  # noqa: SLF001
+    with pytest.raises(JournalNotWritten):
+        bench.journal.write(RECORD, too_large)
+    assert (0, 0) == (bench.woken, bench.journal.outbox.waiting("ops"))
+    assert [None] == bench.deliver()
+
+
+def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
+    """A new life delivers what the one before had written down; told twice, it has the same id."""
+    bench.journal.write(RECORD, [event("a"), event("b")])
+    bench.restart()
+    first = bench.journal.outbox.next("ops")
+    assert first is not None
+    bench._post(bench.courier.receiver, "a", first.event_id, first.body.encode())  # noqa: SLF001  died right after
+    bench.restart()
+    bench.deliver()
+    assert ["a", "a", "b"] == bench.names()
+    assert 2 == len({row["id"] for row in bench.sent})
+
+
+def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
+    """No event is lost or given up for it, and none goes before its turn."""
+    bench.journal.write(RECORD, [event("a"), event("b")])
+    bench.answers[:] = ["UNREACHABLE"] * 10 + ["TIMEOUT", 500, 503, 429, 200]
+    pauses = [bench.courier.step() or 0.0 for _ in range(14)]
+    assert [2.0, 4.0, 8.0] == pauses[:3]
+    assert sorted(pauses) == pauses
+    assert CAP_SECONDS == pauses[-1]
+    assert {"a"} == set(bench.names())  # each answer of a server that failed was to the first
+    assert [0.0, 0.0, None] == bench.deliver()
+    assert ["a", "b"] == bench.names()[-2:]
+    assert not [row for row in bench.told if row[0] == "given up"]
+
+
+def test_pauses_stay_within_their_jitter_and_honour_a_wish() -> None:
+    """Never shorter than asked for, never longer than an hour for a wish."""
+    assert (1.5, 2.5) == (pause_seconds(1, 0.0), pause_seconds(1, 1.0))
+    assert 750.0 == pause_seconds(10**6, 1.0)
+    assert 90.0 == pause_seconds(1, 0.5, 90.0)
+    assert 3600.0 == pause_seconds(1, 0.5, 1e9)
+
+
+def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
+    """After several tries, which a restart does not begin anew; the next one has its turn."""
+    bench.journal.write(RECORD, [event("bad"), event("good")])
+    bench.answers[:] = [*[400] * MAX_REFUSALS, 200]
+    for _ in range(MAX_REFUSALS):
+        assert (bench.courier.step() or 0.0) > 0
+        bench.restart()
+    bench.deliver()
+    assert ["bad"] * MAX_REFUSALS + ["good"] == bench.names()
+    assert [("given up", "ops", "bad", "HTTP_400")] == [row for row in bench.told if row[0] == "given up"]
+
+
+def test_what_waits_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go, and it is told how many."""
+    monkeypatch.setattr(outbox, "MAX_ROWS", 3)
+    bench.journal.write(RECORD, [event(f"e{number}") for number in range(5)])
+    bench.journal.write(RECORD, [event("e5")])
+    assert [("dropped", "ops", "2"), ("dropped", "ops", "1")] == bench.told
+    bench.deliver()
+    assert ["e3", "e4", "e5"] == bench.names()
+
+
+def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for a while makes no flood."""
+    bench.journal.write(RECORD, [event("a"), event("b")])
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.journal.outbox, "remove", _full)
+        for _ in range(3):
+            assert (bench.courier.step() or 0.0) > 0
+    bench.deliver()
+    assert ["a", "b"] == bench.names()
+
+
+def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Bench) -> None:
+    """What waited for them goes at the next start."""
+    bench.journal.write(RECORD, [event()])
+    bench.hooks = (Subscription("new", ("*",)),)
+    bench.restart()
+    bench.journal.outbox.forget_others()
+    assert 0 == bench.journal.outbox.waiting("ops")
+
+
+def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: Path) -> None:
+    """Over real HTTP and threads: one takes everything, one is silent; writing goes on, metrics tell."""
+    registry, silent = CollectorRegistry(), threading.Event()
+    with receiving() as good, receiving() as bad, logs.configure("test", "error"):
+        bad.answers[:] = [lambda _connection: (silent.wait(20.0) and None) or None]
+        sections = tuple(WebhookSection(url=one.url(), name=name) for name, one in (("good", good), ("bad", bad)))
+        webhooks = Webhooks(sections, logs.get_logger(), registry)
+        journal = Journal(tmp_path / "journal.db", subscribers=webhooks.subscribers("node-1"))
+        webhooks.start(journal.outbox)
+        for number in range(3):
+            journal.write(RECORD, [event(f"e{number}")])
+            assert good.came.acquire(timeout=20.0)
+        assert ["e0", "e1", "e2"] == [json.loads(row.body)["event"] for row in good.requests]
+        assert 3.0 == registry.get_sample_value("hotslot_webhook_queued_events", {"hook": "bad"})
+        silent.set()
+        webhooks.stop()
+        assert (registry.get_sample_value("hotslot_webhook_delivered_total", {"hook": "good"}) or 0) >= 2
+        journal.close()
+
+
+def test_a_long_sentence_is_cut() -> None:
+    """A message of a stranger's length does not fill the journal."""
+    assert len(body_of(replace(event(), message="x" * 10**6), "i", "n")) < 4000
+
+
+# The journal's schema.
+
+V1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE records (model TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, model TEXT NOT NULL, update_id TEXT NOT NULL,
+  stage TEXT NOT NULL, name TEXT NOT NULL, message TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_update ON events (update_id, seq);
+CREATE TABLE updates (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, update_id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, row TEXT NOT NULL
+) STRICT;
+CREATE INDEX updates_by_model ON updates (model, seq);
+CREATE TABLE evidence (update_id TEXT NOT NULL, kind TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (update_id, kind))
+STRICT;
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+INSERT INTO meta VALUES ('schema_version', '1');
+PRAGMA application_id=1213418580;
+PRAGMA user_version=1;
+"""
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A journal of schema 1 with a record, an event and an update."""
+    path = tmp_path / "older.db"
+    made = Journal(tmp_path / "made.db")
+    made.write(RECORD, [event("update_started")])
+    made.close()
+    with sqlite3.connect(path) as connection:
+        connection.executescript(V1)
+        connection.execute("ATTACH ? AS made", (str(tmp_path / "made.db"),))
+        for table in ("records", "events", "updates"):
+            connection.execute(f"INSERT INTO {table} SELECT * FROM made.{table}")  # noqa: S608  our own names
+    connection.close()
+    return path
+
+
+@pytest.mark.fault("D8")
+def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
+    """Records, the audit trail and the history are as they were; events find their receivers from now on."""
+    bench = Bench(older)
+    assert RECORD == bench.journal.load("shapes")
+    assert ["update_started"] == [row.name for row in bench.journal.events(UPDATE.update_id)]
+    assert [UPDATE] == [past.update for _, past in bench.journal.history("", 9, 0)]
+    bench.journal.write(RECORD, [event("a")])
+    bench.restart()  # it is brought up once
+    bench.deliver()
+    assert ["a"] == bench.names()
+    bench.journal.close()
+    with sqlite3.connect(older) as connection:
+        assert [(database.SCHEMA_VERSION,)] == connection.execute("PRAGMA user_version").fetchall()
+        assert [("2",)] == connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
+    connection.close()
+
+
+@pytest.mark.fault("D8")
+@pytest.mark.fault("D1")
+def test_a_journal_that_cannot_be_brought_up_stays_as_it_was(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is whole or did not happen; the next try, with room on the disk, takes it."""
+    before = older.read_bytes()
+    pages = os.stat(older).st_size // 4096  # noqa: PTH116  one number
+    with monkeypatch.context() as full:
+        full.setattr(database, "_MAX_PAGES", pages)
+        with pytest.raises(JournalNotWritten, match="schema 2"):
+            Journal(older)
+    assert before == older.read_bytes()
+    Journal(older).close()
+
+
+def _full(*_: object) -> None:
+    raise JournalNotWritten("the journal cannot be written: database or disk is full")

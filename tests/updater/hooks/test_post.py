@@ -1,0 +1,137 @@
+"""One event over real HTTP: what is sent, and what a receiver can do about it."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.updater.hooks.receiver import LocalReceiver, receiving
+from updater.hooks.post import PostFailed, Receiver, post
+from updater.hooks.verdict import Verdict, judge
+
+SECONDS = 10.0
+SHORT = 0.3
+
+
+@pytest.fixture
+def receiver() -> Iterator[LocalReceiver]:
+    """One that takes everything."""
+    with receiving() as made:
+        yield made
+
+
+def send(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> Verdict:
+    """Send an event."""
+    return judge(post(Receiver("ops", url, seconds, token_file), "update_committed", "id-1", b'{"a":1}'))
+
+
+def failure(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> str:
+    """Why no answer came."""
+    with pytest.raises(PostFailed) as caught:
+        send(url, seconds, token_file)
+    return caught.value.reason
+
+
+def test_an_event_is_posted_with_its_id(receiver: LocalReceiver) -> None:
+    """The path and the query as configured, and headers by which duplicates are told apart."""
+    assert Verdict.DELIVERED is send(receiver.url("/a/b?c=d"))
+    (request,) = receiver.requests
+    assert ("POST /a/b?c=d HTTP/1.1", b'{"a":1}') == (request.line, request.body)
+    assert ("application/json", "update_committed") == (
+        request.headers["Content-Type"],
+        request.headers["X-Hotslot-Event"],
+    )
+    assert "id-1" == request.headers["X-Hotslot-Event-Id"] == request.headers["Idempotency-Key"]
+    assert "Authorization" not in request.headers
+
+
+def test_a_token_is_read_for_each_delivery(receiver: LocalReceiver, tmp_path: Path) -> None:
+    """So that it can be changed without a restart."""
+    for token in ("first", "second"):
+        (tmp_path / "token").write_text(f"{token}\n")
+        send(receiver.url(), token_file=tmp_path / "token")
+    assert ["Bearer first", "Bearer second"] == [row.headers["Authorization"] for row in receiver.requests]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"a b", b"\xff", b"x" * 5000])
+def test_nothing_is_sent_without_its_token(receiver: LocalReceiver, tmp_path: Path, content: bytes | None) -> None:
+    """A file that is gone, or holds no token, is mended by somebody; until then the event waits."""
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    assert "TOKEN_UNREADABLE" == failure(receiver.url(), token_file=tmp_path / "token")
+    assert [] == receiver.requests
+
+
+def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
+    """Neither the event nor the token goes to a host that an answer names."""
+    with receiving() as other:
+        receiver.answers[:] = [f"HTTP/1.1 307 T\r\nLocation: {other.url()}\r\n\r\n".encode()]
+        assert Verdict.REFUSED is send(receiver.url())
+        assert [] == other.requests
+
+
+@pytest.mark.parametrize(("status", "verdict"), [(200, "delivered"), (500, "later"), (429, "later"), (404, "refused")])
+def test_the_status_decides(receiver: LocalReceiver, status: int, verdict: str) -> None:
+    """And nothing else of the answer."""
+    receiver.answers[:] = [f"HTTP/1.1 {status} X\r\nContent-Length: 1000000000000\r\n\r\n".encode()]
+    assert Verdict(verdict) is send(receiver.url())
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0), ("-1", 0.0)])
+def test_a_receiver_may_ask_for_patience(receiver: LocalReceiver, said: str, seconds: float) -> None:
+    """In seconds; what cannot be read is no wish."""
+    receiver.answers[:] = [f"HTTP/1.1 503 X\r\nRetry-After: {said}\r\n\r\n".encode()]
+    answer = post(Receiver("ops", receiver.url(), SECONDS), "e", "i", b"{}")
+    assert seconds == answer.retry_after_seconds
+
+
+def hold(connection: socket.socket) -> None:
+    """Say nothing until the other side is gone."""
+    with suppress(OSError):
+        connection.recv(1)
+
+
+def drip(connection: socket.socket) -> None:
+    """One byte of an endless header after the other, each well within any limit of a single read."""
+    with suppress(OSError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        connection.settimeout(0.02)
+        while True:
+            connection.sendall(b"x")
+            with suppress(TimeoutError):
+                if not connection.recv(1):
+                    return
+
+
+@pytest.mark.parametrize("how", [hold, drip])
+def test_a_slow_receiver_is_cut_off(receiver: LocalReceiver, how: Callable[[socket.socket], None]) -> None:
+    """Whether it says nothing, or a byte at a time."""
+    receiver.answers[:] = [how]
+    assert "TIMEOUT" == failure(receiver.url(), SHORT)
+
+
+def test_a_receiver_that_is_down_is_told() -> None:
+    """Nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert "UNREACHABLE" == failure(f"http://127.0.0.1:{port}/")
+
+
+def test_a_host_that_is_none_is_told() -> None:
+    """A name without an address."""
+    assert "UNREACHABLE" == failure("http://nobody.invalid/")
+
+
+@pytest.mark.parametrize("answer", [b"hello\r\n\r\n", b"", b"HTTP/1.1 2x0 OK\r\n\r\n"])
+def test_an_answer_that_is_no_http_is_told(receiver: LocalReceiver, answer: bytes) -> None:
+    """Or none at all."""
+    receiver.answers[:] = [answer]
+    assert failure(receiver.url()) in ("ANSWER_BROKEN", "UNREACHABLE")
+
+
+def test_a_peer_without_tls_is_told(receiver: LocalReceiver) -> None:
+    """It is not spoken to in the clear."""
+    receiver.greeting = b"HTTP/1.1 400 X\r\n\r\n"
+    assert "TLS_FAILED" == failure(receiver.url().replace("http:", "https:"))

@@ -1,0 +1,153 @@
+"""Events from the journal's outbox to their receivers, one thread a receiver; nobody waits for them.
+
+An event is sent until the receiver has taken it, or has refused it several times. Dead receivers hold up nobody else:
+each has its own thread, its own pauses, and a bounded number of events that wait for it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from updater.hooks.message import Queued
+from updater.hooks.observers import CourierObserver
+from updater.hooks.post import PostFailed, Receiver
+from updater.hooks.verdict import MAX_REFUSALS, Answer, Verdict, judge, pause_seconds
+from updater.ports import JournalUnusable
+
+JOURNAL_PAUSE_SECONDS = 30.0
+STOP_SECONDS = 2.0  # a delivery in progress is left behind: it is sent again, under the same id
+
+Post = Callable[[Receiver, str, str, bytes], Answer]
+
+
+class Outbox(Protocol):
+    """What waits, durably. All of it may raise OSError (nothing changed) and JournalUnusable."""
+
+    def next(self, hook: str) -> Queued | None:
+        """The oldest event that waits for a receiver."""
+        ...
+
+    def remove(self, hook: str, number: int) -> None:
+        """It is delivered, or given up; harmless when repeated."""
+        ...
+
+    def refused(self, hook: str, number: int) -> None:
+        """Count that the receiver did not want it."""
+        ...
+
+    def waiting(self, hook: str) -> int:
+        """How many wait for a receiver."""
+        ...
+
+    def forget_others(self) -> None:
+        """Drop what waits for receivers that the settings no longer name."""
+        ...
+
+
+class Courier:
+    """Brings events to one receiver. From one thread."""
+
+    def __init__(
+        self, receiver: Receiver, outbox: Outbox, post: Post, observer: CourierObserver, jitter: Callable[[], float]
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            receiver: where to.
+            outbox: what waits.
+            post: brings one event there.
+            observer: told what came of it.
+            jitter: drawn evenly from 0 to 1.
+        """
+        self.receiver = receiver
+        self._outbox = outbox
+        self._post = post
+        self._observer = observer
+        self._jitter = jitter
+        self._failures = 0  # in a row, of any kind
+        self._finished = 0  # number of an event that is done with, should the journal not take that down
+
+    def step(self) -> float | None:
+        """Try the oldest event that waits.
+
+        Returns:
+            Seconds until the next try; None: nothing waits.
+        """
+        name = self.receiver.name
+        try:
+            queued = self._outbox.next(name)
+            if queued is not None and queued.number == self._finished:
+                self._outbox.remove(name, queued.number)
+                queued = self._outbox.next(name)
+            return None if queued is None else self._bring(queued)
+        except (OSError, JournalUnusable):
+            return JOURNAL_PAUSE_SECONDS  # whoever writes the journal tells of it
+
+    def _bring(self, queued: Queued) -> float:
+        verdict, reason, wish = self._try(queued)
+        name = self.receiver.name
+        if verdict is Verdict.DELIVERED:
+            self._observer.delivered(name)
+            self._finish(queued)
+            self._failures = 0
+            return 0.0
+        self._failures += 1
+        self._observer.failed(name, reason)
+        if verdict is Verdict.REFUSED and queued.refusals + 1 >= MAX_REFUSALS:
+            self._observer.given_up(name, queued.event, reason)
+            self._finish(queued)
+        elif verdict is Verdict.REFUSED:
+            self._outbox.refused(name, queued.number)
+        return pause_seconds(self._failures, self._jitter(), wish)
+
+    def _try(self, queued: Queued) -> tuple[Verdict, str, float]:
+        try:
+            answer = self._post(self.receiver, queued.event, queued.event_id, queued.body.encode())
+        except PostFailed as error:
+            return Verdict.LATER, error.reason, 0.0
+        return judge(answer), f"HTTP_{answer.status}", answer.retry_after_seconds
+
+    def _finish(self, queued: Queued) -> None:
+        self._finished = queued.number
+        self._outbox.remove(self.receiver.name, queued.number)
+
+
+class Couriers:
+    """The threads of all receivers, between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._wakes: list[threading.Event] = []
+
+    def start(self, couriers: Sequence[Courier]) -> None:
+        """Begin to deliver."""
+        for courier in couriers:
+            wake = threading.Event()
+            self._wakes.append(wake)
+            name = f"webhook-{courier.receiver.name}"
+            self._threads.append(threading.Thread(target=self._run, args=(courier, wake), name=name, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Something new waits; from any thread, at once."""
+        for wake in self._wakes:
+            wake.set()
+
+    def stop(self) -> None:
+        """End; what is not delivered stays in the journal."""
+        self._stopping.set()
+        self.wake()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+
+    def _run(self, courier: Courier, wake: threading.Event) -> None:
+        while not self._stopping.is_set():
+            wake.clear()  # before looking: what comes now wakes again
+            pause = courier.step()
+            if pause is None:
+                wake.wait()
+            elif pause > 0:
+                self._stopping.wait(pause)

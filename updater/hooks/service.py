@@ -1,0 +1,73 @@
+"""The webhooks of one updater, put together: whom the journal tells, and who brings it there."""
+
+import contextlib
+import functools
+import math
+import random
+import socket
+
+from common.logs import Logger
+from updater.hooks.courier import Courier, Couriers, Outbox, Post
+from updater.hooks.message import Subscription
+from updater.hooks.observers import WatchedCouriers
+from updater.hooks.post import Receiver, post
+from updater.hooks.settings import WebhookSection
+from updater.observers import CollectorRegistry
+from updater.ports import JournalUnusable
+from updater.store.outbox import Subscribers
+
+
+class Webhooks:
+    """Prepared before the journal is open, started when it is."""
+
+    def __init__(
+        self, sections: tuple[WebhookSection, ...], log: Logger, registry: CollectorRegistry, send: Post = post
+    ) -> None:
+        """Reach out to nobody yet.
+
+        Args:
+            sections: `[[updater.webhooks]]`, checked.
+            log: told what fails.
+            registry: of the process's metrics.
+            send: brings one event to a receiver.
+        """
+        self._subscriptions = tuple(Subscription(one.shown_name, one.events) for one in sections)
+        self._receivers = [Receiver(one.shown_name, one.url, one.timeout_seconds, one.token_file) for one in sections]
+        self._observer = WatchedCouriers(log, registry, tuple(one.hook for one in self._subscriptions))
+        self._couriers = Couriers()
+        self._send = send
+
+    def start(self, outbox: Outbox) -> None:
+        """Deliver what waits, and what comes; what waits for others is forgotten.
+
+        Raises:
+            JournalUnusable: the journal cannot be trusted any more.
+        """
+        with contextlib.suppress(OSError):  # a full disk; the next start forgets them
+            outbox.forget_others()
+        jitter = random.SystemRandom().random
+        for one in self._receivers:
+            self._observer.watch(one.name, functools.partial(_waiting, outbox, one.name))
+        couriers = [Courier(one, outbox, self._send, self._observer, jitter) for one in self._receivers]
+        self._couriers.start(couriers)
+
+    def subscribers(self, node: str) -> Subscribers:
+        """Whom the journal tells, and whom it wakes.
+
+        Args:
+            node: name of this host; empty: its own.
+        """
+        name = node or socket.gethostname()
+        return Subscribers(self._subscriptions, name, self._couriers.wake, self._observer.dropped)
+
+    def stop(self) -> None:
+        """End; what is not delivered stays in the journal."""
+        self._couriers.stop()
+
+
+def _waiting(outbox: Outbox, hook: str) -> float:
+    """How many wait; no number while the journal cannot be read."""
+    try:
+        return outbox.waiting(hook)
+    except (OSError, JournalUnusable):
+        return math.nan
