@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 from common.clock import Clock
 from updater.hub.connection import AddressRefused, Deadline, Opener, ProxyUnsupported, connection_to
 from updater.hub.faults import broken_off, denied, not_understood, transient, unreached
-from updater.hub.places import Way, beginning, is_private_by_name, redirected
+from updater.hub.places import Way, beginning, is_private_by_name, place_of, redirected
 from updater.hub.transfer import CHUNK_BYTES
 
 AGENT = "hotslot"
@@ -128,6 +128,11 @@ class Door:
         self._token = token
         self._proxy_for = proxy_for
         self._context: ssl.SSLContext | None = None
+
+    @property
+    def host(self) -> str:
+        """Of the endpoint, for people; with its port if that is not the scheme's own."""
+        return place_of(self._rules.endpoint).authority
 
     @contextlib.contextmanager
     def get(self, target: str, deadline_seconds: float, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:

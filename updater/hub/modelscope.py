@@ -20,6 +20,7 @@ from modelscope_hub.constants import LEGACY_API_PREFIX
 from common.bundle import BundleFile
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
+from common.provenance import HubKind, HubPlace
 from common.published import MAX_FILE_BYTES, is_revision_name
 from updater.hub.door import Answer, Door
 from updater.hub.faults import Refusal, denied, not_understood, refusal_of
@@ -52,6 +53,7 @@ class ModelScopeHub:
             is_release: whether a name looks like a release. A branch that does is hidden: it could be moved to
                 anything, and only tags are releases. Other branches are told, since a person may name one.
         """
+        self.place = HubPlace(HubKind.MODELSCOPE, model, door.host)
         self._door = door
         self._path = f"{LEGACY_API_PREFIX}/models/{quote(model)}"
         self._clock = clock
