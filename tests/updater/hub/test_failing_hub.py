@@ -71,7 +71,7 @@ class _Counted:
 
 def over_http(world: StoryWorld, server: ScriptedHub) -> Line:
     """The same folder, behind a socket."""
-    rules = DoorRules(server.url, stall_seconds=0.2)
+    rules = DoorRules(server.url, stall_seconds=2.0)
     door = Door(rules, SystemClock(), lambda: "", lambda _scheme, _host: "")
     world.hub = ModelScopeHub(door, "acme/shapes", SystemClock(), lambda _: False)  # type: ignore[assignment]
     acts = {"500": says(500), "429": says(429, Retry_After="300"), "403": says(403), "stall": stalls, "drip": drips}
