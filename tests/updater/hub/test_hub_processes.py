@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from hotslot.updates.v1 import updates_pb2 as pb
+from tests.stack import eventually
 from tests.updater.edges.revisions import MODEL
 from tests.updater.edges.world import World
 from tests.updater.hub.conftest import WEIGHTS
@@ -111,7 +112,7 @@ def _after_the_look(act: Callable[[Exchange], None], server: ScriptedHub) -> Cal
 def test_an_operator_is_told_what_the_hub_said(world: World, server: ScriptedHub) -> None:
     """At once, in a sentence, without an address."""
     world.start_updater()
-    world.status()
+    eventually(lambda: list(world.status().breakers), what="the updater has read its journal")
     server.fails(resets_after(0), times=FOREVER)
     with pytest.raises(grpc.RpcError) as caught:
         world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
