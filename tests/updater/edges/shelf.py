@@ -16,7 +16,10 @@ from common.clock import SystemClock
 from common.provenance import HubKind, HubPlace
 from common.published import MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
+from tests.updater.hub.scripted import ScriptedHub
 from updater.hub.directory import DirectoryHub
+from updater.hub.door import Door, DoorRules
+from updater.hub.modelscope import ModelScopeHub
 from updater.ports import EffectFailed, Hub, HubFile, Release
 from updater.results import Failed, FaultKind
 
@@ -101,5 +104,12 @@ def folder(shelf: Shelf, _stack: ExitStack) -> Hub:
     return DirectoryHub(shelf.hub, MODEL, SystemClock())
 
 
+def http(shelf: Shelf, stack: ExitStack) -> Hub:
+    """ModelScope's protocol, from a server that says whatever the shelf does."""
+    url = stack.enter_context(ScriptedHub(shelf.hub / MODEL)).url
+    door = Door(DoorRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    return ModelScopeHub(door, f"acme/{MODEL}", SystemClock(), lambda _: False)
+
+
 # By name: from a shelf to an adapter; what must be ended goes onto the stack.
-ADAPTERS: dict[str, Callable[[Shelf, ExitStack], Hub]] = {"gullible": gullible, "folder": folder}
+ADAPTERS: dict[str, Callable[[Shelf, ExitStack], Hub]] = {"gullible": gullible, "folder": folder, "http": http}
