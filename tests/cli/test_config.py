@@ -103,12 +103,12 @@ def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: P
 
 
 def test_show_tells_each_table_of_a_list(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Also of lists within a section; what is left out is none."""
+    """Also of lists within a section; what is left out is unset."""
     more = '[[updater.webhooks]]\nurl = "https://ops.example/"\n[[updater.webhooks]]\nurl = "https://b.example/"\n'
     (tmp_path / "hotslot.toml").write_text(GOOD + more)
     rows = [line.split() for line in hotslot("config", "show").out.splitlines()]
     assert ["updater.webhooks[1].url", '"https://b.example/"', "required"] in rows
-    assert ["updater.webhooks[0].token_file", "none"] in rows
+    assert ["updater.webhooks[0].token_file", "unset"] in rows
 
 
 def test_the_reference_in_the_docs_is_fresh(hotslot: Hotslot) -> None:
