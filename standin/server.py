@@ -5,6 +5,7 @@ import select
 import socket
 import ssl
 import threading
+from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,6 +18,7 @@ from standin.folder import HubFolder
 from standin.messages import head_bytes
 
 MAX_CONNECTIONS = 64
+MAX_TURNED_AWAY = 32  # connections that have been answered with 503 and may still be read by the other side
 BACKLOG = 128
 RETRY_SECONDS = 1
 _STOP_SECONDS = 2.0
@@ -63,6 +65,7 @@ class HubServer:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
+        self._turned_away: deque[socket.socket] = deque()  # touched by the acceptor alone, until that has ended
         self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
 
     @property
@@ -105,7 +108,7 @@ class HubServer:
         ends = self._clock.monotonic() + _STOP_SECONDS
         for thread, _ in left:
             thread.join(max(0.0, ends - self._clock.monotonic()))
-        for end in (self._listener, self._waker, self._waked):
+        for end in (self._listener, self._waker, self._waked, *self._turned_away):
             end.close()
 
     def _accept(self) -> None:
@@ -132,10 +135,18 @@ class HubServer:
             thread.start()
             return
         self._log.warning("connection_refused", client=client, limit=self._listening.max_connections)
+        self._turn_away(connection)
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """Say when to come back. It is closed later: a request that is still coming would tear the answer away."""
         headers = {"Retry-After": str(RETRY_SECONDS), "Content-Length": "0"}
-        with connection, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             connection.setblocking(False)
             connection.send(head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
+            connection.shutdown(socket.SHUT_WR)
+        self._turned_away.append(connection)
+        if len(self._turned_away) > MAX_TURNED_AWAY:
+            self._turned_away.popleft().close()
 
     def _converse(self, connection: socket.socket, client: str) -> None:
         thread = threading.current_thread()
