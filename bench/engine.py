@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench.engine_child import Measured, percentile
 from bench.large_model import large_bundle, large_source, say
+from bench.parts import PARTS
 
 ORACLE = Path(".venv-parity/bin/python")
 AIMS = {"float32": "≥ 85 %", "bfloat16": "≥ 60 %"}
@@ -42,6 +43,7 @@ def main() -> int:
             say(f"measuring the stock pipeline on {threads} threads")
             stock[threads] = _stock(options.oracle, threads, max(3, options.items // 4))
     Console().print(_table(rows, stock))
+    Console().print(_parts(rows))
     return 0
 
 
@@ -58,6 +60,17 @@ def _stock(python: Path, threads: int, items: int) -> float:
     command = [str(python), "-m", "bench.stock", f"--folder={large_source()}", f"--threads={threads}"]
     done = subprocess.run([*command, f"--items={items}"], stdout=subprocess.PIPE, check=True, timeout=CHILD_SECONDS)
     return float(done.stdout.splitlines()[-1])
+
+
+def _parts(rows: list[Measured]) -> Table:
+    table = Table(title="where the time of a first statement goes")
+    table.add_column("part")
+    for row in rows:
+        table.add_column(f"{row.precision}, {row.threads}", justify="right")
+    for part in PARTS:
+        cells = (f"{1e3 * row.parts[part]:.0f} ms, {row.parts[part] / sum(row.parts.values()):.0%}" for row in rows)
+        table.add_row(part, *cells)
+    return table
 
 
 def _table(rows: list[Measured], stock: dict[int, float]) -> Table:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from bench.parts import PartTimes
 from bench.work import work_of
 from common.bundle import read_bundle
 from inference.runner.device import torch_dtype
 from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
 from inference.runner.engines.ofa.config import read_config
+from inference.runner.engines.ofa.engine import OfaEngine, OfaPrepared
 from inference.runner.engines.ofa.load import load_ofa
 from inference.runner.heap import keep_freed_memory
 
@@ -35,6 +37,7 @@ class Measured:
     second: tuple[float, ...]  # one more statement about it
     after_warm_up: float  # the very first answer
     operations: int  # of `first`
+    parts: dict[str, float]  # seconds of an answer by part
 
 
 def main() -> int:
@@ -63,7 +66,18 @@ def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
         second.append(seconds_of(lambda: engine.compute([Chunk(item, 1, 2)])))
         peaks.append(peak(precision))  # between items: both see the same hour
     operations = work_of(read_config(folder), len(item.prompts[0])).total
-    return Measured(precision, threads, max(peaks), tuple(first), tuple(second), first[0], operations)
+    parts = _parts(engine, item, items)
+    return Measured(precision, threads, max(peaks), tuple(first), tuple(second), first[0], operations, parts)
+
+
+def _parts(engine: OfaEngine, item: OfaPrepared, items: int) -> dict[str, float]:
+    """Seconds of a first statement, part by part; apart, since looking costs a little."""
+    times = PartTimes()
+    with times.watching(engine):
+        for _ in range(items):
+            item.looks = None
+            engine.compute([Chunk(item, 0, 1)])
+    return {part: seconds / items for part, seconds in times.seconds.items()}
 
 
 def peak(precision: str) -> float:

@@ -1,0 +1,89 @@
+"""Where the time of an answer goes, part by part: each module's own time, without what it calls."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from inference.runner.engines.ofa.attention import FeedForward, SelfAttention
+from inference.runner.engines.ofa.engine import OfaEngine
+from inference.runner.engines.ofa.parts import LayerNorm, Linear
+
+RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST = (
+    *("ResNet", "encoder: projections", "encoder: attention", "encoder: biases"),
+    *("decoder", "rest: norms, activations, embeddings"),
+)
+PARTS = (RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST)
+
+
+class PartTimes:
+    """Seconds by part, of everything that is computed while it watches."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def watching(self, engine: OfaEngine) -> Iterator[None]:
+        """Time the parts of an engine on a CPU, where a call has ended when it returns."""
+        hooks = [hook for part, module in _modules(engine.model) for hook in self._hooks(part, module)]
+        biases = engine._biases.encoder  # noqa: SLF001  the parts are looked at from outside
+        kept = {name: getattr(biases, name) for name in ("show", "of")}
+        for name, call in kept.items():
+            setattr(biases, name, partial(self._timed, call))
+        self._enter(REST)
+        try:
+            yield
+        finally:
+            self._leave()
+            for name, call in kept.items():
+                setattr(biases, name, call)
+            for hook in hooks:
+                hook.remove()
+
+    def _hooks(self, part: str, module: nn.Module) -> list[Any]:
+        def before(*_: object) -> None:
+            self._enter(part)
+
+        def after(*_: object) -> None:
+            self._leave()
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def _timed(self, call: Callable[[int], object], number: int) -> object:
+        self._enter(BIASES)
+        try:
+            return call(number)
+        finally:
+            self._leave()
+
+    def _enter(self, part: str) -> None:
+        self._charge()
+        self._open.append(self._open[-1] if self._open and self._open[-1] in (RESNET, DECODER) else part)
+
+    def _leave(self) -> None:
+        self._charge()
+        self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that is a part, or has a time of its own within one."""
+    yield RESNET, model.get_submodule("eyes")
+    yield DECODER, model.get_submodule("decoder")
+    for module in model.get_submodule("encoder").modules():
+        if isinstance(module, SelfAttention):
+            yield ATTENTION, module
+        elif isinstance(module, Linear):
+            yield PROJECTIONS, module
+        elif isinstance(module, (FeedForward, LayerNorm)):
+            yield REST, module
