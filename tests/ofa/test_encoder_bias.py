@@ -36,9 +36,9 @@ class Drawn:
         self.tables = torch.randn(TABLES, (2 * GRID - 1) ** 2, HEADS, generator=draw)
         self.texts = torch.randn(TABLES, HEADS, LONGEST, LONGEST, generator=draw).to(dtype)
 
-    def bias(self, keep_bytes: int) -> EncoderBias:
+    def bias(self, keep_bytes: int, calls_of_a_load: int = 0) -> EncoderBias:
         pictures = [PictureDistances(table, PictureGrid(self.index), self.dtype) for table in self.tables]
-        return EncoderBias(self.query, self.key, pictures, list(self.texts), keep_bytes)
+        return EncoderBias(self.query, self.key, pictures, list(self.texts), keep_bytes, calls_of_a_load)
 
     def plainly(self, layer: int, text: int) -> Tensor:
         bias = self.query.float() @ self.key.float()
@@ -99,3 +99,30 @@ def test_layers_share_a_single_table() -> None:
     biases.show(4)
 
     assert torch.equal(biases.of(0), biases.of(11))
+
+
+def test_one_more_is_kept_with_every_call_as_long_as_there_is_room() -> None:
+    """A load makes none; what was kept once is not made again."""
+    drawn = Drawn(_regular_index())
+    biases = drawn.bias(2 * HEADS * TOKENS**2 * 4)
+    places = []
+    for _ in range(5):
+        biases.show(7)
+        places.append([biases.of(layer).data_ptr() for layer in range(TABLES)])
+
+    assert biases.most_kept == 2
+    assert places[0][0] == places[4][0], "kept with the first call"
+    assert places[0][1] == places[0][2], "made anew in the same place"
+    assert places[1][1] == places[4][1] != places[4][2], "kept with the second"
+    assert places[4][2] == places[0][2], "for the third there is no room"
+
+
+def test_nothing_is_kept_before_callers_come() -> None:
+    """A load's own calls, to warm up and to measure, leave nothing behind."""
+    biases = Drawn(_regular_index()).bias(EVERYTHING, calls_of_a_load=2)
+    places = []
+    for _ in range(3):
+        biases.show(7)
+        places.append(biases.of(0).data_ptr())
+
+    assert places[0] == places[1] != places[2]

@@ -30,15 +30,18 @@ class EncoderBias:
         pictures: Sequence["PictureDistances"],
         texts: Sequence[Tensor],
         keep_bytes: int,
+        calls_of_a_load: int = 2,
     ) -> None:
-        """Make those that are kept.
+        """Make nothing yet.
 
         Args:
             query: (heads, tokens, size) of positions, scaled; tokens = patches + longest text.
             key: (heads, size, tokens) of positions.
             pictures: of each table; one table serves all layers if they share it.
             texts: (heads, longest text, longest text), of each table.
-            keep_bytes: how much may be kept made; what is not is made again in every call.
+            keep_bytes: how much may be kept made, one more with every call, so that a load need not wait for them
+                nor find room for them beside its own; what is not kept is made again in every call.
+            calls_of_a_load: to warm up and to measure; nothing is kept before callers come.
         """
         heads, tokens, _ = query.shape
         self._patches = pictures[0].patches
@@ -49,11 +52,10 @@ class EncoderBias:
         self._pictures = pictures
         self._texts = texts
         bytes_each = heads * size * size * query.element_size()
-        kept = min(len(pictures), keep_bytes // bytes_each)
-        self._spare = query.new_empty(heads * size * size if kept < len(pictures) else 0)
-        self._kept = [query.new_empty(heads, size, size) for _ in range(kept)]
-        for table, bias in enumerate(self._kept):
-            self._make(bias, table)
+        self.most_kept = min(len(pictures), keep_bytes // bytes_each)
+        self._spare = query.new_empty(heads * size * size)
+        self._kept: list[Tensor] = []
+        self._calls_to_go = calls_of_a_load
 
     def show(self, text: int) -> int:
         """Say how long the text is, before `of` is asked.
@@ -67,6 +69,9 @@ class EncoderBias:
             if text > before:
                 self._write_text(bias, table, before, stop)
             self._hide(bias)
+        self._calls_to_go -= 1
+        if self._calls_to_go < 0 and len(self._kept) < self.most_kept:
+            self._keep_one_more()
         return self._tokens
 
     def of(self, layer: int) -> Tensor:
@@ -84,6 +89,15 @@ class EncoderBias:
     @property
     def _tokens(self) -> int:
         return rounded(self._patches + self._text, self._query.dtype)
+
+    def _keep_one_more(self) -> None:
+        size = self._query.shape[1]
+        bias = self._query.new_empty(len(self._query), size, size)
+        self._make(bias, len(self._kept))
+        self._hide(bias)
+        self._kept.append(bias)
+        if len(self._kept) == len(self._pictures):
+            self._spare = self._query.new_empty(0)
 
     def _make(self, bias: Tensor, table: int) -> None:
         """Write all rows and columns of (heads, tokens, tokens)."""

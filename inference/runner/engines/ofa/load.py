@@ -31,7 +31,7 @@ MAX_VOCABULARY_BYTES = 32 << 20
 _CONVOLUTION = 4  # dimensions of its weight
 # Of the weights' size, for biases that are kept made. With all of them a large model in bfloat16 takes 1.5
 # times its weights; each layer of it that is made anew costs a call 5 of some 600 ms.
-_BIAS_SHARE = 0.3
+_BIAS_SHARE = 0.2
 
 
 def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> OfaEngine:
