@@ -406,9 +406,10 @@ class Anything(RuleBasedStateMachine):
 TestAnything = Anything.TestCase
 TestAnything.settings = settings(
     max_examples=int(os.environ.get("HOTSLOT_TEST_STORIES", "500")),
+    database=None,
     stateful_step_count=50,
     deadline=None,
-    derandomize=True,
+    derandomize="HOTSLOT_TEST_STORIES" not in os.environ,  # then they come from --hypothesis-seed
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(36_000)]
