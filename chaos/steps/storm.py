@@ -33,6 +33,9 @@ from tests.updater.edges.revisions import MODEL
 SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)
 BAD_SHARE = 0.3
+# A model that dies three times a minute is given longer and longer pauses, which protects a machine from a crash loop.
+# Here it is no crash loop: it is us, far more often than any machine, and whoever waits out the pauses is lost.
+PAUSES = {"respawn_cap_seconds": 1.0}
 FRONT_REST_SECONDS = 6.0  # supervisord gives a program up that dies again and again before it counts as running
 BACK_SECONDS = 2.0  # until every caller has dialled a new front
 NEXT_SECONDS = 240.0  # the breaker may be open after so many failures
@@ -159,7 +162,7 @@ def run(task: Task) -> Findings:
     findings = Findings()
     clock = _clock(task)
     with hub(task.folder) as served, _state(task) as (state, is_small):
-        sections = {"model": {"hub_model": f"any/{MODEL}"}, "updater": {"hub_endpoint": served.url}}
+        sections = {"model": {"hub_model": f"any/{MODEL}"}, "updater": {"hub_endpoint": served.url}, "runner": PAUSES}
         whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
