@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 import psutil
 
+from chaos import kit
 from chaos.catalog import Findings, Skipped, Task
 from chaos.numbers import ms, percentile
 from chaos.promises import Promises
@@ -162,7 +163,11 @@ def run(task: Task) -> Findings:
     findings = Findings()
     clock = _clock(task)
     with hub(task.folder) as served, _state(task) as (state, is_small):
-        sections = {"model": {"hub_model": f"any/{MODEL}"}, "updater": {"hub_endpoint": served.url}, "runner": PAUSES}
+        sections: kit.Sections = {
+            "model": {"hub_model": f"any/{MODEL}"},
+            "updater": {"hub_endpoint": served.url},
+            "runner": PAUSES,
+        }
         whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
