@@ -22,6 +22,7 @@ from bench.parts import PARTS
 ORACLE = Path(".venv-parity/bin/python")
 AIMS = {"float32": "≥ 85 %", "bfloat16": "≥ 60 %"}
 CHILD_SECONDS = 1800.0
+FILE_WIDTH = 160  # characters
 
 
 def main() -> int:
@@ -42,8 +43,11 @@ def main() -> int:
         for threads in options.threads:
             say(f"measuring the stock pipeline on {threads} threads")
             stock[threads] = _stock(options.oracle, threads, max(3, options.items // 4))
-    Console().print(_table(rows, stock))
-    Console().print(_parts(rows))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)  # a file has no width of its own
+    console.print(_table(rows, stock))
+    console.print(_parts(rows))
     return 0
 
 
