@@ -2,32 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cli.problems import CommandFailed
 from common.bundle import Bundle, BundleBroken, Committed, Origin, bundle_folder, read_bundle, read_committed
 from common.bundle import commit as move_pointer
 from common.clock import SystemClock
 from common.provenance import CONVERSION_CHECK, HubKind, HubPlace, Provenance, rfc3339
-from common.sealing import ConvertLimits, read_source, run_convert
+from common.sealing import Convert, ConvertLimits, read_source, run_convert
 from updater.settings import JOURNAL_NAME
-
-
-class Converter(Protocol):
-    """From a published folder to a sealed bundle."""
-
-    def __call__(
-        self,
-        source: Path,
-        state: Path,
-        revision: str,
-        limits: ConvertLimits,
-        precision: str,
-        *,
-        provenance: Provenance | None,
-    ) -> Bundle:
-        """Convert; at once if it is sealed already."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +23,7 @@ class Imported:
 
 
 def import_bundle(
-    source: Path, state: Path, model: str, revision: str, precision: str, convert: Converter = run_convert
+    source: Path, state: Path, model: str, revision: str, precision: str, convert: Convert = run_convert
 ) -> Imported:
     """Seal a published folder and commit it for a model. The same again changes nothing.
 

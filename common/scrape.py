@@ -1,6 +1,5 @@
 """Numbers for Prometheus: `GET /metrics` on a small listener with threads of its own, apart from the serving loop."""
 
-import select
 import socket
 import threading
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from common.acceptor import Acceptor
 from common.clock import Clock, SystemClock
 
 MAX_REQUEST_BYTES = 8 * 1024
@@ -41,12 +41,8 @@ class Scrape:
         self._registry = registry
         self._address = (host, port)
         self._clock = clock or SystemClock()
-        self._listener: socket.socket | None = None
-        self._stopping = threading.Event()
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._acceptor = threading.Thread(target=self._accept, name="scrape", daemon=True)
-        # A byte in this pair ends the wait for the next connection.
-        self._waker, self._waked = socket.socketpair()
+        self._acceptor = Acceptor("scrape", self._take)
 
     @property
     def port(self) -> int:
@@ -55,9 +51,7 @@ class Scrape:
         Raises:
             RuntimeError: it does not listen.
         """
-        if self._listener is None:
-            raise RuntimeError("the scrape endpoint is not started")
-        return int(self._listener.getsockname()[1])
+        return self._acceptor.address[1]
 
     def start(self) -> None:
         """Listen.
@@ -65,37 +59,17 @@ class Scrape:
         Raises:
             OSError: the address is taken or not of this host.
         """
-        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-        self._listener = socket.create_server(self._address, family=family, backlog=MAX_CONNECTIONS)
-        self._listener.setblocking(False)
-        self._acceptor.start()
+        self._acceptor.start(*self._address, MAX_CONNECTIONS)
 
     def stop(self) -> None:
         """Listen no more; harmless when repeated, or when it was never started."""
-        if self._listener is None or self._stopping.is_set():
-            return
-        self._stopping.set()
-        self._waker.send(b"x")
-        self._acceptor.join(_STOP_SECONDS)
-        for end in (self._listener, self._waker, self._waked):
-            end.close()
+        self._acceptor.stop(_STOP_SECONDS)
 
-    def _accept(self) -> None:
-        listener = self._listener
-        if listener is None:
-            raise RuntimeError("accepting before listening")
-        while not self._stopping.is_set():
-            select.select((listener, self._waked), (), ())
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                # Gone again before it was taken; or too many descriptors are open, which must not spin.
-                self._stopping.wait(0.05)
-                continue
-            if not self._free.acquire(blocking=False):
-                connection.close()
-                continue
-            threading.Thread(target=self._serve, args=(connection,), name="scrape-answer", daemon=True).start()
+    def _take(self, connection: socket.socket, _peer: str) -> None:
+        if not self._free.acquire(blocking=False):
+            connection.close()
+            return
+        threading.Thread(target=self._serve, args=(connection,), name="scrape-answer", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

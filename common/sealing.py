@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle, write_bundle
 from common.clock import Clock, SystemClock
@@ -26,7 +27,16 @@ from common.provenance import Provenance
 from common.settings import inherited_environment
 from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, read_source
 
-__all__ = ["PRECISIONS", "ConversionRefused", "ConvertLimits", "Source", "read_source", "run_convert", "seal"]
+__all__ = [
+    "PRECISIONS",
+    "ConversionRefused",
+    "Convert",
+    "ConvertLimits",
+    "Source",
+    "read_source",
+    "run_convert",
+    "seal",
+]
 
 Progress = Callable[[int], None]  # per cent of a conversion
 _ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +53,27 @@ class ConvertLimits:
     cpu_seconds: int = 3600
     memory_bytes: int = 0  # of data; 0: 3 GiB and the source's size
     max_file_bytes: int = 64 * _GIB  # of one written file
+
+
+class Convert(Protocol):
+    """From a published folder to a sealed bundle, at once if it is sealed already: `run_convert`, or a stand-in."""
+
+    def __call__(
+        self,
+        source: Path,
+        state: Path,
+        revision: str,
+        limits: ConvertLimits,
+        precision: str,
+        *,
+        provenance: Provenance | None,
+    ) -> Bundle:
+        """Convert.
+
+        Raises:
+            ConversionRefused: the folder cannot become a bundle.
+        """
+        ...
 
 
 def run_convert(

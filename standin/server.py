@@ -1,7 +1,6 @@
 """The listener: one thread a connection, and at most so many; one more is told at once to come back."""
 
 import contextlib
-import select
 import socket
 import ssl
 import threading
@@ -9,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from common.acceptor import Acceptor
 from common.clock import Clock, SystemClock
 from common.logs import Logger
 from standin.connection import REQUEST_SECONDS, Connection
@@ -61,12 +61,10 @@ class HubServer:
         self._clock = clock or SystemClock()
         plan = faults or FaultPlan()
         self._exchanges = Exchanges(folder, listening.token, log, plan, allows_faults=listening.allows_faults)
-        self._listener: socket.socket | None = None
-        self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
         self._turned_away: deque[socket.socket] = deque()  # touched by the acceptor alone, until that has ended
-        self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
+        self._acceptor = Acceptor("hub-accept", self._take)
 
     @property
     def url(self) -> str:
@@ -75,9 +73,7 @@ class HubServer:
         Raises:
             RuntimeError: it does not listen.
         """
-        if self._listener is None:
-            raise RuntimeError("the hub is not started")
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._acceptor.address
         return f"http{'s' if self._listening.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def start(self) -> None:
@@ -86,20 +82,12 @@ class HubServer:
         Raises:
             OSError: the address is taken or not of this host.
         """
-        host = self._listening.host
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, self._listening.port), family=family, backlog=BACKLOG)
-        self._listener.setblocking(False)
-        self._waker, self._waked = socket.socketpair()  # a byte in it ends the wait for the next connection
-        self._acceptor.start()
+        self._acceptor.start(self._listening.host, self._listening.port, BACKLOG)
 
     def stop(self) -> None:
         """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
-        if self._listener is None or self._stopping.is_set():
+        if not self._acceptor.stop(_STOP_SECONDS):
             return
-        self._stopping.set()
-        self._waker.send(b"x")
-        self._acceptor.join(_STOP_SECONDS)
         with self._lock:
             left = list(self._open.items())
         for _, connection in left:
@@ -108,22 +96,8 @@ class HubServer:
         ends = self._clock.monotonic() + _STOP_SECONDS
         for thread, _ in left:
             thread.join(max(0.0, ends - self._clock.monotonic()))
-        for end in (self._listener, self._waker, self._waked, *self._turned_away):
-            end.close()
-
-    def _accept(self) -> None:
-        listener = self._listener
-        if listener is None:
-            raise RuntimeError("accepting before listening")
-        while not self._stopping.is_set():
-            select.select((listener, self._waked), (), ())
-            try:
-                connection, peer = listener.accept()
-            except OSError:
-                # Gone again before it was taken; or too many descriptors are open, which must not spin.
-                self._stopping.wait(0.05)
-                continue
-            self._take(connection, str(peer[0]))
+        for connection in self._turned_away:
+            connection.close()
 
     def _take(self, connection: socket.socket, client: str) -> None:
         thread = threading.Thread(target=self._converse, args=(connection, client), name="hub-answer", daemon=True)
@@ -154,7 +128,7 @@ class HubServer:
             with self._secured(connection) as secured:
                 with self._lock:
                     self._open[thread] = secured
-                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._stopping.is_set())
+                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._acceptor.is_stopping)
         except OSError as error:
             # The client is gone, too slow, or speaks no TLS: its own business.
             self._log.debug("connection_ended", client=client, reason=str(error))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.clock import Clock
-from common.sealing import ConvertLimits, run_convert
+from common.sealing import Convert, ConvertLimits, run_convert
 from common.settings import ModelSettings
 from updater.control.client import ControlClient
 from updater.crash_points import CrashPoints
@@ -24,7 +24,7 @@ from updater.progress import Progress
 from updater.record import ModelRecord
 from updater.settings import UpdaterSettings, rules_of
 from updater.store.bundles import BundleStore, DigestOf, Shared, digest_of_source
-from updater.store.converter import ChildConverter, Convert
+from updater.store.converter import ChildConverter
 from updater.store.garbage import Keep
 from updater.store.journal import Journal
 from updater.wishes import Wishes

@@ -397,7 +397,8 @@ async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> No
     """Numbers for texts, a time without a zone."""
     wrong: Any = {"since": "2030-01-01T00:00:00"}.get(field, 7)
     remember(tmp_path, **{field: wrong})
-    await on_card(tmp_path)
+    world = await on_card(tmp_path)
+    assert ["fallbacks.json is ignored"] == [line.partition(":")[0] for line in world.complaints]
 
 
 def test_rows_outlive_the_front_that_wrote_them(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """The conversion as a port: the shipped one in a child with limits, and what its refusals mean."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from common.bundle import Bundle, is_digest, source_digest
+from common.bundle import is_digest, source_digest
 from common.provenance import Provenance
 from common.published import read_listing_file
-from common.sealing import PRECISIONS, ConversionRefused, ConvertLimits, run_convert
+from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
 from updater import checks
 from updater.checks import by_reason, refused
 from updater.results import FaultKind
@@ -15,27 +15,6 @@ from updater.store.staging import LISTING_NAME
 
 # What befell the child, or what changed under it, says nothing about the revision.
 _BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "SOURCE_CHANGED", "TIME_LIMIT"})
-
-
-class Convert(Protocol):
-    """From a published folder to a sealed bundle."""
-
-    def __call__(
-        self,
-        source: Path,
-        state: Path,
-        revision: str,
-        limits: ConvertLimits,
-        precision: str,
-        *,
-        provenance: Provenance | None,
-    ) -> Bundle:
-        """Convert.
-
-        Raises:
-            ConversionRefused: the folder cannot become a bundle.
-        """
-        ...
 
 
 class ChildConverter:
@@ -51,12 +30,7 @@ class ChildConverter:
         self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
     ) -> str:
         """Convert and seal; returns the bundle digest; at once if it is sealed already."""
-        limits = ConvertLimits(
-            timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds),
-            cpu_seconds=self._limits.cpu_seconds,
-            memory_bytes=self._limits.memory_bytes,
-            max_file_bytes=self._limits.max_file_bytes,
-        )
+        limits = replace(self._limits, timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds))
         stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
         try:
             bundle = self._convert(folder, self._state, revision, limits, stored, provenance=provenance)

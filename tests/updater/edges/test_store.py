@@ -380,7 +380,7 @@ def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: Bench) -> N
         folder.mkdir(parents=True)
     temp = bench.state / ".committed.json.abc.tmp"
     temp.write_text("half")
-    past = (datetime.now(UTC) - timedelta(hours=3)).timestamp()  # noqa: DTZ  compared with a file's time
+    past = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
     for path in (old, temp):
         os.utime(path, (past, past))
 
