@@ -25,16 +25,6 @@ def gap_outside(report: LoadReport, spans: Sequence[tuple[float, float]]) -> flo
     return max((b - a for a, b in gaps), default=0.0)
 
 
-def last_answer_of(report: LoadReport, revision: str) -> float:
-    """When a revision last answered, time.monotonic(); 0 if it never did."""
-    return max((one.at for one in report.answers if one.revision == revision), default=0.0)
-
-
-def first_answer_of(report: LoadReport, revision: str) -> float:
-    """When a revision first answered, time.monotonic(); 0 if it never did."""
-    return min((one.at for one in report.answers if one.revision == revision), default=0.0)
-
-
 def ms(seconds: float) -> float:
     """Rounded milliseconds."""
     return round(1000 * seconds, 1)

@@ -14,8 +14,7 @@ from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from updater.breaker import Breaker, BreakerName, unreadable
-from updater.evidence import Evidence
-from updater.record import Event, ModelRecord, Update
+from updater.record import Event, ModelRecord
 from updater.rules import Rules
 
 SCHEMA_VERSION = 1
@@ -67,16 +66,6 @@ def read(kind: type[T], row: object) -> T:
     if not isinstance(found, kind):
         raise RecordUnreadable(f"{kind.__name__} is malformed")
     return found
-
-
-def update_from_json(row: object) -> Update:
-    """Read the update of an event."""
-    return read(Update, row)
-
-
-def evidence_from_json(row: object) -> Evidence:
-    """Read the evidence of an event."""
-    return read(Evidence, row)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  any part of a record

@@ -27,11 +27,6 @@ def read_item(row: runner_pb2.BatchItem) -> Item:
             raise TaskMissing(f"item {row.item_id} has no task")
 
 
-def units_of(item: Item) -> int:
-    """How many results an item has."""
-    return len(item.statements) if isinstance(item, EntailmentItem) else len(item.addresses)
-
-
 def is_finite(result: UnitResult) -> bool:
     """Whether a result holds numbers and nothing else."""
     if isinstance(result, EntailmentScores):

@@ -15,7 +15,6 @@ M = TypeVar("M", bound=Message)
 MAX_STATEMENTS = 32
 MAX_STREAM_ITEMS = 64
 MAX_ITEM_ID_CHARS = 128
-MAX_MODEL_CHARS = 128
 
 _LABELS = (entailment_pb2.LABEL_YES, entailment_pb2.LABEL_NO, entailment_pb2.LABEL_MAYBE)
 

@@ -154,11 +154,6 @@ class Dispatcher:
         held = [ticket for flight in flights.values() for ticket in flight.tickets.values()]
         return [ticket for ticket in held if not ticket.is_settled], self.queue.take_all()
 
-    @property
-    def batches_in_flight(self) -> int:
-        """Batches in the runner's hands."""
-        return len(self._flights)
-
     def _pump_soon(self) -> None:
         """Pump when everything that came in this turn of the loop is queued: one frame for all of it."""
         if not self._is_pump_due:

@@ -1,7 +1,6 @@
 """What waits for one slot's runner, in order. Pure: time is an argument."""
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference.front.request import Ticket
@@ -28,10 +27,6 @@ class WaitingQueue:
     def put(self, ticket: Ticket) -> None:
         """Add a ticket at the end."""
         self._tickets.append(ticket)
-
-    def put_first(self, tickets: Iterable[Ticket]) -> None:
-        """Add tickets at the front, keeping their order."""
-        self._tickets.extendleft(reversed(list(tickets)))
 
     def take_all(self) -> list[Ticket]:
         """Empty the queue; settled tickets are left out."""
