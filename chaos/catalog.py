@@ -55,7 +55,8 @@ STEPS: tuple[Step, ...] = (
     Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes something last",
          1200.0, "chaos.steps.sweep"),
     Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"),
-         "ten thousand random stories of the updater's decisions and its store", 7200.0, "chaos.steps.stories"),
+         "random stories of the updater's decisions and its store, ten thousand unless --count says less",
+         7200.0, "chaos.steps.stories"),
     Step("clock", ("B9",), "the wall clock jumps a year while a breaker is open, and while a trial is observed",
          600.0, "chaos.steps.clock"),
     Step("pauses", ("B10",), "processes stand still for minutes, idle and in an update, and go on",
@@ -77,7 +78,7 @@ STEPS: tuple[Step, ...] = (
     Step("disk", ("D1",), "the disk is really full while an update is staged, sealed, written down, committed",
          900.0, "chaos.steps.disk"),
     Step("random", ("K1", "K2", "K3", "K5", "K7", "D1", "N1", "B9"),
-         "ten minutes under load of kills, a hub that errs, a full disk and a jumping clock, at random",
+         "kills, a hub that errs, a full disk and a jumping clock, at random under load, ten minutes or --seconds",
          3600.0, "chaos.steps.storm"),
 )  # fmt: skip
 
