@@ -114,8 +114,9 @@ FORMATS = Check(
 CONFIGURATION_KEYS = Check(
     11,
     "configuration keys",
-    "Sections of `configuration.json` are allow-listed; no key anywhere asks for code of the repository (`plugins`,"
-    " `allow_remote`, `auto_map` …), and no value leads out of the folder.",
+    "Sections of `configuration.json` are allow-listed (`known_sections` in `hotslot.toml` adds to them); no key"
+    " anywhere asks for code of the repository (`plugins`, `allow_remote`, `auto_map` …),"
+    " and no value leads out of the folder.",
     "on what was staged",
     ("CONFIG_BROKEN", "CONFIG_KEY_UNKNOWN", "CONFIG_ASKS_FOR_CODE", "CONFIG_HAS_PATH"),
 )

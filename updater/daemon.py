@@ -142,7 +142,7 @@ class Updater:
             settings=self._settings,
             run_folder=self._run_folder,
             journal=journal,
-            shared=Shared(self._state, self._limits()),
+            shared=Shared(self._state, self._limits(), frozenset(self._settings.updater.known_sections)),
             clock=self._clock,
             observer=self._observer,
             crash=CrashPoints(armed_crash_point()),

@@ -148,6 +148,10 @@ class UpdaterSection(Section):
     ] = 9096
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 44, description="of the disk that an update leaves free")] = GIB
     max_revision_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 44, description="most bytes of a revision")] = 64 * GIB
+    known_sections: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=80)], ...],
+        Field(max_length=100, description="that may stand at the top of configuration.json beside the format's own"),
+    ] = ()
     retained_bytes: Annotated[
         int, Field(ge=0, le=1 << 50, description="kept on disk beside the last two committed bundles")
     ] = 16 * GIB

@@ -65,6 +65,7 @@ class Shared:
 
     state: Path
     limits: StagingLimits = field(default_factory=StagingLimits)
+    known_sections: frozenset[str] = frozenset()  # of configuration.json, beside those of the format
     # One pointer file holds the rows of all models.
     pointer_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -156,7 +157,7 @@ class BundleStore:
             listing = folder.parent / LISTING_NAME
             listed = read_listing_file(listing) if folder.name == FILES_FOLDER else None
             check_files(listed or ())
-            engine, passed = verify(folder, source_digest, listed, self._keep_on)
+            engine, passed = verify(folder, source_digest, listed, self._keep_on, self._shared.known_sections)
         except FileNotFoundError as error:
             raise refused(checks.HASHES, "CONTENT_MISMATCH", "what was staged is gone") from error
         except ManifestBroken as error:

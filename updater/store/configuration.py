@@ -45,21 +45,21 @@ class KeyFault:
     message: str  # for people
 
 
-def fault_of_keys(row: Mapping[str, object], name: str) -> KeyFault | None:
+def fault_of_keys(row: Mapping[str, object], name: str, added: frozenset[str] = frozenset()) -> KeyFault | None:
     """Look at all keys and values of one configuration file.
 
     Args:
         row: its parsed content.
         name: of the file.
+        added: sections of configuration.json that the operator knows, beside `SECTIONS`.
 
     Returns:
         The first thing that is wrong; None if nothing is.
     """
     if name == CONFIGURATION:
-        unknown = sorted(set(row) - SECTIONS - CODE_KEYS)
+        unknown = sorted(set(row) - SECTIONS - CODE_KEYS - added)
         if unknown:
-            message = f"{name} has {unknown[0][:80]!r} at its top, known are {', '.join(sorted(SECTIONS))}"
-            return KeyFault("CONFIG_KEY_UNKNOWN", message)
+            return KeyFault("CONFIG_KEY_UNKNOWN", _unknown(unknown[0][:80], name))
     for key, value, depth, is_read in _walk(row, name):
         if depth > MAX_DEPTH:
             return KeyFault("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
@@ -68,6 +68,12 @@ def fault_of_keys(row: Mapping[str, object], name: str) -> KeyFault | None:
         if is_read and key not in _NAME_KEYS and isinstance(value, str) and leads_out(value):
             return KeyFault("CONFIG_HAS_PATH", f"{name} has a path out of its folder under {key[:80]!r}")
     return None
+
+
+def _unknown(key: str, name: str) -> str:
+    known = ", ".join(sorted(SECTIONS))
+    advice = "if it may stand there, add it to known_sections of [updater] and release the revision"
+    return f"{name} has {key!r} at its top, known are {known}; {advice}"
 
 
 def leads_out(text: str) -> bool:

@@ -33,6 +33,7 @@ class Staged:
     digest: str  # source digest that was decided for
     listed: Sequence[BundleFile] | None  # what the hub listed; None for kept files, which the digest alone names
     keep_on: Callable[[], None]
+    known_sections: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     before: dict[str, _Stat] = field(default_factory=dict)
     found: tuple[BundleFile, ...] = ()
@@ -40,7 +41,11 @@ class Staged:
 
 
 def verify(
-    folder: Path, digest: str, listed: Sequence[BundleFile] | None, keep_on: Callable[[], None]
+    folder: Path,
+    digest: str,
+    listed: Sequence[BundleFile] | None,
+    keep_on: Callable[[], None],
+    known_sections: frozenset[str] = frozenset(),
 ) -> tuple[EngineFiles, tuple[str, ...]]:
     """Run the list over a folder of staged or kept files.
 
@@ -49,6 +54,7 @@ def verify(
         digest: source digest that was decided for.
         listed: what the hub listed of them; None for kept files, which the digest alone names.
         keep_on: called often; raises to stop.
+        known_sections: of configuration.json, beside those of the format.
 
     Returns:
         The engine that serves it, and what it passed.
@@ -57,7 +63,7 @@ def verify(
         CheckFailed: with the number's reason and what differs.
         OSError: our own disk failed.
     """
-    staged = Staged(folder, digest, listed, keep_on)
+    staged = Staged(folder, digest, listed, keep_on, known_sections)
     staged.names = tuple(sorted(path.name for path in folder.iterdir()))
     staged.before = _stats(staged)
     for _, step in STEPS:
@@ -148,7 +154,7 @@ def _check_keys(staged: Staged) -> None:
     for name in staged.names:
         if not name.endswith(".json") or name.endswith("vocab.json"):
             continue
-        fault = fault_of_keys(_object(staged, name), name)
+        fault = fault_of_keys(_object(staged, name), name, staged.known_sections)
         if fault is not None:
             raise refused(checks.CONFIGURATION_KEYS, fault.reason, fault.message)
 

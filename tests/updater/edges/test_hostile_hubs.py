@@ -61,11 +61,12 @@ class Bench:
     folder: Path
     shelf: Shelf
     hub: Hub
+    known_sections: frozenset[str] = frozenset()
 
     def take(self, revision: str = "v1.0.0", hub: Hub | None = None) -> Result:
         """What the updater's two steps come to: fetched, then verified, converted and sealed."""
         clock, state = SystemClock(), self.folder / "state"
-        shared = Shared(state, StagingLimits(reserve_bytes=0))
+        shared = Shared(state, StagingLimits(reserve_bytes=0), self.known_sections)
         ports = Ports(
             hub=hub or self.hub,
             control=cast("Control", None),  # neither step has to do with a front
@@ -288,6 +289,18 @@ def test_a_configuration_that_asks_for_more_is_refused(bench: Bench, reason: str
     """Code of the repository, sections that nobody knows, places outside of it; wherever it stands."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert reason == refused(bench.take("v1.0.1")).reason
+
+
+def test_the_operator_may_know_a_section_that_we_do_not(bench: Bench) -> None:
+    """A name at the top is harmless to who looked at it; what asks for code below it is refused all the same."""
+    bench.shelf.publish("v1.0.1", configuration={"hooks": []})
+    assert "known_sections" in refused(bench.take("v1.0.1")).message
+    bench.known_sections = frozenset({"hooks", "plugins"})
+    assert isinstance(bench.take("v1.0.1"), Sealed)
+    bench.shelf.publish("v1.0.2", configuration={"hooks": [{"auto_map": {"AutoModel": "a.B"}}]})
+    bench.shelf.publish("v1.0.3", configuration={"plugins": ["x"]})
+    for revision in ("v1.0.2", "v1.0.3"):
+        assert "CONFIG_ASKS_FOR_CODE" == refused(bench.take(revision)).reason
 
 
 @pytest.mark.parametrize(
