@@ -22,7 +22,9 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     update, front = record.under_way, facts.front
     if not facts.pointer_is_readable or facts.pointer != update.installed:
         gone = observe.is_gone(record, facts)
-        if gone and gone != "COMMITTED":  # the pointer was written, the front told, and the pointer lost since
+        # The pointer was written, the front told, or begun again with it, and the pointer lost since.
+        stands = gone == "COMMITTED" or _has_begun_with(record, facts)
+        if gone and not stands:
             return Enter(Stage.ROLLING_BACK, gone, "the trial ended before it was committed")
         if front is None:
             return Wait(rules.look_seconds, "the front cannot be reached")
@@ -38,7 +40,15 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
     """Whether a commit has passed the point from which it stands."""
     if record.stage is not Stage.COMMITTING or returning.is_under_way(record):
         return False
-    return facts.pointer == record.under_way.installed
+    return facts.pointer == record.under_way.installed or _has_begun_with(record, facts)
+
+
+def _has_begun_with(record: ModelRecord, facts: Facts) -> bool:
+    """Whether a front in another life serves the update, and the pointer, which it began with, cannot be read now."""
+    update, front = record.under_way, facts.front
+    if facts.pointer_is_readable or front is None or front.life == update.front_life or front.trial is not None:
+        return False
+    return front.active is not None and front.active.bundle_digest == update.bundle_digest
 
 
 def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:

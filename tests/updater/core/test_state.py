@@ -97,6 +97,23 @@ def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World)
     assert "1.0.0" == empty.committed == empty.serving
 
 
+@pytest.mark.fault("K3")
+def test_a_front_that_began_again_with_what_is_being_committed_keeps_it(world: World) -> None:
+    """The pointer must have said so when it began; that somebody has spoilt it since takes nothing back."""
+    world.publish("1.1.0")
+    world.tick_until(Stage.COMMITTING)
+    world.tick()  # writes the pointer
+    world.crash_front()
+    world.disk.pointer_is_readable = False
+    world.start_updater()
+    for _ in range(3):
+        world.tick()
+        assert "1.1.0" == world.serving
+    world.settle()
+    assert "1.1.0" == world.committed == world.serving
+    assert world.disk.pointer_is_readable
+
+
 @pytest.mark.fault("D7")
 def test_what_nothing_refers_to_is_collected(world: World) -> None:
     """The last two committed bundles stay."""
