@@ -12,7 +12,7 @@ from chaos.report import ROOT
 STORIES = 10_000
 AT_ONCE = 500  # of one process: what Hypothesis remembers of its stories makes each a little slower
 TEST = "tests/updater/stories"
-LAST_CHARS = 3000
+LAST_CHARS = 12_000  # of what a failure printed, more than one story
 
 
 def run(task: Task) -> Findings:

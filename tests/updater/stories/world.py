@@ -34,7 +34,7 @@ from updater.hub.directory import DirectoryHub
 from updater.loop import Interrupted, LoopParts, ModelLoop, StepGuard
 from updater.perform import Ports
 from updater.ports import EffectFailed, FrontState, GoldenFacts, JournalUnusable, Release
-from updater.record import Event, ModelRecord, Outcome, Stage
+from updater.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.converter import ChildConverter
 from updater.store.garbage import Keep
@@ -103,8 +103,11 @@ class Book:
     def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Events are durable."""
         for event in events:
-            if event.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK) and event.update is not None:
-                self.condemned.add(event.update.source_digest)
+            update = event.update
+            if update is None or update.kind is UpdateKind.RETURN:  # then the device has failed, not what was on it
+                continue
+            if event.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK):
+                self.condemned.add(update.source_digest)
         self.condemned -= set(record.released)
 
     def troubled(self, model: str, what: str, message: str) -> None:
