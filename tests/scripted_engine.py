@@ -51,6 +51,7 @@ from inference.runner.engines.base import (
 NAME = "scripted"
 WHERE = "tests.scripted_engine:load_scripted"
 ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
+THREADS_VARIABLE = "SCRIPTED_THREADS"  # a file: numbers of threads that it was told to compute on, a line each
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": what the runner claims to have
 SCRIPT_NAME = "script.json"
 CONVERTER = "scripted-1"
@@ -140,6 +141,7 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
 def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> "ScriptedEngine":
     """Open a bundle of this engine."""
     script = _read_script(folder)
+    _note_threads(options.threads)
     engine = ScriptedEngine(script, bundle, options)
     engine.obey(script.fail_load)
     for step in range(1, 5):
@@ -232,6 +234,17 @@ class ScriptedHardware:
 
     def clear_cache(self) -> None:
         """Nothing is kept."""
+
+    def use_threads(self, threads: int) -> None:
+        """Write it down where a test looks."""
+        _note_threads(threads)
+
+
+def _note_threads(threads: int) -> None:
+    path = os.environ.get(THREADS_VARIABLE)
+    if path:
+        with Path(path).open("a", encoding="ascii") as file:
+            file.write(f"{threads}\n")
 
 
 def needs_scripted(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed | None:

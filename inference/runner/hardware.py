@@ -28,6 +28,10 @@ class Hardware(Protocol):
         """Give memory back that is kept only to be quick. Device thread only."""
         ...
 
+    def use_threads(self, threads: int) -> None:
+        """Compute on so many threads of a CPU from now on; 0 takes all. Device thread only."""
+        ...
+
 
 class CpuOnly:
     """For engines that know no devices."""
@@ -42,6 +46,9 @@ class CpuOnly:
 
     def clear_cache(self) -> None:
         """Nothing is kept."""
+
+    def use_threads(self, threads: int) -> None:
+        """Nothing computes."""
 
 
 class TorchHardware:
@@ -64,6 +71,12 @@ class TorchHardware:
         torch = importlib.import_module("torch")
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+    def use_threads(self, threads: int) -> None:
+        """Those of torch's own calls."""
+        from inference.runner.device import set_threads  # noqa: PLC0415  brings torch
+
+        set_threads(threads)
 
 
 def hardware_for(engine: str, extra: Mapping[str, str], loader: EngineLoader | None) -> Hardware:

@@ -137,6 +137,7 @@ class Runner:
             self._leave(Exit.RETIRED)  # imports and loads cannot be ended otherwise, and nobody waits for them
 
     def _apply(self, *, is_serving: bool) -> None:
+        self._worker.serve(is_serving=is_serving)
         refused = self._standing.apply(is_serving=is_serving)
         if refused:
             self._log.event("runner_priority_refused", level="warning", serving=is_serving, refused=refused)

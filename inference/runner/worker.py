@@ -19,6 +19,9 @@ from inference.runner.parent import Exit
 from inference.runner.prepare import PendingBatch
 from inference.runner.warmup import Loaded, LoadRefused, Surroundings, load
 
+# Threads of one call wait for each other many hundred times. Behind those that serve each would also wait for its
+# turn, again and again: a load that takes 2 s alone was seen to take minutes beside one busy process.
+WAITING_THREADS = 1
 PROGRESS_SECONDS = 0.05  # at least, between two reports of one phase
 
 Job = runner_pb2.LoadBundle | PendingBatch | None  # None: nothing more will come
@@ -54,6 +57,9 @@ class Worker:
         self._memory = CardMemory(self._hardware, clock)
         self._bench: Bench | None = None
         self._reported = ("", float("-inf"))
+        self._is_serving = False
+        self._threads = 0  # of a CPU, once it serves
+        self._used_threads = WAITING_THREADS
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
 
     @property
@@ -68,6 +74,10 @@ class Worker:
     def put(self, job: Job) -> None:
         """The next job; in order. Any thread."""
         self._jobs.put(job)
+
+    def serve(self, *, is_serving: bool) -> None:
+        """Say whether callers wait for this runner; the next call computes on as many threads. Any thread."""
+        self._is_serving = is_serving
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
@@ -114,7 +124,8 @@ class Worker:
 
     def _try_load(self, request: runner_pb2.LoadBundle) -> runner_pb2.LoadOutcome:
         try:
-            around = Surroundings(self._extra, self._hardware, self._clock, self._ways.log)
+            self._threads, self._used_threads = request.threads, self._threads_now(request.threads)
+            around = Surroundings(self._extra, self._hardware, self._clock, self._ways.log, self._used_threads)
             loaded = load(request, around, self._progress)
         except LoadRefused as refusal:
             return _not_loaded(request, refusal)
@@ -139,6 +150,10 @@ class Worker:
         if bench is None:
             self._refuse(batch)
             return
+        threads = self._threads_now(self._threads)
+        if threads != self._used_threads:
+            self._hardware.use_threads(threads)
+            self._used_threads = threads
         try:
             BatchRun(bench, batch, lambda reply: self._ways.data(runner_pb2.RunnerReply(batch=reply))).run()
         except DeviceLost as error:
@@ -147,6 +162,9 @@ class Worker:
             )
             self._ways.leave(Exit.DEVICE_LOST)
         self._look_at_memory(bench)
+
+    def _threads_now(self, threads: int) -> int:
+        return threads if self._is_serving else WAITING_THREADS
 
     def _refuse(self, batch: PendingBatch) -> None:
         batch.is_prepared.wait()  # without a model that only says so, item by item

@@ -12,6 +12,7 @@ from inference.front.slots.runner_process import RunnerEnding, RunnerProcess, Ru
 from tests.scripted_engine import ENGINES, NAME, make_scripted_bundle
 
 LIMIT_SECONDS = 10.0  # for a test that fails; none waits for it
+THREADS = 3  # that every load asks for
 SPEC = RunnerSpec(engine=NAME, extra_engines=ENGINES, heartbeat_seconds=0.02)
 
 
@@ -107,7 +108,7 @@ class Stage:
         """Ask for a load and do not wait."""
         bundle = make_scripted_bundle(self.state, revision, **script)
         folder = bundle_folder(self.state, bundle.bundle_digest)
-        self.process.load(runner_pb2.LoadBundle(directory=str(folder), device=device))
+        self.process.load(runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS))
 
     def send(self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0) -> list[int]:
         """Send one batch, an item a list of statements; the items' ids."""

@@ -117,6 +117,9 @@ class Card:
     def clear_cache(self) -> None:
         self.used //= 2
 
+    def use_threads(self, threads: int) -> None:
+        raise NotImplementedError
+
 
 def test_a_full_card_s_cache_is_given_back() -> None:
     """Above nine tenths, at most once a second, and never asked of a CPU."""

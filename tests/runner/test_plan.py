@@ -83,6 +83,9 @@ class BrokenCard:
     def clear_cache(self) -> None:
         raise NotImplementedError
 
+    def use_threads(self, threads: int) -> None:
+        raise NotImplementedError
+
 
 def test_a_driver_that_does_not_answer_refuses_nothing() -> None:
     """The load itself will tell."""
