@@ -12,8 +12,8 @@ from inference.front.slots.runner_process import EndReason, RunnerEnding
 from inference.runner.main import main
 from inference.runner.priority import inherited
 from tests.runner.conftest import MakeStage
-from tests.runner.stage import Stage
-from tests.scripted_engine import expected_scores, make_scripted_bundle
+from tests.runner.stage import THREADS, Stage
+from tests.scripted_engine import THREADS_VARIABLE, expected_scores, make_scripted_bundle
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,6 +46,12 @@ async def test_load_reports_progress_and_a_measured_cost(stage: Stage) -> None:
     assert (outcome.device, outcome.precision) == ("cpu", "float32")
     assert 0.002 <= outcome.unit_seconds < 0.05
     assert {"reading", "warming_up"} == {step.phase for step in stage.ear.progress if step.fraction == 1}
+
+
+async def test_a_long_warm_up_of_one_unit_is_its_cost(stage: Stage) -> None:
+    """A load waits for no second call that would take as long."""
+    outcome = await stage.load(max_call_units=1, warm_up_seconds=0.3, unit_seconds=60.0)
+    assert 0.3 <= outcome.unit_seconds < 30.0
 
 
 async def test_answers_are_the_engine_s_own(stage: Stage) -> None:
@@ -229,11 +235,56 @@ async def test_importance_is_lowered_until_the_runner_serves(make_stage: MakeSta
     await stage.ear.until(lambda: _importance(stage.process.pid) == ({max(own_niceness)}, own_score))
 
 
+async def test_one_thread_computes_until_callers_wait_for_the_runner(
+    make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several would wait for each other behind those that serve; what callers wait for takes all from the first."""
+    log = tmp_path / "threads"
+    monkeypatch.setenv(THREADS_VARIABLE, str(log))
+    stage = make_stage(oom_score_adj=1)
+    await stage.load()
+    await stage.ask(["a"])
+    stage.process.set_serving(True)
+    _, own_score = _importance(os.getpid())
+    await stage.ear.until(lambda: _importance(stage.process.pid)[1] == own_score)
+    await stage.ask(["a"])
+    await stage.ask(["a"])
+    assert [1, THREADS] == [int(line) for line in log.read_text().split()]
+
+    log.unlink()
+    taker_over = make_stage()
+    taker_over.process.spawn()
+    taker_over.process.set_serving(True)
+    await taker_over.ear.until(lambda: taker_over.ear.hello)
+    taker_over.begin_load()
+    await taker_over.ear.until(lambda: taker_over.ear.loaded)
+    await taker_over.ask(["a"])
+    assert [THREADS] == [int(line) for line in log.read_text().split()]
+
+
+@pytest.mark.parametrize(("set_by_operator", "expected"), [(None, "10000"), ("7", "7")])
+async def test_threads_of_a_call_do_not_wait_turning_for_long(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch, set_by_operator: str | None, expected: str
+) -> None:
+    """Unless an operator knows better."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if set_by_operator:
+        monkeypatch.setenv("GOMP_SPINCOUNT", set_by_operator)
+    stage = make_stage()
+    await stage.stand()
+    assert expected == _environment(stage.process.pid)["GOMP_SPINCOUNT"]
+
+
 async def test_help_explains_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever finds the process in a list can ask what it is."""
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "Started by the front" in capsys.readouterr().out
+
+
+def _environment(pid: int) -> dict[str, str]:
+    rows = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+    return dict(row.split("=", 1) for row in rows if row)
 
 
 def _importance(pid: int) -> tuple[set[int], int]:
