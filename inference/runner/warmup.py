@@ -29,7 +29,7 @@ from inference.runner.oom import is_out_of_memory
 from inference.runner.plan import plan_load
 
 MEASURED_CALLS = 3
-MEASURED_SECONDS = 0.25  # no further call is begun after that: a large model's load waits for one alone
+MEASURED_SECONDS = 0.25  # no further call is begun after that: a large model's load waits for its warm-up alone
 SAMPLE_SIDE = 64  # pixels
 
 
@@ -67,6 +67,7 @@ class Surroundings:
     hardware: Hardware
     clock: Clock
     log: Callable[..., None]
+    threads: int  # that compute on a CPU while it is loaded
 
 
 def load(request: runner_pb2.LoadBundle, around: Surroundings, progress: Progress) -> Loaded:
@@ -77,11 +78,13 @@ def load(request: runner_pb2.LoadBundle, around: Surroundings, progress: Progres
     """
     needed = 0
     try:
-        bundle, options = _read(request, around.extra)
+        bundle, options = _read(request, around)
         needed = _planned(Path(request.directory), bundle, options, around)
         engine = _open(Path(request.directory), bundle, options, around.extra, progress)
+        begun = around.clock.monotonic()
         engine.warm_up(progress)
-        return Loaded(engine, bundle, _measure(engine, sample_item(bundle.task), around.clock), needed)
+        seconds = around.clock.monotonic() - begun
+        return Loaded(engine, bundle, _unit_seconds(engine, seconds, sample_item(bundle.task), around.clock), needed)
     except LoadRefused:
         raise
     except Exception as error:
@@ -100,17 +103,17 @@ def sample_item(task: str) -> Item:
     return EntailmentItem(_grey_png(SAMPLE_SIDE), ("there is nothing in the picture",), "")
 
 
-def _read(request: runner_pb2.LoadBundle, extra: Mapping[str, str]) -> tuple[Bundle, LoadOptions]:
+def _read(request: runner_pb2.LoadBundle, around: Surroundings) -> tuple[Bundle, LoadOptions]:
     try:
         bundle = read_bundle(Path(request.directory))
     except BundleBroken as error:
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
-    if bundle.engine not in {*BUILT_IN, *extra}:
+    if bundle.engine not in {*BUILT_IN, *around.extra}:
         raise LoadRefused("BUNDLE_FOREIGN", f"this build has no engine {bundle.engine[:80]!r}")
     options = LoadOptions(
         request.device,
         request.precision,
-        request.threads,
+        around.threads,
         request.max_image_pixels or DEFAULT_MAX_PIXELS,
         request.max_image_side_pixels or DEFAULT_MAX_SIDE,
     )
@@ -143,11 +146,14 @@ def _open(folder: Path, bundle: Bundle, options: LoadOptions, extra: Mapping[str
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
 
 
-def _measure(engine: Engine, item: Item, clock: Clock) -> float:
+def _unit_seconds(engine: Engine, warm_up_seconds: float, item: Item, clock: Clock) -> float:
     """Seconds of one unit: the least of a few calls, or of as many as a short time allows.
 
-    A load often shares the machine with what serves: the slower calls tell about that, not about the model.
+    A load often shares the machine with what serves: the slower calls tell about that, not about the model. A warm-up
+    that was one long call of one unit says enough: the self-test, which follows every load, corrects it.
     """
+    if engine.max_call_units == 1 and warm_up_seconds > MEASURED_SECONDS:
+        return warm_up_seconds
     prepared = engine.prepare(item)
     begun = clock.monotonic()
     seconds: list[float] = []
