@@ -36,7 +36,8 @@ class Measured:
     first: tuple[float, ...]  # picture and one statement
     second: tuple[float, ...]  # one more statement about it
     after_warm_up: float  # the very first answer
-    operations: int  # of `first`
+    operations: int  # of `first`, of which the model is made
+    executed: int  # of `first`, by our engine
     parts: dict[str, float]  # seconds of an answer by part
 
 
@@ -65,9 +66,10 @@ def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
         first.append(seconds_of(lambda: engine.compute([Chunk(item, 0, 1)])))
         second.append(seconds_of(lambda: engine.compute([Chunk(item, 1, 2)])))
         peaks.append(peak(precision))  # between items: both see the same hour
-    operations = work_of(read_config(folder), len(item.prompts[0])).total
+    work = work_of(read_config(folder), len(item.prompts[0]))
     parts = _parts(engine, item, items)
-    return Measured(precision, threads, max(peaks), tuple(first), tuple(second), first[0], operations, parts)
+    seen = (max(peaks), tuple(first), tuple(second), first[0])
+    return Measured(precision, threads, *seen, work.model, work.executed, parts)
 
 
 def _parts(engine: OfaEngine, item: OfaPrepared, items: int) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """How many floating-point operations an OFA's answer takes, counted from its shapes. Pure.
 
 A multiplication and an addition count as two. Norms, softmax and other work that is linear in the
-numbers is left out, as is usual.
+numbers is left out, as is usual. A share of a machine's peak by the operations that the model is made of,
+whoever computes it and how, is what "PaLM: Scaling Language Modeling with Pathways" (2022, appendix B)
+calls model FLOPs utilization.
 """
 
 from dataclasses import dataclass
@@ -15,20 +17,26 @@ _WIDTHS = (64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Operations by part."""
+    """Operations of one picture and one statement, by part."""
 
     resnet: int
     encoder: int
-    decoder: int
+    decoder: int  # as the model is made: keys and values of all that the encoder remembers
+    decoder_executed: int  # as our engine does it: questions brought to the memory
 
     @property
-    def total(self) -> int:
-        """All of them."""
+    def model(self) -> int:
+        """What the model is made of."""
         return self.resnet + self.encoder + self.decoder
+
+    @property
+    def executed(self) -> int:
+        """What our engine executes, position biases left out."""
+        return self.resnet + self.encoder + self.decoder_executed
 
 
 def work_of(config: EngineConfig, text: int) -> Work:
-    """What our engine executes for one picture and one statement.
+    """Count.
 
     Args:
         config: of the model.
@@ -36,7 +44,8 @@ def work_of(config: EngineConfig, text: int) -> Work:
     """
     tokens = config.patches + text
     asked = 1 if config.decoder_prompt is DecoderPrompt.BEGIN else text - 1
-    return Work(_resnet(config), _encoder(config, tokens), _decoder(config, tokens, asked))
+    decoders = _decoder(config, tokens, asked), _decoder_executed(config, tokens, asked)
+    return Work(_resnet(config), _encoder(config, tokens), *decoders)
 
 
 def _encoder(config: EngineConfig, tokens: int) -> int:
@@ -46,6 +55,13 @@ def _encoder(config: EngineConfig, tokens: int) -> int:
 
 
 def _decoder(config: EngineConfig, tokens: int, asked: int) -> int:
+    width = config.width
+    dense = 2 * asked * (6 * width**2 + 2 * width * config.decoder_ffn)
+    cross = 4 * tokens * width**2 + 4 * asked * tokens * width
+    return config.decoder_layers * (dense + cross + 4 * asked**2 * width)
+
+
+def _decoder_executed(config: EngineConfig, tokens: int, asked: int) -> int:
     width = config.width
     # Query and output of the cross attention, its questions brought to the memory and what is found brought back.
     dense = 2 * asked * (8 * width**2 + 2 * width * config.decoder_ffn)
