@@ -1,4 +1,4 @@
-"""The encoder's position biases are the same numbers whether they are kept, made anew, or written again for a text."""
+"""The encoder's position biases are the same numbers however many heads are made at once, for any text."""
 
 import pytest
 import torch
@@ -12,9 +12,10 @@ from inference.runner.engines.ofa.encoder_bias import (
     rounded,
 )
 
-HEADS, SIDE, LONGEST, SIZE, TABLES, GRID = 2, 4, 20, 8, 3, 6
+HEADS, SIDE, LONGEST, SIZE, TABLES, GRID = 3, 4, 20, 8, 3, 6
 PATCHES = SIDE * SIDE
 TOKENS = PATCHES + LONGEST
+HEAD_BYTES = TOKENS**2 * 4
 EVERYTHING, NOTHING = 1 << 40, 0
 
 
@@ -36,9 +37,10 @@ class Drawn:
         self.tables = torch.randn(TABLES, (2 * GRID - 1) ** 2, HEADS, generator=draw)
         self.texts = torch.randn(TABLES, HEADS, LONGEST, LONGEST, generator=draw).to(dtype)
 
-    def bias(self, keep_bytes: int, calls_of_a_load: int = 0) -> EncoderBias:
-        pictures = [PictureDistances(table, PictureGrid(self.index), self.dtype) for table in self.tables]
-        return EncoderBias(self.query, self.key, pictures, list(self.texts), keep_bytes, calls_of_a_load)
+    def bias(self, made_bytes: int = EVERYTHING, *, in_strips: bool = True) -> EncoderBias:
+        grid = PictureGrid(self.index, in_strips=in_strips)
+        pictures = [PictureDistances(table, grid, self.dtype) for table in self.tables]
+        return EncoderBias(self.query, self.key, pictures, list(self.texts), made_bytes)
 
     def plainly(self, layer: int, text: int) -> Tensor:
         bias = self.query.float() @ self.key.float()
@@ -47,28 +49,33 @@ class Drawn:
         return bias[:, : PATCHES + text, : PATCHES + text]
 
 
-@pytest.mark.parametrize("keep_bytes", [EVERYTHING, 2 * HEADS * TOKENS**2 * 4, NOTHING])
-def test_biases_are_the_sum_of_positions_and_distances(keep_bytes: int) -> None:
-    """For texts in any order, as much kept as memory allows."""
+def whole(biases: EncoderBias, layer: int, text: int) -> Tensor:
+    """(heads, tokens, tokens) of one layer."""
+    return torch.cat([bias[0].clone() for bias in biases.of(layer, text)])
+
+
+@pytest.mark.parametrize("in_strips", [True, False])
+@pytest.mark.parametrize(("made_bytes", "heads"), [(EVERYTHING, 3), (2 * HEAD_BYTES, 2), (NOTHING, 1)])
+def test_biases_are_the_sum_of_positions_and_distances(made_bytes: int, heads: int, *, in_strips: bool) -> None:
+    """For texts in any order, as many heads at once as may be."""
     drawn = Drawn(_regular_index())
-    biases = drawn.bias(keep_bytes)
+    biases = drawn.bias(made_bytes, in_strips=in_strips)
+    assert heads == biases.heads_at_once
 
     for text in (3, LONGEST, 7, 1, 12):
-        tokens = biases.show(text)
         for layer in range(TABLES):
-            torch.testing.assert_close(biases.of(layer)[0, :, :tokens, :tokens], drawn.plainly(layer, text))
+            torch.testing.assert_close(whole(biases, layer, text), drawn.plainly(layer, text))
 
 
-@pytest.mark.parametrize("keep_bytes", [EVERYTHING, NOTHING])
-def test_what_fills_up_a_step_is_hidden(keep_bytes: int) -> None:
+@pytest.mark.parametrize("made_bytes", [EVERYTHING, NOTHING])
+def test_what_fills_up_a_step_is_hidden(made_bytes: int) -> None:
     """In bfloat16 attention sees whole steps of tokens, of which those after the text count for nothing."""
     drawn = Drawn(_regular_index(), torch.bfloat16)
-    biases = drawn.bias(keep_bytes)
+    biases = drawn.bias(made_bytes)
 
     for text in (3, LONGEST, 15, 17, 16):
-        tokens = biases.show(text)
-        seen = PATCHES + text
-        bias = biases.of(1)[0]
+        tokens, seen = biases.tokens(text), PATCHES + text
+        bias = whole(biases, 1, text)
 
         assert bias.shape == (HEADS, tokens, tokens) == (HEADS, rounded(seen, torch.bfloat16), tokens)
         assert bool((bias[:, :, seen:] == -torch.inf).all())
@@ -82,47 +89,24 @@ def test_a_table_with_another_order_is_read_as_it_stands() -> None:
     index[3, 9] = 0
     drawn = Drawn(index)
 
-    biases = drawn.bias(EVERYTHING)
+    biases = drawn.bias()
 
     assert not depends_on_differences(index, SIDE)
     assert depends_on_differences(_regular_index(), SIDE)
-    tokens = biases.show(5)
-    torch.testing.assert_close(biases.of(2)[0, :, :tokens, :tokens], drawn.plainly(2, 5))
+    torch.testing.assert_close(whole(biases, 2, 5), drawn.plainly(2, 5))
 
 
 def test_layers_share_a_single_table() -> None:
     """A model whose layers share their distances has one bias for all."""
     drawn = Drawn(_regular_index())
     drawn.tables, drawn.texts = drawn.tables[:1], drawn.texts[:1]
-    biases = drawn.bias(EVERYTHING)
+    biases = drawn.bias()
 
-    biases.show(4)
-
-    assert torch.equal(biases.of(0), biases.of(11))
+    assert torch.equal(whole(biases, 0, 4), whole(biases, 11, 4))
 
 
-def test_one_more_is_kept_with_every_call_as_long_as_there_is_room() -> None:
-    """A load makes none; what was kept once is not made again."""
-    drawn = Drawn(_regular_index())
-    biases = drawn.bias(2 * HEADS * TOKENS**2 * 4)
-    places = []
-    for _ in range(5):
-        biases.show(7)
-        places.append([biases.of(layer).data_ptr() for layer in range(TABLES)])
-
-    assert biases.most_kept == 2
-    assert places[0][0] == places[4][0], "kept with the first call"
-    assert places[0][1] == places[0][2], "made anew in the same place"
-    assert places[1][1] == places[4][1] != places[4][2], "kept with the second"
-    assert places[4][2] == places[0][2], "for the third there is no room"
-
-
-def test_nothing_is_kept_before_callers_come() -> None:
-    """A load's own calls, to warm up and to measure, leave nothing behind."""
-    biases = Drawn(_regular_index()).bias(EVERYTHING, calls_of_a_load=2)
-    places = []
-    for _ in range(3):
-        biases.show(7)
-        places.append(biases.of(0).data_ptr())
-
-    assert places[0] == places[1] != places[2]
+def test_no_more_is_taken_than_what_is_made_at_once() -> None:
+    """Every layer is made in the same place."""
+    biases = Drawn(_regular_index()).bias(2 * HEAD_BYTES)
+    places = {bias.data_ptr() for layer in range(TABLES) for bias in biases.of(layer, 7)}
+    assert 1 == len(places)

@@ -1,5 +1,8 @@
 """Attention with a learned bias instead of positions in the content, and the feed-forward part."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
 
@@ -16,12 +19,13 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
         """Look around.
 
         Args:
             x: (rows, tokens, width).
-            bias: (1 or rows, heads, tokens, tokens), added to the scores; −inf hides a token.
+            biases: (1 or rows, some heads, tokens, tokens) each, together of all heads in order; added to the
+                scores, −inf hides a token.
 
         Returns:
             (rows, tokens, width).
@@ -29,8 +33,15 @@ class SelfAttention(nn.Module):
         rows, tokens, width = x.shape
         split = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        result: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        parts, start = [], 0
+        for bias in biases:
+            some = slice(start, start + bias.shape[1])
+            mixed = F.scaled_dot_product_attention(
+                query[:, some], key[:, some], value[:, some], attn_mask=bias, scale=1.0
+            )
+            parts.append(mixed.transpose(1, 2))
+            start = some.stop
+        result: Tensor = self.out(torch.cat(parts, dim=2).view(rows, tokens, width))
         return result
 
 

@@ -1,12 +1,14 @@
-"""What the encoder's attention adds for positions, made quickly and kept only as far as memory is to spare.
+"""What the encoder's attention adds for positions, made anew in every call, a few heads at a time.
 
 A layer's bias is a product of positions, the same for all layers, plus what a distance within the
-picture, or within the text, means to that layer. All layers together would be as large as a third of
-the weights in bfloat16. A picture's distances depend on differences of rows and of columns alone, so
-a strip 15 times smaller holds them: row r of patches reads a window of the strip that moves with r.
+picture, or within the text, means to that layer. All layers' biases would be as large as a third of the
+weights. Made for a few heads at a time they lie in the processor's cache when attention reads them, which
+takes less time than to read kept ones from memory. A picture's distances depend on differences of rows and
+of columns alone, so a strip 15 times smaller holds them: row r of patches reads a window of the strip that
+moves with r.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def rounded(tokens: int, dtype: torch.dtype) -> int:
 
 
 class EncoderBias:
-    """The biases of all encoder layers for the text length at hand. Device thread only."""
+    """The biases of all encoder layers. Device thread only."""
 
     def __init__(
         self,
@@ -29,8 +31,7 @@ class EncoderBias:
         key: Tensor,
         pictures: Sequence["PictureDistances"],
         texts: Sequence[Tensor],
-        keep_bytes: int,
-        calls_of_a_load: int = 2,
+        made_bytes: int,
     ) -> None:
         """Make nothing yet.
 
@@ -39,103 +40,70 @@ class EncoderBias:
             key: (heads, size, tokens) of positions.
             pictures: of each table; one table serves all layers if they share it.
             texts: (heads, longest text, longest text), of each table.
-            keep_bytes: how much may be kept made, one more with every call, so that a load need not wait for them
-                nor find room for them beside its own; what is not kept is made again in every call.
-            calls_of_a_load: to warm up and to measure; nothing is kept before callers come.
+            made_bytes: about how much is made at once; one head at least.
         """
         heads, tokens, _ = query.shape
         self._patches = pictures[0].patches
-        self._longest = self._text = tokens - self._patches
+        self._longest = tokens - self._patches
         size = rounded(tokens, query.dtype)
         self._query = torch.nn.functional.pad(query, (0, 0, 0, size - tokens))
         self._key = torch.nn.functional.pad(key, (0, size - tokens))
+        # In float32 the product takes longer than all the rest; in bfloat16 it would be rounded once more.
+        self._product = self._query @ self._key if query.dtype == torch.float32 else None
         self._pictures = pictures
         self._texts = texts
-        bytes_each = heads * size * size * query.element_size()
-        self.most_kept = min(len(pictures), keep_bytes // bytes_each)
-        self._spare = query.new_empty(heads * size * size)
-        self._kept: list[Tensor] = []
-        self._calls_to_go = calls_of_a_load
+        head_bytes = size * size * query.element_size()
+        self.heads_at_once = max(1, min(heads, made_bytes // head_bytes))
+        self._made = query.new_empty(self.heads_at_once * size * size)
 
-    def show(self, text: int) -> int:
-        """Say how long the text is, before `of` is asked.
+    def tokens(self, text: int) -> int:
+        """How many tokens attention shall see: patches, so long a text, and a few that are hidden."""
+        return rounded(self._patches + text, self._query.dtype)
 
-        Returns:
-            How many tokens attention shall see: patches, the text, and a few that are hidden.
-        """
-        before, self._text = self._text, text
-        stop = min(self._longest, self._tokens - self._patches)
-        for table, bias in enumerate(self._kept):
-            if text > before:
-                self._write_text(bias, table, before, stop)
-            self._hide(bias)
-        self._calls_to_go -= 1
-        if self._calls_to_go < 0 and len(self._kept) < self.most_kept:
-            self._keep_one_more()
-        return self._tokens
-
-    def of(self, layer: int) -> Tensor:
-        """(1, heads, tokens, tokens) of the text that is shown; valid until the next is asked for."""
+    def of(self, layer: int, text: int) -> Iterator[Tensor]:
+        """(1, some heads, tokens, tokens), from the first head to the last; each valid until the next is asked for."""
+        tokens, heads = self.tokens(text), len(self._query)
         table = min(layer, len(self._pictures) - 1)
-        tokens = self._tokens
-        if table < len(self._kept):
-            return self._kept[table][None, :, :tokens, :tokens]
-        heads = len(self._query)
-        bias = self._spare[: heads * tokens * tokens].view(heads, tokens, tokens)
-        self._make(bias, table)
-        self._hide(bias)
-        return bias[None]
+        for start in range(0, heads, self.heads_at_once):
+            some = slice(start, min(start + self.heads_at_once, heads))
+            count = some.stop - some.start
+            bias = self._made[: count * tokens * tokens].view(count, tokens, tokens)
+            self._make(bias, table, some)
+            bias[:, :, self._patches + text :] = -torch.inf
+            yield bias[None]
 
-    @property
-    def _tokens(self) -> int:
-        return rounded(self._patches + self._text, self._query.dtype)
-
-    def _keep_one_more(self) -> None:
-        size = self._query.shape[1]
-        bias = self._query.new_empty(len(self._query), size, size)
-        self._make(bias, len(self._kept))
-        self._hide(bias)
-        self._kept.append(bias)
-        if len(self._kept) == len(self._pictures):
-            self._spare = self._query.new_empty(0)
-
-    def _make(self, bias: Tensor, table: int) -> None:
-        """Write all rows and columns of (heads, tokens, tokens)."""
+    def _make(self, bias: Tensor, table: int, heads: slice) -> None:
+        """Write all rows and columns of (some heads, tokens, tokens)."""
         patches, tokens = self._patches, bias.shape[-1]
-        self._pictures[table].write(bias)
+        words = min(self._longest, tokens - patches)
         bias[:, patches:, :patches] = 0
         bias[:, :, patches:] = 0
-        words = min(self._longest, tokens - patches)
-        bias[:, patches : patches + words, patches : patches + words] = self._texts[table][:, :words, :words]
-        bias.baddbmm_(self._query[:, :tokens], self._key[:, :, :tokens])
-
-    def _write_text(self, bias: Tensor, table: int, start: int, stop: int) -> None:
-        """Write columns start..stop of the text again, which were hidden."""
-        columns = slice(self._patches + start, self._patches + stop)
-        bias[:, :, columns] = self._query @ self._key[:, :, columns]
-        bias[:, self._patches : self._patches + self._longest, columns] += self._texts[table][:, :, start:stop]
-
-    def _hide(self, bias: Tensor) -> None:
-        """Hide what stands between the text and the last token that attention sees."""
-        bias[:, :, self._patches + self._text : self._tokens] = -torch.inf
+        self._pictures[table].write(bias, heads)
+        bias[:, patches : patches + words, patches : patches + words] += self._texts[table][heads, :words, :words]
+        if self._product is None:
+            bias.baddbmm_(self._query[heads, :tokens], self._key[heads, :, :tokens])
+        else:
+            bias += self._product[heads, :tokens, :tokens]
 
 
 class PictureGrid:
     """Which number of a table two patches of a picture read; the same for all tables."""
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, *, in_strips: bool = True) -> None:
         """Take an index.
 
         Args:
             index: (patches, patches) integers, rows of a table; patches in reading order.
+            in_strips: whether to keep strips, where differences allow it; a card would rather copy the whole at once.
         """
         self.patches = len(index)
         self.side = side = round(self.patches**0.5)
-        self.is_regular = depends_on_differences(index, side)
-        if self.is_regular:
+        self.in_strips = in_strips and depends_on_differences(index, side)
+        if self.in_strips:
             # The last row of patches meets all differences down to 0, the first one the rest.
             index = torch.cat([index[-side:], index[:side, side:]], dim=1)
         self.index = index.long()
+        self.backwards = torch.arange(side - 1, -1, -1, device=index.device)
 
 
 class PictureDistances:
@@ -153,15 +121,17 @@ class PictureDistances:
         self._grid = grid
         self._values = table.to(dtype)[grid.index].permute(2, 0, 1).contiguous()
 
-    def write(self, bias: Tensor) -> None:
-        """Write the patches' rows and columns of (heads, tokens, tokens)."""
+    def write(self, bias: Tensor, heads: slice) -> None:
+        """Write the patches' rows and columns of (some heads, tokens, tokens)."""
         patches, side = self.patches, self._grid.side
-        if not self._grid.is_regular:
-            bias[:, :patches, :patches] = self._values
+        values, square = self._values[heads], bias[:, :patches, :patches]
+        if not self._grid.in_strips:
+            square.copy_(values)
             return
-        for row in range(side):
-            begin = (side - 1 - row) * side
-            bias[:, row * side : (row + 1) * side, :patches] = self._values[:, :, begin : begin + patches]
+        # In one call of torch: threads wait for each other at the end of every one.
+        windows = values.unfold(2, patches, side).transpose(1, 2)
+        rows = square.unflatten(1, (side, side))
+        torch.index_select(windows, 1, self._grid.backwards, out=rows)
 
 
 def depends_on_differences(index: Tensor, side: int) -> bool:

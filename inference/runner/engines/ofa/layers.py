@@ -1,6 +1,6 @@
 """The stacks of encoder and decoder layers, each part normalised before and after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -20,9 +20,9 @@ class EncoderLayer(nn.Module):
         self.feed_norm = LayerNorm(width)
         self.feed = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same; `bias` as in `SelfAttention`."""
-        x = x + self.attention_after(self.attention(self.attention_norm(x), bias))
+    def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
+        """(rows, tokens, width) to the same; `biases` as in `SelfAttention`."""
+        x = x + self.attention_after(self.attention(self.attention_norm(x), biases))
         result: Tensor = x + self.feed(self.feed_norm(x))
         return result
 
@@ -44,7 +44,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, cross_bias: Tensor) -> Tensor:
         """(rows, tokens, width) to the same; the rest as in `SelfAttention` and `CrossAttention`."""
-        x = x + self.attention_after(self.attention(self.attention_norm(x), bias))
+        x = x + self.attention_after(self.attention(self.attention_norm(x), [bias]))
         x = x + self.cross_after(self.cross(self.cross_norm(x), memory, cross_bias))
         result: Tensor = x + self.feed(self.feed_norm(x))
         return result
@@ -59,8 +59,8 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm = LayerNorm(width)
 
-    def forward(self, x: Tensor, biases: Callable[[int], Tensor]) -> Tensor:
-        """(rows, tokens, width) to the same; one bias a layer."""
+    def forward(self, x: Tensor, biases: Callable[[int], Iterable[Tensor]]) -> Tensor:
+        """(rows, tokens, width) to the same; each layer's biases as in `SelfAttention`."""
         for number, layer in enumerate(self.layers):
             x = layer(x, biases(number))
         result: Tensor = self.norm(x)

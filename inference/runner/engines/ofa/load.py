@@ -1,7 +1,6 @@
 """Open a sealed bundle: its weights are mapped, not copied, so that loading costs no time or memory twice."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,9 +28,6 @@ from inference.runner.engines.ofa.tokenizer import Tokenizer
 
 MAX_VOCABULARY_BYTES = 32 << 20
 _CONVOLUTION = 4  # dimensions of its weight
-# Of the weights' size, for biases that are kept made. With all of them a large model in bfloat16 takes 1.5
-# times its weights; each layer of it that is made anew costs a call 5 of some 600 ms.
-_BIAS_SHARE = 0.2
 
 
 def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> OfaEngine:
@@ -60,7 +56,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             tensors |= _convolutions(folder / WEIGHTS_NAME)
         model = _model_of(config, tensors, dtype)
         progress("reading", 0.8)
-        biases = PositionBiases(tables_of(tensors), config, dtype, bytes_for_biases(bundle, device.type))
+        biases = PositionBiases(tables_of(tensors), config, dtype)
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise BundleRefused(f"the bundle is not what convert writes: {_without_path(error)}") from error
     progress("reading", 1.0)
@@ -105,11 +101,6 @@ def _convolutions(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == _CONVOLUTION]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}
-
-
-def bytes_for_biases(bundle: Bundle, kind: str) -> int:
-    """How much memory biases may keep; on a card all of them, which many rows share there."""
-    return int(_BIAS_SHARE * bundle.weights_bytes) if kind == "cpu" else sys.maxsize
 
 
 def _as_module_has_it(tensor: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The whole OFA: from pixels and token ids to the answers' probabilities."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ class OfaModel(nn.Module):
         Returns:
             (rows, 3) float32, probabilities in the order of LABELS.
         """
-        tokens = biases.encoder.show(texts.shape[1])
+        tokens = biases.encoder.tokens(texts.shape[1])
         hidden = self._hidden_padding(texts.shape[1], lengths, looks, tokens)
         memory = self._encode(looks, texts, hidden, biases, tokens)
         made = self._decode(memory, texts, lengths, hidden, biases)
@@ -94,11 +96,11 @@ class OfaModel(nn.Module):
         words = self.text_norm(self.words(texts) + self.text_kind)
         rest = words.new_zeros(len(words), tokens - looks.shape[1] - words.shape[1], words.shape[2])
 
-        def bias(layer: int) -> Tensor:
-            shared = biases.encoder.of(layer)
-            return shared if hidden is None else shared + hidden
+        def made(layer: int) -> Iterator[Tensor]:
+            shared = biases.encoder.of(layer, words.shape[1])
+            return shared if hidden is None else (bias + hidden for bias in shared)
 
-        result: Tensor = self.encoder(torch.cat([looks, words, rest], dim=1), bias)
+        result: Tensor = self.encoder(torch.cat([looks, words, rest], dim=1), made)
         return result
 
     def _decode(

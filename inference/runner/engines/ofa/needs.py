@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import torch
+
 from common.bundle import Bundle
 from inference.runner.device import default_precision, torch_dtype
 from inference.runner.engines.base import LoadOptions, MemoryNeed
 from inference.runner.engines.ofa.batching import rows_that_pay
 from inference.runner.engines.ofa.config import WEIGHTS_NAME, EngineConfig, read_config
-from inference.runner.engines.ofa.load import bytes_for_biases
-from inference.runner.engines.ofa.positions import PREFIX
+from inference.runner.engines.ofa.positions import MADE_BYTES, PREFIX
 from inference.runner.engines.tensors_header import read_header
 
 _PICTURES = {"cpu": 1, "cuda": 32}  # that the ResNet sees at once
@@ -16,7 +17,7 @@ _STEM_CHANNELS = 256  # of the ResNet where it is widest, at a quarter of the pi
 _LIVE_TENSORS = 4  # of one size that a layer holds at once
 
 
-def ofa_needs(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed:
+def ofa_needs(folder: Path, _bundle: Bundle, options: LoadOptions) -> MemoryNeed:
     """Foretell a load; the weights' size is exact, the rest follows the engine's largest call.
 
     Raises:
@@ -30,16 +31,19 @@ def ofa_needs(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed:
         for tensor in read_header(folder / WEIGHTS_NAME)
     )
     config = read_config(folder)
-    working = _biases(config, float_bytes, bytes_for_biases(bundle, kind)) + _largest_call(config, float_bytes, kind)
+    working = _biases(config, float_bytes, kind) + _largest_call(config, float_bytes, kind)
     return MemoryNeed(weights, working)
 
 
-def _biases(config: EngineConfig, float_bytes: int, kept_bytes: int) -> int:
-    """Attention biases: the encoder's as far as they are kept, one more that is made anew, all of the decoder's."""
+def _biases(config: EngineConfig, float_bytes: int, kind: str) -> int:
+    """Attention biases: what is made at once, what the encoder's are made of, all of the decoder's."""
     text, tokens = config.max_text_tokens, config.patches + config.max_text_tokens
-    layer = config.encoder_heads * tokens * tokens * float_bytes
+    head = tokens * tokens * float_bytes
+    layer = config.encoder_heads * head
+    product = layer if float_bytes == torch.float32.itemsize else 0
+    sources = config.encoder_layers * (layer if kind == "cuda" else 2 * layer // config.patches_a_side)
     decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
-    return min(config.encoder_layers * layer, kept_bytes) + layer + decoder * float_bytes
+    return max(head, min(layer, MADE_BYTES[kind])) + product + sources + decoder * float_bytes
 
 
 def _largest_call(config: EngineConfig, float_bytes: int, kind: str) -> int:

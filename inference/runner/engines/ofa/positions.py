@@ -1,10 +1,11 @@
-"""Attention biases from positions: they know nothing of the content, so they are made once and kept.
+"""Attention biases from positions: they know nothing of the content.
 
 Tokens of the encoder stand in the order picture, text. A bias is the product of two learned
 projections of absolute positions, the same in every layer, plus a learned number for the distance
 within the picture and within the text, of each layer (or of all).
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from inference.runner.engines.ofa.config import EngineConfig
 from inference.runner.engines.ofa.encoder_bias import EncoderBias, PictureDistances, PictureGrid
 
 PREFIX = "positions."
+MADE_BYTES = {"cpu": 8 << 20, "cuda": sys.maxsize}  # of the encoder's at once: what caches of a CPU still hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +49,23 @@ def tables_of(tensors: Mapping[str, Tensor]) -> PositionTables:
 class PositionBiases:
     """The biases at the longest text, cut to the text at hand. Device thread only."""
 
-    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype, keep_bytes: int) -> None:
+    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype) -> None:
         """Make the biases on the tables' device.
 
         Args:
             tables: on the device.
             config: of the model.
             dtype: that attention computes in.
-            keep_bytes: how much of the encoder's may be kept made.
         """
         self._patches = config.patches
-        grid = PictureGrid(tables.encoder_image_index)
+        kind = tables.encoder_query.device.type
+        grid = PictureGrid(tables.encoder_image_index, in_strips=kind == "cpu")
         self.encoder = EncoderBias(
             _heads(tables.encoder_query, config.encoder_heads).to(dtype),
             _heads(tables.encoder_key, config.encoder_heads).transpose(1, 2).to(dtype),
             [PictureDistances(table, grid, dtype) for table in tables.encoder_image],
             [_distances(table, tables.encoder_text_index).to(dtype) for table in tables.encoder_text],
-            keep_bytes,
+            MADE_BYTES[kind],
         )
         heads = config.decoder_heads
         absolute = _heads(tables.decoder_query, heads) @ _heads(tables.decoder_key, heads).transpose(1, 2)
