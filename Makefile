@@ -61,8 +61,9 @@ parity: env ## Compare our engine with the stock pipeline, live, in an environme
 	.venv-parity/bin/python -m parity.fixtures --check
 	.venv-parity/bin/python -m parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
 
-gpu: env ## Fill a real card and see what becomes of it (needs a CUDA device; is skipped without one)
-	@$(bin)/pytest -m gpu -rs tests/gpu $(ARGS)
+gpu: env ## Fill a real card and see what becomes of it, then measure it (needs a CUDA device; is skipped without one)
+	@$(bin)/pytest -m gpu -rs tests/gpu
+	@$(bin)/python -m bench.card $(ARGS)
 
 chaos: env ## Everything that takes too long for `make test`, on real processes; ARGS=--list tells what
 	@$(bin)/python -m chaos $(ARGS)
