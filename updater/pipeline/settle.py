@@ -22,9 +22,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     update, front = record.under_way, facts.front
     if not facts.pointer_is_readable or facts.pointer != update.installed:
         gone = observe.is_gone(record, facts)
-        # The pointer was written, the front told, or begun again with it, and the pointer lost since.
-        stands = gone == "COMMITTED" or _has_begun_with(record, facts)
-        if gone and not stands:
+        if gone and not is_committed(record, facts):
             return Enter(Stage.ROLLING_BACK, gone, "the trial ended before it was committed")
         if front is None:
             return Wait(rules.look_seconds, "the front cannot be reached")
@@ -37,10 +35,15 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
 
 
 def is_committed(record: ModelRecord, facts: Facts) -> bool:
-    """Whether a commit has passed the point from which it stands."""
+    """Whether a commit has passed the point from which it stands.
+
+    The pointer says so; or did, since the front was told, or began again with it, and it was lost since.
+    """
     if record.stage is not Stage.COMMITTING or returning.is_under_way(record):
         return False
-    return facts.pointer == record.under_way.installed or _has_begun_with(record, facts)
+    if facts.pointer_is_readable and facts.pointer == record.under_way.installed:
+        return True
+    return observe.is_gone(record, facts) == "COMMITTED" or _has_begun_with(record, facts)
 
 
 def _has_begun_with(record: ModelRecord, facts: Facts) -> bool:
