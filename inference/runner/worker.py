@@ -124,7 +124,8 @@ class Worker:
 
     def _try_load(self, request: runner_pb2.LoadBundle) -> runner_pb2.LoadOutcome:
         try:
-            self._threads, self._used_threads = request.threads, self._threads_now(request.threads)
+            self._threads = request.threads
+            self._used_threads = self._wanted_threads()
             around = Surroundings(self._extra, self._hardware, self._clock, self._ways.log, self._used_threads)
             loaded = load(request, around, self._progress)
         except LoadRefused as refusal:
@@ -150,7 +151,7 @@ class Worker:
         if bench is None:
             self._refuse(batch)
             return
-        threads = self._threads_now(self._threads)
+        threads = self._wanted_threads()
         if threads != self._used_threads:
             self._hardware.use_threads(threads)
             self._used_threads = threads
@@ -163,8 +164,8 @@ class Worker:
             self._ways.leave(Exit.DEVICE_LOST)
         self._look_at_memory(bench)
 
-    def _threads_now(self, threads: int) -> int:
-        return threads if self._is_serving else WAITING_THREADS
+    def _wanted_threads(self) -> int:
+        return self._threads if self._is_serving else WAITING_THREADS
 
     def _refuse(self, batch: PendingBatch) -> None:
         batch.is_prepared.wait()  # without a model that only says so, item by item
