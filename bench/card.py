@@ -7,8 +7,7 @@ the operations that the model is made of. `--device cpu --source examples/shapes
 
 import argparse
 import io
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.engine_child import percentile
-from bench.large_model import FOLDER, large_source, say
+from bench.engine_child import nobody, percentile, seconds_of
+from bench.large_model import large_source, say, sealed_bundle
 from bench.work import work_of
-from common.bundle import bundle_folder
-from common.sealing import ConvertLimits, run_convert
 from inference.runner.device import torch_dtype
 from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
 from inference.runner.engines.ofa.config import read_config
@@ -81,13 +78,9 @@ def main() -> int:
 
 def measure(source: Path, device: str, calls: int) -> list[Point]:
     """All numbers of rows that the engine takes in one call on this device."""
-    state = FOLDER / "state"
-    state.mkdir(parents=True, exist_ok=True)
-    say("sealing it in bfloat16")
-    bundle = run_convert(source, state, "v1", ConvertLimits(), "bfloat16")
-    folder = bundle_folder(state, bundle.bundle_digest)
-    engine = load_ofa(folder, bundle, LoadOptions(device, "bfloat16", 0), _nobody)
-    engine.warm_up(_nobody)
+    folder, bundle = sealed_bundle(source, "bfloat16")
+    engine = load_ofa(folder, bundle, LoadOptions(device, "bfloat16", 0), nobody)
+    engine.warm_up(nobody)
     draw = np.random.default_rng(7)
     pictures = [_picture(draw) for _ in range(max(ROWS))]
     tokens = len(engine.prepare(EntailmentItem(pictures[0], (STATEMENT,), "")).prompts[0])
@@ -114,7 +107,7 @@ def _calls(engine: OfaEngine, pictures: Sequence[bytes], calls: int) -> tuple[fl
     seconds = []
     for _ in track(range(calls + 1), f"{len(pictures)} rows", console=Console(stderr=True)):
         chunks = [Chunk(engine.prepare(EntailmentItem(picture, (STATEMENT,), "")), 0, 1) for picture in pictures]
-        seconds.append(_seconds(partial(engine.compute, chunks)))
+        seconds.append(seconds_of(partial(engine.compute, chunks)))
     return tuple(seconds[1:])
 
 
@@ -129,23 +122,13 @@ def _product(side: int, device: str) -> float:
             torch.cuda.synchronize(device)
 
     with torch.inference_mode():
-        return 2 * PRODUCTS * side**3 / min(_seconds(products) for _ in range(3))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+        return 2 * PRODUCTS * side**3 / min(seconds_of(products) for _ in range(3))
 
 
 def _picture(draw: np.random.Generator) -> bytes:
     file = io.BytesIO()
     Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()
-
-
-def _nobody(_phase: str, _share: float) -> None:
-    """Nobody waits for progress."""
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def main() -> int:
 def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
     """The whole of it."""
     torch.set_num_threads(threads)
-    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads), _nobody)
-    engine.warm_up(_nobody)
+    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads), nobody)
+    engine.warm_up(nobody)
     item = engine.prepare(EntailmentItem(PICTURE.read_bytes(), STATEMENTS, ""))
     first, second, peaks = [], [], []
     for _ in range(items):
@@ -107,7 +107,7 @@ def percentile(values: tuple[float, ...], share: float) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]
 
 
-def _nobody(_phase: str, _share: float) -> None:
+def nobody(_phase: str, _share: float) -> None:
     """Nobody waits for progress."""
 
 

@@ -25,11 +25,16 @@ def large_source() -> Path:
 
 
 def large_bundle(precision: str) -> tuple[Path, Bundle]:
-    """Folder and description of the sealed bundle; sealing what is sealed costs a second."""
+    """The large model, sealed."""
+    return sealed_bundle(large_source(), precision)
+
+
+def sealed_bundle(source: Path, precision: str) -> tuple[Path, Bundle]:
+    """Folder and description of a sealed bundle; sealing what is sealed costs a second."""
     state = FOLDER / "state"
     state.mkdir(parents=True, exist_ok=True)
     say(f"sealing it in {precision}")
-    bundle = run_convert(large_source(), state, "v1", ConvertLimits(), precision)
+    bundle = run_convert(source, state, "v1", ConvertLimits(), precision)
     return bundle_folder(state, bundle.bundle_digest), bundle
 
 
