@@ -10,7 +10,7 @@ from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import codec
 from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem, EntailmentScores
-from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, allowed
+from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, CpuOnly, allowed
 from inference.runner.heartbeat import Pulse
 from inference.runner.priority import may_lower
 from inference.runner.warmup import sample_item
@@ -101,14 +101,11 @@ def test_a_pulse_counts_from_the_last_step() -> None:
     assert pulse.read() == runner_pb2.Heartbeat(progress=1)
 
 
-class Card:
+class Card(CpuOnly):
     """A card whose cache is half of what is in use."""
 
     def __init__(self, used: int) -> None:
         self.used = used
-
-    def devices(self) -> list[tuple[str, str]]:
-        return []
 
     def memory_bytes(self, device: str) -> tuple[int, int]:
         assert device == "cuda:0"
@@ -116,9 +113,6 @@ class Card:
 
     def clear_cache(self) -> None:
         self.used //= 2
-
-    def use_threads(self, threads: int) -> None:
-        raise NotImplementedError
 
 
 def test_a_full_card_s_cache_is_given_back() -> None:

@@ -10,7 +10,7 @@ from inference.runner import host_memory
 from inference.runner.engines.base import MemoryNeed
 from inference.runner.engines.catalog import needs_of
 from inference.runner.engines.tensors_header import MAX_HEADER_BYTES, read_header
-from inference.runner.hardware import free_bytes
+from inference.runner.hardware import CpuOnly, free_bytes
 from inference.runner.plan import MARGIN, plan_load
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import Stage
@@ -71,20 +71,11 @@ def test_the_host_gives_what_machine_and_container_both_have(tmp_path: Path) -> 
     assert 900_000 == host_memory.available_bytes(meminfo, tmp_path)
 
 
-class BrokenCard:
+class BrokenCard(CpuOnly):
     """A driver that does not answer."""
-
-    def devices(self) -> list[tuple[str, str]]:
-        return [("cuda:0", "float32")]
 
     def memory_bytes(self, device: str) -> tuple[int, int]:
         raise RuntimeError("CUDA error: unknown error")
-
-    def clear_cache(self) -> None:
-        raise NotImplementedError
-
-    def use_threads(self, threads: int) -> None:
-        raise NotImplementedError
 
 
 def test_a_driver_that_does_not_answer_refuses_nothing() -> None:
