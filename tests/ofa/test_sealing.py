@@ -193,7 +193,7 @@ def test_limits_hold(limits: ConvertLimits, reason: str, sources: Callable[[str]
 @pytest.mark.fault("K10")
 def test_cpu_time_is_limited(tmp_path: Path) -> None:
     """A conversion that computes without end is stopped, and says that it was CPU time that ran out."""
-    program = [sys.executable, "-P", "-c", ENDLESS, "--source", tmp_path, "--into", tmp_path]
+    program = [sys.executable, "-P", "-c", ENDLESS, "--source", str(tmp_path), "--into", str(tmp_path)]
     program += ["--engine", "ofa", "--revision", "v1", "--max-cpu-seconds", "1"]
 
     ended = subprocess.run(program, capture_output=True, timeout=60.0, check=False)
