@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ from updater.ports import EffectFailed
 from updater.results import Failed, FaultKind
 
 CHUNK_BYTES = 1 << 20
+SETTLED_BYTES = 32 << 20  # are written before they are put on the disk
 MIN_PROGRESS_BYTES = 4 << 20  # a link that broke after as much is worth another try at once
 Source = Callable[[int], Iterator[bytes]]  # a file's bytes, in pieces, from an offset on
 
@@ -88,16 +89,67 @@ def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[]
     with os.fdopen(descriptor, "r+b") as written:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # rule 4
             raise NotRegular(f"{file.name} is no regular file in the staging folder")
-        hashed, kept = _hash_kept(written, file, keep_on)  # rule 1
-        fetched = 0
+        arriving = _Arriving(file, target, written)
+        arriving.take_up(keep_on)  # rule 1
+        kept = arriving.size
         if kept < file.size or file.size == 0:
-            fetched = _append(source, written, hashed, file, kept, keep_on)
-        if hashed.hexdigest() != file.sha256:  # rule 3
+            _fill(arriving, source, keep_on)
+        if arriving.hashed.hexdigest() != file.sha256:  # rule 3
             written.truncate(0)
-            raise TransferBroken(f"{file.name}: its SHA-256 is {hashed.hexdigest()[:12]}…, listed {file.sha256[:12]}…")
-        written.flush()
-        _sync(descriptor, target)
-    return fetched
+            found = arriving.hashed.hexdigest()
+            raise TransferBroken(f"{file.name}: its SHA-256 is {found[:12]}…, listed {file.sha256[:12]}…")
+        arriving.settle()
+    return arriving.size - kept
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """A file while its bytes come in.
+
+    It goes to the disk, and out of the page cache, as it grows: gigabytes that are synced at their end
+    hold up every other sync of that disk, and what nobody reads again pushes out what somebody does.
+    """
+
+    file: BundleFile
+    target: Path
+    written: BinaryIO
+    hashed: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    size: int = 0  # bytes that are there and hashed
+    settled: int = 0  # of them, those that are on the disk
+
+    def take_up(self, keep_on: Callable[[], None]) -> None:
+        """Read and hash what an earlier attempt has left."""
+        left = os.fstat(self.written.fileno()).st_size
+        if left > self.file.size:
+            self.written.truncate(0)
+            left = 0
+        for chunk in _chunks(self.written, left):
+            keep_on()
+            self.hashed.update(chunk)
+        self.size = left
+
+    def add(self, piece: bytes) -> None:
+        """Write on."""
+        if self.size + len(piece) > self.file.size:  # rule 2
+            self.written.truncate(0)
+            raise TransferBroken(f"{self.file.name} is longer than the {self.file.size} bytes that were listed")
+        self.written.write(piece)
+        self.hashed.update(piece)
+        self.size += len(piece)
+        if self.size - self.settled >= SETTLED_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Put it on the disk; after a failure the kernel may have forgotten what it lost, so nothing of it is kept."""
+        descriptor = self.written.fileno()
+        self.written.flush()
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            self.target.unlink(missing_ok=True)
+            raise
+        os.posix_fadvise(descriptor, self.settled, self.size - self.settled, os.POSIX_FADV_DONTNEED)
+        self.settled = self.size
 
 
 def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], None]) -> BundleFile:
@@ -119,47 +171,23 @@ def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], N
     return BundleFile(name, size, hashed.hexdigest())
 
 
-def _hash_kept(written: BinaryIO, file: BundleFile, keep_on: Callable[[], None]) -> tuple["hashlib._Hash", int]:
-    size = os.fstat(written.fileno()).st_size
-    if size > file.size:
-        written.truncate(0)
-        size = 0
-    hashed = hashlib.sha256()
-    for chunk in _chunks(written, size):
-        keep_on()
-        hashed.update(chunk)
-    return hashed, size
-
-
-def _append(
-    source: Source,
-    written: BinaryIO,
-    hashed: "hashlib._Hash",
-    file: BundleFile,
-    kept: int,
-    keep_on: Callable[[], None],
-) -> int:
+def _fill(arriving: _Arriving, source: Source, keep_on: Callable[[], None]) -> None:
     """Add what is missing. What came before a link broke was hashed when it came: the next try begins behind it."""
-    fetched = asked = 0
+    asked = arriving.size
     while True:
         try:
-            with _closing(source(kept + fetched)) as pieces:
+            with _closing(source(arriving.size)) as pieces:
                 for piece in pieces:
                     keep_on()
-                    if kept + fetched + len(piece) > file.size:  # rule 2
-                        written.truncate(0)
-                        raise TransferBroken(f"{file.name} is longer than the {file.size} bytes that were listed")
-                    written.write(piece)
-                    hashed.update(piece)
-                    fetched += len(piece)
+                    arriving.add(piece)
             break
         except LinkBroken:
-            if fetched - asked < MIN_PROGRESS_BYTES:
+            if arriving.size - asked < MIN_PROGRESS_BYTES:
                 raise
-            asked = fetched
-    if kept + fetched < file.size:
-        raise TransferShort(f"{file.name} ends after {kept + fetched} of {file.size} bytes")
-    return fetched
+            asked = arriving.size
+    if arriving.size < arriving.file.size:
+        message = f"{arriving.file.name} ends after {arriving.size} of {arriving.file.size} bytes"
+        raise TransferShort(message)
 
 
 @contextlib.contextmanager
@@ -171,15 +199,6 @@ def _closing(pieces: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
         close = getattr(pieces, "close", None)
         if close is not None:
             close()
-
-
-def _sync(descriptor: int, target: Path) -> None:
-    """Put a file on the disk; after a failure the kernel may have forgotten what it lost, so nothing of it is kept."""
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
 
 
 def _chunks(reader: BinaryIO, size: int) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import pytest
 from common.bundle import BundleFile
 from common.regular import NotRegular, open_within
 from tests.updater.core.world import ManualClock
+from updater.hub import transfer
 from updater.hub.transfer import (
     MIN_PROGRESS_BYTES,
     LinkBroken,
@@ -117,19 +118,36 @@ def test_an_empty_file_is_one_too(tmp_path: Path, target: Path) -> None:
 
 
 @pytest.mark.fault("D2")
+@pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_failed_fsync_is_not_made_good_by_asking_again(
-    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    failing: int, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After EIO the kernel may forget the lost pages: what was written is fetched again from nothing."""
+    """After EIO the kernel may forget the lost pages, of the middle too: all is fetched again from nothing."""
+    syncs = iter(range(1, failing + 1))
 
     def fail(_descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
+        if next(syncs) == failing:
+            raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
+        broken.setattr(transfer, "SETTLED_BYTES", len(CONTENT) // 3)
         broken.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="Input/output"):
             receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
     assert not target.exists()
+
+
+def test_a_file_goes_to_the_disk_as_it_grows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than some megabytes wait to be written: a sync of gigabytes would hold up all others of that disk."""
+    sizes: list[int] = []
+    monkeypatch.setattr(transfer, "SETTLED_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+
+    receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+
+    assert sorted(sizes) == sizes
+    assert len(CONTENT) // 2 > sizes[0]
+    assert len(CONTENT) == sizes[-1]
 
 
 @pytest.mark.fault("P6")
