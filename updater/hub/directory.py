@@ -10,13 +10,13 @@ from pathlib import Path
 
 from common.bundle import BundleFile
 from common.clock import Clock
+from common.durable import passing
 from common.engine_files import MAX_CONFIG_BYTES
 from common.provenance import HubKind, HubPlace
 from common.published import ManifestBroken, is_revision_name, read_listing
 from common.regular import NotRegular, open_within
 from updater.actions import Failed, FaultKind
 from updater.hub.listing import StillArriving, release_of
-from updater.hub.transfer import CHUNK_BYTES
 from updater.ports import EffectFailed, Release
 from updater.store.declared import NotServable
 
@@ -80,7 +80,7 @@ class DirectoryHub:
         try:
             with open_within(self._place(revision), name) as file:
                 file.seek(offset)
-                while piece := file.read(CHUNK_BYTES):
+                for piece in passing(file):
                     if self._clock.monotonic() > ends:
                         raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", f"reading {name} took too long"))
                     yield piece
