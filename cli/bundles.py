@@ -14,7 +14,7 @@ from cli.provenance_view import NOT_SAID, came_from, was_checked
 from cli.settings import Settings, read_settings, state_folder
 from common.bundle import Bundle, BundleBroken, Committed, read_bundle, read_committed
 from common.clock import SystemClock
-from common.sealing import PRECISIONS, read_source
+from common.sealing import PRECISIONS, find_source
 from common.settings import settings_path
 
 app = typer.Typer(no_args_is_help=True)
@@ -150,7 +150,7 @@ def _only_model_for(source: Path) -> str:
     Raises:
         WronglyUsed: there is none, or there are several.
     """
-    task = read_source(source).engine.task
+    task = find_source(source).engine.task
     settings: Settings | None = read_settings() if settings_path().is_file() else None
     names = [model.name for model in settings.models if model.task is task] if settings else []
     if len(names) != 1:

@@ -8,7 +8,7 @@ from common.bundle import Bundle, BundleBroken, Committed, Origin, bundle_folder
 from common.bundle import commit as move_pointer
 from common.clock import SystemClock
 from common.provenance import CONVERSION_CHECK, HubKind, HubPlace, Provenance, rfc3339
-from common.sealing import Convert, ConvertLimits, read_source, run_convert
+from common.sealing import Convert, ConvertLimits, find_source, run_convert
 from updater.settings import JOURNAL_NAME
 
 
@@ -45,7 +45,7 @@ def import_bundle(
     # Nobody has run the list over it: a person vouches for it. What the conversion looks at was looked at.
     place, now = HubPlace(HubKind.IMPORT, model), rfc3339(SystemClock().now())
     provenance = Provenance(place, revision, fetched_at=now, verified_at="", checked=(CONVERSION_CHECK,))
-    bundle = convert(source, state, revision, ConvertLimits(), precision, provenance=provenance)
+    bundle = convert(source, state, revision, ConvertLimits(), precision, digest="", provenance=provenance)
     was_sealed = bundle_folder(state, bundle.bundle_digest).name in sealed_before
     replaced = committed.get(model)
     if replaced is not None and replaced.bundle_digest == bundle.bundle_digest:
@@ -66,7 +66,7 @@ def refuse_if_kept(source: Path, state: Path, model: str, revision: str) -> None
         BundleBroken: the committed pointer is there and malformed.
     """
     before = read_committed(state).get(model)
-    if before is None or not (state / JOURNAL_NAME).exists() or read_source(source).digest == before.source_digest:
+    if before is None or not (state / JOURNAL_NAME).exists() or find_source(source).digest() == before.source_digest:
         return
     raise CommandFailed(
         f"the updater keeps {model} at {before.revision} and would put that back; publish this instead, with "

@@ -3,7 +3,7 @@
 Numbered rules of trust:
  1. Only files that the engine declares are read, and only by plain names inside the folder (`common.source`).
  2. Foreign weights are opened by the child alone, which has limits of memory, CPU time, output and time.
- 3. What the child says it read must be what this process hashed.
+ 3. What the child says it read must be what was verified before, or what this process hashed.
  4. A bundle appears by one rename, whole, and is never written again.
 """
 
@@ -25,7 +25,7 @@ from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.provenance import Provenance
 from common.settings import inherited_environment
-from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, read_source
+from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, find_source
 
 __all__ = [
     "PRECISIONS",
@@ -33,7 +33,7 @@ __all__ = [
     "Convert",
     "ConvertLimits",
     "Source",
-    "read_source",
+    "find_source",
     "run_convert",
     "seal",
 ]
@@ -66,6 +66,7 @@ class Convert(Protocol):
         limits: ConvertLimits,
         precision: str,
         *,
+        digest: str,
         provenance: Provenance | None,
     ) -> Bundle:
         """Convert.
@@ -84,6 +85,7 @@ def run_convert(
     precision: str = "float32",
     progress: Progress = lambda _percent: None,
     *,
+    digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
     """Turn a published folder into a sealed bundle; at once if it is sealed already, as it was sealed then.
@@ -95,14 +97,16 @@ def run_convert(
         limits: of the child.
         precision: of the stored weights, one of PRECISIONS.
         progress: hears how many per cent of the weights are converted, on the calling thread.
+        digest: the source digest that the folder was verified to have; empty: it is hashed here.
         provenance: where the source came from, to be sealed with it.
 
     Raises:
         ConversionRefused: the source is not convertible, or a limit was met.
         OSError: `state` cannot be written.
     """
-    seen = read_source(source)
-    sealed = bundle_folder(state, seen.bundle_digest(precision))
+    seen = find_source(source)
+    digest = digest or seen.digest()
+    sealed = bundle_folder(state, seen.bundle_digest(digest, precision))
     with contextlib.suppress(BundleBroken):
         return read_bundle(sealed)
     staging_root = state / "staging"
@@ -111,8 +115,8 @@ def run_convert(
     try:
         _run_child(_command(seen, staging, revision, limits, precision), limits, progress)
         bundle = _read_staged(staging)
-        if bundle.source_digest != seen.digest:  # rule 3
-            raise ConversionRefused("SOURCE_CHANGED", "the source changed while it was converted")
+        if bundle.source_digest != digest:  # rule 3
+            raise ConversionRefused("SOURCE_CHANGED", "the files changed before they were converted")
         if provenance is not None:
             write_bundle(staging, replace(bundle, provenance=provenance))
         return seal(staging, state)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.bundle import BundleFile, bundle_digest, hash_file, source_digest
+from common.bundle import bundle_digest, hash_file, source_digest
 from common.durable import read_bounded
 from common.engine_files import (
     CONFIGURATION,
@@ -43,25 +43,27 @@ class Source:
 
     folder: Path
     engine: EngineFiles
-    files: tuple[BundleFile, ...]  # the declared ones, hashed, sorted by name
+    names: tuple[str, ...]  # of the declared files, sorted
+    size: int  # bytes of them all
 
-    @property
     def digest(self) -> str:
-        """Names what was published."""
-        return source_digest(self.files)
+        """Names what was published: every declared file is read and hashed.
 
-    @property
-    def size(self) -> int:
-        """Bytes of all declared files."""
-        return sum(file.size for file in self.files)
+        Raises:
+            ConversionRefused: one cannot be read.
+        """
+        try:
+            return source_digest([hash_file(self.folder / name) for name in self.names])
+        except OSError as error:
+            raise _unreadable(error) from error
 
-    def bundle_digest(self, precision: str) -> str:
-        """Names what this source becomes."""
-        return bundle_digest(self.digest, self.engine.engine, self.engine.converter, precision)
+    def bundle_digest(self, digest: str, precision: str) -> str:
+        """Names what this source becomes, if `digest` is its own."""
+        return bundle_digest(digest, self.engine.engine, self.engine.converter, precision)
 
 
-def read_source(folder: Path) -> Source:
-    """Find the engine of a published folder and hash the files that it declares.
+def find_source(folder: Path) -> Source:
+    """Find the engine of a published folder and the files that it declares; of these only the small ones are read.
 
     Raises:
         ConversionRefused: no engine of this build serves it, or files are missing.
@@ -70,12 +72,16 @@ def read_source(folder: Path) -> Source:
         configuration = _read_object(folder, CONFIGURATION)
         engine = _engine_of(configuration)
         names = _declared_names(folder, engine, configuration)
-        files = tuple(hash_file(folder / name) for name in names)
+        size = sum((folder / name).stat().st_size for name in names)
     except FilesMissing as error:
         raise ConversionRefused("FILES_MISSING", str(error)) from error
     except OSError as error:
-        raise ConversionRefused("SOURCE_UNREADABLE", f"the folder cannot be read: {error.strerror}") from error
-    return Source(folder, engine, files)
+        raise _unreadable(error) from error
+    return Source(folder, engine, tuple(names), size)
+
+
+def _unreadable(error: OSError) -> ConversionRefused:
+    return ConversionRefused("SOURCE_UNREADABLE", f"the folder cannot be read: {error.strerror}")
 
 
 def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:

@@ -12,10 +12,12 @@ tensors' names, types and shapes are in order.
 import argparse
 import contextlib
 import json
+import os
 import resource
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -83,9 +85,14 @@ def _convert(options: argparse.Namespace) -> None:
         raise ConversionRefused("ENGINE_UNKNOWN", f"engine {options.engine[:80]!r} is unknown, supported: 'ofa'")
     try:
         plan = plan_ofa(options.source)
-        from inference.runner.conversion.ofa import convert_plan  # noqa: PLC0415
+        with ThreadPoolExecutor(1, "hash") as beside:  # torch's import takes as long
+            hashing = beside.submit(plan.source.digest)
+            import torch  # noqa: PLC0415
 
-        convert_plan(plan, options.into, options.revision, options.precision, _Percent().show)
+            from inference.runner.conversion.ofa import convert_plan  # noqa: PLC0415
+
+        torch.set_num_threads(1)  # nobody waits for it, and whoever is waited for needs the others
+        convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _Percent().show)
     except OSError as error:
         raise ConversionRefused("IO_FAILED", f"a file cannot be read or written: {error.strerror}") from error
 
@@ -116,4 +123,7 @@ def _refuse(reason: str, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all files are closed; tidying up what torch holds takes half a second

@@ -18,7 +18,7 @@ from common.bundle import (
     write_committed,
 )
 from common.provenance import Provenance
-from common.sealing import ConvertLimits, read_source
+from common.sealing import ConvertLimits, find_source
 from tests.cli.conftest import Hotslot
 
 FOREIGN = Committed("other", "sha256:" + "1" * 64, "sha256:" + "2" * 64, "v9", Origin.UPDATE)
@@ -51,16 +51,18 @@ def seal(
     limits: ConvertLimits,
     precision: str,
     *,
+    digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
     """Stand in for the converter: the digests are real, the one file is not."""
-    seen = read_source(source)
-    folder = bundle_folder(state, seen.bundle_digest(precision))
+    seen = find_source(source)
+    found = digest or seen.digest()
+    sealed = seen.bundle_digest(found, precision)
+    folder = bundle_folder(state, sealed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     files = (hash_file(folder / "model.safetensors"),)
-    digest = seen.bundle_digest(precision)
-    plain = (digest, seen.digest, revision, "ofa", "visual-entailment", precision, "ofa-1", files)
+    plain = (sealed, found, revision, "ofa", "visual-entailment", precision, "ofa-1", files)
     bundle = Bundle(*plain, provenance=provenance)
     write_bundle(folder, bundle)
     return bundle

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder, read_bundle
-from common.sealing import ConversionRefused, ConvertLimits, read_source, run_convert, seal
+from common.sealing import ConversionRefused, ConvertLimits, find_source, run_convert, seal
 from common.source import REFUSED_EXIT_CODE
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import LoadOptions
@@ -111,9 +111,10 @@ def test_digests_follow_the_declared_files_alone(publish: Publish) -> None:
     one, edited, other = publish(), publish(), publish(model={"max_src_length": 39})
     (edited / "README.md").write_text("new words")
 
-    assert read_source(one).digest == read_source(edited).digest
-    assert read_source(one).digest != read_source(other).digest
-    assert read_source(one).bundle_digest("float32") != read_source(one).bundle_digest("bfloat16")
+    first = find_source(one)
+    assert first.digest() == find_source(edited).digest()
+    assert first.digest() != find_source(other).digest()
+    assert first.bundle_digest(first.digest(), "float32") != first.bundle_digest(first.digest(), "bfloat16")
 
 
 def test_bfloat16_halves_the_weights(sources: Callable[[str], Path], tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_missing_files_are_named(publish: Publish) -> None:
     with pytest.raises(
         ConversionRefused, match=r"lacks ans2label\.json, .*pytorch_model\.bin.*, vocab\.json"
     ) as caught:
-        read_source(publish(without=("ans2label.json", "vocab.json", "pytorch_model.bin")))
+        find_source(publish(without=("ans2label.json", "vocab.json", "pytorch_model.bin")))
 
     assert "FILES_MISSING" == caught.value.reason
 
@@ -215,13 +216,13 @@ def test_missing_files_are_named(publish: Publish) -> None:
 def test_names_cannot_leave_the_folder(publish: Publish) -> None:
     """A configuration that names a file elsewhere gets nothing from there."""
     with pytest.raises(ConversionRefused):
-        read_source(publish(model={"answer2label": "../../../../etc/passwd"}))
+        find_source(publish(model={"answer2label": "../../../../etc/passwd"}))
 
 
 def test_a_folder_without_an_engine_is_refused(publish: Publish) -> None:
     """A task that this build does not serve is named."""
     with pytest.raises(ConversionRefused, match=r"'image-captioning' with model\.type 'ofa' has no engine"):
-        read_source(publish(top={"task": "image-captioning"}))
+        find_source(publish(top={"task": "image-captioning"}))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from updater.store.faults import disk_failed, transient
 from updater.store.staging import LISTING_NAME
 
 # What befell the child, or what changed under it, says nothing about the revision.
-_BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "SOURCE_CHANGED", "TIME_LIMIT"})
+_BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
 
 
 class ChildConverter:
@@ -33,24 +33,28 @@ class ChildConverter:
         limits = replace(self._limits, timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds))
         stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
         try:
-            bundle = self._convert(folder, self._state, revision, limits, stored, provenance=provenance)
-            verified = _verified(folder, bundle.source_digest)
+            verified = _verified(folder)
+            bundle = self._convert(
+                folder, self._state, revision, limits, stored, digest=verified, provenance=provenance
+            )
         except ConversionRefused as error:
+            if error.reason in checks.UNCHANGED.reasons:
+                raise refused(checks.UNCHANGED, error.reason, str(error), FaultKind.TRANSIENT) from error
             if error.reason in _BLAMELESS:
                 raise transient(error.reason, str(error)) from error
             raise by_reason(error.reason, str(error)) from error  # check 14
         except OSError as error:
             raise disk_failed(error, "the bundle cannot be written") from error
-        if bundle.source_digest != verified:
-            message = "the files changed after they were verified"
-            raise refused(checks.UNCHANGED, "SOURCE_CHANGED", message, FaultKind.TRANSIENT)
         return bundle.bundle_digest
 
 
-def _verified(folder: Path, default: str) -> str:
-    """Source digest of what was verified in this folder, which stands beside the files or is their folder's name."""
+def _verified(folder: Path) -> str:
+    """Source digest of what was verified in this folder, which stands beside the files or is their folder's name.
+
+    Empty if neither says it.
+    """
     kept = folder.name.replace("sha256-", "sha256:", 1)
     if is_digest(kept):
         return kept
     listing = folder.parent / LISTING_NAME
-    return source_digest(read_listing_file(listing)) if listing.exists() else default
+    return source_digest(read_listing_file(listing)) if listing.exists() else ""

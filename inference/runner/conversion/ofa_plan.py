@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.engine_files import OFA
-from common.source import ConversionRefused, Source, read_source
+from common.source import ConversionRefused, Source, find_source
 from inference.runner.conversion.ofa_config import (
     MAX_DISTANCE_POSITIONS,
     Architecture,
@@ -42,7 +42,7 @@ def plan_ofa(folder: Path) -> Plan:
         ConversionRefused: the source is not convertible.
         OSError: something cannot be read.
     """
-    source = read_source(folder)
+    source = find_source(folder)
     if source.engine is not OFA:
         message = f"the revision is for engine {source.engine.engine!r}, supported: 'ofa'"
         raise ConversionRefused("ENGINE_UNKNOWN", message)

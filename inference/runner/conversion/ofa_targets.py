@@ -69,7 +69,7 @@ class Recipes:
         return bias + self._get("encoder.type_embedding.weight")[1] if self._architecture.has_kinds else bias
 
     def _answer_rows(self) -> Tensor:
-        return self._get(EMBEDDING if self._architecture.is_tied else OUTPUT)[self._answers]
+        return self._weights.rows(EMBEDDING if self._architecture.is_tied else OUTPUT, self._answers)
 
     def _norm(self, name: str, source: str) -> dict[str, Recipe]:
         return {f"{name}.{part}": partial(self._get, f"{source}.{part}") for part in ("weight", "bias")}

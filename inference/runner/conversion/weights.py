@@ -1,8 +1,10 @@
 """The numbers of a published model, read one tensor at a time, so that they are never in memory together."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -59,12 +61,31 @@ class Weights:
         self._read(name)
         return result
 
+    def rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Some rows of a matrix as float32, each read by itself; whether the rest is finite stays open.
+
+        Raises:
+            ConversionRefused: the file ends in one.
+            OSError: the file cannot be read.
+        """
+        place = self._places[name]
+        if place.order[0] != 0:  # a row does not lie together
+            return self.get(name)[list(numbers)]
+        size = place.size // place.shape[0]
+        found = [
+            self._read_at(replace(place, start=place.start + number * size, shape=(1, *place.shape[1:])), name)
+            for number in numbers
+        ]
+        return torch.cat(found).to(torch.float32)
+
     def index(self, name: str) -> Tensor:
         """A table of row numbers as int64."""
         return self._load(name).to(torch.int64)
 
     def _load(self, name: str) -> Tensor:
-        place = self._places[name]
+        return self._read_at(self._places[name], name)
+
+    def _read_at(self, place: Place, name: str) -> Tensor:
         raw = torch.empty(place.size, dtype=torch.uint8)
         self._fill(place, raw.numpy().data, name)
         stored = raw.view(_DTYPES[place.dtype]).view([place.shape[number] for number in place.order])
@@ -75,6 +96,7 @@ class Weights:
         if place.path not in self._files:
             self._files[place.path] = self._stack.enter_context(FileIO(place.path))
         file = self._files[place.path]
+        os.posix_fadvise(file.fileno(), place.start, place.size, os.POSIX_FADV_WILLNEED)  # in large pieces
         file.seek(place.start)
         done = 0
         while done < len(memory):
@@ -82,6 +104,8 @@ class Weights:
             if not count:
                 refuse(f"{place.path.name} is damaged: tensor {shown(name)} ends behind the file")
             done += count
+        # Nobody reads it again, and what is written next needs the memory.
+        os.posix_fadvise(file.fileno(), place.start, place.size, os.POSIX_FADV_DONTNEED)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from cli.publishing import Published, publish
 from common.bundle import Bundle, BundleBroken, bundle_digest, bundle_folder, hash_file, read_bundle, write_bundle
 from common.provenance import Provenance
-from common.sealing import ConversionRefused, ConvertLimits, read_source, seal
+from common.sealing import ConversionRefused, ConvertLimits, find_source, seal
 from tests.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
 
 MODEL = "shapes"
@@ -61,15 +61,18 @@ def convert_scripted(
     limits: ConvertLimits,
     precision: str = "float32",
     *,
+    digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
     """What `run_convert` does, without torch: the script in config.json becomes a bundle of the scripted engine."""
-    seen = read_source(source)
-    digest = bundle_digest(seen.digest, NAME, CONVERTER, precision)
+    found = find_source(source).digest()
+    sealed = bundle_digest(digest or found, NAME, CONVERTER, precision)
     try:
-        return read_bundle(bundle_folder(state, digest))
+        return read_bundle(bundle_folder(state, sealed))
     except BundleBroken:
         pass
+    if found != (digest or found):
+        raise ConversionRefused("SOURCE_CHANGED", "the files changed before they were converted")
     row = json.loads((source / "config.json").read_text(encoding="utf-8"))["script"]
     fault = row.pop("fail_convert", "")
     if fault:
@@ -80,8 +83,8 @@ def convert_scripted(
     script = {name: row[name] for name in Script.__dataclass_fields__ if name in row}
     (staging / SCRIPT_NAME).write_text(json.dumps(script), encoding="utf-8")
     bundle = Bundle(
-        bundle_digest=digest,
-        source_digest=seen.digest,
+        bundle_digest=sealed,
+        source_digest=found,
         revision=revision,
         engine=NAME,
         task="visual-entailment",
