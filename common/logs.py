@@ -87,13 +87,14 @@ class LogWriter:
 
         Args:
             process: name of this process, in every line.
-            descriptor: where the lines go; stays the caller's.
+            descriptor: where the lines go; a duplicate is taken, for it may be closed, and its number be another
+                file's, while the thread still waits for a reader.
             clock: gives each line its time.
             max_queued: lines that may wait; more are dropped and counted.
             on_close: called before the last lines are written.
         """
         self._process = process
-        self._descriptor = descriptor
+        self._descriptor = os.dup(descriptor)
         self._clock = clock
         self._max_queued = max_queued
         self._on_close = on_close
@@ -154,6 +155,7 @@ class LogWriter:
             self._wake.clear()  # before emptying: an event that comes now wakes again
             self._write_queued()
         self._write_queued()
+        os.close(self._descriptor)
 
     def _write_queued(self) -> None:
         chunk, lines = bytearray(), 0

@@ -198,6 +198,25 @@ def test_closing_gives_up_on_a_reader_that_has_stopped(reader: Reader) -> None:
     assert time.monotonic() - started < PATIENCE
 
 
+def test_a_writer_that_was_given_up_on_writes_nowhere_else(reader: Reader) -> None:
+    """Its descriptor's number may be another file's by then; the lines go where they were meant to, or nowhere."""
+    writer = logs.LogWriter("front", reader.stream.fileno(), SystemClock())
+    for _ in range(1000):
+        writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
+    writer.close(seconds=0.05)
+    number = reader.stream.fileno()
+    other, written = os.pipe()
+    reader.stream.close()
+    os.dup2(written, number)
+
+    assert 1000 == len(reader.lines())
+    os.set_blocking(other, False)
+    with pytest.raises(BlockingIOError):
+        os.read(other, 1)
+    for descriptor in (other, written, number):
+        os.close(descriptor)
+
+
 def test_a_reader_that_is_gone_costs_lines_only() -> None:
     """A broken pipe is counted and the thread lives on."""
     descriptor, written = os.pipe()
