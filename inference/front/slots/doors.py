@@ -1,15 +1,9 @@
-"""What a slot asks of a runner, and whom it tells."""
+"""What a slot asks of a runner."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hotslot.runner.v1 import runner_pb2
-from inference.front.batching.dispatcher import Computed
-from inference.front.request import Failure, Ticket
-from inference.front.slots.runner_terms import RunnerEnding
-
-if TYPE_CHECKING:
-    from inference.front.slots.slot import Slot
 
 
 class RunnerHandle(Protocol):
@@ -57,48 +51,4 @@ class RunnerHandle(Protocol):
 
     async def wait_ended(self) -> None:
         """Wait until the process is gone."""
-        ...
-
-
-class SlotOwner(Protocol):
-    """Who is told what happens in a slot; decides what follows."""
-
-    def slot_changed(self, slot: "Slot", change: str, detail: str = "") -> None:
-        """For the log and the metrics."""
-        ...
-
-    def slot_ready(self, slot: "Slot") -> None:
-        """Its process stands, and has said which devices there are."""
-        ...
-
-    def slot_started(self, slot: "Slot") -> None:
-        """A process was started for it."""
-        ...
-
-    def slot_loaded(self, slot: "Slot") -> None:
-        """Its load answers from now on."""
-        ...
-
-    def slot_refused(self, slot: "Slot", outcome: runner_pb2.LoadOutcome) -> None:
-        """Its load failed; the process is without use."""
-        ...
-
-    def slot_ended(self, slot: "Slot", ending: RunnerEnding, suspects: list[Ticket], waiting: list[Ticket]) -> None:
-        """Its process is gone."""
-        ...
-
-    def answered(self, slot: "Slot", ticket: Ticket, computed: Computed) -> None:
-        """A request has its answer."""
-        ...
-
-    def failed(self, slot: "Slot", ticket: Ticket, failure: Failure) -> None:
-        """A request has none."""
-        ...
-
-    def batch_begun(self, slot: "Slot", tickets: Sequence[Ticket]) -> None:
-        """A batch is in the runner's hands."""
-        ...
-
-    def batch_done(self, slot: "Slot", reply: runner_pb2.BatchReply) -> None:
-        """A batch has left the runner's hands."""
         ...
