@@ -23,10 +23,9 @@ from updater.results import (
     Sealed,
     Shortage,
     Staged,
-    Wish,
-    WishKind,
 )
 from updater.rules import ReleasePolicy
+from updater.wish import Wish, WishKind
 
 __all__ = [
     "Action",

@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from updater.record import Counts, DeviceFallback, Installed
-
-if TYPE_CHECKING:
-    from updater.results import Wish
+from updater.wish import Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +156,4 @@ class Facts:
     sealed: frozenset[str] = frozenset()  # bundle digests on disk
     # What this build would make of the committed source, if its files are kept; empty if they are not.
     committed_converts_to: str = ""
-    wish: "Wish | None" = None  # the oldest that waits
+    wish: Wish | None = None  # the oldest that waits

@@ -1,4 +1,4 @@
-"""What can come of an action, and what operators ask for: two closed sets."""
+"""What can come of an action: a closed set."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -104,27 +104,3 @@ class Failed:
 
 
 Result = Done | Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | Failed
-
-
-# What operators ask for.
-
-
-class WishKind(StrEnum):
-    """One a command of hotslot.updates.v1 that changes something."""
-
-    CHECK_NOW = "CHECK_NOW"
-    UPDATE = "UPDATE"  # argument: revision
-    ROLLBACK = "ROLLBACK"
-    HOLD = "HOLD"  # argument: reason
-    RESUME = "RESUME"
-    APPROVE = "APPROVE"  # argument: source digest
-    RELEASE_QUARANTINE = "RELEASE_QUARANTINE"  # argument: source digest
-    RESET_BREAKER = "RESET_BREAKER"  # argument: name
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What an operator asked for. Not durable: who asked is answered when the record is written."""
-
-    kind: WishKind
-    argument: str = ""

@@ -17,10 +17,10 @@ from updater.board import Board, Shown
 from updater.breaker import BreakerState
 from updater.progress import Progress
 from updater.record import Event, ModelRecord
-from updater.results import Wish, WishKind
 from updater.service import words
 from updater.service.advice import advice_for_past
 from updater.store.journal import Journal, JournalUnreadable
+from updater.wish import Wish, WishKind
 from updater.wishes import Granted, Wishes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
