@@ -4,8 +4,8 @@ A layer's bias is a product of positions, the same for all layers, plus what a d
 picture, or within the text, means to that layer. All layers' biases would be as large as a third of the
 weights. Made for a few heads at a time they lie in the processor's cache when attention reads them, which
 takes less time than to read kept ones from memory. A picture's distances depend on differences of rows and
-of columns alone, so a strip 15 times smaller holds them: row r of patches reads a window of the strip that
-moves with r.
+of columns alone: a small square of these is kept, a strip made of it holds all that a column of patches
+reads, and row r of patches reads a window of the strip that moves with r.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,8 +100,7 @@ class PictureGrid:
         self.side = side = round(self.patches**0.5)
         self.in_strips = in_strips and depends_on_differences(index, side)
         if self.in_strips:
-            # The last row of patches meets all differences down to 0, the first one the rest.
-            index = torch.cat([index[-side:], index[:side, side:]], dim=1)
+            index = by_differences(index, side)
         self.index = index.long()
         self.backwards = torch.arange(side - 1, -1, -1, device=index.device)
 
@@ -119,19 +118,37 @@ class PictureDistances:
         """
         self.patches = grid.patches
         self._grid = grid
+        # (heads, patches, patches), or (heads, 2 side − 1, 2 side − 1) by differences of rows and of columns.
         self._values = table.to(dtype)[grid.index].permute(2, 0, 1).contiguous()
 
     def write(self, bias: Tensor, heads: slice) -> None:
         """Write the patches' rows and columns of (some heads, tokens, tokens)."""
-        patches, side = self.patches, self._grid.side
+        patches, side, backwards = self.patches, self._grid.side, self._grid.backwards
         values, square = self._values[heads], bias[:, :patches, :patches]
         if not self._grid.in_strips:
             square.copy_(values)
             return
-        # In one call of torch: threads wait for each other at the end of every one.
-        windows = values.unfold(2, patches, side).transpose(1, 2)
+        # Each in one call of torch: threads wait for each other at the end of every one.
+        strips = torch.index_select(values.unfold(2, side, 1).transpose(1, 2), 1, backwards).flatten(2)
+        windows = strips.unfold(2, patches, side).transpose(1, 2)
         rows = square.unflatten(1, (side, side))
-        torch.index_select(windows, 1, self._grid.backwards, out=rows)
+        torch.index_select(windows, 1, backwards, out=rows)
+
+
+def by_differences(index: Tensor, side: int) -> Tensor:
+    """What depends on differences alone, told by them: the key's row and column less the query's.
+
+    Args:
+        index: (side², side²) integers.
+        side: of the picture, in patches.
+
+    Returns:
+        (2 side − 1, 2 side − 1), differences from 1 − side on: the last patch of a row or column, as query,
+        meets those up to 0, the first one the rest.
+    """
+    blocks = index.view(side, side, side, side)
+    rows = torch.cat([blocks[-1, :, :, :].transpose(0, 1), blocks[0, :, 1:, :].transpose(0, 1)])
+    return torch.cat([rows[:, -1, :], rows[:, 0, 1:]], dim=1)
 
 
 def depends_on_differences(index: Tensor, side: int) -> bool:

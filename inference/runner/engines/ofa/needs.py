@@ -41,7 +41,9 @@ def _biases(config: EngineConfig, float_bytes: int, kind: str) -> int:
     head = tokens * tokens * float_bytes
     layer = config.encoder_heads * head
     product = layer if float_bytes == torch.float32.itemsize else 0
-    sources = config.encoder_layers * (layer if kind == "cuda" else 2 * layer // config.patches_a_side)
+    # On a CPU differences are kept, of rows and of columns: not quite twice as many each as there are patches a side.
+    distances = config.encoder_heads * (4 * config.patches + text * text) * float_bytes
+    sources = config.encoder_layers * (layer if kind == "cuda" else distances)
     decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
     return max(head, min(layer, MADE_BYTES[kind])) + product + sources + decoder * float_bytes
 
