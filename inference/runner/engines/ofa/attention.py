@@ -98,5 +98,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, tokens, width) to the same."""
-        result: Tensor = self.narrow(self.norm(F.gelu(self.widen(x))))
+        # Bent in its own memory: these are the largest numbers of a call.
+        result: Tensor = self.narrow(self.norm(torch.ops.aten.gelu_(self.widen(x))))
         return result

@@ -22,8 +22,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
         """(rows, tokens, width) to the same; `biases` as in `SelfAttention`."""
-        x = x + self.attention_after(self.attention(self.attention_norm(x), biases))
-        result: Tensor = x + self.feed(self.feed_norm(x))
+        x = self.attention_after(self.attention(self.attention_norm(x), biases)).add_(x)
+        result: Tensor = self.feed(self.feed_norm(x)).add_(x)
         return result
 
 
@@ -44,9 +44,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, cross_bias: Tensor) -> Tensor:
         """(rows, tokens, width) to the same; the rest as in `SelfAttention` and `CrossAttention`."""
-        x = x + self.attention_after(self.attention(self.attention_norm(x), [bias]))
-        x = x + self.cross_after(self.cross(self.cross_norm(x), memory, cross_bias))
-        result: Tensor = x + self.feed(self.feed_norm(x))
+        x = self.attention_after(self.attention(self.attention_norm(x), [bias])).add_(x)
+        x = self.cross_after(self.cross(self.cross_norm(x), memory, cross_bias)).add_(x)
+        result: Tensor = self.feed(self.feed_norm(x)).add_(x)
         return result
 
 
