@@ -161,6 +161,27 @@ def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Pa
     assert 100 == heard[-1]
 
 
+@pytest.mark.reason("SOURCE_CHANGED")
+@pytest.mark.fault("P7")
+def test_only_what_was_verified_is_sealed(sources: Callable[[str], Path], state: Path) -> None:
+    """The child hashes what it converts: files of another digest than the verified one become no bundle."""
+    with pytest.raises(ConversionRefused) as caught:
+        run_convert(sources("plain"), state, "v1", LIMITS, digest="sha256:" + "0" * 64)
+
+    assert "SOURCE_CHANGED" == caught.value.reason
+    assert not (state / "bundles").exists()
+
+
+def test_a_verified_digest_that_is_sealed_needs_no_look_at_the_files(publish: Publish, state: Path) -> None:
+    """Another conversion of it answers at once, whatever has become of the numbers since."""
+    folder = publish()
+    bundle = run_convert(folder, state, "v1", LIMITS)
+    (folder / "pytorch_model.bin").unlink()  # it may be another folder's, too
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+    assert bundle == run_convert(folder, state, "v2", LIMITS, digest=bundle.source_digest)
+
+
 def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
     """What the child refuses arrives with its reason and sentence, and nothing is left behind."""
     with pytest.raises(ConversionRefused, match=r"model\.gen_type is 'sample'") as caught:

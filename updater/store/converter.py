@@ -13,7 +13,7 @@ from updater.results import FaultKind
 from updater.store.faults import disk_failed, transient
 from updater.store.staging import LISTING_NAME
 
-# What befell the child, or what changed under it, says nothing about the revision.
+# What befell the child says nothing about the revision.
 _BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
 
 
