@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.bundle import Bundle, bundle_folder
@@ -10,6 +11,7 @@ from parity.make_model import Recipe, make_model
 
 FOLDER = Path(".bench")  # 5 GB; `make clean` removes it
 _COMPLETE = "complete"
+_PIECE_BYTES = 1 << 20
 
 
 def large_source() -> Path:
@@ -36,6 +38,14 @@ def sealed_bundle(source: Path, precision: str) -> tuple[Path, Bundle]:
     say(f"sealing it in {precision}")
     bundle = run_convert(source, state, "v1", ConvertLimits(), precision)
     return bundle_folder(state, bundle.bundle_digest), bundle
+
+
+def warm(files: Iterable[Path]) -> None:
+    """Have files in the page cache."""
+    for path in files:
+        with path.open("rb") as file:
+            while file.read(_PIECE_BYTES):
+                pass
 
 
 def say(text: str) -> None:

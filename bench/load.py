@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.large_model import large_bundle, say
+from bench.large_model import large_bundle, say, warm
 from bench.large_request import ask
 from common.bundle import Bundle
 from hotslot.runner.v1 import runner_pb2
@@ -114,7 +114,7 @@ def main() -> int:
     for precision in ("float32", "bfloat16"):
         folder, bundle = large_bundle(precision)
         weights = weights_of(bundle)
-        warm(folder, bundle)
+        warm(folder / file.name for file in bundle.files)
         say(f"loading {precision}")
         taken = asyncio.run(life(folder, precision, options.threads, options.requests))
         beside = asyncio.run(life(folder, precision, options.threads, 0, is_awaited=False))
@@ -216,14 +216,6 @@ def share(size: float, weights: int) -> str:
 def weights_of(bundle: Bundle) -> int:
     """Bytes of the weights' file."""
     return sum(file.size for file in bundle.files if file.name.endswith(".safetensors"))
-
-
-def warm(folder: Path, bundle: Bundle) -> None:
-    """Have the files in the page cache."""
-    for file in bundle.files:
-        with (folder / file.name).open("rb") as opened:
-            while opened.read(MIB):
-                pass
 
 
 def memory(pid: int) -> dict[str, int]:

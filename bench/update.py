@@ -2,7 +2,8 @@
 
 A revision goes the whole way of the shipped updater: over HTTP from the stand-in hub, verified, converted, sealed,
 loaded beside the one that serves, asked the golden items, put on trial and committed. Both revisions have the same
-weights, so no verdict depends on chance. The floor is measured in the same run, before and after.
+weights, so no verdict depends on chance. The floor is measured in the same run, before and after; it receives from
+memory, so the hub's files are in the page cache when the update begins.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import update_floor
-from bench.large_model import FOLDER, say
+from bench.large_model import FOLDER, say, warm
 from bench.stack import ROOT, SHAPES, running_front
 from bench.update_child import Seen
 from bench.update_floor import Floor
@@ -104,8 +105,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Run:
     say("measuring the floor")
     before = update_floor.measure(folder, source_bytes, bundle_bytes)
     with _hub(folder) if options.hub == "http" else contextlib.nullcontext(""), _front(folder, options):
-        for path in (folder / "hub" / MODEL / NEXT).iterdir():
-            _read(path)  # what is measured receives from memory, as the floor does: a hub's disk is not ours
+        warm((folder / "hub" / MODEL / NEXT).iterdir())  # a hub's disk is not ours
         say("updating")
         seen = _update(folder)
     say("measuring the floor again")
@@ -157,14 +157,6 @@ def show(run: Run, options: argparse.Namespace) -> None:
         f"peak memory: updater {run.seen.updater_peak_bytes / 1e6:.0f} MB (aim < {UPDATER_AIM_BYTES / 1e6:.0f}), "
         f"conversion {run.seen.convert_peak_bytes / 1e6:.0f} MB, pages of mapped files among them"
     )
-
-
-def _read(path: Path) -> None:
-    """Into the page cache."""
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(update_floor.CHUNK_BYTES)
-        while file.readinto(buffer):
-            pass
 
 
 def _start_seconds() -> float:

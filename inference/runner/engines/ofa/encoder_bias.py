@@ -94,7 +94,8 @@ class PictureGrid:
 
         Args:
             index: (patches, patches) integers, rows of a table; patches in reading order.
-            in_strips: whether to keep strips, where differences allow it; a card would rather copy the whole at once.
+            in_strips: whether to keep differences alone, where that is possible, and to make strips of them;
+                a card would rather copy the whole at once.
         """
         self.patches = len(index)
         self.side = side = round(self.patches**0.5)
