@@ -23,12 +23,11 @@ from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from inference.front import wiring
 from inference.front.admission import Drain
-from inference.front.api import address, entailment, status
+from inference.front.api import address, entailment, health, status
 from inference.front.api.interceptors import CallInterceptor
 from inference.front.api.reflection import ReflectionApi
 from inference.front.control import listener, servicer
-from inference.front.health import LIVENESS, HealthApi, HealthBoard, LoopLag
-from inference.front.health import SERVICE as HEALTH_SERVICE
+from inference.front.health import LIVENESS, HealthBoard, LoopLag
 from inference.front.models import Models
 from inference.front.observers import LogObserver, MetricsObserver, tell_all, watch_gauges
 from inference.front.settings import FrontSettings
@@ -134,10 +133,10 @@ class FrontServer:
             entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain).handlers(),
             address.AddressApi().handlers(),
             status.StatusApi(self.models, facts, self._clock, self._drain).handlers(),
-            HealthApi(self._board).handlers(),
+            health.HealthApi(self._board).handlers(),
         ]
         if front.reflection:
-            handlers.append(ReflectionApi([*_public_services(), HEALTH_SERVICE]).handlers())
+            handlers.append(ReflectionApi([*_public_services(), health.SERVICE]).handlers())
         server.add_generic_rpc_handlers(tuple(handlers))
         port = server.add_insecure_port(f"{front.host}:{front.port}")
         await server.start()
