@@ -30,7 +30,6 @@ from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
 from updater.hooks.service import Webhooks
-from updater.hub.transfer import PaceRules
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
 from updater.paths import RUN_FOLDER, UPDATES_SOCKET, check_paths
 from updater.ports import JournalUnusable
@@ -41,6 +40,7 @@ from updater.store.bundles import Shared
 from updater.store.journal import JOURNAL_NAME, Journal, JournalNotWritten, JournalUnreadable
 from updater.store.origin import provenance_in
 from updater.store.staging import StagingLimits
+from updater.store.transfer import PaceRules
 
 EXIT_SETTINGS, EXIT_BUSY = 2, 75
 LOCK_NAME, ALIVE_NAME = "updater.lock", "updater.alive"

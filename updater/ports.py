@@ -28,6 +28,7 @@ from updater.record import Event, Installed, ModelRecord
 from updater.results import Failed
 
 __all__ = [
+    "MAX_PIECE_BYTES",
     "Clock",
     "Control",
     "Converter",
@@ -42,6 +43,7 @@ __all__ = [
     "HubPlace",
     "Journal",
     "JournalUnusable",
+    "LinkBroken",
     "Provenance",
     "Release",
     "RevisionSeen",
@@ -52,12 +54,19 @@ __all__ = [
 ]
 
 
+MAX_PIECE_BYTES = 1 << 20  # of what `Hub.read` yields at once
+
+
 class EffectFailed(Exception):
     """A port could not do what it was asked; carries the outcome."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(f"{failed.reason}: {failed.message}")
         self.failed = failed
+
+
+class LinkBroken(EffectFailed):
+    """The connection to the hub ended in the middle; the rest may be asked for at once."""
 
 
 class JournalUnusable(Exception):
@@ -81,7 +90,10 @@ class Hub(Protocol):
         ...
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
-        """The bytes of one file from an offset on, in pieces of at most 1 MiB; the caller counts them."""
+        """The bytes of one file from an offset on, in pieces of at most MAX_PIECE_BYTES; the caller counts them.
+
+        A connection that ends in the middle: LinkBroken.
+        """
         ...
 
 

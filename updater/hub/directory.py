@@ -16,9 +16,9 @@ from common.provenance import HubKind, HubPlace
 from common.published import ManifestBroken, is_revision_name, read_listing
 from common.regular import NotRegular, open_within
 from updater.actions import Failed, FaultKind
+from updater.declared import NotServable
 from updater.hub.listing import StillArriving, release_of
 from updater.ports import EffectFailed, Release
-from updater.store.declared import NotServable
 
 MAX_REVISIONS = 10_000
 

@@ -20,7 +20,7 @@ from common.clock import Clock
 from updater.hub.connection import AddressRefused, Deadline, Opener, ProxyUnsupported, connection_to
 from updater.hub.faults import broken_off, denied, not_understood, transient, unreached
 from updater.hub.places import Way, beginning, is_private_by_name, place_of, redirected
-from updater.hub.transfer import CHUNK_BYTES
+from updater.ports import MAX_PIECE_BYTES
 
 AGENT = "hotslot"
 _OK, _PARTIAL = 200, 206
@@ -85,7 +85,7 @@ class Answer:
             raise not_understood(f"{self.host} packs what it was asked not to pack")
         while True:
             try:
-                piece = self._response.read1(CHUNK_BYTES, decode_content=False)
+                piece = self._response.read1(MAX_PIECE_BYTES, decode_content=False)
             except _ERRORS as error:
                 raise broken_off(error, self.host, is_over=self._deadline.is_over) from error
             if self._deadline.is_over:  # what was cut off can look like an end

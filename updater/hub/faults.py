@@ -18,8 +18,7 @@ import urllib3.exceptions
 from modelscope_hub import errors
 
 from updater.hub.connection import AddressRefused, ProxyUnsupported
-from updater.hub.transfer import LinkBroken
-from updater.ports import EffectFailed
+from updater.ports import EffectFailed, LinkBroken
 from updater.results import Failed, FaultKind
 
 MAX_RETRY_AFTER_SECONDS = 86400.0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from common.bundle import BundleFile, source_digest
 from common.published import ManifestBroken, check_names
 from common.regular import NotRegular
+from updater.declared import NotServable, declared
 from updater.ports import HubFile, Release
-from updater.store.declared import NotServable, declared
 
 
 class StillArriving(Exception):

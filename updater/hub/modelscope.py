@@ -22,12 +22,12 @@ from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.provenance import HubKind, HubPlace
 from common.published import MAX_FILE_BYTES, is_revision_name
+from updater.declared import NotServable
 from updater.hub.door import Answer, Door
 from updater.hub.faults import Refusal, denied, not_understood, refusal_of
 from updater.hub.listing import StillArriving, release_of
 from updater.ports import EffectFailed, Release
 from updater.results import Failed, FaultKind
-from updater.store.declared import NotServable
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10

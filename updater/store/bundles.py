@@ -30,12 +30,12 @@ from common.provenance import Provenance
 from common.published import ManifestBroken, check_files, read_listing_file
 from updater import checks
 from updater.checks import refused
+from updater.declared import NotServable, engine_of, parse_object
 from updater.ports import EffectFailed, Hub, Release
 from updater.progress import Progress
 from updater.record import Installed
 from updater.store import garbage
 from updater.store.compatible import check_compatible
-from updater.store.declared import NotServable, engine_of, parse_object
 from updater.store.faults import disk_failed, permanent, transient
 from updater.store.origin import sealed_with
 from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stager, StagingLimits

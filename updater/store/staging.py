@@ -22,12 +22,12 @@ from common.regular import NotRegular
 from updater import checks
 from updater.actions import FaultKind
 from updater.checks import by_reason, refused
-from updater.hub.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
+from updater.declared import NotServable, declared
 from updater.ports import Hub, Release
 from updater.progress import Progress
-from updater.store.declared import NotServable, declared
 from updater.store.faults import disk_failed, transient
 from updater.store.origin import Origin, origin_bytes
+from updater.store.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
 
 LISTING_NAME, ORIGIN_NAME = "listing.json", "origin.json"
 FILES_FOLDER = "files"

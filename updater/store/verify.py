@@ -16,11 +16,11 @@ from common.published import MAX_FILE_BYTES, ManifestBroken, check_files
 from common.regular import NotRegular, open_within
 from updater import checks
 from updater.checks import Check, by_reason, refused
-from updater.hub.transfer import TransferBroken, hash_within
+from updater.declared import NotServable, declared, engine_of, parse_object
 from updater.results import FaultKind
 from updater.store.configuration import fault_of_keys
-from updater.store.declared import NotServable, declared, engine_of, parse_object
 from updater.store.formats import HEAD_BYTES, is_executable, is_of_its_format
+from updater.store.transfer import TransferBroken, hash_within
 
 _Stat = tuple[int, int, int, int]  # inode, bytes, times of the last change of content and of anything
 

@@ -10,18 +10,17 @@ import pytest
 from common.bundle import BundleFile
 from common.regular import NotRegular, open_within
 from tests.updater.core.world import ManualClock
-from updater.hub import transfer
-from updater.hub.transfer import (
+from updater.ports import EffectFailed, LinkBroken
+from updater.results import Failed, FaultKind
+from updater.store import transfer
+from updater.store.transfer import (
     MIN_PROGRESS_BYTES,
-    LinkBroken,
     PaceRules,
     TransferBroken,
     hash_within,
     paced,
     receive,
 )
-from updater.ports import EffectFailed
-from updater.results import Failed, FaultKind
 
 CONTENT = bytes(range(256)) * 40
 

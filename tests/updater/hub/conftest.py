@@ -13,13 +13,13 @@ from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.scripted import MODEL_ID, ScriptedHub
 from updater.hub.door import Door, DoorRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.hub.transfer import PaceRules
 from updater.ports import EffectFailed, Release
 from updater.progress import Progress
 from updater.results import Failed
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits
+from updater.store.transfer import PaceRules
 
 ID = "20260102-030405-abcdef"
 REVISION = "v1.0.0"

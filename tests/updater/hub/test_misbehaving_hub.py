@@ -27,9 +27,9 @@ from tests.updater.hub.scripted import (
     stalls_after,
     truncates_after,
 )
-from updater.hub.transfer import PaceRules
 from updater.progress import Share
 from updater.results import FaultKind
+from updater.store.transfer import PaceRules
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")  # of 127.0.0.1, signed by itself, of no use elsewhere
 SHORT = 0.3  # seconds for what never ends

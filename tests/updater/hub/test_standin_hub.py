@@ -19,11 +19,11 @@ from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
 from updater.hub.door import Door, DoorRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.hub.transfer import PaceRules
 from updater.results import FaultKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits
+from updater.store.transfer import PaceRules
 
 MODEL_ID = f"acme/{MODEL}"
 WORD = "word-of-a-closed-network"

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from common.bundle import BundleFile
 from common.clock import Clock
 from common.regular import NotRegular, open_within
-from updater.ports import EffectFailed
+from updater.ports import EffectFailed, LinkBroken
 from updater.results import Failed, FaultKind
 
 CHUNK_BYTES = 1 << 20
@@ -34,10 +34,6 @@ class TransferBroken(Exception):
 
 class TransferShort(TransferBroken):
     """Less came than was listed; the rest may still be on its way."""
-
-
-class LinkBroken(EffectFailed):
-    """The connection ended in the middle; the rest may be asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
