@@ -29,7 +29,6 @@ from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
-from updater.hooks.service import Webhooks
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
 from updater.paths import RUN_FOLDER, UPDATES_SOCKET, check_paths
 from updater.ports import JournalUnusable
@@ -41,6 +40,7 @@ from updater.store.journal import JOURNAL_NAME, Journal, JournalNotWritten, Jour
 from updater.store.origin import provenance_in
 from updater.store.staging import StagingLimits
 from updater.store.transfer import PaceRules
+from updater.webhooks.service import Webhooks
 
 EXIT_SETTINGS, EXIT_BUSY = 2, 75
 LOCK_NAME, ALIVE_NAME = "updater.lock", "updater.alive"

@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
 from updater.breaker import BreakerName, BreakerRules
-from updater.hooks.settings import MAX_WEBHOOKS, WebhookSection, check_webhook_names
 from updater.hub.places import place_of
 from updater.rules import (
     ACTIVATION_BREAKER,
@@ -22,6 +21,7 @@ from updater.rules import (
     ReleasePolicy,
     Rules,
 )
+from updater.webhooks.settings import MAX_WEBHOOKS, WebhookSection, check_webhook_names
 
 GIB = 1 << 30
 MAX_PATTERN_CHARS = 200

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from updater.evidence import Evidence
+from updater.outbox import Subscribers
 from updater.record import Event, ModelRecord, Outcome, Stage, Update
 from updater.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
 from updater.rules import Rules
 from updater.settings import JOURNAL_NAME
 from updater.store.database import Database, JournalNotWritten, JournalUnreadable
-from updater.store.outbox import Outbox, Subscribers
+from updater.store.outbox import JournalOutbox
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 _PRUNE_AT_ONCE = 1000
@@ -58,7 +59,7 @@ class Journal:
         """
         self._rules = rules
         self._database = Database(path)
-        self.outbox = Outbox(self._database, subscribers or Subscribers())
+        self.outbox = JournalOutbox(self._database, subscribers or Subscribers())
 
     def close(self) -> None:
         """Let go of the file."""

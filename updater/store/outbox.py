@@ -5,28 +5,17 @@ What has happened is told, whatever dies in between; more than MAX_ROWS never wa
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from updater.hooks.message import Queued, Subscription, body_of
+from updater.outbox import Queued, Subscribers
 from updater.record import Event
 from updater.store.database import Database
 
 MAX_ROWS = 1000  # a receiver; the oldest are forgotten beyond this
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribers:
-    """Whom the journal tells; nobody, unless the settings name some."""
-
-    hooks: tuple[Subscription, ...] = ()
-    node: str = ""  # name of this host, for the receivers
-    on_queued: Callable[[], None] = lambda: None  # called after each commit that left something
-    on_dropped: Callable[[str, int], None] = lambda _hook, _count: None
-
-
-class Outbox:
-    """The port `updater.hooks.courier.Outbox` on the journal. From any thread."""
+class JournalOutbox:
+    """The port `updater.outbox.Outbox`, in tables of the journal. From any thread."""
 
     def __init__(self, database: Database, subscribers: Subscribers) -> None:
         """Touch nothing.
@@ -49,7 +38,7 @@ class Outbox:
         for event in events:
             event_id = uuid.uuid4().hex  # not of our own numbers: a journal from a backup would give them out again
             for hook in (hook.hook for hook in hooks if hook.wants(event.name)):
-                body = body_of(event, event_id, self._subscribers.node)
+                body = self._subscribers.body_of(event, event_id)
                 connection.execute(
                     "INSERT INTO outbox (hook, event_id, event, body) VALUES (?, ?, ?, ?)",
                     (hook, event_id, event.name, body),

@@ -6,7 +6,7 @@ import pytest
 
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.updater.edges.conftest import MakeWorld
-from tests.updater.hooks.receiver import OK, receiving
+from tests.updater.webhooks.receiver import OK, receiving
 
 pytestmark = [pytest.mark.timeout(180)]
 _HOOK = """

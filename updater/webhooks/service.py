@@ -7,14 +7,14 @@ import random
 import socket
 
 from common.logs import Logger
-from updater.hooks.courier import Courier, Couriers, Outbox, Post
-from updater.hooks.message import Subscription
-from updater.hooks.observers import WatchedCouriers
-from updater.hooks.post import Receiver, post
-from updater.hooks.settings import WebhookSection
 from updater.observers import CollectorRegistry
+from updater.outbox import Outbox, Subscribers, Subscription
 from updater.ports import JournalUnusable
-from updater.store.outbox import Subscribers
+from updater.webhooks.courier import Courier, Couriers, Post
+from updater.webhooks.message import body_of
+from updater.webhooks.observers import WatchedCouriers
+from updater.webhooks.post import Receiver, post
+from updater.webhooks.settings import WebhookSection
 
 
 class Webhooks:
@@ -57,8 +57,8 @@ class Webhooks:
         Args:
             node: name of this host; empty: its own.
         """
-        name = node or socket.gethostname()
-        return Subscribers(self._subscriptions, name, self._couriers.wake, self._observer.dropped)
+        body = functools.partial(body_of, node=node or socket.gethostname())
+        return Subscribers(self._subscriptions, body, self._couriers.wake, self._observer.dropped)
 
     def stop(self) -> None:
         """End; what is not delivered stays in the journal."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common import logs
-from tests.updater.hooks.receiver import receiving
-from updater.hooks.courier import Courier
-from updater.hooks.message import Subscription, body_of
-from updater.hooks.post import PostFailed, Receiver
-from updater.hooks.service import Webhooks
-from updater.hooks.settings import WebhookSection
-from updater.hooks.verdict import CAP_SECONDS, MAX_REFUSALS, Answer, pause_seconds
+from tests.updater.webhooks.receiver import receiving
+from updater.outbox import Subscribers, Subscription
 from updater.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database, outbox
 from updater.store.journal import Journal, JournalNotWritten
-from updater.store.outbox import Subscribers
+from updater.webhooks.courier import Courier
+from updater.webhooks.message import body_of
+from updater.webhooks.post import PostFailed, Receiver
+from updater.webhooks.service import Webhooks
+from updater.webhooks.settings import WebhookSection
+from updater.webhooks.verdict import CAP_SECONDS, MAX_REFUSALS, Answer, pause_seconds
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:s", reason="R")
@@ -52,7 +53,7 @@ class Bench:
 
     def open(self) -> None:
         """A new life of the updater."""
-        subscribers = Subscribers(self.hooks, "node-1", self._wake, self.dropped)
+        subscribers = Subscribers(self.hooks, partial(body_of, node="node-1"), self._wake, self.dropped)
         self.journal = Journal(self.path, subscribers=subscribers)
         receiver = Receiver("ops", "http://ops.example/", 1.0)
         self.courier = Courier(receiver, self.journal.outbox, self._post, self, lambda: 0.5)

@@ -1,37 +1,12 @@
-"""What a receiver of events is told, and which events it asked for. Pure."""
+"""The JSON body of an event for webhook receivers. Pure."""
 
-import fnmatch
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from updater.record import Event, Update
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARS = 2000  # of a sentence for people
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """A receiver, as far as the journal has to know of it."""
-
-    hook: str  # its name
-    events: tuple[str, ...]  # names, or patterns with "*"
-
-    def wants(self, event: str) -> bool:
-        """Whether an event of this name is for it."""
-        return any(fnmatch.fnmatchcase(event, pattern) for pattern in self.events)
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """An event that waits for a receiver."""
-
-    number: int  # its place; later ones are higher
-    event_id: str
-    event: str  # its name
-    body: str  # JSON
-    refusals: int  # so far
 
 
 def body_of(event: Event, event_id: str, node: str) -> str:

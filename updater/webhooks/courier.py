@@ -6,42 +6,17 @@ each has its own thread, its own pauses, and a bounded number of events that wai
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from updater.hooks.message import Queued
-from updater.hooks.observers import CourierObserver
-from updater.hooks.post import PostFailed, Receiver
-from updater.hooks.verdict import MAX_REFUSALS, Answer, Verdict, judge, pause_seconds
+from updater.outbox import Outbox, Queued
 from updater.ports import JournalUnusable
+from updater.webhooks.observers import CourierObserver
+from updater.webhooks.post import PostFailed, Receiver
+from updater.webhooks.verdict import MAX_REFUSALS, Answer, Verdict, judge, pause_seconds
 
 JOURNAL_PAUSE_SECONDS = 30.0
 STOP_SECONDS = 2.0  # a delivery in progress is left behind: it is sent again, under the same id
 
 Post = Callable[[Receiver, str, str, bytes], Answer]
-
-
-class Outbox(Protocol):
-    """What waits, durably. All of it may raise OSError (nothing changed) and JournalUnusable."""
-
-    def next(self, hook: str) -> Queued | None:
-        """The oldest event that waits for a receiver."""
-        ...
-
-    def remove(self, hook: str, number: int) -> None:
-        """It is delivered, or given up; harmless when repeated."""
-        ...
-
-    def refused(self, hook: str, number: int) -> None:
-        """Count that the receiver did not want it."""
-        ...
-
-    def waiting(self, hook: str) -> int:
-        """How many wait for a receiver."""
-        ...
-
-    def forget_others(self) -> None:
-        """Drop what waits for receivers that the settings no longer name."""
-        ...
 
 
 class Courier:

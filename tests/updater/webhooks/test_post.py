@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.updater.hooks.receiver import LocalReceiver, receiving
-from updater.hooks.post import PostFailed, Receiver, post
-from updater.hooks.verdict import Verdict, judge
+from tests.updater.webhooks.receiver import LocalReceiver, receiving
+from updater.webhooks.post import PostFailed, Receiver, post
+from updater.webhooks.verdict import Verdict, judge
 
 SECONDS = 10.0
 SHORT = 0.3

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.durable import read_bounded
-from updater.hooks.verdict import Answer
+from updater.webhooks.verdict import Answer
 
 MAX_TOKEN_BYTES = 4096
 _TOKEN = re.compile(r"[\x21-\x7e]+")

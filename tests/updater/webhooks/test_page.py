@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from updater.hooks.message import body_of
 from updater.record import Event, Outcome, Stage, Update, UpdateKind
+from updater.webhooks.message import body_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "webhooks.md").read_text(encoding="utf-8")
