@@ -150,8 +150,9 @@ def test_torch_lives_only_in_the_runner() -> None:
 
 
 def test_only_the_hub_adapter_and_webhooks_speak_http() -> None:
-    """Nothing that serves can reach out; of the webhooks it is one file."""
-    assert [] == users_of(HTTP_CLIENTS, except_in=("updater/hub/", "updater/webhooks/post.py"))
+    """Nothing that serves can reach out; webhooks and the hub share one client."""
+    assert users_of(HTTP_CLIENTS, except_in=("updater/hub/", "updater/http/")) == []
+    assert users_of({"urllib3", "http.client"}, except_in=("updater/http/",)) == []
 
 
 def test_numbers_are_exported_only_by_observers_and_scrape() -> None:

@@ -73,7 +73,7 @@ class Updater:
         self._run_folder = self._state / RUN_FOLDER
         self._registry = CollectorRegistry()
         self._observer: Observer = ToAll(LogObserver(log), MetricsObserver(self._registry))
-        self._webhooks = Webhooks(settings.updater.webhooks, log, self._registry)
+        self._webhooks = Webhooks(settings.updater.webhooks, log, self._registry, clock)
         self._stopping = threading.Event()
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None

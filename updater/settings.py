@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
 from updater.breaker import BreakerName, BreakerRules
-from updater.hub.places import place_of
+from updater.http.endpoint import parse_endpoint
 from updater.rules import (
     ACTIVATION_BREAKER,
     DEVICE_BREAKER,
@@ -205,10 +205,10 @@ def checked_endpoint(value: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    place = place_of(value if "://" in value else f"https://{value}")
-    if "?" in place.target or "#" in value:
+    endpoint = parse_endpoint(value if "://" in value else f"https://{value}")
+    if "?" in endpoint.target or "#" in value:
         raise ValueError("needs scheme, host, port and path alone")
-    return place.url.rstrip("/")
+    return endpoint.url.rstrip("/")
 
 
 def check_names(settings: UpdaterSettings) -> None:

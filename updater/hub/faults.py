@@ -3,27 +3,43 @@
 Nothing that a hub says is quoted: its words may hold our token, or whatever a stranger wants to have logged.
 """
 
-import http.client
-import math
-import re
-import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Any
 
-import urllib3.exceptions
 from modelscope_hub import errors
 
-from updater.hub.connection import AddressRefused, ProxyUnsupported
+from updater.http.client import HttpFailed, HttpFailure
+from updater.http.retry_after import parse_retry_after
 from updater.ports import EffectFailed, LinkBroken
 from updater.results import Failed, FaultKind
 
 MAX_RETRY_AFTER_SECONDS = 86400.0
 _CLIENT_ERROR = 400
-_DIGITS = re.compile(r"\s*\d{1,9}(\.\d{1,9})?\s*")
+_TRANSIENT, _DENIED = FaultKind.TRANSIENT, FaultKind.DENIED
+_MEANINGS = {
+    HttpFailure.ADDRESS_REFUSED: (
+        _DENIED,
+        "ADDRESS_REFUSED",
+        "{host} has a private address; if that is meant, name it in updater.hub_private_hosts",
+    ),
+    HttpFailure.PROXY_UNSUPPORTED: (
+        _DENIED,
+        "PROXY_UNSUPPORTED",
+        "the environment names a proxy that is not at http://…",
+    ),
+    HttpFailure.UNRESOLVED: (_TRANSIENT, "HUB_UNRESOLVED", "the name {host} cannot be resolved"),
+    HttpFailure.OUT_OF_TIME: (_TRANSIENT, "HUB_SLOW", "{host} did not answer in the time there was"),
+    HttpFailure.TLS_FAILED: (_TRANSIENT, "TLS_FAILED", "no trusted connection to {host}: {detail}"),
+    HttpFailure.CONNECT_TIMEOUT: (_TRANSIENT, "HUB_UNREACHABLE", "{host} did not take the connection in time"),
+    HttpFailure.UNREACHABLE: (_TRANSIENT, "HUB_UNREACHABLE", "{host} cannot be reached: {detail}"),
+    HttpFailure.STALLED: (_TRANSIENT, "HUB_STALLED", "{host} fell silent"),
+    HttpFailure.BROKE_OFF: (_TRANSIENT, "HUB_BROKE_OFF", "{host} broke the connection off"),
+    HttpFailure.RESPONSE_TRUNCATED: (_TRANSIENT, "HUB_BROKE_OFF", "{host} broke the answer off"),
+    HttpFailure.NOT_HTTP: (_TRANSIENT, "HUB_NOT_UNDERSTOOD", "{host} does not speak HTTP as we know it"),
+}
+_IN_THE_MIDDLE = frozenset({HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONSE_TRUNCATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +79,11 @@ def not_understood(message: str) -> EffectFailed:
     return transient("HUB_NOT_UNDERSTOOD", message)
 
 
-def unreached(error: Exception, host: str, *, is_over: bool) -> EffectFailed:  # noqa: PLR0911  one line a cause
-    """Why there is no connection."""
-    match error:
-        case AddressRefused():
-            sentence = f"{host} has a private address; if that is meant, name it in updater.hub_private_hosts"
-            return denied("ADDRESS_REFUSED", sentence)
-        case ProxyUnsupported():
-            return denied("PROXY_UNSUPPORTED", "the environment names a proxy that is not at http://…")
-        case socket.gaierror() | UnicodeError():
-            return transient("HUB_UNRESOLVED", f"the name {host} cannot be resolved")
-        case _ if is_over:
-            return transient("HUB_SLOW", f"{host} did not answer in the time there was")
-        case ssl.SSLError() | urllib3.exceptions.SSLError():
-            why = getattr(error, "verify_message", "") or getattr(error, "reason", "") or "the handshake failed"
-            return transient("TLS_FAILED", f"no trusted connection to {host}: {str(why)[:200]}")
-        case TimeoutError():
-            return transient("HUB_UNREACHABLE", f"{host} did not take the connection in time")
-        case _:
-            why = getattr(error, "strerror", None) or "the connection failed"
-            return transient("HUB_UNREACHABLE", f"{host} cannot be reached: {str(why)[:200].lower()}")
-
-
-def broken_off(error: Exception, host: str, *, is_over: bool) -> EffectFailed:
-    """Why an answer, or the rest of it, does not come."""
-    if is_over:
-        return transient("HUB_SLOW", f"{host} did not answer in the time there was")
-    match error:
-        case TimeoutError() | urllib3.exceptions.ReadTimeoutError():
-            return LinkBroken(Failed(FaultKind.TRANSIENT, "HUB_STALLED", f"{host} fell silent"))
-        case OSError() | urllib3.exceptions.ProtocolError() | urllib3.exceptions.SSLError():
-            return LinkBroken(Failed(FaultKind.TRANSIENT, "HUB_BROKE_OFF", f"{host} broke the connection off"))
-        case http.client.IncompleteRead():
-            return LinkBroken(Failed(FaultKind.TRANSIENT, "HUB_BROKE_OFF", f"{host} broke the answer off"))
-        case _:
-            return not_understood(f"{host} does not speak HTTP as we know it")
+def effect_of(error: HttpFailed, host: str) -> EffectFailed:
+    """What it means that a response of a hub, or the rest of it, does not come."""
+    kind, reason, sentence = _MEANINGS[error.failure]
+    failed = Failed(kind, reason, sentence.format(host=host, detail=error.detail))
+    return LinkBroken(failed) if error.failure in _IN_THE_MIDDLE else EffectFailed(failed)
 
 
 def refusal_of(refusal: Refusal, now: datetime, *, is_home: bool) -> EffectFailed:  # noqa: PLR0911  one line a class
@@ -108,7 +94,8 @@ def refusal_of(refusal: Refusal, now: datetime, *, is_home: bool) -> EffectFaile
         now: for a Retry-After that is a date.
         is_home: the endpoint itself has answered, not a storage that it sent us to.
     """
-    status, wait = refusal.status_code, retry_after(refusal.headers.get("retry-after", ""), now)
+    status = refusal.status_code
+    wait = parse_retry_after(refusal.headers.get("retry-after", ""), now, MAX_RETRY_AFTER_SECONDS)
     told = refusal if status >= _CLIENT_ERROR else Refusal(_CLIENT_ERROR, refusal.headers, refusal.row)
     try:
         errors.raise_for_status(_as_response(told))
@@ -127,18 +114,6 @@ def refusal_of(refusal: Refusal, now: datetime, *, is_home: bool) -> EffectFaile
     except errors.HubError:
         return transient("HUB_REFUSED", f"the hub refuses the question ({status})", wait)
     return not_understood(f"the hub answers with status {status}")
-
-
-def retry_after(value: str, now: datetime) -> float:
-    """Seconds that the other side asks to wait, as seconds or as a date; 0 if it does not."""
-    if _DIGITS.fullmatch(value):
-        return min(float(value), MAX_RETRY_AFTER_SECONDS)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
-    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 0.0
 
 
 def _as_response(refusal: Refusal) -> Any:  # noqa: ANN401  a response of a library that is not used otherwise

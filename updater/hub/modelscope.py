@@ -23,7 +23,7 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.provenance import HubKind, HubPlace
 from common.published import MAX_FILE_BYTES, is_revision_name
 from updater.declared import NotServable
-from updater.hub.door import Answer, Door
+from updater.hub.client import HubHttpClient, HubResponse
 from updater.hub.faults import Refusal, denied, not_understood, refusal_of
 from updater.hub.listing import StillArriving, release_of
 from updater.ports import EffectFailed, Release
@@ -43,18 +43,18 @@ _PAGE = (b"<!doctype html", b"<html")
 class ModelScopeHub:
     """One model of a hub. Reads only, from one thread."""
 
-    def __init__(self, door: Door, model: str, clock: Clock, is_release: Callable[[str], bool]) -> None:
+    def __init__(self, client: HubHttpClient, model: str, clock: Clock, is_release: Callable[[str], bool]) -> None:
         """Ask nothing yet.
 
         Args:
-            door: leads to the hub.
+            client: asks the hub.
             model: OWNER/NAME.
             clock: measures deadlines, and reads dates of a Retry-After.
             is_release: whether a name looks like a release. A branch that does is hidden: it could be moved to
                 anything, and only tags are releases. Other branches are told, since a person may name one.
         """
-        self.place = HubPlace(HubKind.MODELSCOPE, model, door.host)
-        self._door = door
+        self.place = HubPlace(HubKind.MODELSCOPE, model, client.host)
+        self._client = client
         self._path = f"{LEGACY_API_PREFIX}/models/{quote(model)}"
         self._clock = clock
         self._is_release = is_release
@@ -104,58 +104,64 @@ class ModelScopeHub:
         """The bytes of one file from an offset on; what a hub without Range sends before it is passed over."""
         query = urlencode({"Revision": revision, "FilePath": name})
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        with self._door.get(f"{self._path}/repo?{query}", deadline_seconds, headers) as answer:
-            left = self._to_pass_over(answer, name, offset)
+        with self._client.get(f"{self._path}/repo?{query}", deadline_seconds, headers) as response:
+            left = self._to_pass_over(response, name, offset)
             is_first = not offset
-            for piece in answer.pieces():
+            for piece in response.pieces():
                 if is_first and piece.lstrip().lower().startswith(_PAGE):
-                    raise not_understood(f"{answer.host} sends a web page for {name}")
+                    raise not_understood(f"{response.host} sends a web page for {name}")
                 is_first = False
                 if left < len(piece):
                     yield piece[left:]
                 left = max(0, left - len(piece))
 
-    def _to_pass_over(self, answer: Answer, name: str, offset: int) -> int:
+    def _to_pass_over(self, response: HubResponse, name: str, offset: int) -> int:
         """How many bytes of a file's answer come before the offset.
 
         Raises:
             EffectFailed: it is no answer with that file.
         """
-        if offset and answer.status == _BEYOND_THE_END:
+        if offset and response.status == _BEYOND_THE_END:
             raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_SHORT", f"{name} has no more than {offset} bytes yet"))
-        if not answer.is_good:
-            failed = self._refusal(answer)
+        if not response.is_good:
+            failed = self._refusal(response)
             if failed.failed.kind is FaultKind.NOT_READY:
                 raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet"))
             raise failed
-        if _is_page(answer):
-            raise not_understood(f"{answer.host} sends a web page for {name}")
-        if not answer.is_partial:
+        if _is_page(response):
+            raise not_understood(f"{response.host} sends a web page for {name}")
+        if not response.is_partial:
             return offset
-        part = _RANGE.fullmatch(answer.header("content-range"))
+        part = _RANGE.fullmatch(response.header("content-range"))
         if part is None or int(part[1]) != offset:
-            raise not_understood(f"{answer.host} sends another part of {name} than was asked for")
+            raise not_understood(f"{response.host} sends another part of {name} than was asked for")
         return 0
 
     def _ask(self, target: str, deadline_seconds: float) -> Mapping[str, Any]:
         """`Data` of a good answer; an error that comes with a good status is an error."""
-        with self._door.get(target, deadline_seconds, {"Accept": "application/json"}) as answer:
-            if not answer.is_good:
-                raise self._refusal(answer)
-            if _is_page(answer):
-                raise not_understood(f"{answer.host} answers with a web page")
-            row = _json(answer.read(MAX_ANSWER_BYTES))
+        with self._client.get(target, deadline_seconds, {"Accept": "application/json"}) as response:
+            if not response.is_good:
+                raise self._refusal(response)
+            if _is_page(response):
+                raise not_understood(f"{response.host} answers with a web page")
+            row = _json(response.read(MAX_ANSWER_BYTES))
             data = row.get("Data") if isinstance(row, Mapping) else None
             if isinstance(row, Mapping) and row.get("Success") is False:
-                raise refusal_of(Refusal(answer.status, answer.headers, row), self._clock.now(), is_home=answer.is_home)
+                raise refusal_of(
+                    Refusal(response.status, response.headers, row), self._clock.now(), is_home=response.is_home
+                )
         if not isinstance(data, Mapping):
             raise not_understood("the hub answers in a form that is not known here")
         return data
 
-    def _refusal(self, answer: Answer) -> EffectFailed:
+    def _refusal(self, response: HubResponse) -> EffectFailed:
         """What an answer that is no good means."""
-        body = _json(answer.read(MAX_ERROR_BYTES)) if answer.is_home and not _is_page(answer) else None
-        return refusal_of(Refusal(answer.status, answer.headers, body), self._clock.now(), is_home=answer.is_home)
+        body = _json(response.read(MAX_ERROR_BYTES)) if response.is_home and not _is_page(response) else None
+        return self._refused(response, body)
+
+    def _refused(self, response: HubResponse, body: object) -> EffectFailed:
+        refusal = Refusal(response.status, response.headers, body)
+        return refusal_of(refusal, self._clock.now(), is_home=response.is_home)
 
     def _not_listed(self, revision: str, ends: float) -> EffectFailed:
         """Whether it is the revision that is unknown: a hub that has lost its mind says so of everything."""
@@ -171,15 +177,15 @@ class ModelScopeHub:
         query = urlencode({"Revision": revision, "FilePath": file.name})
         headers = {"Range": f"bytes={file.size - 1}-"}
         left = max(0.0, ends - self._clock.monotonic())
-        with self._door.get(f"{self._path}/repo?{query}", left, headers) as answer:
+        with self._client.get(f"{self._path}/repo?{query}", left, headers) as response:
             try:
-                self._to_pass_over(answer, file.name, file.size - 1)
+                self._to_pass_over(response, file.name, file.size - 1)
             except EffectFailed as error:
                 if error.failed.kind is FaultKind.NOT_READY:
                     return error.failed.message
                 raise
-            size = answer.header("content-length")
-        if not answer.is_partial and size.isdecimal() and int(size) < file.size:
+            size = response.header("content-length")
+        if not response.is_partial and size.isdecimal() and int(size) < file.size:
             return f"{file.name} has {size} of {file.size} bytes"
         self._there = _remembered(self._there, file.sha256, None)
         return ""
@@ -245,8 +251,8 @@ def _json(body: bytes) -> object:
         return None
 
 
-def _is_page(answer: Answer) -> bool:
-    return answer.header("content-type").lower().startswith("text/html")
+def _is_page(response: HubResponse) -> bool:
+    return response.header("content-type").lower().startswith("text/html")
 
 
 def _unknown(revision: str) -> EffectFailed:

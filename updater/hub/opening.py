@@ -5,7 +5,7 @@ from collections.abc import Callable
 from modelscope_hub.constants import DEFAULT_ENDPOINT
 
 from common.clock import Clock
-from updater.hub.door import Door, DoorRules
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.hub.settings import TokenSource, proxy_for
 from updater.settings import UpdaterSection, checked_endpoint
@@ -20,7 +20,7 @@ def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Call
         clock: measures.
         is_release: whether a name looks like a release.
     """
-    rules = DoorRules(
+    rules = HubHttpRules(
         endpoint=section.hub_endpoint or checked_endpoint(DEFAULT_ENDPOINT),
         private_hosts=frozenset(host.lower() for host in section.hub_private_hosts),
         ca_file=section.hub_ca_file,
@@ -28,4 +28,4 @@ def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Call
         stall_seconds=section.hub_stall_seconds,
     )
     token = TokenSource(section.hub_token_file, section.hub_token_variable)
-    return ModelScopeHub(Door(rules, clock, token, proxy_for), model, clock, is_release)
+    return ModelScopeHub(HubHttpClient(rules, clock, token, proxy_for), model, clock, is_release)

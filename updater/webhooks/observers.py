@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from common.logs import Logger
 
 
-class CourierObserver(Protocol):
-    """Is told by couriers; from their threads."""
+class DeliveryObserver(Protocol):
+    """What delivery workers report, from their threads."""
 
     def delivered(self, hook: str) -> None:
         """A receiver has taken one."""
@@ -28,7 +28,7 @@ class CourierObserver(Protocol):
         ...
 
 
-class WatchedCouriers:
+class DeliveryReporter:
     """Tells the log and the metrics."""
 
     def __init__(self, log: Logger, registry: CollectorRegistry, hooks: tuple[str, ...]) -> None:

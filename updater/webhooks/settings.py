@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from common.settings import Section
+from updater.http.endpoint import parse_endpoint
 
 MAX_WEBHOOKS = 8
 MAX_URL_CHARS = 2000
@@ -43,7 +44,7 @@ class WebhookSection(Section):
             raise ValueError("has a name or a password in it; put a token into token_file")
         if parts.fragment or not value.isascii() or any(letter.isspace() for letter in value):
             raise ValueError("has a fragment, a space, or letters that belong escaped")
-        _ = parts.port  # raises ValueError for a number that is none
+        parse_endpoint(value)  # raises ValueError for what the HTTP client would not ask
         return value
 
     @model_validator(mode="after")

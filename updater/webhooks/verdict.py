@@ -9,8 +9,8 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 _LATER = frozenset({408, 423, 425, 429})  # refusals that time mends
 
 
-class Verdict(StrEnum):
-    """What comes next."""
+class DeliveryVerdict(StrEnum):
+    """What a response means for the event that was sent."""
 
     DELIVERED = "delivered"
     LATER = "later"  # the receiver cannot take anything now: nothing else is sent to it before
@@ -18,20 +18,20 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a receiver said; nothing else of it is read."""
+class ReceiverResponse:
+    """The status of a receiver's response, and its Retry-After; nothing else of it is read."""
 
     status: int  # of HTTP
     retry_after_seconds: float = 0.0  # as it asked; 0: it did not
 
 
-def judge(answer: Answer) -> Verdict:
+def judge(response: ReceiverResponse) -> DeliveryVerdict:
     """A redirect is a refusal: an event goes where the settings say, and nowhere else."""
-    if 200 <= answer.status < 300:  # noqa: PLR2004  HTTP's own numbers
-        return Verdict.DELIVERED
-    if answer.status >= 500 or answer.status in _LATER:  # noqa: PLR2004
-        return Verdict.LATER
-    return Verdict.REFUSED
+    if 200 <= response.status < 300:  # noqa: PLR2004  HTTP's own numbers
+        return DeliveryVerdict.DELIVERED
+    if response.status >= 500 or response.status in _LATER:  # noqa: PLR2004
+        return DeliveryVerdict.LATER
+    return DeliveryVerdict.REFUSED
 
 
 def pause_seconds(failures: int, jitter: float, retry_after_seconds: float = 0.0) -> float:

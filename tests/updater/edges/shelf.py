@@ -17,8 +17,8 @@ from common.provenance import HubKind, HubPlace
 from common.published import MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.hub.scripted import ScriptedHub
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.directory import DirectoryHub
-from updater.hub.door import Door, DoorRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.ports import EffectFailed, Hub, HubFile, Release
 from updater.results import Failed, FaultKind
@@ -107,8 +107,8 @@ def folder(shelf: Shelf, _stack: ExitStack) -> Hub:
 def http(shelf: Shelf, stack: ExitStack) -> Hub:
     """ModelScope's protocol, from a server that says whatever the shelf does."""
     url = stack.enter_context(ScriptedHub(shelf.hub / MODEL)).url
-    door = Door(DoorRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
-    return ModelScopeHub(door, f"acme/{MODEL}", SystemClock(), lambda _: False)
+    client = HubHttpClient(HubHttpRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    return ModelScopeHub(client, f"acme/{MODEL}", SystemClock(), lambda _: False)
 
 
 # By name: from a shelf to an adapter; what must be ended goes onto the stack.

@@ -30,8 +30,8 @@ from tests.updater.simulators import (
 from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
 from updater.golden_files import GoldenFiles
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.directory import DirectoryHub
-from updater.hub.door import Door, DoorRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.ports import Control, EffectFailed, Golden, Hub, Journal, Store
 from updater.prober import Prober
@@ -244,8 +244,8 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
 
 def asking(url: str) -> ModelScopeHub:
     """The adapter that speaks ModelScope's protocol."""
-    door = Door(DoorRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
-    return ModelScopeHub(door, f"acme/{MODEL}", SystemClock(), lambda _: False)
+    client = HubHttpClient(HubHttpRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    return ModelScopeHub(client, f"acme/{MODEL}", SystemClock(), lambda _: False)
 
 
 def test_a_hub_lists_its_revisions(hub: Hub) -> None:

@@ -11,7 +11,7 @@ from common.clock import Clock, SystemClock
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.scripted import MODEL_ID, ScriptedHub
-from updater.hub.door import Door, DoorRules
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.ports import EffectFailed, Release
 from updater.progress import Progress
@@ -37,13 +37,13 @@ class HubBench:
     progress: Progress = field(default_factory=Progress)
     pace: PaceRules = field(default_factory=PaceRules)
     clock: Clock = field(default_factory=SystemClock)
-    rules: DoorRules = field(init=False)
+    rules: HubHttpRules = field(init=False)
     token: str = ""
     proxy: str = ""
 
     def __post_init__(self) -> None:
         """Patience is short."""
-        self.rules = DoorRules(self.server.url, connect_seconds=5.0, stall_seconds=5.0)
+        self.rules = HubHttpRules(self.server.url, connect_seconds=5.0, stall_seconds=5.0)
         (self.folder / "state").mkdir()
 
     def impatient(self, seconds: float = 0.2) -> None:
@@ -53,8 +53,8 @@ class HubBench:
     @property
     def hub(self) -> ModelScopeHub:
         """The adapter, new."""
-        door = Door(self.rules, self.clock, lambda: self.token, lambda _scheme, _host: self.proxy)
-        return ModelScopeHub(door, MODEL_ID, self.clock, lambda name: name[1:2].isdigit())
+        client = HubHttpClient(self.rules, self.clock, lambda: self.token, lambda _scheme, _host: self.proxy)
+        return ModelScopeHub(client, MODEL_ID, self.clock, lambda name: name[1:2].isdigit())
 
     @property
     def staged(self) -> Path:

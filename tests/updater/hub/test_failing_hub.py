@@ -10,7 +10,7 @@ from tests.updater.hub.scripted import ScriptedHub, drips, says, stalls
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
 from updater.breaker import BreakerState
-from updater.hub.door import Door, DoorRules
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.record import Outcome, Stage
 from updater.results import Failed, FaultKind
@@ -71,9 +71,9 @@ class _Counted:
 
 def over_http(world: StoryWorld, server: ScriptedHub) -> Line:
     """The same folder, behind a socket."""
-    rules = DoorRules(server.url, stall_seconds=2.0)
-    door = Door(rules, SystemClock(), lambda: "", lambda _scheme, _host: "")
-    world.hub = ModelScopeHub(door, "acme/shapes", SystemClock(), lambda _: False)  # type: ignore[assignment]
+    rules = HubHttpRules(server.url, stall_seconds=2.0)
+    client = HubHttpClient(rules, SystemClock(), lambda: "", lambda _scheme, _host: "")
+    world.hub = ModelScopeHub(client, "acme/shapes", SystemClock(), lambda _: False)  # type: ignore[assignment]
     acts = {"500": says(500), "429": says(429, Retry_After="300"), "403": says(403), "stall": stalls, "drip": drips}
 
     def fails(how: str, times: int) -> None:

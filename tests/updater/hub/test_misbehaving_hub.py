@@ -323,7 +323,7 @@ def test_a_redirect_that_comes_back_finds_no_token(bench: HubBench) -> None:
 @pytest.mark.fault("N15")
 def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """From an endpoint with a public one; unless the operator has named that host."""
-    monkeypatch.setattr("updater.hub.places.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("updater.hub.redirects.is_public", lambda address: address == "127.0.0.1")
     with ScriptedHub(bench.folder / "hub" / MODEL, host="127.0.0.2") as private:
         bench.server.fails(redirects_to(f"{private.url}TARGET"), times=2)
         failed = failure(lambda: bench.hub.revisions(WHOLE))

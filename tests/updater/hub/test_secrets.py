@@ -13,7 +13,7 @@ from tests.updater.edges.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
 from tests.updater.hub.scripted import MODEL_ID, ScriptedHub, redirects_to, says
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
-from updater.hub.door import Door
+from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub
 from updater.hub.opening import open_hub
 from updater.hub.settings import TokenSource, proxy_for
@@ -211,5 +211,5 @@ def test_a_model_has_one_place_to_come_from(settings: dict[str, str]) -> None:
 def test_without_an_endpoint_it_is_the_public_hub() -> None:
     """As the hub's own client names it."""
     hub = open_hub(UpdaterSection(), MODEL_ID, SystemClock(), lambda _: False)
-    door: Door = hub._door  # noqa: SLF001
-    assert door._rules.endpoint.startswith("https://modelscope.")  # noqa: SLF001
+    client: HubHttpClient = hub._client  # noqa: SLF001
+    assert client._rules.endpoint.startswith("https://modelscope.")  # noqa: SLF001

@@ -17,7 +17,7 @@ from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
-from updater.hub.door import Door, DoorRules
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.results import FaultKind
 from updater.store.bundles import BundleStore, Shared
@@ -50,7 +50,7 @@ class Both:
 
     served: Standin
     folder: Path
-    rules: DoorRules
+    rules: HubHttpRules
     token: str = ""
     pace: PaceRules = field(default_factory=PaceRules)
 
@@ -58,8 +58,8 @@ class Both:
     def hub(self) -> ModelScopeHub:
         """The adapter, new."""
         clock = SystemClock()
-        door = Door(self.rules, clock, lambda: self.token, lambda _scheme, _host: "")
-        return ModelScopeHub(door, MODEL_ID, clock, lambda name: name[1:2].isdigit())
+        client = HubHttpClient(self.rules, clock, lambda: self.token, lambda _scheme, _host: "")
+        return ModelScopeHub(client, MODEL_ID, clock, lambda name: name[1:2].isdigit())
 
     def stage(self) -> str:
         """Fetch the revision; the look has been before, and the hub goes wrong from now on."""
@@ -81,7 +81,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
     publish_scripted(tmp_path / "hub", REVISION)
     (tmp_path / "state").mkdir()
     with standin(tmp_path) as served:
-        yield Both(served, tmp_path, DoorRules(served.url, stall_seconds=WHOLE))
+        yield Both(served, tmp_path, HubHttpRules(served.url, stall_seconds=WHOLE))
 
 
 def asked_in_vain(both: Both, ask: Callable[[], object]) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
     for revision in (REVISION, "v1.1.0"):
         publish_scripted(tmp_path / "hub", revision)
     with standin(tmp_path, Listening(token=WORD)) as served:
-        both = Both(served, tmp_path, DoorRules(served.url), WORD)
+        both = Both(served, tmp_path, HubHttpRules(served.url), WORD)
         hub = both.hub
         revisions, release = hub.revisions(WHOLE), hub.release("v1.1.0", WHOLE)
         content = b"".join(hub.read("v1.1.0", WEIGHTS, 0, WHOLE))

@@ -22,7 +22,7 @@ from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, model_folder, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
-from updater.hub.door import Door, DoorRules
+from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.ports import EffectFailed
 from updater.results import Failed, FaultKind
@@ -75,8 +75,10 @@ class Ours:
         self.served, self.state = served, place / "state"
         self.state.mkdir()
         clock = SystemClock()
-        door = Door(DoorRules(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: "")
-        self.hub = ModelScopeHub(door, MODEL_ID, clock, lambda _: False)
+        client = HubHttpClient(
+            HubHttpRules(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: ""
+        )
+        self.hub = ModelScopeHub(client, MODEL_ID, clock, lambda _: False)
         shared = Shared(self.state, StagingLimits(0))
         self.store = BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted)
 

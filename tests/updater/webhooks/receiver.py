@@ -33,7 +33,7 @@ class LocalReceiver:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def serve(self, listener: socket.socket) -> None:
-        """Answer until the listener is closed."""
+        """ReceiverResponse until the listener is closed."""
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()

@@ -26,6 +26,7 @@ def test_a_webhook_is_called_after_its_host() -> None:
         "https://ops.example/a b",
         "https://ops.example:99999/",
         "https://ops.example/\r\nX: y",
+        "https://ops.example/\x01",
     ],
 )
 def test_a_url_that_cannot_be_meant_is_a_mistake(url: str) -> None:

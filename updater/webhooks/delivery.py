@@ -6,31 +6,56 @@ each has its own thread, its own pauses, and a bounded number of events that wai
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from updater.outbox import Outbox, Queued
 from updater.ports import JournalUnusable
-from updater.webhooks.observers import CourierObserver
-from updater.webhooks.post import PostFailed, Receiver
-from updater.webhooks.verdict import MAX_REFUSALS, Answer, Verdict, judge, pause_seconds
+from updater.webhooks.observers import DeliveryObserver
+from updater.webhooks.verdict import MAX_REFUSALS, DeliveryVerdict, ReceiverResponse, judge, pause_seconds
 
 JOURNAL_PAUSE_SECONDS = 30.0
 STOP_SECONDS = 2.0  # a delivery in progress is left behind: it is sent again, under the same id
 
-Post = Callable[[Receiver, str, str, bytes], Answer]
+
+class PostFailed(Exception):
+    """There is no response.
+
+    Attributes:
+        reason: for machines and logs: "TIMEOUT", "UNREACHABLE", "TLS_FAILED", "ANSWER_BROKEN", "TOKEN_UNREADABLE".
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
-class Courier:
-    """Brings events to one receiver. From one thread."""
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Where events go."""
+
+    name: str
+    url: str  # checked before
+    timeout_seconds: float
+    token_file: Path | None = None
+
+
+# Sends an event's body to a receiver, with the event's name and id; raises PostFailed.
+Post = Callable[[Receiver, str, str, bytes], ReceiverResponse]
+
+
+class DeliveryWorker:
+    """Delivers events to one receiver. From one thread."""
 
     def __init__(
-        self, receiver: Receiver, outbox: Outbox, post: Post, observer: CourierObserver, jitter: Callable[[], float]
+        self, receiver: Receiver, outbox: Outbox, post: Post, observer: DeliveryObserver, jitter: Callable[[], float]
     ) -> None:
         """Look at nothing yet.
 
         Args:
             receiver: where to.
             outbox: what waits.
-            post: brings one event there.
+            post: sends one event.
             observer: told what came of it.
             jitter: drawn evenly from 0 to 1.
         """
@@ -54,32 +79,32 @@ class Courier:
             if queued is not None and queued.number == self._finished:
                 self._outbox.remove(name, queued.number)
                 queued = self._outbox.next(name)
-            return None if queued is None else self._bring(queued)
+            return None if queued is None else self._deliver(queued)
         except (OSError, JournalUnusable):
             return JOURNAL_PAUSE_SECONDS  # whoever writes the journal tells of it
 
-    def _bring(self, queued: Queued) -> float:
+    def _deliver(self, queued: Queued) -> float:
         verdict, reason, wish = self._try(queued)
         name = self.receiver.name
-        if verdict is Verdict.DELIVERED:
+        if verdict is DeliveryVerdict.DELIVERED:
             self._observer.delivered(name)
             self._finish(queued)
             self._failures = 0
             return 0.0
         self._failures += 1
         self._observer.failed(name, reason)
-        if verdict is Verdict.REFUSED and queued.refusals + 1 >= MAX_REFUSALS:
+        if verdict is DeliveryVerdict.REFUSED and queued.refusals + 1 >= MAX_REFUSALS:
             self._observer.given_up(name, queued.event, reason)
             self._finish(queued)
-        elif verdict is Verdict.REFUSED:
+        elif verdict is DeliveryVerdict.REFUSED:
             self._outbox.refused(name, queued.number)
         return pause_seconds(self._failures, self._jitter(), wish)
 
-    def _try(self, queued: Queued) -> tuple[Verdict, str, float]:
+    def _try(self, queued: Queued) -> tuple[DeliveryVerdict, str, float]:
         try:
             answer = self._post(self.receiver, queued.event, queued.event_id, queued.body.encode())
         except PostFailed as error:
-            return Verdict.LATER, error.reason, 0.0
+            return DeliveryVerdict.LATER, error.reason, 0.0
         return judge(answer), f"HTTP_{answer.status}", answer.retry_after_seconds
 
     def _finish(self, queued: Queued) -> None:
@@ -87,8 +112,8 @@ class Courier:
         self._outbox.remove(self.receiver.name, queued.number)
 
 
-class Couriers:
-    """The threads of all receivers, between `start` and `stop`."""
+class DeliveryThreads:
+    """One thread for each receiver, between `start` and `stop`."""
 
     def __init__(self) -> None:
         """None yet."""
@@ -96,13 +121,13 @@ class Couriers:
         self._stopping = threading.Event()
         self._wakes: list[threading.Event] = []
 
-    def start(self, couriers: Sequence[Courier]) -> None:
+    def start(self, workers: Sequence[DeliveryWorker]) -> None:
         """Begin to deliver."""
-        for courier in couriers:
+        for worker in workers:
             wake = threading.Event()
             self._wakes.append(wake)
-            name = f"webhook-{courier.receiver.name}"
-            self._threads.append(threading.Thread(target=self._run, args=(courier, wake), name=name, daemon=True))
+            name = f"webhook-{worker.receiver.name}"
+            self._threads.append(threading.Thread(target=self._run, args=(worker, wake), name=name, daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -118,10 +143,10 @@ class Couriers:
         for thread in self._threads:
             thread.join(STOP_SECONDS)
 
-    def _run(self, courier: Courier, wake: threading.Event) -> None:
+    def _run(self, worker: DeliveryWorker, wake: threading.Event) -> None:
         while not self._stopping.is_set():
             wake.clear()  # before looking: what comes now wakes again
-            pause = courier.step()
+            pause = worker.step()
             if pause is None:
                 wake.wait()
             elif pause > 0:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import make_headers, parse_url
 
+from common.clock import Clock
+
 MAX_ADDRESSES = 4  # of one host; each may cost a connect timeout
 
 
@@ -28,8 +30,10 @@ class Deadline:
     whole has an end of its own, in handshake, headers and body alike.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Clock) -> None:
         """Count from now on."""
+        self._clock = clock
+        self._ends = clock.monotonic() + seconds
         self._lock = threading.Lock()
         self._twin: socket.socket | None = None
         self._is_over = False
@@ -41,6 +45,11 @@ class Deadline:
     def is_over(self) -> bool:
         """Whether it has cut something off."""
         return self._is_over
+
+    @property
+    def left_seconds(self) -> float:
+        """What is left of its time; 0 when it is over."""
+        return 0.0 if self._is_over else max(0.0, self._ends - self._clock.monotonic())
 
     def watch(self, opened: socket.socket) -> None:
         """Watch a socket; what becomes of it, TLS for example, shares its end.
@@ -70,11 +79,11 @@ class Deadline:
 
 
 @dataclass(slots=True)
-class Opener:
+class Connector:
     """Opens the socket of one connection."""
 
     may_reach: Callable[[str], bool]  # asked for every address of the host
-    connect_seconds: float
+    connect_seconds: float  # for one address
     deadline: Deadline
     reached: str = ""  # the address, once there is one
 
@@ -92,9 +101,11 @@ class Opener:
             raise AddressRefused(host)
         last: OSError = OSError("no address")
         for family, kind, protocol, _, address in allowed[:MAX_ADDRESSES]:
+            if not (left := self.deadline.left_seconds):
+                raise TimeoutError("the time is over") from last
             opened = socket.socket(family, kind, protocol)
             try:
-                opened.settimeout(self.connect_seconds)
+                opened.settimeout(min(self.connect_seconds, left))
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 opened.connect(address)
                 self.deadline.watch(opened)
@@ -108,23 +119,23 @@ class Opener:
 
 
 class _Plain(HTTPConnection):
-    opener: Opener
+    connector: Connector
 
     def _new_conn(self) -> socket.socket:
-        return self.opener.open(self._dns_host, self.port)
+        return self.connector.open(self._dns_host, self.port)
 
 
 class _Secure(HTTPSConnection):
-    opener: Opener
+    connector: Connector
 
     def _new_conn(self) -> socket.socket:
-        return self.opener.open(self._dns_host, self.port)
+        return self.connector.open(self._dns_host, self.port)
 
 
 def connection_to(
     scheme: str,
     address: tuple[str, int],
-    opener: Opener,
+    connector: Connector,
     *,
     context: ssl.SSLContext | None,
     stall_seconds: float,
@@ -135,7 +146,7 @@ def connection_to(
     Args:
         scheme: http or https.
         address: host and port that are asked.
-        opener: opens its socket.
+        connector: opens its socket.
         context: needed for https.
         stall_seconds: longest silence of the other side.
         proxy: address of an http proxy; empty: none.
@@ -159,7 +170,7 @@ def connection_to(
         made = _Secure(host, port, timeout=stall_seconds, ssl_context=context)
     else:
         made = _Plain(host, port, timeout=stall_seconds)
-    made.opener = opener
+    made.connector = connector
     if proxy and scheme == "https":
         made.set_tunnel(address[0], address[1], headers=headers, scheme="http")
         return made, {}

@@ -15,17 +15,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common import logs
+from common.clock import SystemClock
 from tests.updater.webhooks.receiver import receiving
 from updater.outbox import Subscribers, Subscription
 from updater.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database, outbox
 from updater.store.journal import Journal, JournalNotWritten
-from updater.webhooks.courier import Courier
+from updater.webhooks.delivery import DeliveryWorker, PostFailed, Receiver
 from updater.webhooks.message import body_of
-from updater.webhooks.post import PostFailed, Receiver
 from updater.webhooks.service import Webhooks
 from updater.webhooks.settings import WebhookSection
-from updater.webhooks.verdict import CAP_SECONDS, MAX_REFUSALS, Answer, pause_seconds
+from updater.webhooks.verdict import CAP_SECONDS, MAX_REFUSALS, ReceiverResponse, pause_seconds
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:s", reason="R")
@@ -56,7 +56,7 @@ class Bench:
         subscribers = Subscribers(self.hooks, partial(body_of, node="node-1"), self._wake, self.dropped)
         self.journal = Journal(self.path, subscribers=subscribers)
         receiver = Receiver("ops", "http://ops.example/", 1.0)
-        self.courier = Courier(receiver, self.journal.outbox, self._post, self, lambda: 0.5)
+        self.worker = DeliveryWorker(receiver, self.journal.outbox, self._post, self, lambda: 0.5)
 
     def restart(self) -> None:
         """End without any order."""
@@ -67,7 +67,7 @@ class Bench:
         """Step until nothing waits, or a pause is due; the pauses."""
         pauses: list[float | None] = []
         while not pauses or pauses[-1] == 0.0:
-            pauses.append(self.courier.step())
+            pauses.append(self.worker.step())
         return pauses
 
     def names(self) -> list[str]:
@@ -89,14 +89,14 @@ class Bench:
     def _wake(self) -> None:
         self.woken += 1
 
-    def _post(self, _receiver: Receiver, _event: str, event_id: str, body: bytes) -> Answer:
+    def _post(self, _receiver: Receiver, _event: str, event_id: str, body: bytes) -> ReceiverResponse:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, str):
             raise PostFailed(answer)
         row = json.loads(body)
         assert event_id == row["id"]
         self.sent.append(row)
-        return Answer(answer)
+        return ReceiverResponse(answer)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
     bench.restart()
     first = bench.journal.outbox.next("ops")
     assert first is not None
-    bench._post(bench.courier.receiver, "a", first.event_id, first.body.encode())  # noqa: SLF001  died right after
+    bench._post(bench.worker.receiver, "a", first.event_id, first.body.encode())  # noqa: SLF001  died right after
     bench.restart()
     bench.deliver()
     assert ["a", "a", "b"] == bench.names()
@@ -182,7 +182,7 @@ def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
     """No event is lost or given up for it, and none goes before its turn."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.answers[:] = ["UNREACHABLE"] * 10 + ["TIMEOUT", 500, 503, 429, 200]
-    pauses = [bench.courier.step() or 0.0 for _ in range(14)]
+    pauses = [bench.worker.step() or 0.0 for _ in range(14)]
     assert [2.0, 4.0, 8.0] == pauses[:3]
     assert sorted(pauses) == pauses
     assert CAP_SECONDS == pauses[-1]
@@ -205,7 +205,7 @@ def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
     bench.journal.write(RECORD, [event("bad"), event("good")])
     bench.answers[:] = [*[400] * MAX_REFUSALS, 200]
     for _ in range(MAX_REFUSALS):
-        assert (bench.courier.step() or 0.0) > 0
+        assert (bench.worker.step() or 0.0) > 0
         bench.restart()
     bench.deliver()
     assert ["bad"] * MAX_REFUSALS + ["good"] == bench.names()
@@ -228,7 +228,7 @@ def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, mo
     with monkeypatch.context() as broken:
         broken.setattr(bench.journal.outbox, "remove", _full)
         for _ in range(3):
-            assert (bench.courier.step() or 0.0) > 0
+            assert (bench.worker.step() or 0.0) > 0
     bench.deliver()
     assert ["a", "b"] == bench.names()
 
@@ -248,7 +248,7 @@ def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: P
     with receiving() as good, receiving() as bad, logs.configure("test", "error"):
         bad.answers[:] = [lambda _connection: (silent.wait(20.0) and None) or None]
         sections = tuple(WebhookSection(url=one.url(), name=name) for name, one in (("good", good), ("bad", bad)))
-        webhooks = Webhooks(sections, logs.get_logger(), registry)
+        webhooks = Webhooks(sections, logs.get_logger(), registry, SystemClock())
         journal = Journal(tmp_path / "journal.db", subscribers=webhooks.subscribers("node-1"))
         webhooks.start(journal.outbox)
         for number in range(3):

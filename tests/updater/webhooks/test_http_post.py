@@ -3,13 +3,17 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from common.clock import SystemClock
+from tests.updater.core.world import ManualClock
 from tests.updater.webhooks.receiver import LocalReceiver, receiving
-from updater.webhooks.post import PostFailed, Receiver, post
-from updater.webhooks.verdict import Verdict, judge
+from updater.webhooks.delivery import PostFailed, Receiver
+from updater.webhooks.http_post import http_post
+from updater.webhooks.verdict import DeliveryVerdict, judge
 
 SECONDS = 10.0
 SHORT = 0.3
@@ -22,9 +26,11 @@ def receiver() -> Iterator[LocalReceiver]:
         yield made
 
 
-def send(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> Verdict:
+def send(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> DeliveryVerdict:
     """Send an event."""
-    return judge(post(Receiver("ops", url, seconds, token_file), "update_committed", "id-1", b'{"a":1}'))
+    return judge(
+        http_post(Receiver("ops", url, seconds, token_file), "update_committed", "id-1", b'{"a":1}', SystemClock())
+    )
 
 
 def failure(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> str:
@@ -36,7 +42,7 @@ def failure(url: str, seconds: float = SECONDS, token_file: Path | None = None) 
 
 def test_an_event_is_posted_with_its_id(receiver: LocalReceiver) -> None:
     """The path and the query as configured, and headers by which duplicates are told apart."""
-    assert Verdict.DELIVERED is send(receiver.url("/a/b?c=d"))
+    assert DeliveryVerdict.DELIVERED is send(receiver.url("/a/b?c=d"))
     (request,) = receiver.requests
     assert ("POST /a/b?c=d HTTP/1.1", b'{"a":1}') == (request.line, request.body)
     assert ("application/json", "update_committed") == (
@@ -68,7 +74,7 @@ def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
     """Neither the event nor the token goes to a host that an answer names."""
     with receiving() as other:
         receiver.answers[:] = [f"HTTP/1.1 307 T\r\nLocation: {other.url()}\r\n\r\n".encode()]
-        assert Verdict.REFUSED is send(receiver.url())
+        assert DeliveryVerdict.REFUSED is send(receiver.url())
         assert [] == other.requests
 
 
@@ -76,15 +82,36 @@ def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
 def test_the_status_decides(receiver: LocalReceiver, status: int, verdict: str) -> None:
     """And nothing else of the answer."""
     receiver.answers[:] = [f"HTTP/1.1 {status} X\r\nContent-Length: 1000000000000\r\n\r\n".encode()]
-    assert Verdict(verdict) is send(receiver.url())
+    assert DeliveryVerdict(verdict) is send(receiver.url())
 
 
-@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0), ("-1", 0.0)])
-def test_a_receiver_may_ask_for_patience(receiver: LocalReceiver, said: str, seconds: float) -> None:
-    """In seconds; what cannot be read is no wish."""
-    receiver.answers[:] = [f"HTTP/1.1 503 X\r\nRetry-After: {said}\r\n\r\n".encode()]
-    answer = post(Receiver("ops", receiver.url(), SECONDS), "e", "i", b"{}")
-    assert seconds == answer.retry_after_seconds
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        ("999999", 3600.0),
+        ("-1", 0.0),
+    ],
+)
+def test_a_receiver_may_ask_for_a_pause(receiver: LocalReceiver, value: str, seconds: float) -> None:
+    """In seconds or by a date, up to an hour; what is neither asks for none."""
+    receiver.answers[:] = [f"HTTP/1.1 503 X\r\nRetry-After: {value}\r\n\r\n".encode()]
+    clock = ManualClock()
+    clock.wall = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    response = http_post(Receiver("ops", receiver.url(), SECONDS), "e", "i", b"{}", clock)
+    assert response.retry_after_seconds == seconds
+
+
+def test_proxies_of_the_environment_are_not_used(receiver: LocalReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event goes where the settings say."""
+    with receiving() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url())
+        monkeypatch.setenv("all_proxy", proxy.url())
+        assert send(receiver.url()) is DeliveryVerdict.DELIVERED
+        assert len(receiver.requests) == 1
+        assert proxy.requests == []
 
 
 def hold(connection: socket.socket) -> None:

@@ -1,0 +1,73 @@
+"""Addresses that may be asked, and which of them are private."""
+
+import pytest
+
+from updater.http.endpoint import is_private_by_name, is_public, parse_endpoint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",  # where clouds keep their secrets
+        "100.64.0.1",
+        "0.0.0.0",  # noqa: S104  asked about, not bound
+        "224.0.0.1",
+        "::1",
+        "fe80::1%eth0",
+        "fd00::1",
+        "::ffff:10.0.0.1",
+        "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "64:ff9b::a00:1",  # NAT64 of 10.0.0.1
+        "nonsense",
+    ],
+)
+def test_an_address_of_ones_own_network_is_not_public(address: str) -> None:
+    """However it is written."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_an_address_of_the_open_network_is_public(address: str) -> None:
+    """However it is written."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(("host", "is_private"), [("localhost", True), ("10.0.0.1", True), ("hub.example", False)])
+def test_a_name_that_only_a_proxy_resolves_is_judged_by_itself(host: str, *, is_private: bool) -> None:
+    """There is nothing else to judge by."""
+    assert is_private == is_private_by_name(host)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://hub.example/",
+        "file:///etc/passwd",
+        "https://user:secret@hub.example/",
+        "https://",
+        "https://hub.example:99999/",
+        "https://hub.example/a b",
+        "https://hub.example/\r\nHost: other",
+        "https://höb.example/",
+        "https://hub.example/" + "a" * 9000,
+        "//hub.example",
+    ],
+)
+def test_only_plain_addresses_are_asked(url: str) -> None:
+    """Nothing that two readers could read in two ways."""
+    with pytest.raises(ValueError, match="is "):
+        parse_endpoint(url)
+
+
+def test_an_address_has_one_form() -> None:
+    """A path is always there, a port where it is not the usual one: storages sign what they are called by."""
+    assert (
+        "https://hub.example/"
+        == parse_endpoint("https://HUB.example").url
+        == parse_endpoint("https://hub.example:443").url
+    )
+    assert "http://[::1]:8080/a?b=c" == parse_endpoint("http://[::1]:8080/a?b=c").url

@@ -1,0 +1,18 @@
+"""What a failure of the HTTP client means for an update."""
+
+import pytest
+
+from updater.http.client import HttpFailed, HttpFailure
+from updater.hub.faults import effect_of
+from updater.ports import LinkBroken
+
+IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONSE_TRUNCATED}
+
+
+@pytest.mark.parametrize("failure", HttpFailure)
+def test_every_failure_has_a_meaning(failure: HttpFailure) -> None:
+    """Only a connection that ended in the middle is taken up at once."""
+    effect = effect_of(HttpFailed(failure, "detail"), "hub.example")
+    assert effect.failed.reason
+    assert "{" not in effect.failed.message
+    assert isinstance(effect, LinkBroken) is (failure in IN_THE_MIDDLE)

@@ -1,0 +1,58 @@
+"""Which redirects of a hub are followed, and with what."""
+
+import pytest
+
+from updater.hub.redirects import RedirectChain, follow_redirect, start_chain
+from updater.ports import EffectFailed
+
+HUB = "https://hub.example/base"
+
+
+def refused(chain: RedirectChain, location: str) -> str:
+    """Reason with which a redirect is not followed."""
+    with pytest.raises(EffectFailed) as caught:
+        follow_redirect(chain, location)
+    return caught.value.failed.reason
+
+
+@pytest.mark.fault("N15")
+def test_a_token_stays_at_the_endpoint_once_a_redirect_has_left_it() -> None:
+    """Another host, port or scheme is elsewhere; who comes back is not trusted again."""
+    chain = start_chain(HUB, "/file")
+    assert chain.may_carry_token
+    assert follow_redirect(chain, "/other").may_carry_token
+    for elsewhere in ("https://storage.example/file", "https://hub.example:8443/base/file"):
+        away = follow_redirect(chain, elsewhere)
+        assert not away.may_carry_token
+        assert not follow_redirect(away, f"{HUB}/file?again").may_carry_token
+
+
+@pytest.mark.fault("N15")
+def test_a_redirect_to_what_is_not_plain_is_refused() -> None:
+    """Neither another protocol, nor a way out of https."""
+    chain = start_chain(HUB, "/file")
+    for location in ("http://hub.example/base/file", "gopher://hub.example/", "https://a:b@hub.example/"):
+        assert "REDIRECT_REFUSED" == refused(chain, location)
+
+
+@pytest.mark.fault("N15")
+def test_a_circle_ends() -> None:
+    """Where one has been, or after five."""
+    chain = start_chain(HUB, "/file")
+    assert "REDIRECT_CIRCLE" == refused(chain, "/base/file")
+    for number in range(5):
+        chain = follow_redirect(chain, f"https://h{number}.example/")
+    assert "REDIRECT_CIRCLE" == refused(chain, "https://one-more.example/")
+
+
+@pytest.mark.fault("N15")
+def test_a_redirect_reaches_no_private_address() -> None:
+    """Unless the endpoint has one itself, or the operator has named the host."""
+    asked = start_chain(HUB, "/file")
+    assert asked.may_reach("10.0.0.1", frozenset())
+    away = follow_redirect(asked.with_address("8.8.8.8"), "https://storage.example/file")
+    assert away.may_reach("9.9.9.9", frozenset())
+    assert not away.may_reach("10.0.0.1", frozenset())
+    assert away.may_reach("10.0.0.1", frozenset({"storage.example"}))
+    within = follow_redirect(asked.with_address("10.0.0.2"), "https://storage.example/file")
+    assert within.may_reach("10.0.0.1", frozenset())
