@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.import_circles import find_circles, imports_of, read_imports
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("common", "inference", "updater", "watchdog", "standin", "cli")
 PROJECT = {*ROOMS, "hotslot", "parity", "examples", "tests", "scripts", "bench"}
@@ -57,15 +59,7 @@ class Source:
 
     def imports(self) -> Iterator[tuple[str, int]]:
         """Every imported name in full, with its line: `from a import b` is a.b."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    yield alias.name, node.lineno
-            elif isinstance(node, ast.ImportFrom):
-                package = self.path.removesuffix(".py").split("/")[: -node.level] if node.level else []
-                base = ".".join([*package, node.module] if node.module else package)
-                for alias in node.names:
-                    yield f"{base}.{alias.name}", node.lineno
+        yield from imports_of(self.path, self.tree)
 
     def functions(self) -> Iterator[tuple[str, int]]:
         """Every function by its full name, with its lines less its docstring."""
@@ -128,6 +122,15 @@ def test_rooms_import_only_the_ground_they_stand_on() -> None:
         and not (source.room == "cli" and ".settings." in f"{name}.")
     ]
     assert [] == broken
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    """At every level; tests use all programs and their tools use tests' simulators, so tests are looked at apart."""
+    folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("[!.]*/**/*.py")}
+    assert {*ROOMS, "bench", "examples", "scripts", "tests"} <= folders
+    for tree in (folders - {"tests"}, {"tests"}):
+        circles = find_circles(read_imports(ROOT, tree))
+        assert not circles, "\n".join(map(str, circles))
 
 
 def test_front_and_runner_meet_only_in_wire() -> None:
@@ -200,6 +203,14 @@ def test_only_a_runner_process_loads_torch(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert 0 == done.returncode, done.stderr
     assert set() == {"torch", "numpy", "modelscope", "modelscope_hub", "inference.runner"} & set(done.stdout.split())
+
+
+def test_an_updater_that_speaks_no_http_loads_no_http_library() -> None:
+    """With a folder as its hub, and without webhooks, it saves the memory."""
+    program = "import sys, updater.daemon; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"urllib3", "modelscope_hub"} & set(done.stdout.split()) == set()
 
 
 def test_the_whole_updater_knows_no_torch() -> None:

@@ -16,7 +16,7 @@ from common.clock import SystemClock
 from common.provenance import HubKind, HubPlace
 from common.published import MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
-from tests.updater.hub.scripted import ScriptedHub
+from tests.updater.scripted_hub import ScriptedHub
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.directory import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub

@@ -15,7 +15,7 @@ from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.edges.world import write_golden
-from tests.updater.hub.scripted import ScriptedHub
+from tests.updater.scripted_hub import ScriptedHub
 from tests.updater.simulators import (
     Quality,
     SimFront,

@@ -10,7 +10,7 @@ import pytest
 from common.clock import Clock, SystemClock
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
-from tests.updater.hub.scripted import MODEL_ID, ScriptedHub
+from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.ports import EffectFailed, Release

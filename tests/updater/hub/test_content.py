@@ -7,7 +7,7 @@ import pytest
 
 from tests.updater.edges.revisions import MODEL, model_folder
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
-from tests.updater.hub.scripted import MODEL_ID, Exchange, says, truncates_after
+from tests.updater.scripted_hub import MODEL_ID, Exchange, says, truncates_after
 from updater.actions import StageRevision
 from updater.perform import Ports, perform
 from updater.results import Failed, FaultKind, Staged

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from common.clock import SystemClock
-from tests.updater.hub.scripted import ScriptedHub, drips, says, stalls
+from tests.updater.scripted_hub import ScriptedHub, drips, says, stalls
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
 from updater.breaker import BreakerState

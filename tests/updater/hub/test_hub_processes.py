@@ -11,7 +11,7 @@ from tests.stack import eventually
 from tests.updater.edges.revisions import MODEL
 from tests.updater.edges.world import World
 from tests.updater.hub.conftest import WEIGHTS
-from tests.updater.hub.scripted import Exchange, ScriptedHub, resets_after, stalls_after
+from tests.updater.scripted_hub import Exchange, ScriptedHub, resets_after, stalls_after
 
 pytestmark = [pytest.mark.timeout(180)]
 FOREVER = 10**6

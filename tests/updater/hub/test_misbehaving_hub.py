@@ -11,7 +11,7 @@ import pytest
 
 from tests.updater.edges.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WEIGHTS, WHOLE, HubBench, failure
-from tests.updater.hub.scripted import (
+from tests.updater.scripted_hub import (
     Act,
     Exchange,
     ScriptedHub,

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from common.clock import SystemClock
 from tests.updater.edges.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
-from tests.updater.hub.scripted import MODEL_ID, ScriptedHub, redirects_to, says
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
+from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
 from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub
 from updater.hub.opening import open_hub
