@@ -64,7 +64,9 @@ class GateSection(Section):
     max_negative_flips: Annotated[Share, Field(description="questions that were right before")] = 0.05
     significance: Annotated[float, Field(gt=0, lt=1, description="of the exact paired test")] = 0.05
     min_agreement: Annotated[Share, Field(description="with the active model, where nothing is expected")] = 0.90
-    max_cost_factor: Annotated[float, Field(ge=1, le=100, description="of the active model's device time")] = 1.5
+    max_cost_factor: Annotated[
+        float, Field(ge=1, le=100, description="of the active model's device time; beyond it is HELD")
+    ] = 1.5
 
 
 class ObserveSection(Section):
