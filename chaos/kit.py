@@ -34,12 +34,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     f"updater.models.{MODEL}": {"poll_seconds": 0.5},
     f"updater.models.{MODEL}.gate": {"min_agreement": 0.0, "max_cost_factor": 100.0},
-    # The latency of a machine that also does other things says nothing about a revision that answers at once.
     f"updater.models.{MODEL}.observe": {
         "window_seconds": 1.0,
         "max_seconds": 60.0,
         "min_answers": 20,
-        "max_latency_factor": 100.0,
         "term_seconds": TERM_SECONDS,
         "keep_warm_seconds": 1.0,
     },

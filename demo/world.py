@@ -24,8 +24,7 @@ BETTER, WORSE, OVERFLOWING, AGAIN = "v1.1.0", "v1.2.0", "v1.3.0", "v1.4.0"
 FIRST = "v1.0.0"
 STOP_SECONDS = 60.0
 
-# Short windows: the tour is to be over in two minutes. The latency of a small machine that also converts, loads and
-# calls at the same time says little, so that it is judged more mildly than by default.
+# Short windows: the tour is to be over in two minutes.
 SETTINGS = f"""
 state_dir = "{{state}}"
 
@@ -53,7 +52,6 @@ poll_seconds = 0.5
 [updater.models.{MODEL}.observe]
 window_seconds = 5
 max_seconds = 60
-max_latency_factor = 10
 term_seconds = 30
 keep_warm_seconds = 2
 """

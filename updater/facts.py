@@ -137,6 +137,8 @@ class FrontState:
             out_of_memory=sum(row.out_of_memory for row in rows),
             restarts=sum(row.restarts for row in rows),
             latency=tuple(map(sum, zip(*(row.latency for row in rows), strict=False))),
+            latency_bounds=next((row.latency_bounds for row in rows if row.latency_bounds), ()),
+            costs=tuple(bucket for row in rows for bucket in row.costs),
         )
 
 

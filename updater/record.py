@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from common.bundle import Origin
 from updater.breaker import Breaker, BreakerName
+from updater.costs import CostBucket
 from updater.evidence import Evidence
 
 
@@ -54,6 +55,7 @@ class HeldFor(StrEnum):
     APPROVAL = "APPROVAL"  # policy asks a person
     AGREEMENT = "AGREEMENT"  # it answers otherwise than the active model
     NOISE = "NOISE"  # it looks worse, but the golden set is too small to tell
+    SLOWER = "SLOWER"  # it costs more device time, or answers later, than the active model
     NO_GOLDEN = "NO_GOLDEN"  # there is no golden set to prove it on
     GOLDEN_UNUSABLE = "GOLDEN_UNUSABLE"  # empty, unreadable or of another task
     DOES_NOT_FIT = "DOES_NOT_FIT"  # memory
@@ -66,7 +68,16 @@ class HeldFor(StrEnum):
 
 
 # What an operator may approve: never what failed verification, and nothing that is broken.
-APPROVABLE = frozenset({HeldFor.APPROVAL, HeldFor.AGREEMENT, HeldFor.NOISE, HeldFor.NO_GOLDEN, HeldFor.GOLDEN_UNUSABLE})
+APPROVABLE = frozenset(
+    {
+        HeldFor.APPROVAL,
+        HeldFor.AGREEMENT,
+        HeldFor.NOISE,
+        HeldFor.SLOWER,
+        HeldFor.NO_GOLDEN,
+        HeldFor.GOLDEN_UNUSABLE,
+    }
+)
 # Holds about one candidate: a newer revision, or an operator's other choice, takes its place.
 SUPERSEDABLE = APPROVABLE | {HeldFor.DOES_NOT_FIT, HeldFor.INCONCLUSIVE, HeldFor.CONVERSION, HeldFor.TAKEN_BACK}
 
@@ -99,6 +110,8 @@ class Counts:
     out_of_memory: int = 0
     restarts: int = 0  # deaths that count against it
     latency: tuple[int, ...] = ()  # answers a bucket, in the front's order
+    latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the front sends them
+    costs: tuple[CostBucket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,7 @@ class Update:
     load_id: str = ""  # the front's name of its load; empty while there is none
     forced: bool = False  # an operator named the revision
     approved: bool = False  # an operator approved this source digest
+    may_be_slower: bool = False  # an operator approved it when it was HELD as slower
     attempts: int = 0  # of this stage's effect that failed without blame
     crashes: int = 0  # lives of the front that ended while it was on trial
     steps: int = 0  # stages entered and starts of the updater; too many end in HELD

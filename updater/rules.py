@@ -53,7 +53,12 @@ class ObserveRules:
     burst_share: float = 0.20  # … being such a share of all: no more waiting
     max_not_finite: int = 2  # more answers with NaN than this: no more waiting
     max_restarts: int = 1  # more deaths of its runner than this: no more waiting
-    max_latency_factor: float = 2.0  # 95th percentile, of the baseline's
+    max_cost_factor: float = 2.0  # device seconds a row, of the previous revision's; see `updater.costs`
+    min_cost_seconds: float = 1.0  # less device time of either says nothing
+    significance: float = 0.01  # of the test that compares them
+    min_compared: int = 30  # batches, or answers, of each of the two before cost, or latency, is judged
+    max_latency_factor: float = 2.0  # 95th percentile, of the previous slot's during the trial …
+    latency_margin_seconds: float = 0.05  # … and so much above it: less is noise
     probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
     probes_at_once: int = 10
     look_seconds: float = 1.0  # pause between two looks

@@ -64,7 +64,9 @@ class GateSection(Section):
     max_negative_flips: Annotated[Share, Field(description="questions that were right before")] = 0.05
     significance: Annotated[float, Field(gt=0, lt=1, description="of the exact paired test")] = 0.05
     min_agreement: Annotated[Share, Field(description="with the active model, where nothing is expected")] = 0.90
-    max_cost_factor: Annotated[float, Field(ge=1, le=100, description="of the active model's device time")] = 1.5
+    max_cost_factor: Annotated[
+        float, Field(ge=1, le=100, description="of the active model's device time; beyond it is HELD")
+    ] = 1.5
 
 
 class ObserveSection(Section):
@@ -78,7 +80,19 @@ class ObserveSection(Section):
     burst_share: Annotated[Share, Field(description="if they are such a share of all")] = 0.20
     max_not_finite: Annotated[int, Field(ge=0, le=10**6, description="more answers with NaN roll back at once")] = 2
     max_restarts: Annotated[int, Field(ge=0, le=1000, description="more deaths of its runner roll back at once")] = 1
-    max_latency_factor: Annotated[float, Field(ge=1, le=100, description="95th percentile, of the one before")] = 2.0
+    max_cost_factor: Annotated[
+        float, Field(ge=1, le=100, description="of the device time a row of the model before; beyond it is HELD")
+    ] = 2.0
+    significance: Annotated[float, Field(gt=0, lt=1, description="of the test that compares device times")] = 0.01
+    min_compared: Annotated[
+        int, Field(ge=2, le=10**6, description="batches, or answers, of each model before cost, or latency, is judged")
+    ] = 30
+    max_latency_factor: Annotated[
+        float, Field(ge=1, le=100, description="95th percentile, of what the model before answers at the same time")
+    ] = 2.0
+    latency_margin_seconds: Annotated[
+        float, Field(ge=0, le=60, description="so much later is noise, whatever the factor")
+    ] = 0.05
     probes_allowed: Annotated[bool, Field(description="whether a trial without traffic may end well on probes")] = True
     term_seconds: Annotated[
         float, Field(ge=5, le=3600, description="after so long without the updater a trial is taken back")

@@ -259,6 +259,9 @@ def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
     assert (row.device, row.answered, dict(row.failed)) == ("cpu", 5, {"ENGINE_FAILED": 1})
     assert sum(bucket.count for bucket in row.latency) == 5
     assert row.units >= 10
+    assert sum(bucket.batches for bucket in row.costs) >= 5
+    assert min(bucket.row_seconds for bucket in row.costs) > 0
+    assert [bucket.at_most_units for bucket in row.costs] == sorted({bucket.at_most_units for bucket in row.costs})
     assert row.computed.ToTimedelta().total_seconds() > 0
     active = stack.hand.active()
     assert (active.state, active.device, active.revision, active.bundle_digest) == (

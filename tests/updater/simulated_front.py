@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from updater.actions import Failed, FaultKind, Shortage
+from updater.costs import CostBucket
 from updater.ports import DeviceSeen, EffectFailed, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
 from updater.record import Counts, DeviceFallback
 
 GIB = 1 << 30
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CPU, CARD = "cpu", "cuda:0"
 
 
@@ -58,6 +60,7 @@ class SimFront:
     card: Card | None = None  # if there is one, it is the configured device
     fallback: DeviceFallback | None = None  # in a file of its own: it outlives the front
     frugal: str = ""  # a bundle whose items always fit
+    row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
     load_faults: list[Failed] = field(default_factory=list)  # for the next loads
     tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
@@ -273,6 +276,8 @@ class SimFront:
     def _count(self, held: Held, requests: int, reason: str) -> None:
         key = (held.bundle_digest, held.device)
         self.counts[key] = _counted(self.counts.get(key, Counts()), requests, reason)
+        if not reason:
+            self.counts[key] = _computed(self.counts[key], held.device, requests, self.row_seconds(held.bundle_digest))
 
     # Memory.
 
@@ -343,10 +348,24 @@ class SimFront:
         return TrialSeen(held.load_id, held.bundle_digest, previous_id, self.term_left, self.baseline)
 
 
+def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:
+    """One batch of one row a request; every other one takes a tenth longer."""
+    longer = batches // 2
+    old = before.costs[0] if before.costs else CostBucket(device, 1, 0, 0.0, 0.0)
+    bucket = CostBucket(
+        device,
+        at_most_units=1,
+        batches=old.batches + batches,
+        row_seconds=old.row_seconds + seconds * (batches + 0.1 * longer),
+        row_seconds_squared=old.row_seconds_squared + seconds**2 * (batches + 0.21 * longer),
+    )
+    return replace(before, costs=(bucket,))
+
+
 def _counted(before: Counts, requests: int, reason: str) -> Counts:
     if not reason:
         latency = tuple(a + b for a, b in zip(before.latency or (0,) * 13, (0, requests, *(0,) * 11), strict=True))
-        return replace(before, answered=before.answered + requests, latency=latency)
+        return replace(before, answered=before.answered + requests, latency=latency, latency_bounds=BOUNDS)
     return replace(
         before,
         failed=before.failed + requests,

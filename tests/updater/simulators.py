@@ -34,6 +34,7 @@ class Quality:
     agrees: int = 20  # of 20 others, with everybody
     failure: str = ""  # of each golden answer
     cost_seconds: float = 1.0  # of a run of the gate
+    row_seconds: float = 0.01  # device seconds of a caller's row
     fails_callers: str = ""  # reason with which it fails callers, though it is right on golden answers
     fails_on: Mapping[str, str] = field(default_factory=dict)  # device → failure of each golden answer there
 

@@ -3,6 +3,7 @@
 from datetime import UTC
 
 from hotslot.control.v1 import control_pb2 as pb
+from updater.costs import CostBucket
 from updater.ports import DeviceSeen, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
 from updater.record import Counts, DeviceFallback
 
@@ -48,6 +49,13 @@ def counts_of(row: pb.RevisionStats) -> Counts:
         out_of_memory=by_reason.get(_OUT_OF_MEMORY, 0),
         restarts=row.restarts,
         latency=tuple(bucket.count for bucket in row.latency),
+        latency_bounds=tuple(
+            bucket.at_most.ToNanoseconds() / 1e9 for bucket in row.latency if bucket.HasField("at_most")
+        ),
+        costs=tuple(
+            CostBucket(row.device, one.at_most_units, one.batches, one.row_seconds, one.row_seconds_squared)
+            for one in row.costs
+        ),
     )
 
 

@@ -188,14 +188,17 @@ def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
 
 
 def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
-    """The runner's own seconds: a clock would be unfair to a candidate beside live load."""
+    """The runner's own seconds: a clock would be unfair to a candidate beside live load.
+
+    They vary with what else the machine does, and a slower model may be worth it: a person decides.
+    """
     cost, before = answers.candidate_seconds, answers.active_seconds
     if min(cost, before) < rules.min_cost_seconds and not before >= rules.min_cost_seconds:
         return [], []
     most = before * rules.max_cost_factor
     measured = Measured("cost_seconds", cost, before, most, cost <= most)
     message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
-    return [measured], [] if cost <= most else [_Finding(GateVerdict.REFUSE, "COST", message)]
+    return [measured], [] if cost <= most else [_Finding(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
 
 
 def _differing(asked: Sequence[Asked], most: int) -> tuple[Differing, ...]:

@@ -27,7 +27,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
     judgement = judge(update, front, trial, rules_of(update, rules))
     if judgement.verdict in (TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES):
         return Enter(Stage.COMMITTING, judgement.reason, judgement.message)
-    if judgement.verdict in (TrialVerdict.ROLL_BACK, TrialVerdict.DOES_NOT_FIT, TrialVerdict.NO_DATA):
+    if judgement.verdict not in (TrialVerdict.WAIT, TrialVerdict.PROBE):
         return Enter(Stage.ROLLING_BACK, judgement.reason, judgement.message)
     if front.is_draining:
         return Wait(rules.observe.look_seconds, "the front is about to end")
@@ -157,6 +157,8 @@ def _condemned(
     evidence = judgement.evidence
     if judgement.verdict is TrialVerdict.DOES_NOT_FIT:
         return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, message, evidence=evidence)
+    if judgement.verdict is TrialVerdict.SLOWER:
+        return moves.hold(record, facts, HeldFor.SLOWER, message, evidence=evidence)
     if judgement.verdict is TrialVerdict.ROLL_BACK:
         return moves.refuse(record, facts, rules, reason, message, evidence=evidence, outcome=Outcome.ROLLED_BACK)
     return moves.hold(record, facts, HeldFor.INCONCLUSIVE, message, evidence=evidence)

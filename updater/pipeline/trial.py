@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from updater.costs import compare_costs, subtract_costs
 from updater.evidence import Evidence, Measured
 from updater.pipeline import candidate
 from updater.ports import FrontState, TrialSeen
 from updater.record import Counts, Update
 from updater.rules import ObserveRules
 
-# Upper bounds of the front's latency buckets, in seconds; the last bucket has none.
-LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
+_MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured numbers: they blame nothing
 
 
 class TrialVerdict(StrEnum):
@@ -21,8 +22,12 @@ class TrialVerdict(StrEnum):
     KEEP = "KEEP"
     KEEP_ON_PROBES = "KEEP_ON_PROBES"
     ROLL_BACK = "ROLL_BACK"  # it is to blame
+    SLOWER = "SLOWER"  # it costs more or answers later, which may be the machine's doing: a person decides
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
     NO_DATA = "NO_DATA"  # nothing can be said: a person decides
+
+
+_KEPT = frozenset({TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +41,39 @@ class TrialJudgement:
 
 
 def judge(update: Update, front: FrontState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
-    """Judge by what was counted since activation, against the baseline frozen then."""
+    """Judge by what was counted since activation.
+
+    Failures are held against the baseline frozen then, device seconds against all that the previous revision has
+    computed, and latency against what the previous slot answered since then: a wall clock says as much of what else
+    the machine does as of a revision.
+    """
     seen = since(candidate.counts_of(update, front), update.at_activation)
     total = seen.answered + seen.failed
     is_enough = total >= rules.min_answers
-    evidence = Evidence(_measured(update, seen, trial.baseline, rules), on_probes=not is_enough)
+    measured = (*_measured(update, seen, trial.baseline, rules), *_compared(seen, front, trial, rules))
+    evidence = Evidence(measured, on_probes=not is_enough)
     numbers = f"{seen.failed} of {total} requests failed, {seen.restarts} deaths"
     at_once = _at_once(update, seen, rules)
     if at_once:
         return TrialJudgement(_blame(seen), at_once, numbers, evidence)
     if is_enough:
-        wrong = next((row for row in evidence.measured if not row.passed), None)
+        wrong = next((row for row in measured if not row.passed and row.name not in _MAY_BE_NOISE), None)
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
             return TrialJudgement(_blame(seen), wrong.name.upper(), message, evidence)
-    return _patience(update, seen, rules, numbers, evidence)
+    judgement = _patience(update, seen, rules, numbers, evidence)
+    # Once, when nothing else is left to wait for: a test that is repeated at every look finds noise sooner or later.
+    slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)
+    if judgement.verdict not in _KEPT or slower is None or update.may_be_slower:
+        return judgement
+    message = f"{slower.name} {slower.candidate:.4f}, {slower.active:.4f} before, allowed {slower.threshold:.4f}"
+    return TrialJudgement(TrialVerdict.SLOWER, slower.name.upper(), f"{message}; {numbers}", evidence)
 
 
 def since(now: Counts, before: Counts) -> Counts:
     """What was counted between two looks in one life of the front."""
     latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
+    costs = subtract_costs(now.costs, before.costs)
     return Counts(
         answered=max(0, now.answered - before.answered),
         failed=max(0, now.failed - before.failed),
@@ -63,16 +81,19 @@ def since(now: Counts, before: Counts) -> Counts:
         out_of_memory=max(0, now.out_of_memory - before.out_of_memory),
         restarts=max(0, now.restarts - before.restarts),
         latency=latency,
+        latency_bounds=now.latency_bounds,
+        costs=costs,
     )
 
 
-def percentile(latency: tuple[int, ...], share: float) -> float:
+def percentile(counts: Counts, share: float) -> float:
     """Seconds in which a share of answers came, from bucket counts; 0 for none."""
+    latency, bounds = counts.latency, counts.latency_bounds
     wanted, seen = share * sum(latency), 0.0
-    if wanted <= 0:
+    if wanted <= 0 or not bounds:
         return 0.0
     lower = 0.0
-    for count, upper in zip(latency, (*LATENCY_BOUNDS, 2 * LATENCY_BOUNDS[-1]), strict=False):
+    for count, upper in zip(latency, (*bounds, 2 * bounds[-1]), strict=False):
         if count and seen + count >= wanted:
             return lower + (upper - lower) * (wanted - seen) / count
         seen, lower = seen + count, upper
@@ -138,8 +159,24 @@ def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRule
         share,
         Measured("runner_deaths", seen.restarts, None, rules.max_restarts, seen.restarts <= rules.max_restarts),
     ]
-    if sum(baseline.latency) >= rules.min_answers and sum(seen.latency) >= rules.min_answers:
-        slow, slow_before = percentile(seen.latency, 0.95), percentile(baseline.latency, 0.95)
-        longest = max(slow_before * rules.max_latency_factor, LATENCY_BOUNDS[0])
-        rows.append(Measured("latency_p95_seconds", slow, slow_before, longest, slow <= longest))
     return tuple(rows)
+
+
+def _compared(seen: Counts, front: FrontState, trial: TrialSeen, rules: ObserveRules) -> list[Measured]:
+    """Cost and latency beside the previous slot's, as far as there is enough of both to compare."""
+    slot = next((row for row in front.slots if row.load_id and row.load_id == trial.previous_load_id), None)
+    previous = trial.baseline if slot is None else front.counts_of(slot.bundle_digest, slot.device)
+    rows = []
+    costs = compare_costs(seen.costs, previous.costs, rules.max_cost_factor)
+    batches = 0 if costs is None else min(costs.candidate_batches, costs.active_batches)
+    if costs is not None and batches >= rules.min_compared and costs.compared_seconds >= rules.min_cost_seconds:
+        most = costs.active_seconds * rules.max_cost_factor
+        is_good = costs.by_chance > rules.significance
+        rows.append(Measured(COST, costs.candidate_seconds, costs.active_seconds, most, is_good))
+        rows.append(Measured("slower_by_chance", costs.by_chance, None, rules.significance, is_good))
+    beside = since(previous, trial.baseline)
+    if min(sum(beside.latency), sum(seen.latency)) >= rules.min_compared and beside.latency_bounds:
+        slow, slow_beside = percentile(seen, 0.95), percentile(beside, 0.95)
+        longest = max(slow_beside * rules.max_latency_factor, slow_beside + rules.latency_margin_seconds)
+        rows.append(Measured(LATENCY, slow, slow_beside, longest, slow <= longest))
+    return rows

@@ -8,7 +8,7 @@ from updater.pipeline import moves, reconcile, returning
 from updater.pipeline.moves import Concluded
 from updater.pipeline.versions import is_after, is_same, version_of
 from updater.ports import Facts
-from updater.record import APPROVABLE, Ending, EndsIn, ModelRecord, Outcome, Stage, UpdateKind
+from updater.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.rules import Rules
 
 _ON_TRIAL = frozenset({Stage.ACTIVATING, Stage.OBSERVING})
@@ -163,7 +163,9 @@ def _resume(record: ModelRecord, facts: Facts) -> Concluded:
 def _approve(record: ModelRecord, digest: str, facts: Facts) -> Concluded:
     record = replace(record, approved=(*(row for row in record.approved if row != digest), digest))
     stage = Stage.GATING if record.under_way.bundle_digest else Stage.STAGING
-    record = moves.enter(record, stage, approved=True, ending=None, reason="", message="")
+    ending = record.under_way.ending
+    may_be_slower = record.under_way.may_be_slower or (ending is not None and ending.held_for is HeldFor.SLOWER)
+    record = moves.enter(record, stage, approved=True, may_be_slower=may_be_slower, ending=None, reason="", message="")
     return record, (moves.event(record, facts, "update_approved", f"an operator approved {record.under_way.revision}"),)
 
 

@@ -11,6 +11,8 @@ _HELD = {
     HeldFor.APPROVAL: "policy asks a person: " + _APPROVE,
     HeldFor.AGREEMENT: "it answers otherwise than what serves, which may be better: " + _APPROVE,
     HeldFor.NOISE: "the golden set is too small to tell: add items with expectations, or " + _APPROVE,
+    HeldFor.SLOWER: "it needs more device time, or answers later, than what serves, which may be the machine's doing: "
+    "`hotslot updates resume` tries it again; or " + _APPROVE,
     HeldFor.NO_GOLDEN: "make a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
     + _APPROVE,
     HeldFor.GOLDEN_UNUSABLE: "mend the golden set (`hotslot golden show` says what is wrong), or " + _APPROVE,

@@ -4,7 +4,7 @@ from common.clock import Clock
 from hotslot.control.v1 import control_pb2
 from inference.front.slots.manager import ModelManager
 from inference.front.slots.slot import Slot
-from inference.front.slots.stats import LATENCY_BOUNDS, RevisionStats
+from inference.front.slots.stats import RevisionStats
 
 
 def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
@@ -61,8 +61,15 @@ def stats_message(row: RevisionStats) -> control_pb2.RevisionStats:
     message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
     for position, count in enumerate(row.latency):
         bucket = message.latency.add(count=count)
-        if position < len(LATENCY_BOUNDS):
-            bucket.at_most.FromNanoseconds(round(LATENCY_BOUNDS[position] * 1e9))
+        if position < len(row.latency_bounds):
+            bucket.at_most.FromNanoseconds(round(row.latency_bounds[position] * 1e9))
+    for at_most, sums in sorted(row.costs.items()):
+        message.costs.add(
+            at_most_units=at_most,
+            batches=sums.batches,
+            row_seconds=sums.row_seconds,
+            row_seconds_squared=sums.row_seconds_squared,
+        )
     return message
 
 

@@ -224,9 +224,8 @@ class ModelManager:
         """Count what a batch cost: CPU seconds on a CPU, the device's otherwise."""
         if slot.load is None:
             return
-        stats = self.book.of(slot.load.key)
-        stats.computed_seconds += reply.cpu_seconds if slot.load.device == "cpu" else reply.computed_seconds
-        stats.units += reply.units
+        seconds = reply.cpu_seconds if slot.load.device == "cpu" else reply.computed_seconds
+        self.book.of(slot.load.key).count_batch(seconds, reply.units)
 
     # Helpers.
 

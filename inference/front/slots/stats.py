@@ -17,6 +17,15 @@ class StatsKey:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class BatchCosts:
+    """Seconds a row of batches of about one size: the sums that a mean and a variance are computed from."""
+
+    batches: int = 0
+    row_seconds: float = 0.0  # sum over the batches of the seconds a row
+    row_seconds_squared: float = 0.0  # sum over the batches of their squares
+
+
 @dataclass(slots=True)
 class RevisionStats:
     """Numbers of one revision on one device since the front started."""
@@ -25,24 +34,41 @@ class RevisionStats:
     answered: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     answered_by_previous: int = 0
-    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    latency_bounds: tuple[float, ...] = LATENCY_BOUNDS
+    latency: list[int] = field(default_factory=list)  # answers a bucket; the last bucket has no bound
     restarts: int = 0
     void_restarts: int = 0
     computed_seconds: float = 0.0
     units: int = 0
+    costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the most rows of such a batch, a power of two
+
+    def __post_init__(self) -> None:
+        """Begin all buckets at zero."""
+        self.latency = self.latency or [0] * (len(self.latency_bounds) + 1)
 
     def count_answer(self, seconds: float) -> None:
         """A request was answered, so long after its acceptance."""
         self.answered += 1
-        self.latency[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.latency[bisect.bisect_left(self.latency_bounds, seconds)] += 1
 
     def count_failure(self, reason: str) -> None:
         """A request was failed by this revision."""
         self.failed[reason] = self.failed.get(reason, 0) + 1
 
+    def count_batch(self, seconds: float, units: int) -> None:
+        """A batch of so many rows was computed in so many CPU or device seconds."""
+        self.computed_seconds += seconds
+        self.units += units
+        if units > 0:
+            at_most, cost = 1 << (units - 1).bit_length(), seconds / units
+            sums = self.costs.get(at_most, BatchCosts())
+            self.costs[at_most] = BatchCosts(
+                sums.batches + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost
+            )
+
     def frozen(self) -> "RevisionStats":
         """A copy that no longer moves."""
-        return replace(self, failed=dict(self.failed), latency=list(self.latency))
+        return replace(self, failed=dict(self.failed), latency=list(self.latency), costs=dict(self.costs))
 
 
 class StatsBook:

@@ -8,6 +8,19 @@ from updater.record import HeldFor, ModelRecord, Stage
 from updater.record_json import RecordUnreadable, from_json, to_json
 
 
+def test_a_record_of_an_update_that_knew_no_costs_is_read(world: World) -> None:
+    """An updater that is replaced in the middle of a trial goes on with it."""
+    world.passes(30.0)
+    world.publish("1.1.0")
+    world.tick_until(Stage.OBSERVING)
+    row = to_json(world.record)
+    del row["update"]["may_be_slower"]
+    for name in ("latency_bounds", "costs"):
+        del row["update"]["at_activation"][name]
+
+    assert from_json(row) == world.record
+
+
 def held_for(world: World) -> HeldFor | None:
     """Why it is held."""
     assert Stage.HELD is world.stage, world.told()[-6:]

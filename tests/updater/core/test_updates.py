@@ -4,6 +4,7 @@ import pytest
 
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
+from updater.actions import WishKind
 from updater.ports import GoldenFacts
 from updater.record import HeldFor, Outcome, Stage
 from updater.rules import ObserveRules
@@ -87,11 +88,45 @@ def test_a_trial_out_of_memory_is_held_without_blame(world: World) -> None:
 
 
 @pytest.mark.fault("S5")
-def test_a_slow_candidate_is_refused(world: World) -> None:
-    """Three times the active model's device time."""
+def test_a_slow_candidate_is_not_taken(world: World) -> None:
+    """Three times the active model's device time on golden items: a person decides, no caller meets it before."""
     world.publish("1.1.0", Quality(cost_seconds=3.0))
     world.settle()
-    assert "COST" == world.last("candidate_refused").update.reason  # type: ignore[union-attr]
+
+    assert held_for(world) is HeldFor.SLOWER
+    assert world.quarantined == set()
+    assert bundle_of(world.hub.contents["1.1.0"]) not in world.front.activated
+    assert world.serving == "1.0.0"
+
+
+@pytest.mark.fault("S5")
+def test_what_is_slow_only_on_callers_is_held(world: World) -> None:
+    """Three times the device seconds a row on trial: the model before serves again, and nothing is in quarantine."""
+    world.requests_a_second = 4.0
+    world.passes(30.0)
+    world.publish("1.1.0", Quality(row_seconds=0.03))
+    world.settle()
+
+    assert held_for(world) is HeldFor.SLOWER
+    assert world.quarantined == set()
+    assert world.record.activation.failures == 0
+    evidence = world.last("hold_decided").evidence
+    assert evidence is not None
+    assert [row.name for row in evidence.measured if not row.passed] == ["cost_seconds_a_row", "slower_by_chance"]
+    assert world.committed == world.serving == "1.0.0"
+
+
+def test_a_slower_revision_that_a_person_approves_is_committed(world: World) -> None:
+    """Neither the gate nor the trial holds it for the same thing again."""
+    world.requests_a_second = 4.0
+    world.passes(30.0)
+    world.publish("1.1.0", Quality(cost_seconds=3.0, row_seconds=0.03))
+    world.settle()
+    assert held_for(world) is HeldFor.SLOWER
+
+    world.wish(WishKind.APPROVE, world.record.under_way.source_digest)
+    world.settle()
+    assert world.committed == "1.1.0"
 
 
 @pytest.mark.fault("S11")

@@ -1,17 +1,22 @@
 """The numbers behind a verdict: of a gate, and of a trial."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
+from inference.front.control.report import stats_message
+from inference.front.slots.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.actions import Failed, FaultKind, Wish, WishKind
+from updater.control.seen import counts_of
+from updater.costs import CostBucket, compare_costs, t_tail
 from updater.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
 from updater.pipeline.gate_verdict import GateVerdict, judge
 from updater.pipeline.trial import TrialVerdict, percentile, since
 from updater.pipeline.trial import judge as judge_trial
 from updater.pipeline.wishes import refusal
-from updater.ports import FrontState, RevisionSeen, TrialSeen
+from updater.ports import FrontState, RevisionSeen, SlotSeen, TrialSeen
 from updater.record import Counts, HeldFor, Update, UpdateKind
 from updater.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection, rules_of
@@ -78,7 +83,7 @@ def test_a_first_install_is_judged_by_expectation_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "verdict", "held_for"),
     [
-        ({"candidate_seconds": 1.6, "active_seconds": 1.0}, GateVerdict.REFUSE, None),
+        ({"candidate_seconds": 1.6, "active_seconds": 1.0}, GateVerdict.HOLD, HeldFor.SLOWER),
         ({"candidate_seconds": 1.4, "active_seconds": 1.0}, GateVerdict.PASS, None),
         ({"candidate_seconds": 0.04, "active_seconds": 0.01}, GateVerdict.PASS, None),  # too little to tell
         ({"candidate_bytes": 11, "planned_bytes": 10}, GateVerdict.HOLD, HeldFor.DOES_NOT_FIT),
@@ -93,11 +98,18 @@ def test_cost_and_memory_are_held_against_the_plan(
 
 
 def trial(
-    seconds: float, seen: Counts, baseline: Counts | None = None, rules: ObserveRules = WATCHED, **changes: object
+    seconds: float,
+    seen: Counts,
+    baseline: Counts | None = None,
+    rules: ObserveRules = WATCHED,
+    beside: Counts | None = None,
+    **changes: object,
 ) -> TrialVerdict:
-    """Judge a trial after so long, with these counts."""
+    """Judge a trial after so long, with these counts; `beside` is what the previous slot has counted until now."""
     update = Update("u", UpdateKind.RELEASE, "1.1.0", World().clock.now(), bundle_digest="b", stage_seconds=seconds)
-    front = FrontState("life", 1, (), "", is_ready=True, stats=(RevisionSeen("b", "cpu", seen),))
+    rows = (RevisionSeen("b", "cpu", seen), RevisionSeen("a", "cpu", beside or Counts()))
+    previous = SlotSeen("p", "a", "cpu", "float32", "LOADED", "PREVIOUS")
+    front = FrontState("life", 1, (previous,), "", is_ready=True, stats=rows)
     frozen = Counts(answered=1000) if baseline is None else baseline
     changed = replace(update, **changes)  # type: ignore[arg-type]
     return judge_trial(changed, front, TrialSeen("l", "b", "p", 60.0, frozen), rules).verdict
@@ -131,12 +143,117 @@ def test_a_trial_that_is_no_worse_than_before_is_kept() -> None:
     assert TrialVerdict.KEEP is trial(31.0, seen, Counts(answered=900, failed=100))
 
 
-def test_a_trial_that_is_much_slower_is_taken_back() -> None:
-    """By its 95th percentile, against the one before."""
-    fast, slow = Counts(answered=100, latency=(0, 0, 0, 100)), Counts(answered=100, latency=(0, 0, 0, 0, 0, 0, 100))
-    assert TrialVerdict.ROLL_BACK is trial(31.0, slow, fast)
-    assert TrialVerdict.KEEP is trial(31.0, fast, slow)
-    assert 0.0 == percentile((), 0.95)
+BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 1.0)
+
+
+def latencies(*counts: int) -> Counts:
+    """So many answers a bucket of `BOUNDS`."""
+    return Counts(answered=sum(counts), latency=(*counts, *(0,) * (7 - len(counts))), latency_bounds=BOUNDS)
+
+
+def test_wall_clock_is_compared_with_the_same_time_alone() -> None:
+    """A baseline of a calmer hour condemns nothing; what the previous slot answered during the trial may hold it."""
+    fast, slow = latencies(100), latencies(0, 0, 0, 0, 0, 100)
+    assert trial(31.0, slow, baseline=fast, beside=fast) is TrialVerdict.KEEP
+    assert trial(31.0, slow, baseline=fast, beside=latencies(200)) is TrialVerdict.SLOWER
+    assert trial(31.0, slow, baseline=fast, beside=latencies(129)) is TrialVerdict.KEEP  # 29 answers are too few
+    assert trial(31.0, fast, baseline=slow, beside=latencies(0, 0, 0, 0, 0, 200)) is TrialVerdict.KEEP
+    assert percentile(Counts(), 0.95) == 0.0
+
+
+def test_a_few_milliseconds_more_are_noise_whatever_the_factor() -> None:
+    """Eight times later, but by less than the margin; beyond it both bounds count."""
+    before = Counts(answered=1000)
+    assert trial(31.0, latencies(0, 0, 100), baseline=before, beside=latencies(100)) is TrialVerdict.KEEP
+    assert trial(31.0, latencies(0, 0, 0, 0, 100), baseline=before, beside=latencies(100)) is TrialVerdict.SLOWER
+
+
+def costs(*row_seconds: float, at_most: int = 1, device: str = "cpu") -> CostBucket:
+    """Batches of one size that cost so many seconds a row each."""
+    return CostBucket(device, at_most, len(row_seconds), sum(row_seconds), sum(cost * cost for cost in row_seconds))
+
+
+def spread(mean: float, batches: int) -> tuple[float, ...]:
+    """Costs that vary by a third about a mean."""
+    return tuple(mean * (1.0 + (number % 5 - 2) / 6) for number in range(batches))
+
+
+@pytest.mark.fault("S5")
+def test_a_trial_that_costs_more_beyond_chance_is_held_when_its_window_is_over() -> None:
+    """Three times the device seconds a row; no sooner, so that a test which is repeated finds no noise."""
+    before = Counts(answered=1000, costs=(costs(*spread(0.01, 200)),))
+    seen = Counts(answered=100, costs=(costs(*spread(0.03, 100)),))
+    assert trial(29.0, seen, before, beside=before) is TrialVerdict.WAIT
+    assert trial(31.0, seen, before, beside=before) is TrialVerdict.SLOWER
+    assert trial(31.0, seen, before, beside=before, may_be_slower=True) is TrialVerdict.KEEP
+    assert trial(31.0, seen, before) is TrialVerdict.KEEP  # the previous slot has computed nothing to compare with
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        costs(*spread(0.019, 100)),  # less than the factor
+        costs(*spread(0.03, 29)),  # too few batches
+        costs(*spread(0.03, 30)),  # less than a second of device time
+        costs(*(0.01,) * 50, *(0.6,) * 2),  # a mean of three times by two outliers
+        costs(*spread(0.03, 100), at_most=8),  # of another size
+        costs(*spread(0.03, 100), device="cuda:0"),  # of another device
+    ],
+)
+def test_what_may_be_chance_or_cannot_be_compared_is_kept(candidate: CostBucket) -> None:
+    """Nothing is said of a revision by what another size, another device or two batches cost."""
+    before = Counts(answered=1000, costs=(costs(*spread(0.01, 200)),))
+    assert trial(31.0, Counts(answered=100, costs=(candidate,)), before, beside=before) is TrialVerdict.KEEP
+
+
+def test_fewer_callers_than_before_are_no_other_cost() -> None:
+    """A row of a batch of one costs four times what a row of a large batch does: only equal sizes are compared."""
+    large, small = costs(*spread(0.01, 300), at_most=32), costs(*spread(0.04, 40))
+    compared = compare_costs((costs(*spread(0.04, 200)),), (large, small), 2.0)
+    assert compared is not None
+    assert (compared.candidate_batches, compared.active_batches) == (200, 40)
+    assert compared.by_chance == pytest.approx(1.0)
+
+
+def test_the_tail_of_students_t_agrees_with_tables() -> None:
+    """For odd, even and many degrees of freedom."""
+    assert t_tail(1.0, 1) == pytest.approx(0.25)
+    assert t_tail(3.365, 5) == pytest.approx(0.01, abs=1e-5)
+    assert t_tail(1.812, 10) == pytest.approx(0.05, abs=1e-4)
+    assert t_tail(-1.812, 10) == pytest.approx(0.95, abs=1e-4)
+    assert t_tail(2.330, 10**9) == pytest.approx(0.01, abs=1e-4)
+    assert compare_costs((), (), 2.0) is None
+
+
+def test_noise_alone_is_held_no_more_often_than_the_test_says() -> None:
+    """Equal revisions at the limit of the factor itself, with heavy tails: about one in a hundred; below it none."""
+    random = Random(11)
+
+    def batches(mean: float, count: int) -> CostBucket:
+        return costs(*(mean * random.lognormvariate(-0.125, 0.5) for _ in range(count)))
+
+    pairs = [(batches(0.02, 60), batches(0.01, 200), batches(0.01, 60)) for _ in range(400)]
+    at_limit = [compare_costs((limit,), (before,), 2.0) for limit, before, _ in pairs]
+    equal = [compare_costs((same,), (before,), 2.0) for _, before, same in pairs]
+    assert sum(row is not None and row.by_chance <= 0.01 for row in at_limit) <= 8
+    assert sum(row is not None and row.by_chance <= 0.01 for row in equal) == 0
+
+
+def test_latency_bounds_are_what_the_front_sends() -> None:
+    """Other buckets on the front's side are read as such by the updater, and so are the costs of batches."""
+    row = RevisionStats(StatsKey("b", "cpu"), latency_bounds=(1.0, 2.0, 8.0))
+    for _ in range(100):
+        row.count_answer(3.0)
+    row.count_batch(0.6, 3)
+    row.count_batch(0.2, 0)
+    counts = counts_of(stats_message(row))
+
+    assert counts.latency_bounds == (1.0, 2.0, 8.0)
+    assert percentile(counts, 0.5) == pytest.approx(5.0)
+    (bucket,) = counts.costs
+    assert (bucket.device, bucket.at_most_units, bucket.batches) == ("cpu", 4, 1)
+    assert (bucket.row_seconds, bucket.row_seconds_squared) == pytest.approx((0.2, 0.04))
+    assert row.frozen().costs == row.costs
 
 
 @pytest.mark.fault("S11")
@@ -152,8 +269,10 @@ def test_a_trial_on_probes() -> None:
 
 def test_what_was_counted_before_activation_is_not_the_trials() -> None:
     """A bundle may be tried twice in one life of the front."""
-    before = Counts(answered=5, failed=9, latency=(5,))
-    assert Counts(answered=1, latency=(1,)) == since(Counts(answered=6, failed=9, latency=(6,)), before)
+    before = Counts(answered=5, failed=9, latency=(5,), costs=(costs(1.0),))
+    now = Counts(answered=6, failed=9, latency=(6,), costs=(costs(1.0, 3.0), costs(2.0, at_most=4)))
+    added = Counts(answered=1, latency=(1,), costs=(costs(3.0), costs(2.0, at_most=4)))
+    assert since(now, before) == added
     assert TrialVerdict.WAIT is trial(1.0, Counts(failed=9), at_activation=Counts(failed=9))
 
 

@@ -92,6 +92,7 @@ class World:
         self.store = SimStore(self.disk, self.qualities)
         self.converter = SimConverter(self.store)
         self.front = SimFront(self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads, card=self.card)
+        self.front.row_seconds = lambda bundle: self.qualities[content_of(bundle)].row_seconds
         self.golden = SimGolden(self.front, self.qualities)
         self.front.start()
         self.start_updater()

@@ -521,6 +521,7 @@ class RevisionStats(_message.Message):
     VOID_RESTARTS_FIELD_NUMBER: _builtins.int
     COMPUTED_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle."""
     device: _builtins.str
@@ -550,6 +551,12 @@ class RevisionStats(_message.Message):
     def computed(self) -> _duration_pb2.Duration:
         """Device time of all that was answered. The runner's CPU seconds on a CPU."""
 
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostBucket]:
+        """What batches cost, by their size, in ascending order: enough to compare two
+        revisions on batches of the same size. Sizes that never came are left out.
+        """
+
     def __init__(
         self,
         *,
@@ -563,14 +570,53 @@ class RevisionStats(_message.Message):
         void_restarts: _builtins.int = ...,
         computed: _duration_pb2.Duration | None = ...,
         units: _builtins.int = ...,
+        costs: _abc.Iterable[Global___CostBucket] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "device", b"device", "failed", b"failed", "latency", b"latency", "restarts", b"restarts", "units", b"units", "void_restarts", b"void_restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "latency", b"latency", "restarts", b"restarts", "units", b"units", "void_restarts", b"void_restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevisionStats: _TypeAlias = RevisionStats  # noqa: Y015
+
+@_typing.final
+class CostBucket(_message.Message):
+    """Seconds a row of batches of about one size: device seconds, on a CPU the
+    runner's CPU seconds. Probes and self-tests are included.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MOST_UNITS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    ROW_SECONDS_FIELD_NUMBER: _builtins.int
+    ROW_SECONDS_SQUARED_FIELD_NUMBER: _builtins.int
+    at_most_units: _builtins.int
+    """Most rows of such a batch, a power of two; the least is half of it plus
+    one.
+    """
+    batches: _builtins.int
+    """Batches counted. At least 1."""
+    row_seconds: _builtins.float
+    """Sum over the batches of the seconds a row."""
+    row_seconds_squared: _builtins.float
+    """Sum over the batches of the squares of the seconds a row."""
+    def __init__(
+        self,
+        *,
+        at_most_units: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        row_seconds: _builtins.float = ...,
+        row_seconds_squared: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_units", b"at_most_units", "batches", b"batches", "row_seconds", b"row_seconds", "row_seconds_squared", b"row_seconds_squared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostBucket: _TypeAlias = CostBucket  # noqa: Y015
 
 @_typing.final
 class LatencyBucket(_message.Message):

@@ -1,0 +1,137 @@
+"""Whether a revision needs more device time than another: a test on what their batches cost. Pure."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import atan2, cos, pi, sin, sqrt
+
+_MAX_DEGREES = 1000  # of freedom: beyond it the distribution is the normal one
+
+
+@dataclass(frozen=True, slots=True)
+class CostBucket:
+    """Seconds a row of batches of about one size on one device; on a CPU the runner's CPU seconds."""
+
+    device: str
+    at_most_units: int  # rows of a batch: such sizes are compared with each other alone
+    batches: int
+    row_seconds: float  # sum over the batches of the seconds a row
+    row_seconds_squared: float  # sum over the batches of their squares
+
+
+@dataclass(frozen=True, slots=True)
+class CostComparison:
+    """What two revisions cost on batches of the same sizes, and whether chance explains the difference."""
+
+    candidate_batches: int
+    active_batches: int
+    compared_seconds: float  # device seconds of the one that has computed less, about
+    candidate_seconds: float  # a row; mean over the sizes that both computed
+    active_seconds: float  # the same, with the same weights
+    by_chance: float  # how likely a candidate at the allowed factor costs at least so much
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Mean and variance of one side of one size."""
+
+    batches: int
+    mean: float
+    variance: float  # of the mean
+    seconds: float  # of device time, about
+
+
+def compare_costs(
+    candidate: Iterable[CostBucket], active: Iterable[CostBucket], factor: float
+) -> CostComparison | None:
+    """Test whether the candidate costs more than `factor` times what the active model does; None if nothing compares.
+
+    Welch's one-sided t-test of means with unequal variances (B. L. Welch, "The generalization of 'Student's' problem
+    when several different population variances are involved", Biometrika 34, 1947), on the mean difference over
+    sizes of batches, each weighted by n·m / (n + m) as in the test of Cochran (Biometrics 10, 1954). Strata are
+    needed because a row costs less in a large batch: more or fewer callers than before must not look like another
+    cost. The degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
+
+    Batches of the same minute are not independent, and a neighbour of the machine costs CPU seconds too: the test
+    alone would find differences that are none, which is what the factor is for.
+    """
+    pairs = list(_pairs(candidate, active))
+    weights = [a.batches * b.batches / (a.batches + b.batches) for a, b in pairs]
+    whole = sum(weights)
+    if not pairs:
+        return None
+    shares = [weight / whole for weight in weights]
+    mean = sum(share * a.mean for share, (a, _) in zip(shares, pairs, strict=True))
+    before = sum(share * b.mean for share, (_, b) in zip(shares, pairs, strict=True))
+    parts = [
+        (share * share * scale * scale * sample.variance, sample.batches - 1)
+        for share, (a, b) in zip(shares, pairs, strict=True)
+        for scale, sample in ((1.0, a), (factor, b))
+    ]
+    return CostComparison(
+        candidate_batches=sum(a.batches for a, _ in pairs),
+        active_batches=sum(b.batches for _, b in pairs),
+        compared_seconds=min(sum(a.seconds for a, _ in pairs), sum(b.seconds for _, b in pairs)),
+        candidate_seconds=mean,
+        active_seconds=before,
+        by_chance=_by_chance(mean - factor * before, parts),
+    )
+
+
+def subtract_costs(now: Iterable[CostBucket], before: Iterable[CostBucket]) -> tuple[CostBucket, ...]:
+    """What was added between two moments in one life of the front."""
+    old = {(row.device, row.at_most_units): row for row in before}
+    rows = []
+    for row in now:
+        gone = old.get((row.device, row.at_most_units))
+        if gone is not None:
+            row = CostBucket(  # noqa: PLW2901  the same bucket, later
+                row.device,
+                row.at_most_units,
+                row.batches - gone.batches,
+                row.row_seconds - gone.row_seconds,
+                row.row_seconds_squared - gone.row_seconds_squared,
+            )
+        if row.batches > 0:
+            rows.append(row)
+    return tuple(rows)
+
+
+def t_tail(t: float, degrees: int) -> float:
+    """Probability that Student's t of so many degrees of freedom is at least `t`.
+
+    The finite series 26.7.3 and 26.7.4 of Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964).
+    """
+    degrees = max(1, min(degrees, _MAX_DEGREES))
+    angle = atan2(t, sqrt(degrees))
+    step, power = cos(angle) ** 2, cos(angle) if degrees % 2 else 1.0
+    total, term = 0.0, power
+    for k in range(2 + degrees % 2, degrees + 1, 2):
+        total += term
+        term *= step * (k - 1) / k
+    series = sin(angle) * total
+    within = 2.0 / pi * (angle + series) if degrees % 2 else series
+    return min(1.0, max(0.0, (1.0 - within) / 2.0))
+
+
+def _pairs(candidate: Iterable[CostBucket], active: Iterable[CostBucket]) -> Iterator[tuple[_Sample, _Sample]]:
+    """The two sides of each device and size of which both have a variance."""
+    others = {(row.device, row.at_most_units): row for row in active if row.batches > 1}
+    for row in candidate:
+        other = others.get((row.device, row.at_most_units))
+        if row.batches > 1 and other is not None:
+            yield _sample(row), _sample(other)
+
+
+def _sample(row: CostBucket) -> _Sample:
+    mean = row.row_seconds / row.batches
+    spread = max(0.0, row.row_seconds_squared - row.batches * mean * mean) / (row.batches - 1)
+    return _Sample(row.batches, mean, spread / row.batches, row.row_seconds * row.at_most_units)
+
+
+def _by_chance(difference: float, parts: list[tuple[float, int]]) -> float:
+    """The tail of t for a difference whose variance is a sum of parts, each with its degrees of freedom."""
+    variance = sum(part for part, _ in parts)
+    if variance <= 0.0:
+        return 0.0 if difference > 0.0 else 1.0
+    degrees = variance * variance / sum(part * part / free for part, free in parts)
+    return t_tail(difference / sqrt(variance), int(degrees))
