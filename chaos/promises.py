@@ -18,13 +18,14 @@ from tests.stack.load import Load, LoadReport, Refused
 from tests.updater.edges.revisions import MODEL
 from updater.pipeline.versions import is_after
 from updater.rules import ReleasePolicy
+from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal, PastEvent, PastUpdate
 
 LOOK_SECONDS = 0.1
 NEXT_SECONDS = 90.0  # of a healthy update, on a busy machine
 _POLICY = ReleasePolicy()
 _OURS = ("hub/", "made/", "bare/", "arm", "clock")  # what a step itself writes
-_IN_STATE = {"bundles", "incoming", "sources", "staging", "run", "committed.json", "journal.db", "journal.db-journal"}
+_IN_STATE = STATE_ENTRIES | {"run"}
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 POINTER_NAME = "committed.json"
 POINTER_LOCK = ".committed.lock"
+POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for the collection of garbage
 MAX_MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -152,21 +154,57 @@ def read_committed(state: Path) -> dict[str, Committed]:
     return {entry.model: entry for entry in rows}
 
 
-def write_committed(state: Path, rows: Mapping[str, Committed]) -> None:
-    """Move the committed pointer; atomic, so that a crash leaves the old or the new one."""
-    models = [asdict(rows[model]) for model in sorted(rows)]
-    write_atomic(state / POINTER_NAME, _to_json({"schema_version": SCHEMA_VERSION, "models": models}))
+def lock_pointer(state: Path, wait_seconds: float = POINTER_WAIT_SECONDS) -> AbstractContextManager[None]:
+    """Hold the committed pointer as it is: no process and no other thread changes it until the block ends.
+
+    Raises:
+        LockTimeout: another holder did not release the lock in time.
+        OSError: the lock file cannot be opened.
+    """
+    return exclusive(state / POINTER_LOCK, wait_seconds)
 
 
-def commit(state: Path, row: Committed) -> None:
-    """Move one model's row of the committed pointer; the rows of the others stay, whoever moves them meanwhile.
+def update_pointer(
+    state: Path,
+    model: str,
+    change: Callable[[Committed | None], Committed | None],
+    *,
+    replace_broken: bool = False,
+    wait_seconds: float = POINTER_WAIT_SECONDS,
+) -> Committed | None:
+    """Change one model's row of the committed pointer, durably; returns the row from before.
+
+    The only writer of the pointer. It reads, changes and writes under one file lock, so that the rows of other models
+    stay, whichever process or thread changes them at the same time. A crash leaves the old pointer or the new one.
+
+    Args:
+        state: hotslot's own folder.
+        model: whose row is changed.
+        change: returns the new row for the present one, None for no row; called under the lock. What it raises comes
+            through, and nothing is written. If it returns the present row, nothing is written either.
+        replace_broken: make a malformed pointer anew, with this row alone, instead of raising.
+        wait_seconds: longest wait for the lock.
 
     Raises:
         BundleBroken: the pointer is there and malformed.
-        OSError: it cannot be written; nothing has moved.
+        LockTimeout: another writer did not release the lock in time.
+        OSError: the pointer cannot be written; the old one stands.
     """
-    with exclusive(state / POINTER_LOCK):
-        write_committed(state, {**read_committed(state), row.model: row})
+    with lock_pointer(state, wait_seconds):
+        rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
+        before = rows.pop(model, None)
+        after = change(before)
+        if after is not None:
+            rows[model] = after
+        if after != before or is_broken:
+            models = [asdict(rows[name]) for name in sorted(rows)]
+            write_atomic(state / POINTER_NAME, _to_json({"schema_version": SCHEMA_VERSION, "models": models}))
+    return before
+
+
+def commit(state: Path, row: Committed) -> Committed | None:
+    """Make a row what a restart loads for its model; see `update_pointer`."""
+    return update_pointer(state, row.model, lambda _: row)
 
 
 def hash_file(path: Path) -> BundleFile:
@@ -175,6 +213,16 @@ def hash_file(path: Path) -> BundleFile:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     return BundleFile(name=path.name, size=size, sha256=digest)
+
+
+def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Committed], bool]:
+    """The rows of the pointer, and whether it is malformed."""
+    try:
+        return read_committed(state), False
+    except BundleBroken:
+        if not replace_broken:
+            raise
+        return {}, True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

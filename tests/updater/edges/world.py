@@ -22,6 +22,7 @@ from tests.stack import FrontProcess, Hand, Stack, eventually
 from tests.stack.answers import question
 from tests.stack.process import ROOT
 from tests.updater.edges.revisions import MODEL, publish_scripted
+from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal
 
 LIMIT_SECONDS = 60.0
@@ -330,18 +331,8 @@ class World:
         assert (row is None) == (record.committed is None)
         if row is not None and record.committed is not None:
             assert record.committed.bundle_digest == row.bundle_digest
-        known = {
-            "bundles",
-            "incoming",
-            "sources",
-            "staging",
-            "run",
-            "committed.json",
-            "journal.db",
-            "journal.db-journal",
-        }
-        ours = {"hotslot.toml", "front.log", "front.err"}
-        strays = {path.name for path in self.state.iterdir()} - known - ours
+        ours = {"run", "hotslot.toml", "front.log", "front.err"}
+        strays = {path.name for path in self.state.iterdir()} - STATE_ENTRIES - ours
         assert not strays, f"left in the state folder: {strays}"
 
     def close(self, *, check: bool = True) -> None:
