@@ -11,7 +11,6 @@ from inference.front.api.interceptors import Context
 from inference.front.events import Broadcast
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-LIVENESS = "liveness"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from common.bundle import Bundle, Committed, Origin, commit
+from common.paths import CONTROL_SOCKET, run_folder
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.control.v1 import control_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
@@ -79,7 +80,7 @@ class Stack:
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.address = f"127.0.0.1:{self.port}"
         self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self.hand = Hand(str(self.folder / "run" / "control.sock"), self._model)
+        self.hand = Hand(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
         self.entailment = EntailmentServiceStub(self.channel)
         self.tagging = AddressTaggingServiceStub(self.channel)
         self.health = HealthStub(self.channel)
