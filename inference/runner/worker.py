@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from common.exit_codes import ExitCode
+from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import oom
 from inference.runner.batch import BatchRun, Bench, DeviceLost
-from inference.runner.calls import CallLimits, UnitCost
+from inference.runner.calls import CallLimits
 from inference.runner.engines.base import Engine
 from inference.runner.engines.catalog import loader_for
 from inference.runner.hardware import CardMemory, CpuOnly, Hardware, hardware_for
