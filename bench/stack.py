@@ -20,8 +20,9 @@ from common.paths import CONTROL_SOCKET, run_folder
 from common.sealing import ConvertLimits, run_convert
 from hotslot.control.v1 import control_pb2, control_pb2_grpc
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
-from inference.runner.engines.base import Chunk, EntailmentItem, EntailmentScores, LoadOptions, Prepared
+from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions, Prepared
 from inference.runner.engines.ofa.load import load_ofa
+from inference.wire import EntailmentScores
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "examples" / "shapes"
