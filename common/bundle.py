@@ -13,9 +13,8 @@ from typing import Any
 from common.durable import exclusive, read_bounded, write_atomic
 from common.provenance import Interface, Provenance, interface_of, provenance_of
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.json"
-POINTER_NAME = "committed.json"
+MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
+POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
 POINTER_LOCK = ".committed.lock"
 POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for the collection of garbage
 MAX_MANIFEST_BYTES = 1 << 20
@@ -108,7 +107,7 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         BundleBroken: it is not there, malformed, of a newer layout, or a file is missing or of another size.
     """
-    row = _read_json(folder / MANIFEST_NAME)
+    row = _read_json(folder / MANIFEST_NAME, BUNDLE_SCHEMA)
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
         notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
@@ -130,7 +129,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:
     """Write the manifest of a bundle that is about to be sealed."""
-    row = {"schema_version": SCHEMA_VERSION, **asdict(bundle)}
+    row = {"schema_version": BUNDLE_SCHEMA, **asdict(bundle)}
     write_atomic(folder / MANIFEST_NAME, _to_json(row))
 
 
@@ -143,7 +142,7 @@ def read_committed(state: Path) -> dict[str, Committed]:
     path = state / POINTER_NAME
     if not path.exists():
         return {}
-    row = _read_json(path)
+    row = _read_json(path, POINTER_SCHEMA)
     try:
         rows = [Committed(**{**entry, "origin": Origin(entry["origin"])}) for entry in row["models"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -198,7 +197,7 @@ def update_pointer(
             rows[model] = after
         if after != before or is_broken:
             models = [asdict(rows[name]) for name in sorted(rows)]
-            write_atomic(state / POINTER_NAME, _to_json({"schema_version": SCHEMA_VERSION, "models": models}))
+            write_atomic(state / POINTER_NAME, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
     return before
 
 
@@ -225,7 +224,7 @@ def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Com
         return {}, True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, newest: int) -> dict[str, Any]:
     try:
         row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError) as error:
@@ -233,8 +232,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BundleBroken(f"{path.name} is no object")
     version = row.pop("schema_version", None)
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {SCHEMA_VERSION}")
+    if not isinstance(version, int) or not 1 <= version <= newest:
+        raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {newest}")
     return row
 
 
