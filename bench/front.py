@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 
-from common.bundle import Bundle, Committed, Origin, bundle_digest, bundle_folder, write_bundle, write_committed
+from common.bundle import Bundle, Committed, Origin, bundle_digest, bundle_folder, commit, write_bundle
 from common.engine_files import Task
 from hotslot.entailment.v1 import entailment_pb2
 
@@ -86,7 +86,7 @@ def front(folder: Path) -> Iterator[psutil.Process]:
     """A front on core 0 with its runners on core 1."""
     state = folder / "state"
     bundle = seal(state)
-    write_committed(state, {"null": Committed("null", bundle.bundle_digest, bundle.source_digest, "v0", Origin.IMPORT)})
+    commit(state, Committed("null", bundle.bundle_digest, bundle.source_digest, "v0", Origin.IMPORT))
     settings = folder / "hotslot.toml"
     settings.write_text(SETTINGS.format(state=state))
     environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import Bundle
-from inference.runner.engines.base import Chunk, EntailmentScores, Item, LoadOptions, Progress, UnitResult
+from inference.runner.engines.base import Chunk, Item, LoadOptions, Progress, UnitResult
+from inference.wire import EntailmentScores
 
 _ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
 

@@ -16,11 +16,13 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from common.bundle import Bundle, Committed, Origin, bundle_folder, commit
+from common.paths import CONTROL_SOCKET, run_folder
 from common.sealing import ConvertLimits, run_convert
 from hotslot.control.v1 import control_pb2, control_pb2_grpc
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
-from inference.runner.engines.base import Chunk, EntailmentItem, EntailmentScores, LoadOptions, Prepared
+from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions, Prepared
 from inference.runner.engines.ofa.load import load_ofa
+from inference.wire import EntailmentScores
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "examples" / "shapes"
@@ -126,7 +128,7 @@ class Hand:
     """The control socket."""
 
     def __init__(self, state: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(f"unix:{state}/run/control.sock")
+        self._channel = grpc.aio.insecure_channel(f"unix:{run_folder(state) / CONTROL_SOCKET}")
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)
 
     async def state(self) -> control_pb2.ModelState:

@@ -13,18 +13,20 @@ from chaos import kit
 from chaos.history import Moment, steps_back, strange_answers
 from chaos.stack import ChaosStack
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
+from common.paths import RUN_FOLDER
 from tests.stack import eventually
 from tests.stack.load import Load, LoadReport, Refused
 from tests.updater.edges.revisions import MODEL
 from updater.pipeline.versions import is_after
 from updater.rules import ReleasePolicy
+from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal, PastEvent, PastUpdate
 
 LOOK_SECONDS = 0.1
 NEXT_SECONDS = 90.0  # of a healthy update, on a busy machine
 _POLICY = ReleasePolicy()
 _OURS = ("hub/", "made/", "bare/", "arm", "clock")  # what a step itself writes
-_IN_STATE = {"bundles", "incoming", "sources", "staging", "run", "committed.json", "journal.db", "journal.db-journal"}
+_IN_STATE = STATE_ENTRIES | {RUN_FOLDER}
 
 
 @dataclass(slots=True)
@@ -162,7 +164,7 @@ class Promises:
         return len(rows) <= 2 * 2 and not any((self.stack.state / "incoming").glob("*"))
 
     def _stored_bytes(self) -> int:
-        return sum(size for size, _ in _files(self.stack.state, self.stack.state / "run").values())
+        return sum(size for size, _ in _files(self.stack.state, self.stack.state / RUN_FOLDER).values())
 
     @contextlib.contextmanager
     def _noting(self, what: str) -> Iterator[None]:

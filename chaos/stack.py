@@ -19,6 +19,7 @@ import psutil
 from chaos import kit
 from chaos.updater import ARM_VARIABLE
 from common.bundle import Committed, read_committed
+from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from common.sealing import ConvertLimits
 from hotslot.control.v1 import control_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -91,8 +92,10 @@ class ChaosStack:
                 cwd=ROOT,
                 process_group=0,
             )
-        self.hand = Hand(str(self.state / "run" / "control.sock"), MODEL)
-        self._updates = grpc.insecure_channel(f"unix:{self.state}/run/updates.sock", options=RECONNECT_OPTIONS)
+        self.hand = Hand(str(run_folder(self.state) / CONTROL_SOCKET), MODEL)
+        self._updates = grpc.insecure_channel(
+            f"unix:{run_folder(self.state) / UPDATES_SOCKET}", options=RECONNECT_OPTIONS
+        )
         self.operator = UpdatesServiceStub(self._updates)
         return self
 

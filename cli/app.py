@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, exits, golden, healthcheck, hub, predict, serve, status, updates
+from cli import bundles, config, golden, healthcheck, hub, predict, serve, status, updates
 from cli.console import print_text
+from common.exit_codes import ExitCode
 
 _EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong use or settings · 130 Ctrl-C"
 _EXAMPLES = """Examples:
@@ -52,7 +53,7 @@ def hotslot(
             print_text(f"hotslot {version('hotslot')}")
         except PackageNotFoundError:
             print_text("hotslot, run from its sources")
-        raise typer.Exit(exits.DONE)
+        raise typer.Exit(ExitCode.DONE)
 
 
 @app.command("healthcheck", context_settings=_AS_THEY_STAND)

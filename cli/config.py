@@ -1,8 +1,6 @@
 """`hotslot config …`: check, show and explain the settings. Works without a server."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import typer
@@ -20,22 +18,19 @@ from cli.reference import (
     toml_value,
 )
 from cli.settings import Settings, listening_address, read_settings
+from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, run_folder, socket_path
 from common.settings import Mistake, SettingsInvalid, settings_path
 
 app = typer.Typer(no_args_is_help=True)
 DOCS = "docs/configuration.md"
-CONTROL_SOCKET = "control.sock"
-LONGEST_SOCKET = "supervisor.sock"
 _PER_MODEL = "updater.models.NAME."
-MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107, supervisord needs some for itself
 
 
 @app.command(epilog="Example:  hotslot config check --config hotslot.toml")
 def check(*, config: Config = None) -> None:
     """Report all mistakes of the settings at once, or say where the server will listen."""
     settings = read_settings(config)
-    run_folder = (settings.state_dir / "run").absolute()
-    mistakes = [*_paths_too_long(settings, run_folder), *_killed_while_ending(settings)]
+    mistakes = [*_paths_too_long(settings), *_killed_while_ending(settings)]
     if mistakes:
         raise SettingsInvalid(mistakes)
     front = settings.front
@@ -43,7 +38,7 @@ def check(*, config: Config = None) -> None:
     rows = {
         "gRPC": listening_address(settings) + ("" if front.port else " (a free port)"),
         "metrics": metrics,
-        "control": f"unix:{run_folder / CONTROL_SOCKET}",
+        "control": f"unix:{run_folder(settings.state_dir) / CONTROL_SOCKET}",
         "models": ", ".join(f"{model.name} ({model.task.value}, {model.device})" for model in settings.models),
     }
     print_text(("ok", GOOD), f"  {settings_path()}")
@@ -91,11 +86,12 @@ def effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
     return found
 
 
-def _paths_too_long(settings: Settings, run_folder: Path) -> Iterator[Mistake]:
-    length = len(os.fsencode(run_folder / LONGEST_SOCKET))
-    if length > MAX_SOCKET_PATH:
-        message = f"too long for a socket in it: shorten it by {length - MAX_SOCKET_PATH} bytes"
-        yield Mistake("state_dir", message, repr(str(settings.state_dir)))
+def _paths_too_long(settings: Settings) -> list[Mistake]:
+    try:
+        socket_path(settings.state_dir, SUPERVISOR_SOCKET)  # the longest
+    except SettingsInvalid as error:
+        return error.mistakes
+    return []
 
 
 def _killed_while_ending(settings: Settings) -> Iterator[Mistake]:

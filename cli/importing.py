@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.problems import CommandFailed
-from common.bundle import Bundle, BundleBroken, Committed, Origin, bundle_folder, read_bundle, read_committed
-from common.bundle import commit as move_pointer
+from common.bundle import (
+    Bundle,
+    BundleBroken,
+    Committed,
+    Origin,
+    bundle_folder,
+    read_bundle,
+    read_committed,
+    update_pointer,
+)
 from common.clock import SystemClock
 from common.provenance import CONVERSION_CHECK, HubKind, HubPlace, Provenance, rfc3339
 from common.sealing import Convert, ConvertLimits, find_source, run_convert
@@ -37,22 +45,29 @@ def import_bundle(
 
     Raises:
         ConversionRefused: the folder cannot become a bundle.
-        BundleBroken: the committed pointer is there and malformed.
+        BundleBroken: the committed pointer is there and malformed, or the bundle was deleted before it was committed.
+        LockTimeout: another writer did not release the committed pointer in time.
         OSError: the state folder cannot be written.
     """
-    committed = read_committed(state)
+    read_committed(state)  # a malformed pointer fails before the work, not after it
     sealed_before = {folder.name for folder in bundle_folders(state)}
     # Nobody has run the list over it: a person vouches for it. What the conversion looks at was looked at.
     place, now = HubPlace(HubKind.IMPORT, model), rfc3339(SystemClock().now())
     provenance = Provenance(place, revision, fetched_at=now, verified_at="", checked=(CONVERSION_CHECK,))
     bundle = convert(source, state, revision, ConvertLimits(), precision, digest="", provenance=provenance)
     was_sealed = bundle_folder(state, bundle.bundle_digest).name in sealed_before
-    replaced = committed.get(model)
-    if replaced is not None and replaced.bundle_digest == bundle.bundle_digest:
-        return Imported(bundle, was_sealed, replaced, is_new=False)
-    row = Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
-    move_pointer(state, row)
-    return Imported(bundle, was_sealed, replaced, is_new=True)
+
+    def change(row: Committed | None) -> Committed:
+        if row is not None and row.bundle_digest == bundle.bundle_digest:
+            return row
+        # Under the lock: the updater deletes bundles that no row names, and holds the same lock while it does.
+        if not bundle_folder(state, bundle.bundle_digest).is_dir():
+            raise BundleBroken("the bundle was deleted to free space before it was committed")
+        return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
+
+    replaced = update_pointer(state, model, change)
+    is_new = replaced is None or replaced.bundle_digest != bundle.bundle_digest
+    return Imported(bundle, was_sealed, replaced, is_new)
 
 
 def refuse_if_kept(source: Path, state: Path, model: str, revision: str) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cli import exits
+from common.exit_codes import ExitCode
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=words, prog_name="hotslot")
     except KeyboardInterrupt:
-        sys.exit(exits.INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except problems.EXPECTED as error:
         sys.exit(problems.tell(error))
 

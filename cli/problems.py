@@ -7,9 +7,9 @@ from difflib import get_close_matches
 
 from rich.table import Table
 
-from cli import exits
 from cli.console import BAD, DIM, err, text
 from common.bundle import BundleBroken
+from common.exit_codes import ExitCode
 from common.sealing import ConversionRefused
 from common.settings import Mistake, SettingsInvalid
 
@@ -17,13 +17,13 @@ from common.settings import Mistake, SettingsInvalid
 class CommandFailed(Exception):
     """A command could not do its work; the sentence says what to do next."""
 
-    exit_code = exits.FAILED
+    exit_code = ExitCode.FAILED
 
 
 class WronglyUsed(CommandFailed):
     """The command line cannot be carried out as it stands."""
 
-    exit_code = exits.WRONG_USE
+    exit_code = ExitCode.WRONG_USE
 
 
 EXPECTED = (CommandFailed, SettingsInvalid, BundleBroken, ConversionRefused, OSError)
@@ -37,10 +37,10 @@ def tell(error: Exception) -> int:
     """
     if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.FAILED
+        return ExitCode.FAILED
     if isinstance(error, SettingsInvalid):
         tell_mistakes(error)
-        return exits.WRONG_USE
+        return ExitCode.WRONG_USE
     if isinstance(error, ConversionRefused):
         _say(f"{error} ({error.reason})")
     elif isinstance(error, BundleBroken):
@@ -49,7 +49,7 @@ def tell(error: Exception) -> int:
         _say(f"{error.filename or 'the system'}: {(error.strerror or str(error)).lower()}")
     else:
         _say(str(error))
-    return error.exit_code if isinstance(error, CommandFailed) else exits.FAILED
+    return error.exit_code if isinstance(error, CommandFailed) else ExitCode.FAILED
 
 
 def tell_mistakes(error: SettingsInvalid) -> None:

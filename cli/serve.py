@@ -25,6 +25,7 @@ from cli.options import Config
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Settings, listening_address, read_settings
 from common.clock import SystemClock
+from common.exit_codes import with_signal
 from common.sealing import PRECISIONS
 
 EXAMPLE = "Example:  hotslot serve --demo"
@@ -33,7 +34,6 @@ DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
 DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
 STACK_COMMAND = (sys.executable, "-m", "watchdog.stack")  # what deploy/run-stack runs, with this very interpreter
 CHECK_SECONDS = 0.2
-SIGNAL_EXIT_BASE = 128
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -90,7 +90,7 @@ def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], No
         code = child.wait()
         ended.set()
         announcer.join(1.0)
-    return code if code >= 0 else SIGNAL_EXIT_BASE - code
+    return with_signal(code)
 
 
 def announce(settings: Settings, ended: threading.Event) -> None:

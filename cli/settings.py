@@ -3,16 +3,21 @@
 import os
 from pathlib import Path
 
-from common.settings import load_settings, settings_path, use_settings_file
+from common.settings import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    DEFAULT_STATE_DIR,
+    load_settings,
+    local_address,
+    settings_path,
+    use_settings_file,
+)
 from inference.front.settings import FrontSettings
 from updater.settings import UpdaterSection
 from watchdog.settings import WatchdogSection
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
-FALLBACK_ADDRESS = "127.0.0.1:50051"
-FALLBACK_STATE = Path("state")
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
 
 
 class Settings(FrontSettings):
@@ -42,7 +47,9 @@ def server_address(given: str | None) -> str:
     named = given or os.environ.get(ADDRESS_VARIABLE)
     if named:
         return named
-    return listening_address(read_settings()) if settings_path().is_file() else FALLBACK_ADDRESS
+    return (
+        listening_address(read_settings()) if settings_path().is_file() else local_address(DEFAULT_HOST, DEFAULT_PORT)
+    )
 
 
 def quieten_grpc() -> None:
@@ -52,8 +59,7 @@ def quieten_grpc() -> None:
 
 def listening_address(settings: Settings) -> str:
     """Where a caller on this machine reaches the server of these settings."""
-    host = settings.front.host
-    return f"{_ANY_HOSTS.get(host, host)}:{settings.front.port}"
+    return local_address(settings.front.host, settings.front.port)
 
 
 def state_folder(given: Path | None) -> Path:
@@ -64,4 +70,4 @@ def state_folder(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    return read_settings().state_dir if settings_path().is_file() else FALLBACK_STATE
+    return read_settings().state_dir if settings_path().is_file() else DEFAULT_STATE_DIR

@@ -5,15 +5,14 @@ from pathlib import Path
 from cli.problems import WronglyUsed
 from cli.settings import Settings, read_settings, state_folder
 from common.engine_files import Task
+from common.paths import UPDATES_SOCKET, run_folder
 from common.settings import settings_path
 from updater.settings import ModelUpdatesSection
-
-UPDATES_SOCKET = Path("run", "updates.sock")
 
 
 def updates_address(state_dir: Path | None) -> str:
     """The updater's own socket."""
-    return f"unix://{(state_folder(state_dir) / UPDATES_SOCKET).absolute()}"
+    return f"unix://{run_folder(state_folder(state_dir)) / UPDATES_SOCKET}"
 
 
 def hub_folder(given: Path | None, model: str = "") -> Path:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from common.durable import exclusive, read_bounded, write_atomic
 from common.provenance import Interface, Provenance, interface_of, provenance_of
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.json"
-POINTER_NAME = "committed.json"
+MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
+POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
 POINTER_LOCK = ".committed.lock"
+POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for the collection of garbage
 MAX_MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -106,7 +107,7 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         BundleBroken: it is not there, malformed, of a newer layout, or a file is missing or of another size.
     """
-    row = _read_json(folder / MANIFEST_NAME)
+    row = _read_json(folder / MANIFEST_NAME, BUNDLE_SCHEMA)
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
         notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
@@ -128,7 +129,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:
     """Write the manifest of a bundle that is about to be sealed."""
-    row = {"schema_version": SCHEMA_VERSION, **asdict(bundle)}
+    row = {"schema_version": BUNDLE_SCHEMA, **asdict(bundle)}
     write_atomic(folder / MANIFEST_NAME, _to_json(row))
 
 
@@ -141,7 +142,7 @@ def read_committed(state: Path) -> dict[str, Committed]:
     path = state / POINTER_NAME
     if not path.exists():
         return {}
-    row = _read_json(path)
+    row = _read_json(path, POINTER_SCHEMA)
     try:
         rows = [Committed(**{**entry, "origin": Origin(entry["origin"])}) for entry in row["models"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -152,21 +153,57 @@ def read_committed(state: Path) -> dict[str, Committed]:
     return {entry.model: entry for entry in rows}
 
 
-def write_committed(state: Path, rows: Mapping[str, Committed]) -> None:
-    """Move the committed pointer; atomic, so that a crash leaves the old or the new one."""
-    models = [asdict(rows[model]) for model in sorted(rows)]
-    write_atomic(state / POINTER_NAME, _to_json({"schema_version": SCHEMA_VERSION, "models": models}))
+def lock_pointer(state: Path, wait_seconds: float = POINTER_WAIT_SECONDS) -> AbstractContextManager[None]:
+    """Hold the committed pointer as it is: no process and no other thread changes it until the block ends.
+
+    Raises:
+        LockTimeout: another holder did not release the lock in time.
+        OSError: the lock file cannot be opened.
+    """
+    return exclusive(state / POINTER_LOCK, wait_seconds)
 
 
-def commit(state: Path, row: Committed) -> None:
-    """Move one model's row of the committed pointer; the rows of the others stay, whoever moves them meanwhile.
+def update_pointer(
+    state: Path,
+    model: str,
+    change: Callable[[Committed | None], Committed | None],
+    *,
+    replace_broken: bool = False,
+    wait_seconds: float = POINTER_WAIT_SECONDS,
+) -> Committed | None:
+    """Change one model's row of the committed pointer, durably; returns the row from before.
+
+    The only writer of the pointer. It reads, changes and writes under one file lock, so that the rows of other models
+    stay, whichever process or thread changes them at the same time. A crash leaves the old pointer or the new one.
+
+    Args:
+        state: hotslot's own folder.
+        model: whose row is changed.
+        change: returns the new row for the present one, None for no row; called under the lock. What it raises comes
+            through, and nothing is written. If it returns the present row, nothing is written either.
+        replace_broken: make a malformed pointer anew, with this row alone, instead of raising.
+        wait_seconds: longest wait for the lock.
 
     Raises:
         BundleBroken: the pointer is there and malformed.
-        OSError: it cannot be written; nothing has moved.
+        LockTimeout: another writer did not release the lock in time.
+        OSError: the pointer cannot be written; the old one stands.
     """
-    with exclusive(state / POINTER_LOCK):
-        write_committed(state, {**read_committed(state), row.model: row})
+    with lock_pointer(state, wait_seconds):
+        rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
+        before = rows.pop(model, None)
+        after = change(before)
+        if after is not None:
+            rows[model] = after
+        if after != before or is_broken:
+            models = [asdict(rows[name]) for name in sorted(rows)]
+            write_atomic(state / POINTER_NAME, _to_json({"schema_version": POINTER_SCHEMA, "models": models}))
+    return before
+
+
+def commit(state: Path, row: Committed) -> Committed | None:
+    """Make a row what a restart loads for its model; see `update_pointer`."""
+    return update_pointer(state, row.model, lambda _: row)
 
 
 def hash_file(path: Path) -> BundleFile:
@@ -177,7 +214,17 @@ def hash_file(path: Path) -> BundleFile:
     return BundleFile(name=path.name, size=size, sha256=digest)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Committed], bool]:
+    """The rows of the pointer, and whether it is malformed."""
+    try:
+        return read_committed(state), False
+    except BundleBroken:
+        if not replace_broken:
+            raise
+        return {}, True
+
+
+def _read_json(path: Path, newest: int) -> dict[str, Any]:
     try:
         row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError) as error:
@@ -185,8 +232,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BundleBroken(f"{path.name} is no object")
     version = row.pop("schema_version", None)
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {SCHEMA_VERSION}")
+    if not isinstance(version, int) or not 1 <= version <= newest:
+        raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {newest}")
     return row
 
 

@@ -1,19 +1,28 @@
 """Files that are whole or absent, and a lock that one process at a time holds."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from common.clock import SystemClock
+
 _CHUNK_BYTES = 1 << 20
 _PASSING_BYTES = 8 << 20  # stay in the page cache; smaller files stay whole
+_LOCK_PAUSE_SECONDS = 0.002  # between two tries to get a lock
 
 
 class AlreadyRunning(RuntimeError):
     """Another process holds the lock."""
+
+
+class LockTimeout(TimeoutError):
+    """Another process or thread held a lock for the whole wait."""
 
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -80,11 +89,20 @@ def passing(file: BinaryIO) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock for a moment's work, waiting for whoever does so now."""
+def exclusive(path: Path, wait_seconds: float) -> Iterator[None]:
+    """Hold `path` as a lock against other processes and threads. Not reentrant.
+
+    Args:
+        path: the lock file, created if missing and never deleted.
+        wait_seconds: longest wait for the present holder.
+
+    Raises:
+        LockTimeout: the lock was not free within `wait_seconds`.
+        OSError: the lock file cannot be opened.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _await_lock(descriptor, path, wait_seconds)
         yield
     finally:
         os.close(descriptor)
@@ -108,3 +126,18 @@ def instance_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _await_lock(descriptor: int, path: Path, wait_seconds: float) -> None:
+    clock, pause = SystemClock(), threading.Event()
+    ends = clock.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if clock.monotonic() >= ends:
+                sentence = f"another process has held this lock for {wait_seconds:g} s"
+                raise LockTimeout(errno.ETIMEDOUT, sentence, str(path)) from error
+            pause.wait(_LOCK_PAUSE_SECONDS)
+        else:
+            return

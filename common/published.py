@@ -18,7 +18,7 @@ from common.bundle import BundleFile
 from common.durable import read_bounded
 
 MANIFEST_NAME = "hotslot-manifest.json"
-SCHEMA_VERSION = 1
+LISTING_SCHEMA = 1
 MAX_MANIFEST_BYTES = 2 << 20
 MAX_FILES = 2000
 MAX_NAME_BYTES = 1024
@@ -105,8 +105,8 @@ def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
     except (ValueError, RecursionError) as error:
         raise ManifestBroken(f"{MANIFEST_NAME} is no JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
     version = row.get("schema_version") if isinstance(row, dict) else None
-    if version != SCHEMA_VERSION or not isinstance(row.get("files"), list):
-        raise ManifestBroken(f"{MANIFEST_NAME} has schema version {version!r}, this build reads {SCHEMA_VERSION}")
+    if version != LISTING_SCHEMA or not isinstance(row.get("files"), list):
+        raise ManifestBroken(f"{MANIFEST_NAME} has schema version {version!r}, this build reads {LISTING_SCHEMA}")
     files = tuple(_file_of(entry) for entry in row["files"])
     return tuple(sorted(files, key=lambda file: file.name))
 
@@ -115,7 +115,7 @@ def manifest_bytes(files: Sequence[BundleFile]) -> bytes:
     """The manifest of these files, as it is written."""
     check_files(files)
     rows = [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files]
-    row = {"schema_version": SCHEMA_VERSION, "files": sorted(rows, key=lambda entry: str(entry["name"]))}
+    row = {"schema_version": LISTING_SCHEMA, "files": sorted(rows, key=lambda entry: str(entry["name"]))}
     return json.dumps(row, indent=1, ensure_ascii=False).encode() + b"\n"
 
 

@@ -23,9 +23,10 @@ from typing import Protocol
 from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle, write_bundle
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
+from common.exit_codes import ExitCode
 from common.provenance import Provenance
 from common.settings import inherited_environment
-from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused, Source, find_source
+from common.source import PRECISIONS, ConversionRefused, Source, find_source
 
 __all__ = [
     "PRECISIONS",
@@ -215,7 +216,7 @@ def _check_ended(exit_code: int, stderr: bytes) -> None:
     if exit_code == 0:
         return
     row: object = None
-    if exit_code == REFUSED_EXIT_CODE:
+    if exit_code == ExitCode.CONVERSION_REFUSED:
         with contextlib.suppress(ValueError, IndexError):
             row = json.loads(stderr.decode("utf-8").splitlines()[-1])
     if not isinstance(row, dict):

@@ -20,6 +20,9 @@ from common.engine_files import Task
 ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
 DEFAULT_FILE = Path("hotslot.toml")
+DEFAULT_STATE_DIR = Path("state")
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # of the gRPC server
+_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
@@ -75,7 +78,9 @@ class SettingsFile(BaseSettings):
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
     )
 
-    state_dir: Annotated[Path, Field(description="folder of bundles, sockets, the committed pointer")] = Path("state")
+    state_dir: Annotated[Path, Field(description="folder of bundles, sockets, the committed pointer")] = (
+        DEFAULT_STATE_DIR
+    )
     node: Annotated[str, Field(max_length=253, description="name of this host in answers; default: its host name")] = ""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="what is served")]
     logs: LogSettings = LogSettings()
@@ -109,6 +114,11 @@ def sentence_of(mistake: Mistake) -> str:
 def inherited_environment(*names: str) -> dict[str, str]:
     """What a child process is given of this one's environment: these variables, or all of it if none is named."""
     return {name: value for name, value in os.environ.items() if not names or name in names}
+
+
+def local_address(host: str, port: int) -> str:
+    """Where a caller on this machine reaches what listens on a host and port."""
+    return f"{_ANY_HOSTS.get(host, host)}:{port}"
 
 
 def settings_path() -> Path:

@@ -20,7 +20,6 @@ from common.engine_files import (
     shards_of,
 )
 
-REFUSED_EXIT_CODE = 3  # of the child: one JSON line on stderr says why
 PRECISIONS = ("float32", "bfloat16")
 _INDEX_SUFFIX = ".index.json"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 
 from bench.stack import MODEL
+from common.paths import UPDATES_SOCKET, run_folder
 from hotslot.updates.v1 import updates_pb2, updates_pb2_grpc
 
 LOOK_SECONDS = 0.04
@@ -42,7 +43,7 @@ class Operator:
 
     def __init__(self, state: Path) -> None:
         self._channel = grpc.aio.insecure_channel(
-            f"unix:{state}/run/updates.sock",
+            f"unix:{run_folder(state) / UPDATES_SOCKET}",
             options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)],
         )
         self._stub = updates_pb2_grpc.UpdatesServiceStub(self._channel)

@@ -1,8 +1,12 @@
-"""Frames between front and runner: four bytes of length, then a protobuf message, capped before allocating."""
+"""Frames between front and runner: four bytes of length, then a protobuf message, capped before allocating.
+
+And the record of an answer, which both sides make of such a message.
+"""
 
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct(">I")
@@ -12,6 +16,15 @@ _BATCH_TAG = b"\x12"  # of RunnerRequest.batch: field 2, length-delimited
 _ITEM_TAG = b"\x12"  # of ComputeBatch.items: field 2, length-delimited
 _ENTAILMENT_TAG = b"\x1a"  # of BatchItem.entailment: field 3, length-delimited
 _IMAGE_TAG = b"\x0a"  # of EntailmentTask.image: field 1, length-delimited
+
+
+@dataclass(frozen=True, slots=True)
+class EntailmentScores:
+    """Probabilities of the three answers to one statement; they sum to 1."""
+
+    yes: float
+    no: float
+    maybe: float
 
 
 class FrameError(ValueError):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.runner.conversion.ofa import convert_ofa
-from inference.runner.engines.base import Chunk, EntailmentItem, EntailmentScores, LoadOptions
+from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
+from inference.wire import EntailmentScores
 from parity.items import Question
 from parity.pictures import FOLDER
 

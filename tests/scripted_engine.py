@@ -27,26 +27,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from common.bundle import (
-    Bundle,
-    bundle_digest,
-    bundle_folder,
-    hash_file,
-    source_digest,
-    write_bundle,
-)
+from common.bundle import Bundle, bundle_digest, bundle_folder, hash_file, source_digest, write_bundle
+from common.errors import InputRefused
 from inference.runner.engines.base import (
     BundleRefused,
     Chunk,
     EntailmentItem,
-    EntailmentScores,
-    InputRefused,
     Item,
     LoadOptions,
     MemoryNeed,
     Progress,
     UnitResult,
 )
+from inference.wire import EntailmentScores
 
 NAME = "scripted"
 WHERE = "tests.scripted_engine:load_scripted"
@@ -168,10 +161,10 @@ class ScriptedEngine:
             raise TypeError("this engine judges pictures")
         _pause(self._script.prepare_seconds)
         if item.image.startswith(b"!bad"):
-            raise InputRefused("IMAGE_UNREADABLE", "image.content", "the picture cannot be read")
+            raise InputRefused("the picture cannot be read", reason="IMAGE_UNREADABLE", field="image.content")
         for number, statement in enumerate(item.statements):
             if "refuse" in dict(self._commands(statement)):
-                raise InputRefused("STATEMENT_REFUSED", f"statements[{number}]", "refused on command")
+                raise InputRefused("refused on command", reason="STATEMENT_REFUSED", field=f"statements[{number}]")
         return ScriptedItem(_picture(item.image), item.premise, item.statements)
 
     def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:

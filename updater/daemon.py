@@ -24,13 +24,15 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
+from common.exit_codes import ExitCode
+from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.assembly import Common, Conversion, Model, build_model
 from updater.children import end_children
 from updater.crash_points import CrashPoints
 from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
-from updater.paths import RUN_FOLDER, UPDATES_SOCKET, check_paths
+from updater.paths import check_paths
 from updater.ports import JournalUnusable
 from updater.record import ModelRecord
 from updater.service.servicer import Served, UpdatesApi
@@ -42,8 +44,6 @@ from updater.store.staging import StagingLimits
 from updater.store.transfer import PaceRules
 from updater.webhooks.service import Webhooks
 
-EXIT_SETTINGS, EXIT_BUSY = 2, 75
-LOCK_NAME, ALIVE_NAME = "updater.lock", "updater.alive"
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # until threads that do not stop are left behind
 JOURNAL_PAUSE_SECONDS = 5.0  # between two tries to make a journal
@@ -70,7 +70,7 @@ class Updater:
         self._log = log
         self._conversion = conversion or Conversion()
         self._state = Path(settings.state_dir).absolute()
-        self._run_folder = self._state / RUN_FOLDER
+        self._run_folder = run_folder(self._state)
         self._registry = CollectorRegistry()
         self._observer: Observer = ToAll(LogObserver(log), MetricsObserver(self._registry))
         self._webhooks = Webhooks(settings.updater.webhooks, log, self._registry, clock)
@@ -189,7 +189,7 @@ class Updater:
         """Touch the file that the watchdog looks at, while every model's step is within its limits."""
         if self._unreadable is not None or all(model.loop.is_moving() for model in self._models.values()):
             with contextlib.suppress(OSError):
-                (self._run_folder / ALIVE_NAME).touch()
+                (self._run_folder / HEARTBEAT).touch()
 
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         self.ask_to_stop()
@@ -256,17 +256,15 @@ def main(conversion: Conversion | None = None) -> int:
     except SettingsInvalid as error:
         for mistake in error.mistakes:
             print(f"{mistake.key}: {mistake.message}", file=sys.stderr)  # noqa: T201  before there is a log
-        return EXIT_SETTINGS
+        return ExitCode.WRONG_USE
     with logs.configure("updater", settings.logs.level):
         return _serve(settings, logs.get_logger(), conversion)
 
 
 def _serve(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion | None) -> int:
-    folder = Path(settings.state_dir).absolute() / RUN_FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / LOCK_NAME):
+        with instance_lock(folder / UPDATER_LOCK):
             updater = Updater(settings, SystemClock(), log, conversion)
 
             def stop(_number: int, _frame: FrameType | None) -> None:
@@ -277,10 +275,10 @@ def _serve(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion |
             updater.run()
     except AlreadyRunning:
         log.error("updater_refused", detail="another updater runs on this state_dir")
-        return EXIT_BUSY
+        return ExitCode.BUSY
     except (OSError, RuntimeError) as error:
         log.error("updater_refused", detail=str(error))
-        return EXIT_BUSY
+        return ExitCode.BUSY
     return 0
 
 

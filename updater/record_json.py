@@ -17,7 +17,7 @@ from updater.breaker import Breaker, BreakerName, unreadable
 from updater.record import Event, ModelRecord
 from updater.rules import Rules
 
-SCHEMA_VERSION = 1
+RECORD_SCHEMA = 1
 T = TypeVar("T")
 
 
@@ -27,7 +27,7 @@ class RecordUnreadable(ValueError):
 
 def to_json(record: ModelRecord) -> dict[str, Any]:
     """A record as a JSON object."""
-    return {"schema_version": SCHEMA_VERSION, **_plain(record)}
+    return {"schema_version": RECORD_SCHEMA, **_plain(record)}
 
 
 def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord:
@@ -42,8 +42,8 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
     """
     row = dict(row)
     version = row.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise RecordUnreadable(f"a record has schema version {version!r}, this build knows {SCHEMA_VERSION}")
+    if version != RECORD_SCHEMA:
+        raise RecordUnreadable(f"a record has schema version {version!r}, this build knows {RECORD_SCHEMA}")
     for name in BreakerName if rules is not None else ():
         if rules is not None and not _is_breaker(row.get(name.value), name):
             row[name.value] = _plain(unreadable(name, rules.breakers[name]))

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 from common import logs
 from common.clock import SystemClock
+from common.exit_codes import ExitCode
+from common.paths import HEARTBEAT, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
 from watchdog import exit_code, roll_call
 from watchdog.asking import FileTouched, FrontAsked
@@ -23,7 +25,6 @@ from watchdog.watch import Asked, Watch, WatchParts, end_child
 from watchdog.wedged import Patience
 
 FRONT, UPDATER = "front", "updater"
-BEAT_NAME, SOCKET_NAME = "updater.alive", "supervisor.sock"  # in the run folder
 _TOLD = {
     "PROCESS_STATE_STARTING": "process_started",
     "PROCESS_STATE_EXITED": "process_exited",
@@ -42,7 +43,7 @@ def handle(event: Event, log: logs.Logger, end_stack: Callable[[int], None]) -> 
     tell = log.info if name == "process_started" else log.error
     tell(name, program=program, **details)
     if name == "process_given_up" and program == FRONT:
-        end_stack(exit_code.FRONT_GAVE_UP)
+        end_stack(ExitCode.INTERNAL_ERROR)
 
 
 def main() -> int:
@@ -78,7 +79,7 @@ def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: 
 
     def give_up(program: str) -> None:
         if program == FRONT:
-            end_stack(exit_code.FRONT_GAVE_UP)
+            end_stack(ExitCode.INTERNAL_ERROR)
 
     try:
         settings = load_settings(StackSettings)
@@ -86,13 +87,13 @@ def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: 
         log.error("settings_invalid", detail=str(error))
         settings = StackSettings.model_construct()
     rules = settings.watchdog
-    asked: dict[str, Asked] = {UPDATER: FileTouched(run_folder / BEAT_NAME)}
+    asked: dict[str, Asked] = {UPDATER: FileTouched(run_folder / HEARTBEAT)}
     if settings.front.address is not None:
         asked[FRONT] = FrontAsked(settings.front.address, rules.answer_seconds)
     patience = Patience(rules.grace_seconds, rules.misses, rules.restarts)
     watch = Watch(WatchParts(asked, patience, SystemClock(), log, kill, give_up))
     try:
-        for program, pid in roll_call.running(run_folder / SOCKET_NAME):
+        for program, pid in roll_call.running(run_folder / SUPERVISOR_SOCKET):
             if program in asked:
                 watch.note(program, pid)
     except OSError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-LIVENESS = "liveness"
+from common.paths import LIVENESS
 
 
 class FrontAsked:

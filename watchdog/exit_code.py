@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from common.durable import read_bounded, write_atomic
-
-FRONT_GAVE_UP = 70  # the front died again and again; supervisord starts it no more
+from common.exit_codes import ExitCode
 
 _NAME = "exit-code"
 _MAX_BYTES = 16
@@ -25,4 +24,4 @@ def take(run_folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return FRONT_GAVE_UP  # somebody wanted a failure, whatever it says
+        return ExitCode.INTERNAL_ERROR  # somebody wanted a failure, whatever it says

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from common.settings import Section, SettingsFile, settings_path
-
-_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
+from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile, local_address, settings_path
 
 
 class WatchdogSection(Section):
@@ -39,13 +37,13 @@ class FrontPlace(Section):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    host: str = "127.0.0.1"
-    port: int = 50051
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
 
     @property
     def address(self) -> str | None:
         """Where it can be asked; None if it takes a free port, which nobody else knows."""
-        return f"{_ANY_HOSTS.get(self.host, self.host)}:{self.port}" if self.port else None
+        return local_address(self.host, self.port) if self.port else None
 
 
 class StackSettings(SettingsFile):

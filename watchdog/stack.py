@@ -22,17 +22,15 @@ from pathlib import Path
 from types import FrameType
 
 from common.durable import AlreadyRunning, instance_lock
-from common.settings import SettingsInvalid, load_settings, use_settings_file
+from common.exit_codes import ExitCode, with_signal
+from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
+from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from watchdog import exit_code
 from watchdog.settings import StackSettings, environment_of_children
 
-SETTINGS_WRONG = 2
-ALREADY_RUNNING = 75
-RUN_FOLDER = "run"
 VISIT_SECONDS = 0.2  # a dead front is started again so soon
 STOPPING_VISIT_SECONDS = 0.02
 LAST_LINES_SECONDS = 0.5  # how long a reader of ours may take with them
-MAX_SOCKET_PATH = 100  # bytes; supervisord binds a longer name first (path + .pid), and the kernel takes 107
 
 _DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "supervisor.conf"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -113,25 +111,24 @@ def _await_child(child: int) -> int:
 
 
 def run_stack(settings: StackSettings, config: Path) -> int:
-    """Run supervisord on one state folder, and say with which code to end."""
-    folder = Path(settings.state_dir).absolute() / RUN_FOLDER
-    socket_path = folder / "supervisor.sock"
-    socket_bytes = len(os.fsencode(socket_path))
-    if socket_bytes > MAX_SOCKET_PATH:
-        return _refuse(f"state_dir is too long for a socket in it: {socket_bytes} bytes, limit {MAX_SOCKET_PATH}", 2)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    """Run supervisord on one state folder, and say with which code to end.
+
+    Raises:
+        SettingsInvalid: the state folder's path is too long for supervisord's socket.
+    """
+    supervisor = socket_path(settings.state_dir, SUPERVISOR_SOCKET)
+    folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / "stack.lock"):
+        with instance_lock(folder / STACK_LOCK):
             exit_code.take(folder)  # of an earlier life
-            ended = Supervisord(socket_path).run(config, environment_of_children(settings))
+            ended = Supervisord(supervisor).run(config, environment_of_children(settings))
             left = exit_code.take(folder)
     except AlreadyRunning:
-        return _refuse("another hotslot runs on this state_dir", ALREADY_RUNNING)
+        return _refuse("another hotslot runs on this state_dir", ExitCode.BUSY)
     if left is not None:
         return left
     if ended < 0:
-        return _refuse(f"supervisord was killed by signal {-ended}; the front may still be serving", 128 - ended)
+        return _refuse(f"supervisord was killed by signal {-ended}; the front may still be serving", with_signal(ended))
     return ended
 
 
@@ -144,10 +141,9 @@ def main() -> int:
     if options.config is not None:
         use_settings_file(options.config)
     try:
-        settings = load_settings(StackSettings)
+        return run_stack(load_settings(StackSettings), options.supervisor_config)
     except SettingsInvalid as error:
-        return _refuse("\n".join(f"{mistake.key}: {mistake.message}" for mistake in error.mistakes), SETTINGS_WRONG)
-    return run_stack(settings, options.supervisor_config)
+        return _refuse("\n".join(map(sentence_of, error.mistakes)), ExitCode.WRONG_USE)
 
 
 def _refuse(sentence: str, code: int) -> int:

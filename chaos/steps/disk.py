@@ -16,6 +16,7 @@ from pathlib import Path
 from chaos.catalog import Findings, Skipped, Task
 from chaos.promises import Promises
 from chaos.stack import ChaosStack
+from common.paths import RUN_FOLDER
 from tests.stack.load import Load
 
 DISK_MB, REVISION_BYTES = 24, 4 << 20
@@ -81,7 +82,7 @@ def fill_at(stack: ChaosStack, place: str, revision: str, findings: Findings, lo
         stack.wait(lambda: stack.pid("updater") not in (0, old), "another updater runs")
         stack.publish(revision, weights_bytes=REVISION_BYTES)
         stack.wait(lambda: is_frozen(stack), f"the updater stands still at {point}")
-    ballast = stack.state / "run" / "ballast"
+    ballast = stack.state / RUN_FOLDER / "ballast"
     fill(ballast)
     answers, told = load.answers, len(stack.log_path.read_bytes())
     stack.strike("updater", signal.SIGCONT)

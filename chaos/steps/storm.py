@@ -27,6 +27,7 @@ from chaos.promises import Promises
 from chaos.stack import ChaosStack
 from chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from chaos.steps.disk import fill, small_disk
+from common.paths import RUN_FOLDER
 from tests.stack.load import Refused
 from tests.standin.world import Hub, hub
 from tests.updater.edges.revisions import MODEL
@@ -138,7 +139,7 @@ class Storm:
     def _fill_disk(self) -> bool:
         if not self.is_small:
             return False
-        ballast = self.stack.state / "run" / "ballast"
+        ballast = self.stack.state / RUN_FOLDER / "ballast"
         fill(ballast)
         time.sleep(AWAY_SECONDS)
         ballast.unlink()

@@ -20,6 +20,7 @@ from chaos.cycle import BAD, Cycle
 from common.bundle import bundle_folder, hash_file, read_bundle, read_committed
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from updater.record import Stage
+from updater.store.bundles import STATE_ENTRIES
 
 CALLS = ("fsync", "fdatasync", "rename", "unlink", "unlinkat")
 OLD, GOOD, WORSE = "v1.0.0", "v1.1.0", f"v1.1.0+{BAD}"
@@ -138,8 +139,7 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
     for file in bundle.files:
         if hash_file(bundle_folder(state, row.bundle_digest) / file.name) != file:
             return f"{file.name} of the committed bundle is damaged"
-    known = {"bundles", "incoming", "sources", "staging", "committed.json", "journal.db", "journal.db-journal"}
-    strays = {path.name for path in state.iterdir() if not path.name.startswith(".")} - known
+    strays = {path.name for path in state.iterdir() if not path.name.startswith(".")} - STATE_ENTRIES
     left = list((state / "incoming").glob("*"))
     return f"left behind: {strays or left}" if strays or left else ""
 

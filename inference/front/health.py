@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 
 from inference.front.events import Broadcast
 
-LIVENESS = "liveness"
-
 
 class HealthBoard:
     """The names and their state. Everything starts NOT_SERVING."""

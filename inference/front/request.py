@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.errors import HotslotError
+from inference.wire import EntailmentScores
 
 _ticket_ids = itertools.count(1)
 
@@ -28,15 +29,6 @@ class EntailmentInput:
     def size_bytes(self) -> int:
         """Memory that it holds while it waits, roughly."""
         return len(self.image) + 4 * (sum(map(len, self.statements)) + len(self.premise))
-
-
-@dataclass(frozen=True, slots=True)
-class EntailmentScores:
-    """Probabilities of the three answers to one statement; they sum to 1."""
-
-    yes: float
-    no: float
-    maybe: float
 
 
 Payload = EntailmentInput  # of a request; grows with the tasks

@@ -19,6 +19,8 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
+from common.exit_codes import ExitCode
+from common.paths import CONTROL_SOCKET, FRONT_LOCK, LIVENESS, make_run_folder, socket_path
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from inference.front import wiring
@@ -26,14 +28,12 @@ from inference.front.admission import Drain
 from inference.front.api import address, entailment, health, status
 from inference.front.api.interceptors import CallInterceptor
 from inference.front.api.reflection import ReflectionApi
-from inference.front.control import listener, servicer
-from inference.front.health import LIVENESS, HealthBoard, LoopLag
+from inference.front.control import servicer
+from inference.front.health import HealthBoard, LoopLag
 from inference.front.models import Models
 from inference.front.observers import LogObserver, MetricsObserver, tell_all, watch_gauges
 from inference.front.settings import FrontSettings
 
-EXIT_SETTINGS = 2
-EXIT_BUSY = 3  # another front holds the lock or the port
 TICK_SECONDS = 0.05
 STOP_SECONDS = 5.0  # for the runners, after the calls have ended
 
@@ -162,9 +162,8 @@ class FrontServer:
     @contextlib.asynccontextmanager
     async def _control(self) -> AsyncIterator[str]:
         """The control socket."""
-        state_dir = Path(self._settings.state_dir)
-        control_address = listener.control_address(state_dir)
-        listener.clear_stale_socket(state_dir)
+        path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
+        path.unlink(missing_ok=True)  # a killed front left it; the lock is ours
         server = grpc.aio.server(
             interceptors=[self._interceptor()], options=[("grpc.max_receive_message_length", 32 << 20)]
         )
@@ -173,12 +172,12 @@ class FrontServer:
         server.add_generic_rpc_handlers((api.handlers(),))
         mask = os.umask(0o177)
         try:
-            server.add_insecure_port(control_address)
+            server.add_insecure_port(f"unix:{path}")
             await server.start()
         finally:
             os.umask(mask)
         try:
-            yield control_address
+            yield f"unix:{path}"
         finally:
             await server.stop(0.5)
 
@@ -260,25 +259,26 @@ def main() -> int:
         use_settings_file(options.config)
     try:
         settings = load_settings(FrontSettings)
+        socket_path(settings.state_dir, CONTROL_SOCKET)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
             print(sentence_of(mistake), file=sys.stderr)  # noqa: T201  before there is a log
-        return EXIT_SETTINGS
+        return ExitCode.WRONG_USE
     with logs.configure("front", settings.logs.level):
         return _serve(settings, logs.get_logger())
 
 
 def _serve(settings: FrontSettings, log: logs.Logger) -> int:
-    folder = listener.prepare_run_folder(Path(settings.state_dir))
+    folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / listener.FRONT_LOCK):
+        with instance_lock(folder / FRONT_LOCK):
             asyncio.run(_run(settings, log))
     except AlreadyRunning:
         log.error("front_refused", detail="another front runs on this state_dir")
-        return EXIT_BUSY
+        return ExitCode.BUSY
     except RuntimeError as error:
         log.error("front_refused", detail=str(error))
-        return EXIT_BUSY
+        return ExitCode.BUSY
     return 0
 
 

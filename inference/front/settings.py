@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.settings import Section, SettingsFile
+from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
 
 MIB = 1 << 20
 
@@ -14,8 +14,8 @@ MIB = 1 << 20
 class FrontSection(Section):
     """`[front]`: where it listens, what it admits, how it ends."""
 
-    host: Annotated[str, Field(min_length=1, max_length=253, description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="gRPC port; 0 takes a free one")] = 50051
+    host: Annotated[str, Field(min_length=1, max_length=253, description="address to listen on")] = DEFAULT_HOST
+    port: Annotated[int, Field(ge=0, le=65535, description="gRPC port; 0 takes a free one")] = DEFAULT_PORT
     metrics_host: Annotated[str, Field(min_length=1, max_length=253, description="address of /metrics")] = "127.0.0.1"
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of /metrics; 0 takes a free one, -1 is off")

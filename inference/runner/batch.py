@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.clock import Clock, process_seconds
+from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import codec
-from inference.runner.calls import CallLimits, Cut, UnitCost, by_item, next_call, units_allowed
+from inference.runner.calls import CallLimits, Cut, by_item, next_call, units_allowed
 from inference.runner.engines.base import Chunk, Engine, Prepared, UnitResult
 from inference.runner.heartbeat import Pulse
 from inference.runner.log import describe
@@ -55,7 +56,7 @@ class Bench:
     @property
     def call_units(self) -> int:
         """How many units the next call may carry."""
-        return units_allowed(self.limits, self.cost.seconds, self.memory.units)
+        return units_allowed(self.limits, self.cost.unit_seconds, self.memory.units)
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +176,7 @@ class BatchRun:
         bench = self._bench
         units = sum(cut.units for cut in cuts)
         self._units += units
-        bench.cost.observe(seconds, units)
+        bench.cost.learn(seconds, units)
         bench.memory.fitted(units, bench.limits.max_units)
         for cut, result in zip(cuts, results, strict=True):
             work = self._works[cut.item]

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-EWMA_WEIGHT = 0.2  # of the newest call
-
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -27,17 +25,6 @@ class CallLimits:
 
     max_units: int  # at least 1
     max_seconds: float  # expected; 0 for no bound
-
-
-class UnitCost:
-    """What one unit costs on this device, as a moving average of real calls."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def observe(self, seconds: float, units: int) -> None:
-        """Learn from a call that has ended."""
-        self.seconds += EWMA_WEIGHT * (seconds / units - self.seconds)
 
 
 def units_allowed(limits: CallLimits, unit_seconds: float, memory_units: int | None) -> int:

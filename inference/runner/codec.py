@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem, EntailmentScores, Item, UnitResult
+from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem, Item, UnitResult
+from inference.wire import EntailmentScores
 
 
 class TaskMissing(ValueError):

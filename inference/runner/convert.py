@@ -22,15 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from common.source import PRECISIONS, REFUSED_EXIT_CODE, ConversionRefused
-from inference.runner.parent import Exit, bind_to
+from common.exit_codes import ExitCode
+from common.source import PRECISIONS, ConversionRefused
+from inference.runner.parent import bind_to
 
 
 def main(arguments: Sequence[str]) -> int:
     """Convert and return the exit code."""
     options = _parse(arguments)
     if options.parent and not bind_to(options.parent):
-        return Exit.FRONT_GONE
+        return ExitCode.PARENT_GONE
     try:
         _limit_itself(options.max_memory_bytes, options.max_cpu_seconds, options.max_file_bytes)
         _convert(options)
@@ -119,7 +120,7 @@ def _on_cpu_limit(_signal: int, _frame: FrameType | None) -> NoReturn:
 def _refuse(reason: str, message: str) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(json.dumps({"reason": reason, "message": message}) + "\n")
-    return REFUSED_EXIT_CODE
+    return ExitCode.CONVERSION_REFUSED
 
 
 if __name__ == "__main__":

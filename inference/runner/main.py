@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from common.clock import SystemClock
+from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import priority
 from inference.runner.hardware import Hardware, allowed
@@ -18,7 +19,7 @@ from inference.runner.heap import keep_freed_memory
 from inference.runner.heartbeat import Pulse, start_heartbeat
 from inference.runner.log import EventLog
 from inference.runner.outlet import Outlet
-from inference.runner.parent import Exit, bind_to
+from inference.runner.parent import bind_to
 from inference.runner.prepare import PendingBatch, PendingItem, PreparePool, receive
 from inference.runner.worker import Ways, Worker
 from inference.wire import FrameError, read_frame
@@ -92,7 +93,7 @@ class Runner:
     def _hear_data(self) -> None:
         while (request := self._next(self._data)) is not None:
             if request.WhichOneof("body") != "batch" or not request.batch.items:
-                self._leave(Exit.NOT_UNDERSTOOD)
+                self._leave(ExitCode.PROTOCOL_ERROR)
             batch = receive(request.batch, self._clock.monotonic())
             self._outstanding.add(batch)
             self._pool.submit(self._worker.engine, batch)
@@ -114,7 +115,7 @@ class Runner:
                 case "retire":
                     self._retire()
                 case _:
-                    self._leave(Exit.NOT_UNDERSTOOD)
+                    self._leave(ExitCode.PROTOCOL_ERROR)
         self._front_gone()
 
     def _next(self, way: socket.socket) -> runner_pb2.RunnerRequest | None:
@@ -128,13 +129,13 @@ class Runner:
             return None
         except (FrameError, DecodeError) as error:
             self._log.event("front_not_understood", level="error", error=str(error))
-            self._leave(Exit.NOT_UNDERSTOOD)
+            self._leave(ExitCode.PROTOCOL_ERROR)
             return None
 
     def _retire(self) -> None:
         self._retiring.set()
         if self._worker.engine is None:
-            self._leave(Exit.RETIRED)  # imports and loads cannot be ended otherwise, and nobody waits for them
+            self._leave(ExitCode.DONE)  # imports and loads cannot be ended otherwise, and nobody waits for them
 
     def _apply(self, *, is_serving: bool) -> None:
         self._worker.serve(is_serving=is_serving)
@@ -143,13 +144,13 @@ class Runner:
             self._log.event("runner_priority_refused", level="warning", serving=is_serving, refused=refused)
 
     def _front_gone(self) -> None:
-        self._leave(Exit.FRONT_GONE)
+        self._leave(ExitCode.PARENT_GONE)
 
     def _bug(self, failure: threading.ExceptHookArgs) -> None:
         self._log.event("runner_thread_failed", level="error", error=repr(failure.exc_value))
-        self._leave(Exit.BUG)
+        self._leave(ExitCode.INTERNAL_ERROR)
 
-    def _leave(self, code: Exit) -> None:
+    def _leave(self, code: ExitCode) -> None:
         # At once and from any thread: a device call that hangs, or a library's exit handler, must not keep it.
         self._log.event("runner_ended", exit_code=int(code), why=code.name.lower())
         self._log.flush()
@@ -160,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until the front ends it; returns only if there is no front."""
     arguments = _parser().parse_args(argv)
     if not bind_to(arguments.parent):
-        return Exit.FRONT_GONE
+        return ExitCode.PARENT_GONE
     keep_freed_memory()
     faulthandler.enable()  # a crash in a library says where, which nothing else could say afterwards
     Runner(arguments, EventLog(SystemClock())).run()
-    return Exit.BUG
+    return ExitCode.INTERNAL_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,20 +3,8 @@
 import ctypes
 import os
 import signal
-from enum import IntEnum
 
 PR_SET_PDEATHSIG = 1
-
-
-class Exit(IntEnum):
-    """A runner's own exit codes."""
-
-    RETIRED = 0
-    NOT_UNDERSTOOD = 65  # what the front said
-    FRONT_GONE = 69
-    BUG = 70  # ours
-    DEVICE_LOST = 74  # its context is broken: nothing on it will succeed again
-    ENGINE_MISSING = 78  # the engine cannot be imported
 
 
 def bind_to(parent: int) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.clock import Clock, process_seconds
+from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import codec
-from inference.runner.engines.base import Engine, InputRefused, Prepared
+from inference.runner.engines.base import Engine, Prepared
 from inference.runner.log import describe
 
 CANCELLED = ("CANCELLED", "nobody waits for this item any more")

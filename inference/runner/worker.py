@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.clock import Clock
+from common.exit_codes import ExitCode
+from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import oom
 from inference.runner.batch import BatchRun, Bench, DeviceLost
-from inference.runner.calls import CallLimits, UnitCost
+from inference.runner.calls import CallLimits
 from inference.runner.engines.base import Engine
 from inference.runner.engines.catalog import loader_for
 from inference.runner.hardware import CardMemory, CpuOnly, Hardware, hardware_for
 from inference.runner.heartbeat import Pulse
 from inference.runner.log import describe
-from inference.runner.parent import Exit
 from inference.runner.prepare import PendingBatch
 from inference.runner.warmup import Loaded, LoadRefused, Surroundings, load
 
@@ -34,7 +35,7 @@ class Ways:
     data: Callable[[runner_pb2.RunnerReply], None]
     control: Callable[[runner_pb2.RunnerReply], None]
     log: Callable[..., None]
-    leave: Callable[[Exit], None]  # does not return
+    leave: Callable[[ExitCode], None]  # does not return
     stand: Callable[[Hardware], None]  # the imports are done
 
 
@@ -102,7 +103,7 @@ class Worker:
             self._pulse.rest()
         if self._bench is not None:
             self._bench.engine.close()
-        self._ways.leave(Exit.RETIRED)
+        self._ways.leave(ExitCode.DONE)
 
     def _stand_up(self) -> None:
         try:
@@ -112,7 +113,7 @@ class Worker:
             self._ways.stand(self._hardware)
         except Exception as error:  # noqa: BLE001  whatever an import can raise
             self._ways.log("engine_import_failed", level="error", engine=self._engine_name, error=repr(error))
-            self._ways.leave(Exit.ENGINE_MISSING)
+            self._ways.leave(ExitCode.ENGINE_MISSING)
 
     def _load(self, request: runner_pb2.LoadBundle) -> None:
         self._pulse.begin(0)
@@ -161,7 +162,7 @@ class Worker:
             self._ways.log(
                 "device_lost", level="error", device=bench.engine.device, error=describe(error.__cause__ or error)
             )
-            self._ways.leave(Exit.DEVICE_LOST)
+            self._ways.leave(ExitCode.DEVICE_LOST)
         self._look_at_memory(bench)
 
     def _wanted_threads(self) -> int:

@@ -12,10 +12,10 @@ from common.bundle import (
     Committed,
     Origin,
     bundle_folder,
+    commit,
     hash_file,
     read_committed,
     write_bundle,
-    write_committed,
 )
 from common.provenance import Provenance
 from common.sealing import ConvertLimits, find_source
@@ -76,7 +76,7 @@ def sealed(source: Path, state: Path) -> Bundle:
 
 def test_an_import_commits_and_keeps_other_models(source: Path, state: Path) -> None:
     """The pointer gets a row with origin import; the other row stays as it was."""
-    write_committed(state, {"other": FOREIGN})
+    commit(state, FOREIGN)
 
     done = import_bundle(source, state, "shapes", "v1", "float32", convert=seal)
 
@@ -109,7 +109,7 @@ def test_the_same_import_again_changes_nothing(hotslot: Hotslot, source: Path, s
 
 def test_an_import_says_what_it_replaced(hotslot: Hotslot, source: Path, state: Path, sealed: Bundle) -> None:
     """The one before is named, so that it can be brought back."""
-    write_committed(state, {"other": FOREIGN})
+    commit(state, FOREIGN)
     ended = hotslot("bundle", "import", str(source), "--model", "other", "--state-dir", str(state))
     assert "(before: v9 111111111111)" in ended.out
 
@@ -192,7 +192,7 @@ def test_what_the_updater_keeps_is_not_replaced_by_hand(
     settings = f'state_dir = "{state}"\n[[models]]\nname = "shapes"\n'
     kept = f'{settings}[updater.models.shapes]\nhub_folder = "hub"\n'
     (tmp_path / "hotslot.toml").write_text(kept)
-    write_committed(state, {"shapes": committed})
+    commit(state, committed)
     (state / "journal.db").touch()
 
     refused = hotslot(*words)

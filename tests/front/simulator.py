@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from common.bundle import Bundle, Committed, Origin, bundle_folder, write_bundle, write_committed
+from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, write_bundle
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.front.admission import Capacity, Drain
@@ -219,7 +219,7 @@ class World:
         """Boot with a committed revision."""
         bundle = self.bundle(revision)
         row = Committed("shapes", bundle.bundle_digest, bundle.source_digest, revision, Origin.IMPORT)
-        write_committed(self.state, {"shapes": row})
+        commit(self.state, row)
         assert self.commands.boot() == ""
         await self.settle()
         return self

@@ -14,9 +14,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from common.exit_codes import ExitCode
+from common.paths import CONTROL_SOCKET, RUN_FOLDER
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
-from inference.front import server
 from tests.stack import FrontProcess, Load, Stack, eventually, question, refusal_of
 from tests.stack.answers import scores_of
 from tests.stack.fixtures import MakeStack
@@ -172,7 +173,7 @@ def test_after_kill_9_no_runner_is_left_and_the_next_front_serves(make_stack: Ma
     """Runners die with their front, however it dies; the next one clears the stale socket and serves."""
     stack = make_stack()
     stack.hand.candidate(stack.bundle("r2").bundle_digest)
-    socket_path = stack.folder / "run" / "control.sock"
+    socket_path = stack.folder / RUN_FOLDER / CONTROL_SOCKET
     with Load(stack, clients=4, deadline=2.0):
         stack.process.send(signal.SIGKILL)
         assert stack.process.wait_exit() == -signal.SIGKILL
@@ -207,7 +208,7 @@ def test_a_second_front_on_the_same_state_refuses(make_stack: MakeStack) -> None
     second = FrontProcess(stack.folder, stack.config)
 
     try:
-        assert second.wait_exit() == server.EXIT_BUSY
+        assert second.wait_exit() == ExitCode.BUSY
         assert second.events("front_refused")
         assert "Traceback" not in second.tail()
     finally:
@@ -224,7 +225,7 @@ def test_a_taken_port_is_refused(make_stack: MakeStack, setting: str) -> None:
         stack = make_stack(is_started=False, front={setting: taken.getsockname()[1]})
         second = FrontProcess(stack.folder, stack.config)
         try:
-            assert second.wait_exit() == server.EXIT_BUSY
+            assert second.wait_exit() == ExitCode.BUSY
             assert second.events("front_refused")
             second.wait_gone()
         finally:
@@ -235,9 +236,9 @@ def test_a_taken_port_is_refused(make_stack: MakeStack, setting: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_user_cannot_reach_the_control_socket(stack: Stack) -> None:
     """The folder of the socket is the owner's alone: another uid is refused by the system."""
-    folder = stack.folder / "run"
+    folder = stack.folder / RUN_FOLDER
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert (folder / "control.sock").stat().st_mode & 0o177 == 0
+    assert (folder / CONTROL_SOCKET).stat().st_mode & 0o177 == 0
     script = (
         "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "way = socket.socket(socket.AF_UNIX)\n"
@@ -249,7 +250,7 @@ def test_another_user_cannot_reach_the_control_socket(stack: Stack) -> None:
             parent.chmod(parent.stat().st_mode | 0o055)
 
     done = subprocess.run(
-        ["/usr/bin/env", "python3", "-c", script, str(folder / "control.sock")],
+        ["/usr/bin/env", "python3", "-c", script, str(folder / CONTROL_SOCKET)],
         capture_output=True,
         text=True,
         timeout=20,
@@ -262,7 +263,7 @@ def test_another_user_cannot_reach_the_control_socket(stack: Stack) -> None:
 @pytest.mark.fault("U5")
 def test_an_oversized_frame_and_a_hung_peer_do_not_block_the_control_socket(stack: Stack) -> None:
     """A message over the cap ends its own call; peers that connect and say nothing hold nobody up."""
-    path = str(stack.folder / "run" / "control.sock")
+    path = str(stack.folder / RUN_FOLDER / CONTROL_SOCKET)
     hung = []
     for _ in range(20):
         way = socket.socket(socket.AF_UNIX)
@@ -286,7 +287,7 @@ def test_wrong_settings_are_told_at_once(make_stack: MakeStack) -> None:
     process = FrontProcess(stack.folder, stack.config)
 
     try:
-        assert process.wait_exit() == server.EXIT_SETTINGS
+        assert process.wait_exit() == ExitCode.WRONG_USE
         text = process.error_path.read_text()
         assert "front.port" in text
         assert "front.grace_seconds" in text

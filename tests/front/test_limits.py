@@ -2,7 +2,8 @@
 
 import pytest
 
-from inference.front.batching.limits import LimitRules, UnitCost, limit_seconds
+from common.unit_cost import UnitCost
+from inference.front.batching.limits import LimitRules, limit_seconds
 
 
 def test_nothing_is_expected_before_anything_was_measured() -> None:
@@ -42,3 +43,15 @@ def test_a_batch_without_units_teaches_nothing() -> None:
     cost.learn(-1.0, 1)
 
     assert (cost.expected(2), cost.at_best(2)) == (1.0, 1.0)
+
+
+def test_the_mean_follows_the_calls() -> None:
+    """The measured cost moves towards what calls really take; the first measurement counts whole."""
+    cost = UnitCost(1.0)
+    for _ in range(40):
+        cost.learn(seconds=8.0, units=4)
+    assert cost.unit_seconds == pytest.approx(2.0, abs=0.01)
+
+    unknown = UnitCost()
+    unknown.learn(seconds=8.0, units=4)
+    assert unknown.unit_seconds == 2.0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.runner.engines.base import InputRefused
+from common.errors import InputRefused
 from inference.runner.engines.ofa.picture import PictureLimits, decode
 from parity.pictures import FOLDER, PICTURES
 

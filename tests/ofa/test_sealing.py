@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder, read_bundle
+from common.exit_codes import ExitCode
 from common.sealing import ConversionRefused, ConvertLimits, find_source, run_convert, seal
-from common.source import REFUSED_EXIT_CODE
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import LoadOptions
 from inference.runner.engines.ofa.load import load_ofa
@@ -220,7 +220,7 @@ def test_cpu_time_is_limited(tmp_path: Path) -> None:
 
     ended = subprocess.run(program, capture_output=True, timeout=60.0, check=False)
 
-    assert REFUSED_EXIT_CODE == ended.returncode
+    assert ended.returncode == ExitCode.CONVERSION_REFUSED
     assert "CPU_LIMIT" == json.loads(ended.stderr)["reason"]
 
 

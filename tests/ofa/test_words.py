@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from inference.runner.engines.base import EntailmentItem, InputRefused
+from common.errors import InputRefused
+from inference.runner.engines.base import EntailmentItem
 from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine
 from inference.runner.engines.ofa.prompt import clean, prompt_of
 from inference.runner.engines.ofa.tokenizer import SPECIAL, Tokenizer, byte_letters, merge

@@ -7,12 +7,14 @@ from datetime import datetime
 
 import pytest
 
+from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.batch import BatchRun, Bench, DeviceLost
-from inference.runner.calls import CallLimits, UnitCost
-from inference.runner.engines.base import Chunk, EntailmentScores, Item, Progress, UnitResult
+from inference.runner.calls import CallLimits
+from inference.runner.engines.base import Chunk, Item, Progress, UnitResult
 from inference.runner.heartbeat import Pulse
 from inference.runner.prepare import PendingBatch, PendingItem
+from inference.wire import EntailmentScores
 
 
 class StandingClock:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.runner.calls import CallLimits, Cut, UnitCost, by_item, next_call, units_allowed
+from inference.runner.calls import CallLimits, Cut, by_item, next_call, units_allowed
 from inference.runner.oom import (
     GOOD_CALLS_TO_GROW,
     MemoryLimit,
@@ -75,14 +75,6 @@ def test_packing_computes_every_unit_once(units: list[int], max_units: int) -> N
 def test_call_bound(limits: CallLimits, unit_seconds: float, memory_units: int | None, expected: int) -> None:
     """A call is bounded by units, expected time and what memory has allowed, whichever is least."""
     assert expected == units_allowed(limits, unit_seconds, memory_units)
-
-
-def test_unit_cost_follows_the_calls() -> None:
-    """The measured cost moves towards what calls really take."""
-    cost = UnitCost(1.0)
-    for _ in range(40):
-        cost.observe(seconds=8.0, units=4)
-    assert pytest.approx(2.0, abs=0.01) == cost.seconds
 
 
 @pytest.mark.parametrize(

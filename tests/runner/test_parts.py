@@ -9,11 +9,12 @@ from PIL import Image
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import codec
-from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem, EntailmentScores
+from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem
 from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, CpuOnly, allowed
 from inference.runner.heartbeat import Pulse
 from inference.runner.priority import may_lower
 from inference.runner.warmup import sample_item
+from inference.wire import EntailmentScores
 from tests.runner.test_batch import StandingClock
 
 DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]

@@ -12,7 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from common.bundle import Bundle, Committed, Origin, write_committed
+from common.bundle import Bundle, Committed, Origin, commit
+from common.paths import CONTROL_SOCKET, run_folder
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.control.v1 import control_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
@@ -63,7 +64,8 @@ class Stack:
         write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections, model)
         if committed is not None:
             bundle = self.bundle(committed, **(script or {}))
-            write_committed(folder, {model: _row(model, bundle) for model in models})
+            for name in models:
+                commit(folder, _row(name, bundle))
 
     def bundle(self, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
         """Make a sealed bundle of a revision."""
@@ -78,7 +80,7 @@ class Stack:
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.address = f"127.0.0.1:{self.port}"
         self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self.hand = Hand(str(self.folder / "run" / "control.sock"), self._model)
+        self.hand = Hand(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
         self.entailment = EntailmentServiceStub(self.channel)
         self.tagging = AddressTaggingServiceStub(self.channel)
         self.health = HealthStub(self.channel)
@@ -188,7 +190,7 @@ class Stack:
 
 def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:
     """Move the committed pointer, as the updater does before CommitSlot."""
-    write_committed(stack.folder, {model: _row(model, bundle)})
+    commit(stack.folder, _row(model, bundle))
 
 
 def _row(model: str, bundle: Bundle) -> Committed:

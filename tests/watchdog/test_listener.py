@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import logs
+from common.exit_codes import ExitCode
 from watchdog import exit_code
 from watchdog.__main__ import handle
 from watchdog.protocol import Event, ProtocolBroken, events
@@ -53,7 +54,7 @@ def test_a_payload_over_the_cap_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "program", "codes"),
     [
-        ("PROCESS_STATE_FATAL", "front", [exit_code.FRONT_GAVE_UP]),
+        ("PROCESS_STATE_FATAL", "front", [ExitCode.INTERNAL_ERROR]),
         ("PROCESS_STATE_FATAL", "updater", []),
         ("PROCESS_STATE_EXITED", "front", []),
         ("PROCESS_STATE_BACKOFF", "front", []),
@@ -78,4 +79,4 @@ def test_the_exit_code_is_left_once(tmp_path: Path) -> None:
 def test_an_unreadable_exit_code_is_a_failure(tmp_path: Path) -> None:
     """Whoever wrote it wanted the stack to fail."""
     (tmp_path / "exit-code").write_text("?")
-    assert exit_code.FRONT_GAVE_UP == exit_code.take(tmp_path)
+    assert ExitCode.INTERNAL_ERROR == exit_code.take(tmp_path)

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from common.exit_codes import ExitCode
+
 ROOT = Path(__file__).resolve().parents[2]
 FRONT_COMMAND, UPDATER_COMMAND = "-m inference.front.server", "-m updater.daemon"
 PATIENCE_SECONDS = 30.0
@@ -132,7 +134,7 @@ def test_a_second_stack_on_the_same_state_is_refused(start: Start) -> None:
     """Two stacks cannot share a state folder; the first one goes on."""
     first = start(OBEDIENT)
     first.wait_for("front_ready")
-    assert 75 == start(OBEDIENT).end()
+    assert start(OBEDIENT).end() == ExitCode.BUSY
     assert first.process.poll() is None
 
 
@@ -151,7 +153,7 @@ def test_a_front_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> N
     """After supervisord gives up, the container ends non-zero instead of standing there without a front."""
     stack = start(DYING)
     family = psutil.Process(stack.process.pid).children(recursive=True)
-    assert 70 == stack.end()
+    assert stack.end() == ExitCode.INTERNAL_ERROR
     assert ["front"] == [line["program"] for line in stack.lines if line["event"] == "process_given_up"]
     assert [] == psutil.wait_procs(family, timeout=1)[1]
 

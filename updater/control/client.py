@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from common.paths import CONTROL_SOCKET
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from updater.actions import Failed, FaultKind, Shortage
@@ -16,7 +17,6 @@ from updater.control.seen import front_state
 from updater.ports import EffectFailed, FrontState
 from updater.prober import Cost
 
-CONTROL_SOCKET = "control.sock"
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
 UNREACHABLE = "FRONT_UNREACHABLE"
 _MAX_DIGITS = 18  # of a number of bytes

@@ -4,24 +4,26 @@ incoming/<update_id>/   a revision on its way in (see staging.py)
 sources/<digest>/       the files of a sealed source, kept so that a newer converter can take them again
 bundles/<digest>/       sealed bundles, read-only
 staging/                where the conversion writes
-committed.json          what a restart loads
+committed.json          what a restart loads, written under the lock .committed.lock
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.bundle import (
+    POINTER_LOCK,
+    POINTER_NAME,
     Bundle,
     BundleBroken,
     Committed,
     bundle_digest,
     bundle_folder,
     is_digest,
+    lock_pointer,
     read_bundle,
     read_committed,
-    write_committed,
+    update_pointer,
 )
 from common.clock import Clock
 from common.durable import read_bounded, sync_folder
@@ -34,6 +36,7 @@ from updater.declared import NotServable, engine_of, parse_object
 from updater.ports import EffectFailed, Hub, Release
 from updater.progress import Progress
 from updater.record import Installed
+from updater.settings import JOURNAL_NAME
 from updater.store import garbage
 from updater.store.compatible import check_compatible
 from updater.store.faults import disk_failed, permanent, transient
@@ -42,6 +45,10 @@ from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stage
 from updater.store.verify import verify
 
 INCOMING, SOURCES = "incoming", "sources"
+# All names that the updater leaves in the state folder, beside the run folder.
+STATE_ENTRIES = frozenset(
+    {INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK, JOURNAL_NAME, f"{JOURNAL_NAME}-journal"}
+)
 _TRUSTED_NAMES = ("damo", "iic")
 _UPDATE_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -66,8 +73,6 @@ class Shared:
     state: Path
     limits: StagingLimits = field(default_factory=StagingLimits)
     known_sections: frozenset[str] = frozenset()  # of configuration.json, beside those of the format
-    # One pointer file holds the rows of all models.
-    pointer_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def refuse_trusted_names(state: Path) -> None:
@@ -217,17 +222,13 @@ class BundleStore:
 
     def write_pointer(self, installed: Installed | None) -> None:
         """Replace the model's row, durably; the rows of other models stay."""
-        with self._shared.pointer_lock:
-            try:
-                rows, is_readable = self._rows()
-                before = rows.pop(self._model, None)
-                if installed is not None:
-                    rows[self._model] = _row(self._model, installed)
-                if rows.get(self._model) != before or not is_readable:
-                    write_committed(self._state, rows)
-                self._predicted = None
-            except OSError as error:
-                raise disk_failed(error, "the committed pointer cannot be written") from error
+        row = None if installed is None else _row(self._model, installed)
+        try:
+            # The pointer is derived: each model's journal has its row, so a malformed one is made anew by all.
+            update_pointer(self._state, self._model, lambda _: row, replace_broken=True)
+        except OSError as error:
+            raise disk_failed(error, "the committed pointer cannot be written") from error
+        self._predicted = None
 
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
@@ -236,7 +237,7 @@ class BundleStore:
         updates = frozenset({keep_update_id} - {""})
         keep = self._others() | garbage.Keep(keep_bundles, keep_sources, updates)
         try:
-            with self._shared.pointer_lock:  # what the pointer names stays, whoever wrote it
+            with lock_pointer(self._state):  # what the pointer names stays, whoever wrote it
                 rows = read_committed(self._state).values()
                 named = garbage.Keep(
                     frozenset(row.bundle_digest for row in rows), frozenset(row.source_digest for row in rows)
@@ -254,13 +255,6 @@ class BundleStore:
             BundleBroken: it is not there, or not whole.
         """
         return read_bundle(bundle_folder(self._state, digest))
-
-    def _rows(self) -> tuple[dict[str, Committed], bool]:
-        """The pointer's rows, and whether it could be read: it is derived, so a broken one is made anew by all."""
-        try:
-            return read_committed(self._state), True
-        except BundleBroken:
-            return {}, False
 
     def _incoming(self, update_id: str) -> Path:
         if not update_id or not _UPDATE_ID_CHARS.issuperset(update_id):

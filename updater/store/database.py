@@ -19,7 +19,7 @@ from pathlib import Path
 from common.durable import sync_folder
 from updater.ports import JournalUnusable
 
-SCHEMA_VERSION = 2
+JOURNAL_SCHEMA = 2
 APPLICATION_ID = 0x48534C54  # "HSLT"
 _BUSY_SECONDS = 2.0
 _MAX_PAGES = 65536  # 256 MiB: an audit trail that grows without end must not fill the disk
@@ -170,9 +170,9 @@ def _check(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise JournalUnreadable("the file in the journal's place is no journal of hotslot")
-    if not 1 <= version <= SCHEMA_VERSION:  # rule 5
+    if not 1 <= version <= JOURNAL_SCHEMA:  # rule 5
         raise JournalUnreadable(
-            f"the journal has schema {version}, this build reads 1 to {SCHEMA_VERSION}; start the newer hotslot again"
+            f"the journal has schema {version}, this build reads 1 to {JOURNAL_SCHEMA}; start the newer hotslot again"
         )
     found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
     if found != ["ok"]:
@@ -182,7 +182,7 @@ def _check(connection: sqlite3.Connection) -> None:
 def _bring_up(connection: sqlite3.Connection) -> None:
     """Take the steps that an older schema lacks (rule 6)."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number in range(version + 1, SCHEMA_VERSION + 1):
+    for number in range(version + 1, JOURNAL_SCHEMA + 1):
         try:
             connection.executescript(f"BEGIN IMMEDIATE; {_STEPS[number]} PRAGMA user_version={number}; COMMIT;")
         except sqlite3.Error as error:
@@ -199,9 +199,9 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         with contextlib.closing(_connect(fresh)) as connection:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version={JOURNAL_SCHEMA}")
             connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} {' '.join(_STEPS.values())} COMMIT;")
-            connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+            connection.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(JOURNAL_SCHEMA),))
         descriptor = os.open(fresh, os.O_RDONLY)
         try:
             os.fsync(descriptor)

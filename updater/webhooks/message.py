@@ -5,7 +5,7 @@ from typing import Any
 
 from updater.record import Event, Update
 
-SCHEMA_VERSION = 1
+EVENT_SCHEMA = 1
 MAX_TEXT_CHARS = 2000  # of a sentence for people
 
 
@@ -18,7 +18,7 @@ def body_of(event: Event, event_id: str, node: str) -> str:
         node: name of this host.
     """
     row: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": EVENT_SCHEMA,
         "id": event_id,
         "event": event.name,
         "at": event.at.isoformat(),

@@ -8,7 +8,8 @@ from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
-from inference.front.request import Answer, EntailmentInput, EntailmentScores, ServedBy
+from inference.front.request import Answer, EntailmentInput, ServedBy
+from inference.wire import EntailmentScores
 
 M = TypeVar("M", bound=Message)
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.clock import Clock
+from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
-from inference.front.batching.limits import LimitRules, UnitCost, limit_seconds
+from inference.front.batching.limits import LimitRules, limit_seconds
 from inference.front.batching.queue import BatchBudget, WaitingQueue
-from inference.front.request import EntailmentScores, Failure, Outcome, Ticket
+from inference.front.request import Failure, Outcome, Ticket
+from inference.wire import EntailmentScores
 
 CREDIT = 2  # one batch computing, one prepared
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.durable import read_bounded, write_atomic
 
 FILE_NAME = "fallbacks.json"
-SCHEMA_VERSION = 1
+FALLBACKS_SCHEMA = 1
 MAX_FILE_BYTES = 64 << 10
 
 
@@ -72,7 +72,7 @@ class FallbackFile:
                 self._path.unlink(missing_ok=True)
                 return
             rows = [{**asdict(row), "since": row.since.isoformat()} for row in self._rows.values()]
-            content = json.dumps({"schema_version": SCHEMA_VERSION, "models": rows}, indent=1).encode() + b"\n"
+            content = json.dumps({"schema_version": FALLBACKS_SCHEMA, "models": rows}, indent=1).encode() + b"\n"
             write_atomic(self._path, content, mode=0o600)
         except OSError as error:
             self._complain(f"{FILE_NAME} cannot be written: {error.strerror}")
@@ -85,7 +85,7 @@ def _parse(content: bytes) -> list[Fallback]:
         ValueError, KeyError, TypeError: it is not what this build writes.
     """
     document = json.loads(content)
-    if document["schema_version"] != SCHEMA_VERSION:
+    if document["schema_version"] != FALLBACKS_SCHEMA:
         raise ValueError("another schema version")
     rows = [Fallback(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]
     for row in rows:

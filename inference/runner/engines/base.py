@@ -6,25 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from common.bundle import Bundle
+from inference.wire import EntailmentScores
 
 DEFAULT_MAX_PIXELS = 64_000_000  # of one picture
 DEFAULT_MAX_SIDE = 16_384  # pixels
 
 Progress = Callable[[str, float], None]  # phase ("reading", "warming_up"), share done 0..1
-
-
-class InputRefused(ValueError):
-    """The caller's item is wrong; it costs nothing on the device.
-
-    Attributes:
-        reason: for machines, for example "IMAGE_UNREADABLE".
-        field: path of the caller's field, for example "image.content" or "statements[3]".
-    """
-
-    def __init__(self, reason: str, field: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.field = field
 
 
 class BundleRefused(ValueError):
@@ -38,15 +25,6 @@ class EntailmentItem:
     image: bytes  # JPEG, PNG or WebP file
     statements: tuple[str, ...]  # 1..32
     premise: str  # may be empty
-
-
-@dataclass(frozen=True, slots=True)
-class EntailmentScores:
-    """Probabilities of the three answers; they sum to 1."""
-
-    yes: float
-    no: float
-    maybe: float
 
 
 @dataclass(frozen=True, slots=True)

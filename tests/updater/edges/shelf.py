@@ -14,7 +14,7 @@ from typing import Any
 
 from common.clock import SystemClock
 from common.provenance import HubKind, HubPlace
-from common.published import MANIFEST_NAME
+from common.published import LISTING_SCHEMA, MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
 from updater.hub.client import HubHttpClient, HubHttpRules
@@ -49,7 +49,7 @@ class Shelf:
         """List something else."""
         rows = self.rows(revision)
         change(rows)
-        text = json.dumps({"schema_version": 1, "files": rows})
+        text = json.dumps({"schema_version": LISTING_SCHEMA, "files": rows})
         self.file(revision, MANIFEST_NAME).write_text(text, encoding="utf-8")
 
     def replace(self, revision: str, name: str, content: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.scripted_engine import expected_scores
 from tests.stack import refusal_of
@@ -73,12 +74,12 @@ def test_another_user_cannot_reach_the_sockets(world: World) -> None:
     world.status()
     become = "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
     program = f"{become}; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-    for name in ("updates.sock", "control.sock"):
-        path = str(world.state / "run" / name)
+    for name in (UPDATES_SOCKET, CONTROL_SOCKET):
+        path = str(run_folder(world.state) / name)
         command = [sys.executable, "-c", program, path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         assert "PermissionError" in done.stderr
-    assert 0o700 == (world.state / "run").stat().st_mode & 0o777
+    assert 0o700 == run_folder(world.state).stat().st_mode & 0o777
 
 
 @pytest.mark.fault("S6")

@@ -116,7 +116,7 @@ def test_a_newer_schema_is_told(journal: Journal, path: Path, monkeypatch: pytes
     """An older hotslot does not guess what a newer one wrote."""
     journal.close()
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version={database.SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version={database.JOURNAL_SCHEMA + 1}")
     with pytest.raises(JournalUnreadable, match="start the newer"):
         Journal(path)
 

@@ -10,6 +10,7 @@ import pytest
 
 from common.clock import SystemClock
 from common.engine_files import Task
+from common.paths import run_folder
 from tests.stack import Stack
 from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
@@ -85,7 +86,7 @@ def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
         return
     stack: Stack = request.getfixturevalue("stack")
     stack.calm()
-    client = ControlClient(stack.folder / "run", MODEL, lambda: None)
+    client = ControlClient(run_folder(stack.folder), MODEL, lambda: None)
     nobody = ControlClient(tmp_path, MODEL, lambda: None)
     write_golden(tmp_path / "golden")
     files = GoldenFiles(tmp_path / "golden", Task.VISUAL_ENTAILMENT)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Committed, Origin, bundle_folder, write_committed
+from common.bundle import Committed, Origin, bundle_folder, commit, read_committed
 from common.clock import SystemClock
 from common.published import MANIFEST_NAME
 from common.sealing import ConvertLimits
@@ -357,12 +357,10 @@ def test_the_rows_of_other_models_stay(bench: Bench) -> None:
     """One file holds the rows of all."""
     bundle = make_scripted_bundle(bench.state, "r1")
     other = Committed("other", bundle.bundle_digest, bundle.source_digest, "r1", Origin.IMPORT)
-    write_committed(bench.state, {"other": other})
+    commit(bench.state, other)
     bench.store.write_pointer(Installed("r1", bundle.source_digest, bundle.bundle_digest))
     bench.store.write_pointer(None)
     assert bench.store.pointer() is None
-    from common.bundle import read_committed  # noqa: PLC0415  used here alone
-
     assert {"other": other} == read_committed(bench.state)
 
 

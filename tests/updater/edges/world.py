@@ -15,6 +15,7 @@ import grpc
 
 from cli.publishing import publish
 from common.bundle import Committed, bundle_folder, read_bundle, read_committed
+from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.scripted_engine import ENGINES
@@ -22,6 +23,7 @@ from tests.stack import FrontProcess, Hand, Stack, eventually
 from tests.stack.answers import question
 from tests.stack.process import ROOT
 from tests.updater.edges.revisions import MODEL, publish_scripted
+from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal
 
 LIMIT_SECONDS = 60.0
@@ -241,7 +243,7 @@ class World:
 
     def updates(self) -> UpdatesServiceStub:
         """An operator's hand."""
-        channel = grpc.insecure_channel(f"unix:{self.state / 'run' / 'updates.sock'}")
+        channel = grpc.insecure_channel(f"unix:{run_folder(self.state) / UPDATES_SOCKET}")
         return UpdatesServiceStub(channel)
 
     def status(self) -> pb.ModelUpdates:
@@ -330,18 +332,8 @@ class World:
         assert (row is None) == (record.committed is None)
         if row is not None and record.committed is not None:
             assert record.committed.bundle_digest == row.bundle_digest
-        known = {
-            "bundles",
-            "incoming",
-            "sources",
-            "staging",
-            "run",
-            "committed.json",
-            "journal.db",
-            "journal.db-journal",
-        }
-        ours = {"hotslot.toml", "front.log", "front.err"}
-        strays = {path.name for path in self.state.iterdir()} - known - ours
+        ours = {RUN_FOLDER, "hotslot.toml", "front.log", "front.err"}
+        strays = {path.name for path in self.state.iterdir()} - STATE_ENTRIES - ours
         assert not strays, f"left in the state folder: {strays}"
 
     def close(self, *, check: bool = True) -> None:

@@ -22,6 +22,7 @@ from updater.actions import Failed, FaultKind, Wish, WishKind
 from updater.breaker import BreakerState
 from updater.pipeline.versions import is_after, version_of
 from updater.record import HeldFor, Stage
+from updater.store.bundles import STATE_ENTRIES
 
 QUALITIES = {
     "good": Quality(),
@@ -47,7 +48,6 @@ HUB_FAULTS = [
     Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=120.0),
     Failed(FaultKind.DENIED, "HUB_DENIED", "403"),
 ]
-IN_STATE = {"bundles", "incoming", "sources", "staging", "committed.json", "journal.db", "journal.db-journal"}
 SPOILT = b"spoilt"
 FAR = timedelta(days=300)
 STAGES = st.sampled_from([None, None, *Stage])  # that the updater comes to first, if it does
@@ -369,7 +369,7 @@ class Anything(RuleBasedStateMachine):
         if update is not None:
             bundles.add(update.bundle_digest)
         found = {path.name for path in world.state.iterdir()}
-        assert found <= IN_STATE, f"left in the state folder: {found - IN_STATE}"
+        assert found <= STATE_ENTRIES, f"left in the state folder: {found - STATE_ENTRIES}"
         kept = {path.name.replace("-", ":") for path in (world.state / "bundles").glob("*")}
         assert kept <= bundles
         assert not list((world.state / "staging").glob("*"))

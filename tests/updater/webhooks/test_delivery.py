@@ -319,7 +319,7 @@ def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
     assert ["a"] == bench.names()
     bench.journal.close()
     with sqlite3.connect(older) as connection:
-        assert [(database.SCHEMA_VERSION,)] == connection.execute("PRAGMA user_version").fetchall()
+        assert [(database.JOURNAL_SCHEMA,)] == connection.execute("PRAGMA user_version").fetchall()
         assert [("2",)] == connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
     connection.close()
 

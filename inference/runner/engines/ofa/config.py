@@ -11,7 +11,7 @@ CONFIG_NAME = "engine.json"
 WEIGHTS_NAME = "model.safetensors"
 VOCABULARY_NAME = "vocab.json"
 MERGES_NAME = "merges.txt"
-SCHEMA_VERSION = 1
+OFA_CONFIG_SCHEMA = 1
 LABELS = ("yes", "no", "maybe")  # in this order everywhere in the engine
 MAX_CONFIG_BYTES = 1 << 20
 _OF_LONGER_ANSWERS = {"answer_stem", "answer_forks"}
@@ -96,7 +96,7 @@ def to_json(config: EngineConfig) -> bytes:
     row = asdict(config)
     if not config.answer_stem and config.answer_forks == ONE_TOKEN_EACH:
         row = {name: value for name, value in row.items() if name not in _OF_LONGER_ANSWERS}
-    return json.dumps({"schema_version": SCHEMA_VERSION, **row}, indent=1).encode() + b"\n"
+    return json.dumps({"schema_version": OFA_CONFIG_SCHEMA, **row}, indent=1).encode() + b"\n"
 
 
 def read_config(folder: Path) -> EngineConfig:
@@ -107,8 +107,8 @@ def read_config(folder: Path) -> EngineConfig:
         OSError: it cannot be read.
     """
     row = json.loads(read_bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES))
-    if not isinstance(row, dict) or row.pop("schema_version", None) != SCHEMA_VERSION:
-        raise ValueError(f"{CONFIG_NAME} is not of schema version {SCHEMA_VERSION}")
+    if not isinstance(row, dict) or row.pop("schema_version", None) != OFA_CONFIG_SCHEMA:
+        raise ValueError(f"{CONFIG_NAME} is not of schema version {OFA_CONFIG_SCHEMA}")
     names = {field.name for field in fields(EngineConfig)}
     if set(row) | _OF_LONGER_ANSWERS != names:
         raise ValueError(f"{CONFIG_NAME} has wrong keys: {', '.join(sorted(names ^ set(row)))}")

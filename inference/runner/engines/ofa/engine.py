@@ -8,22 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import InputRefused
 from inference.runner.device import torch_dtype
-from inference.runner.engines.base import (
-    Chunk,
-    EntailmentItem,
-    EntailmentScores,
-    InputRefused,
-    Item,
-    Progress,
-    UnitResult,
-)
+from inference.runner.engines.base import Chunk, EntailmentItem, Item, Progress, UnitResult
 from inference.runner.engines.ofa.batching import group_rows, rows_that_pay
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
 from inference.runner.engines.ofa.positions import PositionBiases
 from inference.runner.engines.ofa.prompt import prompt_of
 from inference.runner.engines.ofa.tokenizer import Tokenizer
+from inference.wire import EntailmentScores
 
 MAX_TEXT_LENGTH = 65_536  # code points; the model reads far less, but all of it would be tokenised
 _MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases when rows are padded
@@ -186,4 +180,4 @@ def _owner(chunk: Chunk) -> OfaPrepared:
 def _check_length(text: str, field: str) -> None:
     if len(text) > MAX_TEXT_LENGTH:
         message = f"the text has {len(text)} code points; the limit is {MAX_TEXT_LENGTH}"
-        raise InputRefused("TEXT_TOO_LONG", field, message)
+        raise InputRefused(message, reason="TEXT_TOO_LONG", field=field)

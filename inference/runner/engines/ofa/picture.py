@@ -12,7 +12,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from inference.runner.engines.base import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, InputRefused
+from common.errors import InputRefused
+from inference.runner.engines.base import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE
 
 FIELD = "image.content"
 Pixels = NDArray[np.uint8]
@@ -80,7 +81,7 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
             f"the picture has {width} × {height} pixels; the limits are {limits.max_side} a side"
             f" and {limits.max_pixels} in all"
         )
-        raise InputRefused("IMAGE_TOO_LARGE", FIELD, message)
+        raise InputRefused(message, reason="IMAGE_TOO_LARGE", field=FIELD)
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
@@ -99,4 +100,4 @@ def _webp_size(content: bytes) -> tuple[int, int]:
 
 
 def _unreadable(message: str) -> InputRefused:
-    return InputRefused("IMAGE_UNREADABLE", FIELD, message)
+    return InputRefused(message, reason="IMAGE_UNREADABLE", field=FIELD)

@@ -1,0 +1,37 @@
+"""The run folder and its sockets: one limit for all processes, and it is the kernel's."""
+
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from common.paths import CONTROL_SOCKET, MAX_SOCKET_PATH, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
+from common.settings import SettingsInvalid
+
+
+def state_of(tmp_path: Path, longest: str, size: int) -> Path:
+    """A state folder in which the path of the socket `longest` has so many bytes."""
+    short = len(str(run_folder(tmp_path / "d") / longest))
+    return tmp_path / ("d" * (1 + size - short))
+
+
+def test_the_longest_allowed_path_can_be_bound_and_one_byte_more_cannot(tmp_path: Path) -> None:
+    """The limit is that of this kernel, not a cautious guess."""
+    fits, exceeds = (state_of(tmp_path, CONTROL_SOCKET, size) for size in (MAX_SOCKET_PATH, MAX_SOCKET_PATH + 1))
+    for state in (fits, exceeds):
+        make_run_folder(state)
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(socket_path(fits, CONTROL_SOCKET)))
+    with closing(socket.socket(socket.AF_UNIX)) as listener, pytest.raises(OSError, match="too long"):
+        listener.bind(str(run_folder(exceeds) / CONTROL_SOCKET))
+
+
+@pytest.mark.parametrize(("name", "bound"), [(CONTROL_SOCKET, 12), (SUPERVISOR_SOCKET, 23)])
+def test_a_path_that_is_too_long_is_refused_with_both_numbers(name: str, bound: int) -> None:
+    """The sentence has the limit and what came; supervisord's temporary name counts."""
+    longest = Path("/" + "d" * (MAX_SOCKET_PATH - len("//run/") - bound))
+    assert socket_path(longest, name) == longest / "run" / name
+    with pytest.raises(SettingsInvalid, match="has 108 bytes, limit 107") as caught:
+        socket_path(longest.with_name(longest.name + "d"), name)
+    assert [mistake.key for mistake in caught.value.mistakes] == ["state_dir"]

@@ -1,0 +1,171 @@
+"""The committed pointer has one writer function: whatever process uses it, no row is lost or reverted."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cli.importing import import_bundle
+from common.bundle import (
+    POINTER_NAME,
+    Bundle,
+    BundleBroken,
+    Committed,
+    Origin,
+    bundle_folder,
+    commit,
+    lock_pointer,
+    read_committed,
+    update_pointer,
+)
+from common.clock import SystemClock
+from common.durable import LockTimeout
+from common.provenance import Provenance
+from common.sealing import ConvertLimits
+from updater.record import Installed
+from updater.store.bundles import BundleStore, Shared
+from updater.store.garbage import Keep
+
+ROUNDS = 60
+ROOT = Path(__file__).resolve().parents[2]
+A, B = (f"sha256:{digit * 64}" for digit in "ab")
+ROW = Committed("a", A, A, "r0", Origin.UPDATE)
+
+
+def run_updater(state: Path, rounds: int) -> None:
+    """Commit model a again and again as the updater does; report the number of rounds whose row did not stay."""
+    store = BundleStore(Shared(state), "a", SystemClock(), lambda: None, Keep)
+    store.write_pointer(Installed("r0", A, A))
+    lost = 0
+    _meet()
+    for number in range(1, rounds + 1):
+        lost += store.pointer() != Installed(f"r{number - 1}", A, A)
+        store.write_pointer(Installed(f"r{number}", A, A))
+    _report(lost + (store.pointer() != Installed(f"r{rounds}", A, A)))
+
+
+def run_import(state: Path, rounds: int) -> None:
+    """Import model b again and again as the command line does; report like `run_updater`."""
+
+    def convert(
+        source: Path,
+        state: Path,
+        revision: str,
+        limits: ConvertLimits,
+        precision: str,
+        *,
+        digest: str = "",
+        provenance: Provenance | None = None,
+    ) -> Bundle:
+        del source, state, limits, digest
+        made = B if int(revision) % 2 else A
+        return Bundle(made, made, revision, "ofa", "visual-entailment", precision, "1", (), provenance=provenance)
+
+    lost = 0
+    _meet()
+    for number in range(rounds):
+        import_bundle(state, state, "b", str(number), "float32", convert)
+        row = read_committed(state).get("b")
+        lost += row is None or row.revision != str(number)
+    _report(lost)
+
+
+def _meet() -> None:
+    """Wait until the other process is ready too."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+
+
+def _report(lost: int) -> None:
+    sys.stdout.write(str(lost))
+
+
+def _start(call: str) -> "subprocess.Popen[str]":
+    """Call one of the two loops in a process of its own; returns once it is ready."""
+    code = f"from pathlib import Path; from tests.common.test_pointer import *; {call}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_lose_no_row_of_each_other(tmp_path: Path) -> None:
+    """The updater commits model a while the command line imports model b, both in a tight loop."""
+    for digest in (A, B):
+        bundle_folder(tmp_path, digest).mkdir(parents=True)
+    arguments = f"(Path({str(tmp_path)!r}), {ROUNDS})"
+    processes = [_start(f"{name}{arguments}") for name in ("run_updater", "run_import")]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    lost = [int(process.communicate(timeout=60)[0]) for process in processes]
+
+    rows = read_committed(tmp_path)
+    assert lost == [0, 0]
+    assert {name: row.revision for name, row in rows.items()} == {"a": f"r{ROUNDS}", "b": str(ROUNDS - 1)}
+
+
+def test_a_writer_waits_no_longer_than_its_limit(tmp_path: Path) -> None:
+    """A holder that does not release the lock costs the other writer its try, with a sentence that says so."""
+    commit(tmp_path, ROW)
+    with lock_pointer(tmp_path), pytest.raises(LockTimeout) as caught:
+        update_pointer(tmp_path, "b", lambda _: ROW, wait_seconds=0.0)
+    assert caught.value.strerror == "another process has held this lock for 0 s"
+    assert read_committed(tmp_path) == {"a": ROW}
+
+
+def test_a_writer_goes_on_when_the_lock_is_released(tmp_path: Path) -> None:
+    """Threads of one process exclude each other as processes do."""
+    with lock_pointer(tmp_path):
+        writer = threading.Thread(target=commit, args=(tmp_path, ROW))
+        writer.start()
+        assert read_committed(tmp_path) == {}
+    writer.join(30.0)
+    assert read_committed(tmp_path) == {"a": ROW}
+
+
+def test_the_present_row_is_not_written_again(tmp_path: Path) -> None:
+    """The change that returns the present row leaves the file untouched, and says which row stands."""
+    assert commit(tmp_path, ROW) is None
+    before = (tmp_path / POINTER_NAME).stat()
+    assert update_pointer(tmp_path, "a", lambda row: row) == ROW
+    assert (tmp_path / POINTER_NAME).stat().st_ino == before.st_ino
+
+
+def test_a_change_that_fails_writes_nothing(tmp_path: Path) -> None:
+    """Its error comes through, the pointer stands, and the lock is free again."""
+    commit(tmp_path, ROW)
+
+    def fail(_row: Committed | None) -> Committed:
+        raise BundleBroken("gone")
+
+    with pytest.raises(BundleBroken, match="gone"):
+        update_pointer(tmp_path, "a", fail)
+    assert update_pointer(tmp_path, "a", lambda _: None, wait_seconds=0.0) == ROW
+    assert read_committed(tmp_path) == {}
+
+
+def test_a_malformed_pointer_is_replaced_only_on_request(tmp_path: Path) -> None:
+    """The updater makes it anew from its journal; an import must not forget the rows of the others."""
+    (tmp_path / POINTER_NAME).write_text("{")
+    with pytest.raises(BundleBroken):
+        commit(tmp_path, ROW)
+    update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
+    assert read_committed(tmp_path) == {"a": ROW}
+
+
+def test_a_bundle_that_was_deleted_is_not_committed(tmp_path: Path) -> None:
+    """Between sealing and committing nothing names the bundle, so the updater may delete it to free space."""
+
+    def convert(*_arguments: object, **_named: object) -> Bundle:
+        return Bundle(A, A, "r1", "ofa", "visual-entailment", "float32", "1", ())
+
+    with pytest.raises(BundleBroken, match="deleted to free space"):
+        import_bundle(tmp_path, tmp_path, "a", "r1", "float32", convert)
+    assert read_committed(tmp_path) == {}
