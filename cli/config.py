@@ -33,10 +33,10 @@ def check(*, config: Config = None) -> None:
     mistakes = [*_paths_too_long(settings), *_killed_while_ending(settings)]
     if mistakes:
         raise SettingsInvalid(mistakes)
-    front = settings.front
-    metrics = "off" if front.metrics_port < 0 else f"http://{front.metrics_host}:{front.metrics_port}/metrics"
+    server = settings.server
+    metrics = "off" if server.metrics_port < 0 else f"http://{server.metrics_host}:{server.metrics_port}/metrics"
     rows = {
-        "gRPC": listening_address(settings) + ("" if front.port else " (a free port)"),
+        "gRPC": listening_address(settings) + ("" if server.port else " (a free port)"),
         "metrics": metrics,
         "control": f"unix:{run_folder(settings.state_dir) / CONTROL_SOCKET}",
         "models": ", ".join(f"{model.name} ({model.task.value}, {model.device})" for model in settings.models),
@@ -95,12 +95,12 @@ def _paths_too_long(settings: Settings) -> list[Mistake]:
 
 
 def _killed_while_ending(settings: Settings) -> Iterator[Mistake]:
-    """A front that ends in order must be through before it is killed, or accepted calls are lost."""
-    front, stop = settings.front, settings.watchdog.stop_seconds
-    needed = front.drain_delay_seconds + front.grace_seconds + settings.runner.retire_seconds
+    """A server that ends in order must be through before it is killed, or accepted calls are lost."""
+    server, stop = settings.server, settings.watchdog.stop_seconds
+    needed = server.drain_delay_seconds + server.grace_seconds + settings.runner.retire_seconds
     if stop <= needed:
-        sum_of = "front.drain_delay_seconds + front.grace_seconds + runner.retire_seconds"
-        message = f"too short, the front is killed before it has ended: more than {needed:g}, which is {sum_of}"
+        sum_of = "server.drain_delay_seconds + server.grace_seconds + runner.retire_seconds"
+        message = f"too short, the server is killed before it has ended: more than {needed:g}, which is {sum_of}"
         yield Mistake("watchdog.stop_seconds", message, str(stop))
 
 

@@ -16,9 +16,9 @@ from cli.problems import CommandFailed, WronglyUsed
 from cli.updating import hub_folder
 from common import logs
 from common.durable import read_bounded
-from standin.faults import Fault, FaultPlan, FaultUnknown, parse_faults
-from standin.folder import HubFolder
-from standin.server import MAX_CONNECTIONS, HubServer, Listening
+from hubserver.faults import Fault, FaultPlan, FaultUnknown, parse_faults
+from hubserver.folder import HubFolder
+from hubserver.server import MAX_CONNECTIONS, HubServer, Listening
 
 EXAMPLE = """Example:  hotslot hub serve state/hub
 

@@ -24,8 +24,8 @@ _HEADER = """\
 # Configuration
 
 One file, `hotslot.toml`, holds every process's section. It is looked for in the working folder, unless `--config` or
-the variable `HOTSLOT_CONFIG` names another. The environment overrides the file: `HOTSLOT_FRONT__PORT=50052` is `port`
-in `[front]`. `hotslot config check` reports all mistakes at once, `hotslot config show` what is in effect.
+the variable `HOTSLOT_CONFIG` names another. The environment overrides the file: `HOTSLOT_SERVER__PORT=50052` is `port`
+in `[server]`. `hotslot config check` reports all mistakes at once, `hotslot config show` what is in effect.
 
 This page is printed by `hotslot config reference`.
 """
@@ -35,7 +35,7 @@ This page is printed by `hotslot config reference`.
 class SettingRow:
     """One key."""
 
-    key: str  # for example "front.port" or "models[].name"
+    key: str  # for example "server.port" or "models[].name"
     kind: str
     allowed: str  # empty: every value of the kind
     default: str  # as it stands in the file, or REQUIRED

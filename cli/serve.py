@@ -32,7 +32,11 @@ EXAMPLE = "Example:  hotslot serve --demo"
 DEMO_MODEL = "shapes"
 DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
 DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
-STACK_COMMAND = (sys.executable, "-m", "watchdog.stack")  # what deploy/run-stack runs, with this very interpreter
+STACK_COMMAND = (
+    sys.executable,
+    "-m",
+    "hotslot_watchdog.stack",
+)  # what deploy/run-stack runs, with this very interpreter
 CHECK_SECONDS = 0.2
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -95,7 +99,7 @@ def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], No
 
 def announce(settings: Settings, ended: threading.Event) -> None:
     """Wait until every model is ready, then say what to try."""
-    if not settings.front.port:
+    if not settings.server.port:
         return  # a free port was asked for; the log says which it is
     address = listening_address(settings)
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
@@ -130,10 +134,10 @@ def refuse_taken_ports(settings: Settings) -> None:
     Raises:
         CommandFailed: a port is taken.
     """
-    front, updater = settings.front, settings.updater
+    server, updater = settings.server, settings.updater
     places = {
-        "HOTSLOT_FRONT__PORT": (front.host, front.port),
-        "HOTSLOT_FRONT__METRICS_PORT": (front.metrics_host, front.metrics_port),
+        "HOTSLOT_SERVER__PORT": (server.host, server.port),
+        "HOTSLOT_SERVER__METRICS_PORT": (server.metrics_host, server.metrics_port),
         "HOTSLOT_UPDATER__METRICS_PORT": (updater.metrics_host, updater.metrics_port),
     }
     for variable, (host, port) in places.items():

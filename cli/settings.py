@@ -12,15 +12,15 @@ from common.settings import (
     settings_path,
     use_settings_file,
 )
-from inference.front.settings import FrontSettings
+from hotslot_watchdog.settings import WatchdogSection
+from inference.server.settings import ServerSettings
 from updater.settings import UpdaterSection
-from watchdog.settings import WatchdogSection
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
-class Settings(FrontSettings):
+class Settings(ServerSettings):
     """The whole file: the sections of every process."""
 
     updater: UpdaterSection = UpdaterSection()
@@ -59,7 +59,7 @@ def quieten_grpc() -> None:
 
 def listening_address(settings: Settings) -> str:
     """Where a caller on this machine reaches the server of these settings."""
-    return local_address(settings.front.host, settings.front.port)
+    return local_address(settings.server.host, settings.server.port)
 
 
 def state_folder(given: Path | None) -> Path:

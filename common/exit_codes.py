@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     CONVERSION_REFUSED = 3  # the conversion: one JSON line on standard error says why
     PROTOCOL_ERROR = 65  # a runner: it received what is no frame or no message
     PARENT_GONE = 69  # a runner or a conversion: the process that started it has ended
-    INTERNAL_ERROR = 70  # a runner: a bug of ours; the stack: the front died again and again
+    INTERNAL_ERROR = 70  # a runner: a bug of ours; the stack: the server died again and again
     DEVICE_LOST = 74  # a runner: the device's context is broken, nothing on it will succeed again
     BUSY = 75  # another process has the lock or the port; the same may succeed later
     ENGINE_MISSING = 78  # a runner: the engine cannot be imported

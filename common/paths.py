@@ -6,12 +6,12 @@ from pathlib import Path
 from common.settings import Mistake, SettingsInvalid
 
 RUN_FOLDER = "run"  # in the state folder; what lies in it is of no use once all processes have ended
-CONTROL_SOCKET = "control.sock"  # the front's, for the updater and operators
+CONTROL_SOCKET = "control.sock"  # the server's, for the updater and operators
 UPDATES_SOCKET = "updates.sock"  # the updater's, for operators
 SUPERVISOR_SOCKET = "supervisor.sock"
-FRONT_LOCK, UPDATER_LOCK, STACK_LOCK = "front.lock", "updater.lock", "stack.lock"
+SERVER_LOCK, UPDATER_LOCK, STACK_LOCK = "server.lock", "updater.lock", "stack.lock"
 HEARTBEAT = "updater.alive"  # touched by the updater while its threads move
-LIVENESS = "liveness"  # name in the front's health service
+LIVENESS = "liveness"  # name in the server's health service
 
 MAX_SOCKET_PATH = 107  # bytes: sun_path has 108, with its final NUL
 # supervisord binds NAME.PID and links it to NAME; Linux's largest process id has seven digits.

@@ -1,7 +1,7 @@
 """What all processes read of `hotslot.toml`: the loader, and the parts they share.
 
-One file holds every process's section; the environment overrides it (`HOTSLOT_FRONT__PORT=50052`
-is `[front] port`). A process declares its own sections in a subclass of `SettingsFile`; the whole
+One file holds every process's section; the environment overrides it (`HOTSLOT_SERVER__PORT=50052`
+is `[server] port`). A process declares its own sections in a subclass of `SettingsFile`; the whole
 file is checked at once, and every mistake is reported with its key.
 """
 
@@ -31,7 +31,7 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 class Mistake:
     """One thing that is wrong in the settings."""
 
-    key: str  # for example "front.port"
+    key: str  # for example "server.port"
     message: str  # what is allowed
     found: str = ""  # as it was written; empty if it was no plain value
 
@@ -84,7 +84,7 @@ class SettingsFile(BaseSettings):
     node: Annotated[str, Field(max_length=253, description="name of this host in answers; default: its host name")] = ""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="what is served")]
     logs: LogSettings = LogSettings()
-    front: Any = None
+    server: Any = None
     runner: Any = None
     updater: Any = None
     watchdog: Any = None

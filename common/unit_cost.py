@@ -1,4 +1,4 @@
-"""The measured cost of a unit of work on a device: the front plans with it, the runner sizes its calls by it. Pure."""
+"""The measured cost of a unit of work on a device: the server plans with it, the runner sizes its calls by it. Pure."""
 
 _SMOOTHING = 0.2  # weight of the newest sample; forgets a cold start within about ten batches
 _BEST_SMOOTHING = 0.05  # weight of a sample that is slower than the best: a busy hour must not look like the best

@@ -1,4 +1,4 @@
-"""Frames between front and runner: four bytes of length, then a protobuf message, capped before allocating.
+"""Frames between server and runner: four bytes of length, then a protobuf message, capped before allocating.
 
 And the record of an answer, which both sides make of such a message.
 """

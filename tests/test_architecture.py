@@ -13,17 +13,17 @@ import pytest
 from tests.import_circles import find_circles, imports_of, read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "inference", "updater", "watchdog", "standin", "cli")
-PROJECT = {*ROOMS, "hotslot", "parity", "examples", "tests", "scripts", "bench"}
+ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "cli")
+PROJECT = {*ROOMS, "hotslot", "examples", "tests", "dev"}
 
 # Room → the project's own top-level packages that it may import, beside itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
     "inference": {"common", "hotslot"},
     "updater": {"common", "hotslot"},
-    "watchdog": {"common", "hotslot"},
-    "standin": {"common"},
-    "cli": {"common", "hotslot", "standin"},
+    "hotslot_watchdog": {"common", "hotslot"},
+    "hubserver": {"common"},
+    "cli": {"common", "hotslot", "hubserver"},
 }
 HTTP_CLIENTS = {
     "httpx",
@@ -48,7 +48,7 @@ LARGE_FUNCTIONS: dict[str, str] = {}
 class Source:
     """One module of a room."""
 
-    path: str  # relative to the root, for example "inference/front/server.py"
+    path: str  # relative to the root, for example "inference/server/server.py"
     text: str
     tree: ast.Module
 
@@ -133,15 +133,15 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
         assert not circles, "\n".join(map(str, circles))
 
 
-def test_front_and_runner_meet_only_in_wire() -> None:
+def test_server_and_runner_meet_only_in_wire() -> None:
     """Torch's process and the callers' process share frames, nothing else."""
     assert [] == users_of({"inference.runner"}, except_in=("inference/runner/",))
-    assert [] == [row for row in users_of({"inference.front"}, except_in=("inference/front/",)) if "cli/" not in row]
+    assert [] == [row for row in users_of({"inference.server"}, except_in=("inference/server/",)) if "cli/" not in row]
 
 
 def test_wire_knows_neither_side() -> None:
     """What both stand on stands on neither."""
-    both = {"inference.front", "inference.runner"}
+    both = {"inference.server", "inference.runner"}
     wire = [source for source in sources() if source.path == "inference/wire.py"]
     assert wire
     assert [] == [name for source in wire for name, _ in source.imports() if is_within(name, both)]
@@ -195,7 +195,8 @@ def test_the_clock_is_read_only_in_one_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["inference.front.server", "updater.daemon", "watchdog.__main__", "watchdog.stack", "cli.main"]
+    "module",
+    ["inference.server.server", "updater.daemon", "hotslot_watchdog.__main__", "hotslot_watchdog.stack", "cli.main"],
 )
 def test_only_a_runner_process_loads_torch(module: str) -> None:
     """Nothing that is imported on the way brings torch, the hub or another room's weight in."""

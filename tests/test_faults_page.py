@@ -3,15 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from chaos.catalog import STEPS
-from chaos.report import Machine, Row, read_report, write_report
-from scripts import faults
+from dev.chaos.catalog import STEPS
+from dev.chaos.report import Machine, Row, read_report, write_report
+from dev.scripts import faults
 
 ROW = Row("deaf", ("U7",), "passed", 40, {"p99_ms": 5.0}, (), 30.0, 7, "abc", "2026-01-01T00:00:00+00:00")
 
 
 def test_the_page_is_fresh() -> None:
-    """`python -m scripts.faults` changes nothing."""
+    """`python -m dev.scripts.faults` changes nothing."""
     assert faults.PAGE.read_text() == faults.render()
 
 

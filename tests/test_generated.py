@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scripts.protos import PROTOS, generate
+from dev.scripts.protos import PROTOS, generate
 
 
 def test_generated_code_is_that_of_the_contracts(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class VerifyAndSeal:
     update_id: str
     revision: str
     source_digest: str
-    precision: str  # in which the front's device computes
+    precision: str  # in which the server's device computes
     compatible_with: str  # bundle digest that serves; its task must be the same; empty if none serves
     is_kept_source: bool  # convert the kept files of this source digest
     deadline_seconds: float = 3600.0

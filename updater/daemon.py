@@ -169,7 +169,7 @@ class Updater:
             self._log.error("loop_crashed", model=name, exc_info=error)
 
     def _distrust(self, error: JournalUnusable) -> None:
-        """Change nothing any more; say so, and let the front serve on."""
+        """Change nothing any more; say so, and let the server serve on."""
         self._unreadable = error if isinstance(error, JournalUnreadable) else JournalUnreadable(str(error))
         self._served.clear()
         self._log.error("journal_unreadable", detail=str(error))

@@ -13,7 +13,7 @@ from updater.record import ModelRecord, Stage
 from updater.rules import Rules
 
 _STEPS_TO_GO_BACK = 20  # a way back may take so many steps more than an update before it is given up
-_UNTOUCHED = {Stage.STAGING: stage.decide, Stage.VERIFYING: verify.decide}  # the front knows nothing of it
+_UNTOUCHED = {Stage.STAGING: stage.decide, Stage.VERIFYING: verify.decide}  # the server knows nothing of it
 _TRIED = {
     Stage.ACTIVATING: activate.decide,
     Stage.OBSERVING: observe.decide,
@@ -52,7 +52,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
 
 def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Enter | None:
     """Whether an update has taken too many steps, or a stage too long."""
-    update, front = record.update, facts.front
+    update, server = record.update, facts.server
     if update is None or record.stage in (Stage.IDLE, Stage.HELD) or settle.is_committed(record, facts):
         return None
     is_going_back = record.stage is Stage.ROLLING_BACK
@@ -61,8 +61,8 @@ def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Enter | None
     limit = rules.stage_seconds.get(record.stage)
     if limit is None or update.stage_seconds <= limit:
         return None
-    if is_going_back and (front is None or front.is_draining):
-        return None  # a front that comes back serves what is committed
+    if is_going_back and (server is None or server.is_draining):
+        return None  # a server that comes back serves what is committed
     return Enter(Stage.HELD, "DEADLINE", f"{record.stage} took more than {limit:.0f} s")
 
 
@@ -95,10 +95,10 @@ def _own_update(record: ModelRecord, facts: Facts) -> Enter | None:
 
 
 def _service_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Action | None:
-    """Before an update goes on: does what is committed serve? A front that is away is no reason to wait."""
+    """Before an update goes on: does what is committed serve? A server that is away is no reason to wait."""
     if reconcile.is_broken(record, facts, rules):
         return Enter(Stage.ROLLING_BACK, reconcile.BROKEN, "what is committed no longer loads")
-    if record.committed is None and facts.front is not None and facts.front.trial is None:
+    if record.committed is None and facts.server is not None and facts.server.trial is None:
         return None
     step = reconcile.restore(record, facts, rules, keep=keep)
     return None if isinstance(step, Wait) else step
@@ -117,8 +117,8 @@ def _garbage(record: ModelRecord, facts: Facts, rules: Rules) -> CollectGarbage:
     bundles = {row.bundle_digest for row in kept} | ({update.bundle_digest} if update is not None else set())
     if facts.pointer is not None:
         bundles.add(facts.pointer.bundle_digest)
-    if facts.front is not None:
-        bundles |= {slot.bundle_digest for slot in facts.front.occupied}
+    if facts.server is not None:
+        bundles |= {slot.bundle_digest for slot in facts.server.occupied}
     sources = {row.source_digest for row in kept} | ({update.source_digest} if update is not None else set())
     return CollectGarbage(
         keep_bundles=frozenset(bundles - {""}),

@@ -1,4 +1,4 @@
-"""What the updater sees of the outside world: the hub's releases, the front's state, all facts of one step."""
+"""What the updater sees of the outside world: the hub's releases, the server's state, all facts of one step."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,7 +40,7 @@ class GoldenFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlotSeen:
-    """One slot of the front."""
+    """One slot of the server."""
 
     load_id: str  # empty if it holds none
     bundle_digest: str
@@ -66,16 +66,16 @@ class TrialSeen:
 
 @dataclass(frozen=True, slots=True)
 class TrialEndSeen:
-    """How the front's last trial ended."""
+    """How the server's last trial ended."""
 
     bundle_digest: str
     outcome: str  # "COMMITTED", "ROLLED_BACK", "TERM_EXPIRED", "YIELDED"
-    reason: str = ""  # "OUT_OF_MEMORY", if the front ended it for that
+    reason: str = ""  # "OUT_OF_MEMORY", if the server ended it for that
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionSeen:
-    """What the front has counted of one bundle on one device in this life."""
+    """What the server has counted of one bundle on one device in this life."""
 
     bundle_digest: str
     device: str
@@ -84,17 +84,17 @@ class RevisionSeen:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSeen:
-    """What the front can compute on."""
+    """What the server can compute on."""
 
     device: str
     precision: str
 
 
 @dataclass(frozen=True, slots=True)
-class FrontState:
-    """The front's state of one model, as far as decisions need it."""
+class ServerState:
+    """The server's state of one model, as far as decisions need it."""
 
-    life: str  # front_started_at as text: another one is another life, whose counters begin at 0
+    life: str  # server_started_at as text: another one is another life, whose counters begin at 0
     generation: int
     slots: tuple[SlotSeen, ...]
     active_load_id: str  # empty if nothing is designated to answer
@@ -151,7 +151,7 @@ class Facts:
     is_first: bool  # no `Begin` of this process has been written yet
     fresh_id: str  # a name for an update that may begin now
     jitter: float  # drawn evenly from 0 to 1
-    front: FrontState | None  # None: it cannot be reached
+    server: ServerState | None  # None: it cannot be reached
     pointer: Installed | None  # the model's row in the committed pointer; None if it has none
     pointer_is_readable: bool = True
     golden: GoldenFacts = GoldenFacts("")

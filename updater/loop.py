@@ -15,12 +15,12 @@ from updater.observers import Observer
 from updater.perform import Ports, perform
 from updater.pipeline.passing import is_worth_writing, stopped
 from updater.pipeline.wishes import refusal
-from updater.ports import EffectFailed, Facts, FrontState, Journal
+from updater.ports import EffectFailed, Facts, Journal, ServerState
 from updater.record import Event, Installed, ModelRecord
 from updater.rules import Rules
 from updater.wishes import Granted, Wishes
 
-STATE_SECONDS = 5.0  # of one look at the front
+STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck
 WRITE_PAUSE_SECONDS = 2.0  # after a journal that could not be written
 
@@ -172,7 +172,7 @@ class ModelLoop:
             is_first=not self._has_begun,
             fresh_id=parts.fresh_id(),
             jitter=parts.jitter(),
-            front=self._front(),
+            server=self._server(),
             pointer=pointer,
             pointer_is_readable=is_readable,
             golden=ports.golden.facts(),
@@ -181,7 +181,7 @@ class ModelLoop:
             wish=parts.wishes.oldest(),
         )
 
-    def _front(self) -> FrontState | None:
+    def _server(self) -> ServerState | None:
         try:
             return self._parts.ports.control.state(STATE_SECONDS)
         except EffectFailed:

@@ -14,11 +14,11 @@ from common.provenance import HubPlace, Provenance
 from updater.facts import (
     DeviceSeen,
     Facts,
-    FrontState,
     GoldenFacts,
     HubFile,
     Release,
     RevisionSeen,
+    ServerState,
     SlotSeen,
     TrialEndSeen,
     TrialSeen,
@@ -35,7 +35,6 @@ __all__ = [
     "DeviceSeen",
     "EffectFailed",
     "Facts",
-    "FrontState",
     "Golden",
     "GoldenFacts",
     "Hub",
@@ -47,6 +46,7 @@ __all__ = [
     "Provenance",
     "Release",
     "RevisionSeen",
+    "ServerState",
     "SlotSeen",
     "Store",
     "TrialEndSeen",
@@ -98,16 +98,16 @@ class Hub(Protocol):
 
 
 class Control(Protocol):
-    """The front's slots of one model, over its control socket.
+    """The server's slots of one model, over its control socket.
 
     Reasons of failure are those of control.v1. Refusals map so: GENERATION_CONFLICT, DRAINING,
-    NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a front that
-    cannot be reached (FRONT_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, DOES_NOT_FIT,
-    OUT_OF_MEMORY (both with the numbers, where the front knows them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
+    NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a server that
+    cannot be reached (SERVER_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, DOES_NOT_FIT,
+    OUT_OF_MEMORY (both with the numbers, where the server knows them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
     BUNDLE_FOREIGN are PERMANENT.
     """
 
-    def state(self, deadline_seconds: float) -> FrontState:
+    def state(self, deadline_seconds: float) -> ServerState:
         """GetStatus, reduced."""
         ...
 
@@ -119,19 +119,19 @@ class Control(Protocol):
 
     def activate(
         self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """ActivateSlot: begin a trial, extend its term, or put the previous slot back (term 0)."""
         ...
 
     def commit(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """CommitSlot."""
         ...
 
     def retire(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """RetireSlot."""
         ...
 

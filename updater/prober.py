@@ -1,4 +1,4 @@
-"""Asking slots golden items and probes, in pieces, through the front's real path."""
+"""Asking slots golden items and probes, in pieces, through the server's real path."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ from hotslot.entailment.v1 import entailment_pb2
 from updater.actions import Failed, FaultKind
 from updater.golden import Answer, Asked, GateAnswers
 from updater.golden_files import GoldenFiles, Question, builtin_probes, questions_of
-from updater.ports import EffectFailed, FrontState, GoldenFacts
+from updater.ports import EffectFailed, GoldenFacts, ServerState
 
-MAX_CHUNK_ITEMS = 16  # of a call; the front takes 64
-MAX_CHUNK_BYTES = 24 << 20  # of pictures; the front takes 32 MiB
+MAX_CHUNK_ITEMS = 16  # of a call; the server takes 64
+MAX_CHUNK_BYTES = 24 << 20  # of pictures; the server takes 32 MiB
 CALL_SECONDS = 120.0
 STATE_SECONDS = 10.0
 _LABELS = {
@@ -32,16 +32,16 @@ _NOT_FINITE = "NOT_FINITE"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the front has counted of one load's bundle."""
+    """What the server has counted of one load's bundle."""
 
     seconds: float  # device time; CPU seconds on a CPU
     units: int  # device rows
 
 
 class Slots(Protocol):
-    """What of the front is asked here."""
+    """What of the server is asked here."""
 
-    def state(self, deadline_seconds: float) -> FrontState:
+    def state(self, deadline_seconds: float) -> ServerState:
         """GetStatus, reduced."""
         ...
 
@@ -140,7 +140,7 @@ class Prober:
             raise EffectFailed(Failed(FaultKind.INCONCLUSIVE, "DEADLINE", "asking took too long"))
         response = self._slots.probe(_request(load_id, chunk, self._task), min(left, CALL_SECONDS))
         if len(response.outcomes) != len(chunk):
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "ANSWERS_MISSING", "the front did not answer every item"))
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "ANSWERS_MISSING", "the server did not answer every item"))
         return [_answers(outcome, question) for outcome, question in zip(response.outcomes, chunk, strict=True)]
 
     def _spent(self, load_id: str, before: Cost, questions: int) -> float:

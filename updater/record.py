@@ -61,7 +61,7 @@ class HeldFor(StrEnum):
     DOES_NOT_FIT = "DOES_NOT_FIT"  # memory
     INCONCLUSIVE = "INCONCLUSIVE"  # the gate or the observation came to no verdict
     CONVERSION = "CONVERSION"  # this build's conversion of the committed source fails
-    FRONT_CRASHED = "FRONT_CRASHED"  # the front died too often during a first install
+    SERVER_CRASHED = "SERVER_CRASHED"  # the server died too often during a first install
     TAKEN_BACK = "TAKEN_BACK"  # somebody else ended the trial
     COMMITTED_BROKEN = "COMMITTED_BROKEN"  # what was committed no longer loads
     STUCK = "STUCK"  # too many steps, or a stage took too long
@@ -102,15 +102,15 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the front had counted of a revision at some moment."""
+    """What the server had counted of a revision at some moment."""
 
     answered: int = 0
     failed: int = 0  # events, a runner's death being one
     not_finite: int = 0
     out_of_memory: int = 0
     restarts: int = 0  # deaths that count against it
-    latency: tuple[int, ...] = ()  # answers a bucket, in the front's order
-    latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the front sends them
+    latency: tuple[int, ...] = ()  # answers a bucket, in the server's order
+    latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the server sends them
     costs: tuple[CostBucket, ...] = ()
 
 
@@ -145,18 +145,18 @@ class Update:
     source_digest: str = ""  # empty before it is known
     bundle_digest: str = ""  # empty before it is sealed
     device: str = ""  # that it is loaded on; empty: the active model's
-    load_id: str = ""  # the front's name of its load; empty while there is none
+    load_id: str = ""  # the server's name of its load; empty while there is none
     forced: bool = False  # an operator named the revision
     approved: bool = False  # an operator approved this source digest
     may_be_slower: bool = False  # an operator approved it when it was HELD as slower
     attempts: int = 0  # of this stage's effect that failed without blame
-    crashes: int = 0  # lives of the front that ended while it was on trial
+    crashes: int = 0  # lives of the server that ended while it was on trial
     steps: int = 0  # stages entered and starts of the updater; too many end in HELD
     fresh_staging: bool = False  # what was staged did not verify: fetched once more from nothing
     stage_seconds: float = 0.0  # spent in this stage, over all lives of the updater
     pause_seconds: float = 0.0  # to wait before the effect is tried again
-    front_life: str = ""  # the front's life at activation
-    orderly: bool = False  # the front, or this updater, was seen to stop in good order during the trial
+    server_life: str = ""  # the server's life at activation
+    orderly: bool = False  # the server, or this updater, was seen to stop in good order during the trial
     at_activation: Counts = Counts()  # of this bundle, before the trial: counted from here
     probes_good: int = 0
     probes_bad: int = 0
@@ -208,9 +208,9 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What is committed does not answer; since when, in the front's own counts."""
+    """What is committed does not answer; since when, in the server's own counts."""
 
-    front_life: str
+    server_life: str
     restarts: int  # of the slot, when the trouble was first seen
     failed_loads: int = 0  # that this updater has asked for
     pause_seconds: float = 0.0  # to wait before it is loaded again
@@ -218,12 +218,12 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFallback:
-    """The front keeps the model off a device, because memory ran out there."""
+    """The server keeps the model off a device, because memory ran out there."""
 
     device: str  # that ran out, for example "cuda:0"
     fallback_device: str  # that is used instead
     bundle_digest: str  # of the bundle that met it
-    since: datetime  # of the front's wall clock: for people, and to tell one fallback from the next
+    since: datetime  # of the server's wall clock: for people, and to tell one fallback from the next
     reason: str = ""  # for machines: "OUT_OF_MEMORY" or "DOES_NOT_FIT"
 
 

@@ -53,7 +53,7 @@ class Gated:
 class Activated:
     """It answers on trial."""
 
-    front_life: str
+    server_life: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class FaultKind(StrEnum):
 class Shortage:
     """What a load lacked."""
 
-    device: str  # empty if the front did not say
+    device: str  # empty if the server did not say
     needed_bytes: int = 0  # 0 if it is not known
     free_bytes: int = -1  # -1 if it is not known
 

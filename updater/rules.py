@@ -62,7 +62,7 @@ class ObserveRules:
     probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
     probes_at_once: int = 10
     look_seconds: float = 1.0  # pause between two looks
-    term_seconds: float = 60.0  # after so long without the updater the front goes back by itself
+    term_seconds: float = 60.0  # after so long without the updater the server goes back by itself
     keep_warm_seconds: float = 60.0  # the previous slot stays loaded after a commit
 
 
@@ -109,12 +109,12 @@ class Rules:
     max_steps: int = 40  # stages entered and starts of the updater in one update
     max_attempts: int = 3  # of one effect that fails without blame
     max_fetch_attempts: int = 8  # of a transfer: with its pauses over eight minutes; given up, it begins anew
-    max_crashes: int = 3  # lives of the front that end during a first install
+    max_crashes: int = 3  # lives of the server that end during a first install
     max_failed_loads: int = 3  # of what is committed, before the last committed is taken
     max_restarts: int = 5  # of the slot that should answer, before the last committed is taken
     max_failures_an_hour: int = 3  # more failed updates open the activation breaker
     retry_seconds: float = 2.0  # pause before an effect that failed without blame is tried again
-    look_seconds: float = 1.0  # pause between two looks at the front, and after whatever failed
+    look_seconds: float = 1.0  # pause between two looks at the server, and after whatever failed
     abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
     max_staged_bytes: int = 64 << 30
     cap_bytes: int = 64 << 30  # of all bundles and sources that nothing refers to

@@ -1,6 +1,6 @@
 """The demo model: OFA's own architecture, as small as it goes.
 
-Needs modelscope, so it runs in the parity environment; `parity.compat` must be imported before modelscope.
+Needs modelscope, so it runs in the parity environment; `dev.parity.compat` must be imported before modelscope.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dev.parity import compat  # noqa: F401 - makes modelscope importable
 from examples.shapes.vocabulary import TOKENS
-from parity import compat  # noqa: F401 - makes modelscope importable
 
 # isort: split
 from modelscope.models.multi_modal.ofa import OFAModel

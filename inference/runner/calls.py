@@ -31,7 +31,7 @@ def units_allowed(limits: CallLimits, unit_seconds: float, memory_units: int | N
     """How many units the next call may carry.
 
     Args:
-        limits: what the front and the engine allow.
+        limits: what the server and the engine allow.
         unit_seconds: measured cost of one unit; 0 if it is not known.
         memory_units: what memory was seen to allow; None if it never ran out.
 

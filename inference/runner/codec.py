@@ -9,7 +9,7 @@ from inference.wire import EntailmentScores
 
 
 class TaskMissing(ValueError):
-    """An item without a task; the front's mistake."""
+    """An item without a task; the server's mistake."""
 
 
 def read_item(row: runner_pb2.BatchItem) -> Item:

@@ -1,4 +1,4 @@
-"""The runner's process: one model on one device, spoken to over two sockets by the front that started it."""
+"""The runner's process: one model on one device, spoken to over two sockets by the server that started it."""
 
 import argparse
 import faulthandler
@@ -54,7 +54,7 @@ class Outstanding:
 
 
 class Runner:
-    """Wires the parts together and listens to the front on both ways."""
+    """Wires the parts together and listens to the server on both ways."""
 
     def __init__(self, arguments: argparse.Namespace, log: EventLog) -> None:
         clock = SystemClock()
@@ -64,18 +64,18 @@ class Runner:
         self._standing = priority.inherited(arguments.oom_score_adj)
         self._data = socket.socket(fileno=arguments.data_fd)
         self._control = socket.socket(fileno=arguments.control_fd)
-        self._say = Outlet(self._control, self._front_gone).say
+        self._say = Outlet(self._control, self._server_gone).say
         self._outstanding = Outstanding()
         self._retiring = threading.Event()
         self._pool = PreparePool(arguments.prepare_threads, clock, log.event)
         self._pulse = Pulse(clock)
-        ways = Ways(Outlet(self._data, self._front_gone).say, self._say, log.event, self._leave, self._hello)
+        ways = Ways(Outlet(self._data, self._server_gone).say, self._say, log.event, self._leave, self._hello)
         extra = dict(arguments.extra_engine)
         self._worker = Worker(arguments.engine, extra, self._pulse, clock, ways)
         self._heartbeat_seconds: float = arguments.heartbeat_seconds
 
     def run(self) -> None:
-        """Serve until the front says that it is over, or is gone. Does not return."""
+        """Serve until the server says that it is over, or is gone. Does not return."""
         threading.excepthook = self._bug
         self._apply(is_serving=False)
         start_heartbeat(self._pulse, self._heartbeat_seconds, self._say)
@@ -98,9 +98,9 @@ class Runner:
             self._outstanding.add(batch)
             self._pool.submit(self._worker.engine, batch)
             self._worker.put(batch)
-        # The front closes this way after its last batch; without a Retire it has not closed it, it is gone.
+        # The server closes this way after its last batch; without a Retire it has not closed it, it is gone.
         if not self._retiring.wait(RETIRE_SECONDS):
-            self._front_gone()
+            self._server_gone()
         self._worker.put(None)
 
     def _hear_control(self) -> None:
@@ -116,7 +116,7 @@ class Runner:
                     self._retire()
                 case _:
                     self._leave(ExitCode.PROTOCOL_ERROR)
-        self._front_gone()
+        self._server_gone()
 
     def _next(self, way: socket.socket) -> runner_pb2.RunnerRequest | None:
         try:
@@ -128,7 +128,7 @@ class Runner:
         except OSError:
             return None
         except (FrameError, DecodeError) as error:
-            self._log.event("front_not_understood", level="error", error=str(error))
+            self._log.event("server_not_understood", level="error", error=str(error))
             self._leave(ExitCode.PROTOCOL_ERROR)
             return None
 
@@ -143,7 +143,7 @@ class Runner:
         if refused:
             self._log.event("runner_priority_refused", level="warning", serving=is_serving, refused=refused)
 
-    def _front_gone(self) -> None:
+    def _server_gone(self) -> None:
         self._leave(ExitCode.PARENT_GONE)
 
     def _bug(self, failure: threading.ExceptHookArgs) -> None:
@@ -158,7 +158,7 @@ class Runner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until the front ends it; returns only if there is no front."""
+    """Run until the server ends it; returns only if there is no server."""
     arguments = _parser().parse_args(argv)
     if not bind_to(arguments.parent):
         return ExitCode.PARENT_GONE
@@ -171,12 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m inference.runner.main",
-        description="One model on one device. Started by the front, which speaks with it over two inherited sockets; "
-        "by hand it is of no use. It ends with the front and ignores SIGINT and SIGTERM.",
+        description="One model on one device. Started by the server, which speaks with it over two inherited sockets; "
+        "by hand it is of no use. It ends with the server and ignores SIGINT and SIGTERM.",
     )
     parser.add_argument("--data-fd", type=int, required=True, help="socket of batches and their replies")
     parser.add_argument("--control-fd", type=int, required=True, help="socket of everything else")
-    parser.add_argument("--parent", type=int, required=True, help="process id of the front")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the server")
     parser.add_argument("--engine", default="", help="engine whose imports are done before Hello")
     parser.add_argument(
         "--extra-engine", action="append", default=[], type=_pair, help="NAME=MODULE:FUNCTION, as often as needed"

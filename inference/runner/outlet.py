@@ -1,4 +1,4 @@
-"""Frames from the runner's threads to the front, one at a time on each way."""
+"""Frames from the runner's threads to the server, one at a time on each way."""
 
 import socket
 import threading
@@ -9,10 +9,10 @@ from inference.wire import write_frame
 
 
 class Outlet:
-    """One way to the front. Any thread; blocks while the front does not read.
+    """One way to the server. Any thread; blocks while the server does not read.
 
     Args:
-        on_gone: called when the front is gone; must not return.
+        on_gone: called when the server is gone; must not return.
     """
 
     def __init__(self, way: socket.socket, on_gone: Callable[[], None]) -> None:

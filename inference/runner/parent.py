@@ -1,4 +1,4 @@
-"""A runner's bond with the front: it ends when the front does, and only when the front says so."""
+"""A runner's bond with the server: it ends when the server does, and only when the server says so."""
 
 import ctypes
 import os

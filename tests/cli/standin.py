@@ -1,4 +1,4 @@
-"""A server that stands in for the front: the generated servicers, with answers that a test can foretell."""
+"""A server that stands in for the server: the generated servicers, with answers that a test can foretell."""
 
 import threading
 from concurrent import futures

@@ -10,11 +10,11 @@ from cli.settings import PROJECT_FOLDER
 from common.exit_codes import ExitCode
 from tests.cli.conftest import Hotslot
 
-GOOD = '[[models]]\nname = "shapes"\n[front]\nport = 50123\nmetrics_port = -1\n'
+GOOD = '[[models]]\nname = "shapes"\n[server]\nport = 50123\nmetrics_port = -1\n'
 BAD = """
 [[models]]
 name = "Shapes"
-[front]
+[server]
 port = 99999
 prot = 1
 grace_seconds = "long"
@@ -45,9 +45,9 @@ def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None
     assert "error: the settings have 6 mistakes" == ended.err.splitlines()[0]
     assert {
         "models[0].name": "'Shapes' text, `^[a-z0-9][a-z0-9._-]{0,127}$`",
-        "front.port": "99999 integer, 0 to 65535",
-        "front.prot": "1 unknown key; did you mean front.port?",
-        "front.grace_seconds": "'long' number, more than 0, at most 300",
+        "server.port": "99999 integer, 0 to 65535",
+        "server.prot": "1 unknown key; did you mean server.port?",
+        "server.grace_seconds": "'long' number, more than 0, at most 300",
         "runner.standby": "'perhaps' true or false",
         "logs.level": '\'loud\' "debug" or "info" or "warning" or "error"',
     } == lines
@@ -56,9 +56,9 @@ def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None
 def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that overrides the file is a setting like any other."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
-    monkeypatch.setenv("HOTSLOT_FRONT__PORT", "many")
+    monkeypatch.setenv("HOTSLOT_SERVER__PORT", "many")
     ended = hotslot("config", "check")
-    assert (2, True) == (ended.code, "front.port" in ended.err)
+    assert (2, True) == (ended.code, "server.port" in ended.err)
 
 
 def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
@@ -73,13 +73,13 @@ def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
     assert "has 129 bytes, limit 107" in told
 
 
-def test_a_front_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
-    """The supervisor's patience must be longer than what the front may take; both sides are named."""
+def test_a_server_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The supervisor's patience must be longer than what the server may take; both sides are named."""
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n")
     ended = hotslot("config", "check")
     told = " ".join(ended.err.split())
     assert (2, True) == (ended.code, "watchdog.stop_seconds 60" in told)
-    assert "more than 60, which is front.drain_delay_seconds + front.grace_seconds" in told
+    assert "more than 60, which is server.drain_delay_seconds + server.grace_seconds" in told
 
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n[watchdog]\nstop_seconds = 61\n")
     assert 0 == hotslot("config", "check").code
@@ -100,8 +100,8 @@ def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: P
     """Key, value, and the default beside a value that differs from it."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     rows = [line.split() for line in hotslot("config", "show").out.splitlines()]
-    assert ["front.port", "50123", "50051"] in rows
-    assert ["front.host", '"127.0.0.1"'] in rows
+    assert ["server.port", "50123", "50051"] in rows
+    assert ["server.host", '"127.0.0.1"'] in rows
     assert ["models[0].name", '"shapes"', "required"] in rows
 
 

@@ -25,8 +25,8 @@ while True:
 
 
 def write_settings(folder: Path, port: int = 0) -> None:
-    """Settings of a server of one model, on a port, without metrics of the front's."""
-    content = f'[[models]]\nname = "shapes"\n[front]\nport = {port}\nmetrics_port = -1\n'
+    """Settings of a server of one model, on a port, without metrics of the server's."""
+    content = f'[[models]]\nname = "shapes"\n[server]\nport = {port}\nmetrics_port = -1\n'
     (folder / "hotslot.toml").write_text(content)
 
 
@@ -63,7 +63,7 @@ def test_a_taken_port_is_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
         ended = hotslot("serve")
     assert 1 == ended.code
     assert f"something listens at 127.0.0.1:{port} already" in ended.err
-    assert "HOTSLOT_FRONT__PORT" in ended.err
+    assert "HOTSLOT_SERVER__PORT" in ended.err
 
 
 def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) ->
 
 def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Path) -> None:
     """One sentence instead of a model that nobody serves."""
-    (tmp_path / "hotslot.toml").write_text('[[models]]\nname = "mine"\n[front]\nport = 0\nmetrics_port = -1\n')
+    (tmp_path / "hotslot.toml").write_text('[[models]]\nname = "mine"\n[server]\nport = 0\nmetrics_port = -1\n')
     ended = hotslot("serve", "--demo")
     assert (1, True) == (ended.code, '[[models]] name = "shapes"' in ended.err)
 

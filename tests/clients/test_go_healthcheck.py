@@ -64,7 +64,7 @@ def test_a_server_without_a_model_is_4_and_alive(go_healthcheck: Path, make_stac
 
 
 def test_a_frozen_server_is_2(go_healthcheck: Path, make_stack: Callable[..., Stack]) -> None:
-    """A front that is stopped accepts nothing any more; it goes on when it is continued, and no runner was lost."""
+    """A server that is stopped accepts nothing any more; it goes on when it is continued, and no runner was lost."""
     stack = make_stack()
     pids = sorted(slot.pid for slot in stack.hand.status().slots)
     stack.process.send(signal.SIGSTOP)

@@ -212,7 +212,7 @@ def test_the_status_service_answers(curl: Curl) -> None:
 
 def test_without_reflection_the_files_are_enough(grpcurl: Path, make_stack: Callable[..., Stack]) -> None:
     """Where reflection is switched off, the server does not describe itself, and answers all the same."""
-    stack = make_stack(front={"reflection": False})
+    stack = make_stack(server={"reflection": False})
 
     assert Curl(grpcurl, stack, [])("list").returncode != 0
     (answer,) = Curl(grpcurl, stack, FILES).answers(f"{ENTAILMENT}/Predict", as_json(question()))

@@ -55,7 +55,7 @@ def writer(reader: Reader) -> Iterator[logs.LogWriter]:
     """The log of this process, written to the pipe."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    with logs.configure("front", "info", reader.stream) as made:
+    with logs.configure("server", "info", reader.stream) as made:
         yield made
     root.handlers[:] = before
     root.setLevel(level)
@@ -69,7 +69,7 @@ def test_an_event_is_one_json_line_with_the_fixed_keys_first(reader: Reader, wri
 
     (line,) = reader.lines()
     assert ["at", "level", "process", "event", "model", "slot", "load_seconds"] == list(line)
-    assert ("warning", "front", "slot_activated", "shapes") == tuple(
+    assert ("warning", "server", "slot_activated", "shapes") == tuple(
         line[key] for key in ("level", "process", "event", "model")
     )
     assert line["at"].endswith("Z")
@@ -171,7 +171,7 @@ def test_a_library_with_a_wrong_format_is_shown_as_it_spoke(reader: Reader, writ
 def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: Reader) -> None:
     """With the pipe full, callers go on at once; lines are dropped, counted, and reported when it flows again."""
     clock = SystemClock()
-    with logs.LogWriter("front", reader.stream.fileno(), clock, max_queued=100) as writer:
+    with logs.LogWriter("server", reader.stream.fileno(), clock, max_queued=100) as writer:
         started = time.monotonic()
         for number in range(5000):
             writer.put({"event": "call_answered", "level": "info", "number": number, "pad": "x" * 500})
@@ -190,7 +190,7 @@ def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: 
 
 def test_closing_gives_up_on_a_reader_that_has_stopped(reader: Reader) -> None:
     """A process can end although nobody reads its log."""
-    writer = logs.LogWriter("front", reader.stream.fileno(), SystemClock())
+    writer = logs.LogWriter("server", reader.stream.fileno(), SystemClock())
     for _ in range(1000):
         writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
     started = time.monotonic()
@@ -200,7 +200,7 @@ def test_closing_gives_up_on_a_reader_that_has_stopped(reader: Reader) -> None:
 
 def test_a_writer_that_was_given_up_on_writes_nowhere_else(reader: Reader) -> None:
     """Its descriptor's number may be another file's by then; the lines go where they were meant to, or nowhere."""
-    writer = logs.LogWriter("front", reader.stream.fileno(), SystemClock())
+    writer = logs.LogWriter("server", reader.stream.fileno(), SystemClock())
     for _ in range(1000):
         writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
     writer.close(seconds=0.05)
@@ -221,7 +221,7 @@ def test_a_reader_that_is_gone_costs_lines_only() -> None:
     """A broken pipe is counted and the thread lives on."""
     descriptor, written = os.pipe()
     os.close(descriptor)
-    with os.fdopen(written, "w") as stream, logs.LogWriter("front", stream.fileno(), SystemClock()) as writer:
+    with os.fdopen(written, "w") as stream, logs.LogWriter("server", stream.fileno(), SystemClock()) as writer:
         writer.put({"event": "one", "level": "info"})
         writer.put({"event": "two", "level": "info"})
         writer.close()
@@ -230,7 +230,7 @@ def test_a_reader_that_is_gone_costs_lines_only() -> None:
 
 def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Before the log is configured, and after it is closed, nothing is lost silently."""
-    logs.get_logger().error("settings_refused", key="front.port")
+    logs.get_logger().error("settings_refused", key="server.port")
     line = json.loads(capsys.readouterr().err)
-    assert ("settings_refused", "front.port") == (line["event"], line["key"])
+    assert ("settings_refused", "server.port") == (line["event"], line["key"])
     assert 0 == logs.dropped_lines()

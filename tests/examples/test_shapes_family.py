@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.stack import answers_of, golden_items
 from common.bundle import Bundle
 from common.sealing import ConvertLimits, run_convert
+from dev.bench.stack import answers_of, golden_items
 from examples.shapes.layout import CARD, TABLE, TIED_TO_TABLE, WEIGHTS
 from examples.shapes.overflow import WORD, overflow_directory, with_huge_row
 from examples.shapes.worsen import rounded, worsen_directory

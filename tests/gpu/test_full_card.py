@@ -1,6 +1,6 @@
-"""The rows of docs/decisions/out-of-memory.md on a card that is really full, with the demo model, end to end.
+"""The rows of docs/explanation/decisions/out-of-memory.md on a card that is really full, with the demo model, end to end.
 
-What is simulated in tests/front/test_out_of_memory.py happens here: another program takes the card to the last
+What is simulated in tests/server/test_out_of_memory.py happens here: another program takes the card to the last
 piece. When a shortage is met, at which allocation, is the driver's business; what follows is ours.
 """
 
@@ -109,7 +109,7 @@ def test_a_trial_on_a_card_that_fills_up_costs_no_answer(served: Stack, filler: 
 
 
 @pytest.mark.fault("B11")
-def test_a_restarted_front_stays_on_the_cpu_until_the_card_is_free(served: Stack, filler: Filler) -> None:
+def test_a_restarted_server_stays_on_the_cpu_until_the_card_is_free(served: Stack, filler: Filler) -> None:
     """No second shortage at the start; a return is refused while there is no room, and ends the fallback after."""
     fill_until_on_cpu(served, filler)
     served.hang_up()

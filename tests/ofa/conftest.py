@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from dev.parity.make_model import make_model
+from dev.parity.ours import load_source
+from dev.parity.variants import VARIANTS
 from inference.runner.engines.ofa.engine import OfaEngine
-from parity.make_model import make_model
-from parity.ours import load_source
-from parity.variants import VARIANTS
 
 FIXTURES = Path(__file__).with_name("fixtures")
 Publish = Callable[..., Path]

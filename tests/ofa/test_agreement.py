@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dev.parity.items import Question
+from dev.parity.make_model import make_model
+from dev.parity.ours import Scores, ask, item_of, load_source, scores_of
+from dev.parity.variants import HALF, VARIANTS
 from inference.runner.engines.base import Chunk, EntailmentItem
 from inference.runner.engines.ofa.engine import OfaEngine
-from parity.items import Question
-from parity.make_model import make_model
-from parity.ours import Scores, ask, item_of, load_source, scores_of
-from parity.variants import HALF, VARIANTS
 
 FIXTURES = Path(__file__).with_name("fixtures")
 TOLERANCE = 1e-5

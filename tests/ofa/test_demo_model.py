@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dev.parity.ours import load_source, scores_of
 from inference.runner.engines.base import Chunk, EntailmentItem
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.wire import EntailmentScores
-from parity.ours import load_source, scores_of
 
 SHAPES = Path(__file__).resolve().parents[2] / "examples" / "shapes"
 MIN_ACCURACY = 0.8

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.sealing import ConversionRefused, ConvertLimits, run_convert
+from dev.parity.make_model import Recipe, make_model
 from inference.runner.conversion.places import MAX_HEADER_BYTES, MAX_TENSORS
-from parity.make_model import Recipe, make_model
 from tests.ofa.conftest import Publish
 
 MIB = 1 << 20

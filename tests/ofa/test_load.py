@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.bundle import Bundle
+from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.device import (
     DeviceUnknown,
@@ -26,7 +27,6 @@ from inference.runner.engines.catalog import loader_for
 from inference.runner.engines.ofa.batching import group_rows
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
-from parity.pictures import FOLDER
 
 CPU = LoadOptions("cpu", "float32", 1)
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from common.errors import InputRefused
+from dev.parity.pictures import FOLDER, PICTURES
 from inference.runner.engines.ofa.picture import PictureLimits, decode
-from parity.pictures import FOLDER, PICTURES
 
 SIZE = 32
 LIMITS = PictureLimits()

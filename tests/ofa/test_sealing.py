@@ -13,11 +13,11 @@ import pytest
 from common.bundle import bundle_folder, read_bundle
 from common.exit_codes import ExitCode
 from common.sealing import ConversionRefused, ConvertLimits, find_source, run_convert, seal
+from dev.parity.items import questions
+from dev.parity.ours import ask, load_source
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import LoadOptions
 from inference.runner.engines.ofa.load import load_ofa
-from parity.items import questions
-from parity.ours import ask, load_source
 from tests.ofa.conftest import Publish
 
 LIMITS = ConvertLimits()

@@ -3,11 +3,11 @@
 import pytest
 from torch import nn
 
+from dev.parity.pictures import FOLDER
 from inference.runner.engines.base import Chunk, EntailmentItem
 from inference.runner.engines.ofa import engine as engine_module
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
-from parity.pictures import FOLDER
 
 COLOUR = (FOLDER / "colour.png").read_bytes()
 GREY = (FOLDER / "grey.jpg").read_bytes()

@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 
 from common.errors import InputRefused
+from dev.parity.pictures import FOLDER
+from dev.parity.words import merges, vocabulary
 from inference.runner.engines.base import EntailmentItem
 from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine
 from inference.runner.engines.ofa.prompt import clean, prompt_of
 from inference.runner.engines.ofa.tokenizer import SPECIAL, Tokenizer, byte_letters, merge
-from parity.pictures import FOLDER
-from parity.words import merges, vocabulary
 
 WORDS = vocabulary(1024)
 TOKENIZER = Tokenizer(WORDS, merges())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.front.slots.runner_process import EndReason, RunnerEnding, RunnerProcess, RunnerSpec
+from inference.server.slots.runner_process import EndReason, RunnerEnding, RunnerProcess, RunnerSpec
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import LIMIT_SECONDS, SPEC, Ear, Stage
 
@@ -148,8 +148,8 @@ async def test_half_a_frame_ends_a_runner(make_stage: MakeStage) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_signals_of_the_terminal_are_the_front_s_business(stage: Stage, number: signal.Signals) -> None:
-    """Ctrl-C reaches the whole group; a runner goes on until the front ends it."""
+async def test_signals_of_the_terminal_are_the_server_s_business(stage: Stage, number: signal.Signals) -> None:
+    """Ctrl-C reaches the whole group; a runner goes on until the server ends it."""
     await stage.load()
     os.kill(stage.process.pid, number)
     [outcome] = await stage.ask(["a"])
@@ -157,7 +157,7 @@ async def test_signals_of_the_terminal_are_the_front_s_business(stage: Stage, nu
     assert os.getpgid(stage.process.pid) == os.getpgid(0)
 
 
-async def test_a_front_that_is_not_understood_is_left(stage: Stage) -> None:
+async def test_a_server_that_is_not_understood_is_left(stage: Stage) -> None:
     """The runner ends rather than guess."""
     await stage.load()
     stage.process._data.send([b"\xff" * 64])  # noqa: SLF001  no other way to say nonsense
@@ -176,20 +176,20 @@ async def test_a_listener_s_bug_costs_no_later_message(stage: Stage) -> None:
     assert told == ["ZeroDivisionError()"]
 
 
-async def test_a_runner_dies_with_its_front(tmp_path: Path) -> None:
-    """SIGKILL of the front leaves no process, not even one whose interpreter is held in a device call."""
+async def test_a_runner_dies_with_its_server(tmp_path: Path) -> None:
+    """SIGKILL of the server leaves no process, not even one whose interpreter is held in a device call."""
     pid = await _orphan(tmp_path, "await stage.load(); stage.send(['!gil 60'])")
     await _gone(pid)
 
 
 @pytest.mark.parametrize("standing", ["stage.process.spawn()", "await stage.stand()", "await stage.load()"])
-async def test_an_idle_runner_dies_with_its_front(tmp_path: Path, standing: str) -> None:
+async def test_an_idle_runner_dies_with_its_server(tmp_path: Path, standing: str) -> None:
     """The same for one that is still importing, has no model yet, or nothing to do."""
     pid = await _orphan(tmp_path, standing)
     await _gone(pid)
 
 
-async def test_a_runner_whose_front_is_already_gone_ends_at_once() -> None:
+async def test_a_runner_whose_server_is_already_gone_ends_at_once() -> None:
     """The parent-death signal comes too late for it, so it asks who its parent is."""
     arguments = ["--data-fd=0", "--control-fd=0", "--parent=0", f"--engine={SPEC.engine}"]
     command = [sys.executable, "-m", "inference.runner.main", *arguments]
@@ -211,13 +211,13 @@ async def _orphan(state: Path, then: str) -> int:
         asyncio.run(main())
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    front = await asyncio.create_subprocess_exec(
+    server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", textwrap.dedent(code), env=environment, stdout=subprocess.PIPE
     )
-    assert front.stdout is not None
-    pid = int(await asyncio.wait_for(front.stdout.readline(), LIMIT_SECONDS))
-    front.kill()
-    await front.wait()
+    assert server.stdout is not None
+    pid = int(await asyncio.wait_for(server.stdout.readline(), LIMIT_SECONDS))
+    server.kill()
+    await server.wait()
     return pid
 
 
@@ -229,6 +229,6 @@ async def _gone(pid: int) -> None:
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        assert await asyncio.to_thread(poll.poll, LIMIT_SECONDS * 1000), "the runner outlives its front"
+        assert await asyncio.to_thread(poll.poll, LIMIT_SECONDS * 1000), "the runner outlives its server"
     finally:
         os.close(descriptor)

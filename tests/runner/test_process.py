@@ -8,9 +8,9 @@ import pytest
 
 from common.bundle import bundle_folder
 from hotslot.runner.v1 import runner_pb2
-from inference.front.slots.runner_process import EndReason, RunnerEnding
 from inference.runner.main import main
 from inference.runner.priority import inherited
+from inference.server.slots.runner_process import EndReason, RunnerEnding
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import THREADS, Stage
 from tests.scripted_engine import THREADS_VARIABLE, expected_scores, make_scripted_bundle
@@ -98,7 +98,7 @@ async def test_a_bad_item_costs_its_neighbours_nothing(stage: Stage) -> None:
 
 
 async def test_failures_tell_no_class_and_no_path(stage: Stage) -> None:
-    """What reaches the front may reach a caller."""
+    """What reaches the server may reach a caller."""
     await stage.load()
     for outcome in await stage.ask(["!error"], ["!oom"], ["!nan"]):
         assert not {"/", "Error", "Traceback", "on command"} & set(outcome.failure.message.split())
@@ -225,7 +225,7 @@ async def test_a_runner_without_a_model_retires_at_once(stage: Stage, is_loading
 
 
 async def test_importance_is_lowered_until_the_runner_serves(make_stage: MakeStage) -> None:
-    """A runner that nobody waits for yields to others; a serving one is as important as the front, in all threads."""
+    """A runner that nobody waits for yields to others; a serving one is as important as the server, in all threads."""
     stage = make_stage(oom_score_adj=321)
     await stage.load()
     own_niceness, own_score = _importance(os.getpid())
@@ -279,7 +279,7 @@ async def test_help_explains_what_it_is(capsys: pytest.CaptureFixture[str]) -> N
     """Whoever finds the process in a list can ask what it is."""
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "Started by the front" in capsys.readouterr().out
+    assert "Started by the server" in capsys.readouterr().out
 
 
 def _environment(pid: int) -> dict[str, str]:

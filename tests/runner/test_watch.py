@@ -1,6 +1,6 @@
 """When a runner is out of patience, without one."""
 
-from inference.front.slots.runner_watch import Overdue, Patience, Phase, Watch
+from inference.server.slots.runner_watch import Overdue, Patience, Phase, Watch
 
 PATIENCE = Patience(start_seconds=60.0, silence_seconds=2.0, load_stall_seconds=30.0)
 TICK = PATIENCE.tick_seconds
@@ -73,8 +73,8 @@ def test_half_a_frame_is_overdue_although_the_heart_beats() -> None:
     assert overdue is Overdue.REST_OF_FRAME
 
 
-def test_the_front_s_own_absence_counts_once() -> None:
-    """Looks are counted, not time: a front that was stopped for minutes has looked once since."""
+def test_the_server_s_own_absence_counts_once() -> None:
+    """Looks are counted, not time: a server that was stopped for minutes has looked once since."""
     watch = Watch(PATIENCE)
     watch.enter(Phase.STANDING)
     assert watch.look(None) is None  # minutes late: whatever the clock says, it is one look

@@ -33,7 +33,7 @@ class Hand:
         return pb.Change(model=self.model, transaction_id=f"test-{next(_numbers)}", expected_generation=generation)
 
     def status(self) -> pb.ModelState:
-        """The model as the front tells it."""
+        """The model as the server tells it."""
         (state,) = self.stub.GetStatus(pb.GetStatusRequest(model=self.model), timeout=LIMIT_SECONDS).models
         return state
 

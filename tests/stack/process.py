@@ -1,4 +1,4 @@
-"""The front as a process: started with a settings file, read by its log, ended so that nothing is left."""
+"""The server as a process: started with a settings file, read by its log, ended so that nothing is left."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ _MARK = "STACK_UNDER_TEST"  # an environment variable that every process of a st
 Settings = Mapping[str, Mapping[str, Any]]
 
 
-class FrontProcess:
-    """One front process and its runners."""
+class ServerProcess:
+    """One server process and its runners."""
 
     def __init__(self, folder: Path, config: Path) -> None:
-        self.log_path = folder / "front.log"
-        self.error_path = folder / "front.err"
+        self.log_path = folder / "server.log"
+        self.error_path = folder / "server.err"
         self._mark = uuid.uuid4().hex
         environment = {
             **os.environ,
@@ -35,7 +35,7 @@ class FrontProcess:
         self._log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log, self.error_path.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference.front.server"],
+                [sys.executable, "-m", "inference.server.server"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,
@@ -46,7 +46,7 @@ class FrontProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the front."""
+        """Process id of the server."""
         return self._process.pid
 
     @property
@@ -55,22 +55,22 @@ class FrontProcess:
         return self._process.poll()
 
     def wait_exit(self, limit: float = 30.0) -> int:
-        """Wait for the end of the front itself, and say how it ended."""
+        """Wait for the end of the server itself, and say how it ended."""
         try:
             return self._process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the front has not ended within {limit:g} s; {self.tail()}") from None
+            raise AssertionError(f"the server has not ended within {limit:g} s; {self.tail()}") from None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the front alone."""
+        """Send a signal to the server alone."""
         self._process.send_signal(number)
 
     def send_all(self, number: signal.Signals) -> None:
-        """Send a signal to the front and all its runners, as a terminal or a supervisor does."""
+        """Send a signal to the server and all its runners, as a terminal or a supervisor does."""
         os.killpg(self._process.pid, number)
 
     def living(self) -> list[int]:
-        """Processes of this stack that are there, the front among them."""
+        """Processes of this stack that are there, the server among them."""
         numbered = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [int(entry.name) for entry in numbered if self._is_ours(entry)]
 
@@ -107,7 +107,7 @@ class FrontProcess:
         def look() -> list[dict[str, Any]]:
             found = self.events(name, **fields)
             if not found and self.exit_code is not None:
-                raise AssertionError(f"the front ended with {self.exit_code}; {self.tail()}")
+                raise AssertionError(f"the server ended with {self.exit_code}; {self.tail()}")
             return found
 
         return eventually(look, limit, f"event {name} {fields}")[0]

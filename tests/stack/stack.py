@@ -1,4 +1,4 @@
-"""A stack: the real front in a state folder of its own, with scripted bundles, and every way to talk to it."""
+"""A stack: the real server in a state folder of its own, with scripted bundles, and every way to talk to it."""
 
 import contextlib
 import os
@@ -23,14 +23,14 @@ from tests.scripted_engine import ENGINES, make_scripted_bundle
 from tests.stack.answers import Answers, Question, scores_of
 from tests.stack.channels import CHANNEL_OPTIONS
 from tests.stack.hand import Hand
-from tests.stack.process import FrontProcess, write_settings
+from tests.stack.process import ServerProcess, write_settings
 from tests.stack.waiting import eventually
 
 DEADLINE_SECONDS = 20.0
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
 ADDRESS = "hotslot.address.v1.AddressTaggingService"
 STATUS = "hotslot.status.v1.StatusService"
-_FRONT: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
+_SERVER: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
 _RUNNER: Mapping[str, Any] = {"extra_engines": ENGINES, "respawn_first_seconds": 0.1, "respawn_cap_seconds": 0.5}
 
 
@@ -39,7 +39,7 @@ class Stack:
 
     Args:
         folder: state folder; bundles and logs lie in it.
-        front, runner: settings beside a test's defaults.
+        server, runner: settings beside a test's defaults.
         committed: revision to be served from the start; None for a first install.
         models: names of what is served.
         script: fields of `Script` of the committed bundle.
@@ -49,7 +49,7 @@ class Stack:
     def __init__(
         self,
         folder: Path,
-        front: Mapping[str, Any] | None = None,
+        server: Mapping[str, Any] | None = None,
         runner: Mapping[str, Any] | None = None,
         committed: str | None = "r1",
         models: tuple[str, ...] = ("shapes",),
@@ -60,7 +60,7 @@ class Stack:
         self.answers = Answers(folder)
         self._model = models[0]
         self.config = folder / "hotslot.toml"
-        sections = {"front": {**_FRONT, **(front or {})}, "runner": {**_RUNNER, **(runner or {})}}
+        sections = {"server": {**_SERVER, **(server or {})}, "runner": {**_RUNNER, **(runner or {})}}
         write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections, model)
         if committed is not None:
             bundle = self.bundle(committed, **(script or {}))
@@ -74,9 +74,9 @@ class Stack:
         return made
 
     def start(self, *, until_ready: bool = True) -> Self:
-        """Start the front; wait until it listens, or until it serves."""
-        self.process = FrontProcess(self.folder, self.config)
-        started = self.process.wait_event("front_started")
+        """Start the server; wait until it listens, or until it serves."""
+        self.process = ServerProcess(self.folder, self.config)
+        started = self.process.wait_event("server_started")
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.address = f"127.0.0.1:{self.port}"
         self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)

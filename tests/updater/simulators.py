@@ -1,4 +1,4 @@
-"""The outside world of the updater in memory: a hub, a front with two slots, a disk, a journal, a golden set.
+"""The outside world of the updater in memory: a hub, a server with two slots, a disk, a journal, a golden set.
 
 Each implements a port of `updater.ports`. A revision's quality is what it is worth, whoever asks.
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from common.provenance import HubKind, HubPlace, Provenance
-from tests.updater.simulated_front import SimFront
+from tests.updater.simulated_server import SimServer
 from updater.actions import Failed, FaultKind
 from updater.golden import Answer, Asked, GateAnswers
 from updater.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
 from updater.record import Event, Installed, ModelRecord
 from updater.record_json import from_json, to_json
 
-__all__ = ["Quality", "SimConverter", "SimFront", "SimGolden", "SimHub", "SimJournal", "SimStore"]
+__all__ = ["Quality", "SimConverter", "SimGolden", "SimHub", "SimJournal", "SimServer", "SimStore"]
 
 
 _SIMULATED = HubPlace(HubKind.FOLDER, "simulated")
@@ -180,7 +180,7 @@ class SimConverter:
 class SimGolden:
     """Twenty questions with an expectation and twenty without."""
 
-    front: SimFront
+    server: SimServer
     qualities: dict[str, Quality]
     set_facts: GoldenFacts = field(default_factory=lambda: GoldenFacts("golden", questions=40, expected=20))
     faults: list[Failed] = field(default_factory=list)
@@ -197,7 +197,7 @@ class SimGolden:
         if not digest:
             asked = [replace(row, expected="") for row in asked]
         seconds = 0.0 if active is None else active.cost_seconds
-        device = self.front.device_of(load_id)
+        device = self.server.device_of(load_id)
         return GateAnswers(digest, device, "float32", tuple(asked), self.set_facts.floor, quality.cost_seconds, seconds)
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
@@ -205,12 +205,12 @@ class SimGolden:
         return (0, items, items * (failure == "NOT_FINITE")) if failure else (items, 0, 0)
 
     def _quality(self, load_id: str) -> Quality:
-        bundle = self.front.bundle_of(load_id)
+        bundle = self.server.bundle_of(load_id)
         if bundle is None:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
         quality = self.qualities.get(bundle) or self.qualities[content_of(bundle)]  # one conversion may be worse
-        device = self.front.device_of(load_id)
-        if self.front.overflows(load_id):
+        device = self.server.device_of(load_id)
+        if self.server.overflows(load_id):
             return replace(quality, failure="OUT_OF_MEMORY")
         return replace(quality, failure=quality.failure or quality.fails_on.get(device, ""))
 

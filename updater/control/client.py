@@ -1,4 +1,4 @@
-"""The front's control socket, as the updater sees it: every call has a deadline, every refusal a meaning."""
+"""The server's control socket, as the updater sees it: every call has a deadline, every refusal a meaning."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ from common.paths import CONTROL_SOCKET
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from updater.actions import Failed, FaultKind, Shortage
-from updater.control.seen import front_state
-from updater.ports import EffectFailed, FrontState
+from updater.control.seen import server_state
+from updater.ports import EffectFailed, ServerState
 from updater.prober import Cost
 
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
-UNREACHABLE = "FRONT_UNREACHABLE"
+UNREACHABLE = "SERVER_UNREACHABLE"
 _MAX_DIGITS = 18  # of a number of bytes
-# Of the front's refusals, those that the same call will meet again: the bundle's fault, or ours.
+# Of the server's refusals, those that the same call will meet again: the bundle's fault, or ours.
 _PERMANENT = frozenset(
     {
         "LOAD_FAILED",
@@ -42,7 +42,7 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A front that is started again is met again within a second.
+    # A server that is started again is met again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -61,10 +61,10 @@ class ControlClient:
     """One model's slots. From that model's thread only."""
 
     def __init__(self, run_folder: Path, model: str, keep_on: Stoppable) -> None:
-        """Connect when it is first needed; a front that is not there yet is no error.
+        """Connect when it is first needed; a server that is not there yet is no error.
 
         Args:
-            run_folder: where the front's socket is.
+            run_folder: where the server's socket is.
             model: name of the model.
             keep_on: called while a load goes on; raises to stop waiting for it.
         """
@@ -73,7 +73,7 @@ class ControlClient:
         self._stub = ControlServiceStub(self._channel)
         self._model = model
         self._keep_on = keep_on
-        self._life = ""  # of the front that answered last
+        self._life = ""  # of the server that answered last
         self._left_orderly = False  # whether that one was seen to leave in good order
         self._born_after_order = False  # whether the one before this life did
 
@@ -81,14 +81,14 @@ class ControlClient:
         """Hang up."""
         self._channel.close()
 
-    def state(self, deadline_seconds: float) -> FrontState:
+    def state(self, deadline_seconds: float) -> ServerState:
         """GetStatus, reduced."""
         try:
             response = self._stub.GetStatus(pb.GetStatusRequest(model=self._model), timeout=deadline_seconds)
         except grpc.RpcError as error:
             failed = failure_of(error)
             if failed.reason == UNREACHABLE and not self._socket.exists():
-                self._left_orderly = True  # a front that is killed leaves its socket behind
+                self._left_orderly = True  # a server that is killed leaves its socket behind
             raise EffectFailed(failed) from error
         return self._note(response)
 
@@ -108,7 +108,7 @@ class ControlClient:
 
     def activate(
         self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """ActivateSlot: begin a trial, extend its term, or put the previous slot back (term 0)."""
         change = self._change(transaction_id, expected_generation)
         request = pb.ActivateSlotRequest(change=change, load_id=load_id, term=_duration(term_seconds))
@@ -118,7 +118,7 @@ class ControlClient:
 
     def commit(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """CommitSlot."""
         request = pb.CommitSlotRequest(change=self._change(transaction_id, expected_generation), load_id=load_id)
         with _refusals():
@@ -127,7 +127,7 @@ class ControlClient:
 
     def retire(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """RetireSlot."""
         request = pb.RetireSlotRequest(change=self._change(transaction_id, expected_generation), load_id=load_id)
         with _refusals():
@@ -138,7 +138,7 @@ class ControlClient:
         """ProbeSlot on this model.
 
         Raises:
-            EffectFailed: the slot is gone, or the front.
+            EffectFailed: the slot is gone, or the server.
         """
         request.model = self._model
         with _refusals():
@@ -164,15 +164,15 @@ class ControlClient:
                 return load_id
         raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_CUT_OFF", "the load's story ended early"))
 
-    def _note(self, response: pb.GetStatusResponse) -> FrontState:
-        """Reduce a status, and remember how the front's last life ended."""
-        life = response.front_started_at.ToJsonString()
+    def _note(self, response: pb.GetStatusResponse) -> ServerState:
+        """Reduce a status, and remember how the server's last life ended."""
+        life = response.server_started_at.ToJsonString()
         if life != self._life:
             self._born_after_order = bool(self._life) and self._left_orderly
             self._life, self._left_orderly = life, False
         if response.draining:
             self._left_orderly = True
-        return front_state(response, last_ended_orderly=self._born_after_order)
+        return server_state(response, last_ended_orderly=self._born_after_order)
 
     def _change(self, transaction_id: str, expected_generation: int) -> pb.Change:
         return pb.Change(model=self._model, transaction_id=transaction_id, expected_generation=expected_generation)
@@ -181,17 +181,17 @@ class ControlClient:
 def failure_of(error: grpc.RpcError) -> Failed:
     """What a failed call means for what comes next."""
     if not isinstance(error, grpc.Call):
-        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the front cannot be reached")
+        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
     reason, message, shortage = _told(error)
     if reason in _PERMANENT:
         return Failed(FaultKind.PERMANENT, reason, message, shortage=shortage)
     if reason:
         return Failed(FaultKind.TRANSIENT, reason, message)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failed(FaultKind.TRANSIENT, "DEADLINE", "the front did not answer in time")
+        return Failed(FaultKind.TRANSIENT, "DEADLINE", "the server did not answer in time")
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the front cannot be reached")
-    return Failed(FaultKind.TRANSIENT, error.code().name, str(error.details() or "the front refused")[:500])
+        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
+    return Failed(FaultKind.TRANSIENT, error.code().name, str(error.details() or "the server refused")[:500])
 
 
 class _refusals:  # noqa: N801  reads as a word: with _refusals()
@@ -207,7 +207,7 @@ class _refusals:  # noqa: N801  reads as a word: with _refusals()
 
 
 def _told(call: grpc.Call) -> tuple[str, str, Shortage | None]:
-    """Reason, sentence and lack of memory that the front itself answered; empty if it was not the front."""
+    """Reason, sentence and lack of memory that the server itself answered; empty if it was not the server."""
     try:
         status = rpc_status.from_call(call)
     except ValueError:  # details that contradict the code
@@ -223,7 +223,7 @@ def _told(call: grpc.Call) -> tuple[str, str, Shortage | None]:
 
 
 def _shortage(metadata: Mapping[str, str]) -> Shortage | None:
-    """What a load lacked, as far as the front knows."""
+    """What a load lacked, as far as the server knows."""
     device = metadata.get("device", "")
     if not device:
         return None

@@ -1,16 +1,16 @@
-"""The front's status, reduced to what decisions need. Pure."""
+"""The server's status, reduced to what decisions need. Pure."""
 
 from datetime import UTC
 
 from hotslot.control.v1 import control_pb2 as pb
 from updater.costs import CostBucket
-from updater.ports import DeviceSeen, FrontState, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
+from updater.ports import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
 from updater.record import Counts, DeviceFallback
 
 _NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
 
 
-def front_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> FrontState:
+def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:
     """One model's state.
 
     Args:
@@ -18,8 +18,8 @@ def front_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> 
         last_ended_orderly: what is known of the life before this one.
     """
     (model,) = response.models
-    return FrontState(
-        life=response.front_started_at.ToJsonString(),
+    return ServerState(
+        life=response.server_started_at.ToJsonString(),
         generation=model.generation,
         slots=tuple(_slot(slot) for slot in model.slots),
         active_load_id=model.active_load_id,

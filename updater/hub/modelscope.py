@@ -5,7 +5,7 @@ GET /api/v1/models/OWNER/NAME/repo/files?Revision=&Recursive=True    names, size
 GET /api/v1/models/OWNER/NAME/repo?Revision=&FilePath=               a file, with Range
 
 No commit is named anywhere: a tag that was moved shows only in the hashes of its listing, which are its identity.
-What of the hub's own client is used here and what is not: docs/decisions/modelscope-hub.md.
+What of the hub's own client is used here and what is not: docs/explanation/decisions/modelscope-hub.md.
 """
 
 import hashlib

@@ -7,30 +7,30 @@ from updater.ports import Facts
 from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.rules import Rules
 
-_MOVED = frozenset({"GENERATION_CONFLICT", "FRONT_UNREACHABLE", "DRAINING"})
-_MAX_LOST = 2  # lives of the front that may end here: whether the swap had happened is not known
+_MOVED = frozenset({"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING"})
+_MAX_LOST = 2  # lives of the server that may end here: whether the swap had happened is not known
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     """Begin the trial; begun already and cut off before it was written, its term is extended."""
-    update, front = record.under_way, facts.front
-    if front is None:
-        return Wait(rules.look_seconds, "the front cannot be reached")
-    if front.life != update.front_life:
-        return Enter(Stage.ROLLING_BACK, "FRONT_STOPPED", "the front ended while it was swapped in")
-    if front.is_draining:
-        return Wait(rules.look_seconds, "the front is about to end")
-    if front.trial is not None and not candidate.is_on_trial(update, front):
+    update, server = record.under_way, facts.server
+    if server is None:
+        return Wait(rules.look_seconds, "the server cannot be reached")
+    if server.life != update.server_life:
+        return Enter(Stage.ROLLING_BACK, "SERVER_STOPPED", "the server ended while it was swapped in")
+    if server.is_draining:
+        return Wait(rules.look_seconds, "the server is about to end")
+    if server.trial is not None and not candidate.is_on_trial(update, server):
         return Enter(Stage.ROLLING_BACK, "TRIAL_UNKNOWN", "another revision is on trial")
-    slot = candidate.slot_of(update, front)
-    if slot is None or (slot.state != "LOADED" and front.trial is None):
+    slot = candidate.slot_of(update, server)
+    if slot is None or (slot.state != "LOADED" and server.trial is None):
         return Enter(Stage.ROLLING_BACK, "CANDIDATE_GONE", "the candidate's runner is gone")
-    return ActivateLoad(slot.load_id, rules.observe.term_seconds, update.update_id, front.generation)
+    return ActivateLoad(slot.load_id, rules.observe.term_seconds, update.update_id, server.generation)
 
 
 def activated(record: ModelRecord, result: Activated, facts: Facts) -> Concluded:
     """It answers callers: it is observed."""
-    record = moves.enter(record, Stage.OBSERVING, front_life=result.front_life, probes_good=0, probes_bad=0)
+    record = moves.enter(record, Stage.OBSERVING, server_life=result.server_life, probes_good=0, probes_bad=0)
     return record, (moves.event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial"),)
 
 
@@ -48,16 +48,16 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
 def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
     """Something ended before it was known whether the trial had begun."""
     update = record.under_way
-    is_orderly = update.orderly or (facts.front is not None and facts.front.last_ended_orderly)
+    is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)
     if update.kind is UpdateKind.RETURN and not is_orderly:
         return moves.stay(record, facts, reason, message)
-    if reason != "FRONT_STOPPED" or is_orderly:
+    if reason != "SERVER_STOPPED" or is_orderly:
         return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), reason, message)
     record = record.with_update(crashes=update.crashes + 1)
     if record.committed is None:
         if update.crashes + 1 >= rules.max_crashes:
-            return moves.hold(record, facts, HeldFor.FRONT_CRASHED, f"{message}, {update.crashes + 1} times")
-        return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "FRONT_CRASHED", message)
+            return moves.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {update.crashes + 1} times")
+        return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
     if update.crashes + 1 >= _MAX_LOST:
-        return moves.refuse(record, facts, rules, "FRONT_CRASHED", f"{message}, {update.crashes + 1} times")
-    return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "FRONT_CRASHED", message)
+        return moves.refuse(record, facts, rules, "SERVER_CRASHED", f"{message}, {update.crashes + 1} times")
+    return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)

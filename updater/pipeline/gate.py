@@ -4,37 +4,37 @@ from updater.actions import Action, Enter, Failed, FaultKind, Gated, LoadBundle,
 from updater.pipeline import candidate, memory, moves, returning
 from updater.pipeline.gate_verdict import GateVerdict, Judgement, judge
 from updater.pipeline.moves import Concluded
-from updater.ports import Facts, FrontState, SlotSeen
+from updater.ports import Facts, ServerState, SlotSeen
 from updater.record import APPROVABLE, GateKey, HeldFor, ModelRecord, Stage
 from updater.rules import Mode, Rules
 
-# The front was not asked in a world that it is in any more, or the slot was needed: nobody's fault.
+# The server was not asked in a world that it is in any more, or the slot was needed: nobody's fault.
 MOVED = frozenset(
-    {"GENERATION_CONFLICT", "FRONT_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
+    {"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
 )
 _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
     """Load the candidate beside what serves, then ask both."""
-    update, front = record.under_way, facts.front
+    update, server = record.under_way, facts.server
     if update.pause_seconds > 0:
         return Wait(min(rules.look_seconds, update.pause_seconds), "before it is tried again")
     problem = golden_problem(record, facts)
     if problem is not None and not update.approved and not returning.is_under_way(record):
         return Enter(Stage.HELD, problem.value, _golden_advice(problem, facts))
-    if front is None or front.is_draining:
-        return Wait(rules.look_seconds, "the front cannot be reached or is about to end")
-    if record.committed is not None and (front.active is None or front.loaded(front.active_load_id) is None):
+    if server is None or server.is_draining:
+        return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
+    if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
         return Wait(rules.look_seconds, "what is committed is being loaded")
-    slot = candidate.slot_of(update, front)
-    if slot is None or front.loaded(slot.load_id) is None or slot.load_id != update.load_id:
-        return _load(record, front, slot)
+    slot = candidate.slot_of(update, server)
+    if slot is None or server.loaded(slot.load_id) is None or slot.load_id != update.load_id:
+        return _load(record, server, slot)
     key = gate_key(record, facts, slot)
     if update.gate_passed == key:
         return Enter(Stage.ACTIVATING, "GATE_PASSED", "the gate has passed it before")
     golden = facts.golden if key.golden_digest else None
-    return RunGate(slot.load_id, front.active_load_id if record.committed is not None else "", golden)
+    return RunGate(slot.load_id, server.active_load_id if record.committed is not None else "", golden)
 
 
 def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
@@ -90,7 +90,7 @@ def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Con
     held_for = judgement.held_for
     if held_for is not None and not (update.approved and held_for in APPROVABLE):
         return moves.hold(record, facts, held_for, judgement.message, evidence=judgement.evidence)
-    slot = None if facts.front is None else facts.front.loaded(update.load_id)
+    slot = None if facts.server is None else facts.server.loaded(update.load_id)
     if slot is not None:
         key = GateKey(update.bundle_digest, answers.golden_digest, slot.device, slot.precision)
         record = record.with_update(gate_passed=key)
@@ -105,15 +105,15 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
     if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
         message = f"{update.revision} passed its gate and waits for approval"
         return moves.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
-    front = facts.front
-    if front is None:
+    server = facts.server
+    if server is None:
         return record, ()
     record = moves.enter(
         record,
         Stage.ACTIVATING,
-        front_life=front.life,
+        server_life=server.life,
         orderly=False,
-        at_activation=candidate.counts_of(update, front),
+        at_activation=candidate.counts_of(update, server),
     )
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
     return record, (moves.event(record, facts, "gate_passed", message, evidence=evidence),)
@@ -130,12 +130,12 @@ def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
     return record, (moves.event(record, facts, "gate_interrupted", why),)
 
 
-def _load(record: ModelRecord, front: FrontState, slot: SlotSeen | None) -> Action:
+def _load(record: ModelRecord, server: ServerState, slot: SlotSeen | None) -> Action:
     update = record.under_way
-    others = candidate.others(front)
-    if slot is None and others and len(front.occupied) >= len(front.slots):
-        return RetireLoad(others[0].load_id, update.update_id, front.generation)
-    return LoadBundle(update.bundle_digest, update.device, update.update_id, front.generation)
+    others = candidate.others(server)
+    if slot is None and others and len(server.occupied) >= len(server.slots):
+        return RetireLoad(others[0].load_id, update.update_id, server.generation)
+    return LoadBundle(update.bundle_digest, update.device, update.update_id, server.generation)
 
 
 def _golden_advice(problem: HeldFor, facts: Facts) -> str:

@@ -15,24 +15,24 @@ _BLAMELESS_ENDS = frozenset({"TERM_EXPIRED", "YIELDED"})  # the updater was away
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
     """Wait, probe, extend the term, keep it, or take it back."""
-    update, front = record.under_way, facts.front
-    if front is None:
-        return Wait(rules.observe.look_seconds, "the front cannot be reached")
+    update, server = record.under_way, facts.server
+    if server is None:
+        return Wait(rules.observe.look_seconds, "the server cannot be reached")
     gone = is_gone(record, facts)
     if gone:
         return Enter(Stage.ROLLING_BACK, gone, "the trial is over")
-    trial = front.trial
+    trial = server.trial
     if trial is None:
         raise RuntimeError("a trial that is not gone is there")
-    judgement = judge(update, front, trial, rules_of(update, rules))
+    judgement = judge(update, server, trial, rules_of(update, rules))
     if judgement.verdict in (TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES):
         return Enter(Stage.COMMITTING, judgement.reason, judgement.message)
     if judgement.verdict not in (TrialVerdict.WAIT, TrialVerdict.PROBE):
         return Enter(Stage.ROLLING_BACK, judgement.reason, judgement.message)
-    if front.is_draining:
-        return Wait(rules.observe.look_seconds, "the front is about to end")
+    if server.is_draining:
+        return Wait(rules.observe.look_seconds, "the server is about to end")
     if trial.term_left_seconds < rules.observe.term_seconds / 2:
-        return ActivateLoad(trial.load_id, rules.observe.term_seconds, update.update_id, front.generation)
+        return ActivateLoad(trial.load_id, rules.observe.term_seconds, update.update_id, server.generation)
     if judgement.verdict is TrialVerdict.PROBE:
         return Probe(trial.load_id, rules.observe.probes_at_once)
     return Wait(rules.observe.look_seconds, judgement.message)
@@ -40,15 +40,15 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
 
 def is_gone(record: ModelRecord, facts: Facts) -> str:
     """Why the trial is no longer there, for machines; empty if it is, or if nobody can say."""
-    update, front = record.under_way, facts.front
-    if front is None:
+    update, server = record.under_way, facts.server
+    if server is None:
         return ""
-    if front.life != update.front_life:
-        return "FRONT_STOPPED"
-    if candidate.is_on_trial(update, front):
+    if server.life != update.server_life:
+        return "SERVER_STOPPED"
+    if candidate.is_on_trial(update, server):
         return ""
-    last = front.last_trial
-    is_ours = front.trial is None and last is not None and last.bundle_digest == update.bundle_digest
+    last = server.last_trial
+    is_ours = server.trial is None and last is not None and last.bundle_digest == update.bundle_digest
     return last.outcome if is_ours and last is not None else "TRIAL_UNKNOWN"
 
 
@@ -64,12 +64,12 @@ def rules_of(update: Update, rules: Rules) -> ObserveRules:
 
 
 def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Remember whether the front was seen to end in good order; a stop of this updater alone is forgotten."""
-    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.front is None:
+    """Remember whether the server was seen to end in good order; a stop of this updater alone is forgotten."""
+    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
         return record
-    if facts.front.life != record.under_way.front_life:
+    if facts.server.life != record.under_way.server_life:
         return record
-    return record.with_update(orderly=facts.front.is_draining)
+    return record.with_update(orderly=facts.server.is_draining)
 
 
 def taken_back(  # noqa: PLR0911  one line a case
@@ -77,9 +77,9 @@ def taken_back(  # noqa: PLR0911  one line a case
 ) -> Concluded:
     """The trial is over without a commit: whose fault was it?"""
     gone = is_gone(record, facts)
-    update, front = record.under_way, facts.front
-    if gone == "FRONT_STOPPED":
-        return front_stopped(record, facts, rules)
+    update, server = record.under_way, facts.server
+    if gone == "SERVER_STOPPED":
+        return server_stopped(record, facts, rules)
     if gone and _ran_out(record, facts):
         return _does_not_fit(record, facts)
     if gone == "TERM_EXPIRED" and update.kind is UpdateKind.RETURN:
@@ -89,35 +89,35 @@ def taken_back(  # noqa: PLR0911  one line a case
     if gone:
         message = f"the trial of {update.revision} was ended from elsewhere"
         return moves.hold(record, facts, HeldFor.TAKEN_BACK, message)
-    if front is None or front.trial is None:
+    if server is None or server.trial is None:
         return moves.hold(record, facts, HeldFor.INCONCLUSIVE, message)
-    judgement = judge(update, front, front.trial, rules_of(update, rules))
+    judgement = judge(update, server, server.trial, rules_of(update, rules))
     return _condemned(record, facts, rules, judgement, reason, message)
 
 
-def front_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
-    """The front's life ended in the trial: in good order without blame, by a crash as the trial's fault."""
-    update, front = record.under_way, facts.front
-    if update.orderly or (front is not None and front.last_ended_orderly):
+def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+    """The server's life ended in the trial: in good order without blame, by a crash as the trial's fault."""
+    update, server = record.under_way, facts.server
+    if update.orderly or (server is not None and server.last_ended_orderly):
         return moves.roll_back(
-            record, facts, Ending(EndsIn.AGAIN), "FRONT_STOPPED", "the front was stopped in good order"
+            record, facts, Ending(EndsIn.AGAIN), "SERVER_STOPPED", "the server was stopped in good order"
         )
     crashes = update.crashes + 1
     record = record.with_update(crashes=crashes)
-    message = f"the front crashed while {update.revision} answered on trial"
+    message = f"the server crashed while {update.revision} answered on trial"
     if record.committed is not None:
-        return moves.refuse(record, facts, rules, "FRONT_CRASHED", message, outcome=Outcome.ROLLED_BACK)
+        return moves.refuse(record, facts, rules, "SERVER_CRASHED", message, outcome=Outcome.ROLLED_BACK)
     if crashes >= rules.max_crashes:
-        return moves.hold(record, facts, HeldFor.FRONT_CRASHED, f"{message}, {crashes} times")
-    return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "FRONT_CRASHED", message)
+        return moves.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
+    return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
 
 
 def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
     """It has proven itself on callers: from here on only the commit is left."""
-    update, front = record.under_way, facts.front
+    update, server = record.under_way, facts.server
     evidence = None
-    if front is not None and front.trial is not None:
-        evidence = judge(update, front, front.trial, rules_of(update, rules)).evidence
+    if server is not None and server.trial is not None:
+        evidence = judge(update, server, server.trial, rules_of(update, rules)).evidence
     record = moves.enter(record, Stage.COMMITTING, on_probes=reason == "KEPT_ON_PROBES", reason=reason, message=message)
     return record, (moves.event(record, facts, "trial_kept", message, evidence=evidence),)
 
@@ -136,8 +136,8 @@ def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) ->
 
 
 def _ran_out(record: ModelRecord, facts: Facts) -> bool:
-    """Whether the front ended the trial because it ran out of memory; a slot that was needed is nobody's fault."""
-    last = None if facts.front is None else facts.front.last_trial
+    """Whether the server ended the trial because it ran out of memory; a slot that was needed is nobody's fault."""
+    last = None if facts.server is None else facts.server.last_trial
     if last is None or last.reason not in memory.REASONS:
         return False
     return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.RETURN
@@ -145,7 +145,7 @@ def _ran_out(record: ModelRecord, facts: Facts) -> bool:
 
 def _does_not_fit(record: ModelRecord, facts: Facts) -> Concluded:
     update = record.under_way
-    active = None if facts.front is None else facts.front.active
+    active = None if facts.server is None else facts.server.active
     device = update.device or ("its device" if active is None else active.device)
     message = f"{update.revision} ran out of memory on {device} while it answered on trial"
     return moves.hold(record, facts, HeldFor.DOES_NOT_FIT, message)

@@ -1,6 +1,6 @@
 """What serves shall be what is committed: the way back from any state. Pure.
 
-Used at rest, while an update has not touched the front yet, and to roll back: one mechanism for all.
+Used at rest, while an update has not touched the server yet, and to roll back: one mechanism for all.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from updater.actions import (
 from updater.pipeline import moves
 from updater.pipeline.candidate import others
 from updater.pipeline.moves import Concluded
-from updater.ports import Facts, FrontState, TrialSeen
+from updater.ports import Facts, ServerState, TrialSeen
 from updater.record import (
     Ending,
     EndsIn,
@@ -41,7 +41,7 @@ _MAX_PAUSE_SECONDS = 60.0
 
 
 def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Action | None:
-    """One step towards: the front serves what is committed, the pointer says so, no other slot is taken.
+    """One step towards: the server serves what is committed, the pointer says so, no other slot is taken.
 
     Serving comes before the pointer, and the pointer before the end of a trial.
 
@@ -54,15 +54,15 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
     Returns:
         None if nothing is left to do.
     """
-    front, pointer = facts.front, _pointer(record, facts)
-    if front is None or front.is_draining:
-        return pointer or Wait(rules.look_seconds, "the front cannot be reached or is about to end")
-    step = _serve(record, front, rules)
+    server, pointer = facts.server, _pointer(record, facts)
+    if server is None or server.is_draining:
+        return pointer or Wait(rules.look_seconds, "the server cannot be reached or is about to end")
+    step = _serve(record, server, rules)
     if isinstance(step, CommitLoad):
         return pointer or step
     if isinstance(step, Wait):  # for a load that is not done: the pointer need not wait for it
         return pointer or step
-    return step or pointer or _clear(record, front, keep)
+    return step or pointer or _clear(record, server, keep)
 
 
 def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
@@ -72,10 +72,10 @@ def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
         return False
     if trouble.failed_loads >= rules.max_failed_loads:
         return True
-    front = facts.front
-    if front is None or front.life != trouble.front_life or _answers(record, front):
+    server = facts.server
+    if server is None or server.life != trouble.server_life or _answers(record, server):
         return False
-    return sum(slot.restarts for slot in front.slots) - trouble.restarts >= rules.max_restarts
+    return sum(slot.restarts for slot in server.slots) - trouble.restarts >= rules.max_restarts
 
 
 def can_go_back(record: ModelRecord, facts: Facts) -> bool:
@@ -86,18 +86,18 @@ def can_go_back(record: ModelRecord, facts: Facts) -> bool:
 
 def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
     """Remember since when what is committed does not answer, or that it does."""
-    front = facts.front
-    if record.committed is None or front is None:
+    server = facts.server
+    if record.committed is None or server is None:
         return record
-    active = front.active
-    if _answers(record, front):
+    active = server.active
+    if _answers(record, server):
         return record if record.trouble is None else replace(record, trouble=None)
-    if active is None or front.trial is not None or active.bundle_digest != record.committed.bundle_digest:
+    if active is None or server.trial is not None or active.bundle_digest != record.committed.bundle_digest:
         return record
-    if record.trouble is None or record.trouble.front_life != front.life:
+    if record.trouble is None or record.trouble.server_life != server.life:
         failed_loads = 0 if record.trouble is None else record.trouble.failed_loads
-        seen = sum(slot.restarts for slot in front.slots)
-        return replace(record, trouble=Trouble(front.life, seen, failed_loads))
+        seen = sum(slot.restarts for slot in server.slots)
+        return replace(record, trouble=Trouble(server.life, seen, failed_loads))
     return record
 
 
@@ -159,7 +159,7 @@ def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules)
     """What is committed could not be loaded now."""
     if failed.kind is FaultKind.TRANSIENT:
         return record, ()
-    life = "" if facts.front is None else facts.front.life
+    life = "" if facts.server is None else facts.server.life
     trouble = record.trouble or Trouble(life, 0)
     failed_loads = trouble.failed_loads + 1
     pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
@@ -167,35 +167,35 @@ def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules)
     return record, (moves.event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}"),)
 
 
-def _serve(record: ModelRecord, front: FrontState, rules: Rules) -> Action | None:
+def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Action | None:
     """One step towards serving what is committed; None if it is what answers."""
     target = "" if record.committed is None else record.committed.bundle_digest
     name = record.update.update_id if record.update is not None else "reconcile"
-    trial, active = front.trial, front.active
-    if trial is not None and (trial.bundle_digest != target or _is_change_of_device(front, trial)):
+    trial, active = server.trial, server.active
+    if trial is not None and (trial.bundle_digest != target or _is_change_of_device(server, trial)):
         if trial.previous_load_id:
-            return ActivatePrevious(trial.previous_load_id, name, front.generation)
-        return RetireLoad(trial.load_id, name, front.generation)
+            return ActivatePrevious(trial.previous_load_id, name, server.generation)
+        return RetireLoad(trial.load_id, name, server.generation)
     if trial is not None:
-        if front.loaded(trial.load_id) is None:
+        if server.loaded(trial.load_id) is None:
             return Wait(rules.look_seconds, "what is committed is being loaded again")
-        return CommitLoad(trial.load_id, name, front.generation)
+        return CommitLoad(trial.load_id, name, server.generation)
     if not target or (active is not None and active.bundle_digest == target):
         return None
-    return _load(record, front, target, name, rules)
+    return _load(record, server, target, name, rules)
 
 
-def _load(record: ModelRecord, front: FrontState, target: str, name: str, rules: Rules) -> Action:
+def _load(record: ModelRecord, server: ServerState, target: str, name: str, rules: Rules) -> Action:
     if record.trouble is not None and record.trouble.pause_seconds > 0:
         return Wait(min(rules.look_seconds, record.trouble.pause_seconds), "before it is loaded again")
-    holder = front.holding(target)
+    holder = server.holding(target)
     if holder is not None and holder.state == "LOADED":
-        return ActivateLoad(holder.load_id, rules.observe.term_seconds, name, front.generation)
+        return ActivateLoad(holder.load_id, rules.observe.term_seconds, name, server.generation)
     if holder is None:
-        rows = others(front)
-        if len(front.occupied) >= len(front.slots) and rows:
-            return RetireLoad(rows[0].load_id, name, front.generation)
-    return LoadBundle(target, "", name, front.generation)
+        rows = others(server)
+        if len(server.occupied) >= len(server.slots) and rows:
+            return RetireLoad(rows[0].load_id, name, server.generation)
+    return LoadBundle(target, "", name, server.generation)
 
 
 def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
@@ -208,23 +208,23 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
     return WritePointer(committed) if facts.pointer != committed else None
 
 
-def _clear(record: ModelRecord, front: FrontState, keep: str) -> RetireLoad | None:
+def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
-    for slot in others(front):
+    for slot in others(server):
         if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
             continue
-        return RetireLoad(slot.load_id, name, front.generation)
+        return RetireLoad(slot.load_id, name, server.generation)
     return None
 
 
-def _is_change_of_device(front: FrontState, trial: TrialSeen) -> bool:
+def _is_change_of_device(server: ServerState, trial: TrialSeen) -> bool:
     """Whether the same bundle answers what the trial fails: a way back that was not proven to its end."""
-    previous = next((slot for slot in front.occupied if slot.load_id == trial.previous_load_id), None)
+    previous = next((slot for slot in server.occupied if slot.load_id == trial.previous_load_id), None)
     return previous is not None and previous.bundle_digest == trial.bundle_digest
 
 
-def _answers(record: ModelRecord, front: FrontState) -> bool:
-    active = front.active
+def _answers(record: ModelRecord, server: ServerState) -> bool:
+    active = server.active
     committed = record.committed
     is_it = active is not None and committed is not None and active.bundle_digest == committed.bundle_digest
     return is_it and active is not None and active.state == "LOADED"

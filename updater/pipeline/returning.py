@@ -1,6 +1,6 @@
 """The way back to a device that ran out of memory. Pure.
 
-The front leaves such a device by itself; coming back is a wish, so it is the updater's. The `device`
+The server leaves such a device by itself; coming back is a wish, so it is the updater's. The `device`
 breaker opens once for each fallback. When its open time is over, and nothing else is under way, an
 update of the kind RETURN loads the committed bundle on that device in the free slot, proves it against
 the answers of the slot that serves, tries it on callers with that slot still warm, and commits it. Its
@@ -32,12 +32,12 @@ def is_under_way(record: ModelRecord) -> bool:
 
 def is_due(record: ModelRecord, facts: Facts) -> bool:
     """Whether the way back may be tried now: from IDLE, where everything else is in order."""
-    front, fallback, committed = facts.front, record.fallback, record.committed
-    if front is None or fallback is None or committed is None or record.on_hold:
+    server, fallback, committed = facts.server, record.fallback, record.committed
+    if server is None or fallback is None or committed is None or record.on_hold:
         return False
-    if front.fallback != fallback or not record.device.may_begin or front.is_draining or front.trial is not None:
+    if server.fallback != fallback or not record.device.may_begin or server.is_draining or server.trial is not None:
         return False
-    active = front.loaded(front.active_load_id)
+    active = server.loaded(server.active_load_id)
     is_kept_off = active is not None and active.device != fallback.device
     return is_kept_off and active is not None and active.bundle_digest == committed.bundle_digest
 
@@ -66,7 +66,7 @@ def interrupted(record: ModelRecord, facts: Facts) -> Enter | None:
         return None
     if record.device.state is not BreakerState.HALF_OPEN:
         return Enter(Stage.ROLLING_BACK, "PROBE_CUT_OFF", record.device.reason or "its time was over")
-    if facts.front is not None and facts.front.fallback is None:
+    if facts.server is not None and facts.server.fallback is None:
         return Enter(Stage.ROLLING_BACK, "NO_FALLBACK", "the model is not kept off a device any more")
     return None
 
@@ -87,23 +87,23 @@ def self_test(answers: GateAnswers) -> GateAnswers:
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Tell the front; the pointer says the same as before."""
-    update, front = record.under_way, facts.front
-    if front is None:
-        return Wait(rules.look_seconds, "the front cannot be reached")
-    if front.trial is not None and candidate.is_on_trial(update, front):
-        return CommitLoad(front.trial.load_id, update.update_id, front.generation)
+    """Tell the server; the pointer says the same as before."""
+    update, server = record.under_way, facts.server
+    if server is None:
+        return Wait(rules.look_seconds, "the server cannot be reached")
+    if server.trial is not None and candidate.is_on_trial(update, server):
+        return CommitLoad(server.trial.load_id, update.update_id, server.generation)
     gone = observe.is_gone(record, facts)
-    if gone == "COMMITTED" or front.fallback is None:
-        return Enter(Stage.IDLE, "COMMITTED", "the front has left its fallback")
+    if gone == "COMMITTED" or server.fallback is None:
+        return Enter(Stage.IDLE, "COMMITTED", "the server has left its fallback")
     return Enter(Stage.ROLLING_BACK, gone or "TRIAL_UNKNOWN", "the trial ended before it was committed")
 
 
 def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
     """It answers from the device again: the breaker closes, and nothing else changes."""
-    update, front = record.under_way, facts.front
-    is_told = front is not None and candidate.is_on_trial(update, front)
-    if is_told or (front is not None and front.fallback is None):  # not if it has fallen back again since
+    update, server = record.under_way, facts.server
+    is_told = server is not None and candidate.is_on_trial(update, server)
+    if is_told or (server is not None and server.fallback is None):  # not if it has fallen back again since
         limits = rules.breakers[BreakerName.DEVICE]
         record = replace(record, device=report(record.device, Result.SUCCESS, limits, facts.jitter))
     record = replace(record, warm_seconds_left=rules.observe.keep_warm_seconds, trouble=None)
@@ -112,11 +112,11 @@ def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
 
 
 def noted(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
-    """Follow the front's fallback: each opens the breaker once, whenever it is first seen."""
-    front, limits = facts.front, rules.breakers[BreakerName.DEVICE]
-    if front is None:
+    """Follow the server's fallback: each opens the breaker once, whenever it is first seen."""
+    server, limits = facts.server, rules.breakers[BreakerName.DEVICE]
+    if server is None:
         return record, ()
-    fallback = front.fallback
+    fallback = server.fallback
     if fallback is None:
         before = record.fallback
         record = replace(record, fallback=None)

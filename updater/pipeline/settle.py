@@ -18,26 +18,26 @@ from updater.rules import Rules
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Pointer, then the front, then the record."""
-    update, front = record.under_way, facts.front
+    """Pointer, then the server, then the record."""
+    update, server = record.under_way, facts.server
     if not facts.pointer_is_readable or facts.pointer != update.installed:
         gone = observe.is_gone(record, facts)
         if gone and not is_committed(record, facts):
             return Enter(Stage.ROLLING_BACK, gone, "the trial ended before it was committed")
-        if front is None:
-            return Wait(rules.look_seconds, "the front cannot be reached")
+        if server is None:
+            return Wait(rules.look_seconds, "the server cannot be reached")
         return WritePointer(update.installed)
-    if front is None:
-        return Wait(rules.look_seconds, "the front cannot be reached")
-    if front.trial is not None and candidate.is_on_trial(update, front):
-        return CommitLoad(front.trial.load_id, update.update_id, front.generation)
+    if server is None:
+        return Wait(rules.look_seconds, "the server cannot be reached")
+    if server.trial is not None and candidate.is_on_trial(update, server):
+        return CommitLoad(server.trial.load_id, update.update_id, server.generation)
     return Enter(Stage.IDLE, "COMMITTED", "the pointer says so already")
 
 
 def is_committed(record: ModelRecord, facts: Facts) -> bool:
     """Whether a commit has passed the point from which it stands.
 
-    The pointer says so; or did, since the front was told, or began again with it, and it was lost since.
+    The pointer says so; or did, since the server was told, or began again with it, and it was lost since.
     """
     if record.stage is not Stage.COMMITTING or returning.is_under_way(record):
         return False
@@ -47,11 +47,11 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
 
 
 def _has_begun_with(record: ModelRecord, facts: Facts) -> bool:
-    """Whether a front in another life serves the update, and the pointer, which it began with, cannot be read now."""
-    update, front = record.under_way, facts.front
-    if facts.pointer_is_readable or front is None or front.life == update.front_life or front.trial is not None:
+    """Whether a server in another life serves the update, and the pointer, which it began with, cannot be read now."""
+    update, server = record.under_way, facts.server
+    if facts.pointer_is_readable or server is None or server.life == update.server_life or server.trial is not None:
         return False
-    return front.active is not None and front.active.bundle_digest == update.bundle_digest
+    return server.active is not None and server.active.bundle_digest == update.bundle_digest
 
 
 def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
@@ -107,7 +107,7 @@ def again(record: ModelRecord, facts: Facts) -> Concluded:
     if not update.bundle_digest:
         return moves.end(record, facts, Outcome.ABANDONED)
     record = moves.enter(
-        record, Stage.GATING, load_id="", front_life="", orderly=False, ending=None, reason="", message=""
+        record, Stage.GATING, load_id="", server_life="", orderly=False, ending=None, reason="", message=""
     )
     return record, (moves.event(record, facts, "update_started_again", f"{update.revision} is tried again"),)
 

@@ -1,4 +1,4 @@
-"""What the front's numbers say of a revision on trial: WAIT, KEEP or ROLL_BACK. Pure."""
+"""What the server's numbers say of a revision on trial: WAIT, KEEP or ROLL_BACK. Pure."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 from updater.costs import compare_costs, subtract_costs
 from updater.evidence import Evidence, Measured
 from updater.pipeline import candidate
-from updater.ports import FrontState, TrialSeen
+from updater.ports import ServerState, TrialSeen
 from updater.record import Counts, Update
 from updater.rules import ObserveRules
 
@@ -40,17 +40,17 @@ class TrialJudgement:
     evidence: Evidence = field(default_factory=Evidence)
 
 
-def judge(update: Update, front: FrontState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
+def judge(update: Update, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
     """Judge by what was counted since activation.
 
     Failures are held against the baseline frozen then, device seconds against all that the previous revision has
     computed, and latency against what the previous slot answered since then: a wall clock says as much of what else
     the machine does as of a revision.
     """
-    seen = since(candidate.counts_of(update, front), update.at_activation)
+    seen = since(candidate.counts_of(update, server), update.at_activation)
     total = seen.answered + seen.failed
     is_enough = total >= rules.min_answers
-    measured = (*_measured(update, seen, trial.baseline, rules), *_compared(seen, front, trial, rules))
+    measured = (*_measured(update, seen, trial.baseline, rules), *_compared(seen, server, trial, rules))
     evidence = Evidence(measured, on_probes=not is_enough)
     numbers = f"{seen.failed} of {total} requests failed, {seen.restarts} deaths"
     at_once = _at_once(update, seen, rules)
@@ -71,7 +71,7 @@ def judge(update: Update, front: FrontState, trial: TrialSeen, rules: ObserveRul
 
 
 def since(now: Counts, before: Counts) -> Counts:
-    """What was counted between two looks in one life of the front."""
+    """What was counted between two looks in one life of the server."""
     latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
     costs = subtract_costs(now.costs, before.costs)
     return Counts(
@@ -162,10 +162,10 @@ def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRule
     return tuple(rows)
 
 
-def _compared(seen: Counts, front: FrontState, trial: TrialSeen, rules: ObserveRules) -> list[Measured]:
+def _compared(seen: Counts, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> list[Measured]:
     """Cost and latency beside the previous slot's, as far as there is enough of both to compare."""
-    slot = next((row for row in front.slots if row.load_id and row.load_id == trial.previous_load_id), None)
-    previous = trial.baseline if slot is None else front.counts_of(slot.bundle_digest, slot.device)
+    slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
+    previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
     rows = []
     costs = compare_costs(seen.costs, previous.costs, rules.max_cost_factor)
     batches = 0 if costs is None else min(costs.candidate_batches, costs.active_batches)

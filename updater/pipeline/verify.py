@@ -11,17 +11,17 @@ from updater.rules import Rules
 DEFAULT_PRECISION = "float32"
 # Bytes on our disk that are not what was listed.
 _FETCHED_AGAIN = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH"})
-_PATIENCE_SECONDS = 30.0  # for a front that has said nothing about its devices
+_PATIENCE_SECONDS = 30.0  # for a server that has said nothing about its devices
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Verify and seal, in the precision in which the front's device computes."""
+    """Verify and seal, in the precision in which the server's device computes."""
     update = record.under_way
     if update.pause_seconds > 0:
         return Wait(min(rules.look_seconds, update.pause_seconds), "before it is verified again")
     precision = precision_of(facts, rules)
     if not precision and update.stage_seconds < _PATIENCE_SECONDS:
-        return Wait(rules.look_seconds, "the front has not said what it computes with")
+        return Wait(rules.look_seconds, "the server has not said what it computes with")
     return VerifyAndSeal(
         update_id=update.update_id,
         revision=update.revision,
@@ -34,11 +34,11 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
 
 def precision_of(facts: Facts, rules: Rules) -> str:
     """Precision of the device that a candidate will be loaded on; empty if it is not known."""
-    front = facts.front
-    if front is None:
+    server = facts.server
+    if server is None:
         return ""
-    wanted = front.active.device if front.active is not None else rules.device
-    fitting = [row for row in front.devices if _is_device(row.device, wanted)]
+    wanted = server.active.device if server.active is not None else rules.device
+    fitting = [row for row in server.devices if _is_device(row.device, wanted)]
     fitting.sort(key=lambda row: row.device == "cpu")  # "auto" takes a card where there is one
     return fitting[0].precision if fitting else ""
 

@@ -19,7 +19,7 @@ _HELD = {
     HeldFor.DOES_NOT_FIT: "it needs more memory than there is: free some, then `hotslot updates resume` tries it again",
     HeldFor.INCONCLUSIVE: "it came to no verdict: see `hotslot updates show {id}`, then `hotslot updates resume`",
     HeldFor.CONVERSION: "this hotslot cannot convert what is committed; what serves stays: `hotslot updates resume`",
-    HeldFor.FRONT_CRASHED: "the server died while it was tried: see its log, then `hotslot updates resume`",
+    HeldFor.SERVER_CRASHED: "the server died while it was tried: see its log, then `hotslot updates resume`",
     HeldFor.TAKEN_BACK: "somebody else ended its trial: find out who, then `hotslot updates resume`",
     HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the one before serves: publish a new revision",
     HeldFor.STUCK: "it took too many steps: see `hotslot updates show {id}`, then `hotslot updates resume`",

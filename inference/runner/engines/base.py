@@ -73,7 +73,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the front decides about a load."""
+    """What the server decides about a load."""
 
     device: str  # "cpu" or "cuda:N"
     precision: str  # "float32", "bfloat16"; "" takes the device's default

@@ -1,4 +1,4 @@
-"""What actions do to the small world: the front's, the hub's and the disk's side of every effect."""
+"""What actions do to the small world: the server's, the hub's and the disk's side of every effect."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from tests.updater.core.crash_world import (
     OTHER,
     THIS,
     Card,
-    Front,
     Kind,
     Published,
+    Server,
     World,
     answers_of,
     released,
@@ -21,7 +21,7 @@ from updater.actions import Action, Done, Failed, FaultKind, Result
 from updater.pipeline.watch import worth_listing
 from updater.record import ModelRecord, Stage, UpdateKind
 
-_MOVED = Failed(FaultKind.TRANSIENT, "FRONT_UNREACHABLE", "")
+_MOVED = Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 
 
 def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
@@ -40,32 +40,32 @@ def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0
         case act.CollectGarbage():
             return replace(world, sealed=world.sealed & action.keep_bundles), act.Collected(0, 0)
         case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
-            return _ask_front(world, action) if world.front.is_up else (world, _MOVED)
+            return _ask_server(world, action) if world.server.is_up else (world, _MOVED)
         case act.CommitLoad() | act.RetireLoad():
-            return _tell_front(world, action) if world.front.is_up else (world, _MOVED)
+            return _tell_server(world, action) if world.server.is_up else (world, _MOVED)
         case act.Probe():
-            return _probe(world, action) if world.front.is_up else (world, _MOVED)
+            return _probe(world, action) if world.server.is_up else (world, _MOVED)
         case _:
             return world, Done()
 
 
 def dies(world: World, *, orderly: bool) -> World:
-    """The front's process ends: everything that was in memory only is gone."""
+    """The server's process ends: everything that was in memory only is gone."""
     # A trial that ended by itself a moment before looks no different to the updater.
     is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
     is_blamed = is_blamed and not is_returning(world)  # whose device may be blamed, and no revision
-    front = Front(is_up=False, ended_orderly=orderly)
-    world = replace(world, front=front, crashed=world.crashed or is_blamed)
+    server = Server(is_up=False, ended_orderly=orderly)
+    world = replace(world, server=server, crashed=world.crashed or is_blamed)
     return replace(world, record=_forget_life(world))
 
 
 def boots(world: World) -> World:
-    """A front starts and loads what the pointer names."""
-    front = replace(world.front, is_up=True)
+    """A server starts and loads what the pointer names."""
+    server = replace(world.server, is_up=True)
     if world.pointer is not None and world.pointer.bundle_digest in world.sealed:
         device = CARD if world.card is not None and not world.fallback else CPU
-        front = replace(front.filled(0, world.pointer.bundle_digest, device), active=0)
-    return replace(world, front=front)
+        server = replace(server.filled(0, world.pointer.bundle_digest, device), active=0)
+    return replace(world, server=server)
 
 
 def waited(world: World) -> World:
@@ -81,21 +81,21 @@ def is_returning(world: World) -> bool:
 
 def callers_come(world: World) -> World:
     """Enough of them for a verdict on what is on trial."""
-    if world.card is Card.SPIKY and world.front.serving_on == CARD:
+    if world.card is Card.SPIKY and world.server.serving_on == CARD:
         return runs_out(world)
-    return replace(world, front=replace(world.front, traffic=True))
+    return replace(world, server=replace(world.server, traffic=True))
 
 
 def runs_out(world: World) -> World:
     """An item is too much for the card: the slot behind the trial answers it, or the CPU does from now on."""
-    front = world.front
-    if front.on_trial:
-        return replace(world, front=front.back("ROLLED_BACK", "OUT_OF_MEMORY"))
-    other = 1 - front.active
-    taken = front.load_id(other)
-    front = replace(front.filled(front.active, "").filled(other, front.serving), active=other, previous=-1)
+    server = world.server
+    if server.on_trial:
+        return replace(world, server=server.back("ROLLED_BACK", "OUT_OF_MEMORY"))
+    other = 1 - server.active
+    taken = server.load_id(other)
+    server = replace(server.filled(server.active, "").filled(other, server.serving), active=other, previous=-1)
     number = world.fallbacks + 1
-    world = replace(world, front=front, fallback=number, fallbacks=number, owes_wait=True)
+    world = replace(world, server=server, fallback=number, fallbacks=number, owes_wait=True)
     return replace(world, record=_forget_load(world, taken))
 
 
@@ -116,72 +116,72 @@ def _seal(world: World, action: act.VerifyAndSeal) -> tuple[World, Result]:
     return replace(world, sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
 
 
-def _ask_front(  # noqa: PLR0911  one line a case
+def _ask_server(  # noqa: PLR0911  one line a case
     world: World, action: act.LoadBundle | act.RunGate | act.ActivateLoad | act.ActivatePrevious
 ) -> tuple[World, Result]:
-    front = world.front
+    server = world.server
     match action:
         case act.LoadBundle():
             return _load(world, action.bundle_digest, action.device)
         case act.RunGate():
-            slot = front.holding(action.load_id)
+            slot = server.holding(action.load_id)
             if slot < 0:
                 return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
             return world, act.Gated(answers_of(world, slot))
         case act.ActivatePrevious():
-            if not front.on_trial or front.holding(action.load_id) != front.previous:
+            if not server.on_trial or server.holding(action.load_id) != server.previous:
                 return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return replace(world, front=front.back("ROLLED_BACK")), Done()
-    slot = front.holding(action.load_id)
+            return replace(world, server=server.back("ROLLED_BACK")), Done()
+    slot = server.holding(action.load_id)
     if slot < 0:
         return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
-    if slot != front.active:
-        if front.on_trial:
+    if slot != server.active:
+        if server.on_trial:
             return world, Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "")
-        front = replace(front, active=slot, on_trial=True, previous=front.active, traffic=False)
-    return replace(world, front=front), act.Activated(THIS)
+        server = replace(server, active=slot, on_trial=True, previous=server.active, traffic=False)
+    return replace(world, server=server), act.Activated(THIS)
 
 
-def _tell_front(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple[World, Result]:
-    front = world.front
-    slot = front.holding(action.load_id)
+def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple[World, Result]:
+    server = world.server
+    slot = server.holding(action.load_id)
     if isinstance(action, act.CommitLoad):
-        if slot < 0 or slot != front.active:
+        if slot < 0 or slot != server.active:
             return world, Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "")
-        left = 0 if front.serving_on == CARD else world.fallback
-        return replace(world, front=front.ended("COMMITTED") if front.on_trial else front, fallback=left), Done()
+        left = 0 if server.serving_on == CARD else world.fallback
+        return replace(world, server=server.ended("COMMITTED") if server.on_trial else server, fallback=left), Done()
     if slot < 0:
         return world, Done()
-    if front.on_trial and slot == front.active and front.previous < 0:
-        front = replace(front.ended("ROLLED_BACK"), active=-1)
-    elif slot in (front.active, front.previous):
+    if server.on_trial and slot == server.active and server.previous < 0:
+        server = replace(server.ended("ROLLED_BACK"), active=-1)
+    elif slot in (server.active, server.previous):
         return world, Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "")
-    world = replace(world, front=front.filled(slot, ""))
+    world = replace(world, server=server.filled(slot, ""))
     return replace(world, record=_forget_load(world, action.load_id)), Done()
 
 
 def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
-    front = world.front
+    server = world.server
     configured = CARD if world.card is not None and not world.fallback else CPU
-    device = device or front.serving_on or configured
+    device = device or server.serving_on or configured
     for number in (0, 1):
-        if (front.slots[number], front.devices[number]) == (digest, device):
-            return world, act.Loaded(front.load_id(number))
+        if (server.slots[number], server.devices[number]) == (digest, device):
+            return world, act.Loaded(server.load_id(number))
     if digest not in world.sealed:
         return world, Failed(FaultKind.PERMANENT, "BUNDLE_UNKNOWN", "")
     if device == CARD and world.card is Card.FULL:
         return world, Failed(FaultKind.PERMANENT, "DOES_NOT_FIT", "")
-    free = next((number for number in (0, 1) if not front.slots[number] and number != front.active), None)
+    free = next((number for number in (0, 1) if not server.slots[number] and number != server.active), None)
     if free is None:
         return world, Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "")
-    front = front.filled(free, digest, device)
-    return replace(world, front=front), act.Loaded(front.load_id(free))
+    server = server.filled(free, digest, device)
+    return replace(world, server=server), act.Loaded(server.load_id(free))
 
 
 def _probe(world: World, action: act.Probe) -> tuple[World, Result]:
-    if world.front.holding(action.load_id) != world.front.active:
+    if world.server.holding(action.load_id) != world.server.active:
         return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
-    if world.card is Card.SPIKY and world.front.serving_on == CARD:
+    if world.card is Card.SPIKY and world.server.serving_on == CARD:
         return runs_out(world), act.Probed(0, 1)
     return world, act.Probed(1, 0)
 
@@ -196,7 +196,7 @@ def _forget_life(world: World) -> ModelRecord:
     if update is None:
         return world.record
     return world.record.with_update(
-        load_id=GONE if update.load_id else "", front_life=OTHER if update.front_life else ""
+        load_id=GONE if update.load_id else "", server_life=OTHER if update.server_life else ""
     )
 
 

@@ -2,7 +2,7 @@
 
 The model imports the shipped `decide` and `conclude`; everything that is not a decision is the small
 world of `crash_world`. From each reachable state all of this may happen: a step goes through; the
-updater dies before its effect, or after it and before the record is written; the front crashes, or is
+updater dies before its effect, or after it and before the record is written; the server crashes, or is
 stopped in good order, and comes back; a term runs out; callers come; a revision is published, or
 published again with other content; an operator rolls back, holds, resumes, approves, releases, updates,
 resets a breaker; a card runs out of memory under what answers, and the breaker before it waits.
@@ -23,7 +23,7 @@ from tests.updater.core import crash_mutations
 from tests.updater.core.crash_effects import boots, callers_come, dies, runs_out, waited
 from tests.updater.core.crash_rules import broken, restless, wrong
 from tests.updater.core.crash_step import plain, step
-from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Front, Kind, Published, World
+from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
 from updater.actions import Enter, Wish, WishKind
 from updater.breaker import BreakerState
 from updater.record import Installed, ModelRecord, Stage
@@ -77,11 +77,11 @@ def all_worlds() -> list[World]:
     """First installs and updates, of every kind of revision, with what may go wrong beside."""
     worlds: list[World] = []
     for kind in Kind:
-        faults = Budget(2 if kind in (Kind.GOOD, Kind.FAILING) else 1, front_deaths=1, front_stops=1, expiries=1)
+        faults = Budget(2 if kind in (Kind.GOOD, Kind.FAILING) else 1, server_deaths=1, server_stops=1, expiries=1)
         bad = Published("1.0.0", kind, "one")
         worlds.append(
             _first_install(
-                bad, (Published("1.1.0", Kind.GOOD, "two"),), replace(faults, updater_deaths=1, front_deaths=2)
+                bad, (Published("1.1.0", Kind.GOOD, "two"),), replace(faults, updater_deaths=1, server_deaths=2)
             )
         )
         worlds.append(_installed((Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three")), faults))
@@ -110,7 +110,7 @@ def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         if after != world:
             dead = replace(after, begun=False, budget=spent)
             yield f"updater dies after {name}", dead, wrong(world, after, dead)
-    yield from _front_happenings(world)
+    yield from _server_happenings(world)
     if world.coming:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
@@ -119,29 +119,29 @@ def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         yield from _wished(world)
 
 
-def _front_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
-    budget, front = world.budget, world.front
-    if not front.is_up:
-        yield "front comes back", boots(world), []
+def _server_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
+    budget, server = world.budget, world.server
+    if not server.is_up:
+        yield "server comes back", boots(world), []
         return
-    if budget.front_deaths:
-        spent = replace(world, budget=replace(budget, front_deaths=budget.front_deaths - 1))
-        yield "front crashes", dies(spent, orderly=False), []
-    if budget.front_stops:
-        spent = replace(world, budget=replace(budget, front_stops=budget.front_stops - 1))
-        yield "front is stopped", dies(spent, orderly=True), []
-    if front.on_trial and front.previous >= 0 and budget.expiries:
+    if budget.server_deaths:
+        spent = replace(world, budget=replace(budget, server_deaths=budget.server_deaths - 1))
+        yield "server crashes", dies(spent, orderly=False), []
+    if budget.server_stops:
+        spent = replace(world, budget=replace(budget, server_stops=budget.server_stops - 1))
+        yield "server is stopped", dies(spent, orderly=True), []
+    if server.on_trial and server.previous >= 0 and budget.expiries:
         spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
-        yield "term runs out", replace(spent, front=front.back("TERM_EXPIRED")), []
-    if front.on_trial and not front.traffic:
+        yield "term runs out", replace(spent, server=server.back("TERM_EXPIRED")), []
+    if server.on_trial and not server.traffic:
         yield "callers come", callers_come(world), []
     yield from _memory_happenings(world)
 
 
 def _memory_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
     """The card runs out under what answers; the breaker's time passes, or its probe's."""
-    budget, front, device = world.budget, world.front, world.record.device
-    if budget.falls and front.serving_on == CARD and (front.previous >= 0 or not front.on_trial):
+    budget, server, device = world.budget, world.server, world.record.device
+    if budget.falls and server.serving_on == CARD and (server.previous >= 0 or not server.on_trial):
         spent = replace(world, budget=replace(budget, falls=budget.falls - 1))
         yield "the card runs out", runs_out(spent), []
     if budget.waits and device.state is BreakerState.OPEN and device.left_seconds > 0:
@@ -208,10 +208,10 @@ def _unrest(world: World, rests: dict[World, tuple[World, int] | None], report: 
 
 
 def _healthy(world: World) -> World:
-    """One step of a world in which nothing goes wrong: the front is there and callers come."""
-    if not world.front.is_up:
+    """One step of a world in which nothing goes wrong: the server is there and callers come."""
+    if not world.server.is_up:
         return boots(world)
-    if world.front.on_trial and not world.front.traffic:
+    if world.server.on_trial and not world.server.traffic:
         return callers_come(world)
     after = step(world)[2]
     is_waiting = after.record.device.state is BreakerState.OPEN and after.record.device.left_seconds > 0
@@ -226,9 +226,9 @@ def _with_card() -> Iterator[World]:
     """A model that has left its card, and one that may still have to."""
     newer = (Published("1.1.0", Kind.GOOD, "two"),)
     for card in Card:
-        faults = Budget(1, front_deaths=1, front_stops=1, expiries=1, waits=1 if card is Card.GOOD else 2)
+        faults = Budget(1, server_deaths=1, server_stops=1, expiries=1, waits=1 if card is Card.GOOD else 2)
         yield _fallen(_installed((), faults), card)
-        yield _fallen(_installed(newer, Budget(1, front_deaths=1, waits=1)), card)
+        yield _fallen(_installed(newer, Budget(1, server_deaths=1, waits=1)), card)
         if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
             continue
         for wishes in (("HOLD", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
@@ -236,7 +236,7 @@ def _with_card() -> Iterator[World]:
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)
         world = _installed(coming, Budget(1, falls=2, waits=1))
-        yield replace(world, card=Card.GOOD, front=world.front.filled(0, FIRST.bundle_digest, CARD))
+        yield replace(world, card=Card.GOOD, server=world.server.filled(0, FIRST.bundle_digest, CARD))
 
 
 def _fallen(world: World, card: Card) -> World:
@@ -244,14 +244,14 @@ def _fallen(world: World, card: Card) -> World:
 
 
 def _first_install(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:
-    return World(plain(ModelRecord("model")), (first,), coming, Front(), budget)
+    return World(plain(ModelRecord("model")), (first,), coming, Server(), budget)
 
 
 def _installed(coming: tuple[Published, ...], budget: Budget) -> World:
     committed = Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
     record = plain(ModelRecord("model", committed=committed, floor=FIRST.revision, has_garbage=False))
-    front = Front(slots=(FIRST.bundle_digest, ""), active=0)
-    return World(record, (FIRST,), coming, front, budget, committed, frozenset({FIRST.bundle_digest}), begun=True)
+    server = Server(slots=(FIRST.bundle_digest, ""), active=0)
+    return World(record, (FIRST,), coming, server, budget, committed, frozenset({FIRST.bundle_digest}), begun=True)
 
 
 def _title(world: World) -> str:

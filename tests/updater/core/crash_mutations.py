@@ -34,7 +34,7 @@ def commit_before_observe() -> Iterator[None]:
     """A trial is committed as soon as it is there."""
 
     def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-        is_there = facts.front is not None and facts.front.trial is not None
+        is_there = facts.server is not None and facts.server.trial is not None
         return Enter(Stage.COMMITTING, "KEPT") if is_there else _observe(record, facts, rules)
 
     with _decisions(Stage.OBSERVING, decide):

@@ -13,7 +13,7 @@ _UNTOUCHED = ("committed", "previous", "floor", "quarantine", "blocked", "known"
 
 def broken(world: World) -> Iterator[str]:
     """What is wrong with a state."""
-    pointer, record, front = world.pointer, world.record, world.front
+    pointer, record, server = world.pointer, world.record, world.server
     if pointer is not None:
         if pointer.bundle_digest not in world.sealed:
             yield "the pointer names a bundle that is not there"
@@ -23,9 +23,9 @@ def broken(world: World) -> Iterator[str]:
         yield "what is committed is not on disk"
     if record.committed is not None and record.is_quarantined(record.committed.source_digest):
         yield "what is committed is in quarantine"
-    if front.serving and world.kind_of(front.serving) in (Kind.CORRUPT, Kind.REFUSED):
+    if server.serving and world.kind_of(server.serving) in (Kind.CORRUPT, Kind.REFUSED):
         yield "callers meet what failed verification or its gate"
-    if front.is_up and pointer is not None and not front.serving:
+    if server.is_up and pointer is not None and not server.serving:
         yield "nothing answers"
     if not world.crashed:
         bad = {row.source_digest for row in (*world.hub, *world.coming, FIRST) if row.kind in (Kind.GOOD, Kind.DOUBTED)}
@@ -42,14 +42,14 @@ def wrong(before: World, effect: World, after: World, *, is_asked: bool = False)
         rules.append("the version floor went down")
     if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
         rules.append("the version floor rose without a commit")
-    began = effect.front.on_trial and not before.front.on_trial
+    began = effect.server.on_trial and not before.server.on_trial
     rules += [] if is_asked else _wrong_return(before, effect, after)
     if began:
-        source = effect.front.serving.replace("bundle", "source", 1)
+        source = effect.server.serving.replace("bundle", "source", 1)
         if record.is_quarantined(source):
             rules.append("a quarantined source digest is activated again")
-        is_committed = record.committed is not None and record.committed.bundle_digest == effect.front.serving
-        is_change = effect.front.previous >= 0 and effect.front.slots[0] == effect.front.slots[1]
+        is_committed = record.committed is not None and record.committed.bundle_digest == effect.server.serving
+        is_change = effect.server.previous >= 0 and effect.server.slots[0] == effect.server.slots[1]
         if is_change and not (is_returning(before) and record.stage is Stage.ACTIVATING):
             rules.append("a device is tried on callers before it is written down")
         if not is_committed and record.stage is not Stage.ACTIVATING:
@@ -73,7 +73,7 @@ def _wrong_return(before: World, effect: World, after: World) -> list[str]:
     if not is_returning(before):
         return rules
     is_tried = before.record.stage in (Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING)
-    if is_tried and effect.front != before.front and before.record.device.state is not BreakerState.HALF_OPEN:
+    if is_tried and effect.server != before.server and before.record.device.state is not BreakerState.HALF_OPEN:
         rules.append("a return goes on though its time is over")
     if any(getattr(before.record, name) != getattr(after.record, name) for name in _UNTOUCHED):
         rules.append("a return touches what it must not")
@@ -84,19 +84,19 @@ def _wrong_return(before: World, effect: World, after: World) -> list[str]:
 
 def restless(world: World) -> Iterator[str]:
     """What is wrong with a world at rest."""
-    record, front = world.record, world.front
+    record, server = world.record, world.server
     committed = "" if record.committed is None else record.committed.bundle_digest
     if record.stage not in (Stage.IDLE, Stage.HELD):
         yield "an update is never finished"
-    if front.serving != committed:
+    if server.serving != committed:
         yield "at rest another model serves than is committed"
     if world.pointer != record.committed:
         yield "at rest the pointer is not what is committed"
-    if front.on_trial:
+    if server.on_trial:
         yield "at rest a trial goes on"
-    if any(bundle and number != front.active for number, bundle in enumerate(front.slots)):
+    if any(bundle and number != server.active for number, bundle in enumerate(server.slots)):
         yield "at rest a slot is left over"
-    if front.serving and world.kind_of(front.serving) not in (Kind.GOOD, Kind.DOUBTED):
+    if server.serving and world.kind_of(server.serving) not in (Kind.GOOD, Kind.DOUBTED):
         yield "at rest a bad model serves"
     yield from _undecided(world)
     yield from _away(world)
@@ -105,7 +105,7 @@ def restless(world: World) -> Iterator[str]:
 def _undecided(world: World) -> Iterator[str]:
     """Only what a person must decide is held, and a good revision is not waited with."""
     record = world.record
-    allowed = {HeldFor.AGREEMENT, HeldFor.FRONT_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
+    allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
     if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
     if record.stage is Stage.IDLE and not record.on_hold:
@@ -114,14 +114,14 @@ def _undecided(world: World) -> Iterator[str]:
 
 def _away(world: World) -> Iterator[str]:
     """A fallback is answered by the breaker, and a good device is gone back to."""
-    record, front = world.record, world.front
+    record, server = world.record, world.server
     if record.device.state is BreakerState.HALF_OPEN:
         yield "at rest a probe is still out"
-    if record.on_hold or record.stage is not Stage.IDLE or not front.serving or world.card is None:
+    if record.on_hold or record.stage is not Stage.IDLE or not server.serving or world.card is None:
         return
     if world.fallback and record.device.state is BreakerState.CLOSED:
         yield "a fallback has opened no breaker"
-    if world.card is Card.GOOD and (world.fallback or front.serving_on != CARD):
+    if world.card is Card.GOOD and (world.fallback or server.serving_on != CARD):
         yield "a good device is never gone back to"
 
 

@@ -1,7 +1,7 @@
-"""A world small enough to be explored whole: one model, a hub, a front with two slots, a disk, an updater.
+"""A world small enough to be explored whole: one model, a hub, a server with two slots, a disk, an updater.
 
 Every value is hashable and counters that change nothing are left out, so that two states that behave
-alike are one. What the front does here is what its slots do: it boots what the pointer names, a trial is
+alike are one. What the server does here is what its slots do: it boots what the pointer names, a trial is
 in memory only, a rollback puts the previous slot back.
 """
 
@@ -11,12 +11,12 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from updater.golden import Answer, Asked, GateAnswers
-from updater.ports import DeviceSeen, FrontState, GoldenFacts, Release, RevisionSeen, SlotSeen, TrialEndSeen, TrialSeen
+from updater.ports import DeviceSeen, GoldenFacts, Release, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
 from updater.record import Counts, DeviceFallback, Installed, ModelRecord
 from updater.rules import GateRules, ObserveRules, Rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-THIS, OTHER = "this life", "another life"  # of the front, as the record sees it
+THIS, OTHER = "this life", "another life"  # of the server, as the record sees it
 GONE = "gone"  # a load id that no slot has any more
 CPU, CARD = "cpu", "cuda:0"
 LEFT_SECONDS = 1e6  # of any breaker that still waits: only an event lets that time pass
@@ -64,8 +64,8 @@ FIRST = Published("1.0.0", Kind.GOOD, "one")  # what is committed where somethin
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """The front's memory; gone when it dies."""
+class Server:
+    """The server's memory; gone when it dies."""
 
     is_up: bool = True
     slots: tuple[str, str] = ("", "")  # bundle digests
@@ -97,18 +97,18 @@ class Front:
         """The slot of a load; -1 if it is gone."""
         return next((number for number in (0, 1) if load_id and load_id == self.load_id(number)), -1)
 
-    def filled(self, number: int, bundle: str, device: str = CPU) -> "Front":
+    def filled(self, number: int, bundle: str, device: str = CPU) -> "Server":
         """A slot holds something else, or nothing."""
         slots, devices = list(self.slots), list(self.devices)
         slots[number], devices[number] = bundle, device
         return replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
 
-    def ended(self, outcome: str, reason: str = "") -> "Front":
+    def ended(self, outcome: str, reason: str = "") -> "Server":
         """The trial is over; whoever is active stays active."""
         last = (self.serving, outcome, reason)
         return replace(self, on_trial=False, previous=-1, traffic=False, last_trial=last)
 
-    def back(self, outcome: str, reason: str = "") -> "Front":
+    def back(self, outcome: str, reason: str = "") -> "Server":
         """The trial is over and the previous slot answers."""
         previous = self.previous
         return replace(self.ended(outcome, reason), active=previous)
@@ -119,8 +119,8 @@ class Budget:
     """How much may still go wrong, and how often operators may still speak."""
 
     updater_deaths: int = 0
-    front_deaths: int = 0
-    front_stops: int = 0
+    server_deaths: int = 0
+    server_stops: int = 0
     expiries: int = 0
     falls: int = 0  # how often the card runs out under what answers
     waits: int = 0  # how often the device breaker's time passes
@@ -134,14 +134,14 @@ class World:
     record: ModelRecord
     hub: tuple[Published, ...]
     coming: tuple[Published, ...]  # published later; one with a known revision replaces it
-    front: Front
+    server: Server
     budget: Budget
     pointer: Installed | None = None
     sealed: frozenset[str] = frozenset()
     begun: bool = False  # this life of the updater has written its first step
-    crashed: bool = False  # a front has died in a trial, or an operator has taken something back
+    crashed: bool = False  # a server has died in a trial, or an operator has taken something back
     card: Card | None = None  # the configured device, if there is one
-    fallback: int = 0  # that the front remembers on disk, by number; 0: none
+    fallback: int = 0  # that the server remembers on disk, by number; 0: none
     fallbacks: int = 0  # so far
     owes_wait: bool = False  # no return may begin before the breaker's time has passed, or a person wants it
 
@@ -175,32 +175,32 @@ _DEVICES_WITH_CARD = (*_DEVICES, DeviceSeen(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, floor=0.5)
 
 
-def seen(world: World) -> FrontState | None:
-    """What the updater sees of the front."""
-    front = world.front
-    if not front.is_up:
+def seen(world: World) -> ServerState | None:
+    """What the updater sees of the server."""
+    server = world.server
+    if not server.is_up:
         return None
-    roles = tuple(_slot(front, number) for number in (0, 1))
+    roles = tuple(_slot(server, number) for number in (0, 1))
     trial: TrialSeen | None = None
     stats: tuple[RevisionSeen, ...] = ()
-    if front.on_trial:
-        previous = f"{front.previous}" if front.previous >= 0 else ""
-        trial = TrialSeen(front.load_id(front.active), front.serving, "", 60.0, Counts())
+    if server.on_trial:
+        previous = f"{server.previous}" if server.previous >= 0 else ""
+        trial = TrialSeen(server.load_id(server.active), server.serving, "", 60.0, Counts())
         if previous:
-            trial = replace(trial, previous_load_id=front.load_id(front.previous))
-        if front.traffic:
-            is_bad = world.kind_of(front.serving) is Kind.FAILING
+            trial = replace(trial, previous_load_id=server.load_id(server.previous))
+        if server.traffic:
+            is_bad = world.kind_of(server.serving) is Kind.FAILING
             counts = Counts(failed=3, not_finite=3) if is_bad else Counts(answered=9)
-            stats = (RevisionSeen(front.serving, front.serving_on, counts),)
-    last = TrialEndSeen(*front.last_trial) if front.last_trial[0] else None
-    return FrontState(
+            stats = (RevisionSeen(server.serving, server.serving_on, counts),)
+    last = TrialEndSeen(*server.last_trial) if server.last_trial[0] else None
+    return ServerState(
         life=THIS,
         generation=1,
         slots=roles,
-        active_load_id=front.load_id(front.active) if front.active >= 0 else "",
-        is_ready=front.active >= 0,
-        is_draining=front.draining,
-        last_ended_orderly=front.ended_orderly,
+        active_load_id=server.load_id(server.active) if server.active >= 0 else "",
+        is_ready=server.active >= 0,
+        is_draining=server.draining,
+        last_ended_orderly=server.ended_orderly,
         trial=trial,
         last_trial=last,
         stats=stats,
@@ -210,7 +210,7 @@ def seen(world: World) -> FrontState | None:
 
 
 def fallback_of(world: World) -> DeviceFallback | None:
-    """What the front says of it."""
+    """What the server says of it."""
     if not world.fallback:
         return None
     return DeviceFallback(CARD, CPU, "", NOW + timedelta(seconds=world.fallback), "OUT_OF_MEMORY")
@@ -218,7 +218,7 @@ def fallback_of(world: World) -> DeviceFallback | None:
 
 def answers_of(world: World, slot: int) -> GateAnswers:
     """What a run of the gate learns of a slot."""
-    bundle, device = world.front.slots[slot], world.front.devices[slot]
+    bundle, device = world.server.slots[slot], world.server.devices[slot]
     kind = world.kind_of(bundle)
     has_active = world.record.committed is not None
     right, other = Answer("yes"), Answer("no")
@@ -237,11 +237,11 @@ def released(published: Published) -> Release:
     return Release(published.revision, (), published.source_digest)
 
 
-def _slot(front: Front, number: int) -> SlotSeen:
-    bundle = front.slots[number]
+def _slot(server: Server, number: int) -> SlotSeen:
+    bundle = server.slots[number]
     if not bundle:
         return SlotSeen("", "", "", "", "READY", "FREE")
-    role = "PREVIOUS" if number == front.previous else "CANDIDATE"
-    if number == front.active:
-        role = "TRIAL" if front.on_trial else "ACTIVE"
-    return SlotSeen(front.load_id(number), bundle, front.devices[number], "float32", "LOADED", role)
+    role = "PREVIOUS" if number == server.previous else "CANDIDATE"
+    if number == server.active:
+        role = "TRIAL" if server.on_trial else "ACTIVE"
+    return SlotSeen(server.load_id(number), bundle, server.devices[number], "float32", "LOADED", role)

@@ -153,7 +153,7 @@ def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
     world.wish(WishKind.ROLLBACK)
     world.settle()
     assert "1.0.0" == world.committed == world.serving
-    assert 0 == world.front.lost
+    assert 0 == world.server.lost
 
 
 @pytest.mark.fault("B8")

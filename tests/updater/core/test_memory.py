@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.updater.core.world import World
-from tests.updater.simulated_front import CARD, CPU, GIB, Card
+from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from updater.actions import WishKind
 from updater.board import Shown
 from updater.breaker import BreakerState
@@ -42,17 +42,17 @@ def candidate_unplanned(world: World) -> None:
 def candidate_probed(world: World) -> None:
     """The candidate is loaded, and strangers take what its items need; those of the active model are smaller."""
     world.tick_until(Stage.GATING)
-    while not any(slot is not None and slot.bundle_digest != world.front.serving for slot in world.front.slots):
+    while not any(slot is not None and slot.bundle_digest != world.server.serving for slot in world.server.slots):
         world.tick()
     card_of(world).strangers = 3 * GIB
-    world.front.frugal = world.front.serving
+    world.server.frugal = world.server.serving
 
 
 def on_trial(world: World) -> None:
     """The trial meets an item that is too much, and the previous model, which needs less, answers it."""
     world.tick_until(Stage.OBSERVING)
     card_of(world).strangers = 3 * GIB
-    world.front.frugal = world.record.committed.bundle_digest if world.record.committed else ""
+    world.server.frugal = world.record.committed.bundle_digest if world.record.committed else ""
     world.passes(1.0)
 
 
@@ -71,13 +71,13 @@ def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
     assert CARD in update.message
     assert set() == carded.quarantined
     assert (BreakerState.CLOSED, 0) == (carded.record.activation.state, carded.record.activation.failures)
-    assert ("1.0.0", CARD, None) == (carded.serving, carded.front.serving_on, carded.front.fallback)
+    assert ("1.0.0", CARD, None) == (carded.serving, carded.server.serving_on, carded.server.fallback)
     assert "hotslot updates resume" in advice_for(carded.record)
 
-    card_of(carded).strangers, carded.front.frugal = 0, ""
+    card_of(carded).strangers, carded.server.frugal = 0, ""
     carded.wish(WishKind.RESUME)
     carded.settle()
-    assert ("1.1.0", CARD) == (carded.committed, carded.front.serving_on)
+    assert ("1.1.0", CARD) == (carded.committed, carded.server.serving_on)
 
 
 def test_the_numbers_are_in_the_sentence(carded: World) -> None:
@@ -94,10 +94,10 @@ def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_th
     carded.tick_until(Stage.OBSERVING)
     card_of(carded).strangers = 3 * GIB
     carded.passes(1.0)
-    assert ("1.0.0", CPU) == (carded.serving, carded.front.serving_on)
+    assert ("1.0.0", CPU) == (carded.serving, carded.server.serving_on)
     carded.settle()
 
-    assert ("1.1.0", CPU) == (carded.committed, carded.front.serving_on)
+    assert ("1.1.0", CPU) == (carded.committed, carded.server.serving_on)
     assert "update_started_again" in carded.told()
     assert set() == carded.quarantined
     assert BreakerState.OPEN is carded.record.device.state
@@ -107,13 +107,13 @@ def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_th
 def test_what_answers_runs_out_beside_a_candidate_whose_update_goes_on_on_the_cpu(carded: World) -> None:
     """The candidate yields its slot, and is loaded again where the active model is."""
     carded.tick_until(Stage.GATING)
-    while len([slot for slot in carded.front.slots if slot is not None]) < 2:
+    while len([slot for slot in carded.server.slots if slot is not None]) < 2:
         carded.tick()
     card_of(carded).strangers = 3 * GIB
     carded.passes(1.0)
-    assert CPU == carded.front.serving_on
+    assert CPU == carded.server.serving_on
     carded.settle()
-    assert ("1.1.0", CPU) == (carded.committed, carded.front.serving_on)
+    assert ("1.1.0", CPU) == (carded.committed, carded.server.serving_on)
     assert set() == carded.quarantined
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tests.updater.core.world import RULES, World
-from tests.updater.simulated_front import CARD, CPU, GIB, Card
+from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.simulators import Quality, bundle_of
 from updater.actions import Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait, WishKind
 from updater.breaker import BreakerName, BreakerState
@@ -24,17 +24,17 @@ def carded() -> World:
     """1.0.0 is committed and serves from a card."""
     world = World(card=Card())
     world.install("1.0.0")
-    assert CARD == world.front.serving_on
+    assert CARD == world.server.serving_on
     return world
 
 
 @pytest.fixture
 def fallen(carded: World) -> World:
-    """Strangers have filled the card, callers came, and the front has left it; the updater has seen it."""
+    """Strangers have filled the card, callers came, and the server has left it; the updater has seen it."""
     fill(carded)
     carded.tick()
     carded.tick()
-    assert CPU == carded.front.serving_on
+    assert CPU == carded.server.serving_on
     assert BreakerState.OPEN is carded.record.device.state
     return carded
 
@@ -127,7 +127,7 @@ def test_a_fallback_that_the_updater_did_not_see_is_found_at_its_start(carded: W
 
 def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> None:
     """For example because the settings name the CPU now."""
-    fallen.front.fallback = None
+    fallen.server.fallback = None
     for _ in range(3):
         fallen.tick()
     assert BreakerState.CLOSED is fallen.record.device.state
@@ -135,14 +135,14 @@ def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> No
     assert "breaker_closed" in fallen.told()
 
 
-def test_the_fronts_own_move_to_another_device_is_left_alone(carded: World) -> None:
+def test_the_server_s_own_move_to_another_device_is_left_alone(carded: World) -> None:
     """It fills the other slot for seconds: the updater does not clear it away."""
-    front = carded.front.state(1.0)
-    moving = SlotSeen("load 99", front.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
-    facts = replace(carded.facts(), front=replace(front, slots=(front.slots[0], moving)))
+    server = carded.server.state(1.0)
+    moving = SlotSeen("load 99", server.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
+    facts = replace(carded.facts(), server=replace(server, slots=(server.slots[0], moving)))
     assert isinstance(decide(carded.record, facts, RULES), Wait | LookAtHub)
     left_over = replace(moving, state="LOADED", role="CANDIDATE")
-    facts = replace(facts, front=replace(front, slots=(front.slots[0], left_over)))
+    facts = replace(facts, server=replace(server, slots=(server.slots[0], left_over)))
     assert isinstance(decide(carded.record, facts, RULES), RetireLoad)
 
 
@@ -159,28 +159,28 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
     assert not fallen.record.device.may_begin
 
     until_returning(fallen, Stage.OBSERVING)
-    assert CARD == fallen.front.serving_on
-    assert CPU in {slot.device for slot in fallen.front.state(1.0).slots}
+    assert CARD == fallen.server.serving_on
+    assert CPU in {slot.device for slot in fallen.server.state(1.0).slots}
     until_over(fallen)
     fallen.settle()
 
-    assert (CARD, None) == (fallen.front.serving_on, fallen.front.fallback)
+    assert (CARD, None) == (fallen.server.serving_on, fallen.server.fallback)
     assert BreakerState.CLOSED is fallen.record.device.state
     assert fallen.record.fallback is None
     assert before == blameless(fallen)
     assert Outcome.COMMITTED is fallen.outcomes("1.0.0")[-1]
     assert fallen.last("update_committed").update is not None
-    assert 0 == fallen.front.lost
+    assert 0 == fallen.server.lost
 
 
 def test_before_its_time_nothing_is_loaded(fallen: World) -> None:
     """An empty card is not known to be empty."""
     empty(fallen)
-    tried = len(fallen.front.tried)
+    tried = len(fallen.server.tried)
     while fallen.record.device.left_seconds > 5:
         fallen.tick()
         assert Stage.IDLE is fallen.stage
-    assert tried == len(fallen.front.tried)
+    assert tried == len(fallen.server.tried)
 
 
 @pytest.mark.parametrize("golden", [GoldenFacts(""), GoldenFacts("golden", problem="UNREADABLE")], ids=["none", "bad"])
@@ -190,7 +190,7 @@ def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, gol
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
@@ -200,7 +200,7 @@ def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 def test_it_asks_no_person(fallen: World) -> None:
@@ -209,7 +209,7 @@ def test_it_asks_no_person(fallen: World) -> None:
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 # It fails.
@@ -242,7 +242,7 @@ def not_finite(world: World) -> None:
 def runner_dies(world: World) -> None:
     """The load is lost for another reason."""
     empty(world)
-    world.front.load_faults = [Failed(FaultKind.PERMANENT, "LOAD_FAILED", "its runner died")]
+    world.server.load_faults = [Failed(FaultKind.PERMANENT, "LOAD_FAILED", "its runner died")]
 
 
 def _spoil(world: World, quality: Quality) -> None:
@@ -273,12 +273,12 @@ def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, 
     assert (BreakerState.OPEN, 2, 2) == (device.state, device.openings, device.failures)
     assert 2 * FIRST_SECONDS * 0.8 - 5 <= device.left_seconds <= 2 * FIRST_SECONDS * 1.2
     assert before == blameless(fallen)
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     past = fallen.last("update_abandoned")
     assert past.update is not None
     assert (reason, Outcome.ABANDONED) == (past.update.reason, past.outcome)
-    assert 0 == fallen.front.lost
-    assert not fallen.front.is_on_trial
+    assert 0 == fallen.server.lost
+    assert not fallen.server.is_on_trial
 
 
 @pytest.mark.fault("B12")
@@ -291,33 +291,33 @@ def test_a_card_that_loads_and_then_overflows_makes_nothing_flap(fallen: World) 
     fallen.with_rules(look_seconds=20.0, poll_seconds=300.0)
     while fallen.clock.seconds < ends:
         action = fallen.tick()
-        assert CPU == fallen.front.serving_on
+        assert CPU == fallen.server.serving_on
         if isinstance(action, LoadBundle):
             starts.append(fallen.clock.seconds)
 
     waits = [after - before for before, after in pairwise(starts)]
     assert 5 <= len(starts) <= 8
     assert all(after > before for before, after in pairwise(waits[:4]))
-    assert [] == fallen.front.activated[1:]
+    assert [] == fallen.server.activated[1:]
 
 
 @pytest.mark.fault("B12")
 @pytest.mark.fault("K14")
 def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen: World) -> None:
-    """The front puts it back, the breaker opens for longer, and the fallback stands."""
+    """The server puts it back, the breaker opens for longer, and the fallback stands."""
     before = blameless(fallen)
     empty(fallen)
     until_returning(fallen, Stage.OBSERVING)
     fill(fallen)
     until_over(fallen)
 
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
     assert before == blameless(fallen)
     past = fallen.last("update_rolled_back")
     assert past.update is not None
     assert "1.0.0 ran out of memory on cuda:0 while it answered on trial" == past.update.message
-    assert 1 == len([slot for slot in fallen.front.slots if slot is not None])
+    assert 1 == len([slot for slot in fallen.server.slots if slot is not None])
 
 
 @pytest.mark.fault("B12")
@@ -327,22 +327,22 @@ def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) 
         empty(fallen)
         until_returning(fallen, Stage.OBSERVING)
         _spoil(fallen, Quality(fails_callers=reason))
-        fallen.front.answers(1, lambda _, reason=reason: reason)  # type: ignore[misc]
+        fallen.server.answers(1, lambda _, reason=reason: reason)  # type: ignore[misc]
         _spoil(fallen, Quality())
         until_over(fallen)
-        assert CPU == fallen.front.serving_on
+        assert CPU == fallen.server.serving_on
         assert BreakerState.OPEN is fallen.record.device.state
     assert 3 == fallen.record.device.openings
     assert set() == fallen.quarantined
 
 
 def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
-    """The updater was asleep: the front has gone back by itself."""
+    """The updater was asleep: the server has gone back by itself."""
     empty(fallen)
     until_returning(fallen, Stage.OBSERVING)
     fallen.passes(RULES.observe.term_seconds + 1)
     until_over(fallen)
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
 
 
@@ -351,12 +351,12 @@ def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
     fill(fallen)
     for _ in range(3):
         fallen.tick()
 
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
     assert 2 == len(opens(fallen))
 
@@ -378,12 +378,12 @@ def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stag
     for _ in range(5):
         fallen.tick()
 
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     assert FIRST_SECONDS * 0.7 < fallen.record.device.left_seconds
-    assert 1 == len([slot for slot in fallen.front.slots if slot is not None])
+    assert 1 == len([slot for slot in fallen.server.slots if slot is not None])
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
@@ -395,30 +395,30 @@ def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: Worl
     until_over(fallen)
     for _ in range(3):
         fallen.tick()
-    assert (CARD, BreakerState.CLOSED) == (fallen.front.serving_on, fallen.record.device.state)
+    assert (CARD, BreakerState.CLOSED) == (fallen.server.serving_on, fallen.record.device.state)
 
 
 @pytest.mark.parametrize("orderly", [True, False])
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING])
-def test_a_front_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, stage: Stage, *, orderly: bool) -> None:
+def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, stage: Stage, *, orderly: bool) -> None:
     """It remembers; a crash in the trial is the device's fault, an orderly stop nobody's."""
     before = blameless(fallen)
     empty(fallen)
     until_returning(fallen, stage)
     if orderly:
-        fallen.stop_front()
+        fallen.stop_server()
     else:
-        fallen.crash_front()
-    assert CPU == fallen.front.serving_on
+        fallen.crash_server()
+    assert CPU == fallen.server.serving_on
     if stage is Stage.GATING:  # nothing was on trial: it is loaded and proven again
         until_over(fallen)
-        assert CARD == fallen.front.serving_on
+        assert CARD == fallen.server.serving_on
         return
     until_over(fallen)
 
     assert (BreakerState.OPEN, 1 if orderly else 2) == (fallen.record.device.state, fallen.record.device.openings)
     assert before == blameless(fallen)
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
 
 
 def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
@@ -428,7 +428,7 @@ def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
     fallen.life.record = replace(fallen.record, device=replace(fallen.record.device, left_seconds=0.5))
     fallen.passes(1.0)
     until_over(fallen)
-    assert CPU == fallen.front.serving_on
+    assert CPU == fallen.server.serving_on
     assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
 
 
@@ -438,12 +438,12 @@ def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
 def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: World) -> None:
     """A breaker that is open holds back nothing but the way back."""
     fallen.install("1.1.0")
-    assert CPU == fallen.front.serving_on
-    assert fallen.front.fallback is not None
+    assert CPU == fallen.server.serving_on
+    assert fallen.server.fallback is not None
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert ("1.1.0", CARD) == (fallen.serving, fallen.front.serving_on)
+    assert ("1.1.0", CARD) == (fallen.serving, fallen.server.serving_on)
 
 
 def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: World) -> None:
@@ -454,7 +454,7 @@ def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: Wor
     until_over(fallen)
     assert "1.0.0" == fallen.committed
     fallen.settle()
-    assert ("1.1.0", CARD) == (fallen.committed, fallen.front.serving_on)
+    assert ("1.1.0", CARD) == (fallen.committed, fallen.server.serving_on)
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
@@ -465,11 +465,11 @@ def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stag
     fallen.publish("1.1.0")
     fallen.wish(WishKind.UPDATE, "1.1.0")
     fallen.settle()
-    assert ("1.1.0", CPU) == (fallen.committed, fallen.front.serving_on)
+    assert ("1.1.0", CPU) == (fallen.committed, fallen.server.serving_on)
     assert (BreakerState.OPEN, 1) == (fallen.record.device.state, fallen.record.device.openings)
     until_returning(fallen)
     until_over(fallen)
-    assert ("1.1.0", CARD) == (fallen.serving, fallen.front.serving_on)
+    assert ("1.1.0", CARD) == (fallen.serving, fallen.server.serving_on)
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
@@ -479,16 +479,16 @@ def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage:
     until_returning(fallen, stage)
     fallen.wish(WishKind.HOLD, "a demonstration")
     until_over(fallen)
-    tried = len(fallen.front.tried)
+    tried = len(fallen.server.tried)
     for _ in range(3000):
         fallen.tick()
-    assert (CPU, tried) == (fallen.front.serving_on, len(fallen.front.tried))
+    assert (CPU, tried) == (fallen.server.serving_on, len(fallen.server.tried))
     assert fallen.record.device.may_begin
 
     fallen.wish(WishKind.RESUME)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 @pytest.mark.fault("B8")
@@ -504,7 +504,7 @@ def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -
         until_returning(carded, stage)
     carded.wish(WishKind.ROLLBACK)
     carded.settle(3 * HOUR)
-    assert ("1.0.0", CPU) == (carded.serving, carded.front.serving_on)
+    assert ("1.0.0", CPU) == (carded.serving, carded.server.serving_on)
     assert {"1.1.0"} == carded.quarantined
     assert BreakerState.OPEN is carded.record.device.state
 
@@ -517,7 +517,7 @@ def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) 
     assert "wish_refused" in fallen.told()
     assert set() == fallen.quarantined
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None:
@@ -531,7 +531,7 @@ def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None
     fallen.wish(WishKind.RESET_BREAKER, "device")  # once more: the probe that is out goes on
     assert is_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on
 
 
 def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -> None:
@@ -543,4 +543,4 @@ def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -
     fallen.settle()
     assert fallen.record.committed is not None
     assert bundle_of(fallen.hub.contents["1.0.0"], "2") == fallen.record.committed.bundle_digest
-    assert CARD == fallen.front.serving_on
+    assert CARD == fallen.server.serving_on

@@ -37,11 +37,11 @@ def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(wor
     world.qualities[content] = Quality(loads=reason)
     if reason == "BUNDLE_BROKEN":
         world.disk.sealed.remove(bundle_of(content))
-    world.crash_front()
+    world.crash_server()
     for _ in range(20):
         world.tick()
-        if world.front.serving == "" and world.front.active >= 0:
-            world.front.respawns()
+        if world.server.serving == "" and world.server.active >= 0:
+            world.server.respawns()
     world.settle()
 
     assert HeldFor.COMMITTED_BROKEN is held_for(world)
@@ -89,7 +89,7 @@ def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, i
     world.install("1.1.0")
     world.disk.pointer = world.record.previous
     world.disk.pointer_is_readable = is_readable
-    world.crash_front()
+    world.crash_server()
     world.start_updater()
     world.settle()
 
@@ -99,7 +99,7 @@ def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, i
 
 @pytest.mark.fault("K3")
 def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World) -> None:
-    """The front was told already: the commit stands."""
+    """The server was told already: the commit stands."""
     empty.publish("1.0.0")
     empty.tick_until(Stage.COMMITTING)
     empty.tick()
@@ -111,12 +111,12 @@ def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World)
 
 
 @pytest.mark.fault("K3")
-def test_a_front_that_began_again_with_what_is_being_committed_keeps_it(world: World) -> None:
+def test_a_server_that_began_again_with_what_is_being_committed_keeps_it(world: World) -> None:
     """The pointer must have said so when it began; that somebody has spoilt it since takes nothing back."""
     world.publish("1.1.0")
     world.tick_until(Stage.COMMITTING)
     world.tick()  # writes the pointer
-    world.crash_front()
+    world.crash_server()
     world.disk.pointer_is_readable = False
     world.start_updater()
     for _ in range(3):
@@ -162,11 +162,11 @@ def test_a_record_that_cannot_be_written_changes_nothing(world: World) -> None:
     world.publish("1.1.0")
     world.tick_until(Stage.GATING)
     world.disk.journal_fails = True
-    activated = len(world.front.activated)
+    activated = len(world.server.activated)
     for _ in range(30):
         world.tick()
 
-    assert activated == len(world.front.activated)
+    assert activated == len(world.server.activated)
 
 
 def test_a_record_reads_back_as_it_was(world: World) -> None:

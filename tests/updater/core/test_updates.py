@@ -25,8 +25,8 @@ def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
     assert "1.1.0" == world.committed == world.serving == world.record.floor
     assert world.record.previous is not None
     assert "1.0.0" == world.record.previous.revision
-    assert [True, False] == [held is None for held in world.front.slots]
-    assert 0 == world.front.lost
+    assert [True, False] == [held is None for held in world.server.slots]
+    assert 0 == world.server.lost
 
 
 @pytest.mark.fault("S7")
@@ -38,7 +38,7 @@ def test_what_fails_only_callers_is_taken_back_and_no_call_is_lost(world: World)
     assert "1.0.0" == world.committed == world.serving
     assert {"1.1.0"} == world.quarantined
     assert [Outcome.ROLLED_BACK] == world.outcomes("1.1.0")
-    assert 0 == world.front.lost
+    assert 0 == world.server.lost
 
 
 @pytest.mark.fault("S6")
@@ -51,7 +51,7 @@ def test_what_is_wrong_on_golden_answers_never_meets_a_caller(world: World) -> N
     evidence = world.last("candidate_refused").evidence
     assert evidence is not None
     assert evidence.differing
-    assert bundle_of(world.hub.contents["1.1.0"]) not in world.front.activated
+    assert bundle_of(world.hub.contents["1.1.0"]) not in world.server.activated
 
 
 @pytest.mark.fault("C4")
@@ -95,7 +95,7 @@ def test_a_slow_candidate_is_not_taken(world: World) -> None:
 
     assert held_for(world) is HeldFor.SLOWER
     assert world.quarantined == set()
-    assert bundle_of(world.hub.contents["1.1.0"]) not in world.front.activated
+    assert bundle_of(world.hub.contents["1.1.0"]) not in world.server.activated
     assert world.serving == "1.0.0"
 
 
@@ -151,12 +151,12 @@ def test_one_error_of_one_request_is_no_verdict(world: World) -> None:
     world.requests_a_second = 0.0
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
-    world.front.answers(1, lambda _: "ENGINE_FAILED")
+    world.server.answers(1, lambda _: "ENGINE_FAILED")
     for _ in range(10):
         world.tick()
     assert Stage.OBSERVING is world.stage
 
-    world.front.answers(200, lambda _: "")
+    world.server.answers(200, lambda _: "")
     world.requests_a_second = 2.0
     world.settle()
     assert "1.1.0" == world.committed
@@ -177,15 +177,15 @@ def test_an_updater_that_is_killed_again_and_again_ends_in_held(world: World, st
 
     assert Stage.HELD is world.stage
     assert "1.0.0" == world.serving == world.committed
-    assert not world.front.is_on_trial
+    assert not world.server.is_on_trial
 
 
 @pytest.mark.fault("K2")
-def test_a_front_that_crashes_in_observation_comes_back_on_the_old_model(world: World) -> None:
+def test_a_server_that_crashes_in_observation_comes_back_on_the_old_model(world: World) -> None:
     """And the trial is to blame."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
-    world.crash_front()
+    world.crash_server()
     world.settle()
 
     assert "1.0.0" == world.serving
@@ -194,20 +194,20 @@ def test_a_front_that_crashes_in_observation_comes_back_on_the_old_model(world: 
 
 @pytest.mark.fault("K16")
 @pytest.mark.parametrize("is_first", [False, True])
-@pytest.mark.parametrize("who", ["front", "both", "yielded"])
+@pytest.mark.parametrize("who", ["server", "both", "yielded"])
 def test_an_orderly_stop_in_a_trial_blames_nobody(world: World, empty: World, who: str, *, is_first: bool) -> None:
     """The update starts again and is committed."""
     here = empty if is_first else world
     here.publish("1.1.0")
     here.tick_until(Stage.OBSERVING)
-    if who == "both":  # the front does not say so; the updater was told to stop with it
+    if who == "both":  # the server does not say so; the updater was told to stop with it
         here.stop_updater()
-        here.crash_front()
+        here.crash_server()
         here.start_updater()
     elif who == "yielded" and not is_first:
-        here.front.yields()
+        here.server.yields()
     else:
-        here.stop_front()
+        here.stop_server()
     here.settle()
 
     assert "1.1.0" == here.committed == here.serving
@@ -228,16 +228,16 @@ def test_a_term_that_runs_out_blames_nobody(world: World) -> None:
     assert set() == world.quarantined
 
 
-def test_a_first_install_that_crashes_the_front_is_held_after_a_few_tries(empty: World) -> None:
+def test_a_first_install_that_crashes_the_server_is_held_after_a_few_tries(empty: World) -> None:
     """There is nothing to go back to, so it is tried again first."""
     empty.publish("1.0.0")
     for _ in range(RULES.max_crashes):
         empty.tick_until(Stage.OBSERVING)
-        empty.crash_front()
+        empty.crash_server()
         empty.tick()
     empty.settle()
 
-    assert HeldFor.FRONT_CRASHED is held_for(empty)
+    assert HeldFor.SERVER_CRASHED is held_for(empty)
     assert set() == empty.quarantined
 
 

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from inference.front.control.report import stats_message
-from inference.front.slots.stats import RevisionStats, StatsKey
+from inference.server.control.report import stats_message
+from inference.server.slots.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.actions import Failed, FaultKind, Wish, WishKind
 from updater.control.seen import counts_of
@@ -16,7 +16,7 @@ from updater.pipeline.gate_verdict import GateVerdict, judge
 from updater.pipeline.trial import TrialVerdict, percentile, since
 from updater.pipeline.trial import judge as judge_trial
 from updater.pipeline.wishes import refusal
-from updater.ports import FrontState, RevisionSeen, SlotSeen, TrialSeen
+from updater.ports import RevisionSeen, ServerState, SlotSeen, TrialSeen
 from updater.record import Counts, HeldFor, Update, UpdateKind
 from updater.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection, rules_of
@@ -109,10 +109,10 @@ def trial(
     update = Update("u", UpdateKind.RELEASE, "1.1.0", World().clock.now(), bundle_digest="b", stage_seconds=seconds)
     rows = (RevisionSeen("b", "cpu", seen), RevisionSeen("a", "cpu", beside or Counts()))
     previous = SlotSeen("p", "a", "cpu", "float32", "LOADED", "PREVIOUS")
-    front = FrontState("life", 1, (previous,), "", is_ready=True, stats=rows)
+    server = ServerState("life", 1, (previous,), "", is_ready=True, stats=rows)
     frozen = Counts(answered=1000) if baseline is None else baseline
     changed = replace(update, **changes)  # type: ignore[arg-type]
-    return judge_trial(changed, front, TrialSeen("l", "b", "p", 60.0, frozen), rules).verdict
+    return judge_trial(changed, server, TrialSeen("l", "b", "p", 60.0, frozen), rules).verdict
 
 
 @pytest.mark.fault("S13")
@@ -239,8 +239,8 @@ def test_noise_alone_is_held_no_more_often_than_the_test_says() -> None:
     assert sum(row is not None and row.by_chance <= 0.01 for row in equal) == 0
 
 
-def test_latency_bounds_are_what_the_front_sends() -> None:
-    """Other buckets on the front's side are read as such by the updater, and so are the costs of batches."""
+def test_latency_bounds_are_what_the_server_sends() -> None:
+    """Other buckets on the server's side are read as such by the updater, and so are the costs of batches."""
     row = RevisionStats(StatsKey("b", "cpu"), latency_bounds=(1.0, 2.0, 8.0))
     for _ in range(100):
         row.count_answer(3.0)
@@ -268,7 +268,7 @@ def test_a_trial_on_probes() -> None:
 
 
 def test_what_was_counted_before_activation_is_not_the_trials() -> None:
-    """A bundle may be tried twice in one life of the front."""
+    """A bundle may be tried twice in one life of the server."""
     before = Counts(answered=5, failed=9, latency=(5,), costs=(costs(1.0),))
     now = Counts(answered=6, failed=9, latency=(6,), costs=(costs(1.0, 3.0), costs(2.0, at_most=4)))
     added = Counts(answered=1, latency=(1,), costs=(costs(3.0), costs(2.0, at_most=4)))

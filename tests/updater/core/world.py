@@ -5,14 +5,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
-from tests.updater.simulated_front import Card
+from tests.updater.simulated_server import Card
 from tests.updater.simulators import (
     Quality,
     SimConverter,
-    SimFront,
     SimGolden,
     SimHub,
     SimJournal,
+    SimServer,
     SimStore,
     bundle_of,
     content_of,
@@ -80,7 +80,7 @@ class World:
     qualities: dict[str, Quality] = field(default_factory=dict)
     wishes: list[Wish] = field(default_factory=list)
     floors: list[str] = field(default_factory=list)
-    front: SimFront = field(init=False)
+    server: SimServer = field(init=False)
     store: SimStore = field(init=False)
     converter: SimConverter = field(init=False)
     golden: SimGolden = field(init=False)
@@ -88,13 +88,15 @@ class World:
     _ids: "count[int]" = field(default_factory=count)
 
     def __post_init__(self) -> None:
-        """Start a front and an updater on an empty disk."""
+        """Start a server and an updater on an empty disk."""
         self.store = SimStore(self.disk, self.qualities)
         self.converter = SimConverter(self.store)
-        self.front = SimFront(self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads, card=self.card)
-        self.front.row_seconds = lambda bundle: self.qualities[content_of(bundle)].row_seconds
-        self.golden = SimGolden(self.front, self.qualities)
-        self.front.start()
+        self.server = SimServer(
+            self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads, card=self.card
+        )
+        self.server.row_seconds = lambda bundle: self.qualities[content_of(bundle)].row_seconds
+        self.golden = SimGolden(self.server, self.qualities)
+        self.server.start()
         self.start_updater()
 
     # What the world does.
@@ -116,7 +118,7 @@ class World:
         self.qualities[revision] = Quality()
         self.disk.sealed.add(bundle_of(revision))
         self.disk.pointer = Installed(revision, source_of(revision), bundle_of(revision))
-        self.front.start()
+        self.server.start()
 
     def start_updater(self) -> None:
         """A new life of the updater: it knows what the journal says."""
@@ -128,23 +130,23 @@ class World:
         if self.life.has_begun:
             SimJournal(self.disk).write(stopped(self.life.record), ())
 
-    def crash_front(self) -> None:
-        """The front is killed and supervised back."""
-        self.front.end(orderly=False)
-        self.front.start()
+    def crash_server(self) -> None:
+        """The server is killed and supervised back."""
+        self.server.end(orderly=False)
+        self.server.start()
 
-    def stop_front(self) -> None:
-        """The front is stopped in good order and started again."""
-        self.front.end(orderly=True)
-        self.front.start()
+    def stop_server(self) -> None:
+        """The server is stopped in good order and started again."""
+        self.server.end(orderly=True)
+        self.server.start()
 
     def passes(self, seconds: float) -> None:
         """Time passes and callers come."""
         self.clock.passes(seconds)
-        self.front.passes(seconds)
+        self.server.passes(seconds)
         requests = round(self.requests_a_second * seconds)
         if requests:
-            self.front.answers(requests, lambda bundle: self.qualities[content_of(bundle)].fails_callers)
+            self.server.answers(requests, lambda bundle: self.qualities[content_of(bundle)].fails_callers)
 
     def wish(self, kind: WishKind, argument: str = "") -> None:
         """An operator asks for something and waits until it is done."""
@@ -184,7 +186,7 @@ class World:
             is_first=not life.has_begun,
             fresh_id=f"update-{next(self._ids)}",
             jitter=self.random.random(),
-            front=self.front.state(1.0) if self.front.is_up else None,
+            server=self.server.state(1.0) if self.server.is_up else None,
             pointer=self.disk.pointer if self.disk.pointer_is_readable else None,
             pointer_is_readable=self.disk.pointer_is_readable,
             golden=self.golden.facts(),
@@ -197,7 +199,7 @@ class World:
 
     def ports(self) -> Ports:
         """The simulated ports."""
-        return Ports(self.hub, self.front, self.golden, self.store, self.converter, self.clock)
+        return Ports(self.hub, self.server, self.golden, self.store, self.converter, self.clock)
 
     def tick_until(self, stage: Stage, limit: int = 2000) -> None:
         """Step until a stage is entered."""
@@ -236,7 +238,7 @@ class World:
     @property
     def serving(self) -> str:
         """Revision, by the content, of what answers; empty if nothing does."""
-        bundle = self.front.serving
+        bundle = self.server.serving
         return content_of(bundle).rsplit("-", 1)[0] if bundle else ""
 
     @property

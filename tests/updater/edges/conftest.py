@@ -13,7 +13,7 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture(scope="module")
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A front that serves v1.0.0 and a hub, for all tests of a module."""
+    """A server that serves v1.0.0 and a hub, for all tests of a module."""
     world = World(tmp_path_factory.mktemp("world"), observe={"window_seconds": 1.0})
     try:
         world.start()

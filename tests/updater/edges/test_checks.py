@@ -13,7 +13,7 @@ import pytest
 
 from common.bundle import Bundle, BundleFile, hash_file, source_digest
 from common.provenance import Interface
-from scripts import verification
+from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from tests.updater.edges.revisions import model_folder
 from updater.checks import CHECKS, CheckFailed, by_reason, refused
@@ -82,7 +82,7 @@ def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
 
 
 def test_the_page_is_fresh() -> None:
-    """`python -m scripts.verification` changes nothing."""
+    """`python -m dev.scripts.verification` changes nothing."""
     assert verification.PAGE.read_text(encoding="utf-8") == verification.render()
 
 

@@ -69,7 +69,7 @@ class Bench:
         shared = Shared(state, StagingLimits(reserve_bytes=0), self.known_sections)
         ports = Ports(
             hub=hub or self.hub,
-            control=cast("Control", None),  # neither step has to do with a front
+            control=cast("Control", None),  # neither step has to do with a server
             golden=cast("Golden", None),
             store=BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
             converter=ChildConverter(state, ConvertLimits(), convert_scripted),

@@ -11,18 +11,18 @@ import pytest
 from common.clock import SystemClock
 from common.engine_files import Task
 from common.paths import run_folder
+from tests.hubserver.world import hub as standin
 from tests.stack import Stack
-from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.edges.world import write_golden
 from tests.updater.scripted_hub import ScriptedHub
 from tests.updater.simulators import (
     Quality,
-    SimFront,
     SimGolden,
     SimHub,
     SimJournal,
+    SimServer,
     SimStore,
     bundle_of,
     content_of,
@@ -58,8 +58,8 @@ def failure(action: Callable[[], object]) -> Failed:
 
 
 @dataclass
-class Front:
-    """A front that serves one bundle, and two more that can be loaded."""
+class Server:
+    """A server that serves one bundle, and two more that can be loaded."""
 
     control: Control
     golden: Golden
@@ -70,7 +70,7 @@ class Front:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A real front."""
+    """A real server."""
     made = Stack(tmp_path_factory.mktemp("ports"))
     made.bundle("r2")
     made.bundle("broken", fail_load="refused")
@@ -79,10 +79,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(params=["simulated", "real"])
-def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """One of each."""
     if request.param == "simulated":
-        yield _simulated_front()
+        yield _simulated_server()
         return
     stack: Stack = request.getfixturevalue("stack")
     stack.calm()
@@ -92,133 +92,133 @@ def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
     files = GoldenFiles(tmp_path / "golden", Task.VISUAL_ENTAILMENT)
     golden = Prober(files, client, Task.VISUAL_ENTAILMENT, SystemClock(), lambda: None)
     digest_of = stack.answers.digest_of
-    yield Front(client, golden, digest_of("r2"), digest_of("broken"), nobody)
+    yield Server(client, golden, digest_of("r2"), digest_of("broken"), nobody)
     client.close()
     nobody.close()
     stack.calm()
 
 
-def _simulated_front() -> Front:
+def _simulated_server() -> Server:
     def loads(digest: str) -> str:
         return "LOAD_FAILED" if content_of(digest) == "broken" else ""
 
     qualities = {name: Quality() for name in ("r1", "r2")}
-    sim, dead = SimFront(lambda: bundle_of("r1"), loads), SimFront(lambda: "", loads)
+    sim, dead = SimServer(lambda: bundle_of("r1"), loads), SimServer(lambda: "", loads)
     sim.start()
     dead.end(orderly=False)
-    return Front(sim, SimGolden(sim, qualities), bundle_of("r2"), bundle_of("broken"), dead)
+    return Server(sim, SimGolden(sim, qualities), bundle_of("r2"), bundle_of("broken"), dead)
 
 
-def load(front: Front, digest: str, generation: int = 0) -> str:
+def load(server: Server, digest: str, generation: int = 0) -> str:
     """Load a bundle."""
-    return front.control.load(digest, "", "test", generation, LIMIT)
+    return server.control.load(digest, "", "test", generation, LIMIT)
 
 
-def test_a_load_is_asked_for_twice_and_done_once(front: Front) -> None:
+def test_a_load_is_asked_for_twice_and_done_once(server: Server) -> None:
     """A crash between the load and its record costs nothing."""
-    assert load(front, front.good) == load(front, front.good)
+    assert load(server, server.good) == load(server, server.good)
 
 
-def test_a_bundle_that_does_not_load_is_to_blame(front: Front) -> None:
+def test_a_bundle_that_does_not_load_is_to_blame(server: Server) -> None:
     """It will fail again."""
-    assert FaultKind.PERMANENT is failure(lambda: load(front, front.broken)).kind
+    assert FaultKind.PERMANENT is failure(lambda: load(server, server.broken)).kind
 
 
-def test_a_world_that_has_moved_is_nobodys_fault(front: Front) -> None:
+def test_a_world_that_has_moved_is_nobodys_fault(server: Server) -> None:
     """Compare-and-set."""
-    generation = front.control.state(LIMIT).generation
-    failed = failure(lambda: load(front, front.good, generation + 7))
+    generation = server.control.state(LIMIT).generation
+    failed = failure(lambda: load(server, server.good, generation + 7))
     assert (FaultKind.TRANSIENT, "GENERATION_CONFLICT") == (failed.kind, failed.reason)
 
 
-def test_a_front_that_is_away_is_nobodys_fault(front: Front) -> None:
+def test_a_server_that_is_away_is_nobodys_fault(server: Server) -> None:
     """It comes back."""
-    failed = failure(lambda: front.unreachable.state(2.0))
-    assert (FaultKind.TRANSIENT, "FRONT_UNREACHABLE") == (failed.kind, failed.reason)
+    failed = failure(lambda: server.unreachable.state(2.0))
+    assert (FaultKind.TRANSIENT, "SERVER_UNREACHABLE") == (failed.kind, failed.reason)
 
 
-def test_a_load_that_is_gone_cannot_be_activated(front: Front) -> None:
+def test_a_load_that_is_gone_cannot_be_activated(server: Server) -> None:
     """The candidate was lost: it is loaded again."""
-    failed = failure(lambda: front.control.activate("nobody", 60.0, "test", 0, LIMIT))
+    failed = failure(lambda: server.control.activate("nobody", 60.0, "test", 0, LIMIT))
     assert (FaultKind.TRANSIENT, "LOAD_UNKNOWN") == (failed.kind, failed.reason)
 
 
-def test_a_trial_is_begun_extended_and_taken_back(front: Front) -> None:
+def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
     """The previous slot stays beside it, and answers again when asked."""
-    load_id = load(front, front.good)
-    before = front.control.state(LIMIT)
-    state = front.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
+    load_id = load(server, server.good)
+    before = server.control.state(LIMIT)
+    state = server.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
     assert state.trial is not None
-    assert (load_id, front.good) == (state.trial.load_id, state.trial.bundle_digest)
+    assert (load_id, server.good) == (state.trial.load_id, state.trial.bundle_digest)
     assert before.active_load_id == state.trial.previous_load_id
     assert state.generation > before.generation
-    again = front.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
+    again = server.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
     assert again.trial is not None
     assert again.trial.term_left_seconds > 100
-    back = front.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
+    back = server.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
     assert back.trial is None
     assert before.active_load_id == back.active_load_id
     assert back.last_trial is not None
-    assert (front.good, "ROLLED_BACK") == (back.last_trial.bundle_digest, back.last_trial.outcome)
+    assert (server.good, "ROLLED_BACK") == (back.last_trial.bundle_digest, back.last_trial.outcome)
 
 
-def test_a_commit_ends_a_trial_and_may_be_repeated(front: Front, request: pytest.FixtureRequest) -> None:
+def test_a_commit_ends_a_trial_and_may_be_repeated(server: Server, request: pytest.FixtureRequest) -> None:
     """The previous slot is free to be retired."""
-    before = front.control.state(LIMIT).active_load_id
-    load_id = load(front, front.good)
-    front.control.activate(load_id, 60.0, "test", 0, LIMIT)
+    before = server.control.state(LIMIT).active_load_id
+    load_id = load(server, server.good)
+    server.control.activate(load_id, 60.0, "test", 0, LIMIT)
     for _ in range(2):
-        state = front.control.commit(load_id, "test", 0, LIMIT)
+        state = server.control.commit(load_id, "test", 0, LIMIT)
         assert state.trial is None
         assert load_id == state.active_load_id
-    state = front.control.retire(before, "test", 0, LIMIT)
+    state = server.control.retire(before, "test", 0, LIMIT)
     assert before not in {slot.load_id for slot in state.slots}
 
 
-def test_a_candidate_is_not_committed(front: Front) -> None:
+def test_a_candidate_is_not_committed(server: Server) -> None:
     """Only what is on trial is."""
-    load_id = load(front, front.good)
-    assert "NOT_ON_TRIAL" == failure(lambda: front.control.commit(load_id, "test", 0, LIMIT)).reason
+    load_id = load(server, server.good)
+    assert "NOT_ON_TRIAL" == failure(lambda: server.control.commit(load_id, "test", 0, LIMIT)).reason
 
 
-def test_what_answers_callers_is_not_retired(front: Front) -> None:
+def test_what_answers_callers_is_not_retired(server: Server) -> None:
     """Nor what a trial falls back on; a load that is gone is no error."""
-    active = front.control.state(LIMIT).active_load_id
-    assert "SLOT_IN_USE" == failure(lambda: front.control.retire(active, "test", 0, LIMIT)).reason
-    load_id = load(front, front.good)
-    front.control.activate(load_id, 60.0, "test", 0, LIMIT)
-    assert "SLOT_IN_USE" == failure(lambda: front.control.retire(active, "test", 0, LIMIT)).reason
-    front.control.retire("nobody", "test", 0, LIMIT)
+    active = server.control.state(LIMIT).active_load_id
+    assert "SLOT_IN_USE" == failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason
+    load_id = load(server, server.good)
+    server.control.activate(load_id, 60.0, "test", 0, LIMIT)
+    assert "SLOT_IN_USE" == failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason
+    server.control.retire("nobody", "test", 0, LIMIT)
 
 
-def test_the_gate_asks_both_slots_every_question(front: Front) -> None:
+def test_the_gate_asks_both_slots_every_question(server: Server) -> None:
     """Side by side, with what they cost."""
-    facts = front.golden.facts()
-    load_id = load(front, front.good)
-    active = front.control.state(LIMIT).active_load_id
-    answers = front.golden.run(load_id, active, facts.digest, LIMIT)
+    facts = server.golden.facts()
+    load_id = load(server, server.good)
+    active = server.control.state(LIMIT).active_load_id
+    answers = server.golden.run(load_id, active, facts.digest, LIMIT)
     assert facts.questions == len(answers.asked)
     assert facts.digest == answers.golden_digest
     assert all(row.candidate.text and row.active is not None and row.active.text for row in answers.asked)
     assert ("cpu", "float32") == (answers.device, answers.precision)
 
 
-def test_the_gate_on_builtin_probes_asks_the_candidate_alone(front: Front) -> None:
+def test_the_gate_on_builtin_probes_asks_the_candidate_alone(server: Server) -> None:
     """At a first install nothing serves beside it, and nothing is expected."""
-    answers = front.golden.run(load(front, front.good), "", "", LIMIT)
+    answers = server.golden.run(load(server, server.good), "", "", LIMIT)
     assert answers.asked
     assert {("", None)} == {(row.expected, row.active) for row in answers.asked}
 
 
-def test_a_slot_that_is_gone_gives_no_verdict(front: Front) -> None:
+def test_a_slot_that_is_gone_gives_no_verdict(server: Server) -> None:
     """The gate has not run."""
-    digest = front.golden.facts().digest
-    assert FaultKind.TRANSIENT is failure(lambda: front.golden.run("nobody", "", digest, LIMIT)).kind
+    digest = server.golden.facts().digest
+    assert FaultKind.TRANSIENT is failure(lambda: server.golden.run("nobody", "", digest, LIMIT)).kind
 
 
-def test_probes_are_counted(front: Front) -> None:
+def test_probes_are_counted(server: Server) -> None:
     """So many asked, so many answered."""
-    assert (5, 0, 0) == front.golden.probe(load(front, front.good), 5, LIMIT)
+    assert (5, 0, 0) == server.golden.probe(load(server, server.good), 5, LIMIT)
 
 
 # Hub.

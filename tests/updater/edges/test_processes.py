@@ -47,19 +47,19 @@ def test_a_killed_updater_goes_on_rolling_back(world: World, place: str) -> None
 
 
 @pytest.mark.fault("K2")
-def test_a_front_killed_while_the_candidate_is_proven_costs_the_update_nothing(world: World) -> None:
+def test_a_server_killed_while_the_candidate_is_proven_costs_the_update_nothing(world: World) -> None:
     """The gate has not run: it is run again, and the good revision is committed."""
     world.start_updater()
     revision = world.publish_next(load_seconds=0.5)
     world.wait_stage("GATING")
-    world.restart_front()
+    world.restart_server()
     world.wait_committed(revision)
     assert not world.is_quarantined(revision)
 
 
 @pytest.mark.fault("K2")
 @pytest.mark.parametrize("place", ["ACTIVATING", "after:ActivateLoad", "OBSERVING", "ROLLING_BACK"])
-def test_a_front_killed_around_a_swap_serves_what_is_committed(world: World, place: str) -> None:
+def test_a_server_killed_around_a_swap_serves_what_is_committed(world: World, place: str) -> None:
     """What serves after a crash is what is committed; a crash on trial counts as the trial's."""
     before = world.serving()
     is_bad = place == "ROLLING_BACK"
@@ -67,7 +67,7 @@ def test_a_front_killed_around_a_swap_serves_what_is_committed(world: World, pla
     revision = world.publish_next()
     statement = NAN_TO.format(revision) if is_bad else "there is a cat"
     world.ask_until(lambda: _is_frozen(updater), f"frozen at {place}", statement)
-    world.restart_front()
+    world.restart_server()
     updater.thaw()
     world.wait(lambda: world.serving() in (before, revision), "something serves")
     if place == "ACTIVATING":  # never on trial
@@ -86,7 +86,7 @@ def test_both_killed_at_once_end_with_one_truth(world: World, place: str) -> Non
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
     world.ask_until(lambda: updater.exit_code is not None, f"the updater dies at {place}")
-    world.restart_front()
+    world.restart_server()
     world.wait(world.serving, "something serves without an updater")
     assert world.serving() == (revision if place == "after:WritePointer" else before)
 
@@ -107,7 +107,7 @@ def test_an_orderly_stop_in_a_trial_blames_nobody(world: World) -> None:
     updater.stop()
     world.stack.process.send(signal.SIGTERM)
     assert 0 == world.stack.process.wait_exit()
-    world.restart_front()
+    world.restart_server()
     world.restart_updater()
     world.wait_committed(revision)
     assert not world.is_quarantined(revision)
@@ -124,7 +124,7 @@ def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld)
     updater.stop()
     world.stack.process.send(signal.SIGTERM)
     assert 0 == world.stack.process.wait_exit()
-    world.restart_front()
+    world.restart_server()
     world.restart_updater()
     world.wait_committed("v1.0.0")
     assert not world.is_quarantined("v1.0.0")
@@ -133,7 +133,7 @@ def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld)
 
 @pytest.mark.fault("K17")
 def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
-    """The front puts the previous revision back by itself; the next updater tries again, without blame."""
+    """The server puts the previous revision back by itself; the next updater tries again, without blame."""
     world = make_world(observe={"window_seconds": 60.0, "max_seconds": 60.0, "term_seconds": 5.0})
     world.start_with_short_window()
     world.publish("v1.0.1")

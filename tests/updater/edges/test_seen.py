@@ -1,4 +1,4 @@
-"""What the front says of memory and devices, in the updater's words."""
+"""What the server says of memory and devices, in the updater's words."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +10,12 @@ from google.rpc import error_details_pb2, status_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from updater.actions import FaultKind, Shortage
 from updater.control.client import failure_of
-from updater.control.seen import front_state
+from updater.control.seen import server_state
 from updater.record import DeviceFallback
 
 
 class Refused(grpc.RpcError, grpc.Call):
-    """A call that the front has refused with details."""
+    """A call that the server has refused with details."""
 
     def __init__(self, reason: str, metadata: dict[str, str]) -> None:
         detail = any_pb2.Any()
@@ -50,7 +50,7 @@ class Refused(grpc.RpcError, grpc.Call):
 
 
 def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
-    """As far as the front knows: what it leaves out, or spoils, is not known."""
+    """As far as the server knows: what it leaves out, or spoils, is not known."""
     full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
     failed = failure_of(Refused("DOES_NOT_FIT", full))
     assert (FaultKind.PERMANENT, "DOES_NOT_FIT") == (failed.kind, failed.reason)
@@ -69,9 +69,9 @@ def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     end = pb.TrialEnd(bundle_digest="b", outcome="ROLLED_BACK", reason="OUT_OF_MEMORY")
     response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", fallback=fallback, last_trial=end)])
 
-    state = front_state(response, last_ended_orderly=False)
+    state = server_state(response, last_ended_orderly=False)
     assert DeviceFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
     assert state.last_trial is not None
     assert "OUT_OF_MEMORY" == state.last_trial.reason
     response.models[0].ClearField("fallback")
-    assert front_state(response, last_ended_orderly=False).fallback is None
+    assert server_state(response, last_ended_orderly=False).fallback is None

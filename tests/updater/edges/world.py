@@ -1,4 +1,4 @@
-"""A front, a hub folder and an updater, all real but the conversion; and what must hold in them whatever happens."""
+"""A server, a hub folder and an updater, all real but the conversion; and what must hold in them whatever happens."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from tests.scripted_engine import ENGINES
-from tests.stack import FrontProcess, Hand, Stack, eventually
+from tests.stack import Hand, ServerProcess, Stack, eventually
 from tests.stack.answers import question
 from tests.stack.process import ROOT
 from tests.updater.edges.revisions import MODEL, publish_scripted
@@ -173,7 +173,7 @@ class World:
     # What a test does.
 
     def start(self) -> Self:
-        """Start the front; the first revision comes in by the updater itself, as any other."""
+        """Start the server; the first revision comes in by the updater itself, as any other."""
         self.stack.start(until_ready=False)
         if self.first is not None:
             self.publish(self.first)
@@ -199,8 +199,8 @@ class World:
         self.updater = UpdaterProcess(self.folder, self.stack.config, crash_at)
         return self.updater
 
-    def restart_front(self) -> None:
-        """A supervisor starts a front that is gone again."""
+    def restart_server(self) -> None:
+        """A supervisor starts a server that is gone again."""
         self.stack.hang_up()
         self.stack.process.destroy()
         self.stack.start(until_ready=False)
@@ -234,11 +234,11 @@ class World:
         return self.start_updater()
 
     def calm(self) -> None:
-        """Between two tests of a shared world: the updater has ended in order, the front is there."""
+        """Between two tests of a shared world: the updater has ended in order, the server is there."""
         if self.updater is not None and self.updater.exit_code is None:
             self.updater.kill()
         if self.stack.process.exit_code is not None:
-            self.restart_front()
+            self.restart_server()
         self.wait(self.serving, "something serves")
 
     def updates(self) -> UpdatesServiceStub:
@@ -332,7 +332,7 @@ class World:
         assert (row is None) == (record.committed is None)
         if row is not None and record.committed is not None:
             assert record.committed.bundle_digest == row.bundle_digest
-        ours = {RUN_FOLDER, "hotslot.toml", "front.log", "front.err"}
+        ours = {RUN_FOLDER, "hotslot.toml", "server.log", "server.err"}
         strays = {path.name for path in self.state.iterdir()} - STATE_ENTRIES - ours
         assert not strays, f"left in the state folder: {strays}"
 
@@ -351,7 +351,7 @@ class World:
         """After a failed test: leave nothing."""
         if self.updater is not None:
             self.updater.kill()
-        process: FrontProcess | None = getattr(self.stack, "process", None)
+        process: ServerProcess | None = getattr(self.stack, "process", None)
         if process is not None:
             process.destroy()
 
@@ -368,7 +368,7 @@ def write_golden(folder: Path) -> None:
 
 
 def signal_all(world: World, number: signal.Signals) -> None:
-    """Signal front and updater, as a terminal does."""
+    """Signal server and updater, as a terminal does."""
     world.stack.process.send(number)
     if world.updater is not None:
         os.kill(world.updater.pid, number)

@@ -75,18 +75,18 @@ def _with_another_hash(bench: HubBench) -> Any:  # noqa: ANN401  an act
 def staged_by_the_core(bench: HubBench, digest: str) -> object:
     """What comes of the action, as the daemon performs it."""
     from common.sealing import ConvertLimits  # noqa: PLC0415  used here alone
-    from tests.updater.simulators import SimFront, SimGolden  # noqa: PLC0415
+    from tests.updater.simulators import SimGolden, SimServer  # noqa: PLC0415
     from updater.store.bundles import BundleStore, Shared  # noqa: PLC0415
     from updater.store.converter import ChildConverter  # noqa: PLC0415
     from updater.store.garbage import Keep  # noqa: PLC0415
     from updater.store.staging import StagingLimits  # noqa: PLC0415
 
     state = bench.folder / "state"
-    front = SimFront(lambda: "", lambda _: "")
+    server = SimServer(lambda: "", lambda _: "")
     store = BundleStore(Shared(state, StagingLimits(0)), MODEL, bench.clock, lambda: None, Keep)
     hub = bench.hub
     hub.release(REVISION, WHOLE)  # has seen that all of it is there: no more questions but those for bytes
-    ports = Ports(hub, front, SimGolden(front, {}), store, ChildConverter(state, ConvertLimits()), bench.clock)
+    ports = Ports(hub, server, SimGolden(server, {}), store, ChildConverter(state, ConvertLimits()), bench.clock)
     return perform(StageRevision(ID, REVISION, digest, False, 1 << 30), ports)
 
 

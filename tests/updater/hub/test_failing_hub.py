@@ -99,7 +99,7 @@ def line(request: pytest.FixtureRequest) -> Iterator[Line]:
 def committed(world: StoryWorld) -> str:
     """The revision that is committed and serves."""
     row = world.record.committed
-    active = world.front.state(1.0).active
+    active = world.server.state(1.0).active
     assert row is not None
     assert active is not None
     assert row.bundle_digest == active.bundle_digest == world.pointer()

@@ -1,4 +1,4 @@
-"""A real updater and a real front on a hub over HTTP."""
+"""A real updater and a real server on a hub over HTTP."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, ScriptedHub]]:
-    """A front that serves v1.0.0, which came over HTTP."""
+    """A server that serves v1.0.0, which came over HTTP."""
     folder = tmp_path_factory.mktemp("http")
     with ScriptedHub(folder / "hub" / MODEL) as server:
         world = World(folder, observe={"window_seconds": 1.0}, hub_url=server.url)

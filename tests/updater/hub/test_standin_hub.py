@@ -11,9 +11,9 @@ import pytest
 
 from common.clock import SystemClock
 from common.published import read_manifest
-from standin.server import Listening
-from tests.standin.world import Hub as Standin
-from tests.standin.world import hub as standin
+from hubserver.server import Listening
+from tests.hubserver.world import Hub as Standin
+from tests.hubserver.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure

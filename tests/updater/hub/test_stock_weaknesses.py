@@ -15,10 +15,10 @@ import pytest
 
 from cli.publishing import publish
 from common.clock import SystemClock
-from standin.server import Listening
+from hubserver.server import Listening
+from tests.hubserver.world import Hub as Standin
+from tests.hubserver.world import hub as standin
 from tests.stack.process import ROOT
-from tests.standin.world import Hub as Standin
-from tests.standin.world import hub as standin
 from tests.updater.edges.revisions import MODEL, model_folder, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure

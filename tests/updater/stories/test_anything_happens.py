@@ -1,7 +1,7 @@
 """Whatever happens in whatever order, on the real store: the seven promises of the fault list hold.
 
 The loop, its decisions, the SQLite journal, staging, sealing, collection, the pointer and the folder hub are the
-shipped ones; the front and the answers of models are simulated. `HOTSLOT_TEST_STORIES=10000` tells so many stories of
+shipped ones; the server and the answers of models are simulated. `HOTSLOT_TEST_STORIES=10000` tells so many stories of
 fifty events each.
 """
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.bundle import read_committed
-from tests.updater.simulated_front import GIB
+from tests.updater.simulated_server import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
 from updater.actions import Failed, FaultKind, Wish, WishKind
@@ -69,7 +69,7 @@ class Anything(RuleBasedStateMachine):
         self.floor = ""
         self.activated = 0
         self.lost = 0
-        self.is_blind = True  # the front began its life with nothing to load
+        self.is_blind = True  # the server began its life with nothing to load
 
     @initialize(is_installed=st.sampled_from([True, True, True, False]))
     def begin(self, *, is_installed: bool) -> None:
@@ -161,7 +161,7 @@ class Anything(RuleBasedStateMachine):
         """The machine is gone for a moment."""
         self.updater_dies(stage, where, operations)
         self.world.end_updater()
-        self.front_ends(orderly=False)
+        self.server_ends(orderly=False)
 
     @rule()
     def updater_stops(self) -> None:
@@ -169,19 +169,19 @@ class Anything(RuleBasedStateMachine):
         self.world.end_updater(orderly=True)
 
     @rule(orderly=st.booleans())
-    def front_ends(self, *, orderly: bool) -> None:
-        """The front is killed or stopped, and comes back."""
+    def server_ends(self, *, orderly: bool) -> None:
+        """The server is killed or stopped, and comes back."""
         if self.is_blind:
-            self.lost = self.world.front.lost  # who came before anything was there met nothing
-        self.world.front.end(orderly=orderly)
-        self.world.front.start()
-        self.is_blind = not self.world.front.serving
+            self.lost = self.world.server.lost  # who came before anything was there met nothing
+        self.world.server.end(orderly=orderly)
+        self.world.server.start()
+        self.is_blind = not self.world.server.serving
         assert not self.is_blind or not self.world.pointer()
 
     @rule()
     def slot_is_needed(self) -> None:
         """A trial yields."""
-        self.world.front.yields()
+        self.world.server.yields()
 
     @rule(seconds=st.sampled_from([1.0, 20.0, 400.0, 4000.0]))
     def time_passes(self, seconds: float) -> None:
@@ -259,19 +259,19 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def what_serves_is_committed_or_on_trial(self) -> None:
-        """And something serves, once something was committed and could be read at the front's start."""
-        front, record = self.world.front, self.world.record
+        """And something serves, once something was committed and could be read at the server's start."""
+        server, record = self.world.server, self.world.record
         committed = "" if record.committed is None else record.committed.bundle_digest
         pointer = self.world.pointer()
         if not pointer and record.stage is Stage.COMMITTING:
             pointer = record.under_way.bundle_digest  # it said so before a person spoilt it
-        if front.serving and not front.is_on_trial:
-            assert front.serving in (committed, pointer)
+        if server.serving and not server.is_on_trial:
+            assert server.serving in (committed, pointer)
         if self.is_blind:
-            self.is_blind = not (front.serving and not front.is_on_trial)
-            self.lost = front.lost
-        assert front.lost == self.lost, "callers met nothing"
-        assert self.is_blind or front.serving
+            self.is_blind = not (server.serving and not server.is_on_trial)
+            self.lost = server.lost
+        assert server.lost == self.lost, "callers met nothing"
+        assert self.is_blind or server.serving
 
     @invariant()
     def nothing_bad_is_committed(self) -> None:
@@ -294,9 +294,9 @@ class Anything(RuleBasedStateMachine):
     def every_trial_was_written_down_and_allowed(self) -> None:
         """Intent before effect; nothing in quarantine, nothing that failed before."""
         assert not self.world.violations
-        for bundle in self.world.front.activated[self.activated :]:
+        for bundle in self.world.server.activated[self.activated :]:
             assert self.name_of[bundle] not in NEVER_ACTIVATED
-        self.activated = len(self.world.front.activated)
+        self.activated = len(self.world.server.activated)
 
     def teardown(self) -> None:
         """Healed, it comes to rest by itself, and the next good revision is taken."""
@@ -329,9 +329,9 @@ class Anything(RuleBasedStateMachine):
         world.settle(40_000.0)
         record, bundle = world.record, world.pointer()
         committed = "" if record.committed is None else record.committed.bundle_digest
-        assert committed == bundle == world.front.serving
-        assert not world.front.is_on_trial
-        assert world.front.fallback == record.fallback
+        assert committed == bundle == world.server.serving
+        assert not world.server.is_on_trial
+        assert world.server.fallback == record.fallback
         assert record.floor in world.committed_revisions() | {""}, "the floor rose without a commit"
         for each in (self.what_serves_is_committed_or_on_trial, self.nothing_bad_is_committed):
             each()

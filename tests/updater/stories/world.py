@@ -1,4 +1,4 @@
-"""One story's world: the shipped loop, journal, store and folder hub on a disk that fails; a front in memory.
+"""One story's world: the shipped loop, journal, store and folder hub on a disk that fails; a server in memory.
 
 The folder lies on a memory file system where there is one. Whatever is written down is looked at through the journal's
 own connection, at the very moment an effect begins.
@@ -24,7 +24,7 @@ from tests.updater.core.world import RULES as COMMON_RULES
 from tests.updater.core.world import ManualClock
 from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder
 from tests.updater.edges.scripted_updater import digest_of_scripted
-from tests.updater.simulated_front import Card, SimFront
+from tests.updater.simulated_server import Card, SimServer
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.actions import Failed, Wish
@@ -33,7 +33,7 @@ from updater.crash_points import CrashPoints
 from updater.hub.directory import DirectoryHub
 from updater.loop import Interrupted, LoopParts, ModelLoop, StepGuard
 from updater.perform import Ports
-from updater.ports import EffectFailed, FrontState, GoldenFacts, JournalUnusable, Release
+from updater.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.converter import ChildConverter
@@ -133,14 +133,14 @@ class StoryJournal(Journal):
         return self.load(MODEL), int(str(row[0]))
 
 
-class StoryFront(SimFront):
+class StoryServer(SimServer):
     """Looks at what is written down before it begins a trial."""
 
     world: "StoryWorld"
 
     def activate(
         self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
-    ) -> FrontState:
+    ) -> ServerState:
         """Begin a trial, extend it, or go back."""
         began = len(self.activated)
         state = super().activate(load_id, term_seconds, transaction_id, expected_generation, deadline_seconds)
@@ -164,9 +164,9 @@ class StoryWorld:
         self.qualities: dict[str, Quality] = {}  # by bundle digest
         self.sources: dict[str, str] = {}  # source digest by bundle digest
         self.card = Card()
-        self.front = StoryFront(self._boots_from, lambda bundle: self.qualities[bundle].loads, card=self.card)
-        self.front.world = self
-        self.golden = SimGolden(self.front, self.qualities)
+        self.server = StoryServer(self._boots_from, lambda bundle: self.qualities[bundle].loads, card=self.card)
+        self.server.world = self
+        self.golden = SimGolden(self.server, self.qualities)
         self.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, floor=0.5)
         self.book = Book()
         self.violations: list[str] = []
@@ -179,7 +179,7 @@ class StoryWorld:
         self._wishes = Operators(threading.Event())
         self._stopping = threading.Event()
         self._last = ModelRecord(MODEL)
-        self.front.start()
+        self.server.start()
 
     # What happens in it.
 
@@ -237,10 +237,10 @@ class StoryWorld:
     def passes(self, seconds: float) -> None:
         """Time passes and callers come."""
         self.clock.passes(seconds)
-        self.front.passes(seconds)
+        self.server.passes(seconds)
         requests = round(2.0 * seconds)
         if requests:
-            self.front.answers(requests, lambda bundle: self.qualities[bundle].fails_callers)
+            self.server.answers(requests, lambda bundle: self.qualities[bundle].fails_callers)
 
     def settle(self, seconds: float) -> None:
         """Step until nothing is under way, and has not been for two looks at the hub."""
@@ -344,7 +344,7 @@ class StoryWorld:
         shared = Shared(self.state, StagingLimits(reserve_bytes=0))
         ports = Ports(
             hub=self.hub,
-            control=self.front,
+            control=self.server,
             golden=self.golden,
             store=BundleStore(shared, MODEL, self.clock, guard, Keep, digest_of_scripted),
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),

@@ -125,7 +125,7 @@ class ControlServiceServicer:
     def ActivateSlot(self, request, context):
         """Makes a loaded candidate answer the callers, on trial: in memory only, and
         only for the given term. Called again for the slot on trial it extends the
-        term. When the term runs out uncommitted, the front puts the previous slot
+        term. When the term runs out uncommitted, the server puts the previous slot
         back by itself. With a load id of the previous slot during a trial it is
         the warm rollback: the previous slot answers again and the trial ends.
         A load of the same bundle on another device goes on trial like any other.

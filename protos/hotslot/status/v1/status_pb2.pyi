@@ -206,7 +206,7 @@ Global___GetServerStatusResponse: _TypeAlias = GetServerStatusResponse  # noqa: 
 
 @_typing.final
 class ProcessHealth(_message.Message):
-    """Layer one: the front process."""
+    """Layer one: the server process."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -274,9 +274,9 @@ class ResourceHealth(_message.Message):
     disk_total_bytes: _builtins.int
     """Size of the file system where the state directory is. Bytes."""
     descriptors_used: _builtins.int
-    """Open file descriptors of the front."""
+    """Open file descriptors of the server."""
     descriptors_limit: _builtins.int
-    """Limit on open file descriptors of the front."""
+    """Limit on open file descriptors of the server."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuMemory]:
         """GPUs that runners use."""
@@ -628,7 +628,7 @@ class Slot(_message.Message):
     resident_bytes: _builtins.int
     """Resident memory of the process. Bytes; 0 if it cannot be read."""
     restarts: _builtins.int
-    """How often the slot's process died or was ended since the front started."""
+    """How often the slot's process died or was ended since the server started."""
     last_failure: _builtins.str
     """Why the last one did, for people. Empty if none did."""
     @_builtins.property

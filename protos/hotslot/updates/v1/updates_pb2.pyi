@@ -168,7 +168,7 @@ class ModelUpdates(_message.Message):
 
     @_builtins.property
     def fallback(self) -> Global___DeviceFallback:
-        """Present while the front keeps the model off a device that ran out of
+        """Present while the server keeps the model off a device that ran out of
         memory. When the way back is tried next: the breaker "device".
         """
 

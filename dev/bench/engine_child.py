@@ -1,0 +1,115 @@
+"""One process, one precision, one number of threads: this machine's peak, then the engine. Prints one JSON line."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from common.bundle import read_bundle
+from dev.bench.parts import PartTimes
+from dev.bench.work import work_of
+from inference.runner.device import torch_dtype
+from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.ofa.config import read_config
+from inference.runner.engines.ofa.engine import OfaEngine, OfaPrepared
+from inference.runner.engines.ofa.load import load_ofa
+from inference.runner.heap import keep_freed_memory
+
+PEAK_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (928, 1024, 4096))
+PICTURE = Path("tests/ofa/pictures/colour.png")
+STATEMENTS = ("there are two birds.", "a man is reading on the street")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one process has seen. Seconds on a clock; operations a second."""
+
+    precision: str
+    threads: int
+    peak: float  # best of PEAK_SHAPES
+    first: tuple[float, ...]  # picture and one statement
+    second: tuple[float, ...]  # one more statement about it
+    after_warm_up: float  # the very first answer
+    operations: int  # of `first`, of which the model is made
+    executed: int  # of `first`, by our engine
+    parts: dict[str, float]  # seconds of an answer by part
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--items", type=int, required=True)
+    options = parser.parse_args()
+    keep_freed_memory()
+    sys.stdout.write(json.dumps(asdict(measure(options.folder, options.precision, options.threads, options.items))))
+    return 0
+
+
+def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
+    """The whole of it."""
+    torch.set_num_threads(threads)
+    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads), nobody)
+    engine.warm_up(nobody)
+    item = engine.prepare(EntailmentItem(PICTURE.read_bytes(), STATEMENTS, ""))
+    first, second, peaks = [], [], []
+    for _ in range(items):
+        item.looks = None
+        first.append(seconds_of(lambda: engine.compute([Chunk(item, 0, 1)])))
+        second.append(seconds_of(lambda: engine.compute([Chunk(item, 1, 2)])))
+        peaks.append(peak(precision))  # between items: both see the same hour
+    work = work_of(read_config(folder), len(item.prompts[0]))
+    parts = _parts(engine, item, items)
+    seen = (max(peaks), tuple(first), tuple(second), first[0])
+    return Measured(precision, threads, *seen, work.model, work.executed, parts)
+
+
+def _parts(engine: OfaEngine, item: OfaPrepared, items: int) -> dict[str, float]:
+    """Seconds of a first statement, part by part; apart, since looking costs a little."""
+    times = PartTimes()
+    with times.watching(engine):
+        for _ in range(items):
+            item.looks = None
+            engine.compute([Chunk(item, 0, 1)])
+    return {part: seconds / items for part, seconds in times.seconds.items()}
+
+
+def peak(precision: str) -> float:
+    """Operations a second of the fastest matrix product that is tried."""
+    return max(_product(*shape, torch_dtype(precision)) for shape in PEAK_SHAPES)
+
+
+def _product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+    with torch.inference_mode():
+        times = [seconds_of(lambda: torch.mm(left, right.T, out=out)) for _ in range(4)]
+    return 2 * rows * inner * columns / min(times)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long something takes, on a clock."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def percentile(values: tuple[float, ...], share: float) -> float:
+    """The value that so large a share of them does not exceed."""
+    return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]
+
+
+def nobody(_phase: str, _share: float) -> None:
+    """Nobody waits for progress."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,176 @@
+"""`make bench-server`: what the server itself costs, with an engine that does nothing.
+
+The server has one core; the load generator and the runner have the other. One run prints every row.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+
+from common.bundle import Bundle, Committed, Origin, bundle_digest, bundle_folder, commit, write_bundle
+from common.engine_files import Task
+from hotslot.entailment.v1 import entailment_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURE_BYTES = 100_000
+PORT = 50171
+AIMS = {"calls": 1500.0, "unary_ms": 0.6, "stream_ms": 0.35, "resident_mib": 120.0}
+SETTINGS = f"""
+state_dir = "{{state}}"
+[[models]]
+name = "null"
+[server]
+port = {PORT}
+metrics_port = -1
+drain_delay_seconds = 0
+max_stream_outstanding = 64
+[runner]
+extra_engines = {{{{ null = "dev.bench.null_engine:load" }}}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured load."""
+
+    mode: str
+    clients: int
+    window: int
+    answered: int
+    failed: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float  # of the server, a call or item
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loadgen", type=Path, required=True, help="the built load generator")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each row")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    loads = [("unary", 1, 1), ("unary", 16, 1), ("stream", 1, 1), ("stream", 1, 16), ("stream", 16, 1)]
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as process:
+        request = Path(folder) / "request.bin"
+        message = entailment_pb2.PredictRequest(statements=["there are two red circles"])
+        message.image.content = os.urandom(PICTURE_BYTES)
+        request.write_bytes(message.SerializeToString())
+        measure(options.loadgen, request, process, ("unary", 4, 1), 2.0)  # warm
+        rows = [measure(options.loadgen, request, process, load, options.seconds) for load in loads]
+        resident = process.memory_info().rss / (1 << 20)
+    if options.json:
+        print(json.dumps({"rows": [row.__dict__ for row in rows], "resident_mib": resident}))
+    else:
+        show(rows, resident)
+    return 1 if any(row.failed for row in rows) else 0
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[psutil.Process]:
+    """A server on core 0 with its runners on core 1."""
+    state = folder / "state"
+    bundle = seal(state)
+    commit(state, Committed("null", bundle.bundle_digest, bundle.source_digest, "v0", Origin.IMPORT))
+    settings = folder / "hotslot.toml"
+    settings.write_text(SETTINGS.format(state=state))
+    environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(
+            ["taskset", "-c", "0", sys.executable, "-m", "inference.server.server"],  # noqa: S607
+            cwd=ROOT, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        wait_until_serving(child)
+        process = psutil.Process(child.pid)
+        for runner in process.children():
+            for task in Path(f"/proc/{runner.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), {1 % (os.cpu_count() or 1)})
+        yield process
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def seal(state: Path) -> Bundle:
+    """A bundle without files, for the engine that does nothing."""
+    source = "sha256:" + "0" * 64
+    digest = bundle_digest(source, "null", "1", "float32")
+    bundle = Bundle(digest, source, "v0", "null", Task.VISUAL_ENTAILMENT.value, "float32", "1", ())
+    folder = bundle_folder(state, digest)
+    folder.mkdir(parents=True)
+    write_bundle(folder, bundle)
+    return bundle
+
+
+def wait_until_serving(child: subprocess.Popen[bytes]) -> None:
+    """Ask the health service until it says SERVING."""
+    with grpc.insecure_channel(f"127.0.0.1:{PORT}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for _ in range(300):
+            time.sleep(0.1)
+            if child.poll() is not None:
+                raise RuntimeError(f"the server has ended; does another one hold port {PORT}?")
+            try:
+                if stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
+                    return
+            except grpc.RpcError:
+                pass
+    raise RuntimeError("the server does not serve")
+
+
+def measure(loadgen: Path, request: Path, process: psutil.Process, load: tuple[str, int, int], seconds: float) -> Row:
+    """One load, on core 1."""
+    mode, clients, window = load
+    method = "StreamPredict" if mode == "stream" else "Predict"
+    before = sum(process.cpu_times()[:2])
+    command = [
+        "taskset", "-c", "1", str(loadgen), "-addr", f"127.0.0.1:{PORT}", "-mode", mode,
+        "-method", f"/hotslot.entailment.v1.EntailmentService/{method}", "-clients", str(clients),
+        "-window", str(window), "-seconds", str(seconds), "-request", str(request),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, timeout=seconds + 60)
+    result = json.loads(done.stdout)
+    spent = sum(process.cpu_times()[:2]) - before
+    answered = result["answered"]
+    return Row(
+        mode, clients, window, answered, result["failed"], answered / result["seconds"],
+        result["p50_ms"], result["p99_ms"], 1000 * spent / max(1, answered),
+    )  # fmt: skip
+
+
+def show(rows: list[Row], resident: float) -> None:
+    """Print the table with its aims."""
+    table = Table(title=f"server, one core, {PICTURE_BYTES // 1000} KB pictures, an engine that does nothing")
+    for name in ("mode", "clients", "window", "answered", "failed", "a second", "p50 ms", "p99 ms", "CPU ms each"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
+    for row in rows:
+        table.add_row(
+            row.mode, str(row.clients), str(row.window), str(row.answered), str(row.failed), f"{row.per_second:.0f}",
+            f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", f"{row.cpu_ms:.3f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"resident {resident:.0f} MiB (aim < {AIMS['resident_mib']:.0f}); aims: ≥ {AIMS['calls']:.0f} calls/s at 16 "
+        f"clients, ≤ {AIMS['unary_ms']} ms a call, ≤ {AIMS['stream_ms']} ms a stream item"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

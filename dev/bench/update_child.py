@@ -1,0 +1,88 @@
+"""The shipped updater with a stop-watch at its seams: `python -m dev.bench.update_child REPORT`, settings as the updater's.
+
+It takes one update, ends by itself when that is committed or will not be, and leaves a report in JSON.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+from common import sealing
+from updater import loop
+from updater.actions import Action, CommitLoad, Enter, Failed, Result
+from updater.daemon import main
+from updater.perform import Ports, perform
+from updater.record import Stage
+from updater.store.bundles import BundleStore
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the stop-watch saw of one update."""
+
+    is_committed: bool
+    seconds: dict[str, float]  # by action of the updater, and by parts of verifying and sealing
+    at: dict[str, float]  # moments: "ACTION begins" (the first time), "ACTION ends" (the last)
+    updater_peak_bytes: int
+    convert_peak_bytes: int  # pages of mapped files among them
+
+
+class StopWatch:
+    """Seconds by what was done; one thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.at: dict[str, float] = {}
+        self.is_committed = False
+
+    def timed(self, name: str, work: Callable[..., T]) -> Callable[..., T]:
+        """The same, measured; what is done several times adds up."""
+
+        def run(*arguments: Any, **named: Any) -> T:  # noqa: ANN401  whatever it takes
+            began = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+        return run
+
+    def perform(self, action: Action, ports: Ports) -> Result:
+        """The updater's, measured by the action's name."""
+        name = type(action).__name__
+        self.at.setdefault(f"{name} begins", time.perf_counter())
+        done: Result = self.timed(name, perform)(action, ports)
+        self.at[f"{name} ends"] = time.perf_counter()
+        self.is_committed |= isinstance(action, CommitLoad) and not isinstance(done, Failed)
+        if self.is_committed or (isinstance(action, Enter) and action.stage in (Stage.HELD, Stage.ROLLING_BACK)):
+            os.kill(os.getpid(), signal.SIGTERM)  # in order, after this step
+        return done
+
+
+def seen_by(watch: StopWatch) -> Seen:
+    """What it saw, and what this process and its largest child needed."""
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Seen(watch.is_committed, watch.seconds, watch.at, 1024 * int(peak.split()[1]), 1024 * children.ru_maxrss)
+
+
+if __name__ == "__main__":
+    place, watch = Path(sys.argv.pop()), StopWatch()
+    with (
+        mock.patch.object(loop, "perform", watch.perform),
+        mock.patch.object(BundleStore, "verify", watch.timed("verify", BundleStore.verify)),
+        mock.patch.object(sealing, "seal", watch.timed("seal", sealing.seal)),
+    ):
+        code = main()
+    place.write_text(json.dumps(asdict(seen_by(watch))), encoding="utf-8")
+    sys.exit(code)

@@ -1,0 +1,101 @@
+"""docs/chaos-report.json: what the slow steps found when they last ran, each with its commit, seed and count.
+
+A row a step. A run of some steps replaces their rows and leaves the others, so each row names its own commit.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dev.chaos.catalog import STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT = ROOT / "docs" / "chaos-report.json"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it ran."""
+
+    cores: int
+    processor: str
+    load: float  # of the machine when the step began: runnable processes, one minute's average
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One step's last run."""
+
+    step: str
+    faults: tuple[str, ...]
+    result: str  # "passed", "failed", "skipped"
+    count: int
+    numbers: dict[str, float | str]
+    troubles: tuple[str, ...]  # of a failed step; why, of a skipped one
+    seconds: float
+    seed: int
+    commit: str  # "-changed" at its end: with changes that are in no commit
+    date: str  # UTC
+    machine: Machine = field(default_factory=lambda: Machine(0, UNKNOWN, 0.0))
+
+
+def read_report(path: Path = REPORT) -> dict[str, Row]:
+    """Rows by step; none if there is no report yet."""
+    if not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["steps"]
+    return {
+        row["step"]: Row(
+            **{
+                **row,
+                "faults": tuple(row["faults"]),
+                "troubles": tuple(row["troubles"]),
+                "machine": Machine(**row["machine"]),
+            }
+        )
+        for row in rows
+    }
+
+
+def write_report(new: Iterable[Row], path: Path = REPORT) -> None:
+    """Put rows in the place of those before; rows of steps that are no more go."""
+    rows = {**read_report(path), **{row.step: row for row in new}}
+    kept = [asdict(rows[step.name]) for step in STEPS if step.name in rows]
+    path.write_text(json.dumps({"steps": kept}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def this_machine() -> Machine:
+    """Where we are, as it is now."""
+    return Machine(os.cpu_count() or 0, _processor(), round(os.getloadavg()[0], 2))
+
+
+def this_commit() -> str:
+    """The commit that is checked out; says whether files were changed since."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    ours = str(REPORT.relative_to(ROOT))
+    changed = [line for line in _git("status", "--porcelain", "--untracked-files=no").splitlines() if ours not in line]
+    return (f"{commit}-changed" if changed else commit) or UNKNOWN
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or UNKNOWN
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else UNKNOWN
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["/usr/bin/env", "git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,54 @@
+"""U7: supervisord stands still for half a minute under load, so nobody reads the logs: no answer waits for a line."""
+
+import json
+import signal
+import time
+
+from dev.chaos.catalog import Findings, Task
+from dev.chaos.numbers import ms, percentile, took_between
+from dev.chaos.promises import Promises
+from dev.chaos.stack import ChaosStack
+
+SECONDS, BEFORE_SECONDS = 30.0, 8.0
+CALLERS, PACE_SECONDS = 6, 0.0  # enough lines to fill every pipe and queue on the way
+LATE_FACTOR, LATE_LEAST_SECONDS = 5.0, 0.5  # of the slowest before; a busy machine makes some slow by itself
+
+
+def run(task: Task) -> Findings:
+    """Stop it, and compare."""
+    findings = Findings()
+    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load(CALLERS, PACE_SECONDS) as load:
+        began = time.monotonic()
+        time.sleep(BEFORE_SECONDS)
+        stopped = time.monotonic()
+        stack.strike("supervisord", signal.SIGSTOP)
+        time.sleep(task.seconds or SECONDS)
+        woken = time.monotonic()
+        stack.strike("supervisord", signal.SIGCONT)
+        dropped = stack.wait(lambda: dropped_lines(stack), "the server tells how many lines it dropped")
+        findings.troubles += promises.kept("v1.1.0", load)
+        report = load.report()
+    before = took_between(report, began, stopped)
+    meanwhile = took_between(report, stopped, woken)
+    findings.count = len(meanwhile)
+    limit = max(LATE_FACTOR * max(before), LATE_LEAST_SECONDS)
+    findings.numbers = {
+        "seconds_stopped": round(woken - stopped, 1),
+        "answers_meanwhile": len(meanwhile),
+        "slowest_before_ms": ms(max(before)),
+        "slowest_meanwhile_ms": ms(max(meanwhile)),
+        "p99_before_ms": ms(percentile(before, 0.99)),
+        "p99_meanwhile_ms": ms(percentile(meanwhile, 0.99)),
+        "log_lines_dropped": dropped,
+    }
+    findings.expect(
+        so=max(meanwhile) <= limit, otherwise=f"an answer took {max(meanwhile):.2f} s, more than {limit:.2f} s"
+    )
+    return findings
+
+
+def dropped_lines(stack: ChaosStack) -> int:
+    """What the server says it has dropped."""
+    lines = stack.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [json.loads(line) for line in lines if '"log_lines_dropped"' in line]
+    return sum(int(row["lines"]) for row in rows if row["process"] == "server")

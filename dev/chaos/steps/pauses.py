@@ -1,0 +1,154 @@
+"""B10: processes stand still for minutes (SIGSTOP) and go on (SIGCONT), idle and in the middle of an update.
+
+The watchdog would end what stands still, which is proven apart; so it is told to be patient here, but for the last act.
+"""
+
+import signal
+import time
+from dataclasses import dataclass
+
+from dev.chaos.catalog import Findings, Task
+from dev.chaos.numbers import gap_outside
+from dev.chaos.promises import Promises
+from dev.chaos.stack import FIRST, ChaosStack
+from tests.stack.load import Load, LoadReport, Refused
+
+SECONDS = 120.0
+PATIENT = {"misses": 100}
+AFTER_SECONDS = 5.0  # until callers whose call the pause ate have asked again, and the watchdog has looked again
+PATIENCE_SECONDS = 75.0  # of the watchdog by default: its grace, its misses, and supervisord's start
+TERM_SECONDS = 20.0
+
+
+@dataclass(slots=True)
+class Acts:
+    """What the acts share."""
+
+    stack: ChaosStack
+    findings: Findings
+    seconds: float
+    asleep: list[tuple[float, float]]  # when nothing of the stack moved, time.monotonic()
+
+    def expect_same(self, program: str, pid: int) -> None:
+        """Nobody should have ended it."""
+        now = self.stack.pid(program)
+        self.findings.expect(so=now == pid, otherwise=f"the {program} was started anew: {pid}, then {now}")
+
+
+def run(task: Task) -> Findings:
+    """One act after the other."""
+    findings = Findings()
+    seconds = task.seconds or SECONDS
+    (task.folder / "patient").mkdir()
+    (task.folder / "shipped").mkdir()
+    patient = ChaosStack(task.folder / "patient", sections={"watchdog": PATIENT})
+    with patient as stack, Promises(stack) as promises, stack.load() as load:
+        acts = Acts(stack, findings, seconds, [])
+        idle(acts, load)
+        task.say("updater and watchdog stood still while nothing was to be done")
+        in_a_trial(acts)
+        task.say("the updater stood still in a trial")
+        whole(acts)
+        task.say("everything stood still")
+
+        def is_excused(call: Refused) -> bool:
+            return any(since <= call.at <= until + AFTER_SECONDS for since, until in acts.asleep)
+
+        findings.troubles += promises.kept("v1.9.0", load, is_excused)
+        report = load.report()
+        tell(findings, report, acts)
+    shipped = ChaosStack(task.folder / "shipped", sections={"watchdog": {"grace_seconds": 5}})
+    with shipped as stack, Promises(stack) as promises, stack.load() as load:
+        watched(Acts(stack, findings, seconds, []))
+        findings.troubles += promises.kept("v1.9.0", load)
+    return findings
+
+
+def idle(acts: Acts, load: Load) -> None:
+    """Nothing is under way: callers notice nothing, and what is published meanwhile is taken afterwards."""
+    stack = acts.stack
+    stopped = {program: stack.strike(program, signal.SIGSTOP) for program in ("updater", "watchdog")}
+    stack.publish("v1.1.0")
+    before = load.answers
+    time.sleep(acts.seconds)
+    acts.findings.expect(so=load.answers > before, otherwise="nothing was answered while the updater stood still")
+    acts.findings.expect(so=stack.serving() == FIRST, otherwise=f"{stack.serving()} serves without an updater")
+    for program in stopped:
+        stack.strike(program, signal.SIGCONT)
+    stack.wait_committed("v1.1.0")
+    for program, pid in stopped.items():
+        acts.expect_same(program, pid)
+    stack.wait_rest()
+    acts.findings.count += len(stopped)
+
+
+def in_a_trial(acts: Acts) -> None:
+    """The server takes the trial back when its term is over; the updater begins again, without blame."""
+    stack = acts.stack
+    stack.arm("stop:OBSERVING")
+    stack.strike("updater", signal.SIGKILL)
+    stack.publish("v1.2.0")
+    stack.wait(stack.is_on_trial, "it is on trial")
+    pid = stack.pid("updater")
+    began = time.monotonic()
+    stack.wait(lambda: not stack.is_on_trial(), "the term runs out", limit=acts.seconds + TERM_SECONDS)
+    acts.findings.numbers["trial_without_updater_seconds"] = round(time.monotonic() - began, 1)
+    acts.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the term")
+    time.sleep(max(0.0, acts.seconds - (time.monotonic() - began)))
+    stack.strike("updater", signal.SIGCONT)
+    stack.wait_committed("v1.2.0")
+    acts.expect_same("updater", pid)
+    quarantined = [row.revision for row in stack.updates().quarantine]
+    acts.findings.expect(so=not quarantined, otherwise=f"in quarantine: {quarantined}")
+    stack.wait_rest()
+    acts.findings.count += 1
+
+
+def whole(acts: Acts) -> None:
+    """A machine that stands still, server and runners and all: afterwards everything goes on."""
+    stack = acts.stack
+    pids = {program: stack.pid(program) for program in ("server", "updater", "watchdog")}
+    began = time.monotonic()
+    stack.strike_all(signal.SIGSTOP)
+    time.sleep(acts.seconds)
+    stack.strike_all(signal.SIGCONT)
+    woken = time.monotonic()
+    acts.asleep.append((began, woken))
+    stack.wait(lambda: stack.hand.status().ready, "it is ready again")
+    acts.findings.numbers["ready_after_waking_seconds"] = round(time.monotonic() - woken, 2)
+    time.sleep(AFTER_SECONDS)
+    for program, pid in pids.items():
+        acts.expect_same(program, pid)
+    acts.findings.count += 1
+
+
+def watched(acts: Acts) -> None:
+    """With the watchdog as it ships, an updater that stands still in an update is ended, and the next one goes on."""
+    stack = acts.stack
+    stack.arm("stop:GATING")
+    stack.strike("updater", signal.SIGKILL)
+    stack.publish("v1.1.0")
+    stopped = stack.wait(lambda: _stopped(stack), "the updater stands still")
+    began = time.monotonic()
+    stack.wait(lambda: stack.pid("updater") not in (0, stopped), "another updater runs", PATIENCE_SECONDS)
+    acts.findings.numbers["watchdog_started_anew_seconds"] = round(time.monotonic() - began, 1)
+    stack.wait_committed("v1.1.0")
+    acts.findings.count += 1
+
+
+def tell(findings: Findings, report: LoadReport, acts: Acts) -> None:
+    """What callers saw of it."""
+    ((_, until),) = acts.asleep
+    findings.numbers |= {
+        "seconds_each": acts.seconds,
+        "attempts": report.attempts,
+        "without_answer_while_all_stood_still": len(report.refusals),
+        "longest_gap_but_for_that_seconds": round(gap_outside(report, acts.asleep), 2),
+        "first_answer_after_waking_seconds": round(
+            min((one.at for one in report.answers if one.at >= until), default=0.0) - until, 2
+        ),
+    }
+
+
+def _stopped(stack: ChaosStack) -> int:
+    return next((process.pid for process in stack.living() if process.status() == "stopped"), 0)

@@ -1,0 +1,252 @@
+"""Whatever may befall a living stack does, at random, while revisions, good and bad, are published and callers call.
+
+Processes are killed, the hub errs or the disk is full for a while, the wall clock jumps by a year. Without the right to
+mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the blows, their
+order and the pauses between them; what the machine makes of it differs from run to run.
+
+When the storm is over, the seven promises must hold. A call that a killed server held, or that came while no server
+lived, has nobody who could answer it: such calls are excused, counted and told.
+"""
+
+import contextlib
+import itertools
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import psutil
+
+from common.paths import RUN_FOLDER
+from dev.chaos import kit
+from dev.chaos.catalog import Findings, Skipped, Task
+from dev.chaos.numbers import ms, percentile
+from dev.chaos.promises import Promises
+from dev.chaos.stack import ChaosStack
+from dev.chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
+from dev.chaos.steps.disk import fill, small_disk
+from tests.hubserver.world import Hub, hub
+from tests.stack.load import Refused
+from tests.updater.edges.revisions import MODEL
+
+SECONDS = 600.0
+PAUSE_SECONDS = (0.3, 4.0)
+BAD_SHARE = 0.3
+# A model that dies three times a minute is given longer and longer pauses, which protects a machine from a crash loop.
+# Here it is no crash loop: it is us, far more often than any machine, and whoever waits out the pauses is lost.
+PAUSES = {"respawn_cap_seconds": 1.0}
+SERVER_REST_SECONDS = 6.0  # supervisord gives a program up that dies again and again before it counts as running
+BACK_SECONDS = 2.0  # until every caller has dialled a new server
+NEXT_SECONDS = 240.0  # the breaker may be open after so many failures
+# What is done, and how often of a hundred.
+DEEDS = {
+    "updater": 25,
+    "active runner": 15,
+    "other runner": 15,
+    "server": 8,
+    "both": 5,
+    "hub": 7,
+    "disk": 7,
+    "clock": 7,
+    "nothing": 11,
+}
+AWAY_SECONDS = 2.0  # of a good hub, and of room on the disk
+HUB_FAULTS = (
+    *("any status=500", "any status=503 retry-after=1", "any status=429 retry-after=1", "any status=403"),
+    *(
+        "any reset",
+        "any html",
+        "file reset after=100",
+        "file cut after=100",
+        "file flip",
+        "files short",
+        "revisions html",
+    ),
+)
+
+
+@dataclass(slots=True)
+class Storm:
+    """What was done, and when no server lived."""
+
+    stack: ChaosStack
+    chance: random.Random
+    hub: Hub
+    done: dict[str, int] = field(default_factory=dict)
+    away: list[tuple[float, float]] = field(default_factory=list)  # time.monotonic(): killed, ready again
+    published: list[str] = field(default_factory=list)
+    bad: set[str] = field(default_factory=set)
+    server_since: float = 0.0
+    clock: Clock | None = None
+    is_small: bool = False  # the disk
+
+    def deed(self) -> None:
+        """Do one thing."""
+        name = self.chance.choices(list(DEEDS), list(DEEDS.values()))[0]
+        if name in ("server", "both") and time.monotonic() - self.server_since < SERVER_REST_SECONDS:
+            name = "updater"
+        deeds: dict[str, Callable[[], bool]] = {
+            "updater": self._updater,
+            "server": self._server,
+            "both": self._both,
+            "active runner": lambda: self._runner(is_active=True),
+            "other runner": lambda: self._runner(is_active=False),
+            "hub": self._spoil_hub,
+            "disk": self._fill_disk,
+            "clock": self._jump,
+            "nothing": lambda: True,
+        }
+        self.done[name] = self.done.get(name, 0) + deeds[name]()
+
+    def publish(self, number: int) -> None:
+        """Somebody publishes a revision; three of ten are bad."""
+        revision = f"v1.{number}.0"
+        self.published.append(revision)
+        if self.chance.random() < BAD_SHARE:
+            self.bad.add(revision)
+            self.stack.publish_bad(revision)
+        else:
+            self.stack.publish(revision)
+
+    def is_excused(self, call: Refused) -> bool:
+        """Whether no server lived that could have answered."""
+        return call.code == "UNAVAILABLE" and any(since <= call.at <= until for since, until in self.away)
+
+    def _updater(self) -> bool:
+        return _killed(self.stack.pid("updater"))
+
+    def _both(self) -> bool:
+        return self._updater() and self._server()
+
+    def _server(self) -> bool:
+        began = time.monotonic()
+        if not _killed(self.stack.pid("server")):
+            return False
+        self.stack.wait(lambda: self.stack.hand.status().ready, "the server is back")
+        self.server_since = time.monotonic()
+        self.away.append((began, self.server_since + BACK_SECONDS))
+        return True
+
+    def _spoil_hub(self) -> bool:
+        self.hub.arm(self.chance.choice(HUB_FAULTS))
+        time.sleep(AWAY_SECONDS)
+        self.hub.arm()
+        return True
+
+    def _fill_disk(self) -> bool:
+        if not self.is_small:
+            return False
+        ballast = self.stack.state / RUN_FOLDER / "ballast"
+        fill(ballast)
+        time.sleep(AWAY_SECONDS)
+        ballast.unlink()
+        return True
+
+    def _jump(self) -> bool:
+        if self.clock is None:
+            return False
+        self.clock.set(self.chance.choice((YEAR_BACK, TRUE, YEAR_FORWARD)))
+        return True
+
+    def _runner(self, *, is_active: bool) -> bool:
+        state = self.stack.seen()
+        slots = [] if state is None else list(state.slots)
+        active = [slot.pid for slot in slots if state is not None and slot.load_id == state.active_load_id]
+        others = [slot.pid for slot in slots if slot.pid not in active]
+        return any(_killed(pid) for pid in (active if is_active else others))
+
+
+def run(task: Task) -> Findings:
+    """Let it storm, then look."""
+    findings = Findings()
+    clock = _clock(task)
+    with hub(task.folder) as served, _state(task) as (state, is_small):
+        sections: kit.Sections = {
+            "model": {"hub_model": f"any/{MODEL}"},
+            "updater": {"hub_endpoint": served.url},
+            "runner": PAUSES,
+        }
+        whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
+        with whole as stack, Promises(stack) as promises, stack.load() as load:
+            storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
+            rage(storm, task.seconds or SECONDS, task.say)
+            if clock is not None:
+                clock.set(TRUE)
+            findings.troubles += promises.kept(
+                f"v1.{len(storm.published) + 1}.0", load, is_excused=storm.is_excused, limit=NEXT_SECONDS
+            )
+            report = load.report()
+    shown = [name for name in promises.committed if name in storm.bad]
+    findings.expect(so=not shown, otherwise=f"bad revisions were committed: {shown}")
+    findings.count = sum(count for name, count in storm.done.items() if name != "nothing")
+    findings.numbers = {name.replace(" ", "_"): count for name, count in sorted(storm.done.items())}
+    findings.numbers |= {
+        "published": len(storm.published),
+        "of_them_bad": len(storm.bad),
+        "committed": len(promises.committed),
+        "attempts": report.attempts,
+        "without_a_server": sum(storm.is_excused(one) for one in report.refusals),
+        "lost": sum(not storm.is_excused(one) for one in report.refusals),
+        "not_their_own_revisions": len(report.wrong),
+        "p99_ms": ms(percentile([one.seconds for one in report.answers], 0.99)),
+        "slowest_ms": ms(report.slowest),
+    }
+    findings.numbers.pop("nothing", None)
+    return findings
+
+
+def _clock(task: Task) -> Clock | None:
+    try:
+        library()
+    except Skipped as reason:
+        task.say(f"the clock stays: {reason}")
+        return None
+    clock = Clock(task.folder / "clock")
+    clock.set(TRUE)
+    return clock
+
+
+@contextlib.contextmanager
+def _state(task: Task) -> Iterator[tuple[Path, bool]]:
+    """The stack's own folder, and whether its disk is small enough to be filled."""
+    place = task.folder / "state"
+    with contextlib.ExitStack() as opened:
+        try:
+            opened.enter_context(small_disk(place))
+        except Skipped as reason:
+            task.say(f"the disk stays: {reason}")
+            yield place, False
+        else:
+            yield place, True
+
+
+def rage(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
+    """Publish and kill until the time is over."""
+    ends, numbers = time.monotonic() + seconds, itertools.count(1)
+    while time.monotonic() < ends:
+        if not storm.published or _has_ended(storm.stack, storm.published[-1]):
+            storm.publish(next(numbers))
+        time.sleep(storm.chance.uniform(*PAUSE_SECONDS))
+        storm.deed()
+    say(f"{len(storm.published)} published, {len(storm.bad)} of them bad; {storm.done}")
+
+
+def _has_ended(stack: ChaosStack, revision: str) -> bool:
+    """Whether an update is over; one that nobody can be asked about is not."""
+    try:
+        return bool(stack.outcome(revision, limit=1.0))
+    except grpc.RpcError:
+        return False
+
+
+def _killed(pid: int) -> bool:
+    if not pid:
+        return False
+    try:
+        psutil.Process(pid).send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return False
+    return True

@@ -1,0 +1,39 @@
+"""What the tour's acts share: the world, the hands on it, and what they found."""
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from dev.bench.stack import Hand
+from dev.demo.follow import Followed, Operator
+from dev.demo.load import Load
+from dev.demo.world import World
+
+
+@dataclass(slots=True)
+class Tour:
+    """What the acts share, and what they found."""
+
+    world: World
+    operator: Operator
+    hand: Hand
+    load: Load
+    console: Console
+    began: float
+    updates: dict[str, Followed] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+    by_previous: int = 0  # answers that the previous slot gave for a trial
+    killed_at: float = 0.0  # when the runner was killed, time.perf_counter()
+    back_at: float = 0.0  # when the model was ready again
+
+    def say(self, sentence: str) -> None:
+        """A line with the time since the tour began."""
+        since = f"[dim]{time.perf_counter() - self.began:6.1f} s[/dim]"
+        self.console.print(f"{since}  {sentence}", highlight=False, soft_wrap=True)
+
+    def expect(self, *, so: bool, otherwise: str) -> None:
+        """Note what should have been."""
+        if not so:
+            self.troubles.append(otherwise)
+            self.say(f"[red]{otherwise}[/red]")

@@ -1,0 +1,65 @@
+"""The table at the end of the tour."""
+
+from rich.console import Console
+from rich.table import Table
+
+from dev.demo.follow import Followed
+from dev.demo.guide import Tour
+from dev.demo.load import Load
+from dev.demo.world import OVERFLOWING, WORSE
+
+LOADING = ("STAGING", "VERIFYING", "GATING")
+
+
+def show(tour: Tour, console: Console) -> None:
+    """Print what callers saw."""
+    load, updates = tour.load, tour.updates
+    table = Table(title="What callers saw", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    loading = [f"{revision} {stage}" for revision in updates for stage in LOADING]
+    rows = {
+        "attempts": str(load.attempts),
+        "failed": str(len(load.failed)),
+        "not their own revision's answer": str(load.wrong),
+        "answers by revision": ", ".join(f"{name}: {count}" for name, count in load.by_revision().items()),
+        "given by the previous slot in a trial": str(tour.by_previous),
+        "longest time without an answer": f"{1000 * load.longest_gap():.0f} ms",
+        "… while the runner was killed": f"{1000 * load.longest_gap(tour.killed_at, tour.back_at):.0f} ms",
+        "99 of 100 answers within, steady": f"{1000 * load.p99(['steady']):.0f} ms",
+        "… while a candidate is made and loaded": f"{1000 * load.p99(loading):.0f} ms",
+        "runner killed → model ready": f"{tour.back_at - tour.killed_at:.2f} s",
+    }
+    for revision, followed in updates.items():
+        if revision != WORSE:
+            rows[f"{revision} published → first answer"] = _way(load, followed)
+    rows[f"{OVERFLOWING} taken back"] = _taken_back(load, updates.get(OVERFLOWING))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _way(load: Load, followed: Followed) -> str:
+    """Seconds from publication to the first answer, and of each stage before it."""
+    answered = load.first_of(followed.revision, followed.published)
+    if answered is None:
+        return "never"
+    marks = [("waiting", followed.published), *followed.stages]
+    ends = [at for _, at in marks[1:]] + [answered]
+    parts = [
+        f"{name.lower().replace('_', ' ')} {min(end, answered) - at:.1f}"
+        for (name, at), end in zip(marks, ends, strict=True)
+        if at < answered
+    ]
+    return f"{answered - followed.published:.1f} s ({', '.join(parts)})"
+
+
+def _taken_back(load: Load, followed: Followed | None) -> str:
+    """How long it answered, and how fast it was gone once it was judged."""
+    if followed is None:
+        return "never"
+    first, last, judged = load.first_of(OVERFLOWING), load.last_of(OVERFLOWING), followed.began("ROLLING_BACK")
+    if first is None or last is None:
+        return "it never answered"
+    gone = max(0.0, last - judged) if judged is not None else 0.0
+    return f"{last - first:.1f} s after its first answer; its last answer {gone:.2f} s after the verdict"

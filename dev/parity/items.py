@@ -1,0 +1,68 @@
+"""The questions that the oracle is asked: every picture, texts of every kind, with and without premise."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dev.parity.pictures import PICTURES
+
+_STATEMENTS = (
+    "there are two birds.",
+    "a man is reading",
+    "no dog",
+    "The WOMAN is standing under a RED umbrella on the street",
+    "yes",
+    "two people, one umbrella; 3 dogs (maybe 12)!",
+    "  ...a well-known and/or half-blue   street\tscene  \n",
+    "it's the dog's bird, they're red and we'll see",
+    "ein Mädchen läuft über die Straße – schnell",
+    "图片里有两只鸟",
+    "🦜🦜 there are birds 🐕‍🦺",
+    "<person> is standing in the street",
+    "",
+    "is there a man?",
+    "a red bird in the blue umbrella of a woman standing on the street under a man reading",
+    "x",
+)
+_PREMISES = (
+    "there is a man in the street",
+    "Two PEOPLE are reading - in the blue/red umbrella.",
+    "鸟 and dog",
+)
+_LONG = (
+    " ".join(f"dog {number}" for number in range(60)),
+    "there are " + "birdsandmenandwomenunderumbrellas" * 9,
+    "a man " * 200,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item."""
+
+    picture: str  # name of a file
+    statement: str
+    premise: str
+
+
+def questions() -> Iterator[Question]:
+    """All items, pictures outermost; each statement and each premise meets several pictures."""
+    for number, picture in enumerate(PICTURES):
+        for step in range(5):
+            statement = _STATEMENTS[(number + 3 * step) % len(_STATEMENTS)]
+            premise = _PREMISES[(number + step) % len(_PREMISES)] if (number + step) % 3 == 0 else ""
+            yield Question(picture, statement, premise)
+    for statement in _LONG:
+        yield Question("colour.png", statement, "")
+        yield Question("wide.jpg", statement, _PREMISES[0])
+    yield Question("colour.png", _STATEMENTS[0], _LONG[0])
+
+
+def many_questions() -> Iterator[Question]:
+    """512 items: half of all pictures × statements × premises or none, so that each meets each other kind."""
+    premises = ("", *_PREMISES)
+    combinations = itertools.product(PICTURES, _STATEMENTS, premises)
+    for number, (picture, statement, premise) in enumerate(combinations):
+        # Every second one, shifted from row to row: no statement is left without a premise or a picture.
+        if (number + number // len(premises)) % 2:
+            yield Question(picture, statement, premise)

@@ -1,0 +1,144 @@
+"""The listener: one thread a connection, and at most so many; one more is told at once to come back."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections import deque
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from common.acceptor import Acceptor
+from common.clock import Clock, SystemClock
+from common.logs import Logger
+from hubserver.connection import REQUEST_SECONDS, Connection
+from hubserver.exchange import Exchanges
+from hubserver.faults import FaultPlan
+from hubserver.folder import HubFolder
+from hubserver.messages import head_bytes
+
+MAX_CONNECTIONS = 64
+MAX_TURNED_AWAY = 32  # connections that have been answered with 503 and may still be read by the other side
+BACKLOG = 128
+RETRY_SECONDS = 1
+_STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where it listens, and to whom."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 takes a free one
+    token: str = ""  # empty: everybody may ask
+    max_connections: int = MAX_CONNECTIONS
+    allows_faults: bool = False  # whether whoever may ask may also arm faults
+    tls: ssl.SSLContext | None = None
+
+
+class HubServer:
+    """Answers between `start` and `stop`; from any thread."""
+
+    def __init__(
+        self,
+        folder: HubFolder,
+        listening: Listening,
+        log: Logger,
+        faults: FaultPlan | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare; nothing listens yet.
+
+        Args:
+            folder: what is handed out.
+            listening: where, and to whom.
+            log: is told one event a request.
+            faults: what goes wrong on command; may be armed while it runs.
+            clock: measures the limits.
+        """
+        self._listening = listening
+        self._log = log
+        self._clock = clock or SystemClock()
+        plan = faults or FaultPlan()
+        self._exchanges = Exchanges(folder, listening.token, log, plan, allows_faults=listening.allows_faults)
+        self._lock = threading.Lock()
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._turned_away: deque[socket.socket] = deque()  # touched by the acceptor alone, until that has ended
+        self._acceptor = Acceptor("hub-accept", self._take)
+
+    @property
+    def url(self) -> str:
+        """What clients are pointed at.
+
+        Raises:
+            RuntimeError: it does not listen.
+        """
+        host, port = self._acceptor.address
+        return f"http{'s' if self._listening.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address is taken or not of this host.
+        """
+        self._acceptor.start(self._listening.host, self._listening.port, BACKLOG)
+
+    def stop(self) -> None:
+        """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
+        if not self._acceptor.stop(_STOP_SECONDS):
+            return
+        with self._lock:
+            left = list(self._open.items())
+        for _, connection in left:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        ends = self._clock.monotonic() + _STOP_SECONDS
+        for thread, _ in left:
+            thread.join(max(0.0, ends - self._clock.monotonic()))
+        for connection in self._turned_away:
+            connection.close()
+
+    def _take(self, connection: socket.socket, client: str) -> None:
+        thread = threading.Thread(target=self._converse, args=(connection, client), name="hub-answer", daemon=True)
+        with self._lock:
+            is_full = len(self._open) >= self._listening.max_connections
+            if not is_full:
+                self._open[thread] = connection
+        if not is_full:
+            thread.start()
+            return
+        self._log.warning("connection_refused", client=client, limit=self._listening.max_connections)
+        self._turn_away(connection)
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """Say when to come back. It is closed later: a request that is still coming would tear the answer away."""
+        headers = {"Retry-After": str(RETRY_SECONDS), "Content-Length": "0"}
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.send(head_bytes(HTTPStatus.SERVICE_UNAVAILABLE, headers, keeps_alive=False))
+            connection.shutdown(socket.SHUT_WR)
+        self._turned_away.append(connection)
+        if len(self._turned_away) > MAX_TURNED_AWAY:
+            self._turned_away.popleft().close()
+
+    def _converse(self, connection: socket.socket, client: str) -> None:
+        thread = threading.current_thread()
+        try:
+            with self._secured(connection) as secured:
+                with self._lock:
+                    self._open[thread] = secured
+                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._acceptor.is_stopping)
+        except OSError as error:
+            # The client is gone, too slow, or speaks no TLS: its own business.
+            self._log.debug("connection_ended", client=client, reason=str(error))
+        finally:
+            with self._lock:
+                del self._open[thread]
+            connection.close()
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        connection.settimeout(REQUEST_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = self._listening.tls
+        return connection if tls is None else tls.wrap_socket(connection, server_side=True)

@@ -1,0 +1,160 @@
+"""Messages ↔ records. Pure; a wrong field ends here, by its name."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError, Message
+
+from common.errors import InputRefused
+from hotslot.entailment.v1 import entailment_pb2
+from inference.server.request import Answer, EntailmentInput, ServedBy
+from inference.wire import EntailmentScores
+
+M = TypeVar("M", bound=Message)
+
+MAX_STATEMENTS = 32
+MAX_STREAM_ITEMS = 64
+MAX_ITEM_ID_CHARS = 128
+
+_LABELS = (entailment_pb2.LABEL_YES, entailment_pb2.LABEL_NO, entailment_pb2.LABEL_MAYBE)
+
+
+@dataclass(frozen=True, slots=True)
+class InputLimits:
+    """What a caller may send."""
+
+    max_image_bytes: int
+    max_statement_chars: int
+
+
+def parse(kind: type[M], raw: bytes) -> M:
+    """Read a message of a kind.
+
+    Raises:
+        InputRefused: it does not parse.
+    """
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise malformed(kind.DESCRIPTOR.name) from error
+
+
+def malformed(message: str) -> InputRefused:
+    """What is said of bytes that do not parse."""
+    return InputRefused(f"the message is no {message} (or a string in it is no UTF-8)", reason="MESSAGE_MALFORMED")
+
+
+def entailment_input(request: entailment_pb2.PredictRequest, limits: InputLimits) -> EntailmentInput:
+    """Check a request's fields, all but its model.
+
+    Raises:
+        InputRefused: names the first field that is wrong, and the limit.
+    """
+    if request.image.WhichOneof("source") is None:
+        raise InputRefused("image is required", reason="IMAGE_MISSING", field="image.content")
+    image = request.image.content
+    if not image:
+        raise InputRefused("image.content is empty", reason="IMAGE_MISSING", field="image.content")
+    if len(image) > limits.max_image_bytes:
+        raise InputRefused(
+            f"image.content has {len(image)} bytes, limit {limits.max_image_bytes}",
+            reason="IMAGE_TOO_LARGE",
+            field="image.content",
+        )
+    statements = tuple(request.statements)
+    if not statements:
+        raise InputRefused("statements is empty, 1 to 32 are needed", reason="STATEMENTS_MISSING", field="statements")
+    if len(statements) > MAX_STATEMENTS:
+        raise InputRefused(
+            f"statements has {len(statements)} entries, limit {MAX_STATEMENTS}",
+            reason="STATEMENTS_TOO_MANY",
+            field="statements",
+        )
+    for position, statement in enumerate(statements):
+        _check_statement(statement, position, limits.max_statement_chars)
+    if len(request.premise) > limits.max_statement_chars:
+        raise InputRefused(
+            f"premise has {len(request.premise)} characters, limit {limits.max_statement_chars}",
+            reason="PREMISE_TOO_LONG",
+            field="premise",
+        )
+    return EntailmentInput(image, statements, request.premise)
+
+
+def check_item_id(item_id: str) -> None:
+    """Check a stream item's name.
+
+    Raises:
+        InputRefused: it is missing or too long.
+    """
+    if not item_id:
+        raise InputRefused("item_id is required", reason="ITEM_ID_MISSING", field="item_id")
+    if len(item_id) > MAX_ITEM_ID_CHARS:
+        raise InputRefused(
+            f"item_id has {len(item_id)} characters, limit {MAX_ITEM_ID_CHARS}",
+            reason="ITEM_ID_TOO_LONG",
+            field="item_id",
+        )
+
+
+def check_item_count(count: int) -> None:
+    """Check how many items a stream message has.
+
+    Raises:
+        InputRefused: none, or too many.
+    """
+    if count == 0:
+        raise InputRefused("items is empty, 1 to 64 are needed", reason="ITEMS_MISSING", field="items")
+    if count > MAX_STREAM_ITEMS:
+        raise InputRefused(
+            f"items has {count} entries, limit {MAX_STREAM_ITEMS}", reason="ITEMS_TOO_MANY", field="items"
+        )
+
+
+def entailment_response(answer: Answer) -> entailment_pb2.PredictResponse:
+    """An answer as the message of it."""
+    response = entailment_pb2.PredictResponse(served_by=_served_by(answer.served_by))
+    for scores in answer.outcome:
+        result = response.results.add(label=label_of(scores))
+        result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
+    timing = response.timing
+    _set(timing.queued, answer.queued_seconds)
+    _set(timing.prepared, answer.prepared_seconds)
+    _set(timing.computed, answer.computed_seconds)
+    return response
+
+
+def label_of(scores: EntailmentScores) -> entailment_pb2.Label.ValueType:
+    """The most probable answer; of equal ones the first of yes, no, maybe."""
+    values = (scores.yes, scores.no, scores.maybe)
+    return _LABELS[values.index(max(values))]
+
+
+def _check_statement(statement: str, position: int, limit: int) -> None:
+    if not statement or statement.isspace():
+        raise InputRefused(
+            f"statements[{position}] is blank", reason="STATEMENT_EMPTY", field=f"statements[{position}]"
+        )
+    if len(statement) > limit:
+        raise InputRefused(
+            f"statements[{position}] has {len(statement)} characters, limit {limit}",
+            reason="STATEMENT_TOO_LONG",
+            field=f"statements[{position}]",
+        )
+
+
+def _served_by(served_by: ServedBy) -> entailment_pb2.ServedBy:
+    return entailment_pb2.ServedBy(
+        model=served_by.model,
+        revision=served_by.revision,
+        digest=served_by.digest,
+        device=served_by.device,
+        slot=served_by.slot,
+        node=served_by.node,
+    )
+
+
+def _set(duration: duration_pb2.Duration, seconds: float) -> None:
+    duration.seconds = int(seconds)
+    duration.nanos = int((seconds - int(seconds)) * 1e9)

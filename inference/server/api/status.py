@@ -1,0 +1,190 @@
+"""StatusService: what is served, and how it feels, in three layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import grpc
+
+from common.clock import Clock
+from hotslot.status.v1 import status_pb2
+from inference.server import resources
+from inference.server.admission import Drain
+from inference.server.api.convert import parse
+from inference.server.api.interceptors import Context
+from inference.server.health import LoopLag
+from inference.server.models import Models
+from inference.server.slots.manager import ModelManager
+from inference.server.slots.slot import Slot
+
+SERVICE = status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name
+_LEVELS = (status_pb2.HEALTH_LEVEL_OK, status_pb2.HEALTH_LEVEL_DEGRADED, status_pb2.HEALTH_LEVEL_FAILED)
+_LAG_MARKS = (0.5, 5.0)  # seconds: degraded, failed
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What does not change while the server lives, and what it can ask."""
+
+    node: str
+    version: str
+    started_at: datetime
+    state_dir: Path
+    limits: status_pb2.Limits
+    lag: LoopLag
+    dropped_lines: Callable[[], int]
+
+
+class StatusApi:
+    """The handlers of StatusService. Exempt from admission."""
+
+    def __init__(self, models: Models, facts: ServerFacts, clock: Clock, drain: Drain) -> None:
+        self._models = models
+        self._facts = facts
+        self._clock = clock
+        self._drain = drain
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What the server registers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "GetServerStatus": grpc.unary_unary_rpc_method_handler(
+                    self.get_server_status, None, status_pb2.GetServerStatusResponse.SerializeToString
+                ),
+                "ListModels": grpc.unary_unary_rpc_method_handler(
+                    self.list_models, None, status_pb2.ListModelsResponse.SerializeToString
+                ),
+            },
+        )
+
+    async def get_server_status(self, raw: bytes, _context: Context) -> status_pb2.GetServerStatusResponse:
+        """The health of the server in three layers."""
+        parse(status_pb2.GetServerStatusRequest, raw)
+        managers = self._models.all()
+        return status_pb2.GetServerStatusResponse(
+            node=self._facts.node,
+            version=self._facts.version,
+            process=self._process(),
+            resources=_resources(resources.look(self._facts.state_dir), managers),
+            capabilities=[self._capability(manager) for manager in managers],
+            limits=self._facts.limits,
+        )
+
+    async def list_models(self, raw: bytes, _context: Context) -> status_pb2.ListModelsResponse:
+        """Every configured model with both its slots."""
+        parse(status_pb2.ListModelsRequest, raw)
+        return status_pb2.ListModelsResponse(models=[self._model(manager) for manager in self._models.all()])
+
+    def _process(self) -> status_pb2.ProcessHealth:
+        lag = self._facts.lag.worst_seconds
+        level = 2 if lag >= _LAG_MARKS[1] else 1 if lag >= _LAG_MARKS[0] or self._drain.is_draining else 0
+        process = status_pb2.ProcessHealth(
+            level=_LEVELS[level],
+            draining=self._drain.is_draining,
+            dropped_log_lines=self._facts.dropped_lines(),
+        )
+        process.started_at.FromDatetime(self._facts.started_at)
+        process.loop_lag.FromNanoseconds(int(lag * 1e9))
+        return process
+
+    def _capability(self, manager: ModelManager) -> status_pb2.CapabilityHealth:
+        is_ready = manager.roles.is_ready() and not self._drain.is_leaving
+        level, reason = _judge(manager, is_ready=is_ready)
+        capability = status_pb2.CapabilityHealth(
+            model=manager.kit.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason
+        )
+        row = manager.fallbacks.standing
+        if row is not None:
+            capability.fallback.device, capability.fallback.fallback_device = row.device, row.fallback_device
+            capability.fallback.digest, capability.fallback.reason = row.bundle_digest, row.reason
+            capability.fallback.since.FromDatetime(row.since)
+        if manager.last_good_at is not None:
+            age = self._clock.monotonic() - manager.last_good_at
+            capability.last_inference_at.FromNanoseconds(int((self._clock.now().timestamp() - age) * 1e9))
+            capability.last_inference_latency.FromNanoseconds(int(manager.last_good_seconds * 1e9))
+        return capability
+
+    def _model(self, manager: ModelManager) -> status_pb2.Model:
+        roles = manager.roles
+        answering = roles.answering()
+        model = status_pb2.Model(
+            name=manager.kit.model,
+            task=manager.kit.task.value,
+            active_slot="" if answering is None else answering.name,
+            slots=[_slot(manager, slot) for slot in roles.slots.values()],
+        )
+        if roles.trial is not None:
+            model.trial.slot = roles.trial.slot.name
+            model.trial.started_at.FromDatetime(roles.trial.started_at)
+            left = max(0.0, roles.trial.term_ends - self._clock.monotonic())
+            model.trial.term_left.FromNanoseconds(int(left * 1e9))
+        if manager.committed is not None:
+            committed = manager.committed
+            model.committed.revision = committed.revision
+            model.committed.digest = committed.bundle_digest
+            model.committed.origin = committed.origin.value
+        return model
+
+
+def _slot(manager: ModelManager, slot: Slot) -> status_pb2.Slot:
+    message = status_pb2.Slot(
+        name=slot.name,
+        state=status_pb2.SlotState.Value(f"SLOT_STATE_{slot.state.value}"),
+        role=status_pb2.SlotRole.Value(f"SLOT_ROLE_{manager.roles.role_of(slot).value}"),
+        restarts=slot.restarts,
+        last_failure=slot.last_failure,
+    )
+    if slot.process is not None:
+        message.pid, message.resident_bytes = slot.process.pid, slot.process.resident_bytes
+    if slot.load is not None:
+        bundle = slot.load.bundle
+        message.revision, message.digest = bundle.revision, bundle.bundle_digest
+        message.device, message.precision = slot.load.device, slot.load.precision
+        message.notes.extend(bundle.notes)
+    return message
+
+
+def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
+    """Level and reason of one model: 0 fine, 1 degraded, 2 failed."""
+    roles = manager.roles
+    if not is_ready:
+        if roles.active is None:
+            return 2, "no model is loaded; nothing is committed yet"
+        last = f"; {roles.active.last_failure}" if roles.active.last_failure else ""
+        return 2, f"slot {roles.active.name} is {roles.active.state.lower()}{last}"
+    if roles.answering() is not roles.active and roles.active is not None:
+        return 1, f"slot {roles.active.name} is on trial and down; the previous one answers"
+    row = manager.fallbacks.standing
+    if row is not None:
+        return 1, f"kept on {row.fallback_device}: {row.device} ran out of memory ({row.reason})"
+    return 0, ""
+
+
+def _resources(seen: resources.Resources, managers: list[ModelManager]) -> status_pb2.ResourceHealth:
+    found = [
+        resources.over(resources.MEMORY, seen.memory_used, seen.memory_total),
+        resources.over(resources.DISK, seen.disk_total - seen.disk_free, seen.disk_total),
+        resources.over(resources.DESCRIPTORS, seen.descriptors_used, seen.descriptors_limit),
+    ]
+    gpus: dict[str, status_pb2.GpuMemory] = {}
+    for manager in managers:
+        for slot in manager.roles.slots.values():
+            beat = slot.heartbeat
+            if slot.load is not None and beat.device_total_bytes:
+                gpus[slot.load.device] = status_pb2.GpuMemory(
+                    device=slot.load.device, used_bytes=beat.device_used_bytes, total_bytes=beat.device_total_bytes
+                )
+    found += [resources.over(resources.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()]
+    return status_pb2.ResourceHealth(
+        level=_LEVELS[max(level for level, _ in found)],
+        memory_used_bytes=seen.memory_used,
+        memory_total_bytes=seen.memory_total,
+        disk_free_bytes=seen.disk_free,
+        disk_total_bytes=seen.disk_total,
+        descriptors_used=seen.descriptors_used,
+        descriptors_limit=seen.descriptors_limit,
+        gpus=gpus.values(),
+        warnings=[sentence for level, sentence in found if level],
+    )

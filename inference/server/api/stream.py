@@ -1,0 +1,168 @@
+"""The machinery of a streaming batch: bounded reading ahead, one outcome an item, answers as they come."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+
+from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady
+from inference.server.admission import Drain, draining_error
+from inference.server.api.interceptors import Context, current_call
+from inference.server.request import Answer, Ticket
+
+MAX_RESULTS_PER_MESSAGE = 64
+
+
+class StreamTask(Protocol):
+    """What a task's stream does with a message."""
+
+    def items_of(self, raw: bytes) -> list[tuple[str, Any]]:
+        """Item ids and requests of a message.
+
+        Raises:
+            InputRefused: the message as a whole is wrong.
+        """
+        ...
+
+    def begin(self, item_id: str, request: Any, deadline_seconds: float | None) -> Ticket:  # noqa: ANN401
+        """Accept one item.
+
+        Raises:
+            HotslotError: the item is refused.
+        """
+        ...
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Nobody waits for an item any more."""
+        ...
+
+    def result_of(self, item_id: str, outcome: Answer | HotslotError) -> Any:  # noqa: ANN401
+        """One outcome as the message of it."""
+        ...
+
+    def response_of(self, results: list[Any]) -> Any:  # noqa: ANN401
+        """Outcomes as one message."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRules:
+    """How far a stream may run ahead."""
+
+    max_outstanding: int  # items without a written answer
+
+
+class ItemStream:
+    """One streaming call."""
+
+    def __init__(self, context: Context, task: StreamTask, rules: StreamRules, drain: Drain) -> None:
+        self._context = context
+        self._task = task
+        self._rules = rules
+        self._drain = drain
+        self._call = current_call.get()
+        self._open: dict[str, Ticket] = {}
+        self._ready: list[Any] = []
+        self._woken = asyncio.Event()  # something is ready, or reading has ended
+        self._room = asyncio.Event()
+        self._room.set()
+        self._unwritten = 0  # items accepted from the wire whose outcome is not written
+
+    async def run(self) -> None:
+        """Read, answer, write, until the caller's half-close or the drain, and all is answered.
+
+        Raises:
+            NotReady: the server drains; every accepted item was answered.
+        """
+        reader = asyncio.create_task(self._read_all())
+        drained = asyncio.create_task(self._drain.begun.wait())
+        try:
+            for task in (reader, drained):
+                task.add_done_callback(lambda _: self._woken.set())
+            while True:
+                if drained.done() and not reader.done():
+                    reader.cancel()
+                if self._ready:
+                    await self._write()
+                elif (reader.done() or drained.done()) and not self._open:
+                    break
+                else:
+                    self._woken.clear()
+                    if not self._ready:
+                        await self._woken.wait()
+            await asyncio.sleep(0)  # a caller that hung up looks like one that half-closed until the loop turns
+            if drained.done():
+                raise draining_error()
+            reader.result()
+        finally:
+            reader.cancel()
+            drained.cancel()
+            for ticket in list(self._open.values()):
+                self._task.abandon(ticket)
+            self._call.fields["items"] = self._call.received
+
+    async def _read_all(self) -> None:
+        while True:
+            await self._room.wait()
+            raw = await self._context.read()
+            if raw is grpc.aio.EOF:
+                return
+            self._take(raw)
+
+    def _take(self, raw: bytes) -> None:
+        try:
+            items = self._task.items_of(raw)
+        except InputRefused as error:
+            self._unwritten += 1
+            self._finish("", error)
+            return
+        left = self._context.time_remaining()
+        for item_id, request in items:
+            self._call.received += 1
+            self._unwritten += 1
+            try:
+                ticket = self._accept(item_id, request, left)
+            except HotslotError as error:
+                self._finish(item_id, error)
+                continue
+            self._open[item_id] = ticket
+            ticket.outcome.add_done_callback(self._when_settled(item_id))
+        if self._unwritten >= self._rules.max_outstanding:
+            self._room.clear()
+
+    def _accept(self, item_id: str, request: Any, left: float | None) -> Ticket:  # noqa: ANN401
+        if item_id in self._open:
+            raise InputRefused(
+                "item_id is that of an item that is not answered yet", reason="ITEM_ID_DUPLICATE", field="item_id"
+            )
+        return self._task.begin(item_id, request, left)
+
+    def _when_settled(self, item_id: str) -> Callable[[asyncio.Future[Answer]], None]:
+        def settled(future: asyncio.Future[Answer]) -> None:
+            self._open.pop(item_id, None)
+            if future.cancelled():
+                self._finish(item_id, DeadlineMissed("the deadline passed while it waited"))
+                return
+            error = future.exception()
+            if error is None:
+                self._finish(item_id, future.result())
+            elif isinstance(error, HotslotError):
+                self._finish(item_id, error)
+            else:
+                self._finish(item_id, NotReady("the item was dropped", reason="INTERNAL"))
+
+        return settled
+
+    def _finish(self, item_id: str, outcome: Answer | HotslotError) -> None:
+        self._ready.append(self._task.result_of(item_id, outcome))
+        self._woken.set()
+
+    async def _write(self) -> None:
+        results, self._ready = self._ready[:MAX_RESULTS_PER_MESSAGE], self._ready[MAX_RESULTS_PER_MESSAGE:]
+        await self._context.write(self._task.response_of(results))
+        self._call.sent += len(results)
+        self._unwritten -= len(results)
+        if self._unwritten < self._rules.max_outstanding:
+            self._room.set()

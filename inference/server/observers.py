@@ -1,0 +1,244 @@
+"""Who listens to events: the log and the metrics. The only room that knows their libraries."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from inference.server import events
+
+_CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+_MODEL_LABELS = ("model", "revision")
+_FALLBACK_LABELS = ("model", "device", "fallback_device")
+MAX_REVISIONS = 32  # of all models, whose series are kept beside those in slots
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail, …
+_POLLED = ("GetStatus",)  # … and so is what the updater asks every second
+
+
+class LogPort(Protocol):
+    """What is needed of a structured logger."""
+
+    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401  structlog's own
+        """Write a line."""
+        ...
+
+    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write a line that an operator should see."""
+        ...
+
+
+class LogObserver:
+    """One line an event, with a fixed name in past tense."""
+
+    def __init__(self, log: LogPort) -> None:
+        self._log = log
+
+    def __call__(self, event: events.Event) -> None:
+        """Take in an event."""
+        if isinstance(event, events.CallEnded):
+            self._call(event)
+        elif isinstance(event, events.SlotChanged):
+            fields = asdict(event)
+            name = fields.pop("change")
+            bad = name in ("runner_died", "load_failed")
+            told = {key: value for key, value in fields.items() if value not in ("", 0)}
+            (self._log.warning if bad else self._log.info)(name, **told)
+        elif isinstance(event, events.SwapDone):
+            fields = asdict(event)
+            self._log.info(fields.pop("change"), **fields)
+        elif isinstance(event, events.HandedOver):
+            self._log.warning("request_handed_over", **asdict(event))
+        elif isinstance(event, events.FallbackChanged):
+            fields = asdict(event)
+            name = fields.pop("change")
+            (self._log.info if name == "fallback_ended" else self._log.warning)(name, **fields)
+
+    def _call(self, event: events.CallEnded) -> None:
+        is_quiet = event.service in _QUIET or event.method in _POLLED
+        if is_quiet and event.code == "OK":
+            return
+        fields: dict[str, Any] = {
+            "rpc_service": event.service,
+            "rpc_method": event.method,
+            "grpc_code": event.code,
+            "request_id": event.request_id,
+            "seconds": round(event.seconds, 6),
+            **dict(event.fields),
+        }
+        if event.traceparent:
+            fields["traceparent"] = event.traceparent
+        if event.reason:
+            fields["reason"] = event.reason
+        if event.kind != "unary":
+            fields["received"], fields["sent"] = event.received, event.sent
+        self._log.info("call_ended", **fields)
+
+
+class MetricsObserver:
+    """Prometheus series: go-grpc-prometheus's names for calls, our own for items, batches, slots and swaps."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        count, spread = self._counter, self._histogram
+        self._started = count("grpc_server_started", "Calls that came in.", *_CALL_LABELS)
+        self._handled = count("grpc_server_handled", "Calls that ended.", *_CALL_LABELS, "grpc_code")
+        self._received = count("grpc_server_msg_received", "Messages that came in.", *_CALL_LABELS)
+        self._sent = count("grpc_server_msg_sent", "Messages that went out.", *_CALL_LABELS)
+        self._seconds = spread("grpc_server_handling_seconds", "Time of calls.", _SECONDS, *_CALL_LABELS)
+        self._items = count("hotslot_items", "Items with an outcome.", *_MODEL_LABELS, "outcome")
+        self._item_seconds = spread(
+            "hotslot_item_seconds", "Time of answered items by stage.", _SECONDS, *_MODEL_LABELS, "stage"
+        )
+        self._batch_items = spread("hotslot_batch_items", "Items of a frame.", _SIZES, *_MODEL_LABELS)
+        self._swaps = count("hotslot_swaps", "Changes of who answers.", "model", "change")
+        self._handed_over = count(
+            "hotslot_handed_over", "Requests that went from a trial to the previous slot.", *_MODEL_LABELS, "reason"
+        )
+        labels = ("model", "slot", "state", "role", "revision")
+        self._slots = Gauge("hotslot_slot_info", "State and role of each slot.", labels, registry=self.registry)
+        self._deaths = count("hotslot_runner_deaths", "Runner processes that died.", "model", "slot")
+        self._load_seconds = spread("hotslot_load_seconds", "Time of loads.", _SECONDS, "model", "device")
+        self._loads_failed = count("hotslot_loads_failed", "Loads that failed.", "model", "device", "reason")
+        self._fallbacks = count("hotslot_device_fallbacks", "Moves to another device for memory.", *_FALLBACK_LABELS)
+        text = "Whether a model is kept off a device because memory ran out there."
+        self._fallback = Gauge("hotslot_device_fallback", text, _FALLBACK_LABELS, registry=self.registry)
+        self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._calls: dict[tuple[str, str, str], _CallSeries] = {}
+        self._by_items: dict[tuple[str, str], _ItemSeries] = {}
+        self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def __call__(self, event: events.Event) -> None:
+        """Take in an event."""
+        if isinstance(event, events.CallStarted):
+            self._series(event).started.inc()
+        elif isinstance(event, events.CallEnded):
+            self._call(event)
+        elif isinstance(event, events.ItemEnded):
+            self._item(event)
+        elif isinstance(event, events.BatchSent):
+            self._batch_items.labels(event.model, event.revision).observe(event.items)
+        elif isinstance(event, events.SlotChanged):
+            self._slot(event)
+        elif isinstance(event, events.SwapDone):
+            self._swaps.labels(event.model, event.change).inc()
+        elif isinstance(event, events.FallbackChanged):
+            self._moved(event)
+        else:
+            self._handed_over.labels(event.model, event.revision, event.reason).inc()
+
+    def _series(self, event: events.CallStarted | events.CallEnded) -> "_CallSeries":
+        key = (event.kind, event.service, event.method)
+        series = self._calls.get(key)
+        if series is None:
+            series = self._calls[key] = _CallSeries(
+                self._started.labels(*key),
+                self._handled.labels(*key, "OK"),
+                self._received.labels(*key),
+                self._sent.labels(*key),
+                self._seconds.labels(*key),
+            )
+        return series
+
+    def _call(self, event: events.CallEnded) -> None:
+        series = self._series(event)
+        if event.code == "OK":
+            series.ok.inc()
+        else:
+            self._handled.labels(event.kind, event.service, event.method, event.code).inc()
+        series.received.inc(event.received)
+        series.sent.inc(event.sent)
+        series.seconds.observe(event.seconds)
+
+    def _item(self, event: events.ItemEnded) -> None:
+        if event.outcome != "OK":
+            self._items.labels(event.model, event.revision, event.outcome).inc()
+            return
+        key = (event.model, event.revision)
+        series = self._by_items.get(key)
+        if series is None:
+            stages = [self._item_seconds.labels(*key, stage) for stage in ("queue", "prepare", "compute", "total")]
+            series = self._by_items[key] = _ItemSeries(self._items.labels(*key, "OK"), *stages)
+        series.ok.inc()
+        series.queue.observe(event.queued_seconds)
+        series.prepare.observe(event.prepared_seconds)
+        series.compute.observe(event.computed_seconds)
+        series.total.observe(event.seconds)
+
+    def _moved(self, event: events.FallbackChanged) -> None:
+        labels = (event.model, event.device, event.fallback_device)
+        if event.change == "fallback_taken":
+            self._fallbacks.labels(*labels).inc()
+        if event.change in ("fallback_taken", "fallback_kept", "fallback_ended"):
+            self._fallback.labels(*labels).set(float(event.change != "fallback_ended"))
+
+    def _slot(self, event: events.SlotChanged) -> None:
+        place = (event.model, event.slot)
+        before = self._slot_labels.get(place)
+        if before is not None:
+            self._slots.remove(*before)
+        labels = (*place, event.state, event.role, event.revision)
+        self._slot_labels[place] = labels
+        self._slots.labels(*labels).set(1)
+        if event.revision:
+            self._keep(event.model, event.revision)
+        if event.change == "runner_died":
+            self._deaths.labels(*place).inc()
+        elif event.change == "load_failed":
+            self._loads_failed.labels(event.model, event.device, event.reason).inc()
+        elif event.change == "load_ended":
+            self._load_seconds.labels(event.model, event.device).observe(event.seconds)
+
+    def _keep(self, model: str, revision: str) -> None:
+        """Remember a revision, and forget those that left their slots longest ago: series are not free."""
+        self._revisions.pop((model, revision), None)
+        self._revisions[model, revision] = None
+        in_slots = {(labels[0], labels[-1]) for labels in self._slot_labels.values()}
+        gone = [key for key in self._revisions if key not in in_slots]
+        for key in gone[: max(0, len(self._revisions) - MAX_REVISIONS)]:
+            del self._revisions[key]
+            self._by_items.pop(key, None)
+            for metric in (self._items, self._item_seconds, self._batch_items, self._handed_over):
+                metric.remove_by_labels(dict(zip(_MODEL_LABELS, key, strict=True)))
+
+
+class _CallSeries:
+    """The series of one method, looked up once."""
+
+    __slots__ = ("ok", "received", "seconds", "sent", "started")
+
+    def __init__(self, started: Counter, ok: Counter, received: Counter, sent: Counter, seconds: Histogram) -> None:
+        self.started, self.ok, self.received, self.sent, self.seconds = started, ok, received, sent, seconds
+
+
+class _ItemSeries:
+    """The series of one model's revision, looked up once."""
+
+    __slots__ = ("compute", "ok", "prepare", "queue", "total")
+
+    def __init__(self, ok: Counter, queue: Histogram, prepare: Histogram, compute: Histogram, total: Histogram) -> None:
+        self.ok, self.queue, self.prepare, self.compute, self.total = ok, queue, prepare, compute, total
+
+
+def watch_gauges(registry: CollectorRegistry, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    """Export numbers that are asked for at each scrape: name → (text, function)."""
+    for name, (text, ask) in gauges.items():
+        Gauge(name, text, registry=registry).set_function(ask)
+
+
+def tell_all(observers: list[events.Emit]) -> events.Emit:
+    """One listener that passes each event to all."""
+
+    def emit(event: events.Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    return emit

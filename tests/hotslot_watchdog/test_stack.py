@@ -1,0 +1,186 @@
+"""The stack in the foreground: the real supervisord and supervisor.conf, with a stand-in for the server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from common.exit_codes import ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER_COMMAND, UPDATER_COMMAND = "-m inference.server.server", "-m updater.daemon"
+PATIENCE_SECONDS = 30.0
+
+OBEDIENT = """
+import json, os, signal, subprocess, sys, time
+runner = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+def end(*_):
+    runner.stdin.close(); runner.wait(); sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print(json.dumps({"event": "server_ready", "pid": os.getpid(), "state": os.environ["HOTSLOT_STATE_DIR"]}), flush=True)
+while True:
+    time.sleep(60)
+"""
+DYING = "import sys; sys.exit(1)"
+UPDATER = """
+import json, os, signal, sys, threading
+end = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: end.set())
+print(json.dumps({"event": "updater_started", "pid": os.getpid()}), flush=True)
+while not end.wait(0.5):
+    open(os.environ["HOTSLOT_STATE_DIR"] + "/run/updater.alive", "w").close()
+"""
+
+
+class Stack:
+    """A running deploy/run-stack with stand-ins, and what it has said."""
+
+    def __init__(self, folder: Path, server: str, updater: str = UPDATER, settings: str = "") -> None:
+        config = (ROOT / "supervisor.conf").read_text().replace("%(here)s", str(ROOT))
+        for command, program, name in ((SERVER_COMMAND, server, "server.py"), (UPDATER_COMMAND, updater, "updater.py")):
+            (folder / name).write_text(program)
+            assert config.count(command) == 1
+            config = config.replace(command, str(folder / name))
+        # Fewer tries than shipped, so that a test sees the end of them.
+        (folder / "supervisor.conf").write_text(config.replace("startretries=20", "startretries=1"))
+        (folder / "hotslot.toml").write_text(f'state_dir = "{folder}/state"\n[[models]]\nname = "shapes"\n{settings}')
+        run = [str(ROOT / "deploy/run-stack"), "--config", str(folder / "hotslot.toml")]
+        self.process = subprocess.Popen(
+            [*run, "--supervisor-config", str(folder / "supervisor.conf")],
+            env={**os.environ, "HOTSLOT_PYTHON": sys.executable},
+            stdout=subprocess.PIPE,
+        )
+        self.lines: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(json.loads(line))
+
+    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        """The line of an event, once it has come so often."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            found = [line for line in self.lines if line["event"] == event]
+            if len(found) >= count:
+                return found[-1]
+            time.sleep(0.02)
+        raise AssertionError(f"no {event} in {self.lines}")
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of the stack but the first."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> int:
+        """Wait for its end and return its exit code."""
+        code = self.process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return code
+
+
+Start = Callable[..., Stack]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a stack with a stand-in for the server; nothing of it outlives the test."""
+    stacks: list[Stack] = []
+
+    def start_stack(server: str, updater: str = UPDATER, settings: str = "") -> Stack:
+        stacks.append(Stack(tmp_path, server, updater, settings))
+        return stacks[-1]
+
+    yield start_stack
+    for stack in stacks:
+        if stack.process.poll() is None:
+            family = stack.family()
+            stack.process.kill()
+            for process in family:
+                process.kill()
+            stack.end()
+
+
+@pytest.mark.fault("U8")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_stack_in_two_seconds_with_no_process_left(start: Start, number: signal.Signals) -> None:
+    """Ctrl-C, a container's stop and a closed terminal end everything, in order, with 0."""
+    stack = start(OBEDIENT)
+    stack.wait_for("server_ready")
+    stack.wait_for("updater_started")
+    family = stack.family()
+    assert len(family) >= 5  # supervisord, watchdog, updater, server, and its runner
+
+    asked_at = time.monotonic()
+    stack.process.send_signal(number)
+    assert 0 == stack.end()
+    assert time.monotonic() - asked_at < 2.0
+    assert [] == psutil.wait_procs(family, timeout=1)[1]
+
+
+def test_a_second_stack_on_the_same_state_is_refused(start: Start) -> None:
+    """Two stacks cannot share a state folder; the first one goes on."""
+    first = start(OBEDIENT)
+    first.wait_for("server_ready")
+    assert start(OBEDIENT).end() == ExitCode.BUSY
+    assert first.process.poll() is None
+
+
+def test_a_server_that_dies_is_started_again(start: Start) -> None:
+    """A dead server is back within about a second, and the watchdog tells."""
+    stack = start(OBEDIENT)
+    os.kill(stack.wait_for("server_ready")["pid"], signal.SIGKILL)
+    stack.wait_for("server_ready", count=2)
+    stack.process.terminate()
+    assert 0 == stack.end()
+
+
+@pytest.mark.fault("U2")
+@pytest.mark.slow
+def test_a_server_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> None:
+    """After supervisord gives up, the container ends non-zero instead of standing there without a server."""
+    stack = start(DYING)
+    family = psutil.Process(stack.process.pid).children(recursive=True)
+    assert stack.end() == ExitCode.INTERNAL_ERROR
+    assert ["server"] == [line["program"] for line in stack.lines if line["event"] == "process_given_up"]
+    assert [] == psutil.wait_procs(family, timeout=1)[1]
+
+
+@pytest.mark.fault("U2")
+@pytest.mark.slow
+def test_an_updater_that_cannot_run_costs_nothing(start: Start) -> None:
+    """It is given up and told, and the server serves on."""
+    stack = start(OBEDIENT, updater=DYING)
+    assert "updater" == stack.wait_for("process_given_up")["program"]
+    assert stack.process.poll() is None
+    assert psutil.pid_exists(stack.wait_for("server_ready")["pid"])
+    stack.process.terminate()
+    assert 0 == stack.end()
+
+
+def test_wrong_settings_are_told_and_nothing_starts(tmp_path: Path) -> None:
+    """Every mistake is on standard error, and the exit code says settings."""
+    (tmp_path / "hotslot.toml").write_text('[watchdog]\nstop_seconds = 0\n[[models]]\nname = "NO"\n')
+    done = subprocess.run(
+        [str(ROOT / "deploy/run-stack"), "--config", str(tmp_path / "hotslot.toml")],
+        env={**os.environ, "HOTSLOT_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert 2 == done.returncode
+    assert "watchdog.stop_seconds" in done.stderr
+    assert "models[0].name" in done.stderr

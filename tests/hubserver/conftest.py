@@ -1,0 +1,16 @@
+"""A hub with one revision for every test that asks for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hubserver.world import Hub, hub
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Hub]:
+    """A hub that has v1.0.0."""
+    with hub(tmp_path) as made:
+        made.publish("v1.0.0")
+        yield made

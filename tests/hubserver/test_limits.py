@@ -1,0 +1,179 @@
+"""What a stranger may take of the stand-in hub: connections, bytes and time have an end."""
+
+import http.client
+import socket
+import ssl
+import threading
+import time
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from hubserver.connection import ANSWER_SECONDS, IDLE_SECONDS, MIN_BYTES_PER_SECOND, REQUEST_SECONDS, Connection
+from hubserver.messages import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Refused, read_head
+from hubserver.server import MAX_TURNED_AWAY, Listening
+from tests.hubserver.world import FILES, MODEL, Hub, hub
+from tests.stack import eventually
+from tests.stack.process import ROOT
+
+CERTIFICATE = ROOT / "tests/updater/hub/certificate.pem"  # of 127.0.0.1, signed by itself
+API = f"/api/v1/models/any/{MODEL}"
+
+
+class Ticking:
+    """A clock that goes on by so many seconds whenever it is read."""
+
+    def __init__(self, step: float) -> None:
+        self.step, self.at = step, 0.0
+
+    def monotonic(self) -> float:
+        self.at += self.step
+        return self.at
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.at, UTC)
+
+
+def said(serving: Hub, request: bytes) -> bytes:
+    """What the hub says to some bytes before it closes."""
+    host, _, port = serving.url.partition("://")[2].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        content = b""
+        while part := client.recv(1 << 16):
+            content += part
+    return content
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_HEAD_BYTES, b"431"),
+        (b"hello\r\n\r\n", b"400"),
+        (b"GET / HTTP/2\r\n\r\n", b"400"),
+        (b"GET http://elsewhere/ HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"411"),
+        (f"PUT / HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), b"413"),
+        (b"GET /?" + b"&".join(b"a=1" for _ in range(99)) + b" HTTP/1.1\r\n\r\n", b"400"),
+    ],
+)
+def test_what_is_no_request_is_refused_unread(serving: Hub, request_: bytes, status: bytes) -> None:
+    """And the connection is closed, since what follows cannot be understood."""
+    answered = said(serving, request_)
+    assert answered.startswith(b"HTTP/1.1 " + status)
+    assert b"Connection: close\r\n" in answered
+
+
+def test_several_requests_go_over_one_connection(serving: Hub) -> None:
+    """Also when they come at once; each gets its answer, in order."""
+    one = f"GET {API}/repo?Revision=v1.0.0&FilePath=configuration.json HTTP/1.1\r\n\r\n".encode()
+    last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    answered = said(serving, one + one + last)
+    assert (3, 3) == (answered.count(b"HTTP/1.1 200"), answered.count(FILES["configuration.json"]))
+
+
+def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
+    """At once, without a thread; when another is gone, the next is served."""
+    with hub(tmp_path, Listening(max_connections=1)) as made:
+        made.publish("v1.0.0")
+        host, _, port = made.url.partition("://")[2].rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as first:
+            first.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert first.recv(100).startswith(b"HTTP/1.1 200")
+            threads = threading.active_count()
+            with socket.create_connection((host, int(port)), timeout=10) as second:
+                refused = second.recv(1000)
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"Retry-After: 1\r\n" in refused
+            # Whether its request is there before, or comes only after, the answer arrives; however many there are.
+            assert {503} == {made.get("/").status for _ in range(2 * MAX_TURNED_AWAY)}
+            assert threads == threading.active_count()
+            first.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+            while first.recv(1000):
+                pass
+        eventually(lambda: made.get(f"{API}/revisions").status == 200, 10.0, "the next is served")
+
+
+def test_a_client_that_has_no_more_to_ask_is_let_go() -> None:
+    """Its connection is somebody else's then."""
+    here, there = socket.socketpair()
+    with here, there:
+        assert Connection(here, Ticking(IDLE_SECONDS)).receive_head() is None
+
+
+def test_a_head_that_never_ends_is_not_waited_for() -> None:
+    """A byte now and then does not extend the limit: it counts from the first."""
+    here, there = socket.socketpair()
+    clock = Ticking(REQUEST_SECONDS / 4)
+    with there, _Trickle(here, there) as trickle:
+        there.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert Connection(trickle, clock).receive_head() is None
+    assert clock.at < 3 * REQUEST_SECONDS
+
+
+class _Trickle(socket.socket):
+    """A socket to which one byte more comes whenever it is read."""
+
+    def __init__(self, here: socket.socket, there: socket.socket) -> None:
+        super().__init__(fileno=here.detach())
+        self._there = there
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        got = super().recv(size, flags)
+        self._there.sendall(b"x")
+        return got
+
+
+def test_a_client_that_takes_too_little_is_let_go() -> None:
+    """What it is sent must go at some speed on the whole, however steadily it takes a little."""
+    size = MIN_BYTES_PER_SECOND * 100
+    here, there = socket.socketpair()
+    with here, there:
+        taking = threading.Thread(target=_take_all, args=(there,))
+        taking.start()
+        connection = Connection(here, Ticking(ANSWER_SECONDS + 50))
+        parts = tuple(bytes(size // 4) for _ in range(4))
+        with pytest.raises(TimeoutError, match="too long"):
+            connection.send(Answer(HTTPStatus.OK, {}, parts), keeps_alive=False, with_body=True)
+        here.close()
+        taking.join(10)
+    assert 0 < connection.sent_bytes < size
+
+
+def _take_all(there: socket.socket) -> None:
+    while there.recv(1 << 20):
+        pass
+
+
+def test_a_header_cannot_begin_another() -> None:
+    """No answer and no log line is split by what a client has sent."""
+    head = b"GET / HTTP/1.1\r\nX-Request-ID: a\nb"
+    with pytest.raises(Refused):
+        read_head(head)
+
+
+def test_a_hub_speaks_tls(tmp_path: Path) -> None:
+    """Who trusts its certificate is served; and it ends at once, whatever connection is open."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with hub(tmp_path, Listening(tls=context)) as made:
+        made.publish("v1.0.0")
+        port = int(made.url.rpartition(":")[2])
+        assert made.url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=CERTIFICATE)
+        client = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
+        client.request("GET", f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin")
+        assert FILES["weights.bin"] == client.getresponse().read()
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as wary, pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(wary, server_hostname="127.0.0.1")
+        began = time.monotonic()
+        made.server.stop()
+        assert time.monotonic() - began < 1.5
+        client.close()

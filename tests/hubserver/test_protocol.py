@@ -1,0 +1,165 @@
+"""What a client of ModelScope's asks, and what the stand-in hub answers."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from common.published import MANIFEST_NAME
+from hubserver.server import Listening
+from tests.hubserver.world import FILES, MODEL, Hub, hub
+
+WORD = "open-sesame"
+API = f"/api/v1/models/any/{MODEL}"
+
+
+def test_branches_and_tags_are_told_apart(serving: Hub) -> None:
+    """`master` and `main` are branches, every other revision is a tag."""
+    serving.publish("v1.1.0")
+    serving.publish("master")
+    rows = serving.get(f"{API}/revisions").row["Data"]["RevisionMap"]
+    assert ["v1.0.0", "v1.1.0"] == [row["Revision"] for row in rows["Tags"]]
+    assert ["master"] == [row["Revision"] for row in rows["Branches"]]
+
+
+def test_a_listing_has_sizes_and_hashes(serving: Hub) -> None:
+    """And its folders, as the real hub lists them."""
+    rows = serving.get(f"{API}/repo/files?Revision=v1.0.0&Recursive=True").row["Data"]["Files"]
+    blobs = {row["Path"]: (row["Size"], row["Sha256"]) for row in rows if row["Type"] == "blob"}
+    assert {name: (len(it), hashlib.sha256(it).hexdigest()) for name, it in FILES.items()} == blobs
+    assert ["parts", "parts/deep"] == [row["Path"] for row in rows if row["Type"] == "tree"]
+
+
+@pytest.mark.parametrize(
+    ("query", "paths"),
+    [
+        ("Recursive=False", ["configuration.json", "empty", "parts", "weights.bin"]),
+        ("Root=parts&Recursive=True", ["parts/deep", "parts/deep/vocab.txt"]),
+        ("Root=parts&Recursive=False", ["parts/deep"]),
+        ("Root=par", None),
+    ],
+)
+def test_a_listing_can_be_asked_for_folder_by_folder(serving: Hub, query: str, paths: list[str] | None) -> None:
+    """Clients do so for very many files; a folder that is not there is an error."""
+    got = serving.get(f"{API}/repo/files?Revision=v1.0.0&{query}")
+    assert paths == ([row["Path"] for row in got.row["Data"]["Files"]] if got.status == 200 else None)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_file_comes_as_it_was_published(serving: Hub, name: str) -> None:
+    """Byte for byte, with its hash as entity tag."""
+    got = serving.file(name)
+    assert (200, FILES[name]) == (got.status, got.body)
+    assert f'"{hashlib.sha256(FILES[name]).hexdigest()}"' == got.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "last"),
+    [("bytes=0-0", 0, 0), ("bytes=100-199", 100, 199), ("bytes=262000-", 262000, 262143), ("bytes=-9", 262135, 262143)],
+)
+def test_a_part_of_a_file_can_be_asked_for(serving: Hub, wanted: str, first: int, last: int) -> None:
+    """That is how a transfer goes on where it stopped."""
+    got = serving.file("weights.bin", range=wanted)
+    assert (206, f"bytes {first}-{last}/262144") == (got.status, got.headers["content-range"])
+    assert FILES["weights.bin"][first : last + 1] == got.body
+
+
+def test_a_part_beyond_the_end_is_refused_with_the_size(serving: Hub) -> None:
+    """So that a client knows what it has too much of."""
+    got = serving.file("weights.bin", range="bytes=262144-")
+    assert (416, "bytes */262144") == (got.status, got.headers["content-range"])
+
+
+@pytest.mark.parametrize("wanted", ["bytes=1-2,5-6", "lines=1-2", "bytes=5-2", "bytes=-"])
+def test_a_range_that_is_not_understood_gives_the_whole(serving: Hub, wanted: str) -> None:
+    """As HTTP has it."""
+    assert (200, FILES["weights.bin"]) == ((got := serving.file("weights.bin", range=wanted)).status, got.body)
+
+
+def test_a_part_of_another_content_is_not_handed_out(serving: Hub) -> None:
+    """`If-Range` with another hash: the whole file comes."""
+    assert 200 == serving.file("weights.bin", range="bytes=5-", if_range='"other"').status
+
+
+def test_a_head_is_an_answer_without_its_body(serving: Hub) -> None:
+    """With the length that it would have."""
+    got = serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin", "HEAD")
+    assert (200, "262144", b"") == (got.status, got.headers["content-length"], got.body)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api/v1/models/any/nobody/revisions",
+        f"{API}/repo/files?Revision=v9",
+        f"{API}/repo?Revision=v1.0.0&FilePath=nothing",
+        f"{API}/repo?Revision=v1.0.0&FilePath=../v1.0.0/empty",
+        f"{API}/repo?Revision=../shapes/v1.0.0&FilePath=empty",
+        f"{API}/repo?Revision=v1.0.0&FilePath={MANIFEST_NAME}",
+        "/api/v1/models/any/..%2fshapes/revisions",
+        "/api/v1/models/any/../revisions",
+        "/api/v1/datasets/any/shapes/revisions",
+    ],
+)
+def test_what_is_not_published_is_not_there(serving: Hub, target: str) -> None:
+    """Only names that a manifest lists are opened; the error says so in the hub's envelope."""
+    got = serving.get(target)
+    assert (404, False, 404) == (got.status, got.row["Success"], got.row["Code"])
+    assert str(serving.folder) not in got.row["Message"]
+
+
+def test_a_model_that_is_not_there_is_told_in_its_interface_s_own_words(serving: Hub) -> None:
+    """The two interfaces of the hub have an envelope each."""
+    assert "any/shapes" == serving.get("/openapi/v1/models/any/shapes").row["data"]["id"]
+    got = serving.get("/openapi/v1/models/any/nobody")
+    assert (404, False, "ResourceNotFound") == (got.status, got.row["success"], got.row["code"])
+
+
+def test_a_revision_that_is_still_being_copied_is_not_told_of(serving: Hub) -> None:
+    """Its manifest came before its weights."""
+    serving.publish("v1.1.0")
+    weights = serving.folder / MODEL / "v1.1.0" / "weights.bin"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert 404 == serving.get(f"{API}/repo/files?Revision=v1.1.0").status
+    weights.write_bytes(whole)
+    assert 200 == serving.get(f"{API}/repo/files?Revision=v1.1.0").status
+
+
+def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
+    """Whoever wrote it by hand."""
+    broken = serving.folder / MODEL / "v0.9.0"
+    broken.mkdir()
+    row = {"schema_version": 1, "files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]}
+    (broken / MANIFEST_NAME).write_text(json.dumps(row))
+    tags = serving.get(f"{API}/revisions").row["Data"]["RevisionMap"]["Tags"]
+    assert ["v1.0.0"] == [row["Revision"] for row in tags]
+
+
+@pytest.mark.parametrize(("shown", "status"), [({}, 401), ({"Authorization": "Bearer guess"}, 403)])
+def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int) -> None:
+    """Without it nothing is told, not even which models there are; and it stands in no line of the log."""
+    with hub(tmp_path, Listening(token=WORD)) as made:
+        made.publish("v1.0.0")
+        assert status == made.get(f"{API}/revisions", headers=shown).status
+        assert status == made.get("/api/v1/models/any/nobody/revisions", headers=shown).status
+        for right in ({"Authorization": f"Bearer {WORD}"}, {"Cookie": f"a=b; m_session_id={WORD}"}):
+            assert 200 == made.get(f"{API}/revisions", headers=right).status
+        assert WORD not in str(made.told)
+
+
+def test_a_hub_is_read_only(serving: Hub) -> None:
+    """Nobody publishes over HTTP."""
+    for method in ("POST", "PUT", "DELETE"):
+        assert 405 == serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=empty", method).status
+
+
+def test_every_request_is_a_line_in_the_log(serving: Hub) -> None:
+    """Who asked for what, how it ended, and under which name both sides know it."""
+    serving.file("weights.bin", range="bytes=10-", x_request_id="abc-1")
+    (line,) = serving.answered()
+    assert ("GET", 206, 262134, "bytes=10-", "abc-1") == tuple(
+        line[key] for key in ("method", "status", "bytes", "range", "request_id")
+    )
+    assert "FilePath=weights.bin" in line["target"]

@@ -1,0 +1,126 @@
+"""A stand-in hub on a folder hub, as tests have it: a revision of four files, and a client without any manners."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from cli.publishing import publish
+from common.logs import Logger
+from hubserver.faults import FaultPlan, parse_faults
+from hubserver.folder import HubFolder
+from hubserver.server import HubServer, Listening
+
+MODEL = "shapes"
+FILES: Mapping[str, bytes] = {
+    "configuration.json": b'{"task": "visual-entailment"}',
+    "empty": b"",
+    "parts/deep/vocab.txt": b"one\ntwo\n",
+    "weights.bin": bytes(range(256)) * 1024,
+}
+
+
+@dataclass(frozen=True)
+class Got:
+    """An answer, whole."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+    @property
+    def row(self) -> Any:  # noqa: ANN401  JSON
+        """The body, read as JSON."""
+        return json.loads(self.body)
+
+
+def ask(
+    url: str,
+    target: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    content: bytes | None = None,
+) -> Got:
+    """Ask a hub, on a connection of its own; redirects are not followed."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
+    try:
+        connection.request(method, target, content, dict(headers or {}))
+        answer = connection.getresponse()
+        return Got(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
+
+
+@dataclass
+class Hub:
+    """A running hub, and what it has told its log."""
+
+    server: HubServer
+    folder: Path
+    told: list[dict[str, Any]]
+    faults: FaultPlan
+
+    def arm(self, *lines: str) -> None:
+        """Let this go wrong from now on, and nothing else."""
+        self.faults.arm(parse_faults(lines))
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.server.url
+
+    def publish(self, revision: str, files: Mapping[str, bytes] | None = None, model: str = MODEL) -> None:
+        """Add a revision."""
+        made = self.folder.parent / "made" / model / revision
+        for name, content in (files or FILES).items():
+            path = made / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        publish(made, self.folder, model, revision)
+
+    def get(
+        self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: bytes | None = None
+    ) -> Got:
+        """Ask on a connection of its own."""
+        return ask(self.url, target, method, headers, content)
+
+    def file(self, name: str, revision: str = "v1.0.0", **headers: str) -> Got:
+        """Ask for a file; a header's name has underscores instead of dashes."""
+        shown = {key.replace("_", "-"): value for key, value in headers.items()}
+        return self.get(f"/api/v1/models/any/{MODEL}/repo?Revision={revision}&FilePath={name}", headers=shown)
+
+    def answered(self) -> list[dict[str, Any]]:
+        """The log's lines of requests; ends the hub, since a line comes after its answer."""
+        self.server.stop()
+        return [line for line in self.told if line["event"] == "request_answered"]
+
+
+def _logger(told: list[dict[str, Any]]) -> Logger:
+    def keep(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        told.append({"level": method, **event})
+        raise structlog.DropEvent
+
+    wrapper = structlog.make_filtering_bound_logger(0)
+    logger: Logger = structlog.wrap_logger(None, (keep,), wrapper, dict)
+    return logger
+
+
+@contextmanager
+def hub(place: Path, listening: Listening | None = None) -> Iterator[Hub]:
+    """A hub that runs for a while, on an empty folder."""
+    folder, told = place / "hub", list[dict[str, Any]]()
+    folder.mkdir(parents=True, exist_ok=True)
+    faults = FaultPlan()
+    server = HubServer(HubFolder(folder), listening or Listening(), _logger(told), faults)
+    server.start()
+    try:
+        yield Hub(server, folder, told, faults)
+    finally:
+        server.stop()

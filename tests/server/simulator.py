@@ -1,0 +1,275 @@
+"""A model's slots with simulated runners and a clock that moves by hand: the server's decisions without processes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, write_bundle
+from common.engine_files import Task
+from hotslot.runner.v1 import runner_pb2
+from inference.server.admission import Capacity, Drain
+from inference.server.batching.limits import LimitRules
+from inference.server.batching.queue import BatchBudget
+from inference.server.events import Event
+from inference.server.request import EntailmentInput, Ticket
+from inference.server.slots.commands import SlotCommands
+from inference.server.slots.fallback_file import FILE_NAME, FallbackFile
+from inference.server.slots.kit import ManagerKit
+from inference.server.slots.load import Load
+from inference.server.slots.manager import ModelManager
+from inference.server.slots.respawn import RespawnRules
+from inference.server.slots.runner_terms import EndReason, RunnerEnding, RunnerListener
+from inference.server.slots.slot import Slot
+
+UNIT_SECONDS = 0.01
+
+
+class ManualClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return self.seconds
+
+    def now(self) -> datetime:
+        """The wall clock's time."""
+        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+
+class SimRunner:
+    """A runner that does what the test says; answers at once unless told to hold."""
+
+    next_pid = 100
+
+    def __init__(self, listener: RunnerListener, world: "World") -> None:
+        SimRunner.next_pid += 1
+        self.pid = SimRunner.next_pid
+        self.resident_bytes = 1 << 20
+        self.listener = listener
+        self.world = world
+        self.batches: list[runner_pb2.ComputeBatch] = []
+        self.seen: list[list[str]] = []  # first statement of each item, by batch
+        self.cancelled: list[int] = []
+        self.serving: bool | None = None
+        self.loaded: runner_pb2.LoadBundle | None = None
+        self.has_ended = False
+        self.gone = asyncio.Event()
+        self.killed_by = ""
+        self.always = ""  # a fault of every item
+
+    def spawn(self) -> None:
+        """Start."""
+        self.world.runners.append(self)
+        self._soon(self._hello)
+
+    def load(self, request: runner_pb2.LoadBundle) -> None:
+        """Load, unless the world says that this bundle is bad."""
+        self.loaded = request
+        reason = self.world.refused.get(Path(request.directory).name)
+        if request.device.startswith("cuda"):
+            reason = reason or self.world.card
+        device = request.device
+        outcome = runner_pb2.LoadOutcome(device=device, precision="float32", unit_seconds=UNIT_SECONDS)
+        if reason:
+            outcome = runner_pb2.LoadOutcome(failure=runner_pb2.Failure(reason=reason, message="bad"), device=device)
+        if not self.world.holds_loads:
+            self._soon(lambda: self.listener.on_load_outcome(outcome))
+
+    def send_batch(
+        self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
+    ) -> None:
+        """Take a batch; answer it unless held."""
+        batch.items.extend(item for item, _ in items)
+        self.batches.append(batch)
+        self.seen.append([item.entailment.statements[0] for item in batch.items])
+        self._soon(lambda: self._compute(batch))
+
+    def cancel(self, item_ids: Sequence[int]) -> None:
+        """Remember."""
+        self.cancelled += item_ids
+
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001
+        """Remember."""
+        self.serving = serving
+
+    def retire(self) -> None:
+        """End politely."""
+        self._soon(lambda: self.end(EndReason.RETIRED, "exit 0"))
+
+    def kill(self, detail: str) -> None:
+        """End at once."""
+        self.killed_by = detail
+        self._soon(lambda: self.end(EndReason.KILLED, detail))
+
+    async def wait_ended(self) -> None:
+        """Wait for the end."""
+        await self.gone.wait()
+
+    def end(self, reason: EndReason = EndReason.DIED, detail: str = "signal 9") -> None:
+        """The process is gone."""
+        if not self.has_ended:
+            self.has_ended = True
+            self.gone.set()
+            self.listener.on_end(RunnerEnding(reason, detail, None))
+
+    def answer(self, batch: runner_pb2.ComputeBatch) -> None:
+        """Answer a batch as the world's script says."""
+        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True, units=1, computed_seconds=UNIT_SECONDS)
+        for item in batch.items:
+            outcome = reply.outcomes.add(item_id=item.item_id)
+            fault = self._fault(item)
+            if fault:
+                outcome.failure.reason = fault
+                outcome.failure.message = "as scripted"
+                continue
+            for _ in item.entailment.statements:
+                outcome.entailment.scores.add(yes=0.7, no=0.2, maybe=0.1)
+        self.batches.remove(batch)
+        self.listener.on_batch_reply(reply)
+
+    def _hello(self) -> None:
+        if not self.has_ended:
+            devices = self.world.devices
+            precisions = ["float32"] * len(devices)
+            self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=devices, precisions=precisions))
+
+    def _compute(self, batch: runner_pb2.ComputeBatch) -> None:
+        if self.has_ended or batch not in self.batches:
+            return
+        faults = [self._fault(item) for item in batch.items]
+        if "crash" in faults:
+            self.end()
+        elif "hang" not in faults and not self.world.holds_batches:
+            self.answer(batch)
+
+    def _fault(self, item: runner_pb2.BatchItem) -> str:
+        """What goes wrong: `!fault` in a statement for all revisions, `!fault@r2` for one, or for a device."""
+        text, _, scope = item.entailment.statements[0].partition("@")
+        scopes = ("", *((self.world.revision_of(self.loaded), self.loaded.device) if self.loaded else ()))
+        return text[1:] if text.startswith("!") and scope in scopes else self.always
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(lambda: None if self.has_ended else act())
+
+
+class World:
+    """One model with simulated runners, in a state folder of its own."""
+
+    def __init__(self, state: Path, **changes: object) -> None:
+        self.state = state
+        self.clock = ManualClock()
+        self.runners: list[SimRunner] = []
+        self.refused: dict[str, str] = {}  # folder name → reason
+        self.holds_batches = False
+        self.holds_loads = False
+        self.devices = ["cpu"]
+        self.card = ""  # why no load fits on a card
+        self.events: list[Event] = []
+        self.complaints: list[str] = []
+        self.drain = Drain()
+        kit = {
+            "model": "shapes",
+            "task": Task.VISUAL_ENTAILMENT,
+            "device": "cpu",
+            "precision": "",
+            "cpu_fallback": True,
+            "fallbacks": FallbackFile(state / FILE_NAME, self.complaints.append),
+            "node": "test",
+            "state_dir": state,
+            "clock": self.clock,
+            "emit": self.events.append,
+            "drain": self.drain,
+            "capacity": Capacity(max_requests=8, max_bytes=1000),
+            "budget": BatchBudget(max_items=4, max_units=8, max_bytes=1000),
+            "limits": LimitRules(floor_seconds=2.0, factor=8.0),
+            "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
+            "standby": True,
+            "threads": 1,
+            "max_call_seconds": 1.0,
+            "max_image_pixels": 1_000_000,
+            "max_image_side": 1000,
+            "self_test": ask("self-test"),
+            "self_test_seconds": 10.0,
+            "make_process": lambda listener: SimRunner(listener, self),
+            "engines": {"scripted": Task.VISUAL_ENTAILMENT},
+            "is_stopping": lambda: False,
+        }
+        self.manager = ModelManager(ManagerKit(**{**kit, **changes}))  # type: ignore[arg-type]
+        self.commands = SlotCommands(self.manager)
+        self.roles = self.manager.roles
+
+    def bundle(self, revision: str) -> Bundle:
+        """A sealed bundle."""
+        digest = "sha256:" + revision.encode().hex().rjust(64, "0")
+        bundle = Bundle(digest, digest, revision, "scripted", Task.VISUAL_ENTAILMENT.value, "float32", "1", ())
+        folder = bundle_folder(self.state, digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bundle(folder, bundle)
+        return bundle
+
+    def revision_of(self, loaded: runner_pb2.LoadBundle) -> str:
+        """The revision that a runner has loaded."""
+        return bytes.fromhex(Path(loaded.directory).name.removeprefix("sha256-")).lstrip(b"\0").decode()
+
+    async def serving(self, revision: str = "r1") -> "World":
+        """Boot with a committed revision."""
+        bundle = self.bundle(revision)
+        row = Committed("shapes", bundle.bundle_digest, bundle.source_digest, revision, Origin.IMPORT)
+        commit(self.state, row)
+        assert self.commands.boot() == ""
+        await self.settle()
+        return self
+
+    async def candidate(self, revision: str = "r2") -> Load:
+        """Load a second revision."""
+        load = self.commands.load(self.bundle(revision).bundle_digest, "", "t1", 0)
+        await self.settle()
+        return load
+
+    async def trial(self, revision: str = "r2", term: float = 60.0) -> Load:
+        """Load a second revision and let it answer on trial."""
+        load = await self.candidate(revision)
+        self.commands.activate(load.load_id, term, "t1", 0)
+        await self.settle()
+        return load
+
+    def ask(self, statement: str = "two red circles", seconds: float = 30.0) -> Ticket:
+        """Send a request."""
+        return self.manager.predict(ask(statement), self.clock.seconds + seconds)
+
+    async def settle(self) -> None:
+        """Let everything happen that needs no time."""
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    async def wait(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass, ticking."""
+        for _ in range(round(seconds / step)):
+            self.clock.seconds += step
+            self.manager.tick()
+            await self.settle()
+
+    def runner(self, slot: str) -> SimRunner:
+        """The runner in a slot."""
+        process = self.roles.slots[slot].process
+        assert isinstance(process, SimRunner)
+        return process
+
+    @property
+    def active(self) -> Slot:
+        """The slot that is to answer."""
+        assert self.roles.active is not None
+        return self.roles.active
+
+    def changes(self) -> list[str]:
+        """Names of what happened."""
+        return [str(getattr(event, "change", "")) for event in self.events]
+
+
+def ask(statement: str) -> EntailmentInput:
+    """A request's input."""
+    return EntailmentInput(image=b"picture", statements=(statement,), premise="")

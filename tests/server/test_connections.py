@@ -1,0 +1,91 @@
+"""Connections that idle, crawl or break: the others are served."""
+
+import contextlib
+import resource
+import socket
+import threading
+
+import pytest
+
+from hotslot.status.v1 import status_pb2
+from tests.stack import Stack, eventually, http2, question
+from tests.stack.stack import DEADLINE_SECONDS
+from tests.stack.wire import predict_raw
+
+IDLE = 1000
+
+
+@pytest.mark.fault("I17")
+def test_a_thousand_idle_connections_hold_nobody_up(stack: Stack) -> None:
+    """1,000 connections that say hello and nothing more: calls are answered, and their descriptors come back."""
+    resource.prlimit(stack.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    with contextlib.ExitStack() as held:
+        for _ in range(IDLE):
+            way = held.enter_context(http2.connect(stack.port))
+            way.sendall(http2.opening())
+        for _ in range(20):
+            stack.check(question(), timeout=10)
+        assert stack.is_serving()
+    eventually(lambda: descriptors(stack) < IDLE / 2, what="the descriptors are free again")
+
+
+@pytest.mark.fault("I18")
+def test_clients_with_slow_headers_hold_nobody_up(stack: Stack) -> None:
+    """Connections that drip their preface byte by byte, or stop amid a header, cost nobody else anything."""
+    stop = threading.Event()
+    ways = [http2.connect(stack.port) for _ in range(50)]
+    opening = http2.opening() + http2.call("/x/y", b"", {})[:40]
+
+    def drip() -> None:
+        for byte in opening:
+            for way in ways:
+                with contextlib.suppress(OSError):
+                    way.send(bytes([byte]))
+            if stop.wait(0.005):
+                return
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    for _ in range(50):
+        stack.check(question(), timeout=10)
+    stop.set()
+    dripping.join()
+    for way in ways:
+        way.close()
+    assert stack.is_serving()
+
+
+@pytest.mark.fault("I19")
+@pytest.mark.parametrize(
+    "noise", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(range(256)) * 40, b"\x16\x03\x01\x02\x00"]
+)
+def test_noise_on_the_port_hurts_nobody(stack: Stack, noise: bytes) -> None:
+    """HTTP/1, TLS or plain garbage is hung up on; calls are answered."""
+    for _ in range(20):
+        with http2.connect(stack.port) as way:
+            way.sendall(noise)
+    stack.check(question())
+
+
+@pytest.mark.fault("I14")
+def test_connections_that_break_in_the_middle_of_a_call_leave_nothing(stack: Stack) -> None:
+    """A peer that is gone with its request on the way gives its place back; the runner computes on for the others."""
+    path = "/hotslot.entailment.v1.EntailmentService/Predict"
+    message = question("!slow 0.01").request().SerializeToString()
+    for number in range(100):
+        way = http2.connect(stack.port)
+        whole = http2.opening() + http2.call(path, message, {})
+        way.sendall(whole if number % 2 else whole[:-10])
+        way.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, no farewell
+        way.close()
+
+    stack.check(question(), timeout=DEADLINE_SECONDS)
+    status = stack.hand.status()
+    assert [slot.state for slot in status.slots if slot.role == "ACTIVE"] == ["LOADED"]
+    assert predict_raw(stack, question().request().SerializeToString()).results
+
+
+def descriptors(stack: Stack) -> int:
+    """Open descriptors of the server."""
+    told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+    return int(told.resources.descriptors_used)

@@ -1,0 +1,137 @@
+"""When a trial hands a request over: what it says of it later, and what is left of its slot."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import Interrupted
+from hotslot.runner.v1 import runner_pb2
+from inference.server.batching.limits import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
+from inference.server.slots.runner_terms import EndReason
+from tests.server.simulator import SimRunner, World
+
+
+def refuse(runner: SimRunner, reason: str) -> None:
+    """A runner drops all that it holds, saying why."""
+    for batch in list(runner.batches):
+        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True)
+        for item in batch.items:
+            reply.outcomes.add(item_id=item.item_id).failure.reason = reason
+        runner.batches.remove(batch)
+        runner.listener.on_batch_reply(reply)
+
+
+@pytest.mark.fault("K15")
+@pytest.mark.parametrize("reason", ["CANCELLED", "DEADLINE_EXPIRED", "ENGINE_FAILED"])
+async def test_what_a_trial_says_of_a_request_it_no_longer_has_is_ignored(tmp_path: Path, reason: str) -> None:
+    """The trial drops a request that was handed over: the caller waits on for the previous slot and gets its answer."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    await world.wait(1)
+    world.holds_batches = True
+    ticket = world.ask(seconds=1.5)
+    await world.settle()
+    trial, previous = world.runner("b"), world.runner("a")
+    assert trial.batches
+    await world.wait(1.4)
+    assert previous.batches, "it was handed over"
+
+    refuse(trial, reason)
+    await world.settle()
+    assert not ticket.is_settled
+
+    previous.answer(previous.batches[0])
+    assert (await ticket.outcome).served_by.revision == "r1"
+
+
+@pytest.mark.fault("K15")
+async def test_after_a_rollback_what_the_trial_held_is_still_handed_over_in_time(tmp_path: Path) -> None:
+    """A request that hangs in the revision that was just taken back goes to the active one within its deadline."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    ticket = world.ask("!hang@r2", seconds=1.5)
+    await world.settle()
+    previous = world.roles.previous
+    assert previous is not None
+    assert previous.load is not None
+    world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
+
+    await world.wait(1.4)
+
+    assert (await ticket.outcome).served_by.revision == "r1"
+
+
+async def test_a_dead_slot_that_is_emptied_stands_by_again(tmp_path: Path) -> None:
+    """A slot that is retired in the pause before its next start is started all the same, without a model."""
+    world = await World(tmp_path).serving()
+    load = await world.trial()
+    for _ in range(2):
+        world.runner("b").end()
+        await world.settle()
+        if world.roles.slots["b"].process is None:
+            break
+        await world.settle()
+    assert world.roles.slots["b"].state.name == "FAILED"
+    previous = world.roles.previous
+    assert previous is not None
+    assert previous.load is not None
+    world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
+    world.commands.retire(load.load_id, 0)
+
+    await world.wait(3)
+
+    assert world.roles.slots["b"].state.name == "READY"
+    assert world.roles.slots["b"].load is None
+
+
+async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> None:
+    """Where no process shall stand by, none is started for a slot that was emptied in its pause."""
+    world = await World(tmp_path, standby=False).serving()
+    load = await world.trial()
+    for _ in range(2):
+        if world.roles.slots["b"].process is not None:
+            world.runner("b").end()
+            await world.settle()
+    previous = world.roles.previous
+    assert previous is not None
+    assert previous.load is not None
+    world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
+    world.commands.retire(load.load_id, 0)
+
+    await world.wait(3)
+
+    assert world.roles.slots["b"].state.name == "EMPTY"
+
+
+@pytest.mark.fault("K6")
+@pytest.mark.parametrize(
+    ("ending", "reason"), [(EndReason.DIED, "LOAD_FAILED"), (EndReason.LOAD_STALLED, "LOAD_STALLED")]
+)
+async def test_how_a_candidate_ended_is_told(tmp_path: Path, ending: EndReason, reason: str) -> None:
+    """A load that was begun and given up may be asked for again; the reason says whether it died or stalled."""
+    world = await World(tmp_path).serving()
+    world.holds_loads = True
+    load = await world.candidate()
+
+    world.runner("b").end(ending)
+    await world.settle()
+
+    assert isinstance(load.failure, Interrupted)
+    assert load.failure.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("deadline", "own", "need", "limit"),
+    [
+        (10.0, 2.0, 0.5, 2.0),  # its own limit is the lesser
+        (2.0, 2.0, 0.5, 1.5 - 2.0 * HANDOVER_SHARE),  # what the previous slot needs is kept back, and time for the way
+        (0.6, 2.0, 0.0, 0.6 - HANDOVER_SECONDS),  # even a model that costs nothing needs a way there
+        (0.5, 2.0, 0.5, None),  # no room for both
+        (HANDOVER_SECONDS, 2.0, 0.0, None),
+    ],
+)
+def test_a_trial_s_limit_leaves_room_for_the_previous_slot(
+    deadline: float, own: float, need: float, limit: float | None
+) -> None:
+    """The lesser of its own limit and what the deadline leaves beside the previous slot's need."""
+    assert trial_limit(0.0, deadline, own, need) == (None if limit is None else pytest.approx(limit))

@@ -1,0 +1,214 @@
+"""Health tells the truth, under every name, at every moment."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from hotslot.status.v1 import status_pb2
+from tests.stack import Load, Stack, eventually, question, refusal_of
+from tests.stack.fixtures import MakeStack
+from tests.stack.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, commit_on_disk
+
+pb: Any = health_pb2  # List is newer than its stubs
+READINESS = ("", "shapes", ENTAILMENT)
+
+
+def listed(stack: Stack) -> dict[str, bool]:
+    """What List says: every name, and whether it serves."""
+    health: Any = stack.health
+    statuses = health.List(pb.HealthListRequest(), timeout=DEADLINE_SECONDS).statuses
+    return {name: row.status == pb.HealthCheckResponse.SERVING for name, row in statuses.items()}
+
+
+def watched(stack: Stack, name: str) -> Iterator[str]:
+    """The states that a Watch tells, by their names."""
+    call = stack.health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=60)
+    return (pb.HealthCheckResponse.ServingStatus.Name(row.status) for row in call)
+
+
+def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> None:
+    """Without a committed model every readiness name is NOT_SERVING; the first install changes that, no restart."""
+    stack = make_stack(committed=None, until_ready=False)
+
+    unready = dict.fromkeys((*READINESS, ADDRESS), False)
+    assert listed(stack) == {**unready, STATUS: True, "liveness": True}
+    with pytest.raises(grpc.RpcError) as error:
+        stack.predict(question())
+    refusal = refusal_of(error.value)
+    assert (refusal.brief, refusal.retry_seconds) == (("UNAVAILABLE", "NOT_READY", ()), 1.0)
+    assert stack.process.events("boot_without_model")
+
+    bundle = stack.bundle("r1")
+    load_id = stack.hand.candidate(bundle.bundle_digest)
+    assert not stack.is_serving(), "a candidate serves nobody"
+    stack.hand.activate(load_id)
+    stack.wait_ready()
+    commit_on_disk(stack, bundle)
+    stack.hand.commit(load_id)
+    assert stack.check(question()) == "r1"
+
+
+def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeStack) -> None:
+    """From the first answer of the server on it says NOT_SERVING, until the model has answered its self-test."""
+    stack = make_stack(script={"load_seconds": 1.5}, until_ready=False)
+
+    assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, True]
+    with pytest.raises(grpc.RpcError) as error:
+        stack.predict(question())
+    assert refusal_of(error.value).reason == "NOT_READY"
+    stack.wait_ready()
+    assert stack.check(question()) == "r1"
+
+
+def test_list_and_check_say_the_same(stack: Stack) -> None:
+    """Every name of List can be checked, and says the same there."""
+    names = listed(stack)
+
+    assert names == {"": True, "shapes": True, ENTAILMENT: True, ADDRESS: False, STATUS: True, "liveness": True}
+    assert {name: stack.is_serving(name) for name in names} == names
+
+
+def test_an_unknown_name_is_not_found(stack: Stack) -> None:
+    """Check of a name that health does not know is NOT_FOUND; Watch says SERVICE_UNKNOWN and stays open."""
+    with pytest.raises(grpc.RpcError) as error:
+        stack.is_serving("squares")
+    refusal = refusal_of(error.value)
+    assert (refusal.code, refusal.reason, refusal.domain) == ("NOT_FOUND", "SERVICE_UNKNOWN", "hotslot")
+
+    call: Any = stack.health.Watch(health_pb2.HealthCheckRequest(service="squares"), timeout=DEADLINE_SECONDS)
+    assert next(call).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
+    assert call.is_active()
+    call.cancel()
+
+
+def test_health_answers_while_the_queue_is_full(make_stack: MakeStack) -> None:
+    """A busy server is a healthy one: Check, List and the status service are exempt from admission."""
+    stack = make_stack(server={"max_waiting_requests": 1})
+    busy: Any = stack.entailment.Predict.future(question("!slow 1.2").request(), timeout=DEADLINE_SECONDS)
+
+    def is_full() -> bool:
+        try:
+            stack.predict(question())
+        except grpc.RpcError as error:
+            return refusal_of(error).reason == "QUEUE_FULL"
+        return False
+
+    eventually(is_full, what="the queue is full")
+    begun = time.monotonic()
+    assert all(stack.is_serving(name) for name in (*READINESS, "liveness"))
+    assert listed(stack)[""]
+    status = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+    assert status.capabilities[0].waiting == 1
+    assert time.monotonic() - begun < 1.0
+    assert busy.result().results
+
+
+@pytest.mark.fault("K5")
+def test_a_death_without_a_standby_is_told_within_a_second(make_stack: MakeStack) -> None:
+    """NOT_SERVING within a second of the only runner's death, SERVING when it is back; a caller waits it out."""
+    stack = make_stack(runner={"standby": False}, script={"load_seconds": 1.0})
+    states = watched(stack, "shapes")
+    assert next(states) == "SERVING"
+    begun = time.monotonic()
+    stack.kill(stack.active_pid())
+
+    call: Any = stack.entailment.Predict.future(question().request(), timeout=DEADLINE_SECONDS)
+    assert next(states) == "NOT_SERVING"
+    assert time.monotonic() - begun < 1.0
+    assert stack.is_serving("liveness")
+    assert next(states) == "SERVING"
+    assert call.result().served_by.revision == "r1"
+    assert {row["service"] for row in stack.process.events("health_changed", serving=False)} == set(READINESS)
+
+
+def test_a_candidate_never_makes_unready(stack: Stack) -> None:
+    """Loading, failing and retiring a candidate changes no name's state."""
+    changes = len(stack.process.events("health_changed"))
+
+    stack.hand.candidate(stack.bundle("r-slow-load", load_seconds=0.3).bundle_digest)
+    stack.hand.retire(stack.hand.other().load_id)
+    stack.wait_calm()
+    with pytest.raises(grpc.RpcError):
+        stack.hand.load(stack.bundle("r-dies", fail_load="crash").bundle_digest)
+    stack.wait_calm()
+
+    assert len(stack.process.events("health_changed")) == changes
+
+
+def test_a_bundle_that_dies_again_and_again_costs_liveness_at_last(make_stack: MakeStack) -> None:
+    """Respawn gives up after its number of deaths: only then does liveness drop, for the watchdog to act on."""
+    stack = make_stack(runner={"respawn_give_up": 3, "respawn_first_seconds": 0.05})
+    (stack.folder / "bundles" / stack.hand.active().bundle_digest.replace(":", "-") / "script.json").unlink()
+
+    stack.kill(stack.active_pid())
+
+    eventually(lambda: not stack.is_serving("shapes"), what="it is not ready")
+    eventually(lambda: not stack.is_serving("liveness"), what="respawn has given up")
+    assert stack.hand.active().restarts + stack.hand.other().restarts >= 3
+
+
+def test_without_callers_self_tests_go_on(make_stack: MakeStack) -> None:
+    """While nobody asks, a self-test goes the real way now and then, so that health knows what it says."""
+    stack = make_stack(server={"self_test_seconds": 0.3})
+    last = eventually(lambda: inference_time(stack), what="an inference went all the way")
+
+    assert eventually(lambda: inference_time(stack) > last, what="self-tests go on without callers")
+    assert stack.is_serving("shapes")
+
+
+def test_the_status_service_tells_three_layers(stack: Stack) -> None:
+    """Process, resources, capability: each with a level, and the limits that callers should know."""
+    with Load(stack, clients=2) as load:
+        load.wait_answers(10)
+        told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+
+    assert (told.node, told.process.level, told.process.draining) == ("test-node", status_pb2.HEALTH_LEVEL_OK, False)
+    assert told.resources.memory_total_bytes > told.resources.memory_used_bytes > 0
+    assert told.resources.descriptors_limit > told.resources.descriptors_used > 0
+    assert told.resources.disk_total_bytes > 0
+    (shapes,) = told.capabilities
+    assert (shapes.model, shapes.level, shapes.ready, shapes.reason) == ("shapes", status_pb2.HEALTH_LEVEL_OK, True, "")
+    assert shapes.last_inference_latency.ToTimedelta().total_seconds() > 0
+    assert (told.limits.max_image_bytes, told.limits.max_statements) == (16 << 20, 32)
+
+
+def test_the_models_are_listed_with_slots_trial_and_committed(stack: Stack) -> None:
+    """ListModels shows both slots, the trial while there is one, and what a restart would load."""
+    stack.hand.trial(stack.answers.digest_of("r2"))
+
+    (model,) = stack.status.ListModels(status_pb2.ListModelsRequest(), timeout=DEADLINE_SECONDS).models
+
+    by_name = {slot.name: slot for slot in model.slots}
+    assert (model.name, model.task, sorted(by_name)) == ("shapes", "visual-entailment", ["a", "b"])
+    active = by_name[model.active_slot]
+    assert (active.revision, active.state) == ("r2", status_pb2.SLOT_STATE_LOADED)
+    assert ["r2 answers by a script"] == list(active.notes)
+    assert model.trial.slot == model.active_slot
+    assert model.trial.term_left.ToTimedelta().total_seconds() > 0
+    assert model.committed.revision
+    assert {slot.role for slot in model.slots} == {status_pb2.SLOT_ROLE_TRIAL, status_pb2.SLOT_ROLE_PREVIOUS}
+
+
+def test_two_models_are_served_apart(make_stack: MakeStack) -> None:
+    """With two models callers must name one; health is told for each, and "" needs both."""
+    stack = make_stack(models=("shapes", "letters"))
+
+    with pytest.raises(grpc.RpcError) as error:
+        stack.predict(question())
+    assert refusal_of(error.value).brief == ("INVALID_ARGUMENT", "MODEL_REQUIRED", ("model",))
+    for model in ("shapes", "letters"):
+        answer = stack.entailment.Predict(question().request(model), timeout=DEADLINE_SECONDS)
+        assert answer.served_by.model == model
+    stack.kill(stack.active_pid())
+    assert stack.is_serving("letters")
+    stack.wait_ready()
+
+
+def inference_time(stack: Stack) -> float:
+    """When an inference last went all the way, in seconds."""
+    told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+    return told.capabilities[0].last_inference_at.ToNanoseconds() / 1e9

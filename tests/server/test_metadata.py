@@ -1,0 +1,141 @@
+"""Request ids, trace context and deadlines: what travels beside a call."""
+
+import itertools
+import queue
+import re
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.stack import Stack, eventually, http2, question, refusal_of, status_refusal
+from tests.stack.fixtures import MakeStack
+from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from tests.stack.wire import one_item, results_of
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def echoed(stack: Stack, *metadata: tuple[str, str], statement: str = "a") -> dict[str, str]:
+    """What a call's metadata says: what the caller sent in the initial one, an id that was made in the trailing."""
+    asked: Any = stack.entailment.Predict.with_call
+    _, call = asked(question(statement).request(), timeout=DEADLINE_SECONDS, metadata=metadata)
+    return {**dict(call.trailing_metadata()), **dict(call.initial_metadata())}
+
+
+def test_request_id_and_trace_are_echoed_and_logged(stack: Stack) -> None:
+    """What the caller names itself comes back in the initial metadata and stands in the log's line."""
+    found = echoed(stack, ("x-request-id", "order-4711/a"), ("traceparent", TRACE))
+
+    assert (found["x-request-id"], found["traceparent"]) == ("order-4711/a", TRACE)
+    line = stack.process.wait_event("call_ended", request_id="order-4711/a")
+    assert (line["traceparent"], line["grpc_code"], line["revision"]) == (TRACE, "OK", "r1")
+
+
+def test_a_call_without_an_id_gets_one(stack: Stack) -> None:
+    """Ids are made where there are none, a new one each time; a trace is not made up."""
+    first, second = echoed(stack), echoed(stack)
+
+    assert re.fullmatch(r"[0-9a-f]{32}", first["x-request-id"])
+    assert first["x-request-id"] != second["x-request-id"]
+    assert "traceparent" not in first
+
+
+@pytest.mark.parametrize("request_id", ["", " ", "has a space", "x" * 129], ids=["empty", "blank", "space", "long"])
+def test_a_bad_request_id_is_replaced(stack: Stack, request_id: str) -> None:
+    """An id that could do harm in a log is not echoed; the call is answered all the same."""
+    found = echoed(stack, ("x-request-id", request_id))
+
+    assert re.fullmatch(r"[0-9a-f]{32}", found["x-request-id"])
+
+
+@pytest.mark.parametrize("trace", ["", "no", TRACE.upper(), TRACE + "-00", TRACE[:-1]])
+def test_a_bad_trace_is_dropped(stack: Stack, trace: str) -> None:
+    """A traceparent that is none is not passed on."""
+    assert "traceparent" not in echoed(stack, ("traceparent", trace))
+
+
+def test_a_refused_call_is_echoed_too(stack: Stack) -> None:
+    """A caller finds its id on an error as well, and so does who reads the log."""
+    with pytest.raises(grpc.RpcError) as error:
+        stack.entailment.Predict(
+            question("").request(), timeout=DEADLINE_SECONDS, metadata=(("x-request-id", "refused-1"),)
+        )
+
+    call: Any = error.value
+    assert dict(call.initial_metadata())["x-request-id"] == "refused-1"
+    line = stack.process.wait_event("call_ended", request_id="refused-1")
+    assert (line["grpc_code"], line["reason"]) == ("InvalidArgument", "STATEMENT_EMPTY")
+
+
+def test_a_stream_is_echoed_before_its_first_answer(stack: Stack) -> None:
+    """A stream's initial metadata comes at once, also while nothing has been sent."""
+    messages: queue.Queue[Any] = queue.Queue()
+    call = stack.entailment.StreamPredict(
+        iter(messages.get, None), timeout=DEADLINE_SECONDS, metadata=(("x-request-id", "stream-1"),)
+    )
+    assert dict(call.initial_metadata())["x-request-id"] == "stream-1"
+
+    messages.put(one_item("one", question().request()))
+    messages.put(None)
+    assert [result.item_id for answer in call for result in answer.results] == ["one"]
+    line = stack.process.wait_event("call_ended", request_id="stream-1")
+    assert (line["received"], line["sent"]) == (1, 1)
+
+
+def send_with_timeout(stack: Stack, statement: str, timeout: str, request_id: str) -> None:
+    """A call whose deadline no client library would send; waits until the server has said anything at all."""
+    message = question(statement).request().SerializeToString()
+    headers = {"grpc-timeout": timeout, "x-request-id": request_id}
+    with http2.connect(stack.port) as way:
+        way.sendall(http2.opening() + http2.call(f"/{ENTAILMENT}/Predict", message, headers))
+        way.recv(1)
+        stack.check(question())
+
+
+@pytest.mark.fault("I15")
+def test_a_deadline_of_nothing_costs_nothing(stack: Stack) -> None:
+    """A call that comes with no time at all is ended by the transport: no device sees it."""
+    pid = stack.active_pid()
+    for number in range(5):
+        send_with_timeout(stack, "!crash", "0n", f"nothing-{number}")  # a device that saw it would show it
+
+    assert stack.active_pid() == pid
+
+
+@pytest.mark.fault("I15")
+def test_a_deadline_that_is_past_on_arrival_is_told(stack: Stack) -> None:
+    """A call whose last nanosecond is over when we see it is refused as expired, before it is queued."""
+    numbers = itertools.count()
+
+    def is_told() -> bool:
+        send_with_timeout(stack, "late", "1n", f"past-{next(numbers)}")
+        return bool(stack.process.events("call_ended", grpc_code="DeadlineExceeded", reason="DEADLINE_EXPIRED"))
+
+    eventually(is_told, what="one of them comes too late")
+
+
+@pytest.mark.fault("I15")
+def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
+    """Where the model needs longer than the caller waits, the caller is told before anything is computed."""
+    stack.serve("r-slow", unit_seconds=0.4)
+
+    with pytest.raises(grpc.RpcError) as error:
+        stack.predict(question("a", "b", "c"), timeout=0.8)
+
+    assert refusal_of(error.value).brief == ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", ())
+    assert stack.hand.stats(stack.answers.digest_of("r-slow")).answered == 0
+
+
+def test_without_a_deadline_a_call_gets_the_longest(make_stack: MakeStack) -> None:
+    """No deadline, or a longer one, is cut to the configured maximum; so is that of every item of an open stream."""
+    stack = make_stack(server={"max_deadline_seconds": 0.7})
+    messages = iter([one_item("slow", question("!slow 1").request()), one_item("wrong", question("").request())])
+    results = {result.item_id: result for result in results_of(stack.entailment.StreamPredict(messages))}
+
+    assert status_refusal(results["slow"].error).brief == ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED", ())
+    assert set(results) == {"slow", "wrong"}
+    for timeout in (None, 50.0):
+        with pytest.raises(grpc.RpcError) as error:
+            stack.entailment.Predict(question("!slow 1").request(), timeout=timeout)
+        assert refusal_of(error.value).brief == ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED", ())

@@ -1,0 +1,70 @@
+"""Numbers of revisions are bounded: a server that runs for years swaps often, and forgets what left long ago."""
+
+import pytest
+from prometheus_client import generate_latest
+
+from inference.server import events
+from inference.server.observers import MAX_REVISIONS, MetricsObserver
+from inference.server.slots.stats import StatsBook, StatsKey
+
+
+def slot_changed(slot: str, revision: str) -> events.SlotChanged:
+    """A slot holds a revision."""
+    return events.SlotChanged("shapes", slot, "load_ended", "LOADED", "ACTIVE", revision, "", "cpu", 1)
+
+
+def answered(revision: str) -> events.ItemEnded:
+    """A revision has answered."""
+    return events.ItemEnded("shapes", revision, "OK", 0.003, 0.001, 0.001, 0.001)
+
+
+def lines_of(seen: MetricsObserver, revision: str) -> list[str]:
+    """Series of one revision."""
+    text = generate_latest(seen.registry).decode()
+    return [line for line in text.splitlines() if f'revision="{revision}"' in line]
+
+
+@pytest.mark.fault("S9")
+def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
+    """A hundred swaps leave the series of the last ones, and of what has answered all the while."""
+    seen = MetricsObserver()
+    seen(slot_changed("a", "steady"))
+    seen(answered("steady"))
+    for number in range(100):
+        revision = f"r{number}"
+        seen(slot_changed("b", revision))
+        seen(answered(revision))
+        seen(events.BatchSent("shapes", revision, 1, 1))
+        seen(answered("steady"))
+
+    assert 101.0 == seen.registry.get_sample_value(
+        "hotslot_items_total", {"model": "shapes", "revision": "steady", "outcome": "OK"}
+    )
+    assert lines_of(seen, "r99")
+    assert [] == lines_of(seen, "r0")
+    kept = {f"r{number}" for number in range(100) if lines_of(seen, f"r{number}")}
+    assert MAX_REVISIONS - 1 == len(kept)
+
+
+def test_a_revision_that_comes_back_is_counted_anew() -> None:
+    """What was forgotten begins at zero; nobody's numbers go to a series that is no longer exported."""
+    seen = MetricsObserver()
+    seen(slot_changed("a", "old"))
+    seen(answered("old"))
+    for number in range(50):
+        seen(slot_changed("a", f"r{number}"))
+    seen(slot_changed("a", "old"))
+    seen(answered("old"))
+    labels = {"model": "shapes", "revision": "old", "outcome": "OK"}
+    assert 1.0 == seen.registry.get_sample_value("hotslot_items_total", labels)
+
+
+def test_what_answers_keeps_its_numbers_however_many_come_and_go() -> None:
+    """The revision that answers is what trials are compared with: forty others do not make it start at zero."""
+    book = StatsBook(max_revisions=32)
+    active = StatsKey("sha256:active", "cpu")
+    for number in range(40):
+        book.of(active).count_answer(0.01)
+        book.of(StatsKey(f"sha256:{number}", "cpu")).count_answer(0.01)
+    assert 40 == book.of(active).answered
+    assert 32 == len(book.rows())

@@ -1,0 +1,216 @@
+"""What operators see: metrics that Prometheus reads, one JSON line an event, and never what a caller sent."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from itertools import pairwise
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.stack import Load, Stack, question
+from tests.stack.metrics import families_of, value_of
+from tests.stack.process import ROOT
+from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from tests.stack.wire import one_item, results_of
+
+GO_GRPC_PROMETHEUS = {
+    "grpc_server_started_total": set(),
+    "grpc_server_handled_total": {"grpc_code"},
+    "grpc_server_msg_received_total": set(),
+    "grpc_server_msg_sent_total": set(),
+    "grpc_server_handling_seconds_bucket": {"le"},
+    "grpc_server_handling_seconds_count": set(),
+    "grpc_server_handling_seconds_sum": set(),
+}
+OURS = {
+    "hotslot_items_total": {"model", "revision", "outcome"},
+    "hotslot_item_seconds_bucket": {"model", "revision", "stage", "le"},
+    "hotslot_batch_items_bucket": {"model", "revision", "le"},
+    "hotslot_swaps_total": {"model", "change"},
+    "hotslot_slot_info": {"model", "slot", "state", "role", "revision"},
+    "hotslot_load_seconds_count": {"model", "device"},
+    "hotslot_queue_requests": set(),
+    "hotslot_draining": set(),
+    "hotslot_log_lines_dropped": set(),
+    "hotslot_loop_lag_seconds": set(),
+}
+
+
+def handled(stack: Stack, method: str, code: str) -> float:
+    """Calls of a method that ended with a code."""
+    return value_of(stack, "grpc_server_handled_total", grpc_method=method, grpc_service=ENTAILMENT, grpc_code=code)
+
+
+def test_the_names_are_those_of_go_grpc_prometheus(stack: Stack) -> None:
+    """Existing dashboards fit: names and labels of calls, and our own series by model and revision."""
+    stack.check(question())
+    stack.hand.trial(stack.answers.digest_of("r2"))
+
+    samples = [row for family in families_of(stack).values() for row in family.samples]
+
+    call = {"grpc_type", "grpc_service", "grpc_method"}
+    for name, labels in {**{key: call | more for key, more in GO_GRPC_PROMETHEUS.items()}, **OURS}.items():
+        found = [set(row.labels) for row in samples if row.name == name]
+        assert found, name
+        assert all(row == labels for row in found), name
+
+
+def test_calls_are_counted_by_method_and_code(stack: Stack) -> None:
+    """Started, handled by code, messages and times of unary calls and streams."""
+    before = {code: handled(stack, "Predict", code) for code in ("OK", "InvalidArgument", "NotFound")}
+    streamed = value_of(stack, "grpc_server_msg_sent_total", grpc_method="StreamPredict")
+    for _ in range(3):
+        stack.check(question())
+    with pytest.raises(grpc.RpcError):
+        stack.predict(question(""))
+    with pytest.raises(grpc.RpcError):
+        stack.entailment.Predict(question().request("squares"), timeout=DEADLINE_SECONDS)
+    results_of(
+        stack.entailment.StreamPredict(
+            iter([one_item(str(number), question().request()) for number in range(5)]), timeout=DEADLINE_SECONDS
+        )
+    )
+
+    after = {code: handled(stack, "Predict", code) for code in before}
+    assert {code: after[code] - before[code] for code in before} == {"OK": 3, "InvalidArgument": 1, "NotFound": 1}
+    assert value_of(stack, "grpc_server_msg_sent_total", grpc_method="StreamPredict") - streamed == 5
+    started = value_of(stack, "grpc_server_started_total", grpc_method="Predict")
+    assert started == value_of(stack, "grpc_server_handling_seconds_count", grpc_method="Predict")
+
+
+def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
+    """Answered ones by the revision that answered, with their stages; refused ones by their reason."""
+    stack.hand.trial(stack.answers.digest_of("r2"))
+    before = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK")
+    failed = value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED")
+
+    with Load(stack, ("r1", "r2"), clients=4) as load:
+        load.wait_answers(50)
+    with pytest.raises(grpc.RpcError):
+        stack.predict(question("!error"))
+
+    count = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK") - before
+    assert count == load.report().revisions["r2"]
+    assert value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED") == failed + 1
+    for stage in ("queue", "prepare", "compute", "total"):
+        assert value_of(stack, "hotslot_item_seconds_count", revision="r2", stage=stage) >= count
+    assert (
+        0
+        < value_of(stack, "hotslot_batch_items_count", revision="r2")
+        <= value_of(stack, "hotslot_batch_items_sum", revision="r2")
+    )
+
+
+def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
+    """Activations, rollbacks, what a trial failed and which runner died are series of their own."""
+    names = ("slot_activated", "trial_rolled_back")
+    before = [value_of(stack, "hotslot_swaps_total", model="shapes", change=name) for name in names]
+    deaths = value_of(stack, "hotslot_runner_deaths_total", model="shapes")
+    given = value_of(stack, "hotslot_handed_over_total", model="shapes", revision="r2", reason="ENGINE_FAILED")
+
+    stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.check(question("!error@r2"))
+    stack.hand.activate(stack.hand.status().trial.previous_load_id)
+    stack.kill(stack.hand.other().pid)
+    stack.wait_calm()
+
+    assert [value_of(stack, "hotslot_swaps_total", model="shapes", change=name) for name in names] == [
+        count + 1 for count in before
+    ]
+    assert value_of(stack, "hotslot_runner_deaths_total", model="shapes") == deaths + 1
+    assert value_of(stack, "hotslot_handed_over_total", revision="r2", reason="ENGINE_FAILED") == given + 1
+    assert value_of(stack, "hotslot_slot_info", model="shapes", revision="r1", role="ACTIVE", state="LOADED") == 1
+    assert value_of(stack, "hotslot_slot_info", model="shapes") == 2, "one row a slot, old ones are gone"
+
+
+def test_strangers_cannot_make_series(stack: Stack) -> None:
+    """Method, service and model names that a caller makes up do not become labels: the page does not grow."""
+    stack.check(question())
+
+    def size() -> int:
+        return sum(len(family.samples) for family in families_of(stack).values())
+
+    channel: Any = stack.channel
+
+    def stranger(number: int) -> None:
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(f"/made.up.Service{number}/Method{number}")(b"", timeout=DEADLINE_SECONDS)
+        with pytest.raises(grpc.RpcError):
+            stack.entailment.Predict(question().request(f"made-up-{number}"), timeout=DEADLINE_SECONDS)
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(f"/{ENTAILMENT}/Method{number}")(b"", timeout=DEADLINE_SECONDS)
+
+    stranger(0)
+    before = size()
+    for number in range(1, 10):
+        stranger(number)
+
+    assert size() == before
+
+
+def test_a_page_that_is_not_metrics_is_not_served(stack: Stack) -> None:
+    """The port serves one page and takes nothing."""
+    url = f"http://127.0.0.1:{stack.metrics_port}"
+    with pytest.raises(urllib.error.HTTPError) as wrong:
+        urllib.request.urlopen(f"{url}/etc/passwd", timeout=DEADLINE_SECONDS)  # noqa: S310  our own
+    wrong.value.close()
+
+    assert wrong.value.code == 404
+
+
+def test_every_line_of_the_log_is_one_json_event(stack: Stack) -> None:
+    """A time that never goes back, a level, a process, an event's name in the past tense."""
+    stack.check(question())
+    with pytest.raises(grpc.RpcError):
+        stack.predict(question("!crash"))
+    stack.wait_calm()
+
+    rows = [json.loads(line) for line in stack.process.log_path.read_text().splitlines()]
+
+    assert {row["process"] for row in rows} >= {"server"}
+    for row in rows:
+        assert {"at", "level", "process", "event"} <= set(row), row
+        assert row["event"].replace("_", "").isalpha()
+    server = [row["at"] for row in rows if row["process"] == "server"]
+    assert all(before <= after for before, after in pairwise(server))
+
+
+def test_neither_picture_nor_text_is_ever_logged(stack: Stack) -> None:
+    """What callers send, good or bad, in any way of failing, stands in no line of any process at info level."""
+    marks = ("ZEBRAMARK", "OKAPIMARK")
+    asked = [question(f"{marks[0]} {fault}", image=marks[1].encode() * 40, premise=marks[0])
+             for fault in ("", "!error", "!nan", "!oom", "!refuse", "!crash", "!slow 0.01")]  # fmt: skip
+    asked.append(question(marks[0] * 200, image=marks[1].encode()))
+    asked.append(question("a", image=b"!bad " + marks[1].encode()))
+    for one in asked:
+        try:
+            stack.predict(one)
+        except grpc.RpcError:
+            continue
+    items = [one_item(f"item {number}", one.request()) for number, one in enumerate(asked)]
+    assert len(results_of(stack.entailment.StreamPredict(iter(items), timeout=60))) == len(asked)
+    stack.wait_calm()
+
+    text = stack.process.log_path.read_text() + stack.process.error_path.read_text()
+
+    for mark in marks:
+        assert mark not in text
+    (line,) = stack.process.events("call_ended", grpc_code="OK", text_chars=len("ZEBRAMARK "))
+    assert line["image_bytes"] == 9 * 40
+    assert {"label", "score", "revision", "seconds", "request_id"} <= set(line)
+
+
+def test_the_server_knows_no_torch() -> None:
+    """Importing the server loads neither torch nor the hub: it is up in under a second and stays small."""
+    heavy = ("torch", "modelscope", "numpy", "PIL")
+    script = f"import sys, inference.server.server; print(*sys.modules.keys() & {heavy})"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", "PATH": "/usr/bin:/bin"}
+
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=True)
+
+    assert done.stdout.strip() == ""

@@ -1,0 +1,428 @@
+"""What follows a shortage of memory: the decision in its table, and its odder corners with simulated runners."""
+
+import json
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import Conflict, DeadlineMissed, HotslotError, Interrupted, Overloaded
+from inference.server.events import FallbackChanged
+from inference.server.slots.fallback_file import FILE_NAME, MAX_FILE_BYTES, Fallback, FallbackFile
+from inference.server.slots.fallbacks import PAUSE_SECONDS
+from inference.server.slots.roles import Role
+from inference.server.slots.shortage import Place, Policy, Step, after_item, after_load
+from inference.server.slots.stats import StatsKey
+from tests.server.simulator import World
+
+CARD, CPU = "cuda:0", "cpu"
+SHORT = "!OUT_OF_MEMORY"  # everywhere
+SHORT_ON_CARD = f"{SHORT}@{CARD}"
+ALLOW, FORBID = Policy("auto", cpu_fallback=True), Policy("auto", cpu_fallback=False)
+
+A_CARD = Place(Role.ACTIVE, CARD)
+NOTHING = Place(Role.FREE)
+
+
+@pytest.mark.parametrize(
+    ("at", "beside", "beside_failed", "step"),
+    [
+        (A_CARD, NOTHING, False, Step.FALL_BACK),
+        (A_CARD, Place(Role.CANDIDATE, CARD), False, Step.FALL_BACK),
+        (A_CARD, Place(Role.PREVIOUS, CARD), False, Step.FALL_BACK),  # another revision answers nobody
+        (A_CARD, Place(Role.FALLBACK, CPU), False, Step.FALL_BACK),
+        (Place(Role.ACTIVE, CPU), NOTHING, False, Step.REFUSE),
+        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), False, Step.OTHER_ANSWERS),
+        (Place(Role.TRIAL, CPU), Place(Role.PREVIOUS, CPU), False, Step.OTHER_ANSWERS),
+        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), False, Step.OTHER_ANSWERS),
+        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), True, Step.END_TRIAL_AND_FALL_BACK),
+        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), True, Step.END_TRIAL_AND_FALL_BACK),
+        (Place(Role.PREVIOUS, CPU), Place(Role.TRIAL, CARD), True, Step.REFUSE),  # there is nowhere further
+        (Place(Role.TRIAL, CARD), NOTHING, False, Step.REFUSE),  # a first install: the updater judges
+        (Place(Role.PREVIOUS, CARD), Place(Role.ACTIVE, CARD), False, Step.OTHER_ANSWERS),  # left over from a trial
+        (Place(Role.CANDIDATE, CARD), Place(Role.ACTIVE, CPU), False, Step.OTHER_ANSWERS),  # it was rolled back
+        (Place(Role.CANDIDATE, CARD), Place(Role.ACTIVE, CPU), True, Step.REFUSE),
+    ],
+)
+def test_what_follows_a_single_item(at: Place, beside: Place, beside_failed: bool, step: Step) -> None:  # noqa: FBT001
+    """By who ran out, on what, and who is beside it."""
+    assert step is after_item(at, beside, ALLOW, is_probe=False, beside_failed=beside_failed)
+
+
+@pytest.mark.parametrize(
+    ("at", "beside", "step"),
+    [
+        (A_CARD, NOTHING, Step.FALL_BACK),
+        (A_CARD, Place(Role.CANDIDATE, CARD), Step.FALL_BACK),
+        (A_CARD, Place(Role.PREVIOUS, CARD), Step.FALL_BACK),
+        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), Step.FALL_BACK),
+        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), Step.END_TRIAL),
+        (Place(Role.TRIAL, CPU), Place(Role.PREVIOUS, CARD), Step.END_TRIAL),
+        (Place(Role.TRIAL, CARD), NOTHING, Step.REFUSE),
+        (Place(Role.CANDIDATE, CARD), A_CARD, Step.GIVE_UP),
+        (Place(Role.FALLBACK, CPU), A_CARD, Step.GIVE_UP),
+        (Place(Role.ACTIVE, CPU), NOTHING, Step.REFUSE),
+    ],
+)
+def test_what_follows_a_load(at: Place, beside: Place, step: Step) -> None:
+    """By what was loaded, where, and who is beside it."""
+    assert step is after_load(at, beside, ALLOW)
+
+
+def test_nothing_falls_back_that_may_not() -> None:
+    """Neither where the CPU is forbidden nor from the CPU itself, whoever holds the slots."""
+    for here, there, probe, failed in product(Role, Role, (False, True), (False, True)):
+        for policy, device in ((FORBID, CARD), (ALLOW, CPU)):
+            places = Place(here, device), Place(there, device)
+            step = after_item(*places, policy, is_probe=probe, beside_failed=failed)
+            assert step in (Step.OTHER_ANSWERS, Step.REFUSE)
+            assert not (probe and step is Step.OTHER_ANSWERS), "a probe means one slot"
+            assert after_load(*places, policy) is not Step.FALL_BACK
+
+
+@pytest.mark.parametrize(
+    ("policy", "named"),
+    [
+        ("auto", (True, True, True)),
+        ("cuda", (True, True, False)),
+        ("cuda:1", (False, True, False)),
+        ("cpu", (False, False, True)),
+    ],
+)
+def test_a_policy_names_devices(policy: str, named: tuple[bool, ...]) -> None:
+    """Which devices an operator would have a model on."""
+    assert named == tuple(Policy(policy, cpu_fallback=True).names(device) for device in ("cuda:0", "cuda:1", "cpu"))
+
+
+# With simulated runners.
+
+
+async def on_card(state: Path, **changes: object) -> World:
+    """A world whose r1 answers on the card."""
+    world = World(state, device="auto", **changes)
+    world.devices = [CARD, CPU]
+    await world.serving()
+    assert (await world.ask().outcome).served_by.device == CARD
+    return world
+
+
+def moves(world: World) -> list[str]:
+    """What was told of fallbacks."""
+    return [event.change for event in world.events if isinstance(event, FallbackChanged)]
+
+
+def refused(error: pytest.ExceptionInfo[Overloaded]) -> tuple[str, float | None]:
+    """Reason and time to come back."""
+    return error.value.reason, error.value.retry_after_seconds
+
+
+async def test_the_card_answers_until_the_cpu_has(tmp_path: Path) -> None:
+    """The swap comes with the CPU's first answer, not before; what waits for it is answered by it."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    short = world.ask(SHORT_ON_CARD)
+    await world.settle()
+    assert (world.roles.role_of(world.roles.slots["b"]), world.active.name) == (Role.FALLBACK, "a")
+    assert (await world.ask().outcome).served_by.device == CARD
+    assert world.roles.is_ready()
+
+    world.holds_loads = False
+    world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
+    await world.settle()
+
+    assert (await short.outcome).served_by.device == CPU
+    assert (world.active.name, world.roles.is_ready()) == ("b", True)
+    assert world.runners[0].has_ended
+    assert world.runner("b").serving is True
+    assert moves(world) == ["fallback_begun", "fallback_taken"]
+
+
+async def test_a_caller_in_a_hurry_is_told_at_once(tmp_path: Path) -> None:
+    """Who cannot wait for the load is refused, with the time after which it pays to come back."""
+    world = await on_card(tmp_path)
+    assert world.active.load is not None
+    world.active.load.load_seconds = 5.0
+    world.holds_loads = True
+
+    hurried, patient = world.ask(SHORT_ON_CARD, seconds=3.0), world.ask(SHORT_ON_CARD, seconds=30.0)
+    await world.settle()
+
+    with pytest.raises(Overloaded) as error:
+        hurried.outcome.result()
+    assert refused(error) == ("OUT_OF_MEMORY", 5.0)
+    assert not patient.is_settled
+    await world.wait(31)
+    with pytest.raises(DeadlineMissed):
+        patient.outcome.result()
+
+
+async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> None:
+    """Who waited is refused, nothing is tried for a while, then it is tried again."""
+    world = await on_card(tmp_path)
+    world.refused[next((tmp_path / "bundles").iterdir()).name] = "DOES_NOT_FIT"
+
+    short = world.ask(SHORT_ON_CARD)
+    await world.settle()
+    with pytest.raises(Overloaded) as error:
+        short.outcome.result()
+    assert refused(error) == ("OUT_OF_MEMORY", PAUSE_SECONDS)
+    assert (world.active.name, world.roles.is_ready()) == ("a", True)
+    assert (await world.ask().outcome).served_by.device == CARD
+
+    again = world.ask(SHORT_ON_CARD)
+    await world.settle()
+    with pytest.raises(Overloaded):
+        again.outcome.result()
+    assert moves(world) == ["fallback_begun", "fallback_failed"]
+    assert world.manager.fallbacks.standing is None
+
+    world.refused.clear()
+    await world.wait(PAUSE_SECONDS + 1)
+    assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
+
+
+@pytest.mark.parametrize(("how", "told"), [("dies", "its process ended"), ("fails", "its self-test failed")])
+async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, told: str) -> None:
+    """Before it has answered anybody, it is given up and the card stays."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    short = world.ask(SHORT_ON_CARD)
+    await world.settle()
+
+    if how == "dies":
+        world.runner("b").end()
+    else:
+        runner = world.runner("b")
+        runner.always = "NOT_FINITE"
+        world.holds_loads = False
+        runner.load(runner.loaded)  # type: ignore[arg-type]
+    await world.settle()
+
+    assert short.is_settled
+    with pytest.raises(HotslotError):
+        short.outcome.result()
+    assert (world.active.name, world.roles.fallback) == ("a", None)
+    last = [event for event in world.events if isinstance(event, FallbackChanged)][-1]
+    assert (last.change, last.detail.partition(":")[0]) == ("fallback_failed", told)
+    assert (await world.ask().outcome).served_by.device == CARD
+
+
+async def test_a_card_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
+    """And does not fit again: nothing else could answer, so that the CPU slot is the active one at once."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    short = world.ask(SHORT_ON_CARD)
+    await world.settle()
+    world.holds_batches, world.card = True, "OUT_OF_MEMORY"
+    held = world.ask("held")
+    await world.settle()
+    world.holds_batches = False
+    world.runner("a").end()
+    await world.settle()
+    assert (world.roles.role_of(world.roles.slots["b"]), world.roles.is_ready()) == (Role.FALLBACK, False)
+
+    world.holds_loads = False
+    world.runner("a").load(world.runner("a").loaded)  # type: ignore[arg-type]
+    await world.settle()
+    assert world.active.name == "b"
+    world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
+    await world.settle()
+
+    assert {(await ticket.outcome).served_by.device for ticket in (short, held)} == {CPU}
+    assert world.roles.slots["a"].state.name == "READY"
+
+
+async def test_a_previous_slot_without_memory_hands_to_the_trial(tmp_path: Path) -> None:
+    """A request that had room for one answer only went to the previous slot; the trial takes it, and goes on."""
+    world = await on_card(tmp_path)
+    await world.trial()
+    answer = await world.ask(f"{SHORT}@r1", seconds=0.15).outcome  # no room for both: straight to r1
+
+    assert answer.served_by.revision == "r2"
+    assert world.roles.trial is not None
+    assert world.manager.book.of(StatsKey(world.bundle("r1").bundle_digest, CARD)).failed == {"OUT_OF_MEMORY": 1}
+
+
+async def test_a_trial_that_ran_out_after_its_net_yields(tmp_path: Path) -> None:
+    """The other order of the same: neither has room, nobody is blamed, r1 answers from the CPU."""
+    world = await on_card(tmp_path)
+    await world.trial()
+
+    answer = await world.ask(SHORT_ON_CARD, seconds=0.15).outcome
+
+    assert (answer.served_by.revision, answer.served_by.device) == ("r1", CPU)
+    assert world.roles.last_trial is not None
+    assert (world.roles.last_trial.outcome, world.roles.last_trial.reason) == ("YIELDED", "OUT_OF_MEMORY")
+    assert "trial_yielded" in world.changes()
+    assert not world.manager.book.of(StatsKey(world.bundle("r2").bundle_digest, CARD)).failed
+
+
+async def test_what_a_fallback_needs_is_nobody_elses(tmp_path: Path) -> None:
+    """Its slot can be neither retired nor activated nor loaded into from outside."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    world.ask(SHORT_ON_CARD)
+    await world.settle()
+    load = world.roles.slots["b"].load
+    assert load is not None
+
+    for act, reason in (
+        (lambda: world.commands.retire(load.load_id, 0), "SLOT_IN_USE"),
+        (lambda: world.commands.activate(load.load_id, 60.0, "t", 0), "NOT_LOADED"),
+        (lambda: world.commands.load(world.bundle("r2").bundle_digest, "", "t", 0), "NO_FREE_SLOT"),
+    ):
+        with pytest.raises(Conflict) as error:
+            act()
+        assert error.value.reason == reason
+
+
+async def test_a_slot_on_its_way_out_is_waited_for(tmp_path: Path) -> None:
+    """A candidate that is being retired already is not blamed, and its slot is taken when it is empty."""
+    world = await on_card(tmp_path)
+    load = await world.candidate()
+    lease = world.roles.slots["b"].lease()
+    world.commands.retire(load.load_id, 0)
+    short = world.ask(SHORT_ON_CARD)
+    await world.settle()
+    assert not short.is_settled
+    assert load.failure is None
+
+    lease.end()
+    await world.settle()
+    assert (await short.outcome).served_by.device == CPU
+
+
+async def test_a_self_test_without_memory_falls_back_without_traffic(tmp_path: Path) -> None:
+    """Nobody need ask first: health would be false otherwise."""
+    world = await on_card(tmp_path)
+    world.runner("a").always = "OUT_OF_MEMORY"
+    await world.wait(11)
+
+    assert (world.active.name, world.roles.is_ready()) == ("b", True)
+    assert (await world.ask().outcome).served_by.device == CPU
+
+
+async def test_a_candidate_yields_while_it_loads(tmp_path: Path) -> None:
+    """Whoever follows the load is told that it may ask again."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    load = await world.candidate()
+    world.ask(SHORT_ON_CARD)
+    await world.settle()
+
+    assert isinstance(load.failure, Interrupted)
+    assert load.failure.reason == "LOAD_YIELDED"
+
+
+# What a new server remembers.
+
+
+def remember(state: Path, **changes: str) -> Path:
+    """Leave what another server has found out."""
+    row = {"model": "shapes", "device": CARD, "fallback_device": CPU, "bundle_digest": "sha256:old"}
+    row |= {"since": "2030-01-01T00:00:00+00:00", "reason": "OUT_OF_MEMORY", **changes}
+    path = state / FILE_NAME
+    path.write_text(json.dumps({"schema_version": 1, "models": [row]}))
+    return path
+
+
+@pytest.mark.fault("B11")
+async def test_a_new_server_keeps_to_the_cpu_for_any_bundle(tmp_path: Path) -> None:
+    """The row was of another bundle: coming back is the updater's, not a guess of the server's."""
+    remember(tmp_path)
+    world = World(tmp_path, device="auto")
+    world.devices, world.card = [CARD, CPU], "OUT_OF_MEMORY"
+    await world.serving()
+
+    assert (await world.ask().outcome).served_by.device == CPU
+    assert moves(world) == ["fallback_kept"]
+    assert (await world.candidate()).device == CPU
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed", "device"), [("cpu", True, CPU), ("cuda:1", True, "cuda:1"), ("auto", False, CARD)]
+)
+async def test_a_row_that_the_settings_no_longer_mean_is_forgotten(
+    tmp_path: Path,
+    policy: str,
+    allowed: bool,  # noqa: FBT001
+    device: str,
+) -> None:
+    """Another device was named, or the CPU was forbidden: the operator has spoken."""
+    path = remember(tmp_path)
+    world = World(tmp_path, device=policy, cpu_fallback=allowed)
+    world.devices = [device]
+    await world.serving()
+
+    assert (await world.ask().outcome).served_by.device == device
+    assert moves(world) == ["fallback_ended"]
+    assert not path.exists()
+
+
+async def test_a_device_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    """The card was taken out of the machine: there is nothing to come back to."""
+    path = remember(tmp_path)
+    world = await World(tmp_path, device="auto").serving()
+
+    assert (moves(world), path.exists()) == (["fallback_kept", "fallback_ended"], False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"schema_version": 2, "models": []}',
+        b'{"schema_version": 1, "models": [{"model": "shapes"}]}',
+        b'{"schema_version": 1, "models": 7}',
+        b" " * (MAX_FILE_BYTES + 1),
+    ],
+)
+async def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, content: bytes) -> None:
+    """A line says so; the model is loaded where the settings say, and the file is written anew when needed."""
+    (tmp_path / FILE_NAME).write_bytes(content)
+    world = await on_card(tmp_path)
+    assert ["fallbacks.json is ignored"] == [line.partition(":")[0] for line in world.complaints]
+
+    assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
+    assert FallbackFile(tmp_path / FILE_NAME, world.complaints.append).of("shapes") is not None
+
+
+@pytest.mark.parametrize("field", ["device", "since", "reason"])
+async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> None:
+    """Numbers for texts, a time without a zone."""
+    wrong: Any = {"since": "2030-01-01T00:00:00"}.get(field, 7)
+    remember(tmp_path, **{field: wrong})
+    world = await on_card(tmp_path)
+    assert ["fallbacks.json is ignored"] == [line.partition(":")[0] for line in world.complaints]
+
+
+def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:
+    """One row a model, read back as it was; the file goes with its last row."""
+    rows = [Fallback(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY") for model in "ab"]
+    complaints: list[str] = []
+    file = FallbackFile(tmp_path / FILE_NAME, complaints.append)
+    for row in rows:
+        file.put(row)
+
+    again = FallbackFile(tmp_path / FILE_NAME, complaints.append)
+    assert rows == [again.of("a"), again.of("b")]
+    again.drop("a")
+    again.drop("a")
+    assert (tmp_path / FILE_NAME).exists()
+    again.drop("b")
+    assert (list(tmp_path.iterdir()), complaints) == ([], [])
+
+
+def test_a_disk_that_takes_nothing_costs_only_the_memory_of_it(tmp_path: Path) -> None:
+    """The row holds for this server's life, and a line says that it is not kept."""
+    complaints: list[str] = []
+    file = FallbackFile(tmp_path / "gone" / FILE_NAME, complaints.append)
+    file.put(Fallback("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))
+
+    assert file.of("a") is not None
+    assert complaints == ["fallbacks.json cannot be written: No such file or directory"]

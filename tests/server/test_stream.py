@@ -1,0 +1,227 @@
+"""Streams: exactly one outcome an item, in any order, with bounded memory on our side."""
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from hotslot.entailment.v1 import entailment_pb2 as pb
+from hotslot.status.v1 import status_pb2
+from tests.stack import Question, Stack, eventually, question, refusal_of, status_refusal
+from tests.stack.answers import scores_of
+from tests.stack.fixtures import MakeStack
+from tests.stack.metrics import value_of
+from tests.stack.stack import DEADLINE_SECONDS
+from tests.stack.wire import one_item, results_of
+
+LONG_SECONDS = 50.0
+
+
+def batch(named: dict[str, Question]) -> pb.StreamPredictRequest:
+    """A message with many items."""
+    rows = [pb.StreamItem(item_id=name, request=asked.request()) for name, asked in named.items()]
+    return pb.StreamPredictRequest(items=rows)
+
+
+def assert_right(stack: Stack, named: dict[str, Question], results: list[pb.StreamResult]) -> None:
+    """Each item has one outcome, and it is its own answer."""
+    assert Counter(result.item_id for result in results) == Counter(list(named))
+    for result in results:
+        revision = result.response.served_by.revision
+        assert scores_of(result.response) == stack.answers.of(revision, named[result.item_id])
+
+
+def test_batches_and_single_items_mix(stack: Stack) -> None:
+    """A message is an item or a batch of up to 64; every item has its own answer."""
+    named = {f"item {number}": question(f"statement {number}") for number in range(130)}
+    names = list(named)
+    messages = [batch({name: named[name] for name in names[:64]}), batch({names[64]: named[names[64]]})]
+    messages += [batch({name: named[name] for name in names[65:128]}), batch({n: named[n] for n in names[128:]})]
+
+    assert_right(stack, named, results_of(stack.entailment.StreamPredict(iter(messages), timeout=DEADLINE_SECONDS)))
+
+
+def test_answers_come_as_they_are_ready(stack: Stack) -> None:
+    """A refused item that was sent after a slow one is answered before it."""
+    messages = [one_item("slow", question("!slow 0.3").request()), one_item("refused", question("").request())]
+
+    results = results_of(stack.entailment.StreamPredict(iter(messages), timeout=DEADLINE_SECONDS))
+
+    assert [result.item_id for result in results] == ["refused", "slow"]
+
+
+def test_half_close_finishes_what_is_in_flight(stack: Stack) -> None:
+    """A caller that has sent its last item still gets every answer, then OK."""
+    named = {str(number): question("!slow 0.02", f"statement {number}") for number in range(20)}
+
+    call = stack.entailment.StreamPredict(iter([batch(named)]), timeout=DEADLINE_SECONDS)
+
+    assert_right(stack, named, results_of(call))
+    code: Any = call
+    assert code.code() is grpc.StatusCode.OK
+
+
+def test_an_empty_stream_ends_at_once(stack: Stack) -> None:
+    """Nothing asked, nothing answered, OK."""
+    assert results_of(stack.entailment.StreamPredict(iter([]), timeout=DEADLINE_SECONDS)) == []
+
+
+def test_an_answered_id_may_be_used_again(stack: Stack) -> None:
+    """Ids are unique among the outstanding only."""
+    messages: queue.Queue[Any] = queue.Queue()
+    call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=DEADLINE_SECONDS)
+    for _ in range(3):
+        asked = question()
+        messages.put(one_item("same", asked.request()))
+        assert_right(stack, {"same": asked}, list(next(call).results))
+    messages.put(None)
+    assert results_of(call) == []
+
+
+@pytest.mark.fault("I13")
+def test_ten_thousand_items_are_answered(stack: Stack) -> None:
+    """10,000 items sent as fast as the server takes them: each is answered once, and what waits stays bounded."""
+    pool = [question(f"statement {number}") for number in range(50)]
+    limit = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest()).limits.max_stream_outstanding
+    asked = (batch({str(n + i): pool[(n + i) % 50] for i in range(20)}) for n in range(0, 10_000, 20))
+    most, seen = 0, Counter[str]()
+
+    for answer in stack.entailment.StreamPredict(asked, timeout=LONG_SECONDS):
+        for result in answer.results:
+            seen[result.item_id] += 1
+            assert scores_of(result.response) == stack.answers.of("r1", pool[int(result.item_id) % 50])
+        if len(seen) % 1000 == 0:
+            most = max(most, int(value_of(stack, "hotslot_queue_requests")))
+
+    assert len(seen) == 10_000
+    assert set(seen.values()) == {1}
+    assert most <= limit + 20
+
+
+@pytest.mark.fault("I16")
+def test_a_client_that_never_reads_is_held_back(make_stack: MakeStack) -> None:
+    """A caller that sends and never reads stops being read; others are served, and memory stays bounded."""
+    stack = make_stack()
+    picture = bytes(100_000)
+    sent = 0
+    stop = threading.Event()
+
+    def pour() -> Iterator[pb.StreamPredictRequest]:
+        nonlocal sent
+        while not stop.is_set() and sent < 20_000:
+            sent += 1
+            yield one_item("i" * 100 + str(sent), question(*["a"] * 32, image=picture).request())
+
+    call = stack.entailment.StreamPredict(pour(), timeout=LONG_SECONDS)
+    held = wait_still(lambda: sent)
+    try:
+        assert held < 5_000, "the server did not stop reading"
+        assert value_of(stack, "hotslot_queue_requests") <= 64
+        for _ in range(20):
+            stack.check(question())
+        assert held == sent
+    finally:
+        stop.set()
+        cancel(call)
+    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 0, what="nothing is left of the caller")
+
+
+@pytest.mark.fault("I14")
+def test_clients_gone_in_the_middle_leave_nothing_behind(stack: Stack) -> None:
+    """Hundreds of callers that hang up with items in flight, unary and stream: places, leases and streams come back."""
+    before = descriptors_of(stack)
+    for number in range(300):
+        if number % 3:
+            messages = iter([batch({str(item): question("!slow 0.001") for item in range(8)})])
+            call = stack.entailment.StreamPredict(messages, timeout=DEADLINE_SECONDS)
+            if number % 2:
+                next(call)
+            cancel(call)
+        else:
+            future: Any = stack.entailment.Predict.future(question("!slow 0.001").request(), timeout=DEADLINE_SECONDS)
+            future.cancel()
+
+    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 0, what="every place is free again")
+    stack.check(question())
+    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.hand.commit(load_id)
+    stack.hand.retire(stack.hand.other().load_id)  # would wait for ever for a lease that nobody gives back
+    assert stack.check(question()) == "r2"
+    assert descriptors_of(stack) <= before + 8
+
+
+@pytest.mark.fault("S2")
+def test_a_stream_outlives_a_swap(stack: Stack) -> None:
+    """A stream begun before a swap goes on after it: earlier items by the old revision, later ones by the new."""
+    messages: queue.Queue[Any] = queue.Queue()
+    call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
+
+    def ask(name: str) -> str:
+        asked = question(name)
+        messages.put(one_item(name, asked.request()))
+        results = list(next(call).results)
+        assert_right(stack, {name: asked}, results)
+        return results[0].response.served_by.revision
+
+    assert ask("before") == "r1"
+    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
+    assert ask("on trial") == "r2"
+    stack.hand.commit(load_id)
+    stack.hand.retire(stack.hand.other().load_id)
+    assert ask("after") == "r2"
+    messages.put(None)
+    assert results_of(call) == []
+
+
+def test_a_full_entrance_is_an_item_s_outcome(make_stack: MakeStack) -> None:
+    """When too many requests wait, unary calls and items are refused with a time to come back; the stream goes on."""
+    stack = make_stack(server={"max_waiting_requests": 8})
+    messages: queue.Queue[Any] = queue.Queue()
+    call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
+    messages.put(batch({"busy": question("!slow 1.5"), **{str(number): question() for number in range(11)}}))
+
+    refused = next(call).results
+    with pytest.raises(grpc.RpcError) as error:
+        stack.predict(question())
+    unary = refusal_of(error.value)
+    messages.put(None)
+    rest = results_of(call)
+
+    assert (unary.brief, unary.retry_seconds) == (("RESOURCE_EXHAUSTED", "QUEUE_FULL", ()), 0.5)
+    pushback: Any = error.value
+    assert dict(pushback.trailing_metadata())["grpc-retry-pushback-ms"] == "500"
+    results = [*refused, *rest]
+    failed = [status_refusal(result.error) for result in results if result.WhichOneof("outcome") == "error"]
+    assert len(results) == 12
+    assert {refusal.reason for refusal in failed} == {"QUEUE_FULL"}
+    assert len(failed) == 4
+
+
+def wait_still(count: Callable[[], int]) -> int:
+    """Wait until a number has not moved for a second."""
+    last, since = -1, time.monotonic()
+
+    def is_still() -> bool:
+        nonlocal last, since
+        now = count()
+        if now != last:
+            last, since = now, time.monotonic()
+        return now > 0 and time.monotonic() - since > 1.0
+
+    eventually(is_still, what="the caller is held back")
+    return last
+
+
+def cancel(call: Any) -> None:  # noqa: ANN401  grpc's call
+    """Hang up."""
+    call.cancel()
+
+
+def descriptors_of(stack: Stack) -> int:
+    """Open descriptors of the server."""
+    return int(stack.status.GetServerStatus(status_pb2.GetServerStatusRequest()).resources.descriptors_used)

@@ -1,0 +1,375 @@
+"""A server in memory: two slots, trials with a term, numbers by revision, lives that end, a card that can be full."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from updater.actions import Failed, FaultKind, Shortage
+from updater.costs import CostBucket
+from updater.ports import DeviceSeen, EffectFailed, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
+from updater.record import Counts, DeviceFallback
+
+GIB = 1 << 30
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+CPU, CARD = "cpu", "cuda:0"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a slot holds."""
+
+    load_id: str
+    bundle_digest: str
+    state: str = "LOADED"
+    restarts: int = 0
+    device: str = CPU
+
+
+@dataclass(slots=True)
+class Card:
+    """The memory of a device."""
+
+    total: int = 10 * GIB
+    strangers: int = 0  # taken by somebody else
+    weights: int = 3 * GIB  # of any bundle
+    working: int = 2 * GIB  # that one item needs
+    plan: str = "honest"  # "kind" forgets what items need; "blind" cannot be made, so that a load tries it
+
+
+@dataclass(slots=True)
+class SimServer:
+    """Implements the port Control. `boot_from` says what the committed pointer names."""
+
+    boot_from: Callable[[], str]
+    loads: Callable[[str], str]  # bundle digest → reason with which its load fails, empty if it does not
+    is_up: bool = True
+    is_draining: bool = False
+    ended_orderly: bool = False
+    lives: int = 0
+    generation: int = 1
+    slots: list[Held | None] = field(default_factory=lambda: [None, None])
+    active: int = -1
+    previous: int = -1
+    is_on_trial: bool = False
+    term_left: float = 0.0
+    last_trial: TrialEndSeen | None = None
+    counts: dict[tuple[str, str], Counts] = field(default_factory=dict)  # by bundle and device
+    baseline: Counts = field(default_factory=Counts)
+    lost: int = 0  # callers that met nothing
+    activated: list[str] = field(default_factory=list)  # bundles whose trial began, in order
+    card: Card | None = None  # if there is one, it is the configured device
+    fallback: DeviceFallback | None = None  # in a file of its own: it outlives the server
+    frugal: str = ""  # a bundle whose items always fit
+    row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
+    load_faults: list[Failed] = field(default_factory=list)  # for the next loads
+    tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
+    _ids: int = 0
+    _falls: int = 0
+
+    # What happens to it.
+
+    def start(self) -> None:
+        """A new life: loads what the pointer names; nothing else is left."""
+        digest = self.boot_from()
+        self.is_up, self.is_draining, self.lives = True, False, self.lives + 1
+        self.slots, self.active, self.previous, self.is_on_trial = [None, None], -1, -1, False
+        self.counts, self.last_trial = {}, None
+        if digest:
+            state = "FAILED" if self.loads(digest) else "LOADED"
+            self.slots[0], self.active = Held(self._new_id(), digest, state, device=self._default_device()), 0
+            if self._shortage(digest, self._held(0).device):
+                self._fall_back("DOES_NOT_FIT")
+
+    def end(self, *, orderly: bool) -> None:
+        """The process is gone."""
+        self.is_up, self.ended_orderly = False, orderly
+
+    def respawns(self) -> None:
+        """The runner that should answer dies again."""
+        held = self.slots[self.active]
+        if held is not None:
+            self.slots[self.active] = replace(held, restarts=held.restarts + 1)
+
+    def yields(self) -> None:
+        """The trial's slot is needed for something else."""
+        self._back("YIELDED")
+
+    def passes(self, seconds: float) -> None:
+        """Time passes: a term may run out."""
+        if self.is_up and self.is_on_trial:
+            self.term_left -= seconds
+            if self.term_left <= 0 and self.previous >= 0:
+                self._back("TERM_EXPIRED")
+
+    def answers(self, requests: int, fails: Callable[[str], str]) -> None:
+        """Callers come; what a trial fails the previous slot answers."""
+        held = self.slots[self.active] if self.is_up and self.active >= 0 else None
+        if held is None or held.state != "LOADED":
+            self.lost += requests
+            return
+        reason = "OUT_OF_MEMORY" if self.overflows(held.load_id) else fails(held.bundle_digest)
+        if reason == "OUT_OF_MEMORY" and held.device == CARD:
+            self._runs_out(held)
+            return
+        if reason and not (self.is_on_trial and self.previous >= 0):
+            self.lost += requests
+        self._count(held, requests, reason)
+
+    def bundle_of(self, load_id: str) -> str | None:
+        """What a load holds; None if it is gone."""
+        number = self._find(load_id) if self.is_up else -1
+        held = self.slots[number] if number >= 0 else None
+        return None if held is None else held.bundle_digest
+
+    def device_of(self, load_id: str) -> str:
+        """Where a load is; empty if it is gone."""
+        number = self._find(load_id)
+        return "" if number < 0 else self._held(number).device
+
+    def overflows(self, load_id: str) -> bool:
+        """Whether a single item is too much for the device of a load."""
+        if self.card is None or self.device_of(load_id) != CARD or self.bundle_of(load_id) == self.frugal:
+            return False
+        return self.card.working > self._free()
+
+    @property
+    def serving_on(self) -> str:
+        """Device of what answers; empty if nothing does."""
+        return self._held(self.active).device if self.serving else ""
+
+    @property
+    def serving(self) -> str:
+        """Bundle digest of what answers; empty if nothing does."""
+        held = self.slots[self.active] if self.is_up and self.active >= 0 else None
+        return "" if held is None or held.state != "LOADED" else held.bundle_digest
+
+    # The port.
+
+    def state(self, deadline_seconds: float) -> ServerState:
+        self._reach()
+        active = self.slots[self.active] if self.active >= 0 else None
+        return ServerState(
+            life=f"life {self.lives}",
+            generation=self.generation,
+            slots=tuple(self._seen(number) for number in (0, 1)),
+            active_load_id="" if active is None else active.load_id,
+            is_ready=bool(self.serving),
+            is_draining=self.is_draining,
+            last_ended_orderly=self.ended_orderly,
+            trial=self._trial(),
+            last_trial=self.last_trial,
+            stats=tuple(RevisionSeen(*key, counts) for key, counts in self.counts.items()),
+            devices=tuple(DeviceSeen(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
+            fallback=self.fallback,
+        )
+
+    def load(
+        self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> str:
+        self._reach()
+        device = device or (self._held(self.active).device if self.active >= 0 else self._default_device())
+        for held in self.slots:
+            if held is not None and (held.bundle_digest, held.device) == (bundle_digest, device):
+                return held.load_id
+        self._check(expected_generation)
+        self.tried.append(device)
+        shortage = self.load_faults.pop(0) if self.load_faults else self._shortage(bundle_digest, device)
+        if shortage is not None:
+            raise EffectFailed(shortage)
+        reason = self.loads(bundle_digest)
+        if reason:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, reason, "it does not load"))
+        free = next((n for n in (0, 1) if self.slots[n] is None and n != self.active), None)
+        if free is None:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "both slots hold a load"))
+        self.slots[free] = Held(self._new_id(), bundle_digest, device=device)
+        return self._held(free).load_id
+
+    def activate(
+        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        self._reach()
+        self._check(expected_generation)
+        number = self._known(load_id)
+        if self.is_on_trial and number == self.previous:
+            self._back("ROLLED_BACK")
+        elif number == self.active:
+            self.term_left = term_seconds
+        elif self.is_on_trial:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "another revision is on trial"))
+        else:
+            held = self.slots[self.active] if self.active >= 0 else None
+            key = ("", "") if held is None else (held.bundle_digest, held.device)
+            self.baseline = self.counts.get(key, Counts())
+            self.previous, self.active, self.is_on_trial = self.active, number, True
+            self.term_left = term_seconds
+            self.generation += 1
+            self.activated.append(self._held(number).bundle_digest)
+        return self.state(deadline_seconds)
+
+    def commit(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        self._reach()
+        self._check(expected_generation)
+        if self._known(load_id) != self.active:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "this load does not answer callers"))
+        if self.is_on_trial:
+            self._close("COMMITTED")
+        if self.fallback is not None and self._held(self.active).device != self.fallback.fallback_device:
+            self.fallback = None
+        return self.state(deadline_seconds)
+
+    def retire(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        self._reach()
+        self._check(expected_generation)
+        number = self._find(load_id)
+        if number >= 0 and self.is_on_trial and number == self.active and self.previous < 0:
+            self._close("ROLLED_BACK")
+            self.active = -1
+        elif number >= 0 and (number == self.active or (self.is_on_trial and number == self.previous)):
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
+        if number >= 0:
+            self.slots[number] = None
+            self.previous = -1 if number == self.previous else self.previous
+        return self.state(deadline_seconds)
+
+    # Helpers.
+
+    def _reach(self) -> None:
+        if not self.is_up:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "it does not answer"))
+
+    def _check(self, expected_generation: int) -> None:
+        if expected_generation not in (0, self.generation):
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "the world has moved"))
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return f"load {self._ids}"
+
+    def _find(self, load_id: str) -> int:
+        return next((n for n, held in enumerate(self.slots) if held is not None and held.load_id == load_id), -1)
+
+    def _known(self, load_id: str) -> int:
+        number = self._find(load_id)
+        if number < 0:
+            raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
+        return number
+
+    def _held(self, number: int) -> Held:
+        held = self.slots[number]
+        assert held is not None
+        return held
+
+    def _close(self, outcome: str, reason: str = "") -> None:
+        self.last_trial = TrialEndSeen(self._held(self.active).bundle_digest, outcome, reason)
+        self.is_on_trial, self.generation = False, self.generation + 1
+
+    def _back(self, outcome: str, reason: str = "") -> None:
+        if self.is_on_trial and self.previous >= 0:
+            self._close(outcome, reason)
+            self.active, self.previous = self.previous, -1
+
+    def _count(self, held: Held, requests: int, reason: str) -> None:
+        key = (held.bundle_digest, held.device)
+        self.counts[key] = _counted(self.counts.get(key, Counts()), requests, reason)
+        if not reason:
+            self.counts[key] = _computed(self.counts[key], held.device, requests, self.row_seconds(held.bundle_digest))
+
+    # Memory.
+
+    def _default_device(self) -> str:
+        if self.fallback is not None:
+            return self.fallback.fallback_device
+        return CPU if self.card is None else CARD
+
+    def _free(self) -> int:
+        """Bytes of the card that nobody has."""
+        assert self.card is not None
+        loads = sum(held is not None and held.device == CARD for held in self.slots)
+        return self.card.total - self.card.strangers - self.card.weights * loads
+
+    def _shortage(self, bundle_digest: str, device: str) -> Failed | None:
+        """Why a load, that is not in its slot yet, does not fit."""
+        if self.card is None or device != CARD:
+            return None
+        is_there = any(
+            held is not None and (held.bundle_digest, held.device) == (bundle_digest, CARD) for held in self.slots
+        )
+        free = self._free() + (self.card.weights if is_there else 0)
+        needed = self.card.weights + (0 if self.card.plan == "kind" else self.card.working)
+        if needed <= free:
+            return None
+        reason = "OUT_OF_MEMORY" if self.card.plan == "blind" else "DOES_NOT_FIT"
+        lacks = Shortage(CARD) if self.card.plan == "blind" else Shortage(CARD, needed, free)
+        return Failed(FaultKind.PERMANENT, reason, "it does not fit", shortage=lacks)
+
+    def _runs_out(self, held: Held) -> None:
+        """A single item of what answers was too much: the previous slot answers it, or the CPU does."""
+        if not (self.is_on_trial and self.previous >= 0):
+            self._fall_back("OUT_OF_MEMORY")
+            return
+        self._count(held, 1, "OUT_OF_MEMORY")
+        if self.overflows(self._held(self.previous).load_id):
+            self._back("YIELDED", "OUT_OF_MEMORY")
+            self._fall_back("OUT_OF_MEMORY")
+        else:
+            self._back("ROLLED_BACK", "OUT_OF_MEMORY")
+
+    def _fall_back(self, reason: str) -> None:
+        """The same bundle answers from the CPU, in the other slot, whatever that held."""
+        held, other = self._held(self.active), 1 - self.active
+        beside = self.slots[other]
+        if beside is None or (beside.bundle_digest, beside.device) != (held.bundle_digest, CPU):
+            self.slots[other] = Held(self._new_id(), held.bundle_digest, device=CPU)
+        self.slots[self.active], self.active, self.previous = None, other, -1
+        self._falls, self.generation = self._falls + 1, self.generation + 1
+        since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._falls)
+        self.fallback = DeviceFallback(CARD, CPU, held.bundle_digest, since, reason)
+
+    def _seen(self, number: int) -> SlotSeen:
+        held = self.slots[number]
+        if held is None:
+            return SlotSeen("", "", "", "", "READY", "FREE")
+        role = "PREVIOUS" if number == self.previous else "CANDIDATE"
+        if number == self.active:
+            role = "TRIAL" if self.is_on_trial else "ACTIVE"
+        return SlotSeen(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, held.restarts)
+
+    def _trial(self) -> TrialSeen | None:
+        if not self.is_on_trial:
+            return None
+        held = self._held(self.active)
+        previous = self.slots[self.previous] if self.previous >= 0 else None
+        previous_id = "" if previous is None else previous.load_id
+        return TrialSeen(held.load_id, held.bundle_digest, previous_id, self.term_left, self.baseline)
+
+
+def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:
+    """One batch of one row a request; every other one takes a tenth longer."""
+    longer = batches // 2
+    old = before.costs[0] if before.costs else CostBucket(device, 1, 0, 0.0, 0.0)
+    bucket = CostBucket(
+        device,
+        at_most_units=1,
+        batches=old.batches + batches,
+        row_seconds=old.row_seconds + seconds * (batches + 0.1 * longer),
+        row_seconds_squared=old.row_seconds_squared + seconds**2 * (batches + 0.21 * longer),
+    )
+    return replace(before, costs=(bucket,))
+
+
+def _counted(before: Counts, requests: int, reason: str) -> Counts:
+    if not reason:
+        latency = tuple(a + b for a, b in zip(before.latency or (0,) * 13, (0, requests, *(0,) * 11), strict=True))
+        return replace(before, answered=before.answered + requests, latency=latency, latency_bounds=BOUNDS)
+    return replace(
+        before,
+        failed=before.failed + requests,
+        not_finite=before.not_finite + (requests if reason == "NOT_FINITE" else 0),
+        out_of_memory=before.out_of_memory + (requests if reason == "OUT_OF_MEMORY" else 0),
+        restarts=before.restarts + (1 if reason == "RUNNER_DIED" else 0),
+    )
