@@ -6,7 +6,7 @@ statement: `!crash`, `!slow 0.2`; with `!crash@r2` it is obeyed only by a bundle
 on a device of that name. A picture that begins with `!bad` is unreadable.
 
     !crash  the process dies          !hang  the call never returns     !gil S   holds the interpreter S s
-    !nan    an answer that is none    !oom   no memory for this unit    !error   an exception
+    !nan    an answer that is none    !oom   no memory for this row    !error   an exception
     !slow S  S seconds more           !refuse  refused as wrong input   !exit    the process exits with 1
     !garbage  no frame on the wire    !half  half a frame, then hangs   !lost    the device is lost
 """
@@ -72,15 +72,15 @@ class Script:
     warm_up_seconds: float = 0.0
     prepare_seconds: float = 0.0
     call_seconds: float = 0.0  # of a device call, whatever it carries
-    unit_seconds: float = 0.0
-    cpu_unit_seconds: float = 0.0  # burnt, not slept
-    max_call_units: int = 8
-    memory_units: int = 0  # a call of more units has no memory; 0 for no bound
+    row_seconds: float = 0.0
+    cpu_row_seconds: float = 0.0  # burnt, not slept
+    max_call_rows: int = 8
+    memory_rows: int = 0  # a call of more rows has no memory; 0 for no bound
     overflows_on: str = ""  # statements with this word are answered with NaN; empty for none
     fail_load: str = ""  # "refused", "oom", "error", "crash", "hang", "gil"
     fail_warm_up: str = ""  # the same
     fail_while: str = ""  # path of a file: the two hold only while it is there; always if empty
-    faulty_devices: str = ""  # the faults above and `memory_units` hold on devices that begin so
+    faulty_devices: str = ""  # the faults above and `memory_rows` hold on devices that begin so
     needs_bytes: int = 0  # what a plan is told; 0 for no plan
 
 
@@ -93,7 +93,7 @@ class ScriptedItem:
     statements: tuple[str, ...]
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Device rows."""
         return len(self.statements)
 
@@ -149,7 +149,7 @@ class ScriptedEngine:
     def __init__(self, script: Script, bundle: Bundle, options: LoadOptions) -> None:
         self.device = options.device or "cpu"
         self.precision = options.precision or "float32"
-        self.max_call_units = script.max_call_units
+        self.max_call_rows = script.max_call_rows
         self.is_faulty = self.device.startswith(script.faulty_devices)
         self._script = script
         self._salt = script.salt or bundle.revision
@@ -170,11 +170,11 @@ class ScriptedEngine:
     def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
         """Answer, and obey."""
         script = self._script
-        units = sum(chunk.units for chunk in chunks)
-        if script.memory_units and self.is_faulty and units > script.memory_units:
+        rows = sum(chunk.rows for chunk in chunks)
+        if script.memory_rows and self.is_faulty and rows > script.memory_rows:
             raise OutOfMemoryError("on command")
-        _pause(script.call_seconds + script.unit_seconds * units)
-        _burn(script.cpu_unit_seconds * units)
+        _pause(script.call_seconds + script.row_seconds * rows)
+        _burn(script.cpu_row_seconds * rows)
         return [self._answers(cast("ScriptedItem", chunk.prepared), chunk.start, chunk.stop) for chunk in chunks]
 
     def obey(self, fault: str) -> None:

@@ -176,10 +176,10 @@ class RunGate:
 
 @dataclass(frozen=True, slots=True)
 class ActivateLoad:
-    """Begin a trial of a loaded candidate, or extend its term. Answer: `Activated`."""
+    """Begin a trial of a loaded candidate, or extend its lease. Answer: `Activated`."""
 
     load_id: str
-    term_seconds: float
+    trial_lease_seconds: float
     transaction_id: str
     expected_generation: int
     deadline_seconds: float = 10.0

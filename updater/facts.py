@@ -60,7 +60,7 @@ class TrialSeen:
     load_id: str
     bundle_digest: str
     previous_load_id: str  # empty at a first install
-    term_left_seconds: float
+    lease_left_seconds: float
     baseline: Counts  # of the previous revision, frozen at activation
 
 
@@ -69,7 +69,7 @@ class TrialEndSeen:
     """How the server's last trial ended."""
 
     bundle_digest: str
-    outcome: str  # "COMMITTED", "ROLLED_BACK", "TERM_EXPIRED", "YIELDED"
+    outcome: str  # "COMMITTED", "ROLLED_BACK", "LEASE_EXPIRED", "YIELDED"
     reason: str = ""  # "OUT_OF_MEMORY", if the server ended it for that
 
 

@@ -96,7 +96,7 @@ def _change_slots(
         case LoadBundle():
             return Loaded(control.load(action.bundle_digest, action.device, *change))
         case ActivateLoad():
-            return Activated(control.activate(action.load_id, action.term_seconds, *change).life)
+            return Activated(control.activate(action.load_id, action.trial_lease_seconds, *change).life)
         case CommitLoad():
             control.commit(action.load_id, *change)
         case ActivatePrevious():

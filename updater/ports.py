@@ -118,9 +118,14 @@ class Control(Protocol):
         ...
 
     def activate(
-        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
     ) -> ServerState:
-        """ActivateSlot: begin a trial, extend its term, or put the previous slot back (term 0)."""
+        """ActivateSlot: begin a trial, extend its lease, or put the previous slot back (term 0)."""
         ...
 
     def commit(

@@ -35,7 +35,7 @@ class Cost:
     """What the server has counted of one load's bundle."""
 
     seconds: float  # device time; CPU seconds on a CPU
-    units: int  # device rows
+    rows: int  # device rows
 
 
 class Slots(Protocol):
@@ -146,8 +146,8 @@ class Prober:
     def _spent(self, load_id: str, before: Cost, questions: int) -> float:
         """Device time of our questions: the active slot's time is shared with live traffic, so it is taken a row."""
         after = self._slots.cost(load_id, STATE_SECONDS)
-        units = after.units - before.units
-        return (after.seconds - before.seconds) / units * questions if units > 0 else 0.0
+        rows = after.rows - before.rows
+        return (after.seconds - before.seconds) / rows * questions if rows > 0 else 0.0
 
 
 def _request(load_id: str, chunk: Sequence[Question], task: Task) -> pb.ProbeSlotRequest:

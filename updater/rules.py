@@ -62,7 +62,7 @@ class ObserveRules:
     probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
     probes_at_once: int = 10
     look_seconds: float = 1.0  # pause between two looks
-    term_seconds: float = 60.0  # after so long without the updater the server goes back by itself
+    trial_lease_seconds: float = 60.0  # after so long without the updater the server goes back by itself
     keep_warm_seconds: float = 60.0  # the previous slot stays loaded after a commit
 
 

@@ -94,7 +94,7 @@ class ObserveSection(Section):
         float, Field(ge=0, le=60, description="so much later is noise, whatever the factor")
     ] = 0.05
     probes_allowed: Annotated[bool, Field(description="whether a trial without traffic may end well on probes")] = True
-    term_seconds: Annotated[
+    trial_lease_seconds: Annotated[
         float, Field(ge=5, le=3600, description="after so long without the updater a trial is taken back")
     ] = 60.0
     keep_warm_seconds: Annotated[

@@ -86,7 +86,7 @@ def measure(source: Path, device: str, calls: int) -> list[Point]:
     tokens = len(engine.prepare(EntailmentItem(pictures[0], (STATEMENT,), "")).prompts[0])
     operations = work_of(read_config(folder), tokens).model
     seen, best = [], 0.0
-    for rows in [rows for rows in ROWS if rows <= engine.max_call_units]:
+    for rows in [rows for rows in ROWS if rows <= engine.max_call_rows]:
         seconds = _calls(engine, pictures[:rows], calls)
         best = max(best, peak(device))
         seen.append((rows, seconds))

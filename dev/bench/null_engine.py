@@ -13,9 +13,9 @@ _ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
 
 @dataclass(frozen=True, slots=True)
 class NullItem:
-    """Nothing, of so many units."""
+    """Nothing, of so many rows."""
 
-    units: int
+    rows: int
 
 
 class NullEngine:
@@ -23,15 +23,15 @@ class NullEngine:
 
     device = "cpu"
     precision = "float32"
-    max_call_units = 64
+    max_call_rows = 64
 
     def prepare(self, item: Item) -> NullItem:
-        """Count the units."""
+        """Count the rows."""
         return NullItem(len(item.statements) if hasattr(item, "statements") else 1)
 
     def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
         """Answer at once."""
-        return [(_ANSWER,) * chunk.units for chunk in chunks]
+        return [(_ANSWER,) * chunk.rows for chunk in chunks]
 
     def warm_up(self, progress: Progress) -> None:
         """Nothing to warm."""

@@ -153,7 +153,7 @@ class Hand:
         async for progress in self._stub.LoadSlot(request, timeout=120):
             load_id = progress.load_id
         seconds = time.perf_counter() - begun
-        activate = control_pb2.ActivateSlotRequest(change=change, load_id=load_id, term=Duration(seconds=60))
+        activate = control_pb2.ActivateSlotRequest(change=change, load_id=load_id, trial_lease=Duration(seconds=60))
         await self._stub.ActivateSlot(activate, timeout=5)
         await self._stub.CommitSlot(control_pb2.CommitSlotRequest(change=change, load_id=load_id), timeout=5)
         await self._stub.RetireSlot(control_pb2.RetireSlotRequest(change=change, load_id=old), timeout=60)
@@ -212,4 +212,4 @@ def is_own(response: entailment_pb2.PredictResponse, expected: list[Scores]) -> 
 
 
 def _whole(prepared: Prepared) -> Chunk:
-    return Chunk(prepared, 0, prepared.units)
+    return Chunk(prepared, 0, prepared.rows)

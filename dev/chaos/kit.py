@@ -14,7 +14,7 @@ from tests.stack.process import ROOT, write_settings
 from tests.updater.edges.revisions import MODEL
 
 Sections = Mapping[str, Mapping[str, Any]]
-TERM_SECONDS = 20.0
+TRIAL_LEASE_SECONDS = 20.0
 MARK = "HOTSLOT_CHAOS_STACK"
 PROGRAMS = {
     "server": "-m inference.server.server",
@@ -38,7 +38,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "window_seconds": 1.0,
         "max_seconds": 60.0,
         "min_answers": 20,
-        "term_seconds": TERM_SECONDS,
+        "trial_lease_seconds": TRIAL_LEASE_SECONDS,
         "keep_warm_seconds": 1.0,
     },
 }

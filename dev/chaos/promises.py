@@ -111,7 +111,7 @@ class Promises:
         self._note(so=not lost, otherwise=f"2: {len(lost)} of {report.attempts} calls lost, first: {lost[:3]}")
         wrong = report.wrong
         self._note(so=not wrong, otherwise=f"2: {len(wrong)} answers of no revision's own, first: {wrong[:3]}")
-        strange = strange_answers(report.answers, self.pointer, _is_newer, kit.TERM_SECONDS)
+        strange = strange_answers(report.answers, self.pointer, _is_newer, kit.TRIAL_LEASE_SECONDS)
         self._note(so=not strange, otherwise=f"3: {len(strange)} answers that nothing explains, first: {strange[:3]}")
         back = steps_back(self.pointer, _is_newer)
         self._note(so=not back, otherwise=f"3: the committed revision went back: {back}")

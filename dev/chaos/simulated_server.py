@@ -84,10 +84,15 @@ class SimulatedServer:
         return load_id
 
     def activate(
-        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
     ) -> ServerState:
         """Begin a trial, extend it, or go back."""
-        del transaction_id, term_seconds, deadline_seconds
+        del transaction_id, trial_lease_seconds, deadline_seconds
         self._check(expected_generation)
         held = self._held
         if load_id not in held.loads:

@@ -52,7 +52,7 @@ poll_seconds = 0.5
 [updater.models.{MODEL}.observe]
 window_seconds = 5
 max_seconds = 60
-term_seconds = 30
+trial_lease_seconds = 30
 keep_warm_seconds = 2
 """
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from common.row_cost import RowCost
+
 from common.clock import Clock, process_seconds
-from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import codec
-from inference.runner.calls import CallLimits, Cut, by_item, next_call, units_allowed
+from inference.runner.calls import CallLimits, Cut, by_item, next_call, rows_allowed
 from inference.runner.engines.base import Chunk, Engine, Prepared, UnitResult
 from inference.runner.heartbeat import Pulse
 from inference.runner.log import describe
@@ -16,7 +17,7 @@ from inference.runner.oom import MemoryLimit, halve
 from inference.runner.prepare import ENGINE_FAILED, PendingBatch, PendingItem
 
 NOT_FINITE = ("NOT_FINITE", "the model's answer is not a number")
-OUT_OF_MEMORY = ("OUT_OF_MEMORY", "the device has no memory left for even one unit of this item")
+OUT_OF_MEMORY = ("OUT_OF_MEMORY", "the device has no memory left for even one row of this item")
 
 
 class DeviceLost(RuntimeError):
@@ -45,7 +46,7 @@ class Bench:
 
     engine: Engine
     limits: CallLimits
-    cost: UnitCost
+    cost: RowCost
     faults: Faults
     pulse: Pulse
     clock: Clock
@@ -54,9 +55,9 @@ class Bench:
     cpu_seconds: float = 0.0  # of the process, when the last batch ended
 
     @property
-    def call_units(self) -> int:
-        """How many units the next call may carry."""
-        return units_allowed(self.limits, self.cost.unit_seconds, self.memory.units)
+    def call_rows(self) -> int:
+        """How many rows the next call may carry."""
+        return rows_allowed(self.limits, self.cost.row_seconds, self.memory.rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +80,7 @@ class BatchRun:
         self._works: dict[int, _Work] = {}  # without an outcome, by place in the batch
         self._ended: list[runner_pb2.ItemOutcome] = []  # not told yet
         self._computed_seconds = 0.0
-        self._units = 0
+        self._rows = 0
         self._cpu_begun = max(bench.cpu_seconds, batch.cpu_seconds)
 
     def run(self) -> None:
@@ -94,7 +95,7 @@ class BatchRun:
         while self._drop_dead():
             if self._ended:
                 self._tell(is_done=False)
-            self._compute(next_call(self._left(), self._bench.call_units))
+            self._compute(next_call(self._left(), self._bench.call_rows))
             if self._works:
                 self._tell(is_done=False)
         self._tell(is_done=True)
@@ -104,7 +105,7 @@ class BatchRun:
         for place, item in enumerate(self._batch.items):
             if item.outcome is not None:
                 self._end(item, item.outcome)
-            elif item.prepared is None or item.prepared.units < 1:
+            elif item.prepared is None or item.prepared.rows < 1:
                 self._end(item, codec.failure(item.item_id, *ENGINE_FAILED))
             else:
                 self._works[place] = _Work(item, item.prepared)
@@ -119,7 +120,7 @@ class BatchRun:
         return bool(self._works)
 
     def _left(self) -> list[Cut]:
-        return [Cut(place, len(work.results), work.prepared.units) for place, work in self._works.items()]
+        return [Cut(place, len(work.results), work.prepared.rows) for place, work in self._works.items()]
 
     def _compute(self, call: Sequence[Cut]) -> None:
         stack = [tuple(call)]
@@ -128,7 +129,7 @@ class BatchRun:
             cuts = tuple(cut for cut in stack.pop() if cut.item in self._works)
             if not cuts:
                 continue
-            if self._bench.memory.is_over(sum(cut.units for cut in cuts)):
+            if self._bench.memory.is_over(sum(cut.rows for cut in cuts)):
                 stack.extend(reversed(halve(cuts)))  # the other half of a split call: as large as what did not fit
                 continue
             try:
@@ -147,21 +148,21 @@ class BatchRun:
         finally:
             seconds = self._bench.clock.monotonic() - begun
             self._computed_seconds += seconds
-        if [len(result) for result in results] != [cut.units for cut in cuts]:
+        if [len(result) for result in results] != [cut.rows for cut in cuts]:
             raise RuntimeError("the engine's results do not match its chunks")
         return results, seconds
 
     def _recover(self, cuts: Sequence[Cut], error: Exception) -> list[tuple[Cut, ...]]:
         """What to compute instead of a call that failed."""
         bench = self._bench
-        units = sum(cut.units for cut in cuts)
+        rows = sum(cut.rows for cut in cuts)
         bench.log(
-            "device_call_failed", level="warning", batch_id=self._batch.batch_id, units=units, error=describe(error)
+            "device_call_failed", level="warning", batch_id=self._batch.batch_id, rows=rows, error=describe(error)
         )
         if bench.faults.is_out_of_memory(error):
             # The traceback holds the failed call's tensors until it is let go.
             error.__traceback__ = None
-            bench.memory.ran_out(units)
+            bench.memory.ran_out(rows)
             bench.faults.clear_cache()
             again, why = halve(cuts), OUT_OF_MEMORY
         elif bench.faults.is_device_lost(error):
@@ -174,17 +175,17 @@ class BatchRun:
 
     def _take(self, cuts: Sequence[Cut], results: Sequence[tuple[UnitResult, ...]], seconds: float) -> None:
         bench = self._bench
-        units = sum(cut.units for cut in cuts)
-        self._units += units
-        bench.cost.learn(seconds, units)
-        bench.memory.fitted(units, bench.limits.max_units)
+        rows = sum(cut.rows for cut in cuts)
+        self._rows += rows
+        bench.cost.learn(seconds, rows)
+        bench.memory.fitted(rows, bench.limits.max_rows)
         for cut, result in zip(cuts, results, strict=True):
             work = self._works[cut.item]
             work.results.extend(result)
             work.computed_seconds += seconds
-            if not all(codec.is_finite(unit) for unit in result):
+            if not all(codec.is_finite(row) for row in result):
                 self._fail(cut.item, NOT_FINITE)
-            elif len(work.results) == work.prepared.units:
+            elif len(work.results) == work.prepared.rows:
                 del self._works[cut.item]
                 self._end(work.item, codec.answer(work.item.item_id, work.results), work.computed_seconds)
 
@@ -205,7 +206,7 @@ class BatchRun:
             done=is_done,
             computed_seconds=self._computed_seconds,
             cpu_seconds=process_seconds() - self._cpu_begun,
-            units=self._units,
+            rows=self._rows,
         )
         self._ended = []
         self._say(reply)

@@ -29,45 +29,45 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def halve(call: Sequence[Cut]) -> list[tuple[Cut, ...]]:
-    """Split a call that did not fit into two of half the units; empty if it is a single unit and cannot be split."""
-    half = sum(cut.units for cut in call) // 2
+    """Split a call that did not fit into two of half the rows; empty if it is a single row and cannot be split."""
+    half = sum(cut.rows for cut in call) // 2
     if half == 0:
         return []
     left: list[Cut] = []
     right: list[Cut] = []
     for cut in call:
-        taken = min(cut.units, half - sum(part.units for part in left))
+        taken = min(cut.rows, half - sum(part.rows for part in left))
         if taken:
             left.append(Cut(cut.item, cut.start, cut.start + taken))
-        if taken < cut.units:
+        if taken < cut.rows:
             right.append(Cut(cut.item, cut.start + taken, cut.stop))
     return [tuple(left), tuple(right)]
 
 
 class MemoryLimit:
-    """How many units memory was seen to allow: halved when it runs out, tried again after a good while."""
+    """How many rows memory was seen to allow: halved when it runs out, tried again after a good while."""
 
     def __init__(self) -> None:
-        self.units: int | None = None  # None: it never ran out, or all is well again
+        self.rows: int | None = None  # None: it never ran out, or all is well again
         self._good = 0
 
-    def is_over(self, units: int) -> bool:
-        """Whether a call of so many units was seen not to fit."""
-        return self.units is not None and units > self.units
+    def is_over(self, rows: int) -> bool:
+        """Whether a call of so many rows was seen not to fit."""
+        return self.rows is not None and rows > self.rows
 
-    def ran_out(self, units: int) -> None:
-        """A call of so many units did not fit."""
-        self.units = max(1, units // 2)
+    def ran_out(self, rows: int) -> None:
+        """A call of so many rows did not fit."""
+        self.rows = max(1, rows // 2)
         self._good = 0
 
-    def fitted(self, units: int, max_units: int) -> None:
-        """A call of so many units did fit; `max_units` is what would be packed without this limit."""
-        if self.units is None or units < self.units:
+    def fitted(self, rows: int, max_rows: int) -> None:
+        """A call of so many rows did fit; `max_rows` is what would be packed without this limit."""
+        if self.rows is None or rows < self.rows:
             return
         self._good += 1
         if self._good >= GOOD_CALLS_TO_GROW:
             self._good = 0
-            self.units = self.units * 2 if self.units * 2 < max_units else None
+            self.rows = self.rows * 2 if self.rows * 2 < max_rows else None
 
 
 def should_clear(used_bytes: int, total_bytes: int) -> bool:

@@ -55,7 +55,7 @@ class Loaded:
 
     engine: Engine
     bundle: Bundle
-    unit_seconds: float  # measured, of one unit alone
+    row_seconds: float  # measured, of one row alone
     needed_bytes: int  # as planned; 0 if the engine does not say
 
 
@@ -84,7 +84,7 @@ def load(request: runner_pb2.LoadBundle, around: Surroundings, progress: Progres
         begun = around.clock.monotonic()
         engine.warm_up(progress)
         seconds = around.clock.monotonic() - begun
-        return Loaded(engine, bundle, _unit_seconds(engine, seconds, sample_item(bundle.task), around.clock), needed)
+        return Loaded(engine, bundle, _row_seconds(engine, seconds, sample_item(bundle.task), around.clock), needed)
     except LoadRefused:
         raise
     except Exception as error:
@@ -146,13 +146,13 @@ def _open(folder: Path, bundle: Bundle, options: LoadOptions, extra: Mapping[str
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
 
 
-def _unit_seconds(engine: Engine, warm_up_seconds: float, item: Item, clock: Clock) -> float:
-    """Seconds of one unit: the least of a few calls, or of as many as a short time allows.
+def _row_seconds(engine: Engine, warm_up_seconds: float, item: Item, clock: Clock) -> float:
+    """Seconds of one row: the least of a few calls, or of as many as a short time allows.
 
     A load often shares the machine with what serves: the slower calls tell about that, not about the model. A warm-up
-    that was one long call of one unit says enough: the self-test, which follows every load, corrects it.
+    that was one long call of one row says enough: the self-test, which follows every load, corrects it.
     """
-    if engine.max_call_units == 1 and warm_up_seconds > MEASURED_SECONDS:
+    if engine.max_call_rows == 1 and warm_up_seconds > MEASURED_SECONDS:
         return warm_up_seconds
     prepared = engine.prepare(item)
     begun = clock.monotonic()

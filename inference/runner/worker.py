@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from common.row_cost import RowCost
+
 from common.clock import Clock
 from common.exit_codes import ExitCode
-from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import oom
 from inference.runner.batch import BatchRun, Bench, DeviceLost
@@ -135,14 +136,14 @@ class Worker:
 
     def _take(self, loaded: Loaded, request: runner_pb2.LoadBundle) -> runner_pb2.LoadOutcome:
         engine = loaded.engine
-        limits = CallLimits(max(1, request.max_call_units or engine.max_call_units), request.max_call_seconds)
-        cost = UnitCost(loaded.unit_seconds)
+        limits = CallLimits(max(1, request.max_call_rows or engine.max_call_rows), request.max_call_seconds)
+        cost = RowCost(loaded.row_seconds)
         self._bench = Bench(engine, limits, cost, self, self._pulse, self._clock, self._ways.log)
         self._look_at_memory(self._bench)
         return runner_pb2.LoadOutcome(
             device=engine.device,
             precision=engine.precision,
-            unit_seconds=loaded.unit_seconds,
+            row_seconds=loaded.row_seconds,
             needed_bytes=loaded.needed_bytes,
         )
 

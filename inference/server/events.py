@@ -51,7 +51,7 @@ class BatchSent:
     model: str
     revision: str
     items: int
-    units: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class EntailmentInput:
     premise: str  # may be empty
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Device rows: one a statement."""
         return len(self.statements)
 
@@ -32,7 +32,7 @@ class EntailmentInput:
 
 
 Payload = EntailmentInput  # of a request; grows with the tasks
-Outcome = tuple[EntailmentScores, ...]  # one a unit
+Outcome = tuple[EntailmentScores, ...]  # one a row
 
 
 @dataclass(frozen=True, slots=True)

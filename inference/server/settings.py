@@ -57,11 +57,11 @@ class RunnerSection(Section):
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0: the engine's choice")] = 0
     prepare_threads: Annotated[int, Field(ge=1, le=64, description="threads that decode pictures")] = 2
     max_batch_items: Annotated[int, Field(ge=1, le=1024, description="most requests of one frame")] = 16
-    max_batch_units: Annotated[int, Field(ge=1, le=4096, description="most statements of one frame")] = 64
+    max_batch_rows: Annotated[int, Field(ge=1, le=4096, description="most statements of one frame")] = 64
     max_call_seconds: Annotated[
         float, Field(gt=0, le=600, description="longest expected device call; longer work is cut")
     ] = 2.0
-    limit_floor_seconds: Annotated[
+    min_timeout_seconds: Annotated[
         float, Field(gt=0, le=600, description="a batch is never called hung before this")
     ] = 2.0
     limit_factor: Annotated[

@@ -34,7 +34,7 @@ def filler(torch: Any) -> Iterator[Filler]:  # noqa: ANN401  a module
 def idle(torch: Any, tmp_path: Path) -> Iterator[Stack]:  # noqa: ANN401  a module
     """A server that would serve the demo model, not started."""
     del torch  # asked for its skip
-    runner = {"extra_engines": {}, "limit_floor_seconds": 30.0}
+    runner = {"extra_engines": {}, "min_timeout_seconds": 30.0}
     stack = Stack(tmp_path, committed=None, runner=runner)
     import_bundle(SHAPES / "v1.0.0", tmp_path, "shapes", "v1.0.0", "float32")
     yield stack

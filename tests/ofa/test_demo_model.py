@@ -33,7 +33,7 @@ def test_the_demo_model_answers_its_golden_set(demo: OfaEngine, golden: list[dic
     for row in golden:
         content = (SHAPES / "golden" / str(row["image"])).read_bytes()
         prepared = demo.prepare(EntailmentItem(content, tuple(row["statements"]), ""))
-        (results,) = demo.compute([Chunk(prepared, 0, prepared.units)])
+        (results,) = demo.compute([Chunk(prepared, 0, prepared.rows)])
         answers = [max(scores, key=scores.__getitem__) for scores in map(scores_of, results)]
         right += answers == list(row["expected"])
 

@@ -64,4 +64,4 @@ def test_a_request_is_decoded_once(plain: OfaEngine, monkeypatch: pytest.MonkeyP
 
     item = plain.prepare(EntailmentItem(COLOUR, tuple("abcdefgh"), ""))
 
-    assert (item.units, len(decoded)) == (8, 1)
+    assert (item.rows, len(decoded)) == (8, 1)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import pytest
+from common.row_cost import RowCost
 
-from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.batch import BatchRun, Bench, DeviceLost
 from inference.runner.calls import CallLimits
@@ -32,10 +32,10 @@ class StandingClock:
 
 @dataclass(frozen=True)
 class Rows:
-    """A prepared item of so many units."""
+    """A prepared item of so many rows."""
 
     name: str
-    units: int
+    rows: int
 
 
 class NoMemory(Exception):
@@ -55,7 +55,7 @@ class ToyEngine:
     calls: list[list[tuple[str, int, int]]] = field(default_factory=list)
     device: str = "cpu"
     precision: str = "float32"
-    max_call_units: int = 8
+    max_call_rows: int = 8
 
     def prepare(self, item: Item) -> Rows:
         raise NotImplementedError
@@ -63,11 +63,11 @@ class ToyEngine:
     def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
         self.calls.append([(chunk.prepared.name, chunk.start, chunk.stop) for chunk in chunks])  # type: ignore[attr-defined]
         self.on_call(chunks)
-        return [tuple(self._score(chunk.prepared, unit) for unit in range(chunk.start, chunk.stop)) for chunk in chunks]
+        return [tuple(self._score(chunk.prepared, row) for row in range(chunk.start, chunk.stop)) for chunk in chunks]
 
-    def _score(self, prepared: object, unit: int) -> EntailmentScores:
+    def _score(self, prepared: object, row: int) -> EntailmentScores:
         assert isinstance(prepared, Rows)
-        return EntailmentScores(self.values.get(prepared.name, float(unit)), 0.0, 0.0)
+        return EntailmentScores(self.values.get(prepared.name, float(row)), 0.0, 0.0)
 
     def warm_up(self, progress: Progress) -> None:
         raise NotImplementedError
@@ -79,18 +79,18 @@ class ToyEngine:
 class Table:
     """A bench, a batch on it, and what was said."""
 
-    def __init__(self, engine: ToyEngine, *items: tuple[str, int], max_units: int = 8) -> None:
+    def __init__(self, engine: ToyEngine, *items: tuple[str, int], max_rows: int = 8) -> None:
         self.clock = StandingClock()
         self.replies: list[runner_pb2.BatchReply] = []
         self.cleared = 0
         self.items = [PendingItem(number, math.inf, None) for number in range(1, len(items) + 1)]
-        for item, (name, units) in zip(self.items, items, strict=True):
-            item.prepared = Rows(name, units)
+        for item, (name, rows) in zip(self.items, items, strict=True):
+            item.prepared = Rows(name, rows)
         self.batch = PendingBatch(1, self.items, 0.0)
         self.batch.is_prepared.set()
         pulse = Pulse(self.clock)
-        limits = CallLimits(max_units, 0.0)
-        self.bench = Bench(engine, limits, UnitCost(0.0), self, pulse, self.clock, lambda *_, **__: None)
+        limits = CallLimits(max_rows, 0.0)
+        self.bench = Bench(engine, limits, RowCost(0.0), self, pulse, self.clock, lambda *_, **__: None)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, NoMemory)
@@ -125,8 +125,8 @@ def test_a_large_item_is_cut_and_put_together_in_order() -> None:
     table = Table(ToyEngine(), ("a", 32))
     table.run()
     [outcome] = table.replies[-1].outcomes
-    assert [float(unit) for unit in range(32)] == [score.yes for score in outcome.entailment.scores]
-    assert table.replies[-1].units == 32
+    assert [float(row) for row in range(32)] == [score.yes for score in outcome.entailment.scores]
+    assert table.replies[-1].rows == 32
 
 
 def test_items_are_answered_as_soon_as_they_are_whole() -> None:
@@ -140,7 +140,7 @@ def test_out_of_memory_is_split_until_it_fits() -> None:
     """What did not fit is halved until it does; no later call is as large as one that did not fit."""
 
     def two_fit(chunks: Sequence[Chunk]) -> None:
-        if sum(chunk.units for chunk in chunks) > 2:
+        if sum(chunk.rows for chunk in chunks) > 2:
             raise NoMemory
 
     engine = ToyEngine(two_fit)
@@ -152,7 +152,7 @@ def test_out_of_memory_is_split_until_it_fits() -> None:
     assert list(range(8)) == [score.yes for score in answers[1]]
 
 
-def test_out_of_memory_at_one_unit_fails_that_item_alone() -> None:
+def test_out_of_memory_at_one_row_fails_that_item_alone() -> None:
     """Its neighbours are answered."""
 
     def b_never_fits(chunks: Sequence[Chunk]) -> None:
@@ -242,11 +242,11 @@ def test_computed_seconds_are_those_of_the_item_s_calls() -> None:
 
 
 def test_call_size_follows_the_measured_cost() -> None:
-    """When units turn out slow, calls shrink to the bound of time."""
+    """When rows turn out slow, calls shrink to the bound of time."""
     engine = ToyEngine()
     table = Table(engine, ("a", 64))
     table.bench.limits = CallLimits(8, 4.0)
-    engine.on_call = lambda chunks: setattr(table.clock, "time", table.clock.time + 1.0 * chunks[0].units)
+    engine.on_call = lambda chunks: setattr(table.clock, "time", table.clock.time + 1.0 * chunks[0].rows)
     table.run()
     sizes = [stop - start for [(_, start, stop)] in engine.calls]
     assert sizes[0] == 8

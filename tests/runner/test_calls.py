@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.runner.calls import CallLimits, Cut, by_item, next_call, units_allowed
+from inference.runner.calls import CallLimits, Cut, by_item, next_call, rows_allowed
 from inference.runner.oom import (
     GOOD_CALLS_TO_GROW,
     MemoryLimit,
@@ -20,24 +20,24 @@ from tests.scripted_engine import AcceleratorError, OutOfMemoryError
 ITEMS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-def items(*units: int) -> list[Cut]:
-    """Whole items of so many units."""
-    return [Cut(place, 0, count) for place, count in enumerate(units)]
+def items(*rows: int) -> list[Cut]:
+    """Whole items of so many rows."""
+    return [Cut(place, 0, count) for place, count in enumerate(rows)]
 
 
-def all_calls(units: Sequence[int], max_units: int) -> list[tuple[Cut, ...]]:
+def all_calls(rows: Sequence[int], max_rows: int) -> list[tuple[Cut, ...]]:
     """Pack until nothing is left, as the device thread does."""
-    done = [0] * len(units)
+    done = [0] * len(rows)
     calls = []
-    while left := [Cut(place, done[place], count) for place, count in enumerate(units) if done[place] < count]:
-        calls.append(next_call(left, max_units))
+    while left := [Cut(place, done[place], count) for place, count in enumerate(rows) if done[place] < count]:
+        calls.append(next_call(left, max_rows))
         for cut in calls[-1]:
             done[cut.item] = cut.stop
     return calls
 
 
 @pytest.mark.parametrize(
-    ("units", "max_units", "expected"),
+    ("rows", "max_rows", "expected"),
     [
         ([1, 1, 1], 8, [[(0, 0, 1), (1, 0, 1), (2, 0, 1)]]),  # small ones share a call
         ([32], 8, [[(0, 0, 8)], [(0, 8, 16)], [(0, 16, 24)], [(0, 24, 32)]]),  # a large one is cut
@@ -46,39 +46,39 @@ def all_calls(units: Sequence[int], max_units: int) -> list[tuple[Cut, ...]]:
         ([2, 1], 1, [[(0, 0, 1)], [(0, 1, 2)], [(1, 0, 1)]]),
     ],
 )
-def test_packing(units: list[int], max_units: int, expected: list[list[tuple[int, int, int]]]) -> None:
+def test_packing(rows: list[int], max_rows: int, expected: list[list[tuple[int, int, int]]]) -> None:
     """Items go in order, share calls, and are cut only if no call could hold them."""
-    calls = [[(cut.item, cut.start, cut.stop) for cut in call] for call in all_calls(units, max_units)]
+    calls = [[(cut.item, cut.start, cut.stop) for cut in call] for call in all_calls(rows, max_rows)]
     assert expected == calls
 
 
 @given(ITEMS, st.integers(1, 16))
-def test_packing_computes_every_unit_once(units: list[int], max_units: int) -> None:
-    """No unit is lost or computed twice, no call is empty or over its bound."""
-    calls = all_calls(units, max_units)
-    computed = sorted((cut.item, unit) for call in calls for cut in call for unit in range(cut.start, cut.stop))
-    assert [(place, unit) for place, count in enumerate(units) for unit in range(count)] == computed
-    assert all(0 < sum(cut.units for cut in call) <= max_units for call in calls)
+def test_packing_computes_every_row_once(rows: list[int], max_rows: int) -> None:
+    """No row is lost or computed twice, no call is empty or over its bound."""
+    calls = all_calls(rows, max_rows)
+    computed = sorted((cut.item, row) for call in calls for cut in call for row in range(cut.start, cut.stop))
+    assert [(place, row) for place, count in enumerate(rows) for row in range(count)] == computed
+    assert all(0 < sum(cut.rows for cut in call) <= max_rows for call in calls)
 
 
 @pytest.mark.parametrize(
-    ("limits", "unit_seconds", "memory_units", "expected"),
+    ("limits", "row_seconds", "memory_rows", "expected"),
     [
         (CallLimits(16, 0.0), 1.0, None, 16),  # no bound of time
         (CallLimits(16, 2.0), 0.5, None, 4),
         (CallLimits(16, 2.0), 0.0, None, 16),  # cost unknown
-        (CallLimits(16, 2.0), 5.0, None, 1),  # one unit must go, however long it takes
+        (CallLimits(16, 2.0), 5.0, None, 1),  # one row must go, however long it takes
         (CallLimits(16, 2.0), 0.5, 3, 3),  # memory is scarcer than time
         (CallLimits(16, 0.0), 1.0, 99, 16),
     ],
 )
-def test_call_bound(limits: CallLimits, unit_seconds: float, memory_units: int | None, expected: int) -> None:
-    """A call is bounded by units, expected time and what memory has allowed, whichever is least."""
-    assert expected == units_allowed(limits, unit_seconds, memory_units)
+def test_call_bound(limits: CallLimits, row_seconds: float, memory_rows: int | None, expected: int) -> None:
+    """A call is bounded by rows, expected time and what memory has allowed, whichever is least."""
+    assert expected == rows_allowed(limits, row_seconds, memory_rows)
 
 
 @pytest.mark.parametrize(
-    ("units", "expected"),
+    ("rows", "expected"),
     [
         ([1], []),  # cannot be split: the item's own failure
         ([2], [[(0, 0, 1)], [(0, 1, 2)]]),
@@ -87,18 +87,18 @@ def test_call_bound(limits: CallLimits, unit_seconds: float, memory_units: int |
         ([1, 1, 1, 5], [[(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1)], [(3, 1, 5)]]),
     ],
 )
-def test_splitting_when_memory_runs_out(units: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
+def test_splitting_when_memory_runs_out(rows: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
     """A call that did not fit is computed in two halves, in order."""
-    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve(items(*units))]
+    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve(items(*rows))]
 
 
 @given(ITEMS)
-def test_halves_are_the_whole(units: list[int]) -> None:
+def test_halves_are_the_whole(rows: list[int]) -> None:
     """Both halves together are the call, and neither is much larger than the other."""
-    call = items(*units)
+    call = items(*rows)
     halves = halve(call)
-    computed = sorted((cut.item, unit) for half in halves for cut in half for unit in range(cut.start, cut.stop))
-    whole = [(cut.item, unit) for cut in call for unit in range(cut.start, cut.stop)]
+    computed = sorted((cut.item, row) for half in halves for cut in half for row in range(cut.start, cut.stop))
+    whole = [(cut.item, row) for cut in call for row in range(cut.start, cut.stop)]
     assert (computed == whole) if len(whole) > 1 else (halves == [])
     assert all(half for half in halves)
 
@@ -107,25 +107,25 @@ def test_memory_limit_is_learned_and_forgotten() -> None:
     """After running out, calls stay small; after many good ones larger calls are tried again."""
     memory = MemoryLimit()
     memory.ran_out(16)
-    assert memory.units == 8
+    assert memory.rows == 8
     memory.ran_out(8)
-    assert memory.units == 4
+    assert memory.rows == 4
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(3, max_units=16)  # smaller than the limit: proves nothing
-    assert memory.units == 4
+        memory.fitted(3, max_rows=16)  # smaller than the limit: proves nothing
+    assert memory.rows == 4
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(4, max_units=16)
-    assert memory.units == 8
+        memory.fitted(4, max_rows=16)
+    assert memory.rows == 8
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(8, max_units=16)
-    assert memory.units is None
+        memory.fitted(8, max_rows=16)
+    assert memory.rows is None
 
 
-def test_one_unit_is_always_tried() -> None:
+def test_one_row_is_always_tried() -> None:
     """The learned limit never falls to nothing."""
     memory = MemoryLimit()
     memory.ran_out(1)
-    assert memory.units == 1
+    assert memory.rows == 1
 
 
 @pytest.mark.parametrize(

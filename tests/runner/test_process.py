@@ -40,18 +40,18 @@ async def test_hello_names_only_devices_that_the_policy_allows(
 
 
 async def test_load_reports_progress_and_a_measured_cost(stage: Stage) -> None:
-    """Both phases are seen to their ends, and the cost of a unit is known afterwards."""
-    outcome = await stage.load(unit_seconds=0.002)
+    """Both phases are seen to their ends, and the cost of a row is known afterwards."""
+    outcome = await stage.load(row_seconds=0.002)
     assert not outcome.HasField("failure")
     assert (outcome.device, outcome.precision) == ("cpu", "float32")
-    assert 0.002 <= outcome.unit_seconds < 0.05
+    assert 0.002 <= outcome.row_seconds < 0.05
     assert {"reading", "warming_up"} == {step.phase for step in stage.ear.progress if step.fraction == 1}
 
 
-async def test_a_long_warm_up_of_one_unit_is_its_cost(stage: Stage) -> None:
+async def test_a_long_warm_up_of_one_row_is_its_cost(stage: Stage) -> None:
     """A load waits for no second call that would take as long."""
-    outcome = await stage.load(max_call_units=1, warm_up_seconds=0.3, unit_seconds=60.0)
-    assert 0.3 <= outcome.unit_seconds < 30.0
+    outcome = await stage.load(max_call_rows=1, warm_up_seconds=0.3, row_seconds=60.0)
+    assert 0.3 <= outcome.row_seconds < 30.0
 
 
 async def test_answers_are_the_engine_s_own(stage: Stage) -> None:
@@ -73,14 +73,14 @@ async def test_a_picture_of_16_mib_comes_through(stage: Stage) -> None:
 
 async def test_32_statements_are_cut_into_calls_and_answered_whole(stage: Stage) -> None:
     """One request, several device calls with progress in between, one answer in order."""
-    await stage.load("r1", max_call_units=8)
+    await stage.load("r1", max_call_rows=8)
     texts = [f"statement {number}" for number in range(32)]
     before = stage.ear.heartbeat.progress
     [outcome] = await stage.ask(texts)
     assert [expected_scores("r1", b"picture", text).yes for text in texts] == [
         score.yes for score in outcome.entailment.scores
     ]
-    assert stage.ear.replies[-1].units == 32
+    assert stage.ear.replies[-1].rows == 32
     assert stage.ear.replies[-1].done
     await stage.ear.until(lambda: stage.ear.heartbeat.progress >= before + 4)
 
@@ -106,8 +106,8 @@ async def test_failures_tell_no_class_and_no_path(stage: Stage) -> None:
 
 
 async def test_calls_that_do_not_fit_are_split(stage: Stage) -> None:
-    """A device that takes two units at a time answers eight."""
-    await stage.load("r1", max_call_units=8, memory_units=2)
+    """A device that takes two rows at a time answers eight."""
+    await stage.load("r1", max_call_rows=8, memory_rows=2)
     texts = [f"statement {number}" for number in range(8)]
     [outcome] = await stage.ask(texts)
     assert [expected_scores("r1", b"picture", text).yes for text in texts] == [

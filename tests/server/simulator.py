@@ -73,7 +73,7 @@ class SimRunner:
         if request.device.startswith("cuda"):
             reason = reason or self.world.card
         device = request.device
-        outcome = runner_pb2.LoadOutcome(device=device, precision="float32", unit_seconds=UNIT_SECONDS)
+        outcome = runner_pb2.LoadOutcome(device=device, precision="float32", row_seconds=UNIT_SECONDS)
         if reason:
             outcome = runner_pb2.LoadOutcome(failure=runner_pb2.Failure(reason=reason, message="bad"), device=device)
         if not self.world.holds_loads:
@@ -118,7 +118,7 @@ class SimRunner:
 
     def answer(self, batch: runner_pb2.ComputeBatch) -> None:
         """Answer a batch as the world's script says."""
-        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True, units=1, computed_seconds=UNIT_SECONDS)
+        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True, rows=1, computed_seconds=UNIT_SECONDS)
         for item in batch.items:
             outcome = reply.outcomes.add(item_id=item.item_id)
             fault = self._fault(item)
@@ -184,8 +184,8 @@ class World:
             "emit": self.events.append,
             "drain": self.drain,
             "capacity": Capacity(max_requests=8, max_bytes=1000),
-            "budget": BatchBudget(max_items=4, max_units=8, max_bytes=1000),
-            "limits": LimitRules(floor_seconds=2.0, factor=8.0),
+            "budget": BatchBudget(max_items=4, max_rows=8, max_bytes=1000),
+            "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
             "standby": True,
             "threads": 1,

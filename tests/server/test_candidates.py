@@ -106,7 +106,7 @@ def test_a_probe_whose_runner_dies_says_so(stack: Stack) -> None:
 @pytest.mark.fault("S3")
 def test_deadlines_are_kept_while_a_candidate_loads(stack: Stack) -> None:
     """Callers with short deadlines see nothing of a load that takes its time and burns CPU; nor does health."""
-    slow = stack.bundle("r-heavy", load_seconds=1.0, warm_up_seconds=0.5, cpu_unit_seconds=0.2)
+    slow = stack.bundle("r-heavy", load_seconds=1.0, warm_up_seconds=0.5, cpu_row_seconds=0.2)
 
     with Load(stack, clients=4, deadline=2.0) as load:
         call = stack.hand.begin_load(slow.bundle_digest)

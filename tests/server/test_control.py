@@ -52,7 +52,7 @@ def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
 
     trial = hand.activate(load_id, 300, begun.generation)
     assert (trial.trial.load_id, trial.trial.previous_load_id) == (load_id, begun.active_load_id)
-    assert 290 < trial.trial.term_left.ToTimedelta().total_seconds() <= 300
+    assert 290 < trial.trial.lease_left.ToTimedelta().total_seconds() <= 300
     assert stack.check(question()) == "r-way"
 
     commit_on_disk(stack, bundle)
@@ -161,7 +161,7 @@ def test_a_change_needs_a_name(stack: Stack) -> None:
 
 @pytest.mark.fault("S10")
 def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
-    """An unknown load and one that still loads are refused; a term out of range too; the active model is untouched."""
+    """An unknown load and one that still loads are refused; a trial lease out of range too; the active model is untouched."""
     hand = stack.hand
     unknown = refused(hand.activate, "no-such-load")
     assert (unknown.code, unknown.reason, unknown.resource) == ("NOT_FOUND", "LOAD_UNKNOWN", ("load", "no-such-load"))
@@ -173,7 +173,11 @@ def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
     assert refused(hand.probe, [question()], load_id).brief == ("FAILED_PRECONDITION", "NOT_LOADED", ())
     assert list(call)[-1].load_id == load_id
     for term in (0.0, 0.5, 25 * 3600.0):
-        assert refused(hand.activate, load_id, term).brief == ("INVALID_ARGUMENT", "TERM_OUT_OF_RANGE", ("term",))
+        assert refused(hand.activate, load_id, term).brief == (
+            "INVALID_ARGUMENT",
+            "LEASE_OUT_OF_RANGE",
+            ("trial_lease",),
+        )
     assert refused(hand.commit, load_id).brief == ("FAILED_PRECONDITION", "NOT_ON_TRIAL", ())
     assert stack.check(question()) == "r1"
 
@@ -243,7 +247,7 @@ def test_a_model_computes_in_what_its_settings_say(wanted: str, computed_in: str
 
 
 def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
-    """Enough to judge a revision without a metrics system: answers, latency buckets, units, by revision and device."""
+    """Enough to judge a revision without a metrics system: answers, latency buckets, rows, by revision and device."""
     digest = stack.serve("r-counted").bundle_digest
     for _ in range(5):
         stack.check(question("a", "b"))
@@ -258,10 +262,10 @@ def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
     row = stack.hand.stats(digest)
     assert (row.device, row.answered, dict(row.failed)) == ("cpu", 5, {"ENGINE_FAILED": 1})
     assert sum(bucket.count for bucket in row.latency) == 5
-    assert row.units >= 10
+    assert row.rows >= 10
     assert sum(bucket.batches for bucket in row.costs) >= 5
     assert min(bucket.row_seconds for bucket in row.costs) > 0
-    assert [bucket.at_most_units for bucket in row.costs] == sorted({bucket.at_most_units for bucket in row.costs})
+    assert [bucket.at_most_rows for bucket in row.costs] == sorted({bucket.at_most_rows for bucket in row.costs})
     assert row.computed.ToTimedelta().total_seconds() > 0
     active = stack.hand.active()
     assert (active.state, active.device, active.revision, active.bundle_digest) == (

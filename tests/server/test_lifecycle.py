@@ -141,7 +141,7 @@ def test_status_says_what_health_says_while_it_leaves(make_stack: MakeStack) -> 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_asked_twice_it_stops_at_once(make_stack: MakeStack, second: signal.Signals) -> None:
     """A second signal does not wait for callers: the process and its runners are gone at once."""
-    stack = make_stack(runner={"limit_floor_seconds": 60.0})
+    stack = make_stack(runner={"min_timeout_seconds": 60.0})
     call: Any = stack.entailment.Predict.future(question("!slow 30").request(), timeout=40)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the call is inside")
     stack.process.send(signal.SIGTERM)

@@ -263,7 +263,7 @@ async def test_poison_in_a_trial_does_not_blame_the_revision(tmp_path: Path) -> 
 
 @pytest.mark.fault("K17")
 async def test_a_trial_whose_term_runs_out_is_taken_back(tmp_path: Path) -> None:
-    """When nobody extends the term, the previous slot answers again by itself."""
+    """When nobody extends the trial lease, the previous slot answers again by itself."""
     world = await World(tmp_path).serving()
     load = await world.trial(term=5.0)
     await world.wait(4)
@@ -275,7 +275,7 @@ async def test_a_trial_whose_term_runs_out_is_taken_back(tmp_path: Path) -> None
 
     assert (await world.ask().outcome).served_by.revision == "r1"
     assert world.roles.last_trial is not None
-    assert world.roles.last_trial.outcome == "TERM_EXPIRED"
+    assert world.roles.last_trial.outcome == "LEASE_EXPIRED"
 
 
 async def test_a_trial_is_rolled_back_warm(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ async def test_only_a_loaded_slot_can_be_activated(tmp_path: Path) -> None:
     load = await world.candidate()
     with pytest.raises(InputRefused) as error:
         world.commands.activate(load.load_id, 0.0, "t1", 0)
-    assert error.value.reason == "TERM_OUT_OF_RANGE"
+    assert error.value.reason == "LEASE_OUT_OF_RANGE"
     assert (await world.ask().outcome).served_by.revision == "r1"
 
 

@@ -118,7 +118,7 @@ def test_a_deadline_that_is_past_on_arrival_is_told(stack: Stack) -> None:
 @pytest.mark.fault("I15")
 def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
     """Where the model needs longer than the caller waits, the caller is told before anything is computed."""
-    stack.serve("r-slow", unit_seconds=0.4)
+    stack.serve("r-slow", row_seconds=0.4)
 
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question("a", "b", "c"), timeout=0.8)

@@ -311,7 +311,7 @@ def test_a_candidate_that_does_not_fit_is_refused_with_the_numbers(
 @pytest.mark.parametrize("beside", ["nothing", "candidate", "trial", "previous"])
 def test_a_batch_that_does_not_fit_is_split(carded: Stack, beside: str) -> None:
     """Whatever the other slot holds: everybody is answered, on the card, and nothing changes."""
-    script = {"memory_units": 2, "faulty_devices": "cuda"}
+    script = {"memory_rows": 2, "faulty_devices": "cuda"}
     stack, first = carded, serve(carded, **script)
     other = stack.bundle("r-batch", **script)
     if beside == "candidate":

@@ -86,7 +86,7 @@ def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None
 def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack) -> None:
     """32 statements of which some are computed when the runner is killed: the whole request is sent again."""
     slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
-    units = stack.hand.stats(stack.answers.digest_of("r1")).units
+    rows = stack.hand.stats(stack.answers.digest_of("r1")).rows
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="it is on its way")
     stack.kill(stack.active_pid())
@@ -94,7 +94,7 @@ def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack)
     response = call.result()
 
     assert scores_of(response) == stack.answers.of("r1", slow)
-    assert stack.hand.stats(stack.answers.digest_of("r1")).units >= units + 32
+    assert stack.hand.stats(stack.answers.digest_of("r1")).rows >= rows + 32
 
 
 @pytest.mark.fault("K5")

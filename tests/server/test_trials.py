@@ -169,20 +169,20 @@ def test_a_slow_trial_is_overtaken_and_late_results_are_ignored(stack: Stack) ->
 def test_a_term_that_runs_out_puts_the_previous_slot_back(stack: Stack) -> None:
     """Without an updater that extends it, a trial ends by itself, under load, without an error."""
     with Load(stack, ("r1", "r2"), clients=4) as load:
-        stack.hand.trial(stack.answers.digest_of("r2"), term_seconds=1.0)
+        stack.hand.trial(stack.answers.digest_of("r2"), trial_lease_seconds=1.0)
         assert stack.hand.active().revision == "r2"
-        eventually(lambda: stack.hand.active().revision == "r1", what="the term runs out")
+        eventually(lambda: stack.hand.active().revision == "r1", what="the trial lease runs out")
         load.wait_answers(20)
 
     state = stack.hand.status()
-    assert (state.last_trial.outcome, state.HasField("trial")) == ("TERM_EXPIRED", False)
+    assert (state.last_trial.outcome, state.HasField("trial")) == ("LEASE_EXPIRED", False)
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
 
 
 def test_an_extended_term_lasts(stack: Stack) -> None:
-    """The same ActivateSlot again extends the term, and is no new generation."""
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"), term_seconds=1.0)
+    """The same ActivateSlot again extends the trial lease, and is no new generation."""
+    load_id = stack.hand.trial(stack.answers.digest_of("r2"), trial_lease_seconds=1.0)
     generation = stack.hand.status().generation
     end = time.monotonic() + 1.5
     while time.monotonic() < end:

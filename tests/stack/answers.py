@@ -76,7 +76,7 @@ class Answers:
         folder = bundle_folder(self._state, bundle.bundle_digest)
         engine = load_scripted(folder, bundle, LoadOptions("cpu", "", 0), lambda _phase, _share: None)
         prepared = engine.prepare(EntailmentItem(asked.image, asked.statements, asked.premise))
-        (rows,) = engine.compute([Chunk(prepared, 0, prepared.units)])
+        (rows,) = engine.compute([Chunk(prepared, 0, prepared.rows)])
         return tuple((row.yes, row.no, row.maybe) for row in rows)  # type: ignore[union-attr]
 
 

@@ -14,7 +14,7 @@ MakeStack = Callable[..., Stack]
 @pytest.fixture(scope="session")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A server that serves r1, for all tests of a folder."""
-    stack = Stack(tmp_path_factory.mktemp("shared"), runner={"limit_floor_seconds": 1.2, "silence_seconds": 1.5})
+    stack = Stack(tmp_path_factory.mktemp("shared"), runner={"min_timeout_seconds": 1.2, "silence_seconds": 1.5})
     stack.bundle("r2")
     with stack:
         yield stack

@@ -66,11 +66,11 @@ class Hand:
         """Load a bundle; returns its load id."""
         return self.load(digest)[-1].load_id
 
-    def activate(self, load_id: str, term_seconds: float = 600.0, generation: int = 0) -> pb.ModelState:
+    def activate(self, load_id: str, trial_lease_seconds: float = 600.0, generation: int = 0) -> pb.ModelState:
         """Begin or extend a trial, or go back."""
         term = duration_pb2.Duration()
-        term.FromNanoseconds(int(term_seconds * 1e9))
-        request = pb.ActivateSlotRequest(change=self.change(generation), load_id=load_id, term=term)
+        term.FromNanoseconds(int(trial_lease_seconds * 1e9))
+        request = pb.ActivateSlotRequest(change=self.change(generation), load_id=load_id, trial_lease=term)
         return self.stub.ActivateSlot(request, timeout=LIMIT_SECONDS).state
 
     def commit(self, load_id: str, generation: int = 0) -> pb.ModelState:
@@ -89,10 +89,10 @@ class Hand:
         request = pb.ProbeSlotRequest(model=self.model, load_id=load_id, entailment=items)
         return list(self.stub.ProbeSlot(request, timeout=LIMIT_SECONDS).outcomes)
 
-    def trial(self, digest: str, term_seconds: float = 600.0) -> str:
+    def trial(self, digest: str, trial_lease_seconds: float = 600.0) -> str:
         """Load a bundle and let it answer on trial; returns its load id."""
         load_id = self.candidate(digest)
-        self.activate(load_id, term_seconds)
+        self.activate(load_id, trial_lease_seconds)
         return load_id
 
     def stats(self, digest: str) -> pb.RevisionStats:

@@ -1,4 +1,4 @@
-"""A server in memory: two slots, trials with a term, numbers by revision, lives that end, a card that can be full."""
+"""A server in memory: two slots, trials with a trial lease, numbers by revision, lives that end, a card that can be full."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -51,7 +51,7 @@ class SimServer:
     active: int = -1
     previous: int = -1
     is_on_trial: bool = False
-    term_left: float = 0.0
+    lease_left: float = 0.0
     last_trial: TrialEndSeen | None = None
     counts: dict[tuple[str, str], Counts] = field(default_factory=dict)  # by bundle and device
     baseline: Counts = field(default_factory=Counts)
@@ -95,11 +95,11 @@ class SimServer:
         self._back("YIELDED")
 
     def passes(self, seconds: float) -> None:
-        """Time passes: a term may run out."""
+        """Time passes: a trial lease may run out."""
         if self.is_up and self.is_on_trial:
-            self.term_left -= seconds
-            if self.term_left <= 0 and self.previous >= 0:
-                self._back("TERM_EXPIRED")
+            self.lease_left -= seconds
+            if self.lease_left <= 0 and self.previous >= 0:
+                self._back("LEASE_EXPIRED")
 
     def answers(self, requests: int, fails: Callable[[str], str]) -> None:
         """Callers come; what a trial fails the previous slot answers."""
@@ -186,7 +186,12 @@ class SimServer:
         return self._held(free).load_id
 
     def activate(
-        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
     ) -> ServerState:
         self._reach()
         self._check(expected_generation)
@@ -194,7 +199,7 @@ class SimServer:
         if self.is_on_trial and number == self.previous:
             self._back("ROLLED_BACK")
         elif number == self.active:
-            self.term_left = term_seconds
+            self.lease_left = trial_lease_seconds
         elif self.is_on_trial:
             raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "another revision is on trial"))
         else:
@@ -202,7 +207,7 @@ class SimServer:
             key = ("", "") if held is None else (held.bundle_digest, held.device)
             self.baseline = self.counts.get(key, Counts())
             self.previous, self.active, self.is_on_trial = self.active, number, True
-            self.term_left = term_seconds
+            self.lease_left = trial_lease_seconds
             self.generation += 1
             self.activated.append(self._held(number).bundle_digest)
         return self.state(deadline_seconds)
@@ -345,7 +350,7 @@ class SimServer:
         held = self._held(self.active)
         previous = self.slots[self.previous] if self.previous >= 0 else None
         previous_id = "" if previous is None else previous.load_id
-        return TrialSeen(held.load_id, held.bundle_digest, previous_id, self.term_left, self.baseline)
+        return TrialSeen(held.load_id, held.bundle_digest, previous_id, self.lease_left, self.baseline)
 
 
 def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:

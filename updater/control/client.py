@@ -33,7 +33,7 @@ _PERMANENT = frozenset(
         "MODEL_UNKNOWN",
         "DEVICE_UNKNOWN",
         "DIGEST_MALFORMED",
-        "TERM_OUT_OF_RANGE",
+        "LEASE_OUT_OF_RANGE",
         "TRANSACTION_MISSING",
     }
 )
@@ -107,11 +107,16 @@ class ControlClient:
                 call.cancel()  # the load goes on; only its story is over
 
     def activate(
-        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
     ) -> ServerState:
-        """ActivateSlot: begin a trial, extend its term, or put the previous slot back (term 0)."""
+        """ActivateSlot: begin a trial, extend its lease, or put the previous slot back (term 0)."""
         change = self._change(transaction_id, expected_generation)
-        request = pb.ActivateSlotRequest(change=change, load_id=load_id, term=_duration(term_seconds))
+        request = pb.ActivateSlotRequest(change=change, load_id=load_id, trial_lease=_duration(trial_lease_seconds))
         with _refusals():
             self._stub.ActivateSlot(request, timeout=deadline_seconds)
         return self.state(deadline_seconds)
@@ -152,7 +157,7 @@ class ControlClient:
         for slot in model.slots:
             for row in model.stats:
                 if slot.load_id == load_id and (row.bundle_digest, row.device) == (slot.bundle_digest, slot.device):
-                    return Cost(row.computed.ToTimedelta().total_seconds(), row.units)
+                    return Cost(row.computed.ToTimedelta().total_seconds(), row.rows)
         return Cost(0.0, 0)
 
     def _follow(self, call: Iterator[pb.LoadSlotResponse]) -> str:

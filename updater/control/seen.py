@@ -53,7 +53,7 @@ def counts_of(row: pb.RevisionStats) -> Counts:
             bucket.at_most.ToNanoseconds() / 1e9 for bucket in row.latency if bucket.HasField("at_most")
         ),
         costs=tuple(
-            CostBucket(row.device, one.at_most_units, one.batches, one.row_seconds, one.row_seconds_squared)
+            CostBucket(row.device, one.at_most_rows, one.batches, one.row_seconds, one.row_seconds_squared)
             for one in row.costs
         ),
     )
@@ -83,6 +83,6 @@ def _trial(trial: pb.TrialState) -> TrialSeen:
         load_id=trial.load_id,
         bundle_digest=trial.bundle_digest,
         previous_load_id=trial.previous_load_id,
-        term_left_seconds=trial.term_left.ToTimedelta().total_seconds(),
+        lease_left_seconds=trial.lease_left.ToTimedelta().total_seconds(),
         baseline=counts_of(trial.baseline) if trial.HasField("baseline") else Counts(),
     )

@@ -12,7 +12,7 @@ _MAX_LOST = 2  # lives of the server that may end here: whether the swap had hap
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Begin the trial; begun already and cut off before it was written, its term is extended."""
+    """Begin the trial; begun already and cut off before it was written, its lease is extended."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
@@ -25,7 +25,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     slot = candidate.slot_of(update, server)
     if slot is None or (slot.state != "LOADED" and server.trial is None):
         return Enter(Stage.ROLLING_BACK, "CANDIDATE_GONE", "the candidate's runner is gone")
-    return ActivateLoad(slot.load_id, rules.observe.term_seconds, update.update_id, server.generation)
+    return ActivateLoad(slot.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
 
 
 def activated(record: ModelRecord, result: Activated, facts: Facts) -> Concluded:

@@ -10,11 +10,11 @@ from updater.ports import Facts
 from updater.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.rules import ObserveRules, Rules
 
-_BLAMELESS_ENDS = frozenset({"TERM_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
+_BLAMELESS_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
-    """Wait, probe, extend the term, keep it, or take it back."""
+    """Wait, probe, extend the trial lease, keep it, or take it back."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.observe.look_seconds, "the server cannot be reached")
@@ -31,8 +31,8 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
         return Enter(Stage.ROLLING_BACK, judgement.reason, judgement.message)
     if server.is_draining:
         return Wait(rules.observe.look_seconds, "the server is about to end")
-    if trial.term_left_seconds < rules.observe.term_seconds / 2:
-        return ActivateLoad(trial.load_id, rules.observe.term_seconds, update.update_id, server.generation)
+    if trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2:
+        return ActivateLoad(trial.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
     if judgement.verdict is TrialVerdict.PROBE:
         return Probe(trial.load_id, rules.observe.probes_at_once)
     return Wait(rules.observe.look_seconds, judgement.message)
@@ -82,7 +82,7 @@ def taken_back(  # noqa: PLR0911  one line a case
         return server_stopped(record, facts, rules)
     if gone and _ran_out(record, facts):
         return _does_not_fit(record, facts)
-    if gone == "TERM_EXPIRED" and update.kind is UpdateKind.RETURN:
+    if gone == "LEASE_EXPIRED" and update.kind is UpdateKind.RETURN:
         return moves.stay(record, facts, gone, "its trial ran out before there was a verdict")
     if gone in _BLAMELESS_ENDS:
         return moves.roll_back(record, facts, Ending(EndsIn.AGAIN), gone, "the trial ended without blame")

@@ -190,7 +190,7 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
         return Wait(min(rules.look_seconds, record.trouble.pause_seconds), "before it is loaded again")
     holder = server.holding(target)
     if holder is not None and holder.state == "LOADED":
-        return ActivateLoad(holder.load_id, rules.observe.term_seconds, name, server.generation)
+        return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if holder is None:
         rows = others(server)
         if len(server.occupied) >= len(server.slots) and rows:

@@ -17,7 +17,7 @@ SECONDS = 120.0
 PATIENT = {"misses": 100}
 AFTER_SECONDS = 5.0  # until callers whose call the pause ate have asked again, and the watchdog has looked again
 PATIENCE_SECONDS = 75.0  # of the watchdog by default: its grace, its misses, and supervisord's start
-TERM_SECONDS = 20.0
+TRIAL_LEASE_SECONDS = 20.0
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ def idle(acts: Acts, load: Load) -> None:
 
 
 def in_a_trial(acts: Acts) -> None:
-    """The server takes the trial back when its term is over; the updater begins again, without blame."""
+    """The server takes the trial back when its lease is over; the updater begins again, without blame."""
     stack = acts.stack
     stack.arm("stop:OBSERVING")
     stack.strike("updater", signal.SIGKILL)
@@ -91,9 +91,9 @@ def in_a_trial(acts: Acts) -> None:
     stack.wait(stack.is_on_trial, "it is on trial")
     pid = stack.pid("updater")
     began = time.monotonic()
-    stack.wait(lambda: not stack.is_on_trial(), "the term runs out", limit=acts.seconds + TERM_SECONDS)
+    stack.wait(lambda: not stack.is_on_trial(), "the trial lease runs out", limit=acts.seconds + TRIAL_LEASE_SECONDS)
     acts.findings.numbers["trial_without_updater_seconds"] = round(time.monotonic() - began, 1)
-    acts.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the term")
+    acts.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the trial lease")
     time.sleep(max(0.0, acts.seconds - (time.monotonic() - began)))
     stack.strike("updater", signal.SIGCONT)
     stack.wait_committed("v1.2.0")

@@ -52,21 +52,21 @@ class Prepared(Protocol):
     """An item, decoded and tokenised, in host memory."""
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Device rows of the item: its statements or addresses."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some consecutive units of one prepared item: what one device call computes of it."""
+    """Some consecutive rows of one prepared item: what one device call computes of it."""
 
     prepared: Prepared
-    start: int  # first unit
-    stop: int  # unit after the last
+    start: int  # first row
+    stop: int  # row after the last
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Device rows of the chunk."""
         return self.stop - self.start
 
@@ -91,7 +91,7 @@ class Engine(Protocol):
 
     device: str  # "cpu" or "cuda:N"
     precision: str  # that it computes in
-    max_call_units: int  # device rows that pay in one call
+    max_call_rows: int  # device rows that pay in one call
 
     def prepare(self, item: Item) -> Prepared:
         """Decode and tokenise an item.
@@ -105,7 +105,7 @@ class Engine(Protocol):
         """Compute chunks in one device call.
 
         Returns:
-            One tuple a chunk, one result a unit, in order. Values may be NaN if the weights are bad:
+            One tuple a chunk, one result a row, in order. Values may be NaN if the weights are bad:
             the runner looks.
 
         Raises:

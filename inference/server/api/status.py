@@ -118,7 +118,7 @@ class StatusApi:
         if roles.trial is not None:
             model.trial.slot = roles.trial.slot.name
             model.trial.started_at.FromDatetime(roles.trial.started_at)
-            left = max(0.0, roles.trial.term_ends - self._clock.monotonic())
+            left = max(0.0, roles.trial.lease_ends - self._clock.monotonic())
             model.trial.term_left.FromNanoseconds(int(left * 1e9))
         if manager.committed is not None:
             committed = manager.committed

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.row_cost import RowCost
+
 from common.clock import Clock
-from common.unit_cost import UnitCost
 from hotslot.runner.v1 import runner_pb2
 from inference.server.batching.limits import LimitRules, limit_seconds
 from inference.server.batching.queue import BatchBudget, WaitingQueue
@@ -65,7 +66,7 @@ class _Flight:
     """A batch in the runner's hands."""
 
     tickets: dict[int, Ticket]  # without an outcome yet, by item id
-    units_left: int
+    rows_left: int
     step_since: float  # when it became the runner's first, or last made progress
     is_alone: bool
 
@@ -83,12 +84,12 @@ class Dispatcher:
         self._batch_ids = itertools.count(1)
         self._is_pump_due = False
         self.queue = WaitingQueue()
-        self.cost = UnitCost()
+        self.cost = RowCost()
 
-    def open(self, runner: RunnerPort, unit_seconds: float) -> None:
+    def open(self, runner: RunnerPort, row_seconds: float) -> None:
         """A model is loaded: hand over what waits."""
         self._runner = runner
-        self.cost = UnitCost(unit_seconds)
+        self.cost = RowCost(row_seconds)
         self.pump()
 
     def submit(self, ticket: Ticket) -> None:
@@ -116,7 +117,7 @@ class Dispatcher:
         for outcome in reply.outcomes:
             ticket = flight.tickets.pop(outcome.item_id, None)
             if ticket is not None:
-                flight.units_left -= ticket.payload.units
+                flight.rows_left -= ticket.payload.rows
                 self._tell(ticket, outcome)
         flight.step_since = now
         if reply.done:
@@ -134,16 +135,16 @@ class Dispatcher:
         head = next(iter(self._flights.values()), None)
         if head is None:
             return 0.0
-        return now - head.step_since - limit_seconds(self.cost, head.units_left, self._rules)
+        return now - head.step_since - limit_seconds(self.cost, head.rows_left, self._rules)
 
-    def limit_of(self, units: int) -> float:
-        """How long so many units may take on this runner, seconds."""
-        return limit_seconds(self.cost, units, self._rules)
+    def limit_of(self, rows: int) -> float:
+        """How long so many rows may take on this runner, seconds."""
+        return limit_seconds(self.cost, rows, self._rules)
 
-    def waits_seconds(self, units: int) -> float:
-        """Expected seconds until so many further units would be answered, behind what is there."""
-        ahead = sum(flight.units_left for flight in self._flights.values())
-        return self.cost.expected(units + ahead)
+    def waits_seconds(self, rows: int) -> float:
+        """Expected seconds until so many further rows would be answered, behind what is there."""
+        ahead = sum(flight.rows_left for flight in self._flights.values())
+        return self.cost.expected(rows + ahead)
 
     def close(self) -> tuple[list[Ticket], list[Ticket]]:
         """The runner is gone.
@@ -172,7 +173,7 @@ class Dispatcher:
         items = [(_item(ticket, now), ticket.payload.image) for ticket in tickets]
         self._flights[batch.batch_id] = _Flight(
             tickets={ticket.id: ticket for ticket in tickets},
-            units_left=sum(ticket.payload.units for ticket in tickets),
+            rows_left=sum(ticket.payload.rows for ticket in tickets),
             step_since=now,
             is_alone=any(ticket.alone for ticket in tickets),
         )
@@ -195,7 +196,7 @@ class Dispatcher:
         for waiting in self._flights.values():
             waiting.step_since = now
             break
-        self.cost.learn(reply.computed_seconds, reply.units)
+        self.cost.learn(reply.computed_seconds, reply.rows)
         self._sink.on_batch_done(reply)
 
 

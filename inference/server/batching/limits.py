@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.unit_cost import UnitCost
+from common.row_cost import RowCost
 
 # Kept back for handing over from a trial to the previous slot: ticks, frames, a busy machine.
 HANDOVER_SECONDS = 0.2  # at least
@@ -13,14 +13,14 @@ HANDOVER_SHARE = 0.25  # of the caller's time: who waits longer can spare more
 class LimitRules:
     """How measured cost becomes a limit."""
 
-    floor_seconds: float  # never call anything hung before this
+    min_timeout_seconds: float  # never call anything hung before this
     factor: float  # times the expected time
     prepare_seconds: float = 0.5  # allowance for decoding, per batch
 
 
-def limit_seconds(cost: UnitCost, units: int, rules: LimitRules) -> float:
-    """How long so many units may take before their runner is called hung."""
-    return max(rules.floor_seconds, rules.prepare_seconds + rules.factor * cost.expected(units))
+def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
+    """How long so many rows may take before their runner is called hung."""
+    return max(rules.min_timeout_seconds, rules.prepare_seconds + rules.factor * cost.expected(rows))
 
 
 def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:

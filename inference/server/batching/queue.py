@@ -11,7 +11,7 @@ class BatchBudget:
     """How much one frame to a runner may carry."""
 
     max_items: int  # requests
-    max_units: int  # device rows
+    max_rows: int  # device rows
     max_bytes: int  # of payload; one request may be larger
 
 
@@ -45,16 +45,16 @@ class WaitingQueue:
         Tickets that nobody waits for any more are dropped on the way.
         """
         batch: list[Ticket] = []
-        units = size = 0
+        rows = size = 0
         while self._tickets:
             ticket = self._tickets[0]
             if ticket.is_settled:
                 self._tickets.popleft()
                 continue
             payload = ticket.payload
-            units += payload.units
+            rows += payload.rows
             size += payload.size_bytes
-            is_over = units > budget.max_units or size > budget.max_bytes or len(batch) >= budget.max_items
+            is_over = rows > budget.max_rows or size > budget.max_bytes or len(batch) >= budget.max_items
             if batch and (is_over or ticket.alone):
                 break
             batch.append(self._tickets.popleft())

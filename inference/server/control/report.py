@@ -56,7 +56,7 @@ def stats_message(row: RevisionStats) -> control_pb2.RevisionStats:
         answered_by_previous=row.answered_by_previous,
         restarts=row.restarts,
         void_restarts=row.void_restarts,
-        units=row.units,
+        rows=row.rows,
     )
     message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
     for position, count in enumerate(row.latency):
@@ -65,7 +65,7 @@ def stats_message(row: RevisionStats) -> control_pb2.RevisionStats:
             bucket.at_most.FromNanoseconds(round(row.latency_bounds[position] * 1e9))
     for at_most, sums in sorted(row.costs.items()):
         message.costs.add(
-            at_most_units=at_most,
+            at_most_rows=at_most,
             batches=sums.batches,
             row_seconds=sums.row_seconds,
             row_seconds_squared=sums.row_seconds_squared,
@@ -101,7 +101,7 @@ def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: C
         message.bundle_digest = trial.slot.load.bundle.bundle_digest
     if trial.previous is not None and trial.previous.load is not None:
         message.previous_load_id = trial.previous.load.load_id
-    message.term_left.FromNanoseconds(int(max(0.0, trial.term_ends - clock.monotonic()) * 1e9))
+    message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
     message.started_at.FromDatetime(trial.started_at)
     if trial.baseline is not None:
         message.baseline.CopyFrom(stats_message(trial.baseline))

@@ -114,11 +114,11 @@ class ControlApi:
         return response
 
     async def activate_slot(self, raw: bytes, _context: Context) -> control_pb2.ActivateSlotResponse:
-        """Begin a trial, extend its term, or go back."""
+        """Begin a trial, extend its lease, or go back."""
         request = parse(control_pb2.ActivateSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
-            seconds = request.term.ToTimedelta().total_seconds()
+            seconds = request.trial_lease.ToTimedelta().total_seconds()
             change = request.change
             commands.activate(request.load_id, seconds, change.transaction_id, change.expected_generation)
         return control_pb2.ActivateSlotResponse(state=model_state(commands.manager, self._clock))

@@ -70,7 +70,7 @@ class SlotCommands:
         slot.begin(load)
         return load
 
-    def activate(self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int) -> None:
+    def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str, expected_generation: int) -> None:
         """Begin or extend a trial, or go back to the previous slot.
 
         Raises:
@@ -79,7 +79,7 @@ class SlotCommands:
         self._check(expected_generation)
         if self._kit.drain.is_draining:
             raise errors.Conflict("this server is draining", reason="DRAINING")
-        self.manager.trials.activate(load_id, term_seconds, transaction_id)
+        self.manager.trials.activate(load_id, trial_lease_seconds, transaction_id)
 
     def commit(self, load_id: str, transaction_id: str, expected_generation: int) -> None:
         """End a trial for good.

@@ -65,12 +65,12 @@ class ModelManager:
         if self.kit.drain.is_draining:
             raise draining_error()
         now = self.kit.clock.monotonic()
-        way = route(self.roles, payload.units, now, deadline)
+        way = route(self.roles, payload.rows, now, deadline)
         if way is None or way.slot.load is None:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if not way.slot.is_loaded and way.slot.load.loaded_at == 0.0 and self.roles.answering() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        expected = way.slot.dispatcher.cost.at_best(payload.units)
+        expected = way.slot.dispatcher.cost.at_best(payload.rows)
         self.entrance.admit(Ask(payload.size_bytes, deadline - now, expected))
         ticket = Ticket(payload, now, deadline, asyncio.get_running_loop().create_future())
         ticket.on_settled = self._left
@@ -112,7 +112,7 @@ class ModelManager:
             load = slot.load
             if load is not None and load.is_loaded and now - load.loaded_at >= self.kit.respawn.steady_seconds:
                 slot.deaths_in_row = 0
-        self.trials.check_term(now)
+        self.trials.check_lease(now)
         if not self.kit.is_stopping():
             self.recovery.start_due(now)
             self._self_test.ask_if_due(now, self.last_good_at)
@@ -217,15 +217,15 @@ class ModelManager:
     def batch_begun(self, slot: Slot, tickets: Sequence[Ticket]) -> None:
         """For the metrics."""
         revision = "" if slot.load is None else slot.load.bundle.revision
-        units = sum(ticket.payload.units for ticket in tickets)
-        self.kit.emit(BatchSent(self.kit.model, revision, len(tickets), units))
+        rows = sum(ticket.payload.rows for ticket in tickets)
+        self.kit.emit(BatchSent(self.kit.model, revision, len(tickets), rows))
 
     def batch_done(self, slot: Slot, reply: runner_pb2.BatchReply) -> None:
         """Count what a batch cost: CPU seconds on a CPU, the device's otherwise."""
         if slot.load is None:
             return
         seconds = reply.cpu_seconds if slot.load.device == "cpu" else reply.computed_seconds
-        self.book.of(slot.load.key).count_batch(seconds, reply.units)
+        self.book.of(slot.load.key).count_batch(seconds, reply.rows)
 
     # Helpers.
 

@@ -26,7 +26,7 @@ class TrialOutcome(StrEnum):
 
     COMMITTED = "COMMITTED"
     ROLLED_BACK = "ROLLED_BACK"
-    TERM_EXPIRED = "TERM_EXPIRED"
+    LEASE_EXPIRED = "LEASE_EXPIRED"
     YIELDED = "YIELDED"  # its slot was needed to keep the service up
 
 
@@ -42,13 +42,13 @@ class TrialEnd:
 
 @dataclass(slots=True, eq=False)
 class Trial:
-    """A revision that answers the callers, for a term."""
+    """A revision that answers the callers, for a trial lease."""
 
     slot: Slot
     previous: Slot | None  # answers what the trial fails; None at a first install
     transaction_id: str
     started_at: datetime
-    term_ends: float  # clock.monotonic()
+    lease_ends: float  # clock.monotonic()
     baseline: RevisionStats | None  # the previous revision's numbers at activation
 
 

@@ -16,7 +16,7 @@ class Route:
     try_until: float = 0.0  # clock.monotonic() at which it takes over; 0 if there is nobody to
 
 
-def route(roles: Roles, units: int, now: float, deadline: float) -> Route | None:
+def route(roles: Roles, rows: int, now: float, deadline: float) -> Route | None:
     """Choose the slot for a request; None if there is none, now or soon.
 
     Outside a trial it is the active slot alone, also while it is loaded again. In a trial it is the
@@ -33,9 +33,9 @@ def route(roles: Roles, units: int, now: float, deadline: float) -> Route | None
         return Route(previous)
     if not previous.is_loaded:
         return Route(roles.active, previous, deadline)
-    need = previous.dispatcher.limit_of(units) if previous.dispatcher.cost.unit_seconds == 0 else 0.0
-    need = need or 2 * previous.dispatcher.waits_seconds(units)
-    try_until = trial_limit(now, deadline, roles.active.dispatcher.limit_of(units), need)
+    need = previous.dispatcher.limit_of(rows) if previous.dispatcher.cost.row_seconds == 0 else 0.0
+    need = need or 2 * previous.dispatcher.waits_seconds(rows)
+    try_until = trial_limit(now, deadline, roles.active.dispatcher.limit_of(rows), need)
     if try_until is None:
         return Route(previous)
     return Route(roles.active, previous, try_until)

@@ -209,7 +209,7 @@ class Slot:
         load.load_seconds, load.loaded_at = now - load.begun_at, now
         self._owner.slot_changed(self, "load_ended")
         self._owner.slot_loaded(self)
-        self.dispatcher.open(self.process, outcome.unit_seconds)
+        self.dispatcher.open(self.process, outcome.row_seconds)
         load.changed.notify()
 
     def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:

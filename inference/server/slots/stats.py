@@ -39,7 +39,7 @@ class RevisionStats:
     restarts: int = 0
     void_restarts: int = 0
     computed_seconds: float = 0.0
-    units: int = 0
+    rows: int = 0
     costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the most rows of such a batch, a power of two
 
     def __post_init__(self) -> None:
@@ -55,12 +55,12 @@ class RevisionStats:
         """A request was failed by this revision."""
         self.failed[reason] = self.failed.get(reason, 0) + 1
 
-    def count_batch(self, seconds: float, units: int) -> None:
+    def count_batch(self, seconds: float, rows: int) -> None:
         """A batch of so many rows was computed in so many CPU or device seconds."""
         self.computed_seconds += seconds
-        self.units += units
-        if units > 0:
-            at_most, cost = 1 << (units - 1).bit_length(), seconds / units
+        self.rows += rows
+        if rows > 0:
+            at_most, cost = 1 << (rows - 1).bit_length(), seconds / rows
             sums = self.costs.get(at_most, BatchCosts())
             self.costs[at_most] = BatchCosts(
                 sums.batches + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost

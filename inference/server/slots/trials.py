@@ -1,4 +1,4 @@
-"""Swaps: a candidate answers on trial, is committed, taken back, or its term runs out."""
+"""Swaps: a candidate answers on trial, is committed, taken back, or its lease runs out."""
 
 from dataclasses import astuple
 
@@ -12,20 +12,20 @@ from inference.server.slots.slot import Slot
 from inference.server.slots.stats import StatsBook
 from inference.server.slots.telling import slot_event
 
-MIN_TERM_SECONDS = 1.0
-MAX_TERM_SECONDS = 24 * 3600.0
+MIN_TRIAL_LEASE_SECONDS = 1.0
+MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
 
 class Trials:
-    """The only hand that changes who answers by command or by a term's end. Loop thread only."""
+    """The only hand that changes who answers by command or by a trial lease's end. Loop thread only."""
 
     def __init__(self, roles: Roles, book: StatsBook, kit: ManagerKit) -> None:
         self._roles = roles
         self._book = book
         self._kit = kit
 
-    def activate(self, load_id: str, term_seconds: float, transaction_id: str) -> None:
-        """Let a loaded candidate answer on trial, extend a trial's term, or go back to the previous slot.
+    def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str) -> None:
+        """Let a loaded candidate answer on trial, extend a trial lease, or go back to the previous slot.
 
         Raises:
             HotslotError: it cannot be done; nothing has changed.
@@ -35,20 +35,20 @@ class Trials:
         if roles.trial is not None and slot is roles.trial.previous:
             self.roll_back(transaction_id, TrialOutcome.ROLLED_BACK)
             return
-        if not MIN_TERM_SECONDS <= term_seconds <= MAX_TERM_SECONDS:
+        if not MIN_TRIAL_LEASE_SECONDS <= trial_lease_seconds <= MAX_TRIAL_LEASE_SECONDS:
             raise InputRefused(
-                f"a term is {MIN_TERM_SECONDS:.0f} s to {MAX_TERM_SECONDS:.0f} s, not {term_seconds:.3f} s",
-                reason="TERM_OUT_OF_RANGE",
-                field="term",
+                f"a trial lease is {MIN_TRIAL_LEASE_SECONDS:.0f} s to {MAX_TRIAL_LEASE_SECONDS:.0f} s, not {trial_lease_seconds:.3f} s",
+                reason="LEASE_OUT_OF_RANGE",
+                field="trial_lease",
             )
-        term_ends = self._kit.clock.monotonic() + term_seconds
+        lease_ends = self._kit.clock.monotonic() + trial_lease_seconds
         if slot is roles.active:
             if roles.trial is not None:
-                roles.trial.term_ends = term_ends
+                roles.trial.lease_ends = lease_ends
             return
         if not slot.is_loaded or slot is roles.fallback:
             raise Conflict("the load is not done, or not yours to activate", reason="NOT_LOADED")
-        self._begin(slot, term_ends, transaction_id)
+        self._begin(slot, lease_ends, transaction_id)
 
     def commit(self, load_id: str, transaction_id: str) -> None:
         """End a trial for good.
@@ -90,11 +90,11 @@ class Trials:
         if (charge.bundle_digest, charge.device) == astuple(trial.slot.load.key):
             self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
 
-    def check_term(self, now: float) -> None:
-        """Put the previous slot back if the term has run out: whoever should have extended it is gone."""
+    def check_lease(self, now: float) -> None:
+        """Put the previous slot back if the trial lease has run out: whoever should have extended it is gone."""
         trial = self._roles.trial
-        if trial is not None and now >= trial.term_ends and trial.previous is not None:
-            self.roll_back("", TrialOutcome.TERM_EXPIRED)
+        if trial is not None and now >= trial.lease_ends and trial.previous is not None:
+            self.roll_back("", TrialOutcome.LEASE_EXPIRED)
 
     def retirable(self, load_id: str) -> Slot | None:
         """The slot to empty for a load; None if the load is gone already.
@@ -120,7 +120,7 @@ class Trials:
             raise Conflict(f"the slot is {role}, a trial or the callers need it", reason="SLOT_IN_USE")
         return slot
 
-    def _begin(self, slot: Slot, term_ends: float, transaction_id: str) -> None:
+    def _begin(self, slot: Slot, lease_ends: float, transaction_id: str) -> None:
         roles = self._roles
         if roles.trial is not None:
             raise Conflict("another revision is on trial", reason="GENERATION_CONFLICT")
@@ -134,7 +134,7 @@ class Trials:
             previous=previous,
             transaction_id=transaction_id,
             started_at=self._kit.clock.now(),
-            term_ends=term_ends,
+            lease_ends=lease_ends,
             baseline=baseline,
         )
         roles.swap(slot)

@@ -3,7 +3,7 @@
 The model imports the shipped `decide` and `conclude`; everything that is not a decision is the small
 world of `crash_world`. From each reachable state all of this may happen: a step goes through; the
 updater dies before its effect, or after it and before the record is written; the server crashes, or is
-stopped in good order, and comes back; a term runs out; callers come; a revision is published, or
+stopped in good order, and comes back; a trial lease runs out; callers come; a revision is published, or
 published again with other content; an operator rolls back, holds, resumes, approves, releases, updates,
 resets a breaker; a card runs out of memory under what answers, and the breaker before it waits.
 
@@ -132,7 +132,7 @@ def _server_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         yield "server is stopped", dies(spent, orderly=True), []
     if server.on_trial and server.previous >= 0 and budget.expiries:
         spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
-        yield "term runs out", replace(spent, server=server.back("TERM_EXPIRED")), []
+        yield "term runs out", replace(spent, server=server.back("LEASE_EXPIRED")), []
     if server.on_trial and not server.traffic:
         yield "callers come", callers_come(world), []
     yield from _memory_happenings(world)

@@ -340,7 +340,7 @@ def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
     """The updater was asleep: the server has gone back by itself."""
     empty(fallen)
     until_returning(fallen, Stage.OBSERVING)
-    fallen.passes(RULES.observe.term_seconds + 1)
+    fallen.passes(RULES.observe.trial_lease_seconds + 1)
     until_over(fallen)
     assert CPU == fallen.server.serving_on
     assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)

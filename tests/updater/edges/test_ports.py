@@ -154,7 +154,7 @@ def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
     assert state.generation > before.generation
     again = server.control.activate(load_id, 600.0, "test", state.generation, LIMIT)
     assert again.trial is not None
-    assert again.trial.term_left_seconds > 100
+    assert again.trial.lease_left_seconds > 100
     back = server.control.activate(before.active_load_id, 0.0, "test", again.generation, LIMIT)
     assert back.trial is None
     assert before.active_load_id == back.active_load_id

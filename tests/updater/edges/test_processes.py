@@ -134,14 +134,14 @@ def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld)
 @pytest.mark.fault("K17")
 def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
     """The server puts the previous revision back by itself; the next updater tries again, without blame."""
-    world = make_world(observe={"window_seconds": 60.0, "max_seconds": 60.0, "term_seconds": 5.0})
+    world = make_world(observe={"window_seconds": 60.0, "max_seconds": 60.0, "trial_lease_seconds": 5.0})
     world.start_with_short_window()
     world.publish("v1.0.1")
     updater = world.start_updater(crash_at="OBSERVING")
     world.ask_until(lambda: updater.exit_code is not None, "the updater dies on trial")
     assert "v1.0.1" == world.serving()
-    world.ask_until(lambda: world.serving() == "v1.0.0", "the term runs out")
-    assert "TERM_EXPIRED" == world.hand().status().last_trial.outcome
+    world.ask_until(lambda: world.serving() == "v1.0.0", "the trial lease runs out")
+    assert "LEASE_EXPIRED" == world.hand().status().last_trial.outcome
     world.restart_updater()
     world.wait_stage("OBSERVING")
     assert not world.is_quarantined("v1.0.1")

@@ -27,7 +27,13 @@ from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal
 
 LIMIT_SECONDS = 60.0
-OBSERVE = {"window_seconds": 0.5, "max_seconds": 30.0, "min_answers": 5, "term_seconds": 20.0, "keep_warm_seconds": 1.0}
+OBSERVE = {
+    "window_seconds": 0.5,
+    "max_seconds": 30.0,
+    "min_answers": 5,
+    "trial_lease_seconds": 20.0,
+    "keep_warm_seconds": 1.0,
+}
 PROGRAM = "tests.updater.edges.scripted_updater"
 
 

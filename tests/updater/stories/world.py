@@ -139,11 +139,16 @@ class StoryServer(SimServer):
     world: "StoryWorld"
 
     def activate(
-        self, load_id: str, term_seconds: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
     ) -> ServerState:
         """Begin a trial, extend it, or go back."""
         began = len(self.activated)
-        state = super().activate(load_id, term_seconds, transaction_id, expected_generation, deadline_seconds)
+        state = super().activate(load_id, trial_lease_seconds, transaction_id, expected_generation, deadline_seconds)
         for bundle in self.activated[began:]:
             self.world.check_intent(bundle)
         return state

@@ -38,7 +38,7 @@ class OfaPrepared:
     looks: Tensor | None = None  # (patches, width) on the device
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Device rows of the item."""
         return len(self.prompts)
 
@@ -72,7 +72,7 @@ class OfaEngine:
         self._tokenizer = tokenizer
         self._limits = limits
         self._config = config = model.config
-        self.max_call_units = rows_that_pay(self._kind, config.widest_row * torch_dtype(precision).itemsize)
+        self.max_call_rows = rows_that_pay(self._kind, config.widest_row * torch_dtype(precision).itemsize)
         bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
         self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // bias_bytes)
         self._max_looks = max(1, _LOOK_PIXELS[self._kind] // config.image_size**2)
@@ -112,7 +112,7 @@ class OfaEngine:
             self._look(owners)
             scores = self._score(rows)
         results = iter(EntailmentScores(yes=yes, no=no, maybe=maybe) for yes, no, maybe in scores)
-        return [tuple(next(results) for _ in range(chunk.units)) for chunk in chunks]
+        return [tuple(next(results) for _ in range(chunk.rows)) for chunk in chunks]
 
     def warm_up(self, progress: Progress) -> None:
         """Run the smallest and the largest call, so that memory is taken and kernels are chosen now.
@@ -122,10 +122,10 @@ class OfaEngine:
         size = self._config.image_size
         blank = np.zeros((size, size, 3), np.uint8)
         longest = "a " * self._config.max_prompt_tokens
-        calls = sorted({1, self.max_call_units})
-        for step, units in enumerate(calls):
-            prompts = (self._prompt(longest, ""), *(self._prompt("a", "") for _ in range(units - 1)))
-            self.compute([Chunk(OfaPrepared(blank, b"", prompts), 0, units)])
+        calls = sorted({1, self.max_call_rows})
+        for step, rows in enumerate(calls):
+            prompts = (self._prompt(longest, ""), *(self._prompt("a", "") for _ in range(rows - 1)))
+            self.compute([Chunk(OfaPrepared(blank, b"", prompts), 0, rows)])
             progress("warming_up", (step + 1) / len(calls))
 
     def close(self) -> None:

@@ -401,7 +401,7 @@ class TrialState(_message.Message):
 
     LOAD_ID_FIELD_NUMBER: _builtins.int
     PREVIOUS_LOAD_ID_FIELD_NUMBER: _builtins.int
-    TERM_LEFT_FIELD_NUMBER: _builtins.int
+    LEASE_LEFT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
@@ -412,8 +412,8 @@ class TrialState(_message.Message):
     bundle_digest: _builtins.str
     """Digest of the bundle on trial."""
     @_builtins.property
-    def term_left(self) -> _duration_pb2.Duration:
-        """Time left of the term."""
+    def lease_left(self) -> _duration_pb2.Duration:
+        """Time left of the trial lease."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -430,14 +430,14 @@ class TrialState(_message.Message):
         *,
         load_id: _builtins.str = ...,
         previous_load_id: _builtins.str = ...,
-        term_left: _duration_pb2.Duration | None = ...,
+        lease_left: _duration_pb2.Duration | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         baseline: Global___RevisionStats | None = ...,
         bundle_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "started_at", b"started_at", "term_left", b"term_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "lease_left", b"lease_left", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "bundle_digest", b"bundle_digest", "load_id", b"load_id", "previous_load_id", b"previous_load_id", "started_at", b"started_at", "term_left", b"term_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "bundle_digest", b"bundle_digest", "lease_left", b"lease_left", "load_id", b"load_id", "previous_load_id", b"previous_load_id", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,7 +456,7 @@ class TrialEnd(_message.Message):
     bundle_digest: _builtins.str
     """Digest of the bundle that was on trial."""
     outcome: _builtins.str
-    """COMMITTED, ROLLED_BACK, TERM_EXPIRED or YIELDED (its slot was needed to keep
+    """COMMITTED, ROLLED_BACK, LEASE_EXPIRED or YIELDED (its slot was needed to keep
     the service up: no blame).
     """
     reason: _builtins.str
@@ -520,7 +520,7 @@ class RevisionStats(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     VOID_RESTARTS_FIELD_NUMBER: _builtins.int
     COMPUTED_FIELD_NUMBER: _builtins.int
-    UNITS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle."""
@@ -534,7 +534,7 @@ class RevisionStats(_message.Message):
     """Deaths of its process, by force or by itself, that count against it."""
     void_restarts: _builtins.int
     """Deaths that were found to be a caller's input, which count for nothing."""
-    units: _builtins.int
+    rows: _builtins.int
     """Device rows (statements, addresses) that were computed."""
     @_builtins.property
     def failed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -569,12 +569,12 @@ class RevisionStats(_message.Message):
         restarts: _builtins.int = ...,
         void_restarts: _builtins.int = ...,
         computed: _duration_pb2.Duration | None = ...,
-        units: _builtins.int = ...,
+        rows: _builtins.int = ...,
         costs: _abc.Iterable[Global___CostBucket] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "latency", b"latency", "restarts", b"restarts", "units", b"units", "void_restarts", b"void_restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "latency", b"latency", "restarts", b"restarts", "rows", b"rows", "void_restarts", b"void_restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,11 +588,11 @@ class CostBucket(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    AT_MOST_UNITS_FIELD_NUMBER: _builtins.int
+    AT_MOST_ROWS_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
     ROW_SECONDS_FIELD_NUMBER: _builtins.int
     ROW_SECONDS_SQUARED_FIELD_NUMBER: _builtins.int
-    at_most_units: _builtins.int
+    at_most_rows: _builtins.int
     """Most rows of such a batch, a power of two; the least is half of it plus
     one.
     """
@@ -605,14 +605,14 @@ class CostBucket(_message.Message):
     def __init__(
         self,
         *,
-        at_most_units: _builtins.int = ...,
+        at_most_rows: _builtins.int = ...,
         batches: _builtins.int = ...,
         row_seconds: _builtins.float = ...,
         row_seconds_squared: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_units", b"at_most_units", "batches", b"batches", "row_seconds", b"row_seconds", "row_seconds_squared", b"row_seconds_squared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_rows", b"at_most_rows", "batches", b"batches", "row_seconds", b"row_seconds", "row_seconds_squared", b"row_seconds_squared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,7 +886,7 @@ class ActivateSlotRequest(_message.Message):
 
     CHANGE_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
-    TERM_FIELD_NUMBER: _builtins.int
+    TRIAL_LEASE_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load to activate. Required."""
     @_builtins.property
@@ -894,9 +894,9 @@ class ActivateSlotRequest(_message.Message):
         """Who asks, about which model."""
 
     @_builtins.property
-    def term(self) -> _duration_pb2.Duration:
+    def trial_lease(self) -> _duration_pb2.Duration:
         """Term of the trial, 1 second to 24 hours. Ignored for a rollback. Required
-        otherwise. Errors: TERM_OUT_OF_RANGE.
+        otherwise. Errors: LEASE_OUT_OF_RANGE.
         """
 
     def __init__(
@@ -904,11 +904,11 @@ class ActivateSlotRequest(_message.Message):
         *,
         change: Global___Change | None = ...,
         load_id: _builtins.str = ...,
-        term: _duration_pb2.Duration | None = ...,
+        trial_lease: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "term", b"term"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "trial_lease", b"trial_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id", "trial_lease", b"trial_lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,15 +124,15 @@ class ControlServiceServicer:
 
     def ActivateSlot(self, request, context):
         """Makes a loaded candidate answer the callers, on trial: in memory only, and
-        only for the given term. Called again for the slot on trial it extends the
-        term. When the term runs out uncommitted, the server puts the previous slot
+        only for the given trial lease. Called again for the slot on trial it extends the
+        term. When the trial lease runs out uncommitted, the server puts the previous slot
         back by itself. With a load id of the previous slot during a trial it is
         the warm rollback: the previous slot answers again and the trial ends.
         A load of the same bundle on another device goes on trial like any other.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-        (TERM_OUT_OF_RANGE).
+        (LEASE_OUT_OF_RANGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

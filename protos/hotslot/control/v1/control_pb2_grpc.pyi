@@ -76,15 +76,15 @@ class ControlServiceStub:
     """
     ActivateSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.ActivateSlotRequest, _control_pb2.ActivateSlotResponse]
     """Makes a loaded candidate answer the callers, on trial: in memory only, and
-    only for the given term. Called again for the slot on trial it extends the
-    term. When the term runs out uncommitted, the server puts the previous slot
+    only for the given trial lease. Called again for the slot on trial it extends the
+    term. When the trial lease runs out uncommitted, the server puts the previous slot
     back by itself. With a load id of the previous slot during a trial it is
     the warm rollback: the previous slot answers again and the trial ends.
     A load of the same bundle on another device goes on trial like any other.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-    (TERM_OUT_OF_RANGE).
+    (LEASE_OUT_OF_RANGE).
     """
     CommitSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]
     """Ends a trial for good. The caller has written the committed pointer before.
@@ -146,15 +146,15 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """
     ActivateSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.ActivateSlotRequest, _control_pb2.ActivateSlotResponse]  # type: ignore[assignment]
     """Makes a loaded candidate answer the callers, on trial: in memory only, and
-    only for the given term. Called again for the slot on trial it extends the
-    term. When the term runs out uncommitted, the server puts the previous slot
+    only for the given trial lease. Called again for the slot on trial it extends the
+    term. When the trial lease runs out uncommitted, the server puts the previous slot
     back by itself. With a load id of the previous slot during a trial it is
     the warm rollback: the previous slot answers again and the trial ends.
     A load of the same bundle on another device goes on trial like any other.
 
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-    (TERM_OUT_OF_RANGE).
+    (LEASE_OUT_OF_RANGE).
     """
     CommitSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]  # type: ignore[assignment]
     """Ends a trial for good. The caller has written the committed pointer before.
@@ -237,15 +237,15 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ActivateSlotResponse, _abc.Awaitable[_control_pb2.ActivateSlotResponse]]:
         """Makes a loaded candidate answer the callers, on trial: in memory only, and
-        only for the given term. Called again for the slot on trial it extends the
-        term. When the term runs out uncommitted, the server puts the previous slot
+        only for the given trial lease. Called again for the slot on trial it extends the
+        term. When the trial lease runs out uncommitted, the server puts the previous slot
         back by itself. With a load id of the previous slot during a trial it is
         the warm rollback: the previous slot answers again and the trial ends.
         A load of the same bundle on another device goes on trial like any other.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-        (TERM_OUT_OF_RANGE).
+        (LEASE_OUT_OF_RANGE).
         """
 
     @_abc_1.abstractmethod

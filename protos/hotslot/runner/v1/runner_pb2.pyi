@@ -132,7 +132,7 @@ class LoadBundle(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
-    MAX_CALL_UNITS_FIELD_NUMBER: _builtins.int
+    MAX_CALL_ROWS_FIELD_NUMBER: _builtins.int
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
@@ -143,8 +143,8 @@ class LoadBundle(_message.Message):
     """Device, "cpu" or "cuda:N"."""
     precision: _builtins.str
     """Precision to compute in. Empty: the device's default."""
-    max_call_units: _builtins.int
-    """Most units of one device call. 0: the engine's default."""
+    max_call_rows: _builtins.int
+    """Most rows of one device call. 0: the engine's default."""
     max_call_seconds: _builtins.float
     """Longest expected device call, in seconds. 0: no limit."""
     threads: _builtins.int
@@ -159,7 +159,7 @@ class LoadBundle(_message.Message):
         directory: _builtins.str = ...,
         device: _builtins.str = ...,
         precision: _builtins.str = ...,
-        max_call_units: _builtins.int = ...,
+        max_call_rows: _builtins.int = ...,
         max_call_seconds: _builtins.float = ...,
         threads: _builtins.int = ...,
         max_image_pixels: _builtins.int = ...,
@@ -167,7 +167,7 @@ class LoadBundle(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_seconds", b"max_call_seconds", "max_call_units", b"max_call_units", "max_image_pixels", b"max_image_pixels", "max_image_side_pixels", b"max_image_side_pixels", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_rows", b"max_call_rows", "max_call_seconds", b"max_call_seconds", "max_image_pixels", b"max_image_pixels", "max_image_side_pixels", b"max_image_side_pixels", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,15 +429,15 @@ class LoadOutcome(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
-    UNIT_SECONDS_FIELD_NUMBER: _builtins.int
+    ROW_SECONDS_FIELD_NUMBER: _builtins.int
     NEEDED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Device that it is on."""
     precision: _builtins.str
     """Precision that it computes in."""
-    unit_seconds: _builtins.float
-    """Measured in warm-up: expected seconds of one unit."""
+    row_seconds: _builtins.float
+    """Measured in warm-up: expected seconds of one row."""
     needed_bytes: _builtins.int
     """What the plan said that the load needs on its device. Bytes; 0 if the
     engine does not say.
@@ -456,13 +456,13 @@ class LoadOutcome(_message.Message):
         failure: Global___Failure | None = ...,
         device: _builtins.str = ...,
         precision: _builtins.str = ...,
-        unit_seconds: _builtins.float = ...,
+        row_seconds: _builtins.float = ...,
         needed_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "unit_seconds", b"unit_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "row_seconds", b"row_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,7 +479,7 @@ class BatchReply(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     COMPUTED_SECONDS_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
-    UNITS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """The server's number of the batch."""
     done: _builtins.bool
@@ -488,7 +488,7 @@ class BatchReply(_message.Message):
     """Device seconds of the batch so far, on a clock."""
     cpu_seconds: _builtins.float
     """CPU seconds of the runner's process for the batch so far."""
-    units: _builtins.int
+    rows: _builtins.int
     """Units that were computed for the batch so far."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemOutcome]:
@@ -502,11 +502,11 @@ class BatchReply(_message.Message):
         done: _builtins.bool = ...,
         computed_seconds: _builtins.float = ...,
         cpu_seconds: _builtins.float = ...,
-        units: _builtins.int = ...,
+        rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "computed_seconds", b"computed_seconds", "cpu_seconds", b"cpu_seconds", "done", b"done", "outcomes", b"outcomes", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "computed_seconds", b"computed_seconds", "cpu_seconds", b"cpu_seconds", "done", b"done", "outcomes", b"outcomes", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
