@@ -6,8 +6,7 @@ from typing import cast
 import typer
 from rich.table import Table
 
-from cli.console import DIM, DOUBTFUL, GOOD, out, print_text, text
-from cli.options import Config
+from cli.output import DIM, DOUBTFUL, GOOD, out, print_text, text
 from cli.reference import (
     LIST_MARK,
     LIST_OF_TABLES,
@@ -17,7 +16,7 @@ from cli.reference import (
     setting_rows,
     toml_value,
 )
-from cli.settings import Settings, listening_address, read_settings
+from cli.settings import Config, Settings, listening_address, read_settings
 from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, run_folder, socket_path
 from common.settings import Mistake, SettingsInvalid, settings_path
 

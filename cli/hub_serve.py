@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from cli.console import DIM, DOUBTFUL, GOOD, err, text
+from cli.clients import hub_folder
+from cli.output import DIM, DOUBTFUL, GOOD, err, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.updating import hub_folder
 from common import logs
 from common.durable import read_bounded
 from hubserver.faults import Fault, FaultPlan, FaultUnknown, parse_faults

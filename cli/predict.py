@@ -7,12 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli.calls import connection
-from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, out, print_json, print_text, seconds, text
-from cli.options import Address, AsJson
-from cli.plain import enum_word, plain
+from cli.clients import connection
+from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, out, plain, print_json, print_text, seconds, text
 from cli.problems import CommandFailed
-from cli.settings import server_address
+from cli.settings import Address, AsJson, server_address
 from common.clock import SystemClock
 from common.durable import read_bounded
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc

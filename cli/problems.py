@@ -7,9 +7,9 @@ from difflib import get_close_matches
 
 from rich.table import Table
 
-from cli.console import BAD, DIM, err, text
+from cli.output import BAD, DIM, err, text
 from common.bundle import BundleBroken
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.sealing import ConversionRefused
 from common.settings import Mistake, SettingsInvalid
 

@@ -17,15 +17,13 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.bundles import tell_import
-from cli.console import DIM, GOOD, err, text
+from cli.bundles import import_bundle, is_loadable, tell_import
 from cli.hub_serve import hub_beside
-from cli.importing import import_bundle, is_loadable
-from cli.options import Config
+from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
-from cli.settings import PROJECT_FOLDER, Settings, listening_address, read_settings
+from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.clock import SystemClock
-from common.exit_codes import with_signal
+from common.errors import with_signal
 from common.sealing import PRECISIONS
 
 EXAMPLE = "Example:  hotslot serve --demo"

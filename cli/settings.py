@@ -2,6 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from common.settings import (
     DEFAULT_HOST,
@@ -15,6 +18,38 @@ from common.settings import (
 from hotslot_watchdog.settings import WatchdogSection
 from inference.server.settings import ServerSettings
 from updater.settings import UpdaterSection
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        "-a",
+        metavar="HOST:PORT",
+        help="Where the server listens. Default: HOTSLOT_ADDRESS, what hotslot.toml says, or 127.0.0.1:50051.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for machines.", show_default=False)]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Settings file. Default: HOTSLOT_CONFIG or ./hotslot.toml.",
+        show_default=False,
+    ),
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help="hotslot's own folder. Default: what hotslot.toml says, or ./state.",
+        show_default=False,
+    ),
+]
+
 
 ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent

@@ -3,21 +3,191 @@
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-from cli.calls import connection
-from cli.console import BAD, DIM, out, print_json, text
-from cli.options import Address, AsJson
-from cli.plain import plain
+from cli.clients import connection
+from cli.output import (
+    ABSENT,
+    BAD,
+    DIM,
+    DOUBTFUL,
+    GOOD,
+    LEVEL_STYLES,
+    enum_word,
+    out,
+    plain,
+    print_json,
+    seconds,
+    short,
+    size,
+    text,
+)
 from cli.problems import CommandFailed
-from cli.settings import server_address
-from cli.status_view import Report, show
+from cli.settings import Address, AsJson, server_address
 from common.clock import SystemClock
 from hotslot.status.v1 import status_pb2, status_pb2_grpc
+
+_ROLE_STYLES = {
+    status_pb2.SLOT_ROLE_ACTIVE: GOOD,
+    status_pb2.SLOT_ROLE_TRIAL: "cyan",
+    status_pb2.SLOT_ROLE_CANDIDATE: "blue",
+    status_pb2.SLOT_ROLE_FALLBACK: DOUBTFUL,
+    status_pb2.SLOT_ROLE_FREE: DIM,
+}
+_STATE_STYLES = {
+    status_pb2.SLOT_STATE_LOADED: GOOD,
+    status_pb2.SLOT_STATE_LOADING: DOUBTFUL,
+    status_pb2.SLOT_STATE_STARTING: DOUBTFUL,
+    status_pb2.SLOT_STATE_RETIRING: DOUBTFUL,
+    status_pb2.SLOT_STATE_FAILED: BAD,
+    status_pb2.SLOT_STATE_EMPTY: DIM,
+}
+_SHOWN_NOTES = 4
+_SHOWN_FAILURE_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a server told of itself."""
+
+    address: str
+    server: status_pb2.GetServerStatusResponse
+    models: status_pb2.ListModelsResponse
+    seen_at: datetime
+
+
+def show(report: Report) -> RenderableType:
+    """All of a report, readable at 80 columns."""
+    server, process = report.server, report.server.process
+    head = text(
+        (f"hotslot {server.version}", "bold"),
+        f" on {server.node} at {report.address}, up {_age(process.started_at, report.seen_at)}",
+    )
+    return Group(head, Text(), _layers(report), *(_model(model, report.seen_at) for model in report.models.models))
+
+
+def _layers(report: Report) -> Table:
+    server = report.server
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("process", _level(server.process.level), _process(server.process))
+    table.add_row("resources", _level(server.resources.level), _resources(server.resources))
+    for warning in server.resources.warnings:
+        table.add_row("", "", text((warning, DOUBTFUL)))
+    for capability in server.capabilities:
+        table.add_row("answers", _level(capability.level), _capability(capability, report.seen_at))
+        if capability.reason:
+            table.add_row("", "", text((capability.reason, LEVEL_STYLES.get(capability.level, ""))))
+    return table
+
+
+def _process(process: status_pb2.ProcessHealth) -> Text:
+    shown = text(f"loop held up {seconds(process.loop_lag.ToTimedelta().total_seconds())} at most")
+    if process.dropped_log_lines:
+        shown.append(f", {process.dropped_log_lines} log lines dropped", DOUBTFUL)
+    if process.draining:
+        shown.append(", draining", DOUBTFUL)
+    return shown
+
+
+def _resources(seen: status_pb2.ResourceHealth) -> Text:
+    parts = [
+        f"memory {size(seen.memory_used_bytes)} of {size(seen.memory_total_bytes)}",
+        *(f"{gpu.device} {size(gpu.used_bytes)} of {size(gpu.total_bytes)}" for gpu in seen.gpus),
+        f"disk {size(seen.disk_free_bytes)} free",
+        f"{seen.descriptors_used} files open",
+    ]
+    return text(" · ".join(parts))
+
+
+def _capability(seen: status_pb2.CapabilityHealth, now: datetime) -> Text:
+    if not seen.HasField("last_inference_at"):
+        shown = "no answer yet"
+    else:
+        took = seconds(seen.last_inference_latency.ToTimedelta().total_seconds())
+        shown = f"last answer {_age(seen.last_inference_at, now)} ago, in {took}"
+    line = text((seen.model, "bold"), f" {shown}, {seen.waiting} waiting")
+    if seen.HasField("fallback"):
+        age = _age(seen.fallback.since, now)
+        line.append(f", on {seen.fallback.fallback_device} instead of {seen.fallback.device} for {age}", DOUBTFUL)
+    return line
+
+
+def _model(model: status_pb2.Model, now: datetime) -> RenderableType:
+    head = text((model.name, "bold"), f"  {model.task}, ")
+    if model.HasField("committed"):
+        committed = model.committed
+        head.append(f"committed {committed.revision} {short(committed.digest)} ({committed.origin})")
+    else:
+        head.append("nothing committed", DOUBTFUL)
+    rows: list[RenderableType] = [Text(), head]
+    if model.HasField("trial"):
+        left = seconds(model.trial.term_left.ToTimedelta().total_seconds())
+        age = _age(model.trial.started_at, now)
+        rows.append(text((f"  slot {model.trial.slot} on trial since {age}, {left} left of its term", "cyan")))
+    rows.append(Padding(_slots(model), (0, 0, 0, 2)))
+    for slot in model.slots:
+        if slot.last_failure:
+            failure = slot.last_failure[:_SHOWN_FAILURE_CHARS]
+            rows.append(text((f"  slot {slot.name} failed last: {failure}", DOUBTFUL)))
+        rows += [text((f"  slot {slot.name}: {note}", DIM)) for note in slot.notes[:_SHOWN_NOTES]]
+    return Group(*rows)
+
+
+def _slots(model: status_pb2.Model) -> Table:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    table.add_column(style=DIM, no_wrap=True)
+    columns = []
+    for slot in model.slots:
+        table.add_column(overflow="fold")
+        columns.append(_slot(slot, is_answering=slot.name == model.active_slot))
+    for name in columns[0] if columns else ():
+        table.add_row(name, *(column[name] for column in columns))
+    return table
+
+
+def _slot(slot: status_pb2.Slot, *, is_answering: bool) -> dict[str, Text]:
+    role = enum_word(status_pb2.SlotRole.DESCRIPTOR, slot.role)
+    state = enum_word(status_pb2.SlotState.DESCRIPTOR, slot.state)
+    mark = ("answers", GOOD) if is_answering else ("", "")
+    return {
+        "slot": text((slot.name, "bold"), "  " if is_answering else "", mark),
+        "role": text((role, _ROLE_STYLES.get(slot.role, ""))),
+        "state": text((state, _STATE_STYLES.get(slot.state, ""))),
+        "revision": _or_absent(slot.revision),
+        "digest": _or_absent(short(slot.digest)),
+        "device": _or_absent(slot.device),
+        "precision": _or_absent(slot.precision),
+        "pid": _or_absent(str(slot.pid or "")),
+        "memory": _or_absent(size(slot.resident_bytes) if slot.resident_bytes else ""),
+        "restarts": text((str(slot.restarts), DOUBTFUL if slot.restarts else "")),
+    }
+
+
+def _or_absent(shown: str) -> Text:
+    return text(shown) if shown else text((ABSENT, DIM))
+
+
+def _level(level: status_pb2.HealthLevel.ValueType) -> Text:
+    word = enum_word(status_pb2.HealthLevel.DESCRIPTOR, level)
+    return text((word, LEVEL_STYLES.get(level, "")))
+
+
+def _age(moment: Timestamp, now: datetime) -> str:
+    return seconds(max(0.0, (now - moment.ToDatetime(tzinfo=UTC)).total_seconds()))
+
 
 EXAMPLE = "Example:  hotslot status --watch"
 WATCH_SECONDS = 1.0

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from cli.calls import connection
-from cli.console import GOOD, out, print_json, print_text
-from cli.options import AsJson, StateDir
-from cli.plain import plain
+from cli.clients import connection, updates_address
+from cli.output import GOOD, out, plain, print_json, print_text
 from cli.problems import CommandFailed, WronglyUsed
+from cli.settings import AsJson, StateDir
 from cli.updates_view import show_history, show_status, show_update
-from cli.updating import updates_address
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 

@@ -7,9 +7,8 @@ from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cli.console import ABSENT, BAD, DIM, DOUBTFUL, GOOD, seconds, short, size, text
-from cli.plain import enum_word
-from cli.provenance_view import came_from, was_checked
+from cli.bundles import came_from, was_checked
+from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, seconds, short, size, text
 from hotslot.updates.v1 import updates_pb2 as pb
 
 BAR_CELLS = 30

@@ -23,7 +23,7 @@ from typing import Protocol
 from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle, write_bundle
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.provenance import Provenance
 from common.settings import inherited_environment
 from common.source import PRECISIONS, ConversionRefused, Source, find_source

@@ -4,11 +4,13 @@ The converting child imports this too, so it asks for nothing but the standard l
 """
 
 import json
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.bundle import bundle_digest, hash_file, source_digest
+from common.bundle import BundleFile, bundle_digest, hash_file, source_digest
 from common.durable import read_bounded
 from common.engine_files import (
     CONFIGURATION,
@@ -19,6 +21,130 @@ from common.engine_files import (
     engine_for,
     shards_of,
 )
+
+MANIFEST_NAME = "hotslot-manifest.json"
+LISTING_SCHEMA = 1
+MAX_MANIFEST_BYTES = 2 << 20
+MAX_FILES = 2000
+MAX_NAME_BYTES = 1024
+MAX_PART_BYTES = 255
+MAX_FILE_BYTES = 1 << 40
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ManifestBroken(ValueError):
+    """A revision's list of files cannot be trusted; says what is wrong."""
+
+
+def is_revision_name(text: str) -> bool:
+    """Whether `text` can name a revision, so that it is safe as the name of a folder."""
+    return _REVISION.fullmatch(text) is not None
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Rules 1 to 3 and 5 of trust.
+
+    Raises:
+        ManifestBroken: a name is not safe, or stands twice.
+    """
+    if len(names) > MAX_FILES:  # rule 5
+        raise ManifestBroken(f"{len(names)} files are listed, at most {MAX_FILES} are allowed")
+    seen: dict[str, str] = {}
+    for name in names:
+        fault = _fault_of(name)
+        if fault:
+            raise ManifestBroken(f"the name {name[:80]!r} {fault}")
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if folded in seen:  # rule 3
+            raise ManifestBroken(f"the name {name[:80]!r} stands twice")
+        seen[folded] = name
+
+
+def check_files(files: Sequence[BundleFile]) -> None:
+    """All rules of trust on a list of files.
+
+    Raises:
+        ManifestBroken: one is broken.
+    """
+    check_names([file.name for file in files])
+    for file in files:
+        if not 0 <= file.size <= MAX_FILE_BYTES:  # rule 4
+            raise ManifestBroken(f"{file.name!r} has the size {file.size}")
+        if _SHA256.fullmatch(file.sha256) is None:
+            raise ManifestBroken(f"the SHA-256 of {file.name!r} is not 64 hexadecimal digits in lower case")
+
+
+def read_manifest(folder: Path) -> tuple[BundleFile, ...]:
+    """The files that a published revision consists of, checked, sorted by name.
+
+    Raises:
+        FileNotFoundError: it has no manifest: it is no revision of a folder hub.
+        OSError: the manifest cannot be read.
+        ManifestBroken: it is malformed, of a newer schema, or not safe.
+    """
+    files = read_listing(folder)
+    check_files(files)
+    return files
+
+
+def read_listing(folder: Path) -> tuple[BundleFile, ...]:
+    """The same as the manifest says it, sorted by name; names, sizes and hashes are not checked.
+
+    Raises:
+        FileNotFoundError: it has no manifest: it is no revision of a folder hub.
+        OSError: the manifest cannot be read.
+        ManifestBroken: it is malformed or of a newer schema.
+    """
+    return read_listing_file(folder / MANIFEST_NAME)
+
+
+def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
+    """What `manifest_bytes` wrote, as `read_listing` reads it.
+
+    Raises:
+        OSError, ManifestBroken: as `read_listing` says.
+    """
+    try:
+        row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ManifestBroken(f"{MANIFEST_NAME} is no JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
+    version = row.get("schema_version") if isinstance(row, dict) else None
+    if version != LISTING_SCHEMA or not isinstance(row.get("files"), list):
+        raise ManifestBroken(f"{MANIFEST_NAME} has schema version {version!r}, this build reads {LISTING_SCHEMA}")
+    files = tuple(_file_of(entry) for entry in row["files"])
+    return tuple(sorted(files, key=lambda file: file.name))
+
+
+def manifest_bytes(files: Sequence[BundleFile]) -> bytes:
+    """The manifest of these files, as it is written."""
+    check_files(files)
+    rows = [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files]
+    row = {"schema_version": LISTING_SCHEMA, "files": sorted(rows, key=lambda entry: str(entry["name"]))}
+    return json.dumps(row, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _file_of(entry: object) -> BundleFile:
+    if isinstance(entry, dict):
+        name, size, sha256 = entry.get("name"), entry.get("size"), entry.get("sha256")
+        if isinstance(name, str) and type(size) is int and isinstance(sha256, str):
+            return BundleFile(name, size, sha256)
+    raise ManifestBroken(f"{MANIFEST_NAME} has an entry without name, size and sha256")
+
+
+def _fault_of(name: str) -> str:
+    """What is wrong with a name, if anything is."""
+    parts = name.split("/")
+    if not name or any(part in ("", ".", "..") for part in parts):  # rule 1
+        return "is not relative and plain"
+    if "\\" in name or name[1:2] == ":":  # rule 2
+        return "has a backslash or a drive letter"
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+        return "has a control character"
+    if len(name.encode()) > MAX_NAME_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+        return "is too long"
+    return ""
+
 
 PRECISIONS = ("float32", "bfloat16")
 _INDEX_SUFFIX = ".index.json"

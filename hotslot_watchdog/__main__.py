@@ -14,15 +14,13 @@ from typing import BinaryIO
 
 from common import logs
 from common.clock import SystemClock
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.paths import HEARTBEAT, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
-from hotslot_watchdog import exit_code, roll_call
-from hotslot_watchdog.asking import FileTouched, ServerProbe
+from hotslot_watchdog import stack
 from hotslot_watchdog.protocol import Event, events
 from hotslot_watchdog.settings import StackSettings
-from hotslot_watchdog.watch import Asked, Watch, WatchParts, end_child
-from hotslot_watchdog.wedged import Patience
+from hotslot_watchdog.watch import Asked, FileTouched, Patience, ServerProbe, Watch, WatchParts, end_child, running
 
 SERVER, UPDATER = "server", "updater"
 _TOLD = {
@@ -54,7 +52,7 @@ def main() -> int:
     supervisord = os.getppid()
 
     def end_stack(code: int) -> None:
-        exit_code.leave(run_folder, code)
+        stack.leave(run_folder, code)
         if os.getppid() == supervisord:
             os.kill(supervisord, signal.SIGTERM)
 
@@ -93,7 +91,7 @@ def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: 
     patience = Patience(rules.grace_seconds, rules.misses, rules.restarts)
     watch = Watch(WatchParts(asked, patience, SystemClock(), log, kill, give_up))
     try:
-        for program, pid in roll_call.running(run_folder / SUPERVISOR_SOCKET):
+        for program, pid in running(run_folder / SUPERVISOR_SOCKET):
             if program in asked:
                 watch.note(program, pid)
     except OSError as error:

@@ -21,12 +21,33 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from common.durable import AlreadyRunning, instance_lock
-from common.exit_codes import ExitCode, with_signal
+from common.durable import AlreadyRunning, instance_lock, read_bounded, write_atomic
+from common.errors import ExitCode, with_signal
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
-from hotslot_watchdog import exit_code
 from hotslot_watchdog.settings import StackSettings, environment_of_children
+
+_NAME = "exit-code"
+_MAX_BYTES = 16
+
+
+def leave(run_folder: Path, code: int) -> None:
+    """Say with which code the stack is to end."""
+    write_atomic(run_folder / _NAME, f"{code}\n".encode())
+
+
+def take(run_folder: Path) -> int | None:
+    """The code that was left, if one was; it is gone afterwards."""
+    path = run_folder / _NAME
+    try:
+        content = read_bounded(path, _MAX_BYTES)
+        path.unlink()
+        return int(content)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return ExitCode.INTERNAL_ERROR  # somebody wanted a failure, whatever it says
+
 
 VISIT_SECONDS = 0.2  # a dead server is started again so soon
 STOPPING_VISIT_SECONDS = 0.02
@@ -120,9 +141,9 @@ def run_stack(settings: StackSettings, config: Path) -> int:
     folder = make_run_folder(settings.state_dir)
     try:
         with instance_lock(folder / STACK_LOCK):
-            exit_code.take(folder)  # of an earlier life
+            take(folder)  # of an earlier life
             ended = Supervisord(supervisor).run(config, environment_of_children(settings))
-            left = exit_code.take(folder)
+            left = take(folder)
     except AlreadyRunning:
         return _refuse("another hotslot runs on this state_dir", ExitCode.BUSY)
     if left is not None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.bundle import BundleFile
-from common.published import MANIFEST_NAME, ManifestBroken, is_revision_name, read_manifest
-from common.regular import NotRegular, open_within
+from common.durable import NotRegular, open_within
+from common.source import MANIFEST_NAME, ManifestBroken, is_revision_name, read_manifest
 
 MAX_REVISIONS = 1000
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

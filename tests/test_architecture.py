@@ -37,7 +37,7 @@ HTTP_CLIENTS = {
 }
 WALL_CLOCK_CALLS = {"now", "utcnow", "today"}
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40  # without its docstring
 # What is larger, and why it is better so.
 LARGE_FILES: dict[str, str] = {}
@@ -127,7 +127,7 @@ def test_rooms_import_only_the_ground_they_stand_on() -> None:
 def test_no_folders_import_each_other_in_a_circle() -> None:
     """At every level; tests use all programs and their tools use tests' simulators, so tests are looked at apart."""
     folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("[!.]*/**/*.py")}
-    assert {*ROOMS, "bench", "examples", "scripts", "tests"} <= folders
+    assert {*ROOMS, "dev", "examples", "tests"} <= folders
     for tree in (folders - {"tests"}, {"tests"}):
         circles = find_circles(read_imports(ROOT, tree))
         assert not circles, "\n".join(map(str, circles))
@@ -158,10 +158,10 @@ def test_only_the_hub_adapter_and_webhooks_speak_http() -> None:
     assert users_of({"urllib3", "http.client"}, except_in=("updater/http/",)) == []
 
 
-def test_numbers_are_exported_only_by_observers_and_scrape() -> None:
+def test_numbers_are_exported_only_by_metrics_and_scrape() -> None:
     """The metrics library stays at the edge."""
     assert [] == [
-        row for row in users_of({"prometheus_client"}, except_in=("common/scrape.py",)) if "/observers.py:" not in row
+        row for row in users_of({"prometheus_client"}, except_in=("common/scrape.py",)) if "/metrics.py:" not in row
     ]
 
 

@@ -24,17 +24,16 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, use_settings_file
-from updater.assembly import Common, Conversion, Model, build_model
-from updater.children import end_children
+from updater.compose import Common, Conversion, Model, build_model
+from updater.core.ports import JournalUnusable
+from updater.core.record import ModelRecord
 from updater.crash_points import CrashPoints
-from updater.observers import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
+from updater.metrics import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
 from updater.paths import check_paths
-from updater.ports import JournalUnusable
-from updater.record import ModelRecord
 from updater.service.servicer import Served, UpdatesApi
 from updater.settings import UpdaterSettings, armed_crash_point, check_names
 from updater.store.bundles import Shared
@@ -43,6 +42,15 @@ from updater.store.origin import provenance_in
 from updater.store.staging import StagingLimits
 from updater.store.transfer import PaceRules
 from updater.webhooks.service import Webhooks
+
+
+def end_children() -> None:
+    """Kill them; whoever waits for one sees it end."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            for pid in (task / "children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
 
 BEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # until threads that do not stop are left behind

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
-from updater.actions import Action, Begin, Failed, Obey, Wait
-from updater.board import Board
-from updater.conclude import conclude
+from updater.commands import Granted, Wishes
+from updater.core.effects import Action, Begin, Failed, Obey, Wait
+from updater.core.ports import EffectFailed, Facts, Journal, ServerState
+from updater.core.record import Event, Installed, ModelRecord
+from updater.core.rules import Rules
 from updater.crash_points import CrashPoints
-from updater.decide import decide
-from updater.observers import Observer
+from updater.metrics import Observer
 from updater.perform import Ports, perform
-from updater.pipeline.passing import is_worth_writing, stopped
-from updater.pipeline.wishes import refusal
-from updater.ports import EffectFailed, Facts, Journal, ServerState
-from updater.record import Event, Installed, ModelRecord
-from updater.rules import Rules
-from updater.wishes import Granted, Wishes
+from updater.stages.apply_result import conclude
+from updater.stages.commands import refusal
+from updater.stages.decide import decide
+from updater.stages.transitions import is_worth_writing, stopped
+from updater.status import Board
 
 STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from updater.record import Event
+from updater.core.record import Event
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from updater import checks
-from updater.actions import (
+from updater.core import checks
+from updater.core.checks import refused
+from updater.core.effects import (
     Action,
     Activated,
     ActivateLoad,
@@ -35,9 +36,8 @@ from updater.actions import (
     Wait,
     WritePointer,
 )
-from updater.checks import refused
-from updater.pipeline.watch import worth_listing
-from updater.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
+from updater.core.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
+from updater.stages.watch import worth_listing
 
 _STATE_SECONDS = 10.0
 

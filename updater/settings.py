@@ -9,9 +9,8 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
-from updater.breaker import BreakerName, BreakerRules
-from updater.http.endpoint import parse_endpoint
-from updater.rules import (
+from updater.core.breaker import BreakerName, BreakerRules
+from updater.core.rules import (
     ACTIVATION_BREAKER,
     DEVICE_BREAKER,
     HUB_BREAKER,
@@ -21,6 +20,7 @@ from updater.rules import (
     ReleasePolicy,
     Rules,
 )
+from updater.http.endpoint import parse_endpoint
 from updater.webhooks.settings import MAX_WEBHOOKS, WebhookSection, check_webhook_names
 
 GIB = 1 << 30

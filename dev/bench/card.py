@@ -1,4 +1,4 @@
-"""`python -m dev.bench.card`, the second half of `make gpu`: what a card makes of the large OFA, by rows of a device call.
+"""`python -m dev.bench.card`, the second half of `make gpu`: the large OFA on a card, by rows a device call.
 
 473 M parameters with drawn weights, in bfloat16, each row with a picture of its own. For every number of rows: items a
 second, p50 and p95 of a call, and the share of the fastest matrix product that the card showed between the calls, by

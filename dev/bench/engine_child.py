@@ -19,7 +19,7 @@ from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
 from inference.runner.engines.ofa.config import read_config
 from inference.runner.engines.ofa.engine import OfaEngine, OfaPrepared
 from inference.runner.engines.ofa.load import load_ofa
-from inference.runner.heap import keep_freed_memory
+from inference.runner.process import keep_freed_memory
 
 PEAK_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (928, 1024, 4096))
 PICTURE = Path("tests/ofa/pictures/colour.png")

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from inference.runner.engines.ofa.attention import FeedForward, SelfAttention
 from inference.runner.engines.ofa.engine import OfaEngine
-from inference.runner.engines.ofa.parts import LayerNorm, Linear
+from inference.runner.engines.ofa.layers import FeedForward, LayerNorm, Linear, SelfAttention
 
 RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST = (
     *("ResNet", "encoder: projections", "encoder: attention", "encoder: biases"),

@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli.importing import import_bundle
-from cli.publishing import publish
+from cli.bundles import import_bundle
+from cli.hub import publish
 from dev.bench import update_floor
 from dev.bench.large_model import FOLDER, say, warm
 from dev.bench.stack import ROOT, SHAPES, running_server

@@ -1,4 +1,4 @@
-"""The shipped updater with a stop-watch at its seams: `python -m dev.bench.update_child REPORT`, settings as the updater's.
+"""The shipped updater, timed step by step: `python -m dev.bench.update_child REPORT`, settings as the updater's.
 
 It takes one update, ends by itself when that is committed or will not be, and leaves a report in JSON.
 """
@@ -17,10 +17,10 @@ from unittest import mock
 
 from common import sealing
 from updater import loop
-from updater.actions import Action, CommitLoad, Enter, Failed, Result
+from updater.core.effects import Action, CommitLoad, Enter, Failed, Result
+from updater.core.record import Stage
 from updater.daemon import main
 from updater.perform import Ports, perform
-from updater.record import Stage
 from updater.store.bundles import BundleStore
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ calls model FLOPs utilization.
 from dataclasses import dataclass
 
 from inference.runner.engines.ofa.config import DecoderPrompt, EngineConfig
-from inference.runner.engines.ofa.resnet import FEATURES
+from inference.runner.engines.ofa.image_encoder import FEATURES
 
 _STEM = 64
 _WIDTHS = (64, 128, 256)

@@ -15,21 +15,21 @@ from common.sealing import ConvertLimits
 from dev.chaos.simulated_server import SimulatedGolden, SimulatedServer
 from tests.updater.edges.revisions import MODEL, convert_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
+from updater.commands import Wishes
+from updater.core.ports import JournalUnusable
+from updater.core.record import ModelRecord, Stage
+from updater.core.rules import ObserveRules, Rules
 from updater.crash_points import CrashPoints
-from updater.hub.directory import DirectoryHub
+from updater.hub.folder import DirectoryHub
 from updater.loop import LoopParts, ModelLoop, StepGuard
-from updater.observers import ToAll
+from updater.metrics import ToAll
 from updater.perform import Ports
-from updater.ports import JournalUnusable
-from updater.record import ModelRecord, Stage
-from updater.rules import ObserveRules, Rules
 from updater.store.bundles import BundleStore, Shared
 from updater.store.converter import ChildConverter
 from updater.store.database import JournalNotWritten
 from updater.store.garbage import Keep
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
-from updater.wishes import Wishes
 
 BAD = "bad"  # revisions that say so in their names fail on live traffic
 MAX_STEPS = 400

@@ -2,8 +2,8 @@
 
 A revision answers because the committed pointer named it while the call lasted, or because it is newer than what was
 committed: then it was on trial. For a trial lease the revision before may answer on, since the pointer moves before
-the server hears of it, and whoever tells the server may be killed between the two. Anything else is a revision that came
-back, or one that nobody committed and that stayed. The pointer itself only goes forward.
+the server hears of it, and whoever tells the server may be killed between the two. Anything else is a revision that
+came back, or one that nobody committed and that stayed. The pointer itself only goes forward.
 """
 
 from collections.abc import Callable, Sequence

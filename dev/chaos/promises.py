@@ -17,8 +17,8 @@ from dev.chaos.stack import ChaosStack
 from tests.stack import eventually
 from tests.stack.load import Load, LoadReport, Refused
 from tests.updater.edges.revisions import MODEL
-from updater.pipeline.versions import is_after
-from updater.rules import ReleasePolicy
+from updater.core.rules import ReleasePolicy
+from updater.stages.watch import is_after
 from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal, PastEvent, PastUpdate
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.bundle import read_committed
-from updater.facts import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
-from updater.golden import Answer, Asked, GateAnswers
-from updater.ports import EffectFailed, GoldenFacts
-from updater.record import Counts
-from updater.results import Failed, FaultKind
+from updater.core.facts import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
+from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.ports import EffectFailed, GoldenFacts
+from updater.core.record import Counts
+from updater.core.results import Failed, FaultKind
 
 ANSWERS_A_LOOK = 40
 GOLDEN = GoldenFacts("sha256:" + "9" * 64, questions=20, expected=20)

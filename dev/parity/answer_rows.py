@@ -21,7 +21,7 @@ from dev.parity.ours import ask, load_source
 from dev.parity.variants import VARIANTS
 from dev.parity.words import vocabulary
 from inference.runner.conversion.ofa_config import read_architecture
-from inference.runner.conversion.ofa_words import read_words
+from inference.runner.conversion.ofa_vocabulary import read_words
 from inference.runner.engines.ofa.engine import OfaEngine
 
 _STRENGTH = 2.0  # deviation of a score from question to question

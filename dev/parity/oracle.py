@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
 
-from dev.parity import compat  # noqa: F401 - makes modelscope importable
-from inference.runner.conversion.ofa_answers import answers_by_label
+from examples.shapes import stock_imports  # noqa: F401 - makes modelscope importable
+from inference.runner.conversion.ofa_vocabulary import answers_by_label
 
 # isort: split
 from modelscope.models.multi_modal import ofa_for_all_tasks

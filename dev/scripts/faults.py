@@ -2,7 +2,7 @@
 
 Read from the tests' own marks, `@pytest.mark.fault("K13")` and `marks=pytest.mark.fault("I1")`, without running them,
 and from the steps of `make chaos` with the report of their last run.
-Run as `python -m dev.scripts.faults`; with `--check` nothing is written, and the exit code says whether the page is fresh.
+Run as `python -m dev.scripts.faults`; `--check` writes nothing; the exit code says whether the page is fresh.
 """
 
 import ast
@@ -23,7 +23,7 @@ SECTIONS = {
 _RULE = "|---|---|--:|--:|--:|---|---|"
 HEAD = """# Faults that are provoked, and where
 
-Made by `python -m dev.scripts.faults` from the marks of the tests and from docs/chaos-report.json; a test holds it fresh.
+Made by `python -m dev.scripts.faults` from the tests' marks and docs/chaos-report.json; a test holds it fresh.
 All run in `make test`, whose end fails if one of them did not; but for those marked "on a GPU", and for steps of
 `make chaos`, whose last run stands at the end of this page.
 """

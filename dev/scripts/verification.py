@@ -1,7 +1,7 @@
 """Writes docs/verification.md: the numbered list that a revision passes, with the tests of each reason.
 
-Read from the list in the code, `updater.checks`, and from the tests' marks, `@pytest.mark.reason("EXECUTABLE")`.
-Run as `python -m dev.scripts.verification`; with `--check` nothing is written, and the exit code says whether it is fresh.
+Read from the list in the code, `updater.core.checks`, and from the tests' marks, `@pytest.mark.reason("EXECUTABLE")`.
+Run as `python -m dev.scripts.verification`; `--check` writes nothing; the exit code says whether the page is fresh.
 """
 
 import ast
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from updater.checks import CHECKS, Check
+from updater.core.checks import CHECKS, Check
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "verification.md"
 HEAD = """# What a revision passes before it may serve
 
-Made by `python -m dev.scripts.verification` from the list in `updater/checks.py` and the marks of the tests; a test holds
+Made by `python -m dev.scripts.verification` from `updater/core/checks.py` and the tests' marks; a test holds
 it fresh. A refusal names its number and its reason: `hotslot updates show ID` prints both. What is refused goes into
 quarantine by its source digest and is not tried again; *not ready* and *changed* blame nobody. A sealed bundle says
 which numbers it passed: `hotslot bundle show DIGEST`.

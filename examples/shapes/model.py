@@ -1,6 +1,6 @@
 """The demo model: OFA's own architecture, as small as it goes.
 
-Needs modelscope, so it runs in the parity environment; `dev.parity.compat` must be imported before modelscope.
+Needs modelscope, so it runs in the parity environment; import `examples.shapes.stock_imports` before modelscope.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dev.parity import compat  # noqa: F401 - makes modelscope importable
+from examples.shapes import stock_imports  # noqa: F401 - makes modelscope importable
 from examples.shapes.vocabulary import TOKENS
 
 # isort: split

@@ -4,17 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from common.row_cost import RowCost
-
 from common.clock import Clock, process_seconds
+from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import codec
-from inference.runner.calls import CallLimits, Cut, by_item, next_call, rows_allowed
+from inference.runner import prepare
 from inference.runner.engines.base import Chunk, Engine, Prepared, UnitResult
-from inference.runner.heartbeat import Pulse
-from inference.runner.log import describe
-from inference.runner.oom import MemoryLimit, halve
+from inference.runner.plan import CallLimits, Cut, MemoryLimit, by_item, halve, next_call, rows_allowed
 from inference.runner.prepare import ENGINE_FAILED, PendingBatch, PendingItem
+from inference.runner.reporting import Pulse, describe
 
 NOT_FINITE = ("NOT_FINITE", "the model's answer is not a number")
 OUT_OF_MEMORY = ("OUT_OF_MEMORY", "the device has no memory left for even one row of this item")
@@ -106,7 +103,7 @@ class BatchRun:
             if item.outcome is not None:
                 self._end(item, item.outcome)
             elif item.prepared is None or item.prepared.rows < 1:
-                self._end(item, codec.failure(item.item_id, *ENGINE_FAILED))
+                self._end(item, prepare.failure(item.item_id, *ENGINE_FAILED))
             else:
                 self._works[place] = _Work(item, item.prepared)
 
@@ -183,15 +180,15 @@ class BatchRun:
             work = self._works[cut.item]
             work.results.extend(result)
             work.computed_seconds += seconds
-            if not all(codec.is_finite(row) for row in result):
+            if not all(prepare.is_finite(row) for row in result):
                 self._fail(cut.item, NOT_FINITE)
             elif len(work.results) == work.prepared.rows:
                 del self._works[cut.item]
-                self._end(work.item, codec.answer(work.item.item_id, work.results), work.computed_seconds)
+                self._end(work.item, prepare.answer(work.item.item_id, work.results), work.computed_seconds)
 
     def _fail(self, place: int, why: tuple[str, str]) -> None:
         work = self._works.pop(place)
-        self._end(work.item, codec.failure(work.item.item_id, *why), work.computed_seconds)
+        self._end(work.item, prepare.failure(work.item.item_id, *why), work.computed_seconds)
 
     def _end(self, item: PendingItem, outcome: runner_pb2.ItemOutcome, computed_seconds: float = 0.0) -> None:
         outcome.prepared_seconds = item.prepared_seconds

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.source import PRECISIONS, ConversionRefused
-from inference.runner.parent import bind_to
+from inference.runner.process import bind_to
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,16 +11,13 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from common.clock import SystemClock
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import priority
+from inference.runner import process
 from inference.runner.hardware import Hardware, allowed
-from inference.runner.heap import keep_freed_memory
-from inference.runner.heartbeat import Pulse, start_heartbeat
-from inference.runner.log import EventLog
-from inference.runner.outlet import Outlet
-from inference.runner.parent import bind_to
 from inference.runner.prepare import PendingBatch, PendingItem, PreparePool, receive
+from inference.runner.process import bind_to, keep_freed_memory
+from inference.runner.reporting import EventLog, Outlet, Pulse, start_heartbeat
 from inference.runner.worker import Ways, Worker
 from inference.wire import FrameError, read_frame
 
@@ -61,7 +58,7 @@ class Runner:
         self._log = log
         self._clock = clock
         self._policy: str = arguments.devices
-        self._standing = priority.inherited(arguments.oom_score_adj)
+        self._standing = process.inherited(arguments.oom_score_adj)
         self._data = socket.socket(fileno=arguments.data_fd)
         self._control = socket.socket(fileno=arguments.control_fd)
         self._say = Outlet(self._control, self._server_gone).say

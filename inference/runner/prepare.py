@@ -1,5 +1,6 @@
 """Decoding and tokenising on a small pool, while the device computes the batch before."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -8,9 +9,59 @@ from dataclasses import dataclass, field
 from common.clock import Clock, process_seconds
 from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import codec
-from inference.runner.engines.base import Engine, Prepared
-from inference.runner.log import describe
+from inference.runner.engines.base import AddressItem, AddressSpan, Engine, EntailmentItem, Item, Prepared, UnitResult
+from inference.runner.reporting import describe
+from inference.wire import EntailmentScores
+
+
+class TaskMissing(ValueError):
+    """An item without a task; the server's mistake."""
+
+
+def read_item(row: runner_pb2.BatchItem) -> Item:
+    """What is to be computed of a row.
+
+    Raises:
+        TaskMissing: nothing that this build knows.
+    """
+    match row.WhichOneof("task"):
+        case "entailment":
+            asked = row.entailment
+            return EntailmentItem(asked.image, tuple(asked.statements), asked.premise)
+        case "address":
+            return AddressItem(tuple(row.address.addresses))
+        case _:
+            raise TaskMissing(f"item {row.item_id} has no task")
+
+
+def is_finite(result: UnitResult) -> bool:
+    """Whether a result holds numbers and nothing else."""
+    if isinstance(result, EntailmentScores):
+        return math.isfinite(result.yes) and math.isfinite(result.no) and math.isfinite(result.maybe)
+    return all(math.isfinite(span.probability) for span in result)
+
+
+def answer(item_id: int, results: Sequence[UnitResult]) -> runner_pb2.ItemOutcome:
+    """The outcome of an item that is computed whole; at least one result."""
+    outcome = runner_pb2.ItemOutcome(item_id=item_id)
+    for result in results:
+        if isinstance(result, EntailmentScores):
+            outcome.entailment.scores.add(yes=result.yes, no=result.no, maybe=result.maybe)
+        else:
+            outcome.address.addresses.add(spans=[_span(span) for span in result])
+    return outcome
+
+
+def failure(item_id: int, reason: str, message: str, field: str = "") -> runner_pb2.ItemOutcome:
+    """The outcome of an item that has no answer."""
+    return runner_pb2.ItemOutcome(
+        item_id=item_id, failure=runner_pb2.Failure(reason=reason, message=message, field=field)
+    )
+
+
+def _span(span: AddressSpan) -> runner_pb2.AddressSpan:
+    return runner_pb2.AddressSpan(kind=span.kind, start=span.start, end=span.end, probability=span.probability)
+
 
 CANCELLED = ("CANCELLED", "nobody waits for this item any more")
 EXPIRED = ("DEADLINE_EXPIRED", "the item's time was over before it was computed")
@@ -38,7 +89,7 @@ class PendingItem:
 
     def fail(self, why: tuple[str, str], at: str = "") -> None:
         """End it without an answer; `at` is the caller's field, if the caller is to blame."""
-        self.outcome = codec.failure(self.item_id, *why, at)
+        self.outcome = failure(self.item_id, *why, at)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +151,7 @@ class PreparePool:
             item.fail(why or NOT_LOADED)
             return
         try:
-            item.prepared = engine.prepare(codec.read_item(row))
+            item.prepared = engine.prepare(read_item(row))
         except InputRefused as refusal:
             item.fail((refusal.reason, str(refusal)), refusal.field)
         except Exception as error:  # noqa: BLE001  one item's trouble is never another's

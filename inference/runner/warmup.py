@@ -24,9 +24,8 @@ from inference.runner.engines.base import (
 )
 from inference.runner.engines.catalog import BUILT_IN, loader_for, needs_of
 from inference.runner.hardware import Hardware, free_bytes
-from inference.runner.log import describe
-from inference.runner.oom import is_out_of_memory
-from inference.runner.plan import plan_load
+from inference.runner.plan import is_out_of_memory, plan_load
+from inference.runner.reporting import describe
 
 MEASURED_CALLS = 3
 MEASURED_SECONDS = 0.25  # no further call is begun after that: a large model's load waits for its warm-up alone

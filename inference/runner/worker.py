@@ -5,20 +5,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from common.row_cost import RowCost
-
 from common.clock import Clock
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
+from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import oom
+from inference.runner import plan
 from inference.runner.batch import BatchRun, Bench, DeviceLost
-from inference.runner.calls import CallLimits
 from inference.runner.engines.base import Engine
 from inference.runner.engines.catalog import loader_for
 from inference.runner.hardware import CardMemory, CpuOnly, Hardware, hardware_for
-from inference.runner.heartbeat import Pulse
-from inference.runner.log import describe
+from inference.runner.plan import CallLimits
 from inference.runner.prepare import PendingBatch
+from inference.runner.reporting import Pulse, describe
 from inference.runner.warmup import Loaded, LoadRefused, Surroundings, load
 
 # Threads of one call wait for each other many hundred times. Behind those that serve each would also wait for its
@@ -83,11 +81,11 @@ class Worker:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
-        return oom.is_out_of_memory(error)
+        return plan.is_out_of_memory(error)
 
     def is_device_lost(self, error: BaseException) -> bool:
         """Whether nothing will succeed any more."""
-        return oom.is_device_lost(error)
+        return plan.is_device_lost(error)
 
     def clear_cache(self) -> None:
         """Give back what memory can be given back."""

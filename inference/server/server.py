@@ -19,19 +19,19 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
-from inference.server import wiring
-from inference.server.admission import Drain
+from inference.server import compose
 from inference.server.api import address, entailment, health, status
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.reflection import ReflectionApi
 from inference.server.control import servicer
 from inference.server.health import HealthBoard, LoopLag
-from inference.server.models import Models
-from inference.server.observers import LogObserver, MetricsObserver, tell_all, watch_gauges
+from inference.server.metrics import LogObserver, MetricsObserver, tell_all, watch_gauges
+from inference.server.model.models import Models
+from inference.server.scheduling.admission import Drain
 from inference.server.settings import ServerSettings
 
 TICK_SECONDS = 0.05
@@ -60,7 +60,7 @@ class InferenceServer:
         self._hurry = asyncio.Event()
         self._metrics = MetricsObserver()
         self._emit = tell_all([LogObserver(log), self._metrics])
-        self.models: Models = wiring.build_models(
+        self.models: Models = compose.build_models(
             settings, clock, self._emit, self._drain, lambda: self._is_stopping, self._complain_of_fallbacks
         )
         self._lag = LoopLag(clock.monotonic)
@@ -118,14 +118,14 @@ class InferenceServer:
     async def _public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The server that callers meet, and its port; on the way out the runners end."""
         settings, section = self._settings, self._settings.server
-        server = grpc.aio.server(interceptors=[self._interceptor()], options=wiring.server_options(settings))
-        rules = wiring.predict_rules(settings)
+        server = grpc.aio.server(interceptors=[self._interceptor()], options=compose.server_options(settings))
+        rules = compose.predict_rules(settings)
         facts = status.ServerFacts(
             node=settings.node_name,
             version=version(),
             started_at=self._started_at,
             state_dir=Path(settings.state_dir),
-            limits=wiring.told_limits(settings),
+            limits=compose.told_limits(settings),
             lag=self._lag,
             dropped_lines=logs.dropped_lines,
         )
@@ -167,7 +167,7 @@ class InferenceServer:
         server = grpc.aio.server(
             interceptors=[self._interceptor()], options=[("grpc.max_receive_message_length", 32 << 20)]
         )
-        limits = wiring.predict_rules(self._settings).inputs
+        limits = compose.predict_rules(self._settings).inputs
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at)
         server.add_generic_rpc_handlers((api.handlers(),))
         mask = os.umask(0o177)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.importing import bundle_folders, import_bundle, is_loadable
+from cli.bundles import bundle_folders, import_bundle, is_loadable
 from common.bundle import (
     Bundle,
     Committed,

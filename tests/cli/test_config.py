@@ -7,7 +7,7 @@ import pytest
 
 from cli.reference import reference_page, setting_rows
 from cli.settings import PROJECT_FOLDER
-from common.exit_codes import ExitCode
+from common.errors import ExitCode
 from tests.cli.conftest import Hotslot
 
 GOOD = '[[models]]\nname = "shapes"\n[server]\nport = 50123\nmetrics_port = -1\n'

@@ -6,8 +6,7 @@ import sys
 import pytest
 from grpc_health.v1 import health_pb2
 
-from cli.healthcheck import decode_response, encode_request
-from cli.healthcheck_flags import FlagsWrong, parse_duration, parse_flags
+from cli.healthcheck import FlagsWrong, decode_response, encode_request, parse_duration, parse_flags
 from cli.settings import PROJECT_FOLDER
 from tests.cli.standin import StandIn
 

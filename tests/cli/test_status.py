@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from cli.status import watch_status
-from cli.status_view import Report, show
+from cli.status import Report, show, watch_status
 from hotslot.status.v1 import status_pb2
 from tests.cli.conftest import Hotslot
 from tests.cli.standin import StandIn

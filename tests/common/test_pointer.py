@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.importing import import_bundle
+from cli.bundles import import_bundle
 from common.bundle import (
     POINTER_NAME,
     Bundle,
@@ -24,7 +24,7 @@ from common.clock import SystemClock
 from common.durable import LockTimeout
 from common.provenance import Provenance
 from common.sealing import ConvertLimits
-from updater.record import Installed
+from updater.core.record import Installed
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.importing import import_bundle
+from cli.bundles import import_bundle
 from tests.gpu.filler import Filler
 from tests.stack import Stack
 

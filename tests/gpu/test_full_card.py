@@ -1,4 +1,4 @@
-"""The rows of docs/explanation/decisions/out-of-memory.md on a card that is really full, with the demo model, end to end.
+"""The rows of docs/explanation/decisions/out-of-memory.md on a card that is really full, with the demo model.
 
 What is simulated in tests/server/test_out_of_memory.py happens here: another program takes the card to the last
 piece. When a shortage is met, at which allocation, is the driver's business; what follows is ours.

@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.exit_codes import ExitCode
-from hotslot_watchdog.asking import FileTouched, ServerProbe
-from hotslot_watchdog.watch import end_child
+from common.errors import ExitCode
+from hotslot_watchdog.watch import FileTouched, ServerProbe, end_child
 from tests.hotslot_watchdog.test_stack import OBEDIENT, ROOT, Start, start
 
 __all__ = ["start"]  # a fixture

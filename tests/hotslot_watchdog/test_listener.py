@@ -7,8 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import logs
-from common.exit_codes import ExitCode
-from hotslot_watchdog import exit_code
+from common.errors import ExitCode
+from hotslot_watchdog import stack
 from hotslot_watchdog.__main__ import handle
 from hotslot_watchdog.protocol import Event, ProtocolBroken, events
 
@@ -72,12 +72,12 @@ def test_only_a_server_that_is_given_up_ends_the_stack(name: str, program: str, 
 
 def test_the_exit_code_is_left_once(tmp_path: Path) -> None:
     """What was left is taken once; a later stack starts without it."""
-    exit_code.leave(tmp_path, 70)
-    assert 70 == exit_code.take(tmp_path)
-    assert exit_code.take(tmp_path) is None
+    stack.leave(tmp_path, 70)
+    assert 70 == stack.take(tmp_path)
+    assert stack.take(tmp_path) is None
 
 
 def test_an_unreadable_exit_code_is_a_failure(tmp_path: Path) -> None:
     """Whoever wrote it wanted the stack to fail."""
     (tmp_path / "exit-code").write_text("?")
-    assert ExitCode.INTERNAL_ERROR == exit_code.take(tmp_path)
+    assert ExitCode.INTERNAL_ERROR == stack.take(tmp_path)

@@ -7,8 +7,7 @@ from structlog.testing import capture_logs
 
 from common import logs
 from hotslot_watchdog.protocol import Event
-from hotslot_watchdog.watch import Watch, WatchParts
-from hotslot_watchdog.wedged import Patience, Verdict, Watched, began, ended, is_due, judge
+from hotslot_watchdog.watch import Patience, Verdict, Watch, Watched, WatchParts, began, ended, is_due, judge
 from tests.hotslot_watchdog.clock import StoodClock
 
 PATIENCE = Patience(grace_seconds=20.0, misses=3, restarts=5, calm_seconds=300.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.hub import publish
 from cli.hub_serve import hub_beside
 from cli.problems import CommandFailed
-from cli.publishing import publish
 from tests.cli.conftest import Hotslot, hotslot
 from tests.hubserver.process import serve
 from tests.hubserver.world import FILES, MODEL, ask

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.published import MANIFEST_NAME
+from common.source import MANIFEST_NAME
 from hubserver.server import Listening
 from tests.hubserver.world import FILES, MODEL, Hub, hub
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from cli.publishing import publish
+from cli.hub import publish
 from common.logs import Logger
 from hubserver.faults import FaultPlan, parse_faults
 from hubserver.folder import HubFolder

@@ -14,14 +14,13 @@ from common.source import ConversionRefused
 from dev.parity.make_model import Recipe, make_model
 from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
-from inference.runner.conversion.ofa_answers import answers_by_label, score_answers
 from inference.runner.conversion.ofa_config import read_architecture
 from inference.runner.conversion.ofa_plan import plan_ofa
-from inference.runner.conversion.ofa_words import read_words
+from inference.runner.conversion.ofa_vocabulary import answers_by_label, read_words, score_answers
 from inference.runner.engines.base import Chunk, EntailmentItem
-from inference.runner.engines.ofa.answers import probabilities, with_stem
 from inference.runner.engines.ofa.config import ONE_TOKEN_EACH, Fork, read_config
 from inference.runner.engines.ofa.engine import OfaEngine
+from inference.runner.engines.ofa.model import probabilities, with_stem
 from tests.ofa.conftest import Publish
 
 END, WIDTH = 9, 16

@@ -7,9 +7,8 @@ import pytest
 
 from common.sealing import ConversionRefused
 from dev.parity.words import vocabulary
-from inference.runner.conversion.ofa_answers import labels_in_order
 from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
-from inference.runner.conversion.ofa_words import read_words
+from inference.runner.conversion.ofa_vocabulary import labels_in_order, read_words
 from inference.runner.engines.ofa.config import DecoderPrompt
 from tests.ofa.conftest import Publish
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.runner.engines.ofa.encoder_bias import (
+from inference.runner.engines.ofa.positions import (
     EncoderBias,
     PictureDistances,
     PictureGrid,

@@ -24,8 +24,7 @@ from inference.runner.device import (
 )
 from inference.runner.engines.base import AddressItem, BundleRefused, Chunk, EntailmentItem, LoadOptions
 from inference.runner.engines.catalog import loader_for
-from inference.runner.engines.ofa.batching import group_rows
-from inference.runner.engines.ofa.engine import OfaEngine
+from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
 
 CPU = LoadOptions("cpu", "float32", 1)

@@ -17,7 +17,7 @@ from dev.parity.make_model import draw_tensors
 from dev.parity.variants import VARIANTS
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.conversion.ofa_config import read_architecture
-from inference.runner.conversion.ofa_positions import image_distances, text_distances
+from inference.runner.conversion.ofa_targets import image_distances, text_distances
 from tests.ofa.conftest import Publish
 
 NAME = "encoder.layers.0.fc1.weight"

@@ -11,8 +11,7 @@ from common.errors import InputRefused
 from dev.parity.pictures import FOLDER
 from dev.parity.words import merges, vocabulary
 from inference.runner.engines.base import EntailmentItem
-from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine
-from inference.runner.engines.ofa.prompt import clean, prompt_of
+from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine, clean, prompt_of
 from inference.runner.engines.ofa.tokenizer import SPECIAL, Tokenizer, byte_letters, merge
 
 WORDS = vocabulary(1024)

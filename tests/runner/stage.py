@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.bundle import bundle_folder
 from hotslot.runner.v1 import runner_pb2
-from inference.server.slots.runner_process import RunnerEnding, RunnerProcess, RunnerSpec
+from inference.server.runner_client.process import RunnerEnding, RunnerProcess, RunnerSpec
 from tests.scripted_engine import ENGINES, NAME, make_scripted_bundle
 
 LIMIT_SECONDS = 10.0  # for a test that fails; none waits for it

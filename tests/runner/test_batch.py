@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import pytest
-from common.row_cost import RowCost
 
+from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.batch import BatchRun, Bench, DeviceLost
-from inference.runner.calls import CallLimits
 from inference.runner.engines.base import Chunk, Item, Progress, UnitResult
-from inference.runner.heartbeat import Pulse
+from inference.runner.plan import CallLimits
 from inference.runner.prepare import PendingBatch, PendingItem
+from inference.runner.reporting import Pulse
 from inference.wire import EntailmentScores
 
 

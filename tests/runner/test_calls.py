@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.runner.calls import CallLimits, Cut, by_item, next_call, rows_allowed
-from inference.runner.oom import (
+from inference.runner.plan import (
     GOOD_CALLS_TO_GROW,
+    CallLimits,
+    Cut,
     MemoryLimit,
+    by_item,
     halve,
     is_device_lost,
     is_out_of_memory,
+    next_call,
+    rows_allowed,
     should_clear,
 )
 from tests.scripted_engine import AcceleratorError, OutOfMemoryError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.server.slots.runner_process import EndReason, RunnerEnding, RunnerProcess, RunnerSpec
+from inference.server.runner_client.process import EndReason, RunnerEnding, RunnerProcess, RunnerSpec
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import LIMIT_SECONDS, SPEC, Ear, Stage
 

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import ctypes, resource, threading
-from inference.runner.heap import keep_freed_memory
+from inference.runner.process import keep_freed_memory
 
 KEEP = {keep}
 if KEEP:

@@ -8,11 +8,11 @@ from PIL import Image
 
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import codec
+from inference.runner import prepare
 from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem
 from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, CpuOnly, allowed
-from inference.runner.heartbeat import Pulse
-from inference.runner.priority import may_lower
+from inference.runner.process import may_lower
+from inference.runner.reporting import Pulse
 from inference.runner.warmup import sample_item
 from inference.wire import EntailmentScores
 from tests.runner.test_batch import StandingClock
@@ -69,22 +69,22 @@ def test_the_sample_picture_is_one() -> None:
 def test_items_and_answers_cross_the_wire() -> None:
     """Both tasks' items are read, both tasks' results are written."""
     row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
-    assert AddressItem(("a", "b")) == codec.read_item(row)
-    outcome = codec.answer(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
+    assert AddressItem(("a", "b")) == prepare.read_item(row)
+    outcome = prepare.answer(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
     assert [1, 0] == [len(address.spans) for address in outcome.address.addresses]
     assert outcome.address.addresses[0].spans[0].kind == "city"
     asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
-    assert EntailmentItem(b"p", ("s",), "q") == codec.read_item(runner_pb2.BatchItem(entailment=asked))
-    with pytest.raises(codec.TaskMissing):
-        codec.read_item(runner_pb2.BatchItem(item_id=1))
+    assert EntailmentItem(b"p", ("s",), "q") == prepare.read_item(runner_pb2.BatchItem(entailment=asked))
+    with pytest.raises(prepare.TaskMissing):
+        prepare.read_item(runner_pb2.BatchItem(item_id=1))
 
 
 def test_a_result_is_finite_or_not() -> None:
     """Every number of a result is looked at."""
-    assert codec.is_finite(EntailmentScores(0.2, 0.3, 0.5))
-    assert not codec.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
-    assert codec.is_finite(())
-    assert not codec.is_finite((AddressSpan("city", 0, 1, float("inf")),))
+    assert prepare.is_finite(EntailmentScores(0.2, 0.3, 0.5))
+    assert not prepare.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
+    assert prepare.is_finite(())
+    assert not prepare.is_finite((AddressSpan("city", 0, 1, float("inf")),))
 
 
 def test_a_pulse_counts_from_the_last_step() -> None:

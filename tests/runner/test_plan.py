@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.runner import host_memory
+from inference.runner import hardware
 from inference.runner.engines.base import MemoryNeed
 from inference.runner.engines.catalog import needs_of
 from inference.runner.engines.tensors_header import MAX_HEADER_BYTES, read_header
@@ -52,23 +52,23 @@ STAT = "anon 100\nfile 700\nshmem 50\nslab 9\n"
 )
 def test_what_a_container_may_still_take(limit: str, current: str, stat: str, left: int | None) -> None:
     """Its limit less what is used, page cache not counted; without a limit the machine alone decides."""
-    assert left == host_memory.container_left(limit, current, stat)
+    assert left == hardware.container_left(limit, current, stat)
 
 
 def test_the_host_gives_what_machine_and_container_both_have(tmp_path: Path) -> None:
     """The smaller of both; what is unreadable is no answer, never zero."""
     meminfo = tmp_path / "meminfo"
-    assert None is host_memory.available_bytes(meminfo, tmp_path)
+    assert None is hardware.available_bytes(meminfo, tmp_path)
 
     meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
-    assert 2000 * 1024 == host_memory.available_bytes(meminfo, tmp_path)
+    assert 2000 * 1024 == hardware.available_bytes(meminfo, tmp_path)
 
     for name, text in (("memory.max", "2000000"), ("memory.current", "1500000"), ("memory.stat", "file 400000")):
         (tmp_path / name).write_text(text)
-    assert 900_000 == host_memory.available_bytes(meminfo, tmp_path)
+    assert 900_000 == hardware.available_bytes(meminfo, tmp_path)
 
     meminfo.write_text("garbage")
-    assert 900_000 == host_memory.available_bytes(meminfo, tmp_path)
+    assert 900_000 == hardware.available_bytes(meminfo, tmp_path)
 
 
 class BrokenCard(CpuOnly):

@@ -9,8 +9,8 @@ import pytest
 from common.bundle import bundle_folder
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.main import main
-from inference.runner.priority import inherited
-from inference.server.slots.runner_process import EndReason, RunnerEnding
+from inference.runner.process import inherited
+from inference.server.runner_client.process import EndReason, RunnerEnding
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import THREADS, Stage
 from tests.scripted_engine import THREADS_VARIABLE, expected_scores, make_scripted_bundle

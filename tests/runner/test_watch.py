@@ -1,6 +1,6 @@
 """When a runner is out of patience, without one."""
 
-from inference.server.slots.runner_watch import Overdue, Patience, Phase, Watch
+from inference.server.runner_client.liveness import Overdue, Patience, Phase, Watch
 
 PATIENCE = Patience(start_seconds=60.0, silence_seconds=2.0, load_stall_seconds=30.0)
 TICK = PATIENCE.tick_seconds

@@ -8,19 +8,18 @@ from pathlib import Path
 from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, write_bundle
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
-from inference.server.admission import Capacity, Drain
-from inference.server.batching.limits import LimitRules
-from inference.server.batching.queue import BatchBudget
 from inference.server.events import Event
+from inference.server.model.commands import SlotCommands
+from inference.server.model.dependencies import ManagerKit, RespawnRules
+from inference.server.model.fallback_file import FILE_NAME, FallbackFile
+from inference.server.model.load import Load
+from inference.server.model.manager import ModelManager
+from inference.server.model.slot import Slot
 from inference.server.request import EntailmentInput, Ticket
-from inference.server.slots.commands import SlotCommands
-from inference.server.slots.fallback_file import FILE_NAME, FallbackFile
-from inference.server.slots.kit import ManagerKit
-from inference.server.slots.load import Load
-from inference.server.slots.manager import ModelManager
-from inference.server.slots.respawn import RespawnRules
-from inference.server.slots.runner_terms import EndReason, RunnerEnding, RunnerListener
-from inference.server.slots.slot import Slot
+from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
+from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.cost import LimitRules
+from inference.server.scheduling.queue import BatchBudget
 
 UNIT_SECONDS = 0.01
 

@@ -161,7 +161,7 @@ def test_a_change_needs_a_name(stack: Stack) -> None:
 
 @pytest.mark.fault("S10")
 def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
-    """An unknown load and one that still loads are refused; a trial lease out of range too; the active model is untouched."""
+    """An unknown load and one that still loads are refused; so is a lease out of range; the active model stays."""
     hand = stack.hand
     unknown = refused(hand.activate, "no-such-load")
     assert (unknown.code, unknown.reason, unknown.resource) == ("NOT_FOUND", "LOAD_UNKNOWN", ("load", "no-such-load"))

@@ -1,9 +1,9 @@
 """What a device call is expected to take: the mean for limits, the best for what cannot be done in time."""
 
 import pytest
-from common.row_cost import RowCost
 
-from inference.server.batching.limits import LimitRules, limit_seconds
+from common.row_cost import RowCost
+from inference.server.scheduling.cost import LimitRules, limit_seconds
 
 
 def test_nothing_is_expected_before_anything_was_measured() -> None:

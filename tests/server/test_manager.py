@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Conflict, DeadlineMissed, Failed, InputRefused, NotFound, NotReady, Overloaded
-from inference.server.slots.stats import StatsKey
+from inference.server.model.stats import StatsKey
 from tests.server.simulator import World
 
 

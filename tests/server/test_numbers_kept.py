@@ -4,8 +4,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from inference.server import events
-from inference.server.observers import MAX_REVISIONS, MetricsObserver
-from inference.server.slots.stats import StatsBook, StatsKey
+from inference.server.metrics import MAX_REVISIONS, MetricsObserver
+from inference.server.model.stats import StatsBook, StatsKey
 
 
 def slot_changed(slot: str, revision: str) -> events.SlotChanged:

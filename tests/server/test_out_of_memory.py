@@ -1,4 +1,4 @@
-"""A card that runs out of memory, on real processes: the rows of docs/explanation/decisions/out-of-memory.md, in its order.
+"""A card that runs out of memory, on real processes: the rows of docs/explanation/decisions/out-of-memory.md.
 
 The card is simulated: an engine that says it has one, and has no memory on it when it is told to. A file, named
 by the fixture `card`, is the card that others have filled: while it is there, no load fits.

@@ -10,11 +10,11 @@ import pytest
 
 from common.errors import Conflict, DeadlineMissed, HotslotError, Interrupted, Overloaded
 from inference.server.events import FallbackChanged
-from inference.server.slots.fallback_file import FILE_NAME, MAX_FILE_BYTES, Fallback, FallbackFile
-from inference.server.slots.fallbacks import PAUSE_SECONDS
-from inference.server.slots.roles import Role
-from inference.server.slots.shortage import Place, Policy, Step, after_item, after_load
-from inference.server.slots.stats import StatsKey
+from inference.server.model.fallback_file import FILE_NAME, MAX_FILE_BYTES, Fallback, FallbackFile
+from inference.server.model.fallbacks import PAUSE_SECONDS
+from inference.server.model.roles import Role
+from inference.server.model.shortage import Place, Policy, Step, after_item, after_load
+from inference.server.model.stats import StatsKey
 from tests.server.simulator import World
 
 CARD, CPU = "cuda:0", "cpu"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from common.published import MANIFEST_NAME
+from common.source import MANIFEST_NAME
 
 MODEL_ID = "acme/shapes"
 LIMIT = 20.0  # until a thread of a test that hangs gives up

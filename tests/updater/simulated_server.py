@@ -1,13 +1,13 @@
-"""A server in memory: two slots, trials with a trial lease, numbers by revision, lives that end, a card that can be full."""
+"""A server in memory: two slots, trials, numbers by revision, lives that end, a card that can be full."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from updater.actions import Failed, FaultKind, Shortage
-from updater.costs import CostBucket
-from updater.ports import DeviceSeen, EffectFailed, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
-from updater.record import Counts, DeviceFallback
+from updater.core.costs import CostBucket
+from updater.core.effects import Failed, FaultKind, Shortage
+from updater.core.ports import DeviceSeen, EffectFailed, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
+from updater.core.record import Counts, DeviceFallback
 
 GIB = 1 << 30
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

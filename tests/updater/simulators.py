@@ -1,6 +1,6 @@
 """The outside world of the updater in memory: a hub, a server with two slots, a disk, a journal, a golden set.
 
-Each implements a port of `updater.ports`. A revision's quality is what it is worth, whoever asks.
+Each implements a port of `updater.core.ports`. A revision's quality is what it is worth, whoever asks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from typing import Any
 
 from common.provenance import HubKind, HubPlace, Provenance
 from tests.updater.simulated_server import SimServer
-from updater.actions import Failed, FaultKind
-from updater.golden import Answer, Asked, GateAnswers
-from updater.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
-from updater.record import Event, Installed, ModelRecord
-from updater.record_json import from_json, to_json
+from updater.core.effects import Failed, FaultKind
+from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
+from updater.core.record import Event, Installed, ModelRecord
+from updater.core.record_json import from_json, to_json
 
 __all__ = ["Quality", "SimConverter", "SimGolden", "SimHub", "SimJournal", "SimServer", "SimStore"]
 

@@ -12,10 +12,10 @@ from grpc_status import rpc_status
 from common.paths import CONTROL_SOCKET
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
-from updater.actions import Failed, FaultKind, Shortage
-from updater.control.seen import server_state
-from updater.ports import EffectFailed, ServerState
-from updater.prober import Cost
+from updater.control.prober import Cost
+from updater.control.snapshot import server_state
+from updater.core.effects import Failed, FaultKind, Shortage
+from updater.core.ports import EffectFailed, ServerState
 
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
 UNREACHABLE = "SERVER_UNREACHABLE"

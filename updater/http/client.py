@@ -7,10 +7,13 @@ proxies, tokens or cookies: what a caller wants of these it passes in.
 import contextlib
 import http.client
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 import urllib3.exceptions
@@ -20,6 +23,31 @@ from urllib3.connection import HTTPConnection
 from common.clock import Clock
 from updater.http.connection import AddressRefused, Connector, Deadline, ProxyUnsupported, connection_to
 from updater.http.endpoint import Endpoint
+
+_MAX_CHARS = 64
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def parse_retry_after(value: str, now: datetime, max_seconds: float) -> float:
+    """Seconds that the other side asks to wait, at most `max_seconds`; 0 if it names none, or a time that has passed.
+
+    Args:
+        value: of the header: a number of seconds, or an HTTP date; anything else counts as 0.
+        now: by the wall clock, with its time zone; what a date is compared with.
+        max_seconds: upper bound of the result.
+    """
+    text = value.strip()
+    if len(text) > _MAX_CHARS:
+        return 0.0
+    if _SECONDS.fullmatch(text):
+        return min(float(text), max_seconds)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(0.0, seconds), max_seconds)
+
 
 USER_AGENT = "hotslot"
 _ERRORS = (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.clock import Clock
+from updater.core.ports import MAX_PIECE_BYTES
 from updater.http.client import HttpFailed, HttpLimits, HttpRequest, HttpResponse, open_response
 from updater.http.endpoint import is_private_by_name, parse_endpoint
 from updater.hub.faults import denied, effect_of, not_understood, transient
 from updater.hub.redirects import RedirectChain, follow_redirect, start_chain
-from updater.ports import MAX_PIECE_BYTES
 
 _OK, _PARTIAL = 200, 206
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -10,10 +10,9 @@ from typing import Any
 
 from modelscope_hub import errors
 
-from updater.http.client import HttpFailed, HttpFailure
-from updater.http.retry_after import parse_retry_after
-from updater.ports import EffectFailed, LinkBroken
-from updater.results import Failed, FaultKind
+from updater.core.ports import EffectFailed, LinkBroken
+from updater.core.results import Failed, FaultKind
+from updater.http.client import HttpFailed, HttpFailure, parse_retry_after
 
 MAX_RETRY_AFTER_SECONDS = 86400.0
 _CLIENT_ERROR = 400

@@ -21,13 +21,13 @@ from common.bundle import BundleFile
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.provenance import HubKind, HubPlace
-from common.published import MAX_FILE_BYTES, is_revision_name
+from common.source import MAX_FILE_BYTES, is_revision_name
+from updater.core.ports import EffectFailed, Release
+from updater.core.results import Failed, FaultKind
 from updater.declared import NotServable
 from updater.hub.client import HubHttpClient, HubResponse
 from updater.hub.faults import Refusal, denied, not_understood, refusal_of
-from updater.hub.listing import StillArriving, release_of
-from updater.ports import EffectFailed, Release
-from updater.results import Failed, FaultKind
+from updater.hub.folder import StillArriving, release_of
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10

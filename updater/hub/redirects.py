@@ -11,9 +11,9 @@ Rules of trust:
 from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
+from updater.core.ports import EffectFailed
+from updater.core.results import Failed, FaultKind
 from updater.http.endpoint import Endpoint, is_private_by_name, is_public, parse_endpoint
-from updater.ports import EffectFailed
-from updater.results import Failed, FaultKind
 
 MAX_REDIRECTS = 5
 

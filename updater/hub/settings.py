@@ -5,8 +5,8 @@ import re
 import urllib.request
 from pathlib import Path
 
-from updater.ports import EffectFailed
-from updater.results import Failed, FaultKind
+from updater.core.ports import EffectFailed
+from updater.core.results import Failed, FaultKind
 
 MAX_TOKEN_BYTES = 4096
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")  # what fits into a header and a cookie alike

@@ -1,7 +1,7 @@
 """What a person should do, in one sentence; empty where nothing must be done. Pure."""
 
-from updater.breaker import BreakerState
-from updater.record import HeldFor, ModelRecord, Outcome, Stage
+from updater.core.breaker import BreakerState
+from updater.core.record import HeldFor, ModelRecord, Outcome, Stage
 from updater.store.journal import PastUpdate
 
 _APPROVE = (

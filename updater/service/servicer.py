@@ -13,15 +13,14 @@ from common.logs import Logger
 from common.provenance import Provenance
 from common.status_table import to_status
 from hotslot.updates.v1 import updates_pb2 as pb
-from updater.board import Board, Shown
-from updater.breaker import BreakerState
-from updater.progress import Progress
-from updater.record import Event, ModelRecord
-from updater.service import words
+from updater.commands import Granted, Wishes
+from updater.core.breaker import BreakerState
+from updater.core.facts import Wish, WishKind
+from updater.core.record import Event, ModelRecord
+from updater.service import convert
 from updater.service.advice import advice_for_past
+from updater.status import Board, Progress, Shown
 from updater.store.journal import Journal, JournalUnreadable
-from updater.wish import Wish, WishKind
-from updater.wishes import Granted, Wishes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
@@ -129,10 +128,10 @@ class UpdatesApi:
     def _status_of(self, name: str) -> pb.ModelUpdates:
         served = self._models.get(name)
         if served is not None:
-            message = words.model_updates(served.board.shown, served.progress.share)
+            message = convert.model_updates(served.board.shown, served.progress.share)
             committed = served.board.shown.record.committed
             if committed is not None:
-                words.fill_provenance(message.committed_provenance, self._provenance(committed.bundle_digest))
+                convert.fill_provenance(message.committed_provenance, self._provenance(committed.bundle_digest))
             return message
         try:
             self._journal()
@@ -152,7 +151,7 @@ class UpdatesApi:
         rows = self._journal().history(request.model, size + 1, int(request.page_token or 0))
         more = rows[size - 1][0] if len(rows) > size else 0
         return pb.ListHistoryResponse(
-            updates=[words.past_summary(past) for _, past in rows[:size]], next_page_token=str(more) if more else ""
+            updates=[convert.past_summary(past) for _, past in rows[:size]], next_page_token=str(more) if more else ""
         )
 
     def _get_update(self, request: pb.GetUpdateRequest, _seconds: float) -> pb.GetUpdateResponse:
@@ -164,13 +163,13 @@ class UpdatesApi:
         served = self._models.get(past.model)
         record = None if served is None else served.board.shown.record
         response = pb.GetUpdateResponse(
-            update=words.past_summary(past),
-            events=[words.past_event(event) for event in journal.events(request.update_id)],
+            update=convert.past_summary(past),
+            events=[convert.past_event(event) for event in journal.events(request.update_id)],
             advice=advice_for_past(past, record),
         )
-        words.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
+        convert.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
         for evidence in journal.evidence(request.update_id):
-            words.fill_evidence(response, evidence)
+            convert.fill_evidence(response, evidence)
         return response
 
     # What is asked for.
@@ -219,35 +218,35 @@ class UpdatesApi:
                 kind, reason = _NOT_TAKEN[event.name]
                 raise kind(event.message, reason=reason, field="revision")
             if event.name == "update_started" and event.update is not None:
-                return pb.UpdateResponse(update=words.summary(event.model, event.update, event.stage))
-        return pb.UpdateResponse(update=words.current_of(shown.record))
+                return pb.UpdateResponse(update=convert.summary(event.model, event.update, event.stage))
+        return pb.UpdateResponse(update=convert.current_of(shown.record))
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
         granted = self._wish(self._named(request.model), WishKind.ROLLBACK, "", seconds)
-        return pb.RollbackResponse(update=words.current_of(granted.after))
+        return pb.RollbackResponse(update=convert.current_of(granted.after))
 
     def _hold(self, request: pb.HoldRequest, seconds: float) -> pb.HoldResponse:
         if len(request.reason) > MAX_REASON_CHARS:
             raise InputRefused(f"a reason has at most {MAX_REASON_CHARS} characters", field="reason")
         granted = self._wish(self._named(request.model), WishKind.HOLD, request.reason, seconds)
-        return pb.HoldResponse(state=words.model_updates(Shown(granted.after)))
+        return pb.HoldResponse(state=convert.model_updates(Shown(granted.after)))
 
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
         granted = self._wish(self._named(request.model), WishKind.RESUME, "", seconds)
-        return pb.ResumeResponse(state=words.model_updates(Shown(granted.after)))
+        return pb.ResumeResponse(state=convert.model_updates(Shown(granted.after)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
         granted = self._wish(self._named(request.model), WishKind.APPROVE, request.source_digest, seconds)
-        return pb.ApproveResponse(update=words.current_of(granted.after))
+        return pb.ApproveResponse(update=convert.current_of(granted.after))
 
     def _release_quarantine(self, request: pb.ReleaseQuarantineRequest, seconds: float) -> pb.ReleaseQuarantineResponse:
         served = self._named(request.model)
         granted = self._wish(served, WishKind.RELEASE_QUARANTINE, request.source_digest, seconds)
-        return pb.ReleaseQuarantineResponse(state=words.model_updates(Shown(granted.after)))
+        return pb.ReleaseQuarantineResponse(state=convert.model_updates(Shown(granted.after)))
 
     def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
         granted = self._wish(self._named(request.model), WishKind.RESET_BREAKER, request.breaker, seconds)
-        return pb.ResetBreakerResponse(breaker=words.breaker(_breaker_of(granted.after, request.breaker)))
+        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(granted.after, request.breaker)))
 
     # Helpers.
 

@@ -29,20 +29,19 @@ from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
 from common.provenance import Provenance
-from common.published import ManifestBroken, check_files, read_listing_file
-from updater import checks
-from updater.checks import refused
+from common.source import ManifestBroken, check_files, read_listing_file
+from updater.core import checks
+from updater.core.checks import refused
+from updater.core.ports import EffectFailed, Hub, Release
+from updater.core.record import Installed
 from updater.declared import NotServable, engine_of, parse_object
-from updater.ports import EffectFailed, Hub, Release
-from updater.progress import Progress
-from updater.record import Installed
 from updater.settings import JOURNAL_NAME
+from updater.status import Progress
 from updater.store import garbage
-from updater.store.compatible import check_compatible
 from updater.store.faults import disk_failed, permanent, transient
 from updater.store.origin import sealed_with
 from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stager, StagingLimits
-from updater.store.verify import verify
+from updater.store.verify import check_compatible, verify
 
 INCOMING, SOURCES = "incoming", "sources"
 # All names that the updater leaves in the state folder, beside the run folder.

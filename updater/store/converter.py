@@ -5,11 +5,11 @@ from pathlib import Path
 
 from common.bundle import is_digest, source_digest
 from common.provenance import Provenance
-from common.published import read_listing_file
 from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
-from updater import checks
-from updater.checks import by_reason, refused
-from updater.results import FaultKind
+from common.source import read_listing_file
+from updater.core import checks
+from updater.core.checks import by_reason, refused
+from updater.core.results import FaultKind
 from updater.store.faults import disk_failed, transient
 from updater.store.staging import LISTING_NAME
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.durable import sync_folder
-from updater.ports import JournalUnusable
+from updater.core.ports import JournalUnusable
 
 JOURNAL_SCHEMA = 2
 APPLICATION_ID = 0x48534C54  # "HSLT"

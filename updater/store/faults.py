@@ -2,8 +2,8 @@
 
 import errno
 
-from updater.actions import Failed, FaultKind
-from updater.ports import EffectFailed
+from updater.core.effects import Failed, FaultKind
+from updater.core.ports import EffectFailed
 
 _DENIED = {errno.EROFS: "READ_ONLY", errno.EACCES: "PERMISSION_DENIED", errno.EPERM: "PERMISSION_DENIED"}
 

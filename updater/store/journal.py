@@ -8,11 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from updater.evidence import Evidence
+from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
+from updater.core.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
+from updater.core.rules import Rules
 from updater.outbox import Subscribers
-from updater.record import Event, ModelRecord, Outcome, Stage, Update
-from updater.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
-from updater.rules import Rules
 from updater.settings import JOURNAL_NAME
 from updater.store.database import Database, JournalNotWritten, JournalUnreadable
 from updater.store.outbox import JournalOutbox

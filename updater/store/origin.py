@@ -9,7 +9,7 @@ from pathlib import Path
 from common.bundle import BundleBroken, bundle_folder, read_bundle
 from common.durable import read_bounded
 from common.provenance import HubPlace, Provenance, place_of, rfc3339
-from updater.checks import CHECKS, STATE_FOLDER, WEIGHTS
+from updater.core.checks import CHECKS, STATE_FOLDER, WEIGHTS
 
 _MAX_BYTES = 16 << 10
 

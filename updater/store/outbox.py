@@ -7,8 +7,8 @@ import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
 
+from updater.core.record import Event
 from updater.outbox import Queued, Subscribers
-from updater.record import Event
 from updater.store.database import Database
 
 MAX_ROWS = 1000  # a receiver; the oldest are forgotten beyond this

@@ -15,16 +15,15 @@ from pathlib import Path
 
 from common.bundle import BundleFile, source_digest
 from common.clock import Clock
-from common.durable import sync_folder, write_atomic
+from common.durable import NotRegular, sync_folder, write_atomic
 from common.engine_files import MAX_CONFIG_BYTES
-from common.published import ManifestBroken, check_files, manifest_bytes
-from common.regular import NotRegular
-from updater import checks
-from updater.actions import FaultKind
-from updater.checks import by_reason, refused
+from common.source import ManifestBroken, check_files, manifest_bytes
+from updater.core import checks
+from updater.core.checks import by_reason, refused
+from updater.core.effects import FaultKind
+from updater.core.ports import Hub, Release
 from updater.declared import NotServable, declared
-from updater.ports import Hub, Release
-from updater.progress import Progress
+from updater.status import Progress
 from updater.store.faults import disk_failed, transient
 from updater.store.origin import Origin, origin_bytes
 from updater.store.transfer import PaceRules, TransferBroken, TransferShort, paced, receive

@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 from common.bundle import BundleFile
 from common.clock import Clock
-from common.regular import NotRegular, open_within
-from updater.ports import EffectFailed, LinkBroken
-from updater.results import Failed, FaultKind
+from common.durable import NotRegular, open_within
+from updater.core.ports import EffectFailed, LinkBroken
+from updater.core.results import Failed, FaultKind
 
 CHUNK_BYTES = 1 << 20
 SETTLED_BYTES = 32 << 20  # are written before they are put on the disk

@@ -13,11 +13,17 @@ from pathlib import Path
 
 from common.clock import Clock
 from common.durable import read_bounded
-from updater.http.client import HttpFailed, HttpFailure, HttpLimits, HttpRequest, allow_any_address, open_response
+from updater.http.client import (
+    HttpFailed,
+    HttpFailure,
+    HttpLimits,
+    HttpRequest,
+    allow_any_address,
+    open_response,
+    parse_retry_after,
+)
 from updater.http.endpoint import parse_endpoint
-from updater.http.retry_after import parse_retry_after
-from updater.webhooks.delivery import PostFailed, Receiver
-from updater.webhooks.verdict import MAX_RETRY_AFTER_SECONDS, ReceiverResponse
+from updater.webhooks.delivery import MAX_RETRY_AFTER_SECONDS, PostFailed, Receiver, ReceiverResponse
 
 MAX_TOKEN_BYTES = 4096
 _TOKEN = re.compile(r"[\x21-\x7e]+")

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from updater.record import Event, Update
+from updater.core.record import Event, Update
 
 EVENT_SCHEMA = 1
 MAX_TEXT_CHARS = 2000  # of a sentence for people

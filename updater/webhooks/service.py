@@ -8,14 +8,13 @@ import socket
 
 from common.clock import Clock
 from common.logs import Logger
-from updater.observers import CollectorRegistry
+from updater.core.ports import JournalUnusable
+from updater.metrics import CollectorRegistry
 from updater.outbox import Outbox, Subscribers, Subscription
-from updater.ports import JournalUnusable
-from updater.webhooks.delivery import DeliveryThreads, DeliveryWorker, Receiver
+from updater.webhooks.delivery import DeliveryThreads, DeliveryWorker, Receiver, ReceiverResponse
 from updater.webhooks.message import body_of
-from updater.webhooks.observers import DeliveryReporter
+from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.settings import WebhookSection
-from updater.webhooks.verdict import ReceiverResponse
 
 
 class Webhooks:

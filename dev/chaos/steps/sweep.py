@@ -19,7 +19,7 @@ from common.bundle import bundle_folder, hash_file, read_bundle, read_committed
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.cycle import BAD, Cycle
 from tests.updater.edges.revisions import MODEL, publish_scripted
-from updater.record import Stage
+from updater.core.record import Stage
 from updater.store.bundles import STATE_ENTRIES
 
 CALLS = ("fsync", "fdatasync", "rename", "unlink", "unlinkat")

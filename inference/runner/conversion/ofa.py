@@ -10,8 +10,7 @@ from common.durable import write_atomic
 from common.engine_files import OFA
 from common.provenance import Interface
 from inference.runner.conversion.ofa_plan import Plan, plan_ofa
-from inference.runner.conversion.ofa_positions import position_targets
-from inference.runner.conversion.ofa_targets import Recipes, module_targets
+from inference.runner.conversion.ofa_targets import Recipes, module_targets, position_targets
 from inference.runner.conversion.weights import Weights
 from inference.runner.conversion.writer import write_safetensors
 from inference.runner.device import torch_dtype

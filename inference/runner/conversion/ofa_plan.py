@@ -13,7 +13,7 @@ from inference.runner.conversion.ofa_config import (
     read_pipeline,
 )
 from inference.runner.conversion.ofa_tensors import Expected, check_tensors, expected_tensors
-from inference.runner.conversion.ofa_words import Words, read_words
+from inference.runner.conversion.ofa_vocabulary import Words, read_words
 from inference.runner.conversion.open_places import open_places
 from inference.runner.conversion.places import Places
 from inference.runner.engines.ofa.config import EngineConfig

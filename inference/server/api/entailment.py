@@ -10,13 +10,13 @@ from common.engine_files import Task
 from common.errors import HotslotError
 from common.status_table import to_status
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.admission import Drain
 from inference.server.api import convert
 from inference.server.api.interceptors import Context, current_call
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.events import Emit, ItemEnded
-from inference.server.models import Models
+from inference.server.model.models import Models
 from inference.server.request import Answer, Ticket
+from inference.server.scheduling.admission import Drain
 
 SERVICE = entailment_pb2.DESCRIPTOR.services_by_name["EntailmentService"].full_name
 

@@ -10,13 +10,13 @@ import grpc
 from common.clock import Clock
 from hotslot.status.v1 import status_pb2
 from inference.server import resources
-from inference.server.admission import Drain
 from inference.server.api.convert import parse
 from inference.server.api.interceptors import Context
 from inference.server.health import LoopLag
-from inference.server.models import Models
-from inference.server.slots.manager import ModelManager
-from inference.server.slots.slot import Slot
+from inference.server.model.manager import ModelManager
+from inference.server.model.models import Models
+from inference.server.model.slot import Slot
+from inference.server.scheduling.admission import Drain
 
 SERVICE = status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name
 _LEVELS = (status_pb2.HEALTH_LEVEL_OK, status_pb2.HEALTH_LEVEL_DEGRADED, status_pb2.HEALTH_LEVEL_FAILED)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import grpc
 
 from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady
-from inference.server.admission import Drain, draining_error
 from inference.server.api.interceptors import Context, current_call
 from inference.server.request import Answer, Ticket
+from inference.server.scheduling.admission import Drain, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
 

@@ -2,9 +2,9 @@
 
 from common.clock import Clock
 from hotslot.control.v1 import control_pb2
-from inference.server.slots.manager import ModelManager
-from inference.server.slots.slot import Slot
-from inference.server.slots.stats import RevisionStats
+from inference.server.model.manager import ModelManager
+from inference.server.model.slot import Slot
+from inference.server.model.stats import RevisionStats
 
 
 def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:

@@ -14,11 +14,11 @@ from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import InputLimits, entailment_input, entailment_response, parse
 from inference.server.api.interceptors import Context, current_call
 from inference.server.control.report import devices_of, model_state
-from inference.server.models import Models
+from inference.server.model.commands import SlotCommands, slot_of
+from inference.server.model.load import Load
+from inference.server.model.models import Models
+from inference.server.model.roles import Roles
 from inference.server.request import Ticket
-from inference.server.slots.commands import SlotCommands, slot_of
-from inference.server.slots.load import Load
-from inference.server.slots.roles import Roles
 
 SERVICE = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 MAX_TRANSACTION_CHARS = 64

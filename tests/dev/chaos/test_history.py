@@ -42,7 +42,7 @@ def test_a_revision_that_came_back_is_strange() -> None:
 
 
 def test_the_revision_before_may_answer_for_a_term() -> None:
-    """Whoever should have told the server of the commit was killed; longer than a trial may last nothing is forgiven."""
+    """The updater may be killed before it tells the server of a commit; after one trial lease nothing is forgiven."""
     assert [] == strange(answered(219.0, "v1"), answered(319.0, "v2"))
     assert 3 == len(strange(answered(222.0, "v1"), answered(319.0, "v1"), answered(319.0, "v3")))
 

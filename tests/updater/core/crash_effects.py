@@ -16,10 +16,10 @@ from tests.updater.core.crash_world import (
     answers_of,
     released,
 )
-from updater import actions as act
-from updater.actions import Action, Done, Failed, FaultKind, Result
-from updater.pipeline.watch import worth_listing
-from updater.record import ModelRecord, Stage, UpdateKind
+from updater.core import effects as act
+from updater.core.effects import Action, Done, Failed, FaultKind, Result
+from updater.core.record import ModelRecord, Stage, UpdateKind
+from updater.stages.watch import worth_listing
 
 _MOVED = Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 

@@ -24,9 +24,9 @@ from tests.updater.core.crash_effects import boots, callers_come, dies, runs_out
 from tests.updater.core.crash_rules import broken, restless, wrong
 from tests.updater.core.crash_step import plain, step
 from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
-from updater.actions import Enter, Wish, WishKind
-from updater.breaker import BreakerState
-from updater.record import Installed, ModelRecord, Stage
+from updater.core.breaker import BreakerState
+from updater.core.effects import Enter, Wish, WishKind
+from updater.core.record import Installed, ModelRecord, Stage
 
 MAX_SETTLE_STEPS = 120
 

@@ -8,18 +8,18 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
-from updater.actions import Action, Activated, Enter
-from updater.breaker import Breaker, BreakerRules, BreakerState
-from updater.pipeline import activate, moves, observe, reconcile, returning
-from updater.pipeline.moves import Concluded
-from updater.ports import Facts
-from updater.record import ModelRecord, Stage
-from updater.rules import Rules
+from updater.core.breaker import Breaker, BreakerRules, BreakerState
+from updater.core.effects import Action, Activated, Enter
+from updater.core.ports import Facts
+from updater.core.record import ModelRecord, Stage
+from updater.core.rules import Rules
+from updater.stages import activate, failback, observe, reconcile, transitions
+from updater.stages.transitions import Concluded
 
 _observe = observe.decide
 _activated = activate.activated
-_is_due = returning.is_due
-_stay = moves.stay
+_is_due = failback.is_due
+_stay = transitions.stay
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def commit_before_observe() -> Iterator[None]:
 @contextlib.contextmanager
 def no_quarantine() -> Iterator[None]:
     """What failed is not written down."""
-    with patch.object(moves, "quarantine", lambda record, *_: record):
+    with patch.object(transitions, "quarantine", lambda record, *_: record):
         yield
 
 
@@ -71,7 +71,7 @@ def return_without_waiting() -> Iterator[None]:
     def begin(breaker: Breaker, _rules: BreakerRules) -> Breaker:
         return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=LEFT_SECONDS)
 
-    with patch.object(returning, "is_due", is_due), patch.object(returning, "begin_probe", begin):
+    with patch.object(failback, "is_due", is_due), patch.object(failback, "begin_probe", begin):
         yield
 
 
@@ -81,17 +81,17 @@ def quarantine_on_failed_return() -> Iterator[None]:
 
     def stay(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Concluded:  # noqa: ANN401
         update = record.under_way
-        record = moves.quarantine(record, facts, update.source_digest, update.revision, reason)
+        record = transitions.quarantine(record, facts, update.source_digest, update.revision, reason)
         return _stay(record, facts, reason, message, **evidence)
 
-    with patch.object(moves, "stay", stay):
+    with patch.object(transitions, "stay", stay):
         yield
 
 
 @contextlib.contextmanager
 def return_outlives_its_breaker() -> Iterator[None]:
     """A return that was cut off goes on."""
-    with patch.object(returning, "interrupted", lambda *_: None):
+    with patch.object(failback, "interrupted", lambda *_: None):
         yield
 
 
@@ -111,7 +111,7 @@ def worlds(all_of_them: list[World], name: str) -> list[World]:
 
 
 def _decisions(stage: Stage, decide: Callable[..., Action]) -> AbstractContextManager[Any]:
-    from updater import decide as decisions  # noqa: PLC0415  the module, whose table is patched
+    from updater.stages import decide as decisions  # noqa: PLC0415  the module, whose table is patched
 
     return patch.dict(decisions._TRIED, {stage: decide})  # noqa: SLF001  a mutation reaches where nobody else may
 

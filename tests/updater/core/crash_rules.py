@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from tests.updater.core.crash_effects import is_returning
 from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
-from updater.breaker import BreakerState
-from updater.pipeline.versions import is_after, version_of
-from updater.record import HeldFor, Stage
+from updater.core.breaker import BreakerState
+from updater.core.record import HeldFor, Stage
+from updater.stages.watch import is_after, version_of
 
 _UNTOUCHED = ("committed", "previous", "floor", "quarantine", "blocked", "known", "approved")  # by a return
 

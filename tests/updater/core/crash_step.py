@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_returning, perform
 from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, seen
-from updater import conclude as conclusions
-from updater import decide as decisions
-from updater.actions import Action, Wish
-from updater.breaker import Breaker, BreakerName
-from updater.ports import Facts
-from updater.record import ModelRecord
+from updater.core.breaker import Breaker, BreakerName
+from updater.core.effects import Action, Wish
+from updater.core.ports import Facts
+from updater.core.record import ModelRecord
+from updater.stages import apply_result as conclusions
+from updater.stages import decide as decisions
 
 
 def step(world: World, wish: Wish | None = None) -> tuple[Action, World, World]:

@@ -10,10 +10,19 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from updater.golden import Answer, Asked, GateAnswers
-from updater.ports import DeviceSeen, GoldenFacts, Release, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
-from updater.record import Counts, DeviceFallback, Installed, ModelRecord
-from updater.rules import GateRules, ObserveRules, Rules
+from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.ports import (
+    DeviceSeen,
+    GoldenFacts,
+    Release,
+    RevisionSeen,
+    ServerState,
+    SlotSeen,
+    TrialEndSeen,
+    TrialSeen,
+)
+from updater.core.record import Counts, DeviceFallback, Installed, ModelRecord
+from updater.core.rules import GateRules, ObserveRules, Rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THIS, OTHER = "this life", "another life"  # of the server, as the record sees it

@@ -8,8 +8,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality
-from updater.actions import Failed, FaultKind, WishKind
-from updater.breaker import (
+from updater.core.breaker import (
     Breaker,
     BreakerName,
     BreakerRules,
@@ -23,8 +22,9 @@ from updater.breaker import (
     trip,
     unreadable,
 )
-from updater.record import Stage
-from updater.record_json import RecordUnreadable, from_json, to_json
+from updater.core.effects import Failed, FaultKind, WishKind
+from updater.core.record import Stage
+from updater.core.record_json import RecordUnreadable, from_json, to_json
 
 RULES = BreakerRules(trip_after=3, first_seconds=60.0, cap_seconds=600.0, probe_seconds=30.0)
 CLOSED = Breaker(BreakerName.ACTIVATION)

@@ -6,12 +6,12 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulated_server import CARD, CPU, GIB, Card
-from updater.actions import WishKind
-from updater.board import Shown
-from updater.breaker import BreakerState
-from updater.record import HeldFor, Stage
+from updater.core.breaker import BreakerState
+from updater.core.effects import WishKind
+from updater.core.record import HeldFor, Stage
 from updater.service.advice import advice_for
-from updater.service.words import model_updates
+from updater.service.convert import model_updates
+from updater.status import Shown
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.actions import Wish, WishKind
-from updater.pipeline.wishes import refusal
-from updater.ports import GoldenFacts
-from updater.record import HeldFor, Stage
-from updater.rules import Mode
+from updater.core.effects import Wish, WishKind
+from updater.core.ports import GoldenFacts
+from updater.core.record import HeldFor, Stage
+from updater.core.rules import Mode
+from updater.stages.commands import refusal
 
 NO_GOLDEN = GoldenFacts("")
 

@@ -6,11 +6,10 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.actions import Failed, FaultKind, Listed, LookAtHub, WishKind
-from updater.pipeline.versions import is_after, version_of
-from updater.pipeline.watch import worth_listing
-from updater.record import Outcome, Stage
-from updater.rules import Mode, ReleasePolicy
+from updater.core.effects import Failed, FaultKind, Listed, LookAtHub, WishKind
+from updater.core.record import Outcome, Stage
+from updater.core.rules import Mode, ReleasePolicy
+from updater.stages.watch import is_after, version_of, worth_listing
 
 SEMVER = ReleasePolicy()
 

@@ -8,12 +8,12 @@ import pytest
 from tests.updater.core.world import RULES, World
 from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.simulators import Quality, bundle_of
-from updater.actions import Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait, WishKind
-from updater.breaker import BreakerName, BreakerState
-from updater.decide import decide
-from updater.ports import GoldenFacts, SlotSeen
-from updater.record import Outcome, Stage, UpdateKind
-from updater.rules import Mode
+from updater.core.breaker import BreakerName, BreakerState
+from updater.core.effects import Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait, WishKind
+from updater.core.ports import GoldenFacts, SlotSeen
+from updater.core.record import Outcome, Stage, UpdateKind
+from updater.core.rules import Mode
+from updater.stages.decide import decide
 
 FIRST_SECONDS = RULES.breakers[BreakerName.DEVICE].first_seconds
 HOUR = 3600.0

@@ -4,8 +4,8 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
-from updater.record import HeldFor, ModelRecord, Stage
-from updater.record_json import RecordUnreadable, from_json, to_json
+from updater.core.record import HeldFor, ModelRecord, Stage
+from updater.core.record_json import RecordUnreadable, from_json, to_json
 
 
 def test_a_record_of_an_update_that_knew_no_costs_is_read(world: World) -> None:

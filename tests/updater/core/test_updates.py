@@ -4,10 +4,10 @@ import pytest
 
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
-from updater.actions import WishKind
-from updater.ports import GoldenFacts
-from updater.record import HeldFor, Outcome, Stage
-from updater.rules import ObserveRules
+from updater.core.effects import WishKind
+from updater.core.ports import GoldenFacts
+from updater.core.record import HeldFor, Outcome, Stage
+from updater.core.rules import ObserveRules
 
 
 def held_for(world: World) -> HeldFor | None:

@@ -6,20 +6,20 @@ from random import Random
 import pytest
 
 from inference.server.control.report import stats_message
-from inference.server.slots.stats import RevisionStats, StatsKey
+from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
-from updater.actions import Failed, FaultKind, Wish, WishKind
-from updater.control.seen import counts_of
-from updater.costs import CostBucket, compare_costs, t_tail
-from updater.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
-from updater.pipeline.gate_verdict import GateVerdict, judge
-from updater.pipeline.trial import TrialVerdict, percentile, since
-from updater.pipeline.trial import judge as judge_trial
-from updater.pipeline.wishes import refusal
-from updater.ports import RevisionSeen, ServerState, SlotSeen, TrialSeen
-from updater.record import Counts, HeldFor, Update, UpdateKind
-from updater.rules import GateRules, ObserveRules
+from updater.control.snapshot import counts_of
+from updater.core.costs import CostBucket, compare_costs, t_tail
+from updater.core.effects import Failed, FaultKind, Wish, WishKind
+from updater.core.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
+from updater.core.ports import RevisionSeen, ServerState, SlotSeen, TrialSeen
+from updater.core.record import Counts, HeldFor, Update, UpdateKind
+from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection, rules_of
+from updater.stages.commands import refusal
+from updater.stages.gate import GateVerdict, judge
+from updater.stages.observe import TrialVerdict, percentile, since
+from updater.stages.observe import judge as judge_trial
 
 RULES = GateRules()
 WATCHED = ObserveRules(window_seconds=30.0, max_seconds=120.0, min_answers=50)

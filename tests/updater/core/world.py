@@ -19,15 +19,15 @@ from tests.updater.simulators import (
     source_of,
 )
 from tests.updater.simulators import SimDisk as Disk
-from updater.actions import Action, Failed, Obey, Wait, Wish, WishKind
-from updater.breaker import BreakerState
-from updater.conclude import conclude
-from updater.decide import decide
+from updater.core.breaker import BreakerState
+from updater.core.effects import Action, Failed, Obey, Wait, Wish, WishKind
+from updater.core.ports import Facts
+from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
+from updater.core.rules import GateRules, ObserveRules, Rules
 from updater.perform import Ports, perform
-from updater.pipeline.passing import is_worth_writing, stopped
-from updater.ports import Facts
-from updater.record import Event, Installed, ModelRecord, Outcome, Stage
-from updater.rules import GateRules, ObserveRules, Rules
+from updater.stages.apply_result import conclude
+from updater.stages.decide import decide
+from updater.stages.transitions import is_worth_writing, stopped
 
 RULES = Rules(
     gate=GateRules(),

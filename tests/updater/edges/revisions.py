@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cli.publishing import Published, publish
+from cli.hub import Published, publish
 from common.bundle import Bundle, BundleBroken, bundle_digest, bundle_folder, hash_file, read_bundle, write_bundle
 from common.provenance import Provenance
 from common.sealing import ConversionRefused, ConvertLimits, find_source, seal

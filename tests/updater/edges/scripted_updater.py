@@ -6,7 +6,7 @@ from pathlib import Path
 from common.bundle import bundle_digest
 from tests.scripted_engine import CONVERTER, NAME
 from tests.updater.edges.revisions import convert_scripted
-from updater.assembly import Conversion
+from updater.compose import Conversion
 from updater.daemon import main
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from common.clock import SystemClock
 from common.provenance import HubKind, HubPlace
-from common.published import LISTING_SCHEMA, MANIFEST_NAME
+from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
+from updater.core.ports import EffectFailed, Hub, HubFile, Release
+from updater.core.results import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
-from updater.hub.directory import DirectoryHub
+from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
-from updater.ports import EffectFailed, Hub, HubFile, Release
-from updater.results import Failed, FaultKind
 
 Row = dict[str, Any]  # "name", "size", "sha256"
 

@@ -16,12 +16,11 @@ from common.provenance import Interface
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from tests.updater.edges.revisions import model_folder
-from updater.checks import CHECKS, CheckFailed, by_reason, refused
-from updater.results import FaultKind
+from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
+from updater.core.results import FaultKind
 from updater.store.bundles import refuse_trusted_names
-from updater.store.compatible import check_compatible
 from updater.store.origin import read_origin
-from updater.store.verify import STEPS, verify
+from updater.store.verify import STEPS, check_compatible, verify
 
 
 @pytest.fixture

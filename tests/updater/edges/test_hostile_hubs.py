@@ -16,11 +16,11 @@ from common.sealing import ConvertLimits
 from tests.updater.edges.revisions import MODEL, convert_scripted, weights_of
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
-from updater.actions import StageRevision, VerifyAndSeal
-from updater.checks import CHECKS
+from updater.core.checks import CHECKS
+from updater.core.effects import StageRevision, VerifyAndSeal
+from updater.core.ports import Control, Golden, Hub, Release
+from updater.core.results import Failed, FaultKind, Result, Sealed, Staged
 from updater.perform import Ports, perform
-from updater.ports import Control, Golden, Hub, Release
-from updater.results import Failed, FaultKind, Result, Sealed, Staged
 from updater.store.bundles import BundleStore, Shared
 from updater.store.converter import ChildConverter
 from updater.store.garbage import Keep

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from updater.evidence import Evidence, Measured
-from updater.record import Event, Installed, ModelRecord, Outcome, Stage, Update, UpdateKind
+from updater.core.record import Event, Evidence, Installed, Measured, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database
 from updater.store.journal import Journal, JournalNotWritten, JournalUnreadable
 

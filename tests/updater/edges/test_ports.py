@@ -30,14 +30,14 @@ from tests.updater.simulators import (
 )
 from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
+from updater.control.prober import Prober
+from updater.core.ports import Control, EffectFailed, Golden, Hub, Journal, Store
+from updater.core.record import Event, Installed, ModelRecord, Stage
+from updater.core.results import Failed, FaultKind
 from updater.golden_files import GoldenFiles
 from updater.hub.client import HubHttpClient, HubHttpRules
-from updater.hub.directory import DirectoryHub
+from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
-from updater.ports import Control, EffectFailed, Golden, Hub, Journal, Store
-from updater.prober import Prober
-from updater.record import Event, Installed, ModelRecord, Stage
-from updater.results import Failed, FaultKind
 from updater.store import journal as real_journal
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.hub import publish
 from cli.problems import CommandFailed
-from cli.publishing import publish
 from common.bundle import BundleFile
-from common.published import MANIFEST_NAME, ManifestBroken, check_files, check_names, read_manifest
+from common.source import MANIFEST_NAME, ManifestBroken, check_files, check_names, read_manifest
 
 SHA = "0" * 64
 

@@ -8,10 +8,10 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from hotslot.control.v1 import control_pb2 as pb
-from updater.actions import FaultKind, Shortage
 from updater.control.client import failure_of
-from updater.control.seen import server_state
-from updater.record import DeviceFallback
+from updater.control.snapshot import server_state
+from updater.core.effects import FaultKind, Shortage
+from updater.core.record import DeviceFallback
 
 
 class Refused(grpc.RpcError, grpc.Call):

@@ -14,15 +14,15 @@ import pytest
 
 from common.bundle import Committed, Origin, bundle_folder, commit, read_committed
 from common.clock import SystemClock
-from common.published import MANIFEST_NAME
 from common.sealing import ConvertLimits
+from common.source import MANIFEST_NAME
 from tests.scripted_engine import make_scripted_bundle
 from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
-from updater.hub.directory import DirectoryHub
-from updater.ports import EffectFailed, Release
-from updater.record import Installed
-from updater.results import Failed, FaultKind
+from updater.core.ports import EffectFailed, Release
+from updater.core.record import Installed
+from updater.core.results import Failed, FaultKind
+from updater.hub.folder import DirectoryHub
 from updater.store.bundles import BundleStore, FolderTrusted, Shared
 from updater.store.converter import ChildConverter
 from updater.store.garbage import Keep
@@ -123,7 +123,7 @@ def test_only_declared_files_are_taken(bench: Bench) -> None:
     (made / "README.md").write_text("better words")
     shutil.copytree(made, bench.folder / "again")
     (bench.folder / "again" / "run.py").write_text("import os")
-    from cli.publishing import publish  # noqa: PLC0415  used here alone
+    from cli.hub import publish  # noqa: PLC0415  used here alone
 
     publish(bench.folder / "again", bench.folder / "hub", MODEL, "v1.0.1")
     other = bench.hub.release("v1.0.1", 10.0)
@@ -180,7 +180,7 @@ def test_a_revision_without_a_needed_file_is_refused(bench: Bench, name: str) ->
     """It was published so: it will not get better by waiting."""
     folder = model_folder(bench.folder / "made", "v1.0.0")
     (folder / name).unlink()
-    from cli.publishing import publish  # noqa: PLC0415  used here alone
+    from cli.hub import publish  # noqa: PLC0415  used here alone
 
     publish(folder, bench.folder / "hub", MODEL, "v1.0.0")
     release = bench.hub.release("v1.0.0", 10.0)

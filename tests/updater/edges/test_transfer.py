@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.bundle import BundleFile
-from common.regular import NotRegular, open_within
+from common.durable import NotRegular, open_within
 from tests.updater.core.world import ManualClock
-from updater.ports import EffectFailed, LinkBroken
-from updater.results import Failed, FaultKind
+from updater.core.ports import EffectFailed, LinkBroken
+from updater.core.results import Failed, FaultKind
 from updater.store import transfer
 from updater.store.transfer import (
     MIN_PROGRESS_BYTES,

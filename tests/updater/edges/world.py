@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import grpc
 
-from cli.publishing import publish
+from cli.hub import publish
 from common.bundle import Committed, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
 from hotslot.updates.v1 import updates_pb2 as pb

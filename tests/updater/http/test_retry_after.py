@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from updater.http.retry_after import parse_retry_after
+from updater.http.client import parse_retry_after
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOUR = 3600.0

@@ -11,11 +11,11 @@ from common.clock import Clock, SystemClock
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
+from updater.core.ports import EffectFailed, Release
+from updater.core.results import Failed
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.ports import EffectFailed, Release
-from updater.progress import Progress
-from updater.results import Failed
+from updater.status import Progress
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits

@@ -8,9 +8,9 @@ import pytest
 from tests.updater.edges.revisions import MODEL, model_folder
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import MODEL_ID, Exchange, says, truncates_after
-from updater.actions import StageRevision
+from updater.core.effects import StageRevision
+from updater.core.results import Failed, FaultKind, Staged
 from updater.perform import Ports, perform
-from updater.results import Failed, FaultKind, Staged
 
 
 def listed(bench: HubBench, **changed: Any) -> None:  # noqa: ANN401  fields of an entry
@@ -38,7 +38,7 @@ def everything(bench: HubBench) -> set[str]:
 
 def test_a_release_is_what_the_folder_hub_says_it_is(bench: HubBench) -> None:
     """The same files under the same digest, whichever way they are asked for."""
-    from updater.hub.directory import DirectoryHub  # noqa: PLC0415  used here alone
+    from updater.hub.folder import DirectoryHub  # noqa: PLC0415  used here alone
 
     assert DirectoryHub(bench.folder / "hub", MODEL, bench.clock).release(REVISION, WHOLE) == bench.release()
     assert bench.release().source_digest == bench.stage()
@@ -272,7 +272,7 @@ def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) 
     """A configuration can name a file; only a plain name of the listing is taken."""
     configuration = {"model": {"type": "ofa", "answer2label": "../../answers.json"}}
     made = model_folder(bench.folder / "made2", "v1.0.1", configuration)
-    from cli.publishing import publish  # noqa: PLC0415  used here alone
+    from cli.hub import publish  # noqa: PLC0415  used here alone
 
     publish(made, bench.folder / "hub", MODEL, "v1.0.1")
     release = bench.hub.release("v1.0.1", WHOLE)

@@ -9,11 +9,11 @@ from common.clock import SystemClock
 from tests.updater.scripted_hub import ScriptedHub, drips, says, stalls
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
-from updater.breaker import BreakerState
+from updater.core.breaker import BreakerState
+from updater.core.record import Outcome, Stage
+from updater.core.results import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.record import Outcome, Stage
-from updater.results import Failed, FaultKind
 
 FOREVER = 10**4
 

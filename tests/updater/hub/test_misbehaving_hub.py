@@ -27,8 +27,8 @@ from tests.updater.scripted_hub import (
     stalls_after,
     truncates_after,
 )
-from updater.progress import Share
-from updater.results import FaultKind
+from updater.core.results import FaultKind
+from updater.status import Share
 from updater.store.transfer import PaceRules
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")  # of 127.0.0.1, signed by itself, of no use elsewhere

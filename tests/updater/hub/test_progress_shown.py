@@ -5,10 +5,9 @@ from rich.console import Console
 from cli.updates_view import show_status
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.updater.edges.revisions import MODEL
-from updater.board import Shown
-from updater.progress import Share
-from updater.record import ModelRecord
-from updater.service.words import model_updates
+from updater.core.record import ModelRecord
+from updater.service.convert import model_updates
+from updater.status import Share, Shown
 
 MIB = 1 << 20
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from updater.core.ports import EffectFailed
 from updater.hub.redirects import RedirectChain, follow_redirect, start_chain
-from updater.ports import EffectFailed
 
 HUB = "https://hub.example/base"
 

@@ -13,11 +13,11 @@ from tests.updater.edges.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
+from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub
 from updater.hub.opening import open_hub
 from updater.hub.settings import TokenSource, proxy_for
-from updater.results import FaultKind
 from updater.settings import ModelUpdatesSection, UpdaterSection
 
 VARIABLE = "HUB_TOKEN"

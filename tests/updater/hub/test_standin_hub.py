@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from common.clock import SystemClock
-from common.published import read_manifest
+from common.source import read_manifest
 from hubserver.server import Listening
 from tests.hubserver.world import Hub as Standin
 from tests.hubserver.world import hub as standin
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
+from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.results import FaultKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits

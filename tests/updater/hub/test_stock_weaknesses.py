@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.publishing import publish
+from cli.hub import publish
 from common.clock import SystemClock
 from hubserver.server import Listening
 from tests.hubserver.world import Hub as Standin
@@ -22,10 +22,10 @@ from tests.stack.process import ROOT
 from tests.updater.edges.revisions import MODEL, model_folder, publish_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
+from updater.core.ports import EffectFailed
+from updater.core.results import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.ports import EffectFailed
-from updater.results import Failed, FaultKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits

@@ -18,10 +18,10 @@ from common.bundle import read_committed
 from tests.updater.simulated_server import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
-from updater.actions import Failed, FaultKind, Wish, WishKind
-from updater.breaker import BreakerState
-from updater.pipeline.versions import is_after, version_of
-from updater.record import HeldFor, Stage
+from updater.core.breaker import BreakerState
+from updater.core.effects import Failed, FaultKind, Wish, WishKind
+from updater.core.record import HeldFor, Stage
+from updater.stages.watch import is_after, version_of
 from updater.store.bundles import STATE_ENTRIES
 
 QUALITIES = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from cli.publishing import publish
+from cli.hub import publish
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from common.sealing import ConvertLimits
 from tests.updater.core.world import RULES as COMMON_RULES
@@ -27,20 +27,20 @@ from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.simulated_server import Card, SimServer
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
-from updater.actions import Failed, Wish
-from updater.breaker import BreakerState
+from updater.commands import Wishes, _Waiting
+from updater.core.breaker import BreakerState
+from updater.core.effects import Failed, Wish
+from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
+from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.crash_points import CrashPoints
-from updater.hub.directory import DirectoryHub
+from updater.hub.folder import DirectoryHub
 from updater.loop import Interrupted, LoopParts, ModelLoop, StepGuard
 from updater.perform import Ports
-from updater.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
-from updater.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.store.bundles import BundleStore, Shared
 from updater.store.converter import ChildConverter
 from updater.store.garbage import Keep
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
-from updater.wishes import Wishes, _Waiting
 
 MEMORY = Path("/dev/shm")  # noqa: S108  only if it is there; a folder of a random name in it
 WEIGHTS = "model.safetensors"

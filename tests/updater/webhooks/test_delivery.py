@@ -17,15 +17,22 @@ from prometheus_client import CollectorRegistry
 from common import logs
 from common.clock import SystemClock
 from tests.updater.webhooks.receiver import receiving
+from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.outbox import Subscribers, Subscription
-from updater.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database, outbox
 from updater.store.journal import Journal, JournalNotWritten
-from updater.webhooks.delivery import DeliveryWorker, PostFailed, Receiver
+from updater.webhooks.delivery import (
+    CAP_SECONDS,
+    MAX_REFUSALS,
+    DeliveryWorker,
+    PostFailed,
+    Receiver,
+    ReceiverResponse,
+    pause_seconds,
+)
 from updater.webhooks.message import body_of
 from updater.webhooks.service import Webhooks
 from updater.webhooks.settings import WebhookSection
-from updater.webhooks.verdict import CAP_SECONDS, MAX_REFUSALS, ReceiverResponse, pause_seconds
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:s", reason="R")

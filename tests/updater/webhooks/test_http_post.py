@@ -11,9 +11,8 @@ import pytest
 from common.clock import SystemClock
 from tests.updater.core.world import ManualClock
 from tests.updater.webhooks.receiver import LocalReceiver, receiving
-from updater.webhooks.delivery import PostFailed, Receiver
+from updater.webhooks.delivery import DeliveryVerdict, PostFailed, Receiver, judge
 from updater.webhooks.http_post import http_post
-from updater.webhooks.verdict import DeliveryVerdict, judge
 
 SECONDS = 10.0
 SHORT = 0.3

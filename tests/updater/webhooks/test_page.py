@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from updater.record import Event, Outcome, Stage, Update, UpdateKind
+from updater.core.record import Event, Outcome, Stage, Update, UpdateKind
 from updater.webhooks.message import body_of
 
 ROOT = Path(__file__).resolve().parents[3]

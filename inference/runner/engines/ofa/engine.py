@@ -1,6 +1,7 @@
 """The OFA engine: what the runner asks, in the model's terms."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,13 +12,78 @@ from torch import Tensor
 from common.errors import InputRefused
 from inference.runner.device import torch_dtype
 from inference.runner.engines.base import Chunk, EntailmentItem, Item, Progress, UnitResult
-from inference.runner.engines.ofa.batching import group_rows, rows_that_pay
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
 from inference.runner.engines.ofa.positions import PositionBiases
-from inference.runner.engines.ofa.prompt import prompt_of
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 from inference.wire import EntailmentScores
+
+_LEADING = ",.!?*#:;~"
+_SPACES = re.compile(r"\s{2,}")
+
+
+def prompt_of(statement: str, premise: str, max_words: int) -> str:
+    """Ask whether a picture, and a premise if there is one, supports a statement.
+
+    Args:
+        statement: what is judged.
+        premise: what is known beside the picture; empty for nothing.
+        max_words: words of each text that are kept; the prompt's tokens are cut later.
+    """
+    hypothesis = clean(statement, max_words)
+    if not premise:
+        return f' does the image describe " {hypothesis} "?'
+    return f' can image and text1 " {clean(premise, max_words)} " imply text2 " {hypothesis} "?'
+
+
+def clean(text: str, max_words: int) -> str:
+    """Write a text as the training data was written: the order of the steps matters, odd as it is."""
+    text = text.lower().lstrip(_LEADING).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
+_CPU_ROWS, _CUDA_ROWS = 8, 32
+_CPU_CALL_BYTES = 4 << 20  # of a layer's widest activations: about what lies in a core's cache
+
+
+def rows_that_pay(kind: str, row_bytes: int) -> int:
+    """How many rows one device call takes.
+
+    On a CPU rows gain from each other only while they share a cache: beyond it each costs what it costs alone, and
+    a call of many takes more memory and cannot be interrupted.
+
+    Args:
+        kind: "cpu" or "cuda".
+        row_bytes: of one row where a layer is widest.
+    """
+    return _CUDA_ROWS if kind == "cuda" else max(1, min(_CPU_ROWS, _CPU_CALL_BYTES // row_bytes))
+
+
+def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
+    """Group rows so that padding never costs more memory than it is worth.
+
+    Rows of one length share one attention bias. As soon as lengths differ, each row has a copy of
+    it with its padding hidden, for a large model some 50 MB a row and layer: then only so many
+    rows stand together.
+
+    Args:
+        lengths: tokens of each row's text.
+        max_masked_rows: rows of a group whose lengths differ, at least 1.
+
+    Returns:
+        Row numbers, grouped; every row once.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        group = groups[-1] if groups else []
+        is_even = bool(group) and lengths[group[0]] == lengths[row]
+        if is_even or 0 < len(group) < max_masked_rows:
+            group.append(row)
+        else:
+            groups.append([row])
+    return groups
+
 
 MAX_TEXT_LENGTH = 65_536  # code points; the model reads far less, but all of it would be tokenised
 _MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases when rows are padded

@@ -7,8 +7,8 @@ import torch
 from common.bundle import Bundle
 from inference.runner.device import default_precision, torch_dtype
 from inference.runner.engines.base import LoadOptions, MemoryNeed
-from inference.runner.engines.ofa.batching import rows_that_pay
 from inference.runner.engines.ofa.config import WEIGHTS_NAME, EngineConfig, read_config
+from inference.runner.engines.ofa.engine import rows_that_pay
 from inference.runner.engines.ofa.positions import MADE_BYTES, PREFIX
 from inference.runner.engines.tensors_header import read_header
 

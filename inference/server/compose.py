@@ -1,0 +1,164 @@
+"""From settings to parts: what each model's manager and the API are given. Builds, starts nothing."""
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.clock import Clock
+from common.engine_files import ENGINES, Task
+from common.settings import ModelSettings
+from hotslot.status.v1 import status_pb2
+from inference.server.api import convert
+from inference.server.api.entailment import PredictRules
+from inference.server.api.stream import StreamRules
+from inference.server.events import Emit
+from inference.server.model.dependencies import ManagerKit, RespawnRules
+from inference.server.model.fallback_file import FILE_NAME, FallbackFile
+from inference.server.model.manager import ModelManager
+from inference.server.model.models import Models
+from inference.server.request import EntailmentInput
+from inference.server.runner_client.process import RunnerProcess
+from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
+from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.cost import LimitRules
+from inference.server.scheduling.queue import BatchBudget
+from inference.server.settings import ServerSettings
+
+CANDIDATE_OOM_SCORE = 200  # added to the inherited value: under memory pressure a candidate goes first
+MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of several requests together; below the frame's cap of 64 MiB
+
+# 16 × 16 grey pixels: enough for any picture model to say something about.
+_PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
+)
+SELF_TEST = EntailmentInput(image=_PICTURE, statements=("there are two birds.",), premise="")
+
+
+def build_models(
+    settings: ServerSettings,
+    clock: Clock,
+    emit: Emit,
+    drain: Drain,
+    is_stopping: Callable[[], bool],
+    complain: Callable[[str], None],
+) -> Models:
+    """A manager for each configured model; `complain` is told of a file of fallbacks that cannot be used."""
+    fallbacks = FallbackFile(Path(settings.state_dir) / FILE_NAME, complain)
+    shared = _Shared(clock, emit, drain, is_stopping, known_engines(settings), fallbacks)
+    return Models([ModelManager(_kit(settings, model, shared)) for model in settings.models])
+
+
+def known_engines(settings: ServerSettings) -> Mapping[str, Task]:
+    """Engines that a runner of this server can load; an engine of the operator's own serves entailment."""
+    built_in = {files.engine: files.task for files in ENGINES}
+    return {**built_in, **dict.fromkeys(settings.runner.extra_engines, Task.VISUAL_ENTAILMENT)}
+
+
+def predict_rules(settings: ServerSettings) -> PredictRules:
+    """Limits of a caller's call."""
+    server = settings.server
+    return PredictRules(
+        inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars),
+        stream=StreamRules(server.max_stream_outstanding),
+        max_deadline_seconds=server.max_deadline_seconds,
+    )
+
+
+def told_limits(settings: ServerSettings) -> status_pb2.Limits:
+    """The limits that callers can ask for."""
+    server = settings.server
+    limits = status_pb2.Limits(
+        max_message_bytes=server.max_message_bytes,
+        max_image_bytes=server.max_image_bytes,
+        max_image_pixels=server.max_image_pixels,
+        max_image_side_pixels=server.max_image_side_pixels,
+        max_statements=convert.MAX_STATEMENTS,
+        max_statement_chars=server.max_statement_chars,
+        max_addresses=64,
+        max_stream_items=convert.MAX_STREAM_ITEMS,
+        max_stream_outstanding=server.max_stream_outstanding,
+    )
+    limits.max_deadline.FromNanoseconds(int(server.max_deadline_seconds * 1e9))
+    return limits
+
+
+def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
+    """Channel arguments of gRPC; reasons stand in docs/explanation/decisions."""
+    server = settings.server
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", server.max_message_bytes),
+        ("grpc.max_send_message_length", 4 << 20),
+        ("grpc.max_concurrent_streams", 256),
+        ("grpc.max_connection_age_ms", int(server.max_connection_age_seconds * 1000)),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all models of a server share."""
+
+    clock: Clock
+    emit: Emit
+    drain: Drain
+    is_stopping: Callable[[], bool]
+    engines: Mapping[str, Task]
+    fallbacks: FallbackFile
+
+
+def _kit(settings: ServerSettings, model: ModelSettings, shared: _Shared) -> ManagerKit:
+    server, runner = settings.server, settings.runner
+    spec = _spec(settings, model)
+
+    def make_process(listener: RunnerListener) -> RunnerProcess:
+        return RunnerProcess(spec, listener)
+
+    return ManagerKit(
+        model=model.name,
+        task=model.task,
+        device=model.device,
+        precision="" if model.precision == "auto" else model.precision,
+        cpu_fallback=model.cpu_fallback == "allow",
+        fallbacks=shared.fallbacks,
+        node=settings.node_name,
+        state_dir=Path(settings.state_dir),
+        clock=shared.clock,
+        emit=shared.emit,
+        drain=shared.drain,
+        capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
+        budget=BatchBudget(runner.max_batch_items, runner.max_batch_rows, MAX_FRAME_PAYLOAD_BYTES),
+        limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor),
+        respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
+        standby=runner.standby,
+        threads=runner.threads,
+        max_call_seconds=runner.max_call_seconds,
+        max_image_pixels=server.max_image_pixels,
+        max_image_side=server.max_image_side_pixels,
+        self_test=SELF_TEST,
+        self_test_seconds=server.self_test_seconds,
+        make_process=make_process,
+        engines=shared.engines,
+        is_stopping=shared.is_stopping,
+    )
+
+
+def _spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
+    """How a model's runners are started; the engine of its task is imported ahead of any load."""
+    runner = settings.runner
+    built_in = next((files.engine for files in ENGINES if files.task is model.task), "")
+    return RunnerSpec(
+        engine=next(iter(runner.extra_engines), built_in),
+        extra_engines=runner.extra_engines,
+        device_policy=model.device,
+        silence_seconds=runner.silence_seconds,
+        start_seconds=runner.start_seconds,
+        load_stall_seconds=runner.load_stall_seconds,
+        retire_seconds=runner.retire_seconds,
+        prepare_threads=runner.prepare_threads,
+        oom_score_adj=CANDIDATE_OOM_SCORE,
+    )

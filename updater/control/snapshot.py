@@ -1,0 +1,88 @@
+"""The server's status, reduced to what decisions need. Pure."""
+
+from datetime import UTC
+
+from hotslot.control.v1 import control_pb2 as pb
+from updater.core.costs import CostBucket
+from updater.core.ports import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
+from updater.core.record import Counts, DeviceFallback
+
+_NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
+
+
+def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:
+    """One model's state.
+
+    Args:
+        response: of GetStatus for one model.
+        last_ended_orderly: what is known of the life before this one.
+    """
+    (model,) = response.models
+    return ServerState(
+        life=response.server_started_at.ToJsonString(),
+        generation=model.generation,
+        slots=tuple(_slot(slot) for slot in model.slots),
+        active_load_id=model.active_load_id,
+        is_ready=model.ready,
+        is_draining=response.draining,
+        last_ended_orderly=last_ended_orderly,
+        trial=_trial(model.trial) if model.HasField("trial") else None,
+        last_trial=(
+            TrialEndSeen(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
+            if model.HasField("last_trial")
+            else None
+        ),
+        stats=tuple(RevisionSeen(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
+        devices=tuple(DeviceSeen(one.device, one.precision) for one in response.devices),
+        fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
+    )
+
+
+def counts_of(row: pb.RevisionStats) -> Counts:
+    """Events of one revision: a runner's death is one, however many requests it held."""
+    by_reason = dict(row.failed)
+    singles = sum(count for reason, count in by_reason.items() if reason != _RUNNER_DIED)
+    return Counts(
+        answered=row.answered,
+        failed=singles + row.restarts,
+        not_finite=by_reason.get(_NOT_FINITE, 0),
+        out_of_memory=by_reason.get(_OUT_OF_MEMORY, 0),
+        restarts=row.restarts,
+        latency=tuple(bucket.count for bucket in row.latency),
+        latency_bounds=tuple(
+            bucket.at_most.ToNanoseconds() / 1e9 for bucket in row.latency if bucket.HasField("at_most")
+        ),
+        costs=tuple(
+            CostBucket(row.device, one.at_most_rows, one.batches, one.row_seconds, one.row_seconds_squared)
+            for one in row.costs
+        ),
+    )
+
+
+def _slot(slot: pb.SlotStatus) -> SlotSeen:
+    return SlotSeen(
+        load_id=slot.load_id,
+        bundle_digest=slot.bundle_digest,
+        device=slot.device,
+        precision=slot.precision,
+        state=slot.state,
+        role=slot.role,
+        restarts=slot.restarts,
+        resident_bytes=slot.resident_bytes,
+        last_failure=slot.last_failure,
+    )
+
+
+def _fallback(row: pb.DeviceFallback) -> DeviceFallback:
+    since = row.since.ToDatetime(tzinfo=UTC)
+    return DeviceFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
+
+
+def _trial(trial: pb.TrialState) -> TrialSeen:
+    return TrialSeen(
+        load_id=trial.load_id,
+        bundle_digest=trial.bundle_digest,
+        previous_load_id=trial.previous_load_id,
+        lease_left_seconds=trial.lease_left.ToTimedelta().total_seconds(),
+        baseline=counts_of(trial.baseline) if trial.HasField("baseline") else Counts(),
+    )

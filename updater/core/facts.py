@@ -1,0 +1,182 @@
+"""What the updater sees of the outside world: the hub's releases, the server's state, all facts of one step."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from updater.core.record import Counts, DeviceFallback, Installed
+
+
+class WishKind(StrEnum):
+    """One a command of hotslot.updates.v1 that changes something."""
+
+    CHECK_NOW = "CHECK_NOW"
+    UPDATE = "UPDATE"  # argument: revision
+    ROLLBACK = "ROLLBACK"
+    HOLD = "HOLD"  # argument: reason
+    RESUME = "RESUME"
+    APPROVE = "APPROVE"  # argument: source digest
+    RELEASE_QUARANTINE = "RELEASE_QUARANTINE"  # argument: source digest
+    RESET_BREAKER = "RESET_BREAKER"  # argument: name
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator asked for. Not durable: who asked is answered when the record is written."""
+
+    kind: WishKind
+    argument: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a revision, as the hub lists it."""
+
+    name: str  # as listed: not checked yet
+    size: int  # bytes
+    sha256: str  # as listed, lower or upper case; empty if the hub does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One revision on the hub."""
+
+    revision: str
+    files: tuple[HubFile, ...]
+    source_digest: str  # of the declared files; empty if the listing alone cannot tell
+    is_ready: bool = True  # everything that is listed and declared is there, in full
+    missing: str = ""  # for people: what is not
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenFacts:
+    """The operator's golden set of one model, as far as decisions need it."""
+
+    digest: str  # of its items and pictures; empty if there is none
+    questions: int = 0
+    expected: int = 0  # questions with an expectation
+    floor: float = 0.0  # least accuracy, 0 to 1
+    problem: str = ""  # why it cannot be used: "EMPTY", "UNREADABLE", "OTHER_TASK"; empty if it can
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSeen:
+    """One slot of the server."""
+
+    load_id: str  # empty if it holds none
+    bundle_digest: str
+    device: str
+    precision: str
+    state: str  # SlotStatus.state: "LOADED", "LOADING", "FAILED" …
+    role: str  # SlotStatus.role: "FREE", "ACTIVE", "TRIAL", "CANDIDATE", "PREVIOUS", "FALLBACK"
+    restarts: int = 0
+    resident_bytes: int = 0
+    last_failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSeen:
+    """The trial under way."""
+
+    load_id: str
+    bundle_digest: str
+    previous_load_id: str  # empty at a first install
+    lease_left_seconds: float
+    baseline: Counts  # of the previous revision, frozen at activation
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEndSeen:
+    """How the server's last trial ended."""
+
+    bundle_digest: str
+    outcome: str  # "COMMITTED", "ROLLED_BACK", "LEASE_EXPIRED", "YIELDED"
+    reason: str = ""  # "OUT_OF_MEMORY", if the server ended it for that
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionSeen:
+    """What the server has counted of one bundle on one device in this life."""
+
+    bundle_digest: str
+    device: str
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSeen:
+    """What the server can compute on."""
+
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The server's state of one model, as far as decisions need it."""
+
+    life: str  # server_started_at as text: another one is another life, whose counters begin at 0
+    generation: int
+    slots: tuple[SlotSeen, ...]
+    active_load_id: str  # empty if nothing is designated to answer
+    is_ready: bool  # health says SERVING for the model
+    is_draining: bool = False
+    last_ended_orderly: bool = False  # the life before this one ended by a drain, as far as is known
+    trial: TrialSeen | None = None
+    last_trial: TrialEndSeen | None = None
+    stats: tuple[RevisionSeen, ...] = ()
+    devices: tuple[DeviceSeen, ...] = ()
+    fallback: DeviceFallback | None = None  # the model is kept off a device
+
+    @property
+    def active(self) -> SlotSeen | None:
+        """The slot that answers, or is designated to."""
+        return next((slot for slot in self.slots if slot.load_id and slot.load_id == self.active_load_id), None)
+
+    def holding(self, bundle_digest: str, device: str = "") -> SlotSeen | None:
+        """The slot that holds a bundle, if one does; on this device, if one is named."""
+        rows = (slot for slot in self.occupied if device in ("", slot.device))
+        return next((slot for slot in rows if slot.bundle_digest == bundle_digest), None)
+
+    @property
+    def occupied(self) -> tuple[SlotSeen, ...]:
+        """The slots that hold a load and are not being emptied."""
+        return tuple(slot for slot in self.slots if slot.load_id and slot.state != "RETIRING")
+
+    def loaded(self, load_id: str) -> SlotSeen | None:
+        """The slot of a load, if it is loaded."""
+        return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
+
+    def counts_of(self, bundle_digest: str, device: str = "") -> Counts:
+        """What was counted of a bundle, over all devices or on one."""
+        on_it = (row for row in self.stats if device in ("", row.device))
+        rows = [row.counts for row in on_it if row.bundle_digest == bundle_digest]
+        return Counts(
+            answered=sum(row.answered for row in rows),
+            failed=sum(row.failed for row in rows),
+            not_finite=sum(row.not_finite for row in rows),
+            out_of_memory=sum(row.out_of_memory for row in rows),
+            restarts=sum(row.restarts for row in rows),
+            latency=tuple(map(sum, zip(*(row.latency for row in rows), strict=False))),
+            latency_bounds=next((row.latency_bounds for row in rows if row.latency_bounds), ()),
+            costs=tuple(bucket for row in rows for bucket in row.costs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the daemon sees at one moment, beside the record. Drawn anew for every step."""
+
+    now: datetime  # of the wall clock: for people, and clamped for the time away
+    elapsed_seconds: float  # monotonic, since the step before; 0 in the first step of a life
+    is_first: bool  # no `Begin` of this process has been written yet
+    fresh_id: str  # a name for an update that may begin now
+    jitter: float  # drawn evenly from 0 to 1
+    server: ServerState | None  # None: it cannot be reached
+    pointer: Installed | None  # the model's row in the committed pointer; None if it has none
+    pointer_is_readable: bool = True
+    golden: GoldenFacts = GoldenFacts("")
+    sealed: frozenset[str] = frozenset()  # bundle digests on disk
+    # What this build would make of the committed source, if its files are kept; empty if they are not.
+    committed_converts_to: str = ""
+    wish: Wish | None = None  # the oldest that waits

@@ -1,0 +1,249 @@
+"""The whole outside world of the updater, as it sees it. Nothing here knows how it is done.
+
+All ports are called from the daemon's one thread and block, never longer than they are told. A port
+that fails raises `EffectFailed`, which `perform` turns into the outcome `Failed`; anything else that it
+raises is a bug.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from common.clock import Clock
+from common.provenance import HubPlace, Provenance
+from updater.core.facts import (
+    DeviceSeen,
+    Facts,
+    GoldenFacts,
+    HubFile,
+    Release,
+    RevisionSeen,
+    ServerState,
+    SlotSeen,
+    TrialEndSeen,
+    TrialSeen,
+)
+from updater.core.golden import GateAnswers
+from updater.core.record import Event, Installed, ModelRecord
+from updater.core.results import Failed
+
+__all__ = [
+    "MAX_PIECE_BYTES",
+    "Clock",
+    "Control",
+    "Converter",
+    "DeviceSeen",
+    "EffectFailed",
+    "Facts",
+    "Golden",
+    "GoldenFacts",
+    "Hub",
+    "HubFile",
+    "HubPlace",
+    "Journal",
+    "JournalUnusable",
+    "LinkBroken",
+    "Provenance",
+    "Release",
+    "RevisionSeen",
+    "ServerState",
+    "SlotSeen",
+    "Store",
+    "TrialEndSeen",
+    "TrialSeen",
+]
+
+
+MAX_PIECE_BYTES = 1 << 20  # of what `Hub.read` yields at once
+
+
+class EffectFailed(Exception):
+    """A port could not do what it was asked; carries the outcome."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(f"{failed.reason}: {failed.message}")
+        self.failed = failed
+
+
+class LinkBroken(EffectFailed):
+    """The connection to the hub ended in the middle; the rest may be asked for at once."""
+
+
+class JournalUnusable(Exception):
+    """The journal cannot be read or trusted, or is of a newer schema: updates stop, serving goes on."""
+
+
+class Hub(Protocol):
+    """Where revisions are published. Its content is foreign: nothing that it says is checked yet."""
+
+    @property
+    def place(self) -> HubPlace:
+        """Where on which hub this model's revisions lie; sealed with what comes from it."""
+        ...
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """Names of all tags and branches that could be a release, in any order."""
+        ...
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """List one revision. One that is not there: EffectFailed(PERMANENT, "REVISION_UNKNOWN")."""
+        ...
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """The bytes of one file from an offset on, in pieces of at most MAX_PIECE_BYTES; the caller counts them.
+
+        A connection that ends in the middle: LinkBroken.
+        """
+        ...
+
+
+class Control(Protocol):
+    """The server's slots of one model, over its control socket.
+
+    Reasons of failure are those of control.v1. Refusals map so: GENERATION_CONFLICT, DRAINING,
+    NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a server that
+    cannot be reached (SERVER_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, DOES_NOT_FIT,
+    OUT_OF_MEMORY (both with the numbers, where the server knows them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
+    BUNDLE_FOREIGN are PERMANENT.
+    """
+
+    def state(self, deadline_seconds: float) -> ServerState:
+        """GetStatus, reduced."""
+        ...
+
+    def load(
+        self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> str:
+        """LoadSlot to its end; returns the load id."""
+        ...
+
+    def activate(
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+    ) -> ServerState:
+        """ActivateSlot: begin a trial, extend its lease, or put the previous slot back (term 0)."""
+        ...
+
+    def commit(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        """CommitSlot."""
+        ...
+
+    def retire(
+        self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        """RetireSlot."""
+        ...
+
+
+class Golden(Protocol):
+    """The golden set of one model, and how its items, or built-in probes, are asked of a slot."""
+
+    def facts(self) -> GoldenFacts:
+        """What is there now; cheap, since it is asked before every step."""
+        ...
+
+    def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
+        """Ask both slots all items of the set with this digest; empty digest: the built-in probes.
+
+        A set that has changed meanwhile: EffectFailed(INCONCLUSIVE, "GOLDEN_CHANGED"). A slot that is
+        gone: EffectFailed(TRANSIENT).
+        """
+        ...
+
+    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+        """Ask one slot some items; returns how many were answered, failed, and failed by NaN."""
+        ...
+
+
+class Store(Protocol):
+    """hotslot's folder on disk, of one model: staging folders, sealed bundles, kept sources, the pointer."""
+
+    def stage(
+        self,
+        update_id: str,
+        release: Release,
+        hub: Hub,
+        max_bytes: int,
+        deadline_seconds: float,
+        *,
+        is_fresh: bool,
+    ) -> str:
+        """Fetch the declared files into the update's staging folder; returns their source digest."""
+        ...
+
+    def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
+        """Where the staged, or the kept, files of a source lie."""
+        ...
+
+    def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
+        """Run the numbered list over a folder; what the revision is to blame for is EffectFailed(PERMANENT).
+
+        Returns where it came from and what it passed, to be sealed with it; None if nobody wrote that down.
+        """
+        ...
+
+    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+        """Compare a sealed bundle with what serves (empty: nothing does): otherwise EffectFailed(PERMANENT)."""
+        ...
+
+    def keep_source(self, update_id: str, source_digest: str) -> None:
+        """Move the staged files of a sealed source to the kept ones."""
+        ...
+
+    def sealed(self) -> frozenset[str]:
+        """Digests of all sealed bundles."""
+        ...
+
+    def converts_to(self, installed: Installed) -> str:
+        """Bundle digest that this build makes of a kept source in its precision; empty if it is not kept."""
+        ...
+
+    def pointer(self) -> Installed | None:
+        """The model's row in the committed pointer. Unreadable: EffectFailed(PERMANENT)."""
+        ...
+
+    def write_pointer(self, installed: Installed | None) -> None:
+        """Replace the model's row, durably; other models' rows stay."""
+        ...
+
+    def collect(
+        self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
+    ) -> tuple[int, int]:
+        """Delete what nothing refers to; returns bytes freed and bytes still used."""
+        ...
+
+
+class Converter(Protocol):
+    """From verified files to a sealed bundle, in a child with limits."""
+
+    def seal(
+        self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
+    ) -> str:
+        """Convert and seal; returns the bundle digest; at once if it is sealed already, as it was sealed then."""
+        ...
+
+
+class Journal(Protocol):
+    """The durable records and the audit trail."""
+
+    def load(self, model: str) -> ModelRecord | None:
+        """The record as it was written last.
+
+        Raises:
+            JournalUnusable: it cannot be read, is malformed or of a newer schema.
+        """
+        ...
+
+    def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Write record and events in one transaction; when it returns they survive everything.
+
+        Raises:
+            OSError: nothing was written; the caller goes on with the record that it had.
+        """
+        ...

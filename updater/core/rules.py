@@ -1,0 +1,121 @@
+"""What decisions are held against: thresholds, limits and policies, as values. Made from settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from updater.core.breaker import BreakerName, BreakerRules
+from updater.core.record import Stage
+
+
+class Mode(StrEnum):
+    """What an acceptable release leads to."""
+
+    AUTO = "auto"  # an update
+    APPROVE = "approve"  # an update that is HELD after its gate until a person approves it
+    HOLD = "hold"  # nothing, until a person names it
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePolicy:
+    """Which of the hub's names are releases, and which of those may be taken."""
+
+    pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
+    prereleases: bool = False
+    jump_cap: int = 1  # most steps of the first number at once; 0: no cap
+    deny: tuple[str, ...] = ()  # revisions that are never taken
+    pin: str = ""  # the only revision that may be taken; empty: any
+
+
+@dataclass(frozen=True, slots=True)
+class GateRules:
+    """What a candidate is held against before a caller meets it."""
+
+    max_accuracy_loss: float = 0.01  # of the active model's, share of all expected questions
+    max_negative_flips: float = 0.05  # active right, candidate wrong; share of all expected questions
+    significance: float = 0.05  # of the exact paired test
+    min_agreement: float = 0.90  # with the active model, of questions without an expectation
+    max_cost_factor: float = 1.5  # of the active model's device time
+    min_cost_seconds: float = 0.05  # less device time than this says nothing
+    max_differing: int = 20  # items kept as evidence
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveRules:
+    """How a trial is judged."""
+
+    window_seconds: float = 600.0  # least time on trial
+    max_seconds: float = 1800.0  # without enough answers by then there is no verdict
+    min_answers: int = 50  # before any verdict but a burst's
+    error_margin: float = 0.01  # over the baseline's share of failures
+    burst_failures: int = 5  # so many failures …
+    burst_share: float = 0.20  # … being such a share of all: no more waiting
+    max_not_finite: int = 2  # more answers with NaN than this: no more waiting
+    max_restarts: int = 1  # more deaths of its runner than this: no more waiting
+    max_cost_factor: float = 2.0  # device seconds a row, of the previous revision's; see `updater.core.costs`
+    min_cost_seconds: float = 1.0  # less device time of either says nothing
+    significance: float = 0.01  # of the test that compares them
+    min_compared: int = 30  # batches, or answers, of each of the two before cost, or latency, is judged
+    max_latency_factor: float = 2.0  # 95th percentile, of the previous slot's during the trial …
+    latency_margin_seconds: float = 0.05  # … and so much above it: less is noise
+    probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
+    probes_at_once: int = 10
+    look_seconds: float = 1.0  # pause between two looks
+    trial_lease_seconds: float = 60.0  # after so long without the updater the server goes back by itself
+    keep_warm_seconds: float = 60.0  # the previous slot stays loaded after a commit
+
+
+def _stage_seconds() -> Mapping[Stage, float]:
+    return MappingProxyType(
+        {
+            Stage.STAGING: 7200.0,
+            Stage.VERIFYING: 3600.0,
+            Stage.GATING: 3600.0,
+            Stage.ACTIVATING: 120.0,
+            Stage.COMMITTING: 120.0,
+            Stage.ROLLING_BACK: 900.0,
+        }
+    )
+
+
+HUB_BREAKER = BreakerRules(trip_after=5, first_seconds=30.0, cap_seconds=900.0, probe_seconds=60.0, calm_seconds=1800.0)
+ACTIVATION_BREAKER = BreakerRules(trip_after=3, first_seconds=3600.0, cap_seconds=86400.0, probe_seconds=21600.0)
+DEVICE_BREAKER = BreakerRules(trip_after=1, first_seconds=600.0, cap_seconds=21600.0, probe_seconds=1800.0)
+
+
+def _breakers() -> Mapping[BreakerName, BreakerRules]:
+    return MappingProxyType(
+        {
+            BreakerName.HUB: HUB_BREAKER,
+            BreakerName.ACTIVATION: ACTIVATION_BREAKER,
+            BreakerName.DEVICE: DEVICE_BREAKER,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All of them, for one model."""
+
+    policy: ReleasePolicy = ReleasePolicy()
+    mode: Mode = Mode.AUTO
+    gate: GateRules = GateRules()
+    observe: ObserveRules = ObserveRules()
+    breakers: Mapping[BreakerName, BreakerRules] = field(default_factory=_breakers)
+    stage_seconds: Mapping[Stage, float] = field(default_factory=_stage_seconds)
+    poll_seconds: float = 60.0
+    poll_jitter: float = 0.2  # share of it, on top
+    max_steps: int = 40  # stages entered and starts of the updater in one update
+    max_attempts: int = 3  # of one effect that fails without blame
+    max_fetch_attempts: int = 8  # of a transfer: with its pauses over eight minutes; given up, it begins anew
+    max_crashes: int = 3  # lives of the server that end during a first install
+    max_failed_loads: int = 3  # of what is committed, before the last committed is taken
+    max_restarts: int = 5  # of the slot that should answer, before the last committed is taken
+    max_failures_an_hour: int = 3  # more failed updates open the activation breaker
+    retry_seconds: float = 2.0  # pause before an effect that failed without blame is tried again
+    look_seconds: float = 1.0  # pause between two looks at the server, and after whatever failed
+    abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
+    max_staged_bytes: int = 64 << 30
+    cap_bytes: int = 64 << 30  # of all bundles and sources that nothing refers to
+    device: str = "auto"  # `device` of the model's settings: where a first install is loaded

@@ -1,0 +1,177 @@
+"""A folder as a hub: `<hub>/<model>/<revision>/…` with a manifest; the embedded default, and the air gap.
+
+Whoever publishes may be in the middle of it: a revision counts when every declared file is there in full.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common.bundle import BundleFile, source_digest
+from common.clock import Clock
+from common.durable import NotRegular, open_within, passing
+from common.engine_files import MAX_CONFIG_BYTES
+from common.provenance import HubKind, HubPlace
+from common.source import ManifestBroken, check_names, is_revision_name, read_listing
+from updater.core.effects import Failed, FaultKind
+from updater.core.ports import EffectFailed, HubFile, Release
+from updater.declared import NotServable, declared
+
+
+class StillArriving(Exception):
+    """A file that must be read to know which others count is not there in full; says what is missing."""
+
+
+def release_of(
+    revision: str,
+    listed: Sequence[BundleFile],
+    read: Callable[[BundleFile], bytes],
+    missing_of: Callable[[BundleFile], str],
+) -> Release:
+    """Describe a revision by its list of files.
+
+    Args:
+        revision: its name.
+        listed: as the hub lists them; nothing is checked yet. A hash that the hub does not give is empty.
+        read: content of a small file. May raise StillArriving, or NotServable where it is not what was listed.
+        missing_of: what is not there yet of a file, for people; empty if nothing.
+
+    Returns:
+        Where no engine takes it, or its names are not safe: all files and their digest, to be remembered by; staging
+        says what is wrong with it. Else the digest is that of the declared files alone, and a file that no engine
+        takes need not have a hash: without one it is left out.
+    """
+    listed = [_encodable(file) for file in listed]
+    all_of_it = Release(revision, tuple(map(_as_listed, listed)), source_digest(listed))
+    try:
+        check_names([file.name for file in listed])
+    except ManifestBroken:
+        return all_of_it  # never a path of ours
+    rows = {file.name: file for file in listed}
+    try:
+        names = declared({name: row.size for name, row in rows.items()}, lambda name: read(rows[name])).names
+    except StillArriving as error:
+        return Release(revision, all_of_it.files, "", is_ready=False, missing=str(error))
+    except (NotServable, NotRegular):
+        return all_of_it
+    digest = source_digest([rows[name] for name in names])
+    missing = next((gap for gap in (missing_of(rows[name]) for name in names) if gap), "")
+    files = tuple(_as_listed(file) for file in listed if file.sha256 or file.name in names)
+    return Release(revision, files, digest, is_ready=not missing, missing=missing)
+
+
+def _encodable(file: BundleFile) -> BundleFile:
+    """JSON can hold half of a pair of code units, which no file name and no digest can: shown as what it is."""
+    name, sha256 = (text.encode(errors="backslashreplace").decode() for text in (file.name, file.sha256))
+    return BundleFile(name, file.size, sha256)
+
+
+def _as_listed(file: BundleFile) -> HubFile:
+    return HubFile(file.name, file.size, file.sha256)
+
+
+MAX_REVISIONS = 10_000
+
+
+class DirectoryHub:
+    """One model's revisions in a folder hub. Reads only."""
+
+    def __init__(self, folder: Path, model: str, clock: Clock) -> None:
+        """Look nowhere yet.
+
+        Args:
+            folder: the hub; it may appear later.
+            model: name of the model, the folder in it.
+            clock: measures deadlines.
+        """
+        self._folder = folder / model
+        self._clock = clock
+        self.place = HubPlace(HubKind.FOLDER, model)
+
+    def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
+        """Names of the folders that could be revisions; a hub that is not there yet has none."""
+        del deadline_seconds  # one system call
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [entry.name for entry in entries if is_revision_name(entry.name) and entry.is_dir()]
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise _unreadable("the hub's folder", error) from error
+        if len(names) > MAX_REVISIONS:
+            raise EffectFailed(Failed(FaultKind.DENIED, "HUB_TOO_LARGE", f"the hub has {len(names)} revisions"))
+        return tuple(sorted(names))
+
+    def release(self, revision: str, deadline_seconds: float) -> Release:
+        """List one revision, and see whether its declared files are there in full."""
+        ends = self._clock.monotonic() + deadline_seconds
+        folder = self._place(revision)
+        try:
+            # One form of a hash: how it is written makes no other revision.
+            listed = tuple(replace(file, sha256=file.sha256.lower()) for file in read_listing(folder))
+        except FileNotFoundError:
+            return Release(revision, (), "", is_ready=False, missing="it has no manifest yet")
+        except ManifestBroken as error:
+            return Release(revision, (), "", is_ready=False, missing=str(error))
+        except OSError as error:
+            raise _unreadable("a revision's manifest", error) from error
+
+        def read(file: BundleFile) -> bytes:
+            missing = self._missing(revision, file)
+            if missing:
+                raise StillArriving(missing)
+            return self._read_small(revision, file.name, ends)
+
+        return release_of(revision, listed, read, lambda file: self._missing(revision, file))
+
+    def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+        """The bytes of one file from an offset on."""
+        ends = self._clock.monotonic() + deadline_seconds
+        try:
+            with open_within(self._place(revision), name) as file:
+                file.seek(offset)
+                for piece in passing(file):
+                    if self._clock.monotonic() > ends:
+                        raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", f"reading {name} took too long"))
+                    yield piece
+        except FileNotFoundError as error:
+            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet")) from error
+        except NotRegular as error:
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "NOT_REGULAR", str(error))) from error
+        except OSError as error:
+            raise _unreadable("a file of the revision", error) from error
+
+    def _place(self, revision: str) -> Path:
+        folder = self._folder / revision
+        if not is_revision_name(revision) or not folder.is_dir():
+            message = f"the hub has no revision {revision[:80]!r}"
+            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
+        return folder
+
+    def _missing(self, revision: str, file: BundleFile) -> str:
+        """What is not there yet of a file; empty if it is there in full."""
+        try:
+            with open_within(self._place(revision), file.name) as opened:
+                size = os.fstat(opened.fileno()).st_size
+        except FileNotFoundError:
+            return f"{file.name} is not there yet"
+        except NotRegular:
+            return ""  # it will not become one by waiting: staging refuses it
+        except OSError as error:
+            raise _unreadable("a file of the revision", error) from error
+        return f"{file.name} has {size} of {file.size} bytes" if size < file.size else ""
+
+    def _read_small(self, revision: str, name: str, ends: float) -> bytes:
+        content = b""
+        for piece in self.read(revision, name, 0, max(0.0, ends - self._clock.monotonic())):
+            content += piece
+            if len(content) > MAX_CONFIG_BYTES:
+                raise NotServable("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+        return content
+
+
+def _unreadable(what: str, error: OSError) -> EffectFailed:
+    """Somebody must change a permission, or the disk may answer later."""
+    kind = FaultKind.DENIED if isinstance(error, PermissionError) else FaultKind.TRANSIENT
+    return EffectFailed(Failed(kind, "HUB_UNREADABLE", f"{what} cannot be read: {(error.strerror or '').lower()}"))

@@ -1,0 +1,372 @@
+"""GATING: the candidate is loaded and proven on golden answers. Pure; the verdict itself: `gate_verdict`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from updater.core.effects import Action, Enter, Failed, FaultKind, Gated, LoadBundle, Loaded, RetireLoad, RunGate, Wait
+from updater.core.golden import (
+    Asked,
+    GateAnswers,
+    accuracy,
+    agreement,
+    negative_flips,
+    positive_flips,
+    under_by_chance,
+    worse_by_chance,
+)
+from updater.core.ports import Facts, ServerState, SlotSeen
+from updater.core.record import APPROVABLE, Differing, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
+from updater.core.rules import GateRules, Mode, Rules
+from updater.stages import failback, transitions
+from updater.stages.transitions import Concluded
+
+
+class GateVerdict(StrEnum):
+    """What follows."""
+
+    PASS = "PASS"  # noqa: S105  a verdict, no password
+    REFUSE = "REFUSE"  # its source digest goes into quarantine
+    HOLD = "HOLD"  # a person decides
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict and what it rests on."""
+
+    verdict: GateVerdict
+    reason: str  # for machines
+    message: str  # for people, with the numbers
+    evidence: Evidence
+    held_for: HeldFor | None = None  # with HOLD
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One rule that did not pass."""
+
+    verdict: GateVerdict
+    reason: str
+    message: str
+    held_for: HeldFor | None = None
+
+
+_OUT_OF_MEMORY = "OUT_OF_MEMORY"
+_Check = tuple[list[Measured], list[_Finding]]
+
+
+def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
+    """Hold a gate's answers against the rules; the hardest finding decides."""
+    asked = [row for row in answers.asked if not _is_void(row)]
+    # What found no memory is no wrong answer: it says nothing of the revision.
+    fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
+    measured: list[Measured] = []
+    findings: list[_Finding] = []
+    checks: tuple[Callable[[], _Check], ...] = (
+        lambda: _failures(asked, answers.device),
+        lambda: _memory(answers),
+        lambda: _accuracy([row for row in fitting if row.expected], answers.floor, rules),
+        lambda: _agreement([row for row in fitting if not row.expected and row.active is not None], rules),
+        lambda: _cost(answers, rules),
+    )
+    for check in checks:
+        rows, found = check()
+        measured += rows
+        findings += found
+    if not asked:
+        findings.append(
+            _Finding(
+                GateVerdict.HOLD, "NO_DATA", "nothing that both models could answer was asked", HeldFor.INCONCLUSIVE
+            )
+        )
+    evidence = Evidence(tuple(measured), _differing(asked, rules.max_differing), on_probes=not answers.golden_digest)
+    for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
+        first = next((finding for finding in findings if finding.verdict is verdict), None)
+        if first is not None:
+            return Judgement(verdict, first.reason, first.message, evidence, first.held_for)
+    return Judgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence)
+
+
+def _is_void(row: Asked) -> bool:
+    """What both fail is the item's fault."""
+    return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
+
+
+def _failures(asked: Sequence[Asked], device: str) -> _Check:
+    """Nothing that the active model answers may fail; NaN least of all."""
+    failed = [row for row in asked if row.candidate.failure]
+    not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
+    measured = [
+        Measured("not_finite", not_finite, None, 0, not_finite == 0),
+        Measured("failed_answers", len(failed), None, 0, not failed),
+    ]
+    if not failed:
+        return measured, []
+    out_of_memory = sum(row.candidate.failure == _OUT_OF_MEMORY for row in failed)
+    first = failed[0]
+    message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
+    if not_finite:
+        return measured, [_Finding(GateVerdict.REFUSE, "NOT_FINITE", message)]
+    if out_of_memory:
+        message = f"it ran out of memory on {device}: {message}"
+        return measured, [_Finding(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
+    return measured, [_Finding(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
+
+
+def _memory(answers: GateAnswers) -> _Check:
+    if not answers.planned_bytes or not answers.candidate_bytes:
+        return [], []
+    fits = answers.candidate_bytes <= answers.planned_bytes
+    measured = Measured("memory_bytes", answers.candidate_bytes, None, answers.planned_bytes, fits)
+    message = f"it takes {answers.candidate_bytes} bytes, {answers.planned_bytes} were planned"
+    return [measured], [] if fits else [_Finding(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
+
+
+def _accuracy(asked: Sequence[Asked], floor: float, rules: GateRules) -> _Check:
+    if not asked:
+        return [], []
+    right = [row.candidate.text == row.expected for row in asked]
+    active = [row.active is not None and row.active.text == row.expected for row in asked]
+    has_active = any(row.active is not None for row in asked)
+    share = accuracy(right)
+    measured: list[Measured] = []
+    findings: list[_Finding] = []
+    if floor > 0:
+        measured.append(Measured("accuracy_floor", share, None, floor, share >= floor))
+        if share < floor:
+            by_chance = under_by_chance(sum(right), len(right), floor)
+            findings.append(
+                _worse("UNDER_FLOOR", f"accuracy {share:.3f}, the set's floor {floor:.3f}", by_chance, rules)
+            )
+    if has_active:
+        rows, found = _against(right, active, rules)
+        measured += rows
+        findings += found
+    elif floor == 0:
+        measured.append(Measured("accuracy", share, None, 0.0, passed=True))
+    return measured, findings
+
+
+def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
+    """Accuracy and negative flips, by the exact paired test."""
+    negative, positive = negative_flips(active, right), positive_flips(active, right)
+    by_chance = worse_by_chance(negative, positive)
+    share, before, flips = accuracy(right), accuracy(active), negative / len(right)
+    least = before - rules.max_accuracy_loss
+    measured = [
+        Measured("accuracy", share, before, least, share >= least),
+        Measured("negative_flips", flips, None, rules.max_negative_flips, flips <= rules.max_negative_flips),
+        Measured("worse_by_chance", by_chance, None, rules.significance, by_chance > rules.significance),
+    ]
+    numbers = f"{negative} questions lost and {positive} won of {len(right)}"
+    if share < least:
+        text = f"accuracy {share:.3f}, the active model's {before:.3f} ({numbers})"
+        return measured, [_worse("ACCURACY", text, by_chance, rules)]
+    if flips > rules.max_negative_flips:
+        return measured, [_worse("NEGATIVE_FLIPS", f"{numbers}: too many that were right before", by_chance, rules)]
+    return measured, []
+
+
+def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> _Finding:
+    if by_chance <= rules.significance:
+        return _Finding(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
+    text += f"; it may be chance ({by_chance:.0%}): a larger golden set would tell"
+    return _Finding(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
+
+
+def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
+    pairs = [
+        (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
+    ]
+    if not pairs:
+        return [], []
+    share = agreement(pairs)
+    measured = Measured("agreement", share, None, rules.min_agreement, share >= rules.min_agreement)
+    message = (
+        f"it agrees with the active model on {share:.1%} of {len(pairs)} questions, {rules.min_agreement:.0%} are asked"
+    )
+    if share >= rules.min_agreement:
+        return [measured], []
+    return [measured], [_Finding(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
+
+
+def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
+    """The runner's own seconds: a clock would be unfair to a candidate beside live load.
+
+    They vary with what else the machine does, and a slower model may be worth it: a person decides.
+    """
+    cost, before = answers.candidate_seconds, answers.active_seconds
+    if min(cost, before) < rules.min_cost_seconds and not before >= rules.min_cost_seconds:
+        return [], []
+    most = before * rules.max_cost_factor
+    measured = Measured("cost_seconds", cost, before, most, cost <= most)
+    message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
+    return [measured], [] if cost <= most else [_Finding(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
+
+
+def _differing(asked: Sequence[Asked], most: int) -> tuple[Differing, ...]:
+    """The first items on which the two differ, or the candidate is wrong."""
+    rows: list[Differing] = []
+    for row in asked:
+        active = "" if row.active is None else row.active.text or row.active.failure
+        candidate = row.candidate.text or row.candidate.failure
+        is_wrong = bool(row.expected) and candidate != row.expected
+        if is_wrong or (row.active is not None and active != candidate):
+            rows.append(Differing(row.item, row.text, row.expected, active, candidate))
+    return tuple(rows[:most])
+
+
+def _summary(measured: Sequence[Measured], questions: int) -> str:
+    named = {row.name: row for row in measured}
+    if "accuracy" in named:
+        row = named["accuracy"]
+        before = "" if row.active is None else f", the active model {row.active:.3f}"
+        return f"accuracy {row.candidate:.3f}{before}, {questions} questions"
+    if "agreement" in named:
+        return f"agreement {named['agreement'].candidate:.1%}, {questions} questions"
+    return f"{questions} probes answered"
+
+
+# The server was not asked in a world that it is in any more, or the slot was needed: nobody's fault.
+MOVED = frozenset(
+    {"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
+)
+_LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
+
+
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
+    """Load the candidate beside what serves, then ask both."""
+    update, server = record.under_way, facts.server
+    if update.pause_seconds > 0:
+        return Wait(min(rules.look_seconds, update.pause_seconds), "before it is tried again")
+    problem = golden_problem(record, facts)
+    if problem is not None and not update.approved and not failback.is_under_way(record):
+        return Enter(Stage.HELD, problem.value, _golden_advice(problem, facts))
+    if server is None or server.is_draining:
+        return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
+    if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
+        return Wait(rules.look_seconds, "what is committed is being loaded")
+    slot = transitions.slot_of(update, server)
+    if slot is None or server.loaded(slot.load_id) is None or slot.load_id != update.load_id:
+        return _load(record, server, slot)
+    key = gate_key(record, facts, slot)
+    if update.gate_passed == key:
+        return Enter(Stage.ACTIVATING, "GATE_PASSED", "the gate has passed it before")
+    golden = facts.golden if key.golden_digest else None
+    return RunGate(slot.load_id, server.active_load_id if record.committed is not None else "", golden)
+
+
+def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
+    """Why there is nothing to prove a candidate on; a first install may go on built-in probes."""
+    if facts.golden.problem:
+        return HeldFor.GOLDEN_UNUSABLE
+    if not facts.golden.digest and record.committed is not None:
+        return HeldFor.NO_GOLDEN
+    return None
+
+
+def gate_key(record: ModelRecord, facts: Facts, slot: SlotSeen) -> GateKey:
+    """What the verdict will depend on. A set without expectations has nothing to say at a first install."""
+    golden = facts.golden
+    is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
+    digest = golden.digest if is_usable else ""
+    return GateKey(record.under_way.bundle_digest, digest, slot.device, slot.precision)
+
+
+def loaded(record: ModelRecord, result: Loaded, facts: Facts, _rules: Rules) -> Concluded:
+    """It is in its slot."""
+    record = record.with_update(load_id=result.load_id)
+    return record, (transitions.event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded"),)
+
+
+def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line a case
+    """It could not be loaded: does it not fit, is it broken, or was it in the way?"""
+    why = f"{fault.reason}: {fault.message}"
+    if fault.reason in MOVED:
+        return record.with_update(pause_seconds=rules.look_seconds), ()
+    if fault.reason in transitions.REASONS:
+        return transitions.hold(
+            record, facts, HeldFor.DOES_NOT_FIT, transitions.sentence(record.under_way.revision, fault)
+        )
+    if failback.is_under_way(record) and fault.kind is FaultKind.PERMANENT:
+        return transitions.stay(record, facts, fault.reason, fault.message)
+    if fault.reason in _LOST_BUNDLE:
+        record = transitions.enter(record, Stage.STAGING, bundle_digest="", load_id="")
+        return record, (transitions.event(record, facts, "bundle_lost", f"{why}; it is fetched again"),)
+    if record.under_way.attempts + 1 < rules.max_attempts:
+        record = transitions.try_again(record.with_update(load_id=""), rules)
+        return record, (transitions.event(record, facts, "candidate_load_failed", why),)
+    if fault.kind is FaultKind.PERMANENT:
+        return transitions.refuse(record, facts, rules, fault.reason, fault.message)
+    return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
+
+
+def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Concluded:
+    """The gate ran to its end: pass, refuse, or let a person decide."""
+    update, answers = record.under_way, result.answers
+    is_return = failback.is_under_way(record)
+    judgement = judge(failback.self_test(answers) if is_return else answers, rules.gate)
+    if judgement.verdict is GateVerdict.REFUSE:
+        return transitions.refuse(
+            record, facts, rules, judgement.reason, judgement.message, evidence=judgement.evidence
+        )
+    held_for = judgement.held_for
+    if held_for is not None and not (update.approved and held_for in APPROVABLE):
+        return transitions.hold(record, facts, held_for, judgement.message, evidence=judgement.evidence)
+    slot = None if facts.server is None else facts.server.loaded(update.load_id)
+    if slot is not None:
+        key = GateKey(update.bundle_digest, answers.golden_digest, slot.device, slot.precision)
+        record = record.with_update(gate_passed=key)
+    record = record.with_update(on_probes=not answers.golden_digest)
+    return passed(record, facts, rules, judgement)
+
+
+def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement | None = None) -> Concluded:
+    """Good enough to answer callers on trial, unless policy asks a person first."""
+    update, evidence = record.under_way, None if judgement is None else judgement.evidence
+    is_wanted = update.approved or update.forced or failback.is_under_way(record)
+    if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
+        message = f"{update.revision} passed its gate and waits for approval"
+        return transitions.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
+    server = facts.server
+    if server is None:
+        return record, ()
+    record = transitions.enter(
+        record,
+        Stage.ACTIVATING,
+        server_life=server.life,
+        orderly=False,
+        at_activation=transitions.counts_of(update, server),
+    )
+    message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
+    return record, (transitions.event(record, facts, "gate_passed", message, evidence=evidence),)
+
+
+def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+    """The gate was cut off: it counts as not run, and a gate that never comes to an end is no pass."""
+    why = f"{fault.reason}: {fault.message}"
+    if fault.reason in transitions.REASONS:
+        return transitions.hold(
+            record, facts, HeldFor.DOES_NOT_FIT, transitions.sentence(record.under_way.revision, fault)
+        )
+    if record.under_way.attempts + 1 >= rules.max_attempts:
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate came to no verdict: {why}")
+    record = transitions.try_again(record.with_update(load_id=""), rules)
+    return record, (transitions.event(record, facts, "gate_interrupted", why),)
+
+
+def _load(record: ModelRecord, server: ServerState, slot: SlotSeen | None) -> Action:
+    update = record.under_way
+    others = transitions.others(server)
+    if slot is None and others and len(server.occupied) >= len(server.slots):
+        return RetireLoad(others[0].load_id, update.update_id, server.generation)
+    return LoadBundle(update.bundle_digest, update.device, update.update_id, server.generation)
+
+
+def _golden_advice(problem: HeldFor, facts: Facts) -> str:
+    if problem is HeldFor.GOLDEN_UNUSABLE:
+        return f"the golden set cannot be used ({facts.golden.problem}); `hotslot golden show` says why"
+    return (
+        "there is no golden set to prove it on: keep the active model's answers with `hotslot golden record FOLDER`, "
+        "name the folder in hotslot.toml, and resume; or approve this digest"
+    )

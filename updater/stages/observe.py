@@ -1,0 +1,351 @@
+"""OBSERVING: the candidate answers callers on trial, until there is a verdict. Pure."""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from updater.core.costs import compare_costs, subtract_costs
+from updater.core.effects import Action, ActivateLoad, Enter, Failed, Probe, Probed, Wait
+from updater.core.ports import Facts, ServerState, TrialSeen
+from updater.core.record import (
+    Counts,
+    Ending,
+    EndsIn,
+    Evidence,
+    HeldFor,
+    Measured,
+    ModelRecord,
+    Outcome,
+    Stage,
+    Update,
+    UpdateKind,
+)
+from updater.core.rules import ObserveRules, Rules
+from updater.stages import transitions
+from updater.stages.transitions import Concluded
+
+COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
+_MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured numbers: they blame nothing
+
+
+class TrialVerdict(StrEnum):
+    """What follows from a trial so far."""
+
+    WAIT = "WAIT"
+    PROBE = "PROBE"  # no traffic: ask it something
+    KEEP = "KEEP"
+    KEEP_ON_PROBES = "KEEP_ON_PROBES"
+    ROLL_BACK = "ROLL_BACK"  # it is to blame
+    SLOWER = "SLOWER"  # it costs more or answers later, which may be the machine's doing: a person decides
+    DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
+    NO_DATA = "NO_DATA"  # nothing can be said: a person decides
+
+
+_KEPT = frozenset({TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES})
+
+
+@dataclass(frozen=True, slots=True)
+class TrialJudgement:
+    """A verdict and the numbers that it rests on."""
+
+    verdict: TrialVerdict
+    reason: str = ""
+    message: str = ""
+    evidence: Evidence = field(default_factory=Evidence)
+
+
+def judge(update: Update, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
+    """Judge by what was counted since activation.
+
+    Failures are held against the baseline frozen then, device seconds against all that the previous revision has
+    computed, and latency against what the previous slot answered since then: a wall clock says as much of what else
+    the machine does as of a revision.
+    """
+    seen = since(transitions.counts_of(update, server), update.at_activation)
+    total = seen.answered + seen.failed
+    is_enough = total >= rules.min_answers
+    measured = (*_measured(update, seen, trial.baseline, rules), *_compared(seen, server, trial, rules))
+    evidence = Evidence(measured, on_probes=not is_enough)
+    numbers = f"{seen.failed} of {total} requests failed, {seen.restarts} deaths"
+    at_once = _at_once(update, seen, rules)
+    if at_once:
+        return TrialJudgement(_blame(seen), at_once, numbers, evidence)
+    if is_enough:
+        wrong = next((row for row in measured if not row.passed and row.name not in _MAY_BE_NOISE), None)
+        if wrong is not None:
+            message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
+            return TrialJudgement(_blame(seen), wrong.name.upper(), message, evidence)
+    judgement = _patience(update, seen, rules, numbers, evidence)
+    # Once, when nothing else is left to wait for: a test that is repeated at every look finds noise sooner or later.
+    slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)
+    if judgement.verdict not in _KEPT or slower is None or update.may_be_slower:
+        return judgement
+    message = f"{slower.name} {slower.candidate:.4f}, {slower.active:.4f} before, allowed {slower.threshold:.4f}"
+    return TrialJudgement(TrialVerdict.SLOWER, slower.name.upper(), f"{message}; {numbers}", evidence)
+
+
+def since(now: Counts, before: Counts) -> Counts:
+    """What was counted between two looks in one life of the server."""
+    latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
+    costs = subtract_costs(now.costs, before.costs)
+    return Counts(
+        answered=max(0, now.answered - before.answered),
+        failed=max(0, now.failed - before.failed),
+        not_finite=max(0, now.not_finite - before.not_finite),
+        out_of_memory=max(0, now.out_of_memory - before.out_of_memory),
+        restarts=max(0, now.restarts - before.restarts),
+        latency=latency,
+        latency_bounds=now.latency_bounds,
+        costs=costs,
+    )
+
+
+def percentile(counts: Counts, share: float) -> float:
+    """Seconds in which a share of answers came, from bucket counts; 0 for none."""
+    latency, bounds = counts.latency, counts.latency_bounds
+    wanted, seen = share * sum(latency), 0.0
+    if wanted <= 0 or not bounds:
+        return 0.0
+    lower = 0.0
+    for count, upper in zip(latency, (*bounds, 2 * bounds[-1]), strict=False):
+        if count and seen + count >= wanted:
+            return lower + (upper - lower) * (wanted - seen) / count
+        seen, lower = seen + count, upper
+    return lower
+
+
+def _at_once(update: Update, seen: Counts, rules: ObserveRules) -> str:
+    """Why no more waiting is needed; empty if it is. One failure of one request is no evidence."""
+    total = seen.answered + seen.failed
+    if seen.not_finite > rules.max_not_finite:
+        return "NOT_FINITE"
+    if seen.restarts > rules.max_restarts:
+        return "RUNNER_DIED"
+    if seen.failed >= rules.burst_failures and seen.failed >= rules.burst_share * total:
+        return "BURST"
+    asked = update.probes_good + update.probes_bad
+    if update.probes_bad >= rules.burst_failures and update.probes_bad >= rules.burst_share * asked:
+        return "PROBES_FAILED"
+    return ""
+
+
+def _patience(update: Update, seen: Counts, rules: ObserveRules, numbers: str, evidence: Evidence) -> TrialJudgement:  # noqa: PLR0911  one line a case
+    """Nothing speaks against it so far: is that enough to keep it?"""
+    total = seen.answered + seen.failed
+    if update.stage_seconds < rules.window_seconds:
+        return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
+    if total >= rules.min_answers:
+        return TrialJudgement(TrialVerdict.KEEP, "KEPT", numbers, evidence)
+    if rules.probes_allowed:
+        asked = update.probes_good + update.probes_bad
+        if total + asked < rules.min_answers and update.stage_seconds < rules.window_seconds + rules.max_seconds:
+            return TrialJudgement(TrialVerdict.PROBE, message=numbers, evidence=evidence)
+        failed = seen.failed + update.probes_bad
+        if total + asked < rules.min_answers:
+            return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", "neither requests nor probes got through", evidence)
+        if failed <= max(1.0, rules.error_margin * (total + asked)):
+            message = f"{numbers}, {update.probes_good} of {asked} probes answered"
+            return TrialJudgement(TrialVerdict.KEEP_ON_PROBES, "KEPT_ON_PROBES", message, evidence)
+        return TrialJudgement(TrialVerdict.ROLL_BACK, "PROBES_FAILED", f"{failed} of {total + asked} failed", evidence)
+    if update.stage_seconds >= rules.max_seconds:
+        message = f"only {total} requests came, {rules.min_answers} are needed for a verdict"
+        return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", message, evidence)
+    return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
+
+
+def _blame(seen: Counts) -> TrialVerdict:
+    """Failures that are all for want of memory condemn no model."""
+    is_memory = seen.out_of_memory > 0 and seen.out_of_memory * 2 >= seen.failed and not seen.not_finite
+    return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
+
+
+def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
+    total, before = seen.answered + seen.failed, baseline.answered + baseline.failed
+    errors = seen.failed / total if total else 0.0
+    errors_before = baseline.failed / before if before else 0.0
+    most = errors_before + rules.error_margin
+    share = Measured("error_share", errors, errors_before if before else None, most, errors <= most)
+    asked = update.probes_good + update.probes_bad
+    if asked and total < rules.min_answers:  # judged with the probes, of which one may fail
+        failed, allowed = seen.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))
+        share = Measured("failed_with_probes", failed, None, allowed, failed <= allowed)
+    rows = [
+        share,
+        Measured("runner_deaths", seen.restarts, None, rules.max_restarts, seen.restarts <= rules.max_restarts),
+    ]
+    return tuple(rows)
+
+
+def _compared(seen: Counts, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> list[Measured]:
+    """Cost and latency beside the previous slot's, as far as there is enough of both to compare."""
+    slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
+    previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
+    rows = []
+    costs = compare_costs(seen.costs, previous.costs, rules.max_cost_factor)
+    batches = 0 if costs is None else min(costs.candidate_batches, costs.active_batches)
+    if costs is not None and batches >= rules.min_compared and costs.compared_seconds >= rules.min_cost_seconds:
+        most = costs.active_seconds * rules.max_cost_factor
+        is_good = costs.by_chance > rules.significance
+        rows.append(Measured(COST, costs.candidate_seconds, costs.active_seconds, most, is_good))
+        rows.append(Measured("slower_by_chance", costs.by_chance, None, rules.significance, is_good))
+    beside = since(previous, trial.baseline)
+    if min(sum(beside.latency), sum(seen.latency)) >= rules.min_compared and beside.latency_bounds:
+        slow, slow_beside = percentile(seen, 0.95), percentile(beside, 0.95)
+        longest = max(slow_beside * rules.max_latency_factor, slow_beside + rules.latency_margin_seconds)
+        rows.append(Measured(LATENCY, slow, slow_beside, longest, slow <= longest))
+    return rows
+
+
+_BLAMELESS_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
+
+
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
+    """Wait, probe, extend the trial lease, keep it, or take it back."""
+    update, server = record.under_way, facts.server
+    if server is None:
+        return Wait(rules.observe.look_seconds, "the server cannot be reached")
+    gone = is_gone(record, facts)
+    if gone:
+        return Enter(Stage.ROLLING_BACK, gone, "the trial is over")
+    trial = server.trial
+    if trial is None:
+        raise RuntimeError("a trial that is not gone is there")
+    judgement = judge(update, server, trial, rules_of(update, rules))
+    if judgement.verdict in (TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES):
+        return Enter(Stage.COMMITTING, judgement.reason, judgement.message)
+    if judgement.verdict not in (TrialVerdict.WAIT, TrialVerdict.PROBE):
+        return Enter(Stage.ROLLING_BACK, judgement.reason, judgement.message)
+    if server.is_draining:
+        return Wait(rules.observe.look_seconds, "the server is about to end")
+    if trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2:
+        return ActivateLoad(trial.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
+    if judgement.verdict is TrialVerdict.PROBE:
+        return Probe(trial.load_id, rules.observe.probes_at_once)
+    return Wait(rules.observe.look_seconds, judgement.message)
+
+
+def is_gone(record: ModelRecord, facts: Facts) -> str:
+    """Why the trial is no longer there, for machines; empty if it is, or if nobody can say."""
+    update, server = record.under_way, facts.server
+    if server is None:
+        return ""
+    if server.life != update.server_life:
+        return "SERVER_STOPPED"
+    if transitions.is_on_trial(update, server):
+        return ""
+    last = server.last_trial
+    is_ours = server.trial is None and last is not None and last.bundle_digest == update.bundle_digest
+    return last.outcome if is_ours and last is not None else "TRIAL_UNKNOWN"
+
+
+def rules_of(update: Update, rules: Rules) -> ObserveRules:
+    """How its trial is judged.
+
+    What returns to a device is known to be good: a verdict needs no callers, and one death there, or one
+    answer that is not finite, says enough of the device.
+    """
+    if update.kind is not UpdateKind.RETURN:
+        return rules.observe
+    return replace(rules.observe, probes_allowed=True, max_restarts=0, max_not_finite=0)
+
+
+def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """Remember whether the server was seen to end in good order; a stop of this updater alone is forgotten."""
+    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
+        return record
+    if facts.server.life != record.under_way.server_life:
+        return record
+    return record.with_update(orderly=facts.server.is_draining)
+
+
+def taken_back(  # noqa: PLR0911  one line a case
+    record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str
+) -> Concluded:
+    """The trial is over without a commit: whose fault was it?"""
+    gone = is_gone(record, facts)
+    update, server = record.under_way, facts.server
+    if gone == "SERVER_STOPPED":
+        return server_stopped(record, facts, rules)
+    if gone and _ran_out(record, facts):
+        return _does_not_fit(record, facts)
+    if gone == "LEASE_EXPIRED" and update.kind is UpdateKind.RETURN:
+        return transitions.stay(record, facts, gone, "its trial ran out before there was a verdict")
+    if gone in _BLAMELESS_ENDS:
+        return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), gone, "the trial ended without blame")
+    if gone:
+        message = f"the trial of {update.revision} was ended from elsewhere"
+        return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
+    if server is None or server.trial is None:
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message)
+    judgement = judge(update, server, server.trial, rules_of(update, rules))
+    return _condemned(record, facts, rules, judgement, reason, message)
+
+
+def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+    """The server's life ended in the trial: in good order without blame, by a crash as the trial's fault."""
+    update, server = record.under_way, facts.server
+    if update.orderly or (server is not None and server.last_ended_orderly):
+        return transitions.roll_back(
+            record, facts, Ending(EndsIn.AGAIN), "SERVER_STOPPED", "the server was stopped in good order"
+        )
+    crashes = update.crashes + 1
+    record = record.with_update(crashes=crashes)
+    message = f"the server crashed while {update.revision} answered on trial"
+    if record.committed is not None:
+        return transitions.refuse(record, facts, rules, "SERVER_CRASHED", message, outcome=Outcome.ROLLED_BACK)
+    if crashes >= rules.max_crashes:
+        return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
+    return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
+
+
+def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
+    """It has proven itself on callers: from here on only the commit is left."""
+    update, server = record.under_way, facts.server
+    evidence = None
+    if server is not None and server.trial is not None:
+        evidence = judge(update, server, server.trial, rules_of(update, rules)).evidence
+    record = transitions.enter(
+        record, Stage.COMMITTING, on_probes=reason == "KEPT_ON_PROBES", reason=reason, message=message
+    )
+    return record, (transitions.event(record, facts, "trial_kept", message, evidence=evidence),)
+
+
+def probed(record: ModelRecord, result: Probed) -> Concluded:
+    """Probes stand in for callers."""
+    update = record.under_way
+    return record.with_update(
+        probes_good=update.probes_good + result.good, probes_bad=update.probes_bad + result.bad
+    ), ()
+
+
+def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) -> Concluded:
+    """A probe or an extension did not get through: the next look shows how things are."""
+    return record, ()
+
+
+def _ran_out(record: ModelRecord, facts: Facts) -> bool:
+    """Whether the server ended the trial because it ran out of memory; a slot that was needed is nobody's fault."""
+    last = None if facts.server is None else facts.server.last_trial
+    if last is None or last.reason not in transitions.REASONS:
+        return False
+    return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.RETURN
+
+
+def _does_not_fit(record: ModelRecord, facts: Facts) -> Concluded:
+    update = record.under_way
+    active = None if facts.server is None else facts.server.active
+    device = update.device or ("its device" if active is None else active.device)
+    message = f"{update.revision} ran out of memory on {device} while it answered on trial"
+    return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
+
+
+def _condemned(
+    record: ModelRecord, facts: Facts, rules: Rules, judgement: TrialJudgement, reason: str, message: str
+) -> Concluded:
+    evidence = judgement.evidence
+    if judgement.verdict is TrialVerdict.DOES_NOT_FIT:
+        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message, evidence=evidence)
+    if judgement.verdict is TrialVerdict.SLOWER:
+        return transitions.hold(record, facts, HeldFor.SLOWER, message, evidence=evidence)
+    if judgement.verdict is TrialVerdict.ROLL_BACK:
+        return transitions.refuse(record, facts, rules, reason, message, evidence=evidence, outcome=Outcome.ROLLED_BACK)
+    return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message, evidence=evidence)

@@ -1,0 +1,241 @@
+"""What serves shall be what is committed: the way back from any state. Pure.
+
+Used at rest, while an update has not touched the server yet, and to roll back: one mechanism for all.
+"""
+
+from dataclasses import replace
+
+from updater.core.effects import (
+    Action,
+    ActivateLoad,
+    ActivatePrevious,
+    CommitLoad,
+    Failed,
+    FaultKind,
+    LoadBundle,
+    RetireLoad,
+    Wait,
+    WritePointer,
+)
+from updater.core.ports import Facts, ServerState, TrialSeen
+from updater.core.record import (
+    Ending,
+    EndsIn,
+    Event,
+    HeldFor,
+    Installed,
+    ModelRecord,
+    Outcome,
+    Stage,
+    Trouble,
+    Update,
+    UpdateKind,
+)
+from updater.core.rules import Rules
+from updater.stages import transitions
+from updater.stages.transitions import Concluded, others
+
+BROKEN = "COMMITTED_BROKEN"
+_MAX_PAUSE_SECONDS = 60.0
+
+
+def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Action | None:
+    """One step towards: the server serves what is committed, the pointer says so, no other slot is taken.
+
+    Serving comes before the pointer, and the pointer before the end of a trial.
+
+    Args:
+        record: what is committed.
+        facts: how things are.
+        rules: limits.
+        keep: bundle digest of a candidate that may stay in its slot.
+
+    Returns:
+        None if nothing is left to do.
+    """
+    server, pointer = facts.server, _pointer(record, facts)
+    if server is None or server.is_draining:
+        return pointer or Wait(rules.look_seconds, "the server cannot be reached or is about to end")
+    step = _serve(record, server, rules)
+    if isinstance(step, CommitLoad):
+        return pointer or step
+    if isinstance(step, Wait):  # for a load that is not done: the pointer need not wait for it
+        return pointer or step
+    return step or pointer or _clear(record, server, keep)
+
+
+def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
+    """Whether what is committed has failed to load often enough to be given up."""
+    trouble = record.trouble
+    if trouble is None or record.committed is None:
+        return False
+    if trouble.failed_loads >= rules.max_failed_loads:
+        return True
+    server = facts.server
+    if server is None or server.life != trouble.server_life or _answers(record, server):
+        return False
+    return sum(slot.restarts for slot in server.slots) - trouble.restarts >= rules.max_restarts
+
+
+def can_go_back(record: ModelRecord, facts: Facts) -> bool:
+    """Whether the previous committed bundle is there to go back to."""
+    previous = record.previous
+    return previous is not None and previous.bundle_digest in facts.sealed
+
+
+def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """Remember since when what is committed does not answer, or that it does."""
+    server = facts.server
+    if record.committed is None or server is None:
+        return record
+    active = server.active
+    if _answers(record, server):
+        return record if record.trouble is None else replace(record, trouble=None)
+    if active is None or server.trial is not None or active.bundle_digest != record.committed.bundle_digest:
+        return record
+    if record.trouble is None or record.trouble.server_life != server.life:
+        failed_loads = 0 if record.trouble is None else record.trouble.failed_loads
+        seen = sum(slot.restarts for slot in server.slots)
+        return replace(record, trouble=Trouble(server.life, seen, failed_loads))
+    return record
+
+
+def fall_back(record: ModelRecord, facts: Facts) -> Concluded:
+    """What is committed no longer loads: serve the last committed, and let a person decide. The floor stays."""
+    broken = record.committed
+    if broken is None:
+        return record, ()
+    events: tuple[Event, ...] = ()
+    if record.update is not None:
+        record, events = transitions.end(record, facts, Outcome.ABANDONED, BROKEN)
+    message = f"{broken.revision} no longer loads here"
+    update = _going_back(broken, facts, UpdateKind.FALLBACK, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
+    if can_go_back(record, facts) and record.previous is not None:
+        message += f"; {record.previous.revision} is put back"
+        blocked = (*record.blocked, broken.bundle_digest)
+        record = replace(record, committed=record.previous, previous=None, blocked=blocked, trouble=None)
+    update = replace(update, reason=BROKEN, message=message)
+    record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
+    return record, (*events, *started)
+
+
+def by_hand(record: ModelRecord, facts: Facts) -> Concluded:
+    """An operator goes back to the previous committed revision; must be possible."""
+    bad, good = record.committed, record.previous
+    if bad is None or good is None:
+        raise RuntimeError("there is nothing to roll back to")
+    events: tuple[Event, ...] = ()
+    if record.update is not None:
+        record, events = transitions.end(record, facts, Outcome.ABANDONED, "ROLLED_BACK_BY_HAND")
+    if good.source_digest == bad.source_digest:  # an older conversion of the same source
+        record = replace(record, blocked=(*record.blocked, bad.bundle_digest))
+    else:
+        record = transitions.quarantine(record, facts, bad.source_digest, bad.revision, "ROLLED_BACK_BY_HAND")
+    update = _going_back(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
+    message = f"an operator took {bad.revision} back; {good.revision} serves"
+    update = replace(update, reason="ROLLED_BACK_BY_HAND", message=message)
+    record = replace(record, committed=good, previous=None, trouble=None, warm_seconds_left=0.0)
+    record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
+    return record, (*events, *started)
+
+
+def convert_again(record: ModelRecord, facts: Facts) -> Concluded:
+    """What is committed is converted again by this build, and proven as any candidate."""
+    installed = record.committed
+    if installed is None:
+        return record, ()
+    update = Update(
+        update_id=facts.fresh_id,
+        kind=UpdateKind.RECONVERT,
+        revision=installed.revision,
+        started_at=facts.now,
+        source_digest=installed.source_digest,
+    )
+    return transitions.start(record, update, Stage.VERIFYING, facts)
+
+
+def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Concluded:
+    """What is committed could not be loaded now."""
+    if failed.kind is FaultKind.TRANSIENT:
+        return record, ()
+    life = "" if facts.server is None else facts.server.life
+    trouble = record.trouble or Trouble(life, 0)
+    failed_loads = trouble.failed_loads + 1
+    pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
+    record = replace(record, trouble=replace(trouble, failed_loads=failed_loads, pause_seconds=pause))
+    return record, (transitions.event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}"),)
+
+
+def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Action | None:
+    """One step towards serving what is committed; None if it is what answers."""
+    target = "" if record.committed is None else record.committed.bundle_digest
+    name = record.update.update_id if record.update is not None else "reconcile"
+    trial, active = server.trial, server.active
+    if trial is not None and (trial.bundle_digest != target or _is_change_of_device(server, trial)):
+        if trial.previous_load_id:
+            return ActivatePrevious(trial.previous_load_id, name, server.generation)
+        return RetireLoad(trial.load_id, name, server.generation)
+    if trial is not None:
+        if server.loaded(trial.load_id) is None:
+            return Wait(rules.look_seconds, "what is committed is being loaded again")
+        return CommitLoad(trial.load_id, name, server.generation)
+    if not target or (active is not None and active.bundle_digest == target):
+        return None
+    return _load(record, server, target, name, rules)
+
+
+def _load(record: ModelRecord, server: ServerState, target: str, name: str, rules: Rules) -> Action:
+    if record.trouble is not None and record.trouble.pause_seconds > 0:
+        return Wait(min(rules.look_seconds, record.trouble.pause_seconds), "before it is loaded again")
+    holder = server.holding(target)
+    if holder is not None and holder.state == "LOADED":
+        return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
+    if holder is None:
+        rows = others(server)
+        if len(server.occupied) >= len(server.slots) and rows:
+            return RetireLoad(rows[0].load_id, name, server.generation)
+    return LoadBundle(target, "", name, server.generation)
+
+
+def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
+    committed = record.committed
+    if not facts.pointer_is_readable:
+        return WritePointer(committed)
+    if committed is None:  # somebody else's is adopted; our own of an update that is taken back is not
+        ours = record.update is not None and facts.pointer == record.update.installed
+        return WritePointer(None) if ours else None
+    return WritePointer(committed) if facts.pointer != committed else None
+
+
+def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | None:
+    name = record.update.update_id if record.update is not None else "reconcile"
+    for slot in others(server):
+        if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
+            continue
+        return RetireLoad(slot.load_id, name, server.generation)
+    return None
+
+
+def _is_change_of_device(server: ServerState, trial: TrialSeen) -> bool:
+    """Whether the same bundle answers what the trial fails: a way back that was not proven to its end."""
+    previous = next((slot for slot in server.occupied if slot.load_id == trial.previous_load_id), None)
+    return previous is not None and previous.bundle_digest == trial.bundle_digest
+
+
+def _answers(record: ModelRecord, server: ServerState) -> bool:
+    active = server.active
+    committed = record.committed
+    is_it = active is not None and committed is not None and active.bundle_digest == committed.bundle_digest
+    return is_it and active is not None and active.state == "LOADED"
+
+
+def _going_back(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:
+    return Update(
+        update_id=facts.fresh_id,
+        kind=kind,
+        revision=bad.revision,
+        started_at=facts.now,
+        source_digest=bad.source_digest,
+        bundle_digest=bad.bundle_digest,
+        ending=ending,
+    )

@@ -1,0 +1,315 @@
+"""The few ways in which a record moves on, used by every stage. Pure."""
+
+from dataclasses import replace
+
+from updater.core.breaker import Breaker, BreakerName, Result, passed, report, resumed, trip
+from updater.core.ports import Facts, ServerState, SlotSeen
+from updater.core.record import (
+    Counts,
+    Ending,
+    EndsIn,
+    Event,
+    Evidence,
+    HeldFor,
+    Known,
+    ModelRecord,
+    Outcome,
+    Quarantined,
+    Stage,
+    Update,
+    UpdateKind,
+)
+from updater.core.results import Failed, Shortage
+from updater.core.rules import Rules
+
+MAX_KNOWN = 500
+MAX_QUARANTINE = 500
+MAX_ALARMS = 100
+HOUR_SECONDS = 3600.0
+
+Concluded = tuple[ModelRecord, tuple[Event, ...]]
+
+
+def event(
+    record: ModelRecord,
+    facts: Facts,
+    name: str,
+    message: str = "",
+    *,
+    outcome: Outcome | None = None,
+    evidence: Evidence | None = None,
+) -> Event:
+    """Tell that something happened, with the update as it stands now."""
+    return Event(facts.now, record.model, record.stage, name, message, record.update, outcome, evidence)
+
+
+def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Concluded:
+    """Begin an update in its first stage; one that is HELD gives way to it."""
+    record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else (record, ())
+    record = replace(record, stage=stage, update=replace(update, steps=1))
+    what = f"{update.kind.lower()} of {update.revision}" + (f" to {update.device}" if update.device else "")
+    return record, (*events, event(record, facts, "update_started", what))
+
+
+def enter(record: ModelRecord, stage: Stage, **changes: object) -> ModelRecord:
+    """Go to another stage of the update under way; counts as a step."""
+    fresh = {"stage_seconds": 0.0, "attempts": 0, "pause_seconds": 0.0, "steps": record.under_way.steps + 1}
+    return replace(record, stage=stage).with_update(**{**fresh, **changes})
+
+
+def try_again(record: ModelRecord, rules: Rules) -> ModelRecord:
+    """Try the stage's effect again after a pause that grows."""
+    attempts = record.under_way.attempts + 1
+    return record.with_update(attempts=attempts, pause_seconds=rules.retry_seconds * 2.0 ** min(attempts - 1, 8))
+
+
+def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Concluded:
+    """End the update under way; what serves is what is committed."""
+    update = record.under_way
+    record = record.with_update(reason=reason or update.reason, message=message or update.message, ending=None)
+    name = f"update_{outcome.lower()}"
+    told = event(replace(record, stage=Stage.IDLE), facts, name, record.under_way.message, outcome=outcome)
+    return replace(record, stage=Stage.IDLE, update=None, has_garbage=True), (told,)
+
+
+def roll_back(
+    record: ModelRecord,
+    facts: Facts,
+    ending: Ending,
+    reason: str,
+    message: str,
+    *,
+    evidence: Evidence | None = None,
+    name: str = "rollback_began",
+) -> Concluded:
+    """Begin to put back what is committed; how it ends is written down now.
+
+    A return to a device does not start again by itself: the next one is the breaker's to allow.
+    """
+    if record.under_way.kind is UpdateKind.RETURN and ending.ends_in is not EndsIn.IDLE:
+        ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
+    record = enter(record, Stage.ROLLING_BACK, ending=ending, reason=reason, message=message)
+    return record, (event(record, facts, name, message, evidence=evidence),)
+
+
+def hold(
+    record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
+) -> Concluded:
+    """Let a person decide; the candidate leaves its slot first."""
+    if record.under_way.kind is UpdateKind.RETURN:
+        return stay(record, facts, held_for.value, message, evidence=evidence)
+    ending = Ending(EndsIn.HELD, held_for=held_for)
+    return roll_back(record, facts, ending, held_for.value, message, evidence=evidence, name="hold_decided")
+
+
+def refuse(
+    record: ModelRecord,
+    facts: Facts,
+    rules: Rules,
+    reason: str,
+    message: str,
+    *,
+    evidence: Evidence | None = None,
+    outcome: Outcome = Outcome.REFUSED,
+) -> Concluded:
+    """Condemn the candidate: its source digest, or this build's conversion of it, is never tried again."""
+    update = record.under_way
+    if update.kind is UpdateKind.RETURN:
+        return stay(record, facts, reason, message, evidence=evidence)
+    if update.kind is UpdateKind.RECONVERT:
+        record = replace(record, blocked=_added(record.blocked, update.bundle_digest))
+        ending = Ending(EndsIn.HELD, outcome, HeldFor.CONVERSION)
+    else:
+        record = blame(quarantine(record, facts, update.source_digest, update.revision, reason), facts, rules, reason)
+        ending = Ending(EndsIn.IDLE, outcome, blamed=True)
+    return roll_back(record, facts, ending, reason, message, evidence=evidence, name="candidate_refused")
+
+
+def stay(
+    record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None
+) -> Concluded:
+    """A return has failed: the model stays where it is, and nobody is to blame but the device."""
+    was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
+    outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
+    ending = Ending(EndsIn.IDLE, outcome, blamed=True)
+    return roll_back(record, facts, ending, reason, message, evidence=evidence, name="return_failed")
+
+
+def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, reason: str) -> ModelRecord:
+    """Write down a source digest that is never activated again."""
+    if not digest or record.is_quarantined(digest):
+        return record
+    row = Quarantined(digest, revision, reason, facts.now)
+    return replace(
+        record,
+        quarantine=(*record.quarantine, row)[-MAX_QUARANTINE:],
+        released=tuple(entry for entry in record.released if entry != digest),
+        approved=tuple(entry for entry in record.approved if entry != digest),
+    )
+
+
+def blame(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> ModelRecord:
+    """Count a failed update; too many in a row, or in an hour, open the breaker."""
+    ages = (*(age for age in record.failure_ages if age < HOUR_SECONDS), 0.0)
+    limits = rules.breakers[BreakerName.ACTIVATION]
+    breaker = report(
+        record.activation, Result.FAILURE, limits, facts.jitter, reason=f"the last update failed: {reason}"
+    )
+    if len(ages) > rules.max_failures_an_hour and breaker.may_begin:
+        breaker = trip(breaker, limits, facts.jitter, reason=f"{len(ages)} updates failed within an hour")
+    return replace(record, failure_ages=ages[-32:], activation=breaker)
+
+
+def learn(record: ModelRecord, version: str, source_digest: str) -> ModelRecord:
+    """Remember what a version is; what it was first called stays, unless a person said otherwise."""
+    if not version or not source_digest or record.known_digests.get(version) == source_digest:
+        return record
+    rows = [row for row in record.known if row.version != version]
+    return replace(record, known=(*rows, Known(version, source_digest))[-MAX_KNOWN:])
+
+
+def _added(rows: tuple[str, ...], row: str) -> tuple[str, ...]:
+    return rows if not row or row in rows else (*rows, row)
+
+
+def slot_of(update: Update, server: ServerState) -> SlotSeen | None:
+    """The slot that holds it, if one does."""
+    return server.holding(update.bundle_digest, update.device)
+
+
+def is_on_trial(update: Update, server: ServerState) -> bool:
+    """Whether the trial under way is this update's."""
+    trial, slot = server.trial, slot_of(update, server)
+    if trial is None or trial.bundle_digest != update.bundle_digest:
+        return False
+    return not update.device or (slot is not None and slot.load_id == trial.load_id)
+
+
+def counts_of(update: Update, server: ServerState) -> Counts:
+    """What the server has counted of it in this life."""
+    return server.counts_of(update.bundle_digest, update.device)
+
+
+def others(server: ServerState) -> list[SlotSeen]:
+    """Loads that do not answer and may be retired; the server's own move to another device is left alone."""
+    return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
+
+
+REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load: planned, and met
+_GIB = 1 << 30
+
+
+def sentence(revision: str, fault: Failed) -> str:
+    """Why a load did not fit, for people.
+
+    Args:
+        revision: that was loaded.
+        fault: with one of `REASONS`.
+    """
+    shortage = fault.shortage or Shortage("")
+    where = f" on {shortage.device}" if shortage.device else " in memory"
+    if fault.reason == "DOES_NOT_FIT":
+        return f"{revision} does not fit beside what serves{where}" + _numbers(shortage)
+    return f"{revision} ran out of memory{where} beside what serves" + _numbers(shortage)
+
+
+def _numbers(shortage: Shortage) -> str:
+    if not shortage.needed_bytes:
+        return ""
+    free = f", {shortage.free_bytes / _GIB:.2f} GiB are free" if shortage.free_bytes >= 0 else ""
+    return f": it needs {shortage.needed_bytes / _GIB:.2f} GiB{free}"
+
+
+_LAZY_SECONDS = 10.0  # so far a written record may lag behind
+UNDER_WAY = frozenset(Stage) - {Stage.IDLE, Stage.HELD}
+
+
+def aged(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """Let the monotonic seconds since the step before pass for everything that lasts."""
+    seconds = max(0.0, facts.elapsed_seconds)
+    watch, update, trouble = record.watch, record.update, record.trouble
+    if update is not None:
+        pause = max(0.0, update.pause_seconds - seconds)
+        update = replace(update, stage_seconds=update.stage_seconds + seconds, pause_seconds=pause)
+    if trouble is not None:
+        trouble = replace(trouble, pause_seconds=max(0.0, trouble.pause_seconds - seconds))
+    return replace(
+        record,
+        watch=replace(watch, seconds_to_look=max(0.0, watch.seconds_to_look - seconds)),
+        update=update,
+        trouble=trouble,
+        warm_seconds_left=max(0.0, record.warm_seconds_left - seconds),
+        failure_ages=tuple(age + seconds for age in record.failure_ages if age + seconds < HOUR_SECONDS),
+        hub=_passed(record.hub, seconds, facts, rules),
+        activation=_passed(record.activation, seconds, facts, rules),
+        device=_passed(record.device, seconds, facts, rules),
+        written_at=facts.now,
+    )
+
+
+def begun(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """A life of the updater begins: what it was in the middle of is counted, what it waited for went on.
+
+    The wall clock is believed only as far as it shortens a wait that would have ended anyway.
+    """
+    away = 0.0 if record.written_at is None else (facts.now - record.written_at).total_seconds()
+    record = replace(
+        record,
+        hub=_resumed(record.hub, away, facts, rules),
+        activation=_resumed(record.activation, away, facts, rules),
+        device=_resumed(record.device, away, facts, rules),
+        has_garbage=True,
+        written_at=facts.now,
+    )
+    if record.update is None or record.stage not in UNDER_WAY:
+        return record
+    return record.with_update(steps=record.update.steps + 1)
+
+
+def stopped(record: ModelRecord) -> ModelRecord:
+    """This updater was told to stop: if the whole stack is, a trial that is lost by it is lost without blame."""
+    if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING):
+        return record
+    return record.with_update(orderly=True)
+
+
+def is_worth_writing(written: ModelRecord, record: ModelRecord) -> bool:
+    """Whether a record differs from the written one by more than a little time."""
+    if _timeless(written) != _timeless(record):
+        return True
+    pairs = zip(_timers(written), _timers(record), strict=True)
+    return any(abs(before - after) >= _LAZY_SECONDS for before, after in pairs)
+
+
+def _timeless(record: ModelRecord) -> ModelRecord:
+    update, trouble = record.update, record.trouble
+    return replace(
+        record,
+        watch=replace(record.watch, seconds_to_look=float(record.watch.seconds_to_look > 0)),
+        update=None if update is None else replace(update, stage_seconds=0.0, pause_seconds=0.0),
+        trouble=None if trouble is None else replace(trouble, pause_seconds=0.0),
+        warm_seconds_left=float(record.warm_seconds_left > 0),
+        failure_ages=(0.0,) * len(record.failure_ages),
+        hub=replace(record.hub, left_seconds=0.0, calm_seconds=0.0),
+        activation=replace(record.activation, left_seconds=0.0, calm_seconds=0.0),
+        device=replace(record.device, left_seconds=0.0, calm_seconds=0.0),
+        written_at=None,
+    )
+
+
+def _timers(record: ModelRecord) -> tuple[float, ...]:
+    return (
+        0.0 if record.update is None else record.update.stage_seconds,
+        record.warm_seconds_left,
+        record.hub.left_seconds,
+        record.activation.left_seconds,
+        record.device.left_seconds,
+    )
+
+
+def _passed(breaker: Breaker, seconds: float, facts: Facts, rules: Rules) -> Breaker:
+    return passed(breaker, seconds, rules.breakers[BreakerName(breaker.name)], facts.jitter)
+
+
+def _resumed(breaker: Breaker, away: float, facts: Facts, rules: Rules) -> Breaker:
+    return resumed(breaker, away, rules.breakers[BreakerName(breaker.name)], facts.jitter)
