@@ -121,7 +121,7 @@ def test_rooms_import_only_the_ground_they_stand_on() -> None:
         # What a room can be told belongs to its surface: `hotslot config check` reads all of them.
         and not (source.room == "cli" and ".settings." in f"{name}.")
     ]
-    assert [] == broken
+    assert broken == []
 
 
 def test_no_folders_import_each_other_in_a_circle() -> None:
@@ -135,8 +135,8 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
 
 def test_server_and_runner_meet_only_in_wire() -> None:
     """Torch's process and the callers' process share frames, nothing else."""
-    assert [] == users_of({"inference.runner"}, except_in=("inference/runner/",))
-    assert [] == [row for row in users_of({"inference.server"}, except_in=("inference/server/",)) if "cli/" not in row]
+    assert users_of({"inference.runner"}, except_in=("inference/runner/",)) == []
+    assert [row for row in users_of({"inference.server"}, except_in=("inference/server/",)) if "cli/" not in row] == []
 
 
 def test_wire_knows_neither_side() -> None:
@@ -144,12 +144,12 @@ def test_wire_knows_neither_side() -> None:
     both = {"inference.server", "inference.runner"}
     wire = [source for source in sources() if source.path == "inference/wire.py"]
     assert wire
-    assert [] == [name for source in wire for name, _ in source.imports() if is_within(name, both)]
+    assert [name for source in wire for name, _ in source.imports() if is_within(name, both)] == []
 
 
 def test_torch_lives_only_in_the_runner() -> None:
     """No other process pays for it, and none can be taken down by it."""
-    assert [] == users_of({"torch", "torchvision"}, except_in=("inference/runner/",))
+    assert users_of({"torch", "torchvision"}, except_in=("inference/runner/",)) == []
 
 
 def test_only_the_hub_adapter_and_webhooks_speak_http() -> None:
@@ -160,9 +160,9 @@ def test_only_the_hub_adapter_and_webhooks_speak_http() -> None:
 
 def test_numbers_are_exported_only_by_metrics_and_scrape() -> None:
     """The metrics library stays at the edge."""
-    assert [] == [
+    assert [
         row for row in users_of({"prometheus_client"}, except_in=("common/scrape.py",)) if "/metrics.py:" not in row
-    ]
+    ] == []
 
 
 def test_the_environment_is_read_only_in_settings() -> None:
@@ -177,7 +177,7 @@ def test_the_environment_is_read_only_in_settings() -> None:
         and (node.value.id, node.attr) in {("os", "environ"), ("os", "environb"), ("os", "getenv"), ("os", "putenv")}
     ]
     names = {"os.environ", "os.environb", "os.getenv"}
-    assert [] == broken + [row for row in users_of(names, except_in=()) if "/settings.py:" not in row]
+    assert broken + [row for row in users_of(names, except_in=()) if "/settings.py:" not in row] == []
 
 
 def test_the_clock_is_read_only_in_one_place() -> None:
@@ -191,7 +191,7 @@ def test_the_clock_is_read_only_in_one_place() -> None:
         and node.attr in WALL_CLOCK_CALLS
         and ast.unparse(node.value) in {"datetime", "datetime.datetime", "date", "datetime.date"}
     ]
-    assert [] == calls + users_of({"time"}, except_in=("common/clock.py",))
+    assert calls + users_of({"time"}, except_in=("common/clock.py",)) == []
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_only_a_runner_process_loads_torch(module: str) -> None:
     """Nothing that is imported on the way brings torch, the hub or another room's weight in."""
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert 0 == done.returncode, done.stderr
-    assert set() == {"torch", "numpy", "modelscope", "modelscope_hub", "inference.runner"} & set(done.stdout.split())
+    assert done.returncode == 0, done.stderr
+    assert {"torch", "numpy", "modelscope", "modelscope_hub", "inference.runner"} & set(done.stdout.split()) == set()
 
 
 def test_an_updater_that_speaks_no_http_loads_no_http_library() -> None:
@@ -220,17 +220,18 @@ def test_the_whole_updater_knows_no_torch() -> None:
     assert "updater.hub.opening" in modules
     program = f"import sys, {', '.join(modules)}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert 0 == done.returncode, done.stderr
-    assert {"urllib3", "modelscope_hub"} == {"urllib3", "modelscope_hub", "torch", "modelscope", "numpy"} & set(
-        done.stdout.split()
-    )
+    assert done.returncode == 0, done.stderr
+    assert {"urllib3", "modelscope_hub", "torch", "modelscope", "numpy"} & set(done.stdout.split()) == {
+        "urllib3",
+        "modelscope_hub",
+    }
 
 
 def test_files_are_short_or_say_why_not() -> None:
     """A file tells one thing."""
     lengths = {source.path: source.text.count("\n") for source in sources()}
-    assert {} == {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES and path not in LARGE_FILES}
-    assert [] == [path for path in LARGE_FILES if lengths.get(path, 0) <= MAX_FILE_LINES], (
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES and path not in LARGE_FILES} == {}
+    assert [path for path in LARGE_FILES if lengths.get(path, 0) <= MAX_FILE_LINES] == [], (
         "no exception needed any more"
     )
 
@@ -238,8 +239,8 @@ def test_files_are_short_or_say_why_not() -> None:
 def test_functions_are_short_or_say_why_not() -> None:
     """A function does one step."""
     lengths = dict(function for source in sources() for function in source.functions())
-    assert {} == {
+    assert {
         name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES and name not in LARGE_FUNCTIONS
-    }
+    } == {}
     unneeded = [name for name in LARGE_FUNCTIONS if lengths.get(name, 0) <= MAX_FUNCTION_LINES]
-    assert [] == unneeded, "no exception needed any more"
+    assert unneeded == [], "no exception needed any more"

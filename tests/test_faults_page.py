@@ -17,17 +17,17 @@ def test_the_page_is_fresh() -> None:
 
 def test_what_takes_long_has_passed_when_it_last_ran() -> None:
     """Every step of `make chaos` stands in the committed report with its numbers, passed, and counted something."""
-    assert [] == faults.unproven(read_report())
+    assert faults.unproven(read_report()) == []
 
 
 def test_a_step_that_did_not_pass_proves_nothing() -> None:
     """Neither failed, nor skipped, nor run for other numbers, nor never run."""
     good = {step.name: replace(ROW, step=step.name, faults=step.faults) for step in STEPS}
-    assert [] == faults.unproven(good)
+    assert faults.unproven(good) == []
     for change in ({"result": "failed"}, {"result": "skipped"}, {"faults": ("U6",)}, {"count": 0}):
-        assert 1 == len(faults.unproven({**good, "deaf": replace(good["deaf"], **change)}))
+        assert len(faults.unproven({**good, "deaf": replace(good["deaf"], **change)})) == 1
     del good["deaf"]
-    assert ["deaf: never run"] == faults.unproven(good)
+    assert faults.unproven(good) == ["deaf: never run"]
 
 
 def test_a_run_of_some_steps_leaves_the_rows_of_the_others(tmp_path: Path) -> None:

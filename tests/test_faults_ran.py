@@ -39,20 +39,20 @@ def ended(run: pytest.Pytester, tests: str, *arguments: str) -> tuple[int, str]:
 
 def test_a_whole_run_that_did_everything_passes(run: pytest.Pytester) -> None:
     """Every number of the page ran and passed; what needs a card, or a command of its own, is not asked for."""
-    assert 0 == ended(run, PASSING)[0]
+    assert ended(run, PASSING)[0] == 0
 
 
 def test_a_skipped_test_fails_the_run(run: pytest.Pytester) -> None:
     """One parameter that was skipped is enough."""
     code, output = ended(run, SKIPPING)
-    assert 1 == code
+    assert code == 1
     assert "K1: tests/test_kills.py::test_a_kill was skipped" in output
 
 
 def test_a_test_that_is_no_longer_there_fails_the_run(run: pytest.Pytester) -> None:
     """The page names a number that nobody carries any more."""
     code, output = ended(run, WITHOUT)
-    assert 1 == code
+    assert code == 1
     assert "K2: tests/test_kills.py::test_a_kill did not run and pass" in output
     assert "K1" not in output
 
@@ -66,5 +66,5 @@ def test_a_chosen_part_is_not_held_to_it(run: pytest.Pytester, choice: tuple[str
 def test_a_failed_run_stays_failed(run: pytest.Pytester) -> None:
     """It says what is missing beside what failed."""
     code, output = ended(run, PASSING.replace("assert way", "assert way == 1"))
-    assert 1 == code
+    assert code == 1
     assert "1 failed" in output

@@ -13,7 +13,7 @@ def test_generated_code_is_that_of_the_contracts(tmp_path: Path) -> None:
     )
     assert committed == written
     stale = [str(name) for name in written if (tmp_path / name).read_bytes() != (PROTOS / name).read_bytes()]
-    assert [] == stale
+    assert stale == []
 
 
 def test_every_contract_is_typed() -> None:

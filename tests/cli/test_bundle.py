@@ -81,8 +81,8 @@ def test_an_import_commits_and_keeps_other_models(source: Path, state: Path) -> 
     done = import_bundle(source, state, "shapes", "v1", "float32", convert=seal)
 
     rows = read_committed(state)
-    assert (True, False, None) == (done.is_new, done.was_sealed, done.replaced)
-    assert FOREIGN == rows["other"]
+    assert (done.is_new, done.was_sealed, done.replaced) == (True, False, None)
+    assert rows["other"] == FOREIGN
     assert (done.bundle.bundle_digest, "v1", Origin.IMPORT) == (
         rows["shapes"].bundle_digest,
         rows["shapes"].revision,
@@ -100,7 +100,7 @@ def test_the_same_import_again_changes_nothing(hotslot: Hotslot, source: Path, s
     before = pointer.stat()
     second = hotslot(*words)
 
-    assert (0, 0) == (first.code, second.code)
+    assert (first.code, second.code) == (0, 0)
     assert "shapes is now v1.0.0" in first.out
     assert "was sealed already" in first.out
     assert "nothing to do" in second.out
@@ -124,15 +124,15 @@ def test_the_model_is_guessed_where_only_one_fits(
 
     settings.write_text(settings.read_text() + '[[models]]\nname = "more"\n')
     ended = hotslot("bundle", "import", str(source))
-    assert (2, True) == (ended.code, "--model" in ended.err and "pictures, more" in ended.err)
+    assert (ended.code, "--model" in ended.err and "pictures, more" in ended.err) == (2, True)
 
 
 def test_a_foreign_folder_is_refused_with_its_reason(hotslot: Hotslot, source: Path, state: Path) -> None:
     """The converter's reason and sentence, no traceback, nothing committed."""
     (source / "configuration.json").write_text('{"task": "poetry"}')
     ended = hotslot("bundle", "import", str(source), "--model", "m", "--state-dir", str(state))
-    assert (1, True) == (ended.code, "(ENGINE_UNKNOWN)" in ended.err)
-    assert {} == read_committed(state)
+    assert (ended.code, "(ENGINE_UNKNOWN)" in ended.err) == (1, True)
+    assert read_committed(state) == {}
 
 
 def test_bundles_are_listed_with_the_committed_mark(
@@ -145,17 +145,17 @@ def test_bundles_are_listed_with_the_committed_mark(
 
     ended = hotslot("bundle", "list", "--state-dir", str(state))
 
-    assert 0 == ended.code
+    assert ended.code == 0
     assert "shapes (import)" in ended.out
     assert "broken: " in ended.out
-    assert 2 == len(bundle_folders(state))
+    assert len(bundle_folders(state)) == 2
 
 
 def test_a_bundle_is_shown_by_its_first_digits(hotslot: Hotslot, state: Path, sealed: Bundle) -> None:
     """All that its manifest says, by a digest that is long enough to mean one."""
     digits = sealed.bundle_digest[7:15]
     ended = hotslot("bundle", "show", digits, "--state-dir", str(state))
-    assert 0 == ended.code
+    assert ended.code == 0
     assert sealed.bundle_digest in ended.out
     assert "model.safetensors  7 B" in ended.out
 
@@ -170,7 +170,7 @@ def test_an_unknown_digest_is_one_sentence(hotslot: Hotslot, state: Path, digits
 def test_an_empty_state_says_how_to_begin(hotslot: Hotslot, state: Path) -> None:
     """Listing nothing is no failure."""
     ended = hotslot("bundle", "list", "--state-dir", str(state))
-    assert (0, True) == (ended.code, "hotslot bundle import" in ended.out)
+    assert (ended.code, "hotslot bundle import" in ended.out) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_broken_pointer_is_one_sentence(hotslot: Hotslot, state: Path, spoil: 
     """No traceback for a file that somebody else has spoilt."""
     spoil(state / "committed.json")
     ended = hotslot("bundle", "list", "--state-dir", str(state))
-    assert (1, True) == (ended.code, ended.err.startswith("error: committed.json"))
+    assert (ended.code, ended.err.startswith("error: committed.json")) == (1, True)
 
 
 def test_what_the_updater_keeps_is_not_replaced_by_hand(
@@ -196,15 +196,15 @@ def test_what_the_updater_keeps_is_not_replaced_by_hand(
     (state / "journal.db").touch()
 
     refused = hotslot(*words)
-    assert 0 != refused.code
+    assert refused.code != 0
     assert f"hotslot hub add {source} v1.0.0" in " ".join(refused.err.split())
     assert committed == read_committed(state)["shapes"]
 
     (tmp_path / "hotslot.toml").write_text(settings)
-    assert 0 == hotslot(*words).code
+    assert hotslot(*words).code == 0
     (tmp_path / "hotslot.toml").write_text(kept)
     again = hotslot(*words)
-    assert (0, True) == (again.code, "nothing to do" in again.out)
+    assert (again.code, "nothing to do" in again.out) == (0, True)
 
 
 def test_a_first_import_beside_an_updater_is_adopted(
@@ -213,4 +213,4 @@ def test_a_first_import_beside_an_updater_is_adopted(
     """A journal that knows nothing of the model yet takes over what is there."""
     (state / "journal.db").touch()
     ended = hotslot("bundle", "import", str(source), "--model", "shapes", "--state-dir", str(state))
-    assert (0, True) == (ended.code, "shapes is now v1.0.0" in ended.out)
+    assert (ended.code, "shapes is now v1.0.0" in ended.out) == (0, True)

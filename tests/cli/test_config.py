@@ -29,7 +29,7 @@ def test_good_settings_say_where_the_server_will_listen(hotslot: Hotslot, tmp_pa
     """Exit code 0; addresses and models."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     ended = hotslot("config", "check")
-    assert 0 == ended.code
+    assert ended.code == 0
     assert ended.out.startswith("ok  hotslot.toml")
     assert "127.0.0.1:50123" in ended.out
     assert "shapes (visual-entailment, auto)" in ended.out
@@ -41,16 +41,16 @@ def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None
     ended = hotslot("config", "check", "--config", "bad.toml")
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in ended.err.splitlines()[2:]}
 
-    assert 2 == ended.code
-    assert "error: the settings have 6 mistakes" == ended.err.splitlines()[0]
-    assert {
+    assert ended.code == 2
+    assert ended.err.splitlines()[0] == "error: the settings have 6 mistakes"
+    assert lines == {
         "models[0].name": "'Shapes' text, `^[a-z0-9][a-z0-9._-]{0,127}$`",
         "server.port": "99999 integer, 0 to 65535",
         "server.prot": "1 unknown key; did you mean server.port?",
         "server.grace_seconds": "'long' number, more than 0, at most 300",
         "runner.standby": "'perhaps' true or false",
         "logs.level": '\'loud\' "debug" or "info" or "warning" or "error"',
-    } == lines
+    }
 
 
 def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkey
     (tmp_path / "hotslot.toml").write_text(GOOD)
     monkeypatch.setenv("HOTSLOT_SERVER__PORT", "many")
     ended = hotslot("config", "check")
-    assert (2, True) == (ended.code, "server.port" in ended.err)
+    assert (ended.code, "server.port" in ended.err) == (2, True)
 
 
 def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
@@ -78,11 +78,11 @@ def test_a_server_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotsl
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n")
     ended = hotslot("config", "check")
     told = " ".join(ended.err.split())
-    assert (2, True) == (ended.code, "watchdog.stop_seconds 60" in told)
+    assert (ended.code, "watchdog.stop_seconds 60" in told) == (2, True)
     assert "more than 60, which is server.drain_delay_seconds + server.grace_seconds" in told
 
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n[watchdog]\nstop_seconds = 61\n")
-    assert 0 == hotslot("config", "check").code
+    assert hotslot("config", "check").code == 0
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "is no TOML")])
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake(
     if content is not None:
         (tmp_path / "hotslot.toml").write_text(content)
     ended = hotslot("config", "check")
-    assert (2, True) == (ended.code, says in ended.err)
+    assert (ended.code, says in ended.err) == (2, True)
 
 
 def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: Path) -> None:
@@ -122,14 +122,14 @@ def test_the_reference_in_the_docs_is_fresh(hotslot: Hotslot) -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     """No key without a sentence."""
-    assert [] == [row.key for row in setting_rows() if not row.meaning]
+    assert [row.key for row in setting_rows() if not row.meaning] == []
 
 
 @pytest.mark.parametrize("name", ["hotslot.toml", "deploy/hotslot-http.toml"])
 def test_the_demo_s_settings_are_good(hotslot: Hotslot, name: str) -> None:
     """The files of the project pass their own check."""
     ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / name))
-    assert (0, True) == (ended.code, "shapes" in ended.out)
+    assert (ended.code, "shapes" in ended.out) == (0, True)
 
 
 def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
@@ -138,7 +138,7 @@ def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
     plain, http = (tomllib.loads((PROJECT_FOLDER / name).read_text()) for name in names)
     del plain["updater"]["models"]["shapes"]["hub_folder"]
     del http["updater"]["models"]["shapes"]["hub_model"]
-    assert {"hub_endpoint"} == http["updater"].keys() - plain["updater"].keys()
+    assert http["updater"].keys() - plain["updater"].keys() == {"hub_endpoint"}
     del http["updater"]["hub_endpoint"]
     assert plain == http
 
@@ -162,7 +162,7 @@ def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
 def test_every_command_teaches_by_example(hotslot: Hotslot, command: str) -> None:
     """`--help` ends with a line that can be pasted."""
     ended = hotslot(*command.split(), "--help")
-    assert (0, True) == (ended.code, f"Example:  hotslot {command}" in ended.out)
+    assert (ended.code, f"Example:  hotslot {command}" in ended.out) == (0, True)
 
 
 def test_the_help_names_all_commands_and_exit_codes(hotslot: Hotslot) -> None:
@@ -175,4 +175,4 @@ def test_the_help_names_all_commands_and_exit_codes(hotslot: Hotslot) -> None:
 def test_a_wrong_command_line_is_told_without_a_traceback(hotslot: Hotslot) -> None:
     """Exit code 2."""
     ended = hotslot("predict")
-    assert (2, True, False) == (ended.code, "Missing argument" in ended.err, "Traceback" in ended.err)
+    assert (ended.code, "Missing argument" in ended.err, "Traceback" in ended.err) == (2, True, False)

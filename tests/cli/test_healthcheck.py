@@ -22,19 +22,19 @@ def probe(*flags: str) -> tuple[int, str]:
 
 def test_0_a_serving_server_is_serving(server: StandIn) -> None:
     """Exit code 0, and the prober's words."""
-    assert (0, "status: SERVING") == probe("-addr", server.address)
+    assert probe("-addr", server.address) == (0, "status: SERVING")
 
 
 def test_1_a_missing_address_is_a_bad_argument() -> None:
     """Exit code 1."""
-    assert (1, "error: -addr not specified") == probe("-service", "x")
+    assert probe("-service", "x") == (1, "error: -addr not specified")
 
 
 def test_2_nobody_there_is_a_failed_connection() -> None:
     """Exit code 2, after the connection's own limit."""
     code, said = probe(f"--addr={UNUSED}", "-connect-timeout=100ms")
-    assert 2 == code
-    assert f'timeout: failed to connect service "{UNUSED}" within 0.1s' == said
+    assert code == 2
+    assert said == f'timeout: failed to connect service "{UNUSED}" within 0.1s'
 
 
 @pytest.mark.parametrize(
@@ -58,23 +58,24 @@ def test_3_a_server_without_health_is_a_failed_call() -> None:
     bare = StandIn(has_services=False)
     code, said = probe("-addr", bare.address, "-gzip", "-user-agent", "me")
     bare.stop()
-    assert 3 == code
+    assert code == 3
     assert "does not implement the grpc health protocol" in said
 
 
 def test_4_a_server_that_does_not_serve_is_unhealthy(server: StandIn) -> None:
     """Exit code 4."""
-    assert (4, 'service unhealthy (responded with "NOT_SERVING")') == probe("-addr", server.address, "-service", "down")
+    assert probe("-addr", server.address, "-service", "down") == (4, 'service unhealthy (responded with "NOT_SERVING")')
 
 
 def test_verbose_says_how_long_it_took(server: StandIn) -> None:
     """Each step has a line; the verdict stays the last."""
     code, said = probe("-v", "-addr", server.address)
-    assert 0 == code
-    assert ["establishing connection", "connection established"] == [
-        line.split(" (")[0] for line in said.splitlines()[:2]
+    assert code == 0
+    assert [line.split(" (")[0] for line in said.splitlines()[:2]] == [
+        "establishing connection",
+        "connection established",
     ]
-    assert "status: SERVING" == said.splitlines()[-1]
+    assert said.splitlines()[-1] == "status: SERVING"
 
 
 def test_a_probe_pays_for_no_more_than_grpc() -> None:
@@ -85,7 +86,7 @@ def test_a_probe_pays_for_no_more_than_grpc() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=PROJECT_FOLDER, capture_output=True, text=True, timeout=20, check=True
     )
-    assert "[]" == done.stdout.strip()
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("service", ["", "liveness", "x" * 127, "x" * 128, "ä" * 9000])
@@ -102,7 +103,7 @@ def test_responses_are_read_as_protobuf_reads_them(number: int) -> None:
     )
     raw = health_pb2.HealthCheckResponse(status=number).SerializeToString()
     assert status == decode_response(raw)
-    assert "UNKNOWN" == decode_response(b"\xff\xff")
+    assert decode_response(b"\xff\xff") == "UNKNOWN"
 
 
 @pytest.mark.parametrize(
@@ -138,11 +139,11 @@ def test_a_wrong_flag_is_named(flags: str, says: str) -> None:
 def test_flags_are_read_in_all_of_go_s_ways() -> None:
     """One dash or two, value behind a space or an equals sign, switches with and without a value."""
     flags = parse_flags(["--addr=a:1", "-service", "s", "-gzip=false", "-tls", "--tls-server-name", "n", "-v=true"])
-    assert ("a:1", "s", False, True, "n", True) == (
+    assert (
         flags.address,
         flags.service,
         flags.gzip,
         flags.tls,
         flags.tls_server_name,
         flags.verbose,
-    )
+    ) == ("a:1", "s", False, True, "n", True)

@@ -17,13 +17,13 @@ def test_a_question_gets_a_table(hotslot: Hotslot, server: StandIn, picture: str
     ended = hotslot("predict", picture, "yes it is", "maybe [so]", "--address", server.address, "--premise", "p")
 
     lines = [line.split() for line in ended.out.splitlines()]
-    assert 0 == ended.code
-    assert ["statement", "answer", "yes", "no", "maybe"] == lines[0]
-    assert ["yes", "it", "is", "yes", "90.0%", "5.0%", "5.0%"] == lines[1]
-    assert ["maybe", "[so]", "maybe", "5.0%", "5.0%", "90.0%"] == lines[2]
+    assert ended.code == 0
+    assert lines[0] == ["statement", "answer", "yes", "no", "maybe"]
+    assert lines[1] == ["yes", "it", "is", "yes", "90.0%", "5.0%", "5.0%"]
+    assert lines[2] == ["maybe", "[so]", "maybe", "5.0%", "5.0%", "90.0%"]
     assert "shapes v1.0.0 · cpu, slot a · computed in 12 ms · " in ended.out
-    assert b"\x89PNG and more" == server.requests[0].image.content
-    assert "p" == server.requests[0].premise
+    assert server.requests[0].image.content == b"\x89PNG and more"
+    assert server.requests[0].premise == "p"
 
 
 def test_json_holds_everything(hotslot: Hotslot, server: StandIn, picture: str) -> None:
@@ -31,10 +31,10 @@ def test_json_holds_everything(hotslot: Hotslot, server: StandIn, picture: str) 
     ended = hotslot("predict", picture, "no", "--address", server.address, "--json")
 
     row = json.loads(ended.out)
-    assert 1 == len(ended.out.splitlines())
-    assert [{"statement": "no", "label": "no", "scores": {"yes": 0.05, "no": 0.9, "maybe": 0.05}}] == row["results"]
-    assert DIGEST == row["served_by"]["digest"]
-    assert 0.012 == row["timing"]["computed_seconds"]
+    assert len(ended.out.splitlines()) == 1
+    assert row["results"] == [{"statement": "no", "label": "no", "scores": {"yes": 0.05, "no": 0.9, "maybe": 0.05}}]
+    assert row["served_by"]["digest"] == DIGEST
+    assert row["timing"]["computed_seconds"] == 0.012
     assert row["timing"]["queued_seconds"] is None
     assert 0 < row["round_trip_seconds"] < 10
 
@@ -44,8 +44,8 @@ def test_a_picture_may_come_through_a_pipe(hotslot: Hotslot, server: StandIn, mo
     pipe = SimpleNamespace(buffer=io.BytesIO(b"piped"), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", pipe)
 
-    assert 0 == hotslot("predict", "-", "yes", "--address", server.address).code
-    assert b"piped" == server.requests[0].image.content
+    assert hotslot("predict", "-", "yes", "--address", server.address).code == 0
+    assert server.requests[0].image.content == b"piped"
 
 
 def test_a_pipe_has_a_limit(hotslot: Hotslot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_a_pipe_has_a_limit(hotslot: Hotslot, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(predict, "MAX_PICTURE_BYTES", 64)
 
     ended = hotslot("predict", "-", "yes")
-    assert 1 == ended.code
+    assert ended.code == 1
     assert "send a smaller picture" in ended.err
 
 
@@ -72,13 +72,13 @@ def test_a_refusal_is_told_in_the_server_s_words(
 ) -> None:
     """Sentence, reason and field of the server, and the next step."""
     ended = hotslot("predict", picture, "yes", "--address", server.address, "--model", model)
-    assert (1, "", f"error: {sentence}\n") == (ended.code, ended.out, ended.err)
+    assert (ended.code, ended.out, ended.err) == (1, "", f"error: {sentence}\n")
 
 
 def test_nobody_there_is_one_sentence(hotslot: Hotslot, picture: str) -> None:
     """It says where nobody answered and what may be missing."""
     ended = hotslot("predict", picture, "yes", "--address", "127.0.0.1:1")
-    assert 1 == ended.code
+    assert ended.code == 1
     assert ended.err.startswith("error: nothing answers at 127.0.0.1:1; is `make serve` running?")
 
 
@@ -86,7 +86,7 @@ def test_too_little_time_is_one_sentence(hotslot: Hotslot, server: StandIn, pict
     """It says how long was waited and how to wait longer."""
     ended = hotslot("predict", picture, "yes", "-a", server.address, "-m", "slow", "-t", "0.05")
     server.released.set()
-    assert 1 == ended.code
+    assert ended.code == 1
     assert "within 0.05 s; allow more time with --timeout" in ended.err
 
 
@@ -95,14 +95,14 @@ def test_a_stranger_is_recognised(hotslot: Hotslot, picture: str) -> None:
     bare = StandIn(has_services=False)
     ended = hotslot("predict", picture, "yes", "-a", bare.address)
     bare.stop()
-    assert 1 == ended.code
+    assert ended.code == 1
     assert "is no hotslot server" in ended.err
 
 
 def test_a_picture_that_is_not_there_is_one_sentence(hotslot: Hotslot) -> None:
     """Nothing is sent."""
     ended = hotslot("predict", "nope.png", "yes")
-    assert (1, True) == (ended.code, ended.err.startswith("error: cannot read nope.png: no such file or directory"))
+    assert (ended.code, ended.err.startswith("error: cannot read nope.png: no such file or directory")) == (1, True)
 
 
 def test_the_address_follows_the_settings(
@@ -110,4 +110,4 @@ def test_the_address_follows_the_settings(
 ) -> None:
     """`HOTSLOT_ADDRESS` is used where no address is given."""
     monkeypatch.setenv("HOTSLOT_ADDRESS", server.address)
-    assert 0 == hotslot("predict", picture, "yes").code
+    assert hotslot("predict", picture, "yes").code == 0

@@ -55,7 +55,7 @@ def test_an_older_bundle_says_nothing(hotslot: Hotslot, tmp_path: Path) -> None:
     """And that is told."""
     bundle = sealed(tmp_path, None)
     ended = hotslot("bundle", "show", bundle.bundle_digest, "--state-dir", str(tmp_path))
-    assert (0, True) == (ended.code, "does not say: sealed by an older hotslot" in " ".join(ended.out.split()))
+    assert (ended.code, "does not say: sealed by an older hotslot" in " ".join(ended.out.split())) == (0, True)
 
 
 def test_status_and_an_update_say_it_too() -> None:

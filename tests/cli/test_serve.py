@@ -35,14 +35,14 @@ def test_a_signal_ends_the_stack_in_order(name: str) -> None:
     """Ctrl-C, a supervisor's TERM and a closed terminal all become one SIGTERM, and its exit code is ours."""
     before = signal.getsignal(signal.SIGINT)
     command = (sys.executable, "-c", ASKS_TO_END.format(name=name))
-    assert 7 == serve.run_stack(command, lambda ended: None)
+    assert serve.run_stack(command, lambda ended: None) == 7
     assert before == signal.getsignal(signal.SIGINT)
 
 
 def test_a_killed_stack_is_told_as_shells_tell_it() -> None:
     """128 + the signal."""
     command = (sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
-    assert 137 == serve.run_stack(command, lambda ended: None)
+    assert serve.run_stack(command, lambda ended: None) == 137
 
 
 def test_a_server_without_models_says_how_to_bring_one_in(
@@ -52,7 +52,7 @@ def test_a_server_without_models_says_how_to_bring_one_in(
     write_settings(tmp_path)
     monkeypatch.setattr(serve, "STACK_COMMAND", (sys.executable, "-c", "raise SystemExit(70)"))
     ended = hotslot("serve")
-    assert (70, True) == (ended.code, "hotslot bundle import DIR --model shapes" in ended.err)
+    assert (ended.code, "hotslot bundle import DIR --model shapes" in ended.err) == (70, True)
 
 
 def test_a_taken_port_is_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_taken_port_is_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         write_settings(tmp_path, port)
         ended = hotslot("serve")
-    assert 1 == ended.code
+    assert ended.code == 1
     assert f"something listens at 127.0.0.1:{port} already" in ended.err
     assert "HOTSLOT_SERVER__PORT" in ended.err
 
@@ -74,7 +74,7 @@ def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) ->
         with (tmp_path / "hotslot.toml").open("a") as file:
             file.write(f"[updater]\nmetrics_port = {port}\n")
         ended = hotslot("serve")
-    assert 1 == ended.code
+    assert ended.code == 1
     assert f"something listens at 127.0.0.1:{port} already" in ended.err
     assert "HOTSLOT_UPDATER__METRICS_PORT" in ended.err
 
@@ -83,7 +83,7 @@ def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Pa
     """One sentence instead of a model that nobody serves."""
     (tmp_path / "hotslot.toml").write_text('[[models]]\nname = "mine"\n[server]\nport = 0\nmetrics_port = -1\n')
     ended = hotslot("serve", "--demo")
-    assert (1, True) == (ended.code, '[[models]] name = "shapes"' in ended.err)
+    assert (ended.code, '[[models]] name = "shapes"' in ended.err) == (1, True)
 
 
 def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path:
     with (tmp_path / "hotslot.toml").open("a") as file:
         file.write("[updater]\nmetrics_port = -1\n")
     ended = hotslot("serve", "--serve-hub", "hub")
-    assert (2, True) == (ended.code, "hub_endpoint" in ended.err)
+    assert (ended.code, "hub_endpoint" in ended.err) == (2, True)
 
 
 def test_a_ready_server_says_what_to_try(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_stack_that_ended_is_not_announced(tmp_path: Path, capsys: pytest.Capt
     ended = threading.Event()
     ended.set()
     serve.announce(read_settings(), ended)
-    assert "" == capsys.readouterr().err
+    assert capsys.readouterr().err == ""
 
 
 def test_the_stack_s_program_is_there() -> None:

@@ -17,12 +17,12 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn)
     """Three layers with their levels, the trial, what is committed, and both slots side by side."""
     ended = hotslot("status", "--address", server.address)
 
-    assert 0 == ended.code
+    assert ended.code == 0
     assert max(len(line) for line in ended.out.splitlines()) <= 80
     rows = [line.split() for line in ended.out.splitlines()]
-    assert ["hotslot", "9.8.7", "on", "here", "at"] == rows[0][:5]
-    assert ["process", "ok"] == rows[2][:2]
-    assert ["resources", "degraded"] == rows[3][:2]
+    assert rows[0][:5] == ["hotslot", "9.8.7", "on", "here", "at"]
+    assert rows[2][:2] == ["process", "ok"]
+    assert rows[3][:2] == ["resources", "degraded"]
     assert "memory is at 88 %" in ended.out
     assert "shapes  visual-entailment, committed v1.0.0 3f2a91bc3f2a (import)" in ended.out
     assert "slot b on trial" in ended.out
@@ -70,23 +70,23 @@ def test_columns_of_the_slots_align(hotslot: Hotslot, server: StandIn) -> None:
     lines = hotslot("status", "--address", server.address).out.splitlines()
     wanted = {"revision": "mgeo-base-v1-20230815", "digest": "000000000000", "device": "cuda:0", "role": "trial"}
     starts = {line.index(value) for key, value in wanted.items() for line in lines if line.strip().startswith(key)}
-    assert 1 == len(starts)
+    assert len(starts) == 1
 
 
 def test_json_holds_everything(hotslot: Hotslot, server: StandIn) -> None:
     """Both answers in one document, with plain words and numbers."""
     row = json.loads(hotslot("status", "--address", server.address, "--json").out)
-    assert "degraded" == row["server"]["resources"]["level"]
-    assert 0.003 == row["server"]["process"]["loop_lag_seconds"]
-    assert "previous" == row["models"][0]["slots"][0]["role"]
-    assert 540 << 20 == row["models"][0]["slots"][0]["resident_bytes"]
-    assert 48 == row["models"][0]["trial"]["term_left_seconds"]
+    assert row["server"]["resources"]["level"] == "degraded"
+    assert row["server"]["process"]["loop_lag_seconds"] == 0.003
+    assert row["models"][0]["slots"][0]["role"] == "previous"
+    assert row["models"][0]["slots"][0]["resident_bytes"] == 540 << 20
+    assert row["models"][0]["trial"]["term_left_seconds"] == 48
 
 
 def test_nobody_there_is_one_sentence(hotslot: Hotslot) -> None:
     """As with every command that calls."""
     ended = hotslot("status", "--address", "127.0.0.1:1")
-    assert (1, True) == (ended.code, "is `make serve` running?" in ended.err)
+    assert (ended.code, "is `make serve` running?" in ended.err) == (1, True)
 
 
 def test_watching_outlives_the_server(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,4 +100,4 @@ def test_watching_outlives_the_server(server: StandIn, capsys: pytest.CaptureFix
     watch_status(server.address, stop_after_the_first, as_json=True)
 
     seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ["address", "error", "error"] == [next(iter(row)) for row in seen]
+    assert [next(iter(row)) for row in seen] == ["address", "error", "error"]

@@ -68,9 +68,12 @@ def test_an_event_is_one_json_line_with_the_fixed_keys_first(reader: Reader, wri
     writer.close()
 
     (line,) = reader.lines()
-    assert ["at", "level", "process", "event", "model", "slot", "load_seconds"] == list(line)
-    assert ("warning", "server", "slot_activated", "shapes") == tuple(
-        line[key] for key in ("level", "process", "event", "model")
+    assert list(line) == ["at", "level", "process", "event", "model", "slot", "load_seconds"]
+    assert tuple(line[key] for key in ("level", "process", "event", "model")) == (
+        "warning",
+        "server",
+        "slot_activated",
+        "shapes",
     )
     assert line["at"].endswith("Z")
     assert abs((datetime.now(UTC) - datetime.fromisoformat(line["at"])).total_seconds()) < 60
@@ -83,7 +86,7 @@ def test_a_level_below_the_configured_one_is_not_written(reader: Reader, writer:
     log.info("batch_answered")
     writer.close()
 
-    assert ["batch_answered"] == [line["event"] for line in reader.lines()]
+    assert [line["event"] for line in reader.lines()] == ["batch_answered"]
 
 
 def test_newlines_and_foreign_values_stay_inside_one_line(reader: Reader, writer: logs.LogWriter) -> None:
@@ -92,9 +95,9 @@ def test_newlines_and_foreign_values_stay_inside_one_line(reader: Reader, writer
     writer.close()
 
     (line,) = reader.lines()
-    assert 'a\n{"event": "forged"}' == line["text"]
-    assert "<class 'set'>" == line["value"]
-    assert "b'\\x00'" == line["raw"]
+    assert line["text"] == 'a\n{"event": "forged"}'
+    assert line["value"] == "<class 'set'>"
+    assert line["raw"] == "b'\\x00'"
 
 
 def test_a_value_that_cannot_be_shown_costs_only_its_own_line(reader: Reader, writer: logs.LogWriter) -> None:
@@ -113,8 +116,8 @@ def test_a_value_that_cannot_be_shown_costs_only_its_own_line(reader: Reader, wr
     writer.close()
 
     lines = reader.lines()
-    assert ["log_line_unprintable", "log_line_unprintable", "third"] == [line["event"] for line in lines]
-    assert ["first", "second"] == [line["was"] for line in lines[:2]]
+    assert [line["event"] for line in lines] == ["log_line_unprintable", "log_line_unprintable", "third"]
+    assert [line["was"] for line in lines[:2]] == ["first", "second"]
 
 
 def test_a_line_that_is_too_long_is_replaced_by_its_fixed_keys(reader: Reader, writer: logs.LogWriter) -> None:
@@ -123,7 +126,7 @@ def test_a_line_that_is_too_long_is_replaced_by_its_fixed_keys(reader: Reader, w
     writer.close()
 
     (line,) = reader.lines()
-    assert "huge" == line["event"]
+    assert line["event"] == "huge"
     assert line["too_long_bytes"] > logs.MAX_LINE_BYTES
     assert "text" not in line
 
@@ -138,7 +141,7 @@ def test_an_exception_is_a_field_with_its_traceback(reader: Reader, writer: logs
     writer.close()
 
     (line,) = reader.lines()
-    assert "error" == line["level"]
+    assert line["level"] == "error"
     assert "KeyError: 'slot'" in line["exception"]
 
 
@@ -154,8 +157,8 @@ def test_libraries_speak_in_the_same_lines(reader: Reader, writer: logs.LogWrite
     writer.close()
 
     lines = reader.lines()
-    assert ["library_spoke"] * 2 == [line["event"] for line in lines]
-    assert ("grpc", "channel x broke", "error") == tuple(lines[0][key] for key in ("library", "message", "level"))
+    assert [line["event"] for line in lines] == ["library_spoke"] * 2
+    assert tuple(lines[0][key] for key in ("library", "message", "level")) == ("grpc", "channel x broke", "error")
     assert "DeprecationWarning" in lines[1]["message"]
 
 
@@ -165,7 +168,7 @@ def test_a_library_with_a_wrong_format_is_shown_as_it_spoke(reader: Reader, writ
     bridge.handle(logging.LogRecord("odd", logging.ERROR, __file__, 1, "wrong %d", ("format",), None))
     writer.close()
 
-    assert ["wrong %d"] == [line["message"] for line in reader.lines()]
+    assert [line["message"] for line in reader.lines()] == ["wrong %d"]
 
 
 def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: Reader) -> None:
@@ -183,7 +186,7 @@ def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: 
 
         lines = reader.read_until("log_lines_dropped")
         report = lines[-1]
-        assert "log_lines_dropped" == report["event"]
+        assert report["event"] == "log_lines_dropped"
         assert report["total"] == writer.dropped_lines()
         assert len(lines) - 1 + report["total"] == 5000
 
@@ -209,7 +212,7 @@ def test_a_writer_that_was_given_up_on_writes_nowhere_else(reader: Reader) -> No
     reader.stream.close()
     os.dup2(written, number)
 
-    assert 1000 == len(reader.lines())
+    assert len(reader.lines()) == 1000
     os.set_blocking(other, False)
     with pytest.raises(BlockingIOError):
         os.read(other, 1)
@@ -225,12 +228,12 @@ def test_a_reader_that_is_gone_costs_lines_only() -> None:
         writer.put({"event": "one", "level": "info"})
         writer.put({"event": "two", "level": "info"})
         writer.close()
-        assert 2 == writer.dropped_lines()
+        assert writer.dropped_lines() == 2
 
 
 def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Before the log is configured, and after it is closed, nothing is lost silently."""
     logs.get_logger().error("settings_refused", key="server.port")
     line = json.loads(capsys.readouterr().err)
-    assert ("settings_refused", "server.port") == (line["event"], line["key"])
-    assert 0 == logs.dropped_lines()
+    assert (line["event"], line["key"]) == ("settings_refused", "server.port")
+    assert logs.dropped_lines() == 0

@@ -37,7 +37,7 @@ def ask(scrape: Scrape, request: bytes) -> tuple[str, bytes]:
 def test_metrics_are_told_as_text(scrape: Scrape) -> None:
     """`GET /metrics` is the registry in Prometheus's text form."""
     status, content = ask(scrape, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert "HTTP/1.1 200 OK" == status
+    assert status == "HTTP/1.1 200 OK"
     assert b"hotslot_answers_total 3.0\n" in content
 
 
@@ -53,14 +53,14 @@ def test_metrics_are_told_as_text(scrape: Scrape) -> None:
 )
 def test_anything_else_is_refused(scrape: Scrape, request_bytes: bytes, status: str) -> None:
     """One page, one method, a bounded head."""
-    assert f"HTTP/1.1 {status}" == ask(scrape, request_bytes)[0]
+    assert ask(scrape, request_bytes)[0] == f"HTTP/1.1 {status}"
 
 
 def test_idle_connections_are_bounded(scrape: Scrape) -> None:
     """Connections over the limit are closed at once, and a freed place is used again."""
     idle = [socket.create_connection(("127.0.0.1", scrape.port), timeout=5) for _ in range(MAX_CONNECTIONS)]
     with socket.create_connection(("127.0.0.1", scrape.port), timeout=5) as refused:
-        assert b"" == refused.recv(1)
+        assert refused.recv(1) == b""
     for connection in idle:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         while connection.recv(1 << 16):
@@ -70,7 +70,7 @@ def test_idle_connections_are_bounded(scrape: Scrape) -> None:
         status, _ = ask(scrape, b"GET /metrics HTTP/1.1\r\n\r\n")
         if status:
             break
-    assert "HTTP/1.1 200 OK" == status
+    assert status == "HTTP/1.1 200 OK"
 
 
 def test_a_stopped_endpoint_listens_no_more(scrape: Scrape) -> None:

@@ -48,16 +48,16 @@ def test_what_is_stopped_is_started_anew(start: Start, free_port: int) -> None:
     again = [stack.wait_for("server_ready", 2)["pid"], stack.wait_for("updater_started", 2)["pid"]]
     assert not set(first) & set(again)
     ended = [line["program"] for line in stack.lines if line["event"] == "wedged_process_ended"]
-    assert ["server", "updater"] == sorted(ended)
+    assert sorted(ended) == ["server", "updater"]
     stack.process.terminate()
-    assert 0 == stack.end()
+    assert stack.end() == 0
 
 
 def test_a_server_that_never_answers_ends_the_stack(start: Start, free_port: int) -> None:
     """Given up after its restarts in a row, it ends the stack with the server's code."""
     stack = start(OBEDIENT, settings=HASTY.format(port=free_port).replace("misses = 2", "misses = 1\nrestarts = 0"))
     assert stack.end() == ExitCode.INTERNAL_ERROR
-    assert "server" == stack.wait_for("wedged_process_given_up")["program"]
+    assert stack.wait_for("wedged_process_given_up")["program"] == "server"
 
 
 def test_an_unreachable_server_is_not_live(free_port: int) -> None:
@@ -84,7 +84,7 @@ def test_only_a_child_is_ended() -> None:
         assert psutil.pid_exists(child.pid)
         assert child.poll() is None
         end_child(child.pid, parent=os.getpid())
-        assert -signal.SIGKILL == child.wait(10)
+        assert child.wait(10) == -signal.SIGKILL
     end_child(child.pid, parent=os.getpid())  # gone: nothing happens
 
 
@@ -95,10 +95,10 @@ def test_server_and_updater_end_together_and_the_watchdog_last() -> None:
     server, updater, watchdog = (
         config[name] for name in ("program:server", "program:updater", "eventlistener:watchdog")
     )
-    assert "server,updater" == config["group:hotslot"]["programs"]
+    assert config["group:hotslot"]["programs"] == "server,updater"
     assert "priority" not in {*server, *updater, *watchdog, *config["group:hotslot"]}  # a listener's is the lowest
     for program in (server, updater):
-        assert ("TERM", "false", "true") == tuple(program[key] for key in ("stopsignal", "stopasgroup", "killasgroup"))
+        assert tuple(program[key] for key in ("stopsignal", "stopasgroup", "killasgroup")) == ("TERM", "false", "true")
         assert int(program["startsecs"]) >= 3
-    assert "%(ENV_HOTSLOT_STOP_SECONDS)s" == server["stopwaitsecs"]
+    assert server["stopwaitsecs"] == "%(ENV_HOTSLOT_STOP_SECONDS)s"
     assert int(updater["stopwaitsecs"]) <= 20  # less than the server's by default: it prolongs nothing

@@ -26,16 +26,15 @@ def test_each_event_is_asked_for_and_acknowledged() -> None:
     """READY, the event, RESULT, READY, until supervisord is gone."""
     sink = io.BytesIO()
     (event,) = events(io.BytesIO(header(PAYLOAD) + PAYLOAD), sink)
-    assert (
-        Event("PROCESS_STATE_FATAL", {"processname": "server", "groupname": "hotslot", "from_state": "BACKOFF"})
-        == event
+    assert event == Event(
+        "PROCESS_STATE_FATAL", {"processname": "server", "groupname": "hotslot", "from_state": "BACKOFF"}
     )
-    assert b"READY\nRESULT 2\nOKREADY\n" == sink.getvalue()
+    assert sink.getvalue() == b"READY\nRESULT 2\nOKREADY\n"
 
 
 def test_a_cut_event_ends_the_listener() -> None:
     """Half a payload means that supervisord is gone."""
-    assert [] == list(events(io.BytesIO(header(PAYLOAD) + PAYLOAD[:5]), io.BytesIO()))
+    assert list(events(io.BytesIO(header(PAYLOAD) + PAYLOAD[:5]), io.BytesIO())) == []
 
 
 @pytest.mark.parametrize("line", [b"hello\n", b"eventname:TICK_5 len:x\n", header(b"").replace(b"len:0", b"len:-1")])
@@ -73,11 +72,11 @@ def test_only_a_server_that_is_given_up_ends_the_stack(name: str, program: str, 
 def test_the_exit_code_is_left_once(tmp_path: Path) -> None:
     """What was left is taken once; a later stack starts without it."""
     stack.leave(tmp_path, 70)
-    assert 70 == stack.take(tmp_path)
+    assert stack.take(tmp_path) == 70
     assert stack.take(tmp_path) is None
 
 
 def test_an_unreadable_exit_code_is_a_failure(tmp_path: Path) -> None:
     """Whoever wrote it wanted the stack to fail."""
     (tmp_path / "exit-code").write_text("?")
-    assert ExitCode.INTERNAL_ERROR == stack.take(tmp_path)
+    assert stack.take(tmp_path) == ExitCode.INTERNAL_ERROR

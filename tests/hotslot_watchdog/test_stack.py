@@ -125,9 +125,9 @@ def test_a_signal_ends_the_stack_in_two_seconds_with_no_process_left(start: Star
 
     asked_at = time.monotonic()
     stack.process.send_signal(number)
-    assert 0 == stack.end()
+    assert stack.end() == 0
     assert time.monotonic() - asked_at < 2.0
-    assert [] == psutil.wait_procs(family, timeout=1)[1]
+    assert psutil.wait_procs(family, timeout=1)[1] == []
 
 
 def test_a_second_stack_on_the_same_state_is_refused(start: Start) -> None:
@@ -144,7 +144,7 @@ def test_a_server_that_dies_is_started_again(start: Start) -> None:
     os.kill(stack.wait_for("server_ready")["pid"], signal.SIGKILL)
     stack.wait_for("server_ready", count=2)
     stack.process.terminate()
-    assert 0 == stack.end()
+    assert stack.end() == 0
 
 
 @pytest.mark.fault("U2")
@@ -154,8 +154,8 @@ def test_a_server_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> 
     stack = start(DYING)
     family = psutil.Process(stack.process.pid).children(recursive=True)
     assert stack.end() == ExitCode.INTERNAL_ERROR
-    assert ["server"] == [line["program"] for line in stack.lines if line["event"] == "process_given_up"]
-    assert [] == psutil.wait_procs(family, timeout=1)[1]
+    assert [line["program"] for line in stack.lines if line["event"] == "process_given_up"] == ["server"]
+    assert psutil.wait_procs(family, timeout=1)[1] == []
 
 
 @pytest.mark.fault("U2")
@@ -163,11 +163,11 @@ def test_a_server_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> 
 def test_an_updater_that_cannot_run_costs_nothing(start: Start) -> None:
     """It is given up and told, and the server serves on."""
     stack = start(OBEDIENT, updater=DYING)
-    assert "updater" == stack.wait_for("process_given_up")["program"]
+    assert stack.wait_for("process_given_up")["program"] == "updater"
     assert stack.process.poll() is None
     assert psutil.pid_exists(stack.wait_for("server_ready")["pid"])
     stack.process.terminate()
-    assert 0 == stack.end()
+    assert stack.end() == 0
 
 
 def test_wrong_settings_are_told_and_nothing_starts(tmp_path: Path) -> None:
@@ -181,6 +181,6 @@ def test_wrong_settings_are_told_and_nothing_starts(tmp_path: Path) -> None:
         timeout=PATIENCE_SECONDS,
         check=False,
     )
-    assert 2 == done.returncode
+    assert done.returncode == 2
     assert "watchdog.stop_seconds" in done.stderr
     assert "models[0].name" in done.stderr

@@ -38,7 +38,7 @@ def test_misses_in_a_row_end_it_and_one_answer_forgives_them() -> None:
     assert Verdict.LEAVE is verdict
     watched, verdict = misses(watched, 1)
     assert Verdict.RESTART is verdict
-    assert (0, 1) == (watched.pid, watched.restarts)
+    assert (watched.pid, watched.restarts) == (0, 1)
 
 
 def test_after_five_restarts_in_a_row_it_is_given_up() -> None:
@@ -47,18 +47,18 @@ def test_after_five_restarts_in_a_row_it_is_given_up() -> None:
     for pid in range(6):
         watched, verdict = misses(began(watched, pid + 1, 0.0), 3)
         verdicts.append(verdict)
-    assert [Verdict.RESTART] * 5 + [Verdict.GIVE_UP] == verdicts
+    assert verdicts == [Verdict.RESTART] * 5 + [Verdict.GIVE_UP]
 
 
 def test_an_answer_now_and_then_does_not_make_the_row_shorter() -> None:
     """Restarts are forgotten after minutes of good answers, not after one of them."""
     restarted = replace(RUNNING, restarts=4)
     watched, _ = judge(restarted, 100.0, PATIENCE, is_live=True)
-    assert 4 == watched.restarts
+    assert watched.restarts == 4
     watched, _ = judge(watched, 399.0, PATIENCE, is_live=True)
-    assert 4 == watched.restarts
+    assert watched.restarts == 4
     watched, _ = judge(watched, 400.0, PATIENCE, is_live=True)
-    assert 0 == watched.restarts
+    assert watched.restarts == 0
 
 
 class Program:
@@ -103,12 +103,12 @@ def test_a_wedged_process_is_killed_by_its_number_once() -> None:
     world.runs(41)
     world.program.lives = False
     world.ticks(6)  # 5 to 30 seconds: asked at 20, 25 and 30
-    assert [41] == world.killed
+    assert world.killed == [41]
     world.ticks(10)
-    assert [41] == world.killed
+    assert world.killed == [41]
     world.runs(42)
     world.ticks(6)
-    assert [41, 42] == world.killed
+    assert world.killed == [41, 42]
 
 
 @pytest.mark.parametrize("state", ["STOPPING", "EXITED", "STARTING", "BACKOFF", "FATAL", "STOPPED", "UNKNOWN"])
@@ -118,7 +118,7 @@ def test_what_does_not_run_is_not_asked(state: str) -> None:
     world.runs(41)
     world.watch.see(Event(f"PROCESS_STATE_{state}", {"processname": "server", "pid": "41"}))
     world.ticks(20)
-    assert 0 == world.program.asked
+    assert world.program.asked == 0
 
 
 def test_ticks_that_come_together_count_once() -> None:
@@ -129,7 +129,7 @@ def test_ticks_that_come_together_count_once() -> None:
     world.program.lives = False
     world.ticks(1)
     world.ticks(10, seconds=0.1)
-    assert [] == world.killed
+    assert world.killed == []
 
 
 def test_what_is_given_up_is_told_once() -> None:
@@ -139,8 +139,8 @@ def test_what_is_given_up_is_told_once() -> None:
     for pid in range(1, 7):
         world.runs(pid)
         world.ticks(10)
-    assert [1, 2, 3, 4, 5] == world.killed
-    assert ["server"] == world.given_up
+    assert world.killed == [1, 2, 3, 4, 5]
+    assert world.given_up == ["server"]
 
 
 def test_other_programs_and_odd_events_are_left_alone() -> None:
@@ -149,4 +149,4 @@ def test_other_programs_and_odd_events_are_left_alone() -> None:
     world.watch.see(Event("PROCESS_STATE_RUNNING", {"processname": "watchdog", "pid": "7"}))
     world.watch.see(Event("SUPERVISOR_STATE_CHANGE_RUNNING", {}))
     world.ticks(20)
-    assert 0 == world.program.asked
+    assert world.program.asked == 0

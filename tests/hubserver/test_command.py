@@ -68,26 +68,26 @@ def test_the_stock_download_works(folder: Path, tmp_path: Path) -> None:
             },
         )
         _, log, _ = hub.end()
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     place = Path(told["place"])
-    assert {**FILES} == {
-        path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()
+    assert {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()} == {
+        **FILES
     }
-    assert (["v1.0.0"], []) == (told["tags"], told["branches"])
+    assert (told["tags"], told["branches"]) == (["v1.0.0"], [])
     assert "v9.9.9" in told["missing"]
     files = [line for line in log if "FilePath=" in line.get("target", "")]
-    assert {(200, True)} == {(line["status"], line["has_token"]) for line in files}
+    assert {(line["status"], line["has_token"]) for line in files} == {(200, True)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_hub_ends_in_order_when_it_is_asked(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C is how it is meant to end; every request before stands in the log."""
     with serve(folder) as hub:
-        assert 200 == ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions").status
+        assert ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions").status == 200
         code, log, said = hub.end(number)
-    assert 0 == code
-    assert ["request_answered", "hub_ended"] == [line["event"] for line in log]
+    assert code == 0
+    assert [line["event"] for line in log] == ["request_answered", "hub_ended"]
     assert f"the hub is at {hub.url}" in said
     assert "Traceback" not in said
 
@@ -96,8 +96,8 @@ def test_faults_can_be_armed_from_the_start(folder: Path) -> None:
     """For staging: what a client does about it is seen at once."""
     with serve(folder, "--fault", "any status=503 retry-after=5", "--allow-faults") as hub:
         got = ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions")
-        assert (503, "5") == (got.status, got.headers["retry-after"])
-        assert b"any status=503 retry-after=5  # met 1\n" == ask(hub.url, "/_faults").body
+        assert (got.status, got.headers["retry-after"]) == (503, "5")
+        assert ask(hub.url, "/_faults").body == b"any status=503 retry-after=5  # met 1\n"
 
 
 def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +109,8 @@ def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.Capt
     for _ in range(2):  # the port is free again
         with hub_beside(tmp_path / "hub", endpoint, [f"any/{MODEL}"]):
             got = ask(endpoint, f"/api/v1/models/any/{MODEL}/revisions")
-        assert {"Branches": [], "Tags": []} == got.row["Data"]["RevisionMap"]
-    assert "" == capfd.readouterr().out
+        assert got.row["Data"]["RevisionMap"] == {"Branches": [], "Tags": []}
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_what_cannot_be_served_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("")
     ended = hotslot("hub", "serve", *options)
-    assert (2, True) == (ended.code, says in ended.err.replace("\n", " ")), ended.err
+    assert (ended.code, says in ended.err.replace("\n", " ")) == (2, True), ended.err

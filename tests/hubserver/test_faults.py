@@ -46,8 +46,8 @@ def test_a_status_comes_as_often_as_it_was_armed(serving: Hub) -> None:
     """After some that went well, and with what it was told."""
     serving.arm("revisions status=429 retry-after=7 skip=1 times=2")
     got = [serving.get(f"{API}/revisions") for _ in range(4)]
-    assert [200, 429, 429, 200] == [one.status for one in got]
-    assert "7" == got[1].headers["retry-after"]
+    assert [one.status for one in got] == [200, 429, 429, 200]
+    assert got[1].headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
@@ -61,15 +61,15 @@ def test_a_status_lasts_if_nothing_limits_it(serving: Hub, status: int) -> None:
 def test_a_fault_hits_only_what_it_is_aimed_at(serving: Hub) -> None:
     """One kind of request, one pattern of names; the first that fits."""
     serving.arm("file:*.bin status=500", "file:empty status=503")
-    assert [500, 503, 200] == [serving.file(name).status for name in ("weights.bin", "empty", "configuration.json")]
-    assert 200 == serving.get(f"{API}/revisions").status
+    assert [serving.file(name).status for name in ("weights.bin", "empty", "configuration.json")] == [500, 503, 200]
+    assert serving.get(f"{API}/revisions").status == 200
 
 
 def test_a_page_comes_instead(serving: Hub) -> None:
     """With status 200, as networks with a sign-in page do."""
     serving.arm("any html")
     for got in (serving.file("weights.bin"), serving.get(f"{API}/revisions")):
-        assert (200, HTML) == (got.status, got.body)
+        assert (got.status, got.body) == (200, HTML)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_reset_breaks_off_in_the_middle(serving: Hub) -> None:
     """The other side is told so."""
     serving.arm("file reset after=1000")
     content, end = raw(serving)
-    assert ("reset", True) == (end, WEIGHTS.startswith(body(content)))
+    assert (end, WEIGHTS.startswith(body(content))) == ("reset", True)
 
 
 def test_a_cut_ends_in_order_before_the_announced_length(serving: Hub) -> None:
@@ -122,7 +122,7 @@ def test_an_endless_body_has_no_length_and_no_end(serving: Hub) -> None:
     """Only the client can end it."""
     serving.arm("file endless")
     content, end = raw(serving)
-    assert "endless" == end
+    assert end == "endless"
     assert b"Transfer-Encoding: chunked\r\n" in content
     assert b"Content-Length" not in content
 
@@ -155,14 +155,14 @@ def test_a_name_is_smuggled_into_the_listing(serving: Hub, name: str) -> None:
     serving.arm(f"files list={name}")
     (path,) = set(listing(serving)) - set(FILES)
     assert path == name.replace("%00", "\0").replace("%0a", "\n")
-    assert (200, SMUGGLED) == ((got := serving.file(name)).status, got.body)
+    assert ((got := serving.file(name)).status, got.body) == (200, SMUGGLED)
 
 
 def test_the_listing_changes_from_one_time_to_the_next(serving: Hub) -> None:
     """A file more, a file less."""
     serving.arm("files list=more skip=1 times=1", "files unlist=empty skip=1")
     seen = [set(listing(serving)) for _ in range(3)]
-    assert [set(FILES), {*FILES, "more"}, {*FILES} - {"empty"}] == seen
+    assert seen == [set(FILES), {*FILES, "more"}, {*FILES} - {"empty"}]
 
 
 def test_hashes_can_be_left_out(serving: Hub) -> None:
@@ -175,7 +175,7 @@ def test_a_fault_stands_in_the_log(serving: Hub) -> None:
     """Nobody looks for a cause that was armed."""
     serving.arm("file:empty status=500")
     serving.file("empty")
-    assert ["file:empty status=500"] == [line["fault"] for line in serving.answered()]
+    assert [line["fault"] for line in serving.answered()] == ["file:empty status=500"]
 
 
 def test_a_hub_that_misbehaves_ends_at_once(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_hub_that_misbehaves_ends_at_once(tmp_path: Path) -> None:
         answer = client.getresponse()
         made.server.stop()
         with contextlib.suppress(http.client.IncompleteRead, ConnectionResetError):
-            assert b"" == answer.read()
+            assert answer.read() == b""
         client.close()
         answer.close()
 
@@ -217,25 +217,25 @@ def test_a_line_that_is_no_fault_is_told_what_is(line: str, says: str) -> None:
 
 def test_comments_and_empty_lines_are_passed_over() -> None:
     """So that a list of faults can be a file."""
-    assert ["any html"] == [fault.text for fault in parse_faults(["", "# nothing", "  any html  # a network"])]
+    assert [fault.text for fault in parse_faults(["", "# nothing", "  any html  # a network"])] == ["any html"]
 
 
 def test_faults_are_armed_over_http_where_that_is_allowed(tmp_path: Path) -> None:
     """Told, armed, disarmed; a wrong line changes nothing."""
     with hub(tmp_path, Listening(allows_faults=True)) as made:
         made.publish("v1.0.0")
-        assert 200 == made.get("/_faults", "PUT", content=b"revisions status=500\nfile html\n").status
-        assert 500 == made.get(f"{API}/revisions").status
-        assert 400 == made.get("/_faults", "PUT", content=b"file explode").status
-        assert b"revisions status=500  # met 1\nfile html  # met 0\n" == made.get("/_faults").body
-        assert b"" == made.get("/_faults", "DELETE").body
-        assert 200 == made.get(f"{API}/revisions").status
+        assert made.get("/_faults", "PUT", content=b"revisions status=500\nfile html\n").status == 200
+        assert made.get(f"{API}/revisions").status == 500
+        assert made.get("/_faults", "PUT", content=b"file explode").status == 400
+        assert made.get("/_faults").body == b"revisions status=500  # met 1\nfile html  # met 0\n"
+        assert made.get("/_faults", "DELETE").body == b""
+        assert made.get(f"{API}/revisions").status == 200
 
 
 def test_faults_are_not_armed_over_http_elsewhere(serving: Hub) -> None:
     """A hub that serves others is no toy."""
-    assert 405 == serving.get("/_faults", "PUT", content=b"any html").status
-    assert 404 == serving.get("/_faults").status
+    assert serving.get("/_faults", "PUT", content=b"any html").status == 405
+    assert serving.get("/_faults").status == 404
 
 
 def test_the_page_of_faults_has_all_of_them() -> None:
@@ -243,4 +243,4 @@ def test_the_page_of_faults_has_all_of_them() -> None:
     page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1].split("=")[0] for line in page.splitlines() if line.startswith("| `")}
     assert set(Wrong) == rows
-    assert [] == [kind for kind in Kind if f"`{kind}`" not in page]
+    assert [kind for kind in Kind if f"`{kind}`" not in page] == []

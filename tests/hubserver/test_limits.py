@@ -76,7 +76,7 @@ def test_several_requests_go_over_one_connection(serving: Hub) -> None:
     one = f"GET {API}/repo?Revision=v1.0.0&FilePath=configuration.json HTTP/1.1\r\n\r\n".encode()
     last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     answered = said(serving, one + one + last)
-    assert (3, 3) == (answered.count(b"HTTP/1.1 200"), answered.count(FILES["configuration.json"]))
+    assert (answered.count(b"HTTP/1.1 200"), answered.count(FILES["configuration.json"])) == (3, 3)
 
 
 def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
             assert refused.startswith(b"HTTP/1.1 503")
             assert b"Retry-After: 1\r\n" in refused
             # Whether its request is there before, or comes only after, the answer arrives; however many there are.
-            assert {503} == {made.get("/").status for _ in range(2 * MAX_TURNED_AWAY)}
+            assert {made.get("/").status for _ in range(2 * MAX_TURNED_AWAY)} == {503}
             assert threads == threading.active_count()
             first.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
             while first.recv(1000):

@@ -19,8 +19,8 @@ def test_branches_and_tags_are_told_apart(serving: Hub) -> None:
     serving.publish("v1.1.0")
     serving.publish("master")
     rows = serving.get(f"{API}/revisions").row["Data"]["RevisionMap"]
-    assert ["v1.0.0", "v1.1.0"] == [row["Revision"] for row in rows["Tags"]]
-    assert ["master"] == [row["Revision"] for row in rows["Branches"]]
+    assert [row["Revision"] for row in rows["Tags"]] == ["v1.0.0", "v1.1.0"]
+    assert [row["Revision"] for row in rows["Branches"]] == ["master"]
 
 
 def test_a_listing_has_sizes_and_hashes(serving: Hub) -> None:
@@ -28,7 +28,7 @@ def test_a_listing_has_sizes_and_hashes(serving: Hub) -> None:
     rows = serving.get(f"{API}/repo/files?Revision=v1.0.0&Recursive=True").row["Data"]["Files"]
     blobs = {row["Path"]: (row["Size"], row["Sha256"]) for row in rows if row["Type"] == "blob"}
     assert {name: (len(it), hashlib.sha256(it).hexdigest()) for name, it in FILES.items()} == blobs
-    assert ["parts", "parts/deep"] == [row["Path"] for row in rows if row["Type"] == "tree"]
+    assert [row["Path"] for row in rows if row["Type"] == "tree"] == ["parts", "parts/deep"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_comes_as_it_was_published(serving: Hub, name: str) -> None:
     """Byte for byte, with its hash as entity tag."""
     got = serving.file(name)
     assert (200, FILES[name]) == (got.status, got.body)
-    assert f'"{hashlib.sha256(FILES[name]).hexdigest()}"' == got.headers["etag"]
+    assert got.headers["etag"] == f'"{hashlib.sha256(FILES[name]).hexdigest()}"'
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_a_file_comes_as_it_was_published(serving: Hub, name: str) -> None:
 def test_a_part_of_a_file_can_be_asked_for(serving: Hub, wanted: str, first: int, last: int) -> None:
     """That is how a transfer goes on where it stopped."""
     got = serving.file("weights.bin", range=wanted)
-    assert (206, f"bytes {first}-{last}/262144") == (got.status, got.headers["content-range"])
+    assert (got.status, got.headers["content-range"]) == (206, f"bytes {first}-{last}/262144")
     assert FILES["weights.bin"][first : last + 1] == got.body
 
 
 def test_a_part_beyond_the_end_is_refused_with_the_size(serving: Hub) -> None:
     """So that a client knows what it has too much of."""
     got = serving.file("weights.bin", range="bytes=262144-")
-    assert (416, "bytes */262144") == (got.status, got.headers["content-range"])
+    assert (got.status, got.headers["content-range"]) == (416, "bytes */262144")
 
 
 @pytest.mark.parametrize("wanted", ["bytes=1-2,5-6", "lines=1-2", "bytes=5-2", "bytes=-"])
@@ -79,13 +79,13 @@ def test_a_range_that_is_not_understood_gives_the_whole(serving: Hub, wanted: st
 
 def test_a_part_of_another_content_is_not_handed_out(serving: Hub) -> None:
     """`If-Range` with another hash: the whole file comes."""
-    assert 200 == serving.file("weights.bin", range="bytes=5-", if_range='"other"').status
+    assert serving.file("weights.bin", range="bytes=5-", if_range='"other"').status == 200
 
 
 def test_a_head_is_an_answer_without_its_body(serving: Hub) -> None:
     """With the length that it would have."""
     got = serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin", "HEAD")
-    assert (200, "262144", b"") == (got.status, got.headers["content-length"], got.body)
+    assert (got.status, got.headers["content-length"], got.body) == (200, "262144", b"")
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_a_head_is_an_answer_without_its_body(serving: Hub) -> None:
 def test_what_is_not_published_is_not_there(serving: Hub, target: str) -> None:
     """Only names that a manifest lists are opened; the error says so in the hub's envelope."""
     got = serving.get(target)
-    assert (404, False, 404) == (got.status, got.row["Success"], got.row["Code"])
+    assert (got.status, got.row["Success"], got.row["Code"]) == (404, False, 404)
     assert str(serving.folder) not in got.row["Message"]
 
 
 def test_a_model_that_is_not_there_is_told_in_its_interface_s_own_words(serving: Hub) -> None:
     """The two interfaces of the hub have an envelope each."""
-    assert "any/shapes" == serving.get("/openapi/v1/models/any/shapes").row["data"]["id"]
+    assert serving.get("/openapi/v1/models/any/shapes").row["data"]["id"] == "any/shapes"
     got = serving.get("/openapi/v1/models/any/nobody")
-    assert (404, False, "ResourceNotFound") == (got.status, got.row["success"], got.row["code"])
+    assert (got.status, got.row["success"], got.row["code"]) == (404, False, "ResourceNotFound")
 
 
 def test_a_revision_that_is_still_being_copied_is_not_told_of(serving: Hub) -> None:
@@ -122,9 +122,9 @@ def test_a_revision_that_is_still_being_copied_is_not_told_of(serving: Hub) -> N
     weights = serving.folder / MODEL / "v1.1.0" / "weights.bin"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
-    assert 404 == serving.get(f"{API}/repo/files?Revision=v1.1.0").status
+    assert serving.get(f"{API}/repo/files?Revision=v1.1.0").status == 404
     weights.write_bytes(whole)
-    assert 200 == serving.get(f"{API}/repo/files?Revision=v1.1.0").status
+    assert serving.get(f"{API}/repo/files?Revision=v1.1.0").status == 200
 
 
 def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
@@ -134,7 +134,7 @@ def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
     row = {"schema_version": 1, "files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]}
     (broken / MANIFEST_NAME).write_text(json.dumps(row))
     tags = serving.get(f"{API}/revisions").row["Data"]["RevisionMap"]["Tags"]
-    assert ["v1.0.0"] == [row["Revision"] for row in tags]
+    assert [row["Revision"] for row in tags] == ["v1.0.0"]
 
 
 @pytest.mark.parametrize(("shown", "status"), [({}, 401), ({"Authorization": "Bearer guess"}, 403)])
@@ -145,21 +145,25 @@ def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int
         assert status == made.get(f"{API}/revisions", headers=shown).status
         assert status == made.get("/api/v1/models/any/nobody/revisions", headers=shown).status
         for right in ({"Authorization": f"Bearer {WORD}"}, {"Cookie": f"a=b; m_session_id={WORD}"}):
-            assert 200 == made.get(f"{API}/revisions", headers=right).status
+            assert made.get(f"{API}/revisions", headers=right).status == 200
         assert WORD not in str(made.told)
 
 
 def test_a_hub_is_read_only(serving: Hub) -> None:
     """Nobody publishes over HTTP."""
     for method in ("POST", "PUT", "DELETE"):
-        assert 405 == serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=empty", method).status
+        assert serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=empty", method).status == 405
 
 
 def test_every_request_is_a_line_in_the_log(serving: Hub) -> None:
     """Who asked for what, how it ended, and under which name both sides know it."""
     serving.file("weights.bin", range="bytes=10-", x_request_id="abc-1")
     (line,) = serving.answered()
-    assert ("GET", 206, 262134, "bytes=10-", "abc-1") == tuple(
-        line[key] for key in ("method", "status", "bytes", "range", "request_id")
+    assert tuple(line[key] for key in ("method", "status", "bytes", "range", "request_id")) == (
+        "GET",
+        206,
+        262134,
+        "bytes=10-",
+        "abc-1",
     )
     assert "FilePath=weights.bin" in line["target"]

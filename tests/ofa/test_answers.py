@@ -119,7 +119,7 @@ def test_the_stem_follows_each_prompt() -> None:
 
     found = with_stem(prompts, torch.tensor([2, 0]), (8, 9))
 
-    assert [[5, 6, 7, 8, 9], [5, 8, 9]] == [found[0].tolist(), found[1, :3].tolist()]
+    assert [found[0].tolist(), found[1, :3].tolist()] == [[5, 6, 7, 8, 9], [5, 8, 9]]
 
 
 class Rows:
@@ -149,7 +149,7 @@ def test_short_answers_leave_no_trace(sources: Callable[[str], Path], tmp_path: 
     written = json.loads((tmp_path / "engine.json").read_text(encoding="utf-8"))
 
     assert not {"answer_stem", "answer_forks"} & set(written)
-    assert ONE_TOKEN_EACH == read_config(tmp_path).answer_forks
+    assert read_config(tmp_path).answer_forks == ONE_TOKEN_EACH
 
 
 def test_longer_answers_are_sealed(sources: Callable[[str], Path], tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_labels_that_are_several_tokens_in_their_vocabulary(publish: Publish) ->
 
     answers = plan_ofa(folder).words.answers
 
-    assert (1, (Fork(1, (0, 1, 2)),)) == (len(answers.stem), answers.forks)
+    assert (len(answers.stem), answers.forks) == (1, (Fork(1, (0, 1, 2)),))
 
 
 def test_answers_that_are_too_long_for_the_positions(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_defaults_are_those_of_the_original(publish: Publish) -> None:
     pipeline = read_pipeline(folder, read_architecture(folder))
 
     assert DecoderPrompt.BEGIN is pipeline.decoder_prompt
-    assert (0.5, 0.5, 0.5) == pipeline.image_mean
+    assert pipeline.image_mean == (0.5, 0.5, 0.5)
 
 
 def test_the_answer_map_may_be_named_at_the_top(publish: Publish) -> None:
@@ -132,7 +132,7 @@ def test_the_other_layout_is_read(publish: Publish) -> None:
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
 
-    assert (64, (0.4, 0.5, 0.6)) == (pipeline.image_size, pipeline.image_mean)
+    assert (pipeline.image_size, pipeline.image_mean) == (64, (0.4, 0.5, 0.6))
     assert words == read_words(folder, architecture, pipeline.answer_map).vocabulary
 
 

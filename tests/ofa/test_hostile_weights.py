@@ -380,7 +380,7 @@ def test_numbers_that_are_none(number: float, publish: Publish, tmp_path: Path) 
     with pytest.raises(ConversionRefused) as caught:
         run_convert(folder, tmp_path / "state", "r", ConvertLimits())
 
-    assert "tensor decoder.layers.1.fc2.weight holds NaN or infinity, supported: finite numbers" == str(caught.value)
+    assert str(caught.value) == "tensor decoder.layers.1.fc2.weight holds NaN or infinity, supported: finite numbers"
     assert not (tmp_path / "state" / "bundles").exists()
 
 

@@ -50,10 +50,10 @@ def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
     engine = load_ofa(*staged, CPU, lambda phase, share: heard.append((phase, share)))
     engine.warm_up(lambda phase, share: heard.append((phase, share)))
 
-    assert ("reading", 0.0) == heard[0]
+    assert heard[0] == ("reading", 0.0)
     assert ("reading", 1.0) in heard
-    assert ("warming_up", 1.0) == heard[-1]
-    assert ("cpu", "float32") == (engine.device, engine.precision)
+    assert heard[-1] == ("warming_up", 1.0)
+    assert (engine.device, engine.precision) == ("cpu", "float32")
 
 
 def test_weights_stay_mapped(staged: tuple[Path, Bundle]) -> None:
@@ -160,7 +160,7 @@ def test_the_catalog_names_what_it_has() -> None:
 
 def test_devices_are_checked_by_name() -> None:
     """A device or precision that is not there is named together with those that are."""
-    assert "cpu" == devices()[-1].name
+    assert devices()[-1].name == "cpu"
     assert usable_cpus() >= 1
     with pytest.raises(DeviceUnknown, match=r"this machine has .*cpu"):
         torch_device("cuda:77")
@@ -189,7 +189,7 @@ def test_a_container_gets_the_threads_it_is_paid_for(text: str, cpus: int | None
 
 def test_rows_of_one_length_stand_together() -> None:
     """Rows are grouped so that only so many of different lengths share a call, and none is lost."""
-    assert [[1, 3, 4], [0], [2]] == group_rows([7, 5, 9, 5, 5], 1)
-    assert [[1, 3, 4], [0, 2]] == group_rows([7, 5, 9, 5, 5], 3)
-    assert [[1, 3, 4, 0], [2]] == group_rows([7, 5, 9, 5, 5], 4)
-    assert [] == group_rows([], 4)
+    assert group_rows([7, 5, 9, 5, 5], 1) == [[1, 3, 4], [0], [2]]
+    assert group_rows([7, 5, 9, 5, 5], 3) == [[1, 3, 4], [0, 2]]
+    assert group_rows([7, 5, 9, 5, 5], 4) == [[1, 3, 4, 0], [2]]
+    assert group_rows([], 4) == []

@@ -33,7 +33,7 @@ def refusal(content: bytes, limits: PictureLimits = LIMITS) -> InputRefused:
     """What a caller hears of a picture."""
     with pytest.raises(InputRefused) as caught:
         decode(content, SIZE, limits)
-    assert "image.content" == caught.value.field
+    assert caught.value.field == "image.content"
     return caught.value
 
 
@@ -43,7 +43,7 @@ def test_every_kind_of_picture_is_read(name: str) -> None:
     """Grey, palette, alpha, CMYK, 16-bit, one-bit and turned pictures all become RGB of the model's size."""
     pixels = decode(picture(name), SIZE, LIMITS)
 
-    assert ((SIZE, SIZE, 3), "uint8") == (pixels.shape, pixels.dtype.name)
+    assert (pixels.shape, pixels.dtype.name) == ((SIZE, SIZE, 3), "uint8")
 
 
 @pytest.mark.fault("I5")
@@ -60,7 +60,7 @@ def test_other_formats_are_refused(kind: str) -> None:
     """What is no JPEG, PNG or WebP by content is refused, however well it could be read."""
     error = refusal(encoded(Image.new("RGB", (16, 16)), kind))
 
-    assert "IMAGE_UNREADABLE" == error.reason
+    assert error.reason == "IMAGE_UNREADABLE"
     assert "no JPEG, PNG or WebP" in str(error)
 
 
@@ -70,7 +70,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 @pytest.mark.fault("I1")
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
     """Nothing, only a beginning, or some text is no picture."""
-    assert "IMAGE_UNREADABLE" == refusal(content).reason
+    assert refusal(content).reason == "IMAGE_UNREADABLE"
 
 
 @pytest.mark.parametrize("name", ["wide.jpg", "progressive.jpg", "colour.png", "lossless.webp", "alpha.webp"])
@@ -82,7 +82,7 @@ def test_truncated_pictures_are_refused(name: str, kept: float) -> None:
 
     error = refusal(content[: int(len(content) * kept)])
 
-    assert "IMAGE_UNREADABLE" == error.reason
+    assert error.reason == "IMAGE_UNREADABLE"
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -107,7 +107,7 @@ def test_too_many_pixels_are_refused() -> None:
     """The limit on pixels is named and counts the whole picture."""
     error = refusal(picture("colour.png"), PictureLimits(max_pixels=9000))
 
-    assert "IMAGE_TOO_LARGE" == error.reason
+    assert error.reason == "IMAGE_TOO_LARGE"
     assert "120 × 80" in str(error)
     assert "9000" in str(error)
 
@@ -118,7 +118,7 @@ def test_too_long_sides_are_refused(kind: str) -> None:
     """The limit on sides holds for every format."""
     error = refusal(encoded(Image.new("RGB", (400, 2)), kind), PictureLimits(max_side=399))
 
-    assert "IMAGE_TOO_LARGE" == error.reason
+    assert error.reason == "IMAGE_TOO_LARGE"
 
 
 @pytest.mark.fault("I3")
@@ -129,7 +129,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     bomb += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
-    assert "IMAGE_TOO_LARGE" == refusal(bomb).reason
+    assert refusal(bomb).reason == "IMAGE_TOO_LARGE"
 
 
 @pytest.mark.parametrize(
@@ -145,4 +145,4 @@ def test_webp_bombs_are_refused_by_their_headers(first_chunk: bytes) -> None:
     """All three kinds of WebP say their size where it is read before a decoder takes memory."""
     body = b"WEBP" + first_chunk
 
-    assert "IMAGE_TOO_LARGE" == refusal(b"RIFF" + struct.pack("<I", len(body)) + body).reason
+    assert refusal(b"RIFF" + struct.pack("<I", len(body)) + body).reason == "IMAGE_TOO_LARGE"

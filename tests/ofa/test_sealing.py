@@ -58,8 +58,8 @@ def test_a_published_folder_becomes_a_sealed_bundle(sources: Callable[[str], Pat
     folder = bundle_folder(state, bundle.bundle_digest)
 
     assert read_bundle(folder) == bundle
-    assert ("v1.0.0", "ofa", "float32") == (bundle.revision, bundle.engine, bundle.precision)
-    assert {"engine.json", "vocab.json", "merges.txt", "model.safetensors"} == {file.name for file in bundle.files}
+    assert (bundle.revision, bundle.engine, bundle.precision) == ("v1.0.0", "ofa", "float32")
+    assert {file.name for file in bundle.files} == {"engine.json", "vocab.json", "merges.txt", "model.safetensors"}
     assert not any((state / "staging").iterdir())
     engine = load_ofa(folder, bundle, LoadOptions("cpu", "float32", 1), lambda _phase, _share: None)
     some = list(questions())[:3]
@@ -103,7 +103,7 @@ def test_sealed_files_are_read_only(sources: Callable[[str], Path], state: Path)
 
     modes = {stat.S_IMODE(file.stat().st_mode) for file in bundle_folder(state, bundle.bundle_digest).iterdir()}
 
-    assert {0o444} == modes
+    assert modes == {0o444}
 
 
 def test_digests_follow_the_declared_files_alone(publish: Publish) -> None:
@@ -138,7 +138,7 @@ def test_a_search_that_became_a_traversal_is_noted(publish: Publish, tmp_path: P
         notes.append(read_bundle(into).notes)
 
     assert "gen_type is 'generation'" in notes[0][0]
-    assert () == notes[1]
+    assert notes[1] == ()
 
 
 def test_bundles_without_notes_are_read(sources: Callable[[str], Path], state: Path) -> None:
@@ -148,7 +148,7 @@ def test_bundles_without_notes_are_read(sources: Callable[[str], Path], state: P
     del row["notes"]
     (folder / "bundle.json").write_text(json.dumps(row), encoding="utf-8")
 
-    assert () == read_bundle(folder).notes
+    assert read_bundle(folder).notes == ()
 
 
 def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Pa
     run_convert(sources("plain"), state, "v1", LIMITS, progress=heard.append)
 
     assert sorted(heard) == heard
-    assert 100 == heard[-1]
+    assert heard[-1] == 100
 
 
 @pytest.mark.reason("SOURCE_CHANGED")
@@ -168,7 +168,7 @@ def test_only_what_was_verified_is_sealed(sources: Callable[[str], Path], state:
     with pytest.raises(ConversionRefused) as caught:
         run_convert(sources("plain"), state, "v1", LIMITS, digest="sha256:" + "0" * 64)
 
-    assert "SOURCE_CHANGED" == caught.value.reason
+    assert caught.value.reason == "SOURCE_CHANGED"
     assert not (state / "bundles").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
     with pytest.raises(ConversionRefused, match=r"model\.gen_type is 'sample'") as caught:
         run_convert(publish(model={"gen_type": "sample"}), state, "v1", LIMITS)
 
-    assert "CONFIG_UNSUPPORTED" == caught.value.reason
+    assert caught.value.reason == "CONFIG_UNSUPPORTED"
     assert not any((state / "staging").iterdir())
     assert not (state / "bundles").exists()
 
@@ -221,7 +221,7 @@ def test_cpu_time_is_limited(tmp_path: Path) -> None:
     ended = subprocess.run(program, capture_output=True, timeout=60.0, check=False)
 
     assert ended.returncode == ExitCode.CONVERSION_REFUSED
-    assert "CPU_LIMIT" == json.loads(ended.stderr)["reason"]
+    assert json.loads(ended.stderr)["reason"] == "CPU_LIMIT"
 
 
 def test_missing_files_are_named(publish: Publish) -> None:
@@ -231,7 +231,7 @@ def test_missing_files_are_named(publish: Publish) -> None:
     ) as caught:
         find_source(publish(without=("ans2label.json", "vocab.json", "pytorch_model.bin")))
 
-    assert "FILES_MISSING" == caught.value.reason
+    assert caught.value.reason == "FILES_MISSING"
 
 
 def test_names_cannot_leave_the_folder(publish: Publish) -> None:

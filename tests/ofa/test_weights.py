@@ -30,4 +30,4 @@ def test_a_row_says_nothing_of_the_others(tmp_path: Path) -> None:
     unread = {"table"}
     with Weights(file_places(tmp_path / "weights.bin"), unread.discard) as weights:
         weights.rows("table", [0])
-    assert {"table"} == unread
+    assert unread == {"table"}

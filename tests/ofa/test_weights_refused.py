@@ -48,7 +48,7 @@ def refusal(convert: Callable[..., Path], tensors: object, **changes: dict[str, 
     """The sentence that a state dict gets."""
     with pytest.raises(ConversionRefused) as caught:
         convert(lambda folder: torch.save(tensors, folder / "pytorch_model.bin"), **changes)
-    assert "WEIGHTS_BROKEN" == caught.value.reason
+    assert caught.value.reason == "WEIGHTS_BROKEN"
     return str(caught.value)
 
 
@@ -67,28 +67,28 @@ def test_a_missing_tensor(tensors: Tensors, convert: Callable[..., Path]) -> Non
     """Nothing is made up for a tensor that is not there."""
     del tensors[NAME]
 
-    assert f"tensor {NAME} is missing" == refusal(convert, tensors)
+    assert refusal(convert, tensors) == f"tensor {NAME} is missing"
 
 
 def test_a_surplus_tensor(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """A tensor that the configuration has no place for means that one of the two is wrong."""
     tensors["encoder.layers.2.fc1.weight"] = torch.zeros(2)
 
-    assert "tensor encoder.layers.2.fc1.weight belongs to no OFA of this configuration" == refusal(convert, tensors)
+    assert refusal(convert, tensors) == "tensor encoder.layers.2.fc1.weight belongs to no OFA of this configuration"
 
 
 def test_a_wrong_shape(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """The shape found and the shape expected are both named."""
     tensors[NAME] = tensors[NAME].T.contiguous()
 
-    assert f"tensor {NAME} has shape (64, 128), supported: (128, 64)" == refusal(convert, tensors)
+    assert refusal(convert, tensors) == f"tensor {NAME} has shape (64, 128), supported: (128, 64)"
 
 
 def test_a_wrong_kind_of_number(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """Integers and doubles are no parameters."""
     tensors[NAME] = tensors[NAME].double()
 
-    assert f"tensor {NAME} is float64, supported: float32, float16, bfloat16" == refusal(convert, tensors)
+    assert refusal(convert, tensors) == f"tensor {NAME} is float64, supported: float32, float16, bfloat16"
 
 
 def test_a_negative_variance(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -112,7 +112,7 @@ def test_an_untied_output_is_needed(tensors: Tensors, convert: Callable[..., Pat
 
     sentence = refusal(convert, tensors, architecture=architecture)
 
-    assert "tensor decoder.output_projection.weight is missing" == sentence
+    assert sentence == "tensor decoder.output_projection.weight is missing"
 
 
 def test_index_tables_may_come_along(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -128,7 +128,7 @@ def test_index_tables_stay_in_bounds(tensors: Tensors, convert: Callable[..., Pa
     """An index table that points behind its table would read foreign memory."""
     tensors["encoder.token_rp_bucket"] = text_distances(32) + 1
 
-    assert "tensor encoder.token_rp_bucket holds 1 to 63, supported: 0 to 62" == refusal(convert, tensors)
+    assert refusal(convert, tensors) == "tensor encoder.token_rp_bucket holds 1 to 63, supported: 0 to 62"
 
 
 def test_all_wrappings_give_the_same_weights(tensors: Tensors, convert: Callable[..., Path]) -> None:

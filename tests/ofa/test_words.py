@@ -58,7 +58,7 @@ def test_endless_texts_are_refused(plain: OfaEngine) -> None:
     with pytest.raises(InputRefused, match=str(MAX_TEXT_LENGTH)) as caught:
         plain.prepare(EntailmentItem(PICTURE, ("a dog", "x" * (MAX_TEXT_LENGTH + 1)), ""))
 
-    assert ("TEXT_TOO_LONG", "statements[1]") == (caught.value.reason, caught.value.field)
+    assert (caught.value.reason, caught.value.field) == ("TEXT_TOO_LONG", "statements[1]")
 
 
 def test_the_longest_word_is_cut_quickly() -> None:
@@ -88,8 +88,8 @@ def test_texts_are_written_as_in_training(text: str, expected: str) -> None:
 
 def test_a_premise_changes_the_question() -> None:
     """With a premise the model is asked whether it and the picture together imply the statement."""
-    assert ' does the image describe " a dog "?' == prompt_of("A dog", "", 80)
-    assert ' can image and text1 " a man " imply text2 " a dog "?' == prompt_of("A dog", "A man", 80)
+    assert prompt_of("A dog", "", 80) == ' does the image describe " a dog "?'
+    assert prompt_of("A dog", "A man", 80) == ' can image and text1 " a man " imply text2 " a dog "?'
 
 
 def naive_merge(letters: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -125,7 +125,7 @@ def test_merging_is_the_plain_way_made_fast() -> None:
 
 def test_every_byte_has_its_own_letter() -> None:
     """Any text can be cut, whatever its bytes."""
-    assert 256 == len(set(byte_letters()))
+    assert len(set(byte_letters())) == 256
 
 
 def test_items_are_prepared_by_several_threads(plain: OfaEngine) -> None:

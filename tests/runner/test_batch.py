@@ -115,8 +115,8 @@ def test_small_items_share_one_call_and_one_reply() -> None:
     """Four requests of one statement cost one device call."""
     engine = ToyEngine()
     table = Table(engine, ("a", 1), ("b", 1), ("c", 1), ("d", 1))
-    assert ["entailment"] * 4 == table.run()
-    assert [[("a", 0, 1), ("b", 0, 1), ("c", 0, 1), ("d", 0, 1)]] == engine.calls
+    assert table.run() == ["entailment"] * 4
+    assert engine.calls == [[("a", 0, 1), ("b", 0, 1), ("c", 0, 1), ("d", 0, 1)]]
     assert len(table.replies) == 1
 
 
@@ -133,7 +133,7 @@ def test_items_are_answered_as_soon_as_they_are_whole() -> None:
     """A small item does not wait for the large one behind it."""
     table = Table(ToyEngine(), ("small", 1), ("large", 20))
     table.run()
-    assert [[1], [], [2]] == [[outcome.item_id for outcome in reply.outcomes] for reply in table.replies]
+    assert [[outcome.item_id for outcome in reply.outcomes] for reply in table.replies] == [[1], [], [2]]
 
 
 def test_out_of_memory_is_split_until_it_fits() -> None:
@@ -145,8 +145,8 @@ def test_out_of_memory_is_split_until_it_fits() -> None:
 
     engine = ToyEngine(two_fit)
     table = Table(engine, ("a", 8), ("b", 2))
-    assert ["entailment", "entailment"] == table.run()
-    assert [8, 4, 2, 2, 2, 2, 2] == [sum(stop - start for _, start, stop in call) for call in engine.calls]
+    assert table.run() == ["entailment", "entailment"]
+    assert [sum(stop - start for _, start, stop in call) for call in engine.calls] == [8, 4, 2, 2, 2, 2, 2]
     assert table.cleared == 2
     answers = {outcome.item_id: outcome.entailment.scores for reply in table.replies for outcome in reply.outcomes}
     assert list(range(8)) == [score.yes for score in answers[1]]
@@ -160,7 +160,7 @@ def test_out_of_memory_at_one_row_fails_that_item_alone() -> None:
             raise NoMemory
 
     table = Table(ToyEngine(b_never_fits), ("a", 2), ("b", 3), ("c", 1))
-    assert ["entailment", "OUT_OF_MEMORY", "entailment"] == table.run()
+    assert table.run() == ["entailment", "OUT_OF_MEMORY", "entailment"]
 
 
 def test_an_engine_s_error_hits_one_item_alone() -> None:
@@ -171,21 +171,21 @@ def test_an_engine_s_error_hits_one_item_alone() -> None:
             raise ZeroDivisionError
 
     table = Table(ToyEngine(b_breaks), ("a", 1), ("b", 20), ("c", 1))
-    assert ["entailment", "ENGINE_FAILED", "entailment"] == table.run()
+    assert table.run() == ["entailment", "ENGINE_FAILED", "entailment"]
 
 
 def test_results_of_the_wrong_length_are_the_engine_s_failure() -> None:
     """A wrong number of results is never shifted to the wrong statement."""
     engine = ToyEngine()
     engine.compute = lambda chunks: [() for _ in chunks]  # type: ignore[method-assign]
-    assert ["ENGINE_FAILED"] == Table(engine, ("a", 2)).run()
+    assert Table(engine, ("a", 2)).run() == ["ENGINE_FAILED"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_answered(value: float) -> None:
     """NaN and infinities fail the item, and what is left of it is not computed."""
     engine = ToyEngine(values={"bad": value})
-    assert ["NOT_FINITE", "entailment"] == Table(engine, ("bad", 20), ("good", 1)).run()
+    assert Table(engine, ("bad", 20), ("good", 1)).run() == ["NOT_FINITE", "entailment"]
     assert [("bad", 0, 8)] in engine.calls
     assert len(engine.calls) == 2
 
@@ -196,8 +196,8 @@ def test_expired_and_cancelled_items_cost_no_call() -> None:
     table = Table(engine, ("expired", 1), ("cancelled", 1), ("wanted", 1))
     table.items[0].deadline = table.clock.time
     table.items[1].is_cancelled = True
-    assert ["DEADLINE_EXPIRED", "CANCELLED", "entailment"] == table.run()
-    assert [[("wanted", 0, 1)]] == engine.calls
+    assert table.run() == ["DEADLINE_EXPIRED", "CANCELLED", "entailment"]
+    assert engine.calls == [[("wanted", 0, 1)]]
 
 
 def test_an_item_that_expires_amid_its_calls_is_dropped() -> None:
@@ -205,7 +205,7 @@ def test_an_item_that_expires_amid_its_calls_is_dropped() -> None:
     table = Table(engine := ToyEngine(), ("a", 32), ("b", 1))
     table.items[0].deadline = 101.0
     engine.on_call = lambda _: setattr(table.clock, "time", table.clock.time + 0.6)
-    assert ["DEADLINE_EXPIRED", "entailment"] == table.run()
+    assert table.run() == ["DEADLINE_EXPIRED", "entailment"]
     assert len(engine.calls) == 3
 
 
@@ -213,8 +213,8 @@ def test_items_refused_in_preparation_are_told_before_the_device_begins() -> Non
     """They do not wait for their neighbours' device call."""
     table = Table(ToyEngine(), ("refused", 1), ("good", 1))
     table.items[0].fail(("IMAGE_UNREADABLE", "no picture"), "image.content")
-    assert ["IMAGE_UNREADABLE", "entailment"] == table.run()
-    assert [[1], [2]] == [[outcome.item_id for outcome in reply.outcomes] for reply in table.replies]
+    assert table.run() == ["IMAGE_UNREADABLE", "entailment"]
+    assert [[outcome.item_id for outcome in reply.outcomes] for reply in table.replies] == [[1], [2]]
     assert table.replies[0].outcomes[0].failure.field == "image.content"
 
 

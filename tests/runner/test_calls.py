@@ -161,4 +161,4 @@ def test_cache_is_given_back_on_a_full_card_only() -> None:
 
 def test_items_of_a_broken_call_are_computed_alone() -> None:
     """So that the one that breaks the engine meets nobody else."""
-    assert [(Cut(0, 0, 2),), (Cut(1, 0, 3),)] == by_item(items(2, 3))
+    assert by_item(items(2, 3)) == [(Cut(0, 0, 2),), (Cut(1, 0, 3),)]

@@ -28,14 +28,14 @@ async def test_a_crash_is_a_death(stage: Stage) -> None:
     stage.send(["!crash"])
     ending = await stage.ended(SOON)
     assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL", -9)
-    assert [1] == list(stage.ear.outcomes)
+    assert list(stage.ear.outcomes) == [1]
 
 
 async def test_an_exit_is_a_death(stage: Stage) -> None:
     """Ending without being asked is dying, whatever the code."""
     await stage.load()
     stage.send(["!exit"])
-    assert RunnerEnding(EndReason.DIED, "exit code 1", 1) == await stage.ended(SOON)
+    assert await stage.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 1", 1)
 
 
 async def test_a_kill_from_outside_is_a_death(stage: Stage) -> None:
@@ -49,7 +49,7 @@ async def test_a_lost_device_ends_the_process(stage: Stage) -> None:
     """Nothing on it would succeed again: only a new process helps."""
     await stage.load()
     stage.send(["!lost"])
-    assert RunnerEnding(EndReason.DIED, "exit code 74", 74) == await stage.ended(SOON)
+    assert await stage.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 74", 74)
 
 
 async def test_a_death_while_retiring_is_a_death(stage: Stage) -> None:
@@ -84,7 +84,7 @@ async def test_a_hung_device_call_is_seen_in_the_heartbeat(make_stage: MakeStage
     await stage.ear.until(lambda: stage.ear.heartbeat.batch_id == 1 and stage.ear.heartbeat.seconds_on_step > 0.6)
     assert stage.ear.endings == []
     stage.process.kill("over its time")
-    assert RunnerEnding(EndReason.KILLED, "over its time", -9) == await stage.ended(SOON)
+    assert await stage.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time", -9)
 
 
 @pytest.mark.parametrize("fault", ["hang", "gil"])
@@ -161,7 +161,7 @@ async def test_a_server_that_is_not_understood_is_left(stage: Stage) -> None:
     """The runner ends rather than guess."""
     await stage.load()
     stage.process._data.send([b"\xff" * 64])  # noqa: SLF001  no other way to say nonsense
-    assert RunnerEnding(EndReason.DIED, "exit code 65", 65) == await stage.ended(SOON)
+    assert await stage.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 65", 65)
 
 
 async def test_a_listener_s_bug_costs_no_later_message(stage: Stage) -> None:

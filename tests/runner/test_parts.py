@@ -62,19 +62,19 @@ def test_the_sample_picture_is_one() -> None:
     assert isinstance(item, EntailmentItem)
     with Image.open(io.BytesIO(item.image)) as picture:
         picture.load()
-        assert ("PNG", "L", (64, 64)) == (picture.format, picture.mode, picture.size)
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (64, 64))
     assert isinstance(sample_item(Task.ADDRESS_TAGGING), AddressItem)
 
 
 def test_items_and_answers_cross_the_wire() -> None:
     """Both tasks' items are read, both tasks' results are written."""
     row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
-    assert AddressItem(("a", "b")) == prepare.read_item(row)
+    assert prepare.read_item(row) == AddressItem(("a", "b"))
     outcome = prepare.answer(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
-    assert [1, 0] == [len(address.spans) for address in outcome.address.addresses]
+    assert [len(address.spans) for address in outcome.address.addresses] == [1, 0]
     assert outcome.address.addresses[0].spans[0].kind == "city"
     asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
-    assert EntailmentItem(b"p", ("s",), "q") == prepare.read_item(runner_pb2.BatchItem(entailment=asked))
+    assert prepare.read_item(runner_pb2.BatchItem(entailment=asked)) == EntailmentItem(b"p", ("s",), "q")
     with pytest.raises(prepare.TaskMissing):
         prepare.read_item(runner_pb2.BatchItem(item_id=1))
 

@@ -61,14 +61,14 @@ def test_the_host_gives_what_machine_and_container_both_have(tmp_path: Path) -> 
     assert None is hardware.available_bytes(meminfo, tmp_path)
 
     meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
-    assert 2000 * 1024 == hardware.available_bytes(meminfo, tmp_path)
+    assert hardware.available_bytes(meminfo, tmp_path) == 2000 * 1024
 
     for name, text in (("memory.max", "2000000"), ("memory.current", "1500000"), ("memory.stat", "file 400000")):
         (tmp_path / name).write_text(text)
-    assert 900_000 == hardware.available_bytes(meminfo, tmp_path)
+    assert hardware.available_bytes(meminfo, tmp_path) == 900_000
 
     meminfo.write_text("garbage")
-    assert 900_000 == hardware.available_bytes(meminfo, tmp_path)
+    assert hardware.available_bytes(meminfo, tmp_path) == 900_000
 
 
 class BrokenCard(CpuOnly):
@@ -98,8 +98,8 @@ def test_a_header_tells_tensors_without_reading_them(tmp_path: Path) -> None:
 
     weight, positions = read_header(path)
 
-    assert ("weight", 48, 24) == (weight.name, weight.bytes_at(4), weight.bytes_at(2))
-    assert 20 == positions.bytes_at(2)
+    assert (weight.name, weight.bytes_at(4), weight.bytes_at(2)) == ("weight", 48, 24)
+    assert positions.bytes_at(2) == 20
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(
 
     outcome = await make_stage().load("r1", "cuda:0", **script)
 
-    assert "DOES_NOT_FIT" == outcome.failure.reason
-    assert (11 * GIB, 10 * GIB) == (outcome.needed_bytes, outcome.free_bytes)
+    assert outcome.failure.reason == "DOES_NOT_FIT"
+    assert (outcome.needed_bytes, outcome.free_bytes) == (11 * GIB, 10 * GIB)
     assert "11264 MiB" in outcome.failure.message
     assert "10240 MiB" in outcome.failure.message
     assert not (await make_stage().load("r1", "cpu", **script)).HasField("failure")
@@ -154,5 +154,5 @@ async def test_memory_that_runs_out_in_a_load_is_told_with_the_numbers(
 
     outcome = await stage.load("r1", "cuda:0", needs_bytes=GIB, **{where: "oom"})
 
-    assert "OUT_OF_MEMORY" == outcome.failure.reason
+    assert outcome.failure.reason == "OUT_OF_MEMORY"
     assert (round(GIB * MARGIN), 72 * GIB) == (outcome.needed_bytes, outcome.free_bytes)

@@ -45,7 +45,7 @@ async def test_load_reports_progress_and_a_measured_cost(stage: Stage) -> None:
     assert not outcome.HasField("failure")
     assert (outcome.device, outcome.precision) == ("cpu", "float32")
     assert 0.002 <= outcome.row_seconds < 0.05
-    assert {"reading", "warming_up"} == {step.phase for step in stage.ear.progress if step.fraction == 1}
+    assert {step.phase for step in stage.ear.progress if step.fraction == 1} == {"reading", "warming_up"}
 
 
 async def test_a_long_warm_up_of_one_row_is_its_cost(stage: Stage) -> None:
@@ -89,8 +89,13 @@ async def test_a_bad_item_costs_its_neighbours_nothing(stage: Stage) -> None:
     """Refused with reason and field; the others are answered."""
     await stage.load()
     outcomes = await stage.ask(["fine"], ["fine", "!refuse"], ["!nan"], ["!error"], ["!oom"], ["also fine"])
-    assert ["", "STATEMENT_REFUSED", "NOT_FINITE", "ENGINE_FAILED", "OUT_OF_MEMORY", ""] == [
-        outcome.failure.reason for outcome in outcomes
+    assert [outcome.failure.reason for outcome in outcomes] == [
+        "",
+        "STATEMENT_REFUSED",
+        "NOT_FINITE",
+        "ENGINE_FAILED",
+        "OUT_OF_MEMORY",
+        "",
     ]
     assert outcomes[1].failure.field == "statements[1]"
     [unreadable] = await stage.ask(["fine"], image=b"!bad picture")
@@ -124,7 +129,7 @@ async def test_cancelled_items_are_not_computed(stage: Stage) -> None:
     stage.process.cancel([unwanted, 999])
     await stage.ear.until(lambda: {slow, unwanted, wanted} <= set(stage.ear.outcomes))
     reasons = [stage.ear.outcomes[item].failure.reason for item in (slow, unwanted, wanted)]
-    assert ["", "CANCELLED", ""] == reasons
+    assert reasons == ["", "CANCELLED", ""]
 
 
 async def test_expired_items_are_not_computed(stage: Stage) -> None:
@@ -189,7 +194,7 @@ async def test_without_a_model_items_fail_one_by_one(stage: Stage) -> None:
     """A batch that comes too early is answered, not lost."""
     await stage.stand()
     outcomes = await stage.ask(["a"], ["b"])
-    assert ["ENGINE_FAILED"] * 2 == [outcome.failure.reason for outcome in outcomes]
+    assert [outcome.failure.reason for outcome in outcomes] == ["ENGINE_FAILED"] * 2
     assert stage.ear.replies[-1].done
 
 
@@ -249,7 +254,7 @@ async def test_one_thread_computes_until_callers_wait_for_the_runner(
     await stage.ear.until(lambda: _importance(stage.process.pid)[1] == own_score)
     await stage.ask(["a"])
     await stage.ask(["a"])
-    assert [1, THREADS] == [int(line) for line in log.read_text().split()]
+    assert [int(line) for line in log.read_text().split()] == [1, THREADS]
 
     log.unlink()
     taker_over = make_stage()
@@ -259,7 +264,7 @@ async def test_one_thread_computes_until_callers_wait_for_the_runner(
     taker_over.begin_load()
     await taker_over.ear.until(lambda: taker_over.ear.loaded)
     await taker_over.ask(["a"])
-    assert [THREADS] == [int(line) for line in log.read_text().split()]
+    assert [int(line) for line in log.read_text().split()] == [THREADS]
 
 
 @pytest.mark.parametrize(("set_by_operator", "expected"), [(None, "10000"), ("7", "7")])

@@ -55,7 +55,7 @@ def test_a_loading_runner_may_be_silent_for_a_while() -> None:
     """Creating a device context may hold the interpreter longer than silence is borne otherwise."""
     watch = Watch(PATIENCE)
     watch.enter(Phase.LOADING)
-    assert (100, None) == looks_until_overdue(watch, most=100)
+    assert looks_until_overdue(watch, most=100) == (100, None)
 
 
 def test_half_a_frame_is_overdue_although_the_heart_beats() -> None:

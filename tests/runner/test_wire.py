@@ -51,7 +51,7 @@ def test_a_part_of_a_frame_is_not_told(payload: bytes, data: st.DataObject) -> N
     stream = encode([payload])
     cut = data.draw(st.integers(1, len(stream) - 1))
     decoder = FrameDecoder()
-    assert [] == decoder.feed(stream[:cut])
+    assert decoder.feed(stream[:cut]) == []
     assert decoder.is_amid_frame
     assert [payload] == decoder.feed(stream[cut:])
 

@@ -186,7 +186,7 @@ def test_the_models_are_listed_with_slots_trial_and_committed(stack: Stack) -> N
     assert (model.name, model.task, sorted(by_name)) == ("shapes", "visual-entailment", ["a", "b"])
     active = by_name[model.active_slot]
     assert (active.revision, active.state) == ("r2", status_pb2.SLOT_STATE_LOADED)
-    assert ["r2 answers by a script"] == list(active.notes)
+    assert list(active.notes) == ["r2 answers by a script"]
     assert model.trial.slot == model.active_slot
     assert model.trial.term_left.ToTimedelta().total_seconds() > 0
     assert model.committed.revision

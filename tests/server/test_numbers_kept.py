@@ -37,13 +37,16 @@ def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
         seen(events.BatchSent("shapes", revision, 1, 1))
         seen(answered("steady"))
 
-    assert 101.0 == seen.registry.get_sample_value(
-        "hotslot_items_total", {"model": "shapes", "revision": "steady", "outcome": "OK"}
+    assert (
+        seen.registry.get_sample_value(
+            "hotslot_items_total", {"model": "shapes", "revision": "steady", "outcome": "OK"}
+        )
+        == 101.0
     )
     assert lines_of(seen, "r99")
-    assert [] == lines_of(seen, "r0")
+    assert lines_of(seen, "r0") == []
     kept = {f"r{number}" for number in range(100) if lines_of(seen, f"r{number}")}
-    assert MAX_REVISIONS - 1 == len(kept)
+    assert len(kept) == MAX_REVISIONS - 1
 
 
 def test_a_revision_that_comes_back_is_counted_anew() -> None:
@@ -56,7 +59,7 @@ def test_a_revision_that_comes_back_is_counted_anew() -> None:
     seen(slot_changed("a", "old"))
     seen(answered("old"))
     labels = {"model": "shapes", "revision": "old", "outcome": "OK"}
-    assert 1.0 == seen.registry.get_sample_value("hotslot_items_total", labels)
+    assert seen.registry.get_sample_value("hotslot_items_total", labels) == 1.0
 
 
 def test_what_answers_keeps_its_numbers_however_many_come_and_go() -> None:
@@ -66,5 +69,5 @@ def test_what_answers_keeps_its_numbers_however_many_come_and_go() -> None:
     for number in range(40):
         book.of(active).count_answer(0.01)
         book.of(StatsKey(f"sha256:{number}", "cpu")).count_answer(0.01)
-    assert 40 == book.of(active).answered
-    assert 32 == len(book.rows())
+    assert book.of(active).answered == 40
+    assert len(book.rows()) == 32

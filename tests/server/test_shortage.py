@@ -386,7 +386,7 @@ async def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, content: by
     """A line says so; the model is loaded where the settings say, and the file is written anew when needed."""
     (tmp_path / FILE_NAME).write_bytes(content)
     world = await on_card(tmp_path)
-    assert ["fallbacks.json is ignored"] == [line.partition(":")[0] for line in world.complaints]
+    assert [line.partition(":")[0] for line in world.complaints] == ["fallbacks.json is ignored"]
 
     assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
     assert FallbackFile(tmp_path / FILE_NAME, world.complaints.append).of("shapes") is not None
@@ -398,7 +398,7 @@ async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> No
     wrong: Any = {"since": "2030-01-01T00:00:00"}.get(field, 7)
     remember(tmp_path, **{field: wrong})
     world = await on_card(tmp_path)
-    assert ["fallbacks.json is ignored"] == [line.partition(":")[0] for line in world.complaints]
+    assert [line.partition(":")[0] for line in world.complaints] == ["fallbacks.json is ignored"]
 
 
 def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:

@@ -24,30 +24,33 @@ def strange(*answers: Answered) -> list[str]:
 
 def test_committed_revisions_and_trials_explain_their_answers() -> None:
     """What is committed, what is newer and on trial, and calls that were under way at a commit."""
-    assert [] == strange(
-        answered(50.0, "v1"),
-        answered(150.0, "v1"),
-        answered(199.0, "v2"),
-        answered(250.0, "v3"),
-        answered(250.0, "v2"),
-        answered(204.0, "v1", seconds=5.0),
-        answered(400.0, "v4"),
+    assert (
+        strange(
+            answered(50.0, "v1"),
+            answered(150.0, "v1"),
+            answered(199.0, "v2"),
+            answered(250.0, "v3"),
+            answered(250.0, "v2"),
+            answered(204.0, "v1", seconds=5.0),
+            answered(400.0, "v4"),
+        )
+        == []
     )
 
 
 def test_a_revision_that_came_back_is_strange() -> None:
     """An older one after a newer one was committed, and a trial that outlived the commit of a newer one."""
-    assert ["v1 answered while v2 was committed"] == strange(answered(250.0, "v1"))
-    assert ["v3 answered while v4 was committed"] == strange(answered(350.0, "v3"))
+    assert strange(answered(250.0, "v1")) == ["v1 answered while v2 was committed"]
+    assert strange(answered(350.0, "v3")) == ["v3 answered while v4 was committed"]
 
 
 def test_the_revision_before_may_answer_for_a_term() -> None:
     """The updater may be killed before it tells the server of a commit; after one trial lease nothing is forgiven."""
-    assert [] == strange(answered(219.0, "v1"), answered(319.0, "v2"))
-    assert 3 == len(strange(answered(222.0, "v1"), answered(319.0, "v1"), answered(319.0, "v3")))
+    assert strange(answered(219.0, "v1"), answered(319.0, "v2")) == []
+    assert len(strange(answered(222.0, "v1"), answered(319.0, "v1"), answered(319.0, "v3"))) == 3
 
 
 def test_the_pointer_goes_forward() -> None:
     """Each place where it does not is told."""
-    assert [] == steps_back(POINTER, is_after)
-    assert ["v4 to v2"] == steps_back([*POINTER, Moment(400.0, "v2")], is_after)
+    assert steps_back(POINTER, is_after) == []
+    assert steps_back([*POINTER, Moment(400.0, "v2")], is_after) == ["v4 to v2"]

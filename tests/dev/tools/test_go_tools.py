@@ -83,15 +83,15 @@ def test_exit_codes_are_those_of_grpc_health_probe(
 
 def test_a_missing_address_is_a_usage_error(go_healthcheck: Path) -> None:
     """`-addr` is required."""
-    assert 1 == run(go_healthcheck).returncode
+    assert run(go_healthcheck).returncode == 1
 
 
 def test_nobody_there_and_a_frozen_server_are_no_connection(go_healthcheck: Path) -> None:
     """A server that takes the connection and says nothing is as unreachable as none."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         address = f"127.0.0.1:{frozen.getsockname()[1]}"
-        assert 2 == run(go_healthcheck, "-addr", address, "-connect-timeout", "300ms").returncode
-    assert 2 == run(go_healthcheck, "-addr", address, "-connect-timeout", "300ms").returncode
+        assert run(go_healthcheck, "-addr", address, "-connect-timeout", "300ms").returncode == 2
+    assert run(go_healthcheck, "-addr", address, "-connect-timeout", "300ms").returncode == 2
 
 
 def test_headers_and_user_agent_are_sent(go_healthcheck: Path, address: str, health: PlainHealth) -> None:
@@ -99,8 +99,8 @@ def test_headers_and_user_agent_are_sent(go_healthcheck: Path, address: str, hea
     done = run(
         go_healthcheck, "-addr", address, "-rpc-header", "x-team: search", "-user-agent", "probe/1", "-gzip", "-v"
     )
-    assert 0 == done.returncode
-    assert "search" == health.seen["x-team"]
+    assert done.returncode == 0
+    assert health.seen["x-team"] == "search"
     assert health.seen["user-agent"].startswith("probe/1 ")
     assert "time elapsed: connect=" in done.stderr
 
@@ -110,11 +110,11 @@ def test_grpcurl_is_the_pinned_one(grpcurl: Path) -> None:
     pinned = next(
         line.split()[1] for line in (ROOT / "dev/tools/go/go.mod").read_text().splitlines() if "/grpcurl v" in line
     )
-    assert f"grpcurl {pinned}" == run(grpcurl, "-version").stderr.strip()
+    assert run(grpcurl, "-version").stderr.strip() == f"grpcurl {pinned}"
 
 
 def test_health_is_asked_by_files_without_reflection(grpcurl: Path, address: str) -> None:
     """The health contract in third_party is the standard's."""
     files = ["-import-path", ROOT / "third_party", "-proto", "grpc/health/v1/health.proto"]
     done = run(grpcurl, "-plaintext", *files, "-d", '{"service": "down"}', address, "grpc.health.v1.Health/Check")
-    assert {"status": "NOT_SERVING"} == json.loads(done.stdout)
+    assert json.loads(done.stdout) == {"status": "NOT_SERVING"}

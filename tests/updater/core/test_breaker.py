@@ -68,7 +68,7 @@ def test_one_probe_among_fifty() -> None:
     for thread in threads:
         thread.join()
 
-    assert (1, 49) == (len(begun), len(refused))
+    assert (len(begun), len(refused)) == (1, 49)
 
 
 @pytest.mark.fault("B3")
@@ -77,10 +77,10 @@ def test_a_probe_without_a_result_is_a_failure() -> None:
     probing = begin(replace(opened(), left_seconds=0.0), RULES)
 
     late = passed(probing, 31.0, RULES, 0.5)
-    assert (BreakerState.OPEN, 2, 120.0) == (late.state, late.openings, late.left_seconds)
+    assert (late.state, late.openings, late.left_seconds) == (BreakerState.OPEN, 2, 120.0)
 
     cut_off = resumed(probing, 1e9, RULES, 0.5)
-    assert (BreakerState.OPEN, 1, 60.0) == (cut_off.state, cut_off.openings, cut_off.left_seconds)
+    assert (cut_off.state, cut_off.openings, cut_off.left_seconds) == (BreakerState.OPEN, 1, 60.0)
 
 
 @pytest.mark.fault("B5")
@@ -89,7 +89,7 @@ def test_neutral_results_neither_trip_nor_close() -> None:
     breaker = report(report(CLOSED, Result.FAILURE, RULES, 0.5), Result.FAILURE, RULES, 0.5)
     for _ in range(10):
         breaker = report(breaker, Result.NEUTRAL, RULES, 0.5)
-    assert (BreakerState.CLOSED, 2) == (breaker.state, breaker.failures)
+    assert (breaker.state, breaker.failures) == (BreakerState.CLOSED, 2)
 
     probing = begin(replace(opened(), left_seconds=0.0), RULES)
     assert report(probing, Result.NEUTRAL, RULES, 0.5).may_begin
@@ -99,7 +99,7 @@ def test_neutral_results_neither_trip_nor_close() -> None:
 def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
     """Doubling, give or take a fifth."""
     plain = [open_seconds(number, RULES, 0.5) for number in range(1, 7)]
-    assert [60.0, 120.0, 240.0, 480.0, 600.0, 600.0] == plain
+    assert plain == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
     for number in (1, 2, 60):
         middle = open_seconds(number, RULES, 0.5)
         assert pytest.approx(0.8 * middle) == open_seconds(number, RULES, 0.0)
@@ -109,8 +109,8 @@ def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
 def test_calm_forgets_earlier_openings() -> None:
     """Closed for a day, the next opening is a first one."""
     closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), Result.SUCCESS, RULES, 0.5)
-    assert (BreakerState.CLOSED, 3) == (closed.state, closed.openings)
-    assert 0 == passed(closed, RULES.calm_seconds, RULES, 0.5).openings
+    assert (closed.state, closed.openings) == (BreakerState.CLOSED, 3)
+    assert passed(closed, RULES.calm_seconds, RULES, 0.5).openings == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_breaker_that_cannot_be_read_is_open_before_activations_and_closed_bef
         from_json(row)
 
     record = from_json(row, world.rules)
-    assert (BreakerState.CLOSED, BreakerState.OPEN) == (record.hub.state, record.activation.state)
+    assert (record.hub.state, record.activation.state) == (BreakerState.CLOSED, BreakerState.OPEN)
     assert world.record.committed == record.committed
     assert BreakerState.OPEN is unreadable(BreakerName.DEVICE, RULES).state
 
@@ -152,8 +152,8 @@ def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
 
     world.wish(WishKind.ROLLBACK)
     world.settle()
-    assert "1.0.0" == world.committed == world.serving
-    assert 0 == world.server.lost
+    assert world.serving == world.committed == "1.0.0"
+    assert world.server.lost == 0
 
 
 @pytest.mark.fault("B8")
@@ -164,11 +164,11 @@ def test_an_open_breaker_holds_back_new_updates_and_lets_one_try(world: World) -
         world.settle()
     world.publish("1.4.0")
     world.settle()
-    assert "1.0.0" == world.committed
+    assert world.committed == "1.0.0"
 
     world.passes(2 * 3600.0)
     world.settle()
-    assert "1.4.0" == world.committed
+    assert world.committed == "1.4.0"
     assert BreakerState.CLOSED is world.record.activation.state
 
 
@@ -189,12 +189,12 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
     for _ in range(400):
         world.tick()
     assert BreakerState.OPEN is world.record.hub.state
-    assert "1.0.0" == world.serving
+    assert world.serving == "1.0.0"
 
     world.hub.fault = None
     world.publish("1.1.0")
     world.settle(5000.0)
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 @pytest.mark.fault("N3")

@@ -69,15 +69,15 @@ def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
     assert update.ending is not None
     assert HeldFor.DOES_NOT_FIT is update.ending.held_for
     assert CARD in update.message
-    assert set() == carded.quarantined
-    assert (BreakerState.CLOSED, 0) == (carded.record.activation.state, carded.record.activation.failures)
-    assert ("1.0.0", CARD, None) == (carded.serving, carded.server.serving_on, carded.server.fallback)
+    assert carded.quarantined == set()
+    assert (carded.record.activation.state, carded.record.activation.failures) == (BreakerState.CLOSED, 0)
+    assert (carded.serving, carded.server.serving_on, carded.server.fallback) == ("1.0.0", CARD, None)
     assert "hotslot updates resume" in advice_for(carded.record)
 
     card_of(carded).strangers, carded.server.frugal = 0, ""
     carded.wish(WishKind.RESUME)
     carded.settle()
-    assert ("1.1.0", CARD) == (carded.committed, carded.server.serving_on)
+    assert (carded.committed, carded.server.serving_on) == ("1.1.0", CARD)
 
 
 def test_the_numbers_are_in_the_sentence(carded: World) -> None:
@@ -94,12 +94,12 @@ def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_th
     carded.tick_until(Stage.OBSERVING)
     card_of(carded).strangers = 3 * GIB
     carded.passes(1.0)
-    assert ("1.0.0", CPU) == (carded.serving, carded.server.serving_on)
+    assert (carded.serving, carded.server.serving_on) == ("1.0.0", CPU)
     carded.settle()
 
-    assert ("1.1.0", CPU) == (carded.committed, carded.server.serving_on)
+    assert (carded.committed, carded.server.serving_on) == ("1.1.0", CPU)
     assert "update_started_again" in carded.told()
-    assert set() == carded.quarantined
+    assert carded.quarantined == set()
     assert BreakerState.OPEN is carded.record.device.state
 
 
@@ -111,10 +111,10 @@ def test_what_answers_runs_out_beside_a_candidate_whose_update_goes_on_on_the_cp
         carded.tick()
     card_of(carded).strangers = 3 * GIB
     carded.passes(1.0)
-    assert CPU == carded.server.serving_on
+    assert carded.server.serving_on == CPU
     carded.settle()
-    assert ("1.1.0", CPU) == (carded.committed, carded.server.serving_on)
-    assert set() == carded.quarantined
+    assert (carded.committed, carded.server.serving_on) == ("1.1.0", CPU)
+    assert carded.quarantined == set()
 
 
 def test_status_shows_the_fallback_and_when_the_way_back_is_tried(carded: World) -> None:
@@ -126,13 +126,13 @@ def test_status_shows_the_fallback_and_when_the_way_back_is_tried(carded: World)
         carded.tick()
     state = model_updates(Shown(carded.record))
 
-    assert (CARD, CPU, "OUT_OF_MEMORY") == (
+    assert (
         state.fallback.device,
         state.fallback.fallback_device,
         state.fallback.reason,
-    )
+    ) == (CARD, CPU, "OUT_OF_MEMORY")
     (device,) = [row for row in state.breakers if row.name == "device"]
-    assert ("OPEN", True) == (device.state, device.open_left.seconds > 0)
+    assert (device.state, device.open_left.seconds > 0) == ("OPEN", True)
     assert "cuda:0 ran out of memory" in device.reason
     assert "breaker reset device" in state.advice
 

@@ -33,7 +33,7 @@ def test_approval_releases_one_held_digest(world: World) -> None:
     world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
 
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 @pytest.mark.parametrize("quality", [Quality(right=18), Quality(agrees=2)], ids=["noise", "agreement"])
@@ -42,11 +42,11 @@ def test_a_doubt_is_held_and_can_be_approved(world: World, quality: Quality) -> 
     world.publish("1.1.0", quality)
     world.settle()
     assert held_for(world) in (HeldFor.NOISE, HeldFor.AGREEMENT)
-    assert set() == world.quarantined
+    assert world.quarantined == set()
 
     world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 def test_policy_approve_asks_after_the_gate_and_does_not_run_it_twice(world: World) -> None:
@@ -59,7 +59,7 @@ def test_policy_approve_asks_after_the_gate_and_does_not_run_it_twice(world: Wor
     runs = world.told().count("candidate_loaded")
     world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
     assert runs + 1 == world.told().count("candidate_loaded")
 
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
     world.settle()
     refused = refusal(world.record, Wish(WishKind.APPROVE, digest(world, "1.1.0")), world.facts(), world.rules)
     assert refused is not None
-    assert "NOT_APPROVABLE" == refused.reason
+    assert refused.reason == "NOT_APPROVABLE"
 
 
 def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
@@ -77,15 +77,15 @@ def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
     world.install("1.1.0")
     world.wish(WishKind.ROLLBACK)
     world.settle()
-    assert "1.0.0" == world.committed == world.serving
-    assert {"1.1.0"} == world.quarantined
+    assert world.serving == world.committed == "1.0.0"
+    assert world.quarantined == {"1.1.0"}
     assert world.record.on_hold
-    assert "1.1.0" == world.record.floor
+    assert world.record.floor == "1.1.0"
 
     world.wish(WishKind.RELEASE_QUARANTINE, digest(world, "1.1.0"))
     world.wish(WishKind.RESUME)
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
@@ -95,8 +95,8 @@ def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
     world.wish(WishKind.ROLLBACK)
     world.settle()
 
-    assert "1.0.0" == world.serving
-    assert {"1.1.0"} == world.quarantined
+    assert world.serving == "1.0.0"
+    assert world.quarantined == {"1.1.0"}
     assert world.record.on_hold
 
 
@@ -104,7 +104,7 @@ def test_rollback_with_nothing_to_go_back_to_is_refused(world: World) -> None:
     """It says so."""
     refused = refusal(world.record, Wish(WishKind.ROLLBACK), world.facts(), world.rules)
     assert refused is not None
-    assert "NOTHING_TO_ROLL_BACK_TO" == refused.reason
+    assert refused.reason == "NOTHING_TO_ROLL_BACK_TO"
 
 
 @pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
@@ -114,8 +114,8 @@ def test_hold_takes_back_what_is_under_way_without_blame(world: World, stage: St
     world.tick_until(stage)
     world.wish(WishKind.HOLD, "a busy day")
     world.settle()
-    assert (Stage.IDLE, "1.0.0", set()) == (world.stage, world.serving, world.quarantined)
+    assert (world.stage, world.serving, world.quarantined) == (Stage.IDLE, "1.0.0", set())
 
     world.wish(WishKind.RESUME)
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"

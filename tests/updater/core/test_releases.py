@@ -20,8 +20,8 @@ def test_an_older_tag_is_no_update(world: World) -> None:
     world.publish("0.9.0")
     world.settle()
 
-    assert "1.0.0" == world.committed
-    assert [] == world.outcomes("0.9.0")
+    assert world.committed == "1.0.0"
+    assert world.outcomes("0.9.0") == []
 
 
 @pytest.mark.fault("R2")
@@ -30,7 +30,7 @@ def test_what_is_committed_is_not_taken_again(world: World) -> None:
     world.publish("v1.0.0", content=world.hub.contents["1.0.0"])
     world.settle()
 
-    assert 1 == world.told().count("update_started")
+    assert world.told().count("update_started") == 1
 
 
 @pytest.mark.fault("R2")
@@ -39,7 +39,7 @@ def test_the_same_content_under_a_higher_version_is_not_taken(world: World) -> N
     world.publish("1.1.0", content=world.hub.contents["1.0.0"])
     world.settle()
 
-    assert "1.0.0" == world.committed
+    assert world.committed == "1.0.0"
     assert "same content" in world.record.watch.message
 
 
@@ -51,8 +51,8 @@ def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_look(wor
     world.publish("1.1.0", content="changed")
     world.settle()
 
-    assert [Outcome.ABANDONED, Outcome.COMMITTED] == world.outcomes("1.1.0")
-    assert () == world.record.failure_ages
+    assert world.outcomes("1.1.0") == [Outcome.ABANDONED, Outcome.COMMITTED]
+    assert world.record.failure_ages == ()
 
 
 @pytest.mark.fault("R4")
@@ -62,7 +62,7 @@ def test_a_branch_is_no_release(world: World) -> None:
         world.publish(name)
     world.settle()
 
-    assert 1 == world.told().count("update_started")
+    assert world.told().count("update_started") == 1
 
 
 @pytest.mark.fault("R5")
@@ -70,11 +70,11 @@ def test_a_prerelease_is_taken_only_if_policy_says_so(world: World) -> None:
     """And it comes before its release."""
     world.publish("1.1.0-rc.1")
     world.settle()
-    assert "1.0.0" == world.committed
+    assert world.committed == "1.0.0"
 
     world.with_rules(policy=ReleasePolicy(prereleases=True))
     world.settle()
-    assert "1.1.0-rc.1" == world.committed
+    assert world.committed == "1.1.0-rc.1"
 
 
 @pytest.mark.fault("R6")
@@ -83,7 +83,7 @@ def test_numbers_are_compared_as_numbers(world: World) -> None:
     world.install("1.9.0")
     world.install("1.10.0")
 
-    assert "1.10.0" == world.record.floor
+    assert world.record.floor == "1.10.0"
 
 
 @pytest.mark.fault("R7")
@@ -125,8 +125,8 @@ def test_a_huge_version_that_fails_its_gate_blocks_nothing(world: World) -> None
     world.publish("1.2.4")
     world.settle()
 
-    assert {"999.0.0"} == world.quarantined
-    assert "1.2.4" == world.committed == world.record.floor
+    assert world.quarantined == {"999.0.0"}
+    assert world.record.floor == world.committed == "1.2.4"
 
 
 @pytest.mark.fault("R9")
@@ -134,12 +134,12 @@ def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
     """Until an operator names it."""
     world.publish("3.0.0")
     world.settle()
-    assert "1.0.0" == world.committed
+    assert world.committed == "1.0.0"
     assert "jumps" in world.record.watch.message
 
     world.wish(WishKind.UPDATE, "3.0.0")
     world.settle()
-    assert "3.0.0" == world.committed
+    assert world.committed == "3.0.0"
 
 
 @pytest.mark.fault("R9")
@@ -150,7 +150,7 @@ def test_many_jumps_beyond_the_cap_hide_nothing(world: World) -> None:
     world.publish("1.1.0")
     world.settle()
 
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
     assert "3.11.0" in world.record.watch.message
 
 
@@ -161,7 +161,7 @@ def test_the_newest_tag_deleted_changes_nothing(world: World) -> None:
     del world.hub.contents["1.1.0"]
     world.settle()
 
-    assert "1.1.0" == world.committed == world.serving
+    assert world.serving == world.committed == "1.1.0"
 
 
 @pytest.mark.fault("R12")
@@ -171,8 +171,8 @@ def test_of_two_new_tags_the_higher_is_taken(world: World) -> None:
     world.publish("1.1.0")
     world.settle()
 
-    assert "1.2.0" == world.committed
-    assert [] == world.outcomes("1.1.0")
+    assert world.committed == "1.2.0"
+    assert world.outcomes("1.1.0") == []
 
 
 @pytest.mark.fault("R13")
@@ -182,10 +182,10 @@ def test_a_new_tag_in_observation_waits(world: World) -> None:
     world.tick_until(Stage.OBSERVING)
     world.publish("1.2.0")
     world.tick_until(Stage.COMMITTING)
-    assert "1.1.0" == world.record.under_way.revision
+    assert world.record.under_way.revision == "1.1.0"
     world.settle()
 
-    assert [Outcome.COMMITTED] == world.outcomes("1.1.0") == world.outcomes("1.2.0")
+    assert world.outcomes("1.2.0") == world.outcomes("1.1.0") == [Outcome.COMMITTED]
 
 
 @pytest.mark.fault("R14")
@@ -196,8 +196,8 @@ def test_a_quarantined_content_stays_blocked_under_a_higher_version(world: World
     world.publish("1.2.0", content=world.hub.contents["1.1.0"])
     world.settle()
 
-    assert "1.0.0" == world.committed
-    assert [] == world.outcomes("1.2.0")
+    assert world.committed == "1.0.0"
+    assert world.outcomes("1.2.0") == []
 
 
 @pytest.mark.fault("R15")
@@ -207,11 +207,11 @@ def test_a_revision_that_arrives_piece_by_piece_is_taken_when_it_is_whole(world:
     world.hub.unready.add("1.1.0")
     world.settle()
     assert "not complete" in world.record.watch.message
-    assert [] == world.outcomes("1.1.0")
+    assert world.outcomes("1.1.0") == []
 
     world.hub.unready.clear()
     world.settle()
-    assert [Outcome.COMMITTED] == world.outcomes("1.1.0")
+    assert world.outcomes("1.1.0") == [Outcome.COMMITTED]
 
 
 @pytest.mark.fault("R15")
@@ -221,7 +221,7 @@ def test_a_lower_whole_revision_does_not_wait_for_a_higher_one_that_arrives(worl
     world.publish("1.2.0")
     world.hub.unready.add("1.2.0")
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 @pytest.mark.fault("R16")
@@ -233,9 +233,9 @@ def test_a_known_version_under_another_digest_is_an_alarm_and_no_update(world: W
     world.publish("1.0.0")
     world.settle()
 
-    assert 2 == world.told().count("revision_republished")
-    assert "1.0.0" == world.committed
-    assert [Outcome.REFUSED] == world.outcomes("1.1.0")
+    assert world.told().count("revision_republished") == 2
+    assert world.committed == "1.0.0"
+    assert world.outcomes("1.1.0") == [Outcome.REFUSED]
 
 
 @pytest.mark.fault("R16")
@@ -248,7 +248,7 @@ def test_an_operator_may_name_what_was_published_again(world: World) -> None:
     world.wish(WishKind.UPDATE, "1.1.0")
     world.settle()
 
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 def test_policy_deny_and_pin(world: World) -> None:
@@ -258,11 +258,11 @@ def test_policy_deny_and_pin(world: World) -> None:
     world.publish("1.3.0")
     world.with_rules(policy=ReleasePolicy(deny=("1.3.0",), pin="1.1.0"))
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
     world.with_rules(policy=ReleasePolicy(deny=("1.3.0",)))
     world.settle()
-    assert "1.2.0" == world.committed
+    assert world.committed == "1.2.0"
 
 
 def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
@@ -271,8 +271,8 @@ def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
     world.publish("1.1.0")
     world.settle()
 
-    assert "1.0.0" == world.committed
-    assert "1.1.0" == world.record.watch.newest
+    assert world.committed == "1.0.0"
+    assert world.record.watch.newest == "1.1.0"
 
 
 def test_one_look_lists_only_what_may_matter() -> None:
@@ -282,8 +282,8 @@ def test_one_look_lists_only_what_may_matter() -> None:
 
     chosen = worth_listing(names, look)
 
-    assert ("1.198.0", "1.197.0", "1.196.0", "1.195.0", "1.194.0", "1.199.0", "1.100.0") == chosen
-    assert () == worth_listing(["1.101.0"], LookAtHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9"))
+    assert chosen == ("1.198.0", "1.197.0", "1.196.0", "1.195.0", "1.194.0", "1.199.0", "1.100.0")
+    assert worth_listing(["1.101.0"], LookAtHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9")) == ()
 
 
 def test_an_empty_listing_is_an_answer(world: World) -> None:
@@ -291,7 +291,7 @@ def test_an_empty_listing_is_an_answer(world: World) -> None:
     world.hub.contents.clear()
     world.settle()
 
-    assert "1.0.0" == world.serving
+    assert world.serving == "1.0.0"
     assert Listed((), ()) == Listed((), ())
 
 
@@ -301,4 +301,4 @@ def test_a_revision_that_vanishes_between_two_questions_is_not_the_hubs_failure(
     world.wish(WishKind.CHECK_NOW)
     world.settle()
 
-    assert 0 == world.record.hub.failures
+    assert world.record.hub.failures == 0

@@ -24,7 +24,7 @@ def carded() -> World:
     """1.0.0 is committed and serves from a card."""
     world = World(card=Card())
     world.install("1.0.0")
-    assert CARD == world.server.serving_on
+    assert world.server.serving_on == CARD
     return world
 
 
@@ -34,7 +34,7 @@ def fallen(carded: World) -> World:
     fill(carded)
     carded.tick()
     carded.tick()
-    assert CPU == carded.server.serving_on
+    assert carded.server.serving_on == CPU
     assert BreakerState.OPEN is carded.record.device.state
     return carded
 
@@ -105,10 +105,10 @@ def test_a_fallback_opens_the_device_breaker_once(fallen: World) -> None:
     for _ in range(20):
         fallen.tick()
 
-    assert 1 == len(opens(fallen))
+    assert len(opens(fallen)) == 1
     assert "cuda:0 ran out of memory (OUT_OF_MEMORY): cpu answers" in opens(fallen)[0]
     assert 0 < fallen.record.device.left_seconds < left
-    assert 1 == fallen.record.device.openings
+    assert fallen.record.device.openings == 1
 
 
 @pytest.mark.fault("B4")
@@ -121,7 +121,7 @@ def test_a_fallback_that_the_updater_did_not_see_is_found_at_its_start(carded: W
         carded.tick()
 
     assert BreakerState.OPEN is carded.record.device.state
-    assert FIRST_SECONDS * 0.7 < carded.record.device.left_seconds
+    assert carded.record.device.left_seconds > FIRST_SECONDS * 0.7
     assert Stage.IDLE is carded.stage
 
 
@@ -159,18 +159,18 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
     assert not fallen.record.device.may_begin
 
     until_returning(fallen, Stage.OBSERVING)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
     assert CPU in {slot.device for slot in fallen.server.state(1.0).slots}
     until_over(fallen)
     fallen.settle()
 
-    assert (CARD, None) == (fallen.server.serving_on, fallen.server.fallback)
+    assert (fallen.server.serving_on, fallen.server.fallback) == (CARD, None)
     assert BreakerState.CLOSED is fallen.record.device.state
     assert fallen.record.fallback is None
     assert before == blameless(fallen)
     assert Outcome.COMMITTED is fallen.outcomes("1.0.0")[-1]
     assert fallen.last("update_committed").update is not None
-    assert 0 == fallen.server.lost
+    assert fallen.server.lost == 0
 
 
 def test_before_its_time_nothing_is_loaded(fallen: World) -> None:
@@ -190,7 +190,7 @@ def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, gol
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
@@ -200,7 +200,7 @@ def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 def test_it_asks_no_person(fallen: World) -> None:
@@ -209,7 +209,7 @@ def test_it_asks_no_person(fallen: World) -> None:
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 # It fails.
@@ -270,14 +270,14 @@ def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, 
     until_over(fallen)
 
     device = fallen.record.device
-    assert (BreakerState.OPEN, 2, 2) == (device.state, device.openings, device.failures)
+    assert (device.state, device.openings, device.failures) == (BreakerState.OPEN, 2, 2)
     assert 2 * FIRST_SECONDS * 0.8 - 5 <= device.left_seconds <= 2 * FIRST_SECONDS * 1.2
     assert before == blameless(fallen)
-    assert CPU == fallen.server.serving_on
+    assert fallen.server.serving_on == CPU
     past = fallen.last("update_abandoned")
     assert past.update is not None
     assert (reason, Outcome.ABANDONED) == (past.update.reason, past.outcome)
-    assert 0 == fallen.server.lost
+    assert fallen.server.lost == 0
     assert not fallen.server.is_on_trial
 
 
@@ -291,14 +291,14 @@ def test_a_card_that_loads_and_then_overflows_makes_nothing_flap(fallen: World) 
     fallen.with_rules(look_seconds=20.0, poll_seconds=300.0)
     while fallen.clock.seconds < ends:
         action = fallen.tick()
-        assert CPU == fallen.server.serving_on
+        assert fallen.server.serving_on == CPU
         if isinstance(action, LoadBundle):
             starts.append(fallen.clock.seconds)
 
     waits = [after - before for before, after in pairwise(starts)]
     assert 5 <= len(starts) <= 8
     assert all(after > before for before, after in pairwise(waits[:4]))
-    assert [] == fallen.server.activated[1:]
+    assert fallen.server.activated[1:] == []
 
 
 @pytest.mark.fault("B12")
@@ -311,13 +311,13 @@ def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen
     fill(fallen)
     until_over(fallen)
 
-    assert CPU == fallen.server.serving_on
-    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert fallen.server.serving_on == CPU
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
     assert before == blameless(fallen)
     past = fallen.last("update_rolled_back")
     assert past.update is not None
-    assert "1.0.0 ran out of memory on cuda:0 while it answered on trial" == past.update.message
-    assert 1 == len([slot for slot in fallen.server.slots if slot is not None])
+    assert past.update.message == "1.0.0 ran out of memory on cuda:0 while it answered on trial"
+    assert len([slot for slot in fallen.server.slots if slot is not None]) == 1
 
 
 @pytest.mark.fault("B12")
@@ -330,10 +330,10 @@ def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) 
         fallen.server.answers(1, lambda _, reason=reason: reason)  # type: ignore[misc]
         _spoil(fallen, Quality())
         until_over(fallen)
-        assert CPU == fallen.server.serving_on
+        assert fallen.server.serving_on == CPU
         assert BreakerState.OPEN is fallen.record.device.state
-    assert 3 == fallen.record.device.openings
-    assert set() == fallen.quarantined
+    assert fallen.record.device.openings == 3
+    assert fallen.quarantined == set()
 
 
 def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
@@ -342,8 +342,8 @@ def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
     until_returning(fallen, Stage.OBSERVING)
     fallen.passes(RULES.observe.trial_lease_seconds + 1)
     until_over(fallen)
-    assert CPU == fallen.server.serving_on
-    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert fallen.server.serving_on == CPU
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
 
 
 def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time(fallen: World) -> None:
@@ -351,14 +351,14 @@ def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
     fill(fallen)
     for _ in range(3):
         fallen.tick()
 
-    assert CPU == fallen.server.serving_on
-    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
-    assert 2 == len(opens(fallen))
+    assert fallen.server.serving_on == CPU
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
+    assert len(opens(fallen)) == 2
 
 
 # Lives end.
@@ -373,17 +373,17 @@ def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stag
     until_returning(fallen, stage)
     fallen.tick(dies=dies)
     fallen.tick()
-    assert (BreakerState.OPEN, 1) == (fallen.record.device.state, fallen.record.device.openings)
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 1)
     until_over(fallen)
     for _ in range(5):
         fallen.tick()
 
-    assert CPU == fallen.server.serving_on
-    assert FIRST_SECONDS * 0.7 < fallen.record.device.left_seconds
-    assert 1 == len([slot for slot in fallen.server.slots if slot is not None])
+    assert fallen.server.serving_on == CPU
+    assert fallen.record.device.left_seconds > FIRST_SECONDS * 0.7
+    assert len([slot for slot in fallen.server.slots if slot is not None]) == 1
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
@@ -395,7 +395,7 @@ def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: Worl
     until_over(fallen)
     for _ in range(3):
         fallen.tick()
-    assert (CARD, BreakerState.CLOSED) == (fallen.server.serving_on, fallen.record.device.state)
+    assert (fallen.server.serving_on, fallen.record.device.state) == (CARD, BreakerState.CLOSED)
 
 
 @pytest.mark.parametrize("orderly", [True, False])
@@ -409,16 +409,16 @@ def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, sta
         fallen.stop_server()
     else:
         fallen.crash_server()
-    assert CPU == fallen.server.serving_on
+    assert fallen.server.serving_on == CPU
     if stage is Stage.GATING:  # nothing was on trial: it is loaded and proven again
         until_over(fallen)
-        assert CARD == fallen.server.serving_on
+        assert fallen.server.serving_on == CARD
         return
     until_over(fallen)
 
     assert (BreakerState.OPEN, 1 if orderly else 2) == (fallen.record.device.state, fallen.record.device.openings)
     assert before == blameless(fallen)
-    assert CPU == fallen.server.serving_on
+    assert fallen.server.serving_on == CPU
 
 
 def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
@@ -428,8 +428,8 @@ def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
     fallen.life.record = replace(fallen.record, device=replace(fallen.record.device, left_seconds=0.5))
     fallen.passes(1.0)
     until_over(fallen)
-    assert CPU == fallen.server.serving_on
-    assert (BreakerState.OPEN, 2) == (fallen.record.device.state, fallen.record.device.openings)
+    assert fallen.server.serving_on == CPU
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
 
 
 # Others want something meanwhile.
@@ -438,12 +438,12 @@ def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
 def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: World) -> None:
     """A breaker that is open holds back nothing but the way back."""
     fallen.install("1.1.0")
-    assert CPU == fallen.server.serving_on
+    assert fallen.server.serving_on == CPU
     assert fallen.server.fallback is not None
     empty(fallen)
     until_returning(fallen)
     until_over(fallen)
-    assert ("1.1.0", CARD) == (fallen.serving, fallen.server.serving_on)
+    assert (fallen.serving, fallen.server.serving_on) == ("1.1.0", CARD)
 
 
 def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: World) -> None:
@@ -452,9 +452,9 @@ def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: Wor
     until_returning(fallen)
     fallen.publish("1.1.0")
     until_over(fallen)
-    assert "1.0.0" == fallen.committed
+    assert fallen.committed == "1.0.0"
     fallen.settle()
-    assert ("1.1.0", CARD) == (fallen.committed, fallen.server.serving_on)
+    assert (fallen.committed, fallen.server.serving_on) == ("1.1.0", CARD)
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
@@ -465,11 +465,11 @@ def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stag
     fallen.publish("1.1.0")
     fallen.wish(WishKind.UPDATE, "1.1.0")
     fallen.settle()
-    assert ("1.1.0", CPU) == (fallen.committed, fallen.server.serving_on)
-    assert (BreakerState.OPEN, 1) == (fallen.record.device.state, fallen.record.device.openings)
+    assert (fallen.committed, fallen.server.serving_on) == ("1.1.0", CPU)
+    assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 1)
     until_returning(fallen)
     until_over(fallen)
-    assert ("1.1.0", CARD) == (fallen.serving, fallen.server.serving_on)
+    assert (fallen.serving, fallen.server.serving_on) == ("1.1.0", CARD)
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
@@ -488,7 +488,7 @@ def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage:
     fallen.wish(WishKind.RESUME)
     until_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 @pytest.mark.fault("B8")
@@ -504,8 +504,8 @@ def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -
         until_returning(carded, stage)
     carded.wish(WishKind.ROLLBACK)
     carded.settle(3 * HOUR)
-    assert ("1.0.0", CPU) == (carded.serving, carded.server.serving_on)
-    assert {"1.1.0"} == carded.quarantined
+    assert (carded.serving, carded.server.serving_on) == ("1.0.0", CPU)
+    assert carded.quarantined == {"1.1.0"}
     assert BreakerState.OPEN is carded.record.device.state
 
 
@@ -515,9 +515,9 @@ def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) 
     until_returning(fallen, Stage.OBSERVING)
     fallen.wish(WishKind.ROLLBACK)
     assert "wish_refused" in fallen.told()
-    assert set() == fallen.quarantined
+    assert fallen.quarantined == set()
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None:
@@ -531,7 +531,7 @@ def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None
     fallen.wish(WishKind.RESET_BREAKER, "device")  # once more: the probe that is out goes on
     assert is_returning(fallen)
     until_over(fallen)
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD
 
 
 def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -> None:
@@ -543,4 +543,4 @@ def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -
     fallen.settle()
     assert fallen.record.committed is not None
     assert bundle_of(fallen.hub.contents["1.0.0"], "2") == fallen.record.committed.bundle_digest
-    assert CARD == fallen.server.serving_on
+    assert fallen.server.serving_on == CARD

@@ -45,8 +45,8 @@ def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(wor
     world.settle()
 
     assert HeldFor.COMMITTED_BROKEN is held_for(world)
-    assert "1.0.0" == world.serving == world.committed
-    assert "1.1.0" == world.record.floor
+    assert world.committed == world.serving == "1.0.0"
+    assert world.record.floor == "1.1.0"
 
 
 @pytest.mark.fault("D10")
@@ -60,7 +60,7 @@ def test_a_new_converter_whose_result_fails_is_blocked_and_its_source_is_not(wor
 
     assert HeldFor.CONVERSION is held_for(world)
     assert (bundle_of(content, "2"),) == world.record.blocked
-    assert set() == world.quarantined
+    assert world.quarantined == set()
     assert before == world.record.committed
 
     world.install("1.1.0")
@@ -73,14 +73,14 @@ def test_a_new_converter_is_proven_and_swapped_in(world: World) -> None:
 
     assert world.record.committed is not None
     assert bundle_of(world.hub.contents["1.0.0"], "2") == world.record.committed.bundle_digest
-    assert "1.0.0" == world.record.floor
+    assert world.record.floor == "1.0.0"
 
 
 def test_a_pointer_that_was_there_first_is_adopted(empty: World) -> None:
     """A bundle imported by hand is where updates start."""
     empty.imported("1.0.0")
     empty.settle()
-    assert "1.0.0" == empty.committed == empty.record.floor
+    assert empty.record.floor == empty.committed == "1.0.0"
 
 
 @pytest.mark.parametrize("is_readable", [True, False])
@@ -94,7 +94,7 @@ def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, i
     world.settle()
 
     assert world.record.committed == world.disk.pointer
-    assert "1.1.0" == world.serving
+    assert world.serving == "1.1.0"
 
 
 @pytest.mark.fault("K3")
@@ -107,7 +107,7 @@ def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World)
     empty.disk.pointer_is_readable = False
     empty.settle()
 
-    assert "1.0.0" == empty.committed == empty.serving
+    assert empty.serving == empty.committed == "1.0.0"
 
 
 @pytest.mark.fault("K3")
@@ -121,9 +121,9 @@ def test_a_server_that_began_again_with_what_is_being_committed_keeps_it(world: 
     world.start_updater()
     for _ in range(3):
         world.tick()
-        assert "1.1.0" == world.serving
+        assert world.serving == "1.1.0"
     world.settle()
-    assert "1.1.0" == world.committed == world.serving
+    assert world.serving == world.committed == "1.1.0"
     assert world.disk.pointer_is_readable
 
 
@@ -138,7 +138,7 @@ def test_what_nothing_refers_to_is_collected(world: World) -> None:
 
     kept = {bundle_of(world.hub.contents[revision]) for revision in ("1.2.0", "1.3.0")}
     assert kept == world.disk.sealed
-    assert {} == world.disk.staged
+    assert world.disk.staged == {}
 
 
 @pytest.mark.fault("D1")
@@ -148,12 +148,12 @@ def test_a_full_disk_is_nobodys_fault(world: World) -> None:
     world.disk.is_full = True
     for _ in range(30):
         world.tick()
-    assert "1.0.0" == world.serving
+    assert world.serving == "1.0.0"
 
     world.disk.is_full = False
     world.settle(3000.0)
-    assert "1.1.0" == world.committed
-    assert set() == world.quarantined
+    assert world.committed == "1.1.0"
+    assert world.quarantined == set()
 
 
 @pytest.mark.fault("D2")

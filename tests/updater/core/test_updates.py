@@ -22,11 +22,11 @@ def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
     world.publish("1.1.0")
     world.settle()
 
-    assert "1.1.0" == world.committed == world.serving == world.record.floor
+    assert world.record.floor == world.committed == world.serving == "1.1.0"
     assert world.record.previous is not None
-    assert "1.0.0" == world.record.previous.revision
-    assert [True, False] == [held is None for held in world.server.slots]
-    assert 0 == world.server.lost
+    assert world.record.previous.revision == "1.0.0"
+    assert [held is None for held in world.server.slots] == [True, False]
+    assert world.server.lost == 0
 
 
 @pytest.mark.fault("S7")
@@ -35,10 +35,10 @@ def test_what_fails_only_callers_is_taken_back_and_no_call_is_lost(world: World)
     world.publish("1.1.0", Quality(fails_callers="NOT_FINITE"))
     world.settle()
 
-    assert "1.0.0" == world.committed == world.serving
-    assert {"1.1.0"} == world.quarantined
-    assert [Outcome.ROLLED_BACK] == world.outcomes("1.1.0")
-    assert 0 == world.server.lost
+    assert world.serving == world.committed == "1.0.0"
+    assert world.quarantined == {"1.1.0"}
+    assert world.outcomes("1.1.0") == [Outcome.ROLLED_BACK]
+    assert world.server.lost == 0
 
 
 @pytest.mark.fault("S6")
@@ -47,7 +47,7 @@ def test_what_is_wrong_on_golden_answers_never_meets_a_caller(world: World) -> N
     world.publish("1.1.0", Quality(right=4))
     world.settle()
 
-    assert [Outcome.REFUSED] == world.outcomes("1.1.0")
+    assert world.outcomes("1.1.0") == [Outcome.REFUSED]
     evidence = world.last("candidate_refused").evidence
     assert evidence is not None
     assert evidence.differing
@@ -60,8 +60,8 @@ def test_content_that_does_not_match_is_fetched_once_more_then_refused(world: Wo
     world.publish("1.1.0", Quality(verifies=False))
     world.settle()
 
-    assert 1 == world.told().count("content_mismatched")
-    assert {"1.1.0"} == world.quarantined
+    assert world.told().count("content_mismatched") == 1
+    assert world.quarantined == {"1.1.0"}
 
 
 @pytest.mark.fault("S4")
@@ -70,11 +70,11 @@ def test_what_does_not_fit_is_held_without_blame(world: World) -> None:
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
     world.settle()
     assert HeldFor.DOES_NOT_FIT is held_for(world)
-    assert set() == world.quarantined
+    assert world.quarantined == set()
 
     world.publish("1.2.0")
     world.settle()
-    assert "1.2.0" == world.committed
+    assert world.committed == "1.2.0"
 
 
 def test_a_trial_out_of_memory_is_held_without_blame(world: World) -> None:
@@ -83,8 +83,8 @@ def test_a_trial_out_of_memory_is_held_without_blame(world: World) -> None:
     world.settle()
 
     assert HeldFor.DOES_NOT_FIT is held_for(world)
-    assert set() == world.quarantined
-    assert "1.0.0" == world.serving
+    assert world.quarantined == set()
+    assert world.serving == "1.0.0"
 
 
 @pytest.mark.fault("S5")
@@ -135,14 +135,14 @@ def test_no_traffic_is_never_committed_silently(world: World) -> None:
     world.requests_a_second = 0.0
     world.publish("1.1.0")
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
     assert "on probes" in world.last("update_committed").message
 
     world.with_rules(observe=ObserveRules(window_seconds=30.0, max_seconds=120.0, probes_allowed=False))
     world.publish("1.2.0")
     world.settle()
     assert HeldFor.INCONCLUSIVE is held_for(world)
-    assert "1.1.0" == world.committed == world.serving
+    assert world.serving == world.committed == "1.1.0"
 
 
 @pytest.mark.fault("S13")
@@ -159,7 +159,7 @@ def test_one_error_of_one_request_is_no_verdict(world: World) -> None:
     world.server.answers(200, lambda _: "")
     world.requests_a_second = 2.0
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
 
 @pytest.mark.fault("K11")
@@ -176,7 +176,7 @@ def test_an_updater_that_is_killed_again_and_again_ends_in_held(world: World, st
     world.settle()
 
     assert Stage.HELD is world.stage
-    assert "1.0.0" == world.serving == world.committed
+    assert world.committed == world.serving == "1.0.0"
     assert not world.server.is_on_trial
 
 
@@ -188,8 +188,8 @@ def test_a_server_that_crashes_in_observation_comes_back_on_the_old_model(world:
     world.crash_server()
     world.settle()
 
-    assert "1.0.0" == world.serving
-    assert {"1.1.0"} == world.quarantined
+    assert world.serving == "1.0.0"
+    assert world.quarantined == {"1.1.0"}
 
 
 @pytest.mark.fault("K16")
@@ -210,8 +210,8 @@ def test_an_orderly_stop_in_a_trial_blames_nobody(world: World, empty: World, wh
         here.stop_server()
     here.settle()
 
-    assert "1.1.0" == here.committed == here.serving
-    assert set() == here.quarantined
+    assert here.serving == here.committed == "1.1.0"
+    assert here.quarantined == set()
 
 
 @pytest.mark.fault("K17")
@@ -220,12 +220,12 @@ def test_a_term_that_runs_out_blames_nobody(world: World) -> None:
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.passes(100.0)
-    assert "1.0.0" == world.serving
+    assert world.serving == "1.0.0"
     world.start_updater()
     world.settle()
 
-    assert "1.1.0" == world.committed
-    assert set() == world.quarantined
+    assert world.committed == "1.1.0"
+    assert world.quarantined == set()
 
 
 def test_a_first_install_that_crashes_the_server_is_held_after_a_few_tries(empty: World) -> None:
@@ -238,7 +238,7 @@ def test_a_first_install_that_crashes_the_server_is_held_after_a_few_tries(empty
     empty.settle()
 
     assert HeldFor.SERVER_CRASHED is held_for(empty)
-    assert set() == empty.quarantined
+    assert empty.quarantined == set()
 
 
 @pytest.mark.fault("C13")

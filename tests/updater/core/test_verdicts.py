@@ -43,7 +43,7 @@ def test_the_exact_tests_agree_with_tables() -> None:
     """McNemar's and the binomial, one-sided."""
     assert pytest.approx(0.5**5) == worse_by_chance(5, 0)
     assert pytest.approx(0.0546875) == worse_by_chance(8, 2)
-    assert 1.0 == worse_by_chance(0, 7)
+    assert worse_by_chance(0, 7) == 1.0
     assert pytest.approx(0.01386, abs=1e-5) == under_by_chance(10, 20, 0.75)
     assert 0.0 <= at_least(5000, 10_000, 0.5) <= 1.0
     assert pytest.approx(0.504, abs=1e-3) == at_least(5000, 10_000, 0.5)
@@ -282,15 +282,15 @@ def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
     world.publish("1.1.0")
     world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
     world.settle()
-    assert "1.1.0" == world.committed
+    assert world.committed == "1.1.0"
 
     world.publish("1.2.0")
-    while "revision_staged" != world.told()[-1]:
+    while world.told()[-1] != "revision_staged":
         if world.record.stage.value == "STAGING" and not world.hub.faults and world.record.hub.failures == 0:
             world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
         world.tick()
     world.settle()
-    assert "1.2.0" == world.committed
+    assert world.committed == "1.2.0"
 
 
 @pytest.mark.fault("N4")
@@ -299,7 +299,7 @@ def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
     world.hub.faults = [Failed(FaultKind.DENIED, "HUB_DENIED", "403")] * 9
     for _ in range(60):
         world.tick()
-    assert 0 == world.record.hub.failures
+    assert world.record.hub.failures == 0
     assert "HUB_DENIED" in world.record.watch.message
 
 
@@ -321,7 +321,7 @@ def test_what_cannot_be_done_is_refused_by_name(world: World, wish: Wish, reason
 
     floor = world.record.floor
     world.wish(wish.kind, wish.argument)
-    assert "wish_refused" == world.told()[-1]
+    assert world.told()[-1] == "wish_refused"
     assert floor == world.record.floor
 
 
@@ -331,6 +331,6 @@ def test_settings_become_rules() -> None:
         {"models": {"shapes": {"hub_folder": "hub", "policy": {"mode": "approve"}, "observe": {"min_answers": 7}}}}
     )
     rules = rules_of(section, "shapes")
-    assert ("approve", 7) == (rules.mode.value, rules.observe.min_answers)
+    assert (rules.mode.value, rules.observe.min_answers) == ("approve", 7)
     with pytest.raises(ValueError, match="capture groups"):
         UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub", "policy": {"pattern": "v.*"}}}})

@@ -49,7 +49,7 @@ def check(folder: Path, rows: list[BundleFile], keep_on: Callable[[], None] = la
 def test_the_numbers_are_a_list() -> None:
     """From 1 on without a gap; the code runs those that a folder can tell, in their order."""
     assert list(range(1, len(CHECKS) + 1)) == [row.number for row in CHECKS]
-    assert [2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13] == [row.number for row, _ in STEPS]
+    assert [row.number for row, _ in STEPS] == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13]
 
 
 def test_a_reason_belongs_to_one_number() -> None:
@@ -76,7 +76,7 @@ def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
     blameless = {"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"}
     known = {reason for row in CHECKS for reason in row.reasons}
     assert {"WEIGHTS_BROKEN", "CONFIG_UNSUPPORTED"} <= found
-    assert set() == found - known - blameless
+    assert found - known - blameless == set()
     assert by_reason("WEIGHTS_BROKEN", "a tensor is missing").failed.message.startswith("check 14 ")
 
 
@@ -98,7 +98,7 @@ def test_a_state_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: s
     """At any part of its path."""
     with pytest.raises(ValueError, match=r"^check 1 state folder: ") as caught:
         refuse_trusted_names(tmp_path / name)
-    assert "STATE_DIR_TRUSTED" == getattr(caught.value, "reason", "")
+    assert getattr(caught.value, "reason", "") == "STATE_DIR_TRUSTED"
     refuse_trusted_names(tmp_path / "damocles" / "state")
 
 
@@ -117,7 +117,7 @@ def test_only_regular_files_of_one_name_pass(staged: Path, kind: str) -> None:
         "second name": lambda: path.hardlink_to(elsewhere),
     }
     made[kind]()
-    assert (3, "NOT_REGULAR", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (3, "NOT_REGULAR", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("UNSAFE_NAME")
@@ -127,7 +127,7 @@ def test_a_name_on_the_disk_is_as_safe_as_a_listed_one(staged: Path, name: str) 
     """Whoever put it there."""
     rows = listed(staged)
     (staged / name).write_text("{}")
-    assert (2, "UNSAFE_NAME", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (2, "UNSAFE_NAME", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("FILES_UNKNOWN")
@@ -137,7 +137,7 @@ def test_no_file_lies_beside_the_declared_ones(staged: Path, name: str) -> None:
     """Whatever came there after staging is not converted."""
     rows = listed(staged)
     (staged / name).write_text("import os")
-    assert (4, "FILES_UNKNOWN", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (4, "FILES_UNKNOWN", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("SIZE_MISMATCH")
@@ -149,7 +149,7 @@ def test_a_size_on_the_disk_is_the_listed_one(staged: Path, content: bytes) -> N
     (staged / "merges.txt").write_bytes(b"#version\n")
     rows = [replace(row, size=9) if row.name == "merges.txt" else row for row in rows]
     (staged / "merges.txt").write_bytes(content)
-    assert (5, "SIZE_MISMATCH", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (5, "SIZE_MISMATCH", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("CONTENT_MISMATCH")
@@ -159,7 +159,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(staged: Path) -> None:
     rows, path = listed(staged), staged / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert (6, "CONTENT_MISMATCH", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (6, "CONTENT_MISMATCH", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("SOURCE_MISMATCH")
@@ -167,7 +167,7 @@ def test_files_of_another_revision_are_refused(staged: Path) -> None:
     """Each as listed, and all together not what was decided for."""
     rows = listed(staged)
     failed = reason_of(lambda: verify(staged, "sha256:" + "0" * 64, rows, lambda: None))
-    assert (7, "SOURCE_MISMATCH", FaultKind.PERMANENT) == failed
+    assert failed == (7, "SOURCE_MISMATCH", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("EXECUTABLE")
@@ -177,7 +177,7 @@ def test_no_file_has_a_mode_to_be_run(staged: Path, mode: int) -> None:
     """By nobody at all."""
     rows = listed(staged)
     (staged / "vocab.json").chmod(0o600 | mode)
-    assert (9, "EXECUTABLE", FaultKind.PERMANENT) == reason_of(lambda: check(staged, rows))
+    assert reason_of(lambda: check(staged, rows)) == (9, "EXECUTABLE", FaultKind.PERMANENT)
 
 
 @pytest.mark.reason("FILES_CHANGED")
@@ -199,7 +199,7 @@ def test_a_file_that_is_touched_while_it_is_checked_is_noticed(staged: Path, wha
         else:
             path.write_bytes(path.read_bytes())
 
-    assert (13, "FILES_CHANGED", FaultKind.TRANSIENT) == reason_of(lambda: check(staged, rows, touch))
+    assert reason_of(lambda: check(staged, rows, touch)) == (13, "FILES_CHANGED", FaultKind.TRANSIENT)
 
 
 def test_where_it_came_from_decides_nothing(tmp_path: Path) -> None:

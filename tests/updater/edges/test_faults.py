@@ -53,9 +53,9 @@ def test_a_journal_that_cannot_be_read_costs_no_answer(make_world: MakeWorld, da
     assert "journal" in status.advice
     with pytest.raises(grpc.RpcError) as caught:
         world.updates().CheckNow(pb.CheckNowRequest(), timeout=20)
-    assert ("UNAVAILABLE", "JOURNAL_UNREADABLE") == refusal_of(caught.value).brief[:2]
+    assert refusal_of(caught.value).brief[:2] == ("UNAVAILABLE", "JOURNAL_UNREADABLE")
     assert world.updater.events("journal_unreadable")
-    assert "v1.0.0" == world.serving()
+    assert world.serving() == "v1.0.0"
     assert damaged == journal.read_bytes()
     world.updater.stop()
 
@@ -79,7 +79,7 @@ def test_another_user_cannot_reach_the_sockets(world: World) -> None:
         command = [sys.executable, "-c", program, path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         assert "PermissionError" in done.stderr
-    assert 0o700 == run_folder(world.state).stat().st_mode & 0o777
+    assert run_folder(world.state).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.fault("S6")
@@ -93,11 +93,11 @@ def test_a_revision_that_is_wrong_on_golden_answers_is_refused(make_world: MakeW
     world.wait_committed("v1.0.0")
     world.publish("v1.0.1", salt="wrong")
     seen = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is refused")
-    assert {"v1.0.0"} == set(seen)
+    assert set(seen) == {"v1.0.0"}
     world.wait_rest()
     stub = world.updates()
     latest = stub.ListHistory(pb.ListHistoryRequest(), timeout=20).updates[0]
-    assert ("v1.0.1", pb.UPDATE_OUTCOME_REFUSED) == (latest.revision, latest.outcome)
+    assert (latest.revision, latest.outcome) == ("v1.0.1", pb.UPDATE_OUTCOME_REFUSED)
     told = stub.GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
     assert any(row.name == "accuracy" and not row.passed for row in told.measurements)
     assert told.differing
@@ -116,7 +116,7 @@ def test_a_revision_that_fails_only_on_live_traffic_is_taken_back(make_world: Ma
     world.publish("v1.0.1")
     world.start_updater()
     seen = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is taken back", "a bird !nan@v1.0.1")
-    assert {"v1.0.0"} == set(seen)
+    assert set(seen) == {"v1.0.0"}
     world.wait_rest()
     world.close()
 

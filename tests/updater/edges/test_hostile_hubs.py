@@ -149,7 +149,7 @@ def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
     """A file system may take an accent and its letter for one."""
     extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in ("caf\u00e9.json", "cafe\u0301.json")]
     bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
-    assert "LISTING_UNSAFE" == refused(bench.take()).reason
+    assert refused(bench.take()).reason == "LISTING_UNSAFE"
 
 
 @pytest.mark.fault("C6")
@@ -158,7 +158,7 @@ def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
 def test_a_hash_of_another_form_is_refused(bench: Bench, sha: str) -> None:
     """It is not compared, it is refused."""
     bench.shelf.relist("v1.0.0", lambda rows: rows[0].update(sha256=sha))
-    assert "LISTING_UNSAFE" == refused(bench.take()).reason
+    assert refused(bench.take()).reason == "LISTING_UNSAFE"
 
 
 @pytest.mark.fault("C6")
@@ -182,7 +182,7 @@ def test_a_listing_without_a_needed_file_is_refused(bench: Bench, name: str) -> 
         rows[:] = [row for row in rows if row["name"] != name]
 
     bench.shelf.relist("v1.0.0", drop)
-    assert "FILES_MISSING" == refused(bench.take()).reason
+    assert refused(bench.take()).reason == "FILES_MISSING"
 
 
 @pytest.mark.fault("C2")
@@ -206,7 +206,7 @@ def test_what_the_engine_does_not_declare_is_never_taken(bench: Bench, name: str
 def test_an_empty_file_is_no_model(bench: Bench, name: str) -> None:
     """Its size and its hash are right."""
     bench.shelf.replace("v1.0.0", name, b"")
-    assert "FORMAT_UNKNOWN" == refused(bench.take()).reason
+    assert refused(bench.take()).reason == "FORMAT_UNKNOWN"
 
 
 @pytest.mark.fault("C4")
@@ -218,7 +218,7 @@ def test_one_flipped_bit_is_refused(bench: Bench, name: str) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     failed = refused(bench.take())
-    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C5")
@@ -257,7 +257,7 @@ def test_one_byte_more_is_refused(bench: Bench) -> None:
     path.write_bytes(path.read_bytes() + b"!")
     result = bench.take()
     if isinstance(result, Failed):
-        assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (result.kind, result.reason)
+        assert (result.kind, result.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
     else:  # an adapter that asks for no more than what is listed never meets it
         assert isinstance(result, Sealed)
 
@@ -268,7 +268,7 @@ def test_one_byte_more_is_refused(bench: Bench) -> None:
 def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
     """No engine of this build serves it."""
     bench.shelf.publish("v1.0.1", configuration=change)
-    assert "ENGINE_UNKNOWN" == refused(bench.take("v1.0.1")).reason
+    assert refused(bench.take("v1.0.1")).reason == "ENGINE_UNKNOWN"
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_the_operator_may_know_a_section_that_we_do_not(bench: Bench) -> None:
     bench.shelf.publish("v1.0.2", configuration={"hooks": [{"auto_map": {"AutoModel": "a.B"}}]})
     bench.shelf.publish("v1.0.3", configuration={"plugins": ["x"]})
     for revision in ("v1.0.2", "v1.0.3"):
-        assert "CONFIG_ASKS_FOR_CODE" == refused(bench.take(revision)).reason
+        assert refused(bench.take(revision)).reason == "CONFIG_ASKS_FOR_CODE"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_configuration_of_those_who_trained_it_is_taken(bench: Bench, change: 
 def test_a_configuration_that_is_none_is_refused(bench: Bench, content: bytes) -> None:
     """No JSON object, nested without end, or larger than any."""
     bench.shelf.replace("v1.0.0", "config.json", content)
-    assert "CONFIG_BROKEN" == refused(bench.take()).reason
+    assert refused(bench.take()).reason == "CONFIG_BROKEN"
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench:
     configuration = {"model": {"type": "ofa", "answer2label": "answers.py"}}
     bench.shelf.publish("v1.0.1", configuration=configuration)
     bench.shelf.replace("v1.0.1", "answers.py", b"import os\n")
-    assert "FORMAT_UNKNOWN" == refused(bench.take("v1.0.1")).reason
+    assert refused(bench.take("v1.0.1")).reason == "FORMAT_UNKNOWN"
 
 
 @pytest.mark.fault("P1")
@@ -366,7 +366,7 @@ def test_a_file_that_the_configuration_names_has_a_plain_name(bench: Bench) -> N
     bench.shelf.publish("v1.0.1", configuration=configuration)
     bench.shelf.file("v1.0.1", "deep").mkdir()
     bench.shelf.replace("v1.0.1", "deep/answers.json", b"{}")
-    assert "UNSAFE_NAME" == refused(bench.take("v1.0.1")).reason
+    assert refused(bench.take("v1.0.1")).reason == "UNSAFE_NAME"
 
 
 @pytest.mark.fault("R3")
@@ -376,7 +376,7 @@ def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Be
     other = weights_of("other")
     changing = Changing(bench.hub, lambda: bench.shelf.replace("v1.0.0", WEIGHTS, other))
     failed = refused(bench.take(hub=changing))
-    assert (FaultKind.NOT_READY, "LISTING_CHANGED") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "LISTING_CHANGED")
     assert isinstance(bench.take(), Sealed)
     kept = list((bench.folder / "state" / "sources").rglob(WEIGHTS))
     assert [hashlib.sha256(other).hexdigest()] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
@@ -390,5 +390,5 @@ def test_a_bundle_says_where_it_came_from_and_what_it_passed(bench: Bench) -> No
     row = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["provenance"]
     place = bench.hub.place
     assert {"kind": place.kind.value, "model": place.model, "endpoint": place.endpoint} == row["place"]
-    assert ("v1.0.0", True) == (row["revision"], row["fetched_at"] <= row["verified_at"])
+    assert (row["revision"], row["fetched_at"] <= row["verified_at"]) == ("v1.0.0", True)
     assert [check.title for check in CHECKS if check.number not in (8, 15)] == row["checked"]

@@ -41,7 +41,7 @@ def test_a_record_is_read_as_it_was_written(journal: Journal) -> None:
     """Every field comes back."""
     assert journal.load("shapes") is None
     journal.write(RECORD, ())
-    assert RECORD == journal.load("shapes")
+    assert journal.load("shapes") == RECORD
 
 
 @pytest.mark.fault("B4")
@@ -50,8 +50,8 @@ def test_a_record_survives_the_process(journal: Journal, path: Path) -> None:
     journal.write(RECORD, [event("update_started")])
     journal.close()
     again = Journal(path)
-    assert RECORD == again.load("shapes")
-    assert ["update_started"] == [row.name for row in again.events(UPDATE.update_id)]
+    assert again.load("shapes") == RECORD
+    assert [row.name for row in again.events(UPDATE.update_id)] == ["update_started"]
     again.close()
 
 
@@ -63,10 +63,10 @@ def test_history_tells_an_update_as_it_stood_last(journal: Journal) -> None:
         ended = replace(event("update_committed", Stage.IDLE, Outcome.COMMITTED), update=update)
         journal.write(RECORD, [begun, ended])
     first = journal.history("shapes", 3, 0)
-    assert ["u-4", "u-3", "u-2"] == [past.update.update_id for _, past in first]
-    assert {Outcome.COMMITTED} == {past.outcome for _, past in first}
+    assert [past.update.update_id for _, past in first] == ["u-4", "u-3", "u-2"]
+    assert {past.outcome for _, past in first} == {Outcome.COMMITTED}
     rest = journal.history("", 3, first[-1][0])
-    assert ["u-1", "u-0"] == [past.update.update_id for _, past in rest]
+    assert [past.update.update_id for _, past in rest] == ["u-1", "u-0"]
 
 
 def test_evidence_is_kept_by_stage(journal: Journal) -> None:
@@ -143,8 +143,8 @@ def test_a_full_disk_changes_nothing(journal: Journal, monkeypatch: pytest.Monke
     database_.rows(f"PRAGMA max_page_count={pages}")
     with pytest.raises(JournalNotWritten, match="full"):
         journal.write(replace(RECORD, stage=Stage.VERIFYING), too_large)
-    assert RECORD == journal.load("shapes")
-    assert [] == journal.events(UPDATE.update_id)
+    assert journal.load("shapes") == RECORD
+    assert journal.events(UPDATE.update_id) == []
     journal.write(replace(RECORD, stage=Stage.VERIFYING), [event("revision_staged")])
     assert Stage.VERIFYING is (journal.load("shapes") or RECORD).stage
 

@@ -128,19 +128,19 @@ def test_a_world_that_has_moved_is_nobodys_fault(server: Server) -> None:
     """Compare-and-set."""
     generation = server.control.state(LIMIT).generation
     failed = failure(lambda: load(server, server.good, generation + 7))
-    assert (FaultKind.TRANSIENT, "GENERATION_CONFLICT") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "GENERATION_CONFLICT")
 
 
 def test_a_server_that_is_away_is_nobodys_fault(server: Server) -> None:
     """It comes back."""
     failed = failure(lambda: server.unreachable.state(2.0))
-    assert (FaultKind.TRANSIENT, "SERVER_UNREACHABLE") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "SERVER_UNREACHABLE")
 
 
 def test_a_load_that_is_gone_cannot_be_activated(server: Server) -> None:
     """The candidate was lost: it is loaded again."""
     failed = failure(lambda: server.control.activate("nobody", 60.0, "test", 0, LIMIT))
-    assert (FaultKind.TRANSIENT, "LOAD_UNKNOWN") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "LOAD_UNKNOWN")
 
 
 def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
@@ -178,16 +178,16 @@ def test_a_commit_ends_a_trial_and_may_be_repeated(server: Server, request: pyte
 def test_a_candidate_is_not_committed(server: Server) -> None:
     """Only what is on trial is."""
     load_id = load(server, server.good)
-    assert "NOT_ON_TRIAL" == failure(lambda: server.control.commit(load_id, "test", 0, LIMIT)).reason
+    assert failure(lambda: server.control.commit(load_id, "test", 0, LIMIT)).reason == "NOT_ON_TRIAL"
 
 
 def test_what_answers_callers_is_not_retired(server: Server) -> None:
     """Nor what a trial falls back on; a load that is gone is no error."""
     active = server.control.state(LIMIT).active_load_id
-    assert "SLOT_IN_USE" == failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason
+    assert failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason == "SLOT_IN_USE"
     load_id = load(server, server.good)
     server.control.activate(load_id, 60.0, "test", 0, LIMIT)
-    assert "SLOT_IN_USE" == failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason
+    assert failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason == "SLOT_IN_USE"
     server.control.retire("nobody", "test", 0, LIMIT)
 
 
@@ -200,14 +200,14 @@ def test_the_gate_asks_both_slots_every_question(server: Server) -> None:
     assert facts.questions == len(answers.asked)
     assert facts.digest == answers.golden_digest
     assert all(row.candidate.text and row.active is not None and row.active.text for row in answers.asked)
-    assert ("cpu", "float32") == (answers.device, answers.precision)
+    assert (answers.device, answers.precision) == ("cpu", "float32")
 
 
 def test_the_gate_on_builtin_probes_asks_the_candidate_alone(server: Server) -> None:
     """At a first install nothing serves beside it, and nothing is expected."""
     answers = server.golden.run(load(server, server.good), "", "", LIMIT)
     assert answers.asked
-    assert {("", None)} == {(row.expected, row.active) for row in answers.asked}
+    assert {(row.expected, row.active) for row in answers.asked} == {("", None)}
 
 
 def test_a_slot_that_is_gone_gives_no_verdict(server: Server) -> None:
@@ -218,7 +218,7 @@ def test_a_slot_that_is_gone_gives_no_verdict(server: Server) -> None:
 
 def test_probes_are_counted(server: Server) -> None:
     """So many asked, so many answered."""
-    assert (5, 0, 0) == server.golden.probe(load(server, server.good), 5, LIMIT)
+    assert server.golden.probe(load(server, server.good), 5, LIMIT) == (5, 0, 0)
 
 
 # Hub.
@@ -238,7 +238,7 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
             made = asking(held.enter_context(ScriptedHub(tmp_path / "hub" / MODEL)).url)
         if request.param == "stand-in":
             made = asking(held.enter_context(standin(tmp_path)).url)
-            assert {"v1", "v2"} == set(made.revisions(LIMIT))  # it tells of whole ones, and goes on telling
+            assert set(made.revisions(LIMIT)) == {"v1", "v2"}  # it tells of whole ones, and goes on telling
         (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
         yield made
 
@@ -251,7 +251,7 @@ def asking(url: str) -> ModelScopeHub:
 
 def test_a_hub_lists_its_revisions(hub: Hub) -> None:
     """Whole or not."""
-    assert {"v1", "v2"} == set(hub.revisions(LIMIT))
+    assert set(hub.revisions(LIMIT)) == {"v1", "v2"}
 
 
 def test_a_release_names_its_content(hub: Hub) -> None:
@@ -265,13 +265,13 @@ def test_a_release_names_its_content(hub: Hub) -> None:
 def test_a_release_that_is_not_whole_says_what_is_missing(hub: Hub) -> None:
     """Neither an update nor a failure."""
     release = hub.release("v2", LIMIT)
-    assert (False, True) == (release.is_ready, bool(release.missing))
+    assert (release.is_ready, bool(release.missing)) == (False, True)
 
 
 def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
     """By its own reason."""
     failed = failure(lambda: hub.release("v9", LIMIT))
-    assert (FaultKind.PERMANENT, "REVISION_UNKNOWN") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "REVISION_UNKNOWN")
 
 
 def test_a_file_is_read_from_any_offset(hub: Hub) -> None:
@@ -347,7 +347,7 @@ def test_collection_leaves_what_is_named(disk: Disk2) -> None:
 
 def test_a_source_that_is_not_kept_converts_to_nothing(disk: Disk2) -> None:
     """Whatever it was."""
-    assert "" == disk.store.converts_to(disk.two)
+    assert disk.store.converts_to(disk.two) == ""
 
 
 # Journal.

@@ -22,7 +22,7 @@ def test_a_killed_updater_goes_on_and_commits(world: World, place: str) -> None:
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
     world.ask_until(lambda: updater.exit_code is not None, f"the updater dies at {place}")
-    assert -signal.SIGKILL == updater.exit_code
+    assert updater.exit_code == -signal.SIGKILL
     assert world.serving()
 
     world.restart_updater()
@@ -38,7 +38,7 @@ def test_a_killed_updater_goes_on_rolling_back(world: World, place: str) -> None
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
     world.ask_until(lambda: updater.exit_code is not None, f"dies at {place}", NAN_TO.format(revision))
-    assert -signal.SIGKILL == updater.exit_code
+    assert updater.exit_code == -signal.SIGKILL
 
     world.restart_updater()
     world.ask_until(lambda: world.is_quarantined(revision), "it is in quarantine")
@@ -106,7 +106,7 @@ def test_an_orderly_stop_in_a_trial_blames_nobody(world: World) -> None:
     world.wait_stage("OBSERVING")
     updater.stop()
     world.stack.process.send(signal.SIGTERM)
-    assert 0 == world.stack.process.wait_exit()
+    assert world.stack.process.wait_exit() == 0
     world.restart_server()
     world.restart_updater()
     world.wait_committed(revision)
@@ -123,7 +123,7 @@ def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld)
     world.wait_stage("OBSERVING")
     updater.stop()
     world.stack.process.send(signal.SIGTERM)
-    assert 0 == world.stack.process.wait_exit()
+    assert world.stack.process.wait_exit() == 0
     world.restart_server()
     world.restart_updater()
     world.wait_committed("v1.0.0")
@@ -139,9 +139,9 @@ def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
     world.publish("v1.0.1")
     updater = world.start_updater(crash_at="OBSERVING")
     world.ask_until(lambda: updater.exit_code is not None, "the updater dies on trial")
-    assert "v1.0.1" == world.serving()
+    assert world.serving() == "v1.0.1"
     world.ask_until(lambda: world.serving() == "v1.0.0", "the trial lease runs out")
-    assert "LEASE_EXPIRED" == world.hand().status().last_trial.outcome
+    assert world.hand().status().last_trial.outcome == "LEASE_EXPIRED"
     world.restart_updater()
     world.wait_stage("OBSERVING")
     assert not world.is_quarantined("v1.0.1")

@@ -27,8 +27,8 @@ def model(tmp_path: Path) -> Path:
 def test_a_plain_folder_becomes_a_revision(model: Path, tmp_path: Path) -> None:
     """Every file is there and listed; hidden ones stay behind."""
     done = publish(model, tmp_path / "hub", "shapes", "v1.0.0")
-    assert ["config.json", "sub/notes.txt"] == [file.name for file in read_manifest(done.folder)]
-    assert "notes" == (done.folder / "sub" / "notes.txt").read_text()
+    assert [file.name for file in read_manifest(done.folder)] == ["config.json", "sub/notes.txt"]
+    assert (done.folder / "sub" / "notes.txt").read_text() == "notes"
     assert not (done.folder / ".mdl").exists()
 
 
@@ -36,7 +36,7 @@ def test_publishing_again_changes_nothing(model: Path, tmp_path: Path) -> None:
     """The same content under the same name is done already."""
     publish(model, tmp_path / "hub", "shapes", "v1.0.0")
     assert not publish(model, tmp_path / "hub", "shapes", "v1.0.0").is_new
-    assert ["v1.0.0"] == [path.name for path in (tmp_path / "hub" / "shapes").iterdir()]
+    assert [path.name for path in (tmp_path / "hub" / "shapes").iterdir()] == ["v1.0.0"]
 
 
 def test_a_revision_never_changes(model: Path, tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
     """As far as the server knows: what it leaves out, or spoils, is not known."""
     full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
     failed = failure_of(Refused("DOES_NOT_FIT", full))
-    assert (FaultKind.PERMANENT, "DOES_NOT_FIT") == (failed.kind, failed.reason)
-    assert Shortage("cuda:0", 5000, 0) == failed.shortage
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "DOES_NOT_FIT")
+    assert failed.shortage == Shortage("cuda:0", 5000, 0)
 
     spoilt = {"device": "cuda:0", "needed_bytes": "-1", "free_bytes": "9" * 100}
-    assert Shortage("cuda:0") == failure_of(Refused("OUT_OF_MEMORY", spoilt)).shortage
+    assert failure_of(Refused("OUT_OF_MEMORY", spoilt)).shortage == Shortage("cuda:0")
     assert failure_of(Refused("OUT_OF_MEMORY", {})).shortage is None
 
 
@@ -72,6 +72,6 @@ def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     state = server_state(response, last_ended_orderly=False)
     assert DeviceFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
     assert state.last_trial is not None
-    assert "OUT_OF_MEMORY" == state.last_trial.reason
+    assert state.last_trial.reason == "OUT_OF_MEMORY"
     response.models[0].ClearField("fallback")
     assert server_state(response, last_ended_orderly=False).fallback is None

@@ -90,7 +90,7 @@ def test_callers_never_notice_broken_weights(
 
     answers = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is refused")
 
-    assert {"v1.0.0"} == set(answers)
+    assert set(answers) == {"v1.0.0"}
     assert sentence in hotslot(world, "updates", "history", "--json") + world.updater.tail()
 
 
@@ -103,7 +103,7 @@ def hotslot(world: World, *words: str) -> str:
     }
     command = [sys.executable, "-m", "cli.main", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

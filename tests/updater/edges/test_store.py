@@ -160,8 +160,8 @@ def test_a_folder_without_a_manifest_is_no_revision_yet(bench: Bench) -> None:
 
 def test_a_hub_that_is_not_there_has_no_revisions(bench: Bench) -> None:
     """The folder may be mounted later."""
-    assert () == bench.hub.revisions(10.0)
-    assert "REVISION_UNKNOWN" == failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason
+    assert bench.hub.revisions(10.0) == ()
+    assert failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason == "REVISION_UNKNOWN"
 
 
 @pytest.mark.fault("C4")
@@ -171,7 +171,7 @@ def test_a_flipped_bit_is_refused(bench: Bench) -> None:
     weights = bench.published / "v1.0.0" / "model.safetensors"
     weights.write_bytes(b"\x01" + weights.read_bytes()[1:])
     failed = failure(lambda: bench.stage(release))
-    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C1")
@@ -185,7 +185,7 @@ def test_a_revision_without_a_needed_file_is_refused(bench: Bench, name: str) ->
     publish(folder, bench.folder / "hub", MODEL, "v1.0.0")
     release = bench.hub.release("v1.0.0", 10.0)
     assert release.source_digest
-    assert "FILES_MISSING" == failure(lambda: bench.stage(release)).reason
+    assert failure(lambda: bench.stage(release)).reason == "FILES_MISSING"
 
 
 @pytest.mark.fault("C2")
@@ -193,7 +193,7 @@ def test_an_extra_file_is_refused(bench: Bench) -> None:
     """Whatever came beside the declared files after staging is not converted."""
     digest = bench.stage(bench.publish())
     (bench.files / "extra.txt").write_text("hello")
-    assert "FILES_UNKNOWN" == failure(lambda: bench.verify(digest)).reason
+    assert failure(lambda: bench.verify(digest)).reason == "FILES_UNKNOWN"
 
 
 @pytest.mark.fault("P12")
@@ -201,7 +201,7 @@ def test_code_beside_the_files_is_refused(bench: Bench) -> None:
     """Nothing is taken that could run."""
     digest = bench.stage(bench.publish())
     (bench.files / "run.py").write_text("import os")
-    assert "FILES_UNKNOWN" == failure(lambda: bench.verify(digest)).reason
+    assert failure(lambda: bench.verify(digest)).reason == "FILES_UNKNOWN"
 
 
 @pytest.mark.fault("C8")
@@ -211,7 +211,7 @@ def test_code_beside_the_files_is_refused(bench: Bench) -> None:
 def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
     """No engine of this build serves it."""
     release = bench.publish(configuration=change)
-    assert "ENGINE_UNKNOWN" == failure(lambda: bench.stage(release)).reason
+    assert failure(lambda: bench.stage(release)).reason == "ENGINE_UNKNOWN"
 
 
 @pytest.mark.fault("P13")
@@ -219,7 +219,7 @@ def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, A
 def test_a_configuration_that_asks_for_code_is_refused(bench: Bench, key: str) -> None:
     """Wherever in the configuration it stands."""
     digest = bench.stage(bench.publish(configuration={"pipeline": {"type": "x", "deep": [{key: ["a.b"]}]}}))
-    assert "CONFIG_ASKS_FOR_CODE" == failure(lambda: bench.verify(digest)).reason
+    assert failure(lambda: bench.verify(digest)).reason == "CONFIG_ASKS_FOR_CODE"
 
 
 @pytest.mark.fault("P7")
@@ -229,7 +229,7 @@ def test_a_link_swapped_in_after_staging_is_refused(bench: Bench) -> None:
     weights = bench.files / "model.safetensors"
     weights.rename(bench.folder / "elsewhere")
     weights.symlink_to(bench.folder / "elsewhere")
-    assert "NOT_REGULAR" == failure(lambda: bench.verify(digest)).reason
+    assert failure(lambda: bench.verify(digest)).reason == "NOT_REGULAR"
 
 
 @pytest.mark.reason("SOURCE_CHANGED")
@@ -240,7 +240,7 @@ def test_files_swapped_after_verification_do_not_serve(bench: Bench) -> None:
     bench.verify(digest)
     (bench.files / "model.safetensors").write_bytes(b"another model")
     assert (
-        "SOURCE_CHANGED" == failure(lambda: bench.converter.seal(bench.files, "v1.0.0", "float32", 60.0, None)).reason
+        failure(lambda: bench.converter.seal(bench.files, "v1.0.0", "float32", 60.0, None)).reason == "SOURCE_CHANGED"
     )
 
 
@@ -251,7 +251,7 @@ def test_a_link_in_the_hub_is_refused(bench: Bench) -> None:
     weights = bench.published / "v1.0.0" / "model.safetensors"
     weights.rename(bench.folder / "elsewhere")
     weights.symlink_to(bench.folder / "elsewhere")
-    assert "NOT_REGULAR" == failure(lambda: bench.stage(release)).reason
+    assert failure(lambda: bench.stage(release)).reason == "NOT_REGULAR"
 
 
 @pytest.mark.fault("P1")
@@ -266,7 +266,7 @@ def test_a_listing_with_a_dangerous_name_is_refused(bench: Bench, name: str) -> 
     release = bench.hub.release("v1.0.0", 10.0)
     assert release.is_ready
     assert release.source_digest
-    assert "LISTING_UNSAFE" == failure(lambda: bench.stage(release)).reason
+    assert failure(lambda: bench.stage(release)).reason == "LISTING_UNSAFE"
     assert not bench.files.exists()
 
 
@@ -285,7 +285,7 @@ def test_another_task_than_what_serves_is_refused(bench: Bench) -> None:
     text = (folder / "bundle.json").read_text().replace("visual-entailment", "token-classification")
     (folder / "bundle.json").write_text(text)
     digest = bench.stage(bench.publish())
-    assert "TASK_CHANGED" == failure(lambda: bench.verify(digest, other.bundle_digest)).reason
+    assert failure(lambda: bench.verify(digest, other.bundle_digest)).reason == "TASK_CHANGED"
 
 
 @pytest.mark.reason("TOO_LARGE")
@@ -293,7 +293,7 @@ def test_a_revision_over_the_cap_is_refused(bench: Bench) -> None:
     """Before its weights are fetched."""
     release = bench.publish(weights_bytes=100_000)
     failed = failure(lambda: bench.store.stage(ID, release, bench.hub, 50_000, 60.0, is_fresh=False))
-    assert "TOO_LARGE" == failed.reason
+    assert failed.reason == "TOO_LARGE"
     assert not (bench.files / "model.safetensors").exists()
 
 
@@ -304,7 +304,7 @@ def test_a_disk_that_is_too_full_is_found_before(bench: Bench, monkeypatch: pyte
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     failed = failure(lambda: bench.stage(release))
-    assert (FaultKind.TRANSIENT, "DISK_FULL") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "DISK_FULL")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: Bench) -> N
     assert used > 0
     assert {kept.bundle_digest, pointed.bundle_digest} == bench.store.sealed()
     assert orphan.bundle_digest not in bench.store.sealed()
-    assert [ID] == [path.name for path in (bench.state / "incoming").iterdir()]
+    assert [path.name for path in (bench.state / "incoming").iterdir()] == [ID]
     assert [young] == list((bench.state / "staging").iterdir())
     assert not temp.exists()
 

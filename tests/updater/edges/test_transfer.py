@@ -59,15 +59,15 @@ def target(tmp_path: Path) -> Path:
 def test_a_file_arrives_whole(tmp_path: Path, target: Path) -> None:
     """What was listed is what lies there."""
     assert len(CONTENT) == receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
-    assert CONTENT == target.read_bytes()
+    assert target.read_bytes() == CONTENT
 
 
 def test_a_file_that_is_there_is_not_fetched_again(tmp_path: Path, target: Path) -> None:
     """The same again costs a hash, no transfer."""
     target.write_bytes(CONTENT)
     remote = Remote(CONTENT, tmp_path)
-    assert 0 == receive(remote, target, listed(), go_on)
-    assert [] == remote.offsets
+    assert receive(remote, target, listed(), go_on) == 0
+    assert remote.offsets == []
 
 
 def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target: Path) -> None:
@@ -75,8 +75,8 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target
     target.write_bytes(CONTENT[:1000])
     remote = Remote(CONTENT, tmp_path)
     assert len(CONTENT) - 1000 == receive(remote, target, listed(), go_on)
-    assert [1000] == remote.offsets
-    assert CONTENT == target.read_bytes()
+    assert remote.offsets == [1000]
+    assert target.read_bytes() == CONTENT
 
 
 def test_kept_bytes_that_changed_are_found(tmp_path: Path, target: Path) -> None:
@@ -112,8 +112,8 @@ def test_one_byte_more_is_found(tmp_path: Path, target: Path) -> None:
 @pytest.mark.fault("C3")
 def test_an_empty_file_is_one_too(tmp_path: Path, target: Path) -> None:
     """Zero bytes are a size like any other."""
-    assert 0 == receive(Remote(b"", tmp_path), target, listed(b""), go_on)
-    assert b"" == target.read_bytes()
+    assert receive(Remote(b"", tmp_path), target, listed(b""), go_on) == 0
+    assert target.read_bytes() == b""
 
 
 @pytest.mark.fault("D2")
@@ -202,8 +202,8 @@ def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) 
     rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
     with pytest.raises(EffectFailed) as caught:
         receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
-    assert (FaultKind.TRANSIENT, "HUB_SLOW") == (caught.value.failed.kind, caught.value.failed.reason)
-    assert 1120.0 >= clock.seconds
+    assert (caught.value.failed.kind, caught.value.failed.reason) == (FaultKind.TRANSIENT, "HUB_SLOW")
+    assert clock.seconds <= 1120.0
     assert 9000 < target.stat().st_size < 9130, "what came is not kept"
 
 
@@ -218,7 +218,7 @@ def test_a_slow_transfer_that_is_fast_enough_arrives(tmp_path: Path, target: Pat
 
     rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
     receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
-    assert CONTENT == target.read_bytes()
+    assert target.read_bytes() == CONTENT
 
 
 class Breaking:
@@ -241,7 +241,7 @@ def test_a_link_that_breaks_with_progress_is_taken_up_at_once(target: Path) -> N
     content = bytes(3 * MIN_PROGRESS_BYTES)
     remote = Breaking(content, MIN_PROGRESS_BYTES)
     assert len(content) == receive(remote, target, listed(content), go_on)
-    assert [0, MIN_PROGRESS_BYTES, 2 * MIN_PROGRESS_BYTES] == remote.offsets
+    assert remote.offsets == [0, MIN_PROGRESS_BYTES, 2 * MIN_PROGRESS_BYTES]
 
 
 @pytest.mark.fault("N10")
@@ -251,5 +251,5 @@ def test_a_link_that_breaks_without_progress_is_told(target: Path) -> None:
     remote = Breaking(content, MIN_PROGRESS_BYTES - 1)
     with pytest.raises(LinkBroken):
         receive(remote, target, listed(content), go_on)
-    assert [0] == remote.offsets
-    assert MIN_PROGRESS_BYTES - 1 == target.stat().st_size
+    assert remote.offsets == [0]
+    assert target.stat().st_size == MIN_PROGRESS_BYTES - 1

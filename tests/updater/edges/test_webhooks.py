@@ -33,13 +33,13 @@ def test_events_reach_a_receiver_that_was_down_through_a_kill(make_world: MakeWo
         world.start_updater()
         world.wait(lambda: len(receiver.requests) >= 3, "all that happened is told")
         rows = [json.loads(row.body) for row in receiver.requests]
-        assert ["update_started", "bundle_sealed", "update_committed"] == [row["event"] for row in rows][:3]
+        assert [row["event"] for row in rows][:3] == ["update_started", "bundle_sealed", "update_committed"]
         assert tried == {rows[0]["id"]}  # the one that it had refused comes again, as the same
         assert len(rows) == len({row["id"] for row in rows})
-        assert ("v1.0.0", "COMMITTED") == (rows[2]["update"]["revision"], rows[2]["outcome"])
+        assert (rows[2]["update"]["revision"], rows[2]["outcome"]) == ("v1.0.0", "COMMITTED")
 
         committed = world.status().committed_provenance
-        assert ("folder", "shapes", "v1.0.0") == (committed.hub_kind, committed.hub_model, committed.revision)
+        assert (committed.hub_kind, committed.hub_model, committed.revision) == ("folder", "shapes", "v1.0.0")
         assert "6 SHA-256" in committed.checked
         (latest,) = world.updates().ListHistory(pb.ListHistoryRequest(), timeout=20).updates
         told = world.updates().GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)

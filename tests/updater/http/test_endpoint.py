@@ -66,8 +66,8 @@ def test_only_plain_addresses_are_asked(url: str) -> None:
 def test_an_address_has_one_form() -> None:
     """A path is always there, a port where it is not the usual one: storages sign what they are called by."""
     assert (
-        "https://hub.example/"
+        parse_endpoint("https://hub.example:443").url
         == parse_endpoint("https://HUB.example").url
-        == parse_endpoint("https://hub.example:443").url
+        == "https://hub.example/"
     )
-    assert "http://[::1]:8080/a?b=c" == parse_endpoint("http://[::1]:8080/a?b=c").url
+    assert parse_endpoint("http://[::1]:8080/a?b=c").url == "http://[::1]:8080/a?b=c"

@@ -96,7 +96,7 @@ def test_a_branch_that_is_named_like_a_release_is_hidden(bench: HubBench) -> Non
     for name in ("master", "v9.9.9"):
         bench.publish(name)
     bench.server.branches = ("master", "v9.9.9")
-    assert ("master", REVISION) == bench.hub.revisions(WHOLE)
+    assert bench.hub.revisions(WHOLE) == ("master", REVISION)
 
 
 @pytest.mark.fault("R11")
@@ -105,17 +105,17 @@ def test_a_tag_that_is_gone_is_unknown(bench: HubBench) -> None:
     shutil.rmtree(bench.folder / "hub" / MODEL / REVISION)
     bench.publish("v1.0.1")
     failed = failure(bench.release)
-    assert (FaultKind.PERMANENT, "REVISION_UNKNOWN") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "REVISION_UNKNOWN")
 
 
 def test_a_hub_that_has_lost_everything_condemns_no_revision(bench: HubBench) -> None:
     """Where nothing is found any more, the revision is not what is wrong."""
     bench.server.fails(says(404), "listing")
     failed = failure(bench.release)
-    assert (FaultKind.NOT_READY, "NOT_LISTED") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "NOT_LISTED")
     bench.server.fails(says(404), times=2)
     failed = failure(bench.release)
-    assert (FaultKind.DENIED, "MODEL_UNKNOWN") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "MODEL_UNKNOWN")
 
 
 @pytest.mark.fault("R15")
@@ -137,7 +137,7 @@ def test_a_file_that_has_not_arrived_makes_no_release(bench: HubBench, name: str
     assert hub.release(REVISION, WHOLE).is_ready
     bench.server.asked.clear()
     assert hub.release(REVISION, WHOLE).is_ready
-    assert [] == bench.server.of_kind("file"), "what was seen whole is asked for again"
+    assert bench.server.of_kind("file") == [], "what was seen whole is asked for again"
 
 
 def test_weights_that_go_away_again_are_not_ready(bench: HubBench) -> None:
@@ -146,10 +146,10 @@ def test_weights_that_go_away_again_are_not_ready(bench: HubBench) -> None:
     weights = bench.folder / "hub" / MODEL / REVISION / WEIGHTS
     content = weights.read_bytes()
     weights.unlink()
-    assert (FaultKind.NOT_READY, "FILE_MISSING") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_MISSING")
     weights.write_bytes(content[:100])
-    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
-    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
     weights.write_bytes(content)
     assert release.source_digest == bench.stage(release)
 
@@ -171,7 +171,7 @@ def test_one_flipped_bit_is_fetched_once_more(bench: HubBench) -> None:
     assert release.source_digest == bench.stage(release)
     shutil.rmtree(bench.staged)
     bench.server.fails(flips, "file", times=2, name=WEIGHTS)
-    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C4")
@@ -181,7 +181,7 @@ def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBe
     place.write_bytes(place.read_bytes()[:-1] + b" ")
     release = bench.release()
     assert release.is_ready
-    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C5")
@@ -189,7 +189,7 @@ def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
     """Whether the hub has it shorter, or the answer ends before its end."""
     release = bench.release()
     bench.server.fails(truncates_after(4095), "file", name=WEIGHTS)
-    assert (FaultKind.TRANSIENT, "HUB_BROKE_OFF") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.TRANSIENT, "HUB_BROKE_OFF")
     assert release.source_digest == bench.stage(release)
     shutil.rmtree(bench.staged)
 
@@ -198,7 +198,7 @@ def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
         exchange.answer()
 
     bench.server.fails(shorter, "file", name=WEIGHTS)
-    assert (FaultKind.NOT_READY, "FILE_SHORT") == _kind(failure(lambda: bench.stage(release)))
+    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
 
 
 def test_kept_bytes_that_were_changed_behind_us_are_found(bench: HubBench) -> None:
@@ -218,7 +218,7 @@ def test_a_hash_in_upper_case_is_the_same_hash(bench: HubBench) -> None:
     assert plain.source_digest == bench.release().source_digest == bench.stage()
     for sha256 in ("", "0" * 63, "g" * 64, "0" * 64 + "\n"):
         changes(bench, WEIGHTS, Sha256=sha256)
-        assert "LISTING_UNSAFE" == failure(bench.stage).reason
+        assert failure(bench.stage).reason == "LISTING_UNSAFE"
 
 
 def test_a_file_that_no_engine_takes_needs_no_hash(bench: HubBench) -> None:
@@ -255,9 +255,9 @@ def test_a_name_that_could_leave_its_folder_writes_nothing(bench: HubBench, path
     assert release.is_ready
     assert release.source_digest
     failed = failure(lambda: bench.stage(release))
-    assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == _kind(failed)
+    assert _kind(failed) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
     assert before == everything(bench)
-    assert [] == bench.server.of_kind("file")
+    assert bench.server.of_kind("file") == []
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 41])
@@ -265,7 +265,7 @@ def test_a_size_that_no_file_has_is_refused(bench: HubBench, size: int) -> None:
     """Before anything is fetched."""
     changes(bench, WEIGHTS, Size=size)
     assert bench.release().is_ready
-    assert "LISTING_UNSAFE" == failure(bench.stage).reason
+    assert failure(bench.stage).reason == "LISTING_UNSAFE"
 
 
 def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) -> None:
@@ -276,12 +276,12 @@ def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) 
 
     publish(made, bench.folder / "hub", MODEL, "v1.0.1")
     release = bench.hub.release("v1.0.1", WHOLE)
-    assert "FILES_MISSING" == failure(lambda: bench.stage(release)).reason
+    assert failure(lambda: bench.stage(release)).reason == "FILES_MISSING"
 
 
 def test_the_model_s_name_is_asked_for_as_it_is(bench: HubBench) -> None:
     """Owner and name, in the protocol's own paths."""
     bench.hub.revisions(WHOLE)
     (asked,) = bench.server.asked
-    assert f"/api/v1/models/{MODEL_ID}/revisions" == asked.target
-    assert "identity" == asked.headers["accept-encoding"]
+    assert asked.target == f"/api/v1/models/{MODEL_ID}/revisions"
+    assert asked.headers["accept-encoding"] == "identity"

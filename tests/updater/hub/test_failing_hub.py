@@ -90,7 +90,7 @@ def line(request: pytest.FixtureRequest) -> Iterator[Line]:
     server = ScriptedHub(world.hub_folder)
     made = over_http(world, server) if request.param == "over http" else in_memory(world)
     world.settle(500.0)
-    assert "v1.0.0" == committed(world)
+    assert committed(world) == "v1.0.0"
     yield made
     server.close()
     world.close()
@@ -114,14 +114,14 @@ def test_a_hub_that_fails_once_delays_an_update(line: Line, how: str) -> None:
     world.publish("v1.1.0", Quality())
     line.fails(how, 1)
     world.settle(500.0)
-    assert "v1.1.0" == committed(world)
+    assert committed(world) == "v1.1.0"
     world.publish("v1.2.0", Quality())
     while world.record.stage is not Stage.STAGING:
         world.step()
     line.fails(how, 1)
     world.settle(500.0)
-    assert "v1.2.0" == committed(world)
-    assert () == world.record.failure_ages, "the revision was blamed"
+    assert committed(world) == "v1.2.0"
+    assert world.record.failure_ages == (), "the revision was blamed"
 
 
 @pytest.mark.fault("N2")
@@ -137,11 +137,11 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(line: Line) -> None:
     began = line.asked()
     line.steps(1200.0)
     assert line.asked() - began < often / 4
-    assert "v1.0.0" == committed(world)
+    assert committed(world) == "v1.0.0"
     line.mends()
     world.publish("v1.1.0", Quality())
     world.settle(5000.0)
-    assert "v1.1.0" == committed(world)
+    assert committed(world) == "v1.1.0"
 
 
 @pytest.mark.fault("N3")
@@ -163,12 +163,12 @@ def test_a_hub_that_denies_does_not_trip_the_breaker(line: Line) -> None:
     world = line.world
     line.fails("403", 40)
     line.steps(200.0)
-    assert (BreakerState.CLOSED, 0) == (world.record.hub.state, world.record.hub.failures)
+    assert (world.record.hub.state, world.record.hub.failures) == (BreakerState.CLOSED, 0)
     assert "HUB_DENIED" in world.record.watch.message
     line.mends()
     world.publish("v1.1.0", Quality())
     world.settle(500.0)
-    assert "v1.1.0" == committed(world)
+    assert committed(world) == "v1.1.0"
 
 
 @pytest.mark.fault("N1")
@@ -183,7 +183,7 @@ def test_an_outage_of_minutes_costs_no_byte_that_is_here(line: Line) -> None:
     line.steps(120.0)
     line.mends()
     world.settle(1000.0)
-    assert "v1.1.0" == committed(world)
+    assert committed(world) == "v1.1.0"
     assert [(update, Outcome.COMMITTED)] == world.updates_of("v1.1.0")
 
 
@@ -196,5 +196,5 @@ def test_a_transfer_that_stalls_is_taken_up_again(line: Line) -> None:
         world.step()
     line.fails("stall", 2)
     world.settle(500.0)
-    assert "v1.1.0" == committed(world)
-    assert () == world.record.failure_ages
+    assert committed(world) == "v1.1.0"
+    assert world.record.failure_ages == ()

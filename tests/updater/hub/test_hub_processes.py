@@ -86,14 +86,14 @@ def test_a_transfer_goes_on_after_the_updater_was_killed(world: World, server: S
     assert expected > 8 * MIB
     assert 0 < world.status().stage_fraction < 1
     updater.kill()
-    assert -signal.SIGKILL == updater.exit_code
+    assert updater.exit_code == -signal.SIGKILL
     server.asked.clear()
     world.restart_updater()
     world.wait_committed(revision)
     begins = [one.range_begin for one in server.of_kind("file") if one.query["FilePath"] == WEIGHTS]
     assert any(0 < begin <= 3 * MIB for begin in begins), begins
     assert 0 not in begins
-    assert (0, 0) == transferred(world)
+    assert transferred(world) == (0, 0)
 
 
 def _after_the_look(act: Callable[[Exchange], None], server: ScriptedHub) -> Callable[[Exchange], None]:

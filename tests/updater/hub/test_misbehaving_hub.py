@@ -69,7 +69,7 @@ def _questions(bench: HubBench, seconds: float) -> list[tuple[str, Callable[[], 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_server_that_fails_is_asked_again_later(bench: HubBench, status: int) -> None:
     """Whatever it was asked for."""
-    assert ("HUB_FAILED",) * 3 == reason_of(bench, says(status))
+    assert reason_of(bench, says(status)) == ("HUB_FAILED",) * 3
 
 
 @pytest.mark.fault("N3")
@@ -99,7 +99,7 @@ def test_a_hub_that_denies_needs_a_person(bench: HubBench, status: int) -> None:
     bench.server.fails(says(status), times=3)
     for _, ask in _questions(bench, WHOLE):
         failed = failure(ask)
-        assert (FaultKind.DENIED, "HUB_DENIED") == (failed.kind, failed.reason)
+        assert (failed.kind, failed.reason) == (FaultKind.DENIED, "HUB_DENIED")
         assert "hub_token" in failed.message
 
 
@@ -109,7 +109,7 @@ def test_a_hub_says_by_its_own_code_that_it_denies(bench: HubBench) -> None:
     body = b'{"Code": 10010103009, "Message": "token", "Success": false}'
     for status in (400, 200):
         bench.server.fails(says(status, body, Content_Type="application/json"))
-        assert "HUB_DENIED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+        assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "HUB_DENIED"
 
 
 def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None:
@@ -118,7 +118,7 @@ def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None
         storage.fails(says(403))
         bench.server.fails(redirects_to(f"{storage.url}/signed"), "file")
         failed = failure(lambda: read_weights(bench))
-    assert (FaultKind.TRANSIENT, "STORAGE_DENIED") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "STORAGE_DENIED")
 
 
 @pytest.mark.fault("N5")
@@ -130,7 +130,7 @@ def test_a_name_that_does_not_resolve(bench: HubBench, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (FaultKind.TRANSIENT, "HUB_UNRESOLVED") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_UNRESOLVED")
 
 
 @pytest.mark.fault("N6")
@@ -141,10 +141,10 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> No
     with ScriptedHub(bench.folder / "hub" / MODEL, context) as secure:
         bench.rules = replace(bench.rules, endpoint=secure.url)
         failed = failure(lambda: bench.hub.revisions(WHOLE))
-        assert (FaultKind.TRANSIENT, "TLS_FAILED") == (failed.kind, failed.reason)
-        assert [] == secure.asked
+        assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "TLS_FAILED")
+        assert secure.asked == []
         bench.rules = replace(bench.rules, ca_file=CERTIFICATE)
-        assert (REVISION,) == bench.hub.revisions(WHOLE)
+        assert bench.hub.revisions(WHOLE) == (REVISION,)
         bench.stage()
 
 
@@ -152,7 +152,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> No
 def test_a_server_that_speaks_no_tls_is_not_spoken_to(bench: HubBench) -> None:
     """Https is never silently something else."""
     bench.rules = replace(bench.rules, endpoint=bench.server.url.replace("http:", "https:"))
-    assert "TLS_FAILED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+    assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "TLS_FAILED"
 
 
 @pytest.mark.fault("N7")
@@ -168,7 +168,7 @@ def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
         failed = failure(lambda: bench.hub.revisions(WHOLE))
         for one in waiting:
             one.close()
-    assert (FaultKind.TRANSIENT, "HUB_UNREACHABLE") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_UNREACHABLE")
     assert "in time" in failed.message
     assert "refused" in failure(lambda: bench.hub.revisions(WHOLE)).message
 
@@ -178,7 +178,7 @@ def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
 def test_a_hub_that_falls_silent_is_not_waited_for(bench: HubBench, act: Act) -> None:
     """Before its answer, or in it."""
     bench.impatient()
-    assert ("HUB_STALLED",) * 3 == reason_of(bench, act)
+    assert reason_of(bench, act) == ("HUB_STALLED",) * 3
 
 
 @pytest.mark.fault("N9")
@@ -187,7 +187,7 @@ def test_a_hub_that_is_never_quite_silent_has_an_end(bench: HubBench, act: Act) 
     """A byte at a time keeps every single read in time: the whole has a limit of its own."""
     for kind, ask in _questions(bench, SHORT):
         bench.server.fails(act, kind)
-        assert "HUB_SLOW" == failure(ask).reason
+        assert failure(ask).reason == "HUB_SLOW"
 
 
 @pytest.mark.fault("N9")
@@ -197,7 +197,7 @@ def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> Non
     release = bench.release()
     bench.server.fails(drips, "file", name=WEIGHTS)
     failed = failure(lambda: bench.stage(release, 60.0))
-    assert (FaultKind.TRANSIENT, "HUB_SLOW") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_SLOW")
     assert 0 < (bench.staged / WEIGHTS).stat().st_size < 4096
     bench.pace = PaceRules()
     assert release.source_digest == bench.stage(release)
@@ -207,7 +207,7 @@ def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> Non
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_connection_that_is_reset_is_told(bench: HubBench, count: int) -> None:
     """Wherever in the answer."""
-    assert ("HUB_BROKE_OFF",) * 3 == reason_of(bench, resets_after(count))
+    assert reason_of(bench, resets_after(count)) == ("HUB_BROKE_OFF",) * 3
 
 
 @pytest.mark.fault("N10")
@@ -216,7 +216,7 @@ def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
     release = bench.release()
     bench.server.fails(resets_after(1000), "file", name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
-    assert (FaultKind.TRANSIENT, "HUB_BROKE_OFF") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_BROKE_OFF")
     kept = (bench.staged / WEIGHTS).stat().st_size
     bench.server.asked.clear()
     assert release.source_digest == bench.stage(release)
@@ -228,7 +228,7 @@ def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_an_answer_that_ends_too_early_is_no_answer(bench: HubBench, count: int) -> None:
     """Its own length says that it is not whole."""
-    assert ("HUB_BROKE_OFF",) * 3 == reason_of(bench, truncates_after(count))
+    assert reason_of(bench, truncates_after(count)) == ("HUB_BROKE_OFF",) * 3
 
 
 @pytest.mark.fault("N12")
@@ -236,20 +236,20 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(bench: HubBench) -> Non
     """A listing has a cap; a file ends where it was listed to end, and one byte more is a fault."""
     for kind in ("revisions", "listing"):
         bench.server.fails(endless, kind)
-    assert "HUB_NOT_UNDERSTOOD" == failure(lambda: bench.hub.revisions(WHOLE)).reason
-    assert "HUB_NOT_UNDERSTOOD" == failure(bench.release).reason
+    assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "HUB_NOT_UNDERSTOOD"
+    assert failure(bench.release).reason == "HUB_NOT_UNDERSTOOD"
     release = bench.release()
     bench.server.fails(endless, "file", times=2, name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
-    assert (FaultKind.PERMANENT, "CONTENT_MISMATCH") == (failed.kind, failed.reason)
-    assert 4096 >= (bench.staged / WEIGHTS).stat().st_size
+    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert (bench.staged / WEIGHTS).stat().st_size <= 4096
 
 
 @pytest.mark.fault("N13")
 @pytest.mark.parametrize("act", [shows_page, shows_disguised_page])
 def test_a_page_for_people_is_no_answer(bench: HubBench, act: Act) -> None:
     """A network that wants a login first: no file of a revision is to blame."""
-    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, act)
+    assert reason_of(bench, act) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
 @pytest.mark.parametrize(
@@ -275,18 +275,18 @@ def test_an_answer_of_another_form_is_no_empty_hub(bench: HubBench, body: bytes)
     """An error that looks like "nothing there" would look like deleted revisions."""
     for kind, ask in _questions(bench, WHOLE)[:2]:
         bench.server.fails(says(200, body, Content_Type="application/json"), kind)
-        assert "HUB_NOT_UNDERSTOOD" == failure(ask).reason
+        assert failure(ask).reason == "HUB_NOT_UNDERSTOOD"
 
 
 def test_a_packed_answer_is_not_unpacked(bench: HubBench) -> None:
     """A few bytes can unpack to any number; none were asked for."""
-    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, says(200, b"x" * 100, Content_Encoding="gzip"))
+    assert reason_of(bench, says(200, b"x" * 100, Content_Encoding="gzip")) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
 def test_what_does_not_speak_http_is_told(bench: HubBench) -> None:
     """Somebody else listens there."""
     for answer in (b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 abc\r\n\r\n"):
-        assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, lambda exchange, answer=answer: exchange.send(answer))  # type: ignore[misc]
+        assert reason_of(bench, lambda exchange, answer=answer: exchange.send(answer)) == ("HUB_NOT_UNDERSTOOD",) * 3  # type: ignore[misc]
 
 
 @pytest.mark.fault("N15")
@@ -303,10 +303,10 @@ def test_a_redirect_to_a_storage_is_followed_without_the_token(bench: HubBench, 
             assert not {"authorization", "cookie"} & set(asked.headers)
             assert WORD not in str(asked)
     for asked in bench.server.asked:
-        assert (f"Bearer {WORD}", f"m_session_id={WORD}") == (
+        assert (
             asked.headers["authorization"],
             asked.headers["cookie"],
-        )
+        ) == (f"Bearer {WORD}", f"m_session_id={WORD}")
 
 
 @pytest.mark.fault("N15")
@@ -327,30 +327,30 @@ def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monk
     with ScriptedHub(bench.folder / "hub" / MODEL, host="127.0.0.2") as private:
         bench.server.fails(redirects_to(f"{private.url}TARGET"), times=2)
         failed = failure(lambda: bench.hub.revisions(WHOLE))
-        assert (FaultKind.DENIED, "ADDRESS_REFUSED") == (failed.kind, failed.reason)
-        assert 0 == private.taken
+        assert (failed.kind, failed.reason) == (FaultKind.DENIED, "ADDRESS_REFUSED")
+        assert private.taken == 0
         bench.rules = replace(bench.rules, private_hosts=frozenset({"127.0.0.2"}))
-        assert (REVISION,) == bench.hub.revisions(WHOLE)
+        assert bench.hub.revisions(WHOLE) == (REVISION,)
 
 
 @pytest.mark.fault("N15")
 def test_a_redirect_in_a_circle_ends(bench: HubBench) -> None:
     """To itself, or to ever new places."""
     bench.server.fails(redirects_to("TARGET"))
-    assert "REDIRECT_CIRCLE" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+    assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "REDIRECT_CIRCLE"
     bench.server.asked.clear()
 
     def leads_on(exchange: Exchange) -> None:
         redirects_to(f"/{len(bench.server.asked)}")(exchange)
 
     bench.server.fails(leads_on, times=99)
-    assert "REDIRECT_CIRCLE" == failure(lambda: bench.hub.revisions(WHOLE)).reason
-    assert 6 == len(bench.server.asked)
+    assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "REDIRECT_CIRCLE"
+    assert len(bench.server.asked) == 6
 
 
 def test_a_redirect_without_a_place_is_told(bench: HubBench) -> None:
     """It leads nowhere."""
-    assert ("HUB_NOT_UNDERSTOOD",) * 3 == reason_of(bench, says(302))
+    assert reason_of(bench, says(302)) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
 def test_a_part_that_was_not_asked_for_is_not_taken(bench: HubBench) -> None:
@@ -358,7 +358,7 @@ def test_a_part_that_was_not_asked_for_is_not_taken(bench: HubBench) -> None:
     for place in ("bytes 0-9/4096", "bytes 5-9/4096", "", "bytes */4096"):
         bench.server.fails(says(206, b"0123456789", Content_Range=place))
         failed = failure(lambda: list(bench.hub.read(REVISION, WEIGHTS, 100, WHOLE)))
-        assert "HUB_NOT_UNDERSTOOD" == failed.reason
+        assert failed.reason == "HUB_NOT_UNDERSTOOD"
 
 
 def test_a_hub_that_ignores_range_is_passed_over(bench: HubBench) -> None:
@@ -376,7 +376,7 @@ def test_a_link_that_breaks_again_and_again_brings_a_large_file_in_one_go(bench:
     bench.server.fails(truncates_after(6 * MIB), "file", times=2, name=WEIGHTS)
     assert release.source_digest == bench.stage(release)
     asked = [one.range_begin for one in bench.server.of_kind("file") if one.query["FilePath"] == WEIGHTS]
-    assert [0, 6 * MIB, 12 * MIB] == asked
+    assert asked == [0, 6 * MIB, 12 * MIB]
     content = (bench.staged / WEIGHTS).read_bytes()
     assert hashlib.sha256(content).hexdigest() == next(f.sha256 for f in release.files if f.name == WEIGHTS)
 
@@ -394,4 +394,4 @@ def test_how_far_a_transfer_has_come_is_told_while_it_runs(bench: HubBench) -> N
     failure(lambda: bench.stage(release))
     total = sum(file.size for file in release.files)
     assert [Share(total - 4096 - 2, total)] == seen
-    assert 0 == bench.progress.share.total_bytes
+    assert bench.progress.share.total_bytes == 0

@@ -44,13 +44,13 @@ def test_a_token_comes_from_a_file_or_a_variable(
     """And is read anew for every question: a new one needs no restart."""
     bench.server.token = WORD
     hub = opened(bench, hub_token_file=str(token_file))
-    assert (REVISION,) == hub.revisions(WHOLE)
+    assert hub.revisions(WHOLE) == (REVISION,)
     monkeypatch.setenv(VARIABLE, WORD)
-    assert (REVISION,) == opened(bench, hub_token_variable=VARIABLE).revisions(WHOLE)
+    assert opened(bench, hub_token_variable=VARIABLE).revisions(WHOLE) == (REVISION,)
     token_file.write_text("another")
-    assert "HUB_DENIED" == failure(lambda: hub.revisions(WHOLE)).reason
+    assert failure(lambda: hub.revisions(WHOLE)).reason == "HUB_DENIED"
     token_file.write_text(WORD)
-    assert (REVISION,) == hub.revisions(WHOLE)
+    assert hub.revisions(WHOLE) == (REVISION,)
 
 
 def test_a_token_that_nobody_has_configured_is_not_sent(
@@ -78,12 +78,12 @@ def test_what_is_no_token_is_not_sent(bench: HubBench, token_file: Path, content
     """It would end a header and begin another; nobody is asked with half of it."""
     token_file.write_text(content)
     failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
-    assert (FaultKind.DENIED, "TOKEN_UNREADABLE") == (failed.kind, failed.reason)
+    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "TOKEN_UNREADABLE")
     token_file.unlink()
     failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
     assert str(token_file) not in failed.message
     assert "hub_token_file" in failed.message
-    assert [] == bench.server.asked
+    assert bench.server.asked == []
 
 
 def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,11 +107,11 @@ def test_an_http_proxy_is_asked_in_the_hub_s_place(bench: HubBench) -> None:
     """It is told the whole address, resolves the name, and gets its own name and password, which the hub does not."""
     bench.rules = replace(bench.rules, endpoint="http://hub.example")
     bench.proxy = bench.server.url.replace("://", "://me:secret@")
-    assert (REVISION,) == bench.hub.revisions(WHOLE)
+    assert bench.hub.revisions(WHOLE) == (REVISION,)
     (asked,) = bench.server.asked
     assert asked.target.startswith("http://hub.example/api/v1/models/")
     assert asked.headers["proxy-authorization"].startswith("Basic ")
-    assert "hub.example" == asked.headers["host"]
+    assert asked.headers["host"] == "hub.example"
 
 
 def test_a_proxy_tunnels_what_is_secret(bench: HubBench) -> None:
@@ -121,10 +121,10 @@ def test_a_proxy_tunnels_what_is_secret(bench: HubBench) -> None:
     with ScriptedHub(bench.folder / "hub" / MODEL, tunnels_to=context) as proxy:
         bench.rules = replace(bench.rules, endpoint="https://127.0.0.1:444", ca_file=CERTIFICATE)
         bench.proxy = proxy.url
-        assert (REVISION,) == bench.hub.revisions(WHOLE)
-        assert ["127.0.0.1:444"] == proxy.tunnels
+        assert bench.hub.revisions(WHOLE) == (REVISION,)
+        assert proxy.tunnels == ["127.0.0.1:444"]
         bench.rules = replace(bench.rules, ca_file=None)
-        assert "TLS_FAILED" == failure(lambda: bench.hub.revisions(WHOLE)).reason
+        assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "TLS_FAILED"
 
 
 def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None:
@@ -133,16 +133,16 @@ def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None
     bench.proxy = bench.server.url
     bench.server.fails(redirects_to("http://169.254.169.254/latest/"))
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (FaultKind.DENIED, "ADDRESS_REFUSED") == (failed.kind, failed.reason)
-    assert 1 == len(bench.server.asked)
+    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "ADDRESS_REFUSED")
+    assert len(bench.server.asked) == 1
 
 
 def test_a_proxy_of_another_kind_is_told(bench: HubBench) -> None:
     """Never silently past it."""
     bench.proxy = "socks5://127.0.0.1:1080"
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (FaultKind.DENIED, "PROXY_UNSUPPORTED") == (failed.kind, failed.reason)
-    assert [] == bench.server.asked
+    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "PROXY_UNSUPPORTED")
+    assert bench.server.asked == []
 
 
 def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,12 +150,12 @@ def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    assert "" == proxy_for("https", "hub.example")
+    assert proxy_for("https", "hub.example") == ""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "inside.example,10.0.0.1")
-    assert "http://proxy.example:3128" == proxy_for("https", "hub.example")
-    assert "" == proxy_for("http", "hub.example")
-    assert "" == proxy_for("https", "inside.example")
+    assert proxy_for("https", "hub.example") == "http://proxy.example:3128"
+    assert proxy_for("http", "hub.example") == ""
+    assert proxy_for("https", "inside.example") == ""
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_model_has_one_place_to_come_from(settings: dict[str, str]) -> None:
     """A folder, or OWNER/NAME on the hub."""
     with pytest.raises(ValidationError):
         ModelUpdatesSection.model_validate(settings)
-    assert "acme/shapes" == ModelUpdatesSection(hub_model="acme/shapes").hub_model
+    assert ModelUpdatesSection(hub_model="acme/shapes").hub_model == "acme/shapes"
 
 
 def test_without_an_endpoint_it_is_the_public_hub() -> None:

@@ -102,7 +102,7 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
         home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "NO_PROXY": "*"}
         command = [sys.executable, "-c", STOCK, served.url, MODEL_ID, WORD, "v1.1.0", WEIGHTS]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=home)
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     stock = json.loads(done.stdout)
     ours = sorted([file.name, file.size, file.sha256] for file in release.files)
     assert list(revisions) == stock["revisions"]
@@ -150,7 +150,7 @@ def test_a_byte_now_and_then_is_not_waited_for(both: Both) -> None:
     """The file that drips is broken off, and goes on where it was."""
     both.pace = PaceRules(min_bytes_a_second=1e6, window_seconds=0.5)
     both.served.arm(f"file:{WEIGHTS} drip after=100 rate=20 skip=1")
-    assert ("TRANSIENT", "HUB_SLOW") == asked_in_vain(both, both.stage)
+    assert asked_in_vain(both, both.stage) == ("TRANSIENT", "HUB_SLOW")
     both.served.arm()
     kept = (both.folder / "state" / "incoming" / ID / "files" / WEIGHTS).stat().st_size
     assert 100 <= kept < 4096
@@ -161,9 +161,9 @@ def test_a_byte_now_and_then_is_not_waited_for(both: Both) -> None:
 def test_what_never_ends_is_cut_where_it_should_have_ended(both: Both) -> None:
     """A listing by its cap, a file by its size."""
     both.served.arm("revisions endless", "files endless times=1", f"file:{WEIGHTS} endless skip=1")
-    assert ("TRANSIENT", "HUB_NOT_UNDERSTOOD") == asked_in_vain(both, lambda: both.hub.revisions(WHOLE))
-    assert ("TRANSIENT", "HUB_NOT_UNDERSTOOD") == asked_in_vain(both, lambda: both.hub.release(REVISION, WHOLE))
-    assert ("PERMANENT", "CONTENT_MISMATCH") == asked_in_vain(both, both.stage)
+    assert asked_in_vain(both, lambda: both.hub.revisions(WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
+    assert asked_in_vain(both, lambda: both.hub.release(REVISION, WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
+    assert asked_in_vain(both, both.stage) == ("PERMANENT", "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C4")
@@ -177,7 +177,7 @@ def test_a_bit_that_flips_once_costs_a_second_transfer(both: Both) -> None:
 def test_a_bit_that_flips_every_time_is_the_revision_s(both: Both) -> None:
     """It is refused."""
     both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1")
-    assert ("PERMANENT", "CONTENT_MISMATCH") == asked_in_vain(both, both.stage)
+    assert asked_in_vain(both, both.stage) == ("PERMANENT", "CONTENT_MISMATCH")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_name_that_leads_out_is_refused(both: Both, name: str) -> None:
     """The stock download writes it; ours makes no path of it."""
     both.served.arm(f"files list={name}")
     assert (FaultKind.PERMANENT.value, "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
-    assert [] == list((both.folder / "state").rglob("evil*"))
+    assert list((both.folder / "state").rglob("evil*")) == []
 
 
 def test_files_without_a_hash_are_refused(both: Both) -> None:
@@ -203,4 +203,4 @@ def test_files_without_a_hash_are_refused(both: Both) -> None:
     both.served.arm("files unhashed")
     release = both.hub.release(REVISION, WHOLE)
     assert not any(file.sha256 for file in release.files)
-    assert ("PERMANENT", "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
+    assert asked_in_vain(both, both.stage) == ("PERMANENT", "LISTING_UNSAFE")

@@ -55,7 +55,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Facts:
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], "HOME": str(place / "home"), "no_proxy": "*", **QUICK},
         )
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     facts: Facts = json.loads(done.stdout.splitlines()[-1])
     return facts
 
@@ -110,28 +110,28 @@ def ours(tmp_path: Path) -> Iterator[Ours]:
 @pytest.mark.fault("P2")
 def test_a_listing_cannot_lead_out_of_our_folder(stock: Facts, ours: Ours, tmp_path: Path) -> None:
     """The stock download writes beside its folder; ours makes no path of such a name."""
-    assert {"climbed": True, "absolute": True} == stock["names_lead_outside"]
+    assert stock["names_lead_outside"] == {"climbed": True, "absolute": True}
     for name in ("../../climbed", str(tmp_path / "absolute")):
         ours.served.arm(f"files list={name}")
-        assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == ((failed := ours.refused()).kind, failed.reason)
-    assert [] == [*tmp_path.rglob("climbed"), *tmp_path.rglob("absolute")]
+        assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
+    assert [*tmp_path.rglob("climbed"), *tmp_path.rglob("absolute")] == []
 
 
 def test_a_file_without_a_hash_is_not_taken(stock: Facts, ours: Ours) -> None:
     """The stock download takes it, flipped bit and all."""
     assert stock["files_without_a_hash_are_not_checked"]["is_wrong"]
     ours.served.arm("files unhashed", f"file:{WEIGHTS} flip at=3")
-    assert (FaultKind.PERMANENT, "LISTING_UNSAFE") == ((failed := ours.refused()).kind, failed.reason)
+    assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
 
 
 @pytest.mark.fault("C1")
 def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> None:
     """The stock download hands out later what it could not finish; ours asks for the rest, and verifies the whole."""
-    assert {"failed": True, "has_weights": False} == stock["an_incomplete_snapshot_counts_later"]
+    assert stock["an_incomplete_snapshot_counts_later"] == {"failed": True, "has_weights": False}
     ours.served.arm(f"file:{WEIGHTS} status=404")
     for _ in range(2):
         failed = ours.refused()
-        assert (FaultKind.NOT_READY, "FILE_MISSING") == (failed.kind, failed.reason)
+        assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "FILE_MISSING")
     digest = ours.hub.release(REVISION, WHOLE).source_digest
     with pytest.raises(EffectFailed):
         ours.store.verify(ours.staged(), digest, "")
@@ -143,9 +143,9 @@ def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> Non
 @pytest.mark.fault("C1")
 def test_a_file_that_cannot_be_had_is_not_dropped(stock: Facts, ours: Ours) -> None:
     """The stock download can be told to go on without it, and says so in a warning; ours cannot."""
-    assert {"has_weights": False, "has_others": True} == stock["a_file_is_dropped_with_a_warning"]
+    assert stock["a_file_is_dropped_with_a_warning"] == {"has_weights": False, "has_others": True}
     ours.served.arm(f"file:{WEIGHTS} status=500")
-    assert (FaultKind.TRANSIENT, "HUB_FAILED") == ((failed := ours.refused()).kind, failed.reason)
+    assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_FAILED")
 
 
 def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> None:
@@ -163,8 +163,8 @@ def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> N
 
 def test_a_hub_that_is_down_takes_nothing_away(stock: Facts, ours: Ours) -> None:
     """The stock download fails though all is there; what ours has fetched stays verified, and needs no hub."""
-    assert {"is_there": True, "failed": True} == stock["a_hub_that_is_down_fails_what_is_cached"]
+    assert stock["a_hub_that_is_down_fails_what_is_cached"] == {"is_there": True, "failed": True}
     digest = ours.stage()
     ours.served.arm("any status=503")
-    assert (FaultKind.TRANSIENT, "HUB_FAILED") == ((failed := failure(ours.stage)).kind, failed.reason)
+    assert ((failed := failure(ours.stage)).kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_FAILED")
     ours.store.verify(ours.store.source_folder(ID, digest, is_kept=False), digest, "")

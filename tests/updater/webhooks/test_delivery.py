@@ -117,11 +117,11 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_an_event_is_delivered_as_it_was_written(bench: Bench) -> None:
     """With all that a receiver needs to know, whatever has happened since."""
     bench.journal.write(RECORD, [event(outcome=Outcome.COMMITTED)])
-    assert 1 == bench.woken
-    assert [0.0, None] == bench.deliver()
+    assert bench.woken == 1
+    assert bench.deliver() == [0.0, None]
     (row,) = bench.sent
-    assert 32 == len(row.pop("id"))
-    assert {
+    assert len(row.pop("id")) == 32
+    assert row == {
         "schema_version": 1,
         "event": "update_committed",
         "at": "2026-01-02T03:04:05+00:00",
@@ -139,7 +139,7 @@ def test_an_event_is_delivered_as_it_was_written(bench: Bench) -> None:
             "started_at": "2026-01-02T03:04:05+00:00",
             "reason": "R",
         },
-    } == row
+    }
 
 
 def test_events_come_in_their_order(bench: Bench) -> None:
@@ -147,17 +147,17 @@ def test_events_come_in_their_order(bench: Bench) -> None:
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.journal.write(RECORD, [event("c")])
     bench.deliver()
-    assert ["a", "b", "c"] == bench.names()
+    assert bench.names() == ["a", "b", "c"]
 
 
 def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
     """By name or pattern; who asked for nothing that happened is not woken."""
     bench = Bench(tmp_path / "journal.db", (Subscription("ops", ("update_*", "gate_passed")),))
     bench.journal.write(RECORD, [event("hub_unanswered")])
-    assert 0 == bench.woken
+    assert bench.woken == 0
     bench.journal.write(RECORD, [event("update_held"), event("gate_passed"), event("gate_interrupted")])
     bench.deliver()
-    assert ["update_held", "gate_passed"] == bench.names()
+    assert bench.names() == ["update_held", "gate_passed"]
     bench.journal.close()
 
 
@@ -168,8 +168,8 @@ def test_nothing_is_told_that_did_not_happen(bench: Bench) -> None:
     bench.journal._database.rows(f"PRAGMA max_page_count={pages}")  # noqa: SLF001
     with pytest.raises(JournalNotWritten):
         bench.journal.write(RECORD, too_large)
-    assert (0, 0) == (bench.woken, bench.journal.outbox.waiting("ops"))
-    assert [None] == bench.deliver()
+    assert (bench.woken, bench.journal.outbox.waiting("ops")) == (0, 0)
+    assert bench.deliver() == [None]
 
 
 def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
@@ -181,8 +181,8 @@ def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
     bench._post(bench.worker.receiver, "a", first.event_id, first.body.encode())  # noqa: SLF001  died right after
     bench.restart()
     bench.deliver()
-    assert ["a", "a", "b"] == bench.names()
-    assert 2 == len({row["id"] for row in bench.sent})
+    assert bench.names() == ["a", "a", "b"]
+    assert len({row["id"] for row in bench.sent}) == 2
 
 
 def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
@@ -190,21 +190,21 @@ def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.answers[:] = ["UNREACHABLE"] * 10 + ["TIMEOUT", 500, 503, 429, 200]
     pauses = [bench.worker.step() or 0.0 for _ in range(14)]
-    assert [2.0, 4.0, 8.0] == pauses[:3]
+    assert pauses[:3] == [2.0, 4.0, 8.0]
     assert sorted(pauses) == pauses
-    assert CAP_SECONDS == pauses[-1]
-    assert {"a"} == set(bench.names())  # each answer of a server that failed was to the first
-    assert [0.0, 0.0, None] == bench.deliver()
-    assert ["a", "b"] == bench.names()[-2:]
+    assert pauses[-1] == CAP_SECONDS
+    assert set(bench.names()) == {"a"}  # each answer of a server that failed was to the first
+    assert bench.deliver() == [0.0, 0.0, None]
+    assert bench.names()[-2:] == ["a", "b"]
     assert not [row for row in bench.told if row[0] == "given up"]
 
 
 def test_pauses_stay_within_their_jitter_and_honour_a_wish() -> None:
     """Never shorter than asked for, never longer than an hour for a wish."""
-    assert (1.5, 2.5) == (pause_seconds(1, 0.0), pause_seconds(1, 1.0))
-    assert 750.0 == pause_seconds(10**6, 1.0)
-    assert 90.0 == pause_seconds(1, 0.5, 90.0)
-    assert 3600.0 == pause_seconds(1, 0.5, 1e9)
+    assert (pause_seconds(1, 0.0), pause_seconds(1, 1.0)) == (1.5, 2.5)
+    assert pause_seconds(10**6, 1.0) == 750.0
+    assert pause_seconds(1, 0.5, 90.0) == 90.0
+    assert pause_seconds(1, 0.5, 1e9) == 3600.0
 
 
 def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
@@ -215,8 +215,8 @@ def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
         assert (bench.worker.step() or 0.0) > 0
         bench.restart()
     bench.deliver()
-    assert ["bad"] * MAX_REFUSALS + ["good"] == bench.names()
-    assert [("given up", "ops", "bad", "HTTP_400")] == [row for row in bench.told if row[0] == "given up"]
+    assert bench.names() == ["bad"] * MAX_REFUSALS + ["good"]
+    assert [row for row in bench.told if row[0] == "given up"] == [("given up", "ops", "bad", "HTTP_400")]
 
 
 def test_what_waits_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +224,9 @@ def test_what_waits_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(outbox, "MAX_ROWS", 3)
     bench.journal.write(RECORD, [event(f"e{number}") for number in range(5)])
     bench.journal.write(RECORD, [event("e5")])
-    assert [("dropped", "ops", "2"), ("dropped", "ops", "1")] == bench.told
+    assert bench.told == [("dropped", "ops", "2"), ("dropped", "ops", "1")]
     bench.deliver()
-    assert ["e3", "e4", "e5"] == bench.names()
+    assert bench.names() == ["e3", "e4", "e5"]
 
 
 def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, mo
         for _ in range(3):
             assert (bench.worker.step() or 0.0) > 0
     bench.deliver()
-    assert ["a", "b"] == bench.names()
+    assert bench.names() == ["a", "b"]
 
 
 def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Bench) -> None:
@@ -246,7 +246,7 @@ def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Bench) -> 
     bench.hooks = (Subscription("new", ("*",)),)
     bench.restart()
     bench.journal.outbox.forget_others()
-    assert 0 == bench.journal.outbox.waiting("ops")
+    assert bench.journal.outbox.waiting("ops") == 0
 
 
 def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: Path) -> None:
@@ -261,8 +261,8 @@ def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: P
         for number in range(3):
             journal.write(RECORD, [event(f"e{number}")])
             assert good.came.acquire(timeout=20.0)
-        assert ["e0", "e1", "e2"] == [json.loads(row.body)["event"] for row in good.requests]
-        assert 3.0 == registry.get_sample_value("hotslot_webhook_queued_events", {"hook": "bad"})
+        assert [json.loads(row.body)["event"] for row in good.requests] == ["e0", "e1", "e2"]
+        assert registry.get_sample_value("hotslot_webhook_queued_events", {"hook": "bad"}) == 3.0
         silent.set()
         webhooks.stop()
         assert (registry.get_sample_value("hotslot_webhook_delivered_total", {"hook": "good"}) or 0) >= 2
@@ -317,17 +317,17 @@ def older(tmp_path: Path) -> Path:
 def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
     """Records, the audit trail and the history are as they were; events find their receivers from now on."""
     bench = Bench(older)
-    assert RECORD == bench.journal.load("shapes")
-    assert ["update_started"] == [row.name for row in bench.journal.events(UPDATE.update_id)]
-    assert [UPDATE] == [past.update for _, past in bench.journal.history("", 9, 0)]
+    assert bench.journal.load("shapes") == RECORD
+    assert [row.name for row in bench.journal.events(UPDATE.update_id)] == ["update_started"]
+    assert [past.update for _, past in bench.journal.history("", 9, 0)] == [UPDATE]
     bench.journal.write(RECORD, [event("a")])
     bench.restart()  # it is brought up once
     bench.deliver()
-    assert ["a"] == bench.names()
+    assert bench.names() == ["a"]
     bench.journal.close()
     with sqlite3.connect(older) as connection:
-        assert [(database.JOURNAL_SCHEMA,)] == connection.execute("PRAGMA user_version").fetchall()
-        assert [("2",)] == connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
+        assert connection.execute("PRAGMA user_version").fetchall() == [(database.JOURNAL_SCHEMA,)]
+        assert connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall() == [("2",)]
     connection.close()
 
 

@@ -43,12 +43,12 @@ def test_an_event_is_posted_with_its_id(receiver: LocalReceiver) -> None:
     """The path and the query as configured, and headers by which duplicates are told apart."""
     assert DeliveryVerdict.DELIVERED is send(receiver.url("/a/b?c=d"))
     (request,) = receiver.requests
-    assert ("POST /a/b?c=d HTTP/1.1", b'{"a":1}') == (request.line, request.body)
-    assert ("application/json", "update_committed") == (
+    assert (request.line, request.body) == ("POST /a/b?c=d HTTP/1.1", b'{"a":1}')
+    assert (
         request.headers["Content-Type"],
         request.headers["X-Hotslot-Event"],
-    )
-    assert "id-1" == request.headers["X-Hotslot-Event-Id"] == request.headers["Idempotency-Key"]
+    ) == ("application/json", "update_committed")
+    assert request.headers["Idempotency-Key"] == request.headers["X-Hotslot-Event-Id"] == "id-1"
     assert "Authorization" not in request.headers
 
 
@@ -57,7 +57,7 @@ def test_a_token_is_read_for_each_delivery(receiver: LocalReceiver, tmp_path: Pa
     for token in ("first", "second"):
         (tmp_path / "token").write_text(f"{token}\n")
         send(receiver.url(), token_file=tmp_path / "token")
-    assert ["Bearer first", "Bearer second"] == [row.headers["Authorization"] for row in receiver.requests]
+    assert [row.headers["Authorization"] for row in receiver.requests] == ["Bearer first", "Bearer second"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"a b", b"\xff", b"x" * 5000])
@@ -65,8 +65,8 @@ def test_nothing_is_sent_without_its_token(receiver: LocalReceiver, tmp_path: Pa
     """A file that is gone, or holds no token, is mended by somebody; until then the event waits."""
     if content is not None:
         (tmp_path / "token").write_bytes(content)
-    assert "TOKEN_UNREADABLE" == failure(receiver.url(), token_file=tmp_path / "token")
-    assert [] == receiver.requests
+    assert failure(receiver.url(), token_file=tmp_path / "token") == "TOKEN_UNREADABLE"
+    assert receiver.requests == []
 
 
 def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
@@ -74,7 +74,7 @@ def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
     with receiving() as other:
         receiver.answers[:] = [f"HTTP/1.1 307 T\r\nLocation: {other.url()}\r\n\r\n".encode()]
         assert DeliveryVerdict.REFUSED is send(receiver.url())
-        assert [] == other.requests
+        assert other.requests == []
 
 
 @pytest.mark.parametrize(("status", "verdict"), [(200, "delivered"), (500, "later"), (429, "later"), (404, "refused")])
@@ -135,19 +135,19 @@ def drip(connection: socket.socket) -> None:
 def test_a_slow_receiver_is_cut_off(receiver: LocalReceiver, how: Callable[[socket.socket], None]) -> None:
     """Whether it says nothing, or a byte at a time."""
     receiver.answers[:] = [how]
-    assert "TIMEOUT" == failure(receiver.url(), SHORT)
+    assert failure(receiver.url(), SHORT) == "TIMEOUT"
 
 
 def test_a_receiver_that_is_down_is_told() -> None:
     """Nobody listens there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert "UNREACHABLE" == failure(f"http://127.0.0.1:{port}/")
+    assert failure(f"http://127.0.0.1:{port}/") == "UNREACHABLE"
 
 
 def test_a_host_that_is_none_is_told() -> None:
     """A name without an address."""
-    assert "UNREACHABLE" == failure("http://nobody.invalid/")
+    assert failure("http://nobody.invalid/") == "UNREACHABLE"
 
 
 @pytest.mark.parametrize("answer", [b"hello\r\n\r\n", b"", b"HTTP/1.1 2x0 OK\r\n\r\n"])
@@ -160,4 +160,4 @@ def test_an_answer_that_is_no_http_is_told(receiver: LocalReceiver, answer: byte
 def test_a_peer_without_tls_is_told(receiver: LocalReceiver) -> None:
     """It is not spoken to in the clear."""
     receiver.greeting = b"HTTP/1.1 400 X\r\n\r\n"
-    assert "TLS_FAILED" == failure(receiver.url().replace("http:", "https:"))
+    assert failure(receiver.url().replace("http:", "https:")) == "TLS_FAILED"

@@ -11,8 +11,8 @@ from updater.webhooks.settings import WebhookSection
 
 def test_a_webhook_is_called_after_its_host() -> None:
     """Unless it has a name; its path, which may be a secret, is no part of it."""
-    assert "ops.example:8080" == WebhookSection(url="https://ops.example:8080/secret?x=y").shown_name
-    assert "pager" == WebhookSection(url="https://ops.example/", name="pager").shown_name
+    assert WebhookSection(url="https://ops.example:8080/secret?x=y").shown_name == "ops.example:8080"
+    assert WebhookSection(url="https://ops.example/", name="pager").shown_name == "pager"
 
 
 @pytest.mark.parametrize(
