@@ -121,8 +121,8 @@ def rollback(*, model: Model = "", state_dir: StateDir = None) -> None:
     print_text(f"    hotslot updates show {response.update.update_id}")
 
 
-@app.command(epilog='Example:  hotslot updates hold --reason "release freeze"')
-def hold(
+@app.command(epilog='Example:  hotslot updates pause --reason "release freeze"')
+def pause(
     *,
     model: Model = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="For the history.", show_default=False)] = "",
@@ -130,7 +130,7 @@ def hold(
 ) -> None:
     """Take no updates until `resume`; one under way is rolled back."""
     with _updater(state_dir) as stub:
-        response = stub.Hold(pb.HoldRequest(model=model, reason=reason), timeout=TIMEOUT_SECONDS)
+        response = stub.Pause(pb.PauseRequest(model=model, reason=reason), timeout=TIMEOUT_SECONDS)
     print_text((response.state.model, "bold"), " takes no updates until `hotslot updates resume`")
 
 
@@ -153,14 +153,14 @@ def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) ->
     _tell_begun(response.update)
 
 
-@app.command(epilog="Example:  hotslot updates release 3f2a91bc")
-def release(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
+@app.command(epilog="Example:  hotslot updates unquarantine 3f2a91bc")
+def unquarantine(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
     """Take a source digest out of quarantine: it may be tried again."""
     with _updater(state_dir) as stub:
         state = _state_of(stub, model)
         whole = _whole_digest(digest, [entry.source_digest for entry in state.quarantine], "in quarantine")
-        request = pb.ReleaseQuarantineRequest(model=state.model, source_digest=whole)
-        stub.ReleaseQuarantine(request, timeout=TIMEOUT_SECONDS)
+        request = pb.UnquarantineRequest(model=state.model, source_digest=whole)
+        stub.Unquarantine(request, timeout=TIMEOUT_SECONDS)
     print_text((f"{whole[:19]} ", GOOD), "is out of quarantine")
 
 

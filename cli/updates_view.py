@@ -61,7 +61,7 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     stage = enum_word(pb.UpdateStage.DESCRIPTOR, state.stage)
     style = {"idle": GOOD, "held": BAD}.get(stage, DOUBTFUL)
     share = f" {state.stage_fraction:.0%}" if 0 < state.stage_fraction < 1 else ""
-    held = ("  on hold", BAD) if state.on_hold else ""
+    held = ("  on hold", BAD) if state.paused else ""
     yield text((state.model, "bold"), "  ", (stage.replace("_", " ") + share, style), held)
     table = Table.grid(padding=(0, 2, 0, 0))
     committed = f"{state.committed_revision} {short(state.committed_source_digest)}" if state.committed_revision else ""

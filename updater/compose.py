@@ -10,7 +10,7 @@ from pathlib import Path
 from common.clock import Clock
 from common.sealing import Convert, ConvertLimits, run_convert
 from common.settings import ModelSettings
-from updater.commands import Wishes
+from updater.commands import CommandQueue
 from updater.control.client import ControlClient
 from updater.control.prober import Prober
 from updater.core.ports import Hub
@@ -58,7 +58,7 @@ class Model:
     """One model that is kept up to date."""
 
     loop: ModelLoop
-    wishes: Wishes
+    commands: CommandQueue
     wake: threading.Event
     progress: Progress
     close: Callable[[], None]
@@ -78,8 +78,8 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
     """
     section = common.settings.updater.models[settings.name]
     wake = threading.Event()
-    wishes = Wishes(wake)
-    guard = StepGuard(wishes, common.stopping)
+    commands = CommandQueue(wake)
+    guard = StepGuard(commands, common.stopping)
     control = ControlClient(common.run_folder, settings.name, guard)
     progress = Progress()
     files = GoldenFiles(section.golden, settings.task, section.golden_floor)
@@ -106,14 +106,14 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
         clock=common.clock,
         observer=common.observer,
         crash=common.crash,
-        wishes=wishes,
+        commands=commands,
         guard=guard,
         wake=wake,
         stopping=common.stopping,
         fresh_id=lambda: _fresh_id(common.clock),
         jitter=random.SystemRandom().random,
     )
-    return Model(ModelLoop(parts), wishes, wake, progress, control.close)
+    return Model(ModelLoop(parts), commands, wake, progress, control.close)
 
 
 def _hub_of(common: Common, name: str) -> Hub:

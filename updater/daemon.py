@@ -161,7 +161,7 @@ class Updater:
         models = {one.name: build_model(common, one, self._records) for one in configured}
         self._models.update(models)
         self._served.update(
-            {name: Served(model.loop.board, model.wishes, model.progress) for name, model in models.items()}
+            {name: Served(model.loop.publisher, model.commands, model.progress) for name, model in models.items()}
         )
 
     def _limits(self) -> StagingLimits:
@@ -191,7 +191,7 @@ class Updater:
         return self._journal
 
     def _records(self) -> dict[str, ModelRecord]:
-        return {name: model.loop.board.shown.record for name, model in self._models.items()}
+        return {name: model.loop.publisher.snapshot.record for name, model in self._models.items()}
 
     def _beat(self) -> None:
         """Touch the file that the watchdog looks at, while every model's step is within its limits."""

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
-from updater.commands import Granted, Wishes
-from updater.core.effects import Action, Begin, Failed, Obey, Wait
+from updater.commands import CommandQueue, CommandResult
+from updater.core.effects import Action, ApplyCommand, Begin, Failed, Wait
 from updater.core.ports import EffectFailed, Facts, Journal, ServerState
 from updater.core.record import Event, Installed, ModelRecord
 from updater.core.rules import Rules
 from updater.crash_points import CrashPoints
 from updater.metrics import Observer
 from updater.perform import Ports, perform
-from updater.stages.apply_result import conclude
+from updater.stages.apply_result import apply_result
 from updater.stages.commands import refusal
 from updater.stages.decide import decide
 from updater.stages.transitions import is_worth_writing, stopped
-from updater.status import Board
+from updater.status import StatusPublisher
 
 STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck
@@ -32,9 +32,9 @@ class Interrupted(Exception):
 class StepGuard:
     """Breaks off what takes long, when there is reason to. Called by the ports of one model."""
 
-    def __init__(self, wishes: Wishes, stopping: threading.Event) -> None:
-        """Watch an operator's wishes and the end of the process."""
-        self._wishes = wishes
+    def __init__(self, commands: CommandQueue, stopping: threading.Event) -> None:
+        """Watch an operator's commands and the end of the process."""
+        self._commands = commands
         self._stopping = stopping
         self.record: ModelRecord | None = None
 
@@ -44,7 +44,7 @@ class StepGuard:
         Raises:
             Interrupted: there is reason to stop.
         """
-        if self._stopping.is_set() or (self.record is not None and self._wishes.is_urgent(self.record)):
+        if self._stopping.is_set() or (self.record is not None and self._commands.is_urgent(self.record)):
             raise Interrupted
 
 
@@ -59,7 +59,7 @@ class LoopParts:
     clock: Clock
     observer: Observer
     crash: CrashPoints
-    wishes: Wishes
+    commands: CommandQueue
     guard: StepGuard
     wake: threading.Event  # set when something has come that a wait should not outlast
     stopping: threading.Event
@@ -68,7 +68,7 @@ class LoopParts:
 
 
 class ModelLoop:
-    """Runs in one thread; `board` may be read from any."""
+    """Runs in one thread; `publisher` may be read from any."""
 
     def __init__(self, parts: LoopParts) -> None:
         """Load the record.
@@ -83,7 +83,7 @@ class ModelLoop:
         self._before = parts.clock.monotonic()  # of the last step that was concluded
         self._rest = Wait(0.0)  # what the last step decided, if it was to wait
         self._due = self._before + GRACE_SECONDS  # clock.monotonic() by which the step in progress must be over
-        self.board = Board(self._record, parts.clock)
+        self.publisher = StatusPublisher(self._record, parts.clock)
 
     @property
     def rest(self) -> Wait:
@@ -123,19 +123,21 @@ class ModelLoop:
         facts = self._look(began)
         parts.guard.record = self._record
         action = decide(self._record, facts, parts.rules)
-        if isinstance(action, Obey) and not parts.wishes.take(action.wish):
+        if isinstance(action, ApplyCommand) and not parts.commands.take(action.command):
             return 0.0
         self._due = parts.clock.monotonic() + getattr(action, "deadline_seconds", 0.0) + GRACE_SECONDS
         parts.crash.pass_by(f"before:{type(action).__name__}")
         result = perform(action, parts.ports)
         parts.crash.pass_by(f"after:{type(action).__name__}")
-        record, events = conclude(self._record, action, result, facts, parts.rules)
-        refused = refusal(self._record, action.wish, facts, parts.rules) if isinstance(action, Obey) else None
-        if not self._write(record, events, must=isinstance(action, Begin | Obey)):
+        record, events = apply_result(self._record, action, result, facts, parts.rules)
+        refused = (
+            refusal(self._record, action.command, facts, parts.rules) if isinstance(action, ApplyCommand) else None
+        )
+        if not self._write(record, events, must=isinstance(action, Begin | ApplyCommand)):
             return WRITE_PAUSE_SECONDS
         self._before, self._has_begun = began, True
-        if isinstance(action, Obey):
-            parts.wishes.grant(action.wish, Granted(record, tuple(events), refused))
+        if isinstance(action, ApplyCommand):
+            parts.commands.grant(action.command, CommandResult(record, tuple(events), refused))
         return self._pause(action, is_failed=isinstance(result, Failed))
 
     def _pause(self, action: Action, *, is_failed: bool) -> float:
@@ -158,7 +160,7 @@ class ModelLoop:
                 parts.crash.pass_by(record.stage.value)
             parts.observer.written(record, events)
         self._record = record
-        self.board.show(record, events)
+        self.publisher.show(record, events)
         return True
 
     def _look(self, now: float) -> Facts:
@@ -178,7 +180,7 @@ class ModelLoop:
             golden=ports.golden.facts(),
             sealed=ports.store.sealed(),
             committed_converts_to="" if committed is None else ports.store.converts_to(committed),
-            wish=parts.wishes.oldest(),
+            command=parts.commands.oldest(),
         )
 
     def _server(self) -> ServerState | None:

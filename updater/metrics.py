@@ -66,7 +66,7 @@ class MetricsObserver:
 
         self._stage = gauge("update_stage", "1 for the stage that a model's updates are in.", "stage")
         self._quarantine = gauge("quarantined_revisions", "Source digests in quarantine.")
-        self._hold = gauge("updates_on_hold", "1 while an operator holds updates.")
+        self._hold = gauge("updates_paused", "1 while an operator holds updates.")
         self._committed = gauge("committed_info", "1 for the revision that is committed.", "revision")
         self._breakers = gauge("breaker_state", "0 closed, 1 half open, 2 open.", "breaker")
         meaning = "Open: until it may try again; half open: until its probe counts as failed; 0 closed."
@@ -77,7 +77,7 @@ class MetricsObserver:
         meaning = "When the hub's listing was last another one: a mirror that has stopped answers, and never changes."
         self._changed = gauge("hub_listing_changed_timestamp_seconds", meaning)
         self._newest = gauge("hub_newest_listed_timestamp_seconds", "When the highest release was first listed.")
-        self._shown: dict[str, str] = {}
+        self._snapshot: dict[str, str] = {}
 
     def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Follow a record."""
@@ -94,7 +94,7 @@ class MetricsObserver:
             if at is not None:
                 gauge.labels(model).set(at.timestamp())
         self._quarantine.labels(model).set(len(record.quarantine))
-        self._hold.labels(model).set(record.on_hold)
+        self._hold.labels(model).set(record.paused)
         self._show_committed(record)
         for event in events:
             if event.outcome is not None:
@@ -108,12 +108,12 @@ class MetricsObserver:
 
     def _show_committed(self, record: ModelRecord) -> None:
         revision = "" if record.committed is None else record.committed.revision
-        before = self._shown.get(record.model, "")
+        before = self._snapshot.get(record.model, "")
         if before and before != revision:
             self._committed.remove(record.model, before)
         if revision:
             self._committed.labels(record.model, revision).set(1)
-        self._shown[record.model] = revision
+        self._snapshot[record.model] = revision
 
 
 class ToAll:

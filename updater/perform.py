@@ -10,6 +10,7 @@ from updater.core.effects import (
     ActivateLoad,
     ActivatePrevious,
     Adopt,
+    ApplyCommand,
     Begin,
     Collected,
     CollectGarbage,
@@ -23,7 +24,6 @@ from updater.core.effects import (
     LoadBundle,
     Loaded,
     LookAtHub,
-    Obey,
     Probe,
     Probed,
     Result,
@@ -64,7 +64,7 @@ def perform(action: Action, ports: Ports) -> Result:
 
 def _perform(action: Action, ports: Ports) -> Result:  # noqa: PLR0911  one row an action
     match action:
-        case Begin() | Wait() | Enter() | Adopt() | Obey():
+        case Begin() | Wait() | Enter() | Adopt() | ApplyCommand():
             return Done()
         case LookAtHub():
             return _look(action, ports)
@@ -96,7 +96,7 @@ def _change_slots(
         case LoadBundle():
             return Loaded(control.load(action.bundle_digest, action.device, *change))
         case ActivateLoad():
-            return Activated(control.activate(action.load_id, action.trial_lease_seconds, *change).life)
+            return Activated(control.activate(action.load_id, action.trial_lease_seconds, *change).incarnation)
         case CommitLoad():
             control.commit(action.load_id, *change)
         case ActivatePrevious():

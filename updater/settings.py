@@ -34,14 +34,16 @@ class PolicySection(Section):
     """`[updater.models.NAME.policy]`: which revisions are taken."""
 
     mode: Annotated[
-        Mode, Field(description="auto takes what passes, approve asks a person first, hold takes nothing")
+        Mode, Field(description="auto takes what passes, approve asks a person first, manual takes only what a person names")
     ] = Mode.AUTO
     pattern: Annotated[
         str,
         Field(max_length=MAX_PATTERN_CHARS, description='ordered capture groups of release tags; "": SemVer'),
     ] = ""
     prereleases: Annotated[bool, Field(description="whether 1.2.0-rc.1 is a release")] = False
-    jump_cap: Annotated[int, Field(ge=0, le=10**9, description="most steps of the first number at once; 0: any")] = 1
+    max_major_jump: Annotated[
+        int, Field(ge=0, le=10**9, description="most steps of the first number at once; 0: any")
+    ] = 1
     deny: Annotated[tuple[str, ...], Field(max_length=1000, description="revisions that are never taken")] = ()
     pin: Annotated[str, Field(max_length=200, description="the only revision that may be taken")] = ""
 
@@ -260,7 +262,7 @@ def rules_of(section: UpdaterSection, name: str, device: str = "auto") -> Rules:
     policy, activation = model.policy, ACTIVATION_BREAKER
     first = section.breaker_first_seconds
     return Rules(
-        policy=ReleasePolicy(policy.pattern, policy.prereleases, policy.jump_cap, policy.deny, policy.pin),
+        policy=ReleasePolicy(policy.pattern, policy.prereleases, policy.max_major_jump, policy.deny, policy.pin),
         mode=policy.mode,
         gate=GateRules(**model.gate.model_dump()),
         observe=ObserveRules(**model.observe.model_dump()),

@@ -49,7 +49,7 @@ MAX_EVENTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class StatusSnapshot:
     """One model's state at one moment."""
 
     record: ModelRecord
@@ -57,35 +57,35 @@ class Shown:
     version: int = 0  # grows with every change
 
 
-class Board:
+class StatusPublisher:
     """One model's place on the wall. Written by its own thread, read by any."""
 
     def __init__(self, record: ModelRecord, clock: Clock) -> None:
         """Show a record that was loaded."""
         self._clock = clock
         self._changed = threading.Condition()
-        self._shown = Shown(record)
+        self._snapshot = StatusSnapshot(record)
 
     @property
-    def shown(self) -> Shown:
+    def snapshot(self) -> StatusSnapshot:
         """What is there now."""
         with self._changed:
-            return self._shown
+            return self._snapshot
 
     def show(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Show what was written."""
         with self._changed:
-            kept = (*self._shown.events, *events)[-MAX_EVENTS:]
-            self._shown = Shown(record, kept, self._shown.version + 1)
+            kept = (*self._snapshot.events, *events)[-MAX_EVENTS:]
+            self._snapshot = StatusSnapshot(record, kept, self._snapshot.version + 1)
             self._changed.notify_all()
 
-    def wait(self, is_so: Callable[[Shown], bool], seconds: float) -> Shown | None:
+    def wait(self, is_so: Callable[[StatusSnapshot], bool], seconds: float) -> StatusSnapshot | None:
         """Wait until it looks so; None if it does not within the time."""
         ends = self._clock.monotonic() + seconds
         with self._changed:
-            while not is_so(self._shown):
+            while not is_so(self._snapshot):
                 left = ends - self._clock.monotonic()
                 if left <= 0:
                     return None
                 self._changed.wait(left)
-            return self._shown
+            return self._snapshot

@@ -15,7 +15,7 @@ from common.sealing import ConvertLimits
 from dev.chaos.simulated_server import SimulatedGolden, SimulatedServer
 from tests.updater.edges.revisions import MODEL, convert_scripted
 from tests.updater.edges.scripted_updater import digest_of_scripted
-from updater.commands import Wishes
+from updater.commands import CommandQueue
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
@@ -87,7 +87,7 @@ class Cycle:
         self._folder = folder
         self.journal = Journal(self.state / "journal.db")
         clock, wake, stopping = RunningClock(), threading.Event(), threading.Event()
-        wishes = Wishes(wake)
+        commands = CommandQueue(wake)
         shared = Shared(self.state, StagingLimits(reserve_bytes=0))
         self._server = self.server()
         names = count(1)
@@ -108,8 +108,8 @@ class Cycle:
             clock=clock,
             observer=ToAll(),
             crash=CrashPoints(),
-            wishes=wishes,
-            guard=StepGuard(wishes, stopping),
+            commands=commands,
+            guard=StepGuard(commands, stopping),
             wake=wake,
             stopping=stopping,
             fresh_id=lambda: f"u-{seed}-{next(names)}",
@@ -141,7 +141,7 @@ class Cycle:
     @property
     def record(self) -> ModelRecord:
         """The record as it is."""
-        return self.loop.board.shown.record
+        return self.loop.publisher.snapshot.record
 
     @property
     def serving(self) -> str:

@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.bundle import read_committed
-from updater.core.facts import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
+from updater.core.facts import (
+    DeviceSnapshot,
+    RevisionSnapshot,
+    ServerState,
+    SlotSnapshot,
+    TrialEndSnapshot,
+    TrialSnapshot,
+)
 from updater.core.golden import Answer, Asked, GateAnswers
 from updater.core.ports import EffectFailed, GoldenFacts
 from updater.core.record import Counts
@@ -142,25 +149,25 @@ class SimulatedServer:
     def _seen(self) -> ServerState:
         held = self._held
         slots = tuple(self._slot(load_id, digest) for load_id, digest in held.loads.items())
-        free = SlotSeen("", "", "", "", "READY", "FREE")
-        trial = TrialSeen(held.trial, held.loads[held.trial], held.previous, 60.0, Counts()) if held.trial else None
+        free = SlotSnapshot("", "", "", "", "READY", "FREE")
+        trial = TrialSnapshot(held.trial, held.loads[held.trial], held.previous, 60.0, Counts()) if held.trial else None
         return ServerState(
-            life="one",
+            incarnation="one",
             generation=held.generation,
             slots=(*slots, free, free)[:2],
             active_load_id=held.active,
             is_ready=bool(held.active),
             trial=trial,
-            last_trial=TrialEndSeen(*held.last) if held.last else None,
-            stats=tuple(RevisionSeen(digest, "cpu", self._counts(digest)) for digest in held.answered),
-            devices=(DeviceSeen("cpu", "float32"),),
+            last_trial=TrialEndSnapshot(*held.last) if held.last else None,
+            stats=tuple(RevisionSnapshot(digest, "cpu", self._counts(digest)) for digest in held.answered),
+            devices=(DeviceSnapshot("cpu", "float32"),),
         )
 
-    def _slot(self, load_id: str, digest: str) -> SlotSeen:
+    def _slot(self, load_id: str, digest: str) -> SlotSnapshot:
         held = self._held
         role = "TRIAL" if load_id == held.trial else "ACTIVE" if load_id == held.active else "CANDIDATE"
         role = "PREVIOUS" if load_id == held.previous else role
-        return SlotSeen(load_id, digest, "cpu", "float32", "LOADED", role)
+        return SlotSnapshot(load_id, digest, "cpu", "float32", "LOADED", role)
 
     def _counts(self, digest: str) -> Counts:
         count = self._held.answered[digest]

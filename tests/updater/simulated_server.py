@@ -6,8 +6,16 @@ from datetime import UTC, datetime, timedelta
 
 from updater.core.costs import CostBucket
 from updater.core.effects import Failed, FaultKind, Shortage
-from updater.core.ports import DeviceSeen, EffectFailed, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
-from updater.core.record import Counts, DeviceFallback
+from updater.core.ports import (
+    DeviceSnapshot,
+    EffectFailed,
+    RevisionSnapshot,
+    ServerState,
+    SlotSnapshot,
+    TrialEndSnapshot,
+    TrialSnapshot,
+)
+from updater.core.record import Counts, CpuFallback
 
 GIB = 1 << 30
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -52,13 +60,13 @@ class SimServer:
     previous: int = -1
     is_on_trial: bool = False
     lease_left: float = 0.0
-    last_trial: TrialEndSeen | None = None
+    last_trial: TrialEndSnapshot | None = None
     counts: dict[tuple[str, str], Counts] = field(default_factory=dict)  # by bundle and device
     baseline: Counts = field(default_factory=Counts)
     lost: int = 0  # callers that met nothing
     activated: list[str] = field(default_factory=list)  # bundles whose trial began, in order
     card: Card | None = None  # if there is one, it is the configured device
-    fallback: DeviceFallback | None = None  # in a file of its own: it outlives the server
+    fallback: CpuFallback | None = None  # in a file of its own: it outlives the server
     frugal: str = ""  # a bundle whose items always fit
     row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
     load_faults: list[Failed] = field(default_factory=list)  # for the next loads
@@ -149,7 +157,7 @@ class SimServer:
         self._reach()
         active = self.slots[self.active] if self.active >= 0 else None
         return ServerState(
-            life=f"life {self.lives}",
+            incarnation=f"life {self.lives}",
             generation=self.generation,
             slots=tuple(self._seen(number) for number in (0, 1)),
             active_load_id="" if active is None else active.load_id,
@@ -158,8 +166,8 @@ class SimServer:
             last_ended_orderly=self.ended_orderly,
             trial=self._trial(),
             last_trial=self.last_trial,
-            stats=tuple(RevisionSeen(*key, counts) for key, counts in self.counts.items()),
-            devices=tuple(DeviceSeen(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
+            stats=tuple(RevisionSnapshot(*key, counts) for key, counts in self.counts.items()),
+            devices=tuple(DeviceSnapshot(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
             fallback=self.fallback,
         )
 
@@ -270,7 +278,7 @@ class SimServer:
         return held
 
     def _close(self, outcome: str, reason: str = "") -> None:
-        self.last_trial = TrialEndSeen(self._held(self.active).bundle_digest, outcome, reason)
+        self.last_trial = TrialEndSnapshot(self._held(self.active).bundle_digest, outcome, reason)
         self.is_on_trial, self.generation = False, self.generation + 1
 
     def _back(self, outcome: str, reason: str = "") -> None:
@@ -333,24 +341,24 @@ class SimServer:
         self.slots[self.active], self.active, self.previous = None, other, -1
         self._falls, self.generation = self._falls + 1, self.generation + 1
         since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._falls)
-        self.fallback = DeviceFallback(CARD, CPU, held.bundle_digest, since, reason)
+        self.fallback = CpuFallback(CARD, CPU, held.bundle_digest, since, reason)
 
-    def _seen(self, number: int) -> SlotSeen:
+    def _seen(self, number: int) -> SlotSnapshot:
         held = self.slots[number]
         if held is None:
-            return SlotSeen("", "", "", "", "READY", "FREE")
+            return SlotSnapshot("", "", "", "", "READY", "FREE")
         role = "PREVIOUS" if number == self.previous else "CANDIDATE"
         if number == self.active:
             role = "TRIAL" if self.is_on_trial else "ACTIVE"
-        return SlotSeen(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, held.restarts)
+        return SlotSnapshot(held.load_id, held.bundle_digest, held.device, "float32", held.state, role, held.restarts)
 
-    def _trial(self) -> TrialSeen | None:
+    def _trial(self) -> TrialSnapshot | None:
         if not self.is_on_trial:
             return None
         held = self._held(self.active)
         previous = self.slots[self.previous] if self.previous >= 0 else None
         previous_id = "" if previous is None else previous.load_id
-        return TrialSeen(held.load_id, held.bundle_digest, previous_id, self.lease_left, self.baseline)
+        return TrialSnapshot(held.load_id, held.bundle_digest, previous_id, self.lease_left, self.baseline)
 
 
 def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:

@@ -4,8 +4,15 @@ from datetime import UTC
 
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.costs import CostBucket
-from updater.core.ports import DeviceSeen, RevisionSeen, ServerState, SlotSeen, TrialEndSeen, TrialSeen
-from updater.core.record import Counts, DeviceFallback
+from updater.core.ports import (
+    DeviceSnapshot,
+    RevisionSnapshot,
+    ServerState,
+    SlotSnapshot,
+    TrialEndSnapshot,
+    TrialSnapshot,
+)
+from updater.core.record import Counts, CpuFallback
 
 _NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
 
@@ -19,7 +26,7 @@ def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) ->
     """
     (model,) = response.models
     return ServerState(
-        life=response.server_started_at.ToJsonString(),
+        incarnation=response.server_started_at.ToJsonString(),
         generation=model.generation,
         slots=tuple(_slot(slot) for slot in model.slots),
         active_load_id=model.active_load_id,
@@ -28,12 +35,12 @@ def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) ->
         last_ended_orderly=last_ended_orderly,
         trial=_trial(model.trial) if model.HasField("trial") else None,
         last_trial=(
-            TrialEndSeen(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
+            TrialEndSnapshot(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
             if model.HasField("last_trial")
             else None
         ),
-        stats=tuple(RevisionSeen(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
-        devices=tuple(DeviceSeen(one.device, one.precision) for one in response.devices),
+        stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
+        devices=tuple(DeviceSnapshot(one.device, one.precision) for one in response.devices),
         fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
     )
 
@@ -59,8 +66,8 @@ def counts_of(row: pb.RevisionStats) -> Counts:
     )
 
 
-def _slot(slot: pb.SlotStatus) -> SlotSeen:
-    return SlotSeen(
+def _slot(slot: pb.SlotStatus) -> SlotSnapshot:
+    return SlotSnapshot(
         load_id=slot.load_id,
         bundle_digest=slot.bundle_digest,
         device=slot.device,
@@ -73,13 +80,13 @@ def _slot(slot: pb.SlotStatus) -> SlotSeen:
     )
 
 
-def _fallback(row: pb.DeviceFallback) -> DeviceFallback:
+def _fallback(row: pb.DeviceFallback) -> CpuFallback:
     since = row.since.ToDatetime(tzinfo=UTC)
-    return DeviceFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
+    return CpuFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
 
 
-def _trial(trial: pb.TrialState) -> TrialSeen:
-    return TrialSeen(
+def _trial(trial: pb.TrialState) -> TrialSnapshot:
+    return TrialSnapshot(
         load_id=trial.load_id,
         bundle_digest=trial.bundle_digest,
         previous_load_id=trial.previous_load_id,

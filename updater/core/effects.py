@@ -2,12 +2,12 @@
 
 An action is decided from the durable record, which was written before; performing it twice is the
 same as once, and every one has a deadline. An action without an effect on the world (`Begin`, `Wait`,
-`Enter`, `Adopt`, `Obey`) is answered by `Done()`.
+`Enter`, `Adopt`, `ApplyCommand`) is answered by `Done()`.
 """
 
 from dataclasses import dataclass
 
-from updater.core.facts import GoldenFacts, Wish, WishKind
+from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand
 from updater.core.record import Installed, Stage
 from updater.core.results import (
     Activated,
@@ -32,9 +32,11 @@ __all__ = [
     "ActivatePrevious",
     "Activated",
     "Adopt",
+    "ApplyCommand",
     "Begin",
     "CollectGarbage",
     "Collected",
+    "CommandKind",
     "CommitLoad",
     "Done",
     "Enter",
@@ -45,7 +47,7 @@ __all__ = [
     "LoadBundle",
     "Loaded",
     "LookAtHub",
-    "Obey",
+    "OperatorCommand",
     "Probe",
     "Probed",
     "Result",
@@ -57,8 +59,6 @@ __all__ = [
     "Staged",
     "VerifyAndSeal",
     "Wait",
-    "Wish",
-    "WishKind",
     "WritePointer",
 ]
 
@@ -93,10 +93,10 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
-class Obey:
+class ApplyCommand:
     """Do what an operator asks for, as far as the record goes. No effect."""
 
-    wish: Wish
+    command: OperatorCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class LookAtHub:
     """
 
     policy: ReleasePolicy
-    floor: str
+    min_version: str
     committed_revision: str
     known_bad: tuple[str, ...] = ()  # revisions in quarantine: not worth listing
     only: str = ""  # one named revision, whatever the policy; empty: by policy
@@ -251,7 +251,7 @@ Action = (
     | Wait
     | Enter
     | Adopt
-    | Obey
+    | ApplyCommand
     | LookAtHub
     | StageRevision
     | VerifyAndSeal

@@ -4,27 +4,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from updater.core.record import Counts, DeviceFallback, Installed
+from updater.core.record import Counts, CpuFallback, Installed
 
 
-class WishKind(StrEnum):
+class CommandKind(StrEnum):
     """One a command of hotslot.updates.v1 that changes something."""
 
     CHECK_NOW = "CHECK_NOW"
     UPDATE = "UPDATE"  # argument: revision
     ROLLBACK = "ROLLBACK"
-    HOLD = "HOLD"  # argument: reason
+    PAUSE = "PAUSE"  # argument: reason
     RESUME = "RESUME"
     APPROVE = "APPROVE"  # argument: source digest
-    RELEASE_QUARANTINE = "RELEASE_QUARANTINE"  # argument: source digest
+    UNQUARANTINE = "UNQUARANTINE"  # argument: source digest
     RESET_BREAKER = "RESET_BREAKER"  # argument: name
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class OperatorCommand:
     """What an operator asked for. Not durable: who asked is answered when the record is written."""
 
-    kind: WishKind
+    kind: CommandKind
     argument: str = ""
 
 
@@ -60,7 +60,7 @@ class GoldenFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotSeen:
+class SlotSnapshot:
     """One slot of the server."""
 
     load_id: str  # empty if it holds none
@@ -75,7 +75,7 @@ class SlotSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialSeen:
+class TrialSnapshot:
     """The trial under way."""
 
     load_id: str
@@ -86,7 +86,7 @@ class TrialSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialEndSeen:
+class TrialEndSnapshot:
     """How the server's last trial ended."""
 
     bundle_digest: str
@@ -95,7 +95,7 @@ class TrialEndSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class RevisionSeen:
+class RevisionSnapshot:
     """What the server has counted of one bundle on one device in this life."""
 
     bundle_digest: str
@@ -104,7 +104,7 @@ class RevisionSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceSeen:
+class DeviceSnapshot:
     """What the server can compute on."""
 
     device: str
@@ -115,35 +115,35 @@ class DeviceSeen:
 class ServerState:
     """The server's state of one model, as far as decisions need it."""
 
-    life: str  # server_started_at as text: another one is another life, whose counters begin at 0
+    incarnation: str  # server_started_at as text: another one is another life, whose counters begin at 0
     generation: int
-    slots: tuple[SlotSeen, ...]
+    slots: tuple[SlotSnapshot, ...]
     active_load_id: str  # empty if nothing is designated to answer
     is_ready: bool  # health says SERVING for the model
     is_draining: bool = False
     last_ended_orderly: bool = False  # the life before this one ended by a drain, as far as is known
-    trial: TrialSeen | None = None
-    last_trial: TrialEndSeen | None = None
-    stats: tuple[RevisionSeen, ...] = ()
-    devices: tuple[DeviceSeen, ...] = ()
-    fallback: DeviceFallback | None = None  # the model is kept off a device
+    trial: TrialSnapshot | None = None
+    last_trial: TrialEndSnapshot | None = None
+    stats: tuple[RevisionSnapshot, ...] = ()
+    devices: tuple[DeviceSnapshot, ...] = ()
+    fallback: CpuFallback | None = None  # the model is kept off a device
 
     @property
-    def active(self) -> SlotSeen | None:
+    def active(self) -> SlotSnapshot | None:
         """The slot that answers, or is designated to."""
         return next((slot for slot in self.slots if slot.load_id and slot.load_id == self.active_load_id), None)
 
-    def holding(self, bundle_digest: str, device: str = "") -> SlotSeen | None:
+    def holding(self, bundle_digest: str, device: str = "") -> SlotSnapshot | None:
         """The slot that holds a bundle, if one does; on this device, if one is named."""
         rows = (slot for slot in self.occupied if device in ("", slot.device))
         return next((slot for slot in rows if slot.bundle_digest == bundle_digest), None)
 
     @property
-    def occupied(self) -> tuple[SlotSeen, ...]:
+    def occupied(self) -> tuple[SlotSnapshot, ...]:
         """The slots that hold a load and are not being emptied."""
         return tuple(slot for slot in self.slots if slot.load_id and slot.state != "RETIRING")
 
-    def loaded(self, load_id: str) -> SlotSeen | None:
+    def loaded(self, load_id: str) -> SlotSnapshot | None:
         """The slot of a load, if it is loaded."""
         return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
 
@@ -179,4 +179,4 @@ class Facts:
     sealed: frozenset[str] = frozenset()  # bundle digests on disk
     # What this build would make of the committed source, if its files are kept; empty if they are not.
     committed_converts_to: str = ""
-    wish: Wish | None = None  # the oldest that waits
+    command: OperatorCommand | None = None  # the oldest that waits

@@ -12,16 +12,16 @@ from typing import Protocol
 from common.clock import Clock
 from common.provenance import HubPlace, Provenance
 from updater.core.facts import (
-    DeviceSeen,
+    DeviceSnapshot,
     Facts,
     GoldenFacts,
     HubFile,
     Release,
-    RevisionSeen,
+    RevisionSnapshot,
     ServerState,
-    SlotSeen,
-    TrialEndSeen,
-    TrialSeen,
+    SlotSnapshot,
+    TrialEndSnapshot,
+    TrialSnapshot,
 )
 from updater.core.golden import GateAnswers
 from updater.core.record import Event, Installed, ModelRecord
@@ -32,7 +32,7 @@ __all__ = [
     "Clock",
     "Control",
     "Converter",
-    "DeviceSeen",
+    "DeviceSnapshot",
     "EffectFailed",
     "Facts",
     "Golden",
@@ -45,12 +45,12 @@ __all__ = [
     "LinkBroken",
     "Provenance",
     "Release",
-    "RevisionSeen",
+    "RevisionSnapshot",
     "ServerState",
-    "SlotSeen",
+    "SlotSnapshot",
     "Store",
-    "TrialEndSeen",
-    "TrialSeen",
+    "TrialEndSnapshot",
+    "TrialSnapshot",
 ]
 
 

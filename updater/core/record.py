@@ -1,7 +1,7 @@
 """What the updater remembers of one model: durable, and enough to go on after any crash.
 
 Nothing in it depends on a clock that may jump: how long something has lasted is a sum of monotonic
-seconds, kept up by `conclude`. Times of the wall clock stand here for people only, with one
+seconds, kept up by `apply_result`. Times of the wall clock stand here for people only, with one
 exception that is clamped: how long the updater was away (`written_at`).
 """
 
@@ -185,7 +185,7 @@ class Update:
     fresh_staging: bool = False  # what was staged did not verify: fetched once more from nothing
     stage_seconds: float = 0.0  # spent in this stage, over all lives of the updater
     pause_seconds: float = 0.0  # to wait before the effect is tried again
-    server_life: str = ""  # the server's life at activation
+    server_incarnation: str = ""  # the server's life at activation
     orderly: bool = False  # the server, or this updater, was seen to stop in good order during the trial
     at_activation: Counts = Counts()  # of this bundle, before the trial: counted from here
     probes_good: int = 0
@@ -240,14 +240,14 @@ class Watch:
 class Trouble:
     """What is committed does not answer; since when, in the server's own counts."""
 
-    server_life: str
+    server_incarnation: str
     restarts: int  # of the slot, when the trouble was first seen
     failed_loads: int = 0  # that this updater has asked for
     pause_seconds: float = 0.0  # to wait before it is loaded again
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceFallback:
+class CpuFallback:
     """The server keeps the model off a device, because memory ran out there."""
 
     device: str  # that ran out, for example "cuda:0"
@@ -266,19 +266,19 @@ class ModelRecord:
     update: Update | None = None
     committed: Installed | None = None
     previous: Installed | None = None  # what was committed before it, kept on disk
-    floor: str = ""  # highest revision ever committed; never goes down
+    min_version: str = ""  # highest revision ever committed; never goes down
     quarantine: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()  # bundle digests that failed while their source did not
     known: tuple[Known, ...] = ()
-    released: tuple[str, ...] = ()  # source digests let out of quarantine: may be tried at the floor
+    unquarantined: tuple[str, ...] = ()  # source digests let out of quarantine: may be tried at the floor
     approved: tuple[str, ...] = ()  # source digests
-    on_hold: bool = False
-    hold_reason: str = ""
+    paused: bool = False
+    pause_reason: str = ""
     asked: str = ""  # revision that an operator asked for and the hub was not yet asked about
     hub: Breaker = field(default_factory=lambda: Breaker(BreakerName.HUB))
     activation: Breaker = field(default_factory=lambda: Breaker(BreakerName.ACTIVATION))
     device: Breaker = field(default_factory=lambda: Breaker(BreakerName.DEVICE))
-    fallback: DeviceFallback | None = None  # that the device breaker has opened for
+    fallback: CpuFallback | None = None  # that the device breaker has opened for
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
     warm_seconds_left: float = 0.0  # how long the previous slot is still kept warm

@@ -53,7 +53,7 @@ class Gated:
 class Activated:
     """It answers on trial."""
 
-    server_life: str
+    server_incarnation: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ class Mode(StrEnum):
 
     AUTO = "auto"  # an update
     APPROVE = "approve"  # an update that is HELD after its gate until a person approves it
-    HOLD = "hold"  # nothing, until a person names it
+    MANUAL = "manual"  # nothing, until a person names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ReleasePolicy:
 
     pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
     prereleases: bool = False
-    jump_cap: int = 1  # most steps of the first number at once; 0: no cap
+    max_major_jump: int = 1  # most steps of the first number at once; 0: no cap
     deny: tuple[str, ...] = ()  # revisions that are never taken
     pin: str = ""  # the only revision that may be taken; empty: any
 

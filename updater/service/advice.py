@@ -33,8 +33,8 @@ def advice_for(record: ModelRecord) -> str:
         held_for = None if update.ending is None else update.ending.held_for
         text = _HELD.get(held_for or HeldFor.STUCK, _HELD[HeldFor.STUCK])
         return text.format(id=update.update_id, digest=_short(update.source_digest)) + _waiting_return(record)
-    if record.on_hold:
-        why = f" ({record.hold_reason})" if record.hold_reason else ""
+    if record.paused:
+        why = f" ({record.pause_reason})" if record.pause_reason else ""
         return f"updates are on hold{why}: `hotslot updates resume` takes them again" + _waiting_return(record)
     return _about_breakers(record) or record.watch.message
 
@@ -47,7 +47,7 @@ def advice_for_past(past: PastUpdate, record: ModelRecord | None) -> str:
     is_blocked = record is not None and record.is_quarantined(past.update.source_digest)
     if is_blocked:
         digest = _short(past.update.source_digest)
-        return f"publish a better revision; if this one is wrongly accused, `hotslot updates release {digest}`"
+        return f"publish a better revision; if this one is wrongly accused, `hotslot updates unquarantine {digest}`"
     if past.outcome is Outcome.ABANDONED:
         return "nothing: it stopped without blame and is taken up again by itself"
     return ""

@@ -8,9 +8,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from common.provenance import Provenance
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.breaker import Breaker, BreakerState
-from updater.core.record import DeviceFallback, Evidence, ModelRecord, Outcome, Stage, Update
+from updater.core.record import CpuFallback, Evidence, ModelRecord, Outcome, Stage, Update
 from updater.service.advice import advice_for
-from updater.status import Share, Shown
+from updater.status import Share, StatusSnapshot
 from updater.store.journal import PastEvent, PastUpdate
 
 _NOTHING = Share()
@@ -28,14 +28,14 @@ def outcome_of(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
     )
 
 
-def model_updates(shown: Shown, share: Share = _NOTHING) -> pb.ModelUpdates:
+def model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.ModelUpdates:
     """A model's updates now; `share` is what has come of its transfer."""
-    record = shown.record
+    record = snapshot.record
     message = pb.ModelUpdates(
         model=record.model,
         stage=stage_of(record.stage),
         advice=advice_for(record),
-        on_hold=record.on_hold,
+        paused=record.paused,
         breakers=[breaker(row) for row in (record.hub, record.activation, record.device)],
         stage_fraction=share.fraction,
         received_bytes=share.done_bytes,
@@ -63,9 +63,9 @@ def model_updates(shown: Shown, share: Share = _NOTHING) -> pb.ModelUpdates:
     return message
 
 
-def fallback(row: DeviceFallback) -> pb.DeviceFallback:
+def fallback(row: CpuFallback) -> pb.CpuFallback:
     """A device that the model is kept off."""
-    message = pb.DeviceFallback(device=row.device, fallback_device=row.fallback_device, reason=row.reason)
+    message = pb.CpuFallback(device=row.device, fallback_device=row.fallback_device, reason=row.reason)
     message.since.CopyFrom(stamp(row.since))
     return message
 

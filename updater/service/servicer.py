@@ -1,4 +1,4 @@
-"""UpdatesService: an operator's hand on the updater. Reads board and journal; wishes go to the models' threads."""
+"""UpdatesService for operators. Reads the published status and the journal; commands go to the models' threads."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from common.logs import Logger
 from common.provenance import Provenance
 from common.status_table import to_status
 from hotslot.updates.v1 import updates_pb2 as pb
-from updater.commands import Granted, Wishes
+from updater.commands import CommandQueue, CommandResult
 from updater.core.breaker import BreakerState
-from updater.core.facts import Wish, WishKind
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
 from updater.service.advice import advice_for_past
-from updater.status import Board, Progress, Shown
+from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.journal import Journal, JournalUnreadable
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_REASON_CHARS = 200
-WISH_SECONDS = 25.0
+COMMAND_SECONDS = 25.0
 LOOK_SECONDS = 90.0  # until the hub has been looked at
 _SPARE_SECONDS = 1.0
 M = TypeVar("M", bound=Message)
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Message)
 _NOT_TAKEN: Mapping[str, tuple[type[HotslotError], str]] = {
     "revision_unknown": (NotFound, "REVISION_UNKNOWN"),
     "revision_quarantined": (Conflict, "QUARANTINED"),
-    "revision_committed": (Conflict, "BELOW_FLOOR"),
+    "revision_committed": (Conflict, "BELOW_MIN_VERSION"),
     "revision_not_ready": (Conflict, "NOT_READY"),
 }
 
@@ -42,8 +42,8 @@ _NOT_TAKEN: Mapping[str, tuple[type[HotslotError], str]] = {
 class Served:
     """One model, as it is told about."""
 
-    board: Board
-    wishes: Wishes
+    publisher: StatusPublisher
+    commands: CommandQueue
     progress: Progress = field(default_factory=Progress)
 
 
@@ -81,10 +81,10 @@ class UpdatesApi:
             "CheckNow": (pb.CheckNowRequest, self._check_now),
             "Update": (pb.UpdateRequest, self._update),
             "Rollback": (pb.RollbackRequest, self._rollback),
-            "Hold": (pb.HoldRequest, self._hold),
+            "Pause": (pb.PauseRequest, self._pause),
             "Resume": (pb.ResumeRequest, self._resume),
             "Approve": (pb.ApproveRequest, self._approve),
-            "ReleaseQuarantine": (pb.ReleaseQuarantineRequest, self._release_quarantine),
+            "Unquarantine": (pb.UnquarantineRequest, self._release_quarantine),
             "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
             "ListHistory": (pb.ListHistoryRequest, self._list_history),
             "GetUpdate": (pb.GetUpdateRequest, self._get_update),
@@ -102,14 +102,14 @@ class UpdatesApi:
 
         def handle(raw: bytes, context: grpc.ServicerContext) -> Message:
             left = context.time_remaining()
-            seconds = WISH_SECONDS if left is None else max(0.0, left - _SPARE_SECONDS)
+            seconds = COMMAND_SECONDS if left is None else max(0.0, left - _SPARE_SECONDS)
             try:
                 return answer(_parse(kind, raw), seconds)
             except HotslotError as error:
                 failure = error
             except JournalUnreadable as error:
                 failure = NotReady(str(error), reason=error.reason)
-            except Exception as error:  # noqa: BLE001  a bug here is told, not shown
+            except Exception as error:  # noqa: BLE001  a bug here is told, not snapshot
                 self._log.error("call_crashed", rpc=name, exc_info=error)
                 failure = Failed("something went wrong here; the log says more")
             context.abort_with_status(rpc_status.to_status(to_status(failure)))
@@ -128,8 +128,8 @@ class UpdatesApi:
     def _status_of(self, name: str) -> pb.ModelUpdates:
         served = self._models.get(name)
         if served is not None:
-            message = convert.model_updates(served.board.shown, served.progress.share)
-            committed = served.board.shown.record.committed
+            message = convert.model_updates(served.publisher.snapshot, served.progress.share)
+            committed = served.publisher.snapshot.record.committed
             if committed is not None:
                 convert.fill_provenance(message.committed_provenance, self._provenance(committed.bundle_digest))
             return message
@@ -161,7 +161,7 @@ class UpdatesApi:
             message = f"there is no update {request.update_id[:64]!r}"
             raise NotFound(message, reason="UPDATE_UNKNOWN", field="update_id")
         served = self._models.get(past.model)
-        record = None if served is None else served.board.shown.record
+        record = None if served is None else served.publisher.snapshot.record
         response = pb.GetUpdateResponse(
             update=convert.past_summary(past),
             events=[convert.past_event(event) for event in journal.events(request.update_id)],
@@ -176,23 +176,23 @@ class UpdatesApi:
 
     def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
         served = self._named(request.model)
-        record = served.board.shown.record
+        record = served.publisher.snapshot.record
         if record.hub.state is not BreakerState.CLOSED and record.hub.left_seconds > 0:
             left = record.hub.left_seconds
             message = f"the hub did not answer several times; it is asked again in {left:.0f} s"
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
         before = record.watch
-        granted = self._wish(served, WishKind.CHECK_NOW, "", seconds)
-        failures = granted.after.hub.failures
+        result = self._command(served, CommandKind.CHECK_NOW, "", seconds)
+        failures = result.after.hub.failures
 
-        def has_looked(shown: Shown) -> bool:
-            now = shown.record
+        def has_looked(snapshot: StatusSnapshot) -> bool:
+            now = snapshot.record
             return now.watch.looks > before.looks or now.hub.failures > failures
 
-        shown = served.board.wait(has_looked, min(seconds, LOOK_SECONDS))
-        if shown is None:
+        snapshot = served.publisher.wait(has_looked, min(seconds, LOOK_SECONDS))
+        if snapshot is None:
             raise NotReady("the updater has not looked yet: a step is in progress", reason="UPDATER_BUSY")
-        watch = shown.record.watch
+        watch = snapshot.record.watch
         if watch.looks == before.looks:
             raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
         message = watch.message or (f"{watch.newest} is the newest" if watch.newest else "nothing newer is published")
@@ -202,51 +202,51 @@ class UpdatesApi:
         if not request.revision or len(request.revision) > MAX_REASON_CHARS:
             raise InputRefused("revision is required", field="revision")
         served = self._named(request.model)
-        before = served.board.shown
-        self._wish(served, WishKind.UPDATE, request.revision, seconds)
+        before = served.publisher.snapshot
+        self._command(served, CommandKind.UPDATE, request.revision, seconds)
 
-        def is_answered(shown: Shown) -> bool:
-            record = shown.record
-            return record.asked != request.revision and bool(_since(before, shown) or record.update)
+        def is_answered(snapshot: StatusSnapshot) -> bool:
+            record = snapshot.record
+            return record.asked != request.revision and bool(_since(before, snapshot) or record.update)
 
-        shown = served.board.wait(is_answered, min(seconds, LOOK_SECONDS))
-        if shown is None:
+        snapshot = served.publisher.wait(is_answered, min(seconds, LOOK_SECONDS))
+        if snapshot is None:
             message = "the hub has not answered yet; the update begins when it does"
             raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=LOOK_SECONDS)
-        for event in _since(before, shown):
+        for event in _since(before, snapshot):
             if event.name in _NOT_TAKEN:
                 kind, reason = _NOT_TAKEN[event.name]
                 raise kind(event.message, reason=reason, field="revision")
             if event.name == "update_started" and event.update is not None:
                 return pb.UpdateResponse(update=convert.summary(event.model, event.update, event.stage))
-        return pb.UpdateResponse(update=convert.current_of(shown.record))
+        return pb.UpdateResponse(update=convert.current_of(snapshot.record))
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
-        granted = self._wish(self._named(request.model), WishKind.ROLLBACK, "", seconds)
-        return pb.RollbackResponse(update=convert.current_of(granted.after))
+        result = self._command(self._named(request.model), CommandKind.ROLLBACK, "", seconds)
+        return pb.RollbackResponse(update=convert.current_of(result.after))
 
-    def _hold(self, request: pb.HoldRequest, seconds: float) -> pb.HoldResponse:
+    def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:
         if len(request.reason) > MAX_REASON_CHARS:
             raise InputRefused(f"a reason has at most {MAX_REASON_CHARS} characters", field="reason")
-        granted = self._wish(self._named(request.model), WishKind.HOLD, request.reason, seconds)
-        return pb.HoldResponse(state=convert.model_updates(Shown(granted.after)))
+        result = self._command(self._named(request.model), CommandKind.PAUSE, request.reason, seconds)
+        return pb.PauseResponse(state=convert.model_updates(StatusSnapshot(result.after)))
 
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
-        granted = self._wish(self._named(request.model), WishKind.RESUME, "", seconds)
-        return pb.ResumeResponse(state=convert.model_updates(Shown(granted.after)))
+        result = self._command(self._named(request.model), CommandKind.RESUME, "", seconds)
+        return pb.ResumeResponse(state=convert.model_updates(StatusSnapshot(result.after)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
-        granted = self._wish(self._named(request.model), WishKind.APPROVE, request.source_digest, seconds)
-        return pb.ApproveResponse(update=convert.current_of(granted.after))
+        result = self._command(self._named(request.model), CommandKind.APPROVE, request.source_digest, seconds)
+        return pb.ApproveResponse(update=convert.current_of(result.after))
 
-    def _release_quarantine(self, request: pb.ReleaseQuarantineRequest, seconds: float) -> pb.ReleaseQuarantineResponse:
+    def _release_quarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
         served = self._named(request.model)
-        granted = self._wish(served, WishKind.RELEASE_QUARANTINE, request.source_digest, seconds)
-        return pb.ReleaseQuarantineResponse(state=convert.model_updates(Shown(granted.after)))
+        result = self._command(served, CommandKind.UNQUARANTINE, request.source_digest, seconds)
+        return pb.UnquarantineResponse(state=convert.model_updates(StatusSnapshot(result.after)))
 
     def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
-        granted = self._wish(self._named(request.model), WishKind.RESET_BREAKER, request.breaker, seconds)
-        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(granted.after, request.breaker)))
+        result = self._command(self._named(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds)
+        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(result.after, request.breaker)))
 
     # Helpers.
 
@@ -262,16 +262,16 @@ class UpdatesApi:
             raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)
         return served
 
-    def _wish(self, served: Served, kind: WishKind, argument: str, seconds: float) -> Granted:
-        granted = served.wishes.ask(Wish(kind, argument), min(seconds, WISH_SECONDS))
-        refused = granted.refusal
+    def _command(self, served: Served, kind: CommandKind, argument: str, seconds: float) -> CommandResult:
+        result = served.commands.ask(OperatorCommand(kind, argument), min(seconds, COMMAND_SECONDS))
+        refused = result.refusal
         if refused is not None:
             raise (NotFound if refused.is_not_found else Conflict)(refused.message, reason=refused.reason)
-        return granted
+        return result
 
 
-def _since(before: Shown, now: Shown) -> list[Event]:
-    """Events that were shown later; as far as the board still has them."""
+def _since(before: StatusSnapshot, now: StatusSnapshot) -> list[Event]:
+    """Events that were snapshot later; as far as the publisher still has them."""
     seen = {id(event) for event in before.events}
     return [event for event in now.events if id(event) not in seen]
 

@@ -5,7 +5,7 @@ from updater.core.ports import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 _MOVED = frozenset({"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING"})
 _MAX_LOST = 2  # lives of the server that may end here: whether the swap had happened is not known
@@ -16,7 +16,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
-    if server.life != update.server_life:
+    if server.incarnation != update.server_incarnation:
         return Enter(Stage.ROLLING_BACK, "SERVER_STOPPED", "the server ended while it was swapped in")
     if server.is_draining:
         return Wait(rules.look_seconds, "the server is about to end")
@@ -28,13 +28,15 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     return ActivateLoad(slot.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
 
 
-def activated(record: ModelRecord, result: Activated, facts: Facts) -> Concluded:
+def activated(record: ModelRecord, result: Activated, facts: Facts) -> Applied:
     """It answers callers: it is observed."""
-    record = transitions.enter(record, Stage.OBSERVING, server_life=result.server_life, probes_good=0, probes_bad=0)
+    record = transitions.enter(
+        record, Stage.OBSERVING, server_incarnation=result.server_incarnation, probes_good=0, probes_bad=0
+    )
     return record, (transitions.event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial"),)
 
 
-def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
     """It could not be swapped in."""
     why = f"{fault.reason}: {fault.message}"
     if fault.reason in _MOVED:
@@ -45,7 +47,7 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
     return record, (transitions.event(record, facts, "activation_failed", why),)
 
 
-def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
+def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Applied:
     """Something ended before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)

@@ -26,10 +26,10 @@ from updater.stages import (
     verify,
     watch,
 )
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 from updater.stages.watch import version_of
 
-_Way = Callable[[ModelRecord, Enter, Facts, Rules], Concluded]
+_Way = Callable[[ModelRecord, Enter, Facts, Rules], Applied]
 # Every way from a stage to another that the facts alone can lead.
 _WAYS: dict[tuple[Stage, Stage], _Way] = {
     (Stage.IDLE, Stage.GATING): lambda record, _, facts, rules: failback.started(record, facts, rules),
@@ -57,7 +57,7 @@ _WAYS: dict[tuple[Stage, Stage], _Way] = {
 }
 
 
-def conclude(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Concluded:
+def apply_result(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Applied:
     """The record after a step, and what is to be told of it.
 
     Args:
@@ -75,7 +75,7 @@ def conclude(record: ModelRecord, action: Action, result: Result, facts: Facts, 
     return failback.settled(record, (*noted, *events), facts, rules)
 
 
-def _concluded(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Concluded:
+def _concluded(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Applied:
     if isinstance(result, Failed):
         return _failed(record, action, result, facts, rules)
     if isinstance(action, Enter):
@@ -83,7 +83,7 @@ def _concluded(record: ModelRecord, action: Action, result: Result, facts: Facts
     return _learnt(record, action, result, facts, rules)
 
 
-def _learnt(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line a result
+def _learnt(record: ModelRecord, action: Action, result: Result, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line a result
     """An effect went through."""
     match result:
         case act.Listed():
@@ -106,17 +106,19 @@ def _learnt(record: ModelRecord, action: Action, result: Result, facts: Facts, r
             return _done(record, action, facts, rules)
 
 
-def _done(record: ModelRecord, action: Action, facts: Facts, rules: Rules) -> Concluded:
+def _done(record: ModelRecord, action: Action, facts: Facts, rules: Rules) -> Applied:
     """An effect without news, or a step without an effect."""
     match action:
         case act.Adopt(installed):
             is_release = version_of(installed.revision, rules.policy) is not None
-            record = replace(record, committed=installed, floor=installed.revision if is_release else record.floor)
+            record = replace(
+                record, committed=installed, min_version=installed.revision if is_release else record.min_version
+            )
             return record, (
                 transitions.event(record, facts, "pointer_adopted", f"{installed.revision} was there before"),
             )
-        case act.Obey(wish):
-            return commands.obey(record, wish, facts, rules)
+        case act.ApplyCommand(command):
+            return commands.apply(record, command, facts, rules)
         case act.CommitLoad() if record.stage is Stage.COMMITTING:
             return finalize.committed(record, facts, rules)
         case act.WritePointer(installed) if record.stage is not Stage.COMMITTING:
@@ -128,7 +130,7 @@ def _done(record: ModelRecord, action: Action, facts: Facts, rules: Rules) -> Co
             return record, ()
 
 
-def _entered(record: ModelRecord, action: Enter, facts: Facts, rules: Rules) -> Concluded:
+def _entered(record: ModelRecord, action: Enter, facts: Facts, rules: Rules) -> Applied:
     """A stage is left for what the facts say."""
     if action.reason in failback.INTERRUPTIONS and failback.is_under_way(record):
         return failback.broken_off(record, facts, action.reason, action.message)
@@ -147,7 +149,7 @@ def _entered(record: ModelRecord, action: Enter, facts: Facts, rules: Rules) -> 
     return way(record, action, facts, rules)
 
 
-def _failed(record: ModelRecord, action: Action, fault: Failed, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line an action
+def _failed(record: ModelRecord, action: Action, fault: Failed, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line an action
     """An effect did not go through."""
     why = f"{fault.reason}: {fault.message}"
     match action:
@@ -172,7 +174,7 @@ def _failed(record: ModelRecord, action: Action, fault: Failed, facts: Facts, ru
             return record, (transitions.event(record, facts, "step_failed", f"{type(action).__name__}: {why}"),)
 
 
-def _not_listed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def _not_listed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
     why = f"{fault.reason}: {fault.message}"
     if fault.reason == "REVISION_UNKNOWN":  # gone between two questions: the hub is well
         return policy.on_listed(record, act.Listed((), ()), facts, rules)

@@ -3,80 +3,80 @@
 from dataclasses import dataclass, replace
 
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.effects import Wish, WishKind
+from updater.core.effects import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import failback, reconcile, transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 from updater.stages.watch import is_after, is_same, version_of
 
 _ON_TRIAL = frozenset({Stage.ACTIVATING, Stage.OBSERVING})
 _LOADED = _ON_TRIAL | {Stage.GATING}
-# Stages that end by themselves within seconds: most wishes wait for that.
+# Stages that end by themselves within seconds: most commands wait for that.
 _ENDING = frozenset({Stage.COMMITTING, Stage.ROLLING_BACK})
-_ANY_TIME = frozenset({WishKind.CHECK_NOW, WishKind.RELEASE_QUARANTINE, WishKind.RESET_BREAKER, WishKind.APPROVE})
+_ANY_TIME = frozenset({CommandKind.CHECK_NOW, CommandKind.UNQUARANTINE, CommandKind.RESET_BREAKER, CommandKind.APPROVE})
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a wish cannot be met, in the words of updates.v1."""
+    """Why a command cannot be met, in the words of updates.v1."""
 
     reason: str  # for machines
     message: str  # for people
     is_not_found: bool = False  # NOT_FOUND, not FAILED_PRECONDITION
 
 
-def refusal(record: ModelRecord, wish: Wish, facts: Facts, rules: Rules) -> Refusal | None:
-    """Why a wish cannot be met as things are; None if it can."""
-    match wish.kind:
-        case WishKind.UPDATE:
-            return _refuse_update(record, wish.argument, rules)
-        case WishKind.ROLLBACK:
+def refusal(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> Refusal | None:
+    """Why a command cannot be met as things are; None if it can."""
+    match command.kind:
+        case CommandKind.UPDATE:
+            return _refuse_update(record, command.argument, rules)
+        case CommandKind.ROLLBACK:
             return _refuse_rollback(record, facts)
-        case WishKind.APPROVE:
-            return _refuse_approve(record, wish.argument)
-        case WishKind.RELEASE_QUARANTINE if not record.is_quarantined(wish.argument):
+        case CommandKind.APPROVE:
+            return _refuse_approve(record, command.argument)
+        case CommandKind.UNQUARANTINE if not record.is_quarantined(command.argument):
             return Refusal("NOT_QUARANTINED", "this source digest is not in quarantine", is_not_found=True)
-        case WishKind.RESET_BREAKER if wish.argument not in tuple(BreakerName):
+        case CommandKind.RESET_BREAKER if command.argument not in tuple(BreakerName):
             names = ", ".join(BreakerName)
             return Refusal("BREAKER_UNKNOWN", f"there is no such breaker; there are {names}", is_not_found=True)
         case _:
             return None
 
 
-def may_obey_now(record: ModelRecord, wish: Wish) -> bool:
-    """Whether the stage lets a wish in; otherwise it waits for the stage to end."""
-    return record.stage not in _ENDING or wish.kind in _ANY_TIME
+def may_apply_now(record: ModelRecord, command: OperatorCommand) -> bool:
+    """Whether the stage lets a command in; otherwise it waits for the stage to end."""
+    return record.stage not in _ENDING or command.kind in _ANY_TIME
 
 
-def obey(record: ModelRecord, wish: Wish, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line a case
+def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line a case
     """Do what was asked for; what cannot be done any more changes nothing."""
-    refused = refusal(record, wish, facts, rules)
+    refused = refusal(record, command, facts, rules)
     if refused is not None:
-        told = f"{wish.kind.lower()}: {refused.message}"
-        return record, (transitions.event(record, facts, "wish_refused", told),)
+        told = f"{command.kind.lower()}: {refused.message}"
+        return record, (transitions.event(record, facts, "command_refused", told),)
     watch_now = replace(record, watch=replace(record.watch, seconds_to_look=0.0))
-    match wish.kind:
-        case WishKind.CHECK_NOW:
+    match command.kind:
+        case CommandKind.CHECK_NOW:
             return watch_now, ()
-        case WishKind.UPDATE:
-            return _ask(watch_now, wish.argument, facts)
-        case WishKind.ROLLBACK:
+        case CommandKind.UPDATE:
+            return _ask(watch_now, command.argument, facts)
+        case CommandKind.ROLLBACK:
             return _roll_back(record, facts)
-        case WishKind.HOLD:
-            return _hold(record, wish.argument, facts)
-        case WishKind.RESUME:
+        case CommandKind.PAUSE:
+            return _pause(record, command.argument, facts)
+        case CommandKind.RESUME:
             return _resume(watch_now, facts)
-        case WishKind.APPROVE:
-            return _approve(record, wish.argument, facts)
-        case WishKind.RELEASE_QUARANTINE:
-            return _release(watch_now, wish.argument, facts)
-        case WishKind.RESET_BREAKER:
-            return _reset(record, BreakerName(wish.argument), facts)
+        case CommandKind.APPROVE:
+            return _approve(record, command.argument, facts)
+        case CommandKind.UNQUARANTINE:
+            return _unquarantine(watch_now, command.argument, facts)
+        case CommandKind.RESET_BREAKER:
+            return _reset(record, BreakerName(command.argument), facts)
 
 
-def _ask(record: ModelRecord, revision: str, facts: Facts) -> Concluded:
+def _ask(record: ModelRecord, revision: str, facts: Facts) -> Applied:
     """Remember it for the next look; a return to a device gives way, since a person waits."""
     record = replace(record, asked=revision)
     told = transitions.event(record, facts, "update_asked", f"an operator asked for {revision}")
@@ -93,12 +93,14 @@ def _refuse_update(record: ModelRecord, revision: str, rules: Rules) -> Refusal 
     is_bad = any(row.revision == revision for row in record.quarantine)
     if is_bad:
         return Refusal("QUARANTINED", f"{revision} is in quarantine; release its digest first")
-    is_known = version_of(revision, rules.policy) is not None and version_of(record.floor, rules.policy) is not None
-    is_below = is_known and not is_after(revision, record.floor, rules.policy)
-    if is_below and not is_same(revision, record.floor, rules.policy):
-        return Refusal("BELOW_FLOOR", f"{revision} is older than {record.floor}, which was committed")
+    is_known = (
+        version_of(revision, rules.policy) is not None and version_of(record.min_version, rules.policy) is not None
+    )
+    is_below = is_known and not is_after(revision, record.min_version, rules.policy)
+    if is_below and not is_same(revision, record.min_version, rules.policy):
+        return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {record.min_version}, which was committed")
     if committed is not None and committed.revision == revision:
-        return Refusal("BELOW_FLOOR", f"{revision} is what is committed")
+        return Refusal("BELOW_MIN_VERSION", f"{revision} is what is committed")
     return None
 
 
@@ -124,8 +126,8 @@ def _is_revision_on_trial(record: ModelRecord) -> bool:
     return record.stage in _ON_TRIAL and not failback.is_under_way(record)
 
 
-def _roll_back(record: ModelRecord, facts: Facts) -> Concluded:
-    record = replace(record, on_hold=True, hold_reason="rolled back by hand", asked="")
+def _roll_back(record: ModelRecord, facts: Facts) -> Applied:
+    record = replace(record, paused=True, pause_reason="rolled back by hand", asked="")
     if not _is_revision_on_trial(record):
         return reconcile.by_hand(record, facts)
     update = record.under_way
@@ -134,21 +136,21 @@ def _roll_back(record: ModelRecord, facts: Facts) -> Concluded:
     return transitions.roll_back(record, facts, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK), reason, message)
 
 
-def _hold(record: ModelRecord, why: str, facts: Facts) -> Concluded:
-    record = replace(record, on_hold=True, hold_reason=why, asked="")
-    told = transitions.event(record, facts, "updates_held", why or "an operator holds updates")
+def _pause(record: ModelRecord, why: str, facts: Facts) -> Applied:
+    record = replace(record, paused=True, pause_reason=why, asked="")
+    told = transitions.event(record, facts, "updates_paused", why or "an operator holds updates")
     if record.stage in _LOADED:
         ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
-        record, events = transitions.roll_back(record, facts, ending, "ON_HOLD", "an operator holds updates")
+        record, events = transitions.roll_back(record, facts, ending, "PAUSED", "an operator holds updates")
         return record, (told, *events)
     if record.stage in (Stage.STAGING, Stage.VERIFYING):
-        record, events = transitions.end(record, facts, Outcome.ABANDONED, "ON_HOLD", "an operator holds updates")
+        record, events = transitions.end(record, facts, Outcome.ABANDONED, "PAUSED", "an operator holds updates")
         return record, (told, *events)
     return record, (told,)
 
 
-def _resume(record: ModelRecord, facts: Facts) -> Concluded:
-    record = replace(record, on_hold=False, hold_reason="", trouble=None)
+def _resume(record: ModelRecord, facts: Facts) -> Applied:
+    record = replace(record, paused=False, pause_reason="", trouble=None)
     told = transitions.event(record, facts, "updates_resumed", "an operator takes updates again")
     if record.stage is not Stage.HELD:
         return record, (told,)
@@ -160,7 +162,7 @@ def _resume(record: ModelRecord, facts: Facts) -> Concluded:
     return record, (told, *events)
 
 
-def _approve(record: ModelRecord, digest: str, facts: Facts) -> Concluded:
+def _approve(record: ModelRecord, digest: str, facts: Facts) -> Applied:
     record = replace(record, approved=(*(row for row in record.approved if row != digest), digest))
     stage = Stage.GATING if record.under_way.bundle_digest else Stage.STAGING
     ending = record.under_way.ending
@@ -173,13 +175,13 @@ def _approve(record: ModelRecord, digest: str, facts: Facts) -> Concluded:
     )
 
 
-def _release(record: ModelRecord, digest: str, facts: Facts) -> Concluded:
+def _unquarantine(record: ModelRecord, digest: str, facts: Facts) -> Applied:
     rows = tuple(row for row in record.quarantine if row.source_digest != digest)
-    record = replace(record, quarantine=rows, released=(*record.released, digest))
-    return record, (transitions.event(record, facts, "quarantine_released", f"{digest} may be tried again"),)
+    record = replace(record, quarantine=rows, unquarantined=(*record.unquarantined, digest))
+    return record, (transitions.event(record, facts, "quarantine_lifted", f"{digest} may be tried again"),)
 
 
-def _reset(record: ModelRecord, name: BreakerName, facts: Facts) -> Concluded:
+def _reset(record: ModelRecord, name: BreakerName, facts: Facts) -> Applied:
     told = transitions.event(record, facts, "breaker_reset", f"an operator closed the breaker {name}")
     fresh = Breaker(name)
     if name is BreakerName.HUB:

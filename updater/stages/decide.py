@@ -1,12 +1,12 @@
 """One step: from the durable record and the facts to the one thing to do next. Pure.
 
-The daemon repeats: draw the facts, `decide`, perform, `conclude`, write the record. The record is
+The daemon repeats: draw the facts, `decide`, perform, `apply_result`, write the record. The record is
 written before the next effect, so that entering a stage is durable before anything of that stage
 happens; what is found half done is done again. After an outcome `Failed` the daemon pauses for
 `rules.look_seconds`.
 """
 
-from updater.core.effects import Action, Adopt, Begin, CollectGarbage, Enter, Obey, Wait
+from updater.core.effects import Action, Adopt, ApplyCommand, Begin, CollectGarbage, Enter, Wait
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
@@ -17,7 +17,7 @@ _UNTOUCHED = {Stage.STAGING: stage.decide, Stage.VERIFYING: verify.decide}  # th
 _TRIED = {
     Stage.ACTIVATING: activate.decide,
     Stage.OBSERVING: observe.decide,
-    Stage.COMMITTING: finalize.decide_commit,  # of a revision; of a return: `returning.decide_commit`
+    Stage.COMMITTING: finalize.decide_commit,  # of a revision; of a return: `failback.decide_commit`
     Stage.ROLLING_BACK: finalize.decide_rollback,
 }
 
@@ -32,8 +32,8 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
     """
     if facts.is_first:
         return Begin()
-    if facts.wish is not None and commands.may_obey_now(record, facts.wish):
-        return Obey(facts.wish)
+    if facts.command is not None and commands.may_apply_now(record, facts.command):
+        return ApplyCommand(facts.command)
     over = _over_limit(record, facts, rules) or failback.interrupted(record, facts)
     if over is not None:
         return over
@@ -106,7 +106,7 @@ def _service_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str
 
 def _is_converted_otherwise(record: ModelRecord, facts: Facts) -> bool:
     wanted = facts.committed_converts_to
-    if record.committed is None or record.on_hold or not wanted or not record.activation.may_begin:
+    if record.committed is None or record.paused or not wanted or not record.activation.may_begin:
         return False
     return wanted not in (record.committed.bundle_digest, *record.blocked)
 

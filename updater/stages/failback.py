@@ -1,6 +1,6 @@
 """The way back to a device that ran out of memory. Pure.
 
-The server leaves such a device by itself; coming back is a wish, so it is the updater's. The `device`
+The server leaves such a device by itself; coming back is a command, so it is the updater's. The `device`
 breaker opens once for each fallback. When its open time is over, and nothing else is under way, an
 update of the kind RETURN loads the committed bundle on that device in the free slot, proves it against
 the answers of the slot that serves, tries it on callers with that slot still warm, and commits it. Its
@@ -19,7 +19,7 @@ from updater.core.ports import Facts
 from updater.core.record import Ending, EndsIn, Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import observe, transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 INTERRUPTIONS = frozenset({"PROBE_CUT_OFF", "NO_FALLBACK"})
 _TRIED = frozenset({Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING})
@@ -33,7 +33,7 @@ def is_under_way(record: ModelRecord) -> bool:
 def is_due(record: ModelRecord, facts: Facts) -> bool:
     """Whether the way back may be tried now: from IDLE, where everything else is in order."""
     server, fallback, committed = facts.server, record.fallback, record.committed
-    if server is None or fallback is None or committed is None or record.on_hold:
+    if server is None or fallback is None or committed is None or record.paused:
         return False
     if server.fallback != fallback or not record.device.may_begin or server.is_draining or server.trial is not None:
         return False
@@ -42,7 +42,7 @@ def is_due(record: ModelRecord, facts: Facts) -> bool:
     return is_kept_off and active is not None and active.bundle_digest == committed.bundle_digest
 
 
-def started(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def started(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """The breaker's one probe goes out."""
     committed, fallback = record.committed, record.fallback
     if committed is None or fallback is None:
@@ -71,7 +71,7 @@ def interrupted(record: ModelRecord, facts: Facts) -> Enter | None:
     return None
 
 
-def broken_off(record: ModelRecord, facts: Facts, reason: str, message: str) -> Concluded:
+def broken_off(record: ModelRecord, facts: Facts, reason: str, message: str) -> Applied:
     """It is given up without a verdict: the slot that answers now goes on doing so."""
     return transitions.roll_back(record, facts, Ending(EndsIn.IDLE, Outcome.ABANDONED), reason, message)
 
@@ -99,7 +99,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     return Enter(Stage.ROLLING_BACK, gone or "TRIAL_UNKNOWN", "the trial ended before it was committed")
 
 
-def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """It answers from the device again: the breaker closes, and nothing else changes."""
     update, server = record.under_way, facts.server
     is_told = server is not None and transitions.is_on_trial(update, server)
@@ -111,7 +111,7 @@ def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
     return transitions.end(record, facts, Outcome.COMMITTED, update.reason, message)
 
 
-def noted(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def noted(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """Follow the server's fallback: each opens the breaker once, whenever it is first seen."""
     server, limits = facts.server, rules.breakers[BreakerName.DEVICE]
     if server is None:
@@ -133,7 +133,7 @@ def noted(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
     return record, (_opened(record, facts),)
 
 
-def settled(record: ModelRecord, events: tuple[Event, ...], facts: Facts, rules: Rules) -> Concluded:
+def settled(record: ModelRecord, events: tuple[Event, ...], facts: Facts, rules: Rules) -> Applied:
     """Tell the breaker how its probe ended, in the step in which that is decided.
 
     A return that was taken back for what the device did has failed; one that was broken off says nothing,

@@ -13,7 +13,7 @@ from updater.core.ports import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.stages import failback, observe, reconcile, transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 from updater.stages.watch import higher
 
 
@@ -49,25 +49,30 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
 def _has_begun_with(record: ModelRecord, facts: Facts) -> bool:
     """Whether a server in another life serves the update, and the pointer, which it began with, cannot be read now."""
     update, server = record.under_way, facts.server
-    if facts.pointer_is_readable or server is None or server.life == update.server_life or server.trial is not None:
+    if (
+        facts.pointer_is_readable
+        or server is None
+        or server.incarnation == update.server_incarnation
+        or server.trial is not None
+    ):
         return False
     return server.active is not None and server.active.bundle_digest == update.bundle_digest
 
 
-def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """It serves for good: the floor rises, the breaker closes, the one before is kept."""
     if failback.is_under_way(record):
         return failback.committed(record, facts, rules)
     update = record.under_way
-    floor = higher(update.revision, record.floor, rules.policy)
+    floor = higher(update.revision, record.min_version, rules.policy)
     limits = rules.breakers[BreakerName.ACTIVATION]
     record = replace(
         record,
         committed=update.installed,
         previous=record.committed if record.committed != update.installed else record.previous,
-        floor=floor or record.floor,
+        min_version=floor or record.min_version,
         activation=report(record.activation, Result.SUCCESS, limits, facts.jitter),
-        released=tuple(digest for digest in record.released if digest != update.source_digest),
+        unquarantined=tuple(digest for digest in record.unquarantined if digest != update.source_digest),
         approved=tuple(digest for digest in record.approved if digest != update.source_digest),
         warm_seconds_left=rules.observe.keep_warm_seconds,
         trouble=None,
@@ -91,40 +96,40 @@ def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     return Enter(Stage.HELD, record.under_way.reason, record.under_way.message)
 
 
-def rolled_back(record: ModelRecord, facts: Facts) -> Concluded:
+def rolled_back(record: ModelRecord, facts: Facts) -> Applied:
     """What is committed serves again."""
     ending = record.under_way.ending
     return transitions.end(record, facts, Outcome.ABANDONED if ending is None else ending.outcome)
 
 
-def again(record: ModelRecord, facts: Facts) -> Concluded:
+def again(record: ModelRecord, facts: Facts) -> Applied:
     """The same sealed bundle is proven and tried once more, unless something has come between."""
     update = record.under_way
-    if record.on_hold and not update.forced:
+    if record.paused and not update.forced:
         return transitions.end(record, facts, Outcome.ABANDONED)
     if record.is_quarantined(update.source_digest):
         return transitions.end(record, facts, Outcome.REFUSED, "QUARANTINED")
     if not update.bundle_digest:
         return transitions.end(record, facts, Outcome.ABANDONED)
     record = transitions.enter(
-        record, Stage.GATING, load_id="", server_life="", orderly=False, ending=None, reason="", message=""
+        record, Stage.GATING, load_id="", server_incarnation="", orderly=False, ending=None, reason="", message=""
     )
     return record, (transitions.event(record, facts, "update_started_again", f"{update.revision} is tried again"),)
 
 
-def start_again(record: ModelRecord, facts: Facts, reason: str, message: str) -> Concluded:
+def start_again(record: ModelRecord, facts: Facts, reason: str, message: str) -> Applied:
     """Take it back without blame; it is tried again, as long as its steps last."""
     return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), reason, message)
 
 
-def held(record: ModelRecord, facts: Facts) -> Concluded:
+def held(record: ModelRecord, facts: Facts) -> Applied:
     """A person must decide; nothing of it is loaded any more."""
     record = transitions.enter(record, Stage.HELD, load_id="")
     record = replace(record, has_garbage=True)
     return record, (transitions.event(record, facts, "update_held", record.under_way.message),)
 
 
-def stuck(record: ModelRecord, facts: Facts, why: str) -> Concluded:
+def stuck(record: ModelRecord, facts: Facts, why: str) -> Applied:
     """Too many steps or too much time: the way back, then a person."""
     if record.stage is Stage.ROLLING_BACK and failback.is_under_way(record):
         return transitions.end(

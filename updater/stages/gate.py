@@ -15,11 +15,11 @@ from updater.core.golden import (
     under_by_chance,
     worse_by_chance,
 )
-from updater.core.ports import Facts, ServerState, SlotSeen
+from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import APPROVABLE, Differing, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
 from updater.core.rules import GateRules, Mode, Rules
 from updater.stages import failback, transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 
 class GateVerdict(StrEnum):
@@ -132,11 +132,11 @@ def _accuracy(asked: Sequence[Asked], floor: float, rules: GateRules) -> _Check:
     measured: list[Measured] = []
     findings: list[_Finding] = []
     if floor > 0:
-        measured.append(Measured("accuracy_floor", share, None, floor, share >= floor))
+        measured.append(Measured("min_accuracy", share, None, floor, share >= floor))
         if share < floor:
             by_chance = under_by_chance(sum(right), len(right), floor)
             findings.append(
-                _worse("UNDER_FLOOR", f"accuracy {share:.3f}, the set's floor {floor:.3f}", by_chance, rules)
+                _worse("BELOW_MIN_ACCURACY", f"accuracy {share:.3f}, the set's floor {floor:.3f}", by_chance, rules)
             )
     if has_active:
         rows, found = _against(right, active, rules)
@@ -265,7 +265,7 @@ def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
     return None
 
 
-def gate_key(record: ModelRecord, facts: Facts, slot: SlotSeen) -> GateKey:
+def gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> GateKey:
     """What the verdict will depend on. A set without expectations has nothing to say at a first install."""
     golden = facts.golden
     is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
@@ -273,13 +273,13 @@ def gate_key(record: ModelRecord, facts: Facts, slot: SlotSeen) -> GateKey:
     return GateKey(record.under_way.bundle_digest, digest, slot.device, slot.precision)
 
 
-def loaded(record: ModelRecord, result: Loaded, facts: Facts, _rules: Rules) -> Concluded:
+def loaded(record: ModelRecord, result: Loaded, facts: Facts, _rules: Rules) -> Applied:
     """It is in its slot."""
     record = record.with_update(load_id=result.load_id)
     return record, (transitions.event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded"),)
 
 
-def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:  # noqa: PLR0911  one line a case
+def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line a case
     """It could not be loaded: does it not fit, is it broken, or was it in the way?"""
     why = f"{fault.reason}: {fault.message}"
     if fault.reason in MOVED:
@@ -301,7 +301,7 @@ def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
     return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
 
 
-def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Concluded:
+def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Applied:
     """The gate ran to its end: pass, refuse, or let a person decide."""
     update, answers = record.under_way, result.answers
     is_return = failback.is_under_way(record)
@@ -321,7 +321,7 @@ def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Con
     return passed(record, facts, rules, judgement)
 
 
-def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement | None = None) -> Concluded:
+def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement | None = None) -> Applied:
     """Good enough to answer callers on trial, unless policy asks a person first."""
     update, evidence = record.under_way, None if judgement is None else judgement.evidence
     is_wanted = update.approved or update.forced or failback.is_under_way(record)
@@ -334,7 +334,7 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
     record = transitions.enter(
         record,
         Stage.ACTIVATING,
-        server_life=server.life,
+        server_incarnation=server.incarnation,
         orderly=False,
         at_activation=transitions.counts_of(update, server),
     )
@@ -342,7 +342,7 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
     return record, (transitions.event(record, facts, "gate_passed", message, evidence=evidence),)
 
 
-def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
     """The gate was cut off: it counts as not run, and a gate that never comes to an end is no pass."""
     why = f"{fault.reason}: {fault.message}"
     if fault.reason in transitions.REASONS:
@@ -355,7 +355,7 @@ def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
     return record, (transitions.event(record, facts, "gate_interrupted", why),)
 
 
-def _load(record: ModelRecord, server: ServerState, slot: SlotSeen | None) -> Action:
+def _load(record: ModelRecord, server: ServerState, slot: SlotSnapshot | None) -> Action:
     update = record.under_way
     others = transitions.others(server)
     if slot is None and others and len(server.occupied) >= len(server.slots):

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
 from updater.core.effects import Action, ActivateLoad, Enter, Failed, Probe, Probed, Wait
-from updater.core.ports import Facts, ServerState, TrialSeen
+from updater.core.ports import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
     Ending,
@@ -21,7 +21,7 @@ from updater.core.record import (
 )
 from updater.core.rules import ObserveRules, Rules
 from updater.stages import transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
 _MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured numbers: they blame nothing
@@ -53,7 +53,7 @@ class TrialJudgement:
     evidence: Evidence = field(default_factory=Evidence)
 
 
-def judge(update: Update, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> TrialJudgement:
+def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> TrialJudgement:
     """Judge by what was counted since activation.
 
     Failures are held against the baseline frozen then, device seconds against all that the previous revision has
@@ -175,7 +175,7 @@ def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRule
     return tuple(rows)
 
 
-def _compared(seen: Counts, server: ServerState, trial: TrialSeen, rules: ObserveRules) -> list[Measured]:
+def _compared(seen: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> list[Measured]:
     """Cost and latency beside the previous slot's, as far as there is enough of both to compare."""
     slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
     previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
@@ -228,7 +228,7 @@ def is_gone(record: ModelRecord, facts: Facts) -> str:
     update, server = record.under_way, facts.server
     if server is None:
         return ""
-    if server.life != update.server_life:
+    if server.incarnation != update.server_incarnation:
         return "SERVER_STOPPED"
     if transitions.is_on_trial(update, server):
         return ""
@@ -252,14 +252,14 @@ def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
     """Remember whether the server was seen to end in good order; a stop of this updater alone is forgotten."""
     if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
         return record
-    if facts.server.life != record.under_way.server_life:
+    if facts.server.incarnation != record.under_way.server_incarnation:
         return record
     return record.with_update(orderly=facts.server.is_draining)
 
 
 def taken_back(  # noqa: PLR0911  one line a case
     record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str
-) -> Concluded:
+) -> Applied:
     """The trial is over without a commit: whose fault was it?"""
     gone = is_gone(record, facts)
     update, server = record.under_way, facts.server
@@ -280,7 +280,7 @@ def taken_back(  # noqa: PLR0911  one line a case
     return _condemned(record, facts, rules, judgement, reason, message)
 
 
-def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """The server's life ended in the trial: in good order without blame, by a crash as the trial's fault."""
     update, server = record.under_way, facts.server
     if update.orderly or (server is not None and server.last_ended_orderly):
@@ -297,7 +297,7 @@ def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded
     return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
 
 
-def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Concluded:
+def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Applied:
     """It has proven itself on callers: from here on only the commit is left."""
     update, server = record.under_way, facts.server
     evidence = None
@@ -309,7 +309,7 @@ def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: 
     return record, (transitions.event(record, facts, "trial_kept", message, evidence=evidence),)
 
 
-def probed(record: ModelRecord, result: Probed) -> Concluded:
+def probed(record: ModelRecord, result: Probed) -> Applied:
     """Probes stand in for callers."""
     update = record.under_way
     return record.with_update(
@@ -317,7 +317,7 @@ def probed(record: ModelRecord, result: Probed) -> Concluded:
     ), ()
 
 
-def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) -> Concluded:
+def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) -> Applied:
     """A probe or an extension did not get through: the next look shows how things are."""
     return record, ()
 
@@ -330,7 +330,7 @@ def _ran_out(record: ModelRecord, facts: Facts) -> bool:
     return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.RETURN
 
 
-def _does_not_fit(record: ModelRecord, facts: Facts) -> Concluded:
+def _does_not_fit(record: ModelRecord, facts: Facts) -> Applied:
     update = record.under_way
     active = None if facts.server is None else facts.server.active
     device = update.device or ("its device" if active is None else active.device)
@@ -340,7 +340,7 @@ def _does_not_fit(record: ModelRecord, facts: Facts) -> Concluded:
 
 def _condemned(
     record: ModelRecord, facts: Facts, rules: Rules, judgement: TrialJudgement, reason: str, message: str
-) -> Concluded:
+) -> Applied:
     evidence = judgement.evidence
     if judgement.verdict is TrialVerdict.DOES_NOT_FIT:
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message, evidence=evidence)

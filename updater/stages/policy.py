@@ -8,7 +8,7 @@ from updater.core.ports import Facts, Release
 from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Mode, ReleasePolicy, Rules
 from updater.stages import transitions, watch
-from updater.stages.transitions import MAX_ALARMS, Concluded
+from updater.stages.transitions import MAX_ALARMS, Applied
 from updater.stages.watch import Version, is_after, is_same, refused_by_name, version_of
 
 
@@ -21,7 +21,7 @@ class Choice:
     why_not: str = ""  # for people: why the highest release is not taken
 
 
-def on_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Concluded:
+def on_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Applied:
     """Take the highest acceptable release, or say why none is taken."""
     asked = record.asked
     record = watch.looked(record, listed, facts, rules)
@@ -60,7 +60,7 @@ def refusal(record: ModelRecord, version: Version, release: Release, rules: Rule
     """Why a newer release is not taken, for people; empty if it may be."""
     name = release.revision
     known = record.known_digests.get(version.text)
-    by_name = refused_by_name(version, name, record.floor, rules.policy)
+    by_name = refused_by_name(version, name, record.min_version, rules.policy)
     if by_name:
         return by_name
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
@@ -74,10 +74,10 @@ def refusal(record: ModelRecord, version: Version, release: Release, rules: Rule
 
 def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
     """Whether a release is strictly after the floor, or stands there and was let out of quarantine."""
-    if is_after(release.revision, record.floor, rules.policy):
+    if is_after(release.revision, record.min_version, rules.policy):
         return True
-    is_released = release.source_digest in record.released
-    return is_released and is_same(release.revision, record.floor, rules.policy)
+    is_released = release.source_digest in record.unquarantined
+    return is_released and is_same(release.revision, record.min_version, rules.policy)
 
 
 def _by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
@@ -97,16 +97,16 @@ def _why_not_now(record: ModelRecord, choice: Choice, rules: Rules) -> str:
         held_for = None if held.ending is None else held.ending.held_for
         if held_for not in SUPERSEDABLE or not is_after(name, held.revision, rules.policy):
             return f"{name} waits: {held.revision} is held"
-    if record.on_hold:
+    if record.paused:
         return f"{name} waits: updates are on hold"
-    if rules.mode is Mode.HOLD:
+    if rules.mode is Mode.MANUAL:
         return f"{name} waits: policy takes nothing by itself"
     if not record.activation.may_begin:
         return f"{name} waits: {record.activation.reason or 'too many updates failed'}"
     return ""
 
 
-def _take_asked(record: ModelRecord, asked: str, listed: Listed, facts: Facts) -> Concluded:
+def _take_asked(record: ModelRecord, asked: str, listed: Listed, facts: Facts) -> Applied:
     """An operator named it: past policy, never past quarantine or the gate."""
     release = next((release for release in listed.releases if release.revision == asked), None)
     if release is None:
@@ -122,7 +122,7 @@ def _take_asked(record: ModelRecord, asked: str, listed: Listed, facts: Facts) -
     return _take(record, release, facts, UpdateKind.ASKED)
 
 
-def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Concluded:
+def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Applied:
     update = Update(
         update_id=facts.fresh_id,
         kind=kind,

@@ -17,7 +17,7 @@ from updater.core.effects import (
     Wait,
     WritePointer,
 )
-from updater.core.ports import Facts, ServerState, TrialSeen
+from updater.core.ports import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Ending,
     EndsIn,
@@ -33,7 +33,7 @@ from updater.core.record import (
 )
 from updater.core.rules import Rules
 from updater.stages import transitions
-from updater.stages.transitions import Concluded, others
+from updater.stages.transitions import Applied, others
 
 BROKEN = "COMMITTED_BROKEN"
 _MAX_PAUSE_SECONDS = 60.0
@@ -72,7 +72,7 @@ def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
     if trouble.failed_loads >= rules.max_failed_loads:
         return True
     server = facts.server
-    if server is None or server.life != trouble.server_life or _answers(record, server):
+    if server is None or server.incarnation != trouble.server_incarnation or _answers(record, server):
         return False
     return sum(slot.restarts for slot in server.slots) - trouble.restarts >= rules.max_restarts
 
@@ -93,14 +93,14 @@ def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
         return record if record.trouble is None else replace(record, trouble=None)
     if active is None or server.trial is not None or active.bundle_digest != record.committed.bundle_digest:
         return record
-    if record.trouble is None or record.trouble.server_life != server.life:
+    if record.trouble is None or record.trouble.server_incarnation != server.incarnation:
         failed_loads = 0 if record.trouble is None else record.trouble.failed_loads
         seen = sum(slot.restarts for slot in server.slots)
-        return replace(record, trouble=Trouble(server.life, seen, failed_loads))
+        return replace(record, trouble=Trouble(server.incarnation, seen, failed_loads))
     return record
 
 
-def fall_back(record: ModelRecord, facts: Facts) -> Concluded:
+def fall_back(record: ModelRecord, facts: Facts) -> Applied:
     """What is committed no longer loads: serve the last committed, and let a person decide. The floor stays."""
     broken = record.committed
     if broken is None:
@@ -119,7 +119,7 @@ def fall_back(record: ModelRecord, facts: Facts) -> Concluded:
     return record, (*events, *started)
 
 
-def by_hand(record: ModelRecord, facts: Facts) -> Concluded:
+def by_hand(record: ModelRecord, facts: Facts) -> Applied:
     """An operator goes back to the previous committed revision; must be possible."""
     bad, good = record.committed, record.previous
     if bad is None or good is None:
@@ -139,7 +139,7 @@ def by_hand(record: ModelRecord, facts: Facts) -> Concluded:
     return record, (*events, *started)
 
 
-def convert_again(record: ModelRecord, facts: Facts) -> Concluded:
+def convert_again(record: ModelRecord, facts: Facts) -> Applied:
     """What is committed is converted again by this build, and proven as any candidate."""
     installed = record.committed
     if installed is None:
@@ -154,11 +154,11 @@ def convert_again(record: ModelRecord, facts: Facts) -> Concluded:
     return transitions.start(record, update, Stage.VERIFYING, facts)
 
 
-def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Concluded:
+def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Applied:
     """What is committed could not be loaded now."""
     if failed.kind is FaultKind.TRANSIENT:
         return record, ()
-    life = "" if facts.server is None else facts.server.life
+    life = "" if facts.server is None else facts.server.incarnation
     trouble = record.trouble or Trouble(life, 0)
     failed_loads = trouble.failed_loads + 1
     pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
@@ -216,7 +216,7 @@ def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | 
     return None
 
 
-def _is_change_of_device(server: ServerState, trial: TrialSeen) -> bool:
+def _is_change_of_device(server: ServerState, trial: TrialSnapshot) -> bool:
     """Whether the same bundle answers what the trial fails: a way back that was not proven to its end."""
     previous = next((slot for slot in server.occupied if slot.load_id == trial.previous_load_id), None)
     return previous is not None and previous.bundle_digest == trial.bundle_digest

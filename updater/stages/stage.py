@@ -8,7 +8,7 @@ from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.stages import transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 from updater.stages.watch import version_of
 
 # What is wrong on this machine says nothing about the hub.
@@ -29,7 +29,7 @@ def decide(record: ModelRecord, _facts: Facts, rules: Rules) -> Action:
     )
 
 
-def staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rules) -> Concluded:
+def staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rules) -> Applied:
     """Its files are here: from now on this is what the version is."""
     update = record.under_way
     if update.source_digest and result.source_digest != update.source_digest:
@@ -47,7 +47,7 @@ def staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rules) -> C
     return record, (transitions.event(record, facts, "revision_staged", f"{update.revision} is fetched"),)
 
 
-def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
     """It could not be fetched: later, or not at all."""
     why = f"{fault.reason}: {fault.message}"
     if fault.kind is FaultKind.NOT_READY:
@@ -76,26 +76,26 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Co
     return record.with_update(pause_seconds=pause), (transitions.event(record, facts, "staging_failed", why),)
 
 
-def not_ready(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Concluded:
+def not_ready(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Applied:
     """The revision is not all there: neither an update nor a failure; it is looked at again at the next poll."""
     record, events = transitions.end(record, facts, Outcome.ABANDONED, "NOT_READY", why)
     pause = max(record.watch.seconds_to_look, rules.look_seconds)
     return replace(record, watch=replace(record.watch, seconds_to_look=pause, message=why)), events
 
 
-def abandon(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Concluded:
+def abandon(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Applied:
     """Stop without blame; the revision is taken up again after a while."""
     record, events = transitions.end(record, facts, Outcome.ABANDONED, why.partition(":")[0], why)
     return replace(record, watch=replace(record.watch, seconds_to_look=rules.abandoned_seconds, message=why)), events
 
 
-def stop_quarantined(record: ModelRecord, facts: Facts, _rules: Rules) -> Concluded:
+def stop_quarantined(record: ModelRecord, facts: Facts, _rules: Rules) -> Applied:
     """Its content is in quarantine under another name: nothing new is learnt by refusing it again."""
     message = f"the content of {record.under_way.revision} is in quarantine"
     return transitions.end(record, facts, Outcome.REFUSED, "QUARANTINED", message)
 
 
-def _republished(record: ModelRecord, facts: Facts, rules: Rules) -> Concluded:
+def _republished(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     name = record.under_way.revision
     told = transitions.event(record, facts, "revision_republished", f"{name} was published again with other content")
     record, events = abandon(record, facts, rules, f"REPUBLISHED: {name} has other content than before")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from updater.core.breaker import Breaker, BreakerName, Result, passed, report, resumed, trip
-from updater.core.ports import Facts, ServerState, SlotSeen
+from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
     Counts,
     Ending,
@@ -27,7 +27,7 @@ MAX_QUARANTINE = 500
 MAX_ALARMS = 100
 HOUR_SECONDS = 3600.0
 
-Concluded = tuple[ModelRecord, tuple[Event, ...]]
+Applied = tuple[ModelRecord, tuple[Event, ...]]
 
 
 def event(
@@ -43,7 +43,7 @@ def event(
     return Event(facts.now, record.model, record.stage, name, message, record.update, outcome, evidence)
 
 
-def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Concluded:
+def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Applied:
     """Begin an update in its first stage; one that is HELD gives way to it."""
     record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else (record, ())
     record = replace(record, stage=stage, update=replace(update, steps=1))
@@ -63,7 +63,7 @@ def try_again(record: ModelRecord, rules: Rules) -> ModelRecord:
     return record.with_update(attempts=attempts, pause_seconds=rules.retry_seconds * 2.0 ** min(attempts - 1, 8))
 
 
-def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Concluded:
+def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Applied:
     """End the update under way; what serves is what is committed."""
     update = record.under_way
     record = record.with_update(reason=reason or update.reason, message=message or update.message, ending=None)
@@ -81,7 +81,7 @@ def roll_back(
     *,
     evidence: Evidence | None = None,
     name: str = "rollback_began",
-) -> Concluded:
+) -> Applied:
     """Begin to put back what is committed; how it ends is written down now.
 
     A return to a device does not start again by itself: the next one is the breaker's to allow.
@@ -94,7 +94,7 @@ def roll_back(
 
 def hold(
     record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
-) -> Concluded:
+) -> Applied:
     """Let a person decide; the candidate leaves its slot first."""
     if record.under_way.kind is UpdateKind.RETURN:
         return stay(record, facts, held_for.value, message, evidence=evidence)
@@ -111,7 +111,7 @@ def refuse(
     *,
     evidence: Evidence | None = None,
     outcome: Outcome = Outcome.REFUSED,
-) -> Concluded:
+) -> Applied:
     """Condemn the candidate: its source digest, or this build's conversion of it, is never tried again."""
     update = record.under_way
     if update.kind is UpdateKind.RETURN:
@@ -125,9 +125,7 @@ def refuse(
     return roll_back(record, facts, ending, reason, message, evidence=evidence, name="candidate_refused")
 
 
-def stay(
-    record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None
-) -> Concluded:
+def stay(record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None) -> Applied:
     """A return has failed: the model stays where it is, and nobody is to blame but the device."""
     was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
     outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
@@ -143,7 +141,7 @@ def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, re
     return replace(
         record,
         quarantine=(*record.quarantine, row)[-MAX_QUARANTINE:],
-        released=tuple(entry for entry in record.released if entry != digest),
+        unquarantined=tuple(entry for entry in record.unquarantined if entry != digest),
         approved=tuple(entry for entry in record.approved if entry != digest),
     )
 
@@ -172,7 +170,7 @@ def _added(rows: tuple[str, ...], row: str) -> tuple[str, ...]:
     return rows if not row or row in rows else (*rows, row)
 
 
-def slot_of(update: Update, server: ServerState) -> SlotSeen | None:
+def slot_of(update: Update, server: ServerState) -> SlotSnapshot | None:
     """The slot that holds it, if one does."""
     return server.holding(update.bundle_digest, update.device)
 
@@ -190,7 +188,7 @@ def counts_of(update: Update, server: ServerState) -> Counts:
     return server.counts_of(update.bundle_digest, update.device)
 
 
-def others(server: ServerState) -> list[SlotSeen]:
+def others(server: ServerState) -> list[SlotSnapshot]:
     """Loads that do not answer and may be retired; the server's own move to another device is left alone."""
     return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
 

@@ -6,7 +6,7 @@ from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import transitions
 from updater.stages.stage import abandon, stop_quarantined
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 DEFAULT_PRECISION = "float32"
 # Bytes on our disk that are not what was listed.
@@ -47,7 +47,7 @@ def _is_device(device: str, wanted: str) -> bool:
     return wanted in {"auto", device} or device.startswith(f"{wanted}:")
 
 
-def sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> Concluded:
+def sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> Applied:
     """A bundle is sealed; from now on a runner may open it."""
     update = record.under_way
     if record.is_quarantined(result.source_digest):
@@ -60,7 +60,7 @@ def sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> C
     return record, (transitions.event(record, facts, "bundle_sealed", f"{update.revision} is verified and sealed"),)
 
 
-def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Concluded:
+def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
     """Bytes that are not what was listed are fetched once more; what is wrong with the content is refused."""
     update = record.under_way
     why = f"{fault.reason}: {fault.message}"

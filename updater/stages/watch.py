@@ -73,7 +73,7 @@ def refused_by_name(version: Version, name: str, floor: str, policy: ReleasePoli
         return f"policy denies {name}"
     if version.is_prerelease and not policy.prereleases:
         return f"{name} is a pre-release"
-    if least is not None and policy.jump_cap and version.first > least.first + policy.jump_cap:
+    if least is not None and policy.max_major_jump and version.first > least.first + policy.max_major_jump:
         return f"{name} jumps further than policy allows from {floor}"
     return ""
 
@@ -138,11 +138,11 @@ def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
         version = version_of(name, look.policy)
         if version is None or look.policy.pin not in ("", name):
             continue
-        if is_after(name, look.floor, look.policy) or is_same(name, look.floor, look.policy):
+        if is_after(name, look.min_version, look.policy) or is_same(name, look.min_version, look.policy):
             found.append((version, name))
     ordered = sorted(found, reverse=True)
     bad = [name for _, name in ordered if name in look.known_bad]
-    refused = [name for version, name in ordered if refused_by_name(version, name, look.floor, look.policy)]
+    refused = [name for version, name in ordered if refused_by_name(version, name, look.min_version, look.policy)]
     wanted = [name for _, name in ordered if name not in {*bad, *refused}]
     chosen = [name for name in refused if name not in bad][:1] + wanted[:MAX_LISTED] + bad[:MAX_LISTED_BAD]
     if look.committed_revision in names and look.committed_revision not in chosen:
@@ -157,7 +157,7 @@ def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
         return None
     return LookAtHub(
         policy=rules.policy,
-        floor=record.floor,
+        min_version=record.min_version,
         committed_revision="" if record.committed is None else record.committed.revision,
         known_bad=tuple(row.revision for row in record.quarantine),
         only=record.asked,

@@ -129,8 +129,8 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
     wanted = OLD if BAD in revision else revision
     if record.stage is not Stage.IDLE or record.committed is None:
         return f"it rests in {record.stage}: {record.update}"
-    if (row.revision, record.committed.revision, record.floor) != (wanted, wanted, wanted):
-        return f"pointer {row.revision}, record {record.committed.revision}, floor {record.floor}, not {wanted}"
+    if (row.revision, record.committed.revision, record.min_version) != (wanted, wanted, wanted):
+        return f"pointer {row.revision}, record {record.committed.revision}, floor {record.min_version}, not {wanted}"
     if cycle.serving != row.bundle_digest:
         return "what serves is not what is committed"
     if (BAD in revision) != any(entry.revision == revision for entry in record.quarantine):

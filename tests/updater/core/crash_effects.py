@@ -53,7 +53,7 @@ def dies(world: World, *, orderly: bool) -> World:
     """The server's process ends: everything that was in memory only is gone."""
     # A trial that ended by itself a moment before looks no different to the updater.
     is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
-    is_blamed = is_blamed and not is_returning(world)  # whose device may be blamed, and no revision
+    is_blamed = is_blamed and not is_failback(world)  # whose device may be blamed, and no revision
     server = Server(is_up=False, ended_orderly=orderly)
     world = replace(world, server=server, crashed=world.crashed or is_blamed)
     return replace(world, record=_forget_life(world))
@@ -74,7 +74,7 @@ def waited(world: World) -> World:
     return replace(world, record=record, owes_wait=False)
 
 
-def is_returning(world: World) -> bool:
+def is_failback(world: World) -> bool:
     """Whether a return to the card is under way."""
     return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
 
@@ -196,7 +196,7 @@ def _forget_life(world: World) -> ModelRecord:
     if update is None:
         return world.record
     return world.record.with_update(
-        load_id=GONE if update.load_id else "", server_life=OTHER if update.server_life else ""
+        load_id=GONE if update.load_id else "", server_incarnation=OTHER if update.server_incarnation else ""
     )
 
 

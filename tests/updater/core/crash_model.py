@@ -1,6 +1,6 @@
 """Every crash of either process at every boundary, explored breadth first: `python -m tests.updater.core.crash_model`.
 
-The model imports the shipped `decide` and `conclude`; everything that is not a decision is the small
+The model imports the shipped `decide` and `apply_result`; everything that is not a decision is the small
 world of `crash_world`. From each reachable state all of this may happen: a step goes through; the
 updater dies before its effect, or after it and before the record is written; the server crashes, or is
 stopped in good order, and comes back; a trial lease runs out; callers come; a revision is published, or
@@ -25,7 +25,7 @@ from tests.updater.core.crash_rules import broken, restless, wrong
 from tests.updater.core.crash_step import plain, step
 from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
 from updater.core.breaker import BreakerState
-from updater.core.effects import Enter, Wish, WishKind
+from updater.core.effects import CommandKind, Enter, OperatorCommand
 from updater.core.record import Installed, ModelRecord, Stage
 
 MAX_SETTLE_STEPS = 120
@@ -91,7 +91,7 @@ def all_worlds() -> list[World]:
             continue
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
         spoken = (("ROLLBACK", "RELEASE"), ("HOLD", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
-        worlds += [_installed(newer, Budget(1, 1, wishes=wishes)) for wishes in spoken]
+        worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
     return worlds + list(_with_card())
 
 
@@ -115,7 +115,7 @@ def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
         yield f"{new.revision} ({new.kind}) is published", replace(world, hub=hub, coming=world.coming[1:]), []
-    if budget.wishes and world.begun:
+    if budget.commands and world.begun:
         yield from _wished(world)
 
 
@@ -153,32 +153,36 @@ def _memory_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
 
 
 def _wished(world: World) -> Iterator[tuple[str, World, list[str]]]:
-    name, *rest = world.budget.wishes
-    spent = replace(world, budget=replace(world.budget, wishes=tuple(rest)))
+    name, *rest = world.budget.commands
+    spent = replace(world, budget=replace(world.budget, commands=tuple(rest)))
     yield f"no {name.lower()}", spent, []
-    wish = _wish(world, name)
-    if wish is None:
+    command = _command(world, name)
+    if command is None:
         return
-    action, after, written = step(spent, wish)
-    if type(action).__name__ != "Obey":
+    action, after, written = step(spent, command)
+    if type(action).__name__ != "ApplyCommand":
         return
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
-    is_owed = written.owes_wait and wish.kind is not WishKind.RESET_BREAKER
+    is_owed = written.owes_wait and command.kind is not CommandKind.RESET_BREAKER
     written = replace(written, crashed=world.crashed or is_back, owes_wait=is_owed)
     yield f"operator: {name.lower()}", written, wrong(world, after, written, is_asked=True)
 
 
-def _wish(world: World, name: str) -> Wish | None:
+def _command(world: World, name: str) -> OperatorCommand | None:
     record = world.record
     if name == "RELEASE":
-        return Wish(WishKind.RELEASE_QUARANTINE, record.quarantine[0].source_digest) if record.quarantine else None
+        return (
+            OperatorCommand(CommandKind.UNQUARANTINE, record.quarantine[0].source_digest) if record.quarantine else None
+        )
     if name == "APPROVE":
-        return Wish(WishKind.APPROVE, record.under_way.source_digest) if record.stage is Stage.HELD else None
+        return (
+            OperatorCommand(CommandKind.APPROVE, record.under_way.source_digest) if record.stage is Stage.HELD else None
+        )
     if name == "UPDATE":
-        return Wish(WishKind.UPDATE, world.hub[-1].revision)
+        return OperatorCommand(CommandKind.UPDATE, world.hub[-1].revision)
     if name == "RESET":
-        return Wish(WishKind.RESET_BREAKER, "device")
-    return Wish(WishKind[name])
+        return OperatorCommand(CommandKind.RESET_BREAKER, "device")
+    return OperatorCommand(CommandKind[name])
 
 
 # At rest.
@@ -231,8 +235,8 @@ def _with_card() -> Iterator[World]:
         yield _fallen(_installed(newer, Budget(1, server_deaths=1, waits=1)), card)
         if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
             continue
-        for wishes in (("HOLD", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
-            yield _fallen(_installed(newer, Budget(1, waits=1, wishes=wishes)), card)
+        for commands in (("HOLD", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
+            yield _fallen(_installed(newer, Budget(1, waits=1, commands=commands)), card)
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)
         world = _installed(coming, Budget(1, falls=2, waits=1))
@@ -249,7 +253,7 @@ def _first_install(first: Published, coming: tuple[Published, ...], budget: Budg
 
 def _installed(coming: tuple[Published, ...], budget: Budget) -> World:
     committed = Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
-    record = plain(ModelRecord("model", committed=committed, floor=FIRST.revision, has_garbage=False))
+    record = plain(ModelRecord("model", committed=committed, min_version=FIRST.revision, has_garbage=False))
     server = Server(slots=(FIRST.bundle_digest, ""), active=0)
     return World(record, (FIRST,), coming, server, budget, committed, frozenset({FIRST.bundle_digest}), begun=True)
 

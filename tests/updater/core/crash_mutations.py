@@ -14,7 +14,7 @@ from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
 from updater.stages import activate, failback, observe, reconcile, transitions
-from updater.stages.transitions import Concluded
+from updater.stages.transitions import Applied
 
 _observe = observe.decide
 _activated = activate.activated
@@ -52,9 +52,9 @@ def no_quarantine() -> Iterator[None]:
 def floor_raised_at_activation() -> Iterator[None]:
     """The floor rises with the trial, not with the commit."""
 
-    def activated(record: ModelRecord, result: Activated, facts: Facts) -> Concluded:
+    def activated(record: ModelRecord, result: Activated, facts: Facts) -> Applied:
         record, events = _activated(record, result, facts)
-        return replace(record, floor=record.under_way.revision), events
+        return replace(record, min_version=record.under_way.revision), events
 
     with patch.object(activate, "activated", activated):
         yield
@@ -79,7 +79,7 @@ def return_without_waiting() -> Iterator[None]:
 def quarantine_on_failed_return() -> Iterator[None]:
     """What a device did is blamed on the revision."""
 
-    def stay(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Concluded:  # noqa: ANN401
+    def stay(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Applied:  # noqa: ANN401
         update = record.under_way
         record = transitions.quarantine(record, facts, update.source_digest, update.revision, reason)
         return _stay(record, facts, reason, message, **evidence)
@@ -104,7 +104,7 @@ def unproven_device_kept() -> Iterator[None]:
 
 def worlds(all_of_them: list[World], name: str) -> list[World]:
     """Enough for a mutation: without operators, with few faults; for one of returns, with nothing else to do."""
-    plain = [world for world in all_of_them if not world.budget.wishes]
+    plain = [world for world in all_of_them if not world.budget.commands]
     if name in OF_RETURNS:
         return [world for world in plain if world.card is not None and not world.coming]
     return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]

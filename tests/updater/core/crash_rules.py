@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tests.updater.core.crash_effects import is_returning
+from tests.updater.core.crash_effects import is_failback
 from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
 from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
@@ -37,7 +37,7 @@ def wrong(before: World, effect: World, after: World, *, is_asked: bool = False)
     """What is wrong with a step; one that an operator asks for may end a return by touching revisions."""
     rules: list[str] = []
     record = before.record
-    floors = (record.floor, after.record.floor)
+    floors = (record.min_version, after.record.min_version)
     if floors[0] != floors[1] and not is_after(floors[1], floors[0], RULES.policy):
         rules.append("the version floor went down")
     if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
@@ -50,7 +50,7 @@ def wrong(before: World, effect: World, after: World, *, is_asked: bool = False)
             rules.append("a quarantined source digest is activated again")
         is_committed = record.committed is not None and record.committed.bundle_digest == effect.server.serving
         is_change = effect.server.previous >= 0 and effect.server.slots[0] == effect.server.slots[1]
-        if is_change and not (is_returning(before) and record.stage is Stage.ACTIVATING):
+        if is_change and not (is_failback(before) and record.stage is Stage.ACTIVATING):
             rules.append("a device is tried on callers before it is written down")
         if not is_committed and record.stage is not Stage.ACTIVATING:
             rules.append("a trial begins before it is written down")
@@ -63,14 +63,14 @@ def wrong(before: World, effect: World, after: World, *, is_asked: bool = False)
 def _wrong_return(before: World, effect: World, after: World) -> list[str]:
     """What is wrong with a step of the way back to a device."""
     rules: list[str] = []
-    if is_returning(after) and not is_returning(before):
+    if is_failback(after) and not is_failback(before):
         if before.owes_wait:
             rules.append("a return begins without the breaker's wait")
-        if before.record.stage is not Stage.IDLE or before.record.on_hold:
+        if before.record.stage is not Stage.IDLE or before.record.paused:
             rules.append("a return begins while something else is to be decided")
     if before.fallback and not effect.fallback and before.record.stage is not Stage.COMMITTING:
         rules.append("a device is kept before it is proven")
-    if not is_returning(before):
+    if not is_failback(before):
         return rules
     is_tried = before.record.stage in (Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING)
     if is_tried and effect.server != before.server and before.record.device.state is not BreakerState.HALF_OPEN:
@@ -108,7 +108,7 @@ def _undecided(world: World) -> Iterator[str]:
     allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
     if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
-    if record.stage is Stage.IDLE and not record.on_hold:
+    if record.stage is Stage.IDLE and not record.paused:
         yield from _untaken(world)
 
 
@@ -117,7 +117,7 @@ def _away(world: World) -> Iterator[str]:
     record, server = world.record, world.server
     if record.device.state is BreakerState.HALF_OPEN:
         yield "at rest a probe is still out"
-    if record.on_hold or record.stage is not Stage.IDLE or not server.serving or world.card is None:
+    if record.paused or record.stage is not Stage.IDLE or not server.serving or world.card is None:
         return
     if world.fallback and record.device.state is BreakerState.CLOSED:
         yield "a fallback has opened no breaker"
@@ -131,7 +131,7 @@ def _untaken(world: World) -> Iterator[str]:
     for row in world.hub:
         version = version_of(row.revision, RULES.policy)
         known = None if version is None else record.known_digests.get(version.text)
-        is_new = is_after(row.revision, record.floor, RULES.policy)
+        is_new = is_after(row.revision, record.min_version, RULES.policy)
         is_itself = known in (None, row.source_digest) and not record.is_quarantined(row.source_digest)
         if row.kind is Kind.GOOD and is_new and is_itself:
             yield "a good revision is never taken"

@@ -2,33 +2,33 @@
 
 from dataclasses import replace
 
-from tests.updater.core.crash_effects import is_returning, perform
+from tests.updater.core.crash_effects import is_failback, perform
 from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, seen
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.effects import Action, Wish
+from updater.core.effects import Action, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord
 from updater.stages import apply_result as conclusions
 from updater.stages import decide as decisions
 
 
-def step(world: World, wish: Wish | None = None) -> tuple[Action, World, World]:
+def step(world: World, command: OperatorCommand | None = None) -> tuple[Action, World, World]:
     """One step of the updater.
 
     Returns:
         What was decided; the world after its effect, before the record is written; the world after that.
     """
-    facts = facts_of(world, wish)
+    facts = facts_of(world, command)
     action = decisions.decide(world.record, facts, RULES)
     after, result = perform(world, action)
-    record, _ = conclusions.conclude(after.record, action, result, facts, RULES)
+    record, _ = conclusions.apply_result(after.record, action, result, facts, RULES)
     written = replace(after, record=plain(record), begun=True)
-    if is_returning(written) and not is_returning(world):
+    if is_failback(written) and not is_failback(world):
         written = replace(written, owes_wait=True)
     return action, after, written
 
 
-def facts_of(world: World, wish: Wish | None = None) -> Facts:
+def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
     """What the updater sees."""
     return Facts(
         now=NOW,
@@ -40,7 +40,7 @@ def facts_of(world: World, wish: Wish | None = None) -> Facts:
         pointer=world.pointer,
         golden=GOLDEN,
         sealed=world.sealed,
-        wish=wish,
+        command=command,
     )
 
 
@@ -61,7 +61,7 @@ def plain(record: ModelRecord) -> ModelRecord:
         written_at=None,
         failure_ages=(),
         trouble=None,
-        hold_reason="",
+        pause_reason="",
     )
 
 

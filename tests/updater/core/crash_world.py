@@ -12,16 +12,16 @@ from types import MappingProxyType
 
 from updater.core.golden import Answer, Asked, GateAnswers
 from updater.core.ports import (
-    DeviceSeen,
+    DeviceSnapshot,
     GoldenFacts,
     Release,
-    RevisionSeen,
+    RevisionSnapshot,
     ServerState,
-    SlotSeen,
-    TrialEndSeen,
-    TrialSeen,
+    SlotSnapshot,
+    TrialEndSnapshot,
+    TrialSnapshot,
 )
-from updater.core.record import Counts, DeviceFallback, Installed, ModelRecord
+from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
 from updater.core.rules import GateRules, ObserveRules, Rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -133,7 +133,7 @@ class Budget:
     expiries: int = 0
     falls: int = 0  # how often the card runs out under what answers
     waits: int = 0  # how often the device breaker's time passes
-    wishes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +179,8 @@ RULES = Rules(
     retry_seconds=0.0,
     abandoned_seconds=0.0,
 )
-_DEVICES = (DeviceSeen(CPU, "float32"),)
-_DEVICES_WITH_CARD = (*_DEVICES, DeviceSeen(CARD, "float32"))
+_DEVICES = (DeviceSnapshot(CPU, "float32"),)
+_DEVICES_WITH_CARD = (*_DEVICES, DeviceSnapshot(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, floor=0.5)
 
 
@@ -190,20 +190,20 @@ def seen(world: World) -> ServerState | None:
     if not server.is_up:
         return None
     roles = tuple(_slot(server, number) for number in (0, 1))
-    trial: TrialSeen | None = None
-    stats: tuple[RevisionSeen, ...] = ()
+    trial: TrialSnapshot | None = None
+    stats: tuple[RevisionSnapshot, ...] = ()
     if server.on_trial:
         previous = f"{server.previous}" if server.previous >= 0 else ""
-        trial = TrialSeen(server.load_id(server.active), server.serving, "", 60.0, Counts())
+        trial = TrialSnapshot(server.load_id(server.active), server.serving, "", 60.0, Counts())
         if previous:
             trial = replace(trial, previous_load_id=server.load_id(server.previous))
         if server.traffic:
             is_bad = world.kind_of(server.serving) is Kind.FAILING
             counts = Counts(failed=3, not_finite=3) if is_bad else Counts(answered=9)
-            stats = (RevisionSeen(server.serving, server.serving_on, counts),)
-    last = TrialEndSeen(*server.last_trial) if server.last_trial[0] else None
+            stats = (RevisionSnapshot(server.serving, server.serving_on, counts),)
+    last = TrialEndSnapshot(*server.last_trial) if server.last_trial[0] else None
     return ServerState(
-        life=THIS,
+        incarnation=THIS,
         generation=1,
         slots=roles,
         active_load_id=server.load_id(server.active) if server.active >= 0 else "",
@@ -218,11 +218,11 @@ def seen(world: World) -> ServerState | None:
     )
 
 
-def fallback_of(world: World) -> DeviceFallback | None:
+def fallback_of(world: World) -> CpuFallback | None:
     """What the server says of it."""
     if not world.fallback:
         return None
-    return DeviceFallback(CARD, CPU, "", NOW + timedelta(seconds=world.fallback), "OUT_OF_MEMORY")
+    return CpuFallback(CARD, CPU, "", NOW + timedelta(seconds=world.fallback), "OUT_OF_MEMORY")
 
 
 def answers_of(world: World, slot: int) -> GateAnswers:
@@ -246,11 +246,11 @@ def released(published: Published) -> Release:
     return Release(published.revision, (), published.source_digest)
 
 
-def _slot(server: Server, number: int) -> SlotSeen:
+def _slot(server: Server, number: int) -> SlotSnapshot:
     bundle = server.slots[number]
     if not bundle:
-        return SlotSeen("", "", "", "", "READY", "FREE")
+        return SlotSnapshot("", "", "", "", "READY", "FREE")
     role = "PREVIOUS" if number == server.previous else "CANDIDATE"
     if number == server.active:
         role = "TRIAL" if server.on_trial else "ACTIVE"
-    return SlotSeen(server.load_id(number), bundle, server.devices[number], "float32", "LOADED", role)
+    return SlotSnapshot(server.load_id(number), bundle, server.devices[number], "float32", "LOADED", role)

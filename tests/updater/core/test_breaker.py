@@ -22,7 +22,7 @@ from updater.core.breaker import (
     trip,
     unreadable,
 )
-from updater.core.effects import Failed, FaultKind, WishKind
+from updater.core.effects import CommandKind, Failed, FaultKind
 from updater.core.record import Stage
 from updater.core.record_json import RecordUnreadable, from_json, to_json
 
@@ -150,7 +150,7 @@ def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
         world.settle()
     assert BreakerState.OPEN is world.record.activation.state
 
-    world.wish(WishKind.ROLLBACK)
+    world.command(CommandKind.ROLLBACK)
     world.settle()
     assert world.serving == world.committed == "1.0.0"
     assert world.server.lost == 0
@@ -201,7 +201,7 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
 def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
     """Retry-After is kept, up to the breaker's cap."""
     world.hub.faults = [Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
-    world.wish(WishKind.CHECK_NOW)
+    world.command(CommandKind.CHECK_NOW)
     looks = world.record.watch.looks
     began = world.clock.seconds
     while world.record.watch.looks == looks:

@@ -7,11 +7,11 @@ import pytest
 from tests.updater.core.world import World
 from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from updater.core.breaker import BreakerState
-from updater.core.effects import WishKind
+from updater.core.effects import CommandKind
 from updater.core.record import HeldFor, Stage
 from updater.service.advice import advice_for
 from updater.service.convert import model_updates
-from updater.status import Shown
+from updater.status import StatusSnapshot
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
     assert "hotslot updates resume" in advice_for(carded.record)
 
     card_of(carded).strangers, carded.server.frugal = 0, ""
-    carded.wish(WishKind.RESUME)
+    carded.command(CommandKind.RESUME)
     carded.settle()
     assert (carded.committed, carded.server.serving_on) == ("1.1.0", CARD)
 
@@ -124,7 +124,7 @@ def test_status_shows_the_fallback_and_when_the_way_back_is_tried(carded: World)
     carded.passes(1.0)
     for _ in range(3):
         carded.tick()
-    state = model_updates(Shown(carded.record))
+    state = model_updates(StatusSnapshot(carded.record))
 
     assert (
         state.fallback.device,
@@ -145,7 +145,7 @@ def test_a_listing_that_never_changes_shows_its_age(carded: World) -> None:
     carded.clock.passes(86_400.0)
     carded.settle()
 
-    state = model_updates(Shown(carded.record))
+    state = model_updates(StatusSnapshot(carded.record))
     assert changed == carded.record.watch.changed_at
     assert state.last_checked_at.seconds - state.listing_changed_at.seconds >= 86_400
     assert state.last_checked_at.seconds - state.newest_listed_at.seconds >= 86_400

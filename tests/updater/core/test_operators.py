@@ -4,7 +4,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.effects import Wish, WishKind
+from updater.core.effects import CommandKind, OperatorCommand
 from updater.core.ports import GoldenFacts
 from updater.core.record import HeldFor, Stage
 from updater.core.rules import Mode
@@ -30,7 +30,7 @@ def test_approval_releases_one_held_digest(world: World) -> None:
     world.golden.set_facts = NO_GOLDEN
     world.publish("1.1.0")
     world.settle()
-    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
 
     assert world.committed == "1.1.0"
@@ -44,7 +44,7 @@ def test_a_doubt_is_held_and_can_be_approved(world: World, quality: Quality) -> 
     assert held_for(world) in (HeldFor.NOISE, HeldFor.AGREEMENT)
     assert world.quarantined == set()
 
-    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
     assert world.committed == "1.1.0"
 
@@ -57,7 +57,7 @@ def test_policy_approve_asks_after_the_gate_and_does_not_run_it_twice(world: Wor
     assert HeldFor.APPROVAL is held_for(world)
 
     runs = world.told().count("candidate_loaded")
-    world.wish(WishKind.APPROVE, digest(world, "1.1.0"))
+    world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
     assert world.committed == "1.1.0"
     assert runs + 1 == world.told().count("candidate_loaded")
@@ -67,7 +67,9 @@ def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
     """No approval mends it."""
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
     world.settle()
-    refused = refusal(world.record, Wish(WishKind.APPROVE, digest(world, "1.1.0")), world.facts(), world.rules)
+    refused = refusal(
+        world.record, OperatorCommand(CommandKind.APPROVE, digest(world, "1.1.0")), world.facts(), world.rules
+    )
     assert refused is not None
     assert refused.reason == "NOT_APPROVABLE"
 
@@ -75,15 +77,15 @@ def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
 def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
     """Until released and resumed; the floor stays, and what was released may be tried again."""
     world.install("1.1.0")
-    world.wish(WishKind.ROLLBACK)
+    world.command(CommandKind.ROLLBACK)
     world.settle()
     assert world.serving == world.committed == "1.0.0"
     assert world.quarantined == {"1.1.0"}
-    assert world.record.on_hold
-    assert world.record.floor == "1.1.0"
+    assert world.record.paused
+    assert world.record.min_version == "1.1.0"
 
-    world.wish(WishKind.RELEASE_QUARANTINE, digest(world, "1.1.0"))
-    world.wish(WishKind.RESUME)
+    world.command(CommandKind.UNQUARANTINE, digest(world, "1.1.0"))
+    world.command(CommandKind.RESUME)
     world.settle()
     assert world.committed == "1.1.0"
 
@@ -92,17 +94,17 @@ def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
     """What serves is the trial."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
-    world.wish(WishKind.ROLLBACK)
+    world.command(CommandKind.ROLLBACK)
     world.settle()
 
     assert world.serving == "1.0.0"
     assert world.quarantined == {"1.1.0"}
-    assert world.record.on_hold
+    assert world.record.paused
 
 
 def test_rollback_with_nothing_to_go_back_to_is_refused(world: World) -> None:
     """It says so."""
-    refused = refusal(world.record, Wish(WishKind.ROLLBACK), world.facts(), world.rules)
+    refused = refusal(world.record, OperatorCommand(CommandKind.ROLLBACK), world.facts(), world.rules)
     assert refused is not None
     assert refused.reason == "NOTHING_TO_ROLL_BACK_TO"
 
@@ -112,10 +114,10 @@ def test_hold_takes_back_what_is_under_way_without_blame(world: World, stage: St
     """And resume takes it up again."""
     world.publish("1.1.0")
     world.tick_until(stage)
-    world.wish(WishKind.HOLD, "a busy day")
+    world.command(CommandKind.PAUSE, "a busy day")
     world.settle()
     assert (world.stage, world.serving, world.quarantined) == (Stage.IDLE, "1.0.0", set())
 
-    world.wish(WishKind.RESUME)
+    world.command(CommandKind.RESUME)
     world.settle()
     assert world.committed == "1.1.0"

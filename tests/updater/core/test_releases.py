@@ -6,7 +6,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.effects import Failed, FaultKind, Listed, LookAtHub, WishKind
+from updater.core.effects import CommandKind, Failed, FaultKind, Listed, LookAtHub
 from updater.core.record import Outcome, Stage
 from updater.core.rules import Mode, ReleasePolicy
 from updater.stages.watch import is_after, version_of, worth_listing
@@ -83,7 +83,7 @@ def test_numbers_are_compared_as_numbers(world: World) -> None:
     world.install("1.9.0")
     world.install("1.10.0")
 
-    assert world.record.floor == "1.10.0"
+    assert world.record.min_version == "1.10.0"
 
 
 @pytest.mark.fault("R7")
@@ -119,14 +119,14 @@ def test_a_pattern_of_groups_orders_other_names() -> None:
 @pytest.mark.fault("R8")
 def test_a_huge_version_that_fails_its_gate_blocks_nothing(world: World) -> None:
     """Only a commit raises the floor."""
-    world.with_rules(policy=ReleasePolicy(jump_cap=0))
+    world.with_rules(policy=ReleasePolicy(max_major_jump=0))
     world.publish("999.0.0", Quality(right=2))
     world.settle()
     world.publish("1.2.4")
     world.settle()
 
     assert world.quarantined == {"999.0.0"}
-    assert world.record.floor == world.committed == "1.2.4"
+    assert world.record.min_version == world.committed == "1.2.4"
 
 
 @pytest.mark.fault("R9")
@@ -137,7 +137,7 @@ def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
     assert world.committed == "1.0.0"
     assert "jumps" in world.record.watch.message
 
-    world.wish(WishKind.UPDATE, "3.0.0")
+    world.command(CommandKind.UPDATE, "3.0.0")
     world.settle()
     assert world.committed == "3.0.0"
 
@@ -243,9 +243,9 @@ def test_an_operator_may_name_what_was_published_again(world: World) -> None:
     """A person has looked at it."""
     world.publish("1.1.0", Quality(right=2))
     world.settle()
-    world.wish(WishKind.RELEASE_QUARANTINE, source_of(world.hub.contents["1.1.0"]))
+    world.command(CommandKind.UNQUARANTINE, source_of(world.hub.contents["1.1.0"]))
     world.publish("1.1.0")
-    world.wish(WishKind.UPDATE, "1.1.0")
+    world.command(CommandKind.UPDATE, "1.1.0")
     world.settle()
 
     assert world.committed == "1.1.0"
@@ -267,7 +267,7 @@ def test_policy_deny_and_pin(world: World) -> None:
 
 def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
     """But shows what it would take."""
-    world.with_rules(mode=Mode.HOLD)
+    world.with_rules(mode=Mode.MANUAL)
     world.publish("1.1.0")
     world.settle()
 
@@ -278,7 +278,7 @@ def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
 def test_one_look_lists_only_what_may_matter() -> None:
     """However many tags there are."""
     names = [f"1.{number}.0" for number in range(200)] + ["master"]
-    look = LookAtHub(SEMVER, floor="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
+    look = LookAtHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
 
     chosen = worth_listing(names, look)
 
@@ -298,7 +298,7 @@ def test_an_empty_listing_is_an_answer(world: World) -> None:
 def test_a_revision_that_vanishes_between_two_questions_is_not_the_hubs_failure(world: World) -> None:
     """The breaker does not count it."""
     world.hub.faults = [Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN")]
-    world.wish(WishKind.CHECK_NOW)
+    world.command(CommandKind.CHECK_NOW)
     world.settle()
 
     assert world.record.hub.failures == 0

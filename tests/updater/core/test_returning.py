@@ -9,8 +9,8 @@ from tests.updater.core.world import RULES, World
 from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState
-from updater.core.effects import Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait, WishKind
-from updater.core.ports import GoldenFacts, SlotSeen
+from updater.core.effects import CommandKind, Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait
+from updater.core.ports import GoldenFacts, SlotSnapshot
 from updater.core.record import Outcome, Stage, UpdateKind
 from updater.core.rules import Mode
 from updater.stages.decide import decide
@@ -63,7 +63,7 @@ def blameless(world: World) -> tuple[object, ...]:
     return (
         record.committed,
         record.previous,
-        record.floor,
+        record.min_version,
         record.quarantine,
         record.blocked,
         record.activation.state,
@@ -72,21 +72,21 @@ def blameless(world: World) -> tuple[object, ...]:
     )
 
 
-def is_returning(world: World) -> bool:
+def is_failback(world: World) -> bool:
     """Whether a return is under way."""
     return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
 
 
-def until_returning(world: World, stage: Stage = Stage.GATING) -> None:
+def until_failback(world: World, stage: Stage = Stage.GATING) -> None:
     """Wait out the breaker."""
     world.tick_until(stage, 60_000)
-    assert is_returning(world)
+    assert is_failback(world)
 
 
 def until_over(world: World) -> None:
     """Let the return that is under way end."""
     for _ in range(5000):
-        if not is_returning(world):
+        if not is_failback(world):
             return
         world.tick()
     raise AssertionError(f"the return does not end: {world.stage}")
@@ -138,7 +138,7 @@ def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> No
 def test_the_server_s_own_move_to_another_device_is_left_alone(carded: World) -> None:
     """It fills the other slot for seconds: the updater does not clear it away."""
     server = carded.server.state(1.0)
-    moving = SlotSeen("load 99", server.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
+    moving = SlotSnapshot("load 99", server.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
     facts = replace(carded.facts(), server=replace(server, slots=(server.slots[0], moving)))
     assert isinstance(decide(carded.record, facts, RULES), Wait | LookAtHub)
     left_over = replace(moving, state="LOADED", role="CANDIDATE")
@@ -154,11 +154,11 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
     before = blameless(fallen)
     empty(fallen)
     began = fallen.clock.seconds
-    until_returning(fallen)
+    until_failback(fallen)
     assert fallen.clock.seconds - began > FIRST_SECONDS * 0.7
     assert not fallen.record.device.may_begin
 
-    until_returning(fallen, Stage.OBSERVING)
+    until_failback(fallen, Stage.OBSERVING)
     assert fallen.server.serving_on == CARD
     assert CPU in {slot.device for slot in fallen.server.state(1.0).slots}
     until_over(fallen)
@@ -188,7 +188,7 @@ def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, gol
     """What returns was committed before: there is no revision to be proven."""
     fallen.golden.set_facts = golden
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -198,7 +198,7 @@ def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
     fallen.with_rules(observe=replace(RULES.observe, probes_allowed=False))
     fallen.requests_a_second = 0.0
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -207,7 +207,7 @@ def test_it_asks_no_person(fallen: World) -> None:
     """Not even under a policy that approves releases one by one."""
     fallen.with_rules(mode=Mode.APPROVE)
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -266,7 +266,7 @@ def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, 
     before = blameless(fallen)
     assert callable(fault)
     fault(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
 
     device = fallen.record.device
@@ -307,7 +307,7 @@ def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen
     """The server puts it back, the breaker opens for longer, and the fallback stands."""
     before = blameless(fallen)
     empty(fallen)
-    until_returning(fallen, Stage.OBSERVING)
+    until_failback(fallen, Stage.OBSERVING)
     fill(fallen)
     until_over(fallen)
 
@@ -325,7 +325,7 @@ def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) 
     """What returns is known to be good: such a thing speaks against the device."""
     for reason in ("RUNNER_DIED", "NOT_FINITE"):
         empty(fallen)
-        until_returning(fallen, Stage.OBSERVING)
+        until_failback(fallen, Stage.OBSERVING)
         _spoil(fallen, Quality(fails_callers=reason))
         fallen.server.answers(1, lambda _, reason=reason: reason)  # type: ignore[misc]
         _spoil(fallen, Quality())
@@ -339,7 +339,7 @@ def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) 
 def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
     """The updater was asleep: the server has gone back by itself."""
     empty(fallen)
-    until_returning(fallen, Stage.OBSERVING)
+    until_failback(fallen, Stage.OBSERVING)
     fallen.passes(RULES.observe.trial_lease_seconds + 1)
     until_over(fallen)
     assert fallen.server.serving_on == CPU
@@ -349,7 +349,7 @@ def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
 def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time(fallen: World) -> None:
     """The next fallback is another one, and the breaker remembers the one before."""
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
     fill(fallen)
@@ -370,7 +370,7 @@ def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time
 def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stage, dies: str) -> None:
     """Its probe was cut off: what it loaded is cleared away, and the next try waits as long as this one did."""
     empty(fallen)
-    until_returning(fallen, stage)
+    until_failback(fallen, stage)
     fallen.tick(dies=dies)
     fallen.tick()
     assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 1)
@@ -381,7 +381,7 @@ def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stag
     assert fallen.server.serving_on == CPU
     assert fallen.record.device.left_seconds > FIRST_SECONDS * 0.7
     assert len([slot for slot in fallen.server.slots if slot is not None]) == 1
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -390,7 +390,7 @@ def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stag
 def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: World, dies: str) -> None:
     """The device has proven itself, and only the telling was left."""
     empty(fallen)
-    until_returning(fallen, Stage.COMMITTING)
+    until_failback(fallen, Stage.COMMITTING)
     fallen.tick(dies=dies)
     until_over(fallen)
     for _ in range(3):
@@ -404,7 +404,7 @@ def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, sta
     """It remembers; a crash in the trial is the device's fault, an orderly stop nobody's."""
     before = blameless(fallen)
     empty(fallen)
-    until_returning(fallen, stage)
+    until_failback(fallen, stage)
     if orderly:
         fallen.stop_server()
     else:
@@ -424,7 +424,7 @@ def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, sta
 def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
     """However it hangs."""
     empty(fallen)
-    until_returning(fallen, Stage.OBSERVING)
+    until_failback(fallen, Stage.OBSERVING)
     fallen.life.record = replace(fallen.record, device=replace(fallen.record.device, left_seconds=0.5))
     fallen.passes(1.0)
     until_over(fallen)
@@ -441,7 +441,7 @@ def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: Wo
     assert fallen.server.serving_on == CPU
     assert fallen.server.fallback is not None
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert (fallen.serving, fallen.server.serving_on) == ("1.1.0", CARD)
 
@@ -449,7 +449,7 @@ def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: Wo
 def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: World) -> None:
     """It is the device that it will serve from."""
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     fallen.publish("1.1.0")
     until_over(fallen)
     assert fallen.committed == "1.0.0"
@@ -461,13 +461,13 @@ def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: Wor
 def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stage) -> None:
     """The return gives way without a verdict, and waits its turn again."""
     empty(fallen)
-    until_returning(fallen, stage)
+    until_failback(fallen, stage)
     fallen.publish("1.1.0")
-    fallen.wish(WishKind.UPDATE, "1.1.0")
+    fallen.command(CommandKind.UPDATE, "1.1.0")
     fallen.settle()
     assert (fallen.committed, fallen.server.serving_on) == ("1.1.0", CPU)
     assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 1)
-    until_returning(fallen)
+    until_failback(fallen)
     until_over(fallen)
     assert (fallen.serving, fallen.server.serving_on) == ("1.1.0", CARD)
 
@@ -476,8 +476,8 @@ def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stag
 def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage: Stage) -> None:
     """While updates are on hold no device is tried."""
     empty(fallen)
-    until_returning(fallen, stage)
-    fallen.wish(WishKind.HOLD, "a demonstration")
+    until_failback(fallen, stage)
+    fallen.command(CommandKind.PAUSE, "a demonstration")
     until_over(fallen)
     tried = len(fallen.server.tried)
     for _ in range(3000):
@@ -485,8 +485,8 @@ def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage:
     assert (CPU, tried) == (fallen.server.serving_on, len(fallen.server.tried))
     assert fallen.record.device.may_begin
 
-    fallen.wish(WishKind.RESUME)
-    until_returning(fallen)
+    fallen.command(CommandKind.RESUME)
+    until_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -501,8 +501,8 @@ def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -
     carded.tick()
     empty(carded)
     if stage is not Stage.IDLE:
-        until_returning(carded, stage)
-    carded.wish(WishKind.ROLLBACK)
+        until_failback(carded, stage)
+    carded.command(CommandKind.ROLLBACK)
     carded.settle(3 * HOUR)
     assert (carded.serving, carded.server.serving_on) == ("1.0.0", CPU)
     assert carded.quarantined == {"1.1.0"}
@@ -512,9 +512,9 @@ def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -
 def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) -> None:
     """The committed revision is not quarantined because a device is being tried."""
     empty(fallen)
-    until_returning(fallen, Stage.OBSERVING)
-    fallen.wish(WishKind.ROLLBACK)
-    assert "wish_refused" in fallen.told()
+    until_failback(fallen, Stage.OBSERVING)
+    fallen.command(CommandKind.ROLLBACK)
+    assert "command_refused" in fallen.told()
     assert fallen.quarantined == set()
     until_over(fallen)
     assert fallen.server.serving_on == CARD
@@ -523,13 +523,13 @@ def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) 
 def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None:
     """And forgets how often it has failed."""
     empty(fallen)
-    fallen.wish(WishKind.RESET_BREAKER, "device")
+    fallen.command(CommandKind.RESET_BREAKER, "device")
     began = fallen.clock.seconds
-    until_returning(fallen)
+    until_failback(fallen)
     assert fallen.clock.seconds - began < 5
     assert BreakerState.HALF_OPEN is fallen.record.device.state
-    fallen.wish(WishKind.RESET_BREAKER, "device")  # once more: the probe that is out goes on
-    assert is_returning(fallen)
+    fallen.command(CommandKind.RESET_BREAKER, "device")  # once more: the probe that is out goes on
+    assert is_failback(fallen)
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
@@ -537,7 +537,7 @@ def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None
 def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -> None:
     """One update at a time."""
     empty(fallen)
-    until_returning(fallen)
+    until_failback(fallen)
     fallen.store.converter = "2"
     until_over(fallen)
     fallen.settle()

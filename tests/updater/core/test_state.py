@@ -46,7 +46,7 @@ def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(wor
 
     assert HeldFor.COMMITTED_BROKEN is held_for(world)
     assert world.committed == world.serving == "1.0.0"
-    assert world.record.floor == "1.1.0"
+    assert world.record.min_version == "1.1.0"
 
 
 @pytest.mark.fault("D10")
@@ -73,14 +73,14 @@ def test_a_new_converter_is_proven_and_swapped_in(world: World) -> None:
 
     assert world.record.committed is not None
     assert bundle_of(world.hub.contents["1.0.0"], "2") == world.record.committed.bundle_digest
-    assert world.record.floor == "1.0.0"
+    assert world.record.min_version == "1.0.0"
 
 
 def test_a_pointer_that_was_there_first_is_adopted(empty: World) -> None:
     """A bundle imported by hand is where updates start."""
     empty.imported("1.0.0")
     empty.settle()
-    assert empty.record.floor == empty.committed == "1.0.0"
+    assert empty.record.min_version == empty.committed == "1.0.0"
 
 
 @pytest.mark.parametrize("is_readable", [True, False])

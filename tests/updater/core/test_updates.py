@@ -4,7 +4,7 @@ import pytest
 
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
-from updater.core.effects import WishKind
+from updater.core.effects import CommandKind
 from updater.core.ports import GoldenFacts
 from updater.core.record import HeldFor, Outcome, Stage
 from updater.core.rules import ObserveRules
@@ -22,7 +22,7 @@ def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
     world.publish("1.1.0")
     world.settle()
 
-    assert world.record.floor == world.committed == world.serving == "1.1.0"
+    assert world.record.min_version == world.committed == world.serving == "1.1.0"
     assert world.record.previous is not None
     assert world.record.previous.revision == "1.0.0"
     assert [held is None for held in world.server.slots] == [True, False]
@@ -124,7 +124,7 @@ def test_a_slower_revision_that_a_person_approves_is_committed(world: World) -> 
     world.settle()
     assert held_for(world) is HeldFor.SLOWER
 
-    world.wish(WishKind.APPROVE, world.record.under_way.source_digest)
+    world.command(CommandKind.APPROVE, world.record.under_way.source_digest)
     world.settle()
     assert world.committed == "1.1.0"
 

@@ -10,9 +10,9 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.control.snapshot import counts_of
 from updater.core.costs import CostBucket, compare_costs, t_tail
-from updater.core.effects import Failed, FaultKind, Wish, WishKind
+from updater.core.effects import CommandKind, Failed, FaultKind, OperatorCommand
 from updater.core.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
-from updater.core.ports import RevisionSeen, ServerState, SlotSeen, TrialSeen
+from updater.core.ports import RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection, rules_of
@@ -107,12 +107,12 @@ def trial(
 ) -> TrialVerdict:
     """Judge a trial after so long, with these counts; `beside` is what the previous slot has counted until now."""
     update = Update("u", UpdateKind.RELEASE, "1.1.0", World().clock.now(), bundle_digest="b", stage_seconds=seconds)
-    rows = (RevisionSeen("b", "cpu", seen), RevisionSeen("a", "cpu", beside or Counts()))
-    previous = SlotSeen("p", "a", "cpu", "float32", "LOADED", "PREVIOUS")
+    rows = (RevisionSnapshot("b", "cpu", seen), RevisionSnapshot("a", "cpu", beside or Counts()))
+    previous = SlotSnapshot("p", "a", "cpu", "float32", "LOADED", "PREVIOUS")
     server = ServerState("life", 1, (previous,), "", is_ready=True, stats=rows)
     frozen = Counts(answered=1000) if baseline is None else baseline
     changed = replace(update, **changes)  # type: ignore[arg-type]
-    return judge_trial(changed, server, TrialSeen("l", "b", "p", 60.0, frozen), rules).verdict
+    return judge_trial(changed, server, TrialSnapshot("l", "b", "p", 60.0, frozen), rules).verdict
 
 
 @pytest.mark.fault("S13")
@@ -304,25 +304,25 @@ def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "reason"),
+    ("command", "reason"),
     [
-        (Wish(WishKind.UPDATE, "0.9.0"), "BELOW_FLOOR"),
-        (Wish(WishKind.UPDATE, "1.0.0"), "BELOW_FLOOR"),
-        (Wish(WishKind.APPROVE, "source"), "NOT_HELD"),
-        (Wish(WishKind.RELEASE_QUARANTINE, "source"), "NOT_QUARANTINED"),
-        (Wish(WishKind.RESET_BREAKER, "fuse"), "BREAKER_UNKNOWN"),
+        (OperatorCommand(CommandKind.UPDATE, "0.9.0"), "BELOW_MIN_VERSION"),
+        (OperatorCommand(CommandKind.UPDATE, "1.0.0"), "BELOW_MIN_VERSION"),
+        (OperatorCommand(CommandKind.APPROVE, "source"), "NOT_HELD"),
+        (OperatorCommand(CommandKind.UNQUARANTINE, "source"), "NOT_QUARANTINED"),
+        (OperatorCommand(CommandKind.RESET_BREAKER, "fuse"), "BREAKER_UNKNOWN"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(world: World, wish: Wish, reason: str) -> None:
+def test_what_cannot_be_done_is_refused_by_name(world: World, command: OperatorCommand, reason: str) -> None:
     """And changes nothing if it is asked all the same."""
-    refused = refusal(world.record, wish, world.facts(), world.rules)
+    refused = refusal(world.record, command, world.facts(), world.rules)
     assert refused is not None
     assert reason == refused.reason
 
-    floor = world.record.floor
-    world.wish(wish.kind, wish.argument)
-    assert world.told()[-1] == "wish_refused"
-    assert floor == world.record.floor
+    floor = world.record.min_version
+    world.command(command.kind, command.argument)
+    assert world.told()[-1] == "command_refused"
+    assert floor == world.record.min_version
 
 
 def test_settings_become_rules() -> None:

@@ -20,12 +20,12 @@ from tests.updater.simulators import (
 )
 from tests.updater.simulators import SimDisk as Disk
 from updater.core.breaker import BreakerState
-from updater.core.effects import Action, Failed, Obey, Wait, Wish, WishKind
+from updater.core.effects import Action, ApplyCommand, CommandKind, Failed, OperatorCommand, Wait
 from updater.core.ports import Facts
 from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
 from updater.core.rules import GateRules, ObserveRules, Rules
 from updater.perform import Ports, perform
-from updater.stages.apply_result import conclude
+from updater.stages.apply_result import apply_result
 from updater.stages.decide import decide
 from updater.stages.transitions import is_worth_writing, stopped
 
@@ -78,7 +78,7 @@ class World:
     disk: Disk = field(default_factory=Disk)
     hub: SimHub = field(default_factory=SimHub)
     qualities: dict[str, Quality] = field(default_factory=dict)
-    wishes: list[Wish] = field(default_factory=list)
+    commands: list[OperatorCommand] = field(default_factory=list)
     floors: list[str] = field(default_factory=list)
     server: SimServer = field(init=False)
     store: SimStore = field(init=False)
@@ -148,15 +148,15 @@ class World:
         if requests:
             self.server.answers(requests, lambda bundle: self.qualities[content_of(bundle)].fails_callers)
 
-    def wish(self, kind: WishKind, argument: str = "") -> None:
+    def command(self, kind: CommandKind, argument: str = "") -> None:
         """An operator asks for something and waits until it is done."""
-        wish = Wish(kind, argument)
-        self.wishes.append(wish)
+        command = OperatorCommand(kind, argument)
+        self.commands.append(command)
         for _ in range(200):
-            if wish not in self.wishes:
+            if command not in self.commands:
                 return
             self.tick()
-        raise AssertionError(f"{kind} was never obeyed")
+        raise AssertionError(f"{kind} was never applied")
 
     # The updater's step.
 
@@ -172,7 +172,7 @@ class World:
         if dies == "after":
             self.start_updater()
             return action
-        record, events = conclude(life.record, action, result, facts, self.rules)
+        record, events = apply_result(life.record, action, result, facts, self.rules)
         self._write(record, events, began, action)
         self.passes(action.seconds if isinstance(action, Wait) else 1.0 if isinstance(result, Failed) else 0.01)
         return action
@@ -194,7 +194,7 @@ class World:
             committed_converts_to=""
             if life.record.committed is None
             else self.store.converts_to(life.record.committed),
-            wish=self.wishes[0] if self.wishes else None,
+            command=self.commands[0] if self.commands else None,
         )
 
     def ports(self) -> Ports:
@@ -276,10 +276,10 @@ class World:
             except OSError:
                 return
             life.written = record
-            self.floors.append(record.floor)
+            self.floors.append(record.min_version)
         life.record, life.before, life.has_begun = record, began, True
-        if isinstance(action, Obey):
-            self.wishes.pop(0)
+        if isinstance(action, ApplyCommand):
+            self.commands.pop(0)
 
     def _boots_from(self) -> str:
         pointer = self.disk.pointer

@@ -368,6 +368,6 @@ def test_a_journal_gives_back_what_was_written_last(journal: Journal) -> None:
     """Nothing before the first time."""
     assert journal.load(MODEL) is None
     for stage in (Stage.STAGING, Stage.IDLE):
-        record = ModelRecord(MODEL, stage, floor="v1")
+        record = ModelRecord(MODEL, stage, min_version="v1")
         journal.write(record, [Event(datetime.now(UTC), MODEL, stage, "event_happened", "")])
         assert record == journal.load(MODEL)

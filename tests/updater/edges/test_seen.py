@@ -11,7 +11,7 @@ from hotslot.control.v1 import control_pb2 as pb
 from updater.control.client import failure_of
 from updater.control.snapshot import server_state
 from updater.core.effects import FaultKind, Shortage
-from updater.core.record import DeviceFallback
+from updater.core.record import CpuFallback
 
 
 class Refused(grpc.RpcError, grpc.Call):
@@ -70,7 +70,7 @@ def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", fallback=fallback, last_trial=end)])
 
     state = server_state(response, last_ended_orderly=False)
-    assert DeviceFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
+    assert CpuFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
     assert state.last_trial is not None
     assert state.last_trial.reason == "OUT_OF_MEMORY"
     response.models[0].ClearField("fallback")

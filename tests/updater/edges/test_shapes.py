@@ -43,7 +43,7 @@ def test_a_published_model_is_converted_proven_and_serves(make_world: MakeWorld,
     hotslot(world, "updates", "rollback")
     world.wait(lambda: _serves(world, "v1.0.0"), "the first one is back", 60)
     assert world.is_quarantined("v1.0.1")
-    assert world.status().on_hold
+    assert world.status().paused
     assert "v1.0.1" in hotslot(world, "updates", "history")
 
 

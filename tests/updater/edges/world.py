@@ -198,7 +198,7 @@ class World:
 
     def updates_hold(self) -> None:
         """An operator holds updates."""
-        self.updates().Hold(pb.HoldRequest(), timeout=30)
+        self.updates().Pause(pb.PauseRequest(), timeout=30)
 
     def start_updater(self, crash_at: str = "") -> UpdaterProcess:
         """Start the updater, perhaps with a place to die at."""

@@ -7,14 +7,14 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from tests.updater.edges.revisions import MODEL
 from updater.core.record import ModelRecord
 from updater.service.convert import model_updates
-from updater.status import Share, Shown
+from updater.status import Share, StatusSnapshot
 
 MIB = 1 << 20
 
 
 def shown(share: Share) -> str:
     """The status as a terminal shows it."""
-    state = model_updates(Shown(ModelRecord(MODEL)), share)
+    state = model_updates(StatusSnapshot(ModelRecord(MODEL)), share)
     console = Console(width=120, force_terminal=False)
     with console.capture() as captured:
         console.print(show_status(pb.GetStatusResponse(models=[state])))

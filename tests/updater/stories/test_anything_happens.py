@@ -19,7 +19,7 @@ from tests.updater.simulated_server import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, FaultKind, Wish, WishKind
+from updater.core.effects import CommandKind, Failed, FaultKind, OperatorCommand
 from updater.core.record import HeldFor, Stage
 from updater.stages.watch import is_after, version_of
 from updater.store.bundles import STATE_ENTRIES
@@ -226,34 +226,34 @@ class Anything(RuleBasedStateMachine):
 
     # Operators.
 
-    @rule(kind=st.sampled_from([WishKind.HOLD, WishKind.RESUME, WishKind.ROLLBACK, WishKind.CHECK_NOW]))
-    def operator_speaks(self, kind: WishKind) -> None:
+    @rule(kind=st.sampled_from([CommandKind.PAUSE, CommandKind.RESUME, CommandKind.ROLLBACK, CommandKind.CHECK_NOW]))
+    def operator_speaks(self, kind: CommandKind) -> None:
         """An operator asks for something."""
-        self.world.leave(Wish(kind))
+        self.world.leave(OperatorCommand(kind))
 
     @rule(name=st.sampled_from(["hub", "activation", "device"]))
     def operator_resets(self, name: str) -> None:
         """An operator closes a breaker."""
-        self.world.leave(Wish(WishKind.RESET_BREAKER, name))
+        self.world.leave(OperatorCommand(CommandKind.RESET_BREAKER, name))
 
     @precondition(lambda self: self.world.record.quarantine)
     @rule(data=st.data())
     def operator_releases(self, data: st.DataObject) -> None:
         """An operator lets a digest out of quarantine."""
         rows = [row.source_digest for row in self.world.record.quarantine]
-        self.world.leave(Wish(WishKind.RELEASE_QUARANTINE, rows[data.draw(st.integers(0, len(rows) - 1))]))
+        self.world.leave(OperatorCommand(CommandKind.UNQUARANTINE, rows[data.draw(st.integers(0, len(rows) - 1))]))
 
     @precondition(lambda self: self.world.record.stage is Stage.HELD)
     @rule()
     def operator_approves(self) -> None:
         """An operator approves what is held."""
-        self.world.leave(Wish(WishKind.APPROVE, self.world.record.under_way.source_digest))
+        self.world.leave(OperatorCommand(CommandKind.APPROVE, self.world.record.under_way.source_digest))
 
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
     def operator_updates(self, data: st.DataObject) -> None:
         """An operator names a revision."""
-        self.world.leave(Wish(WishKind.UPDATE, self._some(data)))
+        self.world.leave(OperatorCommand(CommandKind.UPDATE, self._some(data)))
 
     # What must hold, always.
 
@@ -286,7 +286,7 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def the_floor_never_goes_down(self) -> None:
         """Neither by faults nor by operators."""
-        floor = self.world.record.floor
+        floor = self.world.record.min_version
         assert floor == self.floor or is_after(floor, self.floor, RULES.policy)
         self.floor = floor
 
@@ -332,7 +332,7 @@ class Anything(RuleBasedStateMachine):
         assert committed == bundle == world.server.serving
         assert not world.server.is_on_trial
         assert world.server.fallback == record.fallback
-        assert record.floor in world.committed_revisions() | {""}, "the floor rose without a commit"
+        assert record.min_version in world.committed_revisions() | {""}, "the floor rose without a commit"
         for each in (self.what_serves_is_committed_or_on_trial, self.nothing_bad_is_committed):
             each()
         self.every_trial_was_written_down_and_allowed()
@@ -344,12 +344,12 @@ class Anything(RuleBasedStateMachine):
         if record.stage is Stage.HELD:
             assert record.under_way.reason in {*HeldFor}
             return
-        if record.on_hold or record.activation.state is not BreakerState.CLOSED:
+        if record.paused or record.activation.state is not BreakerState.CLOSED:
             return
-        least = version_of(record.floor, RULES.policy)
+        least = version_of(record.min_version, RULES.policy)
         for revision, bundle in self.contents.items():
             version, source = version_of(revision, RULES.policy), world.sources[bundle]
-            is_new = is_after(revision, record.floor, RULES.policy)
+            is_new = is_after(revision, record.min_version, RULES.policy)
             is_near = version is not None and (least is None or version.first <= least.first + 1)
             is_known = record.known_digests.get(revision, source) == source
             is_allowed = is_new and is_near and is_known and not record.is_quarantined(source)

@@ -27,9 +27,9 @@ from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.simulated_server import Card, SimServer
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
-from updater.commands import Wishes, _Waiting
+from updater.commands import CommandQueue, _Waiting
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, Wish
+from updater.core.effects import Failed, OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.crash_points import CrashPoints
@@ -52,12 +52,12 @@ RULES = replace(
 )
 
 
-class Operators(Wishes):
+class Operators(CommandQueue):
     """Ask and do not wait."""
 
-    def leave(self, wish: Wish) -> None:
+    def leave(self, command: OperatorCommand) -> None:
         """Ask for something."""
-        self._queue.append(_Waiting(wish))
+        self._queue.append(_Waiting(command))
 
 
 class StoryHub(DirectoryHub):
@@ -108,7 +108,7 @@ class Book:
                 continue
             if event.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK):
                 self.condemned.add(update.source_digest)
-        self.condemned -= set(record.released)
+        self.condemned -= set(record.unquarantined)
 
     def troubled(self, model: str, what: str, message: str) -> None:
         """No content's fault."""
@@ -181,7 +181,7 @@ class StoryWorld:
         self._journal: StoryJournal | None = None
         self._possible: list[tuple[ModelRecord | None, int]] = [(None, 0)]
         self._loop: ModelLoop | None = None
-        self._wishes = Operators(threading.Event())
+        self._commands = Operators(threading.Event())
         self._stopping = threading.Event()
         self._last = ModelRecord(MODEL)
         self.server.start()
@@ -209,9 +209,9 @@ class StoryWorld:
         """Where the model's revisions lie."""
         return self.folder / "hub" / MODEL
 
-    def leave(self, wish: Wish) -> None:
+    def leave(self, command: OperatorCommand) -> None:
         """An operator asks the updater that is there."""
-        self._wishes.leave(wish)
+        self._commands.leave(command)
 
     def step(self) -> None:
         """One step of the updater, and the time that it takes; a supervisor starts one that is gone."""
@@ -266,7 +266,7 @@ class StoryWorld:
     @property
     def record(self) -> ModelRecord:
         """As the updater knows it, or knew it last."""
-        return self._last if self._loop is None else self._loop.board.shown.record
+        return self._last if self._loop is None else self._loop.publisher.snapshot.record
 
     def pointer(self) -> str:
         """Bundle digest that a restart would load; empty if there is none, or it cannot be read."""
@@ -324,7 +324,7 @@ class StoryWorld:
     def _begin(self) -> bool:
         """A new life of the updater; False if its journal cannot be used now."""
         self.starts += 1
-        self._wishes, self._stopping = Operators(threading.Event()), threading.Event()
+        self._commands, self._stopping = Operators(threading.Event()), threading.Event()
         try:
             with self.disk.mounted():
                 self._journal = StoryJournal(self.state / "journal.db", RULES)
@@ -345,7 +345,7 @@ class StoryWorld:
         journal.possible = self._possible
 
     def _parts(self, journal: Journal) -> LoopParts:
-        guard = StepGuard(self._wishes, self._stopping)
+        guard = StepGuard(self._commands, self._stopping)
         shared = Shared(self.state, StagingLimits(reserve_bytes=0))
         ports = Ports(
             hub=self.hub,
@@ -363,7 +363,7 @@ class StoryWorld:
             clock=self.clock,
             observer=self.book,
             crash=CrashPoints(),
-            wishes=self._wishes,
+            commands=self._commands,
             guard=guard,
             wake=threading.Event(),
             stopping=self._stopping,

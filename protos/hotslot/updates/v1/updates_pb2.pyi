@@ -120,7 +120,7 @@ class ModelUpdates(_message.Message):
     COMMITTED_REVISION_FIELD_NUMBER: _builtins.int
     COMMITTED_SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     LAST_CHECKED_AT_FIELD_NUMBER: _builtins.int
-    ON_HOLD_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     BREAKERS_FIELD_NUMBER: _builtins.int
     QUARANTINE_FIELD_NUMBER: _builtins.int
     STAGE_FRACTION_FIELD_NUMBER: _builtins.int
@@ -140,7 +140,7 @@ class ModelUpdates(_message.Message):
     """Revision that is committed, for people."""
     committed_source_digest: _builtins.str
     """Source digest that is committed."""
-    on_hold: _builtins.bool
+    paused: _builtins.bool
     """Whether an operator holds updates."""
     stage_fraction: _builtins.float
     """Share of the stage that is done, 0 to 1, where it is known."""
@@ -167,7 +167,7 @@ class ModelUpdates(_message.Message):
         """Source digests that never serve again until they are released."""
 
     @_builtins.property
-    def fallback(self) -> Global___DeviceFallback:
+    def fallback(self) -> Global___CpuFallback:
         """Present while the server keeps the model off a device that ran out of
         memory. When the way back is tried next: the breaker "device".
         """
@@ -201,11 +201,11 @@ class ModelUpdates(_message.Message):
         committed_revision: _builtins.str = ...,
         committed_source_digest: _builtins.str = ...,
         last_checked_at: _timestamp_pb2.Timestamp | None = ...,
-        on_hold: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
         breakers: _abc.Iterable[Global___Breaker] | None = ...,
         quarantine: _abc.Iterable[Global___QuarantineEntry] | None = ...,
         stage_fraction: _builtins.float = ...,
-        fallback: Global___DeviceFallback | None = ...,
+        fallback: Global___CpuFallback | None = ...,
         listing_changed_at: _timestamp_pb2.Timestamp | None = ...,
         newest_listed_at: _timestamp_pb2.Timestamp | None = ...,
         received_bytes: _builtins.int = ...,
@@ -214,7 +214,7 @@ class ModelUpdates(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "current", b"current", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "expected_bytes", b"expected_bytes", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "on_hold", b"on_hold", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "current", b"current", "expected_bytes", b"expected_bytes", "fallback", b"fallback", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,7 +277,7 @@ class Provenance(_message.Message):
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
-class DeviceFallback(_message.Message):
+class CpuFallback(_message.Message):
     """A model that was moved to another device, because memory ran out."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -310,7 +310,7 @@ class DeviceFallback(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeviceFallback: _TypeAlias = DeviceFallback  # noqa: Y015
+Global___CpuFallback: _TypeAlias = CpuFallback  # noqa: Y015
 
 @_typing.final
 class Breaker(_message.Message):
@@ -764,7 +764,7 @@ class RollbackResponse(_message.Message):
 Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
 
 @_typing.final
-class HoldRequest(_message.Message):
+class PauseRequest(_message.Message):
     """Which model, and why."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -787,10 +787,10 @@ class HoldRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HoldRequest: _TypeAlias = HoldRequest  # noqa: Y015
+Global___PauseRequest: _TypeAlias = PauseRequest  # noqa: Y015
 
 @_typing.final
-class HoldResponse(_message.Message):
+class PauseResponse(_message.Message):
     """The state after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -811,7 +811,7 @@ class HoldResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HoldResponse: _TypeAlias = HoldResponse  # noqa: Y015
+Global___PauseResponse: _TypeAlias = PauseResponse  # noqa: Y015
 
 @_typing.final
 class ResumeRequest(_message.Message):
@@ -910,7 +910,7 @@ class ApproveResponse(_message.Message):
 Global___ApproveResponse: _TypeAlias = ApproveResponse  # noqa: Y015
 
 @_typing.final
-class ReleaseQuarantineRequest(_message.Message):
+class UnquarantineRequest(_message.Message):
     """Which digest."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -933,10 +933,10 @@ class ReleaseQuarantineRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReleaseQuarantineRequest: _TypeAlias = ReleaseQuarantineRequest  # noqa: Y015
+Global___UnquarantineRequest: _TypeAlias = UnquarantineRequest  # noqa: Y015
 
 @_typing.final
-class ReleaseQuarantineResponse(_message.Message):
+class UnquarantineResponse(_message.Message):
     """The state after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -957,7 +957,7 @@ class ReleaseQuarantineResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReleaseQuarantineResponse: _TypeAlias = ReleaseQuarantineResponse  # noqa: Y015
+Global___UnquarantineResponse: _TypeAlias = UnquarantineResponse  # noqa: Y015
 
 @_typing.final
 class ResetBreakerRequest(_message.Message):

@@ -60,10 +60,10 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.RollbackResponse.FromString,
                 _registered_method=True)
-        self.Hold = channel.unary_unary(
-                '/hotslot.updates.v1.UpdatesService/Hold',
-                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldRequest.SerializeToString,
-                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldResponse.FromString,
+        self.Pause = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/Pause',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseResponse.FromString,
                 _registered_method=True)
         self.Resume = channel.unary_unary(
                 '/hotslot.updates.v1.UpdatesService/Resume',
@@ -75,10 +75,10 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ApproveRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ApproveResponse.FromString,
                 _registered_method=True)
-        self.ReleaseQuarantine = channel.unary_unary(
-                '/hotslot.updates.v1.UpdatesService/ReleaseQuarantine',
-                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineRequest.SerializeToString,
-                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineResponse.FromString,
+        self.Unquarantine = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/Unquarantine',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineResponse.FromString,
                 _registered_method=True)
         self.ResetBreaker = channel.unary_unary(
                 '/hotslot.updates.v1.UpdatesService/ResetBreaker',
@@ -125,7 +125,7 @@ class UpdatesServiceServicer:
         """Starts an update to one named revision, past policy `hold` and the tag
         pattern, never past quarantine or the gate. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_FLOOR).
+        BELOW_MIN_VERSION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +140,7 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Hold(self, request, context):
+    def Pause(self, request, context):
         """Stops taking updates until Resume. An update under way is rolled back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -163,7 +163,7 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReleaseQuarantine(self, request, context):
+    def Unquarantine(self, request, context):
         """Takes a source digest out of quarantine. Errors: NOT_FOUND
         (NOT_QUARANTINED).
         """
@@ -216,10 +216,10 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.RollbackRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.RollbackResponse.SerializeToString,
             ),
-            'Hold': grpc.unary_unary_rpc_method_handler(
-                    servicer.Hold,
-                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldRequest.FromString,
-                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldResponse.SerializeToString,
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseResponse.SerializeToString,
             ),
             'Resume': grpc.unary_unary_rpc_method_handler(
                     servicer.Resume,
@@ -231,10 +231,10 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ApproveRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ApproveResponse.SerializeToString,
             ),
-            'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReleaseQuarantine,
-                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineRequest.FromString,
-                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineResponse.SerializeToString,
+            'Unquarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unquarantine,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineResponse.SerializeToString,
             ),
             'ResetBreaker': grpc.unary_unary_rpc_method_handler(
                     servicer.ResetBreaker,
@@ -377,7 +377,7 @@ class UpdatesService:
             _registered_method=True)
 
     @staticmethod
-    def Hold(request,
+    def Pause(request,
             target,
             options=(),
             channel_credentials=None,
@@ -390,9 +390,9 @@ class UpdatesService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/hotslot.updates.v1.UpdatesService/Hold',
-            hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldRequest.SerializeToString,
-            hotslot_dot_updates_dot_v1_dot_updates__pb2.HoldResponse.FromString,
+            '/hotslot.updates.v1.UpdatesService/Pause',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.PauseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -458,7 +458,7 @@ class UpdatesService:
             _registered_method=True)
 
     @staticmethod
-    def ReleaseQuarantine(request,
+    def Unquarantine(request,
             target,
             options=(),
             channel_credentials=None,
@@ -471,9 +471,9 @@ class UpdatesService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/hotslot.updates.v1.UpdatesService/ReleaseQuarantine',
-            hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineRequest.SerializeToString,
-            hotslot_dot_updates_dot_v1_dot_updates__pb2.ReleaseQuarantineResponse.FromString,
+            '/hotslot.updates.v1.UpdatesService/Unquarantine',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.UnquarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,14 +51,14 @@ class UpdatesServiceStub:
     """Starts an update to one named revision, past policy `hold` and the tag
     pattern, never past quarantine or the gate. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_FLOOR).
+    BELOW_MIN_VERSION).
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]
     """Goes back to the previous committed revision, quarantines the source digest
     of what serves and holds updates. Errors: FAILED_PRECONDITION
     (NOTHING_TO_ROLL_BACK_TO).
     """
-    Hold: _grpc.UnaryUnaryMultiCallable[_updates_pb2.HoldRequest, _updates_pb2.HoldResponse]
+    Pause: _grpc.UnaryUnaryMultiCallable[_updates_pb2.PauseRequest, _updates_pb2.PauseResponse]
     """Stops taking updates until Resume. An update under way is rolled back."""
     Resume: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]
     """Takes updates again."""
@@ -67,7 +67,7 @@ class UpdatesServiceStub:
     missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
     NOT_APPROVABLE: it failed verification).
     """
-    ReleaseQuarantine: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ReleaseQuarantineRequest, _updates_pb2.ReleaseQuarantineResponse]
+    Unquarantine: _grpc.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]
     """Takes a source digest out of quarantine. Errors: NOT_FOUND
     (NOT_QUARANTINED).
     """
@@ -101,14 +101,14 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     """Starts an update to one named revision, past policy `hold` and the tag
     pattern, never past quarantine or the gate. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_FLOOR).
+    BELOW_MIN_VERSION).
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]  # type: ignore[assignment]
     """Goes back to the previous committed revision, quarantines the source digest
     of what serves and holds updates. Errors: FAILED_PRECONDITION
     (NOTHING_TO_ROLL_BACK_TO).
     """
-    Hold: _aio.UnaryUnaryMultiCallable[_updates_pb2.HoldRequest, _updates_pb2.HoldResponse]  # type: ignore[assignment]
+    Pause: _aio.UnaryUnaryMultiCallable[_updates_pb2.PauseRequest, _updates_pb2.PauseResponse]  # type: ignore[assignment]
     """Stops taking updates until Resume. An update under way is rolled back."""
     Resume: _aio.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]  # type: ignore[assignment]
     """Takes updates again."""
@@ -117,7 +117,7 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
     NOT_APPROVABLE: it failed verification).
     """
-    ReleaseQuarantine: _aio.UnaryUnaryMultiCallable[_updates_pb2.ReleaseQuarantineRequest, _updates_pb2.ReleaseQuarantineResponse]  # type: ignore[assignment]
+    Unquarantine: _aio.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]  # type: ignore[assignment]
     """Takes a source digest out of quarantine. Errors: NOT_FOUND
     (NOT_QUARANTINED).
     """
@@ -166,7 +166,7 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts an update to one named revision, past policy `hold` and the tag
         pattern, never past quarantine or the gate. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_FLOOR).
+        BELOW_MIN_VERSION).
         """
 
     @_abc_1.abstractmethod
@@ -181,11 +181,11 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def Hold(
+    def Pause(
         self,
-        request: _updates_pb2.HoldRequest,
+        request: _updates_pb2.PauseRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_updates_pb2.HoldResponse, _abc.Awaitable[_updates_pb2.HoldResponse]]:
+    ) -> _typing.Union[_updates_pb2.PauseResponse, _abc.Awaitable[_updates_pb2.PauseResponse]]:
         """Stops taking updates until Resume. An update under way is rolled back."""
 
     @_abc_1.abstractmethod
@@ -208,11 +208,11 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def ReleaseQuarantine(
+    def Unquarantine(
         self,
-        request: _updates_pb2.ReleaseQuarantineRequest,
+        request: _updates_pb2.UnquarantineRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_updates_pb2.ReleaseQuarantineResponse, _abc.Awaitable[_updates_pb2.ReleaseQuarantineResponse]]:
+    ) -> _typing.Union[_updates_pb2.UnquarantineResponse, _abc.Awaitable[_updates_pb2.UnquarantineResponse]]:
         """Takes a source digest out of quarantine. Errors: NOT_FOUND
         (NOT_QUARANTINED).
         """
