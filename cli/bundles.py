@@ -11,17 +11,21 @@ from cli.output import BAD, DIM, GOOD, err, out, print_text, seconds, short, siz
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, StateDir, read_settings, state_folder
 from common.bundle import (
+    CONVERSION_CHECK,
     Bundle,
     BundleBroken,
     Committed,
+    HubKind,
+    HubPlace,
     Origin,
+    Provenance,
     bundle_folder,
     read_bundle,
     read_committed,
+    rfc3339,
     update_pointer,
 )
 from common.clock import SystemClock
-from common.provenance import CONVERSION_CHECK, HubKind, HubPlace, Provenance, rfc3339
 from common.sealing import PRECISIONS, Convert, ConvertLimits, find_source, run_convert
 from common.settings import settings_path
 from updater.settings import JOURNAL_NAME

@@ -1,91 +1,34 @@
-"""The entry point `hotslot`: light for probes, the full command line for people."""
+"""The entry point `hotslot`: starts fast for probes, loads the full command line for everything else."""
 
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
-import typer
-
-from cli import bundles, config, golden, healthcheck, hub, predict, serve, status, updates
-from cli.output import print_text
-from common.errors import ExitCode
-
-_EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong use or settings · 130 Ctrl-C"
-_EXAMPLES = """Examples:
-  hotslot serve --demo
-  hotslot predict picture.png "there are two red circles"
-  hotslot status --watch
-  hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
-  hotslot hub add examples/shapes/v1.0.0 v1.0.0
-  hotslot updates status
-  hotslot bundle import examples/shapes/v1.0.0
-  hotslot config check"""
-_HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
-# A prober's flags are Go's, with one dash; they are passed on as they stand.
-_AS_THEY_STAND = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-
-app = typer.Typer(
-    name="hotslot",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings=_HELP_FLAGS,
-    epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
-)
-app.command(epilog=serve.EXAMPLE)(serve.serve)
-app.command(epilog=predict.EXAMPLE)(predict.predict)
-app.command(epilog=status.EXAMPLE)(status.status)
-app.add_typer(updates.app, name="updates", help="Follow, start, hold and take back updates.")
-app.add_typer(hub.app, name="hub", help="Publish revisions into a folder hub.")
-app.add_typer(golden.app, name="golden", help="Make, run and look at the sets that new revisions are judged with.")
-app.add_typer(bundles.app, name="bundle", help="Bring models in by hand, and look at those that are there.")
-app.add_typer(config.app, name="config", help="Check, show and explain the settings.")
-
-
-@app.callback(invoke_without_command=True)
-def hotslot(
-    *,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
-) -> None:
-    """Serve ModelScope models over gRPC: a new model never costs a request, a bad model never stays."""
-    if show_version:
-        try:
-            print_text(f"hotslot {version('hotslot')}")
-        except PackageNotFoundError:
-            print_text("hotslot, run from its sources")
-        raise typer.Exit(ExitCode.DONE)
-
-
-@app.command("healthcheck", context_settings=_AS_THEY_STAND)
-def health_check(context: typer.Context) -> None:
-    """Check the health once, with the flags and exit codes of grpc_health_probe."""
-    raise typer.Exit(healthcheck.check(context.args))
+from common.exit_codes import ExitCode
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code (see `hotslot --help`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # A probe is started every few seconds: it must not pay for the imports that only people need.
+    # A probe runs every few seconds, so `healthcheck` does not import the command line's libraries.
     if words[:1] == ["healthcheck"]:
         from cli import healthcheck  # noqa: PLC0415  see above
 
         code = healthcheck.check(words[1:])
         sys.stderr.flush()
-        os._exit(code)  # gRPC's threads would hold an orderly end up for 0.2 s
+        os._exit(code)  # an ordinary exit waits 0.2 s for gRPC's threads
     from cli import settings  # noqa: PLC0415  see above
 
-    settings.quieten_grpc()
+    settings.silence_grpc_logs()
     from cli import problems  # noqa: PLC0415  see above
+    from cli.app import app  # noqa: PLC0415  see above
 
     try:
         app(args=words, prog_name="hotslot")
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except problems.EXPECTED as error:
-        sys.exit(problems.tell(error))
+        sys.exit(problems.report(error))
 
 
 if __name__ == "__main__":

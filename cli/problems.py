@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cli.output import BAD, DIM, err, text
 from common.bundle import BundleBroken
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.sealing import ConversionRefused
 from common.settings import Mistake, SettingsInvalid
 
@@ -29,7 +29,7 @@ class WronglyUsed(CommandFailed):
 EXPECTED = (CommandFailed, SettingsInvalid, BundleBroken, ConversionRefused, OSError)
 
 
-def tell(error: Exception) -> int:
+def report(error: Exception) -> int:
     """Say an expected failure on standard error.
 
     Returns:
@@ -39,7 +39,7 @@ def tell(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     if isinstance(error, SettingsInvalid):
-        tell_mistakes(error)
+        report_mistakes(error)
         return ExitCode.WRONG_USE
     if isinstance(error, ConversionRefused):
         _say(f"{error} ({error.reason})")
@@ -52,11 +52,11 @@ def tell(error: Exception) -> int:
     return error.exit_code if isinstance(error, CommandFailed) else ExitCode.FAILED
 
 
-def tell_mistakes(error: SettingsInvalid) -> None:
+def report_mistakes(error: SettingsInvalid) -> None:
     """Show all mistakes of the settings at once: key, what was found, what is allowed."""
-    from cli.reference import setting_rows  # noqa: PLC0415  few commands need it, and it is slow
+    from cli.config import list_settings  # noqa: PLC0415  few commands need it, and it is slow
 
-    allowed = {row.key: row.allowed_words for row in setting_rows()}
+    allowed = {row.key: row.allowed_words for row in list_settings()}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("key", "found", "allowed"):
         table.add_column(heading, overflow="fold")

@@ -23,7 +23,7 @@ from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.clock import SystemClock
-from common.errors import with_signal
+from common.exit_codes import with_signal
 from common.sealing import PRECISIONS
 
 EXAMPLE = "Example:  hotslot serve --demo"

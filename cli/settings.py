@@ -87,7 +87,7 @@ def server_address(given: str | None) -> str:
     )
 
 
-def quieten_grpc() -> None:
+def silence_grpc_logs() -> None:
     """Keep gRPC's own remarks off the terminal, unless somebody asked for them; before gRPC is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 

@@ -6,18 +6,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from common.durable import exclusive, read_bounded, write_atomic
-from common.provenance import Interface, Provenance, interface_of, provenance_of
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
 POINTER_LOCK = ".committed.lock"
 POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for the collection of garbage
 MAX_MANIFEST_BYTES = 1 << 20
+CONVERSION_CHECK = "14 weights and configuration"  # what no bundle is sealed without, as the list calls it
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -40,6 +41,43 @@ class BundleFile:
     name: str  # relative, of one part
     size: int  # bytes
     sha256: str  # 64 hexadecimal digits
+
+
+class HubKind(StrEnum):
+    """What a revision was taken from."""
+
+    FOLDER = "folder"  # a folder hub
+    MODELSCOPE = "modelscope"  # a hub that speaks ModelScope's protocol
+    IMPORT = "import"  # a folder, brought in by hand
+
+
+@dataclass(frozen=True, slots=True)
+class HubPlace:
+    """Where on which hub a model's revisions lie."""
+
+    kind: HubKind
+    model: str  # as the hub calls it, for example "iic/ofa_visual-entailment_snli-ve_large_en"
+    endpoint: str = ""  # host, and port if it is not the scheme's own; empty where nothing is asked over a network
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the files of a bundle came from, and what they passed."""
+
+    place: HubPlace
+    revision: str  # as the hub called it when it was fetched
+    fetched_at: str  # RFC 3339, UTC, of our wall clock
+    verified_at: str  # the same; empty if the list was never run over it (an import by hand)
+    checked: tuple[str, ...]  # numbers and names of the list, as they were then; see docs/verification.md
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What callers would notice if it changed from one revision to the next."""
+
+    model_type: str  # `model.type` of the source's configuration
+    picture_size: int  # pixels a side that pictures are scaled to; 0 where none are taken
+    labels: tuple[str, ...]  # in the order of the source's own numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +242,40 @@ def update_pointer(
 def commit(state: Path, row: Committed) -> Committed | None:
     """Make a row what a restart loads for its model; see `update_pointer`."""
     return update_pointer(state, row.model, lambda _: row)
+
+
+def provenance_of(row: Mapping[str, Any]) -> Provenance:
+    """What `dataclasses.asdict` made of it, back again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    place = place_of(row["place"])
+    plain = {key: str(row[key]) for key in ("revision", "fetched_at", "verified_at")}
+    return Provenance(place=place, checked=tuple(map(str, row["checked"])), **plain)
+
+
+def place_of(row: Mapping[str, Any]) -> HubPlace:
+    """What `dataclasses.asdict` made of it, back again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    return HubPlace(HubKind(row["kind"]), str(row["model"]), str(row["endpoint"]))
+
+
+def rfc3339(at: datetime) -> str:
+    """A time as a bundle says it: UTC, to the second."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def interface_of(row: Mapping[str, Any]) -> Interface:
+    """What `dataclasses.asdict` made of it, back again.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    return Interface(str(row["model_type"]), int(row["picture_size"]), tuple(map(str, row["labels"])))
 
 
 def hash_file(path: Path) -> BundleFile:

@@ -1,8 +1,10 @@
 """Error families: the class says whose fault it is and what to do, the reason says it to machines."""
 
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import ClassVar
+
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 
 class HotslotError(Exception):
@@ -90,25 +92,57 @@ class Failed(HotslotError):
     default_reason = "INTERNAL"
 
 
-SIGNAL_BASE = 128  # plus the number of the signal that ended a child
+DOMAIN = "hotslot"
+
+CODES: dict[type[HotslotError], int] = {
+    InputRefused: code_pb2.INVALID_ARGUMENT,
+    NotFound: code_pb2.NOT_FOUND,
+    Overloaded: code_pb2.RESOURCE_EXHAUSTED,
+    NotReady: code_pb2.UNAVAILABLE,
+    DeadlineMissed: code_pb2.DEADLINE_EXCEEDED,
+    Conflict: code_pb2.FAILED_PRECONDITION,
+    Interrupted: code_pb2.ABORTED,
+    NotBuilt: code_pb2.UNIMPLEMENTED,
+    Failed: code_pb2.INTERNAL,
+}
 
 
-class ExitCode(IntEnum):
-    """How a process ended; from 64 on they are those of sysexits.h."""
+def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
+    """Say an error in gRPC's words, with ErrorInfo and the other details that fit it.
 
-    DONE = 0
-    FAILED = 1  # a command: the server, the model or the machine did not do it
-    WRONG_USE = 2  # the command line or the settings
-    CONVERSION_REFUSED = 3  # the conversion: one JSON line on standard error says why
-    PROTOCOL_ERROR = 65  # a runner: it received what is no frame or no message
-    PARENT_GONE = 69  # a runner or a conversion: the process that started it has ended
-    INTERNAL_ERROR = 70  # a runner: a bug of ours; the stack: the server died again and again
-    DEVICE_LOST = 74  # a runner: the device's context is broken, nothing on it will succeed again
-    BUSY = 75  # another process has the lock or the port; the same may succeed later
-    ENGINE_MISSING = 78  # a runner: the engine cannot be imported
-    INTERRUPTED = 130  # a command: Ctrl-C
+    Args:
+        error: what went wrong.
+        more: further details, for example the true state behind a conflict.
+    """
+    status = status_pb2.Status(code=code_of(error), message=str(error))
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    details: list[message.Message] = [info]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error), reason=error.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_seconds is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
+    if error.resource is not None:
+        kind, name = error.resource
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=str(error)))
+    for detail in (*details, *more):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
 
 
-def with_signal(code: int) -> int:
-    """The exit code of a child as `subprocess` gives it, in a shell's form: 128 + the signal that ended it."""
-    return code if code >= 0 else SIGNAL_BASE - code
+def code_of(error: HotslotError) -> int:
+    """The gRPC code of an error, by the nearest class that the table holds."""
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return code_pb2.INTERNAL
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(int(seconds * 1000))
+    return duration

@@ -20,11 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from common.bundle import Bundle, BundleBroken, bundle_folder, read_bundle, write_bundle
+from common.bundle import Bundle, BundleBroken, Provenance, bundle_folder, read_bundle, write_bundle
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
-from common.errors import ExitCode
-from common.provenance import Provenance
+from common.exit_codes import ExitCode
 from common.settings import inherited_environment
 from common.source import PRECISIONS, ConversionRefused, Source, find_source
 

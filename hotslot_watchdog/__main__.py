@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from common import logs
 from common.clock import SystemClock
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.paths import HEARTBEAT, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
 from hotslot_watchdog import stack

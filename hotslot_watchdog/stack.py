@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from common.durable import AlreadyRunning, instance_lock, read_bounded, write_atomic
-from common.errors import ExitCode, with_signal
+from common.exit_codes import ExitCode, with_signal
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from hotslot_watchdog.settings import StackSettings, environment_of_children

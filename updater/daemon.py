@@ -24,7 +24,7 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, use_settings_file

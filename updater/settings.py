@@ -34,7 +34,8 @@ class PolicySection(Section):
     """`[updater.models.NAME.policy]`: which revisions are taken."""
 
     mode: Annotated[
-        Mode, Field(description="auto takes what passes, approve asks a person first, manual takes only what a person names")
+        Mode,
+        Field(description="auto takes what passes, approve asks a person first, manual takes only what a person names"),
     ] = Mode.AUTO
     pattern: Annotated[
         str,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.clock import Clock, process_seconds
-from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
+from inference.row_cost import RowCost
 from inference.runner import prepare
 from inference.runner.engines.base import Chunk, Engine, Prepared, UnitResult
 from inference.runner.plan import CallLimits, Cut, MemoryLimit, by_item, halve, next_call, rows_allowed

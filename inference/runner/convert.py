@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.source import PRECISIONS, ConversionRefused
 from inference.runner.process import bind_to
 

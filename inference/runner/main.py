@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from common.clock import SystemClock
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import process
 from inference.runner.hardware import Hardware, allowed

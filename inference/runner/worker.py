@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.clock import Clock
-from common.errors import ExitCode
-from common.row_cost import RowCost
+from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
+from inference.row_cost import RowCost
 from inference.runner import plan
 from inference.runner.batch import BatchRun, Bench, DeviceLost
 from inference.runner.engines.base import Engine

@@ -19,7 +19,7 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
 from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file

@@ -9,7 +9,7 @@ from google.rpc import status_pb2 as rpc_status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from common import errors, status_table
+from common import errors
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 from hotslot.status.v1 import status_pb2, status_pb2_grpc
 
@@ -51,7 +51,7 @@ class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
     def Predict(self, request: entailment_pb2.PredictRequest, context: Any) -> entailment_pb2.PredictResponse:  # noqa: N802, ANN401
         self._world.requests.append(request)
         if request.model in REFUSALS:
-            status = status_table.to_status(REFUSALS[request.model])
+            status = errors.to_status(REFUSALS[request.model])
             assert isinstance(status, rpc_status_pb2.Status)
             context.abort_with_status(rpc_status.to_status(status))
         if request.model == "slow":

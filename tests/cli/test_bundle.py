@@ -11,13 +11,13 @@ from common.bundle import (
     Bundle,
     Committed,
     Origin,
+    Provenance,
     bundle_folder,
     commit,
     hash_file,
     read_committed,
     write_bundle,
 )
-from common.provenance import Provenance
 from common.sealing import ConvertLimits, find_source
 from tests.cli.conftest import Hotslot
 

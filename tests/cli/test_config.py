@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.reference import reference_page, setting_rows
+from cli.config import list_settings, render_reference
 from cli.settings import PROJECT_FOLDER
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from tests.cli.conftest import Hotslot
 
 GOOD = '[[models]]\nname = "shapes"\n[server]\nport = 50123\nmetrics_port = -1\n'
@@ -117,12 +117,12 @@ def test_show_tells_each_table_of_a_list(hotslot: Hotslot, tmp_path: Path) -> No
 def test_the_reference_in_the_docs_is_fresh(hotslot: Hotslot) -> None:
     """`hotslot config reference > docs/configuration.md` was run after the last change of a setting."""
     page = (PROJECT_FOLDER / "docs" / "configuration.md").read_text()
-    assert reference_page() == page == hotslot("config", "reference").out
+    assert render_reference() == page == hotslot("config", "reference").out
 
 
 def test_every_setting_says_what_it_means() -> None:
     """No key without a sentence."""
-    assert [row.key for row in setting_rows() if not row.meaning] == []
+    assert [row.key for row in list_settings() if not row.meaning] == []
 
 
 @pytest.mark.parametrize("name", ["hotslot.toml", "deploy/hotslot-http.toml"])

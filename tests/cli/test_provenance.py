@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from cli.updates_view import show_status, show_update
-from common.bundle import Bundle, bundle_folder, write_bundle
-from common.provenance import HubKind, HubPlace, Provenance
+from common.bundle import Bundle, HubKind, HubPlace, Provenance, bundle_folder, write_bundle
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.cli.conftest import Hotslot
 from tests.scripted_engine import make_scripted_bundle

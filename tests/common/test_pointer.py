@@ -14,6 +14,7 @@ from common.bundle import (
     BundleBroken,
     Committed,
     Origin,
+    Provenance,
     bundle_folder,
     commit,
     lock_pointer,
@@ -22,7 +23,6 @@ from common.bundle import (
 )
 from common.clock import SystemClock
 from common.durable import LockTimeout
-from common.provenance import Provenance
 from common.sealing import ConvertLimits
 from updater.core.record import Installed
 from updater.store.bundles import BundleStore, Shared

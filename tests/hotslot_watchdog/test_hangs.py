@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from hotslot_watchdog.watch import FileTouched, ServerProbe, end_child
 from tests.hotslot_watchdog.test_stack import OBEDIENT, ROOT, Start, start
 

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import logs
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from hotslot_watchdog import stack
 from hotslot_watchdog.__main__ import handle
 from hotslot_watchdog.protocol import Event, ProtocolBroken, events

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER_COMMAND, UPDATER_COMMAND = "-m inference.server.server", "-m updater.daemon"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder, read_bundle
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.sealing import ConversionRefused, ConvertLimits, find_source, run_convert, seal
 from dev.parity.items import questions
 from dev.parity.ours import ask, load_source

@@ -7,8 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
+from inference.row_cost import RowCost
 from inference.runner.batch import BatchRun, Bench, DeviceLost
 from inference.runner.engines.base import Chunk, Item, Progress, UnitResult
 from inference.runner.plan import CallLimits

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, RUN_FOLDER
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.row_cost import RowCost
+from inference.row_cost import RowCost
 from inference.server.scheduling.cost import LimitRules, limit_seconds
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.provenance import HubKind, HubPlace, Provenance
+from common.bundle import HubKind, HubPlace, Provenance
 from tests.updater.simulated_server import SimServer
 from updater.core.effects import Failed, FaultKind
 from updater.core.golden import Answer, Asked, GateAnswers

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from common.bundle import HubPlace, Provenance
 from common.clock import Clock
-from common.provenance import HubPlace, Provenance
 from updater.core.facts import (
     DeviceSnapshot,
     Facts,

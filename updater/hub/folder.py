@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.bundle import BundleFile, source_digest
+from common.bundle import BundleFile, HubKind, HubPlace, source_digest
 from common.clock import Clock
 from common.durable import NotRegular, open_within, passing
 from common.engine_files import MAX_CONFIG_BYTES
-from common.provenance import HubKind, HubPlace
 from common.source import ManifestBroken, check_names, is_revision_name, read_listing
 from updater.core.effects import Failed, FaultKind
 from updater.core.ports import EffectFailed, HubFile, Release

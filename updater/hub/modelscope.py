@@ -17,10 +17,9 @@ from urllib.parse import quote, urlencode
 
 from modelscope_hub.constants import LEGACY_API_PREFIX
 
-from common.bundle import BundleFile
+from common.bundle import BundleFile, HubKind, HubPlace
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
-from common.provenance import HubKind, HubPlace
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.ports import EffectFailed, Release
 from updater.core.results import Failed, FaultKind

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.provenance import Provenance
+from common.bundle import Provenance
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.breaker import Breaker, BreakerState
 from updater.core.record import CpuFallback, Evidence, ModelRecord, Outcome, Stage, Update

@@ -8,10 +8,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady
+from common.bundle import Provenance
+from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady, to_status
 from common.logs import Logger
-from common.provenance import Provenance
-from common.status_table import to_status
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.commands import CommandQueue, CommandResult
 from updater.core.breaker import BreakerState

@@ -17,6 +17,7 @@ from common.bundle import (
     Bundle,
     BundleBroken,
     Committed,
+    Provenance,
     bundle_digest,
     bundle_folder,
     is_digest,
@@ -28,7 +29,6 @@ from common.bundle import (
 from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
-from common.provenance import Provenance
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import refused

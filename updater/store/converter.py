@@ -3,8 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from common.bundle import is_digest, source_digest
-from common.provenance import Provenance
+from common.bundle import Provenance, is_digest, source_digest
 from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
 from common.source import read_listing_file
 from updater.core import checks

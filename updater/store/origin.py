@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from common.bundle import BundleBroken, bundle_folder, read_bundle
+from common.bundle import BundleBroken, HubPlace, Provenance, bundle_folder, place_of, read_bundle, rfc3339
 from common.durable import read_bounded
-from common.provenance import HubPlace, Provenance, place_of, rfc3339
 from updater.core.checks import CHECKS, STATE_FOLDER, WEIGHTS
 
 _MAX_BYTES = 16 << 10

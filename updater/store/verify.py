@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bundle import Bundle, BundleFile, source_digest
+from common.bundle import Bundle, BundleFile, Interface, source_digest
 from common.durable import NotRegular, open_within, read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
-from common.provenance import Interface
 from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
 from updater.core.checks import COMPATIBLE, Check, CheckFailed, by_reason, refused

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from common.bundle import Bundle, BundleFile, hash_file, write_bundle
+from common.bundle import Bundle, BundleFile, Interface, hash_file, write_bundle
 from common.durable import write_atomic
 from common.engine_files import OFA
-from common.provenance import Interface
 from inference.runner.conversion.ofa_plan import Plan, plan_ofa
 from inference.runner.conversion.ofa_targets import Recipes, module_targets, position_targets
 from inference.runner.conversion.weights import Weights

@@ -7,8 +7,7 @@ import grpc
 
 from common.clock import Clock
 from common.engine_files import Task
-from common.errors import HotslotError
-from common.status_table import to_status
+from common.errors import HotslotError, to_status
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
 from inference.server.api.interceptors import Context, current_call

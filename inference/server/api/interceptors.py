@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from common import errors, status_table
+from common import errors
 from common.clock import Clock
 from inference.server.events import CallEnded, CallStarted, Emit
 
@@ -102,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except Exception as error:  # noqa: BLE001  the last door: whatever it is becomes a status
                 known = self._known(error, call)
-                code = _CODES[status_table.code_of(known)]
+                code = _CODES[errors.code_of(known)]
                 call.reason = known.reason
                 await _abort(context, known, call)
             else:
@@ -167,7 +167,7 @@ def code_name(code: grpc.StatusCode) -> str:
 
 
 async def _abort(context: Context, error: errors.HotslotError, call: Call) -> None:
-    status = status_table.to_status(error, *call.details)
+    status = errors.to_status(error, *call.details)
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
     if not call.is_echoed:
         trailers.append((REQUEST_ID, call.request_id))

@@ -8,8 +8,7 @@ import grpc
 from google.protobuf.message import Message
 
 from common.clock import Clock
-from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound
-from common.status_table import to_status
+from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
 from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import InputLimits, entailment_input, entailment_response, parse
 from inference.server.api.interceptors import Context, current_call

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.row_cost import RowCost
+from inference.row_cost import RowCost
 
 # Kept back for handing over from a trial to the previous slot: ticks, frames, a busy machine.
 HANDOVER_SECONDS = 0.2  # at least

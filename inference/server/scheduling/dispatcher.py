@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.clock import Clock
-from common.row_cost import RowCost
 from hotslot.runner.v1 import runner_pb2
+from inference.row_cost import RowCost
 from inference.server.request import Failure, Outcome, Ticket
 from inference.server.scheduling.cost import LimitRules, limit_seconds
 from inference.server.scheduling.queue import BatchBudget, WaitingQueue

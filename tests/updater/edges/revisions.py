@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cli.hub import Published, publish
-from common.bundle import Bundle, BundleBroken, bundle_digest, bundle_folder, hash_file, read_bundle, write_bundle
-from common.provenance import Provenance
+from common.bundle import (
+    Bundle,
+    BundleBroken,
+    Provenance,
+    bundle_digest,
+    bundle_folder,
+    hash_file,
+    read_bundle,
+    write_bundle,
+)
 from common.sealing import ConversionRefused, ConvertLimits, find_source, seal
 from tests.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
 

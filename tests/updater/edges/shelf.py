@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.bundle import HubKind, HubPlace
 from common.clock import SystemClock
-from common.provenance import HubKind, HubPlace
 from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from tests.updater.edges.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Bundle, BundleFile, hash_file, source_digest
-from common.provenance import Interface
+from common.bundle import Bundle, BundleFile, Interface, hash_file, source_digest
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from tests.updater.edges.revisions import model_folder

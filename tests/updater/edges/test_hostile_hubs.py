@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from common.bundle import HubPlace
 from common.clock import SystemClock
-from common.provenance import HubPlace
 from common.sealing import ConvertLimits
 from tests.updater.edges.revisions import MODEL, convert_scripted, weights_of
 from tests.updater.edges.scripted_updater import digest_of_scripted

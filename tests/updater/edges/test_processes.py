@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from common.errors import ExitCode
+from common.exit_codes import ExitCode
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import UpdaterProcess, World
 
