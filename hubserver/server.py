@@ -8,8 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from common.acceptor import Acceptor
 from common.clock import Clock, SystemClock
+from common.listener import Listener
 from common.logs import Logger
 from hubserver.connection import REQUEST_SECONDS, Connection
 from hubserver.exchange import Exchanges
@@ -63,8 +63,8 @@ class HubServer:
         self._exchanges = Exchanges(folder, listening.token, log, plan, allows_faults=listening.allows_faults)
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
-        self._turned_away: deque[socket.socket] = deque()  # touched by the acceptor alone, until that has ended
-        self._acceptor = Acceptor("hub-accept", self._take)
+        self._turned_away: deque[socket.socket] = deque()  # used only by the accepting thread until it has ended
+        self._listener = Listener("hub-listener", self._take)
 
     @property
     def url(self) -> str:
@@ -73,7 +73,7 @@ class HubServer:
         Raises:
             RuntimeError: it does not listen.
         """
-        host, port = self._acceptor.address
+        host, port = self._listener.address
         return f"http{'s' if self._listening.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def start(self) -> None:
@@ -82,11 +82,11 @@ class HubServer:
         Raises:
             OSError: the address is taken or not of this host.
         """
-        self._acceptor.start(self._listening.host, self._listening.port, BACKLOG)
+        self._listener.start(self._listening.host, self._listening.port, BACKLOG)
 
     def stop(self) -> None:
         """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
-        if not self._acceptor.stop(_STOP_SECONDS):
+        if not self._listener.stop(_STOP_SECONDS):
             return
         with self._lock:
             left = list(self._open.items())
@@ -128,7 +128,7 @@ class HubServer:
             with self._secured(connection) as secured:
                 with self._lock:
                     self._open[thread] = secured
-                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._acceptor.is_stopping)
+                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._listener.is_stopping)
         except OSError as error:
             # The client is gone, too slow, or speaks no TLS: its own business.
             self._log.debug("connection_ended", client=client, reason=str(error))

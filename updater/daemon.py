@@ -25,8 +25,8 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
 from common.exit_codes import ExitCode
+from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
-from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.compose import Common, Conversion, Model, build_model
 from updater.core.ports import JournalUnusable
@@ -100,7 +100,7 @@ class Updater:
         Raises:
             OSError: the socket or the metrics port cannot be had.
         """
-        with self._served_to_operators(), self._scraped():
+        with self._served_to_operators(), self._serve_metrics():
             self._log.info("updater_started", models=sorted(self._settings.updater.models), pid=os.getpid())
             threads = self._start()
             while not self._stopping.is_set():
@@ -234,17 +234,17 @@ class Updater:
             server.stop(0.5).wait()
 
     @contextlib.contextmanager
-    def _scraped(self) -> Iterator[None]:
+    def _serve_metrics(self) -> Iterator[None]:
         section = self._settings.updater
         if section.metrics_port < 0:
             yield
             return
-        scrape = Scrape(self._registry, section.metrics_host, section.metrics_port)
-        scrape.start()
+        endpoint = MetricsEndpoint(self._registry, section.metrics_host, section.metrics_port)
+        endpoint.start()
         try:
             yield
         finally:
-            scrape.stop()
+            endpoint.stop()
 
 
 def main(conversion: Conversion | None = None) -> int:

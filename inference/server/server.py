@@ -20,8 +20,8 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, instance_lock
 from common.exit_codes import ExitCode
+from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
-from common.scrape import Scrape
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
 from inference.server import compose
 from inference.server.api import address, entailment, health, status
@@ -80,7 +80,7 @@ class InferenceServer:
         Raises:
             RuntimeError: a port is taken.
         """
-        async with self._scraped() as metrics_port, self._public() as (server, port), self._control() as control:
+        async with self._serve_metrics() as metrics_port, self._public() as (server, port), self._control() as control:
             self.addresses = Addresses(port, control, metrics_port)
             for commands in self.models.commands():
                 reason = commands.boot()
@@ -182,7 +182,7 @@ class InferenceServer:
             await server.stop(0.5)
 
     @contextlib.asynccontextmanager
-    async def _scraped(self) -> AsyncIterator[int]:
+    async def _serve_metrics(self) -> AsyncIterator[int]:
         section = self._settings.server
         gauges = {
             "hotslot_draining": ("Whether the server is about to end.", lambda: float(self._asked.is_set())),
@@ -197,15 +197,15 @@ class InferenceServer:
         if section.metrics_port < 0:
             yield -1
             return
-        scrape = Scrape(self._metrics.registry, section.metrics_host, section.metrics_port)
+        endpoint = MetricsEndpoint(self._metrics.registry, section.metrics_host, section.metrics_port)
         try:
-            scrape.start()
+            endpoint.start()
         except OSError as error:
             raise RuntimeError(f"the metrics port cannot be listened on: {error.strerror}") from error
         try:
-            yield scrape.port
+            yield endpoint.port
         finally:
-            scrape.stop()
+            endpoint.stop()
 
     def _interceptor(self) -> CallInterceptor:
         return CallInterceptor(self._clock, self._emit, self._report)

@@ -1,0 +1,119 @@
+"""The metrics endpoint: one page; connections, time and size are limited."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from common.metrics_endpoint import MAX_CONNECTIONS, MAX_REQUEST_BYTES, REQUEST_SECONDS, MetricsEndpoint
+
+
+class TickingClock:
+    """Implements `common.clock.Clock`; each reading is a third of the time limit later than the one before."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        self.seconds += REQUEST_SECONDS / 3
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds, UTC)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A registry with one counter."""
+    made = CollectorRegistry()
+    Counter("hotslot_answers", "Answers.", registry=made).inc(3)
+    return made
+
+
+@pytest.fixture
+def endpoint(registry: CollectorRegistry) -> Iterator[MetricsEndpoint]:
+    """A listening endpoint."""
+    made = MetricsEndpoint(registry)
+    made.start()
+    yield made
+    made.stop()
+
+
+def send(endpoint: MetricsEndpoint, request: bytes) -> tuple[str, bytes]:
+    """Send a request; returns the status line and the content of the answer."""
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) as connection:
+        connection.sendall(request)
+        with contextlib.suppress(OSError):  # answered and closed already
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0].decode(), content
+
+
+def test_metrics_are_served_as_text(endpoint: MetricsEndpoint) -> None:
+    """`GET /metrics` returns the registry in Prometheus's text format."""
+    status, content = send(endpoint, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == "HTTP/1.0 200 OK"
+    assert b"hotslot_answers_total 3.0\n" in content
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", "501 Unsupported method ('POST')"),
+        (b"hello\r\n\r\n", "400 Bad request syntax ('hello')"),
+        (b"GET /metrics HTTP/1.1\r\n", "400 Bad Request"),
+        (b"GET /metrics HTTP/1.1\r\nX: ".ljust(MAX_REQUEST_BYTES + 1, b"x"), "431 Request Header Fields Too Large"),
+    ],
+)
+def test_other_requests_are_refused(endpoint: MetricsEndpoint, request_bytes: bytes, status: str) -> None:
+    """One page, one method, and a head of limited size."""
+    assert send(endpoint, request_bytes)[0] == f"HTTP/1.0 {status}"
+
+
+def test_a_request_that_arrives_too_slowly_gets_no_answer(registry: CollectorRegistry) -> None:
+    """The limit counts from the first byte; further bytes do not extend it."""
+    endpoint = MetricsEndpoint(registry, clock=TickingClock())
+    endpoint.start()
+    try:
+        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) as connection:
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                for byte in b"GET ":
+                    connection.sendall(bytes([byte]))
+                answer = connection.recv(1)
+            assert answer == b""
+    finally:
+        endpoint.stop()
+
+
+def test_the_number_of_connections_is_limited(endpoint: MetricsEndpoint) -> None:
+    """A connection over the limit is closed at once; one that ends makes room for another."""
+    idle = [socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) for _ in range(MAX_CONNECTIONS)]
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) as refused:
+        assert refused.recv(1) == b""
+    for connection in idle:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        while connection.recv(1 << 16):
+            pass
+        connection.close()
+    while True:  # there is room once the thread of a connection has ended
+        status, _ = send(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n")
+        if status:
+            break
+    assert status == "HTTP/1.0 200 OK"
+
+
+def test_a_stopped_endpoint_does_not_listen(endpoint: MetricsEndpoint) -> None:
+    """After `stop`, which may be repeated, the port is free."""
+    port = endpoint.port
+    endpoint.stop()
+    endpoint.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
