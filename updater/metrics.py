@@ -87,9 +87,9 @@ class MetricsObserver:
         for breaker in (record.hub, record.activation, record.device):
             self._breakers.labels(model, breaker.name.value).set(_BREAKER_NUMBERS[breaker.state])
             self._breaker_left.labels(model, breaker.name.value).set(breaker.left_seconds)
-        self._fallback.labels(model).set(record.fallback is not None)
+        self._fallback.labels(model).set(record.cpu_fallback is not None)
         watch = record.watch
-        times = ((self._hub, watch.last_looked_at), (self._changed, watch.changed_at), (self._newest, watch.highest_at))
+        times = ((self._hub, watch.last_polled_at), (self._changed, watch.changed_at), (self._newest, watch.highest_at))
         for gauge, at in times:
             if at is not None:
                 gauge.labels(model).set(at.timestamp())

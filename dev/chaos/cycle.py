@@ -132,7 +132,7 @@ class Cycle:
             self._server.__dict__["_bad"] = bad_bundles(self.state)
             before = self.record
             self.loop.step()
-            is_rest = self.record.stage in (Stage.IDLE, Stage.HELD) and self.record.watch.looks > before.watch.looks
+            is_rest = self.record.stage in (Stage.IDLE, Stage.HELD) and self.record.watch.polls > before.watch.polls
             rests += is_rest and not self.record.warm_seconds_left
             if rests >= 2:  # noqa: PLR2004  once may have been the look that begins something
                 return self.record

@@ -168,7 +168,7 @@ class SimServer:
             last_trial=self.last_trial,
             stats=tuple(RevisionSnapshot(*key, counts) for key, counts in self.counts.items()),
             devices=tuple(DeviceSnapshot(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
-            fallback=self.fallback,
+            cpu_fallback=self.fallback,
         )
 
     def load(
@@ -367,7 +367,7 @@ def _computed(before: Counts, device: str, batches: int, seconds: float) -> Coun
     old = before.costs[0] if before.costs else CostBucket(device, 1, 0, 0.0, 0.0)
     bucket = CostBucket(
         device,
-        at_most_units=1,
+        at_most_rows=1,
         batches=old.batches + batches,
         row_seconds=old.row_seconds + seconds * (batches + 0.1 * longer),
         row_seconds_squared=old.row_seconds_squared + seconds**2 * (batches + 0.21 * longer),

@@ -41,7 +41,7 @@ def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) ->
         ),
         stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
         devices=tuple(DeviceSnapshot(one.device, one.precision) for one in response.devices),
-        fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
+        cpu_fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
     )
 
 

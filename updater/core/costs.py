@@ -12,7 +12,7 @@ class CostBucket:
     """Seconds a row of batches of about one size on one device; on a CPU the runner's CPU seconds."""
 
     device: str
-    at_most_units: int  # rows of a batch: such sizes are compared with each other alone
+    at_most_rows: int  # rows of a batch: such sizes are compared with each other alone
     batches: int
     row_seconds: float  # sum over the batches of the seconds a row
     row_seconds_squared: float  # sum over the batches of their squares
@@ -79,14 +79,14 @@ def compare_costs(
 
 def subtract_costs(now: Iterable[CostBucket], before: Iterable[CostBucket]) -> tuple[CostBucket, ...]:
     """What was added between two moments in one life of the server."""
-    old = {(row.device, row.at_most_units): row for row in before}
+    old = {(row.device, row.at_most_rows): row for row in before}
     rows = []
     for row in now:
-        gone = old.get((row.device, row.at_most_units))
+        gone = old.get((row.device, row.at_most_rows))
         if gone is not None:
             row = CostBucket(  # noqa: PLW2901  the same bucket, later
                 row.device,
-                row.at_most_units,
+                row.at_most_rows,
                 row.batches - gone.batches,
                 row.row_seconds - gone.row_seconds,
                 row.row_seconds_squared - gone.row_seconds_squared,
@@ -115,9 +115,9 @@ def t_tail(t: float, degrees: int) -> float:
 
 def _pairs(candidate: Iterable[CostBucket], active: Iterable[CostBucket]) -> Iterator[tuple[_Sample, _Sample]]:
     """The two sides of each device and size of which both have a variance."""
-    others = {(row.device, row.at_most_units): row for row in active if row.batches > 1}
+    others = {(row.device, row.at_most_rows): row for row in active if row.batches > 1}
     for row in candidate:
-        other = others.get((row.device, row.at_most_units))
+        other = others.get((row.device, row.at_most_rows))
         if row.batches > 1 and other is not None:
             yield _sample(row), _sample(other)
 
@@ -125,7 +125,7 @@ def _pairs(candidate: Iterable[CostBucket], active: Iterable[CostBucket]) -> Ite
 def _sample(row: CostBucket) -> _Sample:
     mean = row.row_seconds / row.batches
     spread = max(0.0, row.row_seconds_squared - row.batches * mean * mean) / (row.batches - 1)
-    return _Sample(row.batches, mean, spread / row.batches, row.row_seconds * row.at_most_units)
+    return _Sample(row.batches, mean, spread / row.batches, row.row_seconds * row.at_most_rows)
 
 
 def _by_chance(difference: float, parts: list[tuple[float, int]]) -> float:

@@ -126,7 +126,7 @@ class ServerState:
     last_trial: TrialEndSnapshot | None = None
     stats: tuple[RevisionSnapshot, ...] = ()
     devices: tuple[DeviceSnapshot, ...] = ()
-    fallback: CpuFallback | None = None  # the model is kept off a device
+    cpu_fallback: CpuFallback | None = None  # the model is kept off a device
 
     @property
     def active(self) -> SlotSnapshot | None:

@@ -63,11 +63,11 @@ class UpdateKind(StrEnum):
     """Why an update runs."""
 
     RELEASE = "RELEASE"  # the hub has something newer
-    ASKED = "ASKED"  # an operator named a revision
+    REQUESTED = "REQUESTED"  # an operator named a revision
     RECONVERT = "RECONVERT"  # this build converts the committed source otherwise
     ROLLBACK = "ROLLBACK"  # an operator goes back to the previous committed revision
-    FALLBACK = "FALLBACK"  # what is committed no longer loads: back to the last that did
-    RETURN = "RETURN"  # what is committed goes back to the device that ran out of memory
+    REVERT = "REVERT"  # what is committed no longer loads: back to the last that did
+    FAILBACK = "FAILBACK"  # what is committed goes back to the device that ran out of memory
 
 
 class Outcome(StrEnum):
@@ -116,7 +116,7 @@ class EndsIn(StrEnum):
     """What a rollback leads to, decided when it begins."""
 
     IDLE = "IDLE"  # over: the outcome says how
-    AGAIN = "AGAIN"  # without blame: the sealed bundle is gated and tried again
+    RETRY = "RETRY"  # without blame: the sealed bundle is gated and tried again
     HELD = "HELD"  # a person must decide
 
 
@@ -184,7 +184,7 @@ class Update:
     steps: int = 0  # stages entered and starts of the updater; too many end in HELD
     fresh_staging: bool = False  # what was staged did not verify: fetched once more from nothing
     stage_seconds: float = 0.0  # spent in this stage, over all lives of the updater
-    pause_seconds: float = 0.0  # to wait before the effect is tried again
+    retry_in_seconds: float = 0.0  # to wait before the effect is tried again
     server_incarnation: str = ""  # the server's life at activation
     orderly: bool = False  # the server, or this updater, was seen to stop in good order during the trial
     at_activation: Counts = Counts()  # of this bundle, before the trial: counted from here
@@ -224,9 +224,9 @@ class Known:
 class Watch:
     """What is known of the hub."""
 
-    seconds_to_look: float = 0.0
-    looks: int = 0  # how often the hub has answered
-    last_looked_at: datetime | None = None  # for people
+    seconds_to_poll: float = 0.0
+    polls: int = 0  # how often the hub has answered
+    last_polled_at: datetime | None = None  # for people
     listing: str = ""  # digest of what the hub listed last
     changed_at: datetime | None = None  # for people: when the listing was last another one
     highest: str = ""  # highest release that the hub listed, allowed or not
@@ -243,7 +243,7 @@ class Trouble:
     server_incarnation: str
     restarts: int  # of the slot, when the trouble was first seen
     failed_loads: int = 0  # that this updater has asked for
-    pause_seconds: float = 0.0  # to wait before it is loaded again
+    retry_in_seconds: float = 0.0  # to wait before it is loaded again
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +274,11 @@ class ModelRecord:
     approved: tuple[str, ...] = ()  # source digests
     paused: bool = False
     pause_reason: str = ""
-    asked: str = ""  # revision that an operator asked for and the hub was not yet asked about
+    requested_revision: str = ""  # revision that an operator asked for and the hub was not yet asked about
     hub: Breaker = field(default_factory=lambda: Breaker(BreakerName.HUB))
     activation: Breaker = field(default_factory=lambda: Breaker(BreakerName.ACTIVATION))
     device: Breaker = field(default_factory=lambda: Breaker(BreakerName.DEVICE))
-    fallback: CpuFallback | None = None  # that the device breaker has opened for
+    cpu_fallback: CpuFallback | None = None  # that the device breaker has opened for
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
     warm_seconds_left: float = 0.0  # how long the previous slot is still kept warm

@@ -1,8 +1,9 @@
 """A record as a plain JSON object and back: the one place where its form on disk is decided. Pure.
 
-The form follows the dataclasses by name. What is not exactly as expected is refused, so that a record
-that cannot be trusted stops updates instead of steering them: an unknown key, another type, a newer
-schema. A later schema reads this one by filling in what it added.
+The form follows the dataclasses by name. Whatever is not exactly as expected is refused, so that a record that cannot
+be trusted stops updates instead of steering them: an unknown key, another type, a newer schema. An older schema is
+upgraded while it is read: keys and values that were renamed since get their new names, and what was added since gets
+its default.
 """
 
 import types
@@ -14,10 +15,45 @@ from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from updater.core.breaker import Breaker, BreakerName, unreadable
-from updater.core.record import Event, ModelRecord
+from updater.core.record import ModelRecord
 from updater.core.rules import Rules
 
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
+# Schema 1 → 2. Every old name is unique within a record and was never used again, so that keys need no path.
+_RENAMED_KEYS: Mapping[str, str] = {
+    "asked": "requested_revision",
+    "fallback": "cpu_fallback",
+    "floor": "min_version",
+    "front_life": "server_incarnation",
+    "hold_reason": "pause_reason",
+    "last_looked_at": "last_polled_at",
+    "looks": "polls",
+    "on_hold": "paused",
+    "pause_seconds": "retry_in_seconds",
+    "released": "unquarantined",
+    "seconds_to_look": "seconds_to_poll",
+}
+# By the (new) key whose value was renamed.
+_RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
+    "ends_in": {"AGAIN": "RETRY"},
+    "held_for": {"FRONT_CRASHED": "SERVER_CRASHED"},
+    "kind": {"ASKED": "REQUESTED", "FALLBACK": "REVERT", "RETURN": "FAILBACK"},
+    "name": {"accuracy_floor": "min_accuracy"},  # of a measured number
+    "reason": {
+        "FRONT_CRASHED": "SERVER_CRASHED",
+        "FRONT_STOPPED": "SERVER_STOPPED",
+        "FRONT_UNREACHABLE": "SERVER_UNREACHABLE",
+        "ON_HOLD": "PAUSED",
+        "TERM_EXPIRED": "LEASE_EXPIRED",
+        "UNDER_FLOOR": "BELOW_MIN_ACCURACY",
+    },
+}
+_RENAMED_EVENTS: Mapping[str, str] = {
+    "quarantine_released": "quarantine_lifted",
+    "return_failed": "failback_failed",
+    "updates_held": "updates_paused",
+    "wish_refused": "command_refused",
+}
 T = TypeVar("T")
 
 
@@ -25,9 +61,9 @@ class RecordUnreadable(ValueError):
     """A record on disk is malformed, or of a schema that this build does not know."""
 
 
-def to_json(record: ModelRecord) -> dict[str, Any]:
-    """A record as a JSON object."""
-    return {"schema_version": RECORD_SCHEMA, **_plain(record)}
+def to_json(value: object) -> dict[str, Any]:
+    """A record, or a part of one that stands alone (an update, evidence), as a JSON object with its schema version."""
+    return {"schema_version": RECORD_SCHEMA, **_plain(value)}
 
 
 def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord:
@@ -40,28 +76,48 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
     Raises:
         RecordUnreadable: it is malformed, or of a schema that this build does not know.
     """
-    row = dict(row)
-    version = row.pop("schema_version", None)
-    if version != RECORD_SCHEMA:
-        raise RecordUnreadable(f"a record has schema version {version!r}, this build knows {RECORD_SCHEMA}")
+    row = _upgrade(row, row.get("schema_version"))
     for name in BreakerName if rules is not None else ():
         if rules is not None and not _is_breaker(row.get(name.value), name):
             row[name.value] = _plain(unreadable(name, rules.breakers[name]))
-    return read(ModelRecord, row)
+    return _checked(ModelRecord, row)
 
 
-def event_to_json(event: Event) -> dict[str, Any]:
-    """An event as a JSON object, with the update as it stood then."""
-    plain: dict[str, Any] = _plain(event)
-    return plain
+def read(kind: type[T], row: Mapping[str, Any]) -> T:
+    """Read a part of a record that stands alone, for example an `Evidence` of the audit trail.
 
-
-def read(kind: type[T], row: object) -> T:
-    """Read one dataclass, for example an `Update` or an `Evidence` of the audit trail.
+    Such rows had no schema version in schema 1.
 
     Raises:
-        RecordUnreadable: it is not what it should be.
+        RecordUnreadable: it is malformed, or of a schema that this build does not know.
     """
+    return _checked(kind, _upgrade(row, row.get("schema_version", 1)))
+
+
+def current_event_name(name: str) -> str:
+    """The present name of an event that an older build may have written."""
+    return _RENAMED_EVENTS.get(name, name)
+
+
+def _upgrade(row: Mapping[str, Any], version: object) -> dict[str, Any]:
+    """The same row in the present schema, without its schema version."""
+    if type(version) is not int or not 1 <= version <= RECORD_SCHEMA:
+        raise RecordUnreadable(f"a record has schema version {version!r}, this build reads 1 to {RECORD_SCHEMA}")
+    row = {key: value for key, value in row.items() if key != "schema_version"}
+    renamed: dict[str, Any] = _rename(row) if version == 1 else row
+    return renamed
+
+
+def _rename(value: Any, key: str = "") -> Any:  # noqa: ANN401  any part of a record
+    if isinstance(value, dict):
+        names = {name: _RENAMED_KEYS.get(name, name) for name in value}
+        return {names[name]: _rename(entry, names[name]) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_rename(entry, key) for entry in value]
+    return _RENAMED_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def _checked(kind: type[T], row: object) -> T:
     found = _read(kind, row, kind.__name__)
     if not isinstance(found, kind):
         raise RecordUnreadable(f"{kind.__name__} is malformed")
@@ -128,7 +184,7 @@ def _read_fields(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  
 
 def _is_breaker(row: object, name: BreakerName) -> bool:
     try:
-        return read(Breaker, row).name is name
+        return _checked(Breaker, row).name is name
     except RecordUnreadable:
         return False
 

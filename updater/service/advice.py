@@ -57,9 +57,9 @@ def _about_breakers(record: ModelRecord) -> str:
     """The breaker that waits, the one first that a person can do something about."""
     if record.activation.state is BreakerState.OPEN:
         return "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
-    if record.fallback is not None and record.device.state is BreakerState.OPEN:
+    if record.cpu_fallback is not None and record.device.state is BreakerState.OPEN:
         return (
-            f"{record.fallback.device} ran out of memory: free some; it is tried again by itself, or at once with "
+            f"{record.cpu_fallback.device} ran out of memory: free some; it is tried again by itself, or at once with "
             "`hotslot updates breaker reset device`"
         )
     if record.hub.state is BreakerState.OPEN:
@@ -69,7 +69,7 @@ def _about_breakers(record: ModelRecord) -> str:
 
 def _waiting_return(record: ModelRecord) -> str:
     """What else waits for a person: from HELD or on hold no device is tried."""
-    return "" if record.fallback is None else f"; the way back to {record.fallback.device} waits for this too"
+    return "" if record.cpu_fallback is None else f"; the way back to {record.cpu_fallback.device} waits for this too"
 
 
 def _short(digest: str) -> str:

@@ -48,15 +48,15 @@ def model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Model
         message.committed_source_digest = record.committed.source_digest
     watch = record.watch
     times = (
-        (message.last_checked_at, watch.last_looked_at),
+        (message.last_checked_at, watch.last_polled_at),
         (message.listing_changed_at, watch.changed_at),
         (message.newest_listed_at, watch.highest_at),
     )
     for field, at in times:
         if at is not None:
             field.CopyFrom(stamp(at))
-    if record.fallback is not None:
-        message.fallback.CopyFrom(fallback(record.fallback))
+    if record.cpu_fallback is not None:
+        message.fallback.CopyFrom(fallback(record.cpu_fallback))
     for row in record.quarantine:
         entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
         entry.since.CopyFrom(stamp(row.since))

@@ -186,13 +186,13 @@ class UpdatesApi:
 
         def has_looked(snapshot: StatusSnapshot) -> bool:
             now = snapshot.record
-            return now.watch.looks > before.looks or now.hub.failures > failures
+            return now.watch.polls > before.polls or now.hub.failures > failures
 
         snapshot = served.publisher.wait(has_looked, min(seconds, LOOK_SECONDS))
         if snapshot is None:
             raise NotReady("the updater has not looked yet: a step is in progress", reason="UPDATER_BUSY")
         watch = snapshot.record.watch
-        if watch.looks == before.looks:
+        if watch.polls == before.polls:
             raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
         message = watch.message or (f"{watch.newest} is the newest" if watch.newest else "nothing newer is published")
         return pb.CheckNowResponse(newest_revision=watch.newest, message=message)
@@ -206,7 +206,7 @@ class UpdatesApi:
 
         def is_answered(snapshot: StatusSnapshot) -> bool:
             record = snapshot.record
-            return record.asked != request.revision and bool(_since(before, snapshot) or record.update)
+            return record.requested_revision != request.revision and bool(_since(before, snapshot) or record.update)
 
         snapshot = served.publisher.wait(is_answered, min(seconds, LOOK_SECONDS))
         if snapshot is None:

@@ -51,15 +51,15 @@ def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: 
     """Something ended before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)
-    if update.kind is UpdateKind.RETURN and not is_orderly:
+    if update.kind is UpdateKind.FAILBACK and not is_orderly:
         return transitions.stay(record, facts, reason, message)
     if reason != "SERVER_STOPPED" or is_orderly:
-        return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), reason, message)
+        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), reason, message)
     record = record.with_update(crashes=update.crashes + 1)
     if record.committed is None:
         if update.crashes + 1 >= rules.max_crashes:
             return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {update.crashes + 1} times")
-        return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
+        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)
     if update.crashes + 1 >= _MAX_LOST:
         return transitions.refuse(record, facts, rules, "SERVER_CRASHED", f"{message}, {update.crashes + 1} times")
-    return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
+    return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)

@@ -184,7 +184,7 @@ def _not_listed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
     events: list[Event] = [transitions.event(record, facts, "hub_unanswered", why)]
     if not was_open and not record.hub.may_begin:
         events.append(transitions.event(record, facts, "breaker_opened", f"hub: {record.hub.reason}"))
-    return replace(record, asked=""), tuple(events)
+    return replace(record, requested_revision=""), tuple(events)
 
 
 def _is_candidate(record: ModelRecord, action: Action) -> bool:

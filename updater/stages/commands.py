@@ -56,7 +56,7 @@ def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Ru
     if refused is not None:
         told = f"{command.kind.lower()}: {refused.message}"
         return record, (transitions.event(record, facts, "command_refused", told),)
-    watch_now = replace(record, watch=replace(record.watch, seconds_to_look=0.0))
+    watch_now = replace(record, watch=replace(record.watch, seconds_to_poll=0.0))
     match command.kind:
         case CommandKind.CHECK_NOW:
             return watch_now, ()
@@ -78,7 +78,7 @@ def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Ru
 
 def _ask(record: ModelRecord, revision: str, facts: Facts) -> Applied:
     """Remember it for the next look; a return to a device gives way, since a person waits."""
-    record = replace(record, asked=revision)
+    record = replace(record, requested_revision=revision)
     told = transitions.event(record, facts, "update_asked", f"an operator asked for {revision}")
     if not (failback.is_under_way(record) and record.stage in _LOADED):
         return record, (told,)
@@ -127,7 +127,7 @@ def _is_revision_on_trial(record: ModelRecord) -> bool:
 
 
 def _roll_back(record: ModelRecord, facts: Facts) -> Applied:
-    record = replace(record, paused=True, pause_reason="rolled back by hand", asked="")
+    record = replace(record, paused=True, pause_reason="rolled back by hand", requested_revision="")
     if not _is_revision_on_trial(record):
         return reconcile.by_hand(record, facts)
     update = record.under_way
@@ -137,7 +137,7 @@ def _roll_back(record: ModelRecord, facts: Facts) -> Applied:
 
 
 def _pause(record: ModelRecord, why: str, facts: Facts) -> Applied:
-    record = replace(record, paused=True, pause_reason=why, asked="")
+    record = replace(record, paused=True, pause_reason=why, requested_revision="")
     told = transitions.event(record, facts, "updates_paused", why or "an operator holds updates")
     if record.stage in _LOADED:
         ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)

@@ -27,15 +27,15 @@ _TRIED = frozenset({Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING})
 
 def is_under_way(record: ModelRecord) -> bool:
     """Whether the update under way is a return."""
-    return record.update is not None and record.update.kind is UpdateKind.RETURN
+    return record.update is not None and record.update.kind is UpdateKind.FAILBACK
 
 
 def is_due(record: ModelRecord, facts: Facts) -> bool:
     """Whether the way back may be tried now: from IDLE, where everything else is in order."""
-    server, fallback, committed = facts.server, record.fallback, record.committed
+    server, fallback, committed = facts.server, record.cpu_fallback, record.committed
     if server is None or fallback is None or committed is None or record.paused:
         return False
-    if server.fallback != fallback or not record.device.may_begin or server.is_draining or server.trial is not None:
+    if server.cpu_fallback != fallback or not record.device.may_begin or server.is_draining or server.trial is not None:
         return False
     active = server.loaded(server.active_load_id)
     is_kept_off = active is not None and active.device != fallback.device
@@ -44,13 +44,13 @@ def is_due(record: ModelRecord, facts: Facts) -> bool:
 
 def started(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """The breaker's one probe goes out."""
-    committed, fallback = record.committed, record.fallback
+    committed, fallback = record.committed, record.cpu_fallback
     if committed is None or fallback is None:
         raise RuntimeError("there is nothing to go back to")
     record = replace(record, device=begin_probe(record.device, rules.breakers[BreakerName.DEVICE]))
     update = Update(
         update_id=facts.fresh_id,
-        kind=UpdateKind.RETURN,
+        kind=UpdateKind.FAILBACK,
         revision=committed.revision,
         started_at=facts.now,
         source_digest=committed.source_digest,
@@ -66,7 +66,7 @@ def interrupted(record: ModelRecord, facts: Facts) -> Enter | None:
         return None
     if record.device.state is not BreakerState.HALF_OPEN:
         return Enter(Stage.ROLLING_BACK, "PROBE_CUT_OFF", record.device.reason or "its time was over")
-    if facts.server is not None and facts.server.fallback is None:
+    if facts.server is not None and facts.server.cpu_fallback is None:
         return Enter(Stage.ROLLING_BACK, "NO_FALLBACK", "the model is not kept off a device any more")
     return None
 
@@ -94,7 +94,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     if server.trial is not None and transitions.is_on_trial(update, server):
         return CommitLoad(server.trial.load_id, update.update_id, server.generation)
     gone = observe.is_gone(record, facts)
-    if gone == "COMMITTED" or server.fallback is None:
+    if gone == "COMMITTED" or server.cpu_fallback is None:
         return Enter(Stage.IDLE, "COMMITTED", "the server has left its fallback")
     return Enter(Stage.ROLLING_BACK, gone or "TRIAL_UNKNOWN", "the trial ended before it was committed")
 
@@ -103,7 +103,7 @@ def committed(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     """It answers from the device again: the breaker closes, and nothing else changes."""
     update, server = record.under_way, facts.server
     is_told = server is not None and transitions.is_on_trial(update, server)
-    if is_told or (server is not None and server.fallback is None):  # not if it has fallen back again since
+    if is_told or (server is not None and server.cpu_fallback is None):  # not if it has fallen back again since
         limits = rules.breakers[BreakerName.DEVICE]
         record = replace(record, device=report(record.device, Result.SUCCESS, limits, facts.jitter))
     record = replace(record, warm_seconds_left=rules.observe.keep_warm_seconds, trouble=None)
@@ -116,20 +116,20 @@ def noted(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     server, limits = facts.server, rules.breakers[BreakerName.DEVICE]
     if server is None:
         return record, ()
-    fallback = server.fallback
+    fallback = server.cpu_fallback
     if fallback is None:
-        before = record.fallback
-        record = replace(record, fallback=None)
+        before = record.cpu_fallback
+        record = replace(record, cpu_fallback=None)
         if record.device.state is not BreakerState.OPEN or is_under_way(record):
             return record, ()
         record = replace(record, device=report(record.device, Result.SUCCESS, limits, facts.jitter))
         off = "a device" if before is None else before.device
         return record, (transitions.event(record, facts, "breaker_closed", f"device: the model is not kept off {off}"),)
-    if fallback == record.fallback:
+    if fallback == record.cpu_fallback:
         return record, ()
     reason = f"{fallback.device} ran out of memory ({fallback.reason}): {fallback.fallback_device} answers"
     device = report(record.device, Result.FAILURE, limits, facts.jitter, reason=reason)
-    record = replace(record, fallback=fallback, device=device)
+    record = replace(record, cpu_fallback=fallback, device=device)
     return record, (_opened(record, facts),)
 
 

@@ -91,7 +91,7 @@ def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     ending = record.under_way.ending
     if ending is None or ending.ends_in is EndsIn.IDLE:
         return Enter(Stage.IDLE, "ROLLED_BACK", "what is committed serves")
-    if ending.ends_in is EndsIn.AGAIN:
+    if ending.ends_in is EndsIn.RETRY:
         return Enter(Stage.GATING, "AGAIN", "it starts again, without blame")
     return Enter(Stage.HELD, record.under_way.reason, record.under_way.message)
 
@@ -119,7 +119,7 @@ def again(record: ModelRecord, facts: Facts) -> Applied:
 
 def start_again(record: ModelRecord, facts: Facts, reason: str, message: str) -> Applied:
     """Take it back without blame; it is tried again, as long as its steps last."""
-    return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), reason, message)
+    return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), reason, message)
 
 
 def held(record: ModelRecord, facts: Facts) -> Applied:

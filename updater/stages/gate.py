@@ -237,8 +237,8 @@ _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
     """Load the candidate beside what serves, then ask both."""
     update, server = record.under_way, facts.server
-    if update.pause_seconds > 0:
-        return Wait(min(rules.look_seconds, update.pause_seconds), "before it is tried again")
+    if update.retry_in_seconds > 0:
+        return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is tried again")
     problem = golden_problem(record, facts)
     if problem is not None and not update.approved and not failback.is_under_way(record):
         return Enter(Stage.HELD, problem.value, _golden_advice(problem, facts))
@@ -283,7 +283,7 @@ def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) 
     """It could not be loaded: does it not fit, is it broken, or was it in the way?"""
     why = f"{fault.reason}: {fault.message}"
     if fault.reason in MOVED:
-        return record.with_update(pause_seconds=rules.look_seconds), ()
+        return record.with_update(retry_in_seconds=rules.look_seconds), ()
     if fault.reason in transitions.REASONS:
         return transitions.hold(
             record, facts, HeldFor.DOES_NOT_FIT, transitions.sentence(record.under_way.revision, fault)

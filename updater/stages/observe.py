@@ -243,7 +243,7 @@ def rules_of(update: Update, rules: Rules) -> ObserveRules:
     What returns to a device is known to be good: a verdict needs no callers, and one death there, or one
     answer that is not finite, says enough of the device.
     """
-    if update.kind is not UpdateKind.RETURN:
+    if update.kind is not UpdateKind.FAILBACK:
         return rules.observe
     return replace(rules.observe, probes_allowed=True, max_restarts=0, max_not_finite=0)
 
@@ -267,10 +267,10 @@ def taken_back(  # noqa: PLR0911  one line a case
         return server_stopped(record, facts, rules)
     if gone and _ran_out(record, facts):
         return _does_not_fit(record, facts)
-    if gone == "LEASE_EXPIRED" and update.kind is UpdateKind.RETURN:
+    if gone == "LEASE_EXPIRED" and update.kind is UpdateKind.FAILBACK:
         return transitions.stay(record, facts, gone, "its trial ran out before there was a verdict")
     if gone in _BLAMELESS_ENDS:
-        return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), gone, "the trial ended without blame")
+        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), gone, "the trial ended without blame")
     if gone:
         message = f"the trial of {update.revision} was ended from elsewhere"
         return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
@@ -285,7 +285,7 @@ def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
     update, server = record.under_way, facts.server
     if update.orderly or (server is not None and server.last_ended_orderly):
         return transitions.roll_back(
-            record, facts, Ending(EndsIn.AGAIN), "SERVER_STOPPED", "the server was stopped in good order"
+            record, facts, Ending(EndsIn.RETRY), "SERVER_STOPPED", "the server was stopped in good order"
         )
     crashes = update.crashes + 1
     record = record.with_update(crashes=crashes)
@@ -294,7 +294,7 @@ def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
         return transitions.refuse(record, facts, rules, "SERVER_CRASHED", message, outcome=Outcome.ROLLED_BACK)
     if crashes >= rules.max_crashes:
         return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
-    return transitions.roll_back(record, facts, Ending(EndsIn.AGAIN), "SERVER_CRASHED", message)
+    return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)
 
 
 def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Applied:
@@ -327,7 +327,7 @@ def _ran_out(record: ModelRecord, facts: Facts) -> bool:
     last = None if facts.server is None else facts.server.last_trial
     if last is None or last.reason not in transitions.REASONS:
         return False
-    return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.RETURN
+    return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.FAILBACK
 
 
 def _does_not_fit(record: ModelRecord, facts: Facts) -> Applied:

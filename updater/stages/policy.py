@@ -23,10 +23,10 @@ class Choice:
 
 def on_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Applied:
     """Take the highest acceptable release, or say why none is taken."""
-    asked = record.asked
+    asked = record.requested_revision
     record = watch.looked(record, listed, facts, rules)
     if asked:
-        return _take_asked(replace(record, asked=""), asked, listed, facts)
+        return _take_asked(replace(record, requested_revision=""), asked, listed, facts)
     record, alarms = _alarms(record, listed, facts, rules)
     choice = choose(record, listed, rules)
     record = replace(record, watch=replace(record.watch, newest=choice.newest, message=choice.why_not))
@@ -119,7 +119,7 @@ def _take_asked(record: ModelRecord, asked: str, listed: Listed, facts: Facts) -
         return record, (
             transitions.event(record, facts, "revision_not_ready", f"{asked} is not complete: {release.missing}"),
         )
-    return _take(record, release, facts, UpdateKind.ASKED)
+    return _take(record, release, facts, UpdateKind.REQUESTED)
 
 
 def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Applied:
@@ -129,7 +129,7 @@ def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind)
         revision=release.revision,
         started_at=facts.now,
         source_digest=release.source_digest,
-        forced=kind is UpdateKind.ASKED,
+        forced=kind is UpdateKind.REQUESTED,
         approved=release.source_digest in record.approved,
     )
     return transitions.start(record, update, Stage.STAGING, facts)

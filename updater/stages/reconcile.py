@@ -109,7 +109,7 @@ def fall_back(record: ModelRecord, facts: Facts) -> Applied:
     if record.update is not None:
         record, events = transitions.end(record, facts, Outcome.ABANDONED, BROKEN)
     message = f"{broken.revision} no longer loads here"
-    update = _going_back(broken, facts, UpdateKind.FALLBACK, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
+    update = _going_back(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
     if can_go_back(record, facts) and record.previous is not None:
         message += f"; {record.previous.revision} is put back"
         blocked = (*record.blocked, broken.bundle_digest)
@@ -162,7 +162,7 @@ def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules)
     trouble = record.trouble or Trouble(life, 0)
     failed_loads = trouble.failed_loads + 1
     pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
-    record = replace(record, trouble=replace(trouble, failed_loads=failed_loads, pause_seconds=pause))
+    record = replace(record, trouble=replace(trouble, failed_loads=failed_loads, retry_in_seconds=pause))
     return record, (transitions.event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}"),)
 
 
@@ -185,8 +185,8 @@ def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Action | N
 
 
 def _load(record: ModelRecord, server: ServerState, target: str, name: str, rules: Rules) -> Action:
-    if record.trouble is not None and record.trouble.pause_seconds > 0:
-        return Wait(min(rules.look_seconds, record.trouble.pause_seconds), "before it is loaded again")
+    if record.trouble is not None and record.trouble.retry_in_seconds > 0:
+        return Wait(min(rules.look_seconds, record.trouble.retry_in_seconds), "before it is loaded again")
     holder = server.holding(target)
     if holder is not None and holder.state == "LOADED":
         return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)

@@ -18,8 +18,8 @@ LOCAL_REASONS = frozenset({"DISK_FULL", "QUOTA_EXCEEDED", "READ_ONLY", "IO_FAILE
 def decide(record: ModelRecord, _facts: Facts, rules: Rules) -> Action:
     """Fetch, or wait before the next try."""
     update = record.under_way
-    if update.pause_seconds > 0:
-        return Wait(min(rules.look_seconds, update.pause_seconds), "before it is fetched again")
+    if update.retry_in_seconds > 0:
+        return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is fetched again")
     return StageRevision(
         update_id=update.update_id,
         revision=update.revision,
@@ -72,21 +72,21 @@ def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Ap
     if fault.kind is FaultKind.DENIED or record.under_way.attempts + 1 >= limit:
         return abandon(record, facts, rules, why)
     record = transitions.try_again(record, rules)
-    pause = max(record.under_way.pause_seconds, min(fault.retry_after_seconds, rules.abandoned_seconds))
-    return record.with_update(pause_seconds=pause), (transitions.event(record, facts, "staging_failed", why),)
+    pause = max(record.under_way.retry_in_seconds, min(fault.retry_after_seconds, rules.abandoned_seconds))
+    return record.with_update(retry_in_seconds=pause), (transitions.event(record, facts, "staging_failed", why),)
 
 
 def not_ready(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Applied:
     """The revision is not all there: neither an update nor a failure; it is looked at again at the next poll."""
     record, events = transitions.end(record, facts, Outcome.ABANDONED, "NOT_READY", why)
-    pause = max(record.watch.seconds_to_look, rules.look_seconds)
-    return replace(record, watch=replace(record.watch, seconds_to_look=pause, message=why)), events
+    pause = max(record.watch.seconds_to_poll, rules.look_seconds)
+    return replace(record, watch=replace(record.watch, seconds_to_poll=pause, message=why)), events
 
 
 def abandon(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Applied:
     """Stop without blame; the revision is taken up again after a while."""
     record, events = transitions.end(record, facts, Outcome.ABANDONED, why.partition(":")[0], why)
-    return replace(record, watch=replace(record.watch, seconds_to_look=rules.abandoned_seconds, message=why)), events
+    return replace(record, watch=replace(record.watch, seconds_to_poll=rules.abandoned_seconds, message=why)), events
 
 
 def stop_quarantined(record: ModelRecord, facts: Facts, _rules: Rules) -> Applied:

@@ -53,14 +53,14 @@ def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Ap
 
 def enter(record: ModelRecord, stage: Stage, **changes: object) -> ModelRecord:
     """Go to another stage of the update under way; counts as a step."""
-    fresh = {"stage_seconds": 0.0, "attempts": 0, "pause_seconds": 0.0, "steps": record.under_way.steps + 1}
+    fresh = {"stage_seconds": 0.0, "attempts": 0, "retry_in_seconds": 0.0, "steps": record.under_way.steps + 1}
     return replace(record, stage=stage).with_update(**{**fresh, **changes})
 
 
 def try_again(record: ModelRecord, rules: Rules) -> ModelRecord:
     """Try the stage's effect again after a pause that grows."""
     attempts = record.under_way.attempts + 1
-    return record.with_update(attempts=attempts, pause_seconds=rules.retry_seconds * 2.0 ** min(attempts - 1, 8))
+    return record.with_update(attempts=attempts, retry_in_seconds=rules.retry_seconds * 2.0 ** min(attempts - 1, 8))
 
 
 def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Applied:
@@ -86,7 +86,7 @@ def roll_back(
 
     A return to a device does not start again by itself: the next one is the breaker's to allow.
     """
-    if record.under_way.kind is UpdateKind.RETURN and ending.ends_in is not EndsIn.IDLE:
+    if record.under_way.kind is UpdateKind.FAILBACK and ending.ends_in is not EndsIn.IDLE:
         ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
     record = enter(record, Stage.ROLLING_BACK, ending=ending, reason=reason, message=message)
     return record, (event(record, facts, name, message, evidence=evidence),)
@@ -96,7 +96,7 @@ def hold(
     record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
 ) -> Applied:
     """Let a person decide; the candidate leaves its slot first."""
-    if record.under_way.kind is UpdateKind.RETURN:
+    if record.under_way.kind is UpdateKind.FAILBACK:
         return stay(record, facts, held_for.value, message, evidence=evidence)
     ending = Ending(EndsIn.HELD, held_for=held_for)
     return roll_back(record, facts, ending, held_for.value, message, evidence=evidence, name="hold_decided")
@@ -114,7 +114,7 @@ def refuse(
 ) -> Applied:
     """Condemn the candidate: its source digest, or this build's conversion of it, is never tried again."""
     update = record.under_way
-    if update.kind is UpdateKind.RETURN:
+    if update.kind is UpdateKind.FAILBACK:
         return stay(record, facts, reason, message, evidence=evidence)
     if update.kind is UpdateKind.RECONVERT:
         record = replace(record, blocked=_added(record.blocked, update.bundle_digest))
@@ -130,7 +130,7 @@ def stay(record: ModelRecord, facts: Facts, reason: str, message: str, *, eviden
     was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
     outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
     ending = Ending(EndsIn.IDLE, outcome, blamed=True)
-    return roll_back(record, facts, ending, reason, message, evidence=evidence, name="return_failed")
+    return roll_back(record, facts, ending, reason, message, evidence=evidence, name="failback_failed")
 
 
 def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, reason: str) -> ModelRecord:
@@ -227,13 +227,13 @@ def aged(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
     seconds = max(0.0, facts.elapsed_seconds)
     watch, update, trouble = record.watch, record.update, record.trouble
     if update is not None:
-        pause = max(0.0, update.pause_seconds - seconds)
-        update = replace(update, stage_seconds=update.stage_seconds + seconds, pause_seconds=pause)
+        pause = max(0.0, update.retry_in_seconds - seconds)
+        update = replace(update, stage_seconds=update.stage_seconds + seconds, retry_in_seconds=pause)
     if trouble is not None:
-        trouble = replace(trouble, pause_seconds=max(0.0, trouble.pause_seconds - seconds))
+        trouble = replace(trouble, retry_in_seconds=max(0.0, trouble.retry_in_seconds - seconds))
     return replace(
         record,
-        watch=replace(watch, seconds_to_look=max(0.0, watch.seconds_to_look - seconds)),
+        watch=replace(watch, seconds_to_poll=max(0.0, watch.seconds_to_poll - seconds)),
         update=update,
         trouble=trouble,
         warm_seconds_left=max(0.0, record.warm_seconds_left - seconds),
@@ -283,9 +283,9 @@ def _timeless(record: ModelRecord) -> ModelRecord:
     update, trouble = record.update, record.trouble
     return replace(
         record,
-        watch=replace(record.watch, seconds_to_look=float(record.watch.seconds_to_look > 0)),
-        update=None if update is None else replace(update, stage_seconds=0.0, pause_seconds=0.0),
-        trouble=None if trouble is None else replace(trouble, pause_seconds=0.0),
+        watch=replace(record.watch, seconds_to_poll=float(record.watch.seconds_to_poll > 0)),
+        update=None if update is None else replace(update, stage_seconds=0.0, retry_in_seconds=0.0),
+        trouble=None if trouble is None else replace(trouble, retry_in_seconds=0.0),
         warm_seconds_left=float(record.warm_seconds_left > 0),
         failure_ages=(0.0,) * len(record.failure_ages),
         hub=replace(record.hub, left_seconds=0.0, calm_seconds=0.0),

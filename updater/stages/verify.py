@@ -17,8 +17,8 @@ _PATIENCE_SECONDS = 30.0  # for a server that has said nothing about its devices
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     """Verify and seal, in the precision in which the server's device computes."""
     update = record.under_way
-    if update.pause_seconds > 0:
-        return Wait(min(rules.look_seconds, update.pause_seconds), "before it is verified again")
+    if update.retry_in_seconds > 0:
+        return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is verified again")
     precision = precision_of(facts, rules)
     if not precision and update.stage_seconds < _PATIENCE_SECONDS:
         return Wait(rules.look_seconds, "the server has not said what it computes with")

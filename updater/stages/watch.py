@@ -152,7 +152,7 @@ def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
 
 def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
     """Whether it is time to ask the hub, and what for; None if it is not."""
-    is_due = bool(record.asked) or record.watch.seconds_to_look <= 0
+    is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
     if not is_due or not record.hub.may_begin:
         return None
     return LookAtHub(
@@ -160,7 +160,7 @@ def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
         min_version=record.min_version,
         committed_revision="" if record.committed is None else record.committed.revision,
         known_bad=tuple(row.revision for row in record.quarantine),
-        only=record.asked,
+        only=record.requested_revision,
     )
 
 
@@ -168,9 +168,9 @@ def looked(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> M
     """The hub has answered."""
     watch = replace(
         _compared(record.watch, listed, facts, rules),
-        seconds_to_look=next_look(facts, rules),
-        looks=record.watch.looks + 1,
-        last_looked_at=facts.now,
+        seconds_to_poll=next_look(facts, rules),
+        polls=record.watch.polls + 1,
+        last_polled_at=facts.now,
         message="" if listed.names else "the hub lists no revision",
     )
     limits = rules.breakers[BreakerName.HUB]
@@ -201,7 +201,7 @@ def missed(record: ModelRecord, facts: Facts, rules: Rules, *, is_neutral: bool,
         result = Result.NEUTRAL if is_neutral else Result.FAILURE
         hub = report(begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
     pause = max(next_look(facts, rules), min(wait, limits.cap_seconds))
-    return replace(record, hub=hub, watch=replace(record.watch, seconds_to_look=pause, message=why))
+    return replace(record, hub=hub, watch=replace(record.watch, seconds_to_poll=pause, message=why))
 
 
 def next_look(facts: Facts, rules: Rules) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
-from updater.core.record_json import RecordUnreadable, event_to_json, from_json, read, to_json
+from updater.core.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.core.rules import Rules
 from updater.outbox import Subscribers
 from updater.settings import JOURNAL_NAME
@@ -89,7 +89,6 @@ class Journal:
                 (record.model, _line(to_json(record))),
             )
             for event in events:
-                plain = event_to_json(event)
                 update_id = event.update.update_id if event.update is not None else ""
                 connection.execute(
                     "INSERT INTO events (at, model, update_id, stage, name, message) VALUES (?, ?, ?, ?, ?, ?)",
@@ -99,12 +98,12 @@ class Journal:
                     connection.execute(
                         "INSERT INTO updates (update_id, model, row) VALUES (?, ?, ?) "
                         "ON CONFLICT (update_id) DO UPDATE SET row = excluded.row",
-                        (update_id, event.model, _line(_past(event, plain))),
+                        (update_id, event.model, _line(to_json(_past_update(event, event.update)))),
                     )
                 if event.evidence is not None:
                     connection.execute(
                         "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)",
-                        (update_id, event.stage.value, _line(plain["evidence"])),
+                        (update_id, event.stage.value, _line(to_json(event.evidence))),
                     )
             connection.execute(
                 "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ? AND seq IN "
@@ -140,7 +139,7 @@ class Journal:
             "SELECT at, stage, name, message FROM events WHERE update_id = ? ORDER BY seq", (update_id,)
         )
         return [
-            PastEvent(datetime.fromisoformat(str(at)), Stage(str(stage)), str(name), str(message))
+            PastEvent(datetime.fromisoformat(str(at)), Stage(str(stage)), current_event_name(str(name)), str(message))
             for at, stage, name, message in rows
         ]
 
@@ -151,11 +150,9 @@ class Journal:
             return [read(Evidence, _object(row)) for (row,) in rows]
 
 
-def _past(event: Event, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A PastUpdate as `read` takes it."""
-    ended_at = plain["at"] if event.outcome is not None else None
-    kept = {key: plain[key] for key in ("model", "update", "stage", "outcome")}
-    return {**kept, "ended_at": ended_at}
+def _past_update(event: Event, update: Update) -> PastUpdate:
+    ended_at = event.at if event.outcome is not None else None
+    return PastUpdate(event.model, update, event.stage, event.outcome, ended_at)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def waited(world: World) -> World:
 
 def is_failback(world: World) -> bool:
     """Whether a return to the card is under way."""
-    return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
+    return world.record.update is not None and world.record.update.kind is UpdateKind.FAILBACK
 
 
 def callers_come(world: World) -> World:

@@ -46,7 +46,7 @@ def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
 
 def plain(record: ModelRecord) -> ModelRecord:
     """A record without what only counts or is only told: states that behave alike are one."""
-    watch = replace(record.watch, seconds_to_look=0.0, looks=0, last_looked_at=None, newest="", message="")
+    watch = replace(record.watch, seconds_to_poll=0.0, polls=0, last_polled_at=None, newest="", message="")
     watch = replace(watch, listing="", changed_at=None, highest="", highest_at=None)
     update = record.update
     if update is not None:

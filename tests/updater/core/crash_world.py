@@ -214,7 +214,7 @@ def seen(world: World) -> ServerState | None:
         last_trial=last,
         stats=stats,
         devices=_DEVICES if world.card is None else _DEVICES_WITH_CARD,
-        fallback=fallback_of(world),
+        cpu_fallback=fallback_of(world),
     )
 
 

@@ -202,9 +202,9 @@ def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
     """Retry-After is kept, up to the breaker's cap."""
     world.hub.faults = [Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
     world.command(CommandKind.CHECK_NOW)
-    looks = world.record.watch.looks
+    looks = world.record.watch.polls
     began = world.clock.seconds
-    while world.record.watch.looks == looks:
+    while world.record.watch.polls == looks:
         world.tick()
 
     assert world.clock.seconds - began >= 299.0

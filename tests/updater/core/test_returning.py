@@ -74,7 +74,7 @@ def blameless(world: World) -> tuple[object, ...]:
 
 def is_failback(world: World) -> bool:
     """Whether a return is under way."""
-    return world.record.update is not None and world.record.update.kind is UpdateKind.RETURN
+    return world.record.update is not None and world.record.update.kind is UpdateKind.FAILBACK
 
 
 def until_failback(world: World, stage: Stage = Stage.GATING) -> None:
@@ -131,7 +131,7 @@ def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> No
     for _ in range(3):
         fallen.tick()
     assert BreakerState.CLOSED is fallen.record.device.state
-    assert fallen.record.fallback is None
+    assert fallen.record.cpu_fallback is None
     assert "breaker_closed" in fallen.told()
 
 
@@ -166,7 +166,7 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
 
     assert (fallen.server.serving_on, fallen.server.fallback) == (CARD, None)
     assert BreakerState.CLOSED is fallen.record.device.state
-    assert fallen.record.fallback is None
+    assert fallen.record.cpu_fallback is None
     assert before == blameless(fallen)
     assert Outcome.COMMITTED is fallen.outcomes("1.0.0")[-1]
     assert fallen.last("update_committed").update is not None

@@ -180,7 +180,14 @@ def test_a_record_reads_back_as_it_was(world: World) -> None:
 @pytest.mark.fault("D6")
 @pytest.mark.parametrize(
     "change",
-    [{"schema_version": 2}, {"schema_version": None}, {"stage": "FLYING"}, {"floor": 7}, {"extra": 1}, {"model": None}],
+    [
+        {"schema_version": 3},
+        {"schema_version": None},
+        {"stage": "FLYING"},
+        {"min_version": 7},
+        {"extra": 1},
+        {"model": None},
+    ],
 )
 def test_a_record_that_is_not_understood_is_refused(change: dict[str, object]) -> None:
     """It must steer nothing."""

@@ -251,7 +251,7 @@ def test_latency_bounds_are_what_the_server_sends() -> None:
     assert counts.latency_bounds == (1.0, 2.0, 8.0)
     assert percentile(counts, 0.5) == pytest.approx(5.0)
     (bucket,) = counts.costs
-    assert (bucket.device, bucket.at_most_units, bucket.batches) == ("cpu", 4, 1)
+    assert (bucket.device, bucket.at_most_rows, bucket.batches) == ("cpu", 4, 1)
     assert (bucket.row_seconds, bucket.row_seconds_squared) == pytest.approx((0.2, 0.04))
     assert row.frozen().costs == row.costs
 

@@ -216,7 +216,7 @@ class World:
             before = self.clock.seconds
             action = self.tick()
             watch, hub = self.record.watch, self.record.hub
-            is_looking = hub.state is BreakerState.CLOSED and watch.seconds_to_look <= 2 * self.rules.poll_seconds
+            is_looking = hub.state is BreakerState.CLOSED and watch.seconds_to_poll <= 2 * self.rules.poll_seconds
             is_calm = self.stage in (Stage.IDLE, Stage.HELD) and isinstance(action, Wait) and is_looking
             calm = calm + self.clock.seconds - before if is_calm or type(action).__name__ == "LookAtHub" else 0.0
             if calm > 2.5 * self.rules.poll_seconds:

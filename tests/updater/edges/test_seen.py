@@ -70,8 +70,8 @@ def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", fallback=fallback, last_trial=end)])
 
     state = server_state(response, last_ended_orderly=False)
-    assert CpuFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.fallback
+    assert CpuFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.cpu_fallback
     assert state.last_trial is not None
     assert state.last_trial.reason == "OUT_OF_MEMORY"
     response.models[0].ClearField("fallback")
-    assert server_state(response, last_ended_orderly=False).fallback is None
+    assert server_state(response, last_ended_orderly=False).cpu_fallback is None

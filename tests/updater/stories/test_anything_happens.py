@@ -331,7 +331,7 @@ class Anything(RuleBasedStateMachine):
         committed = "" if record.committed is None else record.committed.bundle_digest
         assert committed == bundle == world.server.serving
         assert not world.server.is_on_trial
-        assert world.server.fallback == record.fallback
+        assert world.server.fallback == record.cpu_fallback
         assert record.min_version in world.committed_revisions() | {""}, "the floor rose without a commit"
         for each in (self.what_serves_is_committed_or_on_trial, self.nothing_bad_is_committed):
             each()

@@ -104,7 +104,7 @@ class Book:
         """Events are durable."""
         for event in events:
             update = event.update
-            if update is None or update.kind is UpdateKind.RETURN:  # then the device has failed, not what was on it
+            if update is None or update.kind is UpdateKind.FAILBACK:  # then the device has failed, not what was on it
                 continue
             if event.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK):
                 self.condemned.add(update.source_digest)
@@ -256,8 +256,8 @@ class StoryWorld:
             if record.stage not in (Stage.IDLE, Stage.HELD) or record.hub.state is not BreakerState.CLOSED:
                 looks = -1
             elif looks < 0:
-                looks = record.watch.looks
-            elif record.watch.looks >= looks + 3 and self._loop is not None and self._loop.rest.seconds:
+                looks = record.watch.polls
+            elif record.watch.polls >= looks + 3 and self._loop is not None and self._loop.rest.seconds:
                 return
         raise AssertionError(f"it does not settle: {self.record.stage} {self.record.update}, {self.record.watch}")
 
