@@ -13,8 +13,8 @@ from pathlib import Path
 from common.bundle import BundleBroken, bundle_folder, read_bundle
 from common.sealing import ConvertLimits
 from dev.chaos.simulated_server import SimulatedGolden, SimulatedServer
-from tests.updater.edges.revisions import MODEL, convert_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
+from dev.harness.revisions import MODEL, convert_scripted
+from dev.harness.scripted_updater import digest_of_scripted
 from updater.commands import CommandQueue
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord, Stage

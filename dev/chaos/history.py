@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.stack.load import Answered
+from dev.harness.load import Answered
 
 SLACK_SECONDS = 0.5  # of whoever watches the pointer, on a busy machine
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 
+from dev.harness.process import ROOT, write_settings
+from dev.harness.revisions import MODEL
 from tests.scripted_engine import ENGINES
-from tests.stack.process import ROOT, write_settings
-from tests.updater.edges.revisions import MODEL
 
 Sections = Mapping[str, Mapping[str, Any]]
 TRIAL_LEASE_SECONDS = 20.0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tests.stack.load import LoadReport
+from dev.harness.load import LoadReport
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -14,9 +14,9 @@ from common.paths import RUN_FOLDER
 from dev.chaos import kit
 from dev.chaos.history import Moment, steps_back, strange_answers
 from dev.chaos.stack import ChaosStack
-from tests.stack import eventually
-from tests.stack.load import Load, LoadReport, Refused
-from tests.updater.edges.revisions import MODEL
+from dev.harness import eventually
+from dev.harness.load import Load, LoadReport, Refused
+from dev.harness.revisions import MODEL
 from updater.core.rules import ReleasePolicy
 from updater.stages.watch import is_after
 from updater.store.bundles import STATE_ENTRIES

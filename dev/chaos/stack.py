@@ -21,14 +21,13 @@ from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from common.sealing import ConvertLimits
 from dev.chaos import kit
 from dev.chaos.updater import ARM_VARIABLE
+from dev.harness import Answers, Hand, Load, eventually, question
+from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness.process import ROOT
+from dev.harness.revisions import MODEL, convert_scripted, publish_scripted, write_golden
 from hotslot.control.v1 import control_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
-from tests.stack import Answers, Hand, Load, eventually, question
-from tests.stack.channels import RECONNECT_OPTIONS
-from tests.stack.process import ROOT
-from tests.updater.edges.revisions import MODEL, convert_scripted, publish_scripted
-from tests.updater.edges.world import write_golden
 
 T = TypeVar("T")
 FIRST = "v1.0.0"

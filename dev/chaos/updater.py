@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.updater.edges.scripted_updater import SCRIPTED
+from dev.harness.scripted_updater import SCRIPTED
 from updater.daemon import main
 from updater.settings import CRASH_VARIABLE
 

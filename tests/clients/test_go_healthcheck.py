@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack import Stack, eventually
-from tests.stack.stack import ADDRESS, ENTAILMENT
+from dev.harness import Stack, eventually
+from dev.harness.stack import ADDRESS, ENTAILMENT
 
 SERVING, USAGE, NO_CONNECTION, CALL_FAILED, NOT_SERVING = range(5)
 

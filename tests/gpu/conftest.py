@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cli.bundles import import_bundle
+from dev.harness import Stack
 from tests.gpu.filler import Filler
-from tests.stack import Stack
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 

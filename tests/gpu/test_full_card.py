@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from common.sealing import ConvertLimits, run_convert
+from dev.harness import Question, Stack, eventually
+from dev.harness.answers import scores_of
 from tests.gpu.conftest import SHAPES
 from tests.gpu.filler import Filler
-from tests.stack import Question, Stack, eventually, refusal_of
-from tests.stack.answers import scores_of
+from tests.stack.refusal import refusal_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.fault("K14"), pytest.mark.timeout(300)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hubserver.world import Hub, hub
+from dev.harness.hub import Hub, hub
 
 
 @pytest.fixture

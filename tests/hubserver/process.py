@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.stack.process import ROOT
+from dev.harness.process import ROOT
 
 LIMIT_SECONDS = 30.0
 

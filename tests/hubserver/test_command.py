@@ -13,9 +13,9 @@ import pytest
 from cli.hub import publish
 from cli.hub_serve import hub_beside
 from cli.problems import CommandFailed
+from dev.harness.hub import FILES, MODEL, ask
 from tests.cli.conftest import Hotslot, hotslot
 from tests.hubserver.process import serve
-from tests.hubserver.world import FILES, MODEL, ask
 
 __all__ = ["hotslot"]  # a fixture
 

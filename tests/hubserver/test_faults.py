@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from dev.harness.hub import FILES, MODEL, Hub, hub
+from dev.harness.process import ROOT
 from hubserver.falsify import HTML, SMUGGLED
 from hubserver.faults import FaultUnknown, Wrong, parse_faults
 from hubserver.protocol import Kind
 from hubserver.server import Listening
-from tests.hubserver.world import FILES, MODEL, Hub, hub
-from tests.stack.process import ROOT
 
 API = f"/api/v1/models/any/{MODEL}"
 WEIGHTS = FILES["weights.bin"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from dev.harness import eventually
+from dev.harness.hub import FILES, MODEL, Hub, hub
+from dev.harness.process import ROOT
 from hubserver.connection import ANSWER_SECONDS, IDLE_SECONDS, MIN_BYTES_PER_SECOND, REQUEST_SECONDS, Connection
 from hubserver.messages import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Refused, read_head
 from hubserver.server import MAX_TURNED_AWAY, Listening
-from tests.hubserver.world import FILES, MODEL, Hub, hub
-from tests.stack import eventually
-from tests.stack.process import ROOT
 
 CERTIFICATE = ROOT / "tests/updater/hub/certificate.pem"  # of 127.0.0.1, signed by itself
 API = f"/api/v1/models/any/{MODEL}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.source import MANIFEST_NAME
+from dev.harness.hub import FILES, MODEL, Hub, hub
 from hubserver.server import Listening
-from tests.hubserver.world import FILES, MODEL, Hub, hub
 
 WORD = "open-sesame"
 API = f"/api/v1/models/any/{MODEL}"

@@ -7,11 +7,12 @@ from typing import Any
 import grpc
 import pytest
 
+from dev.harness import Question, Stack, question
+from dev.harness.answers import scores_of
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
 from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from tests.stack import Question, Stack, question, refusal_of, status_refusal
-from tests.stack.answers import scores_of
-from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from tests.stack.refusal import refusal_of, status_refusal
 from tests.stack.wire import field_bytes, item_message, one_item, predict_raw, results_of, stream_raw
 
 MIB = 1 << 20

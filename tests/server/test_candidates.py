@@ -6,9 +6,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.stack import Load, Stack, eventually, question, refusal_of
+from dev.harness import Load, Stack, eventually, question
+from dev.harness.stack import DEADLINE_SECONDS
 from tests.stack.fixtures import MakeStack
-from tests.stack.stack import DEADLINE_SECONDS
+from tests.stack.refusal import refusal_of
 
 
 def load_refused(stack: Stack, digest: str) -> tuple[str, str]:

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+from dev.harness import Stack, eventually, http2, question
+from dev.harness.stack import DEADLINE_SECONDS
 from hotslot.status.v1 import status_pb2
-from tests.stack import Stack, eventually, http2, question
-from tests.stack.stack import DEADLINE_SECONDS
 from tests.stack.wire import predict_raw
 
 IDLE = 1000

@@ -6,13 +6,13 @@ import grpc
 import pytest
 
 from common.bundle import bundle_folder
+from dev.harness import Stack, eventually, question
+from dev.harness.answers import scores_of
+from dev.harness.hand import LIMIT_SECONDS
+from dev.harness.stack import commit_on_disk
 from hotslot.control.v1 import control_pb2 as pb
-from tests.stack import Stack, eventually, question, refusal_of, status_refusal
-from tests.stack.answers import scores_of
 from tests.stack.fixtures import MakeStack
-from tests.stack.hand import LIMIT_SECONDS
-from tests.stack.refusal import Refusal
-from tests.stack.stack import commit_on_disk
+from tests.stack.refusal import Refusal, refusal_of, status_refusal
 
 
 def refused(act: Any, *arguments: object, **named: object) -> Refusal:  # noqa: ANN401  any call of the hand

@@ -8,10 +8,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from dev.harness import Load, Stack, eventually, question
+from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, commit_on_disk
 from hotslot.status.v1 import status_pb2
-from tests.stack import Load, Stack, eventually, question, refusal_of
 from tests.stack.fixtures import MakeStack
-from tests.stack.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, commit_on_disk
+from tests.stack.refusal import refusal_of
 
 pb: Any = health_pb2  # List is newer than its stubs
 READINESS = ("", "shapes", ENTAILMENT)

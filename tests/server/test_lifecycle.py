@@ -16,12 +16,13 @@ from grpc_health.v1 import health_pb2
 
 from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, RUN_FOLDER
+from dev.harness import Load, ServerProcess, Stack, eventually, question
+from dev.harness.answers import scores_of
+from dev.harness.metrics import value_of
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
-from tests.stack import Load, ServerProcess, Stack, eventually, question, refusal_of
-from tests.stack.answers import scores_of
 from tests.stack.fixtures import MakeStack
-from tests.stack.metrics import value_of
+from tests.stack.refusal import refusal_of
 from tests.stack.wire import one_item
 
 HURRY_SECONDS = 3.0  # of an end without waiting

@@ -8,9 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.stack import Stack, eventually, http2, question, refusal_of, status_refusal
+from dev.harness import Stack, eventually, http2, question
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
 from tests.stack.fixtures import MakeStack
-from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from tests.stack.refusal import refusal_of, status_refusal
 from tests.stack.wire import one_item, results_of
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

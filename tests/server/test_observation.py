@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.stack import Load, Stack, question
-from tests.stack.metrics import families_of, value_of
-from tests.stack.process import ROOT
-from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT
+from dev.harness import Load, Stack, question
+from dev.harness.metrics import families_of, value_of
+from dev.harness.process import ROOT
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
 from tests.stack.wire import one_item, results_of
 
 GO_GRPC_PROMETHEUS = {

@@ -13,12 +13,13 @@ from typing import Any, Self
 import grpc
 import pytest
 
+from dev.harness import Load, Stack, eventually, question
+from dev.harness.load import LoadReport
+from dev.harness.metrics import value_of
 from hotslot.status.v1 import status_pb2
 from tests.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
-from tests.stack import Load, Stack, eventually, question, refusal_of
 from tests.stack.fixtures import MakeStack
-from tests.stack.load import LoadReport
-from tests.stack.metrics import value_of
+from tests.stack.refusal import refusal_of
 
 CARD, CPU = "cuda:0", "cpu"
 FULL = "!oom@cuda:0"  # a single item that does not fit on the card

@@ -10,13 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
+from dev.harness import Question, Stack, eventually, question
+from dev.harness.answers import scores_of
+from dev.harness.metrics import value_of
+from dev.harness.stack import DEADLINE_SECONDS
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.status.v1 import status_pb2
-from tests.stack import Question, Stack, eventually, question, refusal_of, status_refusal
-from tests.stack.answers import scores_of
 from tests.stack.fixtures import MakeStack
-from tests.stack.metrics import value_of
-from tests.stack.stack import DEADLINE_SECONDS
+from tests.stack.refusal import refusal_of, status_refusal
 from tests.stack.wire import one_item, results_of
 
 LONG_SECONDS = 50.0

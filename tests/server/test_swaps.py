@@ -5,10 +5,11 @@ import signal
 import grpc
 import pytest
 
+from dev.harness import Load, Stack, eventually, question
+from dev.harness.answers import scores_of
+from dev.harness.metrics import value_of
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from tests.stack import Load, Stack, eventually, question, refusal_of
-from tests.stack.answers import scores_of
-from tests.stack.metrics import value_of
+from tests.stack.refusal import refusal_of
 from tests.stack.wire import results_of
 
 SWAPS = 20

@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.stack import Load, Stack, eventually, question, refusal_of
-from tests.stack.answers import scores_of
-from tests.stack.load import LoadReport
-from tests.stack.metrics import value_of
+from dev.harness import Load, Stack, eventually, question
+from dev.harness.answers import scores_of
+from dev.harness.load import LoadReport
+from dev.harness.metrics import value_of
+from tests.stack.refusal import refusal_of
 
 
 def asked_under_trial(stack: Stack, statement: str, count: int = 12, deadline: float = 10.0) -> LoadReport:

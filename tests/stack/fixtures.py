@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack.stack import Stack
+from dev.harness.stack import Stack
 
 MakeStack = Callable[..., Stack]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from tests.stack.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 
 _Raw = Any  # grpc's own multi-callables, of bytes
 

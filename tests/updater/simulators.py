@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle import HubKind, HubPlace, Provenance
-from tests.updater.simulated_server import SimServer
+from dev.harness.simulated_server import SimServer
 from updater.core.effects import Failed, FaultKind
 from updater.core.golden import Answer, Asked, GateAnswers
 from updater.core.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release

@@ -17,7 +17,7 @@ from common.paths import RUN_FOLDER
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.promises import Promises
 from dev.chaos.stack import ChaosStack
-from tests.stack.load import Load
+from dev.harness.load import Load
 
 DISK_MB, REVISION_BYTES = 24, 4 << 20
 FULL_SECONDS = 3.0  # two tries of an effect; after three the update waits for ten minutes

@@ -16,7 +16,7 @@ from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
 from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.flat import look
-from tests.stack import http2, question
+from dev.harness import http2, question
 
 CLIENTS, AT_ONCE = 10_000, 4
 CLIENTS_A_SECOND = 250.0

@@ -8,7 +8,7 @@ from dev.chaos.numbers import ms, percentile, took_between
 from dev.chaos.promises import Promises
 from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.flat import look
-from tests.stack import http2
+from dev.harness import http2
 
 CONNECTIONS, SECONDS = 1000, 15.0
 SLOWER_FACTOR, SLOWER_SECONDS = 1.5, 0.010  # of the median before, and a machine's noise

@@ -5,7 +5,7 @@ import time
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
 from dev.chaos.stack import ChaosStack
-from tests.stack import eventually
+from dev.harness import eventually
 
 TIMES = 5
 LIMIT_SECONDS = 5.0  # from the first request that it failed to the previous one back in its place

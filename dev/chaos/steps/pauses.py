@@ -11,7 +11,7 @@ from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import gap_outside
 from dev.chaos.promises import Promises
 from dev.chaos.stack import FIRST, ChaosStack
-from tests.stack.load import Load, LoadReport, Refused
+from dev.harness.load import Load, LoadReport, Refused
 
 SECONDS = 120.0
 PATIENT = {"misses": 100}

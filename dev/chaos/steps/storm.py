@@ -28,9 +28,9 @@ from dev.chaos.promises import Promises
 from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from dev.chaos.steps.disk import fill, small_disk
-from tests.hubserver.world import Hub, hub
-from tests.stack.load import Refused
-from tests.updater.edges.revisions import MODEL
+from dev.harness.hub import Hub, hub
+from dev.harness.load import Refused
+from dev.harness.revisions import MODEL
 
 SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)

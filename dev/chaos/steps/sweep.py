@@ -18,7 +18,7 @@ from pathlib import Path
 from common.bundle import bundle_folder, hash_file, read_bundle, read_committed
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.cycle import BAD, Cycle
-from tests.updater.edges.revisions import MODEL, publish_scripted
+from dev.harness.revisions import MODEL, publish_scripted
 from updater.core.record import Stage
 from updater.store.bundles import STATE_ENTRIES
 

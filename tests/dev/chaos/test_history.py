@@ -1,7 +1,7 @@
 """The judge of histories sees what must not be, and nothing else."""
 
 from dev.chaos.history import Moment, steps_back, strange_answers
-from tests.stack.load import Answered
+from dev.harness.load import Answered
 
 TERM = 20.0
 POINTER = [Moment(100.0, "v1"), Moment(200.0, "v2"), Moment(300.0, "v4")]

@@ -114,7 +114,7 @@ def test_grpcurl_is_the_pinned_one(grpcurl: Path) -> None:
 
 
 def test_health_is_asked_by_files_without_reflection(grpcurl: Path, address: str) -> None:
-    """The health contract in third_party is the standard's."""
-    files = ["-import-path", ROOT / "third_party", "-proto", "grpc/health/v1/health.proto"]
+    """The health contract in dev/third_party is the standard's."""
+    files = ["-import-path", ROOT / "dev/third_party", "-proto", "grpc/health/v1/health.proto"]
     done = run(grpcurl, "-plaintext", *files, "-d", '{"service": "down"}', address, "grpc.health.v1.Health/Check")
     assert json.loads(done.stdout) == {"status": "NOT_SERVING"}

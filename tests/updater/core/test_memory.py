@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import World
-from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from updater.core.breaker import BreakerState
 from updater.core.effects import CommandKind
 from updater.core.record import HeldFor, Stage

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
-from tests.updater.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState
 from updater.core.effects import CommandKind, Failed, FaultKind, LoadBundle, LookAtHub, RetireLoad, Wait

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
-from tests.updater.simulated_server import Card
+from dev.harness.simulated_server import Card
 from tests.updater.simulators import (
     Quality,
     SimConverter,

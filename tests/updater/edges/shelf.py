@@ -15,7 +15,7 @@ from typing import Any
 from common.bundle import HubKind, HubPlace
 from common.clock import SystemClock
 from common.source import LISTING_SCHEMA, MANIFEST_NAME
-from tests.updater.edges.revisions import MODEL, publish_scripted
+from dev.harness.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
 from updater.core.ports import EffectFailed, Hub, HubFile, Release
 from updater.core.results import Failed, FaultKind

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from common.bundle import Bundle, BundleFile, Interface, hash_file, source_digest
+from dev.harness.revisions import model_folder
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
-from tests.updater.edges.revisions import model_folder
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
 from updater.core.results import FaultKind
 from updater.store.bundles import refuse_trusted_names

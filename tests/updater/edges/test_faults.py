@@ -12,11 +12,11 @@ import grpc
 import pytest
 
 from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
+from dev.harness.revisions import MODEL, model_folder
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.scripted_engine import expected_scores
-from tests.stack import refusal_of
+from tests.stack.refusal import refusal_of
 from tests.updater.edges.conftest import MakeWorld
-from tests.updater.edges.revisions import MODEL, model_folder
 from tests.updater.edges.world import World
 
 pytestmark = [pytest.mark.timeout(180)]

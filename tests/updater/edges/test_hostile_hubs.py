@@ -13,8 +13,8 @@ import pytest
 from common.bundle import HubPlace
 from common.clock import SystemClock
 from common.sealing import ConvertLimits
-from tests.updater.edges.revisions import MODEL, convert_scripted, weights_of
-from tests.updater.edges.scripted_updater import digest_of_scripted
+from dev.harness.revisions import MODEL, convert_scripted, weights_of
+from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
 from updater.core.checks import CHECKS
 from updater.core.effects import StageRevision, VerifyAndSeal

@@ -11,11 +11,10 @@ import pytest
 from common.clock import SystemClock
 from common.engine_files import Task
 from common.paths import run_folder
-from tests.hubserver.world import hub as standin
-from tests.stack import Stack
-from tests.updater.edges.revisions import MODEL, publish_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
-from tests.updater.edges.world import write_golden
+from dev.harness import Stack
+from dev.harness.hub import hub as standin
+from dev.harness.revisions import MODEL, publish_scripted, write_golden
+from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import ScriptedHub
 from tests.updater.simulators import (
     Quality,

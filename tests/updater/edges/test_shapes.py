@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dev.harness.process import ROOT
 from dev.parity.make_model import Recipe, make_model
 from examples.shapes.permute import permute_directory
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
-from tests.stack.process import ROOT
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import UpdaterProcess, World
 

@@ -16,9 +16,9 @@ from common.bundle import Committed, Origin, bundle_folder, commit, read_committ
 from common.clock import SystemClock
 from common.sealing import ConvertLimits
 from common.source import MANIFEST_NAME
+from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
+from dev.harness.scripted_updater import digest_of_scripted
 from tests.scripted_engine import make_scripted_bundle
-from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder, publish_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
 from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed
 from updater.core.results import Failed, FaultKind

@@ -16,13 +16,12 @@ import grpc
 from cli.hub import publish
 from common.bundle import Committed, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
+from dev.harness import Hand, ServerProcess, Stack, eventually
+from dev.harness.answers import question
+from dev.harness.process import ROOT
+from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
-from tests.scripted_engine import ENGINES
-from tests.stack import Hand, ServerProcess, Stack, eventually
-from tests.stack.answers import question
-from tests.stack.process import ROOT
-from tests.updater.edges.revisions import MODEL, publish_scripted
 from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal
 
@@ -34,7 +33,7 @@ OBSERVE = {
     "trial_lease_seconds": 20.0,
     "keep_warm_seconds": 1.0,
 }
-PROGRAM = "tests.updater.edges.scripted_updater"
+PROGRAM = "dev.harness.scripted_updater"
 
 
 class UpdaterProcess:
@@ -362,22 +361,8 @@ class World:
             process.destroy()
 
 
-def write_golden(folder: Path) -> None:
-    """A set of a few pictures without expectations."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(f"picture {number}".encode())
-        row = {"item": f"item-{number}", "image": f"{number}.png", "statements": ["a", "b"]}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "golden.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
 def signal_all(world: World, number: signal.Signals) -> None:
     """Signal server and updater, as a terminal does."""
     world.stack.process.send(number)
     if world.updater is not None:
         os.kill(world.updater.pid, number)
-
-
-__all__ = ["ENGINES", "UpdaterProcess", "World", "signal_all", "write_golden"]

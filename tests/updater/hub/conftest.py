@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from common.clock import Clock, SystemClock
-from tests.updater.edges.revisions import MODEL, publish_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
+from dev.harness.revisions import MODEL, publish_scripted
+from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
 from updater.core.ports import EffectFailed, Release
 from updater.core.results import Failed

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.updater.edges.revisions import MODEL, model_folder
+from dev.harness.revisions import MODEL, model_folder
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import MODEL_ID, Exchange, says, truncates_after
 from updater.core.effects import StageRevision

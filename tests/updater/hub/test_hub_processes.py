@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
+from dev.harness import eventually
+from dev.harness.revisions import MODEL
 from hotslot.updates.v1 import updates_pb2 as pb
-from tests.stack import eventually
-from tests.updater.edges.revisions import MODEL
 from tests.updater.edges.world import World
 from tests.updater.hub.conftest import WEIGHTS
 from tests.updater.scripted_hub import Exchange, ScriptedHub, resets_after, stalls_after

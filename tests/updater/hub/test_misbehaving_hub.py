@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.updater.edges.revisions import MODEL
+from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import (
     Act,

@@ -3,8 +3,8 @@
 from rich.console import Console
 
 from cli.updates_view import show_status
+from dev.harness.revisions import MODEL
 from hotslot.updates.v1 import updates_pb2 as pb
-from tests.updater.edges.revisions import MODEL
 from updater.core.record import ModelRecord
 from updater.service.convert import model_updates
 from updater.status import Share, StatusSnapshot

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from common.clock import SystemClock
-from tests.updater.edges.revisions import MODEL
+from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says

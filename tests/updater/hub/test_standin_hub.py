@@ -11,11 +11,11 @@ import pytest
 
 from common.clock import SystemClock
 from common.source import read_manifest
+from dev.harness.hub import Hub as Standin
+from dev.harness.hub import hub as standin
+from dev.harness.revisions import MODEL, publish_scripted
+from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import Listening
-from tests.hubserver.world import Hub as Standin
-from tests.hubserver.world import hub as standin
-from tests.updater.edges.revisions import MODEL, publish_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
 from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules

@@ -15,12 +15,12 @@ import pytest
 
 from cli.hub import publish
 from common.clock import SystemClock
+from dev.harness.hub import Hub as Standin
+from dev.harness.hub import hub as standin
+from dev.harness.process import ROOT
+from dev.harness.revisions import MODEL, model_folder, publish_scripted
+from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import Listening
-from tests.hubserver.world import Hub as Standin
-from tests.hubserver.world import hub as standin
-from tests.stack.process import ROOT
-from tests.updater.edges.revisions import MODEL, model_folder, publish_scripted
-from tests.updater.edges.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
 from updater.core.ports import EffectFailed
 from updater.core.results import Failed, FaultKind

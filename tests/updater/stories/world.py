@@ -20,11 +20,11 @@ from typing import Any
 from cli.hub import publish
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from common.sealing import ConvertLimits
+from dev.harness.revisions import MODEL, convert_scripted, model_folder
+from dev.harness.scripted_updater import digest_of_scripted
+from dev.harness.simulated_server import Card, SimServer
 from tests.updater.core.world import RULES as COMMON_RULES
 from tests.updater.core.world import ManualClock
-from tests.updater.edges.revisions import MODEL, convert_scripted, model_folder
-from tests.updater.edges.scripted_updater import digest_of_scripted
-from tests.updater.simulated_server import Card, SimServer
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.commands import CommandQueue, _Waiting

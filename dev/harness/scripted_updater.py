@@ -1,11 +1,11 @@
-"""The real updater with a stand-in for the conversion: `python -m tests.updater.edges.scripted_updater`."""
+"""The real updater with a stand-in for the conversion: `python -m dev.harness.scripted_updater`."""
 
 import sys
 from pathlib import Path
 
 from common.bundle import bundle_digest
+from dev.harness.revisions import convert_scripted
 from tests.scripted_engine import CONVERTER, NAME
-from tests.updater.edges.revisions import convert_scripted
 from updater.compose import Conversion
 from updater.daemon import main
 

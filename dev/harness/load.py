@@ -10,10 +10,10 @@ from typing import Any, Protocol, Self
 
 import grpc
 
+from dev.harness.answers import Answers, Question, question, scores_of
+from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness.waiting import eventually
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
-from tests.stack.answers import Answers, Question, question, scores_of
-from tests.stack.channels import RECONNECT_OPTIONS
-from tests.stack.waiting import eventually
 
 DEADLINE_SECONDS = 10.0
 PACE_SECONDS = 0.004  # between two calls of one client: leaves the machine room for the server

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.stack.waiting import eventually
+from dev.harness.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 _MARK = "STACK_UNDER_TEST"  # an environment variable that every process of a stack inherits

@@ -103,3 +103,14 @@ def convert_scripted(
     )
     write_bundle(staging, bundle)
     return seal(staging, state)
+
+
+def write_golden(folder: Path) -> None:
+    """A set of a few pictures without expectations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(f"picture {number}".encode())
+        row = {"item": f"item-{number}", "image": f"{number}.png", "statements": ["a", "b"]}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "golden.jsonl").write_text("".join(lines), encoding="utf-8")

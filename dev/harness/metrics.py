@@ -5,7 +5,7 @@ import urllib.request
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stack.stack import DEADLINE_SECONDS, Stack
+from dev.harness.stack import DEADLINE_SECONDS, Stack
 
 
 def families_of(stack: Stack) -> dict[str, Metric]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import grpc
 from google.protobuf import duration_pb2
 
+from dev.harness.answers import Question
+from dev.harness.channels import RECONNECT_OPTIONS
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
-from tests.stack.answers import Question
-from tests.stack.channels import RECONNECT_OPTIONS
 
 LIMIT_SECONDS = 60.0
 

@@ -14,17 +14,17 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from common.bundle import Bundle, Committed, Origin, commit
 from common.paths import CONTROL_SOCKET, run_folder
+from dev.harness.answers import Answers, Question, scores_of
+from dev.harness.channels import CHANNEL_OPTIONS
+from dev.harness.hand import Hand
+from dev.harness.process import ServerProcess, write_settings
+from dev.harness.waiting import eventually
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.control.v1 import control_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
 from tests.scripted_engine import ENGINES, make_scripted_bundle
-from tests.stack.answers import Answers, Question, scores_of
-from tests.stack.channels import CHANNEL_OPTIONS
-from tests.stack.hand import Hand
-from tests.stack.process import ServerProcess, write_settings
-from tests.stack.waiting import eventually
 
 DEADLINE_SECONDS = 20.0
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
