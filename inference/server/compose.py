@@ -13,10 +13,10 @@ from inference.server.api import convert
 from inference.server.api.entailment import PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.events import Emit
-from inference.server.model.dependencies import ManagerKit, RespawnRules
-from inference.server.model.fallback_file import FILE_NAME, FallbackFile
+from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
+from inference.server.model.options import ModelOptions, RespawnRules
 from inference.server.request import EntailmentInput
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
@@ -44,9 +44,9 @@ def build_models(
     complain: Callable[[str], None],
 ) -> Models:
     """A manager for each configured model; `complain` is told of a file of fallbacks that cannot be used."""
-    fallbacks = FallbackFile(Path(settings.state_dir) / FILE_NAME, complain)
+    fallbacks = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, complain)
     shared = _Shared(clock, emit, drain, is_stopping, known_engines(settings), fallbacks)
-    return Models([ModelManager(_kit(settings, model, shared)) for model in settings.models])
+    return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
 def known_engines(settings: ServerSettings) -> Mapping[str, Task]:
@@ -108,23 +108,23 @@ class _Shared:
     drain: Drain
     is_stopping: Callable[[], bool]
     engines: Mapping[str, Task]
-    fallbacks: FallbackFile
+    fallbacks: CpuFallbackFile
 
 
-def _kit(settings: ServerSettings, model: ModelSettings, shared: _Shared) -> ManagerKit:
+def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shared) -> ModelOptions:
     server, runner = settings.server, settings.runner
     spec = _spec(settings, model)
 
     def make_process(listener: RunnerListener) -> RunnerProcess:
         return RunnerProcess(spec, listener)
 
-    return ManagerKit(
+    return ModelOptions(
         model=model.name,
         task=model.task,
         device=model.device,
         precision="" if model.precision == "auto" else model.precision,
-        cpu_fallback=model.cpu_fallback == "allow",
-        fallbacks=shared.fallbacks,
+        allow_cpu_fallback=model.cpu_fallback == "allow",
+        cpu_fallback_file=shared.fallbacks,
         node=settings.node_name,
         state_dir=Path(settings.state_dir),
         clock=shared.clock,

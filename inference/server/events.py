@@ -87,7 +87,7 @@ class SwapDone:
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOver:
+class RequestHandedOver:
     """A request that a trial failed goes to the previous slot."""
 
     model: str
@@ -96,7 +96,7 @@ class HandedOver:
 
 
 @dataclass(frozen=True, slots=True)
-class FallbackChanged:
+class CpuFallbackChanged:
     """A model leaves a device that ran out of memory, or may go back to it."""
 
     model: str
@@ -107,7 +107,9 @@ class FallbackChanged:
     detail: str  # the reason, or why it ended
 
 
-Event = CallStarted | CallEnded | ItemEnded | BatchSent | SlotChanged | SwapDone | HandedOver | FallbackChanged
+Event = (
+    CallStarted | CallEnded | ItemEnded | BatchSent | SlotChanged | SwapDone | RequestHandedOver | CpuFallbackChanged
+)
 Emit = Callable[[Event], None]
 
 

@@ -49,9 +49,9 @@ class LogObserver:
         elif isinstance(event, events.SwapDone):
             fields = asdict(event)
             self._log.info(fields.pop("change"), **fields)
-        elif isinstance(event, events.HandedOver):
+        elif isinstance(event, events.RequestHandedOver):
             self._log.warning("request_handed_over", **asdict(event))
-        elif isinstance(event, events.FallbackChanged):
+        elif isinstance(event, events.CpuFallbackChanged):
             fields = asdict(event)
             name = fields.pop("change")
             (self._log.info if name == "fallback_ended" else self._log.warning)(name, **fields)
@@ -130,7 +130,7 @@ class MetricsObserver:
             self._slot(event)
         elif isinstance(event, events.SwapDone):
             self._swaps.labels(event.model, event.change).inc()
-        elif isinstance(event, events.FallbackChanged):
+        elif isinstance(event, events.CpuFallbackChanged):
             self._moved(event)
         else:
             self._handed_over.labels(event.model, event.revision, event.reason).inc()
@@ -173,7 +173,7 @@ class MetricsObserver:
         series.compute.observe(event.computed_seconds)
         series.total.observe(event.seconds)
 
-    def _moved(self, event: events.FallbackChanged) -> None:
+    def _moved(self, event: events.CpuFallbackChanged) -> None:
         labels = (event.model, event.device, event.fallback_device)
         if event.change == "fallback_taken":
             self._fallbacks.labels(*labels).inc()

@@ -9,7 +9,7 @@ from typing import Protocol
 from common.errors import HotslotError
 from inference.wire import EntailmentScores
 
-_ticket_ids = itertools.count(1)
+_request_ids = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ServedBy:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     """What the model says, and where the time went."""
 
     outcome: Outcome
@@ -73,7 +73,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class Attribution:
     """What a trial has failed, to be counted against it once the previous slot has answered."""
 
     bundle_digest: str
@@ -90,32 +90,32 @@ class Lease(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class PendingRequest:
     """A request inside the server, from acceptance until its outcome is set, exactly once."""
 
     payload: Payload
     accepted_at: float  # clock.monotonic()
     deadline: float  # clock.monotonic() after which nobody waits
-    outcome: asyncio.Future[Answer]
-    id: int = field(default_factory=_ticket_ids.__next__)
+    outcome: asyncio.Future[Prediction]
+    id: int = field(default_factory=_request_ids.__next__)
     runs: int = 0  # how often it was sent to a runner
     deaths: int = 0  # runners that ended while they held it
     alone: bool = False  # must not share a runner's hands with others
     on_slot: str = ""  # that it was last given to; another one's failures are nothing to it any more
     try_until: float = 0.0  # during a trial: when the previous slot takes over; 0 if never
-    charge: Charge | None = None  # set when a trial has failed it
+    attribution: Attribution | None = None  # set when a trial has failed it
     sent_at: float = 0.0
     internal: bool = False  # probe or self-test: outside admission and traffic counts
-    ran_out: tuple[str, ...] = ()  # places of the loads that had no memory for it
+    out_of_memory_on: tuple[str, ...] = ()  # places of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
-    on_settled: Callable[["Ticket"], None] | None = None
+    on_done: Callable[["PendingRequest"], None] | None = None
 
     @property
-    def is_settled(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nobody waits for it any more."""
         return self.outcome.done()
 
-    def settle(self, result: Answer | HotslotError) -> bool:
+    def finish(self, result: Prediction | HotslotError) -> bool:
         """Set the outcome, unless it is set; give back what the request holds.
 
         Returns:
@@ -124,22 +124,22 @@ class Ticket:
         was_open = not self.outcome.done()
         if was_open and isinstance(result, HotslotError):
             self.outcome.set_exception(result)
-        elif was_open and isinstance(result, Answer):
+        elif was_open and isinstance(result, Prediction):
             self.outcome.set_result(result)
-        self.let_go()
+        self.release()
         return was_open
 
-    def release(self) -> None:
+    def release_leases(self) -> None:
         """Give back the slots that it holds, and go on waiting."""
         for lease in self.leases:
             lease.end()
         self.leases.clear()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give back leases and the place at the entrance; a second time is harmless."""
         if not self.outcome.done():
             self.outcome.cancel()
-        self.release()
-        if self.on_settled is not None:
-            done, self.on_settled = self.on_settled, None
+        self.release_leases()
+        if self.on_done is not None:
+            done, self.on_done = self.on_done, None
             done(self)

@@ -85,7 +85,7 @@ class InferenceServer:
             for commands in self.models.commands():
                 reason = commands.boot()
                 if reason:
-                    self._log.warning("boot_without_model", model=commands.manager.kit.model, detail=reason)
+                    self._log.warning("boot_without_model", model=commands.manager.options.model, detail=reason)
             self._log.info("server_started", port=port, metrics_port=metrics_port, pid=os.getpid())
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]
@@ -217,16 +217,18 @@ class InferenceServer:
         self._log.warning("fallbacks_not_kept", detail=sentence)
 
     def _health_names(self) -> list[str]:
-        models = [manager.kit.model for manager in self.models.all()]
+        models = [manager.options.model for manager in self.models.all()]
         return ["", LIVENESS, *_public_services(), *models]
 
     def _post_health(self) -> None:
         """The truth as it is now: readiness of each model, of each service, of all."""
         is_leaving = self._drain.is_leaving
         managers = self.models.all()
-        ready = {manager.kit.model: manager.roles.is_ready() and not is_leaving for manager in managers}
+        ready = {manager.options.model: manager.roles.is_ready() and not is_leaving for manager in managers}
         is_all = all(ready.values())
-        entailment_models = [manager.kit.model for manager in managers if manager.kit.task.value == "visual-entailment"]
+        entailment_models = [
+            manager.options.model for manager in managers if manager.options.task.value == "visual-entailment"
+        ]
         states = {
             **ready,
             "": is_all,

@@ -10,12 +10,11 @@ from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Event
 from inference.server.model.commands import SlotCommands
-from inference.server.model.dependencies import ManagerKit, RespawnRules
-from inference.server.model.fallback_file import FILE_NAME, FallbackFile
-from inference.server.model.load import Load
+from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
-from inference.server.model.slot import Slot
-from inference.server.request import EntailmentInput, Ticket
+from inference.server.model.options import ModelOptions, RespawnRules
+from inference.server.model.slot import Load, Slot
+from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.cost import LimitRules
@@ -170,13 +169,13 @@ class World:
         self.events: list[Event] = []
         self.complaints: list[str] = []
         self.drain = Drain()
-        kit = {
+        options = {
             "model": "shapes",
             "task": Task.VISUAL_ENTAILMENT,
             "device": "cpu",
             "precision": "",
-            "cpu_fallback": True,
-            "fallbacks": FallbackFile(state / FILE_NAME, self.complaints.append),
+            "allow_cpu_fallback": True,
+            "cpu_fallback_file": CpuFallbackFile(state / FILE_NAME, self.complaints.append),
             "node": "test",
             "state_dir": state,
             "clock": self.clock,
@@ -197,7 +196,7 @@ class World:
             "engines": {"scripted": Task.VISUAL_ENTAILMENT},
             "is_stopping": lambda: False,
         }
-        self.manager = ModelManager(ManagerKit(**{**kit, **changes}))  # type: ignore[arg-type]
+        self.manager = ModelManager(ModelOptions(**{**options, **changes}))  # type: ignore[arg-type]
         self.commands = SlotCommands(self.manager)
         self.roles = self.manager.roles
 
@@ -236,7 +235,7 @@ class World:
         await self.settle()
         return load
 
-    def ask(self, statement: str = "two red circles", seconds: float = 30.0) -> Ticket:
+    def ask(self, statement: str = "two red circles", seconds: float = 30.0) -> PendingRequest:
         """Send a request."""
         return self.manager.predict(ask(statement), self.clock.seconds + seconds)
 

@@ -29,7 +29,7 @@ async def test_what_a_trial_says_of_a_request_it_no_longer_has_is_ignored(tmp_pa
     await world.trial()
     await world.wait(1)
     world.holds_batches = True
-    ticket = world.ask(seconds=1.5)
+    pending = world.ask(seconds=1.5)
     await world.settle()
     trial, previous = world.runner("b"), world.runner("a")
     assert trial.batches
@@ -38,10 +38,10 @@ async def test_what_a_trial_says_of_a_request_it_no_longer_has_is_ignored(tmp_pa
 
     refuse(trial, reason)
     await world.settle()
-    assert not ticket.is_settled
+    assert not pending.is_done
 
     previous.answer(previous.batches[0])
-    assert (await ticket.outcome).served_by.revision == "r1"
+    assert (await pending.outcome).served_by.revision == "r1"
 
 
 @pytest.mark.fault("K15")
@@ -49,7 +49,7 @@ async def test_after_a_rollback_what_the_trial_held_is_still_handed_over_in_time
     """A request that hangs in the revision that was just taken back goes to the active one within its deadline."""
     world = await World(tmp_path).serving()
     await world.trial()
-    ticket = world.ask("!hang@r2", seconds=1.5)
+    pending = world.ask("!hang@r2", seconds=1.5)
     await world.settle()
     previous = world.roles.previous
     assert previous is not None
@@ -58,7 +58,7 @@ async def test_after_a_rollback_what_the_trial_held_is_still_handed_over_in_time
 
     await world.wait(1.4)
 
-    assert (await ticket.outcome).served_by.revision == "r1"
+    assert (await pending.outcome).served_by.revision == "r1"
 
 
 async def test_a_dead_slot_that_is_emptied_stands_by_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.server.simulator import World
 
 def stats(world: World, revision: str) -> tuple[int, dict[str, int], int, int, int]:
     """Answered, failed, answered by previous, restarts, void restarts."""
-    row = world.manager.book.of(StatsKey(world.bundle(revision).bundle_digest, "cpu"))
+    row = world.manager.stats.get(StatsKey(world.bundle(revision).bundle_digest, "cpu"))
     return row.answered, row.failed, row.answered_by_previous, row.restarts, row.void_restarts
 
 
@@ -50,7 +50,7 @@ async def test_death_of_the_active_runner_is_not_seen_by_callers(tmp_path: Path)
     world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
     await world.settle()
 
-    answers = [await ticket.outcome for ticket in (held, *waiting)]
+    answers = [await pending.outcome for pending in (held, *waiting)]
     assert {answer.served_by.slot for answer in answers} == {"b"}
     assert world.roles.is_ready()
     assert world.roles.slots["a"].state.name == "READY"
@@ -60,18 +60,18 @@ async def test_suspects_are_run_again_alone(tmp_path: Path) -> None:
     """Each request that a dead runner held meets nobody else the second time."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
-    tickets = []
+    pending = []
     for number in range(6):
-        tickets.append(world.ask(f"item {number}"))
+        pending.append(world.ask(f"item {number}"))
         await world.settle()
     world.runner("a").end()
     world.holds_batches = False
     await world.settle()
 
-    assert [await ticket.outcome for ticket in tickets]
+    assert [await pending.outcome for pending in pending]
     runs = [batch for batch in world.runner("b").seen if batch != ["self-test"]]
-    assert sum(len(batch) for batch in runs) == len(tickets)
-    assert runs[-2:] == [["item 0"], ["item 1"]], "suspects come last, and singly"
+    assert sum(len(batch) for batch in runs) == len(pending)
+    assert runs[-2:] == [["item 0"], ["item 1"]], "suspect_requests come last, and singly"
 
 
 @pytest.mark.fault("K13")
@@ -85,7 +85,7 @@ async def test_poison_is_answered_once_and_the_others_are_answered(tmp_path: Pat
     world.holds_batches = False
     await world.wait(10)
 
-    assert [await ticket.outcome for ticket in (first, *neighbours)]
+    assert [await pending.outcome for pending in (first, *neighbours)]
     with pytest.raises(Failed) as error:
         await poison.outcome
     assert error.value.reason == "POISON_INPUT"
@@ -98,14 +98,14 @@ async def test_a_hung_runner_is_ended_and_its_requests_are_answered(tmp_path: Pa
     """A runner without progress within its batch's limit is killed; the request is run again elsewhere."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
-    ticket = world.ask()
+    pending = world.ask()
     await world.wait(1.9)
     assert not world.runners[0].has_ended
     world.holds_batches = False
     await world.wait(0.3)
 
     assert "limit" in world.runners[0].killed_by
-    assert (await ticket.outcome).served_by.slot == "b"
+    assert (await pending.outcome).served_by.slot == "b"
 
 
 async def test_respawn_pauses_grow_and_end_in_giving_up(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_what_a_trial_fails_waits_for_a_previous_slot_that_is_loaded_again
     failed, fine = world.ask(f"!{fault}@r2"), world.ask("fine")
     await world.wait(1)
     assert (await fine.outcome).served_by.revision == "r2"
-    assert not failed.is_settled
+    assert not failed.is_done
 
     world.holds_loads = False
     world.runner("a").load(world.runner("a").loaded)  # type: ignore[arg-type]
@@ -209,10 +209,10 @@ async def test_a_trial_that_hangs_is_overtaken_in_time(tmp_path: Path) -> None:
     world = await World(tmp_path).serving()
     await world.trial()
 
-    ticket = world.ask("!hang@r2", seconds=1.0)
+    pending = world.ask("!hang@r2", seconds=1.0)
     await world.wait(0.99)
 
-    assert (await ticket.outcome).served_by.revision == "r1"
+    assert (await pending.outcome).served_by.revision == "r1"
     assert stats(world, "r2")[1] == {"TOO_SLOW": 1}
 
 
@@ -233,13 +233,13 @@ async def test_death_of_a_trial_costs_no_answer_and_counts_once(tmp_path: Path) 
     world = await World(tmp_path).serving()
     await world.trial()
     world.holds_batches = True
-    tickets = [world.ask(f"item {number}") for number in range(4)]
+    pending = [world.ask(f"item {number}") for number in range(4)]
     await world.settle()
     world.holds_batches = False
     world.runner("b").end()
     await world.wait(1)
 
-    assert {(await ticket.outcome).served_by.revision for ticket in tickets} == {"r1"}
+    assert {(await pending.outcome).served_by.revision for pending in pending} == {"r1"}
     assert stats(world, "r2")[3] == 1
     assert world.active.is_loaded, "the trial goes on"
 
@@ -351,7 +351,7 @@ async def test_a_full_entrance_refuses_and_recovers(tmp_path: Path) -> None:
     """Beyond the limit a request is refused at once with a time to come back; a place is freed by an answer."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
-    tickets = [world.ask(f"item {number}") for number in range(8)]
+    pending = [world.ask(f"item {number}") for number in range(8)]
     with pytest.raises(Overloaded) as error:
         world.ask()
     assert error.value.retry_after_seconds
@@ -362,7 +362,7 @@ async def test_a_full_entrance_refuses_and_recovers(tmp_path: Path) -> None:
         world.runner("a").answer(batch)
     await world.settle()
 
-    assert [await ticket.outcome for ticket in tickets]
+    assert [await pending.outcome for pending in pending]
     assert world.manager.waiting == 0
 
 
@@ -380,7 +380,7 @@ async def test_an_expired_request_costs_the_runner_nothing(tmp_path: Path) -> No
     with pytest.raises(DeadlineMissed):
         await late.outcome
     assert all("late" not in batch for batch in world.runner("a").seen)
-    assert not any(ticket.is_settled for ticket in busy)
+    assert not any(pending.is_done for pending in busy)
 
 
 @pytest.mark.fault("I14")
@@ -388,15 +388,15 @@ async def test_a_caller_that_hangs_up_frees_its_place_and_leases(tmp_path: Path)
     """Nothing is kept for a caller that is gone; the batch keeps its own lease."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
-    ticket = world.ask()
+    pending = world.ask()
     await world.settle()
 
-    world.manager.abandon(ticket)
+    world.manager.cancel_request(pending)
 
     load = world.active.load
     assert load is not None
     assert world.manager.waiting == 0
-    assert world.runner("a").cancelled == [ticket.id]
+    assert world.runner("a").cancelled == [pending.id]
     assert load.leases == 1, "the batch still reads these weights"
 
 

@@ -5,7 +5,7 @@ from prometheus_client import generate_latest
 
 from inference.server import events
 from inference.server.metrics import MAX_REVISIONS, MetricsObserver
-from inference.server.model.stats import StatsBook, StatsKey
+from inference.server.model.stats import StatsKey, StatsTable
 
 
 def slot_changed(slot: str, revision: str) -> events.SlotChanged:
@@ -64,10 +64,10 @@ def test_a_revision_that_comes_back_is_counted_anew() -> None:
 
 def test_what_answers_keeps_its_numbers_however_many_come_and_go() -> None:
     """The revision that answers is what trials are compared with: forty others do not make it start at zero."""
-    book = StatsBook(max_revisions=32)
+    table = StatsTable(max_revisions=32)
     active = StatsKey("sha256:active", "cpu")
     for number in range(40):
-        book.of(active).count_answer(0.01)
-        book.of(StatsKey(f"sha256:{number}", "cpu")).count_answer(0.01)
-    assert book.of(active).answered == 40
-    assert len(book.rows()) == 32
+        table.get(active).count_answer(0.01)
+        table.get(StatsKey(f"sha256:{number}", "cpu")).count_answer(0.01)
+    assert table.get(active).answered == 40
+    assert len(table.rows()) == 32

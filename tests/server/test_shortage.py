@@ -9,77 +9,118 @@ from typing import Any
 import pytest
 
 from common.errors import Conflict, DeadlineMissed, HotslotError, Interrupted, Overloaded
-from inference.server.events import FallbackChanged
-from inference.server.model.fallback_file import FILE_NAME, MAX_FILE_BYTES, Fallback, FallbackFile
-from inference.server.model.fallbacks import PAUSE_SECONDS
+from inference.server.events import CpuFallbackChanged
+from inference.server.model.cpu_fallback import PAUSE_SECONDS
+from inference.server.model.cpu_fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallback, CpuFallbackFile
 from inference.server.model.roles import Role
-from inference.server.model.shortage import Place, Policy, Step, after_item, after_load
+from inference.server.model.shortage import (
+    DevicePolicy,
+    ShortageAction,
+    SlotFacts,
+    decide_after_item,
+    decide_after_load,
+)
 from inference.server.model.stats import StatsKey
 from tests.server.simulator import World
 
 CARD, CPU = "cuda:0", "cpu"
 SHORT = "!OUT_OF_MEMORY"  # everywhere
 SHORT_ON_CARD = f"{SHORT}@{CARD}"
-ALLOW, FORBID = Policy("auto", cpu_fallback=True), Policy("auto", cpu_fallback=False)
+ALLOW, FORBID = DevicePolicy("auto", allow_cpu_fallback=True), DevicePolicy("auto", allow_cpu_fallback=False)
 
-A_CARD = Place(Role.ACTIVE, CARD)
-NOTHING = Place(Role.FREE)
+A_CARD = SlotFacts(Role.ACTIVE, CARD)
+NOTHING = SlotFacts(Role.FREE)
 
 
 @pytest.mark.parametrize(
-    ("at", "beside", "beside_failed", "step"),
+    ("slot", "other", "other_failed", "action"),
     [
-        (A_CARD, NOTHING, False, Step.FALL_BACK),
-        (A_CARD, Place(Role.CANDIDATE, CARD), False, Step.FALL_BACK),
-        (A_CARD, Place(Role.PREVIOUS, CARD), False, Step.FALL_BACK),  # another revision answers nobody
-        (A_CARD, Place(Role.FALLBACK, CPU), False, Step.FALL_BACK),
-        (Place(Role.ACTIVE, CPU), NOTHING, False, Step.REFUSE),
-        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), False, Step.OTHER_ANSWERS),
-        (Place(Role.TRIAL, CPU), Place(Role.PREVIOUS, CPU), False, Step.OTHER_ANSWERS),
-        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), False, Step.OTHER_ANSWERS),
-        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), True, Step.END_TRIAL_AND_FALL_BACK),
-        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), True, Step.END_TRIAL_AND_FALL_BACK),
-        (Place(Role.PREVIOUS, CPU), Place(Role.TRIAL, CARD), True, Step.REFUSE),  # there is nowhere further
-        (Place(Role.TRIAL, CARD), NOTHING, False, Step.REFUSE),  # a first install: the updater judges
-        (Place(Role.PREVIOUS, CARD), Place(Role.ACTIVE, CARD), False, Step.OTHER_ANSWERS),  # left over from a trial
-        (Place(Role.CANDIDATE, CARD), Place(Role.ACTIVE, CPU), False, Step.OTHER_ANSWERS),  # it was rolled back
-        (Place(Role.CANDIDATE, CARD), Place(Role.ACTIVE, CPU), True, Step.REFUSE),
+        (A_CARD, NOTHING, False, ShortageAction.FALL_BACK_TO_CPU),
+        (A_CARD, SlotFacts(Role.CANDIDATE, CARD), False, ShortageAction.FALL_BACK_TO_CPU),
+        (
+            A_CARD,
+            SlotFacts(Role.PREVIOUS, CARD),
+            False,
+            ShortageAction.FALL_BACK_TO_CPU,
+        ),  # another revision answers nobody
+        (A_CARD, SlotFacts(Role.FALLBACK, CPU), False, ShortageAction.FALL_BACK_TO_CPU),
+        (SlotFacts(Role.ACTIVE, CPU), NOTHING, False, ShortageAction.REFUSE),
+        (SlotFacts(Role.TRIAL, CARD), SlotFacts(Role.PREVIOUS, CARD), False, ShortageAction.USE_OTHER_SLOT),
+        (SlotFacts(Role.TRIAL, CPU), SlotFacts(Role.PREVIOUS, CPU), False, ShortageAction.USE_OTHER_SLOT),
+        (SlotFacts(Role.PREVIOUS, CARD), SlotFacts(Role.TRIAL, CARD), False, ShortageAction.USE_OTHER_SLOT),
+        (
+            SlotFacts(Role.PREVIOUS, CARD),
+            SlotFacts(Role.TRIAL, CARD),
+            True,
+            ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK,
+        ),
+        (
+            SlotFacts(Role.TRIAL, CARD),
+            SlotFacts(Role.PREVIOUS, CARD),
+            True,
+            ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK,
+        ),
+        (
+            SlotFacts(Role.PREVIOUS, CPU),
+            SlotFacts(Role.TRIAL, CARD),
+            True,
+            ShortageAction.REFUSE,
+        ),  # there is nowhere further
+        (SlotFacts(Role.TRIAL, CARD), NOTHING, False, ShortageAction.REFUSE),  # a first install: the updater judges
+        (
+            SlotFacts(Role.PREVIOUS, CARD),
+            SlotFacts(Role.ACTIVE, CARD),
+            False,
+            ShortageAction.USE_OTHER_SLOT,
+        ),  # left over from a trial
+        (
+            SlotFacts(Role.CANDIDATE, CARD),
+            SlotFacts(Role.ACTIVE, CPU),
+            False,
+            ShortageAction.USE_OTHER_SLOT,
+        ),  # it was rolled back
+        (SlotFacts(Role.CANDIDATE, CARD), SlotFacts(Role.ACTIVE, CPU), True, ShortageAction.REFUSE),
     ],
 )
-def test_what_follows_a_single_item(at: Place, beside: Place, beside_failed: bool, step: Step) -> None:  # noqa: FBT001
+def test_what_follows_a_single_item(
+    slot: SlotFacts,
+    other: SlotFacts,
+    other_failed: bool,  # noqa: FBT001  by parametrize
+    action: ShortageAction,
+) -> None:
     """By who ran out, on what, and who is beside it."""
-    assert step is after_item(at, beside, ALLOW, is_probe=False, beside_failed=beside_failed)
+    assert decide_after_item(slot, other, ALLOW, is_probe=False, other_failed=other_failed) is action
 
 
 @pytest.mark.parametrize(
-    ("at", "beside", "step"),
+    ("slot", "other", "action"),
     [
-        (A_CARD, NOTHING, Step.FALL_BACK),
-        (A_CARD, Place(Role.CANDIDATE, CARD), Step.FALL_BACK),
-        (A_CARD, Place(Role.PREVIOUS, CARD), Step.FALL_BACK),
-        (Place(Role.PREVIOUS, CARD), Place(Role.TRIAL, CARD), Step.FALL_BACK),
-        (Place(Role.TRIAL, CARD), Place(Role.PREVIOUS, CARD), Step.END_TRIAL),
-        (Place(Role.TRIAL, CPU), Place(Role.PREVIOUS, CARD), Step.END_TRIAL),
-        (Place(Role.TRIAL, CARD), NOTHING, Step.REFUSE),
-        (Place(Role.CANDIDATE, CARD), A_CARD, Step.GIVE_UP),
-        (Place(Role.FALLBACK, CPU), A_CARD, Step.GIVE_UP),
-        (Place(Role.ACTIVE, CPU), NOTHING, Step.REFUSE),
+        (A_CARD, NOTHING, ShortageAction.FALL_BACK_TO_CPU),
+        (A_CARD, SlotFacts(Role.CANDIDATE, CARD), ShortageAction.FALL_BACK_TO_CPU),
+        (A_CARD, SlotFacts(Role.PREVIOUS, CARD), ShortageAction.FALL_BACK_TO_CPU),
+        (SlotFacts(Role.PREVIOUS, CARD), SlotFacts(Role.TRIAL, CARD), ShortageAction.FALL_BACK_TO_CPU),
+        (SlotFacts(Role.TRIAL, CARD), SlotFacts(Role.PREVIOUS, CARD), ShortageAction.ROLL_BACK_TRIAL),
+        (SlotFacts(Role.TRIAL, CPU), SlotFacts(Role.PREVIOUS, CARD), ShortageAction.ROLL_BACK_TRIAL),
+        (SlotFacts(Role.TRIAL, CARD), NOTHING, ShortageAction.REFUSE),
+        (SlotFacts(Role.CANDIDATE, CARD), A_CARD, ShortageAction.ABANDON_LOAD),
+        (SlotFacts(Role.FALLBACK, CPU), A_CARD, ShortageAction.ABANDON_LOAD),
+        (SlotFacts(Role.ACTIVE, CPU), NOTHING, ShortageAction.REFUSE),
     ],
 )
-def test_what_follows_a_load(at: Place, beside: Place, step: Step) -> None:
+def test_what_follows_a_load(slot: SlotFacts, other: SlotFacts, action: ShortageAction) -> None:
     """By what was loaded, where, and who is beside it."""
-    assert step is after_load(at, beside, ALLOW)
+    assert decide_after_load(slot, other, ALLOW) is action
 
 
 def test_nothing_falls_back_that_may_not() -> None:
     """Neither where the CPU is forbidden nor from the CPU itself, whoever holds the slots."""
     for here, there, probe, failed in product(Role, Role, (False, True), (False, True)):
         for policy, device in ((FORBID, CARD), (ALLOW, CPU)):
-            places = Place(here, device), Place(there, device)
-            step = after_item(*places, policy, is_probe=probe, beside_failed=failed)
-            assert step in (Step.OTHER_ANSWERS, Step.REFUSE)
-            assert not (probe and step is Step.OTHER_ANSWERS), "a probe means one slot"
-            assert after_load(*places, policy) is not Step.FALL_BACK
+            slots = SlotFacts(here, device), SlotFacts(there, device)
+            action = decide_after_item(*slots, policy, is_probe=probe, other_failed=failed)
+            assert action in (ShortageAction.USE_OTHER_SLOT, ShortageAction.REFUSE)
+            assert not (probe and action is ShortageAction.USE_OTHER_SLOT), "a probe means one slot"
+            assert decide_after_load(*slots, policy) is not ShortageAction.FALL_BACK_TO_CPU
 
 
 @pytest.mark.parametrize(
@@ -93,7 +134,9 @@ def test_nothing_falls_back_that_may_not() -> None:
 )
 def test_a_policy_names_devices(policy: str, named: tuple[bool, ...]) -> None:
     """Which devices an operator would have a model on."""
-    assert named == tuple(Policy(policy, cpu_fallback=True).names(device) for device in ("cuda:0", "cuda:1", "cpu"))
+    assert named == tuple(
+        DevicePolicy(policy, allow_cpu_fallback=True).allows(device) for device in ("cuda:0", "cuda:1", "cpu")
+    )
 
 
 # With simulated runners.
@@ -110,7 +153,7 @@ async def on_card(state: Path, **changes: object) -> World:
 
 def moves(world: World) -> list[str]:
     """What was told of fallbacks."""
-    return [event.change for event in world.events if isinstance(event, FallbackChanged)]
+    return [event.change for event in world.events if isinstance(event, CpuFallbackChanged)]
 
 
 def refused(error: pytest.ExceptionInfo[Overloaded]) -> tuple[str, float | None]:
@@ -152,7 +195,7 @@ async def test_a_caller_in_a_hurry_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(Overloaded) as error:
         hurried.outcome.result()
     assert refused(error) == ("OUT_OF_MEMORY", 5.0)
-    assert not patient.is_settled
+    assert not patient.is_done
     await world.wait(31)
     with pytest.raises(DeadlineMissed):
         patient.outcome.result()
@@ -176,14 +219,14 @@ async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> No
     with pytest.raises(Overloaded):
         again.outcome.result()
     assert moves(world) == ["fallback_begun", "fallback_failed"]
-    assert world.manager.fallbacks.standing is None
+    assert world.manager.cpu_fallback.current is None
 
     world.refused.clear()
     await world.wait(PAUSE_SECONDS + 1)
     assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
 
 
-@pytest.mark.parametrize(("how", "told"), [("dies", "its process ended"), ("fails", "its self-test failed")])
+@pytest.mark.parametrize(("how", "told"), [("dies", "the process ended"), ("fails", "its self-test failed")])
 async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, told: str) -> None:
     """Before it has answered anybody, it is given up and the card stays."""
     world = await on_card(tmp_path)
@@ -200,11 +243,11 @@ async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, t
         runner.load(runner.loaded)  # type: ignore[arg-type]
     await world.settle()
 
-    assert short.is_settled
+    assert short.is_done
     with pytest.raises(HotslotError):
         short.outcome.result()
     assert (world.active.name, world.roles.fallback) == ("a", None)
-    last = [event for event in world.events if isinstance(event, FallbackChanged)][-1]
+    last = [event for event in world.events if isinstance(event, CpuFallbackChanged)][-1]
     assert (last.change, last.detail.partition(":")[0]) == ("fallback_failed", told)
     assert (await world.ask().outcome).served_by.device == CARD
 
@@ -230,7 +273,7 @@ async def test_a_card_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
     await world.settle()
 
-    assert {(await ticket.outcome).served_by.device for ticket in (short, held)} == {CPU}
+    assert {(await pending.outcome).served_by.device for pending in (short, held)} == {CPU}
     assert world.roles.slots["a"].state.name == "READY"
 
 
@@ -242,7 +285,7 @@ async def test_a_previous_slot_without_memory_hands_to_the_trial(tmp_path: Path)
 
     assert answer.served_by.revision == "r2"
     assert world.roles.trial is not None
-    assert world.manager.book.of(StatsKey(world.bundle("r1").bundle_digest, CARD)).failed == {"OUT_OF_MEMORY": 1}
+    assert world.manager.stats.get(StatsKey(world.bundle("r1").bundle_digest, CARD)).failed == {"OUT_OF_MEMORY": 1}
 
 
 async def test_a_trial_that_ran_out_after_its_net_yields(tmp_path: Path) -> None:
@@ -256,7 +299,7 @@ async def test_a_trial_that_ran_out_after_its_net_yields(tmp_path: Path) -> None
     assert world.roles.last_trial is not None
     assert (world.roles.last_trial.outcome, world.roles.last_trial.reason) == ("YIELDED", "OUT_OF_MEMORY")
     assert "trial_yielded" in world.changes()
-    assert not world.manager.book.of(StatsKey(world.bundle("r2").bundle_digest, CARD)).failed
+    assert not world.manager.stats.get(StatsKey(world.bundle("r2").bundle_digest, CARD)).failed
 
 
 async def test_what_a_fallback_needs_is_nobody_elses(tmp_path: Path) -> None:
@@ -286,7 +329,7 @@ async def test_a_slot_on_its_way_out_is_waited_for(tmp_path: Path) -> None:
     world.commands.retire(load.load_id, 0)
     short = world.ask(SHORT_ON_CARD)
     await world.settle()
-    assert not short.is_settled
+    assert not short.is_done
     assert load.failure is None
 
     lease.end()
@@ -352,7 +395,7 @@ async def test_a_row_that_the_settings_no_longer_mean_is_forgotten(
 ) -> None:
     """Another device was named, or the CPU was forbidden: the operator has spoken."""
     path = remember(tmp_path)
-    world = World(tmp_path, device=policy, cpu_fallback=allowed)
+    world = World(tmp_path, device=policy, allow_cpu_fallback=allowed)
     world.devices = [device]
     await world.serving()
 
@@ -389,7 +432,7 @@ async def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, content: by
     assert [line.partition(":")[0] for line in world.complaints] == ["fallbacks.json is ignored"]
 
     assert (await world.ask(SHORT_ON_CARD).outcome).served_by.device == CPU
-    assert FallbackFile(tmp_path / FILE_NAME, world.complaints.append).of("shapes") is not None
+    assert CpuFallbackFile(tmp_path / FILE_NAME, world.complaints.append).get("shapes") is not None
 
 
 @pytest.mark.parametrize("field", ["device", "since", "reason"])
@@ -403,26 +446,28 @@ async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> No
 
 def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:
     """One row a model, read back as it was; the file goes with its last row."""
-    rows = [Fallback(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY") for model in "ab"]
+    rows = [
+        CpuFallback(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY") for model in "ab"
+    ]
     complaints: list[str] = []
-    file = FallbackFile(tmp_path / FILE_NAME, complaints.append)
+    file = CpuFallbackFile(tmp_path / FILE_NAME, complaints.append)
     for row in rows:
         file.put(row)
 
-    again = FallbackFile(tmp_path / FILE_NAME, complaints.append)
-    assert rows == [again.of("a"), again.of("b")]
-    again.drop("a")
-    again.drop("a")
+    again = CpuFallbackFile(tmp_path / FILE_NAME, complaints.append)
+    assert rows == [again.get("a"), again.get("b")]
+    again.remove("a")
+    again.remove("a")
     assert (tmp_path / FILE_NAME).exists()
-    again.drop("b")
+    again.remove("b")
     assert (list(tmp_path.iterdir()), complaints) == ([], [])
 
 
 def test_a_disk_that_takes_nothing_costs_only_the_memory_of_it(tmp_path: Path) -> None:
     """The row holds for this server's life, and a line says that it is not kept."""
     complaints: list[str] = []
-    file = FallbackFile(tmp_path / "gone" / FILE_NAME, complaints.append)
-    file.put(Fallback("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))
+    file = CpuFallbackFile(tmp_path / "gone" / FILE_NAME, complaints.append)
+    file.put(CpuFallback("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))
 
-    assert file.of("a") is not None
+    assert file.get("a") is not None
     assert complaints == ["fallbacks.json cannot be written: No such file or directory"]

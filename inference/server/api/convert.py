@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.request import Answer, EntailmentInput, ServedBy
+from inference.server.request import EntailmentInput, Prediction, ServedBy
 from inference.wire import EntailmentScores
 
 M = TypeVar("M", bound=Message)
@@ -112,7 +112,7 @@ def check_item_count(count: int) -> None:
         )
 
 
-def entailment_response(answer: Answer) -> entailment_pb2.PredictResponse:
+def entailment_response(answer: Prediction) -> entailment_pb2.PredictResponse:
     """An answer as the message of it."""
     response = entailment_pb2.PredictResponse(served_by=_served_by(answer.served_by))
     for scores in answer.outcome:

@@ -14,7 +14,7 @@ from inference.server.api.interceptors import Context, current_call
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.events import Emit, ItemEnded
 from inference.server.model.models import Models
-from inference.server.request import Answer, Ticket
+from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain
 
 SERVICE = entailment_pb2.DESCRIPTOR.services_by_name["EntailmentService"].full_name
@@ -61,16 +61,16 @@ class EntailmentApi:
         """
         left = context.time_remaining()
         request = convert.parse(entailment_pb2.PredictRequest, raw)
-        ticket = self._begin(request, left)
+        pending = self._begin(request, left)
         try:
-            answer = await ticket.outcome
+            answer = await pending.outcome
         except HotslotError as error:
-            self._tell(request.model, ticket, error)
+            self._tell(request.model, pending, error)
             raise
         finally:
-            if not ticket.outcome.done() or ticket.outcome.cancelled():
-                self.abandon(ticket)
-        self._tell(request.model, ticket, answer)
+            if not pending.outcome.done() or pending.outcome.cancelled():
+                self.cancel_request(pending)
+        self._tell(request.model, pending, answer)
         response = convert.entailment_response(answer)
         _note(request, response, answer)
         return response
@@ -91,20 +91,22 @@ class EntailmentApi:
         convert.check_item_count(len(message.items))
         return [(item.item_id, item.request) for item in message.items]
 
-    def begin(self, item_id: str, request: entailment_pb2.PredictRequest, deadline_seconds: float | None) -> Ticket:
+    def begin(
+        self, item_id: str, request: entailment_pb2.PredictRequest, deadline_seconds: float | None
+    ) -> PendingRequest:
         """Accept one item."""
         convert.check_item_id(item_id)
-        ticket = self._begin(request, deadline_seconds)
+        pending = self._begin(request, deadline_seconds)
         model = request.model
-        ticket.outcome.add_done_callback(lambda future: self._tell_future(model, ticket, future))
-        return ticket
+        pending.outcome.add_done_callback(lambda future: self._tell_future(model, pending, future))
+        return pending
 
-    def abandon(self, ticket: Ticket) -> None:
+    def cancel_request(self, pending: PendingRequest) -> None:
         """Nobody waits for a request any more."""
-        for manager in self._models.of_task(Task.VISUAL_ENTAILMENT):
-            manager.abandon(ticket)
+        for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
+            manager.cancel_request(pending)
 
-    def result_of(self, item_id: str, outcome: Answer | HotslotError) -> entailment_pb2.StreamResult:
+    def result_of(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
         """One outcome as the message of it."""
         if isinstance(outcome, HotslotError):
             return entailment_pb2.StreamResult(item_id=item_id, error=to_status(outcome))
@@ -116,20 +118,20 @@ class EntailmentApi:
 
     # Helpers.
 
-    def _begin(self, request: entailment_pb2.PredictRequest, left: float | None) -> Ticket:
-        manager = self._models.for_call(request.model, Task.VISUAL_ENTAILMENT)
+    def _begin(self, request: entailment_pb2.PredictRequest, left: float | None) -> PendingRequest:
+        manager = self._models.find_for_call(request.model, Task.VISUAL_ENTAILMENT)
         payload = convert.entailment_input(request, self._rules.inputs)
         longest = self._rules.max_deadline_seconds
         seconds = longest if left is None else min(left, longest)
         return manager.predict(payload, self._clock.monotonic() + seconds)
 
-    def _tell_future(self, model: str, ticket: Ticket, future: Any) -> None:  # noqa: ANN401  a future's own type
+    def _tell_future(self, model: str, pending: PendingRequest, future: Any) -> None:  # noqa: ANN401  a future's own type
         if not future.cancelled():
-            self._tell(model, ticket, future.exception() or future.result())
+            self._tell(model, pending, future.exception() or future.result())
 
-    def _tell(self, model: str, ticket: Ticket, result: Answer | BaseException) -> None:
-        seconds = self._clock.monotonic() - ticket.accepted_at
-        if isinstance(result, Answer):
+    def _tell(self, model: str, pending: PendingRequest, result: Prediction | BaseException) -> None:
+        seconds = self._clock.monotonic() - pending.accepted_at
+        if isinstance(result, Prediction):
             served = result.served_by
             self._emit(
                 ItemEnded(
@@ -147,7 +149,7 @@ class EntailmentApi:
         self._emit(ItemEnded(model=model, revision="", outcome=reason, seconds=seconds))
 
 
-def _note(request: entailment_pb2.PredictRequest, response: entailment_pb2.PredictResponse, answer: Answer) -> None:
+def _note(request: entailment_pb2.PredictRequest, response: entailment_pb2.PredictResponse, answer: Prediction) -> None:
     """What one line of the log says of an answer; never the picture or the text."""
     first = response.results[0]
     current_call.get().fields.update(

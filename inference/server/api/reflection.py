@@ -54,7 +54,7 @@ class ReflectionApi:
         )
 
     async def server_reflection_info(self, requests: Any, context: Context) -> None:  # noqa: ANN401  gRPC's iterator
-        """Answer questions about the API."""
+        """Prediction questions about the API."""
         answers: Any = self._servicer.ServerReflectionInfo(requests, context)
         async for response in answers:
             await context.write(response)

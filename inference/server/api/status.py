@@ -93,9 +93,9 @@ class StatusApi:
         is_ready = manager.roles.is_ready() and not self._drain.is_leaving
         level, reason = _judge(manager, is_ready=is_ready)
         capability = status_pb2.CapabilityHealth(
-            model=manager.kit.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason
+            model=manager.options.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason
         )
-        row = manager.fallbacks.standing
+        row = manager.cpu_fallback.current
         if row is not None:
             capability.fallback.device, capability.fallback.fallback_device = row.device, row.fallback_device
             capability.fallback.digest, capability.fallback.reason = row.bundle_digest, row.reason
@@ -108,10 +108,10 @@ class StatusApi:
 
     def _model(self, manager: ModelManager) -> status_pb2.Model:
         roles = manager.roles
-        answering = roles.answering()
+        answering = roles.answering_slot()
         model = status_pb2.Model(
-            name=manager.kit.model,
-            task=manager.kit.task.value,
+            name=manager.options.model,
+            task=manager.options.task.value,
             active_slot="" if answering is None else answering.name,
             slots=[_slot(manager, slot) for slot in roles.slots.values()],
         )
@@ -154,9 +154,9 @@ def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
             return 2, "no model is loaded; nothing is committed yet"
         last = f"; {roles.active.last_failure}" if roles.active.last_failure else ""
         return 2, f"slot {roles.active.name} is {roles.active.state.lower()}{last}"
-    if roles.answering() is not roles.active and roles.active is not None:
+    if roles.answering_slot() is not roles.active and roles.active is not None:
         return 1, f"slot {roles.active.name} is on trial and down; the previous one answers"
-    row = manager.fallbacks.standing
+    row = manager.cpu_fallback.current
     if row is not None:
         return 1, f"kept on {row.fallback_device}: {row.device} ran out of memory ({row.reason})"
     return 0, ""

@@ -9,7 +9,7 @@ import grpc
 
 from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady
 from inference.server.api.interceptors import Context, current_call
-from inference.server.request import Answer, Ticket
+from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
@@ -26,7 +26,7 @@ class StreamTask(Protocol):
         """
         ...
 
-    def begin(self, item_id: str, request: Any, deadline_seconds: float | None) -> Ticket:  # noqa: ANN401
+    def begin(self, item_id: str, request: Any, deadline_seconds: float | None) -> PendingRequest:  # noqa: ANN401
         """Accept one item.
 
         Raises:
@@ -34,11 +34,11 @@ class StreamTask(Protocol):
         """
         ...
 
-    def abandon(self, ticket: Ticket) -> None:
+    def cancel_request(self, pending: PendingRequest) -> None:
         """Nobody waits for an item any more."""
         ...
 
-    def result_of(self, item_id: str, outcome: Answer | HotslotError) -> Any:  # noqa: ANN401
+    def result_of(self, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
         """One outcome as the message of it."""
         ...
 
@@ -63,7 +63,7 @@ class ItemStream:
         self._rules = rules
         self._drain = drain
         self._call = current_call.get()
-        self._open: dict[str, Ticket] = {}
+        self._open: dict[str, PendingRequest] = {}
         self._ready: list[Any] = []
         self._woken = asyncio.Event()  # something is ready, or reading has ended
         self._room = asyncio.Event()
@@ -99,8 +99,8 @@ class ItemStream:
         finally:
             reader.cancel()
             drained.cancel()
-            for ticket in list(self._open.values()):
-                self._task.abandon(ticket)
+            for pending in list(self._open.values()):
+                self._task.cancel_request(pending)
             self._call.fields["items"] = self._call.received
 
     async def _read_all(self) -> None:
@@ -123,24 +123,24 @@ class ItemStream:
             self._call.received += 1
             self._unwritten += 1
             try:
-                ticket = self._accept(item_id, request, left)
+                pending = self._accept(item_id, request, left)
             except HotslotError as error:
                 self._finish(item_id, error)
                 continue
-            self._open[item_id] = ticket
-            ticket.outcome.add_done_callback(self._when_settled(item_id))
+            self._open[item_id] = pending
+            pending.outcome.add_done_callback(self._when_done(item_id))
         if self._unwritten >= self._rules.max_outstanding:
             self._room.clear()
 
-    def _accept(self, item_id: str, request: Any, left: float | None) -> Ticket:  # noqa: ANN401
+    def _accept(self, item_id: str, request: Any, left: float | None) -> PendingRequest:  # noqa: ANN401
         if item_id in self._open:
             raise InputRefused(
                 "item_id is that of an item that is not answered yet", reason="ITEM_ID_DUPLICATE", field="item_id"
             )
         return self._task.begin(item_id, request, left)
 
-    def _when_settled(self, item_id: str) -> Callable[[asyncio.Future[Answer]], None]:
-        def settled(future: asyncio.Future[Answer]) -> None:
+    def _when_done(self, item_id: str) -> Callable[[asyncio.Future[Prediction]], None]:
+        def settled(future: asyncio.Future[Prediction]) -> None:
             self._open.pop(item_id, None)
             if future.cancelled():
                 self._finish(item_id, DeadlineMissed("the deadline passed while it waited"))
@@ -155,7 +155,7 @@ class ItemStream:
 
         return settled
 
-    def _finish(self, item_id: str, outcome: Answer | HotslotError) -> None:
+    def _finish(self, item_id: str, outcome: Prediction | HotslotError) -> None:
         self._ready.append(self._task.result_of(item_id, outcome))
         self._woken.set()
 

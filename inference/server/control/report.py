@@ -11,12 +11,12 @@ def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
     """One model, both slots, the trial and the numbers."""
     roles = manager.roles
     state = control_pb2.ModelState(
-        model=manager.kit.model,
-        task=manager.kit.task.value,
+        model=manager.options.model,
+        task=manager.options.task.value,
         generation=roles.generation,
         slots=[_slot(manager, slot) for slot in roles.slots.values()],
-        ready=roles.is_ready() and not manager.kit.drain.is_leaving,
-        stats=[stats_message(row) for row in manager.book.rows()],
+        ready=roles.is_ready() and not manager.options.drain.is_leaving,
+        stats=[stats_message(row) for row in manager.stats.rows()],
     )
     if roles.active is not None and roles.active.load is not None:
         state.active_load_id = roles.active.load.load_id
@@ -29,7 +29,7 @@ def model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
         state.last_trial.outcome = roles.last_trial.outcome.value
         state.last_trial.ended_at.FromDatetime(roles.last_trial.ended_at)
         state.last_trial.reason = roles.last_trial.reason
-    row = manager.fallbacks.standing
+    row = manager.cpu_fallback.current
     if row is not None:
         state.fallback.device, state.fallback.fallback_device = row.device, row.fallback_device
         state.fallback.bundle_digest, state.fallback.reason = row.bundle_digest, row.reason

@@ -13,11 +13,11 @@ from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import InputLimits, entailment_input, entailment_response, parse
 from inference.server.api.interceptors import Context, current_call
 from inference.server.control.report import devices_of, model_state
-from inference.server.model.commands import SlotCommands, slot_of
-from inference.server.model.load import Load
+from inference.server.model.commands import SlotCommands, find_slot
 from inference.server.model.models import Models
 from inference.server.model.roles import Roles
-from inference.server.request import Ticket
+from inference.server.model.slot import Load
+from inference.server.request import PendingRequest
 
 SERVICE = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 MAX_TRANSACTION_CHARS = 64
@@ -59,11 +59,11 @@ class ControlApi:
     async def get_status(self, raw: bytes, _context: Context) -> control_pb2.GetStatusResponse:
         """The whole state."""
         request = parse(control_pb2.GetStatusRequest, raw)
-        managers = [self._models.named(request.model)] if request.model else self._models.all()
+        managers = [self._models.get(request.model)] if request.model else self._models.all()
         response = control_pb2.GetStatusResponse(
             models=[model_state(manager, self._clock) for manager in managers],
             devices=devices_of(managers),
-            draining=managers[0].kit.drain.is_draining,
+            draining=managers[0].options.drain.is_draining,
         )
         response.server_started_at.FromDatetime(self._started_at)
         return response
@@ -93,21 +93,21 @@ class ControlApi:
                 reason="ITEMS_MISSING" if not items else "ITEMS_TOO_MANY",
                 field="entailment.requests",
             )
-        manager = self._models.named(request.model)
-        slot = slot_of(manager.roles, request.load_id)
+        manager = self._models.get(request.model)
+        slot = find_slot(manager.roles, request.load_id)
         if slot is None:
             raise NotFound("no slot holds this load", reason="LOAD_UNKNOWN", field="load_id")
         left = context.time_remaining()
         deadline = self._clock.monotonic() + (600.0 if left is None else left)
-        stats = None if slot.load is None else manager.book.of(slot.load.key)
+        stats = None if slot.load is None else manager.stats.get(slot.load.key)
         before = 0.0 if stats is None else stats.computed_seconds
-        asked: list[Ticket | HotslotError] = []
+        asked: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                asked.append(manager.ask_slot(slot, entailment_input(item, self._limits), deadline))
+                asked.append(manager.probe_slot(slot, entailment_input(item, self._limits), deadline))
             except InputRefused as error:
                 asked.append(error)
-        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(ticket) for ticket in asked])
+        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in asked])
         if stats is not None:
             response.computed.FromNanoseconds(int(max(0.0, stats.computed_seconds - before) * 1e9))
         return response
@@ -135,7 +135,7 @@ class ControlApi:
         request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
         with _TrueState(commands, self._clock):
-            slot = slot_of(commands.manager.roles, request.load_id) if request.load_id else None
+            slot = find_slot(commands.manager.roles, request.load_id) if request.load_id else None
             process = None if slot is None else slot.process
             commands.retire(request.load_id, request.change.expected_generation)
             if process is not None:
@@ -154,7 +154,7 @@ class ControlApi:
                 field="change.transaction_id",
             )
         current_call.get().fields.update(model=change.model, transaction_id=change.transaction_id)
-        return self._models.commands_of(change.model)
+        return self._models.get_commands(change.model)
 
     async def _follow(self, commands: SlotCommands, load: Load, context: Context) -> None:
         """Write progress until the load has ended; a load goes on if its caller hangs up."""
@@ -164,7 +164,7 @@ class ControlApi:
             if load.failure is not None:
                 await _emptied(roles, load)
                 raise load.failure
-            slot = roles.holding(load.load_id)
+            slot = roles.slot_holding(load.load_id)
             progress = control_pb2.LoadSlotResponse(
                 load_id=load.load_id,
                 phase=_PHASES.get(load.phase, control_pb2.LOAD_PHASE_UNSPECIFIED),
@@ -203,7 +203,7 @@ class _TrueState:
             current_call.get().details.append(model_state(self._commands.manager, self._clock))
 
 
-async def _outcome(asked: Ticket | HotslotError) -> control_pb2.ProbeOutcome:
+async def _outcome(asked: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
     try:
         if isinstance(asked, HotslotError):
             raise asked

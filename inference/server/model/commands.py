@@ -1,4 +1,4 @@
-"""Commands on one model's slots: boot, load, activate, commit, retire, stop."""
+"""Commands on the slots of one model: boot, load, activate, commit, retire, stop."""
 
 import asyncio
 import contextlib
@@ -6,47 +6,46 @@ import uuid
 
 from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
-from inference.server.model.load import Load
 from inference.server.model.manager import ModelManager
 from inference.server.model.roles import Roles
-from inference.server.model.slot import POLICIES, Slot, SlotState
+from inference.server.model.slot import DEVICE_POLICIES, Load, Slot, SlotState
 
 
 class SlotCommands:
-    """What the control socket and the composition root may ask of one model. Loop thread only."""
+    """The commands of the control socket and of the server's lifecycle on one model. Loop thread only."""
 
     def __init__(self, manager: ModelManager) -> None:
         self.manager = manager
-        self._kit = manager.kit
+        self._options = manager.options
         self._roles: Roles = manager.roles
 
     def boot(self) -> str:
-        """Start the processes and load what is committed.
+        """Start the processes and load the committed bundle.
 
         Returns:
-            Why nothing was loaded, for the log; empty if a load has begun.
+            Why no load has begun, for the log; empty if one has.
         """
         first, second = self._roles.slots.values()
         reason = "nothing is committed yet; import a model or let the updater install one"
-        self.manager.fallbacks.recall()
+        self.manager.cpu_fallback.restore()
         try:
-            committed = read_committed(self._kit.state_dir).get(self._kit.model)
+            committed = read_committed(self._options.state_dir).get(self._options.model)
             self.manager.committed = committed
-            bundle = None if committed is None else self._open(committed.bundle_digest)
+            bundle = None if committed is None else self._open_bundle(committed.bundle_digest)
         except (BundleBroken, errors.HotslotError) as error:
             bundle, reason = None, str(error)
         if bundle is not None:
             self._roles.active = first
-            first.begin(self._new_load(bundle, self.manager.fallbacks.default_device(), "boot"))
-        if self._kit.standby:
+            first.assign(self._new_load(bundle, self.manager.cpu_fallback.default_device(), "boot"))
+        if self._options.standby:
             second.spawn()
         return reason if bundle is None else ""
 
     def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> Load:
-        """Load a bundle into the free slot; asked again for the same bundle and device, the same load.
+        """Load a bundle into the free slot, or return the existing load of the same bundle and device.
 
         Raises:
-            HotslotError: as LoadSlot says; nothing has changed.
+            HotslotError: an error of LoadSlot; nothing has changed.
         """
         if not is_digest(digest):
             raise errors.InputRefused(
@@ -54,60 +53,60 @@ class SlotCommands:
                 reason="DIGEST_MALFORMED",
                 field="bundle_digest",
             )
-        device = self._device(device)
-        running = self._find(digest, device)
+        device = self._choose_device(device)
+        running = self._find_load(digest, device)
         if running is not None:
             return running
-        self._check(expected_generation)
-        if self._kit.drain.is_draining:
+        self._check_generation(expected_generation)
+        if self._options.drain.is_draining:
             raise errors.Conflict("this server is draining", reason="DRAINING")
-        bundle = self._open(digest)
+        bundle = self._open_bundle(digest)
         slot = self._roles.free_slot()
         if slot is None:
             raise errors.Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
         load = self._new_load(bundle, device, transaction_id)
-        slot.begin(load)
+        slot.assign(load)
         return load
 
     def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str, expected_generation: int) -> None:
-        """Begin or extend a trial, or go back to the previous slot.
+        """Begin or extend a trial, or roll back to the previous slot.
 
         Raises:
-            HotslotError: as ActivateSlot says; nothing has changed.
+            HotslotError: an error of ActivateSlot; nothing has changed.
         """
-        self._check(expected_generation)
-        if self._kit.drain.is_draining:
+        self._check_generation(expected_generation)
+        if self._options.drain.is_draining:
             raise errors.Conflict("this server is draining", reason="DRAINING")
         self.manager.trials.activate(load_id, trial_lease_seconds, transaction_id)
 
     def commit(self, load_id: str, transaction_id: str, expected_generation: int) -> None:
-        """End a trial for good.
+        """End the trial and keep its revision.
 
         Raises:
-            HotslotError: as CommitSlot says; nothing has changed.
+            HotslotError: an error of CommitSlot; nothing has changed.
         """
-        self._check(expected_generation)
+        self._check_generation(expected_generation)
         self.manager.trials.commit(load_id, transaction_id)
-        self.manager.fallbacks.committed(load_id)
+        self.manager.cpu_fallback.on_committed(load_id)
         with contextlib.suppress(BundleBroken):
-            self.manager.committed = self._committed() or self.manager.committed
+            self.manager.committed = self._read_committed() or self.manager.committed
 
     def retire(self, load_id: str, expected_generation: int) -> None:
-        """Empty the slot that holds a load; a load that is gone is no error.
+        """Empty the slot that holds a load; does nothing if no slot holds it.
 
         Raises:
-            HotslotError: as RetireSlot says; nothing has changed.
+            HotslotError: an error of RetireSlot; nothing has changed.
         """
-        self._check(expected_generation)
-        slot = self.manager.trials.retirable(load_id)
+        self._check_generation(expected_generation)
+        slot = self.manager.trials.find_retirable(load_id)
         if slot is None:
             return
         if slot is self._roles.previous:
             self._roles.previous = None
-        slot.retire("asked")
+        slot.retire("RetireSlot")
 
     async def stop(self, seconds: float) -> None:
-        """End all processes: politely, then by force, within about `seconds`."""
+        """Retire all processes; kill those that have not ended after `seconds`."""
         slots = [slot for slot in self._roles.slots.values() if slot.process is not None]
         waits = [asyncio.ensure_future(slot.process.wait_ended()) for slot in slots if slot.process is not None]
         for slot in slots:
@@ -118,39 +117,39 @@ class SlotCommands:
                 slot.kill("the server stops")
             await asyncio.wait(waits, timeout=2.0)
 
-    def _committed(self) -> Committed | None:
-        return read_committed(self._kit.state_dir).get(self._kit.model)
+    def _read_committed(self) -> Committed | None:
+        return read_committed(self._options.state_dir).get(self._options.model)
 
-    def _device(self, asked: str) -> str:
-        """The device to load on: as asked, or where the active model is, or by policy."""
+    def _choose_device(self, requested: str) -> str:
+        """The device to load on: the requested one, else that of the active load, else the default."""
         active = self._roles.active
         held = None if active is None else active.load
-        if not asked:
-            return self.manager.fallbacks.default_device() if held is None else held.device
+        if not requested:
+            return self.manager.cpu_fallback.default_device() if held is None else held.device
         known = {device for slot in self._roles.slots.values() for device, _ in slot.devices}
-        row = self.manager.fallbacks.standing
-        is_fallback = row is not None and asked == row.fallback_device
-        if asked not in known and not is_fallback and not (asked == "cpu" and not known):
+        row = self.manager.cpu_fallback.current
+        is_fallback = row is not None and requested == row.fallback_device
+        if requested not in known and not is_fallback and not (requested == "cpu" and not known):
             raise errors.InputRefused(
-                f"no device {asked[:32]!r} here; there are {', '.join(sorted(known)) or 'none known yet'}",
+                f"no device {requested[:32]!r} here; there are {', '.join(sorted(known)) or 'none known yet'}",
                 reason="DEVICE_UNKNOWN",
                 field="device",
             )
-        return asked
+        return requested
 
-    def _find(self, digest: str, device: str) -> Load | None:
+    def _find_load(self, digest: str, device: str) -> Load | None:
         for slot in self._roles.slots.values():
             load = slot.load
             if load is None or load.failure is not None or load.bundle.bundle_digest != digest:
                 continue
             if slot.state is SlotState.RETIRING:
                 continue
-            if load.device == device or {load.device, device} & set(POLICIES):
+            if load.device == device or {load.device, device} & set(DEVICE_POLICIES):
                 return load
         return None
 
-    def _open(self, digest: str) -> Bundle:
-        folder = bundle_folder(self._kit.state_dir, digest)
+    def _open_bundle(self, digest: str) -> Bundle:
+        folder = bundle_folder(self._options.state_dir, digest)
         if not folder.is_dir():
             raise errors.NotFound(
                 "no sealed bundle has this digest",
@@ -164,10 +163,10 @@ class SlotCommands:
             raise errors.Conflict(str(error), reason="BUNDLE_BROKEN") from error
         if bundle.bundle_digest != digest:
             raise errors.Conflict("the bundle's manifest names another digest", reason="BUNDLE_BROKEN")
-        if bundle.engine not in self._kit.engines or bundle.task != self._kit.task:
+        if bundle.engine not in self._options.engines or bundle.task != self._options.task:
             raise errors.Conflict(
                 f"the bundle is for engine {bundle.engine!r}, task {bundle.task!r}; this model's task is "
-                f"{self._kit.task.value!r}, engines here: {', '.join(sorted(self._kit.engines))}",
+                f"{self._options.task.value!r}, engines here: {', '.join(sorted(self._options.engines))}",
                 reason="BUNDLE_FOREIGN",
             )
         return bundle
@@ -176,19 +175,19 @@ class SlotCommands:
         return Load(
             load_id=uuid.uuid4().hex[:12],
             bundle=bundle,
-            folder=bundle_folder(self._kit.state_dir, bundle.bundle_digest).absolute(),
+            folder=bundle_folder(self._options.state_dir, bundle.bundle_digest).absolute(),
             device=device,
             transaction_id=transaction_id,
-            begun_at=self._kit.clock.monotonic(),
+            begun_at=self._options.clock.monotonic(),
         )
 
-    def _check(self, expected_generation: int) -> None:
+    def _check_generation(self, expected_generation: int) -> None:
         if expected_generation not in (0, self._roles.generation):
             raise errors.Conflict(
                 f"the generation is {self._roles.generation}, not {expected_generation}", reason="GENERATION_CONFLICT"
             )
 
 
-def slot_of(roles: Roles, load_id: str) -> Slot | None:
-    """The slot to probe: that of a load, or the active one for an empty id."""
-    return roles.holding(load_id) if load_id else roles.active
+def find_slot(roles: Roles, load_id: str) -> Slot | None:
+    """The slot that holds a load, or the active slot for an empty id; None if there is none."""
+    return roles.slot_holding(load_id) if load_id else roles.active

@@ -1,23 +1,25 @@
-"""Who answers: the two slots of a model and what each is there for."""
+"""The roles of a model's two slots, and the choice of the slot that answers a request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from inference.server.events import SlotChanged
 from inference.server.model.slot import Slot, SlotState
 from inference.server.model.stats import RevisionStats
+from inference.server.scheduling.cost import trial_limit
 
 
 class Role(StrEnum):
-    """What a slot is there for."""
+    """What a slot is used for."""
 
-    FREE = "FREE"  # stands by
-    ACTIVE = "ACTIVE"  # answers the callers
-    TRIAL = "TRIAL"  # answers the callers, uncommitted
-    CANDIDATE = "CANDIDATE"  # loaded to be proven
-    PREVIOUS = "PREVIOUS"  # answered before, kept warm
-    FALLBACK = "FALLBACK"  # on its way to answer in place of the active one, which ran out of memory
+    FREE = "FREE"  # holds no load
+    ACTIVE = "ACTIVE"  # answers requests
+    TRIAL = "TRIAL"  # answers requests, not committed yet
+    CANDIDATE = "CANDIDATE"  # loaded, not activated
+    PREVIOUS = "PREVIOUS"  # was active before, stays loaded
+    FALLBACK = "FALLBACK"  # loading on the CPU; becomes active when it has answered
 
 
 class TrialOutcome(StrEnum):
@@ -26,7 +28,7 @@ class TrialOutcome(StrEnum):
     COMMITTED = "COMMITTED"
     ROLLED_BACK = "ROLLED_BACK"
     LEASE_EXPIRED = "LEASE_EXPIRED"
-    YIELDED = "YIELDED"  # its slot was needed to keep the service up
+    YIELDED = "YIELDED"  # the slot was needed for the CPU fallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,15 @@ class TrialEnd:
     bundle_digest: str
     outcome: TrialOutcome
     ended_at: datetime
-    reason: str = ""  # why the server ended it by itself
+    reason: str = ""  # why the server ended it without a command
 
 
 @dataclass(slots=True, eq=False)
 class Trial:
-    """A revision that answers the callers, for a trial lease."""
+    """The trial in progress."""
 
     slot: Slot
-    previous: Slot | None  # answers what the trial fails; None at a first install
+    previous: Slot | None  # answers the requests that the trial fails; None at a first install
     transaction_id: str
     started_at: datetime
     lease_ends: float  # clock.monotonic()
@@ -56,7 +58,7 @@ class Roles:
     """The two slots of one model. Loop thread only."""
 
     slots: Mapping[str, Slot]
-    active: Slot | None = None  # designated to answer, even while it is loaded again
+    active: Slot | None = None  # stays set while the slot is being reloaded
     previous: Slot | None = None
     fallback: Slot | None = None
     trial: Trial | None = None
@@ -64,7 +66,7 @@ class Roles:
     generation: int = 1
 
     def role_of(self, slot: Slot) -> Role:
-        """What a slot is there for."""
+        """The current role of a slot."""
         if slot is self.active:
             return Role.TRIAL if self.trial is not None else Role.ACTIVE
         if slot is self.previous and slot.load is not None:
@@ -73,24 +75,24 @@ class Roles:
             return Role.FALLBACK
         return Role.CANDIDATE if slot.load is not None else Role.FREE
 
-    def other(self, slot: Slot) -> Slot:
-        """The slot beside it."""
+    def other_slot(self, slot: Slot) -> Slot:
+        """The slot that is not `slot`."""
         return next(other for other in self.slots.values() if other is not slot)
 
     def free_slot(self) -> Slot | None:
-        """A slot that a load may take; the active one is never free."""
+        """A slot that can take a load; None if there is none. The active slot is never free."""
         free = (slot for slot in self.slots.values() if self.role_of(slot) is Role.FREE)
         return next((slot for slot in free if slot is not self.active), None)
 
-    def holding(self, load_id: str) -> Slot | None:
-        """The slot that holds a load; one that is being emptied holds none any more."""
+    def slot_holding(self, load_id: str) -> Slot | None:
+        """The slot that holds a load; None if no slot does. A retiring slot does not count."""
         for slot in self.slots.values():
             if slot.load is not None and slot.load.load_id == load_id and slot.state is not SlotState.RETIRING:
                 return slot
         return None
 
-    def answering(self) -> Slot | None:
-        """The slot that can answer now: the active one, or in a trial the previous one when the trial is down."""
+    def answering_slot(self) -> Slot | None:
+        """The slot that can answer now: the active one, else during a trial the previous one, else None."""
         if self.active is not None and self.active.is_loaded:
             return self.active
         if self.trial is not None and self.trial.previous is not None and self.trial.previous.is_loaded:
@@ -98,11 +100,64 @@ class Roles:
         return None
 
     def is_ready(self) -> bool:
-        """Whether a slot that routing may use has answered its last self-test."""
-        slot = self.answering()
+        """Whether the answering slot has passed its last self-test."""
+        slot = self.answering_slot()
         return slot is not None and slot.load is not None and slot.load.is_proven
 
-    def swap(self, active: Slot | None) -> None:
-        """Let another slot answer; every such change is a new generation."""
+    def set_active(self, active: Slot | None) -> None:
+        """Make a slot active; increments the generation."""
         self.active = active
         self.generation += 1
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """The slot that a request goes to."""
+
+    slot: Slot
+    previous: Slot | None = None  # answers if the trial fails the request
+    try_until: float = 0.0  # clock.monotonic() at which `previous` takes over; 0 for never
+
+
+def choose_route(roles: Roles, rows: int, now: float, deadline: float) -> RouteDecision | None:
+    """Choose the slot for a request; None if no slot is active.
+
+    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on
+    trial if the deadline leaves enough time for both slots, else the previous slot. While the previous slot is
+    being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
+    """
+    if roles.active is None:
+        return None
+    trial = roles.trial
+    previous = trial.previous if trial is not None else None
+    if previous is None or previous.load is None:
+        return RouteDecision(roles.active)
+    if not roles.active.is_loaded:
+        return RouteDecision(previous)
+    if not previous.is_loaded:
+        return RouteDecision(roles.active, previous, deadline)
+    need = previous.dispatcher.limit_of(rows) if previous.dispatcher.cost.row_seconds == 0 else 0.0
+    need = need or 2 * previous.dispatcher.waits_seconds(rows)
+    try_until = trial_limit(now, deadline, roles.active.dispatcher.limit_of(rows), need)
+    if try_until is None:
+        return RouteDecision(previous)
+    return RouteDecision(roles.active, previous, try_until)
+
+
+def slot_event(model: str, roles: Roles, slot: Slot, change: str, detail: str, reason: str = "") -> SlotChanged:
+    """The event for a change of a slot, with its current state."""
+    load = slot.load
+    return SlotChanged(
+        model=model,
+        slot=slot.name,
+        change=change,
+        state=slot.state,
+        role=roles.role_of(slot),
+        revision="" if load is None else load.bundle.revision,
+        digest="" if load is None else load.bundle.bundle_digest,
+        device="" if load is None else load.device,
+        pid=0 if slot.process is None else slot.process.pid,
+        seconds=0.0 if load is None else load.load_seconds,
+        detail=detail,
+        reason=reason,
+    )

@@ -1,84 +1,84 @@
-"""What to do when memory runs out, by roles and policy. Pure; docs/explanation/decisions/out-of-memory.md."""
+"""Decides what follows when memory runs out. Pure; the reasons are in docs/explanation/decisions/out-of-memory.md."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from inference.server.model.roles import Role
 
-OUT_OF_MEMORY = "OUT_OF_MEMORY"
-DOES_NOT_FIT = "DOES_NOT_FIT"
-SHORTAGES = frozenset({OUT_OF_MEMORY, DOES_NOT_FIT})
-FALLBACK_DEVICE = "cpu"
+CPU_DEVICE = "cpu"
 
 
-class Step(StrEnum):
-    """What follows a shortage."""
+class ShortageAction(StrEnum):
+    """What the server does after a shortage."""
 
-    OTHER_ANSWERS = "OTHER_ANSWERS"  # the slot beside it takes the request
-    FALL_BACK = "FALL_BACK"  # the active bundle goes to the fallback device
-    END_TRIAL = "END_TRIAL"  # the revision on trial does not fit: the previous one is put back
-    END_TRIAL_AND_FALL_BACK = "END_TRIAL_AND_FALL_BACK"  # nobody's fault; what was active before falls back
-    GIVE_UP = "GIVE_UP"  # this load is lost, nobody depends on it
-    REFUSE = "REFUSE"  # the caller is told; a load is tried again
+    USE_OTHER_SLOT = "USE_OTHER_SLOT"  # the other slot takes the request
+    FALL_BACK_TO_CPU = "FALL_BACK_TO_CPU"  # the active bundle is loaded on the CPU
+    ROLL_BACK_TRIAL = "ROLL_BACK_TRIAL"  # the revision on trial does not fit; the previous slot becomes active
+    ROLL_BACK_TRIAL_AND_FALL_BACK = "ROLL_BACK_TRIAL_AND_FALL_BACK"  # both ran out; not counted against the trial
+    ABANDON_LOAD = "ABANDON_LOAD"  # no caller depends on this load
+    REFUSE = "REFUSE"  # the caller gets an error; a load is tried again
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A slot as a shortage meets it."""
+class SlotFacts:
+    """The facts about a slot that the decision needs."""
 
     role: Role
-    device: str = ""  # of what it holds; empty if it holds nothing
+    device: str = ""  # of the load; empty if the slot holds none
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What the operator wants of a model's devices."""
+class DevicePolicy:
+    """The operator's settings for a model's device."""
 
     device: str  # "auto", "cpu", "cuda", "cuda:N"
-    cpu_fallback: bool
+    allow_cpu_fallback: bool
 
-    def may_leave(self, device: str) -> bool:
-        """Whether a model may go from this device to the fallback device."""
-        return self.cpu_fallback and device not in ("", FALLBACK_DEVICE)
+    def may_move_to_cpu(self, device: str) -> bool:
+        """Whether a model may be moved from this device to the CPU."""
+        return self.allow_cpu_fallback and device not in ("", CPU_DEVICE)
 
-    def names(self, device: str) -> bool:
-        """Whether the policy would have a model on this device."""
+    def allows(self, device: str) -> bool:
+        """Whether the configured device includes this one."""
         if self.device == "auto":
             return True
         return device.startswith("cuda:") if self.device == "cuda" else device == self.device
 
 
-def after_item(at: Place, beside: Place, policy: Policy, *, is_probe: bool, beside_failed: bool) -> Step:
-    """Decide what follows a single item that did not fit.
+def decide_after_item(
+    slot: SlotFacts, other: SlotFacts, policy: DevicePolicy, *, is_probe: bool, other_failed: bool
+) -> ShortageAction:
+    """Decide what follows when a single item did not fit into memory.
 
     Args:
-        at: the slot that ran out.
-        beside: the other slot.
+        slot: the slot that ran out of memory.
+        other: the other slot.
         policy: of the model.
-        is_probe: nobody waits for the item but us: it is never given to another slot.
-        beside_failed: the other slot has failed the same request already.
+        is_probe: the item is a probe or self-test, which tests one slot and is never given to another.
+        other_failed: the other slot has already failed the same request.
     """
-    takes_over = beside.role in (Role.ACTIVE, Role.TRIAL) or (at.role is Role.TRIAL and beside.role is Role.PREVIOUS)
-    if takes_over and beside.device and not is_probe and not beside_failed:
-        return Step.OTHER_ANSWERS
-    if at.role is Role.ACTIVE and policy.may_leave(at.device):
-        return Step.FALL_BACK
-    if beside_failed and not is_probe and {at.role, beside.role} == {Role.TRIAL, Role.PREVIOUS}:
-        previous = at if at.role is Role.PREVIOUS else beside
-        return Step.END_TRIAL_AND_FALL_BACK if policy.may_leave(previous.device) else Step.REFUSE
-    return Step.REFUSE
+    takes_over = other.role in (Role.ACTIVE, Role.TRIAL) or (slot.role is Role.TRIAL and other.role is Role.PREVIOUS)
+    if takes_over and other.device and not is_probe and not other_failed:
+        return ShortageAction.USE_OTHER_SLOT
+    if slot.role is Role.ACTIVE and policy.may_move_to_cpu(slot.device):
+        return ShortageAction.FALL_BACK_TO_CPU
+    if other_failed and not is_probe and {slot.role, other.role} == {Role.TRIAL, Role.PREVIOUS}:
+        previous = slot if slot.role is Role.PREVIOUS else other
+        if policy.may_move_to_cpu(previous.device):
+            return ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK
+    return ShortageAction.REFUSE
 
 
-def after_load(at: Place, beside: Place, policy: Policy) -> Step:
-    """Decide what follows a load that did not fit.
+def decide_after_load(slot: SlotFacts, other: SlotFacts, policy: DevicePolicy) -> ShortageAction:
+    """Decide what follows when a load did not fit into memory.
 
     Args:
-        at: the slot that was loaded.
-        beside: the other slot.
+        slot: the slot that was loading.
+        other: the other slot.
         policy: of the model.
     """
-    if at.role in (Role.CANDIDATE, Role.FALLBACK):
-        return Step.GIVE_UP
-    if at.role is Role.TRIAL:
-        return Step.END_TRIAL if beside.role is Role.PREVIOUS else Step.REFUSE
-    return Step.FALL_BACK if policy.may_leave(at.device) else Step.REFUSE
+    if slot.role in (Role.CANDIDATE, Role.FALLBACK):
+        return ShortageAction.ABANDON_LOAD
+    if slot.role is Role.TRIAL:
+        return ShortageAction.ROLL_BACK_TRIAL if other.role is Role.PREVIOUS else ShortageAction.REFUSE
+    return ShortageAction.FALL_BACK_TO_CPU if policy.may_move_to_cpu(slot.device) else ShortageAction.REFUSE

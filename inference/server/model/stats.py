@@ -1,17 +1,17 @@
-"""What is counted of each revision on each device: enough to judge a trial without a metrics system."""
+"""Counters of each revision on each device: the updater judges a trial by them without a metrics system."""
 
 import bisect
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-from inference.server.request import Charge
+from inference.server.request import Attribution
 
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds, upper
 
 
 @dataclass(frozen=True, slots=True)
 class StatsKey:
-    """Whose numbers they are."""
+    """A revision on a device."""
 
     bundle_digest: str
     device: str
@@ -19,44 +19,44 @@ class StatsKey:
 
 @dataclass(frozen=True, slots=True)
 class BatchCosts:
-    """Seconds a row of batches of about one size: the sums that a mean and a variance are computed from."""
+    """Seconds a row, over batches of about one size: the sums for a mean and a variance."""
 
     batches: int = 0
-    row_seconds: float = 0.0  # sum over the batches of the seconds a row
-    row_seconds_squared: float = 0.0  # sum over the batches of their squares
+    row_seconds: float = 0.0  # sum over the batches
+    row_seconds_squared: float = 0.0  # sum of the squares over the batches
 
 
 @dataclass(slots=True)
 class RevisionStats:
-    """Numbers of one revision on one device since the server started."""
+    """Counters of one revision on one device since the server started."""
 
     key: StatsKey
     answered: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)  # by reason
     answered_by_previous: int = 0
     latency_bounds: tuple[float, ...] = LATENCY_BOUNDS
-    latency: list[int] = field(default_factory=list)  # answers a bucket; the last bucket has no bound
+    latency: list[int] = field(default_factory=list)  # answers per bucket; the last bucket has no upper bound
     restarts: int = 0
     void_restarts: int = 0
     computed_seconds: float = 0.0
     rows: int = 0
-    costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the most rows of such a batch, a power of two
+    costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the largest batch size in rows, a power of two
 
     def __post_init__(self) -> None:
-        """Begin all buckets at zero."""
+        """Start all buckets at zero."""
         self.latency = self.latency or [0] * (len(self.latency_bounds) + 1)
 
     def count_answer(self, seconds: float) -> None:
-        """A request was answered, so long after its acceptance."""
+        """Count an answered request, `seconds` after it was accepted."""
         self.answered += 1
         self.latency[bisect.bisect_left(self.latency_bounds, seconds)] += 1
 
     def count_failure(self, reason: str) -> None:
-        """A request was failed by this revision."""
+        """Count a request that this revision failed."""
         self.failed[reason] = self.failed.get(reason, 0) + 1
 
     def count_batch(self, seconds: float, rows: int) -> None:
-        """A batch of so many rows was computed in so many CPU or device seconds."""
+        """Count a computed batch of `rows` rows; `seconds` is CPU time on a CPU, device time elsewhere."""
         self.computed_seconds += seconds
         self.rows += rows
         if rows > 0:
@@ -66,20 +66,20 @@ class RevisionStats:
                 sums.batches + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost
             )
 
-    def frozen(self) -> "RevisionStats":
-        """A copy that no longer moves."""
+    def copy(self) -> "RevisionStats":
+        """A copy that later counts do not change."""
         return replace(self, failed=dict(self.failed), latency=list(self.latency), costs=dict(self.costs))
 
 
-class StatsBook:
-    """All numbers of one model. Bounded: the revisions that were not in use for longest are forgotten."""
+class StatsTable:
+    """The counters of one model. Bounded: the least recently used revisions are dropped."""
 
     def __init__(self, max_revisions: int = 32) -> None:
         self._max = max_revisions
         self._rows: OrderedDict[StatsKey, RevisionStats] = OrderedDict()
 
-    def of(self, key: StatsKey) -> RevisionStats:
-        """The numbers of one revision, begun at zero."""
+    def get(self, key: StatsKey) -> RevisionStats:
+        """The counters of one revision; created at zero if absent."""
         row = self._rows.get(key)
         if row is not None:
             self._rows.move_to_end(key)
@@ -89,55 +89,55 @@ class StatsBook:
             self._rows.popitem(last=False)
         return row
 
-    def settle_charge(self, charge: Charge) -> None:
-        """The previous slot has answered what a trial failed: now it counts."""
-        row = self.of(StatsKey(charge.bundle_digest, charge.device))
+    def count_attribution(self, attribution: Attribution) -> None:
+        """Count a failure against the trial, now that the previous slot has answered the request."""
+        row = self.get(StatsKey(attribution.bundle_digest, attribution.device))
         row.answered_by_previous += 1
-        if charge.reason:
-            row.count_failure(charge.reason)
+        if attribution.reason:
+            row.count_failure(attribution.reason)
 
     def rows(self) -> list[RevisionStats]:
-        """All rows, those that were used last at the end."""
+        """All counters, the most recently used last."""
         return list(self._rows.values())
 
 
 @dataclass(slots=True, eq=False)
-class Death:
-    """One end of a runner, judged when the requests it held have settled."""
+class RunnerDeath:
+    """One end of a runner process, counted when all requests that it held are done."""
 
     stats: RevisionStats
-    suspects: set[int]  # ids of tickets that it held and that are not settled
-    is_void: bool = False  # one of them was found to kill any runner
-    failed: int = 0  # requests that a trial failed by it
+    suspect_requests: set[int]  # ids of requests that it held and that are not done
+    is_void: bool = False  # one of these requests ended a second runner too: not the model's fault
+    failed: int = 0  # requests that a trial failed by this death
 
 
-class DeathLedger:
-    """Deaths that wait for their judgement."""
+class DeathTracker:
+    """Deaths that are not counted yet."""
 
     def __init__(self) -> None:
-        self._open: list[Death] = []
+        self._open: list[RunnerDeath] = []
 
-    def add(self, death: Death) -> None:
-        """A runner died; with nobody in its hands it is judged at once."""
+    def add(self, death: RunnerDeath) -> None:
+        """Record a death; it is counted at once if no request is suspected."""
         self._open.append(death)
-        self._judge()
+        self._count_resolved()
 
-    def blame_input(self, ticket_id: int) -> None:
-        """A ticket has killed twice: no death that it took part in counts against a model."""
+    def mark_input_at_fault(self, request_id: int) -> None:
+        """Record that a request ended two runners: no death that it took part in counts against a model."""
         for death in self._open:
-            if ticket_id in death.suspects:
+            if request_id in death.suspect_requests:
                 death.is_void = True
 
-    def settled(self, ticket_id: int) -> None:
-        """A ticket has its outcome."""
+    def on_request_done(self, request_id: int) -> None:
+        """Remove a finished request from the suspects; count the deaths that have none left."""
         if not self._open:
             return
         for death in self._open:
-            death.suspects.discard(ticket_id)
-        self._judge()
+            death.suspect_requests.discard(request_id)
+        self._count_resolved()
 
-    def _judge(self) -> None:
-        for death in [death for death in self._open if not death.suspects]:
+    def _count_resolved(self) -> None:
+        for death in [death for death in self._open if not death.suspect_requests]:
             self._open.remove(death)
             if death.is_void:
                 death.stats.void_restarts += 1

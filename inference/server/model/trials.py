@@ -1,37 +1,35 @@
-"""Swaps: a candidate answers on trial, is committed, taken back, or its lease runs out."""
+"""Trials: activation of a candidate, commit, rollback, and the end of a trial lease."""
 
 from dataclasses import astuple
 
 from common.errors import Conflict, InputRefused, NotFound
 from inference.server.events import SwapDone
-from inference.server.model.dependencies import ManagerKit
-from inference.server.model.roles import Role, Roles, Trial, TrialEnd, TrialOutcome
-from inference.server.model.shortage import OUT_OF_MEMORY
-from inference.server.model.slot import Slot
-from inference.server.model.stats import StatsBook
-from inference.server.model.telling import slot_event
-from inference.server.request import Charge
+from inference.server.model.options import ModelOptions
+from inference.server.model.roles import Role, Roles, Trial, TrialEnd, TrialOutcome, slot_event
+from inference.server.model.slot import OUT_OF_MEMORY, Slot
+from inference.server.model.stats import StatsTable
+from inference.server.request import Attribution
 
 MIN_TRIAL_LEASE_SECONDS = 1.0
 MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
 
 class Trials:
-    """The only hand that changes who answers by command or by a trial lease's end. Loop thread only."""
+    """Begins and ends the trials of one model. Loop thread only."""
 
-    def __init__(self, roles: Roles, book: StatsBook, kit: ManagerKit) -> None:
+    def __init__(self, roles: Roles, stats: StatsTable, options: ModelOptions) -> None:
         self._roles = roles
-        self._book = book
-        self._kit = kit
+        self._stats = stats
+        self._options = options
 
     def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str) -> None:
-        """Let a loaded candidate answer on trial, extend a trial lease, or go back to the previous slot.
+        """Begin a trial, extend the trial lease, or roll back to the previous slot, depending on what `load_id` names.
 
         Raises:
-            HotslotError: it cannot be done; nothing has changed.
+            HotslotError: not possible; nothing has changed.
         """
         roles = self._roles
-        slot = self._holding(load_id)
+        slot = self._get_slot_holding(load_id)
         if roles.trial is not None and slot is roles.trial.previous:
             self.roll_back(transaction_id, TrialOutcome.ROLLED_BACK)
             return
@@ -42,37 +40,37 @@ class Trials:
                 reason="LEASE_OUT_OF_RANGE",
                 field="trial_lease",
             )
-        lease_ends = self._kit.clock.monotonic() + trial_lease_seconds
+        lease_ends = self._options.clock.monotonic() + trial_lease_seconds
         if slot is roles.active:
             if roles.trial is not None:
                 roles.trial.lease_ends = lease_ends
             return
         if not slot.is_loaded or slot is roles.fallback:
-            raise Conflict("the load is not done, or not yours to activate", reason="NOT_LOADED")
+            raise Conflict("the load is not complete, or is a CPU fallback", reason="NOT_LOADED")
         self._begin(slot, lease_ends, transaction_id)
 
     def commit(self, load_id: str, transaction_id: str) -> None:
-        """End a trial for good.
+        """End the trial and keep its revision.
 
         Raises:
             HotslotError: the load is not on trial; nothing has changed.
         """
         roles = self._roles
-        slot = self._holding(load_id)
+        slot = self._get_slot_holding(load_id)
         if slot is not roles.active:
-            raise Conflict("this load does not answer callers", reason="NOT_ON_TRIAL")
+            raise Conflict("this load is not active", reason="NOT_ON_TRIAL")
         if roles.trial is None:
             return
         self._close(TrialOutcome.COMMITTED)
-        self.tell("trial_committed", slot, "", transaction_id)
+        self.emit_change("trial_committed", slot, "", transaction_id)
 
     def roll_back(self, transaction_id: str, outcome: TrialOutcome, reason: str = "") -> None:
-        """Put the previous slot back; what the trial holds in flight is still answered by it.
+        """Make the previous slot active again; the trial still answers the requests that it holds.
 
         Args:
-            transaction_id: of whoever asked; empty if the server does so by itself.
-            outcome: as it is told.
-            reason: why the server does so by itself.
+            transaction_id: of the command; empty if the server decided it.
+            outcome: reported to the updater.
+            reason: why the server decided it; empty after a command.
         """
         roles, trial = self._roles, self._roles.trial
         if trial is None or trial.previous is None:
@@ -80,45 +78,45 @@ class Trials:
         failed_digest = _digest(trial.slot)
         self._close(outcome, reason)
         roles.previous = None
-        roles.swap(trial.previous)
-        self.tell(f"trial_{outcome.lower()}", trial.previous, failed_digest, transaction_id)
+        roles.set_active(trial.previous)
+        self.emit_change(f"trial_{outcome.lower()}", trial.previous, failed_digest, transaction_id)
 
-    def settled(self, charge: Charge) -> None:
-        """The previous slot has answered what the trial failed: where that was for memory, it does not fit."""
+    def apply_attribution(self, attribution: Attribution) -> None:
+        """Roll back a trial that ran out of memory at a request which the previous slot has answered."""
         trial = self._roles.trial
-        if trial is None or trial.slot.load is None or charge.reason != OUT_OF_MEMORY:
+        if trial is None or trial.slot.load is None or attribution.reason != OUT_OF_MEMORY:
             return
-        if (charge.bundle_digest, charge.device) == astuple(trial.slot.load.key):
+        if (attribution.bundle_digest, attribution.device) == astuple(trial.slot.load.key):
             self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
 
-    def check_lease(self, now: float) -> None:
-        """Put the previous slot back if the trial lease has run out: whoever should have extended it is gone."""
+    def end_expired_trial(self, now: float) -> None:
+        """Roll back a trial whose lease has expired."""
         trial = self._roles.trial
         if trial is not None and now >= trial.lease_ends and trial.previous is not None:
             self.roll_back("", TrialOutcome.LEASE_EXPIRED)
 
-    def retirable(self, load_id: str) -> Slot | None:
-        """The slot to empty for a load; None if the load is gone already.
+    def find_retirable(self, load_id: str) -> Slot | None:
+        """The slot to retire for a load; None if no slot holds it.
 
-        A first install on trial has nothing to go back to: retiring it is its rollback.
+        A first install on trial has no previous slot: retiring it is its rollback, and ends the trial here.
 
         Raises:
-            Conflict: the slot answers callers, or what a trial falls back on.
+            Conflict: the slot is active, the previous slot of a trial, or the CPU fallback.
         """
-        slot = self._roles.holding(load_id)
+        slot = self._roles.slot_holding(load_id)
         if slot is None:
             return None
         trial = self._roles.trial
-        is_net = trial is not None and slot is trial.previous
+        is_trial_previous = trial is not None and slot is trial.previous
         is_first_install = trial is not None and slot is trial.slot and trial.previous is None
         if slot is self._roles.fallback:
-            raise Conflict("the slot is about to answer in place of the active one", reason="SLOT_IN_USE")
+            raise Conflict("the slot is loading the CPU fallback", reason="SLOT_IN_USE")
         if is_first_install:
             self._close(TrialOutcome.ROLLED_BACK)
-            self._roles.swap(None)
-        elif slot is self._roles.active or is_net:
+            self._roles.set_active(None)
+        elif slot is self._roles.active or is_trial_previous:
             role = self._roles.role_of(slot).lower()
-            raise Conflict(f"the slot is {role}, a trial or the callers need it", reason="SLOT_IN_USE")
+            raise Conflict(f"the slot is {role}, it cannot be retired now", reason="SLOT_IN_USE")
         return slot
 
     def _begin(self, slot: Slot, lease_ends: float, transaction_id: str) -> None:
@@ -128,43 +126,43 @@ class Trials:
         previous = roles.active
         baseline = None
         if previous is not None and previous.load is not None:
-            baseline = self._book.of(previous.load.key).frozen()
+            baseline = self._stats.get(previous.load.key).copy()
         roles.previous = previous
         roles.trial = Trial(
             slot=slot,
             previous=previous,
             transaction_id=transaction_id,
-            started_at=self._kit.clock.now(),
+            started_at=self._options.clock.now(),
             lease_ends=lease_ends,
             baseline=baseline,
         )
-        roles.swap(slot)
+        roles.set_active(slot)
         if slot.process is not None:
             slot.process.set_serving(True)
-        self.tell("slot_activated", slot, "" if previous is None else _digest(previous), transaction_id)
+        self.emit_change("slot_activated", slot, "" if previous is None else _digest(previous), transaction_id)
 
     def _close(self, outcome: TrialOutcome, reason: str = "") -> None:
         trial = self._roles.trial
         if trial is None:
             return
         self._roles.trial = None
-        self._roles.last_trial = TrialEnd(_digest(trial.slot), outcome, self._kit.clock.now(), reason)
+        self._roles.last_trial = TrialEnd(_digest(trial.slot), outcome, self._options.clock.now(), reason)
         self._roles.generation += 1
 
-    def _holding(self, load_id: str) -> Slot:
-        slot = self._roles.holding(load_id)
+    def _get_slot_holding(self, load_id: str) -> Slot:
+        slot = self._roles.slot_holding(load_id)
         if slot is None:
             raise NotFound(
                 "no slot holds this load", reason="LOAD_UNKNOWN", field="load_id", resource=("load", load_id[:64])
             )
         return slot
 
-    def tell(self, change: str, slot: Slot, previous_digest: str, transaction_id: str) -> None:
-        """Tell the log and the metrics that another slot answers, or that a trial has ended."""
+    def emit_change(self, change: str, slot: Slot, previous_digest: str, transaction_id: str) -> None:
+        """Emit a change of the active slot or the end of a trial, and both slots' roles."""
         load = slot.load
-        self._kit.emit(
+        self._options.emit(
             SwapDone(
-                model=self._kit.model,
+                model=self._options.model,
                 change=change,
                 slot=slot.name,
                 revision="" if load is None else load.bundle.revision,
@@ -175,11 +173,11 @@ class Trials:
             )
         )
         for each in self._roles.slots.values():
-            self._kit.emit(slot_event(self._kit.model, self._roles, each, "role_changed", ""))
+            self._options.emit(slot_event(self._options.model, self._roles, each, "role_changed", ""))
 
 
 def is_answering(role: Role) -> bool:
-    """Whether callers wait for a slot of this role."""
+    """Whether requests may be routed to a slot of this role."""
     return role in (Role.ACTIVE, Role.TRIAL, Role.PREVIOUS, Role.FALLBACK)
 
 

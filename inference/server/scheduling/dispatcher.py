@@ -9,7 +9,7 @@ from typing import Protocol
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
-from inference.server.request import Failure, Outcome, Ticket
+from inference.server.request import Failure, Outcome, PendingRequest
 from inference.server.scheduling.cost import LimitRules, limit_seconds
 from inference.server.scheduling.queue import BatchBudget, WaitingQueue
 from inference.wire import EntailmentScores
@@ -43,15 +43,15 @@ class Computed:
 class DispatchSink(Protocol):
     """Who is told of outcomes, on the loop's thread."""
 
-    def on_answer(self, ticket: Ticket, computed: Computed) -> None:
+    def on_answer(self, request: PendingRequest, computed: Computed) -> None:
         """An item has its answer."""
         ...
 
-    def on_failure(self, ticket: Ticket, failure: Failure) -> None:
+    def on_failure(self, request: PendingRequest, failure: Failure) -> None:
         """An item has none."""
         ...
 
-    def on_batch_begun(self, tickets: Sequence[Ticket]) -> None:
+    def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
         """A batch was handed to the runner; it holds the slot until it is done."""
         ...
 
@@ -64,7 +64,7 @@ class DispatchSink(Protocol):
 class _Flight:
     """A batch in the runner's hands."""
 
-    tickets: dict[int, Ticket]  # without an outcome yet, by item id
+    requests: dict[int, PendingRequest]  # without an outcome yet, by item id
     rows_left: int
     step_since: float  # when it became the runner's first, or last made progress
     is_alone: bool
@@ -91,9 +91,9 @@ class Dispatcher:
         self.cost = RowCost(row_seconds)
         self.pump()
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queue a ticket; it is handed over at once if the runner has credit."""
-        self.queue.put(ticket)
+    def submit(self, request: PendingRequest) -> None:
+        """Queue a request; it is handed over at once if the runner has credit."""
+        self.queue.put(request)
         if self._runner is not None and len(self._flights) < CREDIT:
             self._pump_soon()
 
@@ -102,10 +102,10 @@ class Dispatcher:
         while self._runner is not None and self.queue and len(self._flights) < CREDIT:
             if self._flights and (self.queue.next_is_alone() or any(f.is_alone for f in self._flights.values())):
                 return
-            tickets = self.queue.take(self._budget)
-            if not tickets:
+            requests = self.queue.take(self._budget)
+            if not requests:
                 return
-            self._send(self._runner, tickets)
+            self._send(self._runner, requests)
 
     def on_reply(self, reply: runner_pb2.BatchReply) -> None:
         """Take in a runner's outcomes; unknown batches and items are nobody's any more."""
@@ -114,20 +114,20 @@ class Dispatcher:
             return
         now = self._clock.monotonic()
         for outcome in reply.outcomes:
-            ticket = flight.tickets.pop(outcome.item_id, None)
-            if ticket is not None:
-                flight.rows_left -= ticket.payload.rows
-                self._tell(ticket, outcome)
+            request = flight.requests.pop(outcome.item_id, None)
+            if request is not None:
+                flight.rows_left -= request.payload.rows
+                self._tell(request, outcome)
         flight.step_since = now
         if reply.done:
             self._end_flight(reply, flight, now)
             if self.queue:
                 self._pump_soon()
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for a ticket any more: spare the runner if it has not begun."""
-        if self._runner is not None and any(ticket.id in flight.tickets for flight in self._flights.values()):
-            self._runner.cancel([ticket.id])
+    def cancel(self, request: PendingRequest) -> None:
+        """Nobody waits for a request any more: spare the runner if it has not begun."""
+        if self._runner is not None and any(request.id in flight.requests for flight in self._flights.values()):
+            self._runner.cancel([request.id])
 
     def overdue_seconds(self, now: float) -> float:
         """How long the runner is over the limit of what it has in hand; 0 or less if it is not."""
@@ -145,16 +145,16 @@ class Dispatcher:
         ahead = sum(flight.rows_left for flight in self._flights.values())
         return self.cost.expected(rows + ahead)
 
-    def close(self) -> tuple[list[Ticket], list[Ticket]]:
+    def close(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """The runner is gone.
 
         Returns:
-            Tickets that were in its hands (suspects, if it died), and tickets that waited.
+            Tickets that were in its hands (suspect_requests, if it died), and requests that waited.
         """
         self._runner = None
         flights, self._flights = self._flights, {}
-        held = [ticket for flight in flights.values() for ticket in flight.tickets.values()]
-        return [ticket for ticket in held if not ticket.is_settled], self.queue.take_all()
+        held = [request for flight in flights.values() for request in flight.requests.values()]
+        return [request for request in held if not request.is_done], self.queue.take_all()
 
     def _pump_soon(self) -> None:
         """Pump when everything that came in this turn of the loop is queued: one frame for all of it."""
@@ -166,32 +166,32 @@ class Dispatcher:
         self._is_pump_due = False
         self.pump()
 
-    def _send(self, runner: RunnerPort, tickets: list[Ticket]) -> None:
+    def _send(self, runner: RunnerPort, requests: list[PendingRequest]) -> None:
         now = self._clock.monotonic()
         batch = runner_pb2.ComputeBatch(batch_id=next(self._batch_ids))
-        items = [(_item(ticket, now), ticket.payload.image) for ticket in tickets]
+        items = [(_item(request, now), request.payload.image) for request in requests]
         self._flights[batch.batch_id] = _Flight(
-            tickets={ticket.id: ticket for ticket in tickets},
-            rows_left=sum(ticket.payload.rows for ticket in tickets),
+            requests={request.id: request for request in requests},
+            rows_left=sum(request.payload.rows for request in requests),
             step_since=now,
-            is_alone=any(ticket.alone for ticket in tickets),
+            is_alone=any(request.alone for request in requests),
         )
-        self._sink.on_batch_begun(tickets)
+        self._sink.on_batch_sent(requests)
         runner.send_batch(batch, items)
 
-    def _tell(self, ticket: Ticket, outcome: runner_pb2.ItemOutcome) -> None:
+    def _tell(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome) -> None:
         kind = outcome.WhichOneof("outcome")
         if kind == "entailment":
             scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
-            self._sink.on_answer(ticket, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
+            self._sink.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
             return
         failure = outcome.failure
-        self._sink.on_failure(ticket, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
+        self._sink.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
 
     def _end_flight(self, reply: runner_pb2.BatchReply, flight: _Flight, now: float) -> None:
         del self._flights[reply.batch_id]
-        for ticket in flight.tickets.values():
-            self._sink.on_failure(ticket, Failure("ENGINE_FAILED", "the runner ended the batch without this item"))
+        for request in flight.requests.values():
+            self._sink.on_failure(request, Failure("ENGINE_FAILED", "the runner ended the batch without this item"))
         for waiting in self._flights.values():
             waiting.step_since = now
             break
@@ -199,11 +199,11 @@ class Dispatcher:
         self._sink.on_batch_done(reply)
 
 
-def _item(ticket: Ticket, now: float) -> runner_pb2.BatchItem:
-    """A ticket as the runner is told of it, without its picture."""
-    ticket.runs += 1
-    ticket.sent_at = now
-    payload = ticket.payload
+def _item(request: PendingRequest, now: float) -> runner_pb2.BatchItem:
+    """A request as the runner is told of it, without its picture."""
+    request.runs += 1
+    request.sent_at = now
+    payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
-    seconds_left = (ticket.try_until or ticket.deadline) - now
-    return runner_pb2.BatchItem(item_id=ticket.id, seconds_left=seconds_left, entailment=task)
+    seconds_left = (request.try_until or request.deadline) - now
+    return runner_pb2.BatchItem(item_id=request.id, seconds_left=seconds_left, entailment=task)

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from inference.server.request import Ticket
+from inference.server.request import PendingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,49 +19,49 @@ class WaitingQueue:
     """First come, first served, except that a suspect is served by itself."""
 
     def __init__(self) -> None:
-        self._tickets: deque[Ticket] = deque()
+        self._requests: deque[PendingRequest] = deque()
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._requests)
 
-    def put(self, ticket: Ticket) -> None:
-        """Add a ticket at the end."""
-        self._tickets.append(ticket)
+    def put(self, request: PendingRequest) -> None:
+        """Add a request at the end."""
+        self._requests.append(request)
 
-    def take_all(self) -> list[Ticket]:
-        """Empty the queue; settled tickets are left out."""
-        tickets = [ticket for ticket in self._tickets if not ticket.is_settled]
-        self._tickets.clear()
-        return tickets
+    def take_all(self) -> list[PendingRequest]:
+        """Empty the queue; settled requests are left out."""
+        requests = [request for request in self._requests if not request.is_done]
+        self._requests.clear()
+        return requests
 
     def next_is_alone(self) -> bool:
-        """Whether the next ticket must not share the runner."""
+        """Whether the next request must not share the runner."""
         self._drop_settled()
-        return bool(self._tickets) and self._tickets[0].alone
+        return bool(self._requests) and self._requests[0].alone
 
-    def take(self, budget: BatchBudget) -> list[Ticket]:
-        """Take the next batch: everything that waits, up to the budget; at least one ticket if any waits.
+    def take(self, budget: BatchBudget) -> list[PendingRequest]:
+        """Take the next batch: everything that waits, up to the budget; at least one request if any waits.
 
         Tickets that nobody waits for any more are dropped on the way.
         """
-        batch: list[Ticket] = []
+        batch: list[PendingRequest] = []
         rows = size = 0
-        while self._tickets:
-            ticket = self._tickets[0]
-            if ticket.is_settled:
-                self._tickets.popleft()
+        while self._requests:
+            request = self._requests[0]
+            if request.is_done:
+                self._requests.popleft()
                 continue
-            payload = ticket.payload
+            payload = request.payload
             rows += payload.rows
             size += payload.size_bytes
             is_over = rows > budget.max_rows or size > budget.max_bytes or len(batch) >= budget.max_items
-            if batch and (is_over or ticket.alone):
+            if batch and (is_over or request.alone):
                 break
-            batch.append(self._tickets.popleft())
-            if ticket.alone:
+            batch.append(self._requests.popleft())
+            if request.alone:
                 break
         return batch
 
     def _drop_settled(self) -> None:
-        while self._tickets and self._tickets[0].is_settled:
-            self._tickets.popleft()
+        while self._requests and self._requests[0].is_done:
+            self._requests.popleft()

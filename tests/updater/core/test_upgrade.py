@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder, read_bundle, read_committed
-from inference.server.model.fallback_file import FILE_NAME, FallbackFile
+from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
 from updater.core.record import EndsIn, HeldFor, ModelRecord, Outcome, Stage, Trouble, UpdateKind
 from updater.core.record_json import RECORD_SCHEMA
 from updater.store.journal import Journal, JournalUnreadable
@@ -131,7 +131,7 @@ def test_the_servers_files_are_read(state: Path) -> None:
     """The committed pointer, the bundle that it names, and the device that the server stays away from."""
     complaints: list[str] = []
     committed = read_committed(state)["returning"]
-    fallback = FallbackFile(state / FILE_NAME, complaints.append).of("returning")
+    fallback = CpuFallbackFile(state / FILE_NAME, complaints.append).of("returning")
 
     assert read_bundle(bundle_folder(state, committed.bundle_digest)).revision == "1.0.0"
     assert fallback is not None

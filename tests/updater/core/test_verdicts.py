@@ -253,7 +253,7 @@ def test_latency_bounds_are_what_the_server_sends() -> None:
     (bucket,) = counts.costs
     assert (bucket.device, bucket.at_most_rows, bucket.batches) == ("cpu", 4, 1)
     assert (bucket.row_seconds, bucket.row_seconds_squared) == pytest.approx((0.2, 0.04))
-    assert row.frozen().costs == row.costs
+    assert row.copy().costs == row.costs
 
 
 @pytest.mark.fault("S11")

@@ -1,4 +1,4 @@
-"""`fallbacks.json`: which models the server keeps off which device, so that a new server does not find it out again."""
+"""`fallbacks.json`: the models that were moved to the CPU, so that a restarted server keeps them there."""
 
 import json
 from collections.abc import Callable
@@ -14,55 +14,55 @@ MAX_FILE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Fallback:
-    """One model that was moved because memory ran out."""
+class CpuFallback:
+    """A model that was moved to the CPU because its device ran out of memory."""
 
     model: str
-    device: str  # that ran out
+    device: str  # that ran out of memory
     fallback_device: str
-    bundle_digest: str  # that met it
+    bundle_digest: str  # that was loaded then
     since: datetime  # with its zone
     reason: str  # "OUT_OF_MEMORY", "DOES_NOT_FIT"
 
 
-class FallbackFile:
+class CpuFallbackFile:
     """All rows of one server, in memory and on disk. Loop thread only.
 
-    A write waits for the disk on the loop: it happens once a fallback, and what was decided must not be
-    forgotten by a crash that comes a moment later.
+    A write blocks the loop until it is on disk: it happens once per fallback, and a crash right after it must
+    not lose the decision.
 
     Args:
         path: the file; its folder must exist before the first `put`.
-        complain: told in one sentence when the file could not be read or written; the rows in memory hold.
+        warn: called with a sentence if the file cannot be read or written; the rows in memory stay valid.
     """
 
-    def __init__(self, path: Path, complain: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path = path
-        self._complain = complain
+        self._warn = warn
         self._rows = self._read()
 
-    def of(self, model: str) -> Fallback | None:
-        """The row of a model."""
+    def get(self, model: str) -> CpuFallback | None:
+        """The row of a model; None if it has no fallback."""
         return self._rows.get(model)
 
-    def put(self, row: Fallback) -> None:
-        """Remember a model's fallback, in place of an older one."""
+    def put(self, row: CpuFallback) -> None:
+        """Store a model's fallback; replaces an older one."""
         self._rows[row.model] = row
         self._write()
 
-    def drop(self, model: str) -> None:
-        """Forget a model's fallback; a second time is harmless."""
+    def remove(self, model: str) -> None:
+        """Remove a model's fallback; does nothing if there is none."""
         if self._rows.pop(model, None) is not None:
             self._write()
 
-    def _read(self) -> dict[str, Fallback]:
+    def _read(self) -> dict[str, CpuFallback]:
         try:
             rows = _parse(read_bounded(self._path, MAX_FILE_BYTES))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # The worst that follows is that memory runs out once more, which is met in the same way.
-            self._complain(f"{FILE_NAME} is ignored: {type(error).__name__}")
+            # Starting without it is safe: if memory runs out again, the fallback is taken again.
+            self._warn(f"{FILE_NAME} is ignored: {type(error).__name__}")
             return {}
         return {row.model: row for row in rows}
 
@@ -75,22 +75,22 @@ class FallbackFile:
             content = json.dumps({"schema_version": FALLBACKS_SCHEMA, "models": rows}, indent=1).encode() + b"\n"
             write_atomic(self._path, content, mode=0o600)
         except OSError as error:
-            self._complain(f"{FILE_NAME} cannot be written: {error.strerror}")
+            self._warn(f"{FILE_NAME} cannot be written: {error.strerror}")
 
 
-def _parse(content: bytes) -> list[Fallback]:
+def _parse(content: bytes) -> list[CpuFallback]:
     """The rows of the file.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not what this build writes.
+        ValueError, KeyError, TypeError: not a file that this build writes.
     """
     document = json.loads(content)
     if document["schema_version"] != FALLBACKS_SCHEMA:
         raise ValueError("another schema version")
-    rows = [Fallback(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]
+    rows = [CpuFallback(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]
     for row in rows:
         if not all(isinstance(text, str) for text in asdict(row).values() if not isinstance(text, datetime)):
-            raise TypeError("a value is no text")
+            raise TypeError("a value is not a string")
         if row.since.tzinfo is None:
             raise ValueError("a time without a zone")
     return rows

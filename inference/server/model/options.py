@@ -1,4 +1,4 @@
-"""What a model's manager is given: rules and doors to the outside, in one place."""
+"""The options and dependencies of a model's manager."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from common.clock import Clock
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Emit
-from inference.server.model.fallback_file import FallbackFile
-from inference.server.model.load import Load
+from inference.server.model.cpu_fallback_file import CpuFallbackFile
+from inference.server.model.slot import Load
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
@@ -19,31 +19,31 @@ from inference.server.scheduling.queue import BatchBudget
 
 @dataclass(frozen=True, slots=True)
 class RespawnRules:
-    """How pauses grow."""
+    """Pauses before restarts of a runner."""
 
-    first_seconds: float  # pause after the second death in a row; after the first there is none
+    first_seconds: float  # pause after the second death in a row; there is none after the first
     cap_seconds: float
-    give_up: int  # deaths in a row after which liveness fails; starts go on at the cap's pace
-    steady_seconds: float = 60.0  # a model that answered for so long has no deaths in a row
+    give_up: int  # deaths in a row after which liveness fails; restarts continue every cap_seconds
+    steady_seconds: float = 60.0  # a model loaded for this long resets the count of deaths
 
 
 def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
-    """How long to wait before the next start: none after the first death, then doubling to the cap."""
+    """Seconds to wait before the next start: 0 after the first death, then doubling up to the cap."""
     if deaths_in_row <= 1:
         return 0.0
     return min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(deaths_in_row - 2, 32))
 
 
 @dataclass(frozen=True, slots=True)
-class ManagerKit:
-    """Everything that one model's manager needs from the composition root."""
+class ModelOptions:
+    """Settings of one model, and what its manager needs from the rest of the server."""
 
     model: str
     task: Task
     device: str  # policy: "auto", "cpu", "cuda", "cuda:N"
-    precision: str  # "float32", "bfloat16"; empty: each device's own
-    cpu_fallback: bool  # whether the CPU may answer when a card is out of memory
-    fallbacks: FallbackFile
+    precision: str  # "float32", "bfloat16"; empty: the default of each device
+    allow_cpu_fallback: bool  # whether the model may move to the CPU when a GPU runs out of memory
+    cpu_fallback_file: CpuFallbackFile
     node: str
     state_dir: Path
     clock: Clock
@@ -53,7 +53,7 @@ class ManagerKit:
     budget: BatchBudget
     limits: LimitRules
     respawn: RespawnRules
-    standby: bool  # whether a process without a model stands ready
+    standby: bool  # whether an idle process is kept in the free slot
     threads: int
     max_call_seconds: float
     max_image_pixels: int
@@ -64,8 +64,8 @@ class ManagerKit:
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
     is_stopping: Callable[[], bool]
 
-    def load_request(self, load: Load) -> runner_pb2.LoadBundle:
-        """What a runner is asked to load."""
+    def make_load_request(self, load: Load) -> runner_pb2.LoadBundle:
+        """The message that makes a runner load a bundle."""
         return runner_pb2.LoadBundle(
             directory=str(load.folder),
             device=load.device,
