@@ -131,7 +131,7 @@ def test_the_servers_files_are_read(state: Path) -> None:
     """The committed pointer, the bundle that it names, and the device that the server stays away from."""
     complaints: list[str] = []
     committed = read_committed(state)["returning"]
-    fallback = CpuFallbackFile(state / FILE_NAME, complaints.append).of("returning")
+    fallback = CpuFallbackFile(state / FILE_NAME, complaints.append).get("returning")
 
     assert read_bundle(bundle_folder(state, committed.bundle_digest)).revision == "1.0.0"
     assert fallback is not None
