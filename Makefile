@@ -1,6 +1,6 @@
 # Type `make` to see what there is.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock tools env clean bench-engine bench-load bench-server bench-swap bench-update parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-swap bench-update parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine has no way to the hub beside us.
 hub-http-env := env no_proxy=127.0.0.1
@@ -37,6 +37,10 @@ baseline: env ## Accept the public contracts as they are: what a release promise
 
 lock: env ## Choose versions of all dependencies again; ARGS=--upgrade for the newest
 	@dev/scripts/lock $(ARGS)
+
+dist: env ## Build the wheel and the source archive into dist/
+	@rm -rf dist
+	@$(bin)/python -m hatchling build
 
 tools: env ## Build grpcurl and the Go health checker that tests call
 	@dev/scripts/tools
