@@ -32,10 +32,17 @@ DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
 DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
 STACK_COMMAND = (
     sys.executable,
+    "-P",  # nothing is imported from the user's folder
+    "-m",
+    "hotslot_watchdog.launch",
     "-m",
     "hotslot_watchdog.stack",
 )  # what deploy/run-stack runs, with this very interpreter
 CHECK_SECONDS = 0.2
+_NO_DEMO = (
+    "the demo model, its settings and its golden set are in hotslot's source tree, not in this installation: run "
+    "`make serve` there, or serve a model of yours without --demo"
+)
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -56,6 +63,8 @@ def serve(
     config: Config = None,
 ) -> None:
     """Run the server and all that belongs to it here, until Ctrl-C."""
+    if demo and not DEMO_FOLDER.is_dir():
+        raise CommandFailed(_NO_DEMO)
     settings = read_settings(config)
     refuse_taken_ports(settings)
     if demo:
@@ -106,7 +115,7 @@ def announce(settings: Settings, ended: threading.Event) -> None:
             if ended.wait(CHECK_SECONDS):
                 return
     lines = [
-        f'{_typed("hotslot")} predict {DEMO_PICTURE} "there are two red circles" "there are three red circles"',
+        f"{_typed('hotslot')} predict {_example_question()}",
         f"{_typed('hotslot')} status",
         f"{_typed('grpcurl')} -plaintext {address} list",
     ]
@@ -117,11 +126,17 @@ def announce(settings: Settings, ended: threading.Event) -> None:
     err.print(shown, soft_wrap=True)
 
 
+def _example_question() -> str:
+    if not (PROJECT_FOLDER / DEMO_PICTURE).is_file():  # not in the source tree
+        return 'PICTURE "there is a dog"'
+    return f'{DEMO_PICTURE} "there are two red circles" "there are three red circles"'
+
+
 def _typed(program: str) -> str:
-    """A program as it can be typed here: by its name if that is on the path, else where the project has it."""
+    """A program as it can be typed here: by its name if that is on the path, else by its file if that is known."""
     if shutil.which(program) is not None:
         return program
-    places = (PROJECT_FOLDER / ".venv" / "bin" / program, PROJECT_FOLDER / ".tools" / "bin" / program)
+    places = (Path(sys.executable).parent / program, PROJECT_FOLDER / ".tools" / "bin" / program)
     found = next((place for place in places if place.exists()), None)
     return program if found is None else os.path.relpath(found)
 
@@ -159,8 +174,6 @@ def _import_demo(settings: Settings) -> None:
         raise CommandFailed(f'--demo needs [[models]] name = "{DEMO_MODEL}" in the settings; start without --demo')
     if is_loadable(settings.state_dir, DEMO_MODEL):
         return
-    if not DEMO_FOLDER.is_dir():
-        raise CommandFailed("the demo model is not here; run this in a clone of the project")
     clock = SystemClock()
     started = clock.monotonic()
     with err.status(text("importing the demo model (once)")):

@@ -160,7 +160,7 @@ def _read_staged(staging: Path) -> Bundle:
 
 def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits, precision: str) -> list[str]:
     memory = limits.memory_bytes or 3 * _GIB + source.size
-    command = [sys.executable, "-P", "-m", "inference.runner.convert"]
+    command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.runner.convert"]
     command += ["--source", str(source.folder.resolve()), "--into", str(staging.resolve())]
     command += ["--engine", source.engine.engine, "--revision", revision, "--precision", precision]
     command += ["--max-memory-bytes", str(memory), "--max-cpu-seconds", str(limits.cpu_seconds)]

@@ -54,7 +54,7 @@ class StackSettings(SettingsFile):
 
 
 def environment_of_children(settings: StackSettings) -> dict[str, str]:
-    """This process's environment and what supervisor.conf names; all paths absolute, since children change folder."""
+    """This process's environment and what supervisor.conf names; all paths absolute."""
     return {
         **os.environ,
         "HOTSLOT_CONFIG": str(settings_path().absolute()),

@@ -6,6 +6,7 @@ supervisord ends with 0 whatever happened; this ends with what really was:
     2    the settings are wrong
     75   another stack runs on this state_dir
     70   the server died again and again
+    78   another package in this environment hides hotslot's, or this is not Linux (`hotslot_watchdog.launch`)
     else what supervisord ended with, or 128 + the signal that killed it
 """
 
@@ -53,7 +54,8 @@ VISIT_SECONDS = 0.2  # a dead server is started again so soon
 STOPPING_VISIT_SECONDS = 0.02
 LAST_LINES_SECONDS = 0.5  # how long a reader of ours may take with them
 
-_DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "supervisor.conf"
+_HERE = Path(__file__).resolve().parent
+_CONFIG_PLACES = (_HERE / "supervisor.conf", _HERE.parent / "supervisor.conf")  # of a wheel, of the source tree
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -76,7 +78,7 @@ class Supervisord:
         does not tell it to reload (its meaning of SIGHUP). It gets a pipe, since it opens its output by name: that
         fails where ours is a socket (journald), and writes over others' lines where ours is a file.
         """
-        command = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
+        command = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
         self._child = child = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
         )
@@ -155,11 +157,16 @@ def run_stack(settings: StackSettings, config: Path) -> int:
     return ended
 
 
+def shipped_config() -> Path:
+    """The supervisor.conf that ships with this code."""
+    return next((place for place in _CONFIG_PLACES if place.is_file()), _CONFIG_PLACES[0])
+
+
 def main() -> int:
     """Run the stack until it ends; for the command line."""
     parser = argparse.ArgumentParser(prog="deploy/run-stack", description="Runs hotslot in the foreground.")
     parser.add_argument("--config", type=Path, help="settings file (default: HOTSLOT_CONFIG or ./hotslot.toml)")
-    parser.add_argument("--supervisor-config", type=Path, default=_DEFAULT_CONFIG, help="default: the one beside us")
+    parser.add_argument("--supervisor-config", type=Path, default=shipped_config(), help="default: the one that ships")
     options = parser.parse_args()
     if options.config is not None:
         use_settings_file(options.config)

@@ -73,7 +73,7 @@ def write_supervisor(path: Path) -> None:
     Raises:
         RuntimeError: what ships no longer names the updater as it did.
     """
-    shipped = (ROOT / "supervisor.conf").read_text(encoding="utf-8").replace("%(here)s", str(ROOT))
+    shipped = (ROOT / "supervisor.conf").read_text(encoding="utf-8")
     own = shipped.replace("-m updater.daemon", PROGRAMS["updater"])
     if own == shipped:
         raise RuntimeError("supervisor.conf no longer names the updater as it did")

@@ -17,7 +17,8 @@ import pytest
 from common.exit_codes import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER_COMMAND, UPDATER_COMMAND = "-m inference.server.server", "-m updater.daemon"
+LAUNCH = "-m hotslot_watchdog.launch"
+SERVER_COMMAND, UPDATER_COMMAND = f"{LAUNCH} -m inference.server.server", f"{LAUNCH} -m updater.daemon"
 PATIENCE_SECONDS = 30.0
 
 OBEDIENT = """
@@ -45,7 +46,7 @@ class Stack:
     """A running deploy/run-stack with stand-ins, and what it has said."""
 
     def __init__(self, folder: Path, server: str, updater: str = UPDATER, settings: str = "") -> None:
-        config = (ROOT / "supervisor.conf").read_text().replace("%(here)s", str(ROOT))
+        config = (ROOT / "supervisor.conf").read_text()
         for command, program, name in ((SERVER_COMMAND, server, "server.py"), (UPDATER_COMMAND, updater, "updater.py")):
             (folder / name).write_text(program)
             assert config.count(command) == 1

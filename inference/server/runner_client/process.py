@@ -222,6 +222,8 @@ def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int) -> list[str]:
         sys.executable,
         "-P",  # the working folder is no place to import from
         "-m",
+        "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
+        "-m",
         "inference.runner.main",
         f"--data-fd={data_fd}",
         f"--control-fd={control_fd}",
