@@ -219,7 +219,7 @@ def test_an_updater_that_speaks_no_http_loads_no_http_library() -> None:
 def test_the_whole_updater_knows_no_torch() -> None:
     """Not even with a hub: ModelScope's small client is used, never the library that brings torch."""
     modules = [source.path.removesuffix(".py").replace("/", ".") for source in sources() if source.room == "updater"]
-    assert "updater.hub.opening" in modules
+    assert "updater.hub.modelscope" in modules
     program = f"import sys, {', '.join(modules)}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

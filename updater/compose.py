@@ -15,17 +15,15 @@ from updater.control.client import ControlClient
 from updater.control.prober import Prober
 from updater.core.ports import Hub
 from updater.core.record import ModelRecord
-from updater.crash_points import CrashPoints
 from updater.golden_files import GoldenFiles
 from updater.hub.folder import DirectoryHub
-from updater.loop import LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
 from updater.metrics import Observer
 from updater.perform import Ports
 from updater.settings import UpdaterSettings, rules_of
 from updater.stages.watch import version_of
 from updater.status import Progress
-from updater.store.bundles import BundleStore, DigestOf, Shared, digest_of_source
-from updater.store.converter import ChildConverter
+from updater.store.bundles import BundleStore, ChildConverter, DigestOf, Shared, digest_of_source
 from updater.store.garbage import Keep
 from updater.store.journal import Journal
 
@@ -121,7 +119,7 @@ def _hub_of(common: Common, name: str) -> Hub:
     section = common.settings.updater.models[name]
     if section.hub_folder is not None:
         return DirectoryHub(section.hub_folder, name, common.clock)
-    from updater.hub.opening import open_hub  # noqa: PLC0415  who has a folder pays for no HTTP library
+    from updater.hub.modelscope import open_hub  # noqa: PLC0415  who has a folder pays for no HTTP library
 
     policy = rules_of(common.settings.updater, name).policy
     return open_hub(

@@ -31,16 +31,17 @@ from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.compose import Common, Conversion, Model, build_model
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
-from updater.crash_points import CrashPoints
-from updater.metrics import CollectorRegistry, LogObserver, MetricsObserver, Observer, ToAll
-from updater.paths import check_paths
+from updater.loop import CrashPoints
+from updater.metrics import LogObserver, MetricsObserver, Observer, ToAll, create_registry
 from updater.service.servicer import Served, UpdatesApi
-from updater.settings import UpdaterSettings, armed_crash_point, check_names
+from updater.settings import JOURNAL_NAME, UpdaterSettings, armed_crash_point, check_names
 from updater.store.bundles import Shared
-from updater.store.journal import JOURNAL_NAME, Journal, JournalNotWritten, JournalUnreadable
-from updater.store.origin import provenance_in
+from updater.store.database import JournalNotWritten, JournalUnreadable
+from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
+from updater.store.state_folder import check_paths, provenance_in
 from updater.store.transfer import PaceRules
+from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
 
@@ -79,9 +80,11 @@ class Updater:
         self._conversion = conversion or Conversion()
         self._state = Path(settings.state_dir).absolute()
         self._run_folder = run_folder(self._state)
-        self._registry = CollectorRegistry()
+        self._registry = create_registry()
         self._observer: Observer = ToAll(LogObserver(log), MetricsObserver(self._registry))
-        self._webhooks = Webhooks(settings.updater.webhooks, log, self._registry, clock)
+        hooks = settings.updater.webhooks
+        reporter = DeliveryReporter(log, self._registry, tuple(one.shown_name for one in hooks))
+        self._webhooks = Webhooks(hooks, reporter, clock)
         self._stopping = threading.Event()
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None

@@ -9,8 +9,6 @@ from common.logs import Logger
 from updater.core.breaker import BreakerState
 from updater.core.record import Event, ModelRecord, Stage
 
-__all__ = ["CollectorRegistry", "LogObserver", "MetricsObserver", "Observer", "ToAll"]
-
 _BREAKER_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -24,6 +22,11 @@ class Observer(Protocol):
     def troubled(self, model: str, what: str, message: str) -> None:
         """The updater itself could not do something."""
         ...
+
+
+def create_registry() -> CollectorRegistry:
+    """An empty registry for the metrics of this process."""
+    return CollectorRegistry()
 
 
 class LogObserver:

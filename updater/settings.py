@@ -1,10 +1,12 @@
 """What the updater reads of `hotslot.toml`: `[updater]` and `[updater.models.NAME]`, with every range and default."""
 
+import ipaddress
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,7 +23,78 @@ from updater.core.rules import (
     Rules,
 )
 from updater.http.endpoint import parse_endpoint
-from updater.webhooks.settings import MAX_WEBHOOKS, WebhookSection, check_webhook_names
+
+MAX_WEBHOOKS = 8
+MAX_URL_CHARS = 2000
+_Pattern = Annotated[str, Field(pattern=r"^[a-z_*]{1,64}$")]
+
+
+class WebhookSection(Section):
+    """`[[updater.webhooks]]`: one receiver; see docs/webhooks.md."""
+
+    url: Annotated[
+        str, Field(min_length=8, max_length=MAX_URL_CHARS, description="where events are posted; http:// or https://")
+    ]
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9._:\[\]-]{0,64}$", description="in logs and metrics; default: the URL's host"),
+    ] = ""
+    events: Annotated[
+        tuple[_Pattern, ...],
+        Field(min_length=1, max_length=64, description='names of events; "*" stands for any letters'),
+    ] = ("*",)
+    token_file: Annotated[
+        Path | None, Field(description="file with a bearer token, read for each delivery; needs https")
+    ] = None
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=60, description="of one delivery, as a whole")] = 10.0
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is no http:// or https:// URL with a host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("has a name or a password in it; put a token into token_file")
+        if parts.fragment or not value.isascii() or any(letter.isspace() for letter in value):
+            raise ValueError("has a fragment, a space, or letters that belong escaped")
+        parse_endpoint(value)  # raises ValueError for what the HTTP client would not ask
+        return value
+
+    @model_validator(mode="after")
+    def _check_token(self) -> "WebhookSection":
+        parts = urlsplit(self.url)
+        if self.token_file is not None and parts.scheme != "https" and not _is_this_machine(parts):
+            raise ValueError("token_file needs an https:// URL: a token is not sent in the clear")
+        return self
+
+    @property
+    def shown_name(self) -> str:
+        """How it is called in logs, metrics and the journal."""
+        return self.name or urlsplit(self.url).netloc
+
+
+def check_webhook_names(webhooks: tuple[WebhookSection, ...]) -> tuple[WebhookSection, ...]:
+    """Every receiver has a name of its own.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    names = [hook.shown_name for hook in webhooks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two webhooks are called {twice!r}: give each a name")
+    return webhooks
+
+
+def _is_this_machine(parts: SplitResult) -> bool:
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
 
 GIB = 1 << 30
 MAX_PATTERN_CHARS = 200
@@ -212,7 +285,7 @@ CRASH_VARIABLE = "HOTSLOT_CRASH_AT"
 
 
 def armed_crash_point() -> str:
-    """Where a test wants the updater to kill itself; see `updater.crash_points`. No setting of an operator's."""
+    """Where a test wants the updater to kill itself; see `updater.loop`. No setting of an operator's."""
     return os.environ.get(CRASH_VARIABLE, "")
 
 

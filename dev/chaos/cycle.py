@@ -19,13 +19,11 @@ from updater.commands import CommandQueue
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
-from updater.crash_points import CrashPoints
 from updater.hub.folder import DirectoryHub
-from updater.loop import LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
 from updater.metrics import ToAll
 from updater.perform import Ports
-from updater.store.bundles import BundleStore, Shared
-from updater.store.converter import ChildConverter
+from updater.store.bundles import BundleStore, ChildConverter, Shared
 from updater.store.database import JournalNotWritten
 from updater.store.garbage import Keep
 from updater.store.journal import Journal

@@ -19,8 +19,8 @@ from dev.harness.load import Load, LoadReport, Refused
 from dev.harness.revisions import MODEL
 from updater.core.rules import ReleasePolicy
 from updater.stages.watch import is_after
-from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal, PastEvent, PastUpdate
+from updater.store.state_folder import STATE_ENTRIES
 
 LOOK_SECONDS = 0.1
 NEXT_SECONDS = 90.0  # of a healthy update, on a busy machine

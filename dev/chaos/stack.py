@@ -166,7 +166,7 @@ class ChaosStack:
         return Load(self, (FIRST,), clients, QUESTIONS, pace=pace)
 
     def arm(self, place: str) -> None:
-        """The next life of the updater dies, or freezes, at a place; see `updater.crash_points`."""
+        """The next life of the updater dies, or freezes, at a place; see `updater.loop`."""
         self._arm.write_text(place, encoding="utf-8")
 
     def pid(self, program: str) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from modelscope_hub.constants import LEGACY_API_PREFIX
+from modelscope_hub.constants import DEFAULT_ENDPOINT, LEGACY_API_PREFIX
 
 from common.bundle import BundleFile, HubKind, HubPlace
 from common.clock import Clock
@@ -23,10 +23,10 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.ports import EffectFailed, Release
 from updater.core.results import Failed, FaultKind
-from updater.declared import NotServable
-from updater.hub.client import HubHttpClient, HubResponse
-from updater.hub.faults import Refusal, denied, not_understood, refusal_of
-from updater.hub.folder import StillArriving, release_of
+from updater.hub.client import HubHttpClient, HubHttpRules, HubResponse, Refusal, denied, not_understood, refusal_of
+from updater.hub.settings import TokenSource, proxy_for
+from updater.revision import NotServable, StillArriving, release_of
+from updater.settings import UpdaterSection, checked_endpoint
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10
@@ -212,6 +212,26 @@ class ModelScopeHub:
         if file.size <= MAX_REMEMBERED_BYTES:
             self._small = _remembered(self._small, file.sha256, bytes(content))
         return bytes(content)
+
+
+def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Callable[[str], bool]) -> ModelScopeHub:
+    """The hub of one model; nothing is asked yet.
+
+    Args:
+        section: `[updater]`.
+        model: OWNER/NAME.
+        clock: measures.
+        is_release: whether a name looks like a release.
+    """
+    rules = HubHttpRules(
+        endpoint=section.hub_endpoint or checked_endpoint(DEFAULT_ENDPOINT),
+        private_hosts=frozenset(host.lower() for host in section.hub_private_hosts),
+        ca_file=section.hub_ca_file,
+        connect_seconds=section.hub_connect_seconds,
+        stall_seconds=section.hub_stall_seconds,
+    )
+    token = TokenSource(section.hub_token_file, section.hub_token_variable)
+    return ModelScopeHub(HubHttpClient(rules, clock, token, proxy_for), model, clock, is_release)
 
 
 def _remembered(known: dict[str, T], key: str, value: T) -> dict[str, T]:

@@ -17,9 +17,10 @@ from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
-from updater.service.advice import advice_for_past
+from updater.service.convert import advice_for_past
 from updater.status import Progress, StatusPublisher, StatusSnapshot
-from updater.store.journal import Journal, JournalUnreadable
+from updater.store.database import JournalUnreadable
+from updater.store.journal import Journal
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20

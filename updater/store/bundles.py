@@ -8,12 +8,10 @@ committed.json          what a restart loads, written under the lock .committed.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.bundle import (
-    POINTER_LOCK,
-    POINTER_NAME,
     Bundle,
     BundleBroken,
     Committed,
@@ -24,45 +22,38 @@ from common.bundle import (
     lock_pointer,
     read_bundle,
     read_committed,
+    source_digest,
     update_pointer,
 )
 from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
+from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
-from updater.core.checks import refused
-from updater.core.ports import EffectFailed, Hub, Release
+from updater.core.checks import by_reason, refused
+from updater.core.ports import Hub, Release
 from updater.core.record import Installed
-from updater.declared import NotServable, engine_of, parse_object
-from updater.settings import JOURNAL_NAME
+from updater.core.results import FaultKind
+from updater.revision import engine_of, parse_object
 from updater.status import Progress
 from updater.store import garbage
-from updater.store.faults import disk_failed, permanent, transient
-from updater.store.origin import sealed_with
 from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stager, StagingLimits
+from updater.store.state_folder import (
+    INCOMING,
+    SOURCES,
+    disk_failed,
+    permanent,
+    refuse_trusted_names,
+    sealed_with,
+    transient,
+)
 from updater.store.verify import check_compatible, verify
 
-INCOMING, SOURCES = "incoming", "sources"
-# All names that the updater leaves in the state folder, beside the run folder.
-STATE_ENTRIES = frozenset(
-    {INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK, JOURNAL_NAME, f"{JOURNAL_NAME}-journal"}
-)
-_TRUSTED_NAMES = ("damo", "iic")
 _UPDATE_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 DigestOf = Callable[[Path, str, str], str]
 """Bundle digest that this build makes of (folder of a source, its digest, precision)."""
-
-
-class FolderTrusted(ValueError):
-    """The state folder has a name by which the hub's own library would run a model's code.
-
-    Attributes:
-        reason: for machines.
-    """
-
-    reason = checks.STATE_FOLDER.reasons[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +63,6 @@ class Shared:
     state: Path
     limits: StagingLimits = field(default_factory=StagingLimits)
     known_sections: frozenset[str] = frozenset()  # of configuration.json, beside those of the format
-
-
-def refuse_trusted_names(state: Path) -> None:
-    """Fail closed where a folder's name alone would make the hub's library trust code.
-
-    Raises:
-        FolderTrusted: some part of the path is such a name.
-    """
-    parts = [part.split("--", 1)[0] for part in state.absolute().parts]
-    found = next((part for part in parts if part in _TRUSTED_NAMES), None)
-    if found:
-        message = f"no part of state_dir may be called {found!r}: code of models in it would be trusted"
-        raise FolderTrusted(f"check {checks.STATE_FOLDER.title}: {message}")
 
 
 def digest_of_source(folder: Path, source: str, precision: str) -> str:
@@ -289,4 +267,48 @@ def _row(model: str, installed: Installed) -> Committed:
     return Committed(model, installed.bundle_digest, installed.source_digest, installed.revision, installed.origin)
 
 
-__all__ = ["BundleStore", "EffectFailed", "FolderTrusted", "NotServable", "Shared", "refuse_trusted_names"]
+# What befell the child says nothing about the revision.
+_BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
+
+
+class ChildConverter:
+    """Converts into one state folder."""
+
+    def __init__(self, state: Path, limits: ConvertLimits, convert: Convert = run_convert) -> None:
+        """Prepare; `limits.timeout_seconds` is lowered to each call's deadline."""
+        self._state = state
+        self._limits = limits
+        self._convert = convert
+
+    def seal(
+        self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
+    ) -> str:
+        """Convert and seal; returns the bundle digest; at once if it is sealed already."""
+        limits = replace(self._limits, timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds))
+        stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
+        try:
+            verified = _verified(folder)
+            bundle = self._convert(
+                folder, self._state, revision, limits, stored, digest=verified, provenance=provenance
+            )
+        except ConversionRefused as error:
+            if error.reason in checks.UNCHANGED.reasons:
+                raise refused(checks.UNCHANGED, error.reason, str(error), FaultKind.TRANSIENT) from error
+            if error.reason in _BLAMELESS:
+                raise transient(error.reason, str(error)) from error
+            raise by_reason(error.reason, str(error)) from error  # check 14
+        except OSError as error:
+            raise disk_failed(error, "the bundle cannot be written") from error
+        return bundle.bundle_digest
+
+
+def _verified(folder: Path) -> str:
+    """Source digest of what was verified in this folder, which stands beside the files or is their folder's name.
+
+    Empty if neither says it.
+    """
+    kept = folder.name.replace("sha256-", "sha256:", 1)
+    if is_digest(kept):
+        return kept
+    listing = folder.parent / LISTING_NAME
+    return source_digest(read_listing_file(listing)) if listing.exists() else ""

@@ -11,10 +11,8 @@ from typing import Any
 from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
 from updater.core.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.core.rules import Rules
-from updater.outbox import Subscribers
-from updater.settings import JOURNAL_NAME
-from updater.store.database import Database, JournalNotWritten, JournalUnreadable
-from updater.store.outbox import JournalOutbox
+from updater.store.database import Database, JournalUnreadable
+from updater.store.outbox import Outbox, Subscribers
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 _PRUNE_AT_ONCE = 1000
@@ -58,7 +56,7 @@ class Journal:
         """
         self._rules = rules
         self._database = Database(path)
-        self.outbox = JournalOutbox(self._database, subscribers or Subscribers())
+        self.outbox = Outbox(self._database, subscribers or Subscribers())
 
     def close(self) -> None:
         """Let go of the file."""
@@ -110,7 +108,7 @@ class Journal:
                 "(SELECT seq FROM events ORDER BY seq LIMIT ?)",
                 (MAX_EVENTS, _PRUNE_AT_ONCE),
             )
-        self.outbox.told(dropped)
+        self.outbox.notify(dropped)
 
     def history(self, model: str, limit: int, before: int) -> list[tuple[int, PastUpdate]]:
         """Past updates, newest first, each with its number.
@@ -175,6 +173,3 @@ def _trusted() -> Iterator[None]:
         yield
     except RecordUnreadable as error:
         raise JournalUnreadable(f"the journal holds what this build does not know: {error}") from error
-
-
-__all__ = ["JOURNAL_NAME", "Journal", "JournalNotWritten", "JournalUnreadable", "PastEvent", "PastUpdate"]

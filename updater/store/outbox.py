@@ -1,44 +1,78 @@
-"""Events that wait for webhooks: rows of the journal, written in the transaction of the events themselves.
+"""Webhook events in the journal: queued in the same transaction as the event itself, removed when delivered.
 
-What has happened is told, whatever dies in between; more than MAX_ROWS never wait for one receiver.
+An event that was recorded is therefore always delivered, even after a crash, and one that was rolled back never is.
+At most MAX_ROWS events wait for one receiver; the oldest are dropped beyond that.
 """
 
+import fnmatch
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from updater.core.record import Event
-from updater.outbox import Queued, Subscribers
 from updater.store.database import Database
 
-MAX_ROWS = 1000  # a receiver; the oldest are forgotten beyond this
+MAX_ROWS = 1000  # for each receiver
 
 
-class JournalOutbox:
-    """The port `updater.outbox.Outbox`, in tables of the journal. From any thread."""
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One receiver, and the events that it gets."""
+
+    hook: str  # name of the receiver
+    events: tuple[str, ...]  # names, or patterns with "*"
+
+    def matches(self, event: str) -> bool:
+        """Whether the receiver gets events of this name."""
+        return any(fnmatch.fnmatchcase(event, pattern) for pattern in self.events)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedEvent:
+    """An event that waits for a receiver."""
+
+    number: int  # increases in queue order
+    event_id: str
+    event: str  # name
+    body: str  # JSON
+    refusals: int  # by the receiver, so far
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribers:
+    """All receivers, and what to call when events are queued or dropped. Default: no receivers."""
+
+    hooks: tuple[Subscription, ...] = ()
+    encode: Callable[[Event, str], str] = lambda _event, _event_id: ""  # body of an event with this id
+    on_queued: Callable[[], None] = lambda: None  # called after each commit that queued events
+    on_dropped: Callable[[str, int], None] = lambda _hook, _count: None
+
+
+class Outbox:
+    """The queue table of the journal. From any thread.
+
+    Every method may raise JournalUnreadable; methods that change something may raise JournalNotWritten (an OSError:
+    nothing changed).
+    """
 
     def __init__(self, database: Database, subscribers: Subscribers) -> None:
-        """Touch nothing.
-
-        Args:
-            database: the journal's.
-            subscribers: whom to tell.
-        """
+        """Read and write nothing yet."""
         self._database = database
         self._subscribers = subscribers
 
     def put(self, connection: sqlite3.Connection, events: Sequence[Event]) -> Mapping[str, int]:
-        """Queue what somebody asked for, within a change that is under way.
+        """Queue events for their subscribers, within a transaction of the caller.
 
         Returns:
-            How many waiting events had to go, by receiver; for those who got something new.
+            For each receiver that got new events, how many old ones were dropped.
         """
         dropped: dict[str, int] = {}
         hooks = self._subscribers.hooks
         for event in events:
-            event_id = uuid.uuid4().hex  # not of our own numbers: a journal from a backup would give them out again
-            for hook in (hook.hook for hook in hooks if hook.wants(event.name)):
-                body = self._subscribers.body_of(event, event_id)
+            event_id = uuid.uuid4().hex  # not the row number: a restored backup would use the same number again
+            for hook in (hook.hook for hook in hooks if hook.matches(event.name)):
+                body = self._subscribers.encode(event, event_id)
                 connection.execute(
                     "INSERT INTO outbox (hook, event_id, event, body) VALUES (?, ?, ?, ?)",
                     (hook, event_id, event.name, body),
@@ -51,15 +85,19 @@ class JournalOutbox:
                 dropped[hook] = dropped.get(hook, 0) + done.rowcount
         return dropped
 
-    def told(self, dropped: Mapping[str, int]) -> None:
-        """The change is durable: wake whoever delivers."""
+    def notify(self, dropped: Mapping[str, int]) -> None:
+        """Wake the delivery threads, and report dropped events; call it after the commit.
+
+        Args:
+            dropped: what `put` returned.
+        """
         for hook, count in dropped.items():
             if count:
                 self._subscribers.on_dropped(hook, count)
         if dropped:
             self._subscribers.on_queued()
 
-    def next(self, hook: str) -> Queued | None:
+    def next(self, hook: str) -> QueuedEvent | None:
         """The oldest event that waits for a receiver."""
         rows = self._database.rows(
             "SELECT number, event_id, event, body, refusals FROM outbox WHERE hook = ? ORDER BY number LIMIT 1", (hook,)
@@ -67,30 +105,26 @@ class JournalOutbox:
         if not rows:
             return None
         number, event_id, event, body, refusals = map(str, rows[0])
-        return Queued(int(number), event_id, event, body, int(refusals))
+        return QueuedEvent(int(number), event_id, event, body, int(refusals))
 
     def remove(self, hook: str, number: int) -> None:
-        """It is delivered, or given up; harmless when repeated."""
+        """Delete an event that was delivered or given up. Idempotent."""
         with self._database.change() as connection:
             connection.execute("DELETE FROM outbox WHERE hook = ? AND number = ?", (hook, number))
 
-    def refused(self, hook: str, number: int) -> None:
-        """Count that the receiver did not want it."""
+    def count_refusal(self, hook: str, number: int) -> None:
+        """Add one to an event's refusals."""
         with self._database.change() as connection:
             connection.execute(
                 "UPDATE outbox SET refusals = refusals + 1 WHERE hook = ? AND number = ?", (hook, number)
             )
 
-    def waiting(self, hook: str) -> int:
-        """How many wait for a receiver."""
+    def count_waiting(self, hook: str) -> int:
+        """Number of events that wait for a receiver."""
         return int(str(self._database.rows("SELECT count(*) FROM outbox WHERE hook = ?", (hook,))[0][0]))
 
-    def forget_others(self) -> None:
-        """Drop what waits for receivers that the settings no longer name.
-
-        Raises:
-            JournalNotWritten: an OSError; nothing changed.
-        """
+    def delete_unsubscribed(self) -> None:
+        """Delete the events of receivers that are no longer configured."""
         names = [hook.hook for hook in self._subscribers.hooks]
         known = [str(name) for (name,) in self._database.rows("SELECT DISTINCT hook FROM outbox")]
         for name in set(known) - set(names):

@@ -22,10 +22,9 @@ from updater.core import checks
 from updater.core.checks import by_reason, refused
 from updater.core.effects import FaultKind
 from updater.core.ports import Hub, Release
-from updater.declared import NotServable, declared
+from updater.revision import NotServable, declared
 from updater.status import Progress
-from updater.store.faults import disk_failed, transient
-from updater.store.origin import Origin, origin_bytes
+from updater.store.state_folder import Origin, disk_failed, origin_bytes, transient
 from updater.store.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
 
 LISTING_NAME, ORIGIN_NAME = "listing.json", "origin.json"

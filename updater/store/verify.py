@@ -18,7 +18,7 @@ from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
 from updater.core.checks import COMPATIBLE, Check, CheckFailed, by_reason, refused
 from updater.core.results import FaultKind
-from updater.declared import NotServable, declared, engine_of, parse_object
+from updater.revision import NotServable, declared, engine_of, parse_object
 from updater.store.formats import HEAD_BYTES, fault_of_keys, is_executable, is_of_its_format
 from updater.store.transfer import TransferBroken, hash_within
 

@@ -1,7 +1,7 @@
-"""Events from the journal's outbox to their receivers, one thread a receiver; nobody waits for them.
+"""Delivers events from the journal's outbox to their receivers, with one thread for each receiver.
 
-An event is sent until the receiver has taken it, or has refused it several times. Dead receivers hold up nobody else:
-each has its own thread, its own pauses, and a bounded number of events that wait for it.
+An event is sent until the receiver accepts it, or refuses it MAX_REFUSALS times. A slow or dead receiver delays neither
+updates nor other receivers: it has its own thread, its own pauses and a bounded queue.
 """
 
 import threading
@@ -11,33 +11,33 @@ from enum import StrEnum
 from pathlib import Path
 
 from updater.core.ports import JournalUnusable
-from updater.outbox import Outbox, Queued
+from updater.store.outbox import Outbox, QueuedEvent
 from updater.webhooks.metrics import DeliveryObserver
 
 FIRST_SECONDS, CAP_SECONDS = 2.0, 600.0
-MAX_REFUSALS = 5  # of one event that the receiver says no to; then the next one has its turn
+MAX_REFUSALS = 5  # of one event; then the next event is sent
 MAX_RETRY_AFTER_SECONDS = 3600.0
-_LATER = frozenset({408, 423, 425, 429})  # refusals that time mends
+_LATER = frozenset({408, 423, 425, 429})  # 4xx codes that may succeed later
 
 
 class DeliveryVerdict(StrEnum):
     """What a response means for the event that was sent."""
 
     DELIVERED = "delivered"
-    LATER = "later"  # the receiver cannot take anything now: nothing else is sent to it before
-    REFUSED = "refused"  # it does not want this one
+    LATER = "later"  # the receiver cannot accept anything now: the same event is sent again before others
+    REFUSED = "refused"  # the receiver rejects this event
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiverResponse:
-    """The status of a receiver's response, and its Retry-After; nothing else of it is read."""
+    """Status and Retry-After of a response; nothing else of it is read."""
 
-    status: int  # of HTTP
-    retry_after_seconds: float = 0.0  # as it asked; 0: it did not
+    status: int  # HTTP
+    retry_after_seconds: float = 0.0  # 0 without a Retry-After
 
 
-def judge(response: ReceiverResponse) -> DeliveryVerdict:
-    """A redirect is a refusal: an event goes where the settings say, and nowhere else."""
+def judge_response(response: ReceiverResponse) -> DeliveryVerdict:
+    """Classify a response. Redirects count as refusals: events go only to the configured URL."""
     if 200 <= response.status < 300:  # noqa: PLR2004  HTTP's own numbers
         return DeliveryVerdict.DELIVERED
     if response.status >= 500 or response.status in _LATER:  # noqa: PLR2004
@@ -45,20 +45,20 @@ def judge(response: ReceiverResponse) -> DeliveryVerdict:
     return DeliveryVerdict.REFUSED
 
 
-def pause_seconds(failures: int, jitter: float, retry_after_seconds: float = 0.0) -> float:
-    """How long to wait after so many failures in a row.
+def compute_pause(failures: int, jitter: float, retry_after_seconds: float = 0.0) -> float:
+    """Seconds until the next attempt: exponential backoff with jitter.
 
     Args:
-        failures: at least 1.
-        jitter: drawn evenly from 0 to 1.
-        retry_after_seconds: as the receiver asked; never shortens.
+        failures: consecutive, at least 1.
+        jitter: uniform, 0 to 1.
+        retry_after_seconds: from the receiver; lengthens the pause, never shortens it.
     """
     plain = min(CAP_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
     return max(plain * (0.75 + jitter / 2), min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS))
 
 
 JOURNAL_PAUSE_SECONDS = 30.0
-STOP_SECONDS = 2.0  # a delivery in progress is left behind: it is sent again, under the same id
+STOP_SECONDS = 2.0  # a delivery still in progress then is abandoned; the next start sends it again under the same id
 
 
 class PostFailed(Exception):
@@ -78,12 +78,12 @@ class Receiver:
     """Where events go."""
 
     name: str
-    url: str  # checked before
+    url: str  # already validated
     timeout_seconds: float
     token_file: Path | None = None
 
 
-# Sends an event's body to a receiver, with the event's name and id; raises PostFailed.
+# Arguments: receiver, event name, event id, body. Raises PostFailed.
 Post = Callable[[Receiver, str, str, bytes], ReceiverResponse]
 
 
@@ -93,28 +93,28 @@ class DeliveryWorker:
     def __init__(
         self, receiver: Receiver, outbox: Outbox, post: Post, observer: DeliveryObserver, jitter: Callable[[], float]
     ) -> None:
-        """Look at nothing yet.
+        """Send nothing yet.
 
         Args:
-            receiver: where to.
-            outbox: what waits.
+            receiver: destination.
+            outbox: queued events.
             post: sends one event.
-            observer: told what came of it.
-            jitter: drawn evenly from 0 to 1.
+            observer: receives the results.
+            jitter: returns a uniform random number from 0 to 1.
         """
         self.receiver = receiver
         self._outbox = outbox
         self._post = post
         self._observer = observer
         self._jitter = jitter
-        self._failures = 0  # in a row, of any kind
-        self._finished = 0  # number of an event that is done with, should the journal not take that down
+        self._failures = 0  # consecutive, of any kind
+        self._finished = 0  # number of the last finished event: removed again if the journal could not be written
 
     def step(self) -> float | None:
-        """Try the oldest event that waits.
+        """Try to deliver the oldest queued event.
 
         Returns:
-            Seconds until the next try; None: nothing waits.
+            Seconds until the next attempt; None if the queue is empty.
         """
         name = self.receiver.name
         try:
@@ -124,10 +124,10 @@ class DeliveryWorker:
                 queued = self._outbox.next(name)
             return None if queued is None else self._deliver(queued)
         except (OSError, JournalUnusable):
-            return JOURNAL_PAUSE_SECONDS  # whoever writes the journal tells of it
+            return JOURNAL_PAUSE_SECONDS  # the writer of the journal reports the error
 
-    def _deliver(self, queued: Queued) -> float:
-        verdict, reason, wish = self._try(queued)
+    def _deliver(self, queued: QueuedEvent) -> float:
+        verdict, reason, retry_after = self._try(queued)
         name = self.receiver.name
         if verdict is DeliveryVerdict.DELIVERED:
             self._observer.delivered(name)
@@ -140,17 +140,17 @@ class DeliveryWorker:
             self._observer.given_up(name, queued.event, reason)
             self._finish(queued)
         elif verdict is DeliveryVerdict.REFUSED:
-            self._outbox.refused(name, queued.number)
-        return pause_seconds(self._failures, self._jitter(), wish)
+            self._outbox.count_refusal(name, queued.number)
+        return compute_pause(self._failures, self._jitter(), retry_after)
 
-    def _try(self, queued: Queued) -> tuple[DeliveryVerdict, str, float]:
+    def _try(self, queued: QueuedEvent) -> tuple[DeliveryVerdict, str, float]:
         try:
-            answer = self._post(self.receiver, queued.event, queued.event_id, queued.body.encode())
+            response = self._post(self.receiver, queued.event, queued.event_id, queued.body.encode())
         except PostFailed as error:
             return DeliveryVerdict.LATER, error.reason, 0.0
-        return judge(answer), f"HTTP_{answer.status}", answer.retry_after_seconds
+        return judge_response(response), f"HTTP_{response.status}", response.retry_after_seconds
 
-    def _finish(self, queued: Queued) -> None:
+    def _finish(self, queued: QueuedEvent) -> None:
         self._finished = queued.number
         self._outbox.remove(self.receiver.name, queued.number)
 
@@ -159,13 +159,13 @@ class DeliveryThreads:
     """One thread for each receiver, between `start` and `stop`."""
 
     def __init__(self) -> None:
-        """None yet."""
+        """Start no thread yet."""
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._wakes: list[threading.Event] = []
 
     def start(self, workers: Sequence[DeliveryWorker]) -> None:
-        """Begin to deliver."""
+        """Start a thread for each worker."""
         for worker in workers:
             wake = threading.Event()
             self._wakes.append(wake)
@@ -175,12 +175,12 @@ class DeliveryThreads:
             thread.start()
 
     def wake(self) -> None:
-        """Something new waits; from any thread, at once."""
+        """Notify all threads of new events. From any thread; returns at once."""
         for wake in self._wakes:
             wake.set()
 
     def stop(self) -> None:
-        """End; what is not delivered stays in the journal."""
+        """Stop the threads. Undelivered events stay in the journal."""
         self._stopping.set()
         self.wake()
         for thread in self._threads:
@@ -188,7 +188,7 @@ class DeliveryThreads:
 
     def _run(self, worker: DeliveryWorker, wake: threading.Event) -> None:
         while not self._stopping.is_set():
-            wake.clear()  # before looking: what comes now wakes again
+            wake.clear()  # before reading the queue: an event queued meanwhile sets it again
             pause = worker.step()
             if pause is None:
                 wake.wait()

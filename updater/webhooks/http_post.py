@@ -1,11 +1,11 @@
-"""Posts one event to one receiver over HTTP: bounded in time, nothing of the response read but its head.
+"""Posts one event to one receiver over HTTP, within a time limit. Only status and headers of the response are read.
 
-Rules of trust:
- 1. It goes to the configured host only: redirects are not followed, proxies are not asked. Its address may be private:
-    the operator has named it.
+Security rules:
+ 1. The request goes to the configured host only: no redirects, no proxies. Private addresses are allowed, since the
+    operator configured the host.
  2. TLS certificates are checked against the system's.
- 3. The token is read for each delivery, goes into a header of that one request, and never into a sentence or a log.
- 4. All of it, from the name's look-up on, ends within the limit; a peer that answers byte by byte is cut off.
+ 3. The token is read for each delivery, sent in a header of that one request, and never logged or put into a message.
+ 4. The time limit covers everything from the DNS look-up on; a peer that sends byte by byte is cut off.
 """
 
 import re
@@ -37,17 +37,17 @@ _REASONS = {
 
 
 def http_post(receiver: Receiver, event: str, event_id: str, body: bytes, clock: Clock) -> ReceiverResponse:
-    """Send one event, on the calling thread; returns what the receiver said.
+    """Send one event on the calling thread; returns the receiver's response.
 
     Args:
-        receiver: where to.
-        event: its name, for a header.
-        event_id: the same however often it is sent, for a header.
+        receiver: destination.
+        event: name, for a header.
+        event_id: the same for every delivery of the event, for a header.
         body: JSON.
-        clock: measures, and tells how far away a date in Retry-After is.
+        clock: measures time, and converts HTTP dates of Retry-After.
 
     Raises:
-        PostFailed: there is no response in time, or none in HTTP.
+        PostFailed: no valid HTTP response came in time.
     """
     headers = {
         "Content-Type": "application/json",
@@ -61,10 +61,10 @@ def http_post(receiver: Receiver, event: str, event_id: str, body: bytes, clock:
     limits = HttpLimits(total_seconds=seconds, connect_seconds=seconds, stall_seconds=seconds)
     try:
         with open_response(request, limits, clock, may_reach=allow_any_address) as response:
-            status, wish = response.status, response.headers.get("retry-after", "")
+            status, retry_after = response.status, response.headers.get("retry-after", "")
     except HttpFailed as error:
         raise PostFailed(_REASONS.get(error.failure, "UNREACHABLE")) from error
-    return ReceiverResponse(status, parse_retry_after(wish, clock.now(), MAX_RETRY_AFTER_SECONDS))
+    return ReceiverResponse(status, parse_retry_after(retry_after, clock.now(), MAX_RETRY_AFTER_SECONDS))
 
 
 def _authorization(token_file: Path | None) -> dict[str, str]:

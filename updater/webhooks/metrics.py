@@ -1,4 +1,4 @@
-"""What becomes of events on their way out, for those who watch: the log and the numbers."""
+"""Logs and metrics of webhook deliveries."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,47 +9,47 @@ from common.logs import Logger
 
 
 class DeliveryObserver(Protocol):
-    """What delivery workers report, from their threads."""
+    """Receives the results of deliveries, from the delivery threads."""
 
     def delivered(self, hook: str) -> None:
-        """A receiver has taken one."""
+        """An event was delivered."""
         ...
 
     def failed(self, hook: str, reason: str) -> None:
-        """It has not, this time."""
+        """One delivery attempt failed; the event may be sent again."""
         ...
 
     def given_up(self, hook: str, event: str, reason: str) -> None:
-        """It was refused too often; it is not sent again."""
+        """An event was refused too often and will not be sent again."""
         ...
 
     def dropped(self, hook: str, count: int) -> None:
-        """Too many waited: the oldest are forgotten."""
+        """The queue was full: the oldest events were deleted."""
         ...
 
 
 class DeliveryReporter:
-    """Tells the log and the metrics."""
+    """Writes delivery results to the log and to Prometheus metrics."""
 
     def __init__(self, log: Logger, registry: CollectorRegistry, hooks: tuple[str, ...]) -> None:
-        """Put the numbers into a registry; with no receivers there are none.
+        """Register the metrics; without receivers there are none.
 
         Args:
             log: of the process.
             registry: of its metrics.
-            hooks: names of all receivers, each of which has its numbers from the beginning.
+            hooks: names of all receivers; their counters start at 0.
         """
         self._log = log
-        self._failing: set[str] = set()  # told in the log already
+        self._failing: set[str] = set()  # a failure of these has been logged
         if not hooks:
             return
-        meaning = "Events that wait for a webhook's receiver."
+        meaning = "Events that wait for a webhook receiver."
         self._waiting = Gauge("hotslot_webhook_queued_events", meaning, ["hook"], registry=registry)
-        meaning = "Events that a webhook's receiver has taken."
+        meaning = "Events that a webhook receiver has accepted."
         self._delivered = Counter("hotslot_webhook_delivered_total", meaning, ["hook"], registry=registry)
-        meaning = "Deliveries that did not succeed; the same event may be tried again."
+        meaning = "Failed delivery attempts; the same event may be sent again."
         self._failed = Counter("hotslot_webhook_failures_total", meaning, ["hook", "reason"], registry=registry)
-        meaning = "Events that a webhook's receiver will never get: refused too often, or too many waited."
+        meaning = "Events that were never delivered: refused too often, or dropped from a full queue."
         self._lost = Counter("hotslot_webhook_lost_total", meaning, ["hook", "why"], registry=registry)
         for hook in hooks:
             self._delivered.labels(hook)
@@ -57,29 +57,29 @@ class DeliveryReporter:
                 self._lost.labels(hook, why)
 
     def watch(self, hook: str, waiting: Callable[[], float]) -> None:
-        """Show how many wait for a receiver, as it is whenever somebody looks; called from any thread."""
+        """Export the queue length of a receiver; `waiting` is called at each scrape, from any thread."""
         self._waiting.labels(hook).set_function(waiting)
 
     def delivered(self, hook: str) -> None:
-        """Count it; the first after failures is told."""
+        """Count a delivery; log it if it is the first after a failure."""
         self._delivered.labels(hook).inc()
         if hook in self._failing:
             self._failing.discard(hook)
             self._log.info("webhook_recovered", hook=hook)
 
     def failed(self, hook: str, reason: str) -> None:
-        """Count it; the first in a row is told."""
+        """Count a failed attempt; log only the first of consecutive ones."""
         self._failed.labels(hook, reason).inc()
         if hook not in self._failing:
             self._failing.add(hook)
             self._log.warning("webhook_failed", hook=hook, reason=reason)
 
     def given_up(self, hook: str, event: str, reason: str) -> None:
-        """Tell and count it."""
+        """Count and log an event that will not be sent again."""
         self._lost.labels(hook, "refused").inc()
         self._log.error("webhook_event_refused", hook=hook, lost=event, reason=reason)
 
     def dropped(self, hook: str, count: int) -> None:
-        """Tell and count it."""
+        """Count and log dropped events."""
         self._lost.labels(hook, "overflow").inc(count)
         self._log.error("webhook_events_dropped", hook=hook, count=count)

@@ -20,7 +20,7 @@ from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.cycle import BAD, Cycle
 from dev.harness.revisions import MODEL, publish_scripted
 from updater.core.record import Stage
-from updater.store.bundles import STATE_ENTRIES
+from updater.store.state_folder import STATE_ENTRIES
 
 CALLS = ("fsync", "fdatasync", "rename", "unlink", "unlinkat")
 OLD, GOOD, WORSE = "v1.0.0", "v1.1.0", f"v1.1.0+{BAD}"

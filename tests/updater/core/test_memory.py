@@ -9,8 +9,7 @@ from tests.updater.core.world import World
 from updater.core.breaker import BreakerState
 from updater.core.effects import CommandKind
 from updater.core.record import HeldFor, Stage
-from updater.service.advice import advice_for
-from updater.service.convert import model_updates
+from updater.service.convert import advice_for, model_updates
 from updater.status import StatusSnapshot
 
 

@@ -17,8 +17,7 @@ from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
 from updater.core.results import FaultKind
-from updater.store.bundles import refuse_trusted_names
-from updater.store.origin import read_origin
+from updater.store.state_folder import read_origin, refuse_trusted_names
 from updater.store.verify import STEPS, check_compatible, verify
 
 

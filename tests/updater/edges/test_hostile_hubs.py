@@ -21,8 +21,7 @@ from updater.core.effects import StageRevision, VerifyAndSeal
 from updater.core.ports import Control, Golden, Hub, Release
 from updater.core.results import Failed, FaultKind, Result, Sealed, Staged
 from updater.perform import Ports, perform
-from updater.store.bundles import BundleStore, Shared
-from updater.store.converter import ChildConverter
+from updater.store.bundles import BundleStore, ChildConverter, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits
 

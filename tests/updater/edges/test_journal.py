@@ -11,7 +11,8 @@ import pytest
 
 from updater.core.record import Event, Evidence, Installed, Measured, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database
-from updater.store.journal import Journal, JournalNotWritten, JournalUnreadable
+from updater.store.database import JournalNotWritten, JournalUnreadable
+from updater.store.journal import Journal
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW)

@@ -23,10 +23,10 @@ from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed
 from updater.core.results import Failed, FaultKind
 from updater.hub.folder import DirectoryHub
-from updater.store.bundles import BundleStore, FolderTrusted, Shared
-from updater.store.converter import ChildConverter
+from updater.store.bundles import BundleStore, ChildConverter, Shared
 from updater.store.garbage import Keep
 from updater.store.staging import StagingLimits
+from updater.store.state_folder import FolderTrusted
 
 ID = "20260102-030405-abcdef"
 GIB = 1 << 30

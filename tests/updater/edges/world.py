@@ -22,8 +22,8 @@ from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
-from updater.store.bundles import STATE_ENTRIES
 from updater.store.journal import Journal
+from updater.store.state_folder import STATE_ENTRIES
 
 LIMIT_SECONDS = 60.0
 OBSERVE = {

@@ -76,8 +76,11 @@ def staged_by_the_core(bench: HubBench, digest: str) -> object:
     """What comes of the action, as the daemon performs it."""
     from common.sealing import ConvertLimits  # noqa: PLC0415  used here alone
     from tests.updater.simulators import SimGolden, SimServer  # noqa: PLC0415
-    from updater.store.bundles import BundleStore, Shared  # noqa: PLC0415
-    from updater.store.converter import ChildConverter  # noqa: PLC0415
+    from updater.store.bundles import (  # noqa: PLC0415
+        BundleStore,
+        ChildConverter,
+        Shared,
+    )
     from updater.store.garbage import Keep  # noqa: PLC0415
     from updater.store.staging import StagingLimits  # noqa: PLC0415
 

@@ -4,7 +4,7 @@ import pytest
 
 from updater.core.ports import LinkBroken
 from updater.http.client import HttpFailed, HttpFailure
-from updater.hub.faults import effect_of
+from updater.hub.client import effect_of
 
 IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONSE_TRUNCATED}
 

@@ -15,8 +15,7 @@ from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
 from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient
-from updater.hub.modelscope import ModelScopeHub
-from updater.hub.opening import open_hub
+from updater.hub.modelscope import ModelScopeHub, open_hub
 from updater.hub.settings import TokenSource, proxy_for
 from updater.settings import ModelUpdatesSection, UpdaterSection
 

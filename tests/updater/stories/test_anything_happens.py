@@ -22,7 +22,7 @@ from updater.core.breaker import BreakerState
 from updater.core.effects import CommandKind, Failed, FaultKind, OperatorCommand
 from updater.core.record import HeldFor, Stage
 from updater.stages.watch import is_after, version_of
-from updater.store.bundles import STATE_ENTRIES
+from updater.store.state_folder import STATE_ENTRIES
 
 QUALITIES = {
     "good": Quality(),

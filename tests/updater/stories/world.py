@@ -32,12 +32,10 @@ from updater.core.breaker import BreakerState
 from updater.core.effects import Failed, OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
-from updater.crash_points import CrashPoints
 from updater.hub.folder import DirectoryHub
-from updater.loop import Interrupted, LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, Interrupted, LoopParts, ModelLoop, StepGuard
 from updater.perform import Ports
-from updater.store.bundles import BundleStore, Shared
-from updater.store.converter import ChildConverter
+from updater.store.bundles import BundleStore, ChildConverter, Shared
 from updater.store.garbage import Keep
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits

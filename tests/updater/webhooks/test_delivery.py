@@ -18,9 +18,11 @@ from common import logs
 from common.clock import SystemClock
 from tests.updater.webhooks.receiver import receiving
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
-from updater.outbox import Subscribers, Subscription
+from updater.settings import WebhookSection
 from updater.store import database, outbox
-from updater.store.journal import Journal, JournalNotWritten
+from updater.store.database import JournalNotWritten
+from updater.store.journal import Journal
+from updater.store.outbox import Subscribers, Subscription
 from updater.webhooks.delivery import (
     CAP_SECONDS,
     MAX_REFUSALS,
@@ -28,11 +30,10 @@ from updater.webhooks.delivery import (
     PostFailed,
     Receiver,
     ReceiverResponse,
-    pause_seconds,
+    compute_pause,
 )
-from updater.webhooks.message import body_of
-from updater.webhooks.service import Webhooks
-from updater.webhooks.settings import WebhookSection
+from updater.webhooks.metrics import DeliveryReporter
+from updater.webhooks.service import Webhooks, encode_event
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPDATE = Update("20260102-030405-abc", UpdateKind.RELEASE, "v1.1.0", NOW, source_digest="sha256:s", reason="R")
@@ -60,7 +61,7 @@ class Bench:
 
     def open(self) -> None:
         """A new life of the updater."""
-        subscribers = Subscribers(self.hooks, partial(body_of, node="node-1"), self._wake, self.dropped)
+        subscribers = Subscribers(self.hooks, partial(encode_event, node="node-1"), self._wake, self.dropped)
         self.journal = Journal(self.path, subscribers=subscribers)
         receiver = Receiver("ops", "http://ops.example/", 1.0)
         self.worker = DeliveryWorker(receiver, self.journal.outbox, self._post, self, lambda: 0.5)
@@ -168,7 +169,7 @@ def test_nothing_is_told_that_did_not_happen(bench: Bench) -> None:
     bench.journal._database.rows(f"PRAGMA max_page_count={pages}")  # noqa: SLF001
     with pytest.raises(JournalNotWritten):
         bench.journal.write(RECORD, too_large)
-    assert (bench.woken, bench.journal.outbox.waiting("ops")) == (0, 0)
+    assert (bench.woken, bench.journal.outbox.count_waiting("ops")) == (0, 0)
     assert bench.deliver() == [None]
 
 
@@ -201,10 +202,10 @@ def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
 
 def test_pauses_stay_within_their_jitter_and_honour_a_wish() -> None:
     """Never shorter than asked for, never longer than an hour for a wish."""
-    assert (pause_seconds(1, 0.0), pause_seconds(1, 1.0)) == (1.5, 2.5)
-    assert pause_seconds(10**6, 1.0) == 750.0
-    assert pause_seconds(1, 0.5, 90.0) == 90.0
-    assert pause_seconds(1, 0.5, 1e9) == 3600.0
+    assert (compute_pause(1, 0.0), compute_pause(1, 1.0)) == (1.5, 2.5)
+    assert compute_pause(10**6, 1.0) == 750.0
+    assert compute_pause(1, 0.5, 90.0) == 90.0
+    assert compute_pause(1, 0.5, 1e9) == 3600.0
 
 
 def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
@@ -245,8 +246,8 @@ def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Bench) -> 
     bench.journal.write(RECORD, [event()])
     bench.hooks = (Subscription("new", ("*",)),)
     bench.restart()
-    bench.journal.outbox.forget_others()
-    assert bench.journal.outbox.waiting("ops") == 0
+    bench.journal.outbox.delete_unsubscribed()
+    assert bench.journal.outbox.count_waiting("ops") == 0
 
 
 def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: Path) -> None:
@@ -255,7 +256,8 @@ def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: P
     with receiving() as good, receiving() as bad, logs.configure("test", "error"):
         bad.answers[:] = [lambda _connection: (silent.wait(20.0) and None) or None]
         sections = tuple(WebhookSection(url=one.url(), name=name) for name, one in (("good", good), ("bad", bad)))
-        webhooks = Webhooks(sections, logs.get_logger(), registry, SystemClock())
+        reporter = DeliveryReporter(logs.get_logger(), registry, ("good", "bad"))
+        webhooks = Webhooks(sections, reporter, SystemClock())
         journal = Journal(tmp_path / "journal.db", subscribers=webhooks.subscribers("node-1"))
         webhooks.start(journal.outbox)
         for number in range(3):
@@ -271,7 +273,7 @@ def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: P
 
 def test_a_long_sentence_is_cut() -> None:
     """A message of a stranger's length does not fill the journal."""
-    assert len(body_of(replace(event(), message="x" * 10**6), "i", "n")) < 4000
+    assert len(encode_event(replace(event(), message="x" * 10**6), "i", "n")) < 4000
 
 
 # The journal's schema.

@@ -11,7 +11,7 @@ import pytest
 from common.clock import SystemClock
 from tests.updater.core.world import ManualClock
 from tests.updater.webhooks.receiver import LocalReceiver, receiving
-from updater.webhooks.delivery import DeliveryVerdict, PostFailed, Receiver, judge
+from updater.webhooks.delivery import DeliveryVerdict, PostFailed, Receiver, judge_response
 from updater.webhooks.http_post import http_post
 
 SECONDS = 10.0
@@ -27,7 +27,7 @@ def receiver() -> Iterator[LocalReceiver]:
 
 def send(url: str, seconds: float = SECONDS, token_file: Path | None = None) -> DeliveryVerdict:
     """Send an event."""
-    return judge(
+    return judge_response(
         http_post(Receiver("ops", url, seconds, token_file), "update_committed", "id-1", b'{"a":1}', SystemClock())
     )
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from updater.core.record import Event, Outcome, Stage, Update, UpdateKind
-from updater.webhooks.message import body_of
+from updater.webhooks.service import encode_event
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "webhooks.md").read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_the_page_shows_what_is_sent() -> None:
     """The example has the very fields, in their order."""
     now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     update = Update("u", UpdateKind.RELEASE, "v1.1.0", now)
-    sent = json.loads(body_of(Event(now, "m", Stage.IDLE, "e", "", update), "id", "node"))
+    sent = json.loads(encode_event(Event(now, "m", Stage.IDLE, "e", "", update), "id", "node"))
     example = json.loads(PAGE.split("```json", 1)[1].split("```", 1)[0])
     assert list(sent) == list(example)
     assert list(sent["update"]) == list(example["update"])

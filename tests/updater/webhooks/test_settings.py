@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from updater.settings import UpdaterSection
-from updater.webhooks.settings import WebhookSection
+from updater.settings import UpdaterSection, WebhookSection
 
 
 def test_a_webhook_is_called_after_its_host() -> None:
