@@ -11,9 +11,9 @@ from dev.harness.stack import Stack
 MakeStack = Callable[..., Stack]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A server that serves r1, for all tests of a folder."""
+    """A server that serves r1, for all tests of a folder; it ends with the last of them."""
     stack = Stack(tmp_path_factory.mktemp("shared"), runner={"min_timeout_seconds": 1.2, "silence_seconds": 1.5})
     stack.bundle("r2")
     with stack:

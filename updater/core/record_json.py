@@ -54,6 +54,7 @@ _RENAMED_EVENTS: Mapping[str, str] = {
     "updates_held": "updates_paused",
     "wish_refused": "command_refused",
 }
+_PLAIN = frozenset({str, bool, int, float})  # exactly these types: a StrEnum is an instance of str too
 T = TypeVar("T")
 
 
@@ -125,13 +126,23 @@ def _checked(kind: type[T], row: object) -> T:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  any part of a record
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    kind: Any = type(value)
+    if value is None or kind in _PLAIN:
+        return value
+    names = _names(kind)
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, Enum):
         return value.value
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...] | None:
+    """Fields of a dataclass; None for anything else."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
 def _read(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  any part of a record

@@ -273,7 +273,7 @@ def stopped(record: ModelRecord) -> ModelRecord:
 
 def is_worth_writing(written: ModelRecord, record: ModelRecord) -> bool:
     """Whether a record differs from the written one by more than a little time."""
-    if _timeless(written) != _timeless(record):
+    if written.stage is not record.stage or _timeless(written) != _timeless(record):
         return True
     pairs = zip(_timers(written), _timers(record), strict=True)
     return any(abs(before - after) >= _LAZY_SECONDS for before, after in pairs)

@@ -29,6 +29,7 @@ from updater.core.effects import CommandKind, Enter, OperatorCommand
 from updater.core.record import Installed, ModelRecord, Stage
 
 MAX_SETTLE_STEPS = 120
+_NOTHING = Budget()
 
 
 @dataclass(slots=True)
@@ -39,6 +40,53 @@ class Report:
     edges: int = 0
     longest_settle: int = 0
     violations: dict[str, str] = field(default_factory=dict)  # rule → the shortest way there
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step of the updater, and what is wrong with it."""
+
+    name: str
+    after: World  # its effect is there, its record is not written
+    written: World
+    rules: list[str]
+
+
+@dataclass(slots=True)
+class _Calm:
+    """A world in which nothing more may go wrong, and what follows from it.
+
+    No decision, effect or rule of a step reads the budget or what is still to be published: a calm world's step is the
+    step of every world that differs from it in these alone, and is computed once for all of them.
+    """
+
+    world: World
+    step: _Step | None = None
+    asked: dict[str, _Step | None] = field(default_factory=dict)  # by what an operator says
+    unrest: list[str] | None = None  # what is wrong where it comes to rest; None: not yet computed
+    steps: int = 0  # until it rests
+
+    def take(self) -> _Step:
+        """Compute its step, or return what was computed before."""
+        if self.step is None:
+            action, after, written = step(self.world)
+            name = type(action).__name__ + (f" {action.stage}" if isinstance(action, Enter) else "")
+            self.step = _Step(name, after, written, wrong(self.world, after, written))
+        return self.step
+
+    def ask(self, name: str) -> _Step | None:
+        """The step that obeys an operator; None if there is nothing to apply. Computed once, too."""
+        if name not in self.asked:
+            self.asked[name] = _applied(self.world, name)
+        return self.asked[name]
+
+
+class _Calms(dict[World, _Calm]):
+    """Each calm world that was met, once."""
+
+    def __missing__(self, world: World) -> _Calm:
+        calm = self[world] = _Calm(world)
+        return calm
 
 
 def explore(starts: list[World]) -> Report:
@@ -53,19 +101,20 @@ def explore(starts: list[World]) -> Report:
 def _explore(starts: list[World]) -> Report:
     report = Report()
     came: dict[World, tuple[str, World | None]] = {}
-    rests: dict[World, tuple[World, int] | None] = {}
+    calms = _Calms()
     queue: deque[World] = deque()
     for start in starts:
         came.setdefault(start, (_title(start), None))
         queue.append(start)
     while queue:
         world = queue.popleft()
-        violated = [*broken(world), *_unrest(world, rests, report)]
-        for name, after, rules in _happenings(world):
+        calm = calms[replace(world, budget=_NOTHING, coming=())]
+        violated = [*broken(world), *_unrest(calm, calms, report)]
+        for name, after, rules in _happenings(world, calm):
             report.edges += 1
             violated += rules
-            if after not in came:
-                came[after] = (name, world)
+            way = (name, world)
+            if came.setdefault(after, way) is way:
                 queue.append(after)
         for rule in violated:
             report.violations.setdefault(rule, _way(world, came))
@@ -90,7 +139,7 @@ def all_worlds() -> list[World]:
         if kind is Kind.CORRUPT:  # operators meet it as they meet one that is refused
             continue
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
-        spoken = (("ROLLBACK", "RELEASE"), ("HOLD", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
+        spoken = (("ROLLBACK", "RELEASE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
     return worlds + list(_with_card())
 
@@ -98,25 +147,24 @@ def all_worlds() -> list[World]:
 # What may happen.
 
 
-def _happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
-    action, after, written = step(world)
-    name = type(action).__name__ + (f" {action.stage}" if isinstance(action, Enter) else "")
-    yield name, written, wrong(world, after, written)
+def _happenings(world: World, calm: _Calm) -> Iterator[tuple[str, World, list[str]]]:
     budget = world.budget
+    taken = calm.take()
+    yield taken.name, replace(taken.written, budget=budget, coming=world.coming), taken.rules
     if budget.updater_deaths:
         spent = replace(budget, updater_deaths=budget.updater_deaths - 1)
         if world.begun:
             yield "updater dies before its step", replace(world, begun=False, budget=spent), []
-        if after != world:
-            dead = replace(after, begun=False, budget=spent)
-            yield f"updater dies after {name}", dead, wrong(world, after, dead)
+        if taken.after != calm.world:
+            dead = replace(taken.after, begun=False, budget=spent, coming=world.coming)
+            yield f"updater dies after {taken.name}", dead, wrong(calm.world, taken.after, dead)
     yield from _server_happenings(world)
     if world.coming:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
         yield f"{new.revision} ({new.kind}) is published", replace(world, hub=hub, coming=world.coming[1:]), []
     if budget.commands and world.begun:
-        yield from _wished(world)
+        yield from _wished(world, calm)
 
 
 def _server_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
@@ -152,20 +200,26 @@ def _memory_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
         yield "the probe is late", replace(world, record=late, budget=replace(budget, expiries=budget.expiries - 1)), []
 
 
-def _wished(world: World) -> Iterator[tuple[str, World, list[str]]]:
+def _wished(world: World, calm: _Calm) -> Iterator[tuple[str, World, list[str]]]:
     name, *rest = world.budget.commands
-    spent = replace(world, budget=replace(world.budget, commands=tuple(rest)))
-    yield f"no {name.lower()}", spent, []
+    spent = replace(world.budget, commands=tuple(rest))
+    yield f"no {name.lower()}", replace(world, budget=spent), []
+    applied = calm.ask(name)
+    if applied is not None:
+        yield applied.name, replace(applied.written, budget=spent, coming=world.coming), applied.rules
+
+
+def _applied(world: World, name: str) -> _Step | None:
     command = _command(world, name)
     if command is None:
-        return
-    action, after, written = step(spent, command)
+        return None
+    action, after, written = step(world, command)
     if type(action).__name__ != "ApplyCommand":
-        return
+        return None
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
     is_owed = written.owes_wait and command.kind is not CommandKind.RESET_BREAKER
     written = replace(written, crashed=world.crashed or is_back, owes_wait=is_owed)
-    yield f"operator: {name.lower()}", written, wrong(world, after, written, is_asked=True)
+    return _Step(f"operator: {name.lower()}", after, written, wrong(world, after, written, is_asked=True))
 
 
 def _command(world: World, name: str) -> OperatorCommand | None:
@@ -188,36 +242,38 @@ def _command(world: World, name: str) -> OperatorCommand | None:
 # At rest.
 
 
-def _unrest(world: World, rests: dict[World, tuple[World, int] | None], report: Report) -> list[str]:
+def _unrest(calm: _Calm, calms: _Calms, report: Report) -> list[str]:
     """What is wrong when nothing goes wrong any more."""
-    way: list[World] = []
-    found: tuple[World, int] | None = None
-    here = replace(world, budget=Budget(), coming=())
-    while len(way) < MAX_SETTLE_STEPS:
-        if here in rests:
-            found = rests[here]
-            break
-        way.append(here)
-        after = _healthy(here)
-        if after == here:
-            found = (here, 0)
-            break
-        here = after
-    for steps, passed in enumerate(reversed(way)):
-        rests[passed] = None if found is None else (found[0], found[1] + steps)
-    if found is None:
-        return ["it never comes to rest"]
-    report.longest_settle = max(report.longest_settle, found[1] + len(way))
-    return list(restless(found[0]))
+    unrest = _settle(calm, calms) if calm.unrest is None else calm.unrest
+    report.longest_settle = max(report.longest_settle, calm.steps)
+    return unrest
 
 
-def _healthy(world: World) -> World:
+def _settle(start: _Calm, calms: _Calms) -> list[str]:
+    """Follow a calm world until it rests; all worlds on the way rest there as well."""
+    way: list[_Calm] = []
+    calm = start
+    while calm.unrest is None and len(way) < MAX_SETTLE_STEPS:
+        after = _healthy(calm)
+        if after == calm.world:
+            calm.unrest = list(restless(after))
+        else:
+            way.append(calm)
+            calm = calms[after]
+    unrest = ["it never comes to rest"] if calm.unrest is None else calm.unrest
+    for steps, passed in enumerate(reversed(way), calm.steps + 1):
+        passed.unrest, passed.steps = unrest, steps
+    return unrest
+
+
+def _healthy(calm: _Calm) -> World:
     """One step of a world in which nothing goes wrong: the server is there and callers come."""
+    world = calm.world
     if not world.server.is_up:
         return boots(world)
     if world.server.on_trial and not world.server.traffic:
         return callers_come(world)
-    after = step(world)[2]
+    after = calm.take().written
     is_waiting = after.record.device.state is BreakerState.OPEN and after.record.device.left_seconds > 0
     # Where the next return fails too, its rest is to wait.
     return waited(after) if after == world and is_waiting and world.card is Card.GOOD else after
@@ -235,7 +291,7 @@ def _with_card() -> Iterator[World]:
         yield _fallen(_installed(newer, Budget(1, server_deaths=1, waits=1)), card)
         if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
             continue
-        for commands in (("HOLD", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
+        for commands in (("PAUSE", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
             yield _fallen(_installed(newer, Budget(1, waits=1, commands=commands)), card)
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)

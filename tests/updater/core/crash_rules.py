@@ -8,7 +8,7 @@ from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
 from updater.stages.watch import is_after, version_of
 
-_UNTOUCHED = ("committed", "previous", "floor", "quarantine", "blocked", "known", "approved")  # by a return
+_UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a return
 
 
 def broken(world: World) -> Iterator[str]:

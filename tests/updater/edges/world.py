@@ -18,6 +18,7 @@ from common.bundle import Committed, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
 from dev.harness import Hand, ServerProcess, Stack, eventually
 from dev.harness.answers import question
+from dev.harness.channels import RECONNECT_OPTIONS
 from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -26,6 +27,8 @@ from updater.store.journal import Journal
 from updater.store.state_folder import STATE_ENTRIES
 
 LIMIT_SECONDS = 60.0
+PAUSE_SECONDS = 0.03  # between two looks; each is a call of updater or server, and the shortest stage lasts 0.5 s
+CALL_SECONDS = 0.02  # that a call of those who ask without pause takes
 OBSERVE = {
     "window_seconds": 0.5,
     "max_seconds": 30.0,
@@ -157,7 +160,7 @@ class World:
         self.first = committed
         self._published = 0
         self.updater: UpdaterProcess | None = None
-        self._floors: list[str] = []
+        self._status: grpc.Channel | None = None
 
     def configure(self, observe: Mapping[str, Any]) -> None:
         """Write the settings, with other rules of observation; the next updater reads them."""
@@ -252,8 +255,12 @@ class World:
         return UpdatesServiceStub(channel)
 
     def status(self) -> pb.ModelUpdates:
-        """Where updates stand."""
-        (model,) = self.updates().GetStatus(pb.GetStatusRequest(), timeout=20, wait_for_ready=True).models
+        """Where updates stand; over one connection, because tests ask for it a hundred times a second."""
+        if self._status is None:
+            address = f"unix:{self.state / 'run' / 'updates.sock'}"
+            self._status = grpc.insecure_channel(address, options=RECONNECT_OPTIONS)
+        stub = UpdatesServiceStub(self._status)
+        (model,) = stub.GetStatus(pb.GetStatusRequest(), timeout=20, wait_for_ready=True).models
         return model
 
     def serving(self) -> str:
@@ -277,7 +284,7 @@ class World:
     def wait(self, is_so: Callable[[], object], what: str, limit: float = LIMIT_SECONDS) -> None:
         """Wait; tells the end of the log if it does not come."""
         try:
-            eventually(is_so, limit, what)
+            eventually(is_so, limit, what, PAUSE_SECONDS)
         except AssertionError as error:
             tail = self.updater.tail() if self.updater is not None else ""
             raise AssertionError(f"{error}\n{tail}\n{self.stack.process.tail()}") from None
@@ -304,13 +311,15 @@ class World:
     def ask_until(self, is_over: Callable[[], object], what: str, statement: str = "there is a cat") -> dict[str, int]:
         """Callers ask without pause until something is so; every call must be answered.
 
+        The model takes its time for each: a call is under way at any moment, and not thousands a second.
+
         Returns:
             Answers by revision.
         """
         answers: dict[str, int] = {}
         end = time.monotonic() + LIMIT_SECONDS
         while not is_over():
-            revision = self.stack.predict(question(statement), timeout=20).served_by.revision
+            revision = self.stack.predict(question(f"{statement} !slow {CALL_SECONDS}"), timeout=20).served_by.revision
             answers[revision] = answers.get(revision, 0) + 1
             assert time.monotonic() < end, f"not in time: {what}; {self.updater.tail() if self.updater else ''}"
         return answers
@@ -350,15 +359,22 @@ class World:
             if check:
                 self.check_invariants()
         finally:
+            self._hang_up()
             self.stack.close()
 
     def destroy(self) -> None:
         """After a failed test: leave nothing."""
+        self._hang_up()
         if self.updater is not None:
             self.updater.kill()
         process: ServerProcess | None = getattr(self.stack, "process", None)
         if process is not None:
             process.destroy()
+
+    def _hang_up(self) -> None:
+        if self._status is not None:
+            self._status.close()
+        self._status = None
 
 
 def signal_all(world: World, number: signal.Signals) -> None:
