@@ -139,7 +139,7 @@ def all_worlds() -> list[World]:
         if kind is Kind.CORRUPT:  # operators meet it as they meet one that is refused
             continue
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
-        spoken = (("ROLLBACK", "RELEASE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
+        spoken = (("ROLLBACK", "UNQUARANTINE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
     return worlds + list(_with_card())
 
@@ -224,7 +224,7 @@ def _applied(world: World, name: str) -> _Step | None:
 
 def _command(world: World, name: str) -> OperatorCommand | None:
     record = world.record
-    if name == "RELEASE":
+    if name == "UNQUARANTINE":
         return (
             OperatorCommand(CommandKind.UNQUARANTINE, record.quarantine[0].source_digest) if record.quarantine else None
         )
@@ -291,7 +291,7 @@ def _with_card() -> Iterator[World]:
         yield _fallen(_installed(newer, Budget(1, server_deaths=1, waits=1)), card)
         if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
             continue
-        for commands in (("PAUSE", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "RELEASE")):
+        for commands in (("PAUSE", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "UNQUARANTINE")):
             yield _fallen(_installed(newer, Budget(1, waits=1, commands=commands)), card)
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)
