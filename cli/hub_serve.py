@@ -16,9 +16,9 @@ from cli.output import DIM, DOUBTFUL, GOOD, err, text
 from cli.problems import CommandFailed, WronglyUsed
 from common import logs
 from common.durable import read_bounded
-from hubserver.faults import Fault, FaultPlan, FaultUnknown, parse_faults
 from hubserver.folder import HubFolder
-from hubserver.server import MAX_CONNECTIONS, HubServer, Listening
+from hubserver.handler import ResponseHook
+from hubserver.server import MAX_CONNECTIONS, HubServer, HubServerOptions
 
 EXAMPLE = """Example:  hotslot hub serve state/hub
 
@@ -30,11 +30,7 @@ Who downloads by hand:
 
 hotslot's updater, in hotslot.toml, or as variables:
   HOTSLOT_UPDATER__HUB_ENDPOINT=http://127.0.0.1:8090
-  HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes
-
-Faults are said as WHERE KIND; docs/hub.md has all of them:
-  --fault "any status=500 times=1"
-  --fault "file:*.safetensors cut after=1000000 times=1\""""
+  HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes"""
 _MAX_TOKEN_BYTES = 4096
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -54,16 +50,9 @@ TlsCert = Annotated[
 ]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key.", show_default=False)]
 MaxConnections = Annotated[int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")]
-Faults = Annotated[
-    list[str] | None,
-    typer.Option("--fault", metavar="FAULT", help="What goes wrong on command; see below.", show_default=False),
-]
-AllowFaults = Annotated[
-    bool, typer.Option("--allow-faults", help="Let whoever may ask arm faults, at /_faults.", show_default=False)
-]
 
 
-def serve(  # noqa: PLR0913  one an option
+def serve(
     folder: Folder = None,
     *,
     host: Host = "127.0.0.1",
@@ -72,8 +61,6 @@ def serve(  # noqa: PLR0913  one an option
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     max_connections: MaxConnections = MAX_CONNECTIONS,
-    fault: Faults = None,
-    allow_faults: AllowFaults = False,
 ) -> None:
     """Serve a folder hub to ModelScope's clients, until Ctrl-C.
 
@@ -81,17 +68,24 @@ def serve(  # noqa: PLR0913  one an option
     files are there. Any owner will do before the model's name: a folder has none. A request is a line in the log.
     """
     tls = _tls(tls_cert, tls_key)
-    listening = Listening(host, port, _token(token_file), max_connections, allows_faults=allow_faults, tls=tls)
-    plan = FaultPlan(_faults(fault or []))
+    listening = HubServerOptions(host, port, _token(token_file), max_connections, tls)
     place = hub_folder(folder)
     if not place.is_dir():
         raise WronglyUsed(f"{place} is no folder; `hotslot hub add DIR REVISION --hub {place}` begins one")
+    serve_until_stopped(place, listening)
+
+
+def serve_until_stopped(folder: Path, options: HubServerOptions, hook: ResponseHook | None = None) -> None:
+    """Serve a folder hub until SIGINT, SIGTERM or SIGHUP.
+
+    Raises:
+        CommandFailed: the address cannot be listened on.
+    """
     with logs.configure("hub", "info"):
         log = logs.get_logger()
-        server = _started(HubServer(HubFolder(place), listening, log, plan), listening)
-        fields = {"needs_token": bool(listening.token), "faults": len(plan.told())}
-        log.info("hub_serving", url=server.url, folder=str(place), **fields)
-        _announce(server.url, listening)
+        server = _started(HubServer(HubFolder(folder), options, log, hook), options)
+        log.info("hub_serving", url=server.url, folder=str(folder), needs_token=bool(options.token))
+        _announce(server.url, options)
         try:
             _until_asked_to_end()
         finally:
@@ -123,7 +117,7 @@ def hub_beside(folder: Path | None, endpoint: str, models: Iterable[str]) -> Ite
         (folder / model.rpartition("/")[2]).mkdir(parents=True, exist_ok=True)
     # The updater asks every few seconds: what it is told stands in its own log.
     with logs.configure("hub", "warning"):
-        listening = Listening(place.hostname, place.port)
+        listening = HubServerOptions(place.hostname, place.port)
         server = _started(HubServer(HubFolder(folder), listening, logs.get_logger()), listening)
         try:
             yield
@@ -131,7 +125,7 @@ def hub_beside(folder: Path | None, endpoint: str, models: Iterable[str]) -> Ite
             server.stop()
 
 
-def _started(server: HubServer, listening: Listening) -> HubServer:
+def _started(server: HubServer, listening: HubServerOptions) -> HubServer:
     try:
         server.start()
     except OSError as error:
@@ -140,7 +134,7 @@ def _started(server: HubServer, listening: Listening) -> HubServer:
     return server
 
 
-def _announce(url: str, listening: Listening) -> None:
+def _announce(url: str, listening: HubServerOptions) -> None:
     err.print(text(("the hub is at ", GOOD), (url, "bold"), ("  Ctrl-C ends it", DIM)), soft_wrap=True)
     if not listening.token and listening.host not in _LOOPBACK:
         step = "no token is asked for: whoever reaches the port may download; give --token-file to change that"
@@ -159,13 +153,6 @@ def _until_asked_to_end() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _faults(lines: list[str]) -> tuple[Fault, ...]:
-    try:
-        return parse_faults(lines)
-    except FaultUnknown as error:
-        raise WronglyUsed(f"--fault: {error}") from error
 
 
 def _token(path: Path | None) -> str:

@@ -22,7 +22,7 @@ _Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Revision:
+class HubRevision:
     """One revision, whole."""
 
     name: str
@@ -30,7 +30,7 @@ class Revision:
     files: tuple[BundleFile, ...]  # sorted by name
 
 
-class NotThere(LookupError):
+class NotOnHub(LookupError):
     """A model, a revision or a file that this hub does not have; says what it has instead."""
 
 
@@ -41,7 +41,7 @@ class HubFolder:
         """Look nowhere yet; the folder may appear later."""
         self._folder = folder
         self._lock = threading.Lock()
-        self._seen: dict[Path, tuple[_Stamp, Revision]] = {}
+        self._seen: dict[Path, tuple[_Stamp, HubRevision]] = {}
 
     def has(self, model: str) -> bool:
         """Whether there is such a model."""
@@ -54,11 +54,11 @@ class HubFolder:
         except FileNotFoundError:
             return []
 
-    def revisions(self, model: str) -> list[Revision]:
+    def revisions(self, model: str) -> list[HubRevision]:
         """All revisions of a model that are there in full, by name.
 
         Raises:
-            NotThere: no such model.
+            NotOnHub: no such model.
             OSError: the folder cannot be read.
         """
         place = self._place(model)
@@ -66,42 +66,42 @@ class HubFolder:
         found = (self._look(place / name) for name in names)
         return [revision for revision in found if revision is not None]
 
-    def revision(self, model: str, name: str) -> Revision:
+    def revision(self, model: str, name: str) -> HubRevision:
         """One revision.
 
         Raises:
-            NotThere: it is not there, or not in full.
+            NotOnHub: it is not there, or not in full.
             OSError: it cannot be read.
         """
         found = self._look(self._place(model) / name) if is_revision_name(name) else None
         if found is None:
             there = ", ".join(one.name for one in self.revisions(model)[-5:]) or "none yet"
-            raise NotThere(f"{model} has no revision {name[:80]!r}; there are: {there}")
+            raise NotOnHub(f"{model} has no revision {name[:80]!r}; there are: {there}")
         return found
 
     def open(self, model: str, revision: str, name: str) -> tuple[BundleFile, BinaryIO]:
         """A file of a revision, with what its manifest says of it; the caller closes it.
 
         Raises:
-            NotThere: it is not listed, or gone.
+            NotOnHub: it is not listed, or gone.
             OSError: it cannot be read.
         """
         listed = {file.name: file for file in self.revision(model, revision).files}
         if name not in listed:  # so a name that is opened was checked with the manifest
-            raise NotThere(f"{revision} has no file {name[:80]!r}")
+            raise NotOnHub(f"{revision} has no file {name[:80]!r}")
         try:
             return listed[name], open_within(self._folder / model / revision, name)
         except (FileNotFoundError, NotRegular) as error:
-            raise NotThere(f"{name} is gone from {revision}") from error
+            raise NotOnHub(f"{name} is gone from {revision}") from error
 
     def _place(self, model: str) -> Path:
         if not self.has(model):
-            raise NotThere(
+            raise NotOnHub(
                 f"there is no model {model[:80]!r}; there are: {', '.join(self.models()[:20]) or 'none yet'}"
             )
         return self._folder / model
 
-    def _look(self, place: Path) -> Revision | None:
+    def _look(self, place: Path) -> HubRevision | None:
         """Read a manifest and see whether its files are there, unless that was seen before."""
         try:
             stat = (place / MANIFEST_NAME).stat(follow_symlinks=False)
@@ -115,7 +115,7 @@ class HubFolder:
             return None
         if not all(_is_whole(place / file.name, file.size) for file in files):
             return None
-        revision = Revision(place.name, datetime.fromtimestamp(int(stat.st_mtime), UTC), files)
+        revision = HubRevision(place.name, datetime.fromtimestamp(int(stat.st_mtime), UTC), files)
         with self._lock:
             if len(self._seen) >= MAX_REVISIONS:
                 self._seen.clear()

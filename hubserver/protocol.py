@@ -13,18 +13,18 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 
 from common.bundle import BundleFile
-from hubserver.folder import HubFolder, NotThere, Revision
-from hubserver.messages import Answer, Refused, Request, Span, range_of
+from hubserver.folder import HubFolder, HubRevision, NotOnHub
+from hubserver.http import FileSpan, IncomingRequest, OutgoingResponse, RequestRejected, range_of
 
 BRANCHES = ("master", "main")  # every other name is a tag
 DEFAULT_REVISION = "master"
-GREETING = b"A stand-in hub of hotslot: it speaks ModelScope's protocol. Point MODELSCOPE_ENDPOINT at it.\n"
+GREETING = b"A folder hub of hotslot: it speaks ModelScope's protocol. Point MODELSCOPE_ENDPOINT at it.\n"
 _MODEL = re.compile(r"/(openapi/v1|api/v1)/models/([^/]+)/([^/]+)(/revisions|/repo/files|/repo)?")
 _REGION = "/api/v1/repos/internalAccelerationInfo"
 _LARGE_BYTES = 1 << 20  # the real hub keeps larger files in object storage, and says so
 
 
-class Kind(StrEnum):
+class HubResource(StrEnum):
     """What is asked for; faults are aimed at these."""
 
     HOME = "home"
@@ -37,10 +37,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class HubRoute:
     """A request, understood."""
 
-    kind: Kind
+    kind: HubResource
     owner: str = ""
     model: str = ""
     revision: str = ""
@@ -49,23 +49,23 @@ class Route:
     is_recursive: bool = True
 
 
-def route_of(request: Request) -> Route:
+def route_of(request: IncomingRequest) -> HubRoute:
     """Understand what is asked for.
 
     Raises:
-        Refused: nothing that this hub has.
+        RequestRejected: nothing that this hub has.
     """
     if request.path == "/":
-        return Route(Kind.HOME)
+        return HubRoute(HubResource.HOME)
     if request.path == _REGION:
-        return Route(Kind.REGION)
+        return HubRoute(HubResource.REGION)
     found = _MODEL.fullmatch(request.path)
     if found is None or (found[1].startswith("open") and found[4]):
-        raise Refused(HTTPStatus.NOT_FOUND, "this hub lists and hands out models, nothing else")
-    kinds = {"/revisions": Kind.REVISIONS, "/repo/files": Kind.FILES, "/repo": Kind.FILE}
-    kind = kinds[found[4]] if found[4] else Kind.MODEL if found[1].startswith("open") else Kind.INFO
+        raise RequestRejected(HTTPStatus.NOT_FOUND, "this hub lists and hands out models, nothing else")
+    kinds = {"/revisions": HubResource.REVISIONS, "/repo/files": HubResource.FILES, "/repo": HubResource.FILE}
+    kind = kinds[found[4]] if found[4] else HubResource.MODEL if found[1].startswith("open") else HubResource.INFO
     asked = request.parameters
-    return Route(
+    return HubRoute(
         kind=kind,
         owner=found[2],
         model=found[3],
@@ -76,20 +76,20 @@ def route_of(request: Request) -> Route:
     )
 
 
-def check_token(request: Request, token: str) -> None:
+def check_token(request: IncomingRequest, token: str) -> None:
     """Let nobody through who does not show the token, as a header or as the cookie that older clients send.
 
     Raises:
-        Refused: none is shown, or another.
+        RequestRejected: none is shown, or another.
     """
     shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip() or _cookie(request)
     if not shown:
-        raise Refused(HTTPStatus.UNAUTHORIZED, "a token is needed", {"WWW-Authenticate": "Bearer"})
+        raise RequestRejected(HTTPStatus.UNAUTHORIZED, "a token is needed", {"WWW-Authenticate": "Bearer"})
     if not hmac.compare_digest(shown.encode(), token.encode()):
-        raise Refused(HTTPStatus.FORBIDDEN, "the token is not the right one")
+        raise RequestRejected(HTTPStatus.FORBIDDEN, "the token is not the right one")
 
 
-def answer(route: Route, request: Request, folder: HubFolder, request_id: str) -> Answer:
+def answer(route: HubRoute, request: IncomingRequest, folder: HubFolder, request_id: str) -> OutgoingResponse:
     """Answer a request that may be answered.
 
     Args:
@@ -102,27 +102,29 @@ def answer(route: Route, request: Request, folder: HubFolder, request_id: str) -
         The answer; the caller closes it.
 
     Raises:
-        Refused: it is not there, or asked for in a way that cannot be served.
+        RequestRejected: it is not there, or asked for in a way that cannot be served.
         OSError: the folder cannot be read.
     """
     try:
         return _answer(route, request, folder, request_id)
-    except NotThere as error:
-        raise Refused(HTTPStatus.NOT_FOUND, str(error)) from error
+    except NotOnHub as error:
+        raise RequestRejected(HTTPStatus.NOT_FOUND, str(error)) from error
 
 
-def refusal(refused: Refused, path: str, request_id: str) -> Answer:
-    """An error, in the envelope of whichever interface was asked."""
-    sentence = str(refused)
-    if path.startswith("/openapi/"):
-        codes = {401: "InvalidAuthentication", 403: "OperationNotAllowed", 404: "ResourceNotFound"}
-        code = codes.get(refused.status, "InternalServerError" if refused.status >= 500 else "InputParameterError")  # noqa: PLR2004  HTTP's line between whose fault it is
-        row: Mapping[str, object] = {"success": False, "code": code, "message": sentence, "request_id": request_id}
-        return _json(row, refused.status, refused.headers)
-    return _enveloped(None, request_id, sentence, refused)
+def rejection(rejected: RequestRejected, path: str, request_id: str) -> OutgoingResponse:
+    """An error response, in the envelope of the interface that was called."""
+    sentence, status = str(rejected), rejected.status
+    if not path.startswith("/openapi/"):
+        return _enveloped(None, request_id, sentence, rejected)
+    codes = {401: "InvalidAuthentication", 403: "OperationNotAllowed", 404: "ResourceNotFound"}
+    code = codes.get(
+        status, "InternalServerError" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "InputParameterError"
+    )
+    row: Mapping[str, object] = {"success": False, "code": code, "message": sentence, "request_id": request_id}
+    return _json(row, status, rejected.headers)
 
 
-def listing_entries(revision: Revision, root: str, *, is_recursive: bool) -> list[dict[str, object]]:
+def listing_entries(revision: HubRevision, root: str, *, is_recursive: bool) -> list[dict[str, object]]:
     """The rows of a revision's listing below a folder, folders among them; sorted by path."""
     prefix = f"{root}/" if root else ""
     inside = [file for file in revision.files if file.name.startswith(prefix)]
@@ -138,39 +140,39 @@ def listing_entries(revision: Revision, root: str, *, is_recursive: bool) -> lis
     return sorted(rows, key=lambda row: str(row["Path"]))
 
 
-def _answer(route: Route, request: Request, folder: HubFolder, request_id: str) -> Answer:
-    if route.kind is Kind.HOME:
-        return Answer(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, (GREETING,))
-    if route.kind is Kind.FILE:
+def _answer(route: HubRoute, request: IncomingRequest, folder: HubFolder, request_id: str) -> OutgoingResponse:
+    if route.kind is HubResource.HOME:
+        return OutgoingResponse(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, (GREETING,))
+    if route.kind is HubResource.FILE:
         return _file(route, request, folder)
-    if route.kind is Kind.MODEL:
+    if route.kind is HubResource.MODEL:
         return _json({"success": True, "data": _model(route, folder), "request_id": request_id})
     return _enveloped(_data(route, folder), request_id)
 
 
-def _data(route: Route, folder: HubFolder) -> dict[str, object]:
-    if route.kind is Kind.REGION:  # asked by clients in the public cloud; here there is no nearer place
+def _data(route: HubRoute, folder: HubFolder) -> dict[str, object]:
+    if route.kind is HubResource.REGION:  # asked by clients in the public cloud; here there is no nearer place
         return {"InternalRegionQueryAddress": ""}
-    if route.kind is Kind.FILES:
+    if route.kind is HubResource.FILES:
         revision = folder.revision(route.model, route.revision)
         rows = listing_entries(revision, route.root, is_recursive=route.is_recursive)
         if route.root and not rows:
-            raise NotThere(f"{route.revision} has no folder {route.root[:80]!r}")
+            raise NotOnHub(f"{route.revision} has no folder {route.root[:80]!r}")
         return {"Files": rows, "IsVisual": 0}
     revisions = folder.revisions(route.model)
-    if route.kind is Kind.REVISIONS:
+    if route.kind is HubResource.REVISIONS:
         return {"RevisionMap": _revision_map(revisions)}
     return {"Path": route.owner, "Name": route.model, "Revision": DEFAULT_REVISION}
 
 
-def _model(route: Route, folder: HubFolder) -> dict[str, object]:
+def _model(route: HubRoute, folder: HubFolder) -> dict[str, object]:
     folder.revisions(route.model)
     name = route.model
     names: dict[str, object] = {"id": f"{route.owner}/{name}", "owner": route.owner, "name": name, "display_name": name}
     return names | {"visibility": "public"}
 
 
-def _revision_map(revisions: list[Revision]) -> dict[str, list[dict[str, object]]]:
+def _revision_map(revisions: list[HubRevision]) -> dict[str, list[dict[str, object]]]:
     rows = [{"Revision": one.name, "CreatedAt": int(one.created_at.timestamp())} for one in revisions]
     return {
         "Branches": [row for row in rows if row["Revision"] in BRANCHES],
@@ -178,9 +180,9 @@ def _revision_map(revisions: list[Revision]) -> dict[str, list[dict[str, object]
     }
 
 
-def _file(route: Route, request: Request, folder: HubFolder) -> Answer:
+def _file(route: HubRoute, request: IncomingRequest, folder: HubFolder) -> OutgoingResponse:
     if not route.name:
-        raise Refused(HTTPStatus.BAD_REQUEST, "FilePath is missing")
+        raise RequestRejected(HTTPStatus.BAD_REQUEST, "FilePath is missing")
     listed, file = folder.open(route.model, route.revision, route.name)
     try:
         etag = f'"{listed.sha256}"'
@@ -188,50 +190,52 @@ def _file(route: Route, request: Request, folder: HubFolder) -> Answer:
         wanted = request.headers.get("range", "")
         asked = range_of(wanted, listed.size) if request.headers.get("if-range", etag) == etag else None
         if asked is None:
-            return Answer(HTTPStatus.OK, headers, (Span(file, 0, listed.size),))
+            return OutgoingResponse(HTTPStatus.OK, headers, (FileSpan(file, 0, listed.size),))
         first, count = asked
         headers["Content-Range"] = f"bytes {first}-{first + count - 1}/{listed.size}"
-        return Answer(HTTPStatus.PARTIAL_CONTENT, headers, (Span(file, first, count),))
+        return OutgoingResponse(HTTPStatus.PARTIAL_CONTENT, headers, (FileSpan(file, first, count),))
     except BaseException:
         file.close()
         raise
 
 
-def _blob(file: BundleFile, revision: Revision) -> dict[str, object]:
+def _blob(file: BundleFile, revision: HubRevision) -> dict[str, object]:
     row = _row(file.name, "blob", revision)
     return row | {"Size": file.size, "Sha256": file.sha256, "IsLFS": file.size > _LARGE_BYTES, "Mode": "33188"}
 
 
-def _tree(name: str, revision: Revision) -> dict[str, object]:
+def _tree(name: str, revision: HubRevision) -> dict[str, object]:
     return _row(name, "tree", revision) | {"Size": 0, "Sha256": "", "IsLFS": False, "Mode": "16384"}
 
 
-def _row(path: str, kind: str, revision: Revision) -> dict[str, object]:
+def _row(path: str, kind: str, revision: HubRevision) -> dict[str, object]:
     committed = int(revision.created_at.timestamp())
     name = path.rpartition("/")[2]
     return {"Path": path, "Name": name, "Type": kind, "Revision": revision.name, "CommittedDate": committed}
 
 
-def _enveloped(data: object, request_id: str, message: str = "success", refused: Refused | None = None) -> Answer:
-    status = refused.status if refused else HTTPStatus.OK
+def _enveloped(
+    data: object, request_id: str, message: str = "success", rejected: RequestRejected | None = None
+) -> OutgoingResponse:
+    status = rejected.status if rejected else HTTPStatus.OK
     row = {
         "Code": status.value,
         "Data": data,
         "Message": message,
         "RequestId": request_id,
-        "Success": refused is None,
+        "Success": rejected is None,
     }
-    return _json(row, status, refused.headers if refused else {})
+    return _json(row, status, rejected.headers if rejected else {})
 
 
 def _json(
     row: Mapping[str, object], status: HTTPStatus = HTTPStatus.OK, more: Mapping[str, str] | None = None
-) -> Answer:
+) -> OutgoingResponse:
     headers = {"Content-Type": "application/json; charset=utf-8", **(more or {})}
-    return Answer(status, headers, (json.dumps(row, ensure_ascii=False).encode(),))
+    return OutgoingResponse(status, headers, (json.dumps(row, ensure_ascii=False).encode(),))
 
 
-def _cookie(request: Request) -> str:
+def _cookie(request: IncomingRequest) -> str:
     try:
         found = SimpleCookie(request.headers.get("cookie", "")).get("m_session_id")
     except CookieError:

@@ -11,11 +11,9 @@ from http import HTTPStatus
 from common.clock import Clock, SystemClock
 from common.listener import Listener
 from common.logs import Logger
-from hubserver.connection import REQUEST_SECONDS, Connection
-from hubserver.exchange import Exchanges
-from hubserver.faults import FaultPlan
 from hubserver.folder import HubFolder
-from hubserver.messages import head_bytes
+from hubserver.handler import HubRequestHandler, ResponseHook
+from hubserver.http import REQUEST_SECONDS, ClientConnection, head_bytes
 
 MAX_CONNECTIONS = 64
 MAX_TURNED_AWAY = 32  # connections that have been answered with 503 and may still be read by the other side
@@ -25,14 +23,13 @@ _STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class HubServerOptions:
     """Where it listens, and to whom."""
 
     host: str = "127.0.0.1"
     port: int = 0  # 0 takes a free one
     token: str = ""  # empty: everybody may ask
     max_connections: int = MAX_CONNECTIONS
-    allows_faults: bool = False  # whether whoever may ask may also arm faults
     tls: ssl.SSLContext | None = None
 
 
@@ -42,25 +39,24 @@ class HubServer:
     def __init__(
         self,
         folder: HubFolder,
-        listening: Listening,
+        options: HubServerOptions,
         log: Logger,
-        faults: FaultPlan | None = None,
+        hook: ResponseHook | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Prepare; nothing listens yet.
 
         Args:
             folder: what is handed out.
-            listening: where, and to whom.
+            options: address, token and limits.
             log: is told one event a request.
-            faults: what goes wrong on command; may be armed while it runs.
+            hook: alters responses.
             clock: measures the limits.
         """
-        self._listening = listening
+        self._options = options
         self._log = log
         self._clock = clock or SystemClock()
-        plan = faults or FaultPlan()
-        self._exchanges = Exchanges(folder, listening.token, log, plan, allows_faults=listening.allows_faults)
+        self._handler = HubRequestHandler(folder, options.token, log, hook)
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
         self._turned_away: deque[socket.socket] = deque()  # used only by the accepting thread until it has ended
@@ -74,7 +70,7 @@ class HubServer:
             RuntimeError: it does not listen.
         """
         host, port = self._listener.address
-        return f"http{'s' if self._listening.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http{'s' if self._options.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def start(self) -> None:
         """Listen.
@@ -82,7 +78,7 @@ class HubServer:
         Raises:
             OSError: the address is taken or not of this host.
         """
-        self._listener.start(self._listening.host, self._listening.port, BACKLOG)
+        self._listener.start(self._options.host, self._options.port, BACKLOG)
 
     def stop(self) -> None:
         """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
@@ -102,13 +98,13 @@ class HubServer:
     def _take(self, connection: socket.socket, client: str) -> None:
         thread = threading.Thread(target=self._converse, args=(connection, client), name="hub-answer", daemon=True)
         with self._lock:
-            is_full = len(self._open) >= self._listening.max_connections
+            is_full = len(self._open) >= self._options.max_connections
             if not is_full:
                 self._open[thread] = connection
         if not is_full:
             thread.start()
             return
-        self._log.warning("connection_refused", client=client, limit=self._listening.max_connections)
+        self._log.warning("connection_refused", client=client, limit=self._options.max_connections)
         self._turn_away(connection)
 
     def _turn_away(self, connection: socket.socket) -> None:
@@ -128,7 +124,9 @@ class HubServer:
             with self._secured(connection) as secured:
                 with self._lock:
                     self._open[thread] = secured
-                self._exchanges.serve(Connection(secured, self._clock), client, lambda: not self._listener.is_stopping)
+                self._handler.serve(
+                    ClientConnection(secured, self._clock), client, lambda: not self._listener.is_stopping
+                )
         except OSError as error:
             # The client is gone, too slow, or speaks no TLS: its own business.
             self._log.debug("connection_ended", client=client, reason=str(error))
@@ -140,5 +138,5 @@ class HubServer:
     def _secured(self, connection: socket.socket) -> socket.socket:
         connection.settimeout(REQUEST_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls = self._listening.tls
+        tls = self._options.tls
         return connection if tls is None else tls.wrap_socket(connection, server_side=True)

@@ -1,4 +1,4 @@
-"""A stand-in hub on a folder hub, as tests have it: a revision of four files, and a client without any manners."""
+"""A folder hub over HTTP in this process, with faults on command, and a client that follows no redirects."""
 
 import http.client
 import json
@@ -13,9 +13,10 @@ import structlog
 
 from cli.hub import publish
 from common.logs import Logger
-from hubserver.faults import FaultPlan, parse_faults
+from dev.harness.faulty_hub.faults import FaultPlan, parse_faults
+from dev.harness.faulty_hub.hook import FaultHook
 from hubserver.folder import HubFolder
-from hubserver.server import HubServer, Listening
+from hubserver.server import HubServer, HubServerOptions
 
 MODEL = "shapes"
 FILES: Mapping[str, bytes] = {
@@ -60,11 +61,11 @@ def ask(
 
 @dataclass
 class Hub:
-    """A running hub, and what it has told its log."""
+    """A running hub, and what it has events its log."""
 
     server: HubServer
     folder: Path
-    told: list[dict[str, Any]]
+    events: list[dict[str, Any]]
     faults: FaultPlan
 
     def arm(self, *lines: str) -> None:
@@ -99,12 +100,12 @@ class Hub:
     def answered(self) -> list[dict[str, Any]]:
         """The log's lines of requests; ends the hub, since a line comes after its answer."""
         self.server.stop()
-        return [line for line in self.told if line["event"] == "request_answered"]
+        return [line for line in self.events if line["event"] == "request_answered"]
 
 
-def _logger(told: list[dict[str, Any]]) -> Logger:
+def _logger(events: list[dict[str, Any]]) -> Logger:
     def keep(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        told.append({"level": method, **event})
+        events.append({"level": method, **event})
         raise structlog.DropEvent
 
     wrapper = structlog.make_filtering_bound_logger(0)
@@ -113,14 +114,21 @@ def _logger(told: list[dict[str, Any]]) -> Logger:
 
 
 @contextmanager
-def hub(place: Path, listening: Listening | None = None) -> Iterator[Hub]:
-    """A hub that runs for a while, on an empty folder."""
-    folder, told = place / "hub", list[dict[str, Any]]()
+def hub(place: Path, options: HubServerOptions | None = None, *, allows_faults: bool = False) -> Iterator[Hub]:
+    """A hub that runs for a while, on an empty folder.
+
+    Args:
+        place: the hub's folder is made in it.
+        options: address, token and limits.
+        allows_faults: whether clients may arm faults over HTTP.
+    """
+    folder, events = place / "hub", list[dict[str, Any]]()
     folder.mkdir(parents=True, exist_ok=True)
     faults = FaultPlan()
-    server = HubServer(HubFolder(folder), listening or Listening(), _logger(told), faults)
+    hook = FaultHook(faults, allows_http=allows_faults)
+    server = HubServer(HubFolder(folder), options or HubServerOptions(), _logger(events), hook)
     server.start()
     try:
-        yield Hub(server, folder, told, faults)
+        yield Hub(server, folder, events, faults)
     finally:
         server.stop()

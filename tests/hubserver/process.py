@@ -8,20 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dev.harness.process import ROOT
 
 LIMIT_SECONDS = 30.0
+SHIPPED = ("cli.main", "hub", "serve")
+FAULTY = ("dev.harness.faulty_hub",)
 
 
 class ServeProcess:
     """One hub."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "cli.main", "hub", "serve", str(folder), "--port", "0", *options]
+    def __init__(self, program: Sequence[str], folder: Path, *options: str) -> None:
+        command = [sys.executable, "-m", *program, str(folder), "--port", "0", *options]
         path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
         self._process = subprocess.Popen(
             command,
@@ -61,9 +63,9 @@ class ServeProcess:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *options: str) -> Iterator[ServeProcess]:
+def serve(folder: Path, *options: str, program: Sequence[str] = SHIPPED) -> Iterator[ServeProcess]:
     """A hub that is gone afterwards."""
-    process = ServeProcess(folder, *options)
+    process = ServeProcess(program, folder, *options)
     try:
         yield process
     finally:

@@ -15,7 +15,7 @@ from cli.hub_serve import hub_beside
 from cli.problems import CommandFailed
 from dev.harness.hub import FILES, MODEL, ask
 from tests.cli.conftest import Hotslot, hotslot
-from tests.hubserver.process import serve
+from tests.hubserver.process import FAULTY, serve
 
 __all__ = ["hotslot"]  # a fixture
 
@@ -94,7 +94,8 @@ def test_a_hub_ends_in_order_when_it_is_asked(folder: Path, number: signal.Signa
 
 def test_faults_can_be_armed_from_the_start(folder: Path) -> None:
     """For staging: what a client does about it is seen at once."""
-    with serve(folder, "--fault", "any status=503 retry-after=5", "--allow-faults") as hub:
+    options = ("--fault", "any status=503 retry-after=5", "--allow-faults")
+    with serve(folder, *options, program=FAULTY) as hub:
         got = ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions")
         assert (got.status, got.headers["retry-after"]) == (503, "5")
         assert ask(hub.url, "/_faults").body == b"any status=503 retry-after=5  # met 1\n"
@@ -117,7 +118,6 @@ def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.Capt
     ("options", "says"),
     [
         (["nowhere"], "hotslot hub add"),
-        ([".", "--fault", "file explode"], "is no fault"),
         ([".", "--token-file", "empty"], "holds no token"),
         ([".", "--tls-cert", "empty"], "together"),
         ([".", "--tls-cert", "empty", "--tls-key", "empty"], "no certificate"),

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dev.harness.faulty_hub.faults import FaultUnknown, HubFaultKind, parse_faults
+from dev.harness.faulty_hub.injection import HTML, SMUGGLED
 from dev.harness.hub import FILES, MODEL, Hub, hub
 from dev.harness.process import ROOT
-from hubserver.falsify import HTML, SMUGGLED
-from hubserver.faults import FaultUnknown, Wrong, parse_faults
-from hubserver.protocol import Kind
-from hubserver.server import Listening
+from hubserver.protocol import HubResource
 
 API = f"/api/v1/models/any/{MODEL}"
 WEIGHTS = FILES["weights.bin"]
@@ -175,7 +174,7 @@ def test_a_fault_stands_in_the_log(serving: Hub) -> None:
     """Nobody looks for a cause that was armed."""
     serving.arm("file:empty status=500")
     serving.file("empty")
-    assert [line["fault"] for line in serving.answered()] == ["file:empty status=500"]
+    assert [line["altered"] for line in serving.answered()] == ["file:empty status=500"]
 
 
 def test_a_hub_that_misbehaves_ends_at_once(tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def test_comments_and_empty_lines_are_passed_over() -> None:
 
 def test_faults_are_armed_over_http_where_that_is_allowed(tmp_path: Path) -> None:
     """Told, armed, disarmed; a wrong line changes nothing."""
-    with hub(tmp_path, Listening(allows_faults=True)) as made:
+    with hub(tmp_path, allows_faults=True) as made:
         made.publish("v1.0.0")
         assert made.get("/_faults", "PUT", content=b"revisions status=500\nfile html\n").status == 200
         assert made.get(f"{API}/revisions").status == 500
@@ -242,5 +241,5 @@ def test_the_page_of_faults_has_all_of_them() -> None:
     """Each kind is a row of docs/hub.md, and each place is named there."""
     page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1].split("=")[0] for line in page.splitlines() if line.startswith("| `")}
-    assert set(Wrong) == rows
-    assert [kind for kind in Kind if f"`{kind}`" not in page] == []
+    assert set(HubFaultKind) == rows
+    assert [kind for kind in HubResource if f"`{kind}`" not in page] == []

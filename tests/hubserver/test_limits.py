@@ -14,9 +14,19 @@ import pytest
 from dev.harness import eventually
 from dev.harness.hub import FILES, MODEL, Hub, hub
 from dev.harness.process import ROOT
-from hubserver.connection import ANSWER_SECONDS, IDLE_SECONDS, MIN_BYTES_PER_SECOND, REQUEST_SECONDS, Connection
-from hubserver.messages import MAX_BODY_BYTES, MAX_HEAD_BYTES, Answer, Refused, read_head
-from hubserver.server import MAX_TURNED_AWAY, Listening
+from hubserver.http import (
+    ANSWER_SECONDS,
+    IDLE_SECONDS,
+    MAX_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    MIN_BYTES_PER_SECOND,
+    REQUEST_SECONDS,
+    ClientConnection,
+    OutgoingResponse,
+    RequestRejected,
+    read_head,
+)
+from hubserver.server import MAX_TURNED_AWAY, HubServerOptions
 
 CERTIFICATE = ROOT / "tests/updater/hub/certificate.pem"  # of 127.0.0.1, signed by itself
 API = f"/api/v1/models/any/{MODEL}"
@@ -81,7 +91,7 @@ def test_several_requests_go_over_one_connection(serving: Hub) -> None:
 
 def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
     """At once, without a thread; when another is gone, the next is served."""
-    with hub(tmp_path, Listening(max_connections=1)) as made:
+    with hub(tmp_path, HubServerOptions(max_connections=1)) as made:
         made.publish("v1.0.0")
         host, _, port = made.url.partition("://")[2].rpartition(":")
         with socket.create_connection((host, int(port)), timeout=10) as first:
@@ -105,7 +115,7 @@ def test_a_client_that_has_no_more_to_ask_is_let_go() -> None:
     """Its connection is somebody else's then."""
     here, there = socket.socketpair()
     with here, there:
-        assert Connection(here, Ticking(IDLE_SECONDS)).receive_head() is None
+        assert ClientConnection(here, Ticking(IDLE_SECONDS)).receive_head() is None
 
 
 def test_a_head_that_never_ends_is_not_waited_for() -> None:
@@ -114,7 +124,7 @@ def test_a_head_that_never_ends_is_not_waited_for() -> None:
     clock = Ticking(REQUEST_SECONDS / 4)
     with there, _Trickle(here, there) as trickle:
         there.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-        assert Connection(trickle, clock).receive_head() is None
+        assert ClientConnection(trickle, clock).receive_head() is None
     assert clock.at < 3 * REQUEST_SECONDS
 
 
@@ -138,10 +148,10 @@ def test_a_client_that_takes_too_little_is_let_go() -> None:
     with here, there:
         taking = threading.Thread(target=_take_all, args=(there,))
         taking.start()
-        connection = Connection(here, Ticking(ANSWER_SECONDS + 50))
+        connection = ClientConnection(here, Ticking(ANSWER_SECONDS + 50))
         parts = tuple(bytes(size // 4) for _ in range(4))
         with pytest.raises(TimeoutError, match="too long"):
-            connection.send(Answer(HTTPStatus.OK, {}, parts), keeps_alive=False, with_body=True)
+            connection.send(OutgoingResponse(HTTPStatus.OK, {}, parts), keeps_alive=False, with_body=True)
         here.close()
         taking.join(10)
     assert 0 < connection.sent_bytes < size
@@ -155,7 +165,7 @@ def _take_all(there: socket.socket) -> None:
 def test_a_header_cannot_begin_another() -> None:
     """No answer and no log line is split by what a client has sent."""
     head = b"GET / HTTP/1.1\r\nX-Request-ID: a\nb"
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         read_head(head)
 
 
@@ -163,7 +173,7 @@ def test_a_hub_speaks_tls(tmp_path: Path) -> None:
     """Who trusts its certificate is served; and it ends at once, whatever connection is open."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    with hub(tmp_path, Listening(tls=context)) as made:
+    with hub(tmp_path, HubServerOptions(tls=context)) as made:
         made.publish("v1.0.0")
         port = int(made.url.rpartition(":")[2])
         assert made.url.startswith("https://")

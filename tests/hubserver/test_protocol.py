@@ -8,7 +8,7 @@ import pytest
 
 from common.source import MANIFEST_NAME
 from dev.harness.hub import FILES, MODEL, Hub, hub
-from hubserver.server import Listening
+from hubserver.server import HubServerOptions
 
 WORD = "open-sesame"
 API = f"/api/v1/models/any/{MODEL}"
@@ -140,13 +140,13 @@ def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
 @pytest.mark.parametrize(("shown", "status"), [({}, 401), ({"Authorization": "Bearer guess"}, 403)])
 def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int) -> None:
     """Without it nothing is told, not even which models there are; and it stands in no line of the log."""
-    with hub(tmp_path, Listening(token=WORD)) as made:
+    with hub(tmp_path, HubServerOptions(token=WORD)) as made:
         made.publish("v1.0.0")
         assert status == made.get(f"{API}/revisions", headers=shown).status
         assert status == made.get("/api/v1/models/any/nobody/revisions", headers=shown).status
         for right in ({"Authorization": f"Bearer {WORD}"}, {"Cookie": f"a=b; m_session_id={WORD}"}):
             assert made.get(f"{API}/revisions", headers=right).status == 200
-        assert WORD not in str(made.told)
+        assert WORD not in str(made.events)
 
 
 def test_a_hub_is_read_only(serving: Hub) -> None:

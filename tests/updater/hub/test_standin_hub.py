@@ -15,7 +15,7 @@ from dev.harness.hub import Hub as Standin
 from dev.harness.hub import hub as standin
 from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
-from hubserver.server import Listening
+from hubserver.server import HubServerOptions
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
 from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
@@ -94,7 +94,7 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
     """On revisions, listing and bytes, with a token; and the digest is that of the folder."""
     for revision in (REVISION, "v1.1.0"):
         publish_scripted(tmp_path / "hub", revision)
-    with standin(tmp_path, Listening(token=WORD)) as served:
+    with standin(tmp_path, HubServerOptions(token=WORD)) as served:
         both = Both(served, tmp_path, HubHttpRules(served.url), WORD)
         hub = both.hub
         revisions, release = hub.revisions(WHOLE), hub.release("v1.1.0", WHOLE)

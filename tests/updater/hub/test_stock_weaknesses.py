@@ -20,7 +20,6 @@ from dev.harness.hub import hub as standin
 from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
-from hubserver.server import Listening
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
 from updater.core.ports import EffectFailed
 from updater.core.results import Failed, FaultKind
@@ -44,7 +43,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     for revision in (REVISION, "master", "other"):
         publish_scripted(place / "hub", revision)
     _drop_words(place / "hub", "other")
-    with standin(place, Listening(allows_faults=True)) as served:
+    with standin(place, allows_faults=True) as served:
         command = [sys.executable, "-m", "tests.updater.hub.stock", served.url, MODEL_ID]
         done = subprocess.run(
             [*command, str(place / "hub" / MODEL), str(place / "work")],

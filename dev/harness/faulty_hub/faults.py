@@ -1,4 +1,4 @@
-"""Faults on command: what a hub can do wrong, said in one line each, armed for tests and for staging.
+"""Faults of a hub, one line each, for tests and for staging.
 
 `WHERE KIND[=VALUE] [key=number …]`, for example `file:*.bin reset after=1000 times=1`.
 """
@@ -10,14 +10,14 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from urllib.parse import unquote
 
-from hubserver.protocol import Kind, Route
+from hubserver.protocol import HubResource, HubRoute
 
 MAX_FAULTS = 64
 ANYWHERE = "any"
 _SHARED_KEYS = ("skip", "times")
 
 
-class Wrong(StrEnum):
+class HubFaultKind(StrEnum):
     """What goes wrong."""
 
     STATUS = "status"
@@ -36,16 +36,16 @@ class Wrong(StrEnum):
 
 
 # What each fault may be told, beside skip and times.
-_KEYS: dict[Wrong, tuple[str, ...]] = {
-    Wrong.STATUS: ("retry-after",),
-    Wrong.STALL: ("after",),
-    Wrong.DRIP: ("after", "rate"),
-    Wrong.RESET: ("after",),
-    Wrong.CUT: ("after",),
-    Wrong.FLIP: ("at",),
+_KEYS: dict[HubFaultKind, tuple[str, ...]] = {
+    HubFaultKind.STATUS: ("retry-after",),
+    HubFaultKind.STALL: ("after",),
+    HubFaultKind.DRIP: ("after", "rate"),
+    HubFaultKind.RESET: ("after",),
+    HubFaultKind.CUT: ("after",),
+    HubFaultKind.FLIP: ("at",),
 }
-_NEEDS_VALUE = (Wrong.STATUS, Wrong.REDIRECT, Wrong.LIST, Wrong.UNLIST)
-_OF_LISTINGS = (Wrong.LIST, Wrong.UNLIST, Wrong.UNHASHED)
+_NEEDS_VALUE = (HubFaultKind.STATUS, HubFaultKind.REDIRECT, HubFaultKind.LIST, HubFaultKind.UNLIST)
+_OF_LISTINGS = (HubFaultKind.LIST, HubFaultKind.UNLIST, HubFaultKind.UNHASHED)
 _FIRST_ERROR, _LAST_STATUS = 400, 599
 
 
@@ -54,13 +54,13 @@ class FaultUnknown(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class HubFault:
     """One thing that goes wrong."""
 
     text: str  # as it was written
-    where: str  # a Kind, or ANYWHERE
+    where: str  # a HubResource, or ANYWHERE
     pattern: str  # of a file's name; empty: any
-    wrong: Wrong
+    kind: HubFaultKind
     value: str = ""
     after: int | None = None  # bytes of the body that are sent before; None: not even the head
     rate: int = 1  # bytes a second
@@ -69,11 +69,11 @@ class Fault:
     skip: int = 0  # requests that are answered well before
     times: int = 0  # requests that it happens to; 0: all
 
-    def concerns(self, route: Route) -> bool:
+    def concerns(self, route: HubRoute) -> bool:
         """Whether it could happen to this request."""
-        if self.wrong is Wrong.LIST and route.kind is Kind.FILE:
+        if self.kind is HubFaultKind.LIST and route.kind is HubResource.FILE:
             return route.name == self.value  # what is listed on command is handed out too
-        if self.wrong in _OF_LISTINGS and route.kind is not Kind.FILES:
+        if self.kind in _OF_LISTINGS and route.kind is not HubResource.FILES:
             return False
         if self.where not in (ANYWHERE, route.kind):
             return False
@@ -83,31 +83,31 @@ class Fault:
 class FaultPlan:
     """The faults that are armed, and how often each has happened; from any thread."""
 
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+    def __init__(self, faults: Iterable[HubFault] = ()) -> None:
         """Arm these."""
         self._lock = threading.Lock()
-        self._faults: tuple[Fault, ...] = ()
+        self._faults: tuple[HubFault, ...] = ()
         self._met: list[int] = []
         self.arm(faults)
 
-    def arm(self, faults: Iterable[Fault]) -> None:
+    def arm(self, faults: Iterable[HubFault]) -> None:
         """Arm these instead of what was armed before."""
         with self._lock:
             self._faults = tuple(faults)
             self._met = [0] * len(self._faults)
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Every armed fault as it was written, and how many requests it was looked at for."""
         with self._lock:
             return [f"{fault.text}  # met {met}" for fault, met in zip(self._faults, self._met, strict=True)]
 
-    def take(self, route: Route) -> Fault | None:
+    def take(self, route: HubRoute) -> HubFault | None:
         """What goes wrong with this request: the first armed fault that concerns it and is due."""
         with self._lock:
             for place, fault in enumerate(self._faults):
                 if not fault.concerns(route):
                     continue
-                if fault.wrong is Wrong.LIST and route.kind is Kind.FILE:
+                if fault.kind is HubFaultKind.LIST and route.kind is HubResource.FILE:
                     return fault  # uncounted: it is the listing that may change from one time to the next
                 met = self._met[place]
                 self._met[place] += 1
@@ -116,7 +116,7 @@ class FaultPlan:
         return None
 
 
-def parse_faults(lines: Sequence[str]) -> tuple[Fault, ...]:
+def parse_faults(lines: Sequence[str]) -> tuple[HubFault, ...]:
     """Read faults, one a line; empty lines and what follows a # are passed over.
 
     Raises:
@@ -129,27 +129,28 @@ def parse_faults(lines: Sequence[str]) -> tuple[Fault, ...]:
     return faults
 
 
-def _fault_of(words: Sequence[str]) -> Fault:
-    if len(words) < 2:  # noqa: PLR2004  where, and what
+def _fault_of(words: Sequence[str]) -> HubFault:
+    if len(words) < 2:
         raise FaultUnknown(f"{words[0]!r} says only where; for example: {words[0]} status=500 times=1")
     where, _, pattern = words[0].partition(":")
-    if where not in (ANYWHERE, *Kind) or (pattern and where != Kind.FILE):
-        raise FaultUnknown(f"{words[0]!r} is no place; there are {', '.join((ANYWHERE, *Kind))} and file:PATTERN")
+    if where not in (ANYWHERE, *HubResource) or (pattern and where != HubResource.FILE):
+        places = ", ".join((ANYWHERE, *HubResource))
+        raise FaultUnknown(f"{words[0]!r} is no place; there are {places} and file:PATTERN")
     name, _, value = words[1].partition("=")
-    if name not in list(Wrong):
-        raise FaultUnknown(f"{name!r} is no fault; there are {', '.join(Wrong)}")
-    wrong = Wrong(name)
-    if bool(value) != (wrong in _NEEDS_VALUE):
+    if name not in list(HubFaultKind):
+        raise FaultUnknown(f"{name!r} is no fault; there are {', '.join(HubFaultKind)}")
+    kind = HubFaultKind(name)
+    if bool(value) != (kind in _NEEDS_VALUE):
         raise FaultUnknown(f"{name} {'needs a value' if not value else 'has no value'}: {' '.join(words)}")
-    if wrong is Wrong.STATUS and not (value.isdigit() and _FIRST_ERROR <= int(value) <= _LAST_STATUS):
+    if kind is HubFaultKind.STATUS and not (value.isdigit() and _FIRST_ERROR <= int(value) <= _LAST_STATUS):
         raise FaultUnknown(f"status={value} is none from {_FIRST_ERROR} to {_LAST_STATUS}")
-    numbers = dict(_number_of(word, wrong) for word in words[2:])
-    return Fault(
+    numbers = dict(_number_of(word, kind) for word in words[2:])
+    return HubFault(
         text=" ".join(words),
         where=where,
         pattern=pattern,
-        wrong=wrong,
-        value=unquote(value) if wrong in _OF_LISTINGS else value,
+        kind=kind,
+        value=unquote(value) if kind in _OF_LISTINGS else value,
         after=numbers.get("after"),
         rate=max(1, numbers.get("rate", 1)),
         at=numbers.get("at", 0),
@@ -159,11 +160,11 @@ def _fault_of(words: Sequence[str]) -> Fault:
     )
 
 
-def _number_of(word: str, wrong: Wrong) -> tuple[str, int]:
+def _number_of(word: str, kind: HubFaultKind) -> tuple[str, int]:
     key, _, number = word.partition("=")
-    allowed = (*_KEYS.get(wrong, ()), *_SHARED_KEYS)
-    if key not in allowed or not (number.isascii() and number.isdigit() and len(number) < 16):  # noqa: PLR2004  of a size
+    allowed = (*_KEYS.get(kind, ()), *_SHARED_KEYS)
+    if key not in allowed or not (number.isascii() and number.isdigit() and len(number) < 16):
         raise FaultUnknown(
-            f"{word!r} says nothing of {wrong}; it may be told {', '.join(f'{one}=N' for one in allowed)}"
+            f"{word!r} says nothing of {kind}; it may be told {', '.join(f'{one}=N' for one in allowed)}"
         )
     return key, int(number)
