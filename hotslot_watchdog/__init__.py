@@ -1,1 +1,1 @@
-"""What keeps the processes: the stack that is run in the foreground, and supervisord's listener inside it."""
+"""The stack in the foreground (`stack`), and supervisord's event listener, which restarts unresponsive processes."""

@@ -1,6 +1,6 @@
-"""supervisord's event listener: tells what happens to the processes, and starts anew what runs without answering.
+"""supervisord's event listener: logs what happens to the processes and restarts those that run but do not answer.
 
-Only the server's end for good is the stack's end: anything else that cannot run is told and costs no answer.
+When the server is given up, the stack ends with its exit code. Any other program that cannot run is only logged.
 """
 
 import argparse
@@ -17,13 +17,20 @@ from common.clock import SystemClock
 from common.exit_codes import ExitCode
 from common.paths import HEARTBEAT, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
-from hotslot_watchdog import stack
-from hotslot_watchdog.protocol import Event, events
+from hotslot_watchdog.monitor import (
+    HealthProbe,
+    HeartbeatProbe,
+    LivenessProbe,
+    MonitorDependencies,
+    ProcessMonitor,
+    RestartPolicy,
+)
 from hotslot_watchdog.settings import StackSettings
-from hotslot_watchdog.watch import Asked, FileTouched, Patience, ServerProbe, Watch, WatchParts, end_child, running
+from hotslot_watchdog.stack import write_exit_code
+from hotslot_watchdog.supervisor import SupervisorEvent, kill_child, list_running, read_events
 
 SERVER, UPDATER = "server", "updater"
-_TOLD = {
+_LOG_EVENTS = {
     "PROCESS_STATE_STARTING": "process_started",
     "PROCESS_STATE_EXITED": "process_exited",
     "PROCESS_STATE_BACKOFF": "process_failed_to_start",
@@ -31,49 +38,54 @@ _TOLD = {
 }
 
 
-def handle(event: Event, log: logs.Logger, end_stack: Callable[[int], None]) -> None:
-    """Tell one event; if the server is given up, end the stack."""
-    name = _TOLD.get(event.name)
+def handle_event(event: SupervisorEvent, log: logs.Logger, end_stack: Callable[[int], None]) -> None:
+    """Log one event; end the stack if supervisord has given up the server."""
+    name = _LOG_EVENTS.get(event.name)
     if name is None:
         return
     program = event.fields.get("processname", "")
     details = {key: event.fields[key] for key in ("pid", "tries", "expected") if key in event.fields}
-    tell = log.info if name == "process_started" else log.error
-    tell(name, program=program, **details)
+    write = log.info if name == "process_started" else log.error
+    write(name, program=program, **details)
     if name == "process_given_up" and program == SERVER:
         end_stack(ExitCode.INTERNAL_ERROR)
 
 
 def main() -> int:
-    """Listen until supervisord is gone."""
-    parser = argparse.ArgumentParser(prog="python -m hotslot_watchdog", description="supervisord's event listener.")
-    parser.add_argument("--run-folder", type=Path, required=True, help="folder where the exit code is left")
+    """Handle events until supervisord ends; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hotslot_watchdog",
+        description="supervisord's event listener; started by supervisord, see supervisor.conf.",
+    )
+    parser.add_argument("--run-folder", type=Path, required=True, help="folder for the stack's exit code")
     run_folder = parser.parse_args().run_folder
     supervisord = os.getppid()
 
     def end_stack(code: int) -> None:
-        stack.leave(run_folder, code)
+        write_exit_code(run_folder, code)
         if os.getppid() == supervisord:
             os.kill(supervisord, signal.SIGTERM)
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(0)  # in order, so that what was told last is written
+    def on_terminate(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(0)  # not os._exit: the log is written out first
 
-    signal.signal(signal.SIGTERM, leave)
-    with _protocol_output() as sink, logs.configure("watchdog", "info", sys.stderr):
+    signal.signal(signal.SIGTERM, on_terminate)
+    with _reserve_stdout() as sink, logs.configure("watchdog", "info", sys.stderr):
         log = logs.get_logger()
-        watch = make_watch(run_folder, supervisord, log, end_stack)
-        for event in events(sys.stdin.buffer, sink):
-            handle(event, log, end_stack)
-            watch.see(event)
+        monitor = make_monitor(run_folder, supervisord, log, end_stack)
+        for event in read_events(sys.stdin.buffer, sink):
+            handle_event(event, log, end_stack)
+            monitor.handle_event(event)
     return 0
 
 
-def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]) -> Watch:
-    """Put the watch together; what runs already is known to it."""
+def make_monitor(
+    run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]
+) -> ProcessMonitor:
+    """A monitor of server and updater that knows the processes that run already."""
 
     def kill(pid: int) -> None:
-        end_child(pid, supervisord)
+        kill_child(pid, supervisord)
 
     def give_up(program: str) -> None:
         if program == SERVER:
@@ -81,26 +93,26 @@ def make_watch(run_folder: Path, supervisord: int, log: logs.Logger, end_stack: 
 
     try:
         settings = load_settings(StackSettings)
-    except SettingsInvalid as error:  # the stack has read them well: they were changed since
+    except SettingsInvalid as error:  # the file was changed after the stack had read it
         log.error("settings_invalid", detail=str(error))
         settings = StackSettings.model_construct()
-    rules = settings.watchdog
-    asked: dict[str, Asked] = {UPDATER: FileTouched(run_folder / HEARTBEAT)}
+    section = settings.watchdog
+    probes: dict[str, LivenessProbe] = {UPDATER: HeartbeatProbe(run_folder / HEARTBEAT)}
     if settings.server.address is not None:
-        asked[SERVER] = ServerProbe(settings.server.address, rules.answer_seconds)
-    patience = Patience(rules.grace_seconds, rules.misses, rules.restarts)
-    watch = Watch(WatchParts(asked, patience, SystemClock(), log, kill, give_up))
+        probes[SERVER] = HealthProbe(settings.server.address, section.probe_timeout_seconds)
+    policy = RestartPolicy(section.initial_delay_seconds, section.failure_threshold, section.max_restarts)
+    monitor = ProcessMonitor(MonitorDependencies(probes, policy, SystemClock(), log, kill, give_up))
     try:
-        for program, pid in running(run_folder / SUPERVISOR_SOCKET):
-            if program in asked:
-                watch.note(program, pid)
+        for program, pid in list_running(run_folder / SUPERVISOR_SOCKET):
+            if program in probes:
+                monitor.set_process(program, pid)
     except OSError as error:
-        log.warning("roll_call_failed", detail=str(error))
-    return watch
+        log.warning("process_list_failed", detail=str(error))
+    return monitor
 
 
-def _protocol_output() -> BinaryIO:
-    """Standard output for the protocol alone: one stray line of a library's would be its end."""
+def _reserve_stdout() -> BinaryIO:
+    """Standard output for the event protocol alone; what libraries print goes to standard error instead."""
     protocol = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return protocol

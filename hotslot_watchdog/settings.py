@@ -1,4 +1,4 @@
-"""What the stack reads of `hotslot.toml`, and what it tells the processes that it starts."""
+"""The settings of the stack, and the environment of the processes that it starts."""
 
 import os
 import sys
@@ -11,29 +11,33 @@ from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile, l
 
 
 class WatchdogSection(Section):
-    """`[watchdog]`: how the processes are kept."""
+    """`[watchdog]`: how processes are stopped, checked and restarted."""
 
     stop_seconds: Annotated[
         int,
         Field(
             ge=1,
             le=1800,
-            description="a server that is still ending after so long is killed; more than server.drain_delay_seconds + "
+            description="longest time to stop; then the server is killed. More than server.drain_delay_seconds + "
             "server.grace_seconds + runner.retire_seconds",
         ),
     ] = 60
-    grace_seconds: Annotated[
-        float, Field(ge=0, le=3600, description="a process that has just begun to run is not asked for so long")
+    initial_delay_seconds: Annotated[
+        float, Field(ge=0, le=3600, description="from a process's start to its first liveness check")
     ] = 20.0
-    answer_seconds: Annotated[
-        float, Field(gt=0, le=4, description="the server must say within this that it lives; asked every five seconds")
+    probe_timeout_seconds: Annotated[
+        float, Field(gt=0, le=4, description="timeout of a liveness check of the server; one every five seconds")
     ] = 3.0
-    misses: Annotated[int, Field(ge=1, le=100, description="asked in vain so often in a row, it is started anew")] = 3
-    restarts: Annotated[int, Field(ge=0, le=100, description="so often in a row; then it is given up")] = 5
+    failure_threshold: Annotated[
+        int, Field(ge=1, le=100, description="consecutive failed liveness checks before a restart")
+    ] = 3
+    max_restarts: Annotated[
+        int, Field(ge=0, le=100, description="consecutive restarts before the process is given up")
+    ] = 5
 
 
 class ServerEndpoint(Section):
-    """Of `[server]`, where it listens; the server itself checks the rest."""
+    """Host and port of `[server]`; the server itself checks the rest of the section."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -42,7 +46,7 @@ class ServerEndpoint(Section):
 
     @property
     def address(self) -> str | None:
-        """Where it can be asked; None if it takes a free port, which nobody else knows."""
+        """Where to reach the server; None if it takes a free port, which only the server knows."""
         return local_address(self.host, self.port) if self.port else None
 
 
@@ -53,8 +57,8 @@ class StackSettings(SettingsFile):
     watchdog: WatchdogSection = WatchdogSection()
 
 
-def environment_of_children(settings: StackSettings) -> dict[str, str]:
-    """This process's environment and what supervisor.conf names; all paths absolute."""
+def make_child_environment(settings: StackSettings) -> dict[str, str]:
+    """This process's environment plus the variables that supervisor.conf uses; all paths are absolute."""
     return {
         **os.environ,
         "HOTSLOT_CONFIG": str(settings_path().absolute()),

@@ -1,13 +1,13 @@
 """Runs the whole stack in the foreground: supervisord with all processes, until a signal or until the server gives up.
 
-supervisord ends with 0 whatever happened; this ends with what really was:
+supervisord always ends with 0. The stack ends with:
 
-    0    it was asked to end
+    0    a signal asked it to end
     2    the settings are wrong
     75   another stack runs on this state_dir
-    70   the server died again and again
+    70   the server failed again and again and was given up
     78   another package in this environment hides hotslot's, or this is not Linux (`hotslot_watchdog.launch`)
-    else what supervisord ended with, or 128 + the signal that killed it
+    else supervisord's own exit code, or 128 + the signal that killed it
 """
 
 import argparse
@@ -26,157 +26,163 @@ from common.durable import AlreadyRunning, instance_lock, read_bounded, write_at
 from common.exit_codes import ExitCode, with_signal
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
-from hotslot_watchdog.settings import StackSettings, environment_of_children
+from hotslot_watchdog.settings import StackSettings, make_child_environment
 
-_NAME = "exit-code"
-_MAX_BYTES = 16
+WAKE_SECONDS = 0.2
+STOPPING_WAKE_SECONDS = 0.02
+LAST_OUTPUT_SECONDS = 0.5  # longest wait for supervisord's last lines to be copied
 
-
-def leave(run_folder: Path, code: int) -> None:
-    """Say with which code the stack is to end."""
-    write_atomic(run_folder / _NAME, f"{code}\n".encode())
-
-
-def take(run_folder: Path) -> int | None:
-    """The code that was left, if one was; it is gone afterwards."""
-    path = run_folder / _NAME
-    try:
-        content = read_bounded(path, _MAX_BYTES)
-        path.unlink()
-        return int(content)
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return ExitCode.INTERNAL_ERROR  # somebody wanted a failure, whatever it says
-
-
-VISIT_SECONDS = 0.2  # a dead server is started again so soon
-STOPPING_VISIT_SECONDS = 0.02
-LAST_LINES_SECONDS = 0.5  # how long a reader of ours may take with them
-
+_EXIT_CODE_FILE = "exit-code"
+_MAX_EXIT_CODE_BYTES = 16
 _HERE = Path(__file__).resolve().parent
-_CONFIG_PLACES = (_HERE / "supervisor.conf", _HERE.parent / "supervisor.conf")  # of a wheel, of the source tree
+_CONFIG_PATHS = (_HERE / "supervisor.conf", _HERE.parent / "supervisor.conf")  # in a wheel, in the source tree
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Supervisord:
-    """supervisord as a child: every signal that asks us to end asks it to end, and what it says passes through us."""
-
-    def __init__(self, socket_path: Path) -> None:
-        """Nothing runs yet; signals are noted."""
-        self._socket_path = str(socket_path)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._stop_asked = threading.Event()
-        self._has_ended = threading.Event()
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
-
-    def run(self, config: Path, environment: dict[str, str]) -> int:
-        """Run it to its end and return its exit code.
-
-        It gets a session of its own: a terminal's Ctrl-C reaches it once, through us, and a terminal that is closed
-        does not tell it to reload (its meaning of SIGHUP). It gets a pipe, since it opens its output by name: that
-        fails where ours is a socket (journald), and writes over others' lines where ours is a file.
-        """
-        command = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
-        self._child = child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-        )
-        if self._stop_asked.is_set():
-            child.terminate()
-        output = child.stdout
-        if output is None:
-            raise RuntimeError("a pipe was asked for")
-        threading.Thread(target=self._visit, daemon=True).start()
-        copier = threading.Thread(target=_copy, args=(output.fileno(), sys.stdout.fileno()), daemon=True)
-        copier.start()
-        child.returncode = _await_child(child.pid)
-        self._has_ended.set()
-        copier.join(LAST_LINES_SECONDS)
-        return child.returncode
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop_asked.set()
-        if self._child is not None:
-            self._child.terminate()
-
-    def _visit(self) -> None:
-        """Keep its loop turning: it looks for dead children and signals once a second, or when somebody comes."""
-        while not self._has_ended.is_set():
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as visitor:
-                visitor.setblocking(False)
-                visitor.connect(self._socket_path)
-            if self._stop_asked.is_set():
-                self._has_ended.wait(STOPPING_VISIT_SECONDS)
-            else:
-                self._stop_asked.wait(VISIT_SECONDS)
-
-
-def _copy(source: int, sink: int) -> None:
-    """Copy until the source ends; with the sink gone, read on, so that nobody waits for us."""
-    is_heard = True
-    while content := os.read(source, 1 << 16):
-        while content and is_heard:
-            try:
-                content = content[os.write(sink, content) :]
-            except BlockingIOError:
-                select.select((), (sink,), (), 1.0)
-            except OSError:
-                is_heard = False
-
-
-def _await_child(child: int) -> int:
-    """Wait for one child; as a container's first process we are also given orphans to bury."""
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            return os.waitstatus_to_exitcode(status)
-
-
-def run_stack(settings: StackSettings, config: Path) -> int:
-    """Run supervisord on one state folder, and say with which code to end.
-
-    Raises:
-        SettingsInvalid: the state folder's path is too long for supervisord's socket.
-    """
-    supervisor = socket_path(settings.state_dir, SUPERVISOR_SOCKET)
-    folder = make_run_folder(settings.state_dir)
-    try:
-        with instance_lock(folder / STACK_LOCK):
-            take(folder)  # of an earlier life
-            ended = Supervisord(supervisor).run(config, environment_of_children(settings))
-            left = take(folder)
-    except AlreadyRunning:
-        return _refuse("another hotslot runs on this state_dir", ExitCode.BUSY)
-    if left is not None:
-        return left
-    if ended < 0:
-        return _refuse(
-            f"supervisord was killed by signal {-ended}; the server may still be serving", with_signal(ended)
-        )
-    return ended
-
-
-def shipped_config() -> Path:
-    """The supervisor.conf that ships with this code."""
-    return next((place for place in _CONFIG_PLACES if place.is_file()), _CONFIG_PLACES[0])
-
-
 def main() -> int:
-    """Run the stack until it ends; for the command line."""
-    parser = argparse.ArgumentParser(prog="deploy/run-stack", description="Runs hotslot in the foreground.")
+    """Run the stack until it ends; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="deploy/run-stack",
+        description="Runs supervisord with the server, the updater and the watchdog in the foreground, as the command "
+        "of a container or a systemd unit. SIGTERM and Ctrl-C end it in order.",
+        epilog="Example:  deploy/run-stack --config /etc/hotslot.toml    Then:  hotslot status",
+    )
     parser.add_argument("--config", type=Path, help="settings file (default: HOTSLOT_CONFIG or ./hotslot.toml)")
-    parser.add_argument("--supervisor-config", type=Path, default=shipped_config(), help="default: the one that ships")
+    parser.add_argument(
+        "--supervisor-config", type=Path, default=find_supervisor_config(), help="default: the one that ships"
+    )
     options = parser.parse_args()
     if options.config is not None:
         use_settings_file(options.config)
     try:
         return run_stack(load_settings(StackSettings), options.supervisor_config)
     except SettingsInvalid as error:
-        return _refuse("\n".join(map(sentence_of, error.mistakes)), ExitCode.WRONG_USE)
+        return _fail("\n".join(map(sentence_of, error.mistakes)), ExitCode.WRONG_USE)
 
 
-def _refuse(sentence: str, code: int) -> int:
+def run_stack(settings: StackSettings, config: Path) -> int:
+    """Run supervisord on one state folder; returns the stack's exit code.
+
+    Raises:
+        SettingsInvalid: the path of the state folder is too long for supervisord's socket.
+    """
+    supervisor = socket_path(settings.state_dir, SUPERVISOR_SOCKET)
+    folder = make_run_folder(settings.state_dir)
+    try:
+        with instance_lock(folder / STACK_LOCK):
+            take_exit_code(folder)  # an earlier stack's
+            code = Supervisord(supervisor).run(config, make_child_environment(settings))
+            written = take_exit_code(folder)
+    except AlreadyRunning:
+        return _fail("another hotslot runs on this state_dir; stop it, or set another state_dir", ExitCode.BUSY)
+    if written is not None:
+        return written
+    if code < 0:
+        return _fail(f"supervisord was killed by signal {-code}; the server may still run", with_signal(code))
+    return code
+
+
+def find_supervisor_config() -> Path:
+    """The path of the supervisor.conf that ships with this code."""
+    return next((path for path in _CONFIG_PATHS if path.is_file()), _CONFIG_PATHS[0])
+
+
+def write_exit_code(run_folder: Path, code: int) -> None:
+    """Set the exit code with which the stack will end."""
+    write_atomic(run_folder / _EXIT_CODE_FILE, f"{code}\n".encode())
+
+
+def take_exit_code(run_folder: Path) -> int | None:
+    """Read and delete the exit code that was written, if one was."""
+    path = run_folder / _EXIT_CODE_FILE
+    try:
+        content = read_bounded(path, _MAX_EXIT_CODE_BYTES)
+        path.unlink()
+        return int(content)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return ExitCode.INTERNAL_ERROR  # unreadable; it is written only for a failure
+
+
+class Supervisord:
+    """supervisord as a child process: signals to this process end it in order, and its output is copied to ours."""
+
+    def __init__(self, socket_path: Path) -> None:
+        """Install the signal handlers; nothing runs yet."""
+        self._socket_path = str(socket_path)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stop_requested = threading.Event()
+        self._has_ended = threading.Event()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def run(self, config: Path, environment: dict[str, str]) -> int:
+        """Run supervisord until it ends; returns its exit code.
+
+        It gets its own session: a terminal's Ctrl-C reaches it once, through this process, and the SIGHUP of a closed
+        terminal, which supervisord takes as a reload, does not reach it. Its output goes through a pipe, because
+        supervisord opens /dev/fd/1 by name: that fails for a socket (journald) and overwrites a shared file.
+        """
+        command = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
+        self._child = child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        )
+        if self._stop_requested.is_set():
+            child.terminate()
+        output = child.stdout
+        if output is None:
+            raise RuntimeError("supervisord was started without a pipe")
+        threading.Thread(target=self._wake_periodically, daemon=True).start()
+        copier = threading.Thread(target=_copy, args=(output.fileno(), sys.stdout.fileno()), daemon=True)
+        copier.start()
+        child.returncode = _wait_for_child(child.pid)
+        self._has_ended.set()
+        copier.join(LAST_OUTPUT_SECONDS)
+        return child.returncode
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop_requested.set()
+        if self._child is not None:
+            self._child.terminate()
+
+    def _wake_periodically(self) -> None:
+        """Connect to supervisord's socket again and again.
+
+        Its loop checks for dead children and signals only once a second, or when a connection arrives.
+        """
+        while not self._has_ended.is_set():
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+                connection.setblocking(False)
+                connection.connect(self._socket_path)
+            if self._stop_requested.is_set():
+                self._has_ended.wait(STOPPING_WAKE_SECONDS)
+            else:
+                self._stop_requested.wait(WAKE_SECONDS)
+
+
+def _copy(source: int, sink: int) -> None:
+    """Copy until the source ends; if the sink is closed, keep reading so that the writers never block."""
+    is_open = True
+    while content := os.read(source, 1 << 16):
+        while content and is_open:
+            try:
+                content = content[os.write(sink, content) :]
+            except BlockingIOError:
+                select.select((), (sink,), (), 1.0)
+            except OSError:
+                is_open = False
+
+
+def _wait_for_child(child: int) -> int:
+    """Wait for one child and return its exit code; as a container's first process, reap orphans too."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _fail(sentence: str, code: int) -> int:
     sys.stderr.write(f"hotslot: {sentence}\n")
     return code
 

@@ -1,9 +1,9 @@
-"""A clock that stands until a test moves it."""
+"""A clock that stands still until a test moves it."""
 
 from datetime import UTC, datetime
 
 
-class StoodClock:
+class StoppedClock:
     """Implements `common.clock.Clock`."""
 
     def __init__(self) -> None:

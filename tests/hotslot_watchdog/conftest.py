@@ -1,4 +1,4 @@
-"""What tests of the watchdog share."""
+"""Fixtures of the watchdog tests."""
 
 import socket
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def free_port() -> int:
-    """A port where nobody listens."""
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

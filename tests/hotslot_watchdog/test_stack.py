@@ -1,4 +1,4 @@
-"""The stack in the foreground: the real supervisord and supervisor.conf, with a stand-in for the server."""
+"""The stack in the foreground: the real supervisord and supervisor.conf, with small programs as server and updater."""
 
 import json
 import os
@@ -43,7 +43,7 @@ while not end.wait(0.5):
 
 
 class Stack:
-    """A running deploy/run-stack with stand-ins, and what it has said."""
+    """A running deploy/run-stack with small programs as server and updater, and its log."""
 
     def __init__(self, folder: Path, server: str, updater: str = UPDATER, settings: str = "") -> None:
         config = (ROOT / "supervisor.conf").read_text()
@@ -51,7 +51,7 @@ class Stack:
             (folder / name).write_text(program)
             assert config.count(command) == 1
             config = config.replace(command, str(folder / name))
-        # Fewer tries than shipped, so that a test sees the end of them.
+        # One retry instead of twenty, so that the updater is given up within seconds.
         (folder / "supervisor.conf").write_text(config.replace("startretries=20", "startretries=1"))
         (folder / "hotslot.toml").write_text(f'state_dir = "{folder}/state"\n[[models]]\nname = "shapes"\n{settings}')
         run = [str(ROOT / "deploy/run-stack"), "--config", str(folder / "hotslot.toml")]
@@ -70,7 +70,7 @@ class Stack:
             self.lines.append(json.loads(line))
 
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        """The line of an event, once it has come so often."""
+        """The latest line of an event, once there are `count` of them."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             found = [line for line in self.lines if line["event"] == event]
@@ -79,12 +79,12 @@ class Stack:
             time.sleep(0.02)
         raise AssertionError(f"no {event} in {self.lines}")
 
-    def family(self) -> list[psutil.Process]:
-        """Every process of the stack but the first."""
+    def children(self) -> list[psutil.Process]:
+        """All processes of the stack except deploy/run-stack itself."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self) -> int:
-        """Wait for its end and return its exit code."""
+        """Wait until the stack ends and return its exit code."""
         code = self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)
         assert self.process.stdout
@@ -97,7 +97,7 @@ Start = Callable[..., Stack]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a stack with a stand-in for the server; nothing of it outlives the test."""
+    """Starts stacks; all their processes end with the test."""
     stacks: list[Stack] = []
 
     def start_stack(server: str, updater: str = UPDATER, settings: str = "") -> Stack:
@@ -107,9 +107,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield start_stack
     for stack in stacks:
         if stack.process.poll() is None:
-            family = stack.family()
+            children = stack.children()
             stack.process.kill()
-            for process in family:
+            for process in children:
                 process.kill()
             stack.end()
 
@@ -117,22 +117,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.mark.fault("U8")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_stack_in_two_seconds_with_no_process_left(start: Start, number: signal.Signals) -> None:
-    """Ctrl-C, a container's stop and a closed terminal end everything, in order, with 0."""
+    """Ctrl-C, `docker stop` and a closed terminal stop all processes in order; the exit code is 0."""
     stack = start(OBEDIENT)
     stack.wait_for("server_ready")
     stack.wait_for("updater_started")
-    family = stack.family()
-    assert len(family) >= 5  # supervisord, watchdog, updater, server, and its runner
+    children = stack.children()
+    assert len(children) >= 5  # supervisord, watchdog, updater, server, and its runner
 
     asked_at = time.monotonic()
     stack.process.send_signal(number)
     assert stack.end() == 0
     assert time.monotonic() - asked_at < 2.0
-    assert psutil.wait_procs(family, timeout=1)[1] == []
+    assert psutil.wait_procs(children, timeout=1)[1] == []
 
 
 def test_a_second_stack_on_the_same_state_is_refused(start: Start) -> None:
-    """Two stacks cannot share a state folder; the first one goes on."""
+    """Two stacks cannot share a state folder; the first one keeps running."""
     first = start(OBEDIENT)
     first.wait_for("server_ready")
     assert start(OBEDIENT).end() == ExitCode.BUSY
@@ -140,7 +140,7 @@ def test_a_second_stack_on_the_same_state_is_refused(start: Start) -> None:
 
 
 def test_a_server_that_dies_is_started_again(start: Start) -> None:
-    """A dead server is back within about a second, and the watchdog tells."""
+    """A killed server runs again within about a second."""
     stack = start(OBEDIENT)
     os.kill(stack.wait_for("server_ready")["pid"], signal.SIGKILL)
     stack.wait_for("server_ready", count=2)
@@ -151,18 +151,18 @@ def test_a_server_that_dies_is_started_again(start: Start) -> None:
 @pytest.mark.fault("U2")
 @pytest.mark.slow
 def test_a_server_that_cannot_run_ends_the_stack_with_its_code(start: Start) -> None:
-    """After supervisord gives up, the container ends non-zero instead of standing there without a server."""
+    """When supervisord gives up the server, the stack ends with exit code 70 and no process is left."""
     stack = start(DYING)
-    family = psutil.Process(stack.process.pid).children(recursive=True)
+    children = psutil.Process(stack.process.pid).children(recursive=True)
     assert stack.end() == ExitCode.INTERNAL_ERROR
     assert [line["program"] for line in stack.lines if line["event"] == "process_given_up"] == ["server"]
-    assert psutil.wait_procs(family, timeout=1)[1] == []
+    assert psutil.wait_procs(children, timeout=1)[1] == []
 
 
 @pytest.mark.fault("U2")
 @pytest.mark.slow
-def test_an_updater_that_cannot_run_costs_nothing(start: Start) -> None:
-    """It is given up and told, and the server serves on."""
+def test_an_updater_that_cannot_run_does_not_end_the_stack(start: Start) -> None:
+    """It is given up and logged, and the server keeps running."""
     stack = start(OBEDIENT, updater=DYING)
     assert stack.wait_for("process_given_up")["program"] == "updater"
     assert stack.process.poll() is None
@@ -171,8 +171,8 @@ def test_an_updater_that_cannot_run_costs_nothing(start: Start) -> None:
     assert stack.end() == 0
 
 
-def test_wrong_settings_are_told_and_nothing_starts(tmp_path: Path) -> None:
-    """Every mistake is on standard error, and the exit code says settings."""
+def test_wrong_settings_are_reported_and_nothing_starts(tmp_path: Path) -> None:
+    """Every mistake is on standard error, and the exit code is 2."""
     (tmp_path / "hotslot.toml").write_text('[watchdog]\nstop_seconds = 0\n[[models]]\nname = "NO"\n')
     done = subprocess.run(
         [str(ROOT / "deploy/run-stack"), "--config", str(tmp_path / "hotslot.toml")],

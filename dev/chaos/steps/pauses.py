@@ -14,9 +14,9 @@ from dev.chaos.stack import FIRST, ChaosStack
 from dev.harness.load import Load, LoadReport, Refused
 
 SECONDS = 120.0
-PATIENT = {"misses": 100}
+PATIENT = {"failure_threshold": 100}
 AFTER_SECONDS = 5.0  # until callers whose call the pause ate have asked again, and the watchdog has looked again
-PATIENCE_SECONDS = 75.0  # of the watchdog by default: its grace, its misses, and supervisord's start
+PATIENCE_SECONDS = 75.0  # the watchdog's defaults: initial delay, failed checks, and supervisord's start
 TRIAL_LEASE_SECONDS = 20.0
 
 
