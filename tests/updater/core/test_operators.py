@@ -4,11 +4,10 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.effects import CommandKind, OperatorCommand
+from updater.core.effects import CommandKind
 from updater.core.ports import GoldenFacts
 from updater.core.record import HeldFor, Stage
 from updater.core.rules import Mode
-from updater.stages.commands import refusal
 
 NO_GOLDEN = GoldenFacts("")
 
@@ -67,9 +66,7 @@ def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
     """No approval mends it."""
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
     world.settle()
-    refused = refusal(
-        world.record, OperatorCommand(CommandKind.APPROVE, digest(world, "1.1.0")), world.facts(), world.rules
-    )
+    refused = world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
     assert refused is not None
     assert refused.reason == "NOT_APPROVABLE"
 
@@ -104,7 +101,7 @@ def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
 
 def test_rollback_with_nothing_to_go_back_to_is_refused(world: World) -> None:
     """It says so."""
-    refused = refusal(world.record, OperatorCommand(CommandKind.ROLLBACK), world.facts(), world.rules)
+    refused = world.command(CommandKind.ROLLBACK)
     assert refused is not None
     assert refused.reason == "NOTHING_TO_ROLL_BACK_TO"
 

@@ -1,5 +1,7 @@
 """One model's world for tests, in the words of the domain: publish, tick, settle, crash."""
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -19,15 +21,15 @@ from tests.updater.simulators import (
     source_of,
 )
 from tests.updater.simulators import SimDisk as Disk
+from updater.commands import CommandQueue, _Waiting
 from updater.core.breaker import BreakerState
-from updater.core.effects import Action, ApplyCommand, CommandKind, Failed, OperatorCommand, Wait
+from updater.core.effects import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
 from updater.core.rules import GateRules, ObserveRules, Rules
-from updater.perform import Ports, perform
-from updater.stages.apply_result import apply_result
-from updater.stages.decide import decide
-from updater.stages.transitions import is_worth_writing, stopped
+from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
+from updater.perform import Ports
+from updater.stages.commands import Refusal
 
 RULES = Rules(
     gate=GateRules(),
@@ -56,14 +58,41 @@ class ManualClock:
         self.wall += timedelta(seconds=seconds)
 
 
-@dataclass(slots=True)
-class UpdaterLife:
-    """What one process of the updater knows beside the journal."""
+class Operators(CommandQueue):
+    """Operators whose commands are applied by later steps; nobody waits in a thread."""
 
-    record: ModelRecord
-    written: ModelRecord
-    has_begun: bool = False
-    before: float = 0.0
+    def leave(self, command: OperatorCommand) -> _Waiting:
+        """Put a command into the queue; its result stands in what is returned."""
+        waiting = _Waiting(command)
+        self._queue.append(waiting)
+        return waiting
+
+
+class Died(Exception):
+    """The updater's process is gone."""
+
+
+class SimulatedCrash(CrashPoints):
+    """Ends the updater "before" or "after" the next effect, and keeps the name of the last action."""
+
+    dies = ""
+    action = ""
+
+    def pass_by(self, name: str) -> None:
+        """Die here, if this is the place."""
+        when, _, action = name.partition(":")
+        if action:
+            self.action = action
+        if action and when == self.dies:
+            raise Died
+
+
+class NoObserver:
+    """Metrics and logs that nobody reads."""
+
+    def written(self, record: ModelRecord, events: Sequence[Event]) -> None: ...
+
+    def troubled(self, model: str, what: str, message: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -78,13 +107,14 @@ class World:
     disk: Disk = field(default_factory=Disk)
     hub: SimHub = field(default_factory=SimHub)
     qualities: dict[str, Quality] = field(default_factory=dict)
-    commands: list[OperatorCommand] = field(default_factory=list)
-    floors: list[str] = field(default_factory=list)
     server: SimServer = field(init=False)
     store: SimStore = field(init=False)
     converter: SimConverter = field(init=False)
     golden: SimGolden = field(init=False)
-    life: UpdaterLife = field(init=False)
+    loop: ModelLoop = field(init=False)
+    operators: Operators = field(init=False)
+    crash: SimulatedCrash = field(init=False)
+    stopping: threading.Event = field(init=False)
     _ids: "count[int]" = field(default_factory=count)
 
     def __post_init__(self) -> None:
@@ -121,14 +151,31 @@ class World:
         self.server.start()
 
     def start_updater(self) -> None:
-        """A new life of the updater: it knows what the journal says."""
-        record = SimJournal(self.disk).load(MODEL) or ModelRecord(MODEL)
-        self.life = UpdaterLife(record, record, before=self.clock.monotonic())
+        """Start another updater process: it knows what the journal says."""
+        wake, self.stopping = threading.Event(), threading.Event()
+        self.operators, self.crash = Operators(wake), SimulatedCrash()
+        self.loop = ModelLoop(
+            LoopParts(
+                model=MODEL,
+                ports=Ports(self.hub, self.server, self.golden, self.store, self.converter, self.clock),
+                journal=SimJournal(self.disk),
+                rules=self.rules,
+                clock=self.clock,
+                observer=NoObserver(),
+                crash=self.crash,
+                commands=self.operators,
+                guard=StepGuard(self.operators, self.stopping),
+                wake=wake,
+                stopping=self.stopping,
+                fresh_id=lambda: f"update-{next(self._ids)}",
+                jitter=self.random.random,
+            )
+        )
 
     def stop_updater(self) -> None:
-        """Asked to stop, it writes that down."""
-        if self.life.has_begun:
-            SimJournal(self.disk).write(stopped(self.life.record), ())
+        """Stop the updater in good order; it writes that down."""
+        self.stopping.set()
+        self.loop.run()
 
     def crash_server(self) -> None:
         """The server is killed and supervised back."""
@@ -148,58 +195,36 @@ class World:
         if requests:
             self.server.answers(requests, lambda bundle: self.qualities[content_of(bundle)].fails_callers)
 
-    def command(self, kind: CommandKind, argument: str = "") -> None:
-        """An operator asks for something and waits until it is done."""
-        command = OperatorCommand(kind, argument)
-        self.commands.append(command)
+    def command(self, kind: CommandKind, argument: str = "") -> Refusal | None:
+        """An operator asks for something and waits until it is done; returns why it was refused."""
+        asked = self.operators.leave(OperatorCommand(kind, argument))
         for _ in range(200):
-            if command not in self.commands:
-                return
+            if asked.result is not None:
+                return asked.result.refusal
             self.tick()
         raise AssertionError(f"{kind} was never applied")
 
-    # The updater's step.
+    def tick(self, dies: str = "") -> str:
+        """Take one step.
 
-    def tick(self, dies: str = "") -> Action:
-        """One step; `dies` "before" its effect, or "after" it and before the record is written."""
-        life, began = self.life, self.clock.monotonic()
-        facts = self.facts()
-        action = decide(life.record, facts, self.rules)
-        if dies == "before":
+        Args:
+            dies: "before" the step's effect, or "after" it and before the record is written.
+
+        Returns:
+            Name of the action that was decided.
+        """
+        self.crash.dies, crash = dies, self.crash
+        try:
+            pause = self.loop.step()
+        except Died:
             self.start_updater()
-            return action
-        result = perform(action, self.ports())
-        if dies == "after":
-            self.start_updater()
-            return action
-        record, events = apply_result(life.record, action, result, facts, self.rules)
-        self._write(record, events, began, action)
-        self.passes(action.seconds if isinstance(action, Wait) else 1.0 if isinstance(result, Failed) else 0.01)
-        return action
+            return crash.action
+        self.passes(pause or 0.01)
+        return crash.action
 
     def facts(self) -> Facts:
         """What the updater sees now."""
-        life = self.life
-        return Facts(
-            now=self.clock.now(),
-            elapsed_seconds=self.clock.monotonic() - life.before if life.has_begun else 0.0,
-            is_first=not life.has_begun,
-            fresh_id=f"update-{next(self._ids)}",
-            jitter=self.random.random(),
-            server=self.server.state(1.0) if self.server.is_up else None,
-            pointer=self.disk.pointer if self.disk.pointer_is_readable else None,
-            pointer_is_readable=self.disk.pointer_is_readable,
-            golden=self.golden.facts(),
-            sealed=self.store.sealed(),
-            committed_converts_to=""
-            if life.record.committed is None
-            else self.store.converts_to(life.record.committed),
-            command=self.commands[0] if self.commands else None,
-        )
-
-    def ports(self) -> Ports:
-        """The simulated ports."""
-        return Ports(self.hub, self.server, self.golden, self.store, self.converter, self.clock)
+        return self.loop._look(self.clock.monotonic())  # noqa: SLF001  for decisions that a test asks for itself
 
     def tick_until(self, stage: Stage, limit: int = 2000) -> None:
         """Step until a stage is entered."""
@@ -217,8 +242,8 @@ class World:
             action = self.tick()
             watch, hub = self.record.watch, self.record.hub
             is_looking = hub.state is BreakerState.CLOSED and watch.seconds_to_poll <= 2 * self.rules.poll_seconds
-            is_calm = self.stage in (Stage.IDLE, Stage.HELD) and isinstance(action, Wait) and is_looking
-            calm = calm + self.clock.seconds - before if is_calm or type(action).__name__ == "LookAtHub" else 0.0
+            is_calm = self.stage in (Stage.IDLE, Stage.HELD) and action == "Wait" and is_looking
+            calm = calm + self.clock.seconds - before if is_calm or action == "LookAtHub" else 0.0
             if calm > 2.5 * self.rules.poll_seconds:
                 return
         raise AssertionError(f"it does not settle: {self.stage}, {self.told()[-8:]}")
@@ -228,7 +253,7 @@ class World:
     @property
     def record(self) -> ModelRecord:
         """As the updater knows it."""
-        return self.life.record
+        return self.loop.publisher.snapshot.record
 
     @property
     def stage(self) -> Stage:
@@ -265,21 +290,9 @@ class World:
         return next(event for event in reversed(self.disk.events) if event.name == name)
 
     def with_rules(self, **changes: object) -> None:
-        """Other rules from now on."""
+        """Other rules from now on: the updater is started again with them."""
         self.rules = replace(self.rules, **changes)  # type: ignore[arg-type]
-
-    def _write(self, record: ModelRecord, events: tuple[Event, ...], began: float, action: Action) -> None:
-        life = self.life
-        if events or not life.has_begun or is_worth_writing(life.written, record):
-            try:
-                SimJournal(self.disk).write(record, events)
-            except OSError:
-                return
-            life.written = record
-            self.floors.append(record.min_version)
-        life.record, life.before, life.has_begun = record, began, True
-        if isinstance(action, ApplyCommand):
-            self.commands.pop(0)
+        self.start_updater()
 
     def _boots_from(self) -> str:
         pointer = self.disk.pointer

@@ -24,10 +24,9 @@ from dev.harness.revisions import MODEL, convert_scripted, model_folder
 from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_server import Card, SimServer
 from tests.updater.core.world import RULES as COMMON_RULES
-from tests.updater.core.world import ManualClock
+from tests.updater.core.world import ManualClock, Operators
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
-from updater.commands import CommandQueue, _Waiting
 from updater.core.breaker import BreakerState
 from updater.core.effects import Failed, OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
@@ -48,14 +47,6 @@ RULES = replace(
     look_seconds=4.0,  # few steps without news
     cap_bytes=0,  # what nobody needs is deleted at once
 )
-
-
-class Operators(CommandQueue):
-    """Ask and do not wait."""
-
-    def leave(self, command: OperatorCommand) -> None:
-        """Ask for something."""
-        self._queue.append(_Waiting(command))
 
 
 class StoryHub(DirectoryHub):
