@@ -16,13 +16,13 @@ from common.bundle import (
     BundleBroken,
     Committed,
     HubKind,
-    HubPlace,
+    HubLocation,
     Origin,
     Provenance,
     bundle_folder,
+    format_rfc3339,
     read_bundle,
     read_committed,
-    rfc3339,
     update_pointer,
 )
 from common.clock import SystemClock
@@ -89,7 +89,7 @@ def import_bundle(
     read_committed(state)  # a malformed pointer fails before the work, not after it
     sealed_before = {folder.name for folder in bundle_folders(state)}
     # Nobody has run the list over it: a person vouches for it. What the conversion looks at was looked at.
-    place, now = HubPlace(HubKind.IMPORT, model), rfc3339(SystemClock().now())
+    place, now = HubLocation(HubKind.IMPORT, model), format_rfc3339(SystemClock().now())
     provenance = Provenance(place, revision, fetched_at=now, verified_at="", checked=(CONVERSION_CHECK,))
     bundle = convert(source, state, revision, ConvertLimits(), precision, digest="", provenance=provenance)
     was_sealed = bundle_folder(state, bundle.bundle_digest).name in sealed_before

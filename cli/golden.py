@@ -23,7 +23,7 @@ from common.golden_set import (
     GoldenFolder,
     GoldenItem,
     GoldenSet,
-    line_of,
+    format_item,
     read_folder,
 )
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
@@ -153,9 +153,9 @@ def record(
     failed = [item.item for item in items if len(answers[item.item]) < len(item.statements)]
     if failed:
         raise CommandFailed(f"the model did not answer {failed[0]!r}; nothing was recorded")
-    floor = [f'{{"floor": {known.floor}}}\n'] if known.floor else []
-    lines = [line_of(item, answers[item.item]) for item in items]
-    write_atomic(folder / SET_NAME, "".join(floor + lines).encode())
+    min_accuracy = [f'{{"min_accuracy": {known.min_accuracy}}}\n'] if known.min_accuracy else []
+    lines = [format_item(item, answers[item.item]) for item in items]
+    write_atomic(folder / SET_NAME, "".join(min_accuracy + lines).encode())
     _read(folder, model)
     print_text(("recorded ", GOOD), f"{len(lines)} items in {folder / SET_NAME}")
     print_text((f'name it in hotslot.toml, at the model: golden = "{folder}"', DIM))

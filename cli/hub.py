@@ -18,10 +18,10 @@ from cli.clients import hub_folder
 from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import read_settings
-from common.bundle import BundleFile, source_digest
+from common.bundle import BundleFile, compute_source_digest
 from common.durable import sync_folder, write_atomic
 from common.settings import settings_path
-from common.source import MANIFEST_NAME, ManifestBroken, check_names, is_revision_name, manifest_bytes, read_manifest
+from common.source import MANIFEST_NAME, ManifestBroken, check_names, encode_manifest, is_revision_name, read_manifest
 
 _CHUNK_BYTES = 1 << 20
 
@@ -61,7 +61,7 @@ def publish(source: Path, hub: Path, model: str, revision: str) -> Published:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _staging(target.parent) as staging:
         files = tuple(_copy(source, staging, name) for name in names)
-        write_atomic(staging / MANIFEST_NAME, manifest_bytes(files))
+        write_atomic(staging / MANIFEST_NAME, encode_manifest(files))
         if target.exists():
             return Published(target, _same(target, files), is_new=False)
         for folder in sorted({(staging / name).parent for name in names} | {staging}, reverse=True):
@@ -180,7 +180,9 @@ def list_(*, hub: Hub = None) -> None:
             table.add_row(text(path.parent.name), text(path.name), "", "", text((str(error), BAD)))
             continue
         total = size(sum(file.size for file in files))
-        table.add_row(*map(text, (path.parent.name, path.name, str(len(files)), total, short(source_digest(files)))))
+        table.add_row(
+            *map(text, (path.parent.name, path.name, str(len(files)), total, short(compute_source_digest(files))))
+        )
     if table.row_count:
         out.print(table)
     else:

@@ -23,7 +23,7 @@ from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.clock import SystemClock
-from common.exit_codes import with_signal
+from common.exit_codes import to_shell_code
 from common.sealing import PRECISIONS
 
 EXAMPLE = "Example:  hotslot serve --demo"
@@ -101,7 +101,7 @@ def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], No
         code = child.wait()
         ended.set()
         announcer.join(1.0)
-    return with_signal(code)
+    return to_shell_code(code)
 
 
 def announce(settings: Settings, ended: threading.Event) -> None:

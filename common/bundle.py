@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from common.durable import exclusive, read_bounded, write_atomic
+from common.durable import hold_lock, read_bounded, write_atomic
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
@@ -52,7 +52,7 @@ class HubKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class HubPlace:
+class HubLocation:
     """Where on which hub a model's revisions lie."""
 
     kind: HubKind
@@ -64,7 +64,7 @@ class HubPlace:
 class Provenance:
     """Where the files of a bundle came from, and what they passed."""
 
-    place: HubPlace
+    place: HubLocation
     revision: str  # as the hub called it when it was fetched
     fetched_at: str  # RFC 3339, UTC, of our wall clock
     verified_at: str  # the same; empty if the list was never run over it (an import by hand)
@@ -116,13 +116,13 @@ class Committed:
     origin: Origin
 
 
-def source_digest(files: Sequence[BundleFile]) -> str:
+def compute_source_digest(files: Sequence[BundleFile]) -> str:
     """Name what the hub published: SHA-256 over one line a declared file, sorted by name."""
     lines = sorted(f"{file.sha256} {file.size} {file.name}\n" for file in files)
     return _digest("".join(sorted(lines, key=lambda line: line.split(" ", 2)[2])).encode())
 
 
-def bundle_digest(source: str, engine: str, converter: str, precision: str) -> str:
+def compute_bundle_digest(source: str, engine: str, converter: str, precision: str) -> str:
     """Name what a runner opens: the source, and all that decides how it was converted."""
     return _digest(f"{source}\n{engine}\n{converter}\n{precision}\n".encode())
 
@@ -150,8 +150,8 @@ def read_bundle(folder: Path) -> Bundle:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
         notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
         said = row.get("interface"), row.get("provenance")
-        interface = None if said[0] is None else interface_of(said[0])
-        provenance = None if said[1] is None else provenance_of(said[1])
+        interface = None if said[0] is None else parse_interface(said[0])
+        provenance = None if said[1] is None else parse_provenance(said[1])
         plain = {key: row[key] for key in _PLAIN_KEYS}
         bundle = Bundle(files=files, notes=notes, interface=interface, provenance=provenance, **plain)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -198,7 +198,7 @@ def lock_pointer(state: Path, wait_seconds: float = POINTER_WAIT_SECONDS) -> Abs
         LockTimeout: another holder did not release the lock in time.
         OSError: the lock file cannot be opened.
     """
-    return exclusive(state / POINTER_LOCK, wait_seconds)
+    return hold_lock(state / POINTER_LOCK, wait_seconds)
 
 
 def update_pointer(
@@ -244,32 +244,32 @@ def commit(state: Path, row: Committed) -> Committed | None:
     return update_pointer(state, row.model, lambda _: row)
 
 
-def provenance_of(row: Mapping[str, Any]) -> Provenance:
+def parse_provenance(row: Mapping[str, Any]) -> Provenance:
     """What `dataclasses.asdict` made of it, back again.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
-    place = place_of(row["place"])
+    place = parse_hub_location(row["place"])
     plain = {key: str(row[key]) for key in ("revision", "fetched_at", "verified_at")}
     return Provenance(place=place, checked=tuple(map(str, row["checked"])), **plain)
 
 
-def place_of(row: Mapping[str, Any]) -> HubPlace:
+def parse_hub_location(row: Mapping[str, Any]) -> HubLocation:
     """What `dataclasses.asdict` made of it, back again.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
-    return HubPlace(HubKind(row["kind"]), str(row["model"]), str(row["endpoint"]))
+    return HubLocation(HubKind(row["kind"]), str(row["model"]), str(row["endpoint"]))
 
 
-def rfc3339(at: datetime) -> str:
+def format_rfc3339(at: datetime) -> str:
     """A time as a bundle says it: UTC, to the second."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def interface_of(row: Mapping[str, Any]) -> Interface:
+def parse_interface(row: Mapping[str, Any]) -> Interface:
     """What `dataclasses.asdict` made of it, back again.
 
     Raises:

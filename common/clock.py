@@ -29,6 +29,6 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-def process_seconds() -> float:
+def read_cpu_seconds() -> float:
     """CPU seconds that this process has used, all threads, user and system."""
     return time.process_time()

@@ -119,7 +119,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def passing(file: BinaryIO) -> Iterator[bytes]:
+def read_uncached(file: BinaryIO) -> Iterator[bytes]:
     """The rest of a large file, a megabyte at a time, which leaves the page cache as it goes by.
 
     Gigabytes that are read once would push out what somebody maps and reads all the time: the model that serves.
@@ -134,7 +134,7 @@ def passing(file: BinaryIO) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, wait_seconds: float) -> Iterator[None]:
+def hold_lock(path: Path, wait_seconds: float) -> Iterator[None]:
     """Hold `path` as a lock against other processes and threads. Not reentrant.
 
     Args:
@@ -154,7 +154,7 @@ def exclusive(path: Path, wait_seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def instance_lock(path: Path) -> Iterator[None]:
+def lock_instance(path: Path) -> Iterator[None]:
     """Hold `path` as a lock; the kernel lets go of it when the process ends, however it ends.
 
     Raises:

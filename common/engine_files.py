@@ -57,7 +57,7 @@ class FilesMissing(ValueError):
     """A revision lacks files that its engine needs; says which."""
 
 
-def engine_for(task: str, model_type: str) -> EngineFiles | None:
+def find_engine(task: str, model_type: str) -> EngineFiles | None:
     """Find the engine that serves a configuration's task and `model.type`, if this build has one."""
     for files in ENGINES:
         if files.task == task and model_type in files.model_types:
@@ -65,7 +65,9 @@ def engine_for(task: str, model_type: str) -> EngineFiles | None:
     return None
 
 
-def declared_files(files: EngineFiles, listing: Mapping[str, int], configuration: Mapping[str, object]) -> list[str]:
+def list_declared_files(
+    files: EngineFiles, listing: Mapping[str, int], configuration: Mapping[str, object]
+) -> list[str]:
     """Choose the files that an engine takes of a revision.
 
     Args:
@@ -74,7 +76,7 @@ def declared_files(files: EngineFiles, listing: Mapping[str, int], configuration
         configuration: the revision's parsed configuration.json.
 
     Returns:
-        Relative names, sorted. Shards of a weights index are not among them: see `shards_of`.
+        Relative names, sorted. Shards of a weights index are not among them: see `list_shards`.
 
     Raises:
         FilesMissing: what is needed is not all there.
@@ -93,7 +95,7 @@ def declared_files(files: EngineFiles, listing: Mapping[str, int], configuration
     return sorted({*chosen, weights, *vocabulary})
 
 
-def shards_of(index: Mapping[str, object]) -> list[str]:
+def list_shards(index: Mapping[str, object]) -> list[str]:
     """Names of the shards that a weights index lists, sorted.
 
     Raises:

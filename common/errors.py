@@ -114,7 +114,7 @@ def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
         error: what went wrong.
         more: further details, for example the true state behind a conflict.
     """
-    status = status_pb2.Status(code=code_of(error), message=str(error))
+    status = status_pb2.Status(code=get_code(error), message=str(error))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details: list[message.Message] = [info]
     if error.field:
@@ -134,7 +134,7 @@ def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
     return status
 
 
-def code_of(error: HotslotError) -> int:
+def get_code(error: HotslotError) -> int:
     """The gRPC code of an error, by the nearest class that the table holds."""
     for kind in type(error).__mro__:
         if kind in CODES:

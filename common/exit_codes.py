@@ -21,6 +21,6 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # a command: Ctrl-C
 
 
-def with_signal(code: int) -> int:
+def to_shell_code(code: int) -> int:
     """The exit code of a child as `subprocess` gives it, in a shell's form: 128 + the signal that ended it."""
     return code if code >= 0 else SIGNAL_BASE - code

@@ -1,13 +1,13 @@
-"""Golden sets: pictures or addresses with the answers expected to them; owned by the operator.
+"""Golden sets: pictures or addresses with their expected answers, kept by the operator.
 
 A golden set is a folder with `golden.jsonl` and its pictures. One line is one item: a JSON object
 
     {"item": "street-17", "image": "street-17.jpg", "statements": ["there is a dog"], "expected": ["yes"]}
     {"item": "order-4", "addresses": ["浙江省杭州市…"], "expected": [{"prov": "浙江省", "city": "杭州市"}]}
 
-`premise` may stand beside `statements`. Without `expected` an item is one to be agreed with: `answers`
-keeps what the active model said when the item was recorded, for people. A first line
-`{"floor": 0.8}` sets the least accuracy that a candidate may have.
+`premise` is allowed beside `statements`. For an item without `expected` a candidate is compared with the active model.
+`answers` keeps the active model's answers from when the item was recorded, for people. A first line
+`{"min_accuracy": 0.8}` sets the lowest accuracy with which a candidate passes.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ LABELS = ("yes", "no", "maybe")
 
 
 class GoldenBroken(ValueError):
-    """A golden set cannot be used; says which line and why.
+    """A golden set cannot be used; the message names the line and the reason.
 
     Attributes:
         problem: "EMPTY", "UNREADABLE" or "OTHER_TASK".
@@ -45,66 +45,66 @@ class GoldenItem:
     premise: str = ""
     statements: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
-    expected: tuple[str, ...] = ()  # in the form of `canonical`; empty: to be agreed with
-    answers: tuple[str, ...] = ()  # what the active model said when it was recorded; for people
+    expected: tuple[str, ...] = ()  # labels, or components from `canonicalize`; empty: none expected
+    answers: tuple[str, ...] = ()  # the active model's when the item was recorded; for people
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What is asked, one question each."""
+        """The statements or addresses; each is one question."""
         return self.statements or self.addresses
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenSet:
-    """A whole set, without its pictures' bytes."""
+    """All items of a set, without the pictures' bytes."""
 
     items: tuple[GoldenItem, ...]
-    floor: float = 0.0  # least accuracy, 0 to 1
+    min_accuracy: float = 0.0  # least accuracy, 0 to 1
 
     @property
     def questions(self) -> int:
-        """How many there are."""
+        """The number of questions in all items."""
         return sum(len(item.texts) for item in self.items)
 
     @property
     def expected(self) -> int:
-        """How many of them have an expectation."""
+        """The number of questions with an expected answer."""
         return sum(len(item.expected) for item in self.items)
 
 
 def parse(text: str, task: str) -> GoldenSet:
-    """Read the lines of `golden.jsonl`.
+    """Parse the content of `golden.jsonl`.
 
     Args:
         text: the whole file.
         task: of the model: "visual-entailment" or "token-classification".
 
     Raises:
-        GoldenBroken: it holds no item, a line is malformed, or it is of another task.
+        GoldenBroken: it has no items, a line is malformed, or an item is for another task.
     """
     items: list[GoldenItem] = []
-    floor = 0.0
+    min_accuracy = 0.0
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         row = _object(line, number)
-        if not items and set(row) == {"floor"}:
-            floor = _share(row["floor"], number)
+        if not items and set(row) == {"min_accuracy"}:
+            min_accuracy = _share(row["min_accuracy"], number)
             continue
         items.append(_item(row, number, task))
         if len(items) > MAX_ITEMS:
-            raise GoldenBroken("UNREADABLE", f"it holds more than {MAX_ITEMS} items")
+            raise GoldenBroken("UNREADABLE", f"the set has more than {MAX_ITEMS} items")
     if not items:
-        raise GoldenBroken("EMPTY", "it holds no items")
+        raise GoldenBroken("EMPTY", "the set has no items")
     names = [item.item for item in items]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise GoldenBroken("UNREADABLE", f"the item {twice[:80]!r} stands twice")
-    return GoldenSet(tuple(items), floor)
+        raise GoldenBroken("UNREADABLE", f"item {twice[:80]!r} appears twice")
+    return GoldenSet(tuple(items), min_accuracy)
 
 
-def line_of(item: GoldenItem, answers: Sequence[str] = ()) -> str:
-    """One item as a line of `golden.jsonl`; `answers`, or those that it has, are kept for people."""
+def format_item(item: GoldenItem, answers: Sequence[str] = ()) -> str:
+    """One item as a line of `golden.jsonl`, with `answers` or, if empty, the item's own recorded answers."""
     row: dict[str, object] = {"item": item.item}
     if item.image:
         row["image"] = item.image
@@ -119,12 +119,9 @@ def line_of(item: GoldenItem, answers: Sequence[str] = ()) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def canonical(components: Mapping[str, str]) -> str:
-    """Components of an address (kind → text) in the one form in which answers are compared."""
+def canonicalize(components: Mapping[str, str]) -> str:
+    """The components of an address (kind → text) as JSON with sorted keys, so that answers compare as strings."""
     return json.dumps(dict(sorted(components.items())), ensure_ascii=False)
-
-
-# Helpers.
 
 
 def _object(line: str, number: int) -> dict[str, object]:
@@ -133,9 +130,9 @@ def _object(line: str, number: int) -> dict[str, object]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise GoldenBroken("UNREADABLE", f"line {number} is no JSON") from error
+        raise GoldenBroken("UNREADABLE", f"line {number} is not JSON") from error
     if not isinstance(row, dict):
-        raise GoldenBroken("UNREADABLE", f"line {number} is no object")
+        raise GoldenBroken("UNREADABLE", f"line {number} is not a JSON object")
     return row
 
 
@@ -145,13 +142,13 @@ def _item(row: Mapping[str, object], number: int, task: str) -> GoldenItem:
         raise GoldenBroken("UNREADABLE", f"line {number} has the unknown key {min(unknown)[:80]!r}")
     is_picture = task == "visual-entailment"
     if ("statements" if is_picture else "addresses") not in row:
-        raise GoldenBroken("OTHER_TASK", f"line {number} is no item for a model of the task {task}")
+        raise GoldenBroken("OTHER_TASK", f"line {number} is not an item for task {task}")
     texts = _texts(row, "statements" if is_picture else "addresses", number)
     item, image, premise = (_text(row, key, number) for key in ("item", "image", "premise"))
     if not item or (is_picture and not image):
         raise GoldenBroken("UNREADABLE", f"line {number} lacks {'item' if not item else 'image'}")
     if image != image.replace("\\", "/").rsplit("/", 1)[-1] or image in (".", "..") or "\0" in image:
-        raise GoldenBroken("UNREADABLE", f"line {number}: image must be a plain file name")
+        raise GoldenBroken("UNREADABLE", f"line {number}: image must be a file name without a folder")
     expected = _answers(row.get("expected"), "expected", len(texts), number, is_picture=is_picture)
     answers = _answers(row.get("answers"), "answers", len(texts), number, is_picture=is_picture)
     if is_picture:
@@ -163,22 +160,22 @@ def _answers(value: object, key: str, count: int, number: int, *, is_picture: bo
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) != count:
-        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold {count} answers, one a text")
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must be a list of {count} answers, one per question")
     if is_picture:
         if not all(entry in LABELS for entry in value):
-            raise GoldenBroken("UNREADABLE", f"line {number}: an answer is one of {', '.join(LABELS)}")
+            raise GoldenBroken("UNREADABLE", f"line {number}: each answer must be one of {', '.join(LABELS)}")
         return tuple(value)
     if not all(isinstance(entry, dict) and all(isinstance(part, str) for part in entry.values()) for entry in value):
-        raise GoldenBroken("UNREADABLE", f"line {number}: an answer is an object, kind to text")
-    return tuple(canonical(entry) for entry in value)
+        raise GoldenBroken("UNREADABLE", f"line {number}: each answer must be an object from kind to text")
+    return tuple(canonicalize(entry) for entry in value)
 
 
 def _texts(row: Mapping[str, object], key: str, number: int) -> tuple[str, ...]:
     value = row[key]
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_TEXTS:
-        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold 1 to {MAX_TEXTS} texts")
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must be a list of 1 to {MAX_TEXTS} texts")
     if not all(isinstance(entry, str) and entry for entry in value):
-        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must hold texts")
+        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must contain only non-empty texts")
     return tuple(value)
 
 
@@ -191,7 +188,7 @@ def _text(row: Mapping[str, object], key: str, number: int) -> str:
 
 def _share(value: object, number: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise GoldenBroken("UNREADABLE", f"line {number}: floor must be a number from 0 to 1")
+        raise GoldenBroken("UNREADABLE", f"line {number}: min_accuracy must be a number from 0 to 1")
     return float(value)
 
 
@@ -202,30 +199,30 @@ MAX_PICTURE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class GoldenFolder:
-    """A set that was read and checked; its pictures were hashed, not kept."""
+    """A set that was read and checked; the pictures stay on disk."""
 
     folder: Path
     golden: GoldenSet
-    digest: str  # names what is asked and expected, and the pictures
+    digest: str  # of the questions, the expected answers and the pictures
 
     def picture(self, item: GoldenItem) -> bytes:
-        """The bytes of an item's picture.
+        """Read an item's picture.
 
         Raises:
-            GoldenBroken: it is gone, no regular file, or too large.
+            GoldenBroken: the file is missing, not a regular file, or too large.
         """
         return read_regular(self.folder / item.image, MAX_PICTURE_BYTES, f"the picture of {item.item!r}")
 
 
 def read_folder(folder: Path, task: str) -> GoldenFolder:
-    """Read and check a set.
+    """Read and check the set in a folder.
 
     Args:
-        folder: where it lies.
-        task: of the model that it is for.
+        folder: with `golden.jsonl` and the pictures.
+        task: of the model.
 
     Raises:
-        GoldenBroken: it is missing, empty, malformed or of another task, or a picture is missing.
+        GoldenBroken: the set is missing, empty, malformed or for another task, or a picture is missing.
     """
     raw = read_regular(folder / SET_NAME, MAX_SET_BYTES, SET_NAME)
     try:
@@ -237,16 +234,16 @@ def read_folder(folder: Path, task: str) -> GoldenFolder:
 
 
 def read_regular(path: Path, max_bytes: int, what: str) -> bytes:
-    """A regular file of bounded size; a pipe in its place would never end.
+    """Read a regular file of limited size; a pipe would block for ever.
 
     Raises:
-        GoldenBroken: it is missing, no regular file, or too large.
+        GoldenBroken: the file is missing, not a regular file, or too large.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise GoldenBroken("UNREADABLE", f"{what} is no regular file")
+                raise GoldenBroken("UNREADABLE", f"{what} is not a regular file")
             content = file.read(max_bytes + 1)
     except OSError as error:
         raise GoldenBroken("UNREADABLE", f"{what} cannot be read: {(error.strerror or 'failed').lower()}") from error
@@ -256,9 +253,9 @@ def read_regular(path: Path, max_bytes: int, what: str) -> bytes:
 
 
 def _digest(folder: Path, golden: GoldenSet) -> str:
-    """SHA-256 over what is asked and expected, and over the pictures; recorded answers are only for people."""
+    """SHA-256 of the questions, the expected answers and the pictures; recorded answers are left out."""
     pictures = {"": ""}
-    lines = [f"floor {golden.floor!r}"]
+    lines = [f"floor {golden.min_accuracy!r}"]  # the key's earlier name: digests of recorded sets must not change
     for item in golden.items:
         if item.image not in pictures:
             content = read_regular(folder / item.image, MAX_PICTURE_BYTES, f"the picture of {item.item!r}")

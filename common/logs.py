@@ -32,7 +32,7 @@ CLOSE_SECONDS = 2.0
 _FIXED = ("at", "level", "process", "event")
 _ATOMIC_BYTES = 4096  # a pipe keeps a write of so many bytes in one piece (PIPE_BUF)
 
-__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "dropped_lines", "get_logger", "render"]
+__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "count_dropped_lines", "get_logger", "render"]
 
 _Event = dict[str, object]
 
@@ -67,9 +67,9 @@ def get_logger(**bound: object) -> Logger:
     return cast("Logger", structlog.wrap_logger(None, (_hand_over,), wrapper, dict).bind(**bound))
 
 
-def dropped_lines() -> int:
+def count_dropped_lines() -> int:
     """Lines that this process has lost since its log was configured."""
-    return _connected.writer.dropped_lines() if _connected.writer else 0
+    return _connected.writer.count_dropped_lines() if _connected.writer else 0
 
 
 class LogWriter:
@@ -122,7 +122,7 @@ class LogWriter:
         if not self._wake.is_set():
             self._wake.set()
 
-    def dropped_lines(self) -> int:
+    def count_dropped_lines(self) -> int:
         """Lines lost since the start, because nobody read or the place to write to was gone."""
         return self._dropped
 

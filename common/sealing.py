@@ -24,7 +24,7 @@ from common.bundle import Bundle, BundleBroken, Provenance, bundle_folder, read_
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.exit_codes import ExitCode
-from common.settings import inherited_environment
+from common.settings import inherit_environment
 from common.source import PRECISIONS, ConversionRefused, Source, find_source
 
 __all__ = [
@@ -170,7 +170,7 @@ def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits
 
 def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
     # A plain environment: nothing that an operator exported reaches code that reads foreign bytes.
-    environment = {**inherited_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "PYTHONPATH": str(_ROOT)}
+    environment = {**inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "PYTHONPATH": str(_ROOT)}
     with (
         tempfile.TemporaryFile() as sentences,
         subprocess.Popen(  # rule 2

@@ -40,7 +40,7 @@ class SettingsInvalid(ValueError):
     """The settings cannot be used; lists every mistake."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
-        super().__init__("; ".join(map(sentence_of, mistakes)))
+        super().__init__("; ".join(map(format_mistake, mistakes)))
         self.mistakes = mistakes
 
 
@@ -106,12 +106,12 @@ class SettingsFile(BaseSettings):
 T = TypeVar("T", bound=SettingsFile)
 
 
-def sentence_of(mistake: Mistake) -> str:
+def format_mistake(mistake: Mistake) -> str:
     """One mistake in one line, for people."""
     return f"{mistake.key}: {mistake.message}" + (f" (found {mistake.found})" if mistake.found else "")
 
 
-def inherited_environment(*names: str) -> dict[str, str]:
+def inherit_environment(*names: str) -> dict[str, str]:
     """What a child process is given of this one's environment: these variables, or all of it if none is named."""
     return {name: value for name, value in os.environ.items() if not names or name in names}
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.bundle import BundleFile, bundle_digest, hash_file, source_digest
+from common.bundle import BundleFile, compute_bundle_digest, compute_source_digest, hash_file
 from common.durable import read_bounded
 from common.engine_files import (
     CONFIGURATION,
     MAX_CONFIG_BYTES,
     EngineFiles,
     FilesMissing,
-    declared_files,
-    engine_for,
-    shards_of,
+    find_engine,
+    list_declared_files,
+    list_shards,
 )
 
 MANIFEST_NAME = "hotslot-manifest.json"
@@ -100,7 +100,7 @@ def read_listing(folder: Path) -> tuple[BundleFile, ...]:
 
 
 def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
-    """What `manifest_bytes` wrote, as `read_listing` reads it.
+    """What `encode_manifest` wrote, as `read_listing` reads it.
 
     Raises:
         OSError, ManifestBroken: as `read_listing` says.
@@ -116,7 +116,7 @@ def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def manifest_bytes(files: Sequence[BundleFile]) -> bytes:
+def encode_manifest(files: Sequence[BundleFile]) -> bytes:
     """The manifest of these files, as it is written."""
     check_files(files)
     rows = [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files]
@@ -178,13 +178,13 @@ class Source:
             ConversionRefused: one cannot be read.
         """
         try:
-            return source_digest([hash_file(self.folder / name) for name in self.names])
+            return compute_source_digest([hash_file(self.folder / name) for name in self.names])
         except OSError as error:
             raise _unreadable(error) from error
 
     def bundle_digest(self, digest: str, precision: str) -> str:
         """Names what this source becomes, if `digest` is its own."""
-        return bundle_digest(digest, self.engine.engine, self.engine.converter, precision)
+        return compute_bundle_digest(digest, self.engine.engine, self.engine.converter, precision)
 
 
 def find_source(folder: Path) -> Source:
@@ -212,7 +212,7 @@ def _unreadable(error: OSError) -> ConversionRefused:
 def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
     model = configuration.get("model")
     model_type = model.get("type") if isinstance(model, Mapping) else None
-    engine = engine_for(str(configuration.get("task")), str(model_type))
+    engine = find_engine(str(configuration.get("task")), str(model_type))
     if engine is None:
         message = (
             f"{CONFIGURATION}: task {configuration.get('task')!r} with model.type {model_type!r} has no engine here"
@@ -224,9 +224,9 @@ def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
 def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[str, object]) -> list[str]:
     """The files that the engine takes, shards included, sorted."""
     listing = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    names = declared_files(engine, listing, configuration)
+    names = list_declared_files(engine, listing, configuration)
     for index in [name for name in names if name.endswith(_INDEX_SUFFIX)]:
-        names += shards_of(_read_object(folder, index))
+        names += list_shards(_read_object(folder, index))
     for name in names:
         if Path(name).name != name or name not in listing:  # rule 1
             raise FilesMissing(f"{name[:80]!r} is named but is no file of the folder")

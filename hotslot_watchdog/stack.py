@@ -22,10 +22,10 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from common.durable import AlreadyRunning, instance_lock, read_bounded, write_atomic
-from common.exit_codes import ExitCode, with_signal
+from common.durable import AlreadyRunning, lock_instance, read_bounded, write_atomic
+from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
-from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
+from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from hotslot_watchdog.settings import StackSettings, make_child_environment
 
 WAKE_SECONDS = 0.2
@@ -57,7 +57,7 @@ def main() -> int:
     try:
         return run_stack(load_settings(StackSettings), options.supervisor_config)
     except SettingsInvalid as error:
-        return _fail("\n".join(map(sentence_of, error.mistakes)), ExitCode.WRONG_USE)
+        return _fail("\n".join(map(format_mistake, error.mistakes)), ExitCode.WRONG_USE)
 
 
 def run_stack(settings: StackSettings, config: Path) -> int:
@@ -69,7 +69,7 @@ def run_stack(settings: StackSettings, config: Path) -> int:
     supervisor = socket_path(settings.state_dir, SUPERVISOR_SOCKET)
     folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / STACK_LOCK):
+        with lock_instance(folder / STACK_LOCK):
             take_exit_code(folder)  # an earlier stack's
             code = Supervisord(supervisor).run(config, make_child_environment(settings))
             written = take_exit_code(folder)
@@ -78,7 +78,7 @@ def run_stack(settings: StackSettings, config: Path) -> int:
     if written is not None:
         return written
     if code < 0:
-        return _fail(f"supervisord was killed by signal {-code}; the server may still run", with_signal(code))
+        return _fail(f"supervisord was killed by signal {-code}; the server may still run", to_shell_code(code))
     return code
 
 

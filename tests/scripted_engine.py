@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from common.bundle import Bundle, bundle_digest, bundle_folder, hash_file, source_digest, write_bundle
+from common.bundle import Bundle, bundle_folder, compute_bundle_digest, compute_source_digest, hash_file, write_bundle
 from common.errors import InputRefused
 from inference.runner.engines.base import (
     BundleRefused,
@@ -110,9 +110,9 @@ def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  
     staging.mkdir(parents=True, exist_ok=True)
     (staging / SCRIPT_NAME).write_text(text, encoding="utf-8")
     files = (hash_file(staging / SCRIPT_NAME),)
-    source = source_digest(files)
+    source = compute_source_digest(files)
     bundle = Bundle(
-        bundle_digest=bundle_digest(source, NAME, CONVERTER, "float32"),
+        bundle_digest=compute_bundle_digest(source, NAME, CONVERTER, "float32"),
         source_digest=source,
         revision=revision,
         engine=NAME,

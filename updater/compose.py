@@ -80,7 +80,7 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
     guard = StepGuard(commands, common.stopping)
     control = ControlClient(common.run_folder, settings.name, guard)
     progress = Progress()
-    files = GoldenFiles(section.golden, settings.task, section.golden_floor)
+    files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy)
 
     def kept_by_others() -> Keep:
         return _referred({name: record for name, record in others().items() if name != settings.name})

@@ -23,7 +23,7 @@ import grpc
 
 from common import logs
 from common.clock import Clock, SystemClock
-from common.durable import AlreadyRunning, instance_lock
+from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
@@ -275,7 +275,7 @@ def main(conversion: Conversion | None = None) -> int:
 def _serve(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion | None) -> int:
     folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / UPDATER_LOCK):
+        with lock_instance(folder / UPDATER_LOCK):
             updater = Updater(settings, SystemClock(), log, conversion)
 
             def stop(_number: int, _frame: FrameType | None) -> None:

@@ -33,16 +33,16 @@ class Question:
 class GoldenFiles:
     """Reads one model's set. From that model's thread only."""
 
-    def __init__(self, folder: Path | None, task: Task, floor: float = 0.0) -> None:
+    def __init__(self, folder: Path | None, task: Task, min_accuracy: float = 0.0) -> None:
         """Read nothing yet.
 
         Args:
             folder: of the set; None if the operator has named none.
             task: of the model.
-            floor: least accuracy that the settings ask for, beside the set's own.
+            min_accuracy: of the settings; the higher one of it and the set's own counts.
         """
         self._folder = folder
-        self.floor = floor
+        self.min_accuracy = min_accuracy
         self._task = task
         self._signature: Signature | None = None
         self._facts = GoldenFacts("")
@@ -74,7 +74,7 @@ class GoldenFiles:
             return GoldenFacts("", problem=error.problem)
         self._read = found
         golden = found.golden
-        return GoldenFacts(found.digest, golden.questions, golden.expected, max(self.floor, golden.floor))
+        return GoldenFacts(found.digest, golden.questions, golden.expected, max(self.min_accuracy, golden.min_accuracy))
 
     def _look(self, folder: Path) -> Signature:
         """Names, times and sizes of the set and its pictures."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.bundle import BundleFile, source_digest
+from common.bundle import BundleFile, compute_source_digest
 from common.durable import NotRegular
-from common.engine_files import CONFIGURATION, EngineFiles, FilesMissing, declared_files, engine_for, shards_of
+from common.engine_files import CONFIGURATION, EngineFiles, FilesMissing, find_engine, list_declared_files, list_shards
 from common.source import ManifestBroken, check_names
 from updater.core.facts import HubFile, Release
 
@@ -49,9 +49,9 @@ def declared(sizes: Mapping[str, int], read: Callable[[str], bytes]) -> Declared
     configuration = parse_object(read(CONFIGURATION), CONFIGURATION)
     engine = engine_of(configuration)
     try:
-        names = declared_files(engine, sizes, configuration)
+        names = list_declared_files(engine, sizes, configuration)
         for index in [name for name in names if name.endswith(INDEX_SUFFIX)]:
-            names += shards_of(parse_object(read(index), index))
+            names += list_shards(parse_object(read(index), index))
     except FilesMissing as error:
         raise NotServable("FILES_MISSING", str(error)) from error
     missing = [name for name in names if name not in sizes]
@@ -87,7 +87,7 @@ def release_of(
         takes need not have a hash: without one it is left out.
     """
     listed = [_encodable(file) for file in listed]
-    all_of_it = Release(revision, tuple(map(_as_listed, listed)), source_digest(listed))
+    all_of_it = Release(revision, tuple(map(_as_listed, listed)), compute_source_digest(listed))
     try:
         check_names([file.name for file in listed])
     except ManifestBroken:
@@ -99,7 +99,7 @@ def release_of(
         return Release(revision, all_of_it.files, "", is_ready=False, missing=str(error))
     except (NotServable, NotRegular):
         return all_of_it
-    digest = source_digest([rows[name] for name in names])
+    digest = compute_source_digest([rows[name] for name in names])
     missing = next((gap for gap in (missing_of(rows[name]) for name in names) if gap), "")
     files = tuple(_as_listed(file) for file in listed if file.sha256 or file.name in names)
     return Release(revision, files, digest, is_ready=not missing, missing=missing)
@@ -124,7 +124,7 @@ def engine_of(configuration: Mapping[str, Any]) -> EngineFiles:
     model = configuration.get("model")
     model_type = model.get("type") if isinstance(model, Mapping) else None
     task = configuration.get("task")
-    engine = engine_for(str(task), str(model_type))
+    engine = find_engine(str(task), str(model_type))
     if engine is None:
         sentence = f"{CONFIGURATION}: task {str(task)[:80]!r}, model.type {str(model_type)[:80]!r} has no engine here"
         raise NotServable("ENGINE_UNKNOWN", sentence)

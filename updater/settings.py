@@ -193,7 +193,7 @@ class ModelUpdatesSection(Section):
         Field(max_length=200, pattern=HUB_MODEL_PATTERN, description="OWNER/NAME on the hub, instead of hub_folder"),
     ] = ""
     golden: Annotated[Path | None, Field(description="folder of the golden set; without one updates are held")] = None
-    golden_floor: Annotated[Share, Field(description="least accuracy, beside the set's own")] = 0.0
+    golden_min_accuracy: Annotated[Share, Field(description="lowest accuracy that passes, beside the set's own")] = 0.0
     poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="pause between two looks at the hub")] = 60.0
     policy: PolicySection = PolicySection()
     gate: GateSection = GateSection()

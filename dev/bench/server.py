@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 
-from common.bundle import Bundle, Committed, Origin, bundle_digest, bundle_folder, commit, write_bundle
+from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, compute_bundle_digest, write_bundle
 from common.engine_files import Task
 from hotslot.entailment.v1 import entailment_pb2
 
@@ -110,7 +110,7 @@ def server(folder: Path) -> Iterator[psutil.Process]:
 def seal(state: Path) -> Bundle:
     """A bundle without files, for the engine that does nothing."""
     source = "sha256:" + "0" * 64
-    digest = bundle_digest(source, "null", "1", "float32")
+    digest = compute_bundle_digest(source, "null", "1", "float32")
     bundle = Bundle(digest, source, "v0", "null", Task.VISUAL_ENTAILMENT.value, "float32", "1", ())
     folder = bundle_folder(state, digest)
     folder.mkdir(parents=True)

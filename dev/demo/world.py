@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common.sealing import ConvertLimits, run_convert
-from common.settings import inherited_environment
+from common.settings import inherit_environment
 from dev.bench.stack import MODEL, ROOT, SHAPES, Item, Scores, answers_of, golden_items, seal_revisions
 from examples.shapes.layout import TABLE, TIED_TO_TABLE, WEIGHTS
 from examples.shapes.overflow import WORD, overflow_directory
@@ -143,7 +143,7 @@ def running_stack(world: World) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _environment(world: World) -> dict[str, str]:
-    return {**inherited_environment(), "HOTSLOT_CONFIG": str(world.settings), "HOTSLOT_PYTHON": sys.executable}
+    return {**inherit_environment(), "HOTSLOT_CONFIG": str(world.settings), "HOTSLOT_PYTHON": sys.executable}
 
 
 def _spoiling_items() -> list[Item]:

@@ -11,8 +11,8 @@ from common.bundle import (
     Bundle,
     BundleBroken,
     Provenance,
-    bundle_digest,
     bundle_folder,
+    compute_bundle_digest,
     hash_file,
     read_bundle,
     write_bundle,
@@ -74,7 +74,7 @@ def convert_scripted(
 ) -> Bundle:
     """What `run_convert` does, without torch: the script in config.json becomes a bundle of the scripted engine."""
     found = find_source(source).digest()
-    sealed = bundle_digest(digest or found, NAME, CONVERTER, precision)
+    sealed = compute_bundle_digest(digest or found, NAME, CONVERTER, precision)
     try:
         return read_bundle(bundle_folder(state, sealed))
     except BundleBroken:

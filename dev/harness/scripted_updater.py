@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from common.bundle import bundle_digest
+from common.bundle import compute_bundle_digest
 from dev.harness.revisions import convert_scripted
 from tests.scripted_engine import CONVERTER, NAME
 from updater.compose import Conversion
@@ -12,7 +12,7 @@ from updater.daemon import main
 
 def digest_of_scripted(_folder: Path, source: str, precision: str) -> str:
     """What `convert_scripted` makes of a source."""
-    return bundle_digest(source, NAME, CONVERTER, precision)
+    return compute_bundle_digest(source, NAME, CONVERTER, precision)
 
 
 SCRIPTED = Conversion(convert_scripted, digest_of_scripted)

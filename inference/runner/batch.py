@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from common.clock import Clock, process_seconds
+from common.clock import Clock, read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
 from inference.runner import prepare
@@ -96,7 +96,7 @@ class BatchRun:
             if self._works:
                 self._tell(is_done=False)
         self._tell(is_done=True)
-        self._bench.cpu_seconds = process_seconds()
+        self._bench.cpu_seconds = read_cpu_seconds()
 
     def _collect(self) -> None:
         for place, item in enumerate(self._batch.items):
@@ -202,7 +202,7 @@ class BatchRun:
             outcomes=self._ended,
             done=is_done,
             computed_seconds=self._computed_seconds,
-            cpu_seconds=process_seconds() - self._cpu_begun,
+            cpu_seconds=read_cpu_seconds() - self._cpu_begun,
             rows=self._rows,
         )
         self._ended = []

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from common.clock import Clock, process_seconds
+from common.clock import Clock, read_cpu_seconds
 from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import AddressItem, AddressSpan, Engine, EntailmentItem, Item, Prepared, UnitResult
@@ -119,7 +119,7 @@ class PendingBatch:
 def receive(batch: runner_pb2.ComputeBatch, now: float) -> PendingBatch:
     """Take over a batch that has just come."""
     items = [PendingItem(row.item_id, now + row.seconds_left, row) for row in batch.items]
-    return PendingBatch(batch.batch_id, items, process_seconds())
+    return PendingBatch(batch.batch_id, items, read_cpu_seconds())
 
 
 class PreparePool:

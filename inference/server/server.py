@@ -18,11 +18,11 @@ import grpc
 
 from common import logs
 from common.clock import Clock, SystemClock
-from common.durable import AlreadyRunning, instance_lock
+from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
-from common.settings import SettingsInvalid, load_settings, sentence_of, use_settings_file
+from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
 from inference.server.api import address, entailment, health, status
 from inference.server.api.interceptors import CallInterceptor
@@ -127,7 +127,7 @@ class InferenceServer:
             state_dir=Path(settings.state_dir),
             limits=compose.told_limits(settings),
             lag=self._lag,
-            dropped_lines=logs.dropped_lines,
+            dropped_lines=logs.count_dropped_lines,
         )
         handlers = [
             entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain).handlers(),
@@ -186,7 +186,7 @@ class InferenceServer:
         section = self._settings.server
         gauges = {
             "hotslot_draining": ("Whether the server is about to end.", lambda: float(self._asked.is_set())),
-            "hotslot_log_lines_dropped": ("Log lines nobody read in time.", lambda: float(logs.dropped_lines())),
+            "hotslot_log_lines_dropped": ("Log lines nobody read in time.", lambda: float(logs.count_dropped_lines())),
             "hotslot_loop_lag_seconds": ("Longest hold-up of the loop.", lambda: self._lag.worst_seconds),
             "hotslot_queue_requests": (
                 "Accepted requests without an answer.",
@@ -264,7 +264,7 @@ def main() -> int:
         socket_path(settings.state_dir, CONTROL_SOCKET)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
-            print(sentence_of(mistake), file=sys.stderr)  # noqa: T201  before there is a log
+            print(format_mistake(mistake), file=sys.stderr)  # noqa: T201  before there is a log
         return ExitCode.WRONG_USE
     with logs.configure("server", settings.logs.level):
         return _serve(settings, logs.get_logger())
@@ -273,7 +273,7 @@ def main() -> int:
 def _serve(settings: ServerSettings, log: logs.Logger) -> int:
     folder = make_run_folder(settings.state_dir)
     try:
-        with instance_lock(folder / SERVER_LOCK):
+        with lock_instance(folder / SERVER_LOCK):
             asyncio.run(_run(settings, log))
     except AlreadyRunning:
         log.error("server_refused", detail="another server runs on this state_dir")

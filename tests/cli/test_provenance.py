@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from cli.updates_view import show_status, show_update
-from common.bundle import Bundle, HubKind, HubPlace, Provenance, bundle_folder, write_bundle
+from common.bundle import Bundle, HubKind, HubLocation, Provenance, bundle_folder, write_bundle
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.cli.conftest import Hotslot
 from tests.scripted_engine import make_scripted_bundle
 
-PLACE = HubPlace(HubKind.MODELSCOPE, "iic/ofa", "hub.example:8443")
+PLACE = HubLocation(HubKind.MODELSCOPE, "iic/ofa", "hub.example:8443")
 PROVENANCE = Provenance(
     PLACE, "v1.2.0", "2026-01-02T03:04:05Z", "2026-01-02T03:05:00Z", ("2 names", "6 SHA-256", "14 weights")
 )
@@ -43,7 +43,7 @@ def test_a_bundle_says_where_it_came_from(hotslot: Hotslot, tmp_path: Path) -> N
 
 def test_a_bundle_that_was_brought_in_by_hand_says_so(hotslot: Hotslot, tmp_path: Path) -> None:
     """Nobody ran the list over it."""
-    place = HubPlace(HubKind.IMPORT, "shapes")
+    place = HubLocation(HubKind.IMPORT, "shapes")
     bundle = sealed(tmp_path, Provenance(place, "v1", "2026-01-02T03:04:05Z", "", ("14 weights",)))
     words = " ".join(hotslot("bundle", "show", bundle.bundle_digest, "--state-dir", str(tmp_path)).out.split())
     assert "from by hand, with `hotslot bundle import`: shapes v1" in words

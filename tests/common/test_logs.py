@@ -182,12 +182,12 @@ def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: 
                 threading.Event().wait(0.03)  # lets the writer run into the full pipe
         took = time.monotonic() - started
         assert took < 2.0
-        assert writer.dropped_lines() > 1000
+        assert writer.count_dropped_lines() > 1000
 
         lines = reader.read_until("log_lines_dropped")
         report = lines[-1]
         assert report["event"] == "log_lines_dropped"
-        assert report["total"] == writer.dropped_lines()
+        assert report["total"] == writer.count_dropped_lines()
         assert len(lines) - 1 + report["total"] == 5000
 
 
@@ -228,7 +228,7 @@ def test_a_reader_that_is_gone_costs_lines_only() -> None:
         writer.put({"event": "one", "level": "info"})
         writer.put({"event": "two", "level": "info"})
         writer.close()
-        assert writer.dropped_lines() == 2
+        assert writer.count_dropped_lines() == 2
 
 
 def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,4 +236,4 @@ def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixt
     logs.get_logger().error("settings_refused", key="server.port")
     line = json.loads(capsys.readouterr().err)
     assert (line["event"], line["key"]) == ("settings_refused", "server.port")
-    assert logs.dropped_lines() == 0
+    assert logs.count_dropped_lines() == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.bundle import HubKind, HubPlace, Provenance
+from common.bundle import HubKind, HubLocation, Provenance
 from dev.harness.simulated_server import SimServer
 from updater.core.effects import Failed, FaultKind
 from updater.core.golden import Answer, Asked, GateAnswers
@@ -19,7 +19,7 @@ from updater.core.record_json import from_json, to_json
 __all__ = ["Quality", "SimConverter", "SimGolden", "SimHub", "SimJournal", "SimServer", "SimStore"]
 
 
-_SIMULATED = HubPlace(HubKind.FOLDER, "simulated")
+_SIMULATED = HubLocation(HubKind.FOLDER, "simulated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SimHub:
 
     contents: dict[str, str] = field(default_factory=dict)
     unready: set[str] = field(default_factory=set)
-    place: HubPlace = _SIMULATED
+    place: HubLocation = _SIMULATED
     faults: list[Failed] = field(default_factory=list)  # for the next calls
     fault: Failed | None = None  # for every call
 
@@ -198,7 +198,9 @@ class SimGolden:
             asked = [replace(row, expected="") for row in asked]
         seconds = 0.0 if active is None else active.cost_seconds
         device = self.server.device_of(load_id)
-        return GateAnswers(digest, device, "float32", tuple(asked), self.set_facts.floor, quality.cost_seconds, seconds)
+        return GateAnswers(
+            digest, device, "float32", tuple(asked), self.set_facts.min_accuracy, quality.cost_seconds, seconds
+        )
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         failure = self._quality(load_id).failure

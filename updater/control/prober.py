@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from common.clock import Clock
 from common.engine_files import Task
-from common.golden_set import MAX_ITEMS, GoldenBroken, canonical
+from common.golden_set import MAX_ITEMS, GoldenBroken, canonicalize
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
@@ -73,7 +73,7 @@ class Prober:
     def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
         """Ask both slots all items of the set with this digest; empty digest: the built-in probes."""
         ends = self._clock.monotonic() + deadline_seconds
-        questions, floor = self._questions(digest)
+        questions, min_accuracy = self._questions(digest)
         before = {load: self._slots.cost(load, STATE_SECONDS) for load in (load_id, active_load_id) if load}
         asked: list[Asked] = []
         try:
@@ -95,7 +95,7 @@ class Prober:
             device=slot.device,
             precision=slot.precision,
             asked=tuple(asked),
-            floor=floor,
+            min_accuracy=min_accuracy,
             candidate_seconds=self._spent(load_id, before[load_id], len(asked)),
             active_seconds=self._spent(active_load_id, before[active_load_id], len(asked)) if active_load_id else 0.0,
             candidate_bytes=slot.resident_bytes,
@@ -130,7 +130,7 @@ class Prober:
         found = self._files.opened()
         if found is None or found.digest != digest:
             raise _changed()
-        return questions_of(found, found.golden), max(self._files.floor, found.golden.floor)
+        return questions_of(found, found.golden), max(self._files.min_accuracy, found.golden.min_accuracy)
 
     def _ask(self, load_id: str, chunk: Sequence[Question], ends: float) -> list[list[Answer]]:
         """One answer a text, for each item of a piece."""
@@ -168,7 +168,7 @@ def _answers(outcome: pb.ProbeOutcome, question: Question) -> list[Answer]:
         case "entailment":
             answers = [Answer(_LABELS.get(result.label, "")) for result in outcome.entailment.results]
         case "address":
-            answers = [Answer(canonical(_components(result))) for result in outcome.address.results]
+            answers = [Answer(canonicalize(_components(result))) for result in outcome.address.results]
         case _:
             return [Answer(failure=_reason(outcome.error))] * count
     if len(answers) != count or not all(answer.text for answer in answers):

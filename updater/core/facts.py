@@ -55,7 +55,7 @@ class GoldenFacts:
     digest: str  # of its items and pictures; empty if there is none
     questions: int = 0
     expected: int = 0  # questions with an expectation
-    floor: float = 0.0  # least accuracy, 0 to 1
+    min_accuracy: float = 0.0  # least accuracy, 0 to 1
     problem: str = ""  # why it cannot be used: "EMPTY", "UNREADABLE", "OTHER_TASK"; empty if it can
 
 

@@ -9,7 +9,7 @@ from math import exp, lgamma, log
 class Answer:
     """What a slot made of one question."""
 
-    text: str = ""  # in the form of `canonical`; empty if it failed
+    text: str = ""  # in the form of `canonicalize`; empty if it failed
     failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
 
 
@@ -32,7 +32,7 @@ class GateAnswers:
     device: str
     precision: str
     asked: tuple[Asked, ...]
-    floor: float = 0.0  # the set's own
+    min_accuracy: float = 0.0  # the set's own
     candidate_seconds: float = 0.0  # device time of all questions; CPU seconds on a CPU
     active_seconds: float = 0.0  # the same questions on the active slot; 0 if nothing serves
     candidate_bytes: int = 0  # resident after the run; 0 if unknown
@@ -69,9 +69,9 @@ def worse_by_chance(negative: int, positive: int) -> float:
     return at_least(negative, negative + positive, 0.5)
 
 
-def under_by_chance(right: int, questions: int, floor: float) -> float:
-    """How likely a candidate whose true accuracy is the floor has so few right or fewer: exact binomial."""
-    return at_least(questions - right, questions, 1.0 - floor)
+def under_by_chance(right: int, questions: int, min_accuracy: float) -> float:
+    """Probability that a candidate of exactly this accuracy has so few right answers or fewer: exact binomial."""
+    return at_least(questions - right, questions, 1.0 - min_accuracy)
 
 
 def at_least(successes: int, trials: int, chance: float) -> float:

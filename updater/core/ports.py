@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from common.bundle import HubPlace, Provenance
+from common.bundle import HubLocation, Provenance
 from common.clock import Clock
 from updater.core.facts import (
     DeviceSnapshot,
@@ -39,7 +39,7 @@ __all__ = [
     "GoldenFacts",
     "Hub",
     "HubFile",
-    "HubPlace",
+    "HubLocation",
     "Journal",
     "JournalUnusable",
     "LinkBroken",
@@ -77,7 +77,7 @@ class Hub(Protocol):
     """Where revisions are published. Its content is foreign: nothing that it says is checked yet."""
 
     @property
-    def place(self) -> HubPlace:
+    def place(self) -> HubLocation:
         """Where on which hub this model's revisions lie; sealed with what comes from it."""
         ...
 

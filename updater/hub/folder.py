@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from common.bundle import BundleFile, HubKind, HubPlace
+from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
-from common.durable import NotRegular, open_within, passing
+from common.durable import NotRegular, open_within, read_uncached
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, is_revision_name, read_listing
 from updater.core.effects import Failed, FaultKind
@@ -33,7 +33,7 @@ class DirectoryHub:
         """
         self._folder = folder / model
         self._clock = clock
-        self.place = HubPlace(HubKind.FOLDER, model)
+        self.place = HubLocation(HubKind.FOLDER, model)
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Names of the folders that could be revisions; a hub that is not there yet has none."""
@@ -77,7 +77,7 @@ class DirectoryHub:
         try:
             with open_within(self._place(revision), name) as file:
                 file.seek(offset)
-                for piece in passing(file):
+                for piece in read_uncached(file):
                     if self._clock.monotonic() > ends:
                         raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", f"reading {name} took too long"))
                     yield piece

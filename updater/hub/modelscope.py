@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from modelscope_hub.constants import DEFAULT_ENDPOINT, LEGACY_API_PREFIX
 
-from common.bundle import BundleFile, HubKind, HubPlace
+from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
@@ -52,7 +52,7 @@ class ModelScopeHub:
             is_release: whether a name looks like a release. A branch that does is hidden: it could be moved to
                 anything, and only tags are releases. Other branches are told, since a person may name one.
         """
-        self.place = HubPlace(HubKind.MODELSCOPE, model, client.host)
+        self.place = HubLocation(HubKind.MODELSCOPE, model, client.host)
         self._client = client
         self._path = f"{LEGACY_API_PREFIX}/models/{quote(model)}"
         self._clock = clock

@@ -83,7 +83,7 @@ def self_test(answers: GateAnswers) -> GateAnswers:
     devices cannot be compared.
     """
     asked = tuple(replace(row, expected="") for row in answers.asked)
-    return replace(answers, asked=asked, floor=0.0, candidate_seconds=0.0, active_seconds=0.0)
+    return replace(answers, asked=asked, min_accuracy=0.0, candidate_seconds=0.0, active_seconds=0.0)
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Action:

@@ -65,7 +65,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
     checks: tuple[Callable[[], _Check], ...] = (
         lambda: _failures(asked, answers.device),
         lambda: _memory(answers),
-        lambda: _accuracy([row for row in fitting if row.expected], answers.floor, rules),
+        lambda: _accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
         lambda: _agreement([row for row in fitting if not row.expected and row.active is not None], rules),
         lambda: _cost(answers, rules),
     )
@@ -122,7 +122,7 @@ def _memory(answers: GateAnswers) -> _Check:
     return [measured], [] if fits else [_Finding(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
 
 
-def _accuracy(asked: Sequence[Asked], floor: float, rules: GateRules) -> _Check:
+def _accuracy(asked: Sequence[Asked], min_accuracy: float, rules: GateRules) -> _Check:
     if not asked:
         return [], []
     right = [row.candidate.text == row.expected for row in asked]
@@ -131,18 +131,23 @@ def _accuracy(asked: Sequence[Asked], floor: float, rules: GateRules) -> _Check:
     share = accuracy(right)
     measured: list[Measured] = []
     findings: list[_Finding] = []
-    if floor > 0:
-        measured.append(Measured("min_accuracy", share, None, floor, share >= floor))
-        if share < floor:
-            by_chance = under_by_chance(sum(right), len(right), floor)
+    if min_accuracy > 0:
+        measured.append(Measured("min_accuracy", share, None, min_accuracy, share >= min_accuracy))
+        if share < min_accuracy:
+            by_chance = under_by_chance(sum(right), len(right), min_accuracy)
             findings.append(
-                _worse("BELOW_MIN_ACCURACY", f"accuracy {share:.3f}, the set's floor {floor:.3f}", by_chance, rules)
+                _worse(
+                    "BELOW_MIN_ACCURACY",
+                    f"accuracy {share:.3f}, at least {min_accuracy:.3f} is required",
+                    by_chance,
+                    rules,
+                )
             )
     if has_active:
         rows, found = _against(right, active, rules)
         measured += rows
         findings += found
-    elif floor == 0:
+    elif min_accuracy == 0:
         measured.append(Measured("accuracy", share, None, 0.0, passed=True))
     return measured, findings
 

@@ -16,13 +16,13 @@ from common.bundle import (
     BundleBroken,
     Committed,
     Provenance,
-    bundle_digest,
     bundle_folder,
+    compute_bundle_digest,
+    compute_source_digest,
     is_digest,
     lock_pointer,
     read_bundle,
     read_committed,
-    source_digest,
     update_pointer,
 )
 from common.clock import Clock
@@ -72,7 +72,7 @@ def digest_of_source(folder: Path, source: str, precision: str) -> str:
         engine = engine_of(row)
     except (OSError, ValueError):
         return ""
-    return bundle_digest(source, engine.engine, engine.converter, precision)
+    return compute_bundle_digest(source, engine.engine, engine.converter, precision)
 
 
 class BundleStore:
@@ -311,4 +311,4 @@ def _verified(folder: Path) -> str:
     if is_digest(kept):
         return kept
     listing = folder.parent / LISTING_NAME
-    return source_digest(read_listing_file(listing)) if listing.exists() else ""
+    return compute_source_digest(read_listing_file(listing)) if listing.exists() else ""

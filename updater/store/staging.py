@@ -13,11 +13,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.bundle import BundleFile, source_digest
+from common.bundle import BundleFile, compute_source_digest
 from common.clock import Clock
 from common.durable import NotRegular, sync_folder, write_atomic
 from common.engine_files import MAX_CONFIG_BYTES
-from common.source import ManifestBroken, check_files, manifest_bytes
+from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
 from updater.core.checks import by_reason, refused
 from updater.core.effects import FaultKind
@@ -103,14 +103,14 @@ class Stager:
                 self._fetch(file, keep_on)
                 self._done += file.size
                 self._progress.tell(self._done, self._total)
-            write_atomic(self._folder / LISTING_NAME, manifest_bytes(wanted))
+            write_atomic(self._folder / LISTING_NAME, encode_manifest(wanted))
             origin = Origin(self._hub.place, self._release.revision, self._clock.now())
             write_atomic(self._folder / ORIGIN_NAME, origin_bytes(origin))
             sync_folder(self._files)
             sync_folder(self._folder.parent)
         except OSError as error:
             raise disk_failed(error, "the revision cannot be stored") from error
-        return source_digest(wanted)
+        return compute_source_digest(wanted)
 
     def _checked(self) -> dict[str, BundleFile]:
         """What was listed, trusted as far as names, sizes and the form of hashes go."""

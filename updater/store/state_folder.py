@@ -11,12 +11,12 @@ from common.bundle import (
     POINTER_LOCK,
     POINTER_NAME,
     BundleBroken,
-    HubPlace,
+    HubLocation,
     Provenance,
     bundle_folder,
-    place_of,
+    format_rfc3339,
+    parse_hub_location,
     read_bundle,
-    rfc3339,
 )
 from common.durable import read_bounded
 from common.paths import UPDATES_SOCKET, socket_path
@@ -104,7 +104,7 @@ _MAX_BYTES = 16 << 10
 class Origin:
     """Where, under which name, and when."""
 
-    place: HubPlace
+    place: HubLocation
     revision: str  # as the hub calls it
     fetched_at: datetime
 
@@ -119,7 +119,7 @@ def read_origin(path: Path) -> Origin | None:
     """What `origin_bytes` wrote; None if it is not there, or not whole: it decides nothing."""
     try:
         row = json.loads(read_bounded(path, _MAX_BYTES))
-        return Origin(place_of(row["place"]), str(row["revision"]), datetime.fromisoformat(row["fetched_at"]))
+        return Origin(parse_hub_location(row["place"]), str(row["revision"]), datetime.fromisoformat(row["fetched_at"]))
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
@@ -149,5 +149,5 @@ def sealed_with(path: Path, passed: Sequence[str], now: datetime, known: Provena
     checked = tuple(check.title for check in CHECKS if check.title in titles)
     origin = read_origin(path)
     if origin is None:
-        return None if known is None else replace(known, verified_at=rfc3339(now), checked=checked)
-    return Provenance(origin.place, origin.revision, rfc3339(origin.fetched_at), rfc3339(now), checked)
+        return None if known is None else replace(known, verified_at=format_rfc3339(now), checked=checked)
+    return Provenance(origin.place, origin.revision, format_rfc3339(origin.fetched_at), format_rfc3339(now), checked)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bundle import Bundle, BundleFile, Interface, source_digest
+from common.bundle import Bundle, BundleFile, Interface, compute_source_digest
 from common.durable import NotRegular, open_within, read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
 from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
@@ -205,7 +205,7 @@ def _check_hashes(staged: Staged) -> None:
 
 
 def _check_source(staged: Staged) -> None:
-    if source_digest(staged.found) != staged.digest:
+    if compute_source_digest(staged.found) != staged.digest:
         message = "the files are not those of the revision that was decided for"
         raise refused(checks.SOURCE, "SOURCE_MISMATCH", message)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.durable import read_bounded
-from common.engine_files import MAX_CONFIG_BYTES, OFA, FilesMissing, shards_of
+from common.engine_files import MAX_CONFIG_BYTES, OFA, FilesMissing, list_shards
 from common.source import ConversionRefused
 from inference.runner.conversion.pickle_file import pickle_places
 from inference.runner.conversion.places import Place, refuse, shown
@@ -67,7 +67,7 @@ def _weight_map(folder: Path, index: str) -> dict[str, str]:
     """File of each tensor."""
     try:
         row = json.loads(read_bounded(folder / index, MAX_CONFIG_BYTES))
-        shards_of(row)
+        list_shards(row)
     except (ValueError, AttributeError, RecursionError) as error:
         kind = "FILES_MISSING" if isinstance(error, FilesMissing) else "CONFIG_BROKEN"
         raise ConversionRefused(kind, f"{index} is no weights index") from error

@@ -102,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except Exception as error:  # noqa: BLE001  the last door: whatever it is becomes a status
                 known = self._known(error, call)
-                code = _CODES[errors.code_of(known)]
+                code = _CODES[errors.get_code(known)]
                 call.reason = known.reason
                 await _abort(context, known, call)
             else:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.settings import inherited_environment
+from common.settings import inherit_environment
 
 # How long a thread of a device call turns before it sleeps until the others come: about 0.1 ms in all, where GNU's
 # OpenMP, which torch brings, takes milliseconds. A large model's call has its threads wait for each other a thousand
@@ -87,4 +87,4 @@ def describe_exit(code: int) -> str:
 def runner_environment() -> dict[str, str]:
     """What a runner is given: this process's environment, where it finds this very build, and how its threads wait."""
     build = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**_SPINNING, **inherited_environment(), "PYTHONPATH": build}
+    return {**_SPINNING, **inherit_environment(), "PYTHONPATH": build}

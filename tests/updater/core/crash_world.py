@@ -181,7 +181,7 @@ RULES = Rules(
 )
 _DEVICES = (DeviceSnapshot(CPU, "float32"),)
 _DEVICES_WITH_CARD = (*_DEVICES, DeviceSnapshot(CARD, "float32"))
-GOLDEN = GoldenFacts("golden", questions=16, expected=8, floor=0.5)
+GOLDEN = GoldenFacts("golden", questions=16, expected=8, min_accuracy=0.5)
 
 
 def seen(world: World) -> ServerState | None:
@@ -238,7 +238,7 @@ def answers_of(world: World, slot: int) -> GateAnswers:
         expected = doubted = Answer(failure="OUT_OF_MEMORY")
     asked = tuple(Asked(f"{number}", "q", "yes", expected, active) for number in range(8))
     asked += tuple(Asked(f"a{number}", "q", "", doubted, active) for number in range(8))
-    return GateAnswers("golden", device, "float32", asked, floor=GOLDEN.floor)
+    return GateAnswers("golden", device, "float32", asked, min_accuracy=GOLDEN.min_accuracy)
 
 
 def released(published: Published) -> Release:

@@ -70,13 +70,13 @@ def test_golden_answers_are_judged_by_accuracy_flips_and_chance(
 
 
 def test_a_first_install_is_judged_by_expectation_alone() -> None:
-    """Against the set's own floor."""
+    """The accuracy is compared with the set's min_accuracy."""
     alone = answers("r" * 40, "r" * 30 + "w" * 10)
     asked = tuple(replace(row, active=None) for row in alone.asked)
 
-    assert GateVerdict.PASS is judge(replace(alone, asked=asked, floor=0.7), RULES).verdict
-    assert GateVerdict.REFUSE is judge(replace(alone, asked=asked, floor=0.9), RULES).verdict
-    assert HeldFor.NOISE is judge(replace(alone, asked=asked, floor=0.77), RULES).held_for
+    assert GateVerdict.PASS is judge(replace(alone, asked=asked, min_accuracy=0.7), RULES).verdict
+    assert GateVerdict.REFUSE is judge(replace(alone, asked=asked, min_accuracy=0.9), RULES).verdict
+    assert HeldFor.NOISE is judge(replace(alone, asked=asked, min_accuracy=0.77), RULES).held_for
 
 
 @pytest.mark.parametrize(
@@ -314,12 +314,12 @@ def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
 )
 def test_what_cannot_be_done_is_refused_by_name(world: World, command: OperatorCommand, reason: str) -> None:
     """And changes nothing if it is asked all the same."""
-    floor = world.record.min_version
+    min_version = world.record.min_version
     refused = world.command(command.kind, command.argument)
     assert refused is not None
     assert reason == refused.reason
     assert world.told()[-1] == "command_refused"
-    assert floor == world.record.min_version
+    assert world.record.min_version == min_version
 
 
 def test_settings_become_rules() -> None:

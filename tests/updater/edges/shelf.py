@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.bundle import HubKind, HubPlace
+from common.bundle import HubKind, HubLocation
 from common.clock import SystemClock
 from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from dev.harness.revisions import MODEL, publish_scripted
@@ -72,7 +72,7 @@ class GullibleHub:
     """The worst adapter that can be: it passes on whatever is listed, and looks at nothing."""
 
     shelf: Shelf
-    place: HubPlace = field(default=HubPlace(HubKind.FOLDER, MODEL))
+    place: HubLocation = field(default=HubLocation(HubKind.FOLDER, MODEL))
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Whatever there is."""

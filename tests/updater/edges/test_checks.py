@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Bundle, BundleFile, Interface, hash_file, source_digest
+from common.bundle import Bundle, BundleFile, Interface, compute_source_digest, hash_file
 from dev.harness.revisions import model_folder
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
@@ -41,7 +41,7 @@ def reason_of(action: Callable[[], object]) -> tuple[int, str, FaultKind]:
 
 def check(folder: Path, rows: list[BundleFile], keep_on: Callable[[], None] = lambda: None) -> tuple[str, ...]:
     """Run the list."""
-    return verify(folder, source_digest(rows), rows, keep_on)[1]
+    return verify(folder, compute_source_digest(rows), rows, keep_on)[1]
 
 
 def test_the_numbers_are_a_list() -> None:

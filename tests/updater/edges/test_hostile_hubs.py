@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from common.bundle import HubPlace
+from common.bundle import HubLocation
 from common.clock import SystemClock
 from common.sealing import ConvertLimits
 from dev.harness.revisions import MODEL, convert_scripted, weights_of
@@ -38,7 +38,7 @@ class Changing:
     event: Callable[[], object]
 
     @property
-    def place(self) -> HubPlace:
+    def place(self) -> HubLocation:
         return self.hub.place
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:

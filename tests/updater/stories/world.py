@@ -161,7 +161,7 @@ class StoryWorld:
         self.server = StoryServer(self._boots_from, lambda bundle: self.qualities[bundle].loads, card=self.card)
         self.server.world = self
         self.golden = SimGolden(self.server, self.qualities)
-        self.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, floor=0.5)
+        self.golden.set_facts = GoldenFacts("golden", questions=40, expected=20, min_accuracy=0.5)
         self.book = Book()
         self.violations: list[str] = []
         self.starts = 0  # lives of the updater
