@@ -1,22 +1,25 @@
 """One whole update in one thread: `python -m dev.chaos.cycle FOLDER`. Real loop, store, journal and folder hub.
 
-The conversion and the server are simulated; the server's memory lies in FOLDER/server.json and outlives this process.
-The clock is one that is read: every look at it is a little later, so that nothing is waited for.
+The conversion and the server are simulated; the server's memory lies in FOLDER/server.pickle and outlives this process.
+Every reading of the clock is half a second later than the one before, so that nothing waits.
 """
 
+import pickle
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-from common.bundle import BundleBroken, bundle_folder, read_bundle
+from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from common.sealing import ConvertLimits
-from dev.chaos.simulated_server import SimulatedGolden, SimulatedServer
 from dev.harness.revisions import MODEL, convert_scripted
 from dev.harness.scripted_updater import digest_of_scripted
+from dev.harness.simulated_server import SimServer
 from updater.commands import CommandQueue
-from updater.core.ports import JournalUnusable
+from updater.core.facts import ServerState
+from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.ports import GoldenFacts, JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
 from updater.hub.folder import DirectoryHub
@@ -37,6 +40,84 @@ _RULES = Rules(
     retry_seconds=0.1,
     cap_bytes=0,
 )
+
+
+ANSWERS_A_LOOK = 40  # of callers between two looks at the server
+_GOLDEN = GoldenFacts("sha256:" + "9" * 64, questions=20, expected=20)
+_MEMORY = (
+    "generation",
+    "slots",
+    "active",
+    "previous",
+    "is_on_trial",
+    "last_trial",
+    "counts",
+    "baseline",
+    "lives",
+    "_ids",
+)
+
+
+class PersistentServer(SimServer):
+    """A simulated server whose memory outlives the updater's process, as a real one does.
+
+    Its file is written in place and never synced, so that a sweep of system calls meets only the updater's own.
+    """
+
+    def __init__(self, file: Path, state: Path) -> None:
+        """Read the server's memory; without a file, start a server that loads the committed bundle."""
+
+        def committed() -> str:
+            row = read_committed(state).get(MODEL)
+            return "" if row is None else row.bundle_digest
+
+        super().__init__(committed, lambda _: "")
+        self._file, self._state = file, state
+        if file.exists():
+            for name, value in pickle.loads(file.read_bytes()).items():  # noqa: S301  written by `_save`
+                setattr(self, name, value)
+        else:
+            self.start()
+            self._save()
+
+    def state(self, deadline_seconds: float) -> ServerState:
+        """Callers have called since the last look; every call of the port ends with this."""
+        bad = bad_bundles(self._state)
+        self.answers(ANSWERS_A_LOOK, lambda digest: "NOT_FINITE" if digest in bad else "")
+        state = super().state(deadline_seconds)
+        self._save()
+        return state
+
+    def load(
+        self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> str:
+        """Load at once."""
+        load_id = super().load(bundle_digest, device, transaction_id, expected_generation, deadline_seconds)
+        self._save()
+        return load_id
+
+    def _save(self) -> None:
+        self._file.write_bytes(pickle.dumps({name: getattr(self, name) for name in _MEMORY}))
+
+
+class PerfectGolden:
+    """A golden set on which every model is right."""
+
+    def facts(self) -> GoldenFacts:
+        """Twenty questions."""
+        return _GOLDEN
+
+    def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
+        """Every answer is the expected one."""
+        del load_id, active_load_id, deadline_seconds
+        right = Answer("yes")
+        asked = tuple(Asked(f"item-{number}", "is it so", "yes", right, right) for number in range(_GOLDEN.questions))
+        return GateAnswers(digest, "cpu", "float32", asked, candidate_seconds=1.0, active_seconds=1.0)
+
+    def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
+        """All are answered."""
+        del load_id, deadline_seconds
+        return items, 0, 0
 
 
 class RunningClock:
@@ -82,18 +163,17 @@ class Cycle:
         """
         self.state = folder / "state"
         self.state.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
         self.journal = Journal(self.state / "journal.db")
         clock, wake, stopping = RunningClock(), threading.Event(), threading.Event()
         commands = CommandQueue(wake)
         shared = Shared(self.state, StagingLimits(reserve_bytes=0))
-        self._server = self.server()
+        self._server = PersistentServer(folder / "server.pickle", self.state)
         names = count(1)
         seed = len(self.journal.history("", 1000, 0))
         self._ports = Ports(
             hub=DirectoryHub(folder / "hub", MODEL, clock),
             control=self._server,
-            golden=SimulatedGolden(),
+            golden=PerfectGolden(),
             store=BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
             clock=clock,
@@ -115,10 +195,6 @@ class Cycle:
         )
         self.loop = ModelLoop(parts)
 
-    def server(self) -> SimulatedServer:
-        """The server as it is now; what is sealed meanwhile may be bad, too."""
-        return SimulatedServer(self._folder / "server.json", self.state, MODEL, bad_bundles(self.state))
-
     def run(self) -> ModelRecord:
         """Step until everything rests.
 
@@ -127,7 +203,6 @@ class Cycle:
         """
         rests = 0
         for _ in range(MAX_STEPS):
-            self._server.__dict__["_bad"] = bad_bundles(self.state)
             before = self.record
             self.loop.step()
             is_rest = self.record.stage in (Stage.IDLE, Stage.HELD) and self.record.watch.polls > before.watch.polls
