@@ -43,6 +43,12 @@ def test_the_wheel_holds_the_packages_and_supervisor_conf_and_nothing_else(wheel
     }
 
 
+def test_nothing_in_the_wheel_fails_on_command(wheel: Path) -> None:
+    """Fault injection, stand-ins and simulators belong to the source tree's tests."""
+    words = re.compile(r"inject|falsif|faulty|misdeliver|scripted|simulat|stand_?in|fake|mock")
+    assert sorted(name for name in read_wheel(wheel)[0] if words.search(name)) == []
+
+
 def test_the_source_archive_holds_what_builds_and_tests_it(distribution: tuple[Path, Path]) -> None:
     """From it the wheel is built again, the demo is served and the tests run."""
     with tarfile.open(distribution[1]) as archive:
