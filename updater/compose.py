@@ -23,8 +23,8 @@ from updater.perform import Ports
 from updater.settings import UpdaterSettings, rules_of
 from updater.stages.watch import version_of
 from updater.status import Progress
-from updater.store.bundles import BundleStore, ChildConverter, DigestOf, Shared, digest_of_source
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, ChildConverter, DigestOf, StoreOptions, predict_bundle_digest
+from updater.store.garbage import References
 from updater.store.journal import Journal
 
 
@@ -33,7 +33,7 @@ class Conversion:
     """How foreign files become a bundle: the shipped way, or a test's stand-in."""
 
     convert: Convert = run_convert
-    digest_of: DigestOf = digest_of_source
+    digest_of: DigestOf = predict_bundle_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Common:
     settings: UpdaterSettings
     run_folder: Path
     journal: Journal
-    shared: Shared
+    shared: StoreOptions
     clock: Clock
     observer: Observer
     crash: CrashPoints
@@ -72,7 +72,7 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
 
     Raises:
         JournalUnusable: its record cannot be read.
-        FolderTrusted: see `updater.store.bundles`.
+        UnsafeStateFolder: see `updater.store.bundles`.
     """
     section = common.settings.updater.models[settings.name]
     wake = threading.Event()
@@ -82,7 +82,7 @@ def build_model(common: Common, settings: ModelSettings, others: Callable[[], Ma
     progress = Progress()
     files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy)
 
-    def kept_by_others() -> Keep:
+    def kept_by_others() -> References:
         return _referred({name: record for name, record in others().items() if name != settings.name})
 
     state = common.shared.state
@@ -132,13 +132,13 @@ def _fresh_id(clock: Clock) -> str:
     return f"{clock.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
-def _referred(records: Mapping[str, ModelRecord]) -> Keep:
+def _referred(records: Mapping[str, ModelRecord]) -> References:
     """Everything that these records name."""
-    keep = Keep()
+    keep = References()
     for record in records.values():
         rows = [row for row in (record.committed, record.previous) if row is not None]
         update = record.update
-        keep |= Keep(
+        keep |= References(
             frozenset({row.bundle_digest for row in rows} | ({update.bundle_digest} if update else set())),
             frozenset({row.source_digest for row in rows} | ({update.source_digest} if update else set())),
             frozenset({update.update_id} if update else set()),

@@ -35,11 +35,11 @@ from updater.loop import CrashPoints
 from updater.metrics import LogObserver, MetricsObserver, Observer, ToAll, create_registry
 from updater.service.servicer import Served, UpdatesApi
 from updater.settings import JOURNAL_NAME, UpdaterSettings, armed_crash_point, check_names
-from updater.store.bundles import Shared
+from updater.store.bundles import StoreOptions
 from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
-from updater.store.state_folder import check_paths, provenance_in
+from updater.store.state_folder import check_state_dir, read_provenance
 from updater.store.transfer import PaceRules
 from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
@@ -98,7 +98,7 @@ class Updater:
             model.wake.set()
 
     def run(self) -> None:
-        """Keep the models up to date until asked to stop.
+        """References the models up to date until asked to stop.
 
         Raises:
             OSError: the socket or the metrics port cannot be had.
@@ -153,7 +153,7 @@ class Updater:
             settings=self._settings,
             run_folder=self._run_folder,
             journal=journal,
-            shared=Shared(self._state, self._limits(), frozenset(self._settings.updater.known_sections)),
+            shared=StoreOptions(self._state, self._limits(), frozenset(self._settings.updater.known_sections)),
             clock=self._clock,
             observer=self._observer,
             crash=CrashPoints(armed_crash_point()),
@@ -218,7 +218,7 @@ class Updater:
     @contextlib.contextmanager
     def _served_to_operators(self) -> Iterator[None]:
         names = tuple(model.name for model in self._settings.models if model.name in self._settings.updater.models)
-        provenance = partial(provenance_in, self._state)
+        provenance = partial(read_provenance, self._state)
         api = UpdatesApi(self._served, names, self._trusted_journal, provenance, self._log)
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
@@ -263,7 +263,7 @@ def main(conversion: Conversion | None = None) -> int:
     try:
         settings = load_settings(UpdaterSettings)
         check_names(settings)
-        check_paths(settings)
+        check_state_dir(settings)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
             print(f"{mistake.key}: {mistake.message}", file=sys.stderr)  # noqa: T201  before there is a log

@@ -113,7 +113,7 @@ def _look(action: LookAtHub, ports: Ports) -> Result:
     for name in worth_listing(names, action):
         left = ends - ports.clock.monotonic()
         if left <= 0:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", "looking at the hub took too long"))
+            raise EffectFailed.transient("HUB_SLOW", "looking at the hub took too long")
         try:
             releases.append(ports.hub.release(name, left))
         except EffectFailed as error:
@@ -146,7 +146,7 @@ def _ready_release(action: StageRevision, hub: Hub, deadline_seconds: float) -> 
     """The revision as it is listed now, if that is what was decided for."""
     release = hub.release(action.revision, deadline_seconds)
     if not release.is_ready:
-        raise EffectFailed(Failed(FaultKind.NOT_READY, "NOT_READY", release.missing))
+        raise EffectFailed.not_ready("NOT_READY", release.missing)
     if action.source_digest and release.source_digest not in ("", action.source_digest):
         message = f"{action.revision} is not what it was when it was listed"
         raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)

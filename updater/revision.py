@@ -1,4 +1,4 @@
-"""Which of a revision's files are taken: only what the engine of its configuration declares."""
+"""What a listing says of a revision: its engine, the declared files, its digest, and whether it is ready."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from updater.core.facts import HubFile, Release
 INDEX_SUFFIX = ".index.json"
 
 
-class NotServable(ValueError):
-    """No engine of this build serves a revision, or it lacks files; it will not get better by waiting.
+class UnsupportedRevision(ValueError):
+    """No engine of this build supports the revision, or files are missing from its listing; waiting does not help.
 
     Attributes:
         reason: for machines.
@@ -27,120 +27,125 @@ class NotServable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """What an engine takes of a revision."""
+class DeclaredFiles:
+    """An engine, and the files of a revision that it declares."""
 
     engine: EngineFiles
     names: tuple[str, ...]  # sorted
 
 
-def declared(sizes: Mapping[str, int], read: Callable[[str], bytes]) -> Declared:
-    """Find the engine of a revision, and the files that it takes.
+def find_declared_files(sizes: Mapping[str, int], read: Callable[[str], bytes]) -> DeclaredFiles:
+    """Find the engine of a revision, and the files that the engine declares.
 
     Args:
-        sizes: size of every listed file by its name.
-        read: content of a small file of the revision; may raise what it likes.
+        sizes: size of every listed file, by name.
+        read: returns the content of a small file of the revision; its exceptions pass through.
 
     Raises:
-        NotServable: it cannot be served by this build.
+        UnsupportedRevision: this build cannot serve it.
     """
     if CONFIGURATION not in sizes:
-        raise NotServable("FILES_MISSING", f"the revision lacks {CONFIGURATION}")
-    configuration = parse_object(read(CONFIGURATION), CONFIGURATION)
-    engine = engine_of(configuration)
+        raise UnsupportedRevision("FILES_MISSING", f"the revision lacks {CONFIGURATION}")
+    configuration = parse_json_object(read(CONFIGURATION), CONFIGURATION)
+    engine = select_engine(configuration)
     try:
         names = list_declared_files(engine, sizes, configuration)
         for index in [name for name in names if name.endswith(INDEX_SUFFIX)]:
-            names += list_shards(parse_object(read(index), index))
+            names += list_shards(parse_json_object(read(index), index))
     except FilesMissing as error:
-        raise NotServable("FILES_MISSING", str(error)) from error
+        raise UnsupportedRevision("FILES_MISSING", str(error)) from error
     missing = [name for name in names if name not in sizes]
     if missing:
-        raise NotServable("FILES_MISSING", f"the revision lacks {missing[0][:80]!r}")
+        raise UnsupportedRevision("FILES_MISSING", f"the revision lacks {missing[0][:80]!r}")
     nested = [name for name in names if "/" in name]
     if nested:
-        raise NotServable("UNSAFE_NAME", f"{nested[0][:80]!r} is named, and only plain names are taken")
-    return Declared(engine, tuple(sorted(set(names))))
+        raise UnsupportedRevision(
+            "UNSAFE_NAME", f"{nested[0][:80]!r} is in a folder, and only top-level files are supported"
+        )
+    return DeclaredFiles(engine, tuple(sorted(set(names))))
 
 
-class StillArriving(Exception):
-    """A file that must be read to know which others count is not there in full; says what is missing."""
+class IncompleteFile(Exception):
+    """A file that determines the declared files is not complete on the hub yet; the message says what is missing."""
 
 
-def release_of(
+def describe_release(
     revision: str,
     listed: Sequence[BundleFile],
     read: Callable[[BundleFile], bytes],
     missing_of: Callable[[BundleFile], str],
 ) -> Release:
-    """Describe a revision by its list of files.
+    """Build the `Release` of a revision from its listing.
 
     Args:
-        revision: its name.
-        listed: as the hub lists them; nothing is checked yet. A hash that the hub does not give is empty.
-        read: content of a small file. May raise StillArriving, or NotServable where it is not what was listed.
-        missing_of: what is not there yet of a file, for people; empty if nothing.
+        revision: name on the hub.
+        listed: files as listed, not checked yet. A missing hash is empty.
+        read: returns the content of a small file. May raise IncompleteFile, or UnsupportedRevision if the content is
+            not what was listed.
+        missing_of: returns what is missing of a file, for people; empty if it is complete.
 
     Returns:
-        Where no engine takes it, or its names are not safe: all files and their digest, to be remembered by; staging
-        says what is wrong with it. Else the digest is that of the declared files alone, and a file that no engine
-        takes need not have a hash: without one it is left out.
+        If no engine supports the revision, or its names are unsafe: all files and their digest, which identifies it;
+        staging then reports the reason. Otherwise the digest covers only the declared files, and undeclared files
+        without a hash are left out.
     """
-    listed = [_encodable(file) for file in listed]
-    all_of_it = Release(revision, tuple(map(_as_listed, listed)), compute_source_digest(listed))
+    listed = [_escape_surrogates(file) for file in listed]
+    all_of_it = Release(revision, tuple(map(_to_hub_file, listed)), compute_source_digest(listed))
     try:
         check_names([file.name for file in listed])
     except ManifestBroken:
-        return all_of_it  # never a path of ours
+        return all_of_it  # no path is made of these names
     rows = {file.name: file for file in listed}
     try:
-        names = declared({name: row.size for name, row in rows.items()}, lambda name: read(rows[name])).names
-    except StillArriving as error:
+        names = find_declared_files({name: row.size for name, row in rows.items()}, lambda name: read(rows[name])).names
+    except IncompleteFile as error:
         return Release(revision, all_of_it.files, "", is_ready=False, missing=str(error))
-    except (NotServable, NotRegular):
+    except (UnsupportedRevision, NotRegular):
         return all_of_it
     digest = compute_source_digest([rows[name] for name in names])
     missing = next((gap for gap in (missing_of(rows[name]) for name in names) if gap), "")
-    files = tuple(_as_listed(file) for file in listed if file.sha256 or file.name in names)
+    files = tuple(_to_hub_file(file) for file in listed if file.sha256 or file.name in names)
     return Release(revision, files, digest, is_ready=not missing, missing=missing)
 
 
-def _encodable(file: BundleFile) -> BundleFile:
-    """JSON can hold half of a pair of code units, which no file name and no digest can: shown as what it is."""
+def _escape_surrogates(file: BundleFile) -> BundleFile:
+    """Escape lone surrogates: JSON can contain them, file names and digests cannot."""
     name, sha256 = (text.encode(errors="backslashreplace").decode() for text in (file.name, file.sha256))
     return BundleFile(name, file.size, sha256)
 
 
-def _as_listed(file: BundleFile) -> HubFile:
+def _to_hub_file(file: BundleFile) -> HubFile:
     return HubFile(file.name, file.size, file.sha256)
 
 
-def engine_of(configuration: Mapping[str, Any]) -> EngineFiles:
-    """The engine that serves a configuration's task and model type.
+def select_engine(configuration: Mapping[str, Any]) -> EngineFiles:
+    """The engine for the task and model type of a configuration.
 
     Raises:
-        NotServable: this build has none.
+        UnsupportedRevision: this build has no engine for them.
     """
     model = configuration.get("model")
     model_type = model.get("type") if isinstance(model, Mapping) else None
     task = configuration.get("task")
     engine = find_engine(str(task), str(model_type))
     if engine is None:
-        sentence = f"{CONFIGURATION}: task {str(task)[:80]!r}, model.type {str(model_type)[:80]!r} has no engine here"
-        raise NotServable("ENGINE_UNKNOWN", sentence)
+        sentence = (
+            f"{CONFIGURATION}: task {str(task)[:80]!r}, model.type {str(model_type)[:80]!r} has no engine in this build"
+        )
+        raise UnsupportedRevision("ENGINE_UNKNOWN", sentence)
     return engine
 
 
-def parse_object(raw: bytes, name: str) -> dict[str, Any]:
-    """Read one JSON object.
+def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON object.
 
     Raises:
-        NotServable: it is none.
+        UnsupportedRevision: the content is not a JSON object.
     """
     try:
         row = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise NotServable("CONFIG_BROKEN", f"{name} is no JSON") from error
+        raise UnsupportedRevision("CONFIG_BROKEN", f"{name} is not JSON") from error
     if not isinstance(row, dict):
-        raise NotServable("CONFIG_BROKEN", f"{name} holds no object")
+        raise UnsupportedRevision("CONFIG_BROKEN", f"{name} is not a JSON object")
     return row

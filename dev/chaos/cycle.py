@@ -26,9 +26,9 @@ from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
 from updater.metrics import ToAll
 from updater.perform import Ports
-from updater.store.bundles import BundleStore, ChildConverter, Shared
+from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.database import JournalNotWritten
-from updater.store.garbage import Keep
+from updater.store.garbage import References
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
 
@@ -166,7 +166,7 @@ class Cycle:
         self.journal = Journal(self.state / "journal.db")
         clock, wake, stopping = RunningClock(), threading.Event(), threading.Event()
         commands = CommandQueue(wake)
-        shared = Shared(self.state, StagingLimits(reserve_bytes=0))
+        shared = StoreOptions(self.state, StagingLimits(reserve_bytes=0))
         self._server = PersistentServer(folder / "server.pickle", self.state)
         names = count(1)
         seed = len(self.journal.history("", 1000, 0))
@@ -174,7 +174,7 @@ class Cycle:
             hub=DirectoryHub(folder / "hub", MODEL, clock),
             control=self._server,
             golden=PerfectGolden(),
-            store=BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
+            store=BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
             clock=clock,
         )

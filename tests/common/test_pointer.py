@@ -25,8 +25,8 @@ from common.clock import SystemClock
 from common.durable import LockTimeout
 from common.sealing import ConvertLimits
 from updater.core.record import Installed
-from updater.store.bundles import BundleStore, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, StoreOptions
+from updater.store.garbage import References
 
 ROUNDS = 60
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ ROW = Committed("a", A, A, "r0", Origin.UPDATE)
 
 def run_updater(state: Path, rounds: int) -> None:
     """Commit model a again and again as the updater does; report the number of rounds whose row did not stay."""
-    store = BundleStore(Shared(state), "a", SystemClock(), lambda: None, Keep)
+    store = BundleStore(StoreOptions(state), "a", SystemClock(), lambda: None, References)
     store.write_pointer(Installed("r0", A, A))
     lost = 0
     _meet()

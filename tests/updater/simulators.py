@@ -10,7 +10,7 @@ from typing import Any
 
 from common.bundle import HubKind, HubLocation, Provenance
 from dev.harness.simulated_server import SimServer
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import Failed
 from updater.core.golden import Answer, Asked, GateAnswers
 from updater.core.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
 from updater.core.record import Event, Installed, ModelRecord
@@ -56,7 +56,7 @@ class SimHub:
     def release(self, revision: str, deadline_seconds: float) -> Release:
         self._may_fail()
         if revision not in self.contents:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", f"there is no {revision}"))
+            raise EffectFailed.permanent("REVISION_UNKNOWN", f"there is no {revision}")
         is_ready = revision not in self.unready
         content = self.contents[revision]
         files = (HubFile("weights", 1, content),)
@@ -90,7 +90,7 @@ class SimDisk:
     def check(self) -> None:
         """Refuse to write on a full disk."""
         if self.is_full:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "DISK_FULL", "no space left"))
+            raise EffectFailed.transient("DISK_FULL", "no space left")
 
 
 @dataclass(slots=True)
@@ -113,16 +113,16 @@ class SimStore:
         content = source_digest.removeprefix("source ")
         is_there = content in self.disk.sources if is_kept else self.disk.staged.get(update_id) == content
         if not is_there:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SOURCE_MISSING", "its files are not here"))
+            raise EffectFailed.transient("SOURCE_MISSING", "its files are not here")
         return Path(content)
 
     def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
         if not self.qualities[folder.name].verifies:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "CONTENT_MISMATCH", "a bit has flipped"))
+            raise EffectFailed.permanent("CONTENT_MISMATCH", "a bit has flipped")
 
     def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
         if compatible_with and not self.qualities[content_of(bundle_digest)].is_compatible:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "LABELS_CHANGED", "another order"))
+            raise EffectFailed.permanent("LABELS_CHANGED", "another order")
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
         self.disk.check()
@@ -138,7 +138,7 @@ class SimStore:
 
     def pointer(self) -> Installed | None:
         if not self.disk.pointer_is_readable:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "POINTER_BROKEN", "it is malformed"))
+            raise EffectFailed.permanent("POINTER_BROKEN", "it is malformed")
         return self.disk.pointer
 
     def write_pointer(self, installed: Installed | None) -> None:
@@ -170,7 +170,7 @@ class SimConverter:
             raise EffectFailed(self.faults.pop(0))
         self.store.disk.check()
         if not self.store.qualities[folder.name].converts:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "WEIGHTS_BROKEN", "a tensor is missing"))
+            raise EffectFailed.permanent("WEIGHTS_BROKEN", "a tensor is missing")
         digest = bundle_of(folder.name, self.store.converter)
         self.store.disk.sealed.add(digest)
         return digest
@@ -209,7 +209,7 @@ class SimGolden:
     def _quality(self, load_id: str) -> Quality:
         bundle = self.server.bundle_of(load_id)
         if bundle is None:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
+            raise EffectFailed.transient("LOAD_UNKNOWN", "no slot holds this load")
         quality = self.qualities.get(bundle) or self.qualities[content_of(bundle)]  # one conversion may be worse
         device = self.server.device_of(load_id)
         if self.server.overflows(load_id):

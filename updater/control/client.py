@@ -60,19 +60,19 @@ class Stoppable(Protocol):
 class ControlClient:
     """One model's slots. From that model's thread only."""
 
-    def __init__(self, run_folder: Path, model: str, keep_on: Stoppable) -> None:
+    def __init__(self, run_folder: Path, model: str, check_stop: Stoppable) -> None:
         """Connect when it is first needed; a server that is not there yet is no error.
 
         Args:
             run_folder: where the server's socket is.
             model: name of the model.
-            keep_on: called while a load goes on; raises to stop waiting for it.
+            check_stop: called while a load goes on; raises to stop waiting for it.
         """
         self._socket = run_folder / CONTROL_SOCKET
         self._channel = grpc.insecure_channel(f"unix:{self._socket.absolute()}", options=list(_OPTIONS))
         self._stub = ControlServiceStub(self._channel)
         self._model = model
-        self._keep_on = keep_on
+        self._keep_on = check_stop
         self._life = ""  # of the server that answered last
         self._left_orderly = False  # whether that one was seen to leave in good order
         self._born_after_order = False  # whether the one before this life did
@@ -167,7 +167,7 @@ class ControlClient:
             load_id = progress.load_id
             if progress.phase == pb.LOAD_PHASE_LOADED:
                 return load_id
-        raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_CUT_OFF", "the load's story ended early"))
+        raise EffectFailed.transient("LOAD_CUT_OFF", "the load's story ended early")
 
     def _note(self, response: pb.GetStatusResponse) -> ServerState:
         """Reduce a status, and remember how the server's last life ended."""

@@ -13,7 +13,6 @@ from common.golden_set import MAX_ITEMS, GoldenBroken, canonicalize
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
-from updater.core.effects import Failed, FaultKind
 from updater.core.golden import Answer, Asked, GateAnswers
 from updater.core.ports import EffectFailed, GoldenFacts, ServerState
 from updater.golden_files import GoldenFiles, Question, builtin_probes, questions_of
@@ -57,13 +56,15 @@ class Slots(Protocol):
 class Prober:
     """The golden set of one model, and how it is asked. From that model's thread only."""
 
-    def __init__(self, files: GoldenFiles, slots: Slots, task: Task, clock: Clock, keep_on: Callable[[], None]) -> None:
-        """Ask nothing yet; `keep_on` is called between two pieces and raises to stop."""
+    def __init__(
+        self, files: GoldenFiles, slots: Slots, task: Task, clock: Clock, check_stop: Callable[[], None]
+    ) -> None:
+        """Ask nothing yet; `check_stop` is called between two pieces and raises to stop."""
         self._files = files
         self._slots = slots
         self._task = task
         self._clock = clock
-        self._keep_on = keep_on
+        self._keep_on = check_stop
         self._asked_before = 0  # probes go through the whole set, not over its beginning again and again
 
     def facts(self) -> GoldenFacts:
@@ -82,14 +83,14 @@ class Prober:
                 active = self._ask(active_load_id, chunk, ends) if active_load_id else None
                 asked += _side_by_side(chunk, candidate, active)
         except GoldenBroken as error:
-            raise EffectFailed(Failed(FaultKind.INCONCLUSIVE, "GOLDEN_CHANGED", str(error))) from error
+            raise EffectFailed.inconclusive("GOLDEN_CHANGED", str(error)) from error
         if digest and self.facts().digest != digest:
             raise _changed()
         state = self._slots.state(STATE_SECONDS)
         slot = state.loaded(load_id)
         if slot is None:
             message = "the candidate's slot was lost while it was proven"
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", message))
+            raise EffectFailed.transient("LOAD_UNKNOWN", message)
         return GateAnswers(
             golden_digest=digest,
             device=slot.device,
@@ -137,10 +138,10 @@ class Prober:
         self._keep_on()
         left = ends - self._clock.monotonic()
         if left <= 0:
-            raise EffectFailed(Failed(FaultKind.INCONCLUSIVE, "DEADLINE", "asking took too long"))
+            raise EffectFailed.inconclusive("DEADLINE", "asking took too long")
         response = self._slots.probe(_request(load_id, chunk, self._task), min(left, CALL_SECONDS))
         if len(response.outcomes) != len(chunk):
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "ANSWERS_MISSING", "the server did not answer every item"))
+            raise EffectFailed.transient("ANSWERS_MISSING", "the server did not answer every item")
         return [_answers(outcome, question) for outcome, question in zip(response.outcomes, chunk, strict=True)]
 
     def _spent(self, load_id: str, before: Cost, questions: int) -> float:
@@ -213,4 +214,4 @@ def _chunks(questions: Iterable[Question]) -> Iterator[list[Question]]:
 
 
 def _changed() -> EffectFailed:
-    return EffectFailed(Failed(FaultKind.INCONCLUSIVE, "GOLDEN_CHANGED", "the golden set was changed meanwhile"))
+    return EffectFailed.inconclusive("GOLDEN_CHANGED", "the golden set was changed meanwhile")

@@ -194,5 +194,5 @@ def by_reason(reason: str, message: str) -> CheckFailed | EffectFailed:
     """The same for a reason that comes from code which does not know the list."""
     check = next((row for row in CHECKS if reason in row.reasons), None)
     if check is None:
-        return EffectFailed(Failed(FaultKind.PERMANENT, reason, message))
+        return EffectFailed.permanent(reason, message)
     return refused(check, reason, message)

@@ -7,7 +7,7 @@ raises is a bug.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from common.bundle import HubLocation, Provenance
 from common.clock import Clock
@@ -25,7 +25,7 @@ from updater.core.facts import (
 )
 from updater.core.golden import GateAnswers
 from updater.core.record import Event, Installed, ModelRecord
-from updater.core.results import Failed
+from updater.core.results import Failed, FaultKind
 
 __all__ = [
     "MAX_PIECE_BYTES",
@@ -63,6 +63,31 @@ class EffectFailed(Exception):
     def __init__(self, failed: Failed) -> None:
         super().__init__(f"{failed.reason}: {failed.message}")
         self.failed = failed
+
+    @classmethod
+    def transient(cls, reason: str, message: str, retry_after_seconds: float = 0.0) -> Self:
+        """The same may succeed later."""
+        return cls(Failed(FaultKind.TRANSIENT, reason, message, retry_after_seconds))
+
+    @classmethod
+    def permanent(cls, reason: str, message: str) -> Self:
+        """The revision is at fault: the same fails again."""
+        return cls(Failed(FaultKind.PERMANENT, reason, message))
+
+    @classmethod
+    def denied(cls, reason: str, message: str) -> Self:
+        """A setting or a permission must be changed, here or on the hub."""
+        return cls(Failed(FaultKind.DENIED, reason, message))
+
+    @classmethod
+    def not_ready(cls, reason: str, message: str) -> Self:
+        """The revision is incomplete on the hub."""
+        return cls(Failed(FaultKind.NOT_READY, reason, message))
+
+    @classmethod
+    def inconclusive(cls, reason: str, message: str) -> Self:
+        """The gate or a probe reached no verdict."""
+        return cls(Failed(FaultKind.INCONCLUSIVE, reason, message))
 
 
 class LinkBroken(EffectFailed):

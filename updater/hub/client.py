@@ -246,12 +246,12 @@ class Refusal:
 
 def transient(reason: str, message: str, retry_after_seconds: float = 0.0) -> EffectFailed:
     """The same may succeed later."""
-    return EffectFailed(Failed(FaultKind.TRANSIENT, reason, message, retry_after_seconds))
+    return EffectFailed.transient(reason, message, retry_after_seconds)
 
 
 def denied(reason: str, message: str) -> EffectFailed:
     """Somebody must change a setting, here or there."""
-    return EffectFailed(Failed(FaultKind.DENIED, reason, message))
+    return EffectFailed.denied(reason, message)
 
 
 def not_understood(message: str) -> EffectFailed:
@@ -286,7 +286,7 @@ def refusal_of(refusal: Refusal, now: datetime, *, is_home: bool) -> EffectFaile
             )
         return transient("STORAGE_DENIED", f"the hub's storage denies it ({status})", wait)
     except errors.NotExistError:
-        return EffectFailed(Failed(FaultKind.NOT_READY, "NOT_THERE", f"the hub does not have it ({status})"))
+        return EffectFailed.not_ready("NOT_THERE", f"the hub does not have it ({status})")
     except (errors.RateLimitError, errors.QuotaExceededError):
         return transient("RATE_LIMITED", f"the hub asks for patience ({status})", wait)
     except errors.ServerError:

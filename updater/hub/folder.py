@@ -15,7 +15,7 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, is_revision_name, read_listing
 from updater.core.effects import Failed, FaultKind
 from updater.core.ports import EffectFailed, Release
-from updater.revision import NotServable, StillArriving, release_of
+from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
 
 MAX_REVISIONS = 10_000
 
@@ -46,7 +46,7 @@ class DirectoryHub:
         except OSError as error:
             raise _unreadable("the hub's folder", error) from error
         if len(names) > MAX_REVISIONS:
-            raise EffectFailed(Failed(FaultKind.DENIED, "HUB_TOO_LARGE", f"the hub has {len(names)} revisions"))
+            raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {len(names)} revisions")
         return tuple(sorted(names))
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
@@ -66,10 +66,10 @@ class DirectoryHub:
         def read(file: BundleFile) -> bytes:
             missing = self._missing(revision, file)
             if missing:
-                raise StillArriving(missing)
+                raise IncompleteFile(missing)
             return self._read_small(revision, file.name, ends)
 
-        return release_of(revision, listed, read, lambda file: self._missing(revision, file))
+        return describe_release(revision, listed, read, lambda file: self._missing(revision, file))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset on."""
@@ -79,12 +79,12 @@ class DirectoryHub:
                 file.seek(offset)
                 for piece in read_uncached(file):
                     if self._clock.monotonic() > ends:
-                        raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", f"reading {name} took too long"))
+                        raise EffectFailed.transient("HUB_SLOW", f"reading {name} took too long")
                     yield piece
         except FileNotFoundError as error:
-            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet")) from error
+            raise EffectFailed.not_ready("FILE_MISSING", f"{name} is not there yet") from error
         except NotRegular as error:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "NOT_REGULAR", str(error))) from error
+            raise EffectFailed.permanent("NOT_REGULAR", str(error)) from error
         except OSError as error:
             raise _unreadable("a file of the revision", error) from error
 
@@ -92,7 +92,7 @@ class DirectoryHub:
         folder = self._folder / revision
         if not is_revision_name(revision) or not folder.is_dir():
             message = f"the hub has no revision {revision[:80]!r}"
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
+            raise EffectFailed.permanent("REVISION_UNKNOWN", message)
         return folder
 
     def _missing(self, revision: str, file: BundleFile) -> str:
@@ -113,7 +113,7 @@ class DirectoryHub:
         for piece in self.read(revision, name, 0, max(0.0, ends - self._clock.monotonic())):
             content += piece
             if len(content) > MAX_CONFIG_BYTES:
-                raise NotServable("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+                raise UnsupportedRevision("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
         return content
 
 

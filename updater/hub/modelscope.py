@@ -22,10 +22,10 @@ from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.ports import EffectFailed, Release
-from updater.core.results import Failed, FaultKind
+from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules, HubResponse, Refusal, denied, not_understood, refusal_of
 from updater.hub.settings import TokenSource, proxy_for
-from updater.revision import NotServable, StillArriving, release_of
+from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
 from updater.settings import UpdaterSection, checked_endpoint
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
@@ -97,7 +97,7 @@ class ModelScopeHub:
         def read(file: BundleFile) -> bytes:
             return self._read_small(revision, file, ends)
 
-        return release_of(revision, listed, read, lambda file: self._missing(revision, file, ends))
+        return describe_release(revision, listed, read, lambda file: self._missing(revision, file, ends))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset on; what a hub without Range sends before it is passed over."""
@@ -121,11 +121,11 @@ class ModelScopeHub:
             EffectFailed: it is no answer with that file.
         """
         if offset and response.status == _BEYOND_THE_END:
-            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_SHORT", f"{name} has no more than {offset} bytes yet"))
+            raise EffectFailed.not_ready("FILE_SHORT", f"{name} has no more than {offset} bytes yet")
         if not response.is_good:
             failed = self._refusal(response)
             if failed.failed.kind is FaultKind.NOT_READY:
-                raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", f"{name} is not there yet"))
+                raise EffectFailed.not_ready("FILE_MISSING", f"{name} is not there yet")
             raise failed
         if _is_page(response):
             raise not_understood(f"{response.host} sends a web page for {name}")
@@ -166,7 +166,7 @@ class ModelScopeHub:
         """Whether it is the revision that is unknown: a hub that has lost its mind says so of everything."""
         if revision in self.revisions(max(0.0, ends - self._clock.monotonic())):
             message = f"the hub names {revision} and does not list it"
-            return EffectFailed(Failed(FaultKind.NOT_READY, "NOT_LISTED", message))
+            return EffectFailed.not_ready("NOT_LISTED", message)
         return _unknown(revision)
 
     def _missing(self, revision: str, file: BundleFile, ends: float) -> str:
@@ -192,7 +192,7 @@ class ModelScopeHub:
     def _read_small(self, revision: str, file: BundleFile, ends: float) -> bytes:
         """A file that says which others count."""
         if file.size > MAX_CONFIG_BYTES:
-            raise NotServable("CONFIG_BROKEN", f"{file.name} has more than {MAX_CONFIG_BYTES} bytes")
+            raise UnsupportedRevision("CONFIG_BROKEN", f"{file.name} has more than {MAX_CONFIG_BYTES} bytes")
         if file.sha256 in self._small:
             return self._small[file.sha256]
         content = bytearray()
@@ -203,12 +203,12 @@ class ModelScopeHub:
                     break
         except EffectFailed as error:
             if error.failed.kind is FaultKind.NOT_READY:
-                raise StillArriving(error.failed.message) from error
+                raise IncompleteFile(error.failed.message) from error
             raise
         if len(content) < file.size:
-            raise StillArriving(f"{file.name} has {len(content)} of {file.size} bytes")
+            raise IncompleteFile(f"{file.name} has {len(content)} of {file.size} bytes")
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise NotServable("CONTENT_MISMATCH", f"{file.name} is not what is listed")
+            raise UnsupportedRevision("CONTENT_MISMATCH", f"{file.name} is not what is listed")
         if file.size <= MAX_REMEMBERED_BYTES:
             self._small = _remembered(self._small, file.sha256, bytes(content))
         return bytes(content)
@@ -276,4 +276,4 @@ def _is_page(response: HubResponse) -> bool:
 
 def _unknown(revision: str) -> EffectFailed:
     message = f"the hub has no revision {revision[:80]!r}"
-    return EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", message))
+    return EffectFailed.permanent("REVISION_UNKNOWN", message)

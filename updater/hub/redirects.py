@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 from updater.core.ports import EffectFailed
-from updater.core.results import Failed, FaultKind
 from updater.http.endpoint import Endpoint, is_private_by_name, is_public, parse_endpoint
 
 MAX_REDIRECTS = 5
@@ -78,8 +77,8 @@ def follow_redirect(chain: RedirectChain, location: str) -> RedirectChain:
 
 
 def _refused(message: str) -> EffectFailed:
-    return EffectFailed(Failed(FaultKind.DENIED, "REDIRECT_REFUSED", message))
+    return EffectFailed.denied("REDIRECT_REFUSED", message)
 
 
 def _circle(message: str) -> EffectFailed:
-    return EffectFailed(Failed(FaultKind.TRANSIENT, "REDIRECT_CIRCLE", message))
+    return EffectFailed.transient("REDIRECT_CIRCLE", message)

@@ -6,7 +6,6 @@ import urllib.request
 from pathlib import Path
 
 from updater.core.ports import EffectFailed
-from updater.core.results import Failed, FaultKind
 
 MAX_TOKEN_BYTES = 4096
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")  # what fits into a header and a cookie alike
@@ -45,7 +44,7 @@ class TokenSource:
         except OSError as error:
             why = (error.strerror or "it failed").lower()
             message = f"the file of updater.hub_token_file cannot be read: {why}"
-            raise EffectFailed(Failed(FaultKind.DENIED, "TOKEN_UNREADABLE", message)) from error
+            raise EffectFailed.denied("TOKEN_UNREADABLE", message) from error
         return content.decode(errors="replace").strip()
 
 
@@ -61,4 +60,4 @@ def _checked(token: str, key: str) -> str:
     if _TOKEN.fullmatch(token):
         return token
     message = f"{key} gives no token: it is empty or holds characters that a token cannot have"
-    raise EffectFailed(Failed(FaultKind.DENIED, "TOKEN_UNREADABLE", message))
+    raise EffectFailed.denied("TOKEN_UNREADABLE", message)

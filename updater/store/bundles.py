@@ -1,11 +1,4 @@
-"""hotslot's folder on disk: staging folders, kept sources, sealed bundles, and the committed pointer.
-
-incoming/<update_id>/   a revision on its way in (see staging.py)
-sources/<digest>/       the files of a sealed source, kept so that a newer converter can take them again
-bundles/<digest>/       sealed bundles, read-only
-staging/                where the conversion writes
-committed.json          what a restart loads, written under the lock .committed.lock
-"""
+"""The store of one model: staging, verification, sealing, kept sources and the committed pointer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,82 +25,83 @@ from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import by_reason, refused
-from updater.core.ports import Hub, Release
+from updater.core.ports import EffectFailed, Hub, Release
 from updater.core.record import Installed
 from updater.core.results import FaultKind
-from updater.revision import engine_of, parse_object
+from updater.revision import parse_json_object, select_engine
 from updater.status import Progress
 from updater.store import garbage
-from updater.store.staging import FILES_FOLDER, LISTING_NAME, ORIGIN_NAME, Stager, StagingLimits
+from updater.store.staging import Stager, StagingLimits
 from updater.store.state_folder import (
+    FILES_FOLDER,
     INCOMING,
+    LISTING_NAME,
+    ORIGIN_NAME,
     SOURCES,
-    disk_failed,
-    permanent,
-    refuse_trusted_names,
-    sealed_with,
-    transient,
+    build_provenance,
+    check_state_path,
+    classify_disk_error,
 )
 from updater.store.verify import check_compatible, verify
 
 _UPDATE_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 DigestOf = Callable[[Path, str, str], str]
-"""Bundle digest that this build makes of (folder of a source, its digest, precision)."""
+"""(folder of a source, its digest, precision) → digest of the bundle that this build converts it to."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """What the stores of all models in one state folder have in common."""
+class StoreOptions:
+    """Options that the stores of all models in one state folder share."""
 
     state: Path
     limits: StagingLimits = field(default_factory=StagingLimits)
-    known_sections: frozenset[str] = frozenset()  # of configuration.json, beside those of the format
+    known_sections: frozenset[str] = frozenset()  # of configuration.json, in addition to `formats.SECTIONS`
 
 
-def digest_of_source(folder: Path, source: str, precision: str) -> str:
-    """What the shipped converter makes of a source; empty if no engine takes it any more."""
+def predict_bundle_digest(folder: Path, source: str, precision: str) -> str:
+    """Digest of the bundle that the shipped converter makes of a source; empty if no engine supports the source."""
     try:
-        row = parse_object(read_bounded(folder / CONFIGURATION, MAX_CONFIG_BYTES), CONFIGURATION)
-        engine = engine_of(row)
+        row = parse_json_object(read_bounded(folder / CONFIGURATION, MAX_CONFIG_BYTES), CONFIGURATION)
+        engine = select_engine(row)
     except (OSError, ValueError):
         return ""
     return compute_bundle_digest(source, engine.engine, engine.converter, precision)
 
 
 class BundleStore:
-    """One model's view of the folder. From that model's thread only."""
+    """The port `Store` for one model. From that model's thread only."""
 
     def __init__(
         self,
-        shared: Shared,
+        options: StoreOptions,
         model: str,
         clock: Clock,
-        keep_on: Callable[[], None],
-        others: Callable[[], garbage.Keep],
-        digest_of: DigestOf = digest_of_source,
+        check_stop: Callable[[], None],
+        others: Callable[[], garbage.References],
+        digest_of: DigestOf = predict_bundle_digest,
         progress: Progress | None = None,
     ) -> None:
-        """Check the folder's name; nothing is touched.
+        """Check the path of the state folder; create nothing yet.
 
         Args:
-            shared: the folder.
-            model: whose row of the pointer it moves.
-            clock: measures.
-            keep_on: called often in what takes long; raises to stop.
-            others: what the other models of this folder refer to.
-            digest_of: names what a source would be converted to.
-            progress: told how far a transfer is.
+            options: shared by all models.
+            model: name of the model, and of its row in the committed pointer.
+            clock: for deadlines and times.
+            check_stop: called often during long operations; raises to stop them.
+            others: returns what the other models of this state folder refer to.
+            digest_of: predicts the digest of a bundle before it is converted.
+            progress: updated while files are downloaded.
 
         Raises:
-            FolderTrusted: see `refuse_trusted_names`.
+            UnsafeStateFolder: check 1 failed.
         """
-        refuse_trusted_names(shared.state)
-        self._shared = shared
-        self._state = shared.state
+        check_state_path(options.state)
+        self._options = options
+        self._state = options.state
         self._model = model
         self._clock = clock
-        self._keep_on = keep_on
+        self._check_stop = check_stop
         self._others = others
         self._digest_of = digest_of
         self._progress = progress or Progress()
@@ -116,95 +110,95 @@ class BundleStore:
     def stage(
         self, update_id: str, release: Release, hub: Hub, max_bytes: int, deadline_seconds: float, *, is_fresh: bool
     ) -> str:
-        """Fetch the declared files into the update's staging folder; returns their source digest."""
+        """Download the declared files into the update's staging folder; returns their source digest."""
         ends = self._clock.monotonic() + deadline_seconds
         folder = self._incoming(update_id)
-        stager = Stager(folder, release, hub, self._shared.limits, self._clock, ends, self._progress)
+        stager = Stager(folder, release, hub, self._options.limits, self._clock, ends, self._progress)
         try:
-            return stager.run(max_bytes, self._keep_on, is_fresh=is_fresh)
+            return stager.run(max_bytes, self._check_stop, is_fresh=is_fresh)
         finally:
             self._progress.clear()
 
     def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
-        """Where the staged, or the kept, files of a source lie; kept already, they are no longer staged."""
+        """The folder of the staged or kept files of a source; after `keep_source` it is the kept one."""
         staged = self._incoming(update_id) / FILES_FOLDER
         if is_kept or (not staged.is_dir() and is_digest(source_digest) and self._kept(source_digest).is_dir()):
             return self._kept(source_digest)
         return staged
 
     def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
-        """Run the numbered list over a folder; returns what is to be sealed with it."""
-        serving = self._whole(compatible_with)
+        """Run checks 2 to 13 on a folder; returns the provenance to seal with it."""
+        serving = self._read_serving(compatible_with)
         try:
             listing = folder.parent / LISTING_NAME
             listed = read_listing_file(listing) if folder.name == FILES_FOLDER else None
             check_files(listed or ())
-            engine, passed = verify(folder, source_digest, listed, self._keep_on, self._shared.known_sections)
+            engine, passed = verify(folder, source_digest, listed, self._check_stop, self._options.known_sections)
         except FileNotFoundError as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", "what was staged is gone") from error
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", "the staged files are missing") from error
         except ManifestBroken as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", f"what was listed is damaged: {error}") from error
+            raise refused(checks.HASHES, "CONTENT_MISMATCH", f"the stored listing is damaged: {error}") from error
         except OSError as error:
-            raise disk_failed(error, "the staged files cannot be read") from error
-        if serving is not None and engine.task.value != serving.task:  # before work is put into it
-            message = f"its task is {engine.task.value!r}, what serves does {serving.task!r}"
+            raise classify_disk_error(error, "the staged files cannot be read") from error
+        if serving is not None and engine.task.value != serving.task:  # checked before the costly conversion
+            message = f"its task is {engine.task.value!r}, the serving bundle's is {serving.task!r}"
             raise refused(checks.COMPATIBLE, "TASK_CHANGED", message)
         known = None if serving is None or serving.source_digest != source_digest else serving.provenance
-        return sealed_with(folder.parent / ORIGIN_NAME, passed, self._clock.now(), known)
+        return build_provenance(folder.parent / ORIGIN_NAME, passed, self._clock.now(), known)
 
     def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
-        """Compare a sealed bundle with what serves."""
-        serving = self._whole(compatible_with)
+        """Run check 15: compare a sealed bundle with the serving one."""
+        serving = self._read_serving(compatible_with)
         if serving is None or bundle_digest == compatible_with:
             return
         folders = [bundle_folder(self._state, digest) for digest in (bundle_digest, compatible_with)]
         try:
             check_compatible(self.bundle(bundle_digest), folders[0], serving, folders[1])
         except (BundleBroken, ValueError) as error:
-            raise transient("BUNDLE_BROKEN", f"what was sealed cannot be compared: {error}") from error
+            raise EffectFailed.transient("BUNDLE_BROKEN", f"the sealed bundles cannot be compared: {error}") from error
         except OSError as error:
-            raise disk_failed(error, "what was sealed cannot be compared") from error
+            raise classify_disk_error(error, "the sealed bundles cannot be compared") from error
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
-        """Move the staged files of a sealed source to the kept ones; harmless when repeated."""
+        """Move the staged files of a sealed source to the kept sources. Idempotent."""
         staged, kept = self._incoming(update_id) / FILES_FOLDER, self._kept(source_digest)
         try:
             kept.parent.mkdir(mode=0o700, exist_ok=True)
             if staged.is_dir() and not kept.exists():
                 staged.rename(kept)
                 sync_folder(kept.parent)
-            garbage.drop(self._incoming(update_id))
+            garbage.delete(self._incoming(update_id))
         except OSError as error:
-            raise disk_failed(error, "the source files cannot be kept") from error
+            raise classify_disk_error(error, "the source files cannot be kept") from error
 
     def sealed(self) -> frozenset[str]:
         """Digests of all sealed bundles."""
-        return garbage.sealed_digests(self._state)
+        return garbage.list_sealed(self._state)
 
     def converts_to(self, installed: Installed) -> str:
-        """Bundle digest that this build makes of a kept source in its precision; empty if it is not kept."""
+        """Digest of the bundle that this build converts a kept source to; empty if the source is not kept."""
         if self._predicted is None or self._predicted[0] != installed:
             self._predicted = (installed, self._predict(installed))
         return self._predicted[1]
 
     def pointer(self) -> Installed | None:
-        """The model's row in the committed pointer."""
+        """The model's row in the committed pointer; None without one."""
         try:
             row = read_committed(self._state).get(self._model)
         except BundleBroken as error:
-            raise permanent("POINTER_BROKEN", str(error)) from error
+            raise EffectFailed.permanent("POINTER_BROKEN", str(error)) from error
         except OSError as error:
-            raise disk_failed(error, "the committed pointer cannot be read") from error
+            raise classify_disk_error(error, "the committed pointer cannot be read") from error
         return None if row is None else Installed(row.revision, row.source_digest, row.bundle_digest, row.origin)
 
     def write_pointer(self, installed: Installed | None) -> None:
-        """Replace the model's row, durably; the rows of other models stay."""
+        """Replace the model's row, durably; other models' rows stay."""
         row = None if installed is None else _row(self._model, installed)
         try:
-            # The pointer is derived: each model's journal has its row, so a malformed one is made anew by all.
+            # Each row is also in the journal: a malformed pointer is replaced, and every model writes its row again.
             update_pointer(self._state, self._model, lambda _: row, replace_broken=True)
         except OSError as error:
-            raise disk_failed(error, "the committed pointer cannot be written") from error
+            raise classify_disk_error(error, "the committed pointer cannot be written") from error
         self._predicted = None
 
     def collect(
@@ -212,35 +206,37 @@ class BundleStore:
     ) -> tuple[int, int]:
         """Delete what nothing refers to; returns bytes freed and bytes still used."""
         updates = frozenset({keep_update_id} - {""})
-        keep = self._others() | garbage.Keep(keep_bundles, keep_sources, updates)
+        references = self._others() | garbage.References(keep_bundles, keep_sources, updates)
         try:
-            with lock_pointer(self._state):  # what the pointer names stays, whoever wrote it
+            with lock_pointer(
+                self._state
+            ):  # keep what the pointer names, also rows of models that are no longer configured
                 rows = read_committed(self._state).values()
-                named = garbage.Keep(
+                named = garbage.References(
                     frozenset(row.bundle_digest for row in rows), frozenset(row.source_digest for row in rows)
                 )
-                return garbage.collect(self._state, keep | named, cap_bytes, self._clock.now(), self._keep_on)
+                return garbage.collect(self._state, references | named, cap_bytes, self._clock.now(), self._check_stop)
         except BundleBroken as error:
-            raise permanent("POINTER_BROKEN", str(error)) from error
+            raise EffectFailed.permanent("POINTER_BROKEN", str(error)) from error
         except OSError as error:
-            raise disk_failed(error, "what nobody needs cannot be deleted") from error
+            raise classify_disk_error(error, "unreferenced files cannot be deleted") from error
 
     def bundle(self, digest: str) -> Bundle:
-        """What a sealed bundle says of itself.
+        """Read the manifest of a sealed bundle.
 
         Raises:
-            BundleBroken: it is not there, or not whole.
+            BundleBroken: it is missing or damaged.
         """
         return read_bundle(bundle_folder(self._state, digest))
 
     def _incoming(self, update_id: str) -> Path:
         if not update_id or not _UPDATE_ID_CHARS.issuperset(update_id):
-            raise RuntimeError("an update's id is not safe as a folder's name")
+            raise RuntimeError("an update id is not safe as a folder name")
         return self._state / INCOMING / update_id
 
     def _kept(self, source_digest: str) -> Path:
         if not is_digest(source_digest):
-            raise RuntimeError("a source digest is not safe as a folder's name")
+            raise RuntimeError("a source digest is not safe as a folder name")
         return self._state / SOURCES / source_digest.replace(":", "-")
 
     def _predict(self, installed: Installed) -> str:
@@ -255,8 +251,8 @@ class BundleStore:
             return ""
         return self._digest_of(kept, installed.source_digest, precision)
 
-    def _whole(self, digest: str) -> Bundle | None:
-        """What serves; None if nothing does, or if it is not whole any more: nothing to be compatible with."""
+    def _read_serving(self, digest: str) -> Bundle | None:
+        """The serving bundle; None without one, or if it is damaged: then compatibility is not checked."""
         try:
             return self.bundle(digest) if digest else None
         except BundleBroken:
@@ -267,15 +263,15 @@ def _row(model: str, installed: Installed) -> Committed:
     return Committed(model, installed.bundle_digest, installed.source_digest, installed.revision, installed.origin)
 
 
-# What befell the child says nothing about the revision.
-_BLAMELESS = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
+# Failures of the child process that say nothing about the revision.
+_NOT_REVISIONS_FAULT = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
 
 
 class ChildConverter:
-    """Converts into one state folder."""
+    """The port `Converter`: converts in a child process with limits, and seals into one state folder."""
 
     def __init__(self, state: Path, limits: ConvertLimits, convert: Convert = run_convert) -> None:
-        """Prepare; `limits.timeout_seconds` is lowered to each call's deadline."""
+        """Convert nothing yet. `limits.timeout_seconds` is lowered to each call's deadline."""
         self._state = state
         self._limits = limits
         self._convert = convert
@@ -283,30 +279,27 @@ class ChildConverter:
     def seal(
         self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
     ) -> str:
-        """Convert and seal; returns the bundle digest; at once if it is sealed already."""
+        """Convert and seal, unless that bundle is sealed already; returns the bundle digest."""
         limits = replace(self._limits, timeout_seconds=min(deadline_seconds, self._limits.timeout_seconds))
-        stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts
+        stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts to its precision
         try:
-            verified = _verified(folder)
+            verified = _read_source_digest(folder)
             bundle = self._convert(
                 folder, self._state, revision, limits, stored, digest=verified, provenance=provenance
             )
         except ConversionRefused as error:
             if error.reason in checks.UNCHANGED.reasons:
                 raise refused(checks.UNCHANGED, error.reason, str(error), FaultKind.TRANSIENT) from error
-            if error.reason in _BLAMELESS:
-                raise transient(error.reason, str(error)) from error
+            if error.reason in _NOT_REVISIONS_FAULT:
+                raise EffectFailed.transient(error.reason, str(error)) from error
             raise by_reason(error.reason, str(error)) from error  # check 14
         except OSError as error:
-            raise disk_failed(error, "the bundle cannot be written") from error
+            raise classify_disk_error(error, "the bundle cannot be written") from error
         return bundle.bundle_digest
 
 
-def _verified(folder: Path) -> str:
-    """Source digest of what was verified in this folder, which stands beside the files or is their folder's name.
-
-    Empty if neither says it.
-    """
+def _read_source_digest(folder: Path) -> str:
+    """Source digest of verified files: from the folder's name, or from the listing beside it; empty without both."""
     kept = folder.name.replace("sha256-", "sha256:", 1)
     if is_digest(kept):
         return kept

@@ -1,4 +1,4 @@
-"""Of which format a file is, by its ending and by its content. Numbers 9 and 10 of the list in `checks`."""
+"""Content checks of single files: allow-listed formats (9, 10) and configuration keys (11)."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from typing import BinaryIO
 from common.engine_files import CONFIGURATION
 
 MAX_DEPTH = 32
-# Of configuration.json, at its top: the sections of the format, what some repositories put there, and plain words.
+# Known top-level keys of configuration.json: ModelScope's own, and harmless ones that repositories add.
 SECTIONS = frozenset(
     {
         "framework",
@@ -30,54 +30,58 @@ SECTIONS = frozenset(
         "version",
     }
 )
-# Of whoever trained it; full of folders of theirs, and never looked at.
+# Written by training; never read here, and full of paths of the training machine.
 UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation"})
 CODE_KEYS = frozenset({"plugins", "allow_remote", "auto_map", "trust_remote_code", "custom_pipelines"})
-# Where libraries write down what a model was saved from.
+# Libraries record here where a model was saved from.
 _NAME_KEYS = frozenset({"_name_or_path", "name_or_path"})
 
 
 @dataclass(frozen=True, slots=True)
-class KeyFault:
-    """What is wrong with a configuration."""
+class ConfigProblem:
+    """Why a configuration is refused."""
 
-    reason: str  # for machines, of check 11
+    reason: str  # for machines; one of check 11
     message: str  # for people
 
 
-def fault_of_keys(row: Mapping[str, object], name: str, added: frozenset[str] = frozenset()) -> KeyFault | None:
-    """Look at all keys and values of one configuration file.
+def find_config_problem(
+    row: Mapping[str, object], name: str, added: frozenset[str] = frozenset()
+) -> ConfigProblem | None:
+    """Check all keys and values of one configuration file.
 
     Args:
-        row: its parsed content.
+        row: parsed content.
         name: of the file.
-        added: sections of configuration.json that the operator knows, beside `SECTIONS`.
+        added: `known_sections` of the settings.
 
     Returns:
-        The first thing that is wrong; None if nothing is.
+        The first problem; None if there is none.
     """
     if name == CONFIGURATION:
         unknown = sorted(set(row) - SECTIONS - CODE_KEYS - added)
         if unknown:
-            return KeyFault("CONFIG_KEY_UNKNOWN", _unknown(unknown[0][:80], name))
+            return ConfigProblem("CONFIG_KEY_UNKNOWN", _describe_unknown(unknown[0][:80], name))
     for key, value, depth, is_read in _walk(row, name):
         if depth > MAX_DEPTH:
-            return KeyFault("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
+            return ConfigProblem("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
         if key in CODE_KEYS and value not in (None, False, [], {}):
-            return KeyFault("CONFIG_ASKS_FOR_CODE", f"{name} has {key!r}, which asks for code of the repository")
-        if is_read and key not in _NAME_KEYS and isinstance(value, str) and leads_out(value):
-            return KeyFault("CONFIG_HAS_PATH", f"{name} has a path out of its folder under {key[:80]!r}")
+            return ConfigProblem("CONFIG_ASKS_FOR_CODE", f"{name} has {key!r}, which would run code of the repository")
+        if is_read and key not in _NAME_KEYS and isinstance(value, str) and leaves_folder(value):
+            return ConfigProblem(
+                "CONFIG_HAS_PATH", f"{name} has a path that leaves the revision's folder at {key[:80]!r}"
+            )
     return None
 
 
-def _unknown(key: str, name: str) -> str:
+def _describe_unknown(key: str, name: str) -> str:
     known = ", ".join(sorted(SECTIONS))
-    advice = "if it may stand there, add it to known_sections of [updater] and release the revision"
-    return f"{name} has {key!r} at its top, known are {known}; {advice}"
+    advice = "to allow it, add it to known_sections of [updater] and unquarantine the revision"
+    return f"{name} has the unknown top-level key {key!r} (known: {known}); {advice}"
 
 
-def leads_out(text: str) -> bool:
-    """Whether a value names a place outside of the revision's folder: an absolute path, one with `..`, an address."""
+def leaves_folder(text: str) -> bool:
+    """Whether a value points outside of the revision's folder: an absolute path, a path with `..`, or a URL."""
     parts = text.replace("\\", "/").split("/")
     is_absolute = len(parts) > 1 and parts[0] in ("", "~")
     has_drive = text[1:3] in (":\\", ":/")
@@ -106,10 +110,10 @@ HEAD_BYTES = 16
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 8 << 20  # of a safetensors file
 MAX_TEXT_BYTES = 64 << 20
-_LENGTH_BYTES = 8  # little-endian, before a safetensors header
+_LENGTH_BYTES = 8  # little-endian length of a safetensors header
 _SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
-_TENSOR_ARCHIVES = (b"PK\x03\x04", b"\x80")  # a zip, a pickle of protocol 2 or later
-# Programs, libraries, scripts and byte code, by the bytes that they begin with.
+_TENSOR_ARCHIVES = (b"PK\x03\x04", b"\x80")  # zip; pickle of protocol 2 or later
+# First bytes of programs, libraries, scripts and byte code.
 _PROGRAMS = (
     b"\x7fELF",
     b"#!",
@@ -125,66 +129,66 @@ _PROGRAMS = (
 
 
 def is_executable(head: bytes) -> bool:
-    """Whether a file that begins so could be run.
+    """Whether a file is a program, by its first bytes.
 
     Args:
-        head: its first HEAD_BYTES bytes.
+        head: the first HEAD_BYTES bytes.
     """
     return head.startswith(_PROGRAMS)
 
 
-def is_of_its_format(name: str, size: int, file: BinaryIO) -> str:
-    """Look whether a file is what its ending says.
+def find_format_problem(name: str, size: int, file: BinaryIO) -> str:
+    """Check that the content of a file matches its extension.
 
     Args:
-        name: plain.
+        name: file name.
         size: of the whole file, bytes.
-        file: at its beginning.
+        file: positioned at the beginning.
 
     Returns:
-        What is wrong, for people; empty if nothing is.
+        The problem, for people; empty if there is none.
 
     Raises:
         OSError: it cannot be read.
     """
     suffix = PurePosixPath(name).suffix
     if suffix not in _SUFFIXES:
-        return f"{name} is of no format that is taken ({', '.join(_SUFFIXES)})"
+        return f"{name} has none of the supported extensions ({', '.join(_SUFFIXES)})"
     if suffix == ".safetensors":
-        return _fault_of_safetensors(name, size, file)
+        return _find_safetensors_problem(name, size, file)
     if suffix == ".bin":
-        return "" if file.read(HEAD_BYTES).startswith(_TENSOR_ARCHIVES) else f"{name} is no archive of tensors"
-    return _fault_of_text(name, size, file, is_json=suffix == ".json")
+        return "" if file.read(HEAD_BYTES).startswith(_TENSOR_ARCHIVES) else f"{name} is not a PyTorch archive"
+    return _find_text_problem(name, size, file, is_json=suffix == ".json")
 
 
-def _fault_of_safetensors(name: str, size: int, file: BinaryIO) -> str:
-    """A length, then so many bytes of a JSON object, then numbers."""
+def _find_safetensors_problem(name: str, size: int, file: BinaryIO) -> str:
+    """A safetensors file is the header's length, the header (a JSON object), and the tensor data."""
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if size < _LENGTH_BYTES or not 2 <= length <= min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):  # noqa: PLR2004  "{}"
-        return f"{name} is no safetensors: it does not begin with the length of a header"
+        return f"{name} is not a safetensors file: it does not start with the length of a header"
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError):
         header = None
-    return "" if isinstance(header, dict) else f"{name} is no safetensors: its header is no JSON object"
+    return "" if isinstance(header, dict) else f"{name} is not a safetensors file: its header is not a JSON object"
 
 
-def _fault_of_text(name: str, size: int, file: BinaryIO, *, is_json: bool) -> str:
-    """UTF-8 without NUL; an object or a list, if it is JSON."""
+def _find_text_problem(name: str, size: int, file: BinaryIO, *, is_json: bool) -> str:
+    """Text is UTF-8 without NUL; JSON starts with an object or a list."""
     if size > MAX_TEXT_BYTES:
-        return f"{name} has {size} bytes, texts have at most {MAX_TEXT_BYTES}"
+        return f"{name} has {size} bytes; text files have at most {MAX_TEXT_BYTES}"
     decoder, begins = codecs.getincrementaldecoder("utf-8")(), b""
     try:
         for chunk in _chunks(file):
             begins = begins or chunk.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
             if b"\0" in chunk:
-                return f"{name} is no text: it holds NUL"
+                return f"{name} is not a text file: it contains NUL"
             decoder.decode(chunk)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        return f"{name} is no text in UTF-8"
+        return f"{name} is not UTF-8 text"
     if is_json and begins not in (b"{", b"["):
-        return f"{name} is no JSON: it does not begin as an object or a list"
+        return f"{name} is not JSON: it does not start with an object or a list"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Deleting what nothing refers to. A thing leaves its place by one rename before it is taken apart."""
+"""Deletes what nothing refers to. A folder is renamed first, so that no half-deleted folder keeps its name."""
 
 import contextlib
 import os
@@ -11,57 +11,59 @@ from pathlib import Path
 from common.bundle import MANIFEST_NAME, is_digest
 
 DROPPED_PREFIX = ".dropped-"
-# Files of a conversion or of an import by hand that is still running are younger.
+# Temporary files of a running conversion or import are younger than this.
 ORPHAN_AGE_SECONDS = 2 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """What is referred to."""
+class References:
+    """What must be kept: digests of bundles and sources, ids of updates."""
 
     bundles: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()
     updates: frozenset[str] = frozenset()
 
-    def __or__(self, other: "Keep") -> "Keep":
-        """Both."""
-        return Keep(self.bundles | other.bundles, self.sources | other.sources, self.updates | other.updates)
+    def __or__(self, other: "References") -> "References":
+        """The union."""
+        return References(self.bundles | other.bundles, self.sources | other.sources, self.updates | other.updates)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class _StoredFolder:
     path: Path
     digest: str
     size: int  # bytes
     changed: float  # seconds of the wall clock
-    is_kept: bool
+    is_referenced: bool
 
 
-def collect(state: Path, keep: Keep, cap_bytes: int, now: datetime, keep_on: Callable[[], None]) -> tuple[int, int]:
-    """Delete orphans, and of what nothing refers to the oldest, until all is under the cap.
+def collect(
+    state: Path, references: References, cap_bytes: int, now: datetime, check_stop: Callable[[], None]
+) -> tuple[int, int]:
+    """Delete orphans, then the oldest unreferenced bundles and sources until all fit into the cap.
 
     Returns:
         Bytes freed, and bytes that bundles and sources still use.
 
     Raises:
-        OSError: something could not be deleted; the rest is tried at the next time.
+        OSError: something could not be deleted; the next run tries the rest.
     """
-    freed = sum(drop(path) for path in _orphans(state, keep, now))
-    stored = sorted(_stored(state, keep), key=lambda one: (not one.is_kept, -one.changed))
+    freed = sum(delete(path) for path in _find_orphans(state, references, now))
+    stored = sorted(_list_stored(state, references), key=lambda one: (not one.is_referenced, -one.changed))
     used = 0
     for one in stored:
-        keep_on()
-        if one.is_kept or used + one.size <= cap_bytes:
+        check_stop()
+        if one.is_referenced or used + one.size <= cap_bytes:
             used += one.size
         else:
-            freed += drop(one.path)
+            freed += delete(one.path)
     return freed, used
 
 
-def drop(path: Path) -> int:
-    """Delete a file or a folder; what is half deleted never stands under its name. Returns the bytes that it had."""
+def delete(path: Path) -> int:
+    """Delete a file or a folder, if it exists; returns its size in bytes."""
     try:
-        size = _size(path)
+        size = _measure(path)
         if not path.is_dir() or path.is_symlink():
             path.unlink()
             return size
@@ -76,18 +78,18 @@ def drop(path: Path) -> int:
     return size
 
 
-def sealed_digests(state: Path) -> frozenset[str]:
-    """Digests of the bundles that are there."""
-    return frozenset(digest for path, digest in _named(state / "bundles") if (path / MANIFEST_NAME).is_file())
+def list_sealed(state: Path) -> frozenset[str]:
+    """Digests of all sealed bundles."""
+    return frozenset(digest for path, digest in _list_digests(state / "bundles") if (path / MANIFEST_NAME).is_file())
 
 
-def _stored(state: Path, keep: Keep) -> Iterator[_Stored]:
-    for place, kept in (("bundles", keep.bundles), ("sources", keep.sources)):
-        for path, digest in _named(state / place):
-            yield _Stored(path, digest, _size(path), path.stat().st_mtime, digest in kept)
+def _list_stored(state: Path, references: References) -> Iterator[_StoredFolder]:
+    for folder, kept in (("bundles", references.bundles), ("sources", references.sources)):
+        for path, digest in _list_digests(state / folder):
+            yield _StoredFolder(path, digest, _measure(path), path.stat().st_mtime, digest in kept)
 
 
-def _named(folder: Path) -> Iterator[tuple[Path, str]]:
+def _list_digests(folder: Path) -> Iterator[tuple[Path, str]]:
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
             digest = path.name.replace("sha256-", "sha256:", 1)
@@ -95,38 +97,38 @@ def _named(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, digest
 
 
-def _orphans(state: Path, keep: Keep, now: datetime) -> Iterator[Path]:
-    for path in _entries(state / "incoming"):
-        if path.name not in keep.updates:
+def _find_orphans(state: Path, references: References, now: datetime) -> Iterator[Path]:
+    for path in _list_entries(state / "incoming"):
+        if path.name not in references.updates:
             yield path
     for folder in (state / "bundles", state / "sources"):
-        for path in _entries(folder):
+        for path in _list_entries(folder):
             if path.name.startswith(DROPPED_PREFIX) or (path.name.startswith(".") and _is_old(path, now)):
                 yield path
-    for path in _entries(state / "staging"):
+    for path in _list_entries(state / "staging"):
         if _is_old(path, now):
             yield path
-    for path in _entries(state):
+    for path in _list_entries(state):
         if path.name.startswith(".") and path.name.endswith(".tmp") and _is_old(path, now):
             yield path
 
 
 def _is_old(path: Path, now: datetime) -> bool:
-    """Whether nobody has touched it for long; a clock that went back makes nothing old."""
+    """Whether it was last changed more than ORPHAN_AGE_SECONDS ago; False after the clock was set back."""
     newest = 0.0
     with contextlib.suppress(FileNotFoundError):
         newest = max(one.lstat().st_mtime for one in (path, *(path.iterdir() if path.is_dir() else ())))
     return now.timestamp() - newest > ORPHAN_AGE_SECONDS
 
 
-def _entries(folder: Path) -> list[Path]:
+def _list_entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
         return []
 
 
-def _size(path: Path) -> int:
+def _measure(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     if not path.is_dir() or path.is_symlink():
         return path.lstat().st_size

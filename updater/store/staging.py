@@ -1,11 +1,4 @@
-"""A revision's declared files from a hub into a folder of their own, bounded and resumable.
-
-incoming/<update_id>/listing.json    what was listed of the declared files
-incoming/<update_id>/origin.json     where they came from, and when
-incoming/<update_id>/files/…         the files, nothing else
-
-Numbers are those of the list in `checks`.
-"""
+"""Downloads the declared files of a revision into the staging folder of one update, bounded and resumable."""
 
 import contextlib
 import shutil
@@ -21,27 +14,32 @@ from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
 from updater.core.checks import by_reason, refused
 from updater.core.effects import FaultKind
-from updater.core.ports import Hub, Release
-from updater.revision import NotServable, declared
+from updater.core.ports import EffectFailed, Hub, Release
+from updater.revision import UnsupportedRevision, find_declared_files
 from updater.status import Progress
-from updater.store.state_folder import Origin, disk_failed, origin_bytes, transient
-from updater.store.transfer import PaceRules, TransferBroken, TransferShort, paced, receive
+from updater.store.state_folder import (
+    FILES_FOLDER,
+    LISTING_NAME,
+    ORIGIN_NAME,
+    FetchRecord,
+    classify_disk_error,
+    encode_fetch_record,
+)
+from updater.store.transfer import PaceRules, TransferBroken, TransferShort, enforce_pace, fetch_file
 
-LISTING_NAME, ORIGIN_NAME = "listing.json", "origin.json"
-FILES_FOLDER = "files"
-SPARE_FACTOR = 1.2  # of what is still to be written; the conversion writes about as much again
+DISK_FACTOR = 1.2  # free bytes needed for each byte still to download
 
 
 @dataclass(frozen=True, slots=True)
 class StagingLimits:
-    """What a transfer leaves of the disk."""
+    """Limits of a download."""
 
-    reserve_bytes: int = 1 << 30  # stays free, whatever comes
-    pace: PaceRules = field(default_factory=PaceRules)  # slower is broken off
+    reserve_bytes: int = 1 << 30  # of the disk, that stay free
+    pace: PaceRules = field(default_factory=PaceRules)  # slower downloads are cancelled
 
 
 class Stager:
-    """Fetches one revision. One use."""
+    """Downloads one revision. Use it once."""
 
     def __init__(
         self,
@@ -53,16 +51,16 @@ class Stager:
         ends: float,
         progress: Progress,
     ) -> None:
-        """Touch nothing yet.
+        """Download nothing yet.
 
         Args:
             folder: the update's staging folder.
-            release: the revision as it was listed.
-            hub: where it lies.
-            limits: what it may use.
-            clock: measures.
-            ends: clock.monotonic() after which it is broken off.
-            progress: told how far it is.
+            release: the revision as listed.
+            hub: to download from.
+            limits: of disk space and speed.
+            clock: for the deadline.
+            ends: deadline, by clock.monotonic().
+            progress: updated while files are downloaded.
         """
         self._files = folder / FILES_FOLDER
         self._folder = folder
@@ -72,102 +70,102 @@ class Stager:
         self._clock = clock
         self._ends = ends
         self._progress = progress
-        self._total = self._done = 0  # bytes of all declared files; of those that are here
+        self._total = self._done = 0  # bytes of all declared files; of those that are complete
 
-    def run(self, max_bytes: int, keep_on: Callable[[], None], *, is_fresh: bool) -> str:
-        """Fetch what is missing.
+    def run(self, max_bytes: int, check_stop: Callable[[], None], *, is_fresh: bool) -> str:
+        """Download the files that are missing or incomplete.
 
         Args:
             max_bytes: of all declared files together.
-            keep_on: called often; raises to stop.
-            is_fresh: throw away what was fetched before.
+            check_stop: called often; raises to stop.
+            is_fresh: delete earlier downloads first.
 
         Returns:
-            Source digest of what lies there now.
+            Source digest of the staged files.
 
         Raises:
-            EffectFailed: with what it means.
+            EffectFailed: a check or the download failed.
         """
-        listed = self._checked()
+        listed = self._check_listing()
         try:
             if is_fresh:
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
-            names = self._declared(listed, keep_on)
+            names = self._find_declared(listed, check_stop)
             wanted = [listed[name] for name in names]
-            self._check_room(wanted, max_bytes)
+            self._check_space(wanted, max_bytes)
             for stray in [path for path in self._files.iterdir() if path.name not in names]:
                 _remove(stray)
             self._total = sum(file.size for file in wanted)
             for file in wanted:
-                self._fetch(file, keep_on)
+                self._fetch(file, check_stop)
                 self._done += file.size
                 self._progress.tell(self._done, self._total)
             write_atomic(self._folder / LISTING_NAME, encode_manifest(wanted))
-            origin = Origin(self._hub.place, self._release.revision, self._clock.now())
-            write_atomic(self._folder / ORIGIN_NAME, origin_bytes(origin))
+            record = FetchRecord(self._hub.place, self._release.revision, self._clock.now())
+            write_atomic(self._folder / ORIGIN_NAME, encode_fetch_record(record))
             sync_folder(self._files)
             sync_folder(self._folder.parent)
         except OSError as error:
-            raise disk_failed(error, "the revision cannot be stored") from error
+            raise classify_disk_error(error, "the revision cannot be stored") from error
         return compute_source_digest(wanted)
 
-    def _checked(self) -> dict[str, BundleFile]:
-        """What was listed, trusted as far as names, sizes and the form of hashes go."""
+    def _check_listing(self) -> dict[str, BundleFile]:
+        """The listed files, after checking names, sizes and the form of hashes."""
         files = [BundleFile(file.name, file.size, file.sha256.lower()) for file in self._release.files]
         try:
             check_files(files)
         except ManifestBroken as error:
-            raise refused(checks.NAMES, "LISTING_UNSAFE", f"the listing is not safe: {error}") from error
+            raise refused(checks.NAMES, "LISTING_UNSAFE", f"the listing is unsafe: {error}") from error
         return {file.name: file for file in files}
 
-    def _declared(self, listed: dict[str, BundleFile], keep_on: Callable[[], None]) -> tuple[str, ...]:
+    def _find_declared(self, listed: dict[str, BundleFile], check_stop: Callable[[], None]) -> tuple[str, ...]:
         def read(name: str) -> bytes:
             if listed[name].size > MAX_CONFIG_BYTES:
-                raise NotServable("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
-            self._fetch(listed[name], keep_on)
+                raise UnsupportedRevision("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+            self._fetch(listed[name], check_stop)
             return (self._files / name).read_bytes()
 
         try:
-            return declared({name: file.size for name, file in listed.items()}, read).names
-        except NotServable as error:
+            return find_declared_files({name: file.size for name, file in listed.items()}, read).names
+        except UnsupportedRevision as error:
             raise by_reason(error.reason, str(error)) from error
 
-    def _check_room(self, wanted: list[BundleFile], max_bytes: int) -> None:
+    def _check_space(self, wanted: list[BundleFile], max_bytes: int) -> None:
         total = sum(file.size for file in wanted)
         if total > max_bytes:
-            message = f"the revision has {total} bytes, at most {max_bytes} are taken"
+            message = f"the revision has {total} bytes; max_revision_bytes is {max_bytes}"
             raise refused(checks.SIZES, "TOO_LARGE", message)
         kept = sum(path.stat().st_size for path in self._files.iterdir() if path.is_file())
-        needed = int(SPARE_FACTOR * max(0, total - kept)) + self._limits.reserve_bytes
+        needed = int(DISK_FACTOR * max(0, total - kept)) + self._limits.reserve_bytes
         free = shutil.disk_usage(self._files).free
         if free < needed:
-            raise transient("DISK_FULL", f"the disk has {free} bytes free, this update needs {needed}")
+            raise EffectFailed.transient("DISK_FULL", f"the disk has {free} bytes free, this update needs {needed}")
 
-    def _fetch(self, file: BundleFile, keep_on: Callable[[], None]) -> None:
+    def _fetch(self, file: BundleFile, check_stop: Callable[[], None]) -> None:
         def source(offset: int) -> Iterator[bytes]:
             left = self._ends - self._clock.monotonic()
             if left <= 0:
-                raise transient("DEADLINE", f"staging took too long, at {file.name}")
+                raise EffectFailed.transient("DEADLINE", f"staging took too long, at {file.name}")
             pieces = self._hub.read(self._release.revision, file.name, offset, left)
             pace = self._limits.pace
-            return self._told(paced(pieces, pace, self._clock, file.name), self._done + offset)
+            return self._track(enforce_pace(pieces, pace, self._clock, file.name), self._done + offset)
 
         target = self._files / file.name
         try:
             try:
-                receive(source, target, file, keep_on)
+                fetch_file(source, target, file, check_stop)
             except TransferShort as error:
                 raise refused(checks.SIZES, "FILE_SHORT", str(error), FaultKind.NOT_READY) from error
-            except TransferBroken:  # once more from its first byte: a link can flip a bit
-                receive(source, target, file, keep_on)
+            except TransferBroken:  # once more from the first byte: the network can corrupt data
+                fetch_file(source, target, file, check_stop)
         except TransferBroken as error:
             raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
         except NotRegular as error:
             raise refused(checks.REGULAR, "NOT_REGULAR", str(error)) from error
 
-    def _told(self, pieces: Generator[bytes], done: int) -> Iterator[bytes]:
-        """Pass pieces on, and say how far it is; what is read to choose the files comes before that is known."""
+    def _track(self, pieces: Generator[bytes], done: int) -> Iterator[bytes]:
+        """Pass pieces on and update the progress, once the total size is known."""
         with contextlib.closing(pieces):
             for piece in pieces:
                 yield piece

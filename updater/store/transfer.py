@@ -1,10 +1,10 @@
-"""One file from a hub to a folder of ours: bounded, resumable, hashed on the way, and never too slow for long.
+"""Downloads one file from a hub: bounded, resumable, hashed while it is written, cancelled if too slow.
 
-Rules of trust:
- 1. A part that was kept from before is read and hashed again before anything is added to it.
- 2. Never more than the declared size is read or written; one byte more is a fault.
- 3. The whole has the declared SHA-256, or it is thrown away; the bytes are on the disk before it counts as there.
- 4. Only regular files are opened, and no link is followed at any part of a name.
+Security rules:
+ 1. A partial file of an earlier attempt is read and hashed again before it is continued.
+ 2. Never more than the listed size is read or written; one byte more fails the transfer.
+ 3. A complete file has the listed SHA-256, or it is truncated; it is synced to disk before it counts as complete.
+ 4. Only regular files are opened, and no symbolic link is followed in any part of a name.
 """
 
 import contextlib
@@ -20,35 +20,34 @@ from common.bundle import BundleFile
 from common.clock import Clock
 from common.durable import NotRegular, open_within
 from updater.core.ports import EffectFailed, LinkBroken
-from updater.core.results import Failed, FaultKind
 
 CHUNK_BYTES = 1 << 20
-SETTLED_BYTES = 32 << 20  # are written before they are put on the disk
-MIN_PROGRESS_BYTES = 4 << 20  # a link that broke after as much is worth another try at once
-Source = Callable[[int], Iterator[bytes]]  # a file's bytes, in pieces, from an offset on
+SYNC_BYTES = 32 << 20  # written between two syncs
+MIN_PROGRESS_BYTES = 4 << 20  # a broken connection that brought at least this is resumed at once
+FileSource = Callable[[int], Iterator[bytes]]  # the bytes of a file from an offset on, in pieces
 
 
 class TransferBroken(Exception):
-    """What came is not what was listed; says how it differs."""
+    """The received bytes differ from the listing; the message says how."""
 
 
 class TransferShort(TransferBroken):
-    """Less came than was listed; the rest may still be on its way."""
+    """The file ended early; the rest may not be on the hub yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaceRules:
-    """The least that a transfer must bring."""
+    """The minimum speed of a transfer."""
 
     min_bytes_a_second: float = 1024.0
-    window_seconds: float = 60.0  # over which it is averaged
+    window_seconds: float = 60.0  # speed is averaged over this
 
 
-def paced(pieces: Iterator[bytes], rules: PaceRules, clock: Clock, name: str) -> Generator[bytes]:
-    """Pass pieces on while they come fast enough, one window after the other.
+def enforce_pace(pieces: Iterator[bytes], rules: PaceRules, clock: Clock, name: str) -> Generator[bytes]:
+    """Pass pieces on, and fail if the speed in one window is below the minimum.
 
     Raises:
-        EffectFailed: TRANSIENT, "HUB_SLOW": a window brought too little, however much there was before.
+        EffectFailed: TRANSIENT, "HUB_SLOW".
     """
     began, received = clock.monotonic(), 0
     with _closing(pieces):
@@ -59,84 +58,84 @@ def paced(pieces: Iterator[bytes], rules: PaceRules, clock: Clock, name: str) ->
             if took < rules.window_seconds:
                 continue
             if received < rules.min_bytes_a_second * took:
-                message = f"{name} came with {received / took:.0f} bytes a second"
-                raise EffectFailed(Failed(FaultKind.TRANSIENT, "HUB_SLOW", message))
+                message = f"{name} was received at only {received / took:.0f} bytes a second"
+                raise EffectFailed.transient("HUB_SLOW", message)
             began, received = clock.monotonic(), 0
 
 
-def receive(source: Source, target: Path, file: BundleFile, keep_on: Callable[[], None]) -> int:
-    """Bring a file in, going on where an earlier attempt stopped; at once if it is there whole.
+def fetch_file(source: FileSource, target: Path, file: BundleFile, check_stop: Callable[[], None]) -> int:
+    """Download a file, continuing an earlier attempt; a complete file is only verified.
 
     Args:
-        source: where it comes from.
-        target: where it goes; its folder exists.
-        file: what was listed.
-        keep_on: called before every chunk; raises to stop.
+        source: to download from.
+        target: path of the file; its folder exists.
+        file: name, size and hash as listed.
+        check_stop: called before every chunk; raises to stop.
 
     Returns:
-        Bytes that were fetched now.
+        Bytes downloaded by this call.
 
     Raises:
-        TransferBroken: it is longer, shorter or other than listed; what is kept of it is hashed again next time.
-        LinkBroken: the link broke again before it had brought MIN_PROGRESS_BYTES; the beginning is kept.
-        OSError: it cannot be read or written; the beginning is kept.
+        TransferBroken: the content differs from the listing.
+        LinkBroken: the connection broke before it brought MIN_PROGRESS_BYTES; the partial file is kept.
+        OSError: the file cannot be read or written; the partial file is kept.
     """
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+b") as written:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # rule 4
-            raise NotRegular(f"{file.name} is no regular file in the staging folder")
-        arriving = _Arriving(file, target, written)
-        arriving.take_up(keep_on)  # rule 1
-        kept = arriving.size
+            raise NotRegular(f"{file.name} is not a regular file in the staging folder")
+        partial = _PartialFile(file, target, written)
+        partial.resume(check_stop)  # rule 1
+        kept = partial.size
         if kept < file.size or file.size == 0:
-            _fill(arriving, source, keep_on)
-        if arriving.hashed.hexdigest() != file.sha256:  # rule 3
+            _fill(partial, source, check_stop)
+        if partial.hashed.hexdigest() != file.sha256:  # rule 3
             written.truncate(0)
-            found = arriving.hashed.hexdigest()
+            found = partial.hashed.hexdigest()
             raise TransferBroken(f"{file.name}: its SHA-256 is {found[:12]}…, listed {file.sha256[:12]}…")
-        arriving.settle()
-    return arriving.size - kept
+        partial.sync()
+    return partial.size - kept
 
 
 @dataclass(slots=True)
-class _Arriving:
-    """A file while its bytes come in.
+class _PartialFile:
+    """A file that is being downloaded.
 
-    It goes to the disk, and out of the page cache, as it grows: gigabytes that are synced at their end
-    hold up every other sync of that disk, and what nobody reads again pushes out what somebody does.
+    It is synced to disk and dropped from the page cache as it grows: syncing gigabytes at the end would block every
+    other sync on that disk, and data that is not read again would evict data that is.
     """
 
     file: BundleFile
     target: Path
     written: BinaryIO
     hashed: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    size: int = 0  # bytes that are there and hashed
-    settled: int = 0  # of them, those that are on the disk
+    size: int = 0  # bytes written and hashed
+    synced: int = 0  # bytes synced to disk
 
-    def take_up(self, keep_on: Callable[[], None]) -> None:
-        """Read and hash what an earlier attempt has left."""
+    def resume(self, check_stop: Callable[[], None]) -> None:
+        """Read and hash the bytes of an earlier attempt."""
         left = os.fstat(self.written.fileno()).st_size
         if left > self.file.size:
             self.written.truncate(0)
             left = 0
         for chunk in _chunks(self.written, left):
-            keep_on()
+            check_stop()
             self.hashed.update(chunk)
         self.size = left
 
     def add(self, piece: bytes) -> None:
-        """Write on."""
+        """Append a piece."""
         if self.size + len(piece) > self.file.size:  # rule 2
             self.written.truncate(0)
             raise TransferBroken(f"{self.file.name} is longer than the {self.file.size} bytes that were listed")
         self.written.write(piece)
         self.hashed.update(piece)
         self.size += len(piece)
-        if self.size - self.settled >= SETTLED_BYTES:
-            self.settle()
+        if self.size - self.synced >= SYNC_BYTES:
+            self.sync()
 
-    def settle(self) -> None:
-        """Put it on the disk; after a failure the kernel may have forgotten what it lost, so nothing of it is kept."""
+    def sync(self) -> None:
+        """Sync to disk. If that fails the file is deleted: the kernel may have dropped dirty pages."""
         descriptor = self.written.fileno()
         self.written.flush()
         try:
@@ -144,22 +143,22 @@ class _Arriving:
         except OSError:
             self.target.unlink(missing_ok=True)
             raise
-        os.posix_fadvise(descriptor, self.settled, self.size - self.settled, os.POSIX_FADV_DONTNEED)
-        self.settled = self.size
+        os.posix_fadvise(descriptor, self.synced, self.size - self.synced, os.POSIX_FADV_DONTNEED)
+        self.synced = self.size
 
 
-def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], None]) -> BundleFile:
-    """Size and SHA-256 of a file as it lies on the disk now, not as it lies in the page cache if that can be dropped.
+def hash_file(folder: Path, name: str, max_bytes: int, check_stop: Callable[[], None]) -> BundleFile:
+    """Size and SHA-256 of a file, read from disk rather than from the page cache where the kernel permits.
 
     Raises:
         NotRegular, OSError: as `open_within` says.
-        TransferBroken: it has more than `max_bytes`.
+        TransferBroken: it is longer than `max_bytes`.
     """
     hashed, size = hashlib.sha256(), 0
     with open_within(folder, name) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while chunk := file.read(CHUNK_BYTES):
-            keep_on()
+            check_stop()
             size += len(chunk)
             if size > max_bytes:
                 raise TransferBroken(f"{name} is longer than the {max_bytes} bytes that were listed")
@@ -167,28 +166,28 @@ def hash_within(folder: Path, name: str, max_bytes: int, keep_on: Callable[[], N
     return BundleFile(name, size, hashed.hexdigest())
 
 
-def _fill(arriving: _Arriving, source: Source, keep_on: Callable[[], None]) -> None:
-    """Add what is missing. What came before a link broke was hashed when it came: the next try begins behind it."""
-    asked = arriving.size
+def _fill(partial: _PartialFile, source: FileSource, check_stop: Callable[[], None]) -> None:
+    """Append the missing bytes, resuming after broken connections that made enough progress."""
+    started_at = partial.size
     while True:
         try:
-            with _closing(source(arriving.size)) as pieces:
+            with _closing(source(partial.size)) as pieces:
                 for piece in pieces:
-                    keep_on()
-                    arriving.add(piece)
+                    check_stop()
+                    partial.add(piece)
             break
         except LinkBroken:
-            if arriving.size - asked < MIN_PROGRESS_BYTES:
+            if partial.size - started_at < MIN_PROGRESS_BYTES:
                 raise
-            asked = arriving.size
-    if arriving.size < arriving.file.size:
-        message = f"{arriving.file.name} ends after {arriving.size} of {arriving.file.size} bytes"
+            started_at = partial.size
+    if partial.size < partial.file.size:
+        message = f"{partial.file.name} ends after {partial.size} of {partial.file.size} bytes"
         raise TransferShort(message)
 
 
 @contextlib.contextmanager
 def _closing(pieces: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
-    """Let go of what a source holds open, if it is a generator."""
+    """Close the pieces on exit, if they are a generator."""
     try:
         yield pieces
     finally:

@@ -1,7 +1,6 @@
-"""Whether staged files may become a bundle: numbers 2 to 13 of the list in `checks`, in order.
+"""Checks 2 to 13 on a folder of staged or kept files, and check 15 on a sealed bundle.
 
-Nothing foreign has been interpreted before, except configuration.json. What is left, weights (14) and compatibility
-(15), is looked at while and after converting.
+Before these checks only configuration.json has been parsed. Check 14 (weights) runs during conversion.
 """
 
 import json
@@ -18,28 +17,28 @@ from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
 from updater.core.checks import COMPATIBLE, Check, CheckFailed, by_reason, refused
 from updater.core.results import FaultKind
-from updater.revision import NotServable, declared, engine_of, parse_object
-from updater.store.formats import HEAD_BYTES, fault_of_keys, is_executable, is_of_its_format
-from updater.store.transfer import TransferBroken, hash_within
+from updater.revision import UnsupportedRevision, find_declared_files, parse_json_object, select_engine
+from updater.store.formats import HEAD_BYTES, find_config_problem, find_format_problem, is_executable
+from updater.store.transfer import TransferBroken, hash_file
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 MAX_WORDS_BYTES = 64 << 20
-_WAY_OUT = "; serve it as a model of its own name"
+_ADVICE = "; configure it as a separate model"
 
 
 def check_compatible(candidate: Bundle, folder: Path, serving: Bundle, serving_folder: Path) -> None:
-    """Compare a candidate with what serves.
+    """Run check 15: compare a sealed candidate with the serving bundle.
 
     Args:
-        candidate: what its manifest says.
-        folder: of its sealed files.
-        serving: what the manifest of what serves says.
-        serving_folder: of the sealed files of what serves.
+        candidate: its manifest.
+        folder: its sealed files.
+        serving: manifest of the serving bundle.
+        serving_folder: sealed files of the serving bundle.
 
     Raises:
-        CheckFailed: callers, or their words, would meet something else.
-        OSError: the words of one cannot be read.
-        ValueError: they are none.
+        CheckFailed: task, interface or vocabulary differ.
+        OSError: a vocabulary cannot be read.
+        ValueError: a vocabulary is malformed.
     """
     if candidate.task != serving.task:
         raise _changed("TASK_CHANGED", "its task", candidate.task, serving.task)
@@ -59,11 +58,11 @@ def _check_interface(candidate: Interface, serving: Interface) -> None:
     if candidate.picture_size != serving.picture_size:
         raise _changed("PICTURE_SIZE_CHANGED", "its picture size", candidate.picture_size, serving.picture_size)
     if candidate.labels != serving.labels:
-        raise _changed("LABELS_CHANGED", "the order of its labels", _listed(candidate.labels), _listed(serving.labels))
+        raise _changed("LABELS_CHANGED", "the order of its labels", _join(candidate.labels), _join(serving.labels))
 
 
 def _check_vocabulary(candidate: Path, serving: Path) -> None:
-    new, known = _words(candidate), _words(serving)
+    new, known = _read_vocabulary(candidate), _read_vocabulary(serving)
     moved = next((word for word, number in known.items() if new.get(word) != number), None)
     if moved is not None:
         found = new.get(moved, "gone")
@@ -71,17 +70,21 @@ def _check_vocabulary(candidate: Path, serving: Path) -> None:
 
 
 def _check_merges(candidate: Path, serving: Path) -> None:
-    """Words are cut by the first merges that fit: new ones may only come behind."""
+    """Earlier merges take precedence, so new ones may only be appended."""
     new, known = (read_bounded(path, MAX_WORDS_BYTES).split(b"\n") for path in (candidate, serving))
     known = known[:-1] if not known[-1] else known
     if new[: len(known)] != known:
-        raise refused(COMPATIBLE, "VOCABULARY_CHANGED", "it cuts words otherwise than what serves" + _WAY_OUT)
+        raise refused(
+            COMPATIBLE,
+            "VOCABULARY_CHANGED",
+            "its tokenizer splits words differently from the serving bundle's" + _ADVICE,
+        )
 
 
-def _words(path: Path) -> dict[str, int]:
+def _read_vocabulary(path: Path) -> dict[str, int]:
     row = json.loads(read_bounded(path, MAX_WORDS_BYTES))
     if not isinstance(row, dict):
-        raise ValueError(f"{path.name} holds no object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return row
 
 
@@ -89,25 +92,25 @@ def _both_have(name: str, *bundles: Bundle) -> bool:
     return all(name in {file.name for file in bundle.files} for bundle in bundles)
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _join(labels: Sequence[str]) -> str:
     return ", ".join(labels)[:80]
 
 
 def _changed(reason: str, what: str, found: object, known: object) -> CheckFailed:
-    return refused(COMPATIBLE, reason, f"{what} is {found!r}, of what serves it is {known!r}" + _WAY_OUT)
+    return refused(COMPATIBLE, reason, f"{what} is {found!r}, in the serving bundle it is {known!r}" + _ADVICE)
 
 
-_Stat = tuple[int, int, int, int]  # inode, bytes, times of the last change of content and of anything
+_Stat = tuple[int, int, int, int]  # inode, size in bytes, mtime and ctime in ns
 
 
 @dataclass(slots=True)
-class Staged:
-    """A folder of files while it is looked at."""
+class StagedFolder:
+    """A folder that is being verified, and what the checks found so far."""
 
     folder: Path
-    digest: str  # source digest that was decided for
-    listed: Sequence[BundleFile] | None  # what the hub listed; None for kept files, which the digest alone names
-    keep_on: Callable[[], None]
+    digest: str  # source digest of the update
+    listed: Sequence[BundleFile] | None  # as listed by the hub; None for kept files, which only the digest identifies
+    check_stop: Callable[[], None]
     known_sections: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     before: dict[str, _Stat] = field(default_factory=dict)
@@ -119,82 +122,82 @@ def verify(
     folder: Path,
     digest: str,
     listed: Sequence[BundleFile] | None,
-    keep_on: Callable[[], None],
+    check_stop: Callable[[], None],
     known_sections: frozenset[str] = frozenset(),
 ) -> tuple[EngineFiles, tuple[str, ...]]:
-    """Run the list over a folder of staged or kept files.
+    """Run checks 2 to 13 on a folder of staged or kept files.
 
     Args:
-        folder: holds the files and nothing else.
-        digest: source digest that was decided for.
-        listed: what the hub listed of them; None for kept files, which the digest alone names.
-        keep_on: called often; raises to stop.
-        known_sections: of configuration.json, beside those of the format.
+        folder: contains the files and nothing else.
+        digest: source digest of the update.
+        listed: as listed by the hub; None for kept files, which only the digest identifies.
+        check_stop: called often; raises to stop.
+        known_sections: of configuration.json, in addition to `formats.SECTIONS`.
 
     Returns:
-        The engine that serves it, and what it passed.
+        The engine, and the titles of the checks.
 
     Raises:
-        CheckFailed: with the number's reason and what differs.
-        OSError: our own disk failed.
+        CheckFailed: a check failed.
+        OSError: the files cannot be read.
     """
-    staged = Staged(folder, digest, listed, keep_on, known_sections)
+    staged = StagedFolder(folder, digest, listed, check_stop, known_sections)
     staged.names = tuple(sorted(path.name for path in folder.iterdir()))
-    staged.before = _stats(staged)
+    staged.before = _read_stats(staged)
     for _, step in STEPS:
         step(staged)
     if staged.engine is None:
-        raise RuntimeError("the list has no step that finds the engine")
+        raise RuntimeError("no check has found the engine")
     return staged.engine, tuple(check.title for check, _ in STEPS)
 
 
-def _check_names(staged: Staged) -> None:
+def _check_names(staged: StagedFolder) -> None:
     try:
         check_files([BundleFile(name, 0, "0" * 64) for name in staged.names])
     except ManifestBroken as error:
         raise refused(checks.NAMES, "UNSAFE_NAME", str(error)) from error
 
 
-def _check_regular(staged: Staged) -> None:
+def _check_regular(staged: StagedFolder) -> None:
     for name in staged.names:
         seen = (staged.folder / name).lstat()
         if not stat.S_ISREG(seen.st_mode):
-            raise refused(checks.REGULAR, "NOT_REGULAR", f"{name} is no regular file")
+            raise refused(checks.REGULAR, "NOT_REGULAR", f"{name} is not a regular file")
         if seen.st_nlink != 1:
-            message = f"{name} has a second name, by which it could be changed"
+            message = f"{name} has a second hard link, by which it could be changed"
             raise refused(checks.REGULAR, "NOT_REGULAR", message)
 
 
-def _check_set(staged: Staged) -> None:
+def _check_set(staged: StagedFolder) -> None:
     sizes = {name: row[1] for name, row in staged.before.items()}
     try:
-        found = declared(sizes, lambda name: _read(staged, name))
-    except NotServable as error:
+        found = find_declared_files(sizes, lambda name: _read(staged, name))
+    except UnsupportedRevision as error:
         raise by_reason(error.reason, str(error)) from error
     more, less = sorted(set(staged.names) - set(found.names)), sorted(set(found.names) - set(staged.names))
     if less:
         raise refused(checks.FILE_SET, "FILES_MISSING", f"the revision lacks {less[0]}")
     if more:
-        message = f"{more[0]} is none of the files that the engine {found.engine.engine} takes"
+        message = f"{more[0]} is not declared by the engine {found.engine.engine}"
         raise refused(checks.FILE_SET, "FILES_UNKNOWN", message)
     if staged.listed is not None and {file.name for file in staged.listed} != set(staged.names):
-        raise refused(checks.FILE_SET, "FILES_UNKNOWN", "the files are not those that were listed")
+        raise refused(checks.FILE_SET, "FILES_UNKNOWN", "the staged files are not the listed ones")
 
 
-def _check_sizes(staged: Staged) -> None:
+def _check_sizes(staged: StagedFolder) -> None:
     for file in staged.listed or ():
         size = staged.before[file.name][1]
         if size != file.size:
-            raise refused(checks.SIZES, "SIZE_MISMATCH", f"{file.name} has {size} bytes, listed were {file.size}")
+            raise refused(checks.SIZES, "SIZE_MISMATCH", f"{file.name} has {size} bytes, listed {file.size}")
 
 
-def _check_hashes(staged: Staged) -> None:
+def _check_hashes(staged: StagedFolder) -> None:
     rows = {file.name: file for file in staged.listed or ()}
     found = []
     for name in staged.names:
         row = rows.get(name)
         try:
-            file = hash_within(staged.folder, name, row.size if row else MAX_FILE_BYTES, staged.keep_on)
+            file = hash_file(staged.folder, name, row.size if row else MAX_FILE_BYTES, staged.check_stop)
         except (TransferBroken, NotRegular) as error:
             raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
         if row is not None and file != row:
@@ -204,51 +207,53 @@ def _check_hashes(staged: Staged) -> None:
     staged.found = tuple(found)
 
 
-def _check_source(staged: Staged) -> None:
+def _check_source(staged: StagedFolder) -> None:
     if compute_source_digest(staged.found) != staged.digest:
-        message = "the files are not those of the revision that was decided for"
+        message = "the files do not have the source digest of this update"
         raise refused(checks.SOURCE, "SOURCE_MISMATCH", message)
 
 
-def _check_not_executable(staged: Staged) -> None:
+def _check_not_executable(staged: StagedFolder) -> None:
     for name in staged.names:
         mode = (staged.folder / name).lstat().st_mode
-        if mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH) or is_executable(_head(staged, name)):
-            raise refused(checks.NOT_EXECUTABLE, "EXECUTABLE", f"{name} could be run as a program")
+        if mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH) or is_executable(_read_head(staged, name)):
+            raise refused(checks.NOT_EXECUTABLE, "EXECUTABLE", f"{name} is executable")
 
 
-def _check_formats(staged: Staged) -> None:
+def _check_formats(staged: StagedFolder) -> None:
     for file in staged.found:
         with open_within(staged.folder, file.name) as opened:
-            fault = is_of_its_format(file.name, file.size, opened)
-        if fault:
-            raise refused(checks.FORMATS, "FORMAT_UNKNOWN", fault)
+            problem = find_format_problem(file.name, file.size, opened)
+        if problem:
+            raise refused(checks.FORMATS, "FORMAT_UNKNOWN", problem)
 
 
-def _check_keys(staged: Staged) -> None:
+def _check_keys(staged: StagedFolder) -> None:
     for name in staged.names:
         if not name.endswith(".json") or name.endswith("vocab.json"):
             continue
-        fault = fault_of_keys(_object(staged, name), name, staged.known_sections)
-        if fault is not None:
-            raise refused(checks.CONFIGURATION_KEYS, fault.reason, fault.message)
+        problem = find_config_problem(_read_object(staged, name), name, staged.known_sections)
+        if problem is not None:
+            raise refused(checks.CONFIGURATION_KEYS, problem.reason, problem.message)
 
 
-def _check_engine(staged: Staged) -> None:
+def _check_engine(staged: StagedFolder) -> None:
     try:
-        staged.engine = engine_of(_object(staged, CONFIGURATION))
-    except NotServable as error:
+        staged.engine = select_engine(_read_object(staged, CONFIGURATION))
+    except UnsupportedRevision as error:
         raise by_reason(error.reason, str(error)) from error
 
 
-def _check_unchanged(staged: Staged) -> None:
-    if staged.names != tuple(sorted(path.name for path in staged.folder.iterdir())) or staged.before != _stats(staged):
-        message = "a staged file was touched while it was checked"
+def _check_unchanged(staged: StagedFolder) -> None:
+    if staged.names != tuple(sorted(path.name for path in staged.folder.iterdir())) or staged.before != _read_stats(
+        staged
+    ):
+        message = "a staged file was changed while it was checked"
         raise refused(checks.UNCHANGED, "FILES_CHANGED", message, FaultKind.TRANSIENT)
 
 
-# The list, as far as a folder alone tells; 8 is the place of signatures.
-STEPS: tuple[tuple[Check, Callable[[Staged], None]], ...] = (
+# Check 8 (signatures) does not exist yet; 14 and 15 run during and after conversion.
+STEPS: tuple[tuple[Check, Callable[[StagedFolder], None]], ...] = (
     (checks.NAMES, _check_names),
     (checks.REGULAR, _check_regular),
     (checks.FILE_SET, _check_set),
@@ -263,24 +268,24 @@ STEPS: tuple[tuple[Check, Callable[[Staged], None]], ...] = (
 )
 
 
-def _stats(staged: Staged) -> dict[str, _Stat]:
+def _read_stats(staged: StagedFolder) -> dict[str, _Stat]:
     rows = {name: (staged.folder / name).lstat() for name in staged.names}
     return {name: (row.st_ino, row.st_size, row.st_mtime_ns, row.st_ctime_ns) for name, row in rows.items()}
 
 
-def _head(staged: Staged, name: str) -> bytes:
+def _read_head(staged: StagedFolder, name: str) -> bytes:
     with open_within(staged.folder, name) as opened:
         return opened.read(HEAD_BYTES)
 
 
-def _object(staged: Staged, name: str) -> dict[str, Any]:
+def _read_object(staged: StagedFolder, name: str) -> dict[str, Any]:
     try:
-        return parse_object(_read(staged, name), name)
-    except NotServable as error:
+        return parse_json_object(_read(staged, name), name)
+    except UnsupportedRevision as error:
         raise by_reason(error.reason, str(error)) from error
 
 
-def _read(staged: Staged, name: str) -> bytes:
+def _read(staged: StagedFolder, name: str) -> bytes:
     try:
         with open_within(staged.folder, name) as file:
             content = file.read(MAX_CONFIG_BYTES + 1)

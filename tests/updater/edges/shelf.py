@@ -18,7 +18,6 @@ from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from dev.harness.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
 from updater.core.ports import EffectFailed, Hub, HubFile, Release
-from updater.core.results import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
@@ -83,7 +82,7 @@ class GullibleHub:
         try:
             rows = self.shelf.rows(revision)
         except FileNotFoundError as error:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", revision)) from error
+            raise EffectFailed.permanent("REVISION_UNKNOWN", revision) from error
         return Release(revision, tuple(HubFile(row["name"], row["size"], row["sha256"]) for row in rows), "")
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
@@ -91,7 +90,7 @@ class GullibleHub:
         try:
             yield self.shelf.file(revision, name).read_bytes()[offset:]
         except FileNotFoundError as error:
-            raise EffectFailed(Failed(FaultKind.NOT_READY, "FILE_MISSING", name)) from error
+            raise EffectFailed.not_ready("FILE_MISSING", name) from error
 
 
 def gullible(shelf: Shelf, _stack: ExitStack) -> Hub:

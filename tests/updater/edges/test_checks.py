@@ -17,7 +17,7 @@ from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
 from updater.core.results import FaultKind
-from updater.store.state_folder import read_origin, refuse_trusted_names
+from updater.store.state_folder import check_state_path, read_fetch_record
 from updater.store.verify import STEPS, check_compatible, verify
 
 
@@ -39,9 +39,9 @@ def reason_of(action: Callable[[], object]) -> tuple[int, str, FaultKind]:
     return caught.value.check.number, caught.value.failed.reason, caught.value.failed.kind
 
 
-def check(folder: Path, rows: list[BundleFile], keep_on: Callable[[], None] = lambda: None) -> tuple[str, ...]:
+def check(folder: Path, rows: list[BundleFile], check_stop: Callable[[], None] = lambda: None) -> tuple[str, ...]:
     """Run the list."""
-    return verify(folder, compute_source_digest(rows), rows, keep_on)[1]
+    return verify(folder, compute_source_digest(rows), rows, check_stop)[1]
 
 
 def test_the_numbers_are_a_list() -> None:
@@ -95,9 +95,9 @@ def test_every_reason_has_a_test() -> None:
 def test_a_state_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) -> None:
     """At any part of its path."""
     with pytest.raises(ValueError, match=r"^check 1 state folder: ") as caught:
-        refuse_trusted_names(tmp_path / name)
+        check_state_path(tmp_path / name)
     assert getattr(caught.value, "reason", "") == "STATE_DIR_TRUSTED"
-    refuse_trusted_names(tmp_path / "damocles" / "state")
+    check_state_path(tmp_path / "damocles" / "state")
 
 
 @pytest.mark.reason("NOT_REGULAR")
@@ -202,10 +202,10 @@ def test_a_file_that_is_touched_while_it_is_checked_is_noticed(staged: Path, wha
 
 def test_where_it_came_from_decides_nothing(tmp_path: Path) -> None:
     """Damaged or gone, the files pass as before; the bundle then does not say."""
-    assert read_origin(tmp_path / "gone") is None
+    assert read_fetch_record(tmp_path / "gone") is None
     for text in ("", "{}", '{"place": {"kind": "other"}}', "[" * 5000):
         (tmp_path / "origin.json").write_text(text)
-        assert read_origin(tmp_path / "origin.json") is None
+        assert read_fetch_record(tmp_path / "origin.json") is None
 
 
 # Against what serves.

@@ -21,8 +21,8 @@ from updater.core.effects import StageRevision, VerifyAndSeal
 from updater.core.ports import Control, Golden, Hub, Release
 from updater.core.results import Failed, FaultKind, Result, Sealed, Staged
 from updater.perform import Ports, perform
-from updater.store.bundles import BundleStore, ChildConverter, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
 
 ID = "20260102-030405-abcdef"
@@ -65,12 +65,12 @@ class Bench:
     def take(self, revision: str = "v1.0.0", hub: Hub | None = None) -> Result:
         """What the updater's two steps come to: fetched, then verified, converted and sealed."""
         clock, state = SystemClock(), self.folder / "state"
-        shared = Shared(state, StagingLimits(reserve_bytes=0), self.known_sections)
+        shared = StoreOptions(state, StagingLimits(reserve_bytes=0), self.known_sections)
         ports = Ports(
             hub=hub or self.hub,
             control=cast("Control", None),  # neither step has to do with a server
             golden=cast("Golden", None),
-            store=BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
+            store=BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
             converter=ChildConverter(state, ConvertLimits(), convert_scripted),
             clock=clock,
         )

@@ -38,8 +38,8 @@ from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
 from updater.store import journal as real_journal
-from updater.store.bundles import BundleStore, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
 
 LIMIT = 60.0
@@ -307,8 +307,8 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk2:
     bundles = [make_scripted_bundle(state, name) for name in ("v1", "v2")]
     installed = [Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles]
     publish_scripted(tmp_path / "hub", "v1")
-    shared = Shared(state, StagingLimits(reserve_bytes=0))
-    store = BundleStore(shared, MODEL, SystemClock(), lambda: None, Keep, digest_of_scripted)
+    shared = StoreOptions(state, StagingLimits(reserve_bytes=0))
+    store = BundleStore(shared, MODEL, SystemClock(), lambda: None, References, digest_of_scripted)
     return Disk2(store, DirectoryHub(tmp_path / "hub", MODEL, SystemClock()), *installed)
 
 

@@ -23,10 +23,10 @@ from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed
 from updater.core.results import Failed, FaultKind
 from updater.hub.folder import DirectoryHub
-from updater.store.bundles import BundleStore, ChildConverter, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
-from updater.store.state_folder import FolderTrusted
+from updater.store.state_folder import UnsafeStateFolder
 
 ID = "20260102-030405-abcdef"
 GIB = 1 << 30
@@ -75,11 +75,11 @@ def bench(tmp_path: Path) -> Bench:
     """An empty hub and an empty store."""
     clock = SystemClock()
     (tmp_path / "state").mkdir()
-    shared = Shared(tmp_path / "state", StagingLimits(reserve_bytes=0))
+    shared = StoreOptions(tmp_path / "state", StagingLimits(reserve_bytes=0))
     return Bench(
         tmp_path,
         DirectoryHub(tmp_path / "hub", MODEL, clock),
-        BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted),
+        BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
         ChildConverter(tmp_path / "state", ConvertLimits(), convert_scripted),
     )
 
@@ -274,8 +274,8 @@ def test_a_listing_with_a_dangerous_name_is_refused(bench: Bench, name: str) -> 
 @pytest.mark.parametrize("name", ["damo", "iic", "damo--ofa"])
 def test_a_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) -> None:
     """The hub's own library runs a model's code for its folder's name alone."""
-    with pytest.raises(FolderTrusted):
-        BundleStore(Shared(tmp_path / name), MODEL, SystemClock(), lambda: None, Keep)
+    with pytest.raises(UnsafeStateFolder):
+        BundleStore(StoreOptions(tmp_path / name), MODEL, SystemClock(), lambda: None, References)
 
 
 def test_another_task_than_what_serves_is_refused(bench: Bench) -> None:
@@ -406,8 +406,8 @@ def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: Bench) -> None:
 def test_what_other_models_need_stays(bench: Bench) -> None:
     """One folder serves all models."""
     bundle = make_scripted_bundle(bench.state, "theirs")
-    others = Keep(frozenset({bundle.bundle_digest}), frozenset(), frozenset({"20250101-000000-them"}))
-    store = BundleStore(Shared(bench.state), MODEL, SystemClock(), lambda: None, lambda: others)
+    others = References(frozenset({bundle.bundle_digest}), frozenset(), frozenset({"20250101-000000-them"}))
+    store = BundleStore(StoreOptions(bench.state), MODEL, SystemClock(), lambda: None, lambda: others)
     (bench.state / "incoming" / "20250101-000000-them").mkdir(parents=True)
     store.collect(frozenset(), frozenset(), "", 0)
     assert {bundle.bundle_digest} == store.sealed()

@@ -17,9 +17,9 @@ from updater.store.transfer import (
     MIN_PROGRESS_BYTES,
     PaceRules,
     TransferBroken,
-    hash_within,
-    paced,
-    receive,
+    enforce_pace,
+    fetch_file,
+    hash_file,
 )
 
 CONTENT = bytes(range(256)) * 40
@@ -58,7 +58,7 @@ def target(tmp_path: Path) -> Path:
 
 def test_a_file_arrives_whole(tmp_path: Path, target: Path) -> None:
     """What was listed is what lies there."""
-    assert len(CONTENT) == receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    assert len(CONTENT) == fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
     assert target.read_bytes() == CONTENT
 
 
@@ -66,7 +66,7 @@ def test_a_file_that_is_there_is_not_fetched_again(tmp_path: Path, target: Path)
     """The same again costs a hash, no transfer."""
     target.write_bytes(CONTENT)
     remote = Remote(CONTENT, tmp_path)
-    assert receive(remote, target, listed(), go_on) == 0
+    assert fetch_file(remote, target, listed(), go_on) == 0
     assert remote.offsets == []
 
 
@@ -74,7 +74,7 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target
     """Kept bytes are hashed again, and only the rest is fetched."""
     target.write_bytes(CONTENT[:1000])
     remote = Remote(CONTENT, tmp_path)
-    assert len(CONTENT) - 1000 == receive(remote, target, listed(), go_on)
+    assert len(CONTENT) - 1000 == fetch_file(remote, target, listed(), go_on)
     assert remote.offsets == [1000]
     assert target.read_bytes() == CONTENT
 
@@ -83,8 +83,8 @@ def test_kept_bytes_that_changed_are_found(tmp_path: Path, target: Path) -> None
     """A damaged beginning never becomes part of a file that counts as whole; the next attempt starts anew."""
     target.write_bytes(b"x" * 1000)
     with pytest.raises(TransferBroken, match="SHA-256"):
-        receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
-    assert len(CONTENT) == receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+        fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    assert len(CONTENT) == fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
 
 
 @pytest.mark.fault("C4")
@@ -92,27 +92,27 @@ def test_one_flipped_bit_is_found(tmp_path: Path, target: Path) -> None:
     """The listed SHA-256 decides."""
     wrong = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     with pytest.raises(TransferBroken, match="SHA-256"):
-        receive(Remote(wrong, tmp_path), target, listed(), go_on)
+        fetch_file(Remote(wrong, tmp_path), target, listed(), go_on)
 
 
 @pytest.mark.fault("C5")
 def test_one_byte_short_is_found(tmp_path: Path, target: Path) -> None:
     """The beginning is kept: a revision may still be arriving."""
     with pytest.raises(TransferBroken, match="ends after"):
-        receive(Remote(CONTENT[:-1], tmp_path), target, listed(), go_on)
+        fetch_file(Remote(CONTENT[:-1], tmp_path), target, listed(), go_on)
     assert len(CONTENT) - 1 == target.stat().st_size
 
 
 def test_one_byte_more_is_found(tmp_path: Path, target: Path) -> None:
     """Nothing is read beyond the declared size but the one byte that shows it."""
     with pytest.raises(TransferBroken, match="longer"):
-        receive(Remote(CONTENT + b"x", tmp_path), target, listed(), go_on)
+        fetch_file(Remote(CONTENT + b"x", tmp_path), target, listed(), go_on)
 
 
 @pytest.mark.fault("C3")
 def test_an_empty_file_is_one_too(tmp_path: Path, target: Path) -> None:
     """Zero bytes are a size like any other."""
-    assert receive(Remote(b"", tmp_path), target, listed(b""), go_on) == 0
+    assert fetch_file(Remote(b"", tmp_path), target, listed(b""), go_on) == 0
     assert target.read_bytes() == b""
 
 
@@ -129,20 +129,20 @@ def test_a_failed_fsync_is_not_made_good_by_asking_again(
             raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(transfer, "SETTLED_BYTES", len(CONTENT) // 3)
+        broken.setattr(transfer, "SYNC_BYTES", len(CONTENT) // 3)
         broken.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="Input/output"):
-            receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+            fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
     assert not target.exists()
 
 
 def test_a_file_goes_to_the_disk_as_it_grows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more than some megabytes wait to be written: a sync of gigabytes would hold up all others of that disk."""
     sizes: list[int] = []
-    monkeypatch.setattr(transfer, "SETTLED_BYTES", 1)
+    monkeypatch.setattr(transfer, "SYNC_BYTES", 1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
 
-    receive(Remote(CONTENT, tmp_path), target, listed(), go_on)
+    fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
 
     assert sorted(sizes) == sizes
     assert len(CONTENT) // 2 > sizes[0]
@@ -175,7 +175,7 @@ def test_a_hash_is_bounded(tmp_path: Path) -> None:
     """A file that is longer than listed is not read to its end."""
     (tmp_path / "long").write_bytes(b"x" * 100)
     with pytest.raises(TransferBroken):
-        hash_within(tmp_path, "long", 99, go_on)
+        hash_file(tmp_path, "long", 99, go_on)
 
 
 def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        receive(Remote(CONTENT, tmp_path), target, listed(), stop)
+        fetch_file(Remote(CONTENT, tmp_path), target, listed(), stop)
 
 
 @pytest.mark.fault("N9")
@@ -201,7 +201,7 @@ def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) 
 
     rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
     with pytest.raises(EffectFailed) as caught:
-        receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
+        fetch_file(lambda offset: enforce_pace(source(offset), rules, clock, "weights"), target, listed(), go_on)
     assert (caught.value.failed.kind, caught.value.failed.reason) == (FaultKind.TRANSIENT, "HUB_SLOW")
     assert clock.seconds <= 1120.0
     assert 9000 < target.stat().st_size < 9130, "what came is not kept"
@@ -217,7 +217,7 @@ def test_a_slow_transfer_that_is_fast_enough_arrives(tmp_path: Path, target: Pat
             yield CONTENT[begin : begin + 1000]
 
     rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
-    receive(lambda offset: paced(source(offset), rules, clock, "weights"), target, listed(), go_on)
+    fetch_file(lambda offset: enforce_pace(source(offset), rules, clock, "weights"), target, listed(), go_on)
     assert target.read_bytes() == CONTENT
 
 
@@ -240,7 +240,7 @@ def test_a_link_that_breaks_with_progress_is_taken_up_at_once(target: Path) -> N
     """A large file comes through a line that never holds."""
     content = bytes(3 * MIN_PROGRESS_BYTES)
     remote = Breaking(content, MIN_PROGRESS_BYTES)
-    assert len(content) == receive(remote, target, listed(content), go_on)
+    assert len(content) == fetch_file(remote, target, listed(content), go_on)
     assert remote.offsets == [0, MIN_PROGRESS_BYTES, 2 * MIN_PROGRESS_BYTES]
 
 
@@ -250,6 +250,6 @@ def test_a_link_that_breaks_without_progress_is_told(target: Path) -> None:
     content = bytes(3 * MIN_PROGRESS_BYTES)
     remote = Breaking(content, MIN_PROGRESS_BYTES - 1)
     with pytest.raises(LinkBroken):
-        receive(remote, target, listed(content), go_on)
+        fetch_file(remote, target, listed(content), go_on)
     assert remote.offsets == [0]
     assert target.stat().st_size == MIN_PROGRESS_BYTES - 1

@@ -16,8 +16,8 @@ from updater.core.results import Failed
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
 from updater.status import Progress
-from updater.store.bundles import BundleStore, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
 from updater.store.transfer import PaceRules
 
@@ -73,8 +73,8 @@ class HubBench:
     def stage(self, release: Release | None = None, seconds: float = WHOLE) -> str:
         """Fetch the revision; returns its source digest."""
         state = self.folder / "state"
-        shared = Shared(state, StagingLimits(0, self.pace))
-        store = BundleStore(shared, MODEL, self.clock, lambda: None, Keep, digest_of_scripted, self.progress)
+        shared = StoreOptions(state, StagingLimits(0, self.pace))
+        store = BundleStore(shared, MODEL, self.clock, lambda: None, References, digest_of_scripted, self.progress)
         return store.stage(ID, release or self.release(), self.hub, GIB, seconds, is_fresh=False)
 
 

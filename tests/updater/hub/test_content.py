@@ -79,14 +79,14 @@ def staged_by_the_core(bench: HubBench, digest: str) -> object:
     from updater.store.bundles import (  # noqa: PLC0415
         BundleStore,
         ChildConverter,
-        Shared,
+        StoreOptions,
     )
-    from updater.store.garbage import Keep  # noqa: PLC0415
+    from updater.store.garbage import References  # noqa: PLC0415
     from updater.store.staging import StagingLimits  # noqa: PLC0415
 
     state = bench.folder / "state"
     server = SimServer(lambda: "", lambda _: "")
-    store = BundleStore(Shared(state, StagingLimits(0)), MODEL, bench.clock, lambda: None, Keep)
+    store = BundleStore(StoreOptions(state, StagingLimits(0)), MODEL, bench.clock, lambda: None, References)
     hub = bench.hub
     hub.release(REVISION, WHOLE)  # has seen that all of it is there: no more questions but those for bytes
     ports = Ports(hub, server, SimGolden(server, {}), store, ChildConverter(state, ConvertLimits()), bench.clock)

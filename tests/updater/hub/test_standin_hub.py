@@ -20,8 +20,8 @@ from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
 from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.store.bundles import BundleStore, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
 from updater.store.transfer import PaceRules
 
@@ -64,11 +64,11 @@ class Both:
     def stage(self) -> str:
         """Fetch the revision; the look has been before, and the hub goes wrong from now on."""
         store = BundleStore(
-            Shared(self.folder / "state", StagingLimits(0, self.pace)),
+            StoreOptions(self.folder / "state", StagingLimits(0, self.pace)),
             MODEL,
             SystemClock(),
             lambda: None,
-            Keep,
+            References,
             digest_of_scripted,
         )
         hub = self.hub

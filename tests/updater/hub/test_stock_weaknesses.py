@@ -25,8 +25,8 @@ from updater.core.ports import EffectFailed
 from updater.core.results import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpRules
 from updater.hub.modelscope import ModelScopeHub
-from updater.store.bundles import BundleStore, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, StoreOptions
+from updater.store.garbage import References
 from updater.store.staging import StagingLimits
 
 MODEL_ID = f"acme/{MODEL}"
@@ -78,8 +78,8 @@ class Ours:
             HubHttpRules(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: ""
         )
         self.hub = ModelScopeHub(client, MODEL_ID, clock, lambda _: False)
-        shared = Shared(self.state, StagingLimits(0))
-        self.store = BundleStore(shared, MODEL, clock, lambda: None, Keep, digest_of_scripted)
+        shared = StoreOptions(self.state, StagingLimits(0))
+        self.store = BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted)
 
     def stage(self, revision: str = REVISION, update: str = ID) -> str:
         """Fetch a revision; its source digest."""

@@ -34,8 +34,8 @@ from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, Interrupted, LoopParts, ModelLoop, StepGuard
 from updater.perform import Ports
-from updater.store.bundles import BundleStore, ChildConverter, Shared
-from updater.store.garbage import Keep
+from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
+from updater.store.garbage import References
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
 
@@ -335,12 +335,12 @@ class StoryWorld:
 
     def _parts(self, journal: Journal) -> LoopParts:
         guard = StepGuard(self._commands, self._stopping)
-        shared = Shared(self.state, StagingLimits(reserve_bytes=0))
+        shared = StoreOptions(self.state, StagingLimits(reserve_bytes=0))
         ports = Ports(
             hub=self.hub,
             control=self.server,
             golden=self.golden,
-            store=BundleStore(shared, MODEL, self.clock, guard, Keep, digest_of_scripted),
+            store=BundleStore(shared, MODEL, self.clock, guard, References, digest_of_scripted),
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
             clock=self.clock,
         )
