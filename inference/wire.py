@@ -1,6 +1,6 @@
-"""Frames between server and runner: four bytes of length, then a protobuf message, capped before allocating.
+"""Frames between server and runner: a length of four bytes, then a protobuf message.
 
-And the record of an answer, which both sides make of such a message.
+The length is checked before memory is allocated. Also the record of the scores, which both sides use.
 """
 
 import socket
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct(">I")
 
-_SEVEN_BITS = 0x7F  # of a number, in each byte of its encoding
+_SEVEN_BITS = 0x7F  # payload bits of each byte of a varint
 _BATCH_TAG = b"\x12"  # of RunnerRequest.batch: field 2, length-delimited
 _ITEM_TAG = b"\x12"  # of ComputeBatch.items: field 2, length-delimited
 _ENTAILMENT_TAG = b"\x1a"  # of BatchItem.entailment: field 3, length-delimited
@@ -28,14 +28,14 @@ class EntailmentScores:
 
 
 class FrameError(ValueError):
-    """The other side does not speak in frames, or stopped in the middle of one."""
+    """The peer sent an invalid or incomplete frame, or a frame exceeds the maximum size."""
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into frames, however the bytes happen to arrive.
+    """Splits a stream of bytes into frames.
 
-    Chunks are joined once, when a frame is whole, so that a large frame costs no more a byte than
-    a small one; nothing is allocated because a length says so.
+    Chunks are joined once, when a frame is complete, so that the cost per byte does not grow with the frame.
+    Memory grows with the bytes received, never with an announced length.
     """
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -46,14 +46,14 @@ class FrameDecoder:
 
     @property
     def is_amid_frame(self) -> bool:
-        """Whether a part of a frame has come and the rest has not."""
+        """Whether a frame has arrived in part."""
         return self._held > 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes and give back the frames that are whole now, without their headers.
+        """Add received bytes; returns the payloads of the frames that are now complete.
 
         Raises:
-            FrameError: a header announces more than the cap; the stream cannot be read any further.
+            FrameError: a header announces more than the maximum; the stream cannot be continued.
         """
         self._chunks.append(data)
         self._held += len(data)
@@ -83,28 +83,27 @@ class FrameDecoder:
 
 
 def frame(payload: bytes) -> list[bytes]:
-    """One frame, in parts that are to be sent one after the other: a large payload is not copied for four bytes.
+    """Build one frame, as buffers to send in order, so that the payload is not copied.
 
     Raises:
-        FrameError: the payload is over the cap.
+        FrameError: the payload exceeds the maximum size.
     """
     return [_header(len(payload)), payload]
 
 
 def batch_frame(batch: bytes, items: Sequence[tuple[bytes, bytes]] = ()) -> list[bytes]:
-    """One frame that holds `RunnerRequest(batch=…)`, in parts; no picture is copied.
+    """Build one frame with `RunnerRequest(batch=…)`, as buffers to send in order; no picture is copied.
 
-    A message put into another one is copied by the library, pictures and all. Its encoding is
-    just a tag and a length before the same bytes, so these are written here. An item's picture
-    comes as a second `entailment` field with nothing but the picture: a reader merges the two, as
-    the encoding's rules say of a message field that stands twice.
+    The protobuf library copies a message that is put into another one. The encoding of a nested message is a tag,
+    a length and the same bytes, so the tags and lengths are written here. The picture of an item follows as a
+    second `entailment` field that contains only the picture: parsers merge repeated occurrences of a message field.
 
     Args:
-        batch: the serialised ComputeBatch, without the items that follow.
-        items: further items: each the serialised BatchItem without its picture, and the picture.
+        batch: the serialised ComputeBatch, without `items`.
+        items: further items, each a serialised BatchItem without its picture, and the picture.
 
     Raises:
-        FrameError: the frame is over the cap.
+        FrameError: the frame exceeds the maximum size.
     """
     parts = [b"", batch]
     for item, image in items:
@@ -118,34 +117,34 @@ def batch_frame(batch: bytes, items: Sequence[tuple[bytes, bytes]] = ()) -> list
     return parts
 
 
-def read_frame(way: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> bytearray | None:
-    """Wait for the next frame on a blocking socket; None if the other side ended between two frames.
+def read_frame(connection: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> bytearray | None:
+    """Read the next frame from a blocking socket; None if the peer closed between two frames.
 
     Raises:
-        FrameError: over the cap, or the other side ended in the middle of it.
+        FrameError: the frame exceeds the maximum size, or is incomplete.
         OSError: the socket is broken.
     """
-    header = _receive(way, HEADER.size)
+    header = _receive(connection, HEADER.size)
     if header is None:
         return None
-    body = _receive(way, _checked_length(header, max_bytes))
+    body = _receive(connection, _checked_length(header, max_bytes))
     if body is None:
-        raise FrameError("the other side ended after a header")
+        raise FrameError("the peer closed after a header")
     return body
 
 
-def write_frame(way: socket.socket, payload: bytes) -> None:
-    """Send one frame on a blocking socket; one thread at a time.
+def write_frame(connection: socket.socket, payload: bytes) -> None:
+    """Send one frame on a blocking socket; not safe for concurrent calls.
 
     Raises:
-        FrameError: the payload is over the cap.
-        OSError: the other side is gone.
+        FrameError: the payload exceeds the maximum size.
+        OSError: the peer has closed.
     """
-    way.sendall(b"".join(frame(payload)))
+    connection.sendall(b"".join(frame(payload)))
 
 
 def unsent(parts: Sequence[memoryview], sent: int) -> list[memoryview]:
-    """What is left to send of `parts` after the first `sent` bytes of them went."""
+    """The buffers that remain after the first `sent` bytes of `parts`."""
     left: list[memoryview] = []
     for part in parts:
         if sent < len(part):
@@ -154,16 +153,16 @@ def unsent(parts: Sequence[memoryview], sent: int) -> list[memoryview]:
     return left
 
 
-def _receive(way: socket.socket, count: int) -> bytearray | None:
+def _receive(connection: socket.socket, count: int) -> bytearray | None:
     buffer = bytearray(count)
     view = memoryview(buffer)
     at = 0
     while at < count:
-        got = way.recv_into(view[at:], 0, socket.MSG_WAITALL)
+        got = connection.recv_into(view[at:], 0, socket.MSG_WAITALL)
         if got == 0 and at == 0:
             return None
         if got == 0:
-            raise FrameError("the other side ended in the middle of a frame")
+            raise FrameError("the peer closed in the middle of a frame")
         at += got
     return buffer
 
@@ -171,13 +170,13 @@ def _receive(way: socket.socket, count: int) -> bytearray | None:
 def _checked_length(header: bytes | bytearray, max_bytes: int) -> int:
     length: int = HEADER.unpack(header)[0]
     if length > max_bytes:
-        raise FrameError(f"a frame of {length} bytes is announced, the cap is {max_bytes}")
+        raise FrameError(f"announced frame of {length} bytes, maximum {max_bytes}")
     return length
 
 
 def _header(length: int) -> bytes:
     if length > MAX_FRAME_BYTES:
-        raise FrameError(f"a frame of {length} bytes, the cap is {MAX_FRAME_BYTES}")
+        raise FrameError(f"frame of {length} bytes, maximum {MAX_FRAME_BYTES}")
     return HEADER.pack(length)
 
 

@@ -1,4 +1,4 @@
-"""From settings to parts: what each model's manager and the API are given. Builds, starts nothing."""
+"""Builds the parts of the server from the settings; starts nothing."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ from inference.server.request import EntailmentInput
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.cost import LimitRules
+from inference.server.scheduling.dispatcher import LimitRules
 from inference.server.scheduling.queue import BatchBudget
 from inference.server.settings import ServerSettings
 
-CANDIDATE_OOM_SCORE = 200  # added to the inherited value: under memory pressure a candidate goes first
-MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of several requests together; below the frame's cap of 64 MiB
+CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
+MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of one batch; below the maximum frame size of 64 MiB
 
-# 16 × 16 grey pixels: enough for any picture model to say something about.
+# 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
 )
@@ -41,22 +41,22 @@ def build_models(
     emit: Emit,
     drain: Drain,
     is_stopping: Callable[[], bool],
-    complain: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Models:
-    """A manager for each configured model; `complain` is told of a file of fallbacks that cannot be used."""
-    fallbacks = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, complain)
-    shared = _Shared(clock, emit, drain, is_stopping, known_engines(settings), fallbacks)
+    """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
+    cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
+    shared = _SharedDependencies(clock, emit, drain, is_stopping, list_engines(settings), cpu_fallback_file)
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
-def known_engines(settings: ServerSettings) -> Mapping[str, Task]:
-    """Engines that a runner of this server can load; an engine of the operator's own serves entailment."""
+def list_engines(settings: ServerSettings) -> Mapping[str, Task]:
+    """The engines that the runners can load, with their task; a configured extra engine serves entailment."""
     built_in = {files.engine: files.task for files in ENGINES}
     return {**built_in, **dict.fromkeys(settings.runner.extra_engines, Task.VISUAL_ENTAILMENT)}
 
 
 def predict_rules(settings: ServerSettings) -> PredictRules:
-    """Limits of a caller's call."""
+    """The limits of a call."""
     server = settings.server
     return PredictRules(
         inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars),
@@ -65,8 +65,8 @@ def predict_rules(settings: ServerSettings) -> PredictRules:
     )
 
 
-def told_limits(settings: ServerSettings) -> status_pb2.Limits:
-    """The limits that callers can ask for."""
+def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
+    """The limits that GetServerStatus reports."""
     server = settings.server
     limits = status_pb2.Limits(
         max_message_bytes=server.max_message_bytes,
@@ -84,7 +84,7 @@ def told_limits(settings: ServerSettings) -> status_pb2.Limits:
 
 
 def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
-    """Channel arguments of gRPC; reasons stand in docs/explanation/decisions."""
+    """Channel arguments of gRPC; the reasons are in docs/explanation/decisions."""
     server = settings.server
     return [
         ("grpc.so_reuseport", 0),
@@ -100,18 +100,18 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
-    """What all models of a server share."""
+class _SharedDependencies:
+    """The dependencies that all models share."""
 
     clock: Clock
     emit: Emit
     drain: Drain
     is_stopping: Callable[[], bool]
     engines: Mapping[str, Task]
-    fallbacks: CpuFallbackFile
+    cpu_fallback_file: CpuFallbackFile
 
 
-def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shared) -> ModelOptions:
+def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
     server, runner = settings.server, settings.runner
     spec = _spec(settings, model)
 
@@ -124,7 +124,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         device=model.device,
         precision="" if model.precision == "auto" else model.precision,
         allow_cpu_fallback=model.cpu_fallback == "allow",
-        cpu_fallback_file=shared.fallbacks,
+        cpu_fallback_file=shared.cpu_fallback_file,
         node=settings.node_name,
         state_dir=Path(settings.state_dir),
         clock=shared.clock,
@@ -148,7 +148,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
 
 
 def _spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
-    """How a model's runners are started; the engine of its task is imported ahead of any load."""
+    """The specification of a model's runners; they import the engine of its task before any load."""
     runner = settings.runner
     built_in = next((files.engine for files in ENGINES if files.task is model.task), "")
     return RunnerSpec(

@@ -1,4 +1,4 @@
-"""What happens in the server, as records; who cares listens. No record holds a picture or a text."""
+"""The events of the server, as records for logs and metrics. No event contains a picture or a text."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CallStarted:
-    """A call has come in."""
+    """A call has started."""
 
     service: str
     method: str
@@ -25,19 +25,19 @@ class CallEnded:
     seconds: float
     request_id: str
     traceparent: str
-    reason: str  # of the error; empty if there is none
+    reason: str  # of the error; empty for OK
     received: int  # messages
     sent: int
-    fields: tuple[tuple[str, object], ...] = ()  # what the handler noted, for the log
+    fields: tuple[tuple[str, object], ...] = ()  # log fields set by the handler
 
 
 @dataclass(frozen=True, slots=True)
 class ItemEnded:
-    """An item (a unary request or one of a stream) has its outcome."""
+    """An item (a unary request or a stream item) has its outcome."""
 
     model: str
-    revision: str  # that answered; empty if none did
-    outcome: str  # "OK", or the reason of the error
+    revision: str  # that answered; empty after an error
+    outcome: str  # "OK", or the error reason
     seconds: float
     queued_seconds: float = 0.0
     prepared_seconds: float = 0.0
@@ -46,7 +46,7 @@ class ItemEnded:
 
 @dataclass(frozen=True, slots=True)
 class BatchSent:
-    """A batch was handed to a runner."""
+    """A batch was sent to a runner."""
 
     model: str
     revision: str
@@ -56,7 +56,7 @@ class BatchSent:
 
 @dataclass(frozen=True, slots=True)
 class SlotChanged:
-    """A slot's process or load has changed."""
+    """The process, load or role of a slot has changed."""
 
     model: str
     slot: str
@@ -69,15 +69,15 @@ class SlotChanged:
     pid: int
     seconds: float = 0.0
     detail: str = ""
-    reason: str = ""  # of a load that failed, for machines
+    reason: str = ""  # error reason of a failed load
 
 
 @dataclass(frozen=True, slots=True)
 class SwapDone:
-    """Another slot answers now, or a trial has ended."""
+    """The active slot has changed, or a trial has ended."""
 
     model: str
-    change: str  # "slot_activated", "trial_committed", "trial_rolled_back", "trial_term_expired", …
+    change: str  # "slot_activated", "trial_committed", "trial_rolled_back", "trial_lease_expired", …
     slot: str
     revision: str
     digest: str
@@ -88,7 +88,7 @@ class SwapDone:
 
 @dataclass(frozen=True, slots=True)
 class RequestHandedOver:
-    """A request that a trial failed goes to the previous slot."""
+    """A request that the trial failed was given to the previous slot."""
 
     model: str
     revision: str  # on trial
@@ -97,11 +97,11 @@ class RequestHandedOver:
 
 @dataclass(frozen=True, slots=True)
 class CpuFallbackChanged:
-    """A model leaves a device that ran out of memory, or may go back to it."""
+    """A CPU fallback has begun, succeeded, failed, was kept at start, or has ended."""
 
     model: str
-    change: str  # "fallback_begun", "fallback_taken", "fallback_failed", "fallback_kept" (at start), "fallback_ended"
-    device: str  # that ran out
+    change: str  # "cpu_fallback_" + "begun", "taken", "failed", "kept" or "ended"
+    device: str  # that ran out of memory
     fallback_device: str
     digest: str
     detail: str  # the reason, or why it ended
@@ -114,16 +114,16 @@ Emit = Callable[[Event], None]
 
 
 class Broadcast:
-    """Wakes everybody who waits for a change. Loop thread only."""
+    """Wakes all waiters on a change. Loop thread only."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """Something has changed."""
+        """Wake the waiters."""
         self._event.set()
         self._event = asyncio.Event()
 
     def next(self) -> asyncio.Event:
-        """The event of the next change: take it before looking at the state, wait on it after."""
+        """The event of the next change: get it before reading the state, wait on it afterwards."""
         return self._event

@@ -1,21 +1,25 @@
-"""The health of each service name, and how long the event loop was held up."""
+"""Health data: the state of each service name, event-loop lag, and the machine's memory, disk and descriptors."""
 
 import asyncio
+import resource
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from inference.server.events import Broadcast
 
 
-class HealthBoard:
-    """The names and their state. Everything starts NOT_SERVING."""
+class HealthRegistry:
+    """The service names and their states; initially NOT_SERVING."""
 
     def __init__(self, names: list[str]) -> None:
         self._is_serving: dict[str, bool] = dict.fromkeys(names, False)
         self.changed = Broadcast()
-        self.has_ended = False
+        self.is_closed = False
 
-    def post(self, states: Mapping[str, bool]) -> list[tuple[str, bool]]:
-        """Take in the truth as it is now.
+    def update(self, states: Mapping[str, bool]) -> list[tuple[str, bool]]:
+        """Set the states and notify the watchers of changes.
 
         Returns:
             The names whose state has changed.
@@ -26,22 +30,22 @@ class HealthBoard:
             self.changed.notify()
         return changes
 
-    def end(self) -> None:
-        """The server is about to stop: watchers are told the last state and let go."""
-        self.has_ended = True
+    def close(self) -> None:
+        """Send the last state to all watchers and end their streams."""
+        self.is_closed = True
         self.changed.notify()
 
     def is_serving(self, name: str) -> bool | None:
-        """The state of a name; None if there is no such name."""
+        """The state of a name; None if the name is not registered."""
         return self._is_serving.get(name)
 
     def snapshot(self) -> dict[str, bool]:
-        """Every name with its state."""
+        """All names with their states."""
         return dict(self._is_serving)
 
 
 class LoopLag:
-    """How long the event loop was held up, over the last minute or so."""
+    """Measures event-loop lag over the last minute."""
 
     def __init__(self, now: Callable[[], float], interval_seconds: float = 0.25) -> None:
         self._now = now
@@ -59,5 +63,85 @@ class LoopLag:
 
     @property
     def worst_seconds(self) -> float:
-        """The longest hold-up that was seen."""
+        """The longest lag measured."""
         return max(self._samples, default=0.0)
+
+
+_KIB = 1024
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineResources:
+    """Memory and disk in bytes, descriptors as counts; 0 for a value that cannot be read."""
+
+    memory_used: int
+    memory_total: int
+    disk_free: int
+    disk_total: int
+    descriptors_used: int
+    descriptors_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLimits:
+    """Used shares of a resource at which health is DEGRADED and FAILED."""
+
+    name: str
+    degraded: float
+    failed: float
+
+
+MEMORY = UsageLimits("memory", 0.80, 0.90)
+GPU_MEMORY = UsageLimits("GPU memory", 0.85, 0.95)
+DISK = UsageLimits("disk", 0.90, 0.98)
+DESCRIPTORS = UsageLimits("file descriptors", 0.80, 0.95)
+
+
+def read_resources(state_dir: Path) -> MachineResources:
+    """Read the current values."""
+    used, total = _memory()
+    try:
+        disk = shutil.disk_usage(state_dir)
+        free, size = disk.free, disk.total
+    except OSError:
+        free = size = 0
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MachineResources(used, total, free, size, _descriptors(), limit)
+
+
+def judge_usage(limits: UsageLimits, used: int, total: int) -> tuple[int, str]:
+    """The level of a used share (0 OK, 1 DEGRADED, 2 FAILED), with a sentence if it is not OK."""
+    if total <= 0:
+        return 0, ""
+    share = used / total
+    level = 2 if share >= limits.failed else 1 if share >= limits.degraded else 0
+    return (
+        level,
+        f"{limits.name} {share:.0%} used, limits {limits.degraded:.0%} and {limits.failed:.0%}" if level else "",
+    )
+
+
+def _memory() -> tuple[int, int]:
+    """Used and total memory: of the container if it has a limit, else of the machine."""
+    fields = {}
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields[name] = int(value.split()[0]) * _KIB
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+    total, available = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        current = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return total - available, total
+    return (current, limit) if limit < total else (total - available, total)
+
+
+def _descriptors() -> int:
+    try:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        return 0

@@ -1,4 +1,4 @@
-"""Who listens to events: the log and the metrics. The only room that knows their libraries."""
+"""Logs and metrics of the events. Only this module imports the metrics library."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,17 +11,17 @@ from inference.server import events
 _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL_LABELS = ("model", "revision")
 _FALLBACK_LABELS = ("model", "device", "fallback_device")
-MAX_REVISIONS = 32  # of all models, whose series are kept beside those in slots
+MAX_REVISIONS = 32  # whose series are kept, over all models; revisions in slots are always kept
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-_QUIET = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only when they fail, …
-_POLLED = ("GetStatus",)  # … and so is what the updater asks every second
+_QUIET_SERVICES = ("grpc.health.v1.Health", "hotslot.status.v1.StatusService")  # logged only on errors
+_QUIET_METHODS = ("GetStatus",)  # logged only on errors: the updater calls it every second
 
 
 class LogPort(Protocol):
-    """What is needed of a structured logger."""
+    """The part of a structured logger that EventLogger uses."""
 
-    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401  structlog's own
+    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401  structlog's type
         """Write a line."""
         ...
 
@@ -30,22 +30,22 @@ class LogPort(Protocol):
         ...
 
 
-class LogObserver:
-    """One line an event, with a fixed name in past tense."""
+class EventLogger:
+    """Writes one log line per event, with a fixed name in past tense."""
 
     def __init__(self, log: LogPort) -> None:
         self._log = log
 
     def __call__(self, event: events.Event) -> None:
-        """Take in an event."""
+        """Record an event."""
         if isinstance(event, events.CallEnded):
             self._call(event)
         elif isinstance(event, events.SlotChanged):
             fields = asdict(event)
             name = fields.pop("change")
-            bad = name in ("runner_died", "load_failed")
-            told = {key: value for key, value in fields.items() if value not in ("", 0)}
-            (self._log.warning if bad else self._log.info)(name, **told)
+            is_bad = name in ("runner_died", "load_failed")
+            shown = {key: value for key, value in fields.items() if value not in ("", 0)}
+            (self._log.warning if is_bad else self._log.info)(name, **shown)
         elif isinstance(event, events.SwapDone):
             fields = asdict(event)
             self._log.info(fields.pop("change"), **fields)
@@ -54,10 +54,10 @@ class LogObserver:
         elif isinstance(event, events.CpuFallbackChanged):
             fields = asdict(event)
             name = fields.pop("change")
-            (self._log.info if name == "fallback_ended" else self._log.warning)(name, **fields)
+            (self._log.info if name == "cpu_fallback_ended" else self._log.warning)(name, **fields)
 
     def _call(self, event: events.CallEnded) -> None:
-        is_quiet = event.service in _QUIET or event.method in _POLLED
+        is_quiet = event.service in _QUIET_SERVICES or event.method in _QUIET_METHODS
         if is_quiet and event.code == "OK":
             return
         fields: dict[str, Any] = {
@@ -77,34 +77,34 @@ class LogObserver:
         self._log.info("call_ended", **fields)
 
 
-class MetricsObserver:
-    """Prometheus series: go-grpc-prometheus's names for calls, our own for items, batches, slots and swaps."""
+class EventMetrics:
+    """Prometheus metrics of the events; those of calls have the names of go-grpc-prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         count, spread = self._counter, self._histogram
-        self._started = count("grpc_server_started", "Calls that came in.", *_CALL_LABELS)
-        self._handled = count("grpc_server_handled", "Calls that ended.", *_CALL_LABELS, "grpc_code")
-        self._received = count("grpc_server_msg_received", "Messages that came in.", *_CALL_LABELS)
-        self._sent = count("grpc_server_msg_sent", "Messages that went out.", *_CALL_LABELS)
-        self._seconds = spread("grpc_server_handling_seconds", "Time of calls.", _SECONDS, *_CALL_LABELS)
-        self._items = count("hotslot_items", "Items with an outcome.", *_MODEL_LABELS, "outcome")
+        self._started = count("grpc_server_started", "Calls started.", *_CALL_LABELS)
+        self._handled = count("grpc_server_handled", "Calls completed, by code.", *_CALL_LABELS, "grpc_code")
+        self._received = count("grpc_server_msg_received", "Messages received.", *_CALL_LABELS)
+        self._sent = count("grpc_server_msg_sent", "Messages sent.", *_CALL_LABELS)
+        self._seconds = spread("grpc_server_handling_seconds", "Duration of calls.", _SECONDS, *_CALL_LABELS)
+        self._items = count("hotslot_items", "Items completed, by outcome.", *_MODEL_LABELS, "outcome")
         self._item_seconds = spread(
-            "hotslot_item_seconds", "Time of answered items by stage.", _SECONDS, *_MODEL_LABELS, "stage"
+            "hotslot_item_seconds", "Time of answered items, by stage.", _SECONDS, *_MODEL_LABELS, "stage"
         )
-        self._batch_items = spread("hotslot_batch_items", "Items of a frame.", _SIZES, *_MODEL_LABELS)
-        self._swaps = count("hotslot_swaps", "Changes of who answers.", "model", "change")
+        self._batch_items = spread("hotslot_batch_items", "Items per batch.", _SIZES, *_MODEL_LABELS)
+        self._swaps = count("hotslot_swaps", "Changes of the active slot and ends of trials.", "model", "change")
         self._handed_over = count(
-            "hotslot_handed_over", "Requests that went from a trial to the previous slot.", *_MODEL_LABELS, "reason"
+            "hotslot_handed_over", "Requests handed over from a trial to the previous slot.", *_MODEL_LABELS, "reason"
         )
         labels = ("model", "slot", "state", "role", "revision")
         self._slots = Gauge("hotslot_slot_info", "State and role of each slot.", labels, registry=self.registry)
-        self._deaths = count("hotslot_runner_deaths", "Runner processes that died.", "model", "slot")
-        self._load_seconds = spread("hotslot_load_seconds", "Time of loads.", _SECONDS, "model", "device")
+        self._deaths = count("hotslot_runner_deaths", "Runner processes that ended unexpectedly.", "model", "slot")
+        self._load_seconds = spread("hotslot_load_seconds", "Duration of loads.", _SECONDS, "model", "device")
         self._loads_failed = count("hotslot_loads_failed", "Loads that failed.", "model", "device", "reason")
-        self._fallbacks = count("hotslot_device_fallbacks", "Moves to another device for memory.", *_FALLBACK_LABELS)
-        text = "Whether a model is kept off a device because memory ran out there."
-        self._fallback = Gauge("hotslot_device_fallback", text, _FALLBACK_LABELS, registry=self.registry)
+        self._fallbacks = count("hotslot_cpu_fallbacks", "CPU fallbacks taken.", *_FALLBACK_LABELS)
+        text = "1 while a model runs on the CPU because its device ran out of memory."
+        self._fallback = Gauge("hotslot_cpu_fallback", text, _FALLBACK_LABELS, registry=self.registry)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._by_items: dict[tuple[str, str], _ItemSeries] = {}
@@ -117,7 +117,7 @@ class MetricsObserver:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def __call__(self, event: events.Event) -> None:
-        """Take in an event."""
+        """Record an event."""
         if isinstance(event, events.CallStarted):
             self._series(event).started.inc()
         elif isinstance(event, events.CallEnded):
@@ -131,7 +131,7 @@ class MetricsObserver:
         elif isinstance(event, events.SwapDone):
             self._swaps.labels(event.model, event.change).inc()
         elif isinstance(event, events.CpuFallbackChanged):
-            self._moved(event)
+            self._cpu_fallback_changed(event)
         else:
             self._handed_over.labels(event.model, event.revision, event.reason).inc()
 
@@ -173,32 +173,32 @@ class MetricsObserver:
         series.compute.observe(event.computed_seconds)
         series.total.observe(event.seconds)
 
-    def _moved(self, event: events.CpuFallbackChanged) -> None:
+    def _cpu_fallback_changed(self, event: events.CpuFallbackChanged) -> None:
         labels = (event.model, event.device, event.fallback_device)
-        if event.change == "fallback_taken":
+        if event.change == "cpu_fallback_taken":
             self._fallbacks.labels(*labels).inc()
-        if event.change in ("fallback_taken", "fallback_kept", "fallback_ended"):
-            self._fallback.labels(*labels).set(float(event.change != "fallback_ended"))
+        if event.change in ("cpu_fallback_taken", "cpu_fallback_kept", "cpu_fallback_ended"):
+            self._fallback.labels(*labels).set(float(event.change != "cpu_fallback_ended"))
 
     def _slot(self, event: events.SlotChanged) -> None:
-        place = (event.model, event.slot)
-        before = self._slot_labels.get(place)
+        slot = (event.model, event.slot)
+        before = self._slot_labels.get(slot)
         if before is not None:
             self._slots.remove(*before)
-        labels = (*place, event.state, event.role, event.revision)
-        self._slot_labels[place] = labels
+        labels = (*slot, event.state, event.role, event.revision)
+        self._slot_labels[slot] = labels
         self._slots.labels(*labels).set(1)
         if event.revision:
             self._keep(event.model, event.revision)
         if event.change == "runner_died":
-            self._deaths.labels(*place).inc()
+            self._deaths.labels(*slot).inc()
         elif event.change == "load_failed":
             self._loads_failed.labels(event.model, event.device, event.reason).inc()
         elif event.change == "load_ended":
             self._load_seconds.labels(event.model, event.device).observe(event.seconds)
 
     def _keep(self, model: str, revision: str) -> None:
-        """Remember a revision, and forget those that left their slots longest ago: series are not free."""
+        """Record a revision in use; remove the series of those unused for longest beyond MAX_REVISIONS."""
         self._revisions.pop((model, revision), None)
         self._revisions[model, revision] = None
         in_slots = {(labels[0], labels[-1]) for labels in self._slot_labels.values()}
@@ -211,7 +211,7 @@ class MetricsObserver:
 
 
 class _CallSeries:
-    """The series of one method, looked up once."""
+    """The metric series of one method, looked up once."""
 
     __slots__ = ("ok", "received", "seconds", "sent", "started")
 
@@ -220,7 +220,7 @@ class _CallSeries:
 
 
 class _ItemSeries:
-    """The series of one model's revision, looked up once."""
+    """The metric series of one revision, looked up once."""
 
     __slots__ = ("compute", "ok", "prepare", "queue", "total")
 
@@ -228,17 +228,17 @@ class _ItemSeries:
         self.ok, self.queue, self.prepare, self.compute, self.total = ok, queue, prepare, compute, total
 
 
-def watch_gauges(registry: CollectorRegistry, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
-    """Export numbers that are asked for at each scrape: name → (text, function)."""
-    for name, (text, ask) in gauges.items():
-        Gauge(name, text, registry=registry).set_function(ask)
+def add_gauges(registry: CollectorRegistry, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    """Add gauges whose functions are called at each scrape: name → (help text, function)."""
+    for name, (text, read) in gauges.items():
+        Gauge(name, text, registry=registry).set_function(read)
 
 
-def tell_all(observers: list[events.Emit]) -> events.Emit:
-    """One listener that passes each event to all."""
+def emit_to_all(listeners: list[events.Emit]) -> events.Emit:
+    """An emit function that passes each event to all listeners."""
 
     def emit(event: events.Event) -> None:
-        for observer in observers:
-            observer(event)
+        for listener in listeners:
+            listener(event)
 
     return emit

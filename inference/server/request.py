@@ -1,4 +1,4 @@
-"""The records that a request is made of on its way through the server."""
+"""The records of a request inside the server: input, pending state, prediction, failure."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ _request_ids = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class EntailmentInput:
-    """One picture and what is to be judged about it, checked."""
+    """A checked request: one picture and the statements to judge."""
 
     image: bytes  # JPEG, PNG or WebP file
     statements: tuple[str, ...]  # 1..32
@@ -22,22 +22,22 @@ class EntailmentInput:
 
     @property
     def rows(self) -> int:
-        """Device rows: one a statement."""
+        """Device rows: one per statement."""
         return len(self.statements)
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it holds while it waits, roughly."""
+        """Approximate memory that it occupies while it waits."""
         return len(self.image) + 4 * (sum(map(len, self.statements)) + len(self.premise))
 
 
-Payload = EntailmentInput  # of a request; grows with the tasks
-Outcome = tuple[EntailmentScores, ...]  # one a row
+Payload = EntailmentInput  # the input types of all tasks
+Outcome = tuple[EntailmentScores, ...]  # one per row
 
 
 @dataclass(frozen=True, slots=True)
 class ServedBy:
-    """Which model answered, where."""
+    """Which model answered, on which device, slot and node."""
 
     model: str
     revision: str
@@ -49,7 +49,7 @@ class ServedBy:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says, and where the time went."""
+    """The result of a request, and the time of each stage."""
 
     outcome: Outcome
     served_by: ServedBy
@@ -60,66 +60,66 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a runner has no answer to an item."""
+    """Why an item failed in the runner."""
 
     reason: str  # for example "ENGINE_FAILED"
     message: str
-    field: str = ""  # the caller's, if the caller is to blame
+    field: str = ""  # the field of the request that is wrong; empty if the input is valid
 
     @property
-    def blames_caller(self) -> bool:
-        """Whether the caller's input is wrong; then no model is."""
+    def is_input_error(self) -> bool:
+        """Whether the input is wrong, so that no model is at fault."""
         return bool(self.field)
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """What a trial has failed, to be counted against it once the previous slot has answered."""
+    """A failure of the trial; it is counted against it once the previous slot has answered the request."""
 
     bundle_digest: str
     device: str
-    reason: str  # empty if the count is kept elsewhere (a death)
+    reason: str  # empty for a runner death, which is counted by DeathTracker
 
 
 class Lease(Protocol):
-    """The right to use a slot's model until it is ended."""
+    """The right to use a slot's load until it is ended."""
 
     def end(self) -> None:
-        """Give the right back; a second time is harmless."""
+        """End the lease; a second call does nothing."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A request inside the server, from acceptance until its outcome is set, exactly once."""
+    """An accepted request, until its outcome is set, exactly once."""
 
     payload: Payload
     accepted_at: float  # clock.monotonic()
-    deadline: float  # clock.monotonic() after which nobody waits
+    deadline: float  # clock.monotonic() at which it fails
     outcome: asyncio.Future[Prediction]
     id: int = field(default_factory=_request_ids.__next__)
-    runs: int = 0  # how often it was sent to a runner
-    deaths: int = 0  # runners that ended while they held it
-    alone: bool = False  # must not share a runner's hands with others
-    on_slot: str = ""  # that it was last given to; another one's failures are nothing to it any more
-    try_until: float = 0.0  # during a trial: when the previous slot takes over; 0 if never
-    attribution: Attribution | None = None  # set when a trial has failed it
+    runs: int = 0  # times it was sent to a runner
+    deaths: int = 0  # runners that ended while computing it
+    alone: bool = False  # must be computed in a batch of its own
+    on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
+    try_until: float = 0.0  # clock.monotonic() at which the previous slot takes over from a trial; 0 for never
+    attribution: Attribution | None = None  # set when the trial has failed it
     sent_at: float = 0.0
-    internal: bool = False  # probe or self-test: outside admission and traffic counts
-    out_of_memory_on: tuple[str, ...] = ()  # places of the loads that had no memory for it
+    internal: bool = False  # probe or self-test: not subject to admission, not counted as traffic
+    out_of_memory_on: tuple[str, ...] = ()  # placements of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
     on_done: Callable[["PendingRequest"], None] | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the outcome is set or cancelled."""
         return self.outcome.done()
 
     def finish(self, result: Prediction | HotslotError) -> bool:
-        """Set the outcome, unless it is set; give back what the request holds.
+        """Set the outcome, unless it is set, and release the leases and the admission.
 
         Returns:
-            Whether this call set it.
+            Whether this call set the outcome.
         """
         was_open = not self.outcome.done()
         if was_open and isinstance(result, HotslotError):
@@ -130,16 +130,16 @@ class PendingRequest:
         return was_open
 
     def release_leases(self) -> None:
-        """Give back the slots that it holds, and go on waiting."""
+        """End the leases; the request stays pending."""
         for lease in self.leases:
             lease.end()
         self.leases.clear()
 
     def release(self) -> None:
-        """Give back leases and the place at the entrance; a second time is harmless."""
+        """End the leases and the admission; cancels the outcome if it is not set. A second call does nothing."""
         if not self.outcome.done():
             self.outcome.cancel()
         self.release_leases()
         if self.on_done is not None:
-            done, self.on_done = self.on_done, None
-            done(self)
+            on_done, self.on_done = self.on_done, None
+            on_done(self)

@@ -1,4 +1,4 @@
-"""The server process: composition root and lifecycle: start, serve, drain, stop.
+"""The server process and its lifecycle: start, serve, drain, stop.
 
 Run as `python -m inference.server.server`; settings are read from hotslot.toml, see `hotslot config check`.
 """
@@ -24,23 +24,22 @@ from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
-from inference.server.api import address, entailment, health, status
+from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.interceptors import CallInterceptor
-from inference.server.api.reflection import ReflectionApi
 from inference.server.control import servicer
-from inference.server.health import HealthBoard, LoopLag
-from inference.server.metrics import LogObserver, MetricsObserver, tell_all, watch_gauges
+from inference.server.health import HealthRegistry, LoopLag
+from inference.server.metrics import EventLogger, EventMetrics, add_gauges, emit_to_all
 from inference.server.model.models import Models
 from inference.server.scheduling.admission import Drain
 from inference.server.settings import ServerSettings
 
 TICK_SECONDS = 0.05
-STOP_SECONDS = 5.0  # for the runners, after the calls have ended
+STOP_SECONDS = 5.0  # for the runners to end, after the last call
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens."""
+    """The addresses that a server listens on."""
 
     port: int
     control: str
@@ -48,7 +47,7 @@ class Addresses:
 
 
 class InferenceServer:
-    """One server: builds its parts, then `run` serves until it is asked to stop."""
+    """The gRPC server with its models: `run` serves until `request_stop`."""
 
     def __init__(self, settings: ServerSettings, clock: Clock, log: logs.Logger) -> None:
         self._settings = settings
@@ -56,31 +55,35 @@ class InferenceServer:
         self._log = log
         self._drain = Drain()
         self._is_stopping = False
-        self._asked = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._metrics = MetricsObserver()
-        self._emit = tell_all([LogObserver(log), self._metrics])
+        self._metrics = EventMetrics()
+        self._emit = emit_to_all([EventLogger(log), self._metrics])
         self.models: Models = compose.build_models(
-            settings, clock, self._emit, self._drain, lambda: self._is_stopping, self._complain_of_fallbacks
+            settings, clock, self._emit, self._drain, lambda: self._is_stopping, self._warn_of_fallback_file
         )
         self._lag = LoopLag(clock.monotonic)
-        self._board = HealthBoard(self._health_names())
+        self._health = HealthRegistry(self._health_names())
         self._started_at = clock.now()
         self.addresses: Addresses | None = None
 
-    def ask_to_stop(self) -> None:
-        """Begin the drain; asked twice, stop at once."""
-        if self._asked.is_set():
+    def request_stop(self) -> None:
+        """Begin the drain; a second call stops at once."""
+        if self._stop_requested.is_set():
             self._hurry.set()
-        self._asked.set()
+        self._stop_requested.set()
 
     async def run(self) -> None:
-        """Serve until asked to stop, then drain.
+        """Serve until a stop is requested, then drain.
 
         Raises:
-            RuntimeError: a port is taken.
+            RuntimeError: a port is in use.
         """
-        async with self._serve_metrics() as metrics_port, self._public() as (server, port), self._control() as control:
+        async with (
+            self._serve_metrics() as metrics_port,
+            self._serve_public() as (server, port),
+            self._serve_control() as control,
+        ):
             self.addresses = Addresses(port, control, metrics_port)
             for commands in self.models.commands():
                 reason = commands.boot()
@@ -89,34 +92,36 @@ class InferenceServer:
             self._log.info("server_started", port=port, metrics_port=metrics_port, pid=os.getpid())
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]
-                await self._asked.wait()
+                await self._stop_requested.wait()
                 await self._drain_calls()
-                await self._stop(server, self._settings.server.grace_seconds)  # time goes on for what is in flight
+                await self._stop(
+                    server, self._settings.server.grace_seconds
+                )  # ticks continue for the requests in flight
                 for task in background:
                     task.cancel()
 
     async def _drain_calls(self) -> None:
-        """Say NOT_SERVING, serve on for a while, then end streams and watchers; calls end in `_public`."""
+        """Report NOT_SERVING, keep serving for `drain_delay_seconds`, then end streams and health watchers."""
         section = self._settings.server
         self._drain.is_leaving = True
-        self._post_health()
+        self._update_health()
         self._log.info("drain_begun", drain_delay_seconds=section.drain_delay_seconds)
         if section.drain_delay_seconds:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)
         self._drain.begun.set()
-        self._board.end()
+        self._health.close()
 
     async def _tick(self) -> None:
         while True:
             for manager in self.models.all():
                 manager.tick()
-            self._post_health()
+            self._update_health()
             await asyncio.sleep(TICK_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def _public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
-        """The server that callers meet, and its port; on the way out the runners end."""
+    async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+        """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
         server = grpc.aio.server(interceptors=[self._interceptor()], options=compose.server_options(settings))
         rules = compose.predict_rules(settings)
@@ -125,7 +130,7 @@ class InferenceServer:
             version=version(),
             started_at=self._started_at,
             state_dir=Path(settings.state_dir),
-            limits=compose.told_limits(settings),
+            limits=compose.advertised_limits(settings),
             lag=self._lag,
             dropped_lines=logs.count_dropped_lines,
         )
@@ -133,10 +138,12 @@ class InferenceServer:
             entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain).handlers(),
             address.AddressApi().handlers(),
             status.StatusApi(self.models, facts, self._clock, self._drain).handlers(),
-            health.HealthApi(self._board).handlers(),
+            standard_services.HealthApi(self._health).handlers(),
         ]
         if section.reflection:
-            handlers.append(ReflectionApi([*_public_services(), health.SERVICE]).handlers())
+            handlers.append(
+                standard_services.ReflectionApi([*_public_services(), standard_services.HEALTH_SERVICE]).handlers()
+            )
         server.add_generic_rpc_handlers(tuple(handlers))
         port = server.add_insecure_port(f"{section.host}:{section.port}")
         await server.start()
@@ -150,7 +157,7 @@ class InferenceServer:
             self._log.info("server_stopped")
 
     async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
-        """End the calls: within the grace, or at once when asked to hurry."""
+        """End the calls: within the grace period, or at once after a second stop request."""
         stop = asyncio.create_task(server.stop(grace_seconds))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait((stop, hurry), return_when=asyncio.FIRST_COMPLETED)
@@ -160,10 +167,10 @@ class InferenceServer:
         await stop
 
     @contextlib.asynccontextmanager
-    async def _control(self) -> AsyncIterator[str]:
-        """The control socket."""
+    async def _serve_control(self) -> AsyncIterator[str]:
+        """The server on the control socket, and its address."""
         path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
-        path.unlink(missing_ok=True)  # a killed server left it; the lock is ours
+        path.unlink(missing_ok=True)  # left by a killed server; this process holds the lock
         server = grpc.aio.server(
             interceptors=[self._interceptor()], options=[("grpc.max_receive_message_length", 32 << 20)]
         )
@@ -185,15 +192,21 @@ class InferenceServer:
     async def _serve_metrics(self) -> AsyncIterator[int]:
         section = self._settings.server
         gauges = {
-            "hotslot_draining": ("Whether the server is about to end.", lambda: float(self._asked.is_set())),
-            "hotslot_log_lines_dropped": ("Log lines nobody read in time.", lambda: float(logs.count_dropped_lines())),
-            "hotslot_loop_lag_seconds": ("Longest hold-up of the loop.", lambda: self._lag.worst_seconds),
+            "hotslot_draining": ("1 while the server drains, else 0.", lambda: float(self._stop_requested.is_set())),
+            "hotslot_log_lines_dropped": (
+                "Log lines dropped because they were not read in time.",
+                lambda: float(logs.count_dropped_lines()),
+            ),
+            "hotslot_loop_lag_seconds": (
+                "Longest event-loop lag of the last minute.",
+                lambda: self._lag.worst_seconds,
+            ),
             "hotslot_queue_requests": (
-                "Accepted requests without an answer.",
+                "Accepted requests without an outcome.",
                 lambda: float(sum(manager.waiting for manager in self.models.all())),
             ),
         }
-        watch_gauges(self._metrics.registry, gauges)
+        add_gauges(self._metrics.registry, gauges)
         if section.metrics_port < 0:
             yield -1
             return
@@ -201,43 +214,43 @@ class InferenceServer:
         try:
             endpoint.start()
         except OSError as error:
-            raise RuntimeError(f"the metrics port cannot be listened on: {error.strerror}") from error
+            raise RuntimeError(f"cannot listen on the metrics port: {error.strerror}") from error
         try:
             yield endpoint.port
         finally:
             endpoint.stop()
 
     def _interceptor(self) -> CallInterceptor:
-        return CallInterceptor(self._clock, self._emit, self._report)
+        return CallInterceptor(self._clock, self._emit, self._log_crash)
 
-    def _report(self, where: str, error: BaseException) -> None:
+    def _log_crash(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)
 
-    def _complain_of_fallbacks(self, sentence: str) -> None:
-        self._log.warning("fallbacks_not_kept", detail=sentence)
+    def _warn_of_fallback_file(self, sentence: str) -> None:
+        self._log.warning("cpu_fallback_file_unusable", detail=sentence)
 
     def _health_names(self) -> list[str]:
         models = [manager.options.model for manager in self.models.all()]
         return ["", LIVENESS, *_public_services(), *models]
 
-    def _post_health(self) -> None:
-        """The truth as it is now: readiness of each model, of each service, of all."""
+    def _update_health(self) -> None:
+        """Update the readiness of each model, each service, and of the whole server."""
         is_leaving = self._drain.is_leaving
         managers = self.models.all()
         ready = {manager.options.model: manager.roles.is_ready() and not is_leaving for manager in managers}
-        is_all = all(ready.values())
+        is_all_ready = all(ready.values())
         entailment_models = [
             manager.options.model for manager in managers if manager.options.task.value == "visual-entailment"
         ]
         states = {
             **ready,
-            "": is_all,
+            "": is_all_ready,
             entailment.SERVICE: bool(entailment_models) and all(ready[model] for model in entailment_models),
             address.SERVICE: False,
             status.SERVICE: not is_leaving,
             LIVENESS: not any(manager.recovery.has_given_up for manager in managers),
         }
-        for name, state in self._board.post(states):
+        for name, state in self._health.update(states):
             self._log.info("health_changed", service=name, serving=state)
 
 
@@ -250,7 +263,7 @@ def version() -> str:
 
 
 def main() -> int:
-    """Serve until a signal; the exit code says what was wrong, if anything was."""
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m inference.server.server",
         description="The gRPC server of hotslot. It is started by supervisord; see `hotslot serve`.",
@@ -276,7 +289,7 @@ def _serve(settings: ServerSettings, log: logs.Logger) -> int:
         with lock_instance(folder / SERVER_LOCK):
             asyncio.run(_run(settings, log))
     except AlreadyRunning:
-        log.error("server_refused", detail="another server runs on this state_dir")
+        log.error("server_refused", detail="another server uses this state_dir")
         return ExitCode.BUSY
     except RuntimeError as error:
         log.error("server_refused", detail=str(error))
@@ -288,7 +301,7 @@ async def _run(settings: ServerSettings, log: logs.Logger) -> None:
     server = InferenceServer(settings, SystemClock(), log)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.ask_to_stop)
+        loop.add_signal_handler(number, server.request_stop)
     await server.run()
 
 

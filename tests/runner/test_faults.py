@@ -144,7 +144,7 @@ async def test_half_a_frame_ends_a_runner(make_stage: MakeStage) -> None:
     await stage.load()
     stage.send(["!half"])
     ending = await stage.ended(0.4 * 1.5 + SOON)
-    assert (ending.reason, ending.detail) == (EndReason.GARBAGE, "half a frame")
+    assert (ending.reason, ending.detail) == (EndReason.GARBAGE, "an incomplete frame")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -17,7 +17,7 @@ from inference.server.model.slot import Load, Slot
 from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.cost import LimitRules
+from inference.server.scheduling.dispatcher import LimitRules
 from inference.server.scheduling.queue import BatchBudget
 
 UNIT_SECONDS = 0.01

@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import Interrupted
 from hotslot.runner.v1 import runner_pb2
+from inference.server.model.roles import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
-from inference.server.scheduling.cost import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from tests.server.simulator import SimRunner, World
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from inference.row_cost import RowCost
-from inference.server.scheduling.cost import LimitRules, limit_seconds
+from inference.server.scheduling.dispatcher import LimitRules, limit_seconds
 
 
 def test_nothing_is_expected_before_anything_was_measured() -> None:

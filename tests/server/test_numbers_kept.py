@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from inference.server import events
-from inference.server.metrics import MAX_REVISIONS, MetricsObserver
+from inference.server.metrics import MAX_REVISIONS, EventMetrics
 from inference.server.model.stats import StatsKey, StatsTable
 
 
@@ -18,7 +18,7 @@ def answered(revision: str) -> events.ItemEnded:
     return events.ItemEnded("shapes", revision, "OK", 0.003, 0.001, 0.001, 0.001)
 
 
-def lines_of(seen: MetricsObserver, revision: str) -> list[str]:
+def lines_of(seen: EventMetrics, revision: str) -> list[str]:
     """Series of one revision."""
     text = generate_latest(seen.registry).decode()
     return [line for line in text.splitlines() if f'revision="{revision}"' in line]
@@ -27,7 +27,7 @@ def lines_of(seen: MetricsObserver, revision: str) -> list[str]:
 @pytest.mark.fault("S9")
 def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
     """A hundred swaps leave the series of the last ones, and of what has answered all the while."""
-    seen = MetricsObserver()
+    seen = EventMetrics()
     seen(slot_changed("a", "steady"))
     seen(answered("steady"))
     for number in range(100):
@@ -51,7 +51,7 @@ def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
 
 def test_a_revision_that_comes_back_is_counted_anew() -> None:
     """What was forgotten begins at zero; nobody's numbers go to a series that is no longer exported."""
-    seen = MetricsObserver()
+    seen = EventMetrics()
     seen(slot_changed("a", "old"))
     seen(answered("old"))
     for number in range(50):

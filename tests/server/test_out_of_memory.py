@@ -181,10 +181,10 @@ def test_a_boot_on_a_full_card_serves_from_the_cpu(make_stack: MakeStack, card: 
     assert "cuda:0 ran out of memory" in told.reason
     assert (told.fallback.device, told.fallback.fallback_device) == (CARD, CPU)
     labels = {"model": "shapes", "device": CARD, "fallback_device": CPU}
-    assert value_of(stack, "hotslot_device_fallback", **labels) == 1
-    assert value_of(stack, "hotslot_device_fallbacks_total", **labels) == 1
+    assert value_of(stack, "hotslot_cpu_fallback", **labels) == 1
+    assert value_of(stack, "hotslot_cpu_fallbacks_total", **labels) == 1
     assert value_of(stack, "hotslot_loads_failed_total", model="shapes", device=CARD, reason="OUT_OF_MEMORY") == 1
-    event = stack.process.wait_event("fallback_taken")
+    event = stack.process.wait_event("cpu_fallback_taken")
     assert (event["device"], event["fallback_device"], event["level"]) == (CARD, CPU, "warning")
 
 
@@ -485,7 +485,7 @@ def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
     assert answered(fallen) == ("r1", CARD)
     assert not (fallen.folder / "fallbacks.json").exists()
     labels = {"model": "shapes", "device": CARD, "fallback_device": CPU}
-    assert value_of(fallen, "hotslot_device_fallback", **labels) == 0
+    assert value_of(fallen, "hotslot_cpu_fallback", **labels) == 0
 
 
 def test_after_a_return_the_warm_cpu_slot_takes_over_at_once(fallen: Stack) -> None:
@@ -523,9 +523,9 @@ def test_a_restarted_server_starts_on_the_cpu(make_stack: MakeStack) -> None:
     assert fallen.hand.status().fallback.since == since
     assert [row["device"] for row in fallen.process.events("load_begun")] == [CPU]
     assert not fallen.process.events("load_failed")
-    kept = fallen.process.wait_event("fallback_kept")
+    kept = fallen.process.wait_event("cpu_fallback_kept")
     assert (kept["device"], kept["level"]) == (CARD, "warning")
-    assert value_of(fallen, "hotslot_device_fallback", model="shapes", device=CARD, fallback_device=CPU) == 1
+    assert value_of(fallen, "hotslot_cpu_fallback", model="shapes", device=CARD, fallback_device=CPU) == 1
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ async def test_the_card_answers_until_the_cpu_has(tmp_path: Path) -> None:
     assert (world.active.name, world.roles.is_ready()) == ("b", True)
     assert world.runners[0].has_ended
     assert world.runner("b").serving is True
-    assert moves(world) == ["fallback_begun", "fallback_taken"]
+    assert moves(world) == ["cpu_fallback_begun", "cpu_fallback_taken"]
 
 
 async def test_a_caller_in_a_hurry_is_told_at_once(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> No
     await world.settle()
     with pytest.raises(Overloaded):
         again.outcome.result()
-    assert moves(world) == ["fallback_begun", "fallback_failed"]
+    assert moves(world) == ["cpu_fallback_begun", "cpu_fallback_failed"]
     assert world.manager.cpu_fallback.current is None
 
     world.refused.clear()
@@ -248,7 +248,7 @@ async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, t
         short.outcome.result()
     assert (world.active.name, world.roles.fallback) == ("a", None)
     last = [event for event in world.events if isinstance(event, CpuFallbackChanged)][-1]
-    assert (last.change, last.detail.partition(":")[0]) == ("fallback_failed", told)
+    assert (last.change, last.detail.partition(":")[0]) == ("cpu_fallback_failed", told)
     assert (await world.ask().outcome).served_by.device == CARD
 
 
@@ -380,7 +380,7 @@ async def test_a_new_server_keeps_to_the_cpu_for_any_bundle(tmp_path: Path) -> N
     await world.serving()
 
     assert (await world.ask().outcome).served_by.device == CPU
-    assert moves(world) == ["fallback_kept"]
+    assert moves(world) == ["cpu_fallback_kept"]
     assert (await world.candidate()).device == CPU
 
 
@@ -400,7 +400,7 @@ async def test_a_row_that_the_settings_no_longer_mean_is_forgotten(
     await world.serving()
 
     assert (await world.ask().outcome).served_by.device == device
-    assert moves(world) == ["fallback_ended"]
+    assert moves(world) == ["cpu_fallback_ended"]
     assert not path.exists()
 
 
@@ -409,7 +409,7 @@ async def test_a_device_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
     path = remember(tmp_path)
     world = await World(tmp_path, device="auto").serving()
 
-    assert (moves(world), path.exists()) == (["fallback_kept", "fallback_ended"], False)
+    assert (moves(world), path.exists()) == (["cpu_fallback_kept", "cpu_fallback_ended"], False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""AddressTaggingService: refused with a clear reason until this build has an engine for it."""
+"""AddressTaggingService: answers UNIMPLEMENTED, since this build has no engine for it."""
 
 from typing import NoReturn
 
@@ -29,11 +29,11 @@ class AddressApi:
         )
 
     async def predict(self, _raw: bytes, _context: Context) -> NoReturn:
-        """Say that there is no engine."""
+        """Refuse: there is no engine."""
         raise _not_built()
 
     async def stream_predict(self, _requests: object, _context: Context) -> NoReturn:
-        """Say that there is no engine."""
+        """Refuse: there is no engine."""
         raise _not_built()
 
 

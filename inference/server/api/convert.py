@@ -1,4 +1,4 @@
-"""Messages ↔ records. Pure; a wrong field ends here, by its name."""
+"""Conversion between protobuf messages and records. Pure; an invalid field is refused here, by name."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,34 +22,36 @@ _LABELS = (entailment_pb2.LABEL_YES, entailment_pb2.LABEL_NO, entailment_pb2.LAB
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """What a caller may send."""
+    """Limits of a request."""
 
     max_image_bytes: int
     max_statement_chars: int
 
 
 def parse(kind: type[M], raw: bytes) -> M:
-    """Read a message of a kind.
+    """Parse a message of type `kind`.
 
     Raises:
-        InputRefused: it does not parse.
+        InputRefused: the bytes do not parse.
     """
     try:
         return kind.FromString(raw)
     except DecodeError as error:
-        raise malformed(kind.DESCRIPTOR.name) from error
+        raise malformed_error(kind.DESCRIPTOR.name) from error
 
 
-def malformed(message: str) -> InputRefused:
-    """What is said of bytes that do not parse."""
-    return InputRefused(f"the message is no {message} (or a string in it is no UTF-8)", reason="MESSAGE_MALFORMED")
+def malformed_error(message: str) -> InputRefused:
+    """The error for bytes that do not parse."""
+    return InputRefused(
+        f"the message is not a valid {message}, or a string in it is not UTF-8", reason="MESSAGE_MALFORMED"
+    )
 
 
-def entailment_input(request: entailment_pb2.PredictRequest, limits: InputLimits) -> EntailmentInput:
-    """Check a request's fields, all but its model.
+def parse_entailment(request: entailment_pb2.PredictRequest, limits: InputLimits) -> EntailmentInput:
+    """Check all fields of a request except `model`, and convert it.
 
     Raises:
-        InputRefused: names the first field that is wrong, and the limit.
+        InputRefused: names the first invalid field and the limit.
     """
     if request.image.WhichOneof("source") is None:
         raise InputRefused("image is required", reason="IMAGE_MISSING", field="image.content")
@@ -83,10 +85,10 @@ def entailment_input(request: entailment_pb2.PredictRequest, limits: InputLimits
 
 
 def check_item_id(item_id: str) -> None:
-    """Check a stream item's name.
+    """Check the id of a stream item.
 
     Raises:
-        InputRefused: it is missing or too long.
+        InputRefused: the id is missing or too long.
     """
     if not item_id:
         raise InputRefused("item_id is required", reason="ITEM_ID_MISSING", field="item_id")
@@ -99,10 +101,10 @@ def check_item_id(item_id: str) -> None:
 
 
 def check_item_count(count: int) -> None:
-    """Check how many items a stream message has.
+    """Check the number of items of a stream message.
 
     Raises:
-        InputRefused: none, or too many.
+        InputRefused: there are none, or too many.
     """
     if count == 0:
         raise InputRefused("items is empty, 1 to 64 are needed", reason="ITEMS_MISSING", field="items")
@@ -112,21 +114,21 @@ def check_item_count(count: int) -> None:
         )
 
 
-def entailment_response(answer: Prediction) -> entailment_pb2.PredictResponse:
-    """An answer as the message of it."""
-    response = entailment_pb2.PredictResponse(served_by=_served_by(answer.served_by))
-    for scores in answer.outcome:
-        result = response.results.add(label=label_of(scores))
+def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictResponse:
+    """Convert a prediction."""
+    response = entailment_pb2.PredictResponse(served_by=_served_by(prediction.served_by))
+    for scores in prediction.outcome:
+        result = response.results.add(label=choose_label(scores))
         result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
     timing = response.timing
-    _set(timing.queued, answer.queued_seconds)
-    _set(timing.prepared, answer.prepared_seconds)
-    _set(timing.computed, answer.computed_seconds)
+    _set(timing.queued, prediction.queued_seconds)
+    _set(timing.prepared, prediction.prepared_seconds)
+    _set(timing.computed, prediction.computed_seconds)
     return response
 
 
-def label_of(scores: EntailmentScores) -> entailment_pb2.Label.ValueType:
-    """The most probable answer; of equal ones the first of yes, no, maybe."""
+def choose_label(scores: EntailmentScores) -> entailment_pb2.Label.ValueType:
+    """The most probable label; of equal ones the first of yes, no, maybe."""
     values = (scores.yes, scores.no, scores.maybe)
     return _LABELS[values.index(max(values))]
 

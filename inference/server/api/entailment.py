@@ -1,4 +1,4 @@
-"""EntailmentService: one picture and its statements, alone or in a stream."""
+"""EntailmentService: judges statements about a picture, one request a call or in a stream."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ class PredictRules:
 
 
 class EntailmentApi:
-    """The handlers of EntailmentService. Requests come as bytes, so that what does not parse is answered by us."""
+    """The handlers of EntailmentService. Requests arrive as bytes, so that a parse error gets our INVALID_ARGUMENT."""
 
     def __init__(self, models: Models, rules: PredictRules, clock: Clock, emit: Emit, drain: Drain) -> None:
         self._models = models
@@ -57,36 +57,36 @@ class EntailmentApi:
         """Judge statements about one picture.
 
         Raises:
-            HotslotError: as the contract says.
+            HotslotError: one of the errors in entailment.proto.
         """
         left = context.time_remaining()
         request = convert.parse(entailment_pb2.PredictRequest, raw)
         pending = self._begin(request, left)
         try:
-            answer = await pending.outcome
+            prediction = await pending.outcome
         except HotslotError as error:
-            self._tell(request.model, pending, error)
+            self._emit_item(request.model, pending, error)
             raise
         finally:
             if not pending.outcome.done() or pending.outcome.cancelled():
                 self.cancel_request(pending)
-        self._tell(request.model, pending, answer)
-        response = convert.entailment_response(answer)
-        _note(request, response, answer)
+        self._emit_item(request.model, pending, prediction)
+        response = convert.build_entailment_response(prediction)
+        _note_fields(request, response, prediction)
         return response
 
     async def stream_predict(self, _requests: object, context: Context) -> None:
         """Judge a stream of items.
 
         Raises:
-            NotReady: the server drains.
+            NotReady: the server is draining.
         """
         await ItemStream(context, self, self._rules.stream, self._drain).run()
 
-    # What the stream machinery asks.
+    # The StreamTask interface.
 
-    def items_of(self, raw: bytes) -> list[tuple[str, entailment_pb2.PredictRequest]]:
-        """Item ids and requests of a message."""
+    def parse_items(self, raw: bytes) -> list[tuple[str, entailment_pb2.PredictRequest]]:
+        """Parse a stream message into item ids and requests."""
         message = convert.parse(entailment_pb2.StreamPredictRequest, raw)
         convert.check_item_count(len(message.items))
         return [(item.item_id, item.request) for item in message.items]
@@ -98,38 +98,38 @@ class EntailmentApi:
         convert.check_item_id(item_id)
         pending = self._begin(request, deadline_seconds)
         model = request.model
-        pending.outcome.add_done_callback(lambda future: self._tell_future(model, pending, future))
+        pending.outcome.add_done_callback(lambda future: self._emit_future(model, pending, future))
         return pending
 
     def cancel_request(self, pending: PendingRequest) -> None:
-        """Nobody waits for a request any more."""
+        """Cancel a request whose caller is gone."""
         for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
             manager.cancel_request(pending)
 
-    def result_of(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
-        """One outcome as the message of it."""
+    def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
+        """Convert the outcome of one item."""
         if isinstance(outcome, HotslotError):
             return entailment_pb2.StreamResult(item_id=item_id, error=to_status(outcome))
-        return entailment_pb2.StreamResult(item_id=item_id, response=convert.entailment_response(outcome))
+        return entailment_pb2.StreamResult(item_id=item_id, response=convert.build_entailment_response(outcome))
 
-    def response_of(self, results: list[entailment_pb2.StreamResult]) -> entailment_pb2.StreamPredictResponse:
-        """Outcomes as one message."""
+    def build_response(self, results: list[entailment_pb2.StreamResult]) -> entailment_pb2.StreamPredictResponse:
+        """Combine outcomes into one message."""
         return entailment_pb2.StreamPredictResponse(results=results)
 
     # Helpers.
 
     def _begin(self, request: entailment_pb2.PredictRequest, left: float | None) -> PendingRequest:
         manager = self._models.find_for_call(request.model, Task.VISUAL_ENTAILMENT)
-        payload = convert.entailment_input(request, self._rules.inputs)
-        longest = self._rules.max_deadline_seconds
-        seconds = longest if left is None else min(left, longest)
+        payload = convert.parse_entailment(request, self._rules.inputs)
+        limit = self._rules.max_deadline_seconds
+        seconds = limit if left is None else min(left, limit)
         return manager.predict(payload, self._clock.monotonic() + seconds)
 
-    def _tell_future(self, model: str, pending: PendingRequest, future: Any) -> None:  # noqa: ANN401  a future's own type
+    def _emit_future(self, model: str, pending: PendingRequest, future: Any) -> None:  # noqa: ANN401  the type of a future
         if not future.cancelled():
-            self._tell(model, pending, future.exception() or future.result())
+            self._emit_item(model, pending, future.exception() or future.result())
 
-    def _tell(self, model: str, pending: PendingRequest, result: Prediction | BaseException) -> None:
+    def _emit_item(self, model: str, pending: PendingRequest, result: Prediction | BaseException) -> None:
         seconds = self._clock.monotonic() - pending.accepted_at
         if isinstance(result, Prediction):
             served = result.served_by
@@ -149,19 +149,21 @@ class EntailmentApi:
         self._emit(ItemEnded(model=model, revision="", outcome=reason, seconds=seconds))
 
 
-def _note(request: entailment_pb2.PredictRequest, response: entailment_pb2.PredictResponse, answer: Prediction) -> None:
-    """What one line of the log says of an answer; never the picture or the text."""
+def _note_fields(
+    request: entailment_pb2.PredictRequest, response: entailment_pb2.PredictResponse, prediction: Prediction
+) -> None:
+    """Record the log fields of a call; never the picture or the text."""
     first = response.results[0]
     current_call.get().fields.update(
-        model=answer.served_by.model,
-        revision=answer.served_by.revision,
-        slot=answer.served_by.slot,
-        device=answer.served_by.device,
+        model=prediction.served_by.model,
+        revision=prediction.served_by.revision,
+        slot=prediction.served_by.slot,
+        device=prediction.served_by.device,
         image_bytes=len(request.image.content),
         statements=len(request.statements),
         text_chars=sum(map(len, request.statements)),
         label=entailment_pb2.Label.Name(first.label),
         score=round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
-        queued_seconds=round(answer.queued_seconds, 6),
-        computed_seconds=round(answer.computed_seconds, 6),
+        queued_seconds=round(prediction.queued_seconds, 6),
+        computed_seconds=round(prediction.computed_seconds, 6),
     )

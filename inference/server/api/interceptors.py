@@ -1,4 +1,4 @@
-"""What every call goes through: request id, trace context, one event a call, and errors in gRPC's words."""
+"""The interceptor of every call: request id, trace context, events, and conversion of errors to gRPC status."""
 
 import asyncio
 import contextvars
@@ -24,12 +24,12 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Any], Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a generic for the types alone
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in the type stubs
 
 
 @dataclass(slots=True)
 class Call:
-    """One call, from its metadata to its event."""
+    """One call, from its metadata to its CallEnded event."""
 
     service: str
     method: str
@@ -41,15 +41,15 @@ class Call:
     received: int = 0
     sent: int = 0
     reason: str = ""
-    details: list[Any] = field(default_factory=list)  # further messages for an error's details
-    fields: dict[str, object] = field(default_factory=dict)  # what the handler notes for the log
+    details: list[Any] = field(default_factory=list)  # further messages for the details of an error status
+    fields: dict[str, object] = field(default_factory=dict)  # log fields set by the handler
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_call")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler once; the wrapped handlers are kept by method name."""
+    """Wraps the handler of each method once, on its first call."""
 
     def __init__(self, clock: Clock, emit: Emit, report: Callable[[str, BaseException], None]) -> None:
         self._clock = clock
@@ -62,7 +62,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Give gRPC the wrapped handler of a method; unknown methods stay gRPC's own UNIMPLEMENTED."""
+        """Return the wrapped handler of a method; gRPC answers UNIMPLEMENTED for unknown methods."""
         path = handler_call_details.method
         wrapped = self._wrapped.get(path)
         if wrapped is None:
@@ -75,33 +75,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Handler, service: str, method: str) -> Handler:
         if handler.request_streaming:
-            inner = self._around(_as_coroutine(handler.stream_stream), service, method, "bidi_stream")
+            inner = self._wrap_behaviour(_as_coroutine(handler.stream_stream), service, method, "bidi_stream")
             return grpc.stream_stream_rpc_method_handler(
                 inner, handler.request_deserializer, handler.response_serializer
             )
         if handler.response_streaming:
-            inner = self._around(_as_coroutine(handler.unary_stream), service, method, "server_stream")
+            inner = self._wrap_behaviour(_as_coroutine(handler.unary_stream), service, method, "server_stream")
             return grpc.unary_stream_rpc_method_handler(
                 inner, handler.request_deserializer, handler.response_serializer
             )
-        inner = self._around(handler.unary_unary or _nothing, service, method, "unary")
+        inner = self._wrap_behaviour(handler.unary_unary or _refuse_missing_handler, service, method, "unary")
         return grpc.unary_unary_rpc_method_handler(inner, handler.request_deserializer, handler.response_serializer)
 
-    def _around(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
-        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's own messages
+    def _wrap_behaviour(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
+        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
             call = self._begin(context, service, method, kind)
             code = grpc.StatusCode.OK
             try:
-                await _tell_id(context, call)
+                await _send_ids(context, call)
                 response = await behaviour(request, context)
             except asyncio.CancelledError:
                 code = _cancel_code(context)
                 raise
             except grpc.aio.AbortError:
-                code = _CODES.get(_number(context.code()), grpc.StatusCode.UNKNOWN)
+                code = _CODES.get(_code_number(context.code()), grpc.StatusCode.UNKNOWN)
                 raise
-            except Exception as error:  # noqa: BLE001  the last door: whatever it is becomes a status
-                known = self._known(error, call)
+            except Exception as error:  # noqa: BLE001  every error becomes a status
+                known = self._convert_error(error, call)
                 code = _CODES[errors.get_code(known)]
                 call.reason = known.reason
                 await _abort(context, known, call)
@@ -147,20 +147,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         )
 
-    def _known(self, error: Exception, call: Call) -> errors.HotslotError:
+    def _convert_error(self, error: Exception, call: Call) -> errors.HotslotError:
         if isinstance(error, errors.HotslotError):
             return error
         self._report(f"{call.service}/{call.method}", error)
-        return errors.Failed("an error inside the server; its log knows more under this request id", reason="INTERNAL")
+        return errors.Failed("internal error; see the server log for this request id", reason="INTERNAL")
 
 
 def new_request_id() -> str:
-    """A name for a call whose caller gave none: 128 random bits."""
+    """A request id for a call without one: 128 random bits, hexadecimal."""
     return secrets.token_hex(16)
 
 
 def code_name(code: grpc.StatusCode) -> str:
-    """A code as go-grpc-prometheus writes it, for example OK or InvalidArgument."""
+    """The name of a code as in go-grpc-prometheus, for example OK or InvalidArgument."""
     if code is grpc.StatusCode.OK:
         return "OK"
     return "".join(part.capitalize() for part in code.name.split("_"))
@@ -176,8 +176,8 @@ async def _abort(context: Context, error: errors.HotslotError, call: Call) -> No
     await context.abort(_CODES[status.code], status.message, tuple(trailers))
 
 
-async def _tell_id(context: Context, call: Call) -> None:
-    """Echo what the caller sent before the answer; an id that we made goes behind it, which costs no message."""
+async def _send_ids(context: Context, call: Call) -> None:
+    """Echo the caller's ids as initial metadata; send a generated id in the trailers, without an extra message."""
     if not call.is_echoed:
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
     elif call.traceparent:
@@ -186,11 +186,11 @@ async def _tell_id(context: Context, call: Call) -> None:
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
 
 
-def _number(code: Any) -> int:  # noqa: ANN401  aio says an int where the types say StatusCode
+def _code_number(code: Any) -> int:  # noqa: ANN401  grpc.aio returns an int where the stubs say StatusCode
     return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code)
 
 
-async def _nothing(_request: object, _context: object) -> None:
+async def _refuse_missing_handler(_request: object, _context: object) -> None:
     raise RuntimeError("a method has no handler")
 
 
@@ -200,13 +200,13 @@ def _cancel_code(context: Context) -> grpc.StatusCode:
 
 
 def _as_coroutine(behaviour: Behaviour | None) -> Behaviour:
-    """Let a handler that yields write instead, so that all are wrapped alike."""
+    """Convert a generator handler to one that writes its responses, so that all handlers are coroutines."""
     if behaviour is None:
         raise RuntimeError("a method's handler has no behaviour")
     if asyncio.iscoroutinefunction(behaviour):
         return behaviour
 
-    async def write_all(request: Any, context: Context) -> None:  # noqa: ANN401  gRPC's own messages
+    async def write_all(request: Any, context: Context) -> None:  # noqa: ANN401  gRPC's messages
         async for response in behaviour(request, context):
             await context.write(response)
 

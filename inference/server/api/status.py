@@ -1,4 +1,4 @@
-"""StatusService: what is served, and how it feels, in three layers."""
+"""StatusService: the served models, and the health of process, resources and models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import grpc
 
 from common.clock import Clock
 from hotslot.status.v1 import status_pb2
-from inference.server import resources
+from inference.server import health
 from inference.server.api.convert import parse
 from inference.server.api.interceptors import Context
 from inference.server.health import LoopLag
@@ -20,12 +20,12 @@ from inference.server.scheduling.admission import Drain
 
 SERVICE = status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name
 _LEVELS = (status_pb2.HEALTH_LEVEL_OK, status_pb2.HEALTH_LEVEL_DEGRADED, status_pb2.HEALTH_LEVEL_FAILED)
-_LAG_MARKS = (0.5, 5.0)  # seconds: degraded, failed
+_LAG_LIMITS = (0.5, 5.0)  # seconds: DEGRADED, FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What does not change while the server lives, and what it can ask."""
+    """Constants of the server process, and the sources of its process health."""
 
     node: str
     version: str
@@ -37,7 +37,7 @@ class ServerFacts:
 
 
 class StatusApi:
-    """The handlers of StatusService. Exempt from admission."""
+    """The handlers of StatusService. Not subject to admission."""
 
     def __init__(self, models: Models, facts: ServerFacts, clock: Clock, drain: Drain) -> None:
         self._models = models
@@ -60,26 +60,26 @@ class StatusApi:
         )
 
     async def get_server_status(self, raw: bytes, _context: Context) -> status_pb2.GetServerStatusResponse:
-        """The health of the server in three layers."""
+        """Health of the process, of its resources and of each model."""
         parse(status_pb2.GetServerStatusRequest, raw)
         managers = self._models.all()
         return status_pb2.GetServerStatusResponse(
             node=self._facts.node,
             version=self._facts.version,
             process=self._process(),
-            resources=_resources(resources.look(self._facts.state_dir), managers),
+            resources=_resources(health.read_resources(self._facts.state_dir), managers),
             capabilities=[self._capability(manager) for manager in managers],
             limits=self._facts.limits,
         )
 
     async def list_models(self, raw: bytes, _context: Context) -> status_pb2.ListModelsResponse:
-        """Every configured model with both its slots."""
+        """All configured models with their slots."""
         parse(status_pb2.ListModelsRequest, raw)
         return status_pb2.ListModelsResponse(models=[self._model(manager) for manager in self._models.all()])
 
     def _process(self) -> status_pb2.ProcessHealth:
         lag = self._facts.lag.worst_seconds
-        level = 2 if lag >= _LAG_MARKS[1] else 1 if lag >= _LAG_MARKS[0] or self._drain.is_draining else 0
+        level = 2 if lag >= _LAG_LIMITS[1] else 1 if lag >= _LAG_LIMITS[0] or self._drain.is_draining else 0
         process = status_pb2.ProcessHealth(
             level=_LEVELS[level],
             draining=self._drain.is_draining,
@@ -147,7 +147,7 @@ def _slot(manager: ModelManager, slot: Slot) -> status_pb2.Slot:
 
 
 def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
-    """Level and reason of one model: 0 fine, 1 degraded, 2 failed."""
+    """Health level (0 OK, 1 DEGRADED, 2 FAILED) and reason of one model."""
     roles = manager.roles
     if not is_ready:
         if roles.active is None:
@@ -155,18 +155,18 @@ def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
         last = f"; {roles.active.last_failure}" if roles.active.last_failure else ""
         return 2, f"slot {roles.active.name} is {roles.active.state.lower()}{last}"
     if roles.answering_slot() is not roles.active and roles.active is not None:
-        return 1, f"slot {roles.active.name} is on trial and down; the previous one answers"
+        return 1, f"slot {roles.active.name} is on trial and not loaded; the previous slot answers"
     row = manager.cpu_fallback.current
     if row is not None:
-        return 1, f"kept on {row.fallback_device}: {row.device} ran out of memory ({row.reason})"
+        return 1, f"runs on {row.fallback_device} because {row.device} ran out of memory ({row.reason})"
     return 0, ""
 
 
-def _resources(seen: resources.Resources, managers: list[ModelManager]) -> status_pb2.ResourceHealth:
+def _resources(machine: health.MachineResources, managers: list[ModelManager]) -> status_pb2.ResourceHealth:
     found = [
-        resources.over(resources.MEMORY, seen.memory_used, seen.memory_total),
-        resources.over(resources.DISK, seen.disk_total - seen.disk_free, seen.disk_total),
-        resources.over(resources.DESCRIPTORS, seen.descriptors_used, seen.descriptors_limit),
+        health.judge_usage(health.MEMORY, machine.memory_used, machine.memory_total),
+        health.judge_usage(health.DISK, machine.disk_total - machine.disk_free, machine.disk_total),
+        health.judge_usage(health.DESCRIPTORS, machine.descriptors_used, machine.descriptors_limit),
     ]
     gpus: dict[str, status_pb2.GpuMemory] = {}
     for manager in managers:
@@ -176,15 +176,15 @@ def _resources(seen: resources.Resources, managers: list[ModelManager]) -> statu
                 gpus[slot.load.device] = status_pb2.GpuMemory(
                     device=slot.load.device, used_bytes=beat.device_used_bytes, total_bytes=beat.device_total_bytes
                 )
-    found += [resources.over(resources.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()]
+    found += [health.judge_usage(health.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()]
     return status_pb2.ResourceHealth(
         level=_LEVELS[max(level for level, _ in found)],
-        memory_used_bytes=seen.memory_used,
-        memory_total_bytes=seen.memory_total,
-        disk_free_bytes=seen.disk_free,
-        disk_total_bytes=seen.disk_total,
-        descriptors_used=seen.descriptors_used,
-        descriptors_limit=seen.descriptors_limit,
+        memory_used_bytes=machine.memory_used,
+        memory_total_bytes=machine.memory_total,
+        disk_free_bytes=machine.disk_free,
+        disk_total_bytes=machine.disk_total,
+        descriptors_used=machine.descriptors_used,
+        descriptors_limit=machine.descriptors_limit,
         gpus=gpus.values(),
         warnings=[sentence for level, sentence in found if level],
     )

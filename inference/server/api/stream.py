@@ -1,4 +1,4 @@
-"""The machinery of a streaming batch: bounded reading ahead, one outcome an item, answers as they come."""
+"""Bidirectional streams: bounded read-ahead, one outcome per item, written as soon as it is known."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,13 +16,13 @@ MAX_RESULTS_PER_MESSAGE = 64
 
 
 class StreamTask(Protocol):
-    """What a task's stream does with a message."""
+    """The task-specific part of a stream."""
 
-    def items_of(self, raw: bytes) -> list[tuple[str, Any]]:
-        """Item ids and requests of a message.
+    def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
+        """Parse a message into item ids and requests.
 
         Raises:
-            InputRefused: the message as a whole is wrong.
+            InputRefused: the message as a whole is invalid.
         """
         ...
 
@@ -35,27 +35,27 @@ class StreamTask(Protocol):
         ...
 
     def cancel_request(self, pending: PendingRequest) -> None:
-        """Nobody waits for an item any more."""
+        """Cancel an item whose caller is gone."""
         ...
 
-    def result_of(self, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
-        """One outcome as the message of it."""
+    def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
+        """Convert the outcome of one item."""
         ...
 
-    def response_of(self, results: list[Any]) -> Any:  # noqa: ANN401
-        """Outcomes as one message."""
+    def build_response(self, results: list[Any]) -> Any:  # noqa: ANN401
+        """Combine outcomes into one message."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRules:
-    """How far a stream may run ahead."""
+    """Limits of a stream."""
 
-    max_outstanding: int  # items without a written answer
+    max_outstanding: int  # items without a written outcome
 
 
 class ItemStream:
-    """One streaming call."""
+    """One streaming call: reads items, writes outcomes."""
 
     def __init__(self, context: Context, task: StreamTask, rules: StreamRules, drain: Drain) -> None:
         self._context = context
@@ -65,16 +65,16 @@ class ItemStream:
         self._call = current_call.get()
         self._open: dict[str, PendingRequest] = {}
         self._ready: list[Any] = []
-        self._woken = asyncio.Event()  # something is ready, or reading has ended
+        self._woken = asyncio.Event()  # an outcome is ready, or reading has ended
         self._room = asyncio.Event()
         self._room.set()
-        self._unwritten = 0  # items accepted from the wire whose outcome is not written
+        self._unwritten = 0  # items read whose outcome is not written
 
     async def run(self) -> None:
-        """Read, answer, write, until the caller's half-close or the drain, and all is answered.
+        """Read and write until the caller half-closes or the server drains, and every item has its outcome.
 
         Raises:
-            NotReady: the server drains; every accepted item was answered.
+            NotReady: the server is draining; every accepted item was answered.
         """
         reader = asyncio.create_task(self._read_all())
         drained = asyncio.create_task(self._drain.begun.wait())
@@ -92,7 +92,7 @@ class ItemStream:
                     self._woken.clear()
                     if not self._ready:
                         await self._woken.wait()
-            await asyncio.sleep(0)  # a caller that hung up looks like one that half-closed until the loop turns
+            await asyncio.sleep(0)  # until the next turn of the loop, a cancelled call looks like a half-closed one
             if drained.done():
                 raise draining_error()
             reader.result()
@@ -113,7 +113,7 @@ class ItemStream:
 
     def _take(self, raw: bytes) -> None:
         try:
-            items = self._task.items_of(raw)
+            items = self._task.parse_items(raw)
         except InputRefused as error:
             self._unwritten += 1
             self._finish("", error)
@@ -135,12 +135,12 @@ class ItemStream:
     def _accept(self, item_id: str, request: Any, left: float | None) -> PendingRequest:  # noqa: ANN401
         if item_id in self._open:
             raise InputRefused(
-                "item_id is that of an item that is not answered yet", reason="ITEM_ID_DUPLICATE", field="item_id"
+                "item_id is already used by an unanswered item", reason="ITEM_ID_DUPLICATE", field="item_id"
             )
         return self._task.begin(item_id, request, left)
 
     def _when_done(self, item_id: str) -> Callable[[asyncio.Future[Prediction]], None]:
-        def settled(future: asyncio.Future[Prediction]) -> None:
+        def finish_item(future: asyncio.Future[Prediction]) -> None:
             self._open.pop(item_id, None)
             if future.cancelled():
                 self._finish(item_id, DeadlineMissed("the deadline passed while it waited"))
@@ -153,15 +153,15 @@ class ItemStream:
             else:
                 self._finish(item_id, NotReady("the item was dropped", reason="INTERNAL"))
 
-        return settled
+        return finish_item
 
     def _finish(self, item_id: str, outcome: Prediction | HotslotError) -> None:
-        self._ready.append(self._task.result_of(item_id, outcome))
+        self._ready.append(self._task.build_result(item_id, outcome))
         self._woken.set()
 
     async def _write(self) -> None:
         results, self._ready = self._ready[:MAX_RESULTS_PER_MESSAGE], self._ready[MAX_RESULTS_PER_MESSAGE:]
-        await self._context.write(self._task.response_of(results))
+        await self._context.write(self._task.build_response(results))
         self._call.sent += len(results)
         self._unwritten -= len(results)
         if self._unwritten < self._rules.max_outstanding:

@@ -1,4 +1,4 @@
-"""ControlService: the updater's hand on the slots. Decides nothing itself; asks, reports."""
+"""ControlService: the updater's commands on the slots, and the state of the models as protobuf."""
 
 import asyncio
 from datetime import datetime
@@ -10,13 +10,14 @@ from google.protobuf.message import Message
 from common.clock import Clock
 from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
 from hotslot.control.v1 import control_pb2
-from inference.server.api.convert import InputLimits, entailment_input, entailment_response, parse
+from inference.server.api.convert import InputLimits, build_entailment_response, parse, parse_entailment
 from inference.server.api.interceptors import Context, current_call
-from inference.server.control.report import devices_of, model_state
 from inference.server.model.commands import SlotCommands, find_slot
+from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.roles import Roles
-from inference.server.model.slot import Load
+from inference.server.model.slot import Load, Slot
+from inference.server.model.stats import RevisionStats
 from inference.server.request import PendingRequest
 
 SERVICE = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
@@ -57,22 +58,22 @@ class ControlApi:
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     async def get_status(self, raw: bytes, _context: Context) -> control_pb2.GetStatusResponse:
-        """The whole state."""
+        """The state of one or all models."""
         request = parse(control_pb2.GetStatusRequest, raw)
         managers = [self._models.get(request.model)] if request.model else self._models.all()
         response = control_pb2.GetStatusResponse(
-            models=[model_state(manager, self._clock) for manager in managers],
-            devices=devices_of(managers),
+            models=[build_model_state(manager, self._clock) for manager in managers],
+            devices=list_devices(managers),
             draining=managers[0].options.drain.is_draining,
         )
         response.server_started_at.FromDatetime(self._started_at)
         return response
 
     async def load_slot(self, raw: bytes, context: Context) -> None:
-        """Load a bundle into the free slot, and tell how it goes."""
+        """Load a bundle into the free slot and write its progress."""
         request = parse(control_pb2.LoadSlotRequest, raw)
         commands = self._begin(request.change)
-        with _TrueState(commands, self._clock):
+        with _StateOnConflict(commands, self._clock):
             load = commands.load(
                 request.bundle_digest,
                 request.device,
@@ -82,7 +83,7 @@ class ControlApi:
             await self._follow(commands, load, context)
 
     async def probe_slot(self, raw: bytes, context: Context) -> control_pb2.ProbeSlotResponse:
-        """Run items on one slot."""
+        """Compute items on one slot."""
         request = parse(control_pb2.ProbeSlotRequest, raw)
         if request.WhichOneof("items") == "address":
             raise NotBuilt("this build has no engine for address tagging")
@@ -101,50 +102,50 @@ class ControlApi:
         deadline = self._clock.monotonic() + (600.0 if left is None else left)
         stats = None if slot.load is None else manager.stats.get(slot.load.key)
         before = 0.0 if stats is None else stats.computed_seconds
-        asked: list[PendingRequest | HotslotError] = []
+        probes: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                asked.append(manager.probe_slot(slot, entailment_input(item, self._limits), deadline))
+                probes.append(manager.probe_slot(slot, parse_entailment(item, self._limits), deadline))
             except InputRefused as error:
-                asked.append(error)
-        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in asked])
+                probes.append(error)
+        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in probes])
         if stats is not None:
             response.computed.FromNanoseconds(int(max(0.0, stats.computed_seconds - before) * 1e9))
         return response
 
     async def activate_slot(self, raw: bytes, _context: Context) -> control_pb2.ActivateSlotResponse:
-        """Begin a trial, extend its lease, or go back."""
+        """Begin a trial, extend its lease, or roll back."""
         request = parse(control_pb2.ActivateSlotRequest, raw)
         commands = self._begin(request.change)
-        with _TrueState(commands, self._clock):
+        with _StateOnConflict(commands, self._clock):
             seconds = request.trial_lease.ToTimedelta().total_seconds()
             change = request.change
             commands.activate(request.load_id, seconds, change.transaction_id, change.expected_generation)
-        return control_pb2.ActivateSlotResponse(state=model_state(commands.manager, self._clock))
+        return control_pb2.ActivateSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def commit_slot(self, raw: bytes, _context: Context) -> control_pb2.CommitSlotResponse:
-        """End a trial for good."""
+        """End a trial and keep its revision."""
         request = parse(control_pb2.CommitSlotRequest, raw)
         commands = self._begin(request.change)
-        with _TrueState(commands, self._clock):
+        with _StateOnConflict(commands, self._clock):
             commands.commit(request.load_id, request.change.transaction_id, request.change.expected_generation)
-        return control_pb2.CommitSlotResponse(state=model_state(commands.manager, self._clock))
+        return control_pb2.CommitSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def retire_slot(self, raw: bytes, _context: Context) -> control_pb2.RetireSlotResponse:
-        """Empty a slot, and wait until it is empty."""
+        """Empty a slot and wait until its process has ended."""
         request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
-        with _TrueState(commands, self._clock):
+        with _StateOnConflict(commands, self._clock):
             slot = find_slot(commands.manager.roles, request.load_id) if request.load_id else None
             process = None if slot is None else slot.process
             commands.retire(request.load_id, request.change.expected_generation)
             if process is not None:
                 await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
-        return control_pb2.RetireSlotResponse(state=model_state(commands.manager, self._clock))
+        return control_pb2.RetireSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def set_traffic(self, _raw: bytes, _context: Context) -> control_pb2.SetTrafficResponse:
-        """Shares of traffic are not built."""
-        raise NotBuilt("shares of traffic are not built in this version", reason="TRAFFIC_NOT_AVAILABLE")
+        """Refuse: shares of traffic are not implemented."""
+        raise NotBuilt("shares of traffic are not implemented in this version", reason="TRAFFIC_NOT_AVAILABLE")
 
     def _begin(self, change: control_pb2.Change) -> SlotCommands:
         if not 1 <= len(change.transaction_id) <= MAX_TRANSACTION_CHARS:
@@ -157,12 +158,12 @@ class ControlApi:
         return self._models.get_commands(change.model)
 
     async def _follow(self, commands: SlotCommands, load: Load, context: Context) -> None:
-        """Write progress until the load has ended; a load goes on if its caller hangs up."""
+        """Write progress until the load has ended; the load continues if the caller hangs up."""
         roles = commands.manager.roles
         while True:
             changed = load.changed.next()
             if load.failure is not None:
-                await _emptied(roles, load)
+                await _wait_until_emptied(roles, load)
                 raise load.failure
             slot = roles.slot_holding(load.load_id)
             progress = control_pb2.LoadSlotResponse(
@@ -172,45 +173,145 @@ class ControlApi:
                 slot="" if slot is None else slot.name,
                 generation=roles.generation,
             )
-            is_last = load.is_loaded  # as it is told: while that is written, the load goes on
+            is_last = load.is_loaded  # read before the write, during which the load continues
             await context.write(progress)
             if is_last:
                 return
             await changed.wait()
 
 
-async def _emptied(roles: Roles, load: Load) -> None:
-    """Wait until the slot of a failed load is free: who is told may load something else at once."""
+async def _wait_until_emptied(roles: Roles, load: Load) -> None:
+    """Wait until the slot of a failed load is free, so that the caller can load another bundle at once."""
     for slot in roles.slots.values():
         if slot.load is load and slot.process is not None:
             await asyncio.wait_for(slot.process.wait_ended(), _RETIRE_LIMIT_SECONDS)
 
 
-class _TrueState:
-    """Puts the true state beside a conflict's details, so that the caller need not ask again."""
+class _StateOnConflict:
+    """Adds the current ModelState to the details of a conflict error."""
 
     def __init__(self, commands: SlotCommands, clock: Clock) -> None:
         self._commands = commands
         self._clock = clock
 
     def __enter__(self) -> None:
-        """Nothing to do before."""
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """A conflict leaves with the state."""
+        """Add the state if the error is a conflict."""
         del kind, trace
         if isinstance(error, Conflict):
-            current_call.get().details.append(model_state(self._commands.manager, self._clock))
+            current_call.get().details.append(build_model_state(self._commands.manager, self._clock))
 
 
-async def _outcome(asked: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
+async def _outcome(probe: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
     try:
-        if isinstance(asked, HotslotError):
-            raise asked
-        return control_pb2.ProbeOutcome(entailment=entailment_response(await asked.outcome))
+        if isinstance(probe, HotslotError):
+            raise probe
+        return control_pb2.ProbeOutcome(entailment=build_entailment_response(await probe.outcome))
     except HotslotError as error:
         return control_pb2.ProbeOutcome(error=to_status(error))
 
 
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
+
+
+def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
+    """The state of one model: slots, trial, counters."""
+    roles = manager.roles
+    state = control_pb2.ModelState(
+        model=manager.options.model,
+        task=manager.options.task.value,
+        generation=roles.generation,
+        slots=[_slot(manager, slot) for slot in roles.slots.values()],
+        ready=roles.is_ready() and not manager.options.drain.is_leaving,
+        stats=[build_stats(row) for row in manager.stats.rows()],
+    )
+    if roles.active is not None and roles.active.load is not None:
+        state.active_load_id = roles.active.load.load_id
+    if manager.committed is not None:
+        state.committed_digest = manager.committed.bundle_digest
+    if roles.trial is not None:
+        _fill_trial(state.trial, manager, clock)
+    if roles.last_trial is not None:
+        state.last_trial.bundle_digest = roles.last_trial.bundle_digest
+        state.last_trial.outcome = roles.last_trial.outcome.value
+        state.last_trial.ended_at.FromDatetime(roles.last_trial.ended_at)
+        state.last_trial.reason = roles.last_trial.reason
+    row = manager.cpu_fallback.current
+    if row is not None:
+        state.fallback.device, state.fallback.fallback_device = row.device, row.fallback_device
+        state.fallback.bundle_digest, state.fallback.reason = row.bundle_digest, row.reason
+        state.fallback.since.FromDatetime(row.since)
+    return state
+
+
+def list_devices(managers: list[ModelManager]) -> list[control_pb2.DeviceState]:
+    """The devices that the runners have reported."""
+    found: dict[str, str] = {}
+    for manager in managers:
+        for slot in manager.roles.slots.values():
+            found.update(slot.devices)
+    return [control_pb2.DeviceState(device=device, precision=precision) for device, precision in found.items()]
+
+
+def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
+    """Convert the counters of one revision."""
+    message = control_pb2.RevisionStats(
+        bundle_digest=row.key.bundle_digest,
+        device=row.key.device,
+        answered=row.answered,
+        failed=row.failed,
+        answered_by_previous=row.answered_by_previous,
+        restarts=row.restarts,
+        void_restarts=row.void_restarts,
+        rows=row.rows,
+    )
+    message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
+    for position, count in enumerate(row.latency):
+        bucket = message.latency.add(count=count)
+        if position < len(row.latency_bounds):
+            bucket.at_most.FromNanoseconds(round(row.latency_bounds[position] * 1e9))
+    for at_most, sums in sorted(row.costs.items()):
+        message.costs.add(
+            at_most_rows=at_most,
+            batches=sums.batches,
+            row_seconds=sums.row_seconds,
+            row_seconds_squared=sums.row_seconds_squared,
+        )
+    return message
+
+
+def _slot(manager: ModelManager, slot: Slot) -> control_pb2.SlotStatus:
+    status = control_pb2.SlotStatus(
+        slot=slot.name,
+        state=slot.state.value,
+        role=manager.roles.role_of(slot).value,
+        restarts=slot.restarts,
+        last_failure=slot.last_failure,
+    )
+    if slot.process is not None:
+        status.pid, status.resident_bytes = slot.process.pid, slot.process.resident_bytes
+    load = slot.load
+    if load is not None:
+        status.load_id = load.load_id
+        status.bundle_digest, status.source_digest = load.bundle.bundle_digest, load.bundle.source_digest
+        status.revision, status.device, status.precision = load.bundle.revision, load.device, load.precision
+        status.load_duration.FromNanoseconds(int(load.load_seconds * 1e9))
+    return status
+
+
+def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: Clock) -> None:
+    trial = manager.roles.trial
+    if trial is None:
+        return
+    if trial.slot.load is not None:
+        message.load_id = trial.slot.load.load_id
+        message.bundle_digest = trial.slot.load.bundle.bundle_digest
+    if trial.previous is not None and trial.previous.load is not None:
+        message.previous_load_id = trial.previous.load.load_id
+    message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
+    message.started_at.FromDatetime(trial.started_at)
+    if trial.baseline is not None:
+        message.baseline.CopyFrom(build_stats(trial.baseline))

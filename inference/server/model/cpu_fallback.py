@@ -45,7 +45,7 @@ class CpuFallbackController:
         if row is None:
             return
         if self._policy.allows(row.device) and self._policy.may_move_to_cpu(row.device):
-            self._emit_change("fallback_kept", row.device, row.bundle_digest, row.reason)
+            self._emit_change("cpu_fallback_kept", row.device, row.bundle_digest, row.reason)
         else:
             self._clear(row, "the settings changed")
 
@@ -139,7 +139,7 @@ class CpuFallbackController:
         active = self._roles.active
         device = "" if active is None or active.load is None else active.load.device
         digest = "" if slot is None or slot.load is None else slot.load.bundle.bundle_digest
-        self._emit_change("fallback_failed", device, digest, why)
+        self._emit_change("cpu_fallback_failed", device, digest, why)
 
     def on_committed(self, load_id: str) -> None:
         """End the fallback if the committed load is on another device than the CPU."""
@@ -174,7 +174,7 @@ class CpuFallbackController:
             transaction_id="",
             begun_at=now,
         )
-        self._emit_change("fallback_begun", held.device, held.bundle.bundle_digest, OUT_OF_MEMORY)
+        self._emit_change("cpu_fallback_begun", held.device, held.bundle.bundle_digest, OUT_OF_MEMORY)
         if other.load is not None:
             self._vacate(other)
         if other.load is None and other.state is not SlotState.RETIRING:
@@ -251,11 +251,11 @@ class CpuFallbackController:
             reason=reason,
         )
         self._options.cpu_fallback_file.put(row)
-        self._emit_change("fallback_taken", row.device, row.bundle_digest, reason)
+        self._emit_change("cpu_fallback_taken", row.device, row.bundle_digest, reason)
 
     def _clear(self, row: CpuFallback, why: str) -> None:
         self._options.cpu_fallback_file.remove(row.model)
-        self._emit_change("fallback_ended", row.device, row.bundle_digest, why)
+        self._emit_change("cpu_fallback_ended", row.device, row.bundle_digest, why)
 
     def _submit_held_requests(self, slot: Slot) -> None:
         parked, self._held_requests = self._held_requests, []

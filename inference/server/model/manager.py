@@ -17,7 +17,7 @@ from inference.server.model.stats import DeathTracker, StatsTable
 from inference.server.model.trials import Trials, is_answering
 from inference.server.request import Attribution, Failure, Payload, PendingRequest, Prediction
 from inference.server.runner_client.protocol import RunnerEnding
-from inference.server.scheduling.admission import Ask, Entrance, draining_error
+from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, draining_error
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
 
 SLOT_NAMES = ("a", "b")
@@ -35,7 +35,7 @@ class ModelManager:
         )
         self.roles = Roles(slots={name: Slot(name, self, dependencies) for name in SLOT_NAMES})
         self.stats = StatsTable()
-        self.admission = Entrance(options.capacity)
+        self.admission = AdmissionController(options.capacity)
         self._deaths = DeathTracker()
         self.trials = Trials(self.roles, self.stats, options)
         self.cpu_fallback = CpuFallbackController(self.roles, self.trials, options)
@@ -67,7 +67,7 @@ class ModelManager:
         if not decision.slot.is_loaded and decision.slot.load.loaded_at == 0.0 and self.roles.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
         expected = decision.slot.dispatcher.cost.at_best(payload.rows)
-        self.admission.admit(Ask(payload.size_bytes, deadline - now, expected))
+        self.admission.admit(AdmissionRequest(payload.size_bytes, deadline - now, expected))
         request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future())
         request.on_done = self._on_request_done
         self._open[request.id] = request
@@ -195,7 +195,7 @@ class ModelManager:
         """Hand a request that the trial failed to the previous slot; finish any other with its error."""
         if request.is_done or request.on_slot != slot.name:
             return
-        if failure.blames_caller:
+        if failure.is_input_error:
             request.finish(errors.InputRefused(failure.message, reason=failure.reason, field=failure.field))
             return
         if failure.reason in _NOT_FAILURES and not request.try_until:
@@ -289,7 +289,7 @@ class ModelManager:
             slot.process.set_serving(True)
 
     def _on_request_done(self, request: PendingRequest) -> None:
-        self.admission.leave(request.payload.size_bytes)
+        self.admission.release(request.payload.size_bytes)
         self._forget(request)
         self._deaths.on_request_done(request.id)
 

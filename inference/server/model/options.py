@@ -13,7 +13,7 @@ from inference.server.model.slot import Load
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.cost import LimitRules
+from inference.server.scheduling.dispatcher import LimitRules
 from inference.server.scheduling.queue import BatchBudget
 
 

@@ -8,7 +8,10 @@ from enum import StrEnum
 from inference.server.events import SlotChanged
 from inference.server.model.slot import Slot, SlotState
 from inference.server.model.stats import RevisionStats
-from inference.server.scheduling.cost import trial_limit
+
+# Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
+HANDOVER_SECONDS = 0.2  # at least
+HANDOVER_SHARE = 0.25  # of the time left until the deadline
 
 
 class Role(StrEnum):
@@ -137,11 +140,27 @@ def choose_route(roles: Roles, rows: int, now: float, deadline: float) -> RouteD
     if not previous.is_loaded:
         return RouteDecision(roles.active, previous, deadline)
     need = previous.dispatcher.limit_of(rows) if previous.dispatcher.cost.row_seconds == 0 else 0.0
-    need = need or 2 * previous.dispatcher.waits_seconds(rows)
+    need = need or 2 * previous.dispatcher.expected_seconds(rows)
     try_until = trial_limit(now, deadline, roles.active.dispatcher.limit_of(rows), need)
     if try_until is None:
         return RouteDecision(previous)
     return RouteDecision(roles.active, previous, try_until)
+
+
+def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:
+    """The time at which the previous slot must take over from a trial; None if the deadline is too short for both.
+
+    Args:
+        now: the clock, seconds.
+        deadline: of the request, on the same clock.
+        own_limit: the trial's time limit, from its own measured cost, seconds.
+        previous_need: seconds that the previous slot needs.
+    """
+    left = deadline - now
+    room = left - previous_need - max(HANDOVER_SECONDS, HANDOVER_SHARE * left)
+    if room <= 0:
+        return None
+    return now + min(own_limit, room)
 
 
 def slot_event(model: str, roles: Roles, slot: Slot, change: str, detail: str, reason: str = "") -> SlotChanged:

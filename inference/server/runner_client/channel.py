@@ -1,4 +1,4 @@
-"""One socket of a runner on the loop: frames in and out, never blocking, nothing copied that need not be."""
+"""Frames over one non-blocking socket of a runner, on the event loop, without extra copies."""
 
 import asyncio
 import socket
@@ -8,54 +8,54 @@ from itertools import islice
 from inference.wire import FrameDecoder, FrameError, unsent
 
 READ_BYTES = 64 << 10  # replies are small; a larger buffer would be mapped and unmapped for each read
-MAX_PARTS = 64  # of one send; far below the system's IOV_MAX
+MAX_PARTS = 64  # buffers per sendmsg; far below IOV_MAX
 
 
 class FrameChannel:
-    """A socket that the loop reads and writes directly.
+    """A socket that the loop reads and writes directly. Loop thread only.
 
-    asyncio's own transports can only be made in a coroutine and copy what a send leaves over; this
-    one is there at once and keeps views. Loop thread only.
+    asyncio's transports can only be created in a coroutine, and copy what a send leaves over; this one is
+    usable at once and keeps memory views.
 
     Args:
-        way: its own from now on; made non-blocking.
-        on_frame: called with each frame's payload; may close the channel.
-        on_end: called once, when the other side has ended (with "") or cannot be understood (with why);
+        connection: owned by the channel; made non-blocking.
+        on_frame: called with the payload of each frame; may close the channel.
+        on_end: called once, when the peer has closed (with "") or has sent invalid data (with the reason);
             not called after `close`.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        way: socket.socket,
+        connection: socket.socket,
         on_frame: Callable[[bytes], None],
         on_end: Callable[[str], None],
     ) -> None:
-        way.settimeout(0)
+        connection.settimeout(0)
         self._loop = loop
-        self._way = way
+        self._connection = connection
         self._on_frame = on_frame
         self._on_end = on_end
         self._decoder = FrameDecoder()
         self._frames = 0
         self._waiting: list[memoryview] = []
-        self._is_armed = False  # whether the loop tells when the socket can take more
+        self._is_armed = False  # whether the loop watches for writability
         self._is_finishing = False
         self._is_open = True
-        loop.add_reader(way, self._read)
+        loop.add_reader(connection, self._read)
 
     @property
     def is_open(self) -> bool:
-        """Whether anything can still come from the other side."""
+        """Whether frames can still arrive."""
         return self._is_open
 
     @property
     def amid_frame(self) -> int | None:
-        """Number of the frame whose rest is still to come; None between two frames."""
+        """Number of the frame that has arrived in part; None between two frames."""
         return self._frames if self._decoder.is_amid_frame else None
 
     def send(self, parts: Sequence[bytes]) -> None:
-        """Send one frame's parts; what the socket does not take now waits here."""
+        """Send the parts of one frame; buffers what the socket does not accept now."""
         if not self._is_open or self._is_finishing:
             return
         self._waiting.extend(memoryview(part) for part in parts)
@@ -63,28 +63,28 @@ class FrameChannel:
             self._write()
 
     def finish(self) -> None:
-        """Say that nothing more will be sent, once what waits is sent; reading goes on."""
+        """Shut down writing once the buffer is sent; reading continues."""
         self._is_finishing = True
         if self._is_open and not self._waiting:
-            self._shut()
+            self._shut_down_writing()
 
     def close(self) -> None:
-        """Let go of the socket; a second time is harmless."""
+        """Close the socket; a second call does nothing."""
         if not self._is_open:
             return
         self._is_open = False
-        self._loop.remove_reader(self._way)
-        self._loop.remove_writer(self._way)
+        self._loop.remove_reader(self._connection)
+        self._loop.remove_writer(self._connection)
         self._waiting.clear()
-        self._way.close()
+        self._connection.close()
 
     def _read(self) -> None:
         try:
-            data = self._way.recv(READ_BYTES)
+            data = self._connection.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            data = b""  # a reset is an end like any other
+            data = b""  # a reset is treated as end of stream
         if not data:
             self._end("")
             return
@@ -101,31 +101,31 @@ class FrameChannel:
     def _write(self) -> None:
         while self._waiting:
             try:
-                sent = self._way.sendmsg(islice(self._waiting, MAX_PARTS))
+                sent = self._connection.sendmsg(islice(self._waiting, MAX_PARTS))
             except BlockingIOError:
-                self._arm(is_wanted=True)
+                self._watch_writability(is_wanted=True)
                 return
             except OSError:
-                self._waiting.clear()  # the other side is gone; reading will tell
+                self._waiting.clear()  # the peer is gone; the next read reports it
                 break
             self._waiting = unsent(self._waiting, sent)
-        self._arm(is_wanted=False)
+        self._watch_writability(is_wanted=False)
         if self._is_finishing:
-            self._shut()
+            self._shut_down_writing()
 
-    def _arm(self, *, is_wanted: bool) -> None:
+    def _watch_writability(self, *, is_wanted: bool) -> None:
         if is_wanted and not self._is_armed:
-            self._loop.add_writer(self._way, self._write)
+            self._loop.add_writer(self._connection, self._write)
         elif self._is_armed and not is_wanted:
-            self._loop.remove_writer(self._way)
+            self._loop.remove_writer(self._connection)
         self._is_armed = is_wanted
 
-    def _shut(self) -> None:
+    def _shut_down_writing(self) -> None:
         try:
-            self._way.shutdown(socket.SHUT_WR)
+            self._connection.shutdown(socket.SHUT_WR)
         except OSError:
-            return  # gone already; reading will tell
+            return  # the peer is gone; the next read reports it
 
-    def _end(self, trouble: str) -> None:
+    def _end(self, reason: str) -> None:
         self.close()
-        self._on_end(trouble)
+        self._on_end(reason)

@@ -1,4 +1,4 @@
-"""A process started by exec and awaited on its pidfd: no fork in a process full of threads, no child watcher."""
+"""A child process, started by exec and awaited on its pidfd: no fork with threads, no asyncio child watcher."""
 
 import asyncio
 import os
@@ -10,26 +10,25 @@ from pathlib import Path
 
 from common.settings import inherit_environment
 
-# How long a thread of a device call turns before it sleeps until the others come: about 0.1 ms in all, where GNU's
-# OpenMP, which torch brings, takes milliseconds. A large model's call has its threads wait for each other a thousand
-# times, and one that turns keeps the CPU that the late one needs: on 2 CPUs beside one busy process an answer of 0.5 s
-# took more than 3.3 s, and takes 1.4 s so. Alone it costs 7 %.
-_SPINNING = {"GOMP_SPINCOUNT": "10000"}
+# How long an OpenMP thread spins before it sleeps: about 0.1 ms here; the default of GNU OpenMP (in torch) is
+# milliseconds. The threads of a large model's call wait for each other about a thousand times, and a spinning thread
+# takes the CPU that the late one needs. On 2 CPUs beside one busy process a prediction of 0.5 s took more than 3.3 s
+# with the default and takes 1.4 s with this value. On an idle machine it costs 7 %.
+_OPENMP_SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 
 class Child:
-    """A process of ours, from its start until it is reaped. Loop thread only.
+    """A child process, from its start until it is reaped. Loop thread only.
 
-    The parent-death signal that a child may ask for is bound to the *thread* that started it, which
-    is why that must be the loop's.
+    A parent-death signal follows the *thread* that started the child, so it must be started on the loop's thread.
 
     Args:
         argv: what to execute.
-        pass_fds: descriptors it inherits; all others are closed in it.
-        on_exit: called once, with the exit code, or with the negative number of the signal.
+        pass_fds: descriptors that it inherits; all others are closed.
+        on_exit: called once, with the exit code, or the negative signal number.
 
     Raises:
-        OSError: it could not be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Child:
     ) -> None:
         self._loop = loop
         self._on_exit = on_exit
-        self._process = subprocess.Popen(  # our own interpreter, arguments from settings
+        self._process = subprocess.Popen(  # this interpreter, arguments from settings
             argv, stdin=subprocess.DEVNULL, close_fds=True, pass_fds=pass_fds, env=runner_environment()
         )
         self._pidfd = os.pidfd_open(self._process.pid)
@@ -49,16 +48,16 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id; it may be another process's once this one is reaped."""
+        """Process id; the system may reuse it once this process is reaped."""
         return self._process.pid
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is reaped."""
+        """Whether the process has been reaped."""
         return self._pidfd < 0
 
     def kill(self) -> None:
-        """SIGKILL, by descriptor: never another process that was given the same id."""
+        """Send SIGKILL, by descriptor: never to another process with a reused id."""
         if not self.has_ended:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -67,7 +66,7 @@ class Child:
         if ended is None:
             return
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        self._process.returncode = code  # or its finaliser would wait for what is reaped
+        self._process.returncode = code  # or the finaliser of Popen would wait for a reaped process
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
@@ -75,7 +74,7 @@ class Child:
 
 
 def describe_exit(code: int) -> str:
-    """An exit code for people: "exit code 70", "signal SIGKILL"."""
+    """An exit code as text: "exit code 70", "signal SIGKILL"."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -85,6 +84,6 @@ def describe_exit(code: int) -> str:
 
 
 def runner_environment() -> dict[str, str]:
-    """What a runner is given: this process's environment, where it finds this very build, and how its threads wait."""
+    """The environment of a runner: this process's own, the path of this build, and the OpenMP setting."""
     build = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**_SPINNING, **inherit_environment(), "PYTHONPATH": build}
+    return {**_OPENMP_SPIN, **inherit_environment(), "PYTHONPATH": build}

@@ -1,29 +1,29 @@
-"""Pure: when a runner is out of patience, counted in ticks of the watching loop itself."""
+"""Decides when a runner has exceeded a timeout, counted in checks of the monitoring loop. Pure."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 
 class Phase(Enum):
-    """What a runner is waited for."""
+    """Phase of a runner: it decides which timeout applies."""
 
-    STARTING = auto()  # its Hello
-    STANDING = auto()  # nothing but a pulse
-    LOADING = auto()  # progress of the load
+    STARTING = auto()  # until Hello
+    IDLE_OR_SERVING = auto()  # only heartbeats are due
+    LOADING = auto()  # progress of the load is due
 
 
-class Overdue(Enum):
-    """What did not come in time."""
+class TimeoutKind(Enum):
+    """What the runner did not send in time."""
 
     HELLO = auto()
-    PULSE = auto()
+    HEARTBEAT = auto()
     LOAD_PROGRESS = auto()
     REST_OF_FRAME = auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long each is waited for, in seconds."""
+class Timeouts:
+    """Timeouts of a runner, in seconds."""
 
     start_seconds: float
     silence_seconds: float
@@ -31,22 +31,22 @@ class Patience:
 
     @property
     def tick_seconds(self) -> float:
-        """How often to look: often enough that a limit is overrun by an eighth at most."""
+        """Seconds between checks: a timeout is exceeded by an eighth at most."""
         return min(self.start_seconds, self.silence_seconds, self.load_stall_seconds) / 8
 
 
-class Watch:
-    """Counts the looks at which nothing had come.
+class LivenessMonitor:
+    """Counts the checks at which nothing had arrived.
 
-    Looks, not a clock: a server that was itself stopped for minutes finds heartbeats unread in the
-    socket, and must not take its own absence for the runner's silence.
+    It counts checks, not time: after the server itself was stopped for minutes, heartbeats wait unread in the
+    socket, and the runner is not at fault.
     """
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
         self._phase = Phase.STARTING
-        self._since_pulse = 0
-        self._since_step = 0
+        self._since_heartbeat = 0
+        self._since_progress = 0
         self._since_frame = 0
         self._amid_frame: int | None = None
         self._progress = 0
@@ -56,42 +56,44 @@ class Watch:
         """Whether a load has begun and not ended."""
         return self._phase is Phase.LOADING
 
-    def enter(self, phase: Phase) -> None:
-        """Something else is waited for from now on."""
+    def enter_phase(self, phase: Phase) -> None:
+        """Begin a phase; its counts start at zero."""
         self._phase = phase
-        self._since_pulse = self._since_step = 0
+        self._since_heartbeat = self._since_progress = 0
 
-    def pulse(self, progress: int) -> None:
-        """A heartbeat has come; `progress` is the device thread's own count."""
-        self._since_pulse = 0
+    def record_heartbeat(self, progress: int) -> None:
+        """Record a heartbeat; `progress` is the progress counter of the device thread."""
+        self._since_heartbeat = 0
         if progress != self._progress:
             self._progress = progress
-            self._since_step = 0
+            self._since_progress = 0
 
-    def look(self, amid_frame: int | None) -> Overdue | None:
-        """Count one tick, and say what is overdue now, if anything is.
+    def check(self, amid_frame: int | None) -> TimeoutKind | None:
+        """Count one check; returns the timeout that is exceeded, if any.
 
         Args:
-            amid_frame: number of the answer that has come in part; None if none has.
+            amid_frame: number of the frame that has arrived in part; None if none has.
         """
-        self._since_pulse += 1
-        self._since_step += 1
+        self._since_heartbeat += 1
+        self._since_progress += 1
         is_stuck = amid_frame is not None and amid_frame == self._amid_frame
         self._since_frame = self._since_frame + 1 if is_stuck else 0
         self._amid_frame = amid_frame
         match self._phase:
             case Phase.STARTING:
-                return self._over(self._since_step, self._patience.start_seconds, Overdue.HELLO)
+                return self._exceeded(self._since_progress, self._timeouts.start_seconds, TimeoutKind.HELLO)
             case Phase.LOADING:
                 # Creating a device context, or compiling, may hold the interpreter for seconds: only
-                # progress counts here. A stopped process makes none either.
-                return self._over(self._since_step, self._patience.load_stall_seconds, Overdue.LOAD_PROGRESS)
-            case Phase.STANDING:
-                silence = self._patience.silence_seconds
-                return self._over(self._since_pulse, silence, Overdue.PULSE) or self._over(
-                    self._since_frame, silence, Overdue.REST_OF_FRAME
+                # progress counts here. A stopped process makes no progress either.
+                return self._exceeded(
+                    self._since_progress, self._timeouts.load_stall_seconds, TimeoutKind.LOAD_PROGRESS
+                )
+            case Phase.IDLE_OR_SERVING:
+                silence = self._timeouts.silence_seconds
+                return self._exceeded(self._since_heartbeat, silence, TimeoutKind.HEARTBEAT) or self._exceeded(
+                    self._since_frame, silence, TimeoutKind.REST_OF_FRAME
                 )
 
-    def _over(self, ticks: int, limit_seconds: float, overdue: Overdue) -> Overdue | None:
-        # The first tick may come right after what it counts from, so that it is not a whole one.
-        return overdue if (ticks - 1) * self._patience.tick_seconds >= limit_seconds else None
+    def _exceeded(self, ticks: int, limit_seconds: float, timeout: TimeoutKind) -> TimeoutKind | None:
+        # The first check may follow the start of the count at once, so it is not a whole tick.
+        return timeout if (ticks - 1) * self._timeouts.tick_seconds >= limit_seconds else None

@@ -1,4 +1,4 @@
-"""The server's side of one runner: spawn it, speak with it, notice its end, whatever kind of end it is."""
+"""The server's side of one runner process: start, messages, liveness, end."""
 
 import asyncio
 import contextlib
@@ -13,25 +13,25 @@ from google.protobuf.message import DecodeError
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
-from inference.server.runner_client.liveness import Overdue, Phase, Watch
+from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
 from inference.wire import batch_frame, frame
 
 __all__ = ["EndReason", "RunnerEnding", "RunnerListener", "RunnerProcess", "RunnerSpec"]
 
-LAST_WORDS_SECONDS = 1.0  # for what a dead runner left in its sockets, should something else hold them open
+SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class RunnerProcess:
-    """One runner, from spawn to its end. Every method on the loop's thread."""
+    """One runner, from spawn to its end. Loop thread only."""
 
     def __init__(self, spec: RunnerSpec, listener: RunnerListener) -> None:
         self._spec = spec
         self._listener = listener
-        self._watch = Watch(spec.patience)
-        self._verdict: tuple[EndReason, str] | None = None  # the first cause, once it is known
+        self._liveness = LivenessMonitor(spec.timeouts)
+        self._end_cause: tuple[EndReason, str] | None = None  # the first one, once it is known
         self._is_retiring = False
         self._exit_code: int | None = None
         self._timers: list[asyncio.TimerHandle] = []
@@ -39,62 +39,62 @@ class RunnerProcess:
         self.pid = 0
 
     def spawn(self) -> None:
-        """Start the process; it answers with Hello when it can load. Once, from the loop's own thread.
+        """Start the process; it sends Hello when it can load. Call it once, on the loop's thread.
 
         Raises:
             OSError: the system has no process or descriptor left; `on_end` will not be called.
         """
         self._loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            ways = [_way(ours, theirs) for _ in ("data", "control")]
-            ends = [their.fileno() for _, their in ways]
+            pairs = [_open_socketpair(ours, theirs) for _ in ("data", "control")]
+            ends = [their.fileno() for _, their in pairs]
             self._child = Child(self._loop, _arguments(self._spec, *ends), ends, self._on_exit)
             ours.pop_all()
-        (data, _), (control, _) = ways
+        (data, _), (control, _) = pairs
         self._data = FrameChannel(self._loop, data, self._on_data, self._on_closed)
         self._control = FrameChannel(self._loop, control, self._on_control, self._on_closed)
         self.pid = self._child.pid
-        self._later(self._spec.patience.tick_seconds, self._look)
+        self._later(self._spec.timeouts.tick_seconds, self._check_liveness)
 
     def load(self, request: runner_pb2.LoadBundle) -> None:
-        """Load a bundle; `on_load_outcome` tells how it went. Once in a runner's life."""
-        self._watch.enter(Phase.LOADING)
-        self._say(runner_pb2.RunnerRequest(load=request))
+        """Load a bundle; `on_load_outcome` reports the result. Once per runner."""
+        self._liveness.enter_phase(Phase.LOADING)
+        self._send_control(runner_pb2.RunnerRequest(load=request))
 
     def send_batch(
         self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
     ) -> None:
-        """Compute items: the batch's own, then `items`, whose pictures come apart so that none is copied.
+        """Compute a batch; `items` are further items, each with its picture, so that no picture is copied.
 
-        What the socket does not take is held here: the caller's credit bounds it.
+        Bytes that the socket does not accept are buffered; the dispatcher's in-flight limit bounds them.
 
         Raises:
-            FrameError: the batch is over the frame's cap; nothing was sent.
+            FrameError: the batch exceeds the maximum frame size; nothing was sent.
         """
         parts = [(item.SerializeToString(), image) for item, image in items]
         self._data.send(batch_frame(batch.SerializeToString(), parts))
 
     def cancel(self, item_ids: Sequence[int]) -> None:
-        """Say that nobody waits for these items; those that have not begun cost nothing any more."""
-        self._say(runner_pb2.RunnerRequest(cancel=runner_pb2.CancelItems(item_ids=item_ids)))
+        """Cancel items; the runner skips those that it has not begun."""
+        self._send_control(runner_pb2.RunnerRequest(cancel=runner_pb2.CancelItems(item_ids=item_ids)))
 
     def set_serving(self, serving: bool) -> None:  # noqa: FBT001  reads as a sentence where it is called
-        """Say whether callers wait for this runner. A new one does not serve."""
-        self._say(runner_pb2.RunnerRequest(priority=runner_pb2.SetPriority(serving=serving)))
+        """Set whether requests may be routed to this runner; initially false."""
+        self._send_control(runner_pb2.RunnerRequest(priority=runner_pb2.SetPriority(serving=serving)))
 
     def retire(self) -> None:
-        """End it politely: what was sent is answered first. Killed if that takes too long."""
+        """End the process after it has answered what was sent; kill it after `retire_seconds`."""
         if self._is_retiring:
             return
         self._is_retiring = True
-        self._say(runner_pb2.RunnerRequest(retire=runner_pb2.Retire()))
-        self._data.finish()  # after the last batch, so that the runner knows what "has come"
+        self._send_control(runner_pb2.RunnerRequest(retire=runner_pb2.Retire()))
+        self._data.finish()  # end of stream after the last batch: the runner answers all before it
         limit = self._spec.retire_seconds
-        self._later(limit, lambda: self._condemn(EndReason.RETIRED, f"killed: not gone within {limit:g} s"))
+        self._later(limit, lambda: self._kill_because(EndReason.RETIRED, f"killed: still running after {limit:g} s"))
 
     def kill(self, detail: str) -> None:
-        """End it now; works on a stopped process too. Answers that are on their way may still be told."""
-        self._condemn(EndReason.KILLED, detail)
+        """Kill the process, even a stopped one. Replies already in the socket are still delivered."""
+        self._kill_because(EndReason.KILLED, detail)
 
     async def wait_ended(self) -> None:
         """Wait until `on_end` was called."""
@@ -109,7 +109,7 @@ class RunnerProcess:
             return 0
         return int(pages) * PAGE_BYTES if not self._child.has_ended else 0
 
-    def _say(self, request: runner_pb2.RunnerRequest) -> None:
+    def _send_control(self, request: runner_pb2.RunnerRequest) -> None:
         self._control.send(frame(request.SerializeToString()))
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
@@ -117,75 +117,75 @@ class RunnerProcess:
         self._timers.append(self._loop.call_later(seconds, act))
 
     def _on_data(self, payload: bytes) -> None:
-        reply = self._understand(payload)
+        reply = self._parse_reply(payload)
         if reply is None:
             return
         if reply.WhichOneof("body") != "batch":
-            self._condemn(EndReason.GARBAGE, "no batch reply on the data way")
+            self._kill_because(EndReason.GARBAGE, "not a batch reply on the data socket")
             return
-        self._tell(lambda: self._listener.on_batch_reply(reply.batch))
+        self._notify(lambda: self._listener.on_batch_reply(reply.batch))
 
     def _on_control(self, payload: bytes) -> None:
-        reply = self._understand(payload)
+        reply = self._parse_reply(payload)
         if reply is None:
             return
         listener = self._listener
         match reply.WhichOneof("body"):
             case "heartbeat":
-                self._watch.pulse(reply.heartbeat.progress)
-                self._tell(lambda: listener.on_heartbeat(reply.heartbeat))
+                self._liveness.record_heartbeat(reply.heartbeat.progress)
+                self._notify(lambda: listener.on_heartbeat(reply.heartbeat))
             case "hello":
-                if not self._watch.is_loading:
-                    self._watch.enter(Phase.STANDING)
-                self._tell(lambda: listener.on_hello(reply.hello))
+                if not self._liveness.is_loading:
+                    self._liveness.enter_phase(Phase.IDLE_OR_SERVING)
+                self._notify(lambda: listener.on_hello(reply.hello))
             case "load_progress":
-                self._tell(lambda: listener.on_load_progress(reply.load_progress))
+                self._notify(lambda: listener.on_load_progress(reply.load_progress))
             case "load_outcome":
-                self._watch.enter(Phase.STANDING)
-                self._tell(lambda: listener.on_load_outcome(reply.load_outcome))
+                self._liveness.enter_phase(Phase.IDLE_OR_SERVING)
+                self._notify(lambda: listener.on_load_outcome(reply.load_outcome))
             case _:
-                self._condemn(EndReason.GARBAGE, "an unknown message on the control way")
+                self._kill_because(EndReason.GARBAGE, "an unknown message on the control socket")
 
-    def _understand(self, payload: bytes) -> runner_pb2.RunnerReply | None:
+    def _parse_reply(self, payload: bytes) -> runner_pb2.RunnerReply | None:
         try:
             return runner_pb2.RunnerReply.FromString(payload)
         except DecodeError:
-            self._condemn(EndReason.GARBAGE, "a frame that is no message")
+            self._kill_because(EndReason.GARBAGE, "a frame that does not parse")
             return None
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _notify(self, call: Callable[[], None]) -> None:
         try:
-            tell()
-        except Exception as error:  # noqa: BLE001  a listener's bug must not cost the frames behind this one
+            call()
+        except Exception as error:  # noqa: BLE001  a listener's bug must not lose the frames that follow
             context = {"message": "a runner's listener failed", "exception": error}
             self._loop.call_exception_handler(context)
 
-    def _look(self) -> None:
+    def _check_liveness(self) -> None:
         if self._child.has_ended:
             return
-        overdue = self._watch.look(self._data.amid_frame if self._data.is_open else None)
-        if overdue is not None:
-            self._condemn(*_OVERDUE[overdue])
+        timeout = self._liveness.check(self._data.amid_frame if self._data.is_open else None)
+        if timeout is not None:
+            self._kill_because(*_TIMEOUT_CAUSES[timeout])
             return
-        self._later(self._spec.patience.tick_seconds, self._look)
+        self._later(self._spec.timeouts.tick_seconds, self._check_liveness)
 
     def _on_closed(self, trouble: str) -> None:
         if trouble:
-            self._condemn(EndReason.GARBAGE, trouble)
-        # Whoever closes its sockets is gone or as good as gone. One that is just exiting keeps its own code.
+            self._kill_because(EndReason.GARBAGE, trouble)
+        # A runner that closes its sockets is ending; if it exits by itself now, it keeps its exit code.
         self._child.kill()
-        self._settle()
+        self._finish_if_closed()
 
-    def _condemn(self, reason: EndReason, detail: str) -> None:
-        self._verdict = self._verdict or (reason, detail)
+    def _kill_because(self, reason: EndReason, detail: str) -> None:
+        self._end_cause = self._end_cause or (reason, detail)
         self._child.kill()
 
     def _on_exit(self, code: int) -> None:
         self._exit_code = code
-        self._later(LAST_WORDS_SECONDS, self._finish)
-        self._settle()
+        self._later(SOCKET_DRAIN_SECONDS, self._finish)
+        self._finish_if_closed()
 
-    def _settle(self) -> None:
+    def _finish_if_closed(self) -> None:
         if self._child.has_ended and not self._data.is_open and not self._control.is_open:
             self._finish()
 
@@ -197,21 +197,21 @@ class RunnerProcess:
             timer.cancel()
         self._data.close()
         self._control.close()
-        died = describe_exit(self._exit_code if self._exit_code is not None else 0)
+        exit_text = describe_exit(self._exit_code if self._exit_code is not None else 0)
         is_retired = self._is_retiring and self._exit_code == 0
-        reason, detail = self._verdict or (EndReason.RETIRED if is_retired else EndReason.DIED, died)
-        self._tell(lambda: self._listener.on_end(RunnerEnding(reason, detail, self._exit_code)))
+        reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
+        self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail, self._exit_code)))
 
 
-_OVERDUE = {
-    Overdue.HELLO: (EndReason.START_TIMEOUT, "no Hello in time"),
-    Overdue.PULSE: (EndReason.SILENT, "no heartbeat in time"),
-    Overdue.LOAD_PROGRESS: (EndReason.LOAD_STALLED, "the load made no progress in time"),
-    Overdue.REST_OF_FRAME: (EndReason.GARBAGE, "half a frame"),
+_TIMEOUT_CAUSES = {
+    TimeoutKind.HELLO: (EndReason.START_TIMEOUT, "no Hello in time"),
+    TimeoutKind.HEARTBEAT: (EndReason.SILENT, "no heartbeat in time"),
+    TimeoutKind.LOAD_PROGRESS: (EndReason.LOAD_STALLED, "the load made no progress in time"),
+    TimeoutKind.REST_OF_FRAME: (EndReason.GARBAGE, "an incomplete frame"),
 }
 
 
-def _way(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+def _open_socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
     our, their = socket.socketpair()
     return ours.enter_context(our), theirs.enter_context(their)
 
@@ -220,7 +220,7 @@ def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int) -> list[str]:
     extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
     return [
         sys.executable,
-        "-P",  # the working folder is no place to import from
+        "-P",  # no imports from the working directory
         "-m",
         "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
         "-m",

@@ -1,4 +1,4 @@
-"""The words in which the server speaks of a runner: how it is started, whom it tells, how it ended."""
+"""The interface of a runner process: its specification, its events and how it ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,40 +6,40 @@ from enum import StrEnum
 from typing import Protocol
 
 from hotslot.runner.v1 import runner_pb2
-from inference.server.runner_client.liveness import Patience
+from inference.server.runner_client.liveness import Timeouts
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
-    """How runners are started and how long they are waited for."""
+    """How runners are started, and their timeouts."""
 
-    engine: str  # whose imports are done before Hello; "" for none
+    engine: str  # imported before Hello; "" for none
     extra_engines: Mapping[str, str] = field(default_factory=dict)  # name to "module:function", from settings only
     device_policy: str = "auto"  # "auto", "cpu", "cuda", "cuda:N": which devices Hello may name
     heartbeat_seconds: float = 0.1
-    silence_seconds: float = 2.0  # no heartbeat for so long: the runner is hung
-    start_seconds: float = 60.0  # until Hello
-    load_stall_seconds: float = 60.0  # of a load without progress
-    retire_seconds: float = 10.0  # polite end, then kill
+    silence_seconds: float = 2.0  # without a heartbeat, the runner is stuck
+    start_seconds: float = 60.0  # from start to Hello
+    load_stall_seconds: float = 60.0  # without progress of a load
+    retire_seconds: float = 10.0  # from retire to kill
     oom_score_adj: int = 0  # added to the inherited value until the runner serves
     prepare_threads: int = 2
 
     @property
-    def patience(self) -> Patience:
-        """The limits that a runner is watched by."""
-        return Patience(self.start_seconds, self.silence_seconds, self.load_stall_seconds)
+    def timeouts(self) -> Timeouts:
+        """The timeouts for the liveness monitor."""
+        return Timeouts(self.start_seconds, self.silence_seconds, self.load_stall_seconds)
 
 
 class EndReason(StrEnum):
-    """Why a runner is gone."""
+    """Why a runner ended."""
 
-    RETIRED = "retired"  # asked to, politely
-    DIED = "died"  # by itself: a crash, an exit, the system's killer
+    RETIRED = "retired"  # by `retire`
+    DIED = "died"  # unexpectedly: a crash, an exit, the OOM killer
     SILENT = "silent"  # no heartbeat
-    GARBAGE = "garbage"  # what it said cannot be understood
+    GARBAGE = "garbage"  # it sent invalid data
     START_TIMEOUT = "start_timeout"
     LOAD_STALLED = "load_stalled"
-    KILLED = "killed"  # asked for by `kill`
+    KILLED = "killed"  # by `kill`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +47,43 @@ class RunnerEnding:
     """How a runner ended."""
 
     reason: EndReason
-    detail: str  # for people and logs: exit code, signal, what kill was told
-    exit_code: int | None  # negative: the signal
+    detail: str  # for logs: exit code, signal, or the argument of `kill`
+    exit_code: int | None  # negative for a signal
 
 
 class RunnerListener(Protocol):
-    """Who is told what a runner says.
+    """Receives the events of a runner.
 
-    All on the loop's thread, from the loop itself and never from inside a call to the process.
+    Called on the loop's thread, from the loop itself and never from inside a call to the process.
     """
 
     def on_hello(self, hello: runner_pb2.Hello) -> None:
-        """Its imports are done."""
+        """The process can load; its imports are done."""
         ...
 
     def on_load_progress(self, progress: runner_pb2.LoadProgress) -> None:
-        """A load goes on."""
+        """Progress of a load."""
         ...
 
     def on_load_outcome(self, outcome: runner_pb2.LoadOutcome) -> None:
-        """A load has ended, well or not."""
+        """A load has succeeded or failed."""
         ...
 
     def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Items have their outcomes."""
+        """Outcomes of items."""
         ...
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
-        """It is there."""
+        """A heartbeat."""
         ...
 
     def on_end(self, ending: RunnerEnding) -> None:
-        """It is gone. Exactly once, after everything it had said; nothing follows."""
+        """The process has ended. Called exactly once, after all other events."""
         ...
 
 
 class RunnerHandle(Protocol):
-    """What a slot needs of a runner process."""
+    """The part of a runner process that a slot uses."""
 
     @property
     def pid(self) -> int:
@@ -106,25 +106,25 @@ class RunnerHandle(Protocol):
     def send_batch(
         self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
     ) -> None:
-        """Compute items: the batch's own, and such whose picture comes apart."""
+        """Compute a batch; `items` are further items, each with its picture."""
         ...
 
     def cancel(self, item_ids: Sequence[int]) -> None:
-        """Drop items."""
+        """Cancel items."""
         ...
 
     def set_serving(self, serving: bool) -> None:  # noqa: FBT001  the runner's own interface
-        """Say whether callers wait for it."""
+        """Set whether requests may be routed to it: the process gets full priority."""
         ...
 
     def retire(self) -> None:
-        """End politely."""
+        """End the process after it has answered what was sent."""
         ...
 
     def kill(self, detail: str) -> None:
-        """End at once."""
+        """Kill the process."""
         ...
 
     async def wait_ended(self) -> None:
-        """Wait until the process is gone."""
+        """Wait until the process has ended."""
         ...

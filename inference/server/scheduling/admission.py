@@ -1,4 +1,4 @@
-"""The entrance: what is refused is refused at once, before it costs anything."""
+"""Admission control: refuses a request at once if it exceeds a limit or cannot meet its deadline; and the drain."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,81 +8,78 @@ from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much may be inside at once, for one model."""
+    """Limits of the accepted, unanswered requests of one model."""
 
     max_requests: int
     max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What a request needs to get in."""
+class AdmissionRequest:
+    """The facts about a request that admission decides by."""
 
     size_bytes: int
     seconds_left: float  # until the caller's deadline
-    expected_seconds: float  # of its own device time at best; 0 if unknown
+    expected_seconds: float  # its own device time at best; 0 if unknown
 
 
-def refusal(inside_requests: int, inside_bytes: int, capacity: Capacity, ask: Ask) -> HotslotError | None:
-    """Decide whether a request gets in; None lets it in."""
-    if ask.seconds_left <= 0:
+def check_admission(
+    waiting_requests: int, waiting_bytes: int, capacity: Capacity, request: AdmissionRequest
+) -> HotslotError | None:
+    """The error to refuse a request with; None admits it."""
+    if request.seconds_left <= 0:
         return DeadlineMissed("the deadline had passed on arrival", reason="DEADLINE_EXPIRED")
-    if ask.seconds_left < ask.expected_seconds:
+    if request.seconds_left < request.expected_seconds:
         return DeadlineMissed(
-            f"the deadline leaves {ask.seconds_left:.3f} s, the model needs about {ask.expected_seconds:.3f} s",
+            f"the deadline leaves {request.seconds_left:.3f} s, the model needs about {request.expected_seconds:.3f} s",
             reason="DEADLINE_TOO_SHORT",
         )
-    if inside_requests >= capacity.max_requests:
-        return Overloaded(f"{inside_requests} requests wait, limit {capacity.max_requests}", retry_after_seconds=0.5)
-    if inside_bytes + ask.size_bytes > capacity.max_bytes and inside_requests:
-        return Overloaded(f"{inside_bytes} bytes wait, limit {capacity.max_bytes}", retry_after_seconds=0.5)
+    if waiting_requests >= capacity.max_requests:
+        return Overloaded(f"{waiting_requests} requests wait, limit {capacity.max_requests}", retry_after_seconds=0.5)
+    if waiting_bytes + request.size_bytes > capacity.max_bytes and waiting_requests:
+        return Overloaded(f"{waiting_bytes} bytes wait, limit {capacity.max_bytes}", retry_after_seconds=0.5)
     return None
 
 
-class Entrance:
-    """Counts what is inside for one model and refuses what is too much."""
+class AdmissionController:
+    """Counts the accepted, unanswered requests of one model and refuses those over its limits."""
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self.requests = 0
         self.size_bytes = 0
 
-    def admit(self, ask: Ask) -> None:
-        """Let a request in; `leave` must follow.
+    def admit(self, request: AdmissionRequest) -> None:
+        """Admit a request; `release` must follow.
 
         Raises:
-            HotslotError: it is refused, and nothing was counted.
+            HotslotError: refused; nothing was counted.
         """
-        error = refusal(self.requests, self.size_bytes, self.capacity, ask)
+        error = check_admission(self.requests, self.size_bytes, self.capacity, request)
         if error is not None:
             raise error
         self.requests += 1
-        self.size_bytes += ask.size_bytes
+        self.size_bytes += request.size_bytes
 
-    def leave(self, size_bytes: int) -> None:
-        """A request that was let in is settled."""
+    def release(self, size_bytes: int) -> None:
+        """Subtract an admitted request that is done."""
         self.requests -= 1
         self.size_bytes -= size_bytes
 
 
 class Drain:
-    """Whether the server is about to end; one object for all who must know."""
+    """The drain of the server, shared by all its parts."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
-        self.is_leaving = False  # health says NOT_SERVING; requests are still taken until the drain has begun
+        self.is_leaving = False  # health reports NOT_SERVING; requests are accepted until the drain begins
 
     @property
     def is_draining(self) -> bool:
-        """Whether the streams have been asked to end and no new request is taken."""
+        """Whether new requests are refused and streams end."""
         return self.begun.is_set()
-
-    def refuse(self) -> None:
-        """Raise what a caller is told while the server drains."""
-        if self.begun.is_set():
-            raise draining_error()
 
 
 def draining_error() -> NotReady:
-    """What callers are told: another server can answer, now."""
-    return NotReady("this server is draining; send it to another", reason="DRAINING", retry_after_seconds=1.0)
+    """The error for requests during a drain: retry on another server."""
+    return NotReady("this server is draining; retry on another one", reason="DRAINING", retry_after_seconds=1.0)

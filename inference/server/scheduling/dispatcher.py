@@ -1,4 +1,4 @@
-"""Keeps one runner busy: takes what waits as soon as the runner has credit, and knows what it holds."""
+"""Sends queued requests to one runner in batches, and tracks the batches in flight."""
 
 import asyncio
 import itertools
@@ -10,97 +10,110 @@ from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
 from inference.server.request import Failure, Outcome, PendingRequest
-from inference.server.scheduling.cost import LimitRules, limit_seconds
 from inference.server.scheduling.queue import BatchBudget, WaitingQueue
 from inference.wire import EntailmentScores
 
-CREDIT = 2  # one batch computing, one prepared
+IN_FLIGHT_LIMIT = 2  # batches: one being computed, one being prepared
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRules:
+    """How a time limit is computed from measured cost."""
+
+    min_timeout_seconds: float  # lower bound of every limit
+    factor: float  # times the expected time
+    prepare_seconds: float = 0.5  # allowance per batch for decoding
+
+
+def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
+    """The time limit for `rows` rows, seconds: a runner that exceeds it is killed as stuck."""
+    return max(rules.min_timeout_seconds, rules.prepare_seconds + rules.factor * cost.expected(rows))
 
 
 class RunnerPort(Protocol):
-    """What the dispatcher needs of a runner process."""
+    """The part of a runner process that the dispatcher uses."""
 
     def send_batch(
         self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
     ) -> None:
-        """Hand over a batch, its items apart, each with its picture."""
+        """Send a batch; `items` are further items, each with its picture, so that no picture is copied."""
         ...
 
     def cancel(self, item_ids: Sequence[int]) -> None:
-        """Say that nobody waits for these items."""
+        """Cancel items."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a runner says of one answered item."""
+    """The runner's result for one item."""
 
     outcome: Outcome
     prepared_seconds: float
     computed_seconds: float
 
 
-class DispatchSink(Protocol):
-    """Who is told of outcomes, on the loop's thread."""
+class DispatchListener(Protocol):
+    """Receives the outcomes of items and batches, on the loop's thread."""
 
     def on_answer(self, request: PendingRequest, computed: Computed) -> None:
-        """An item has its answer."""
+        """An item was answered."""
         ...
 
     def on_failure(self, request: PendingRequest, failure: Failure) -> None:
-        """An item has none."""
+        """An item failed."""
         ...
 
     def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
-        """A batch was handed to the runner; it holds the slot until it is done."""
+        """A batch was sent; it uses the slot until `on_batch_done`."""
         ...
 
     def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:
-        """A batch is done."""
+        """The runner has finished a batch."""
         ...
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A batch in the runner's hands."""
+class _Batch:
+    """A batch in flight."""
 
-    requests: dict[int, PendingRequest]  # without an outcome yet, by item id
+    requests: dict[int, PendingRequest]  # without an outcome, by item id
     rows_left: int
-    step_since: float  # when it became the runner's first, or last made progress
+    progress_at: float  # when it became the oldest batch, or last made progress
     is_alone: bool
 
 
 class Dispatcher:
-    """One runner's queue and what is in its hands. Loop thread only."""
+    """One runner's queue and its batches in flight. Loop thread only."""
 
-    def __init__(self, sink: DispatchSink, clock: Clock, budget: BatchBudget, rules: LimitRules) -> None:
-        self._sink = sink
+    def __init__(self, listener: DispatchListener, clock: Clock, budget: BatchBudget, rules: LimitRules) -> None:
+        self._listener = listener
         self._clock = clock
         self._budget = budget
         self._rules = rules
         self._runner: RunnerPort | None = None
-        self._flights: dict[int, _Flight] = {}
+        self._in_flight: dict[int, _Batch] = {}
         self._batch_ids = itertools.count(1)
-        self._is_pump_due = False
+        self._is_dispatch_due = False
         self.queue = WaitingQueue()
         self.cost = RowCost()
 
     def open(self, runner: RunnerPort, row_seconds: float) -> None:
-        """A model is loaded: hand over what waits."""
+        """Begin to send to a runner that has loaded its model."""
         self._runner = runner
         self.cost = RowCost(row_seconds)
-        self.pump()
+        self.dispatch()
 
     def submit(self, request: PendingRequest) -> None:
-        """Queue a request; it is handed over at once if the runner has credit."""
+        """Queue a request; it is sent in this turn of the loop if the runner is below its in-flight limit."""
         self.queue.put(request)
-        if self._runner is not None and len(self._flights) < CREDIT:
-            self._pump_soon()
+        if self._runner is not None and len(self._in_flight) < IN_FLIGHT_LIMIT:
+            self._dispatch_soon()
 
-    def pump(self) -> None:
-        """Hand over batches while the runner has credit and something waits."""
-        while self._runner is not None and self.queue and len(self._flights) < CREDIT:
-            if self._flights and (self.queue.next_is_alone() or any(f.is_alone for f in self._flights.values())):
+    def dispatch(self) -> None:
+        """Send batches while requests wait and the runner is below its in-flight limit."""
+        while self._runner is not None and self.queue and len(self._in_flight) < IN_FLIGHT_LIMIT:
+            if self._in_flight and (self.queue.next_is_alone() or any(f.is_alone for f in self._in_flight.values())):
                 return
             requests = self.queue.take(self._budget)
             if not requests:
@@ -108,99 +121,99 @@ class Dispatcher:
             self._send(self._runner, requests)
 
     def on_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Take in a runner's outcomes; unknown batches and items are nobody's any more."""
-        flight = self._flights.get(reply.batch_id)
-        if flight is None:
+        """Process a runner's reply; unknown batches and items are ignored."""
+        batch = self._in_flight.get(reply.batch_id)
+        if batch is None:
             return
         now = self._clock.monotonic()
         for outcome in reply.outcomes:
-            request = flight.requests.pop(outcome.item_id, None)
+            request = batch.requests.pop(outcome.item_id, None)
             if request is not None:
-                flight.rows_left -= request.payload.rows
-                self._tell(request, outcome)
-        flight.step_since = now
+                batch.rows_left -= request.payload.rows
+                self._report_outcome(request, outcome)
+        batch.progress_at = now
         if reply.done:
-            self._end_flight(reply, flight, now)
+            self._end_batch(reply, batch, now)
             if self.queue:
-                self._pump_soon()
+                self._dispatch_soon()
 
     def cancel(self, request: PendingRequest) -> None:
-        """Nobody waits for a request any more: spare the runner if it has not begun."""
-        if self._runner is not None and any(request.id in flight.requests for flight in self._flights.values()):
+        """Cancel a request in the runner, which skips it if it has not begun."""
+        if self._runner is not None and any(request.id in batch.requests for batch in self._in_flight.values()):
             self._runner.cancel([request.id])
 
     def overdue_seconds(self, now: float) -> float:
-        """How long the runner is over the limit of what it has in hand; 0 or less if it is not."""
-        head = next(iter(self._flights.values()), None)
+        """Seconds by which the oldest batch exceeds its time limit; 0 or less if it does not."""
+        head = next(iter(self._in_flight.values()), None)
         if head is None:
             return 0.0
-        return now - head.step_since - limit_seconds(self.cost, head.rows_left, self._rules)
+        return now - head.progress_at - limit_seconds(self.cost, head.rows_left, self._rules)
 
     def limit_of(self, rows: int) -> float:
-        """How long so many rows may take on this runner, seconds."""
+        """The time limit for `rows` rows on this runner, seconds."""
         return limit_seconds(self.cost, rows, self._rules)
 
-    def waits_seconds(self, rows: int) -> float:
-        """Expected seconds until so many further rows would be answered, behind what is there."""
-        ahead = sum(flight.rows_left for flight in self._flights.values())
+    def expected_seconds(self, rows: int) -> float:
+        """Expected seconds until `rows` further rows are answered, after the batches in flight."""
+        ahead = sum(batch.rows_left for batch in self._in_flight.values())
         return self.cost.expected(rows + ahead)
 
     def close(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
-        """The runner is gone.
+        """Stop sending: the runner has ended.
 
         Returns:
-            Tickets that were in its hands (suspect_requests, if it died), and requests that waited.
+            The requests in flight (suspects, if it died), and the queued requests.
         """
         self._runner = None
-        flights, self._flights = self._flights, {}
-        held = [request for flight in flights.values() for request in flight.requests.values()]
+        batches, self._in_flight = self._in_flight, {}
+        held = [request for batch in batches.values() for request in batch.requests.values()]
         return [request for request in held if not request.is_done], self.queue.take_all()
 
-    def _pump_soon(self) -> None:
-        """Pump when everything that came in this turn of the loop is queued: one frame for all of it."""
-        if not self._is_pump_due:
-            self._is_pump_due = True
-            asyncio.get_running_loop().call_soon(self._pump_now)
+    def _dispatch_soon(self) -> None:
+        """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
+        if not self._is_dispatch_due:
+            self._is_dispatch_due = True
+            asyncio.get_running_loop().call_soon(self._dispatch_now)
 
-    def _pump_now(self) -> None:
-        self._is_pump_due = False
-        self.pump()
+    def _dispatch_now(self) -> None:
+        self._is_dispatch_due = False
+        self.dispatch()
 
     def _send(self, runner: RunnerPort, requests: list[PendingRequest]) -> None:
         now = self._clock.monotonic()
         batch = runner_pb2.ComputeBatch(batch_id=next(self._batch_ids))
         items = [(_item(request, now), request.payload.image) for request in requests]
-        self._flights[batch.batch_id] = _Flight(
+        self._in_flight[batch.batch_id] = _Batch(
             requests={request.id: request for request in requests},
             rows_left=sum(request.payload.rows for request in requests),
-            step_since=now,
+            progress_at=now,
             is_alone=any(request.alone for request in requests),
         )
-        self._sink.on_batch_sent(requests)
+        self._listener.on_batch_sent(requests)
         runner.send_batch(batch, items)
 
-    def _tell(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome) -> None:
+    def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome) -> None:
         kind = outcome.WhichOneof("outcome")
         if kind == "entailment":
             scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
-            self._sink.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
+            self._listener.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
             return
         failure = outcome.failure
-        self._sink.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
+        self._listener.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
 
-    def _end_flight(self, reply: runner_pb2.BatchReply, flight: _Flight, now: float) -> None:
-        del self._flights[reply.batch_id]
-        for request in flight.requests.values():
-            self._sink.on_failure(request, Failure("ENGINE_FAILED", "the runner ended the batch without this item"))
-        for waiting in self._flights.values():
-            waiting.step_since = now
+    def _end_batch(self, reply: runner_pb2.BatchReply, batch: _Batch, now: float) -> None:
+        del self._in_flight[reply.batch_id]
+        for request in batch.requests.values():
+            self._listener.on_failure(request, Failure("ENGINE_FAILED", "the runner finished the batch without it"))
+        for waiting in self._in_flight.values():
+            waiting.progress_at = now
             break
         self.cost.learn(reply.computed_seconds, reply.rows)
-        self._sink.on_batch_done(reply)
+        self._listener.on_batch_done(reply)
 
 
 def _item(request: PendingRequest, now: float) -> runner_pb2.BatchItem:
-    """A request as the runner is told of it, without its picture."""
+    """The runner's message for a request, without its picture."""
     request.runs += 1
     request.sent_at = now
     payload = request.payload

@@ -1,4 +1,4 @@
-"""What waits for one slot's runner, in order. Pure: time is an argument."""
+"""The queue of one runner, first in, first out. Pure."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from inference.server.request import PendingRequest
 
 @dataclass(frozen=True, slots=True)
 class BatchBudget:
-    """How much one frame to a runner may carry."""
+    """Limits of one batch."""
 
     max_items: int  # requests
     max_rows: int  # device rows
-    max_bytes: int  # of payload; one request may be larger
+    max_bytes: int  # of payload; a single request may exceed it
 
 
 class WaitingQueue:
-    """First come, first served, except that a suspect is served by itself."""
+    """First in, first out; a suspect request gets a batch of its own."""
 
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] = deque()
@@ -25,24 +25,24 @@ class WaitingQueue:
         return len(self._requests)
 
     def put(self, request: PendingRequest) -> None:
-        """Add a request at the end."""
+        """Append a request."""
         self._requests.append(request)
 
     def take_all(self) -> list[PendingRequest]:
-        """Empty the queue; settled requests are left out."""
+        """Empty the queue and return the requests that are not done."""
         requests = [request for request in self._requests if not request.is_done]
         self._requests.clear()
         return requests
 
     def next_is_alone(self) -> bool:
-        """Whether the next request must not share the runner."""
-        self._drop_settled()
+        """Whether the next request must be computed alone."""
+        self._drop_done()
         return bool(self._requests) and self._requests[0].alone
 
     def take(self, budget: BatchBudget) -> list[PendingRequest]:
-        """Take the next batch: everything that waits, up to the budget; at least one request if any waits.
+        """Take the next batch: the requests at the front that fit the budget, and at least one if any waits.
 
-        Tickets that nobody waits for any more are dropped on the way.
+        Requests that are done are dropped.
         """
         batch: list[PendingRequest] = []
         rows = size = 0
@@ -62,6 +62,6 @@ class WaitingQueue:
                 break
         return batch
 
-    def _drop_settled(self) -> None:
+    def _drop_done(self) -> None:
         while self._requests and self._requests[0].is_done:
             self._requests.popleft()

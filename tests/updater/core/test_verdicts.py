@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from inference.server.control.report import stats_message
+from inference.server.control.servicer import build_stats
 from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.control.snapshot import counts_of
@@ -245,7 +245,7 @@ def test_latency_bounds_are_what_the_server_sends() -> None:
         row.count_answer(3.0)
     row.count_batch(0.6, 3)
     row.count_batch(0.2, 0)
-    counts = counts_of(stats_message(row))
+    counts = counts_of(build_stats(row))
 
     assert counts.latency_bounds == (1.0, 2.0, 8.0)
     assert percentile(counts, 0.5) == pytest.approx(5.0)
