@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int], None]  # per cent of a conversion
-_ROOT = Path(__file__).resolve().parent.parent
 _GIB = 1 << 30
 _MAX_SENTENCE_BYTES = 64 << 10
 _MAX_SAID_BYTES = 4096  # of progress, at a time
@@ -170,7 +169,7 @@ def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits
 
 def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
     # A plain environment: nothing that an operator exported reaches code that reads foreign bytes.
-    environment = {**inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "PYTHONPATH": str(_ROOT)}
+    environment = inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR")
     with (
         tempfile.TemporaryFile() as sentences,
         subprocess.Popen(  # rule 2

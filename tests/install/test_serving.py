@@ -102,6 +102,8 @@ class User:
 def test_a_wheel_serves_and_updates_a_user_s_model(environment: Environment, wheel: Path, tmp_path: Path) -> None:
     """Paths of hotslot.toml mean the folder in which `hotslot serve` is typed; nothing comes from the source tree."""
     environment.install(wheel)
+    # Site-packages come after the standard library in every process, the conversion among them.
+    (environment.site_packages / "json.py").write_text("raise SystemExit('a foreign module was run')\n")
     (tmp_path / "user").mkdir()
     user = User(tmp_path / "user", environment)
     brought = user.hotslot("bundle", "import", "v1.0.0", "--model", "shapes")
