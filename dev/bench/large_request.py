@@ -9,7 +9,7 @@ from rich.table import Table
 
 from common.bundle import Bundle, Committed, Origin, commit
 from dev.bench.large_model import FOLDER
-from dev.bench.stack import MODEL, SETTINGS, Hand, running_server
+from dev.bench.stack import MODEL, SETTINGS, ControlClient, running_server
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 
 PORT = 50_993
@@ -43,8 +43,8 @@ def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> 
 
 
 async def _ask(image: bytes, statements: list[str]) -> tuple[list[Asked], int]:
-    hand = Hand(FOLDER.absolute() / "state")
-    before = await hand.ready()
+    control = ControlClient(FOLDER.absolute() / "state")
+    before = await control.ready()
     rows = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{PORT}") as channel:
         stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
@@ -57,7 +57,7 @@ async def _ask(image: bytes, statements: list[str]) -> tuple[list[Asked], int]:
             except grpc.aio.AioRpcError as error:
                 code = f"{error.code().name}: {error.details()}"
             rows.append(Asked(deadline, code, time.perf_counter() - began))
-    after = await hand.state()
-    await hand.close()
+    after = await control.state()
+    await control.close()
     ended = sum(slot.restarts for slot in after.slots) - sum(slot.restarts for slot in before.slots)
     return rows, ended

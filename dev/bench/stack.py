@@ -124,7 +124,7 @@ def running_server(folder: Path, port: int, text: str = "") -> Iterator[subproce
         child.wait(30)
 
 
-class Hand:
+class ControlClient:
     """The control socket."""
 
     def __init__(self, state: Path) -> None:

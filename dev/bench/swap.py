@@ -17,7 +17,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dev.bench.stack import SHAPES, Hand, Tally, answers_of, callers, golden_items, running_server, seal_revisions
+from dev.bench.stack import (
+    SHAPES,
+    ControlClient,
+    Tally,
+    answers_of,
+    callers,
+    golden_items,
+    running_server,
+    seal_revisions,
+)
 from examples.shapes.permute import permute_directory
 
 PORT = 50173
@@ -55,8 +64,8 @@ async def measure(folder: Path, swaps: int) -> int:
     disagreement = differing(expected["v1.0.0"], expected["v1.0.1"])
     rows: list[Row] = []
     with running_server(folder, PORT):
-        hand = Hand(state)
-        await hand.ready()
+        control = ControlClient(state)
+        await control.ready()
         async with callers(PORT, CLIENTS, items, expected) as tally:
             await asyncio.sleep(SETTLE_SECONDS)
             rows.append(Row("steady", gap(tally), ""))
@@ -64,29 +73,29 @@ async def measure(folder: Path, swaps: int) -> int:
             gaps, loads = [], []
             for number in range(swaps):
                 tally.begin()
-                loads.append(await hand.swap(bundles[("v1.0.1", "v1.0.0")[number % 2]].bundle_digest))
+                loads.append(await control.swap(bundles[("v1.0.1", "v1.0.0")[number % 2]].bundle_digest))
                 gaps.append(gap(tally))
             one = 1000 * steady[len(steady) // 2]
             rows.append(Row(f"{swaps} swaps", max(gaps), f"{one:.0f} (one call) + 50"))
-            rows.append(await death(hand, tally, signal.SIGKILL, "1000"))
-            rows.append(await death(hand, tally, signal.SIGSTOP, "1000 + batch limit"))
-        await hand.close()
+            rows.append(await death(control, tally, signal.SIGKILL, "1000"))
+            rows.append(await death(control, tally, signal.SIGSTOP, "1000 + batch limit"))
+        await control.close()
     show(rows, tally, disagreement, max(loads))
     return 1 if tally.failed or tally.wrong or disagreement < MIN_DISAGREEMENT else 0
 
 
-async def death(hand: Hand, tally: Tally, number: signal.Signals, aim: str) -> Row:
+async def death(control: ControlClient, tally: Tally, number: signal.Signals, aim: str) -> Row:
     """End or stop the active runner, and wait until the model is ready again."""
-    await hand.ready()
+    await control.ready()
     await asyncio.sleep(SETTLE_SECONDS)
-    pid = await hand.active_pid()
+    pid = await control.active_pid()
     tally.begin()
     os.kill(pid, number)
     for _ in range(1000):
         await asyncio.sleep(0.02)
-        if await hand.active_pid() not in (pid, 0):
+        if await control.active_pid() not in (pid, 0):
             break
-    await hand.ready()
+    await control.ready()
     await asyncio.sleep(SETTLE_SECONDS)
     return Row(f"active runner: {number.name}", gap(tally), aim)
 

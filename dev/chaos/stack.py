@@ -21,8 +21,8 @@ from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from common.sealing import ConvertLimits
 from dev.chaos import kit
 from dev.chaos.updater import ARM_VARIABLE
-from dev.harness import Answers, Hand, Load, eventually, question
-from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness import Answers, ControlClient, Load, eventually, question
+from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, convert_scripted, publish_scripted, write_golden
 from hotslot.control.v1 import control_pb2
@@ -91,7 +91,7 @@ class ChaosStack:
                 cwd=ROOT,
                 process_group=0,
             )
-        self.hand = Hand(str(run_folder(self.state) / CONTROL_SOCKET), MODEL)
+        self.control = ControlClient(str(run_folder(self.state) / CONTROL_SOCKET), MODEL)
         self._updates = grpc.insecure_channel(
             f"unix:{run_folder(self.state) / UPDATES_SOCKET}", options=RECONNECT_OPTIONS
         )
@@ -110,7 +110,7 @@ class ChaosStack:
         """End it as a container's stop does; how it ended."""
         if self._process is None:
             raise RuntimeError("it was never started")
-        self.hand.close()
+        self.control.close()
         self._updates.close()
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(LIMIT_SECONDS)
@@ -199,7 +199,7 @@ class ChaosStack:
     def seen(self) -> control_pb2.ModelState | None:
         """The model as the server tells it; None while there is no server."""
         try:
-            return self.hand.status()
+            return self.control.status()
         except grpc.RpcError:
             return None
 
@@ -263,7 +263,7 @@ class ChaosStack:
         self.wait_stage("IDLE", limit=limit)
 
         def is_alone() -> bool:
-            state = self.hand.status()
+            state = self.control.status()
             return state.ready and not state.HasField("trial") and sum(bool(one.load_id) for one in state.slots) == 1
 
         self.wait(is_alone, "what serves is loaded alone", limit)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from dev.bench.stack import Hand
+from dev.bench.stack import ControlClient
 from dev.demo.follow import Followed, Operator
 from dev.demo.load import Load
 from dev.demo.world import World
@@ -17,7 +17,7 @@ class Tour:
 
     world: World
     operator: Operator
-    hand: Hand
+    control: ControlClient
     load: Load
     console: Console
     began: float

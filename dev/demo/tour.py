@@ -20,7 +20,7 @@ import grpc
 import psutil
 from rich.console import Console
 
-from dev.bench.stack import Hand
+from dev.bench.stack import ControlClient
 from dev.demo.follow import LOOK_SECONDS, PATIENCE_SECONDS, Followed, NotSo, Operator
 from dev.demo.guide import Tour
 from dev.demo.load import calling
@@ -46,30 +46,30 @@ async def give(folder: Path, console: Console) -> int:
     console.print("making revisions, and asking the bare engine what their right answers are …")
     world = build(folder)
     with running_stack(world) as stack:
-        operator, hand = Operator(world.state), Hand(world.state)
+        operator, control = Operator(world.state), ControlClient(world.state)
         try:
             await operator.ready(FIRST)
-            await begun(hand)
+            await begun(control)
             async with calling(world) as load:
-                tour = Tour(world, operator, hand, load, console, time.perf_counter())
+                tour = Tour(world, operator, control, load, console, time.perf_counter())
                 try:
                     await acts(tour)
                 except (NotSo, TimeoutError) as error:
                     tour.expect(so=False, otherwise=str(error) or "something took too long")
         finally:
             await operator.close()
-            await hand.close()
+            await control.close()
     tour.expect(so=stack.returncode == 0, otherwise=f"the stack ended with {stack.returncode}")
     show(tour, console)
     return verdict(tour)
 
 
-async def begun(hand: Hand) -> None:
+async def begun(control: ControlClient) -> None:
     """Wait for the model, on a busy machine for long."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
-                await hand.ready(PATIENCE_SECONDS)
+                await control.ready(PATIENCE_SECONDS)
                 return
 
 
@@ -108,14 +108,14 @@ async def better_is_committed(tour: Tour) -> None:
 async def runner_is_killed(tour: Tour) -> None:
     """The process that answers dies; the one that stands ready takes over what it held."""
     await standby(tour)
-    pid = await tour.hand.active_pid()
+    pid = await tour.control.active_pid()
     tour.load.phase, tour.killed_at = "runner killed", time.perf_counter()
     tour.say("[bold]kill −9[/bold] of the process that answers")
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while await tour.hand.active_pid() in (pid, 0):  # noqa: ASYNC110  it tells when it is asked, not else
+        while await tour.control.active_pid() in (pid, 0):  # noqa: ASYNC110  it tells when it is asked, not else
             await asyncio.sleep(0.01)
-    await tour.hand.ready()
+    await tour.control.ready()
     tour.back_at = time.perf_counter()
     tour.say(f"another process answers after {tour.back_at - tour.killed_at:.2f} s")
     await asyncio.sleep(SETTLE_SECONDS)
@@ -125,7 +125,7 @@ async def runner_is_killed(tour: Tour) -> None:
 async def standby(tour: Tour) -> None:
     """Wait until the model before is no longer kept warm, and a process stands ready in its place."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while "READY" not in {row.state for row in (await tour.hand.ready()).slots}:  # noqa: ASYNC110  as below
+        while "READY" not in {row.state for row in (await tour.control.ready()).slots}:  # noqa: ASYNC110  as below
             await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -150,7 +150,7 @@ async def overflowing_is_taken_back(tour: Tour) -> None:
     await tour.operator.follow(followed, on_stage)
     await tell_end(tour, followed, "ROLLED_BACK")
     tour.load.uses_the_word = False
-    state = await tour.hand.state()
+    state = await tour.control.state()
     tour.by_previous = sum(row.answered_by_previous for row in state.stats)
     tour.expect(so=tour.by_previous > 0, otherwise="the trial failed nobody's request: nothing was proven")
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import grpc
 
 from dev.harness.answers import Answers, Question, question, scores_of
-from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.waiting import eventually
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 

@@ -15,8 +15,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from common.bundle import Bundle, Committed, Origin, commit
 from common.paths import CONTROL_SOCKET, run_folder
 from dev.harness.answers import Answers, Question, scores_of
-from dev.harness.channels import CHANNEL_OPTIONS
-from dev.harness.hand import Hand
+from dev.harness.control import CHANNEL_OPTIONS, ControlClient
 from dev.harness.process import ServerProcess, write_settings
 from dev.harness.waiting import eventually
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
@@ -80,7 +79,7 @@ class Stack:
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.address = f"127.0.0.1:{self.port}"
         self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self.hand = Hand(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
+        self.control = ControlClient(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
         self.entailment = EntailmentServiceStub(self.channel)
         self.tagging = AddressTaggingServiceStub(self.channel)
         self.health = HealthStub(self.channel)
@@ -103,7 +102,7 @@ class Stack:
     def hang_up(self) -> None:
         """Close the connections of the test."""
         self.channel.close()
-        self.hand.close()
+        self.control.close()
 
     def __enter__(self) -> Self:
         """Start, and wait until it serves."""
@@ -148,19 +147,19 @@ class Stack:
         """Wait until it serves and the other slot's process stands ready without a model."""
 
         def is_calm() -> bool:
-            states = sorted(slot.state for slot in self.hand.status().slots)
+            states = sorted(slot.state for slot in self.control.status().slots)
             return states == ["LOADED", "READY"] and self.is_serving()
 
         eventually(is_calm, what="one slot answers, the other stands ready")
 
     def calm(self, revision: str = "r1") -> None:
         """Bring a shared stack back: one revision answers, nothing is on trial, the other slot is free."""
-        state = self.hand.status()
+        state = self.control.status()
         if state.trial.previous_load_id:
-            self.hand.activate(state.trial.previous_load_id)
+            self.control.activate(state.trial.previous_load_id)
         self._retire_other()
-        if self.hand.active().revision != revision:
-            self.hand.commit(self.hand.trial(self.answers.digest_of(revision)))
+        if self.control.active().revision != revision:
+            self.control.commit(self.control.trial(self.answers.digest_of(revision)))
             self._retire_other()
         self.wait_calm()
 
@@ -168,7 +167,7 @@ class Stack:
         """Let another revision answer for good, alone."""
         bundle = self.bundle(revision, **script)
         self._retire_other()
-        self.hand.commit(self.hand.trial(bundle.bundle_digest))
+        self.control.commit(self.control.trial(bundle.bundle_digest))
         self._retire_other()
         self.wait_calm()
         return bundle
@@ -180,12 +179,12 @@ class Stack:
 
     def active_pid(self) -> int:
         """Process id of the runner that answers."""
-        return self.hand.active().pid
+        return self.control.active().pid
 
     def _retire_other(self) -> None:
-        other: control_pb2.SlotStatus = self.hand.other()
+        other: control_pb2.SlotStatus = self.control.other()
         if other.load_id:
-            self.hand.retire(other.load_id)
+            self.control.retire(other.load_id)
 
 
 def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:

@@ -66,7 +66,7 @@ def test_a_server_without_a_model_is_4_and_alive(go_healthcheck: Path, make_stac
 def test_a_frozen_server_is_2(go_healthcheck: Path, make_stack: Callable[..., Stack]) -> None:
     """A server that is stopped accepts nothing any more; it goes on when it is continued, and no runner was lost."""
     stack = make_stack()
-    pids = sorted(slot.pid for slot in stack.hand.status().slots)
+    pids = sorted(slot.pid for slot in stack.control.status().slots)
     stack.process.send(signal.SIGSTOP)
     limits = ("-connect-timeout=500ms", "-rpc-timeout=500ms")
     try:
@@ -76,4 +76,4 @@ def test_a_frozen_server_is_2(go_healthcheck: Path, make_stack: Callable[..., St
         stack.process.send(signal.SIGCONT)
 
     assert run(go_healthcheck, f"-addr={stack.address}") == SERVING
-    assert sorted(slot.pid for slot in stack.hand.status().slots) == pids
+    assert sorted(slot.pid for slot in stack.control.status().slots) == pids

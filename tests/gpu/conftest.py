@@ -47,5 +47,5 @@ def served(idle: Stack) -> Stack:
     """The same, serving from the card."""
     idle.start()
     idle.wait_calm()
-    assert idle.hand.active().device == "cuda:0"
+    assert idle.control.active().device == "cuda:0"
     return idle

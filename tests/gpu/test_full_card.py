@@ -48,7 +48,7 @@ def fill_until_on_cpu(stack: Stack, filler: Filler) -> None:
 
 def fallback_of(stack: Stack) -> tuple[str, str]:
     """The fallback that stands; empty if none does."""
-    row = stack.hand.status().fallback
+    row = stack.control.status().fallback
     return row.device, row.fallback_device
 
 
@@ -87,7 +87,7 @@ def test_a_candidate_that_does_not_fit_leaves_the_active_model_alone(served: Sta
     filler.fill()
 
     with pytest.raises(grpc.RpcError) as error:
-        served.hand.load(digest, CARD)
+        served.control.load(digest, CARD)
 
     refusal = refusal_of(error.value)
     assert (refusal.code, refusal.metadata["device"]) == ("RESOURCE_EXHAUSTED", CARD)
@@ -97,16 +97,16 @@ def test_a_candidate_that_does_not_fit_leaves_the_active_model_alone(served: Sta
 
 def test_a_trial_on_a_card_that_fills_up_costs_no_answer(served: Stack, filler: Filler) -> None:
     """Whichever of the two runs out first: the callers are answered, the committed revision answers at the end."""
-    served.hand.trial(other_revision(served.folder))
+    served.control.trial(other_revision(served.folder))
 
     fill_until_on_cpu(served, filler)
 
-    state = served.hand.status()
+    state = served.control.status()
     assert (state.last_trial.outcome, state.last_trial.reason) in {
         ("ROLLED_BACK", "OUT_OF_MEMORY"),
         ("YIELDED", "OUT_OF_MEMORY"),
     }
-    assert (served.hand.active().revision, fallback_of(served)) == ("v1.0.0", (CARD, CPU))
+    assert (served.control.active().revision, fallback_of(served)) == ("v1.0.0", (CARD, CPU))
 
 
 @pytest.mark.fault("B11")
@@ -120,14 +120,14 @@ def test_a_restarted_server_stays_on_the_cpu_until_the_card_is_free(served: Stac
 
     assert ask(served)[0] == CPU
     assert not served.process.events("load_failed")
-    digest = served.hand.active().bundle_digest
+    digest = served.control.active().bundle_digest
     with pytest.raises(grpc.RpcError) as error:
-        served.hand.load(digest, CARD)
+        served.control.load(digest, CARD)
     assert refusal_of(error.value).code == "RESOURCE_EXHAUSTED"
     served.wait_calm()
 
     filler.let_go()
-    (*_, loaded) = served.hand.load(digest, CARD)
-    served.hand.activate(loaded.load_id)
-    assert not served.hand.commit(loaded.load_id).HasField("fallback")
+    (*_, loaded) = served.control.load(digest, CARD)
+    served.control.activate(loaded.load_id)
+    assert not served.control.commit(loaded.load_id).HasField("fallback")
     assert ask(served)[0] == CARD

@@ -15,7 +15,7 @@ from tests.stack.refusal import refusal_of
 def load_refused(stack: Stack, digest: str) -> tuple[str, str]:
     """Code and reason of a load that fails."""
     with pytest.raises(grpc.RpcError) as error:
-        stack.hand.load(digest)
+        stack.control.load(digest)
     refusal = refusal_of(error.value)
     assert refusal.domain == "hotslot"
     return refusal.code, refusal.reason
@@ -33,19 +33,19 @@ def load_refused(stack: Stack, digest: str) -> tuple[str, str]:
 def test_a_candidate_that_cannot_load_is_given_up(stack: Stack, fault: str, told: tuple[str, str]) -> None:
     """The reason is told, the slot is free again, the active model answers on and nobody is blamed for it."""
     bad = stack.bundle(f"r-{fault}", fail_load=fault)
-    generation = stack.hand.status().generation
+    generation = stack.control.status().generation
 
     with Load(stack, clients=4) as load:
         assert load_refused(stack, bad.bundle_digest) == told
-        eventually(lambda: stack.hand.other().state == "READY", what="the slot is free again")
+        eventually(lambda: stack.control.other().state == "READY", what="the slot is free again")
         load.wait_answers(40)
 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
-    state = stack.hand.status()
-    assert (state.generation, stack.hand.other().load_id) == (generation, "")
+    state = stack.control.status()
+    assert (state.generation, stack.control.other().load_id) == (generation, "")
     assert load_refused(stack, bad.bundle_digest) == told, "it may be tried again, with the same end"
-    assert stack.hand.candidate(stack.answers.digest_of("r2"))
+    assert stack.control.candidate(stack.answers.digest_of("r2"))
 
 
 @pytest.mark.fault("K8")
@@ -64,9 +64,9 @@ def test_a_candidate_that_hangs_while_loading_is_ended(make_stack: MakeStack, fa
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_candidate_killed_while_loading_is_given_up(stack: Stack, number: signal.Signals) -> None:
     """The load is aborted and the slot is free again."""
-    call: Any = stack.hand.begin_load(stack.bundle("r-long", load_seconds=20.0).bundle_digest)
-    eventually(lambda: stack.hand.other().state == "LOADING", what="the load has begun")
-    stack.kill(stack.hand.other().pid, number)
+    call: Any = stack.control.begin_load(stack.bundle("r-long", load_seconds=20.0).bundle_digest)
+    eventually(lambda: stack.control.other().state == "LOADING", what="the load has begun")
+    stack.kill(stack.control.other().pid, number)
 
     with pytest.raises(grpc.RpcError) as error:
         list(call)
@@ -79,25 +79,25 @@ def test_a_candidate_killed_while_loading_is_given_up(stack: Stack, number: sign
 def test_a_candidate_killed_while_gated_is_gone(stack: Stack) -> None:
     """Its load is unknown afterwards: it can be neither probed nor activated, and is loaded anew under a new name."""
     digest = stack.answers.digest_of("r2")
-    load_id = stack.hand.candidate(digest)
+    load_id = stack.control.candidate(digest)
 
-    stack.kill(stack.hand.other().pid)
+    stack.kill(stack.control.other().pid)
     stack.wait_calm()
 
-    for act in (lambda: stack.hand.probe([question()], load_id), lambda: stack.hand.activate(load_id)):
+    for act in (lambda: stack.control.probe([question()], load_id), lambda: stack.control.activate(load_id)):
         with pytest.raises(grpc.RpcError) as error:
             act()
         assert refusal_of(error.value).brief[:2] == ("NOT_FOUND", "LOAD_UNKNOWN")
-    assert stack.hand.candidate(digest) != load_id
+    assert stack.control.candidate(digest) != load_id
     assert stack.check(question()) == "r1"
 
 
 @pytest.mark.fault("K6")
 def test_a_probe_whose_runner_dies_says_so(stack: Stack) -> None:
     """A candidate that its probe kills is an outcome of the probe, not of any caller."""
-    load_id = stack.hand.candidate(stack.answers.digest_of("r2"))
+    load_id = stack.control.candidate(stack.answers.digest_of("r2"))
 
-    (row,) = stack.hand.probe([question("!crash@r2")], load_id)
+    (row,) = stack.control.probe([question("!crash@r2")], load_id)
 
     assert row.error.code == grpc.StatusCode.INTERNAL.value[0]
     assert stack.check(question()) == "r1"
@@ -110,7 +110,7 @@ def test_deadlines_are_kept_while_a_candidate_loads(stack: Stack) -> None:
     slow = stack.bundle("r-heavy", load_seconds=1.0, warm_up_seconds=0.5, cpu_row_seconds=0.2)
 
     with Load(stack, clients=4, deadline=2.0) as load:
-        call = stack.hand.begin_load(slow.bundle_digest)
+        call = stack.control.begin_load(slow.bundle_digest)
         for _ in call:
             assert stack.is_serving()
         load.wait_answers(20)

@@ -80,7 +80,7 @@ def test_connections_that_break_in_the_middle_of_a_call_leave_nothing(stack: Sta
         way.close()
 
     stack.check(question(), timeout=DEADLINE_SECONDS)
-    status = stack.hand.status()
+    status = stack.control.status()
     assert [slot.state for slot in status.slots if slot.role == "ACTIVE"] == ["LOADED"]
     assert predict_raw(stack, question().request().SerializeToString()).results
 

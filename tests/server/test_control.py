@@ -8,14 +8,14 @@ import pytest
 from common.bundle import bundle_folder
 from dev.harness import Stack, eventually, question
 from dev.harness.answers import scores_of
-from dev.harness.hand import LIMIT_SECONDS
+from dev.harness.control import LIMIT_SECONDS
 from dev.harness.stack import commit_on_disk
 from hotslot.control.v1 import control_pb2 as pb
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import Refusal, refusal_of, status_refusal
 
 
-def refused(act: Any, *arguments: object, **named: object) -> Refusal:  # noqa: ANN401  any call of the hand
+def refused(act: Any, *arguments: object, **named: object) -> Refusal:  # noqa: ANN401  any call of the client
     """What a call is refused with."""
     with pytest.raises(grpc.RpcError) as error:
         act(*arguments, **named)
@@ -31,10 +31,10 @@ def state_in(refusal: Refusal) -> pb.ModelState:
 
 def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
     """Load with progress, probe, activate, commit, retire: callers meet the new revision from the activation on."""
-    hand, bundle = stack.hand, stack.bundle("r-way", load_seconds=0.2, warm_up_seconds=0.1)
-    begun = hand.status()
+    control, bundle = stack.control, stack.bundle("r-way", load_seconds=0.2, warm_up_seconds=0.1)
+    begun = control.status()
 
-    said = hand.load(bundle.bundle_digest)
+    said = control.load(bundle.bundle_digest)
     phases = [pb.LoadPhase.Name(row.phase).removeprefix("LOAD_PHASE_") for row in said]
     assert phases == sorted(phases, key=["STARTING", "READING", "WARMING_UP", "LOADED"].index)
     assert phases[-1] == "LOADED"
@@ -42,27 +42,27 @@ def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
     assert len({(row.load_id, row.slot) for row in said}) == 1
     assert said[-1].fraction == 1.0
     load_id = said[-1].load_id
-    assert hand.slot(said[-1].slot).role == "CANDIDATE"
+    assert control.slot(said[-1].slot).role == "CANDIDATE"
     assert stack.check(question()) == "r1"
 
     asked = question("a", "b")
-    (outcome,) = hand.probe([asked], load_id)
+    (outcome,) = control.probe([asked], load_id)
     assert scores_of(outcome.entailment) == stack.answers.of("r-way", asked)
     assert outcome.entailment.served_by.revision == "r-way"
 
-    trial = hand.activate(load_id, 300, begun.generation)
+    trial = control.activate(load_id, 300, begun.generation)
     assert (trial.trial.load_id, trial.trial.previous_load_id) == (load_id, begun.active_load_id)
     assert 290 < trial.trial.lease_left.ToTimedelta().total_seconds() <= 300
     assert stack.check(question()) == "r-way"
 
     commit_on_disk(stack, bundle)
-    done = hand.commit(load_id, trial.generation)
+    done = control.commit(load_id, trial.generation)
     assert (done.active_load_id, done.last_trial.outcome) == (load_id, "COMMITTED")
     assert done.committed_digest == bundle.bundle_digest
     assert not done.HasField("trial")
     assert done.generation > trial.generation > begun.generation
 
-    emptied = hand.retire(begun.active_load_id, done.generation)
+    emptied = control.retire(begun.active_load_id, done.generation)
     assert begun.active_load_id not in [slot.load_id for slot in emptied.slots]
     assert stack.check(question()) == "r-way"
 
@@ -70,54 +70,54 @@ def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
 def test_a_load_is_idempotent(stack: Stack) -> None:
     """Asked again while it loads, or when it is loaded, it is the same load in the same slot."""
     digest = stack.bundle("r-twice", load_seconds=0.3).bundle_digest
-    first = stack.hand.begin_load(digest)
+    first = stack.control.begin_load(digest)
     begun = next(first)
 
-    second = stack.hand.load(digest)
+    second = stack.control.load(digest)
     rest = list(first)
-    third = stack.hand.load(digest)
+    third = stack.control.load(digest)
 
     assert {row.load_id for row in [*rest, *second, *third]} == {begun.load_id}
     assert len(third) == 1
-    assert stack.hand.load(stack.answers.digest_of("r1"))[-1].load_id == stack.hand.status().active_load_id
+    assert stack.control.load(stack.answers.digest_of("r1"))[-1].load_id == stack.control.status().active_load_id
 
 
 def test_a_load_goes_on_when_its_caller_hangs_up(stack: Stack) -> None:
     """A lost updater does not lose the load."""
     digest = stack.bundle("r-hang-up", load_seconds=0.3).bundle_digest
-    call: Any = stack.hand.begin_load(digest)
+    call: Any = stack.control.begin_load(digest)
     load_id = next(call).load_id
     call.cancel()
 
-    eventually(lambda: stack.hand.other().state == "LOADED", what="the load is done")
-    assert stack.hand.other().load_id == load_id
+    eventually(lambda: stack.control.other().state == "LOADED", what="the load is done")
+    assert stack.control.other().load_id == load_id
 
 
 def test_committing_and_retiring_again_is_harmless(stack: Stack) -> None:
     """A caller that did not hear the answer may repeat the call."""
-    hand = stack.hand
-    old = hand.status().active_load_id
-    load_id = hand.trial(stack.answers.digest_of("r2"))
+    control = stack.control
+    old = control.status().active_load_id
+    load_id = control.trial(stack.answers.digest_of("r2"))
 
-    assert hand.commit(load_id).generation == hand.commit(load_id).generation
-    hand.retire(old)
-    hand.retire(old)
-    hand.retire("no-such-load")
+    assert control.commit(load_id).generation == control.commit(load_id).generation
+    control.retire(old)
+    control.retire(old)
+    control.retire("no-such-load")
     assert stack.check(question()) == "r2"
 
 
 def test_a_conflict_tells_the_true_state(stack: Stack) -> None:
     """A change by someone who believes in another generation is refused, with the state as it is."""
-    hand = stack.hand
-    load_id = hand.candidate(stack.answers.digest_of("r2"))
-    now = hand.status()
+    control = stack.control
+    load_id = control.candidate(stack.answers.digest_of("r2"))
+    now = control.status()
     stale = now.generation + 7
 
     for act, arguments in (
-        (hand.load, (stack.bundle("r-stale").bundle_digest, "", stale)),
-        (hand.activate, (load_id, 600.0, stale)),
-        (hand.commit, (load_id, stale)),
-        (hand.retire, (load_id, stale)),
+        (control.load, (stack.bundle("r-stale").bundle_digest, "", stale)),
+        (control.activate, (load_id, 600.0, stale)),
+        (control.commit, (load_id, stale)),
+        (control.retire, (load_id, stale)),
     ):
         refusal = refused(act, *arguments)
         assert refusal.brief == ("FAILED_PRECONDITION", "GENERATION_CONFLICT", ())
@@ -128,65 +128,69 @@ def test_a_conflict_tells_the_true_state(stack: Stack) -> None:
 
 def test_wrong_loads_are_refused_by_name(stack: Stack) -> None:
     """A malformed or unknown digest, a foreign or broken bundle, an unknown device or model: each has its reason."""
-    hand = stack.hand
+    control = stack.control
     broken, foreign = stack.bundle("r-broken"), stack.bundle("r-foreign")
     (bundle_folder(stack.folder, broken.bundle_digest) / "script.json").unlink()
     manifest = bundle_folder(stack.folder, foreign.bundle_digest) / "bundle.json"
     manifest.write_text(manifest.read_text().replace('"scripted"', '"mgeo"'))
 
-    assert refused(hand.load, "sha256:../../etc").brief == ("INVALID_ARGUMENT", "DIGEST_MALFORMED", ("bundle_digest",))
-    assert refused(hand.load, "").reason == "DIGEST_MALFORMED"
-    unknown = refused(hand.load, "sha256:" + "0" * 64)
+    assert refused(control.load, "sha256:../../etc").brief == (
+        "INVALID_ARGUMENT",
+        "DIGEST_MALFORMED",
+        ("bundle_digest",),
+    )
+    assert refused(control.load, "").reason == "DIGEST_MALFORMED"
+    unknown = refused(control.load, "sha256:" + "0" * 64)
     assert (unknown.code, unknown.reason) == ("NOT_FOUND", "BUNDLE_UNKNOWN")
     assert unknown.resource == ("bundle", "sha256:" + "0" * 64)
-    assert refused(hand.load, broken.bundle_digest).brief == ("FAILED_PRECONDITION", "BUNDLE_BROKEN", ())
-    assert refused(hand.load, foreign.bundle_digest).brief == ("FAILED_PRECONDITION", "BUNDLE_FOREIGN", ())
-    device = refused(hand.load, stack.answers.digest_of("r2"), "cuda:7")
+    assert refused(control.load, broken.bundle_digest).brief == ("FAILED_PRECONDITION", "BUNDLE_BROKEN", ())
+    assert refused(control.load, foreign.bundle_digest).brief == ("FAILED_PRECONDITION", "BUNDLE_FOREIGN", ())
+    device = refused(control.load, stack.answers.digest_of("r2"), "cuda:7")
     assert device.brief == ("INVALID_ARGUMENT", "DEVICE_UNKNOWN", ("device",))
-    hand.model = "squares"
+    control.model = "squares"
     try:
-        assert refused(hand.load, stack.answers.digest_of("r2")).brief[:2] == ("NOT_FOUND", "MODEL_UNKNOWN")
+        assert refused(control.load, stack.answers.digest_of("r2")).brief[:2] == ("NOT_FOUND", "MODEL_UNKNOWN")
     finally:
-        hand.model = "shapes"
-    assert hand.other().state == "READY"
+        control.model = "shapes"
+    assert control.other().state == "READY"
 
 
 def test_a_change_needs_a_name(stack: Stack) -> None:
     """What happens is logged under a transaction; a call without one is refused."""
     for name in ("", "t" * 65):
         change = pb.Change(model="shapes", transaction_id=name)
-        refusal = refused(stack.hand.stub.CommitSlot, pb.CommitSlotRequest(change=change, load_id="x"))
+        refusal = refused(stack.control.stub.CommitSlot, pb.CommitSlotRequest(change=change, load_id="x"))
         assert refusal.brief == ("INVALID_ARGUMENT", "TRANSACTION_MISSING", ("change.transaction_id",))
 
 
 @pytest.mark.fault("S10")
 def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
     """An unknown load and one that still loads are refused; so is a lease out of range; the active model stays."""
-    hand = stack.hand
-    unknown = refused(hand.activate, "no-such-load")
+    control = stack.control
+    unknown = refused(control.activate, "no-such-load")
     assert (unknown.code, unknown.reason, unknown.resource) == ("NOT_FOUND", "LOAD_UNKNOWN", ("load", "no-such-load"))
 
-    call: Any = hand.begin_load(stack.bundle("r-loading", load_seconds=0.5).bundle_digest)
+    call: Any = control.begin_load(stack.bundle("r-loading", load_seconds=0.5).bundle_digest)
     load_id = next(call).load_id
-    loading = refused(hand.activate, load_id)
+    loading = refused(control.activate, load_id)
     assert loading.brief == ("FAILED_PRECONDITION", "NOT_LOADED", ())
-    assert refused(hand.probe, [question()], load_id).brief == ("FAILED_PRECONDITION", "NOT_LOADED", ())
+    assert refused(control.probe, [question()], load_id).brief == ("FAILED_PRECONDITION", "NOT_LOADED", ())
     assert list(call)[-1].load_id == load_id
     for term in (0.0, 0.5, 25 * 3600.0):
-        assert refused(hand.activate, load_id, term).brief == (
+        assert refused(control.activate, load_id, term).brief == (
             "INVALID_ARGUMENT",
             "LEASE_OUT_OF_RANGE",
             ("trial_lease",),
         )
-    assert refused(hand.commit, load_id).brief == ("FAILED_PRECONDITION", "NOT_ON_TRIAL", ())
+    assert refused(control.commit, load_id).brief == ("FAILED_PRECONDITION", "NOT_ON_TRIAL", ())
     assert stack.check(question()) == "r1"
 
 
 def test_both_slots_full_is_said(stack: Stack) -> None:
     """A third bundle finds no slot; the two that are there stay."""
-    stack.hand.candidate(stack.answers.digest_of("r2"))
+    stack.control.candidate(stack.answers.digest_of("r2"))
 
-    refusal = refused(stack.hand.load, stack.bundle("r-third").bundle_digest)
+    refusal = refused(stack.control.load, stack.bundle("r-third").bundle_digest)
 
     assert refusal.brief == ("FAILED_PRECONDITION", "NO_FREE_SLOT", ())
     assert [slot.revision for slot in state_in(refusal).slots if slot.role == "CANDIDATE"] == ["r2"]
@@ -194,40 +198,40 @@ def test_both_slots_full_is_said(stack: Stack) -> None:
 
 def test_what_callers_need_is_not_retired(stack: Stack) -> None:
     """Neither the active slot nor, in a trial, the one behind it can be emptied."""
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
+    load_id = stack.control.trial(stack.answers.digest_of("r2"))
 
-    for needed in (load_id, stack.hand.status().trial.previous_load_id):
-        refusal = refused(stack.hand.retire, needed)
+    for needed in (load_id, stack.control.status().trial.previous_load_id):
+        refusal = refused(stack.control.retire, needed)
         assert refusal.brief == ("FAILED_PRECONDITION", "SLOT_IN_USE", ())
     assert stack.check(question()) == "r2"
 
 
 def test_a_probe_asks_any_slot_and_tells_each_item_s_outcome(stack: Stack) -> None:
     """Wrong items are outcomes of their own; the active slot is probed through its queue; limits are told."""
-    load_id = stack.hand.candidate(stack.answers.digest_of("r2"))
+    load_id = stack.control.candidate(stack.answers.digest_of("r2"))
     good, wrong, failing = question("a"), question(""), question("!error@r2")
 
-    rows = stack.hand.probe([good, wrong, failing], load_id)
+    rows = stack.control.probe([good, wrong, failing], load_id)
     assert scores_of(rows[0].entailment) == stack.answers.of("r2", good)
     assert status_refusal(rows[1].error).brief == ("INVALID_ARGUMENT", "STATEMENT_EMPTY", ("statements[0]",))
     assert status_refusal(rows[2].error).brief == ("INTERNAL", "ENGINE_FAILED", ())
-    (active,) = stack.hand.probe([good])
+    (active,) = stack.control.probe([good])
     assert active.entailment.served_by.revision == "r1"
-    assert refused(stack.hand.probe, []).reason == "ITEMS_MISSING"
-    assert refused(stack.hand.probe, [good] * 65).reason == "ITEMS_TOO_MANY"
-    assert refused(stack.hand.probe, [good], "no-such-load").brief[:2] == ("NOT_FOUND", "LOAD_UNKNOWN")
+    assert refused(stack.control.probe, []).reason == "ITEMS_MISSING"
+    assert refused(stack.control.probe, [good] * 65).reason == "ITEMS_TOO_MANY"
+    assert refused(stack.control.probe, [good], "no-such-load").brief[:2] == ("NOT_FOUND", "LOAD_UNKNOWN")
 
 
 def test_shares_of_traffic_are_not_built(stack: Stack) -> None:
     """SetTraffic says so."""
-    request = pb.SetTrafficRequest(change=stack.hand.change(), load_id="x", percent=10)
-    assert refused(stack.hand.stub.SetTraffic, request, timeout=LIMIT_SECONDS).code == "UNIMPLEMENTED"
+    request = pb.SetTrafficRequest(change=stack.control.change(), load_id="x", percent=10)
+    assert refused(stack.control.stub.SetTraffic, request, timeout=LIMIT_SECONDS).code == "UNIMPLEMENTED"
 
 
 def test_bytes_that_are_no_protobuf_are_refused(stack: Stack) -> None:
     """The control socket too answers what does not parse by a clear error."""
     for method in ("GetStatus", "LoadSlot", "ActivateSlot", "CommitSlot", "RetireSlot", "ProbeSlot"):
-        channel: Any = stack.hand.channel
+        channel: Any = stack.control.channel
         make = channel.unary_stream if method == "LoadSlot" else channel.unary_unary
         call = make(f"/hotslot.control.v1.ControlService/{method}")
         refusal = refused(lambda raw, call=call: list(call(raw, timeout=LIMIT_SECONDS)), b"\x0a\xff\xff\xff\xff\x0f")
@@ -241,9 +245,9 @@ def test_a_model_computes_in_what_its_settings_say(wanted: str, computed_in: str
 
     assert [
         (row.device, row.precision)
-        for row in stack.hand.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS).devices
+        for row in stack.control.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS).devices
     ] == [("cpu", computed_in)]
-    assert stack.hand.active().precision == computed_in
+    assert stack.control.active().precision == computed_in
 
 
 def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
@@ -256,10 +260,10 @@ def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
     with pytest.raises(grpc.RpcError):
         stack.predict(question("!refuse"))
 
-    whole = stack.hand.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS)
+    whole = stack.control.stub.GetStatus(pb.GetStatusRequest(), timeout=LIMIT_SECONDS)
     assert [(row.device, row.precision) for row in whole.devices] == [("cpu", "float32")]
     assert not whole.draining
-    row = stack.hand.stats(digest)
+    row = stack.control.stats(digest)
     assert (row.device, row.answered, dict(row.failed)) == ("cpu", 5, {"ENGINE_FAILED": 1})
     assert sum(bucket.count for bucket in row.latency) == 5
     assert row.rows >= 10
@@ -267,7 +271,7 @@ def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
     assert min(bucket.row_seconds for bucket in row.costs) > 0
     assert [bucket.at_most_rows for bucket in row.costs] == sorted({bucket.at_most_rows for bucket in row.costs})
     assert row.computed.ToTimedelta().total_seconds() > 0
-    active = stack.hand.active()
+    active = stack.control.active()
     assert (active.state, active.device, active.revision, active.bundle_digest) == (
         "LOADED",
         "cpu",

@@ -44,12 +44,12 @@ def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> Non
     assert stack.process.events("boot_without_model")
 
     bundle = stack.bundle("r1")
-    load_id = stack.hand.candidate(bundle.bundle_digest)
+    load_id = stack.control.candidate(bundle.bundle_digest)
     assert not stack.is_serving(), "a candidate serves nobody"
-    stack.hand.activate(load_id)
+    stack.control.activate(load_id)
     stack.wait_ready()
     commit_on_disk(stack, bundle)
-    stack.hand.commit(load_id)
+    stack.control.commit(load_id)
     assert stack.check(question()) == "r1"
 
 
@@ -130,11 +130,11 @@ def test_a_candidate_never_makes_unready(stack: Stack) -> None:
     """Loading, failing and retiring a candidate changes no name's state."""
     changes = len(stack.process.events("health_changed"))
 
-    stack.hand.candidate(stack.bundle("r-slow-load", load_seconds=0.3).bundle_digest)
-    stack.hand.retire(stack.hand.other().load_id)
+    stack.control.candidate(stack.bundle("r-slow-load", load_seconds=0.3).bundle_digest)
+    stack.control.retire(stack.control.other().load_id)
     stack.wait_calm()
     with pytest.raises(grpc.RpcError):
-        stack.hand.load(stack.bundle("r-dies", fail_load="crash").bundle_digest)
+        stack.control.load(stack.bundle("r-dies", fail_load="crash").bundle_digest)
     stack.wait_calm()
 
     assert len(stack.process.events("health_changed")) == changes
@@ -143,13 +143,13 @@ def test_a_candidate_never_makes_unready(stack: Stack) -> None:
 def test_a_bundle_that_dies_again_and_again_costs_liveness_at_last(make_stack: MakeStack) -> None:
     """Respawn gives up after its number of deaths: only then does liveness drop, for the watchdog to act on."""
     stack = make_stack(runner={"respawn_give_up": 3, "respawn_first_seconds": 0.05})
-    (stack.folder / "bundles" / stack.hand.active().bundle_digest.replace(":", "-") / "script.json").unlink()
+    (stack.folder / "bundles" / stack.control.active().bundle_digest.replace(":", "-") / "script.json").unlink()
 
     stack.kill(stack.active_pid())
 
     eventually(lambda: not stack.is_serving("shapes"), what="it is not ready")
     eventually(lambda: not stack.is_serving("liveness"), what="respawn has given up")
-    assert stack.hand.active().restarts + stack.hand.other().restarts >= 3
+    assert stack.control.active().restarts + stack.control.other().restarts >= 3
 
 
 def test_without_callers_self_tests_go_on(make_stack: MakeStack) -> None:
@@ -179,7 +179,7 @@ def test_the_status_service_tells_three_layers(stack: Stack) -> None:
 
 def test_the_models_are_listed_with_slots_trial_and_committed(stack: Stack) -> None:
     """ListModels shows both slots, the trial while there is one, and what a restart would load."""
-    stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.control.trial(stack.answers.digest_of("r2"))
 
     (model,) = stack.status.ListModels(status_pb2.ListModelsRequest(), timeout=DEADLINE_SECONDS).models
 

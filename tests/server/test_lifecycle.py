@@ -133,7 +133,7 @@ def test_status_says_what_health_says_while_it_leaves(make_stack: MakeStack) -> 
     stack.process.send(signal.SIGTERM)
     eventually(lambda: not stack.is_serving(), what="it says that it leaves")
 
-    assert not stack.hand.status().ready
+    assert not stack.control.status().ready
     told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=10)
     assert not told.capabilities[0].ready
     assert stack.process.wait_exit(BUDGET_SECONDS) == 0
@@ -173,7 +173,7 @@ def test_a_hung_runner_does_not_hold_up_the_drain(make_stack: MakeStack) -> None
 def test_after_kill_9_no_runner_is_left_and_the_next_server_serves(make_stack: MakeStack) -> None:
     """Runners die with their server, however it dies; the next one clears the stale socket and serves."""
     stack = make_stack()
-    stack.hand.candidate(stack.bundle("r2").bundle_digest)
+    stack.control.candidate(stack.bundle("r2").bundle_digest)
     socket_path = stack.folder / RUN_FOLDER / CONTROL_SOCKET
     with Load(stack, clients=4, deadline=2.0):
         stack.process.send(signal.SIGKILL)
@@ -185,14 +185,14 @@ def test_after_kill_9_no_runner_is_left_and_the_next_server_serves(make_stack: M
     stack.start()
 
     assert stack.check(question()) == "r1"
-    assert stack.hand.status().generation >= 1
+    assert stack.control.status().generation >= 1
 
 
 def test_stopped_runners_die_with_a_killed_server(make_stack: MakeStack) -> None:
     """A runner that could not even notice is ended by the kernel."""
     stack = make_stack()
     stack.wait_calm()
-    for slot in stack.hand.status().slots:
+    for slot in stack.control.status().slots:
         stack.kill(slot.pid, signal.SIGSTOP)
 
     stack.process.send(signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_a_second_server_on_the_same_state_refuses(make_stack: MakeStack) -> Non
     finally:
         second.destroy()
     assert stack.check(question()) == "r1"
-    assert stack.hand.status().ready
+    assert stack.control.status().ready
 
 
 @pytest.mark.fault("U1")
@@ -274,10 +274,10 @@ def test_an_oversized_frame_and_a_hung_peer_do_not_block_the_control_socket(stac
     huge = control_pb2.ProbeSlotRequest(model="shapes")
     huge.entailment.requests.add().image.content = bytes(40 << 20)
     with pytest.raises(grpc.RpcError) as error:
-        stack.hand.stub.ProbeSlot(huge, timeout=20)
+        stack.control.stub.ProbeSlot(huge, timeout=20)
 
     assert refusal_of(error.value).code == "RESOURCE_EXHAUSTED"
-    assert stack.hand.status().ready
+    assert stack.control.status().ready
     for way in hung:
         way.close()
 

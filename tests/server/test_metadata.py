@@ -125,7 +125,7 @@ def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
         stack.predict(question("a", "b", "c"), timeout=0.8)
 
     assert refusal_of(error.value).brief == ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", ())
-    assert stack.hand.stats(stack.answers.digest_of("r-slow")).answered == 0
+    assert stack.control.stats(stack.answers.digest_of("r-slow")).answered == 0
 
 
 def test_without_a_deadline_a_call_gets_the_longest(make_stack: MakeStack) -> None:

@@ -48,7 +48,7 @@ def handled(stack: Stack, method: str, code: str) -> float:
 def test_the_names_are_those_of_go_grpc_prometheus(stack: Stack) -> None:
     """Existing dashboards fit: names and labels of calls, and our own series by model and revision."""
     stack.check(question())
-    stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.control.trial(stack.answers.digest_of("r2"))
 
     samples = [row for family in families_of(stack).values() for row in family.samples]
 
@@ -84,7 +84,7 @@ def test_calls_are_counted_by_method_and_code(stack: Stack) -> None:
 
 def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
     """Answered ones by the revision that answered, with their stages; refused ones by their reason."""
-    stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.control.trial(stack.answers.digest_of("r2"))
     before = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK")
     failed = value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED")
 
@@ -112,10 +112,10 @@ def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
     deaths = value_of(stack, "hotslot_runner_deaths_total", model="shapes")
     given = value_of(stack, "hotslot_handed_over_total", model="shapes", revision="r2", reason="ENGINE_FAILED")
 
-    stack.hand.trial(stack.answers.digest_of("r2"))
+    stack.control.trial(stack.answers.digest_of("r2"))
     stack.check(question("!error@r2"))
-    stack.hand.activate(stack.hand.status().trial.previous_load_id)
-    stack.kill(stack.hand.other().pid)
+    stack.control.activate(stack.control.status().trial.previous_load_id)
+    stack.kill(stack.control.other().pid)
     stack.wait_calm()
 
     assert [value_of(stack, "hotslot_swaps_total", model="shapes", change=name) for name in names] == [

@@ -83,16 +83,16 @@ def carded(shared: Stack) -> Stack:
 
 def put_back(stack: Stack) -> None:
     """Let r1 answer on the card, alone, by the calls that anybody has."""
-    state = stack.hand.status()
+    state = stack.control.status()
     if state.trial.previous_load_id:
-        stack.hand.activate(state.trial.previous_load_id)
-    if stack.hand.other().load_id:
-        stack.hand.retire(stack.hand.other().load_id)
-    if (stack.hand.active().revision, stack.hand.active().device) != ("r1", CARD):
-        (*_, loaded) = stack.hand.load(stack.answers.digest_of("r1"), CARD)
-        stack.hand.activate(loaded.load_id)
-        stack.hand.commit(loaded.load_id)
-        stack.hand.retire(stack.hand.other().load_id)
+        stack.control.activate(state.trial.previous_load_id)
+    if stack.control.other().load_id:
+        stack.control.retire(stack.control.other().load_id)
+    if (stack.control.active().revision, stack.control.active().device) != ("r1", CARD):
+        (*_, loaded) = stack.control.load(stack.answers.digest_of("r1"), CARD)
+        stack.control.activate(loaded.load_id)
+        stack.control.commit(loaded.load_id)
+        stack.control.retire(stack.control.other().load_id)
     calm_on(stack, CARD)
     assert fallback_of(stack)[0] == ""
 
@@ -116,20 +116,20 @@ def answered(stack: Stack, statement: str = "there are two birds") -> tuple[str,
 
 def fallback_of(stack: Stack) -> tuple[str, str, str]:
     """The fallback that stands, as the control socket tells it: from, to, reason; empty if none does."""
-    row = stack.hand.status().fallback
+    row = stack.control.status().fallback
     return row.device, row.fallback_device, row.reason
 
 
 def counted_shortages(stack: Stack, digest: str) -> int:
     """Requests that a bundle had no memory for on the card, as counted."""
-    rows = [row for row in stack.hand.status().stats if (row.bundle_digest, row.device) == (digest, CARD)]
+    rows = [row for row in stack.control.status().stats if (row.bundle_digest, row.device) == (digest, CARD)]
     return sum(row.failed["OUT_OF_MEMORY"] for row in rows)
 
 
 def calm_on(stack: Stack, device: str, revision: str = "r1") -> None:
     """Wait until one slot answers on a device and the other stands by."""
     stack.wait_calm()
-    assert (stack.hand.active().revision, stack.hand.active().device) == (revision, device)
+    assert (stack.control.active().revision, stack.control.active().device) == (revision, device)
     assert answered(stack) == (revision, device)
 
 
@@ -204,34 +204,34 @@ def test_a_load_that_the_plan_refuses_falls_back_as_well(
 def test_an_active_model_that_no_longer_fits_beside_a_candidate(carded: Stack, card: FilledCard, where: str) -> None:
     """Its runner dies and the card is full: who asks meanwhile waits, the CPU answers, the candidate stays."""
     stack, revision = carded, serve(carded, **card.script(where))
-    candidate = stack.hand.candidate(stack.answers.digest_of("r2"))
+    candidate = stack.control.candidate(stack.answers.digest_of("r2"))
     card.fill()
 
     with Load(stack, (revision,), clients=2) as load:
         stack.kill(stack.active_pid())
-        eventually(lambda: stack.hand.active().device == CPU and stack.is_serving(), what="the CPU answers")
+        eventually(lambda: stack.control.active().device == CPU and stack.is_serving(), what="the CPU answers")
         load.wait_answers(20)
 
     assert_nothing_lost(load.report())
     assert answered(stack) == (revision, CPU)
     assert fallback_of(stack)[:2] == (CARD, CPU)
-    assert (stack.hand.other().load_id, stack.hand.other().role) == (candidate, "CANDIDATE")
+    assert (stack.control.other().load_id, stack.control.other().role) == (candidate, "CANDIDATE")
 
 
 @LOADS
 def test_a_trial_that_no_longer_fits_is_rolled_back(carded: Stack, card: FilledCard, where: str) -> None:
     """Its runner dies, and it does not fit again: the previous model answers throughout; nothing falls back."""
     stack, revision = carded, f"r-large-{where}"
-    stack.hand.trial(stack.bundle(revision, **card.script(where)).bundle_digest)
+    stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest)
     card.fill()
 
     with Load(stack, ("r1", revision), clients=2) as load:
         stack.kill(stack.active_pid())
-        eventually(lambda: not stack.hand.status().HasField("trial"), what="the trial ends")
+        eventually(lambda: not stack.control.status().HasField("trial"), what="the trial ends")
         load.wait_answers(20)
 
     assert_nothing_lost(load.report())
-    ended = stack.hand.status().last_trial
+    ended = stack.control.status().last_trial
     assert (ended.outcome, ended.reason) == ("ROLLED_BACK", "OUT_OF_MEMORY")
     assert (answered(stack), fallback_of(stack)[0]) == (("r1", CARD), "")
     stack.wait_calm()
@@ -243,34 +243,36 @@ def test_a_previous_model_that_no_longer_fits_goes_behind_the_trial(
 ) -> None:
     """The trial answers throughout; its net is on the CPU now, and a commit ends that fallback."""
     stack, revision = carded, serve(carded, **card.script(where))
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
+    load_id = stack.control.trial(stack.answers.digest_of("r2"))
     card.fill()
 
     with Load(stack, (revision, "r2"), clients=2) as load:
-        stack.kill(stack.hand.other().pid)
-        eventually(lambda: (stack.hand.other().state, stack.hand.other().device) == ("LOADED", CPU), what="it is back")
+        stack.kill(stack.control.other().pid)
+        eventually(
+            lambda: (stack.control.other().state, stack.control.other().device) == ("LOADED", CPU), what="it is back"
+        )
         load.wait_answers(20)
 
     assert_nothing_lost(load.report())
     assert (answered(stack), answered(stack, "!error@r2")) == (("r2", CARD), (revision, CPU))
     assert fallback_of(stack)[:2] == (CARD, CPU)
-    assert not stack.hand.commit(load_id).HasField("fallback")
+    assert not stack.control.commit(load_id).HasField("fallback")
 
 
 @LOADS
 def test_an_active_model_that_no_longer_fits_beside_a_warm_one(carded: Stack, card: FilledCard, where: str) -> None:
     """As beside a candidate: its own slot is free by its death, so that nothing else has to go."""
     stack, revision = carded, f"r-new-{where}"
-    stack.hand.commit(stack.hand.trial(stack.bundle(revision, **card.script(where)).bundle_digest))
+    stack.control.commit(stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest))
     card.fill()
 
     with Load(stack, (revision,), clients=2) as load:
         stack.kill(stack.active_pid())
-        eventually(lambda: stack.hand.active().device == CPU and stack.is_serving(), what="the CPU answers")
+        eventually(lambda: stack.control.active().device == CPU and stack.is_serving(), what="the CPU answers")
         load.wait_answers(20)
 
     assert_nothing_lost(load.report())
-    assert (stack.hand.other().revision, stack.hand.other().role) == ("r1", "PREVIOUS")
+    assert (stack.control.other().revision, stack.control.other().role) == ("r1", "PREVIOUS")
     assert fallback_of(stack)[:2] == (CARD, CPU)
 
 
@@ -293,7 +295,7 @@ def test_a_candidate_that_does_not_fit_is_refused_with_the_numbers(
 
     with Load(carded, clients=2) as load, Watched(carded) as watched:
         with pytest.raises(grpc.RpcError) as error:
-            carded.hand.load(big.bundle_digest)
+            carded.control.load(big.bundle_digest)
         load.wait_answers(20)
 
     refusal = refusal_of(error.value)
@@ -316,19 +318,19 @@ def test_a_batch_that_does_not_fit_is_split(carded: Stack, beside: str) -> None:
     stack, first = carded, serve(carded, **script)
     other = stack.bundle("r-batch", **script)
     if beside == "candidate":
-        stack.hand.candidate(other.bundle_digest)
+        stack.control.candidate(other.bundle_digest)
     elif beside != "nothing":
-        load_id = stack.hand.trial(other.bundle_digest)
+        load_id = stack.control.trial(other.bundle_digest)
         if beside == "previous":
-            stack.hand.commit(load_id)
+            stack.control.commit(load_id)
     statements = tuple(f"there are {number} birds" for number in range(16))
-    before = stack.hand.status()
+    before = stack.control.status()
 
     with Watched(stack) as watched:
         revision = stack.check(question(*statements))
 
     assert (revision, watched.states) == ("r-batch" if beside in ("trial", "previous") else first, {True})
-    after = stack.hand.status()
+    after = stack.control.status()
     assert (after.generation, fallback_of(stack)[0]) == (before.generation, "")
     assert [slot.role for slot in after.slots] == [slot.role for slot in before.slots]
 
@@ -356,10 +358,10 @@ def test_a_candidate_yields_to_the_service(carded: Stack, is_loading: bool) -> N
     """Its slot is taken: a load in progress is told so, and may be asked for again later."""
     call: Any = None
     if is_loading:
-        call = carded.hand.begin_load(carded.bundle("r-slow", load_seconds=20.0).bundle_digest)
-        eventually(lambda: carded.hand.other().state == "LOADING", what="the load has begun")
+        call = carded.control.begin_load(carded.bundle("r-slow", load_seconds=20.0).bundle_digest)
+        eventually(lambda: carded.control.other().state == "LOADING", what="the load has begun")
     else:
-        carded.hand.candidate(carded.answers.digest_of("r2"))
+        carded.control.candidate(carded.answers.digest_of("r2"))
 
     with Watched(carded) as watched:
         assert answered(carded, FULL) == ("r1", CPU)
@@ -370,19 +372,19 @@ def test_a_candidate_yields_to_the_service(carded: Stack, is_loading: bool) -> N
             list(call)
         assert refusal_of(error.value).brief == ("ABORTED", "LOAD_YIELDED", ())
     calm_on(carded, CPU)
-    assert carded.hand.candidate(carded.answers.digest_of("r2"))
+    assert carded.control.candidate(carded.answers.digest_of("r2"))
 
 
 def test_a_trial_without_memory_is_rolled_back(carded: Stack) -> None:
     """One item is enough, since the previous model has answered it: no blame, no fallback."""
     digest = carded.answers.digest_of("r2")
     before = counted_shortages(carded, digest)
-    carded.hand.trial(digest)
+    carded.control.trial(digest)
 
     with Watched(carded) as watched:
         assert carded.check(question("!oom@r2")) == "r1"
 
-    state = carded.hand.status()
+    state = carded.control.status()
     assert (state.last_trial.outcome, state.last_trial.reason) == ("ROLLED_BACK", "OUT_OF_MEMORY")
     assert (state.last_trial.bundle_digest, state.HasField("trial")) == (digest, False)
     assert counted_shortages(carded, digest) == before + 1
@@ -393,14 +395,14 @@ def test_a_trial_and_its_net_without_memory_fall_back_without_blame(carded: Stac
     """Neither has room for the item: the trial yields its slot, and what was active before answers from the CPU."""
     digest = carded.answers.digest_of("r2")
     before = counted_shortages(carded, digest)
-    carded.hand.trial(digest)
+    carded.control.trial(digest)
 
     with Load(carded, ("r1", "r2"), clients=2) as load, Watched(carded) as watched:
         assert answered(carded, FULL) == ("r1", CPU)
         load.wait_answers(20)
 
     assert_nothing_lost(load.report())
-    ended = carded.hand.status().last_trial
+    ended = carded.control.status().last_trial
     assert (ended.outcome, ended.reason, ended.bundle_digest) == ("YIELDED", "OUT_OF_MEMORY", digest)
     assert counted_shortages(carded, digest) == before, "nobody's fault"
     assert watched.states == {True}
@@ -409,8 +411,8 @@ def test_a_trial_and_its_net_without_memory_fall_back_without_blame(carded: Stac
 
 def test_a_warm_previous_model_yields_to_the_service(carded: Stack) -> None:
     """After a commit the previous model is only a comfort."""
-    carded.hand.commit(carded.hand.trial(carded.answers.digest_of("r2")))
-    assert carded.hand.other().role == "PREVIOUS"
+    carded.control.commit(carded.control.trial(carded.answers.digest_of("r2")))
+    assert carded.control.other().role == "PREVIOUS"
 
     with Watched(carded) as watched:
         assert answered(carded, FULL) == ("r2", CPU)
@@ -439,7 +441,7 @@ def test_a_return_that_does_not_fit_leaves_the_cpu_alone(carded: Stack, card: Fi
     card.fill()
 
     with Watched(stack) as watched, pytest.raises(grpc.RpcError) as error:
-        stack.hand.load(stack.answers.digest_of(revision), CARD)
+        stack.control.load(stack.answers.digest_of(revision), CARD)
 
     refusal = refusal_of(error.value)
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
@@ -449,11 +451,11 @@ def test_a_return_that_does_not_fit_leaves_the_cpu_alone(carded: Stack, card: Fi
 
 def test_a_return_finds_no_room_beside_a_candidate(fallen: Stack) -> None:
     """It is tried later; a candidate loads where the active model is."""
-    fallen.hand.candidate(fallen.answers.digest_of("r2"))
-    assert fallen.hand.other().device == CPU
+    fallen.control.candidate(fallen.answers.digest_of("r2"))
+    assert fallen.control.other().device == CPU
 
     with pytest.raises(grpc.RpcError) as error:
-        fallen.hand.load(fallen.answers.digest_of("r1"), CARD)
+        fallen.control.load(fallen.answers.digest_of("r1"), CARD)
     assert refusal_of(error.value).brief[:2] == ("FAILED_PRECONDITION", "NO_FREE_SLOT")
     assert fallback_of(fallen)[:2] == (CARD, CPU)
 
@@ -461,14 +463,14 @@ def test_a_return_finds_no_room_beside_a_candidate(fallen: Stack) -> None:
 @pytest.mark.fault("B12")
 def test_a_return_that_overflows_on_trial_ends_without_a_loss(fallen: Stack) -> None:
     """It loads, and has no memory for the first item: the CPU answers it, and the fallback stands."""
-    (*_, loaded) = fallen.hand.load(fallen.answers.digest_of("r1"), CARD)
-    fallen.hand.activate(loaded.load_id)
-    assert fallen.hand.active().device == CARD
+    (*_, loaded) = fallen.control.load(fallen.answers.digest_of("r1"), CARD)
+    fallen.control.activate(loaded.load_id)
+    assert fallen.control.active().device == CARD
 
     with Watched(fallen) as watched:
         assert answered(fallen, FULL) == ("r1", CPU)
 
-    ended = fallen.hand.status().last_trial
+    ended = fallen.control.status().last_trial
     assert (ended.outcome, ended.reason) == ("ROLLED_BACK", "OUT_OF_MEMORY")
     assert (watched.states, fallback_of(fallen)[:2]) == ({True}, (CARD, CPU))
 
@@ -476,11 +478,11 @@ def test_a_return_that_overflows_on_trial_ends_without_a_loss(fallen: Stack) -> 
 def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
     """The same bundle, loaded on the card, on trial, committed: like any other change."""
     digest = fallen.answers.digest_of("r1")
-    (*_, loaded) = fallen.hand.load(digest, CARD)
-    assert fallen.hand.load(digest, CARD)[-1].load_id == loaded.load_id, "asked again, the same load"
+    (*_, loaded) = fallen.control.load(digest, CARD)
+    assert fallen.control.load(digest, CARD)[-1].load_id == loaded.load_id, "asked again, the same load"
 
-    assert fallen.hand.activate(loaded.load_id).HasField("fallback"), "a trial proves nothing yet"
-    assert not fallen.hand.commit(loaded.load_id).HasField("fallback")
+    assert fallen.control.activate(loaded.load_id).HasField("fallback"), "a trial proves nothing yet"
+    assert not fallen.control.commit(loaded.load_id).HasField("fallback")
 
     assert answered(fallen) == ("r1", CARD)
     assert not (fallen.folder / "fallbacks.json").exists()
@@ -490,16 +492,16 @@ def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
 
 def test_after_a_return_the_warm_cpu_slot_takes_over_at_once(fallen: Stack) -> None:
     """Nothing is loaded: the CPU slot is still there, and answers again."""
-    (*_, loaded) = fallen.hand.load(fallen.answers.digest_of("r1"), CARD)
-    fallen.hand.activate(loaded.load_id)
-    fallen.hand.commit(loaded.load_id)
-    warm = fallen.hand.other()
+    (*_, loaded) = fallen.control.load(fallen.answers.digest_of("r1"), CARD)
+    fallen.control.activate(loaded.load_id)
+    fallen.control.commit(loaded.load_id)
+    warm = fallen.control.other()
     loads = value_of(fallen, "hotslot_load_seconds_count")
 
     with Watched(fallen) as watched:
         assert answered(fallen, FULL) == ("r1", CPU)
 
-    assert fallen.hand.active().load_id == warm.load_id
+    assert fallen.control.active().load_id == warm.load_id
     assert value_of(fallen, "hotslot_load_seconds_count") == loads
     assert (watched.states, fallback_of(fallen)[:2]) == ({True}, (CARD, CPU))
     calm_on(fallen, CPU)
@@ -514,13 +516,13 @@ def test_a_restarted_server_starts_on_the_cpu(make_stack: MakeStack) -> None:
     fallen = make_stack()
     answered(fallen, FULL)
     calm_on(fallen, CPU)
-    since = fallen.hand.status().fallback.since
+    since = fallen.control.status().fallback.since
     fallen.hang_up()
     fallen.process.destroy()
     fallen.start()
 
     calm_on(fallen, CPU)
-    assert fallen.hand.status().fallback.since == since
+    assert fallen.control.status().fallback.since == since
     assert [row["device"] for row in fallen.process.events("load_begun")] == [CPU]
     assert not fallen.process.events("load_failed")
     kept = fallen.process.wait_event("cpu_fallback_kept")

@@ -149,9 +149,9 @@ def test_clients_gone_in_the_middle_leave_nothing_behind(stack: Stack) -> None:
 
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 0, what="every place is free again")
     stack.check(question())
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
-    stack.hand.commit(load_id)
-    stack.hand.retire(stack.hand.other().load_id)  # would wait for ever for a lease that nobody gives back
+    load_id = stack.control.trial(stack.answers.digest_of("r2"))
+    stack.control.commit(load_id)
+    stack.control.retire(stack.control.other().load_id)  # would wait for ever for a lease that nobody gives back
     assert stack.check(question()) == "r2"
     assert descriptors_of(stack) <= before + 8
 
@@ -170,10 +170,10 @@ def test_a_stream_outlives_a_swap(stack: Stack) -> None:
         return results[0].response.served_by.revision
 
     assert ask("before") == "r1"
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
+    load_id = stack.control.trial(stack.answers.digest_of("r2"))
     assert ask("on trial") == "r2"
-    stack.hand.commit(load_id)
-    stack.hand.retire(stack.hand.other().load_id)
+    stack.control.commit(load_id)
+    stack.control.retire(stack.control.other().load_id)
     assert ask("after") == "r2"
     messages.put(None)
     assert results_of(call) == []

@@ -18,27 +18,27 @@ ENDED = r"twice|[Dd]eadline"  # what a caller is told whose input ends its runne
 
 def swap(stack: Stack, load: Load, revision: str) -> None:
     """The whole way of a good revision, with callers at every step."""
-    hand = stack.hand
-    old = hand.status().active_load_id
-    load_id = hand.candidate(stack.answers.digest_of(revision))
-    (probed,) = hand.probe([question()], load_id)
+    control = stack.control
+    old = control.status().active_load_id
+    load_id = control.candidate(stack.answers.digest_of(revision))
+    (probed,) = control.probe([question()], load_id)
     assert probed.entailment.served_by.revision == revision
-    hand.activate(load_id)
+    control.activate(load_id)
     load.wait_answers(20)
-    hand.commit(load_id)
-    hand.retire(old)
+    control.commit(load_id)
+    control.retire(old)
 
 
 def try_bad(stack: Stack, fault: str) -> None:
     """A revision that does not load, or is taken back."""
     if fault == "rolled back":
-        stack.hand.candidate(stack.bundle("r-bad").bundle_digest)
-        state = stack.hand.activate(stack.hand.other().load_id)
-        stack.hand.activate(state.trial.previous_load_id)
-        stack.hand.retire(stack.hand.other().load_id)
+        stack.control.candidate(stack.bundle("r-bad").bundle_digest)
+        state = stack.control.activate(stack.control.other().load_id)
+        stack.control.activate(state.trial.previous_load_id)
+        stack.control.retire(stack.control.other().load_id)
         return
     with pytest.raises(grpc.RpcError) as error:
-        stack.hand.load(stack.bundle(f"r-{fault}", fail_load=fault).bundle_digest)
+        stack.control.load(stack.bundle(f"r-{fault}", fail_load=fault).bundle_digest)
     assert refusal_of(error.value).reason in ("LOAD_FAILED", "OUT_OF_MEMORY", "BUNDLE_BROKEN")
 
 
@@ -75,8 +75,8 @@ def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None
     slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="it is on its way")
-    load_id = stack.hand.trial(stack.answers.digest_of("r2"))
-    stack.hand.commit(load_id)
+    load_id = stack.control.trial(stack.answers.digest_of("r2"))
+    stack.control.commit(load_id)
 
     response = call.result()
 
@@ -87,7 +87,7 @@ def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None
 def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack) -> None:
     """32 statements of which some are computed when the runner is killed: the whole request is sent again."""
     slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
-    rows = stack.hand.stats(stack.answers.digest_of("r1")).rows
+    rows = stack.control.stats(stack.answers.digest_of("r1")).rows
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="it is on its way")
     stack.kill(stack.active_pid())
@@ -95,23 +95,23 @@ def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack)
     response = call.result()
 
     assert scores_of(response) == stack.answers.of("r1", slow)
-    assert stack.hand.stats(stack.answers.digest_of("r1")).rows >= rows + 32
+    assert stack.control.stats(stack.answers.digest_of("r1")).rows >= rows + 32
 
 
 @pytest.mark.fault("K5")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_killed_runner_costs_no_answer(stack: Stack, number: signal.Signals) -> None:
     """However the active runner dies under load: the process that stands ready takes over, and nobody sees it."""
-    slot = stack.hand.active().slot
+    slot = stack.control.active().slot
     with Load(stack) as load:
         stack.kill(stack.active_pid(), number)
         load.wait_answers(100)
 
     report = load.report()
     assert (report.failed, report.wrong) == ([], [])
-    assert stack.hand.active().slot != slot
+    assert stack.control.active().slot != slot
     assert stack.process.events("slot_took_over")
-    assert stack.hand.other().restarts >= 1
+    assert stack.control.other().restarts >= 1
     print(f"longest gap {report.longest_gap * 1000:.0f} ms")  # noqa: T201
 
 
@@ -171,12 +171,12 @@ def test_a_runner_that_cannot_be_understood_is_ended(stack: Stack, statement: st
 @pytest.mark.parametrize("fault", ["!crash", "!exit", "!lost"])
 def test_poison_is_answered_as_such(stack: Stack, fault: str) -> None:
     """An input that ends every process that computes it is found by the second one, alone, and named."""
-    before = stack.hand.stats(stack.answers.digest_of("r1"))
+    before = stack.control.stats(stack.answers.digest_of("r1"))
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question(fault))
 
     assert refusal_of(error.value).brief == ("INTERNAL", "POISON_INPUT", ())
-    after = stack.hand.stats(stack.answers.digest_of("r1"))
+    after = stack.control.stats(stack.answers.digest_of("r1"))
     assert after.restarts == before.restarts, "no model is blamed for a caller's input"
     stack.wait_ready()
 

@@ -46,9 +46,9 @@ def run(task: Task) -> Findings:
 
 def times(stack: ChaosStack) -> tuple[float, float, float]:
     """When the next trial begins, when the previous slot first answers for it, and when it is over."""
-    state = stack.wait(lambda: stack.hand.status() if stack.is_on_trial() else None, "it is on trial")
+    state = stack.wait(lambda: stack.control.status() if stack.is_on_trial() else None, "it is on trial")
     began, digest = time.monotonic(), state.trial.bundle_digest
-    eventually(lambda: stack.hand.stats(digest).answered_by_previous or not stack.is_on_trial(), what="it fails")
+    eventually(lambda: stack.control.stats(digest).answered_by_previous or not stack.is_on_trial(), what="it fails")
     failed = time.monotonic()
     eventually(lambda: not stack.is_on_trial(), 60, "it is taken back")
     return began, failed, time.monotonic()

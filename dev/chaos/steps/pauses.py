@@ -114,7 +114,7 @@ def whole(acts: Acts) -> None:
     stack.strike_all(signal.SIGCONT)
     woken = time.monotonic()
     acts.asleep.append((began, woken))
-    stack.wait(lambda: stack.hand.status().ready, "it is ready again")
+    stack.wait(lambda: stack.control.status().ready, "it is ready again")
     acts.findings.numbers["ready_after_waking_seconds"] = round(time.monotonic() - woken, 2)
     time.sleep(AFTER_SECONDS)
     for program, pid in pids.items():

@@ -8,7 +8,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from dev.bench.stack import Hand
+from dev.bench.stack import ControlClient
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms
 from dev.demo.follow import Followed, Operator
@@ -34,23 +34,23 @@ async def both(folder: Path, task: Task) -> Findings:
     world.settings.write_text(text.replace("keep_warm_seconds = 2", f"keep_warm_seconds = {KEEP_WARM_SECONDS}"))
     findings = Findings()
     with running_stack(world):
-        operator, hand = Operator(world.state), Hand(world.state)
+        operator, control = Operator(world.state), ControlClient(world.state)
         try:
             await operator.ready(FIRST)
-            await hand.ready(PATIENCE_SECONDS)
+            await control.ready(PATIENCE_SECONDS)
             async with calling(world) as load:
                 await asyncio.sleep(STEADY_SECONDS)
                 await committed(world, operator, BETTER, task)
-                warm = await taken_back(operator, hand, load, BETTER)
+                warm = await taken_back(operator, control, load, BETTER)
                 task.say(f"warm: {warm:.3f} s")
                 await operator.resume()
                 await committed(world, operator, AGAIN, task)
-                await alone(hand)
-                cold = await taken_back(operator, hand, load, AGAIN)
+                await alone(control)
+                cold = await taken_back(operator, control, load, AGAIN)
                 task.say(f"cold: {cold:.3f} s")
         finally:
             await operator.close()
-            await hand.close()
+            await control.close()
     judge(findings, load, warm, cold)
     return findings
 
@@ -64,21 +64,21 @@ async def committed(world: World, operator: Operator, revision: str, task: Task)
     task.say(f"{revision} is committed")
 
 
-async def alone(hand: Hand) -> None:
+async def alone(control: ControlClient) -> None:
     """Wait until the model before is no longer kept."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while sum(bool(slot.load_id) for slot in (await hand.state()).slots) > 1:  # noqa: ASYNC110  it is asked
+        while sum(bool(slot.load_id) for slot in (await control.state()).slots) > 1:  # noqa: ASYNC110  it is asked
             await asyncio.sleep(0.1)
 
 
-async def taken_back(operator: Operator, hand: Hand, load: Load, revision: str) -> float:
+async def taken_back(operator: Operator, control: ControlClient, load: Load, revision: str) -> float:
     """Seconds from the call to the last answer of what is taken back."""
     await asyncio.sleep(STEADY_SECONDS)
     asked = time.perf_counter()
     await operator.rollback()
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
-            state = await hand.state()
+            state = await control.state()
             if any(slot.load_id == state.active_load_id and slot.revision == FIRST for slot in state.slots):
                 break
             await asyncio.sleep(0.01)

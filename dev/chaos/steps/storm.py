@@ -125,7 +125,7 @@ class Storm:
         began = time.monotonic()
         if not _killed(self.stack.pid("server")):
             return False
-        self.stack.wait(lambda: self.stack.hand.status().ready, "the server is back")
+        self.stack.wait(lambda: self.stack.control.status().ready, "the server is back")
         self.server_since = time.monotonic()
         self.away.append((began, self.server_since + BACK_SECONDS))
         return True

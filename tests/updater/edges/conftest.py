@@ -31,7 +31,7 @@ def world(shared_world: World) -> Iterator[World]:
     yield shared_world
     if shared_world.updater is not None and shared_world.updater.exit_code is None:
         shared_world.wait(lambda: shared_world.status().stage in (1, 9), "the updater rests")
-        shared_world.wait(lambda: not shared_world.hand().status().HasField("trial"), "no trial is left")
+        shared_world.wait(lambda: not shared_world.control.status().HasField("trial"), "no trial is left")
         shared_world.updater.stop()
     shared_world.check_invariants()
 

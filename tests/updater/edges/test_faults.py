@@ -127,8 +127,8 @@ def test_a_candidate_that_is_gone_is_not_activated(world: World) -> None:
     updater = world.start_updater(crash_at="stop:ACTIVATING")
     revision = world.publish_next()
     world.wait(updater.is_frozen, "frozen before the swap")
-    other = world.hand().other()
-    world.hand().retire(other.load_id)
+    other = world.control.other()
+    world.control.retire(other.load_id)
     updater.thaw()
     world.wait_committed(revision)
 

@@ -141,7 +141,7 @@ def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
     world.ask_until(lambda: updater.exit_code is not None, "the updater dies on trial")
     assert world.serving() == "v1.0.1"
     world.ask_until(lambda: world.serving() == "v1.0.0", "the trial lease runs out")
-    assert world.hand().status().last_trial.outcome == "LEASE_EXPIRED"
+    assert world.control.status().last_trial.outcome == "LEASE_EXPIRED"
     world.restart_updater()
     world.wait_stage("OBSERVING")
     assert not world.is_quarantined("v1.0.1")

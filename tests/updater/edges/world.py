@@ -16,9 +16,9 @@ import grpc
 from cli.hub import publish
 from common.bundle import Committed, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER, UPDATES_SOCKET, run_folder
-from dev.harness import Hand, ServerProcess, Stack, eventually
+from dev.harness import ControlClient, ServerProcess, Stack, eventually
 from dev.harness.answers import question
-from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -250,7 +250,7 @@ class World:
         self.wait(self.serving, "something serves")
 
     def updates(self) -> UpdatesServiceStub:
-        """An operator's hand."""
+        """A client of the operators' socket."""
         channel = grpc.insecure_channel(f"unix:{run_folder(self.state) / UPDATES_SOCKET}")
         return UpdatesServiceStub(channel)
 
@@ -275,9 +275,10 @@ class World:
         """What a restart would load."""
         return read_committed(self.state).get(MODEL)
 
-    def hand(self) -> Hand:
-        """The control socket."""
-        return self.stack.hand
+    @property
+    def control(self) -> ControlClient:
+        """A client of the control socket."""
+        return self.stack.control
 
     # What a test waits for.
 
@@ -306,7 +307,7 @@ class World:
     def wait_rest(self, stage: str = "IDLE") -> None:
         """Wait until the updater rests, and nothing but what serves is loaded."""
         self.wait_stage(stage)
-        self.wait(lambda: not self.hand().status().HasField("trial"), "no trial is left")
+        self.wait(lambda: not self.control.status().HasField("trial"), "no trial is left")
 
     def ask_until(self, is_over: Callable[[], object], what: str, statement: str = "there is a cat") -> dict[str, int]:
         """Callers ask without pause until something is so; every call must be answered.
@@ -329,7 +330,7 @@ class World:
     def check_invariants(self) -> None:
         """The seven of the fault list that a look at the end can show."""
         row = self.committed()
-        state = self.hand().status()
+        state = self.control.status()
         active = next((slot for slot in state.slots if slot.load_id == state.active_load_id), None)
         if row is not None:
             assert active is not None, "nothing serves"

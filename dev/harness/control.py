@@ -1,5 +1,6 @@
-"""The updater's hand in a test: the control socket in the words of the domain."""
+"""A client of the control socket, as the updater is one, and the options of all channels here."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -7,17 +8,26 @@ import grpc
 from google.protobuf import duration_pb2
 
 from dev.harness.answers import Question
-from dev.harness.channels import RECONNECT_OPTIONS
+from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 
+# Each channel is a connection of its own; no retries that would hide a lost call.
+CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+# For clients whose server is killed and started again.
+RECONNECT_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 LIMIT_SECONDS = 60.0
 
 _numbers = itertools.count(1)
 
 
-class Hand:
-    """What can be asked over the control socket, about one model."""
+class ControlClient:
+    """Calls the control service about one model."""
 
     def __init__(self, socket_path: str, model: str = "shapes") -> None:
         self.channel = grpc.insecure_channel(f"unix:{socket_path}", options=RECONNECT_OPTIONS)
@@ -25,16 +35,29 @@ class Hand:
         self.model = model
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the channel."""
         self.channel.close()
 
     def change(self, generation: int = 0) -> pb.Change:
-        """Who asks, believing what; 0 believes anything."""
+        """The header of a changing call; generation 0 matches any."""
         return pb.Change(model=self.model, transaction_id=f"test-{next(_numbers)}", expected_generation=generation)
 
     def status(self) -> pb.ModelState:
-        """The model as the server tells it."""
+        """The model's state."""
         (state,) = self.stub.GetStatus(pb.GetStatusRequest(model=self.model), timeout=LIMIT_SECONDS).models
+        return state
+
+    def wait_ready(self, limit: float = 120.0) -> pb.ModelState:
+        """Wait until the model is ready; a server that does not answer yet is asked again."""
+
+        def ready() -> pb.ModelState | None:
+            with contextlib.suppress(grpc.RpcError):
+                state = self.status()
+                return state if state.ready else None
+            return None
+
+        state = eventually(ready, limit, "the model is ready", 0.02)
+        assert state is not None
         return state
 
     def slot(self, name: str) -> pb.SlotStatus:
@@ -49,16 +72,26 @@ class Hand:
         """The slot beside the one that answers."""
         return next(slot for slot in self.status().slots if slot.role not in ("ACTIVE", "TRIAL"))
 
+    def active_pid(self) -> int:
+        """Process id of the runner that answers; 0 if there is none."""
+        state = self.status()
+        return next((slot.pid for slot in state.slots if slot.load_id and slot.load_id == state.active_load_id), 0)
+
+    def wait_replaced(self, pid: int, limit: float = LIMIT_SECONDS) -> None:
+        """Wait until another runner process answers and the model is ready."""
+        eventually(lambda: self.active_pid() not in (pid, 0), limit, f"another process than {pid} answers")
+        self.wait_ready(limit)
+
     def load(self, digest: str, device: str = "", generation: int = 0) -> list[pb.LoadSlotResponse]:
-        """Load a bundle, to its end.
+        """Load a bundle and wait for the end.
 
         Returns:
-            What was said on the way; the last message is LOADED.
+            All messages of the call; the last one is LOADED.
         """
         return list(self.begin_load(digest, device, generation))
 
     def begin_load(self, digest: str, device: str = "", generation: int = 0) -> Iterator[pb.LoadSlotResponse]:
-        """Begin to load; the call tells how it goes."""
+        """Begin to load; the returned call yields the progress."""
         request = pb.LoadSlotRequest(change=self.change(generation), bundle_digest=digest, device=device)
         return self.stub.LoadSlot(request, timeout=LIMIT_SECONDS)
 
@@ -68,9 +101,9 @@ class Hand:
 
     def activate(self, load_id: str, trial_lease_seconds: float = 600.0, generation: int = 0) -> pb.ModelState:
         """Begin or extend a trial, or go back."""
-        term = duration_pb2.Duration()
-        term.FromNanoseconds(int(trial_lease_seconds * 1e9))
-        request = pb.ActivateSlotRequest(change=self.change(generation), load_id=load_id, trial_lease=term)
+        lease = duration_pb2.Duration()
+        lease.FromNanoseconds(int(trial_lease_seconds * 1e9))
+        request = pb.ActivateSlotRequest(change=self.change(generation), load_id=load_id, trial_lease=lease)
         return self.stub.ActivateSlot(request, timeout=LIMIT_SECONDS).state
 
     def commit(self, load_id: str, generation: int = 0) -> pb.ModelState:
@@ -90,12 +123,18 @@ class Hand:
         return list(self.stub.ProbeSlot(request, timeout=LIMIT_SECONDS).outcomes)
 
     def trial(self, digest: str, trial_lease_seconds: float = 600.0) -> str:
-        """Load a bundle and let it answer on trial; returns its load id."""
+        """Load a bundle and begin its trial; returns its load id."""
         load_id = self.candidate(digest)
         self.activate(load_id, trial_lease_seconds)
         return load_id
 
+    def swap(self, digest: str) -> None:
+        """Load a bundle, activate and commit it, and retire the one before."""
+        before = self.status().active_load_id
+        self.commit(self.trial(digest))
+        self.retire(before)
+
     def stats(self, digest: str) -> pb.RevisionStats:
-        """What was counted of a bundle; zeros if nothing was."""
+        """The counters of a bundle; zeros if there are none."""
         rows = [row for row in self.status().stats if row.bundle_digest == digest]
         return rows[0] if rows else pb.RevisionStats(bundle_digest=digest)
