@@ -31,13 +31,14 @@ from common.bundle import Bundle, bundle_folder, compute_bundle_digest, compute_
 from common.errors import InputRefused
 from inference.runner.engines.base import (
     BundleRefused,
-    Chunk,
     EntailmentItem,
     Item,
     LoadOptions,
-    MemoryNeed,
+    MemoryEstimate,
+    PreparedItem,
     Progress,
-    UnitResult,
+    RowRange,
+    RowResult,
 )
 from inference.wire import EntailmentScores
 
@@ -167,15 +168,15 @@ class ScriptedEngine:
                 raise InputRefused("refused on command", reason="STATEMENT_REFUSED", field=f"statements[{number}]")
         return ScriptedItem(_picture(item.image), item.premise, item.statements)
 
-    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
+    def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
         """Answer, and obey."""
         script = self._script
-        rows = sum(chunk.rows for chunk in chunks)
+        rows = sum(part.rows for part in ranges)
         if script.memory_rows and self.is_faulty and rows > script.memory_rows:
             raise OutOfMemoryError("on command")
         _pause(script.call_seconds + script.row_seconds * rows)
         _burn(script.cpu_row_seconds * rows)
-        return [self._answers(cast("ScriptedItem", chunk.prepared), chunk.start, chunk.stop) for chunk in chunks]
+        return [self._answers(cast("ScriptedItem", part.item), part.start, part.stop) for part in ranges]
 
     def obey(self, fault: str) -> None:
         """Fail as the script says, if it means this device, now."""
@@ -192,7 +193,7 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def _answers(self, item: ScriptedItem, start: int, stop: int) -> tuple[UnitResult, ...]:
+    def _answers(self, item: ScriptedItem, start: int, stop: int) -> tuple[RowResult, ...]:
         return tuple(self._answer(item, statement) for statement in item.statements[start:stop])
 
     def _answer(self, item: ScriptedItem, statement: str) -> EntailmentScores:
@@ -240,16 +241,16 @@ def _note_threads(threads: int) -> None:
             file.write(f"{threads}\n")
 
 
-def needs_scripted(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryNeed | None:
+def estimate_scripted(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryEstimate | None:
     """What the script says, on the devices that it means."""
     script = _read_script(folder)
     if not script.needs_bytes or not options.device.startswith(script.faulty_devices):
         return None
-    return MemoryNeed(weights=script.needs_bytes, working=0)
+    return MemoryEstimate(weights=script.needs_bytes, working=0)
 
 
 HARDWARE = ScriptedHardware()
-NEEDS = needs_scripted
+MEMORY_ESTIMATOR = estimate_scripted
 
 
 def _read_script(folder: Path) -> Script:

@@ -23,7 +23,7 @@ from dev.bench.engine_child import nobody, percentile, seconds_of
 from dev.bench.large_model import large_source, say, sealed_bundle
 from dev.bench.work import work_of
 from inference.runner.device import torch_dtype
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.ofa.config import read_config
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
@@ -106,7 +106,7 @@ def _calls(engine: OfaEngine, pictures: Sequence[bytes], calls: int) -> tuple[fl
     """
     seconds = []
     for _ in track(range(calls + 1), f"{len(pictures)} rows", console=Console(stderr=True)):
-        chunks = [Chunk(engine.prepare(EntailmentItem(picture, (STATEMENT,), "")), 0, 1) for picture in pictures]
+        chunks = [RowRange(engine.prepare(EntailmentItem(picture, (STATEMENT,), "")), 0, 1) for picture in pictures]
         seconds.append(seconds_of(partial(engine.compute, chunks)))
     return tuple(seconds[1:])
 

@@ -15,9 +15,9 @@ from common.bundle import read_bundle
 from dev.bench.parts import PartTimes
 from dev.bench.work import work_of
 from inference.runner.device import torch_dtype
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.ofa.config import read_config
-from inference.runner.engines.ofa.engine import OfaEngine, OfaPrepared
+from inference.runner.engines.ofa.engine import OfaEngine, OfaPreparedItem
 from inference.runner.engines.ofa.load import load_ofa
 from inference.runner.process import keep_freed_memory
 
@@ -62,9 +62,9 @@ def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
     item = engine.prepare(EntailmentItem(PICTURE.read_bytes(), STATEMENTS, ""))
     first, second, peaks = [], [], []
     for _ in range(items):
-        item.looks = None
-        first.append(seconds_of(lambda: engine.compute([Chunk(item, 0, 1)])))
-        second.append(seconds_of(lambda: engine.compute([Chunk(item, 1, 2)])))
+        item.patch_features = None
+        first.append(seconds_of(lambda: engine.compute([RowRange(item, 0, 1)])))
+        second.append(seconds_of(lambda: engine.compute([RowRange(item, 1, 2)])))
         peaks.append(peak(precision))  # between items: both see the same hour
     work = work_of(read_config(folder), len(item.prompts[0]))
     parts = _parts(engine, item, items)
@@ -72,13 +72,13 @@ def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
     return Measured(precision, threads, *seen, work.model, work.executed, parts)
 
 
-def _parts(engine: OfaEngine, item: OfaPrepared, items: int) -> dict[str, float]:
+def _parts(engine: OfaEngine, item: OfaPreparedItem, items: int) -> dict[str, float]:
     """Seconds of a first statement, part by part; apart, since looking costs a little."""
     times = PartTimes()
     with times.watching(engine):
         for _ in range(items):
-            item.looks = None
-            engine.compute([Chunk(item, 0, 1)])
+            item.patch_features = None
+            engine.compute([RowRange(item, 0, 1)])
     return {part: seconds / items for part, seconds in times.seconds.items()}
 
 

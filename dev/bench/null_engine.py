@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import Bundle
-from inference.runner.engines.base import Chunk, Item, LoadOptions, Progress, UnitResult
+from inference.runner.engines.base import Item, LoadOptions, PreparedItem, Progress, RowRange, RowResult
 from inference.wire import EntailmentScores
 
 _ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
@@ -29,9 +29,9 @@ class NullEngine:
         """Count the rows."""
         return NullItem(len(item.statements) if hasattr(item, "statements") else 1)
 
-    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
+    def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
         """Answer at once."""
-        return [(_ANSWER,) * chunk.rows for chunk in chunks]
+        return [(_ANSWER,) * part.rows for part in ranges]
 
     def warm_up(self, progress: Progress) -> None:
         """Nothing to warm."""

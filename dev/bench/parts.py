@@ -31,13 +31,13 @@ class PartTimes:
         """Time the parts of an engine on a CPU, where a call has ended when it returns."""
         hooks = [hook for part, module in _modules(engine.model) for hook in self._hooks(part, module)]
         biases = engine._biases.encoder  # noqa: SLF001  the parts are looked at from outside
-        biases._make = partial(self._timed, biases._make)  # type: ignore[method-assign]
+        biases._fill = partial(self._timed, biases._fill)  # type: ignore[method-assign]  # noqa: SLF001
         self._enter(REST)
         try:
             yield
         finally:
             self._leave()
-            del biases._make  # the method of its class is there again
+            del biases._fill  # noqa: SLF001  the method of its class is there again
             for hook in hooks:
                 hook.remove()
 
@@ -74,7 +74,7 @@ class PartTimes:
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module that is a part, or has a time of its own within one."""
-    yield RESNET, model.get_submodule("eyes")
+    yield RESNET, model.get_submodule("image_encoder")
     yield DECODER, model.get_submodule("decoder")
     for module in model.get_submodule("encoder").modules():
         if isinstance(module, SelfAttention):

@@ -20,7 +20,7 @@ from common.paths import CONTROL_SOCKET, run_folder
 from common.sealing import ConvertLimits, run_convert
 from hotslot.control.v1 import control_pb2, control_pb2_grpc
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions, Prepared
+from inference.runner.engines.base import EntailmentItem, LoadOptions, PreparedItem, RowRange
 from inference.runner.engines.ofa.load import load_ofa
 from inference.wire import EntailmentScores
 
@@ -211,5 +211,5 @@ def is_own(response: entailment_pb2.PredictResponse, expected: list[Scores]) -> 
     return all(abs(a - b) <= TOLERANCE for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
-def _whole(prepared: Prepared) -> Chunk:
-    return Chunk(prepared, 0, prepared.rows)
+def _whole(prepared: PreparedItem) -> RowRange[PreparedItem]:
+    return RowRange(prepared, 0, prepared.rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.bundle import Bundle, bundle_folder
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from tests.scripted_engine import load_scripted
 
 Scores = tuple[tuple[float, float, float], ...]  # yes, no, maybe; one row a statement
@@ -76,7 +76,7 @@ class Answers:
         folder = bundle_folder(self._state, bundle.bundle_digest)
         engine = load_scripted(folder, bundle, LoadOptions("cpu", "", 0), lambda _phase, _share: None)
         prepared = engine.prepare(EntailmentItem(asked.image, asked.statements, asked.premise))
-        (rows,) = engine.compute([Chunk(prepared, 0, prepared.rows)])
+        (rows,) = engine.compute([RowRange(prepared, 0, prepared.rows)])
         return tuple((row.yes, row.no, row.maybe) for row in rows)  # type: ignore[union-attr]
 
 

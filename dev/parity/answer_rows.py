@@ -21,7 +21,7 @@ from dev.parity.ours import ask, load_source
 from dev.parity.variants import VARIANTS
 from dev.parity.words import vocabulary
 from inference.runner.conversion.ofa_config import read_architecture
-from inference.runner.conversion.ofa_vocabulary import read_words
+from inference.runner.conversion.ofa_vocabulary import read_vocabulary
 from inference.runner.engines.ofa.engine import OfaEngine
 
 _STRENGTH = 2.0  # deviation of a score from question to question
@@ -47,7 +47,7 @@ def _choose(recipe: Recipe) -> dict[str, list[float]]:
     """A row for each token by which an answer goes on."""
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name), recipe)
-        answers = read_words(Path(name), read_architecture(Path(name)), "ans2label.json").answers
+        answers = read_vocabulary(Path(name), read_architecture(Path(name)), "ans2label.json").answers
         engine = load_source(Path(name))
     seen = _read_tokens(engine, list(many_questions() if recipe.is_fresh else questions()))
     names = {number: token for token, number in vocabulary(1024).items()}

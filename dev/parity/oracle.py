@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
 
 from examples.shapes import stock_imports  # noqa: F401 - makes modelscope importable
-from inference.runner.conversion.ofa_vocabulary import answers_by_label
+from inference.runner.conversion.ofa_vocabulary import assign_answers
 
 # isort: split
 from modelscope.models.multi_modal import ofa_for_all_tasks
@@ -61,9 +61,7 @@ class Oracle:
         settings = self._pipeline.model.cfg.model
         self._prompt_type = settings.get("prompt_type", "none")
         self._traverses = settings.gen_type == "traverse" and self._prompt_type == "prev_output"
-        self._labels = {
-            answer: label for label, answer in answers_by_label(self._pipeline.model.ans2label_dict).items()
-        }
+        self._labels = {answer: label for label, answer in assign_answers(self._pipeline.model.ans2label_dict).items()}
         if self._prompt_type == "src":
             # Known to its training and to its sibling tasks alone: asked for the rest of the sample.
             self._pipeline.preprocessor.preprocess.prompt_type = "none"

@@ -7,7 +7,7 @@ from pathlib import Path
 from dev.parity.items import Question
 from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
-from inference.runner.engines.base import Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
 from inference.wire import EntailmentScores
@@ -27,7 +27,7 @@ def ask(engine: OfaEngine, questions: Sequence[Question], together: int = 1) -> 
     """Answer questions, so many in one device call."""
     answers: list[Scores] = []
     for start in range(0, len(questions), together):
-        chunks = [Chunk(engine.prepare(item_of(one)), 0, 1) for one in questions[start : start + together]]
+        chunks = [RowRange(engine.prepare(item_of(one)), 0, 1) for one in questions[start : start + together]]
         answers += [scores_of(result[0]) for result in engine.compute(chunks)]
     return answers
 

@@ -1,12 +1,11 @@
-"""A program of its own: foreign weights in, files ready to be sealed out.
+"""Program that converts a published revision to the files of a bundle.
 
     python -m inference.runner.convert --source DIR --into DIR --engine ofa --revision R --precision float32
 
-Exit codes: 0 done, 2 wrong arguments, 3 refused with one JSON line {"reason", "message"} on stderr, 69
-the starter is gone. On stdout one line a hundredth of the work that is done: "1" to "100".
-Whoever starts it gives it limits, which it puts on itself before it reads or imports anything large;
-and it ends with whoever started it. Torch is imported only for a source whose configuration, words and
-tensors' names, types and shapes are in order.
+Exit codes: 0 done, 2 wrong arguments, 3 refused with one JSON line {"reason", "message"} on stderr, 69 the parent
+process has ended. Prints progress in percent to stdout, one line for each percent: "1" to "100".
+It applies its resource limits before it reads or imports anything large, and ends with its parent. Torch is imported
+only if configuration, vocabulary and the tensors' names, dtypes and shapes are valid.
 """
 
 import argparse
@@ -24,16 +23,16 @@ from typing import NoReturn
 
 from common.exit_codes import ExitCode
 from common.source import PRECISIONS, ConversionRefused
-from inference.runner.process import bind_to
+from inference.runner.process import bind_to_parent
 
 
 def main(arguments: Sequence[str]) -> int:
     """Convert and return the exit code."""
     options = _parse(arguments)
-    if options.parent and not bind_to(options.parent):
+    if options.parent and not bind_to_parent(options.parent):
         return ExitCode.PARENT_GONE
     try:
-        _limit_itself(options.max_memory_bytes, options.max_cpu_seconds, options.max_file_bytes)
+        _apply_limits(options.max_memory_bytes, options.max_cpu_seconds, options.max_file_bytes)
         _convert(options)
     except ConversionRefused as error:
         return _refuse(error.reason, str(error))
@@ -45,26 +44,26 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that: torch and the dynamic linker say so in words only."""
-    words = ("allocate memory", "not enough memory", "failed to map segment")
-    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
+    """Whether memory ran out; torch and the dynamic linker report it only in the message."""
+    messages = ("allocate memory", "not enough memory", "failed to map segment")
+    return isinstance(error, MemoryError) or any(message in str(error) for message in messages)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="convert", description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--source", type=Path, required=True, help="folder of a published revision")
-    parser.add_argument("--into", type=Path, required=True, help="an empty folder that exists")
-    parser.add_argument("--engine", required=True, help="engine that is to serve it")
-    parser.add_argument("--revision", required=True, help="name of the revision, for people")
+    parser.add_argument("--into", type=Path, required=True, help="existing empty folder")
+    parser.add_argument("--engine", required=True, help="engine of the bundle")
+    parser.add_argument("--revision", required=True, help="name of the revision, for display")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the stored weights")
-    parser.add_argument("--max-memory-bytes", type=int, default=0, help="limit of data; 0: none")
+    parser.add_argument("--max-memory-bytes", type=int, default=0, help="limit of memory for data; 0: none")
     parser.add_argument("--max-cpu-seconds", type=int, default=0, help="limit of CPU time; 0: none")
     parser.add_argument("--max-file-bytes", type=int, default=0, help="limit of one written file; 0: none")
-    parser.add_argument("--parent", type=int, default=0, help="process to end with; 0: none")
+    parser.add_argument("--parent", type=int, default=0, help="process id of the parent, with which to end; 0: none")
     return parser.parse_args(arguments)
 
 
-def _limit_itself(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
+def _apply_limits(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
     signal.signal(signal.SIGXCPU, _on_cpu_limit)
     for kind, limit in (
         (resource.RLIMIT_DATA, memory_bytes),
@@ -72,49 +71,49 @@ def _limit_itself(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
         (resource.RLIMIT_FSIZE, file_bytes),
     ):
         if limit:
-            # A few seconds between the soft and the hard limit leave time to say which one was met.
+            # The hard limit follows a few seconds later, which leaves time to report the soft one.
             spare = 5 if kind == resource.RLIMIT_CPU else 0
             resource.setrlimit(kind, (limit, limit + spare))
 
 
 def _convert(options: argparse.Namespace) -> None:
-    # Only now, and in two steps: what is imported has to fall under the limits, and what is broken
-    # or hostile on its face should meet as little of it as can be.
+    # Imported here so that the limits apply to imports, and in two steps so that a broken or hostile source is refused
+    # before torch is imported.
     from inference.runner.conversion.ofa_plan import plan_ofa  # noqa: PLC0415
 
     if options.engine != "ofa":
         raise ConversionRefused("ENGINE_UNKNOWN", f"engine {options.engine[:80]!r} is unknown, supported: 'ofa'")
     try:
         plan = plan_ofa(options.source)
-        with ThreadPoolExecutor(1, "hash") as beside:  # torch's import takes as long
-            hashing = beside.submit(plan.source.digest)
+        with ThreadPoolExecutor(1, "hash") as pool:  # hashing takes about as long as importing torch
+            hashing = pool.submit(plan.source.digest)
             import torch  # noqa: PLC0415
 
             from inference.runner.conversion.ofa import convert_plan  # noqa: PLC0415
 
-        torch.set_num_threads(1)  # nobody waits for it, and whoever is waited for needs the others
-        convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _Percent().show)
+        torch.set_num_threads(1)  # a conversion is not urgent; serving processes need the other CPUs
+        convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _PercentPrinter().print)
     except OSError as error:
         raise ConversionRefused("IO_FAILED", f"a file cannot be read or written: {error.strerror}") from error
 
 
-class _Percent:
-    """Tells whoever started this how far it is."""
+class _PercentPrinter:
+    """Prints progress to stdout, one line for each new percent."""
 
     def __init__(self) -> None:
-        self._told = 0
+        self._printed = 0
 
-    def show(self, share: float) -> None:
+    def print(self, share: float) -> None:
         percent = int(100 * share)
-        if percent > self._told:
-            self._told = percent
+        if percent > self._printed:
+            self._printed = percent
             with contextlib.suppress(OSError):
                 sys.stdout.write(f"{percent}\n")
                 sys.stdout.flush()
 
 
 def _on_cpu_limit(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise ConversionRefused("CPU_LIMIT", "the conversion needs more CPU time than it may use")
+    raise ConversionRefused("CPU_LIMIT", "the conversion needs more CPU time than its limit")
 
 
 def _refuse(reason: str, message: str) -> int:
@@ -127,4 +126,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all files are closed; tidying up what torch holds takes half a second
+    os._exit(code)  # all files are closed; releasing torch would take half a second

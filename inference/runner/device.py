@@ -1,4 +1,4 @@
-"""Which devices there are, what they compute in by default, and how many threads a CPU gets."""
+"""Devices of this machine as torch sees them, their default precision, and the number of CPU threads."""
 
 import os
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch
 
 CPU = "cpu"
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_FIRST_WITH_BFLOAT16 = 8  # CUDA compute capability, major
-_CPU_MULTIPLIES_BFLOAT16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+_BFLOAT16_CAPABILITY = 8  # least major CUDA compute capability
+_CPU_BFLOAT16_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
 class DeviceUnknown(ValueError):
-    """The device is no device of this machine, or the precision none that it computes in."""
+    """This machine has no such device, or no engine computes in this precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,32 +24,32 @@ class DeviceChoice:
     precision: str  # default: "float32" or "bfloat16"
 
 
-def devices() -> tuple[DeviceChoice, ...]:
-    """All devices of this machine, best first."""
+def list_devices() -> tuple[DeviceChoice, ...]:
+    """Return all devices of this machine, fastest first."""
     cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return tuple(DeviceChoice(name, default_precision(name)) for name in (*cards, CPU))
 
 
 def default_precision(device: str) -> str:
-    """What a device computes in unless somebody asks for something else.
+    """Return the precision that a device computes in by default.
 
-    bfloat16 where the device multiplies in it, which halves the memory and is several times as fast; elsewhere it
-    would be emulated, and float32 is faster.
+    bfloat16 where the device multiplies it in hardware, which halves memory and is several times as fast; elsewhere it
+    is emulated and slower than float32.
     """
     kind = torch.device(device)
     if kind.type == "cuda":
-        multiplies = torch.cuda.get_device_capability(kind)[0] >= _FIRST_WITH_BFLOAT16
+        multiplies = torch.cuda.get_device_capability(kind)[0] >= _BFLOAT16_CAPABILITY
     else:
-        # torch gives these no public name; one that has left says no.
-        multiplies = any(getattr(torch.cpu, name, bool)() for name in _CPU_MULTIPLIES_BFLOAT16)
+        # Private functions of torch; `bool()` is False where one no longer exists.
+        multiplies = any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16_CHECKS)
     return "bfloat16" if multiplies else "float32"
 
 
 def torch_dtype(precision: str) -> torch.dtype:
-    """The dtype of a precision's name.
+    """Return the dtype of a precision's name.
 
     Raises:
-        DeviceUnknown: no engine computes in it.
+        DeviceUnknown: no engine computes in this precision.
     """
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if precision not in dtypes:
@@ -58,47 +58,47 @@ def torch_dtype(precision: str) -> torch.dtype:
 
 
 def torch_device(device: str) -> torch.device:
-    """The device of a name.
+    """Return the device of a name.
 
     Raises:
         DeviceUnknown: this machine has no such device.
     """
-    names = [choice.name for choice in devices()]
+    names = [choice.name for choice in list_devices()]
     if device not in names:
-        raise DeviceUnknown(f"device {device!r} is not here; this machine has {', '.join(names)}")
+        raise DeviceUnknown(f"device {device!r} does not exist; this machine has {', '.join(names)}")
     return torch.device(device)
 
 
 def set_threads(threads: int) -> None:
-    """Set how many threads one device call of a CPU uses; 0 takes all that this process may run on.
+    """Set the number of CPU threads of a device call; 0 takes all usable CPUs.
 
-    Must be called on the thread that computes: OpenMP remembers it for each thread.
+    Device thread only: OpenMP keeps the setting per thread.
     """
-    torch.set_num_threads(threads or usable_cpus())
+    torch.set_num_threads(threads or count_usable_cpus())
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may keep busy, at least 1: where it may run, and what its container is paid for."""
+def count_usable_cpus() -> int:
+    """Number of CPUs that affinity and the container's quota let this process use, at least 1."""
     allowed = len(os.sched_getaffinity(0))
     try:
-        quota = cpus_of_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
+        quota = parse_cpu_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        quota = None  # no cgroup v2 here
+        quota = None  # no cgroup v2
     return max(1, min(allowed, quota or allowed))
 
 
-def cpus_of_quota(text: str) -> int | None:
-    """Whole CPUs, rounded up, of a cgroup's `cpu.max` ("microseconds period", or "max period"); None for no limit.
+def parse_cpu_quota(text: str) -> int | None:
+    """Return the CPUs, rounded up, of a cgroup's `cpu.max` ("quota period" in microseconds); None for "max".
 
     Raises:
-        ValueError: the text is nothing of the kind.
+        ValueError: the text is malformed.
     """
     quota, period = text.split()
     return None if quota == "max" else -(-int(quota) // int(period))
 
 
 def memory_bytes(device: str) -> tuple[int, int]:
-    """Memory of a card in use by anybody, and in all; both 0 for a CPU."""
+    """Used (by all processes) and total bytes of a card; both 0 for a CPU."""
     kind = torch.device(device)
     if kind.type != "cuda":
         return 0, 0

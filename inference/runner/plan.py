@@ -1,44 +1,32 @@
-"""Pure: whether a load will fit, before anything is allocated for it."""
+"""Pure decisions about the device: how many rows a call carries, how a failed call is split, whether a load fits."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.runner.engines.base import MemoryNeed
+from inference.runner.engines.base import MemoryEstimate, RowRange
 
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Some consecutive rows of one item."""
-
-    item: int  # its place in the batch
-    start: int  # first row
-    stop: int  # row after the last
-
-    @property
-    def rows(self) -> int:
-        """Device rows."""
-        return self.stop - self.start
+Call = tuple[RowRange[int], ...]  # `item` is the index in the batch
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """What bounds one device call."""
+    """Limits of one device call."""
 
     max_rows: int  # at least 1
-    max_seconds: float  # expected; 0 for no bound
+    max_seconds: float  # expected duration; 0 for no limit
 
 
-def rows_allowed(limits: CallLimits, row_seconds: float, memory_rows: int | None) -> int:
-    """How many rows the next call may carry.
+def limit_rows(limits: CallLimits, row_seconds: float, memory_rows: int | None) -> int:
+    """Return the most rows that the next call may carry.
 
     Args:
-        limits: what the server and the engine allow.
-        row_seconds: measured cost of one row; 0 if it is not known.
-        memory_rows: what memory was seen to allow; None if it never ran out.
+        limits: of the server and the engine.
+        row_seconds: measured cost of one row; 0 if unknown.
+        memory_rows: limit learnt from memory errors; None if there was none.
 
     Returns:
-        At least 1: a row that alone takes longer than the bound must still be computed.
+        At least 1: a row that takes longer than the limit must still be computed.
     """
     allowed = limits.max_rows if memory_rows is None else min(limits.max_rows, memory_rows)
     if limits.max_seconds > 0 and row_seconds > 0:
@@ -46,51 +34,51 @@ def rows_allowed(limits: CallLimits, row_seconds: float, memory_rows: int | None
     return max(1, allowed)
 
 
-def next_call(waiting: Sequence[Cut], max_rows: int) -> tuple[Cut, ...]:
-    """Take the next call from what is left of a batch, in order.
+def next_call(waiting: Sequence[RowRange[int]], max_rows: int) -> Call:
+    """Choose the rows of the next call, in order.
 
-    An item that fits into one call is not cut: what its rows share (a picture) would be computed
-    twice. A larger one is cut, and fills the room that is left.
+    An item that fits into one call is not split, because its rows share work (the picture). A larger item is split and
+    fills the remaining capacity.
 
     Args:
-        waiting: what is left of each item, none of them empty.
+        waiting: remaining rows of each item, none of them empty.
         max_rows: at least 1.
     """
-    call: list[Cut] = []
-    room = max_rows
-    for cut in waiting:
-        if cut.rows <= room:
-            call.append(cut)
-            room -= cut.rows
+    call: list[RowRange[int]] = []
+    capacity = max_rows
+    for part in waiting:
+        if part.rows <= capacity:
+            call.append(part)
+            capacity -= part.rows
             continue
-        if cut.rows > max_rows and room:
-            call.append(Cut(cut.item, cut.start, cut.start + room))
+        if part.rows > max_rows and capacity:
+            call.append(RowRange(part.item, part.start, part.start + capacity))
         break
     return tuple(call)
 
 
-def by_item(call: Sequence[Cut]) -> list[tuple[Cut, ...]]:
-    """The same work with every item in a call of its own, so that one that breaks the engine meets nobody else."""
-    return [(cut,) for cut in call]
+def split_by_item(call: Call) -> list[Call]:
+    """Split a call into one call for each item, so that an item that breaks the engine fails alone."""
+    return [(part,) for part in call]
 
 
-CLEAR_ABOVE = 0.9  # share of the card in use, by anybody, above which cached memory is given back
-_MEMORY_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-GOOD_CALLS_TO_GROW = 64  # at the learned limit, before twice as much is tried again
+CLEAR_ABOVE = 0.9  # share of the card in use by all processes above which cached memory is freed
+_OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+GOOD_CALLS_TO_GROW = 64  # at the learnt limit, before it is doubled
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, told by name so that no device library is imported."""
+    """Whether an error means that memory ran out; recognised by name, so that no device library is imported."""
     if isinstance(error, MemoryError):
         return True
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
-    # Those that the libraries below raise as plain errors: a CPU's allocator, the driver, cuBLAS.
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    # A CPU's allocator, the driver and cuBLAS raise plain RuntimeErrors.
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether an error says that the device's context is broken, so that every later call would fail too."""
+    """Whether an error means that the device's context is broken, so that every later call would fail."""
     if is_out_of_memory(error):
         return False
     if any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__):
@@ -98,83 +86,83 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
-def halve(call: Sequence[Cut]) -> list[tuple[Cut, ...]]:
-    """Split a call that did not fit into two of half the rows; empty if it is a single row and cannot be split."""
-    half = sum(cut.rows for cut in call) // 2
+def halve_call(call: Call) -> list[Call]:
+    """Split a call into two of half the rows; empty if it is a single row."""
+    half = sum(part.rows for part in call) // 2
     if half == 0:
         return []
-    left: list[Cut] = []
-    right: list[Cut] = []
-    for cut in call:
-        taken = min(cut.rows, half - sum(part.rows for part in left))
+    left: list[RowRange[int]] = []
+    right: list[RowRange[int]] = []
+    for part in call:
+        taken = min(part.rows, half - sum(other.rows for other in left))
         if taken:
-            left.append(Cut(cut.item, cut.start, cut.start + taken))
-        if taken < cut.rows:
-            right.append(Cut(cut.item, cut.start + taken, cut.stop))
+            left.append(RowRange(part.item, part.start, part.start + taken))
+        if taken < part.rows:
+            right.append(RowRange(part.item, part.start + taken, part.stop))
     return [tuple(left), tuple(right)]
 
 
 class MemoryLimit:
-    """How many rows memory was seen to allow: halved when it runs out, tried again after a good while."""
+    """Limit of rows in a call, learnt from memory errors; each halves it, `GOOD_CALLS_TO_GROW` calls double it."""
 
     def __init__(self) -> None:
-        self.rows: int | None = None  # None: it never ran out, or all is well again
-        self._good = 0
+        self.rows: int | None = None  # None: no limit
+        self._good_calls = 0
 
-    def is_over(self, rows: int) -> bool:
-        """Whether a call of so many rows was seen not to fit."""
+    def is_exceeded_by(self, rows: int) -> bool:
+        """Whether a call of `rows` is above the limit."""
         return self.rows is not None and rows > self.rows
 
-    def ran_out(self, rows: int) -> None:
-        """A call of so many rows did not fit."""
+    def record_failure(self, rows: int) -> None:
+        """Record that a call of `rows` ran out of memory."""
         self.rows = max(1, rows // 2)
-        self._good = 0
+        self._good_calls = 0
 
-    def fitted(self, rows: int, max_rows: int) -> None:
-        """A call of so many rows did fit; `max_rows` is what would be packed without this limit."""
+    def record_success(self, rows: int, max_rows: int) -> None:
+        """Record that a call of `rows` fitted; `max_rows` is the size of calls without this limit."""
         if self.rows is None or rows < self.rows:
             return
-        self._good += 1
-        if self._good >= GOOD_CALLS_TO_GROW:
-            self._good = 0
+        self._good_calls += 1
+        if self._good_calls >= GOOD_CALLS_TO_GROW:
+            self._good_calls = 0
             self.rows = self.rows * 2 if self.rows * 2 < max_rows else None
 
 
 def should_clear(used_bytes: int, total_bytes: int) -> bool:
-    """Whether a card is so full that cached memory should be given back before it runs out."""
+    """Whether a card is so full that cached memory should be freed before memory runs out."""
     return total_bytes > 0 and used_bytes > CLEAR_ABOVE * total_bytes
 
 
-MARGIN = 1.1  # times what the engine foretells: allocators round up, libraries keep workspaces
+MARGIN = 1.1  # factor on the engine's estimate: allocators round up, libraries keep workspaces
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What a load needs and what there is. Bytes."""
+    """Memory that a load needs and that is free, in bytes."""
 
     device: str
     needed: int  # with the margin
-    free: int | None  # None if it cannot be read
+    free: int | None  # None if unknown
 
     @property
     def fits(self) -> bool:
-        """Whether nothing speaks against it; what is not known refuses nothing."""
+        """Whether the load may start; unknown free memory does not refuse it."""
         return self.free is None or self.needed <= self.free
 
     @property
-    def sentence(self) -> str:
-        """Both numbers, for people."""
+    def message(self) -> str:
+        """Both numbers in a sentence."""
         free = "unknown" if self.free is None else f"{self.free / _MIB:.0f} MiB"
-        return f"the model needs about {self.needed / _MIB:.0f} MiB on {self.device}, free are {free}"
+        return f"the model needs about {self.needed / _MIB:.0f} MiB on {self.device}; {free} are free"
 
 
-def plan_load(device: str, need: MemoryNeed, free: int | None) -> LoadPlan:
-    """Set a need against what is free.
+def plan_load(device: str, estimate: MemoryEstimate, free: int | None) -> LoadPlan:
+    """Compare an estimate, plus `MARGIN`, with free memory.
 
     Args:
-        device: where the load goes.
-        need: as the engine foretells it.
-        free: bytes that can still be taken there; None if nobody knows.
+        device: target of the load.
+        estimate: of the engine.
+        free: free bytes on the device; None if unknown.
     """
-    return LoadPlan(device, round(need.total * MARGIN), free)
+    return LoadPlan(device, round(estimate.total * MARGIN), free)

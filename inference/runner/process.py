@@ -1,4 +1,4 @@
-"""How the C library keeps memory that a call has freed, so that the next call finds it ready."""
+"""Settings of the runner's process: heap thresholds, priority, and the parent-death signal."""
 
 import ctypes
 import os
@@ -10,31 +10,30 @@ from pathlib import Path
 
 # Names and numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-KEPT_BYTES = 512 << 20  # free at the heap's end, before it is given back: more than a large model's call takes
-LARGE_BYTES = 128 << 20  # a block of this size is asked of the system, and given back at once
-_LARGE_BYTES_OF_OLD = 32 << 20  # what every glibc takes
+KEPT_BYTES = 512 << 20  # free bytes at the heap's end that are kept; more than a call of the large model takes
+LARGE_BYTES = 128 << 20  # blocks of at least this size are mapped, and unmapped when freed
+_LARGE_BYTES_FALLBACK = 32 << 20  # largest value that every glibc accepts
 
 
 def keep_freed_memory() -> bool:
-    """Let a device call's blocks stay in the heap; before any thread is started.
+    """Keep memory that a device call frees in the heap. Call before any thread is started.
 
-    By default blocks above some 30 MB, and heaps of threads, are given back after every call and their
-    pages cleared by the kernel when the next one touches them: a fifth of a large model's time in
-    bfloat16 was seen to go there.
+    By default glibc returns blocks above about 30 MB, and heaps of threads, to the system after every call, and the
+    kernel clears their pages again in the next call: 20 % of the large model's time in bfloat16.
 
     Returns:
-        Whether the C library has such a switch; without it all works as before.
+        Whether the C library supports it (`mallopt`).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    large = mallopt(_MMAP_THRESHOLD, LARGE_BYTES) or mallopt(_MMAP_THRESHOLD, _LARGE_BYTES_OF_OLD)
-    # One heap for all threads: those of other threads are 64 MB at most.
+    large = mallopt(_MMAP_THRESHOLD, LARGE_BYTES) or mallopt(_MMAP_THRESHOLD, _LARGE_BYTES_FALLBACK)
+    # One heap for all threads: heaps of other threads are limited to 64 MB.
     return bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES) and large and mallopt(_ARENA_MAX, 1))
 
 
-CANDIDATE_NICENESS = 10  # added to the inherited one
+CANDIDATE_NICENESS = 10  # added to the inherited niceness
 MAX_NICENESS = 19
 MAX_OOM_SCORE_ADJ = 1000
 CAP_SYS_NICE = 23
@@ -42,19 +41,19 @@ _PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What was inherited, and what is added to it while nobody waits for this process."""
+class Priority:
+    """The process's inherited niceness and OOM score, and how both are raised while it does not serve."""
 
     niceness: int
     oom_score_adj: int
     added_oom_score: int
-    may_be_nice: bool  # whether a raised niceness could be lowered again
+    can_lower: bool  # whether a raised niceness can be lowered again
 
     def apply(self, *, is_serving: bool) -> list[str]:
-        """Take the standing of a serving or of a waiting process.
+        """Set niceness and OOM score for a process that serves, or that does not.
 
         Returns:
-            What the system did not allow, in words; it costs priority, nothing else.
+            Messages of refused settings; the process works without them.
         """
         refused = []
         raised = 0 if is_serving else self.added_oom_score
@@ -62,7 +61,7 @@ class Standing:
             _write_oom_score(min(MAX_OOM_SCORE_ADJ, self.oom_score_adj + raised))
         except OSError as error:
             refused.append(f"oom_score_adj: {error.strerror}")
-        if self.may_be_nice:
+        if self.can_lower:
             wanted = self.niceness if is_serving else min(MAX_NICENESS, self.niceness + CANDIDATE_NICENESS)
             try:
                 _renice(wanted)
@@ -71,22 +70,22 @@ class Standing:
         return refused
 
 
-def inherited(added_oom_score: int) -> Standing:
-    """Read what this process was given."""
+def read_priority(added_oom_score: int) -> Priority:
+    """Read the priority that this process inherited."""
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     try:
         score = int((_PROC / "oom_score_adj").read_text(encoding="ascii"))
     except (OSError, ValueError):
         score = 0
-    may = may_lower(niceness, resource.getrlimit(resource.RLIMIT_NICE)[0], _capabilities())
-    return Standing(niceness, score, added_oom_score, may)
+    can_lower = can_lower_niceness(niceness, resource.getrlimit(resource.RLIMIT_NICE)[0], _capabilities())
+    return Priority(niceness, score, added_oom_score, can_lower)
 
 
-def may_lower(niceness: int, nice_limit: int, capabilities: int) -> bool:
-    """Pure: whether a process that raised its niceness could come back to this one.
+def can_lower_niceness(niceness: int, nice_limit: int, capabilities: int) -> bool:
+    """Whether a process that raised its niceness may set it back. Pure.
 
     Args:
-        niceness: to come back to.
+        niceness: value to set back to.
         nice_limit: soft RLIMIT_NICE; 20 minus the lowest niceness allowed, -1 for no limit.
         capabilities: effective set, as a bit mask.
     """
@@ -96,17 +95,17 @@ def may_lower(niceness: int, nice_limit: int, capabilities: int) -> bool:
 
 
 def _renice(wanted: int) -> None:
-    # On Linux niceness belongs to the thread. A thread born during a pass inherits from its maker,
-    # who may not have had its turn: hence again until a pass finds nothing to do.
+    # On Linux niceness belongs to the thread. A thread created during a pass may inherit the old value, hence
+    # passes are repeated until one finds nothing to change.
     for _ in range(3):
-        late = [thread for thread in _threads() if _niceness(thread) not in (wanted, None)]
-        if not late:
+        unchanged = [thread for thread in _threads() if _niceness(thread) not in (wanted, None)]
+        if not unchanged:
             return
-        for thread in late:
+        for thread in unchanged:
             try:
                 os.setpriority(os.PRIO_PROCESS, thread, wanted)
             except ProcessLookupError:
-                continue  # it has just ended
+                continue  # the thread has ended
 
 
 def _threads() -> Iterator[int]:
@@ -135,19 +134,22 @@ def _write_oom_score(score: int) -> None:
 PR_SET_PDEATHSIG = 1
 
 
-def bind_to(parent: int) -> bool:
-    """Die with the parent, whatever it dies of, and ignore what a terminal or a supervisor sends to the whole group.
+def bind_to_parent(parent: int) -> bool:
+    """End this process when its parent ends, and ignore SIGINT and SIGTERM, which are sent to the whole group.
 
     Args:
-        parent: process id that the parent says it has.
+        parent: process id of the parent, as passed by the parent.
 
     Returns:
-        Whether the parent is still there; if not, nobody will ever speak with this process.
+        Whether the parent is still alive; if not, the caller must exit.
+
+    Raises:
+        OSError: the parent-death signal cannot be set.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the parent-death signal cannot be set")
-    # Asked after the signal is set: a parent that died before that is caught here.
+    # Checked after the signal is set, because a parent that died earlier sends none.
     return os.getppid() == parent

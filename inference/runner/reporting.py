@@ -1,4 +1,4 @@
-"""The pulse: the device thread counts its own progress, a helper thread only reports the count."""
+"""What the runner sends to the server besides results: heartbeats and log lines. Frames of both sockets pass here."""
 
 import json
 import os
@@ -15,94 +15,97 @@ from hotslot.runner.v1 import runner_pb2
 from inference.wire import write_frame
 
 
-class Pulse:
-    """What the device thread is doing. It alone writes; reading needs no lock, each value stands for itself."""
+class DeviceProgress:
+    """Progress of the device thread, for heartbeats.
+
+    Only the device thread writes. Reads need no lock, because the values need not be consistent with each other.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._step_since: float | None = None
-        self.progress = 0
+        self._step_start: float | None = None
+        self.steps = 0
         self.batch_id = 0
         self.device_used_bytes = 0
         self.device_total_bytes = 0
 
     def begin(self, batch_id: int) -> None:
-        """A batch, or with 0 a load, is begun."""
+        """Record the start of a batch, or of a load with 0."""
         self.batch_id = batch_id
-        self._step_since = self._clock.monotonic()
+        self._step_start = self._clock.monotonic()
 
-    def step(self) -> None:
-        """A device call, or a step of a load, has ended."""
-        self.progress += 1
-        self._step_since = self._clock.monotonic()
+    def advance(self) -> None:
+        """Record the end of a device call or of a step of a load."""
+        self.steps += 1
+        self._step_start = self._clock.monotonic()
 
-    def rest(self) -> None:
-        """There is nothing to do."""
-        self._step_since = None
+    def end(self) -> None:
+        """Record that the device thread waits for work."""
+        self._step_start = None
         self.batch_id = 0
 
-    def read(self) -> runner_pb2.Heartbeat:
-        """What a heartbeat says now."""
-        since = self._step_since
+    def make_heartbeat(self) -> runner_pb2.Heartbeat:
+        """Return the current values. Any thread."""
+        start = self._step_start
         return runner_pb2.Heartbeat(
-            progress=self.progress,
+            progress=self.steps,
             batch_id=self.batch_id,
-            seconds_on_step=0.0 if since is None else max(0.0, self._clock.monotonic() - since),
+            seconds_on_step=0.0 if start is None else max(0.0, self._clock.monotonic() - start),
             device_used_bytes=self.device_used_bytes,
             device_total_bytes=self.device_total_bytes,
         )
 
 
-def start_heartbeat(pulse: Pulse, seconds: float, say: Callable[[runner_pb2.RunnerReply], None]) -> None:
-    """Report the pulse for ever, from a thread of its own."""
+def start_heartbeat(progress: DeviceProgress, seconds: float, send: Callable[[runner_pb2.RunnerReply], None]) -> None:
+    """Send a heartbeat every `seconds` from a daemon thread."""
     never = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         while True:
-            say(runner_pb2.RunnerReply(heartbeat=pulse.read()))
+            send(runner_pb2.RunnerReply(heartbeat=progress.make_heartbeat()))
             never.wait(seconds)
 
-    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    threading.Thread(target=send_heartbeats, name="heartbeat", daemon=True).start()
 
 
-class Outlet:
-    """One way to the server. Any thread; blocks while the server does not read.
+class FrameWriter:
+    """Writes frames to one socket of the server. Any thread; blocks while the server does not read.
 
     Args:
-        on_gone: called when the server is gone; must not return.
+        on_disconnect: called when the server has closed the socket; must not return.
     """
 
-    def __init__(self, way: socket.socket, on_gone: Callable[[], None]) -> None:
-        self._way = way
-        self._on_gone = on_gone
+    def __init__(self, connection: socket.socket, on_disconnect: Callable[[], None]) -> None:
+        self._connection = connection
+        self._on_disconnect = on_disconnect
         self._lock = threading.Lock()
 
-    def say(self, reply: runner_pb2.RunnerReply) -> None:
+    def send(self, reply: runner_pb2.RunnerReply) -> None:
         """Send one message."""
         payload = reply.SerializeToString()
         try:
             with self._lock:
-                write_frame(self._way, payload)
+                write_frame(self._connection, payload)
         except OSError:
-            self._on_gone()
+            self._on_disconnect()
 
 
-MAX_WAITING = 256  # lines; more are dropped and counted
+MAX_QUEUED_LINES = 256  # further lines are dropped and counted
 FLUSH_SECONDS = 0.2
 
 
 class EventLog:
-    """Where a runner tells what happened. Any thread."""
+    """Writes log lines to stdout from a thread of its own, so that no caller blocks on the pipe. Any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lines: queue.Queue[dict[str, object]] = queue.Queue(MAX_WAITING)
+        self._lines: queue.Queue[dict[str, object]] = queue.Queue(MAX_QUEUED_LINES)
         self._dropped = 0
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()
 
     def event(self, name: str, level: str = "info", **fields: object) -> None:
-        """Tell that something happened: a stable name in the past tense, and what belongs to it."""
+        """Log an event: a stable name in the past tense, and its fields."""
         at = self._clock.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
         fixed = {"at": at, "level": level, "process": "runner", "event": name, "pid": os.getpid()}
         try:
@@ -111,17 +114,17 @@ class EventLog:
             self._dropped += 1
 
     def flush(self) -> None:
-        """Give the writer a short time to write what waits, before the process ends."""
+        """Wait until queued lines are written, at most `FLUSH_SECONDS`."""
         is_written = threading.Event()
-        self.event("runner_log_ended", written=is_written)
+        self.event("runner_log_flushed", written=is_written)
         is_written.wait(FLUSH_SECONDS)
 
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            ended = line.pop("written", None)
-            if isinstance(ended, threading.Event):
-                ended.set()
+            flushed = line.pop("written", None)
+            if isinstance(flushed, threading.Event):
+                flushed.set()
                 continue
             if self._dropped:
                 line["dropped_before"], self._dropped = self._dropped, 0
@@ -131,8 +134,8 @@ class EventLog:
                 self._dropped += 1
 
 
-def describe(error: BaseException) -> str:
-    """An error for the log: its class and where it was raised. Its text may hold what a caller sent."""
+def describe_error(error: BaseException) -> str:
+    """Return an error's class and the line that raised it, for logs. Its message may contain a caller's data."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return type(error).__name__ + where
+    location = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return type(error).__name__ + location

@@ -12,7 +12,7 @@ from dev.parity.items import Question
 from dev.parity.make_model import make_model
 from dev.parity.ours import Scores, ask, item_of, load_source, scores_of
 from dev.parity.variants import HALF, VARIANTS
-from inference.runner.engines.base import Chunk, EntailmentItem
+from inference.runner.engines.base import EntailmentItem, RowRange
 from inference.runner.engines.ofa.engine import OfaEngine
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -95,7 +95,7 @@ def test_several_statements_about_one_picture_agree(plain: OfaEngine) -> None:
     statements = tuple(item["statement"] for item in items)
     whole = plain.prepare(EntailmentItem(item_of(questions_of(items)[0]).image, statements, ""))
 
-    first, rest = plain.compute([Chunk(whole, 0, 2), Chunk(whole, 2, len(items))])
+    first, rest = plain.compute([RowRange(whole, 0, 2), RowRange(whole, 2, len(items))])
 
     assert len(items) > 3
     assert_agree(items, [scores_of(result) for result in (*first, *rest)], TOLERANCE)

@@ -16,11 +16,11 @@ from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.conversion.ofa_config import read_architecture
 from inference.runner.conversion.ofa_plan import plan_ofa
-from inference.runner.conversion.ofa_vocabulary import answers_by_label, read_words, score_answers
-from inference.runner.engines.base import Chunk, EntailmentItem
+from inference.runner.conversion.ofa_vocabulary import assign_answers, find_forks, read_vocabulary
+from inference.runner.engines.base import EntailmentItem, RowRange
 from inference.runner.engines.ofa.config import ONE_TOKEN_EACH, Fork, read_config
 from inference.runner.engines.ofa.engine import OfaEngine
-from inference.runner.engines.ofa.model import probabilities, with_stem
+from inference.runner.engines.ofa.model import append_stem, score_labels
 from tests.ofa.conftest import Publish
 
 END, WIDTH = 9, 16
@@ -63,9 +63,9 @@ def test_forks_give_what_the_plain_rule_gives() -> None:
     }
 
     for paths in every_map():
-        answers = score_answers(paths)
+        answers = find_forks(paths)
         made = torch.stack([states[answers.stem[: fork.read]] for fork in answers.forks])[None]
-        found = probabilities(made, table[list(answers.tokens)], answers.forks)[0]
+        found = score_labels(made, table[list(answers.tokens)], answers.forks)[0]
 
         assert torch.allclose(found, plain_rule(paths, states.__getitem__, table), atol=1e-6), paths
         assert len(answers.forks) <= 2
@@ -83,7 +83,7 @@ def test_forks_give_what_the_plain_rule_gives() -> None:
 )
 def test_where_answers_part(paths: Paths, stem: tuple[int, ...], forks: tuple[Fork, ...], tokens: tuple[int]) -> None:
     """Only forks are scored; what all have in common is read once, and what one has alone never."""
-    answers = score_answers(paths)
+    answers = find_forks(paths)
 
     assert (stem, forks, tokens) == (answers.stem, answers.forks, answers.tokens)
 
@@ -99,7 +99,7 @@ def test_where_answers_part(paths: Paths, stem: tuple[int, ...], forks: tuple[Fo
 )
 def test_an_answer_is_known_by_its_word(answers: tuple[str, ...], expected: tuple[str, ...]) -> None:
     """The word that says yes, no or maybe says whose answer it is, whatever stands around it."""
-    found = answers_by_label({answer: number for number, answer in enumerate(answers)})
+    found = assign_answers({answer: number for number, answer in enumerate(answers)})
 
     assert expected == tuple(found.values())
 
@@ -109,15 +109,15 @@ def test_an_answer_is_known_by_its_word(answers: tuple[str, ...], expected: tupl
 )
 def test_answers_that_say_nothing_or_two_things(answers: tuple[str, ...]) -> None:
     """What cannot be told to be one of the three labels is refused with the answers' names."""
-    with pytest.raises(ConversionRefused, match=f"the answers are .*{answers[0]}.*, supported: one each that says yes"):
-        answers_by_label(dict.fromkeys(answers, 0))
+    with pytest.raises(ConversionRefused, match=f"answers are .*{answers[0]}.*, supported: one answer for each of yes"):
+        assign_answers(dict.fromkeys(answers, 0))
 
 
 def test_the_stem_follows_each_prompt() -> None:
     """Prompts of different lengths each get the stem where they end."""
     prompts = torch.tensor([[5, 6, 7], [5, 2, 1]])
 
-    found = with_stem(prompts, torch.tensor([2, 0]), (8, 9))
+    found = append_stem(prompts, torch.tensor([2, 0]), (8, 9))
 
     assert [found[0].tolist(), found[1, :3].tolist()] == [[5, 6, 7, 8, 9], [5, 8, 9]]
 
@@ -137,7 +137,7 @@ def test_a_statement_costs_one_row(variant: str, surplus: int, engines: Callable
     rows = Rows(engine.model.decoder)
     item = engine.prepare(EntailmentItem((FOLDER / "grey.jpg").read_bytes(), ("a dog", "a man"), ""))
 
-    engine.compute([Chunk(item, 0, 2)])
+    engine.compute([RowRange(item, 0, 2)])
 
     assert [(2, max(map(len, item.prompts)) + surplus)] == rows.shapes
 
@@ -155,7 +155,7 @@ def test_short_answers_leave_no_trace(sources: Callable[[str], Path], tmp_path: 
 def test_longer_answers_are_sealed(sources: Callable[[str], Path], tmp_path: Path) -> None:
     """A bundle brings the way of its answers along."""
     convert_ofa(sources("phrases"), tmp_path, "r", "float32")
-    words = read_words(sources("phrases"), read_architecture(sources("phrases")), "ans2label.json")
+    words = read_vocabulary(sources("phrases"), read_architecture(sources("phrases")), "ans2label.json")
 
     config = read_config(tmp_path)
 
@@ -168,7 +168,7 @@ def test_labels_that_are_several_tokens_in_their_vocabulary(publish: Publish) ->
     folder = publish(without=("merges.txt",))
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
-    answers = plan_ofa(folder).words.answers
+    answers = plan_ofa(folder).vocabulary.answers
 
     assert (len(answers.stem), answers.forks) == (1, (Fork(1, (0, 1, 2)),))
 

@@ -7,17 +7,17 @@ import pytest
 
 from common.sealing import ConversionRefused
 from dev.parity.words import vocabulary
-from inference.runner.conversion.ofa_config import Architecture, Pipeline, read_architecture, read_pipeline
-from inference.runner.conversion.ofa_vocabulary import labels_in_order, read_words
+from inference.runner.conversion.ofa_config import Architecture, PipelineConfig, read_architecture, read_pipeline
+from inference.runner.conversion.ofa_vocabulary import order_labels, read_vocabulary
 from inference.runner.engines.ofa.config import DecoderPrompt
 from tests.ofa.conftest import Publish
 
 
-def read(folder: Path) -> tuple[Architecture, Pipeline]:
+def read(folder: Path) -> tuple[Architecture, PipelineConfig]:
     """Read everything but the weights."""
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
-    read_words(folder, architecture, pipeline.answer_map)
+    read_vocabulary(folder, architecture, pipeline.answer_map)
     return architecture, pipeline
 
 
@@ -64,7 +64,7 @@ def test_pipeline_keys(key: str, value: object, sentence: str, publish: Publish)
         ("encoder_layers", 2.0, "encoder_layers is 2.0, supported: an integer from 1 to 96"),
         ("attn_scale_factor", float("nan"), "attn_scale_factor is nan, supported: a number from 0.01 to 100"),
         ("vocab_size", 500, "the vocabulary uses ids up to 1023, config.json: vocab_size is 500"),
-        ("pad_token_id", 2, "config.json: pad_token_id is 2, the vocabulary says 1"),
+        ("pad_token_id", 2, "config.json: pad_token_id is 2, the vocabulary has 1"),
     ],
 )
 def test_architecture_keys(key: str, value: object, sentence: str, publish: Publish) -> None:
@@ -79,9 +79,9 @@ def test_another_task_is_refused(publish: Publish) -> None:
 
 def test_a_path_to_other_weights_is_never_followed(publish: Publish) -> None:
     """`resnet_model_path` is no key that anybody looks at."""
-    named = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
+    require_record = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
 
-    assert read(publish()) == named
+    assert read(publish()) == require_record
 
 
 def test_defaults_are_those_of_the_original(publish: Publish) -> None:
@@ -104,12 +104,12 @@ def test_the_answer_map_may_be_named_at_the_top(publish: Publish) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"image_size": 224}, "preprocessor_config.json: image_size is 224, supported: 96, as configuration.json"),
+        ({"image_size": 224}, "preprocessor_config.json: image_size is 224, supported: 96, as in configuration.json"),
         (
             {"size": {"height": 96, "width": 97}},
             "size is {'height': 96, 'width': 97}, supported: equal height and width",
         ),
-        ({"mean": [0.4, 0.4, 0.4]}, "mean is (0.4, 0.4, 0.4), supported: (0.5, 0.5, 0.5), as configuration.json"),
+        ({"mean": [0.4, 0.4, 0.4]}, "mean is (0.4, 0.4, 0.4), supported: (0.5, 0.5, 0.5), as in configuration.json"),
         ({"image_std": [0.5, 0.5]}, "image_std is [0.5, 0.5], supported: three numbers"),
     ],
 )
@@ -133,7 +133,7 @@ def test_the_other_layout_is_read(publish: Publish) -> None:
     pipeline = read_pipeline(folder, architecture)
 
     assert (pipeline.image_size, pipeline.image_mean) == (64, (0.4, 0.5, 0.6))
-    assert words == read_words(folder, architecture, pipeline.answer_map).vocabulary
+    assert words == read_vocabulary(folder, architecture, pipeline.answer_map).ids
 
 
 @pytest.mark.parametrize(
@@ -142,24 +142,24 @@ def test_the_other_layout_is_read(publish: Publish) -> None:
         (
             "ans2label.json",
             '{"yes": 0, "no": 1}',
-            "answers are no, yes, supported: one each that says yes, no, maybe",
+            "answers are no, yes, supported: one answer for each of yes, no, maybe",
         ),
-        ("ans2label.json", '{"yes": 0, "no": 1, "yes or no": 2}', "supported: one each that says yes, no, maybe"),
-        ("ans2label.json", '{"yes": 0, "no": 1, "maybe": 2, "maybe not": 3}', "supported: one each that says"),
-        ("ans2label.json", '{"yes": 0, "no": 1, "unknown": 2}', "supported: one each that says yes, no, maybe"),
+        ("ans2label.json", '{"yes": 0, "no": 1, "yes or no": 2}', "supported: one answer for each of yes, no, maybe"),
+        ("ans2label.json", '{"yes": 0, "no": 1, "maybe": 2, "maybe not": 3}', "supported: one answer for each of"),
+        ("ans2label.json", '{"yes": 0, "no": 1, "unknown": 2}', "supported: one answer for each of yes, no, maybe"),
         ("ans2label.json", json.dumps({"yes": 0, "no": 1, "maybe" * 99: 2}), "the answers are"),
         (
             "ans2label.json",
             json.dumps({"yes": 0, "no": 1, "maybe " * 99: 2}),
-            "tokens or holds an unknown one",
+            "tokens or contains an unknown one",
         ),
-        ("ans2label.json", "[1, 2, 3]", "ans2label.json holds no object"),
-        ("vocab.json", '{"<s>": 0, "<pad>": 0}', "the vocabulary holds a token twice"),
+        ("ans2label.json", "[1, 2, 3]", "ans2label.json is not a JSON object"),
+        ("vocab.json", '{"<s>": 0, "<pad>": 0}', "the vocabulary has a duplicate token"),
         ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "the vocabulary lacks '<unk>'"),
-        ("vocab.json", "{", "vocab.json is no JSON"),
-        ("vocab.json", "[" * 100_000, "vocab.json is no JSON"),
-        ("merges.txt", "#version\na b c\n", "merges.txt holds a line that is no pair"),
-        ("config.json", "null", "config.json holds no object"),
+        ("vocab.json", "{", "vocab.json is not JSON"),
+        ("vocab.json", "[" * 100_000, "vocab.json is not JSON"),
+        ("merges.txt", "#version\na b c\n", "merges.txt has a line that is not a pair"),
+        ("config.json", "null", "config.json is not a JSON object"),
     ],
 )
 def test_broken_files_are_refused(name: str, content: str, sentence: str, publish: Publish) -> None:
@@ -200,4 +200,4 @@ def test_what_is_wrong_has_its_reason(name: str, content: object, reason: str, p
 )
 def test_labels_have_the_order_of_the_answer_map(answer_map: dict[str, object], labels: tuple[str, ...]) -> None:
     """By its numbers; as they stand there, where it has none."""
-    assert labels == labels_in_order(answer_map)
+    assert labels == order_labels(answer_map)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dev.parity.ours import load_source, scores_of
-from inference.runner.engines.base import Chunk, EntailmentItem
+from inference.runner.engines.base import EntailmentItem, RowRange
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.wire import EntailmentScores
 
@@ -33,7 +33,7 @@ def test_the_demo_model_answers_its_golden_set(demo: OfaEngine, golden: list[dic
     for row in golden:
         content = (SHAPES / "golden" / str(row["image"])).read_bytes()
         prepared = demo.prepare(EntailmentItem(content, tuple(row["statements"]), ""))
-        (results,) = demo.compute([Chunk(prepared, 0, prepared.rows)])
+        (results,) = demo.compute([RowRange(prepared, 0, prepared.rows)])
         answers = [max(scores, key=scores.__getitem__) for scores in map(scores_of, results)]
         right += answers == list(row["expected"])
 
@@ -46,6 +46,6 @@ def test_scores_sum_to_one(demo: OfaEngine, golden: list[dict[str, Sequence[str]
     content = (SHAPES / "golden" / str(golden[0]["image"])).read_bytes()
     prepared = demo.prepare(EntailmentItem(content, ("there is a red circle", "there are two stars"), ""))
 
-    for scores in demo.compute([Chunk(prepared, 0, 2)])[0]:
+    for scores in demo.compute([RowRange(prepared, 0, 2)])[0]:
         assert isinstance(scores, EntailmentScores)
         assert scores.yes + scores.no + scores.maybe == pytest.approx(1.0, abs=1e-5)

@@ -9,7 +9,7 @@ from inference.runner.engines.ofa.positions import (
     PictureDistances,
     PictureGrid,
     depends_on_differences,
-    rounded,
+    round_up_tokens,
 )
 
 HEADS, SIDE, LONGEST, SIZE, TABLES, GRID = 3, 4, 20, 8, 3, 6
@@ -51,7 +51,7 @@ class Drawn:
 
 def whole(biases: EncoderBias, layer: int, text: int) -> Tensor:
     """(heads, tokens, tokens) of one layer."""
-    return torch.cat([bias[0].clone() for bias in biases.of(layer, text)])
+    return torch.cat([bias[0].clone() for bias in biases.compute(layer, text)])
 
 
 @pytest.mark.parametrize("in_strips", [True, False])
@@ -74,10 +74,10 @@ def test_what_fills_up_a_step_is_hidden(made_bytes: int) -> None:
     biases = drawn.bias(made_bytes)
 
     for text in (3, LONGEST, 15, 17, 16):
-        tokens, seen = biases.tokens(text), PATCHES + text
+        tokens, seen = biases.count_tokens(text), PATCHES + text
         bias = whole(biases, 1, text)
 
-        assert bias.shape == (HEADS, tokens, tokens) == (HEADS, rounded(seen, torch.bfloat16), tokens)
+        assert bias.shape == (HEADS, tokens, tokens) == (HEADS, round_up_tokens(seen, torch.bfloat16), tokens)
         assert bool((bias[:, :, seen:] == -torch.inf).all())
         expected = drawn.plainly(1, text)
         torch.testing.assert_close(bias[:, :seen, :seen].float(), expected, atol=0.1, rtol=0.02)
@@ -108,5 +108,5 @@ def test_layers_share_a_single_table() -> None:
 def test_no_more_is_taken_than_what_is_made_at_once() -> None:
     """Every layer is made in the same place."""
     biases = Drawn(_regular_index()).bias(2 * HEAD_BYTES)
-    places = {bias.data_ptr() for layer in range(TABLES) for bias in biases.of(layer, 7)}
+    places = {bias.data_ptr() for layer in range(TABLES) for bias in biases.compute(layer, 7)}
     assert len(places) == 1

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.sealing import ConversionRefused, ConvertLimits, run_convert
 from dev.parity.make_model import Recipe, make_model
-from inference.runner.conversion.places import MAX_HEADER_BYTES, MAX_TENSORS
+from inference.runner.conversion.tensor_location import MAX_HEADER_BYTES, MAX_TENSORS
 from tests.ofa.conftest import Publish
 
 MIB = 1 << 20
@@ -105,22 +105,25 @@ def test_pickles_that_would_run_something(protocol: int, wrap: Callable[[bytes],
     """A pickle with `__reduce__` is refused, whatever its protocol, bare or in an archive; nothing of it is run."""
     sentence = refusal({BIN: wrap(pickle.dumps(OrderedDict(x=Hostile()), protocol))})
 
-    assert sentence.startswith(f"{BIN} uses the pickle opcode" if protocol == 0 else f"{BIN} wants ")
+    assert sentence.startswith(f"{BIN} uses the pickle opcode" if protocol == 0 else f"{BIN} imports ")
     assert "supported: " in sentence
 
 
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (eval, "wants __builtin__.eval, supported: tensors alone"),
-        (OrderedDict(x=getattr), "wants __builtin__.getattr"),
-        (torch.nn.Linear(1, 1), "wants torch.nn.modules.linear.Linear"),
-        (OrderedDict({1: torch.zeros(1)}), "holds something else than named tensors, supported: a plain state dict"),
-        (OrderedDict(x={"y": torch.zeros(1)}), "holds something else than named tensors"),
-        ({"model": OrderedDict(x=torch.zeros(1)), "step": 3}, "holds something else than named tensors"),
-        ([torch.zeros(1)], "holds something else than named tensors"),
-        (7, "is a pickle, but none that torch.save writes"),
-        (b"PK", "wants _codecs.encode"),
+        (eval, "imports __builtin__.eval, supported: tensors only"),
+        (OrderedDict(x=getattr), "imports __builtin__.getattr"),
+        (torch.nn.Linear(1, 1), "imports torch.nn.modules.linear.Linear"),
+        (
+            OrderedDict({1: torch.zeros(1)}),
+            "contains something other than named tensors, supported: a plain state dict",
+        ),
+        (OrderedDict(x={"y": torch.zeros(1)}), "contains something other than named tensors"),
+        ({"model": OrderedDict(x=torch.zeros(1)), "step": 3}, "contains something other than named tensors"),
+        ([torch.zeros(1)], "contains something other than named tensors"),
+        (7, "is a pickle, but not of torch.save"),
+        (b"PK", "imports _codecs.encode"),
     ],
 )
 @pytest.mark.fault("P9")
@@ -144,20 +147,20 @@ def tar(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (archive({BIN: saved(ONE)}), "holds 'pytorch_model.bin', supported: what torch.save writes, and no archives"),
+        (archive({BIN: saved(ONE)}), "contains 'pytorch_model.bin', supported: records that torch.save writes"),
         (
             archive({"archive/inner.zip": archive({"a/b": b""})}),
-            "holds 'archive/inner.zip', supported: what torch.save",
+            "contains 'archive/inner.zip', supported: records that torch.save",
         ),
-        (repacked(ONE, **{"code/a.py": b"import os"}), "code/a.py', supported: what torch.save writes"),
+        (repacked(ONE, **{"code/a.py": b"import os"}), "code/a.py', supported: records that torch.save writes"),
         (
             repacked(ONE, **{"data/0": archive({"a/b": b""})}),
-            "the storage of tensor x has 104 bytes, which is not what",
+            "the storage of tensor x has 104 bytes, which is not its declared",
         ),
-        (archive({"archive/../../x": b""}), "holds 'archive/../../x', supported"),
+        (archive({"archive/../../x": b""}), "contains 'archive/../../x', supported"),
         (archive({"archive/version": b"3\n"}), "lacks the record 'data.pkl'"),
-        (tar(saved(ONE)), "is a tar archive, supported: what torch.save writes"),
-        (b"\x1f\x8b\x08" + bytes(600), "is a gzip archive, supported: what torch.save writes"),
+        (tar(saved(ONE)), "is a tar archive, supported: files of torch.save"),
+        (b"\x1f\x8b\x08" + bytes(600), "is a gzip archive, supported: files of torch.save"),
         (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
     ],
 )
@@ -173,8 +176,8 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
 @pytest.mark.parametrize(
     ("files", "model", "sentence"),
     [
-        ({FLAT: HOSTILE}, {}, f"{FLAT} is damaged or no safetensors"),
-        ({FLAT: saved(ONE)}, {}, f"{FLAT} is damaged or no safetensors"),
+        ({FLAT: HOSTILE}, {}, f"{FLAT} has a header of "),
+        ({FLAT: saved(ONE)}, {}, f"{FLAT} has a header of "),
         ({BIN: save(ONE)}, {}, f"{BIN} "),
         (
             {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.pkl"}}', "w.pkl": HOSTILE},
@@ -184,15 +187,15 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
         (
             {f"{FLAT}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": HOSTILE},
             {},
-            "w.safetensors is damaged or no safetensors",
+            "w.safetensors has a header of ",
         ),
         (
             {f"{BIN}.index.json": b'{"weight_map": {"x": "w.safetensors"}}', "w.safetensors": save(ONE)},
             {},
             "names 'w.safetensors', supported: names that end in .bin",
         ),
-        ({BIN: saved(ONE), "words.pkl": HOSTILE}, {"answer2label": "words.pkl"}, "words.pkl is no JSON"),
-        ({BIN: b"version https://git-lfs.github.com/spec/v1\n"}, {}, f"{BIN} is a pointer to a file elsewhere"),
+        ({BIN: saved(ONE), "words.pkl": HOSTILE}, {"answer2label": "words.pkl"}, "words.pkl is not JSON"),
+        ({BIN: b"version https://git-lfs.github.com/spec/v1\n"}, {}, f"{BIN} is a Git LFS pointer"),
     ],
 )
 @pytest.mark.fault("P11")
@@ -204,31 +207,42 @@ def test_odd_extensions(files: dict[str, bytes], model: dict[str, object], sente
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "its header would end behind the file"),
-        (b"\xff" * 7, "its header would end behind the file"),
-        ((1 << 60).to_bytes(8, "little") + b"{}", "its header would end behind the file"),
-        (flat(b"[" * MIB), "has a header that is nested too deeply"),
-        (flat(b"{" + b'"a":{' * MIB), "has a header that is nested too deeply"),
-        (flat(b'{"x": 1'), "its header is no JSON"),
-        (flat(b"\xff\xfe"), "its header is no"),
-        (flat([1]), "has a header that is no object"),
-        (flat(b'{"a": 1, "a": 2}'), "names something twice in its header"),
+        (b"", "header too small"),
+        (b"\xff" * 7, f"has a header of {(1 << 56) - 1} bytes, supported: {MAX_HEADER_BYTES}"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", f"has a header of {1 << 60} bytes, supported: {MAX_HEADER_BYTES}"),
+        ((1 << 20).to_bytes(8, "little") + b"{}", "invalid header length"),
+        (flat(b"[" * MIB), "invalid JSON in header"),
+        (flat(b"{" + b'"a":{' * MIB), "recursion limit exceeded"),
+        (flat(b'{"x": 1'), "invalid JSON in header"),
+        (flat(b"\xff\xfe"), "invalid UTF-8 in header"),
+        (flat([1]), "invalid JSON in header"),
+        (flat(b'{"a": 1, "a": 2}'), "invalid JSON in header"),
+        (
+            flat(b'{"a": %b, "a": %b}' % ((json.dumps(row(0, 16)).encode(),) * 2), bytes(16)),
+            "names something twice",
+        ),
         (
             flat({f"t{number}": row(0, 0) for number in range(MAX_TENSORS + 1)}),
             f"names {MAX_TENSORS + 1} tensors, supported: {MAX_TENSORS}",
         ),
-        (flat({"x": row(0, 16), "y": row(8, 24)}, bytes(24)), "tensors x and y overlap"),
-        (flat({"x": row(0, 16), "y": row(0, 16)}, bytes(16)), "holds bytes that belong to no tensor"),
-        (flat({"x": row(0, 16)}, bytes(12)), "tensor x ends behind the file"),
-        (flat({"x": row(4, 16)}, bytes(16)), "holds bytes that belong to no tensor"),
-        (flat({"x": row(0, 16)}, bytes(99)), "holds bytes that belong to no tensor"),
-        (flat({"x": row(0, 16, [1 << 40, 1 << 40])}, bytes(16)), "tensor x has offsets that contradict its shape"),
-        (flat({"x": row(16, 0)}), "tensor x has a shape that is no list of up to 8 counts"),
-        (flat({"x": {**row(0, 16), "shape": [-4]}}, bytes(16)), "has a shape that is no list of up to 8 counts"),
-        (flat({"x": {**row(0, 16), "shape": [1] * 9}}, bytes(16)), "has a shape that is no list of up to 8 counts"),
-        (flat({"x": {**row(0, 16), "dtype": "F8_E4M3"}}, bytes(16)), "tensor x is of type F8_E4M3, supported: F64"),
-        (flat({"x": {"dtype": "F32"}}), "tensor x has other keys than dtype, shape and data_offsets"),
-        (flat(b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 4]}}'), "no JSON"),
+        (flat({"x": row(0, 16), "y": row(8, 24)}, bytes(24)), "invalid offset for tensor `y`"),
+        (flat({"x": row(0, 16), "y": row(0, 16)}, bytes(16)), "invalid offset for tensor"),
+        (flat({"x": row(0, 16)}, bytes(12)), "file not fully covered"),
+        (flat({"x": row(4, 16)}, bytes(16)), "invalid offset for tensor `x`"),
+        (flat({"x": row(0, 16)}, bytes(99)), "file not fully covered"),
+        (flat({"x": row(0, 16, [1 << 40, 1 << 40])}, bytes(16)), "overflow computing buffer size"),
+        (flat({"x": row(16, 0)}), "invalid JSON in header"),
+        (flat({"x": {**row(0, 16), "shape": [-4]}}, bytes(16)), "invalid JSON in header"),
+        (flat({"x": {**row(0, 16), "shape": [1] * 9}}, bytes(16)), "invalid shape, data type, or offset"),
+        (
+            flat({"x": {**row(0, 16), "dtype": "F8_E4M3", "shape": [16]}}, bytes(16)),
+            "x is of type F8_E4M3, supported: F64",
+        ),
+        (flat({"x": {"dtype": "F32"}}), "missing field `shape`"),
+        (
+            flat(b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 4]}}'),
+            "out of range",
+        ),
     ],
 )
 def test_safetensors_header_bombs(content: bytes, sentence: str, refusal: Refusal) -> None:
@@ -268,32 +282,35 @@ def ended(content: bytes, entries: int = 0, size: int = 0, pointer: int = 0) -> 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (archive({"archive/data.pkl": bytes(4 * MIB)}, zipfile.ZIP_DEFLATED), "record 'data.pkl' is packed"),
+        (archive({"archive/data.pkl": bytes(4 * MIB)}, zipfile.ZIP_DEFLATED), "record 'data.pkl' is compressed"),
         (archive({"archive/data.pkl": bytes(9 * MIB)}), f"pickle of {9 * MIB} bytes, supported: {MAX_HEADER_BYTES}"),
         (saved({"x": torch.zeros(1).expand(1 << 40)}), "has strides (0,), supported: dense ones"),
         (saved({"x": HELD[::2]}), "has strides (2,), supported: dense ones"),
         (saved({"x": HELD.as_strided((4, 4), (1, 1))}), "has strides (1, 1), supported: dense ones"),
         (saved({"x": HELD[:5], "y": HELD[3:]}), "tensors x and y overlap"),
         (saved({"x": HELD[:5], "y": HELD[3:]}, is_old=True), "tensors x and y overlap"),
-        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"), "tensor x ends behind its storage"),
-        (lying({"x": HELD}, b"cpuq\x06K\x08", b"cpuq\x06J\xff\xff\xff\x7f"), "has 32 bytes, which is not what it says"),
-        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\xff\x85"), "shape, strides or offset that are no counts"),
-        (lying({"x": HELD}, b"FloatStorage", b"QuietStorage"), "wants torch.QuietStorage, supported: tensors alone"),
-        (repacked(ONE, byteorder=b"big"), "holds big-endian numbers"),
-        (archive({"a/data.pkl": b"\x80\x02}" + b"q\x00h\x00" * MIB}), "makes no sense"),
-        (archive({"a/data.pkl": b"\x80\x02" + b"r\xff\xff\xff\x7f" * 9 + b"."}), "makes no sense"),
-        (archive({"a/data.pkl": b"\x80\x02\x8d" + b"\xff" * 8 + b"x."}), "makes no sense"),
-        (archive({"a/data.pkl": b"\x80\x02" + b")" * 9 + b"\x86" * 9 + b"s."}), "makes no sense"),
-        (saved(ONE)[:-30], "its archive has no end"),
+        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"), "tensor x ends after the end of its storage"),
+        (
+            lying({"x": HELD}, b"cpuq\x06K\x08", b"cpuq\x06J\xff\xff\xff\x7f"),
+            "32 bytes, which is not its declared size",
+        ),
+        (lying({"x": HELD[:4]}, b"K\x04\x85", b"J\xff\xff\xff\xff\x85"), "has an invalid shape, strides or offset"),
+        (lying({"x": HELD}, b"FloatStorage", b"QuietStorage"), "imports torch.QuietStorage, supported: tensors only"),
+        (repacked(ONE, byteorder=b"big"), "contains big-endian numbers"),
+        (archive({"a/data.pkl": b"\x80\x02}" + b"q\x00h\x00" * MIB}), "malformed"),
+        (archive({"a/data.pkl": b"\x80\x02" + b"r\xff\xff\xff\x7f" * 9 + b"."}), "malformed"),
+        (archive({"a/data.pkl": b"\x80\x02\x8d" + b"\xff" * 8 + b"x."}), "malformed"),
+        (archive({"a/data.pkl": b"\x80\x02" + b")" * 9 + b"\x86" * 9 + b"s."}), "malformed"),
+        (saved(ONE)[:-30], "its archive has no valid end record"),
         (ended(saved(ONE), entries=1 << 40), f"an archive of {1 << 40} records in a directory"),
-        (ended(saved(ONE), size=1 << 40), f"in a directory of {1 << 40} bytes, which is too many"),
-        (ended(saved(ONE), pointer=1), "its archive has no end"),
-        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 1 << 31, 0, 0), "which is too many"),
-        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 64, 1 << 31, 0), "makes no sense"),
-        (b"PK\x03\x04", "its archive has no end"),
-        (saved(ONE, is_old=True)[:-8], "ends behind the file"),
-        (b"", "makes no sense"),
-        (saved(ONE, is_old=True)[:40], "makes no sense"),
+        (ended(saved(ONE), size=1 << 40), f"in a directory of {1 << 40} bytes, which is too large"),
+        (ended(saved(ONE), pointer=1), "its archive has no valid end record"),
+        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 1 << 31, 0, 0), "which is too large"),
+        (saved(ONE)[:-98] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 64, 1 << 31, 0), "malformed"),
+        (b"PK\x03\x04", "its archive has no valid end record"),
+        (saved(ONE, is_old=True)[:-8], "ends after the end of the file"),
+        (b"", "malformed"),
+        (saved(ONE, is_old=True)[:40], "malformed"),
     ],
 )
 def test_bombs_and_lies_of_torch_files(content: bytes, sentence: str, refusal: Refusal) -> None:

@@ -15,14 +15,14 @@ from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.device import (
     DeviceUnknown,
-    cpus_of_quota,
+    count_usable_cpus,
     default_precision,
-    devices,
+    list_devices,
+    parse_cpu_quota,
     torch_device,
     torch_dtype,
-    usable_cpus,
 )
-from inference.runner.engines.base import AddressItem, BundleRefused, Chunk, EntailmentItem, LoadOptions
+from inference.runner.engines.base import AddressItem, BundleRefused, EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.catalog import loader_for
 from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
@@ -136,10 +136,10 @@ def test_items_of_other_tasks_are_the_runners_mistake(plain: OfaEngine) -> None:
 def test_bad_weights_show_as_nan(staged: tuple[Path, Bundle]) -> None:
     """The engine hands NaN on as NaN; to judge is the runner's part."""
     engine = load_ofa(*staged, CPU, nobody)
-    engine.model.answers = torch.nn.Parameter(torch.full_like(engine.model.answers, float("nan")))
+    engine.model.answer_embeddings = torch.nn.Parameter(torch.full_like(engine.model.answer_embeddings, float("nan")))
     item = engine.prepare(EntailmentItem((FOLDER / "grey.jpg").read_bytes(), ("a dog",), ""))
 
-    (result,) = engine.compute([Chunk(item, 0, 1)])
+    (result,) = engine.compute([RowRange(item, 0, 1)])
 
     assert str(result[0]).count("nan") == 3
 
@@ -160,8 +160,8 @@ def test_the_catalog_names_what_it_has() -> None:
 
 def test_devices_are_checked_by_name() -> None:
     """A device or precision that is not there is named together with those that are."""
-    assert devices()[-1].name == "cpu"
-    assert usable_cpus() >= 1
+    assert list_devices()[-1].name == "cpu"
+    assert count_usable_cpus() >= 1
     with pytest.raises(DeviceUnknown, match=r"this machine has .*cpu"):
         torch_device("cuda:77")
     with pytest.raises(DeviceUnknown, match="supported: float32, bfloat16"):
@@ -184,7 +184,7 @@ def test_a_cpu_computes_in_bfloat16_only_if_it_multiplies_in_it(
 @pytest.mark.parametrize(("text", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 1)])
 def test_a_container_gets_the_threads_it_is_paid_for(text: str, cpus: int | None) -> None:
     """A quota of CPU time bounds the threads, for more of them would only be throttled."""
-    assert cpus == cpus_of_quota(text)
+    assert cpus == parse_cpu_quota(text)
 
 
 def test_rows_of_one_length_stand_together() -> None:

@@ -61,7 +61,7 @@ def test_other_formats_are_refused(kind: str) -> None:
     error = refusal(encoded(Image.new("RGB", (16, 16)), kind))
 
     assert error.reason == "IMAGE_UNREADABLE"
-    assert "no JPEG, PNG or WebP" in str(error)
+    assert "not a JPEG, PNG or WebP" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from dev.parity.pictures import FOLDER
-from inference.runner.engines.base import Chunk, EntailmentItem
+from inference.runner.engines.base import EntailmentItem, RowRange
 from inference.runner.engines.ofa import engine as engine_module
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
@@ -16,9 +16,9 @@ GREY = (FOLDER / "grey.jpg").read_bytes()
 class Looks:
     """Counts the pictures that the ResNet sees."""
 
-    def __init__(self, eyes: nn.Module) -> None:
+    def __init__(self, image_encoder: nn.Module) -> None:
         self.pictures = 0
-        eyes.register_forward_hook(self._count)
+        image_encoder.register_forward_hook(self._count)
 
     def _count(self, _module: nn.Module, inputs: tuple[object, ...], _made: object) -> None:
         self.pictures += len(inputs[0])  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ class Looks:
 @pytest.fixture
 def looks(plain: OfaEngine) -> Looks:
     """Pictures seen since the test began."""
-    return Looks(plain.model.eyes)
+    return Looks(plain.model.image_encoder)
 
 
 def test_one_call_looks_once_at_a_picture(plain: OfaEngine, looks: Looks) -> None:
@@ -36,7 +36,7 @@ def test_one_call_looks_once_at_a_picture(plain: OfaEngine, looks: Looks) -> Non
     same = plain.prepare(EntailmentItem(COLOUR, ("a man",), "a street"))
     other = plain.prepare(EntailmentItem(GREY, ("a man",), ""))
 
-    plain.compute([Chunk(one, 0, 2), Chunk(other, 0, 1), Chunk(one, 2, 3), Chunk(same, 0, 1)])
+    plain.compute([RowRange(one, 0, 2), RowRange(other, 0, 1), RowRange(one, 2, 3), RowRange(same, 0, 1)])
 
     assert looks.pictures == 2
 
@@ -45,8 +45,8 @@ def test_later_calls_remember_the_picture(plain: OfaEngine, looks: Looks) -> Non
     """A request that is cut into several calls is looked at in the first only."""
     item = plain.prepare(EntailmentItem(COLOUR, ("a dog", "two birds"), ""))
 
-    first = plain.compute([Chunk(item, 0, 1)])
-    second = plain.compute([Chunk(item, 1, 2)])
+    first = plain.compute([RowRange(item, 0, 1)])
+    second = plain.compute([RowRange(item, 1, 2)])
 
     assert looks.pictures == 1
     assert first != second

@@ -74,7 +74,10 @@ def test_a_surplus_tensor(tensors: Tensors, convert: Callable[..., Path]) -> Non
     """A tensor that the configuration has no place for means that one of the two is wrong."""
     tensors["encoder.layers.2.fc1.weight"] = torch.zeros(2)
 
-    assert refusal(convert, tensors) == "tensor encoder.layers.2.fc1.weight belongs to no OFA of this configuration"
+    assert (
+        refusal(convert, tensors)
+        == "tensor encoder.layers.2.fc1.weight does not belong to an OFA of this configuration"
+    )
 
 
 def test_a_wrong_shape(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -95,7 +98,7 @@ def test_a_negative_variance(tensors: Tensors, convert: Callable[..., Path]) -> 
     """A batch norm that cannot be folded is found where it becomes a NaN."""
     tensors["encoder.embed_images.layer1.0.bn2.running_var"][0] = -1.0
 
-    assert "tensor eyes.resnet.blocks.0.conv2.weight is not finite" in refusal(convert, tensors)
+    assert "tensor image_encoder.resnet.blocks.0.conv2.weight is not finite" in refusal(convert, tensors)
 
 
 def test_ties_are_checked(tensors: Tensors, convert: Callable[..., Path]) -> None:
@@ -156,7 +159,7 @@ def test_all_wrappings_give_the_same_weights(tensors: Tensors, convert: Callable
 
 def test_nested_dicts_are_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """A training checkpoint is no published model."""
-    assert "holds something else than named tensors" in refusal(convert, {"model": tensors, "step": 3})
+    assert "contains something other than named tensors" in refusal(convert, {"model": tensors, "step": 3})
 
 
 def weights_digest(into: Path) -> str:

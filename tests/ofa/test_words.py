@@ -11,7 +11,7 @@ from common.errors import InputRefused
 from dev.parity.pictures import FOLDER
 from dev.parity.words import merges, vocabulary
 from inference.runner.engines.base import EntailmentItem
-from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine, clean, prompt_of
+from inference.runner.engines.ofa.engine import MAX_TEXT_LENGTH, OfaEngine, build_prompt, clean
 from inference.runner.engines.ofa.tokenizer import SPECIAL, Tokenizer, byte_letters, merge
 
 WORDS = vocabulary(1024)
@@ -88,8 +88,8 @@ def test_texts_are_written_as_in_training(text: str, expected: str) -> None:
 
 def test_a_premise_changes_the_question() -> None:
     """With a premise the model is asked whether it and the picture together imply the statement."""
-    assert prompt_of("A dog", "", 80) == ' does the image describe " a dog "?'
-    assert prompt_of("A dog", "A man", 80) == ' can image and text1 " a man " imply text2 " a dog "?'
+    assert build_prompt("A dog", "", 80) == ' does the image describe " a dog "?'
+    assert build_prompt("A dog", "A man", 80) == ' can image and text1 " a man " imply text2 " a dog "?'
 
 
 def naive_merge(letters: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:

@@ -6,34 +6,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.runner.engines.base import RowRange
 from inference.runner.plan import (
     GOOD_CALLS_TO_GROW,
+    Call,
     CallLimits,
-    Cut,
     MemoryLimit,
-    by_item,
-    halve,
+    halve_call,
     is_device_lost,
     is_out_of_memory,
+    limit_rows,
     next_call,
-    rows_allowed,
     should_clear,
+    split_by_item,
 )
 from tests.scripted_engine import AcceleratorError, OutOfMemoryError
 
 ITEMS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-def items(*rows: int) -> list[Cut]:
+def items(*rows: int) -> list[RowRange[int]]:
     """Whole items of so many rows."""
-    return [Cut(place, 0, count) for place, count in enumerate(rows)]
+    return [RowRange(place, 0, count) for place, count in enumerate(rows)]
 
 
-def all_calls(rows: Sequence[int], max_rows: int) -> list[tuple[Cut, ...]]:
+def all_calls(rows: Sequence[int], max_rows: int) -> list[Call]:
     """Pack until nothing is left, as the device thread does."""
     done = [0] * len(rows)
     calls = []
-    while left := [Cut(place, done[place], count) for place, count in enumerate(rows) if done[place] < count]:
+    while left := [RowRange(place, done[place], count) for place, count in enumerate(rows) if done[place] < count]:
         calls.append(next_call(left, max_rows))
         for cut in calls[-1]:
             done[cut.item] = cut.stop
@@ -78,7 +79,7 @@ def test_packing_computes_every_row_once(rows: list[int], max_rows: int) -> None
 )
 def test_call_bound(limits: CallLimits, row_seconds: float, memory_rows: int | None, expected: int) -> None:
     """A call is bounded by rows, expected time and what memory has allowed, whichever is least."""
-    assert expected == rows_allowed(limits, row_seconds, memory_rows)
+    assert expected == limit_rows(limits, row_seconds, memory_rows)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +94,14 @@ def test_call_bound(limits: CallLimits, row_seconds: float, memory_rows: int | N
 )
 def test_splitting_when_memory_runs_out(rows: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
     """A call that did not fit is computed in two halves, in order."""
-    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve(items(*rows))]
+    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve_call(tuple(items(*rows)))]
 
 
 @given(ITEMS)
 def test_halves_are_the_whole(rows: list[int]) -> None:
     """Both halves together are the call, and neither is much larger than the other."""
     call = items(*rows)
-    halves = halve(call)
+    halves = halve_call(tuple(call))
     computed = sorted((cut.item, row) for half in halves for cut in half for row in range(cut.start, cut.stop))
     whole = [(cut.item, row) for cut in call for row in range(cut.start, cut.stop)]
     assert (computed == whole) if len(whole) > 1 else (halves == [])
@@ -110,25 +111,25 @@ def test_halves_are_the_whole(rows: list[int]) -> None:
 def test_memory_limit_is_learned_and_forgotten() -> None:
     """After running out, calls stay small; after many good ones larger calls are tried again."""
     memory = MemoryLimit()
-    memory.ran_out(16)
+    memory.record_failure(16)
     assert memory.rows == 8
-    memory.ran_out(8)
+    memory.record_failure(8)
     assert memory.rows == 4
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(3, max_rows=16)  # smaller than the limit: proves nothing
+        memory.record_success(3, max_rows=16)  # smaller than the limit: proves nothing
     assert memory.rows == 4
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(4, max_rows=16)
+        memory.record_success(4, max_rows=16)
     assert memory.rows == 8
     for _ in range(GOOD_CALLS_TO_GROW):
-        memory.fitted(8, max_rows=16)
+        memory.record_success(8, max_rows=16)
     assert memory.rows is None
 
 
 def test_one_row_is_always_tried() -> None:
     """The learned limit never falls to nothing."""
     memory = MemoryLimit()
-    memory.ran_out(1)
+    memory.record_failure(1)
     assert memory.rows == 1
 
 
@@ -161,4 +162,4 @@ def test_cache_is_given_back_on_a_full_card_only() -> None:
 
 def test_items_of_a_broken_call_are_computed_alone() -> None:
     """So that the one that breaks the engine meets nobody else."""
-    assert by_item(items(2, 3)) == [(Cut(0, 0, 2),), (Cut(1, 0, 3),)]
+    assert split_by_item(tuple(items(2, 3))) == [(RowRange(0, 0, 2),), (RowRange(1, 0, 3),)]

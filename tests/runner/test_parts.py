@@ -10,10 +10,10 @@ from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import prepare
 from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem
-from inference.runner.hardware import SAMPLE_SECONDS, CardMemory, CpuOnly, allowed
-from inference.runner.process import may_lower
-from inference.runner.reporting import Pulse
-from inference.runner.warmup import sample_item
+from inference.runner.hardware import SAMPLE_SECONDS, CardMemoryMonitor, CpuOnly, filter_devices
+from inference.runner.loading import make_sample_item
+from inference.runner.process import can_lower_niceness
+from inference.runner.reporting import DeviceProgress
 from inference.wire import EntailmentScores
 from tests.runner.test_batch import StandingClock
 
@@ -32,7 +32,7 @@ DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]
 )
 def test_device_policy(policy: str, names: list[str]) -> None:
     """A policy leaves devices out and never changes their order."""
-    assert names == [name for name, _ in allowed(DEVICES, policy)]
+    assert names == [name for name, _ in filter_devices(DEVICES, policy)]
 
 
 @pytest.mark.parametrize(
@@ -53,24 +53,24 @@ def test_niceness_is_raised_only_if_it_can_be_lowered(
     may: bool,  # noqa: FBT001
 ) -> None:
     """A candidate that could never become quick again is not made slow."""
-    assert may == may_lower(niceness, nice_limit, capabilities)
+    assert may == can_lower_niceness(niceness, nice_limit, capabilities)
 
 
 def test_the_sample_picture_is_one() -> None:
     """What a cost is measured with decodes like a caller's picture."""
-    item = sample_item(Task.VISUAL_ENTAILMENT)
+    item = make_sample_item(Task.VISUAL_ENTAILMENT)
     assert isinstance(item, EntailmentItem)
     with Image.open(io.BytesIO(item.image)) as picture:
         picture.load()
         assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (64, 64))
-    assert isinstance(sample_item(Task.ADDRESS_TAGGING), AddressItem)
+    assert isinstance(make_sample_item(Task.ADDRESS_TAGGING), AddressItem)
 
 
 def test_items_and_answers_cross_the_wire() -> None:
     """Both tasks' items are read, both tasks' results are written."""
     row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
     assert prepare.read_item(row) == AddressItem(("a", "b"))
-    outcome = prepare.answer(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
+    outcome = prepare.answer_outcome(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
     assert [len(address.spans) for address in outcome.address.addresses] == [1, 0]
     assert outcome.address.addresses[0].spans[0].kind == "city"
     asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
@@ -87,19 +87,19 @@ def test_a_result_is_finite_or_not() -> None:
     assert not prepare.is_finite((AddressSpan("city", 0, 1, float("inf")),))
 
 
-def test_a_pulse_counts_from_the_last_step() -> None:
-    """Seconds on a step begin with the batch and again with each device call; a rest has none."""
+def test_a_heartbeat_reports_seconds_since_the_last_step() -> None:
+    """Seconds on a step restart with the batch and with each device call; an idle runner reports zero."""
     clock = StandingClock()
-    pulse = Pulse(clock)
-    assert pulse.read() == runner_pb2.Heartbeat()
-    pulse.begin(7)
+    progress = DeviceProgress(clock)
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat()
+    progress.begin(7)
     clock.time += 2.0
-    assert pulse.read() == runner_pb2.Heartbeat(batch_id=7, seconds_on_step=2.0)
-    pulse.step()
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(batch_id=7, seconds_on_step=2.0)
+    progress.advance()
     clock.time += 1.0
-    assert pulse.read() == runner_pb2.Heartbeat(progress=1, batch_id=7, seconds_on_step=1.0)
-    pulse.rest()
-    assert pulse.read() == runner_pb2.Heartbeat(progress=1)
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1, batch_id=7, seconds_on_step=1.0)
+    progress.end()
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1)
 
 
 class Card(CpuOnly):
@@ -119,10 +119,10 @@ class Card(CpuOnly):
 def test_a_full_card_s_cache_is_given_back() -> None:
     """Above nine tenths, at most once a second, and never asked of a CPU."""
     clock, card = StandingClock(), Card(80)
-    memory = CardMemory(card, clock)
-    assert memory.look("cpu") is None
-    assert memory.look("cuda:0") == (80, 100)
+    memory = CardMemoryMonitor(card, clock)
+    assert memory.sample("cpu") is None
+    assert memory.sample("cuda:0") == (80, 100)
     card.used = 95
-    assert memory.look("cuda:0") is None
+    assert memory.sample("cuda:0") is None
     clock.time += SAMPLE_SECONDS
-    assert memory.look("cuda:0") == (47, 100)
+    assert memory.sample("cuda:0") == (47, 100)

@@ -1,16 +1,13 @@
 """Whether a load fits is said before anything is allocated, from what can be read; what cannot refuses nothing."""
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
 
 from inference.runner import hardware
-from inference.runner.engines.base import MemoryNeed
-from inference.runner.engines.catalog import needs_of
-from inference.runner.engines.tensors_header import MAX_HEADER_BYTES, read_header
-from inference.runner.hardware import CpuOnly, free_bytes
+from inference.runner.engines.base import MemoryEstimate
+from inference.runner.engines.catalog import estimator_for
+from inference.runner.hardware import CpuOnly, measure_free_bytes
 from inference.runner.plan import MARGIN, plan_load
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import Stage
@@ -22,18 +19,22 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("need", "free", "fits"),
     [
-        (MemoryNeed(8 * GIB, GIB), 10 * GIB, True),
-        (MemoryNeed(9 * GIB, GIB), 10 * GIB, False),  # it would, without the margin
-        (MemoryNeed(0, 0), 0, True),
-        (MemoryNeed(500 * GIB, 0), None, True),  # nobody knows what is free
+        (MemoryEstimate(8 * GIB, GIB), 10 * GIB, True),
+        (MemoryEstimate(9 * GIB, GIB), 10 * GIB, False),  # it would, without the margin
+        (MemoryEstimate(0, 0), 0, True),
+        (MemoryEstimate(500 * GIB, 0), None, True),  # nobody knows what is free
     ],
 )
-def test_a_plan_keeps_a_margin_and_refuses_on_knowledge_alone(need: MemoryNeed, free: int | None, fits: bool) -> None:  # noqa: FBT001
+def test_a_plan_keeps_a_margin_and_refuses_on_knowledge_alone(
+    need: MemoryEstimate,
+    free: int | None,
+    fits: bool,  # noqa: FBT001
+) -> None:
     """Ten percent above what the engine foretells must be free."""
     plan = plan_load("cuda:0", need, free)
 
     assert (fits, round(need.total * MARGIN)) == (plan.fits, plan.needed)
-    assert "cuda:0" in plan.sentence
+    assert "cuda:0" in plan.message
 
 
 STAT = "anon 100\nfile 700\nshmem 50\nslab 9\n"
@@ -52,23 +53,23 @@ STAT = "anon 100\nfile 700\nshmem 50\nslab 9\n"
 )
 def test_what_a_container_may_still_take(limit: str, current: str, stat: str, left: int | None) -> None:
     """Its limit less what is used, page cache not counted; without a limit the machine alone decides."""
-    assert left == hardware.container_left(limit, current, stat)
+    assert left == hardware.compute_container_free_bytes(limit, current, stat)
 
 
 def test_the_host_gives_what_machine_and_container_both_have(tmp_path: Path) -> None:
     """The smaller of both; what is unreadable is no answer, never zero."""
     meminfo = tmp_path / "meminfo"
-    assert None is hardware.available_bytes(meminfo, tmp_path)
+    assert None is hardware.read_available_bytes(meminfo, tmp_path)
 
     meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
-    assert hardware.available_bytes(meminfo, tmp_path) == 2000 * 1024
+    assert hardware.read_available_bytes(meminfo, tmp_path) == 2000 * 1024
 
     for name, text in (("memory.max", "2000000"), ("memory.current", "1500000"), ("memory.stat", "file 400000")):
         (tmp_path / name).write_text(text)
-    assert hardware.available_bytes(meminfo, tmp_path) == 900_000
+    assert hardware.read_available_bytes(meminfo, tmp_path) == 900_000
 
     meminfo.write_text("garbage")
-    assert hardware.available_bytes(meminfo, tmp_path) == 900_000
+    assert hardware.read_available_bytes(meminfo, tmp_path) == 900_000
 
 
 class BrokenCard(CpuOnly):
@@ -80,52 +81,14 @@ class BrokenCard(CpuOnly):
 
 def test_a_driver_that_does_not_answer_refuses_nothing() -> None:
     """The load itself will tell."""
-    assert None is free_bytes(BrokenCard(), "cuda:0")
-
-
-def write_header(path: Path, header: object) -> Path:
-    """A file with a header alone."""
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    return path
-
-
-def test_a_header_tells_tensors_without_reading_them(tmp_path: Path) -> None:
-    """Floats have the size of the precision they are computed in; integers stay as they are."""
-    row = {"dtype": "F16", "shape": [3, 4], "data_offsets": [0, 24]}
-    index = {"dtype": "I32", "shape": [5], "data_offsets": [24, 44]}
-    path = write_header(tmp_path / "t.safetensors", {"__metadata__": {"a": "b"}, "weight": row, "index": index})
-
-    weight, positions = read_header(path)
-
-    assert (weight.name, weight.bytes_at(4), weight.bytes_at(2)) == ("weight", 48, 24)
-    assert positions.bytes_at(2) == 20
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff" * 8,
-        struct.pack("<Q", MAX_HEADER_BYTES + 1),
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 4) + b"{\xff}}",
-        struct.pack("<Q", 10) + b'{"a": [1]}',
-    ],
-)
-def test_a_header_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
-    """Cut off, larger than is read, or of another form."""
-    path = tmp_path / "t.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ValueError):  # noqa: PT011  whatever the kind: it is caught as one
-        read_header(path)
+    assert None is measure_free_bytes(BrokenCard(), "cuda:0")
 
 
 def test_engines_that_foretell_nothing_have_no_plan() -> None:
     """A plan is an engine's offer."""
-    assert None is needs_of("own", {"own": "tests.runner.stage:Stage"})
-    assert None is needs_of("unknown")
-    assert needs_of("ofa") is not None
+    assert None is estimator_for("own", {"own": "tests.runner.stage:Stage"})
+    assert None is estimator_for("unknown")
+    assert estimator_for("ofa") is not None
 
 
 async def test_what_does_not_fit_is_refused_with_the_numbers(

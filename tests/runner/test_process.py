@@ -9,7 +9,7 @@ import pytest
 from common.bundle import bundle_folder
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.main import main
-from inference.runner.process import inherited
+from inference.runner.process import read_priority
 from inference.server.runner_client.process import EndReason, RunnerEnding
 from tests.runner.conftest import MakeStage
 from tests.runner.stage import THREADS, Stage
@@ -234,7 +234,7 @@ async def test_importance_is_lowered_until_the_runner_serves(make_stage: MakeSta
     stage = make_stage(oom_score_adj=321)
     await stage.load()
     own_niceness, own_score = _importance(os.getpid())
-    lowered = min(19, max(own_niceness) + 10) if inherited(0).may_be_nice else max(own_niceness)
+    lowered = min(19, max(own_niceness) + 10) if read_priority(0).can_lower else max(own_niceness)
     assert _importance(stage.process.pid) == ({lowered}, min(1000, own_score + 321))
     stage.process.set_serving(True)
     await stage.ear.until(lambda: _importance(stage.process.pid) == ({max(own_niceness)}, own_score))

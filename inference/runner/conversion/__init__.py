@@ -1,1 +1,1 @@
-"""Foreign weights and configuration to an engine's own layout; only the convert program imports this."""
+"""Converts published weights and configuration to an engine's layout; imported only by the convert program."""

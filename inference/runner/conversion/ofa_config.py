@@ -1,4 +1,4 @@
-"""What the configuration of a published OFA says, checked: allow-listed keys, supported values, no contradictions."""
+"""Reads and checks the configuration of a published OFA: listed keys, supported values, no contradictions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,46 +11,46 @@ from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
 from common.source import ConversionRefused
 from inference.runner.engines.ofa.config import DecoderPrompt
 
-_SHOWN = 80  # characters of a foreign value that a sentence repeats
+_MAX_SHOWN = 80  # characters of a foreign value in a message
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """One object of one configuration file."""
+class ConfigSection:
+    """One JSON object of a configuration file, with checked access to its keys."""
 
-    place: str  # for sentences, for example "configuration.json: model."
+    location: str  # for messages, for example "configuration.json: model."
     values: Mapping[str, object]
 
-    def count(self, key: str, default: int | None, lowest: int, highest: int) -> int:
-        """An integer in a range; required if there is no default."""
+    def get_count(self, key: str, default: int | None, lowest: int, highest: int) -> int:
+        """Return an integer in a range; required if `default` is None."""
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             self.refuse(key, value, f"an integer from {lowest} to {highest}")
         return value
 
-    def number(self, key: str, default: float, lowest: float, highest: float) -> float:
-        """A number in a range."""
+    def get_number(self, key: str, default: float, lowest: float, highest: float) -> float:
+        """Return a number in a range."""
         value = self.values.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value <= highest:
             self.refuse(key, value, f"a number from {lowest:g} to {highest:g}")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:  # noqa: FBT001 - the flag is the value itself
-        """True or false."""
+    def get_flag(self, key: str, default: bool) -> bool:  # noqa: FBT001 - the flag is the value itself
+        """Return a boolean."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             self.refuse(key, value, "true or false")
         return value
 
-    def choice(self, key: str, default: object, supported: Sequence[object]) -> object:
-        """One of some values; 1 is no true."""
+    def get_choice(self, key: str, default: object, supported: Sequence[object]) -> object:
+        """Return one of the supported values; types must match, so 1 is not true."""
         value = self.values.get(key, default)
         if not any(type(value) is type(one) and value == one for one in supported):
             self.refuse(key, value, ", ".join(json.dumps(one) for one in supported))
         return value
 
-    def triple(self, key: str) -> tuple[float, float, float] | None:
-        """Three numbers, or None if the key is not there."""
+    def get_triple(self, key: str) -> tuple[float, float, float] | None:
+        """Return three numbers, or None if the key is missing."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -59,50 +59,50 @@ class Keys:
             self.refuse(key, value, "three numbers")
         return numbers[0], numbers[1], numbers[2]
 
-    def within(self, key: str) -> "Keys":
-        """The object under a key; empty if it is not there."""
+    def get_section(self, key: str) -> "ConfigSection":
+        """Return the object under a key; empty if the key is missing."""
         value = self.values.get(key, {})
         if not isinstance(value, Mapping):
             self.refuse(key, value, "an object")
-        return Keys(f"{self.place}{key}.", value)
+        return ConfigSection(f"{self.location}{key}.", value)
 
     def refuse(self, key: str, value: object, supported: str) -> NoReturn:
-        """Say what was found and what would do."""
-        message = f"{self.place}{key} is {repr(value)[:_SHOWN]}, supported: {supported}"
+        """Raise ConversionRefused with the value found and the supported values."""
+        message = f"{self.location}{key} is {repr(value)[:_MAX_SHOWN]}, supported: {supported}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
 
 
-def read_keys(folder: Path, name: str) -> Keys:
+def read_section(folder: Path, name: str) -> ConfigSection:
     """Read a configuration file.
 
     Raises:
-        ConversionRefused: it is no JSON object of a sensible size.
-        OSError: it cannot be read.
+        ConversionRefused: the file is not a JSON object or is larger than MAX_CONFIG_BYTES.
+        OSError: the file cannot be read.
     """
-    return Keys(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES))
+    return ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES))
 
 
 def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, object]:
     """Read a JSON object.
 
     Raises:
-        ConversionRefused: it is none, or larger than `max_bytes`.
-        OSError: it cannot be read.
+        ConversionRefused: the file is not a JSON object or is larger than `max_bytes`.
+        OSError: the file cannot be read.
     """
     try:
         row = json.loads(read_bounded(folder / name, max_bytes))
     except (ValueError, RecursionError) as error:
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is no JSON: {str(error)[:_SHOWN]}") from error
+        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
     if not isinstance(row, dict):
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} holds no object")
+        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not a JSON object")
     return row
 
 
 ARCHITECTURE = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-MAX_DISTANCE_POSITIONS = 1024  # of the table of text distances, whatever the configuration says
+MAX_DISTANCE_POSITIONS = 1024  # size of the text distance table, fixed in the original implementation
 _RESNETS: Mapping[str, tuple[int, int, int]] = {
-    # Bottlenecks in all of them, whatever their names promise elsewhere; the last stage is left out.
+    # Bottlenecks of each stage; OFA uses bottlenecks in all variants and leaves out the last stage.
     "resnet18": (2, 2, 2),
     "resnet34": (3, 4, 6),
     "resnet50": (3, 4, 6),
@@ -110,7 +110,7 @@ _RESNETS: Mapping[str, tuple[int, int, int]] = {
     "resnet152": (3, 8, 36),
 }
 _SWITCHES: tuple[tuple[str, bool, bool], ...] = (
-    # key, default, the only value that is supported
+    # key, default, supported value
     ("normformer", True, True),
     ("encoder_normalize_before", True, True),
     ("decoder_normalize_before", True, True),
@@ -122,9 +122,9 @@ _SWITCHES: tuple[tuple[str, bool, bool], ...] = (
     ("use_ofasys", False, False),
     ("use_gamma_feature", False, False),
 )
-SEARCHED = (
-    "model.gen_type is 'generation': where the stock pipeline searches for one answer and scores it 1.0, here all"
-    " three are scored, and the best is the same"
+SEARCH_NOTE = (
+    "model.gen_type is 'generation': ModelScope's pipeline searches for one answer and scores it 1.0; here all three"
+    " answers are scored, and the best one is the same"
 )
 _Triple = tuple[float, float, float]
 _HALF: _Triple = (0.5, 0.5, 0.5)
@@ -133,7 +133,7 @@ _IMAGENET: tuple[_Triple, _Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.22
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What `config.json` says of the network."""
+    """The network, from `config.json`."""
 
     width: int
     encoder_layers: int
@@ -142,156 +142,158 @@ class Architecture:
     decoder_layers: int
     decoder_heads: int
     decoder_ffn: int
-    vocabulary: int  # rows of the embedding
-    positions: int  # rows of a text position embedding
+    vocabulary: int  # rows of the token embedding
+    positions: int  # rows of the text position embedding
     text_buckets: int
     image_buckets: int
-    code_window: int  # patches a side of a picture that is drawn, which we never do
+    code_window: int  # patches a side of a generated picture, which this engine does not support
     resnet_blocks: tuple[int, int, int]
-    scale_factor: float  # of attention
+    scale_factor: float  # of attention scores
     scales_embedding: bool
-    has_kinds: bool  # text and picture tokens are told apart
-    shares_bias: bool  # one table of distances for all layers
-    is_tied: bool  # the output's rows are the embedding's
+    has_type_embedding: bool  # text and picture tokens have a type embedding
+    shares_bias: bool  # all layers share one relative-position table
+    is_tied: bool  # the output projection is the token embedding
     has_code_norm: bool
     pad_token: int
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
-    """What `configuration.json` and `preprocessor_config.json` say of the work around the network."""
+class PipelineConfig:
+    """Pre- and postprocessing, from `configuration.json` and `preprocessor_config.json`."""
 
     image_size: int
     image_mean: _Triple
     image_deviation: _Triple
     max_prompt_tokens: int
     decoder_prompt: DecoderPrompt
-    answer_map: str  # name of a file
-    is_searched: bool  # by the stock pipeline, with a beam; we score all answers
+    answer_map: str  # name of a file of the revision
+    is_searched: bool  # ModelScope's pipeline uses beam search; this engine scores all answers
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of how answers come about."""
-        return (SEARCHED,) if self.is_searched else ()
+        """Notes for display about how answers are computed."""
+        return (SEARCH_NOTE,) if self.is_searched else ()
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Read `config.json`; `resnet_model_path` and all other unlisted keys are never looked at.
+    """Read `config.json`; ignores unlisted keys such as `resnet_model_path`.
 
     Raises:
-        ConversionRefused: a value that this engine does not compute.
+        ConversionRefused: a value is not supported.
     """
-    keys = read_keys(folder, ARCHITECTURE)
-    keys.choice("model_type", "ofa", ("ofa",))
-    keys.choice("activation_function", "gelu", ("gelu",))
+    keys = read_section(folder, ARCHITECTURE)
+    keys.get_choice("model_type", "ofa", ("ofa",))
+    keys.get_choice("activation_function", "gelu", ("gelu",))
     for key, default, supported in _SWITCHES:
-        keys.choice(key, default, (supported,))
-    width = keys.count("d_model", 512, 8, 8192)
-    encoder_heads, decoder_heads = (_heads(keys, f"{side}_attention_heads", width) for side in ("encoder", "decoder"))
+        keys.get_choice(key, default, (supported,))
+    width = keys.get_count("d_model", 512, 8, 8192)
+    encoder_heads, decoder_heads = (
+        _read_heads(keys, f"{side}_attention_heads", width) for side in ("encoder", "decoder")
+    )
     return Architecture(
         width=width,
-        encoder_layers=keys.count("encoder_layers", 4, 1, 96),
+        encoder_layers=keys.get_count("encoder_layers", 4, 1, 96),
         encoder_heads=encoder_heads,
-        encoder_ffn=keys.count("encoder_ffn_dim", 2048, 1, 65536),
-        decoder_layers=keys.count("decoder_layers", 4, 1, 96),
+        encoder_ffn=keys.get_count("encoder_ffn_dim", 2048, 1, 65536),
+        decoder_layers=keys.get_count("decoder_layers", 4, 1, 96),
         decoder_heads=decoder_heads,
-        decoder_ffn=keys.count("decoder_ffn_dim", 2048, 1, 65536),
-        vocabulary=keys.count("vocab_size", 59457, 5, 1 << 20),
-        positions=keys.count("max_position_embeddings", 1024, 1, 8192) + 2,
-        text_buckets=keys.count("token_bucket_size", 256, 2, 1024),
-        image_buckets=keys.count("image_bucket_size", 42, 1, 128),
-        code_window=keys.count("code_image_size", 128, 8, 4096) // 8,
-        resnet_blocks=_RESNETS[str(keys.choice("resnet_type", "resnet101", tuple(_RESNETS)))],
-        scale_factor=keys.number("attn_scale_factor", 2.0, 0.01, 100.0),
-        scales_embedding=keys.flag("scale_embedding", default=False),
-        has_kinds=keys.flag("add_type_embedding", default=True),
-        shares_bias=keys.flag("share_attn_bias", default=False),
-        is_tied=keys.flag("share_decoder_input_output_embed", default=True),
-        has_code_norm=keys.flag("code_layernorm_embedding", default=True),
-        pad_token=keys.count("pad_token_id", 1, 0, 1 << 20),
+        decoder_ffn=keys.get_count("decoder_ffn_dim", 2048, 1, 65536),
+        vocabulary=keys.get_count("vocab_size", 59457, 5, 1 << 20),
+        positions=keys.get_count("max_position_embeddings", 1024, 1, 8192) + 2,
+        text_buckets=keys.get_count("token_bucket_size", 256, 2, 1024),
+        image_buckets=keys.get_count("image_bucket_size", 42, 1, 128),
+        code_window=keys.get_count("code_image_size", 128, 8, 4096) // 8,
+        resnet_blocks=_RESNETS[str(keys.get_choice("resnet_type", "resnet101", tuple(_RESNETS)))],
+        scale_factor=keys.get_number("attn_scale_factor", 2.0, 0.01, 100.0),
+        scales_embedding=keys.get_flag("scale_embedding", default=False),
+        has_type_embedding=keys.get_flag("add_type_embedding", default=True),
+        shares_bias=keys.get_flag("share_attn_bias", default=False),
+        is_tied=keys.get_flag("share_decoder_input_output_embed", default=True),
+        has_code_norm=keys.get_flag("code_layernorm_embedding", default=True),
+        pad_token=keys.get_count("pad_token_id", 1, 0, 1 << 20),
     )
 
 
-def read_pipeline(folder: Path, architecture: Architecture) -> Pipeline:
-    """Read how pictures and words are prepared.
+def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
+    """Read how inputs are prepared and answers chosen.
 
-    Both ways of choosing an answer are served by scoring all three, which gives the same label;
-    settings of the beam search are therefore not looked at.
+    Both values of `gen_type` give the same label as scoring all three answers, so settings of the beam search are
+    ignored.
 
     Raises:
-        ConversionRefused: a value that is not supported, or two that contradict each other.
+        ConversionRefused: a value is not supported, or two values contradict each other.
     """
-    top = read_keys(folder, CONFIGURATION)
-    top.choice("framework", "pytorch", ("pytorch",))
-    top.choice("task", None, ("visual-entailment",))
-    keys = top.within("model")
-    keys.choice("type", None, ("ofa",))
-    keys.choice("language", "en", ("en",))
-    keys.choice("multimodal_type", "default", ("default",))
-    way = keys.choice("gen_type", "generation", ("traverse", "generation"))
+    top = read_section(folder, CONFIGURATION)
+    top.get_choice("framework", "pytorch", ("pytorch",))
+    top.get_choice("task", None, ("visual-entailment",))
+    keys = top.get_section("model")
+    keys.get_choice("type", None, ("ofa",))
+    keys.get_choice("language", "en", ("en",))
+    keys.get_choice("multimodal_type", "default", ("default",))
+    generation = keys.get_choice("gen_type", "generation", ("traverse", "generation"))
     if "prompt" in keys.values:
-        keys.refuse("prompt", keys.values["prompt"], "no such key: the model's own two prompts")
+        keys.refuse("prompt", keys.values["prompt"], "no such key; the prompts are fixed")
     image_size, mean, deviation = _read_picture(folder, keys)
     if -(-image_size // 16) > architecture.image_buckets:
         keys.refuse(
             "patch_image_size", image_size, f"at most 16 × image_bucket_size = {16 * architecture.image_buckets}"
         )
     longest = min(architecture.positions, MAX_DISTANCE_POSITIONS) - 2
-    return Pipeline(
+    return PipelineConfig(
         image_size=image_size,
         image_mean=mean,
         image_deviation=deviation,
-        max_prompt_tokens=keys.count("max_src_length", 256, 1, longest),
-        decoder_prompt=DecoderPrompt(str(keys.choice("prompt_type", "none", [one.value for one in DecoderPrompt]))),
-        answer_map=_answer_map(keys, top),
-        is_searched=way == "generation",
+        max_prompt_tokens=keys.get_count("max_src_length", 256, 1, longest),
+        decoder_prompt=DecoderPrompt(str(keys.get_choice("prompt_type", "none", [one.value for one in DecoderPrompt]))),
+        answer_map=_find_answer_map(keys, top),
+        is_searched=generation == "generation",
     )
 
 
-def _read_picture(folder: Path, keys: Keys) -> tuple[int, _Triple, _Triple]:
-    """Size, mean and deviation, from whichever file says them; if both do, they must agree."""
+def _read_picture(folder: Path, keys: ConfigSection) -> tuple[int, _Triple, _Triple]:
+    """Size, mean and deviation from either file; values of both files must agree."""
     key = "imagenet_default_mean_and_std"
-    mean, deviation = _IMAGENET if keys.flag(key, default=False) else (_HALF, _HALF)
-    size = keys.count("patch_image_size", 480, 16, 2048)
+    mean, deviation = _IMAGENET if keys.get_flag(key, default=False) else (_HALF, _HALF)
+    size = keys.get_count("patch_image_size", 480, 16, 2048)
     if not (folder / PREPROCESSOR).is_file():
         return size, mean, deviation
-    other = read_keys(folder, PREPROCESSOR)
+    other = read_section(folder, PREPROCESSOR)
     for name in ("image_size", "size"):
         if name in other.values:
-            found = _square(other, name)
+            found = _read_side(other, name)
             if "patch_image_size" in keys.values and found != size:
-                other.refuse(name, found, f"{size}, as {CONFIGURATION}: model.patch_image_size says")
+                other.refuse(name, found, f"{size}, as in {CONFIGURATION}: model.patch_image_size")
             size = found
-    found_mean = other.triple("image_mean") or other.triple("mean")
-    found_deviation = other.triple("image_std") or other.triple("std")
-    for name, found_triple, said in (("mean", found_mean, mean), ("std", found_deviation, deviation)):
-        if found_triple and key in keys.values and found_triple != said:
-            other.refuse(name, found_triple, f"{said}, as {CONFIGURATION}: model.{key} says")
+    found_mean = other.get_triple("image_mean") or other.get_triple("mean")
+    found_deviation = other.get_triple("image_std") or other.get_triple("std")
+    for name, found_triple, expected in (("mean", found_mean, mean), ("std", found_deviation, deviation)):
+        if found_triple and key in keys.values and found_triple != expected:
+            other.refuse(name, found_triple, f"{expected}, as in {CONFIGURATION}: model.{key}")
     if found_deviation and min(found_deviation) <= 0:
         other.refuse("std", found_deviation, "three positive numbers")
     return size, found_mean or mean, found_deviation or deviation
 
 
-def _square(keys: Keys, name: str) -> int:
-    """A side in pixels, given as a number or as equal height and width."""
+def _read_side(keys: ConfigSection, name: str) -> int:
+    """Return a side in pixels, given as a number or as equal height and width."""
     if not isinstance(keys.values[name], Mapping):
-        return keys.count(name, None, 16, 2048)
-    sides = keys.within(name)
-    height, width = sides.count("height", None, 16, 2048), sides.count("width", None, 16, 2048)
+        return keys.get_count(name, None, 16, 2048)
+    sides = keys.get_section(name)
+    height, width = sides.get_count("height", None, 16, 2048), sides.get_count("width", None, 16, 2048)
     if height != width:
         keys.refuse(name, keys.values[name], "equal height and width")
     return height
 
 
-def _heads(keys: Keys, key: str, width: int) -> int:
-    heads = keys.count(key, 8, 1, 256)
+def _read_heads(keys: ConfigSection, key: str, width: int) -> int:
+    heads = keys.get_count(key, 8, 1, 256)
     if width % heads:
         keys.refuse(key, heads, f"a divisor of d_model = {width}")
     return heads
 
 
-def _answer_map(keys: Keys, top: Keys) -> str:
-    """Name of the file that maps answers to labels, said under `model` or at the top."""
+def _find_answer_map(keys: ConfigSection, top: ConfigSection) -> str:
+    """Name of the file that maps answers to labels, from `model` or the top level."""
     name = keys.values.get("answer2label") or top.values.get("answer2label")
     if not isinstance(name, str) or not name or "/" in name or "\0" in name or name in {".", ".."}:
         keys.refuse("answer2label", name, "the name of a file of the revision")

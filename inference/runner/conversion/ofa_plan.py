@@ -1,4 +1,4 @@
-"""All that can be known of a published OFA before its numbers are read: checked without torch."""
+"""Reads and checks everything of a published OFA except tensor data, without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,39 +8,39 @@ from common.source import ConversionRefused, Source, find_source
 from inference.runner.conversion.ofa_config import (
     MAX_DISTANCE_POSITIONS,
     Architecture,
-    Pipeline,
+    PipelineConfig,
     read_architecture,
     read_pipeline,
 )
-from inference.runner.conversion.ofa_tensors import Expected, check_tensors, expected_tensors
-from inference.runner.conversion.ofa_vocabulary import Words, read_words
-from inference.runner.conversion.open_places import open_places
-from inference.runner.conversion.places import Places
+from inference.runner.conversion.ofa_tensors import ExpectedTensors, check_tensors, expected_tensors
+from inference.runner.conversion.ofa_vocabulary import Vocabulary, read_vocabulary
+from inference.runner.conversion.tensor_location import TensorLocations
+from inference.runner.conversion.weight_files import locate_tensors
 from inference.runner.engines.ofa.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A source that can be converted, unless a number in it is none."""
+class ConversionPlan:
+    """A checked source; only its tensor data is unread."""
 
     source: Source
     architecture: Architecture
     config: EngineConfig
-    words: Words
-    places: Places
-    expected: Expected
-    notes: tuple[str, ...]  # for people
+    vocabulary: Vocabulary
+    locations: TensorLocations
+    expected: ExpectedTensors
+    notes: tuple[str, ...]  # for display
 
 
-def plan_ofa(folder: Path) -> Plan:
-    """Read everything of a published folder but its numbers.
+def plan_ofa(folder: Path) -> ConversionPlan:
+    """Read and check a published folder, except tensor data.
 
     Args:
         folder: only declared files are read.
 
     Raises:
-        ConversionRefused: the source is not convertible.
-        OSError: something cannot be read.
+        ConversionRefused: the source cannot be converted.
+        OSError: a file cannot be read.
     """
     source = find_source(folder)
     if source.engine is not OFA:
@@ -48,19 +48,19 @@ def plan_ofa(folder: Path) -> Plan:
         raise ConversionRefused("ENGINE_UNKNOWN", message)
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
-    words = read_words(folder, architecture, pipeline.answer_map)
-    config = _config_of(architecture, pipeline, words)
+    vocabulary = read_vocabulary(folder, architecture, pipeline.answer_map)
+    config = _build_config(architecture, pipeline, vocabulary)
     longest = min(architecture.positions, MAX_DISTANCE_POSITIONS)
     if config.max_decoder_tokens > longest:
         message = f"the decoder reads up to {config.max_decoder_tokens} tokens, supported: {longest} positions"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    places, expected = open_places(folder), expected_tensors(architecture)
-    check_tensors(places, expected)
-    return Plan(source, architecture, config, words, places, expected, pipeline.notes)
+    locations, expected = locate_tensors(folder), expected_tensors(architecture)
+    check_tensors(locations, expected)
+    return ConversionPlan(source, architecture, config, vocabulary, locations, expected, pipeline.notes)
 
 
-def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> EngineConfig:
-    tokenizer = words.tokenizer()
+def _build_config(architecture: Architecture, pipeline: PipelineConfig, vocabulary: Vocabulary) -> EngineConfig:
+    tokenizer = vocabulary.make_tokenizer()
     return EngineConfig(
         width=architecture.width,
         encoder_layers=architecture.encoder_layers,
@@ -69,7 +69,7 @@ def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> 
         decoder_layers=architecture.decoder_layers,
         decoder_heads=architecture.decoder_heads,
         decoder_ffn=architecture.decoder_ffn,
-        vocabulary=words.rows,
+        vocabulary=vocabulary.rows,
         resnet_blocks=architecture.resnet_blocks,
         image_size=pipeline.image_size,
         image_mean=pipeline.image_mean,
@@ -79,6 +79,6 @@ def _config_of(architecture: Architecture, pipeline: Pipeline, words: Words) -> 
         begin_token=tokenizer.begin,
         pad_token=tokenizer.pad,
         end_token=tokenizer.end,
-        answer_stem=words.answers.stem,
-        answer_forks=words.answers.forks,
+        answer_stem=vocabulary.answers.stem,
+        answer_forks=vocabulary.answers.forks,
     )

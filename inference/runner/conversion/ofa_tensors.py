@@ -1,32 +1,32 @@
-"""Names and shapes of the tensors that a published OFA holds; pure, from its configuration."""
+"""Names and shapes of a published OFA's tensors, derived from its configuration. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inference.runner.conversion.ofa_config import MAX_DISTANCE_POSITIONS, Architecture
-from inference.runner.conversion.places import Places, is_same_content, refuse, shown
+from inference.runner.conversion.tensor_location import TensorLocations, have_same_content, refuse, shorten
 
 EMBEDDING = "encoder.embed_tokens.weight"
 DECODER_EMBEDDING = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
-FLOATS = ("float32", "float16", "bfloat16")  # of parameters
-INTEGERS = ("int64", "int32")  # of index tables and counters
+FLOATS = ("float32", "float16", "bfloat16")  # dtypes of parameters
+INTEGERS = ("int64", "int32")  # dtypes of index tables and counters
 _FEATURES = 1024
-_STAGES = ((64, 64), (256, 128), (512, 256))  # channels in, width
+_STAGES = ((64, 64), (256, 128), (512, 256))  # input channels, width
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What the source must hold, and what it may hold beside."""
+class ExpectedTensors:
+    """Tensors that a source must and may contain, with their shapes."""
 
     required: Mapping[str, tuple[int, ...]]
-    optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be made again
-    tied: Mapping[str, tuple[int, ...]]  # further names of the embedding
+    optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be recomputed
+    tied: Mapping[str, tuple[int, ...]]  # other names of the embedding
 
 
-def expected_tensors(architecture: Architecture) -> Expected:
-    """All tensors of an architecture."""
+def expected_tensors(architecture: Architecture) -> ExpectedTensors:
+    """Return the tensors of an architecture."""
     width = architecture.width
     rows = (architecture.vocabulary, width)
     required: Shapes = {**_resnet(architecture), **_encoder(architecture), **_decoder(architecture)}
@@ -36,39 +36,39 @@ def expected_tensors(architecture: Architecture) -> Expected:
     for side in ("encoder", "decoder"):
         optional[f"{side}.token_rp_bucket"] = square
         optional[f"{side}.image_rp_bucket"] = (cells, cells)
-    # Its tail of 768 entries is the original's own constant.
+    # The additional 768 entries are a constant of the original implementation.
     optional["decoder.image_position_idx"] = (architecture.code_window**2 + 1 + 768,)
     tied: Shapes = {DECODER_EMBEDDING: rows}
     (tied if architecture.is_tied else required)[OUTPUT] = rows
-    return Expected({**required, EMBEDDING: rows}, optional, tied)
+    return ExpectedTensors({**required, EMBEDDING: rows}, optional, tied)
 
 
-def check_tensors(places: Places, expected: Expected) -> None:
-    """Hold what is there against what should be.
+def check_tensors(locations: TensorLocations, expected: ExpectedTensors) -> None:
+    """Compare a source's tensors with the expected ones.
 
     Raises:
-        ConversionRefused: a tensor is missing, surplus, of another shape or type, or tied ones differ.
-        OSError: tied ones cannot be read.
+        ConversionRefused: a tensor is missing, unexpected, of another shape or dtype, or tied tensors differ.
+        OSError: tied tensors cannot be read.
     """
     known = {**expected.required, **expected.optional, **expected.tied}
     for name in expected.required:
-        if name not in places:
+        if name not in locations:
             refuse(f"tensor {name} is missing")
-    for name, place in places.items():
+    for name, location in locations.items():
         if name not in known:
-            refuse(f"tensor {shown(name)} belongs to no OFA of this configuration")
-        if place.shape != known[name]:
-            refuse(f"tensor {name} has shape {place.shape}, supported: {known[name]}")
+            refuse(f"tensor {shorten(name)} does not belong to an OFA of this configuration")
+        if location.shape != known[name]:
+            refuse(f"tensor {name} has shape {location.shape}, supported: {known[name]}")
         supported = INTEGERS if name in expected.optional else FLOATS
-        if place.dtype not in supported:
-            refuse(f"tensor {name} is {place.dtype}, supported: {', '.join(supported)}")
+        if location.dtype not in supported:
+            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}")
     for name in expected.tied:
-        if name in places and not is_same_content(places[name], places[EMBEDDING]):
-            refuse(f"tensor {name} differs from {EMBEDDING}, though the configuration makes them one table")
+        if name in locations and not have_same_content(locations[name], locations[EMBEDDING]):
+            refuse(f"tensor {name} differs from {EMBEDDING}, although the configuration ties them")
 
 
-def stage_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
-    """Prefix of each bottleneck in order, and whether it reshapes what it adds to."""
+def list_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
+    """Return prefix of each bottleneck in order, and whether its shortcut has a convolution."""
     return [
         (f"encoder.embed_images.layer{stage + 1}.{block}.", block == 0)
         for stage, count in enumerate(architecture.resnet_blocks)
@@ -78,7 +78,7 @@ def stage_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
 
 def _batch_norms(architecture: Architecture) -> list[str]:
     names = ["encoder.embed_images.bn1."]
-    for prefix, reshapes in stage_blocks(architecture):
+    for prefix, reshapes in list_blocks(architecture):
         names += [f"{prefix}bn{number}." for number in (1, 2, 3)]
         names += [f"{prefix}downsample.1."] if reshapes else []
     return [f"{name}num_batches_tracked" for name in names]
@@ -130,7 +130,7 @@ def _layer(prefix: str, width: int, heads: int, hidden: int, attentions: tuple[s
 
 
 def _positions(side: str, architecture: Architecture, linears: tuple[str, ...], layers: int, heads: int) -> Shapes:
-    """What both sides hold: positions, their norms and projections, tables of distances."""
+    """Tensors that encoder and decoder both have: positions, their norms and projections, relative-position tables."""
     width, buckets = architecture.width, architecture.image_buckets
     shapes: Shapes = {
         f"{side}.embed_positions.weight": (architecture.positions, width),
@@ -151,7 +151,7 @@ def _encoder(architecture: Architecture) -> Shapes:
     shapes = _positions("encoder", architecture, ("pos_q_linear", "pos_k_linear"), layers, heads)
     shapes |= _linear("encoder.image_proj", width, _FEATURES)
     shapes |= _norm("encoder.patch_layernorm_embedding", width)
-    if architecture.has_kinds:
+    if architecture.has_type_embedding:
         shapes["encoder.type_embedding.weight"] = (2, width)
     for layer in range(layers):
         shapes |= _layer(f"encoder.layers.{layer}.", width, heads, architecture.encoder_ffn, ("self_attn",))

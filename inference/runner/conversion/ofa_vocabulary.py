@@ -1,4 +1,4 @@
-"""The answers of a published OFA: whose label each is, and where they part."""
+"""Vocabulary and answers of a published OFA: the label of each answer, and the tokens at which answers differ."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tok
 
 MAX_ANSWER_TOKENS = 32
 _MEANINGS = {
-    # A word of an answer, and the label that it means; the second of each is the task's own name of it.
+    # Words of answers and their labels; the second word of each label is the name in the SNLI-VE data set.
     "yes": "yes",
     "entailment": "yes",
     "no": "no",
@@ -26,21 +26,21 @@ _WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """How the answers are scored."""
+class AnswerForks:
+    """Tokens at which the answers are scored."""
 
-    stem: tuple[int, ...]  # tokens that answers have in common, up to the last fork
+    stem: tuple[int, ...]  # tokens that answers share, up to the last fork
     forks: tuple[Fork, ...]
-    tokens: tuple[int, ...]  # by which answers go on at the forks: the rows of the engine's `answers`
+    tokens: tuple[int, ...]  # continuations at the forks: the rows of the engine's `answer_embeddings`
 
 
-def answers_by_label(answer_map: Mapping[str, object]) -> dict[str, str]:
-    """The answer of each label, in the order of LABELS.
+def assign_answers(answer_map: Mapping[str, object]) -> dict[str, str]:
+    """Return the answer of each label, in the order of LABELS.
 
-    An answer has the label of the one word in it that says yes, no or maybe.
+    An answer's label follows from the only word in it that means yes, no or maybe.
 
     Raises:
-        ConversionRefused: there are others than three, or one says nothing or two things.
+        ConversionRefused: there are not exactly three answers, or one has no label or two.
     """
     found: dict[str, str] = {}
     for answer in answer_map:
@@ -48,141 +48,143 @@ def answers_by_label(answer_map: Mapping[str, object]) -> dict[str, str]:
         if len(labels) == 1:
             found.setdefault(labels.pop(), answer)
     if set(found) != set(LABELS) or len(answer_map) != len(LABELS):
-        message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: one each that says "
+        message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: one answer for each of "
         raise ConversionRefused("ANSWERS_UNSUPPORTED", message + ", ".join(LABELS))
     return {label: found[label] for label in LABELS}
 
 
-def labels_in_order(answer_map: Mapping[str, object]) -> tuple[str, ...]:
-    """The labels by the numbers that the map gives to their answers; in the file's order where it gives none.
+def order_labels(answer_map: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the labels in the order of their answers' numbers in the map; in the file's order if numbers are missing.
 
     Raises:
-        ConversionRefused: as `answers_by_label` says.
+        ConversionRefused: as in `assign_answers`.
     """
-    label_of = {answer: label for label, answer in answers_by_label(answer_map).items()}
+    label_of = {answer: label for label, answer in assign_answers(answer_map).items()}
     numbers = {answer: number for answer, number in answer_map.items() if type(number) is int}
     if len(set(numbers.values())) != len(answer_map):
         return tuple(label_of[answer] for answer in answer_map)
     return tuple(label_of[answer] for answer in sorted(numbers, key=lambda answer: numbers[answer]))
 
 
-def score_answers(paths: Sequence[tuple[int, ...]]) -> Answers:
-    """Find where answers part.
+def find_forks(paths: Sequence[tuple[int, ...]]) -> AnswerForks:
+    """Find the positions at which answers differ.
 
     Args:
-        paths: tokens of the answer of each of LABELS, each with the end token behind it; no two are equal.
+        paths: tokens of each label's answer in the order of LABELS, each followed by the end token; all different.
     """
     stem: list[int] = []
     forks: list[Fork] = []
     tokens: list[int] = []
-    together = set(range(len(paths)))
-    while len(together) > 1:
-        ways = {label: paths[label][len(stem)] for label in sorted(together)}
-        if len(set(ways.values())) > 1:
-            rows = {token: len(tokens) + number for number, token in enumerate(dict.fromkeys(ways.values()))}
-            yes, no, maybe = (rows[ways[label]] if label in ways else -1 for label in range(len(LABELS)))
+    undecided = set(range(len(paths)))
+    while len(undecided) > 1:
+        next_tokens = {label: paths[label][len(stem)] for label in sorted(undecided)}
+        if len(set(next_tokens.values())) > 1:
+            rows = {token: len(tokens) + number for number, token in enumerate(dict.fromkeys(next_tokens.values()))}
+            yes, no, maybe = (rows[next_tokens[label]] if label in next_tokens else -1 for label in range(len(LABELS)))
             forks.append(Fork(len(stem), (yes, no, maybe)))
             tokens += rows
-        # Of three, no more than one group goes on together.
-        common = max(set(ways.values()), key=list(ways.values()).count)
-        together = {label for label, token in ways.items() if token == common}
-        if len(together) > 1:
+        # Of three answers at most one group of two continues with the same token.
+        common = max(set(next_tokens.values()), key=list(next_tokens.values()).count)
+        undecided = {label for label, token in next_tokens.items() if token == common}
+        if len(undecided) > 1:
             stem.append(common)
-    return Answers(tuple(stem), tuple(forks), tuple(tokens))
+    return AnswerForks(tuple(stem), tuple(forks), tuple(tokens))
 
 
-MAX_WORDS_BYTES = 32 << 20
+MAX_VOCABULARY_BYTES = 32 << 20
 _MERGES = "merges.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a text can be cut into."""
+class Vocabulary:
+    """Tokens, merges and answers of a published OFA."""
 
-    vocabulary: Mapping[str, int]
+    ids: Mapping[str, int]  # by token
     merges: tuple[tuple[str, str], ...]  # in order of rank
-    rows: int  # of the embedding that these words use
-    answers: Answers
-    labels: tuple[str, ...]  # in the order of the answer map's own numbers
+    rows: int  # rows of the embedding that the ids use
+    answers: AnswerForks
+    labels: tuple[str, ...]  # in the order of the answer map's numbers
 
-    def tokenizer(self) -> Tokenizer:
-        """A tokenizer of these words."""
-        return Tokenizer(self.vocabulary, self.merges)
+    def make_tokenizer(self) -> Tokenizer:
+        """Return a tokenizer of this vocabulary."""
+        return Tokenizer(self.ids, self.merges)
 
-    def vocabulary_json(self) -> bytes:
-        """Content of the sealed `vocab.json`."""
-        return json.dumps(self.vocabulary, ensure_ascii=False).encode() + b"\n"
+    def to_json(self) -> bytes:
+        """Return the content of the bundle's `vocab.json`."""
+        return json.dumps(self.ids, ensure_ascii=False).encode() + b"\n"
 
-    def merges_text(self) -> bytes:
-        """Content of the sealed `merges.txt`: a pair a line, no header."""
+    def to_merges_text(self) -> bytes:
+        """Return the content of the bundle's `merges.txt`: one pair a line, no header."""
         return "".join(f"{left} {right}\n" for left, right in self.merges).encode()
 
 
-def read_words(folder: Path, architecture: Architecture, answer_map: str) -> Words:
-    """Read and check the words.
+def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -> Vocabulary:
+    """Read and check vocabulary, merges and answers.
 
     Raises:
-        ConversionRefused: they are malformed, do not fit the embedding, or the answers are not ours.
+        ConversionRefused: a file is malformed, the ids do not fit the embedding, or the answers are not supported.
     """
-    vocabulary = _read_vocabulary(folder)
-    rows = max(vocabulary.values()) + 1
+    ids = _read_ids(folder)
+    rows = max(ids.values()) + 1
     if rows > architecture.vocabulary:
         message = f"the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
         raise ConversionRefused("VOCABULARY_BROKEN", message)
     for token in (BEGIN, PAD, END, UNKNOWN):
-        if token not in vocabulary:
+        if token not in ids:
             raise ConversionRefused("VOCABULARY_BROKEN", f"the vocabulary lacks {token!r}")
-    if vocabulary[PAD] != architecture.pad_token:
-        message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary says {vocabulary[PAD]}"
+    if ids[PAD] != architecture.pad_token:
+        message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     merges = _read_merges(folder)
-    answer_rows = read_object(folder, answer_map, MAX_WORDS_BYTES)
-    answers = _answers(Tokenizer(vocabulary, merges), vocabulary, answer_rows)
-    return Words(vocabulary, merges, rows, answers, labels_in_order(answer_rows))
+    answer_rows = read_object(folder, answer_map, MAX_VOCABULARY_BYTES)
+    answers = _tokenize_answers(Tokenizer(ids, merges), ids, answer_rows)
+    return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows))
 
 
-def _read_vocabulary(folder: Path) -> dict[str, int]:
-    """Token to id, from `vocab.json`, or from `vocab.txt` with a token a line."""
+def _read_ids(folder: Path) -> dict[str, int]:
+    """Read ids by token from `vocab.json`, or from `vocab.txt` with one token a line."""
     if (folder / "vocab.json").is_file():
-        row = read_object(folder, "vocab.json", MAX_WORDS_BYTES)
+        row = read_object(folder, "vocab.json", MAX_VOCABULARY_BYTES)
         count = len(row)
-        vocabulary = {token: number for token, number in row.items() if type(number) is int and number >= 0}
+        ids = {token: number for token, number in row.items() if type(number) is int and number >= 0}
     else:
-        lines = _lines(folder, "vocab.txt")
+        lines = _read_lines(folder, "vocab.txt")
         count = len(lines)
-        vocabulary = {token: number for number, token in enumerate(lines)}
-    if not vocabulary or len(vocabulary) != count or len(set(vocabulary.values())) != count:
-        message = "the vocabulary holds a token twice, or an id that is no unique integer of at least 0"
+        ids = {token: number for number, token in enumerate(lines)}
+    if not ids or len(ids) != count or len(set(ids.values())) != count:
+        message = "the vocabulary has a duplicate token, or an id that is not a unique integer of at least 0"
         raise ConversionRefused("VOCABULARY_BROKEN", message)
-    return vocabulary
+    return ids
 
 
 def _read_merges(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Pairs after the header line."""
-    pairs = [line.split() for line in _lines(folder, _MERGES)[1:]]
+    """Read the pairs after the header line."""
+    pairs = [line.split() for line in _read_lines(folder, _MERGES)[1:]]
     if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{_MERGES} holds a line that is no pair")
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{_MERGES} has a line that is not a pair")
     return tuple((left, right) for left, right in pairs)
 
 
-def _lines(folder: Path, name: str) -> list[str]:
+def _read_lines(folder: Path, name: str) -> list[str]:
     try:
-        return read_bounded(folder / name, MAX_WORDS_BYTES).decode("utf-8").removesuffix("\n").split("\n")
+        return read_bounded(folder / name, MAX_VOCABULARY_BYTES).decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} is no UTF-8") from error
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} is not UTF-8") from error
     except ValueError as error:
         raise ConversionRefused("VOCABULARY_BROKEN", str(error)) from error
 
 
-def _answers(tokenizer: Tokenizer, vocabulary: Mapping[str, int], answer_map: Mapping[str, object]) -> Answers:
-    """Cut the answers into tokens and find where they part."""
+def _tokenize_answers(tokenizer: Tokenizer, ids: Mapping[str, int], answer_map: Mapping[str, object]) -> AnswerForks:
+    """Tokenise the answers and find their forks."""
     paths: list[tuple[int, ...]] = []
-    for answer in answers_by_label(answer_map).values():
+    for answer in assign_answers(answer_map).values():
         tokens = tokenizer.encode(f" {answer}")
-        if not 0 < len(tokens) <= MAX_ANSWER_TOKENS or vocabulary[UNKNOWN] in tokens:
-            message = f"answer {answer[:80]!r} is {len(tokens)} tokens or holds an unknown one, supported: 1 to "
+        if not 0 < len(tokens) <= MAX_ANSWER_TOKENS or ids[UNKNOWN] in tokens:
+            message = f"answer {answer[:80]!r} is {len(tokens)} tokens or contains an unknown one, supported: 1 to "
             raise ConversionRefused("ANSWERS_UNSUPPORTED", f"{message}{MAX_ANSWER_TOKENS} tokens of the vocabulary")
-        paths.append((*tokens, vocabulary[END]))
+        paths.append((*tokens, ids[END]))
     if len(set(paths)) != len(paths):
-        raise ConversionRefused("ANSWERS_UNSUPPORTED", "two answers are the same tokens, supported: three that differ")
-    return score_answers(paths)
+        raise ConversionRefused(
+            "ANSWERS_UNSUPPORTED", "two answers have the same tokens, supported: three different answers"
+        )
+    return find_forks(paths)

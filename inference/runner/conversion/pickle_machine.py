@@ -1,8 +1,7 @@
-"""A machine for the few opcodes with which torch writes down named tensors; it calls and imports nothing.
+"""Interprets the pickle opcodes that torch.save uses for named tensors; calls and imports nothing.
 
-Pickle is a language for programs. Of its 68 opcodes this knows those that torch.save needs, of all
-names in the world those in `_GLOBALS`, and even these only as words: what a pickle would build is
-described by plain records.
+Of pickle's 68 opcodes only those that torch.save emits are accepted, and of global names only those in `_GLOBALS`,
+which are never imported: the result describes in plain records what the pickle would build.
 """
 
 import io
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.source import ConversionRefused
-from inference.runner.conversion.places import refuse, shown
+from inference.runner.conversion.tensor_location import refuse, shorten
 
 _DTYPES = {
     "DoubleStorage": "float64",
@@ -31,79 +30,78 @@ _TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 _PARAMETER = "torch._utils _rebuild_parameter"
 _STORAGES = {f"torch {name}": dtype for name, dtype in _DTYPES.items()}
 _GLOBALS = frozenset({_TABLE, *_TENSORS, _PARAMETER, *_STORAGES})
-_STORAGE_WORDS = 5  # of a storage's name: "storage", type, key, device, numbers; old files add a view
 
 
 @dataclass(frozen=True, slots=True)
-class Global:
-    """A name that would be imported."""
+class GlobalName:
+    """A global name that unpickling would import."""
 
     name: str  # "module name"
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """Memory that tensors would share."""
+class PickledStorage:
+    """A storage that unpickling would create."""
 
     dtype: str
     key: str
-    count: int  # numbers
+    count: int  # elements
 
 
 @dataclass(frozen=True, slots=True)
-class Pickled:
-    """A tensor, as a pickle describes it; nothing of it is checked yet."""
+class PickledTensor:
+    """A tensor as the pickle describes it, unchecked."""
 
-    storage: Storage
-    offset: object  # numbers
+    storage: PickledStorage
+    offset: object  # elements
     shape: object
-    strides: object  # numbers
+    strides: object  # elements
 
 
-class Table(dict[str, Any]):
-    """An OrderedDict that only remembers its items."""
+class PickledDict(dict[str, Any]):
+    """Items of an OrderedDict."""
 
 
-class _Mark:
-    """Stands on the stack where a list of items begins."""
+class _StackMark:
+    """Marker on the stack before the first item of a collection."""
 
 
-_MARK = _Mark()
+_STACK_MARK = _StackMark()
 
 
 @dataclass(slots=True)
 class _Machine:
-    """Stack and memory of one pickle."""
+    """Stack and memo of one pickle."""
 
     file: str
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
-    def items(self) -> list[Any]:
-        """Take everything down to the mark."""
+    def pop_to_mark(self) -> list[Any]:
+        """Pop all items above the mark, in the order in which they were pushed."""
         taken: list[Any] = []
-        while (item := self.stack.pop()) is not _MARK:
+        while (item := self.stack.pop()) is not _STACK_MARK:
             taken.append(item)
         return taken[::-1]
 
-    def pops(self, count: int) -> tuple[Any, ...]:
-        """Take some, in the order in which they were put."""
+    def pop_many(self, count: int) -> tuple[Any, ...]:
+        """Pop `count` items, in the order in which they were pushed."""
         taken = tuple(self.stack.pop() for _ in range(count))
         return taken[::-1]
 
 
 def run_pickle(file: str, data: io.BytesIO) -> object:
-    """Read one pickle and leave `data` behind it.
+    """Interpret one pickle and leave `data` positioned after it.
 
     Args:
-        file: its name, for sentences.
-        data: a bounded piece of a file.
+        file: its name, for messages.
+        data: a bounded part of the file.
 
     Returns:
-        Strings, numbers, tuples, lists and the records of this module.
+        Strings, numbers, tuples, lists and records of this module.
 
     Raises:
-        ConversionRefused: it is damaged, or does anything but describe tensors.
+        ConversionRefused: the pickle is damaged, or does anything but describe tensors.
     """
     machine = _Machine(file)
     try:
@@ -116,7 +114,7 @@ def run_pickle(file: str, data: io.BytesIO) -> object:
     except ConversionRefused:
         raise
     except (ValueError, IndexError, KeyError, TypeError):
-        refuse(f"{file} is damaged: a pickle in it makes no sense")
+        refuse(f"{file} is damaged: a pickle in it is malformed")
 
 
 def _push(machine: _Machine, argument: object) -> None:
@@ -125,45 +123,45 @@ def _push(machine: _Machine, argument: object) -> None:
 
 def _global(machine: _Machine, argument: str) -> None:
     if argument not in _GLOBALS:
-        refuse(f"{machine.file} wants {shown(argument).replace(' ', '.')}, supported: tensors alone")  # rule 1
-    machine.stack.append(Global(argument))
+        refuse(f"{machine.file} imports {shorten(argument).replace(' ', '.')}, supported: tensors only")  # rule 1
+    machine.stack.append(GlobalName(argument))
 
 
 def _stack_global(machine: _Machine, _argument: object) -> None:
-    module, name = machine.pops(2)
+    module, name = machine.pop_many(2)
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError
     _global(machine, f"{module} {name}")
 
 
 def _reduce(machine: _Machine, _argument: object) -> None:
-    called, arguments = machine.pops(2)
-    if not isinstance(called, Global) or type(arguments) is not tuple:
+    called, arguments = machine.pop_many(2)
+    if not isinstance(called, GlobalName) or type(arguments) is not tuple:
         raise TypeError
     if called.name == _TABLE and not arguments:
-        machine.stack.append(Table())
-    elif called.name in _TENSORS and isinstance(arguments[0], Storage):
-        machine.stack.append(Pickled(*arguments[:4]))
-    elif called.name == _PARAMETER and isinstance(arguments[0], Pickled):
+        machine.stack.append(PickledDict())
+    elif called.name in _TENSORS and isinstance(arguments[0], PickledStorage):
+        machine.stack.append(PickledTensor(*arguments[:4]))
+    elif called.name == _PARAMETER and isinstance(arguments[0], PickledTensor):
         machine.stack.append(arguments[0])
     else:
         raise TypeError
 
 
 def _build(machine: _Machine, _argument: object) -> None:
-    """A state dict carries versions of its modules along; they are not looked at."""
+    """Ignore a state dict's attributes, which are versions of its modules."""
     machine.stack.pop()
-    if not isinstance(machine.stack[-1], Table):
+    if not isinstance(machine.stack[-1], PickledDict):
         raise TypeError
 
 
 def _storage(machine: _Machine, _argument: object) -> None:
-    word, kind, key, _device, count, *rest = machine.stack.pop()
-    if word != "storage" or not isinstance(kind, Global) or not isinstance(key, str) or type(count) is not int:
+    tag, kind, key, _device, count, *rest = machine.stack.pop()
+    if tag != "storage" or not isinstance(kind, GlobalName) or not isinstance(key, str) or type(count) is not int:
         raise TypeError
     if any(one is not None for one in rest):
-        refuse(f"{machine.file} holds views of storages, which only very old files do; supported: plain tensors")
-    machine.stack.append(Storage(_STORAGES[kind.name], key, count))
+        refuse(f"{machine.file} contains views of storages, which only very old files have; supported: plain tensors")
+    machine.stack.append(PickledStorage(_STORAGES[kind.name], key, count))
 
 
 def _set(machine: _Machine, pairs: list[Any]) -> None:
@@ -171,10 +169,10 @@ def _set(machine: _Machine, pairs: list[Any]) -> None:
     if not isinstance(target, dict):
         raise TypeError
     for name, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(name, str):  # also: what takes for ever to be compared
-            refuse(f"{machine.file} holds something else than named tensors, supported: a plain state dict")
+        if not isinstance(name, str):  # also refuses keys that are expensive to hash or compare
+            refuse(f"{machine.file} contains something other than named tensors, supported: a plain state dict")
         if name in target:
-            refuse(f"{machine.file} names {shown(name)} twice")
+            refuse(f"{machine.file} names {shorten(name)} twice")
         target[name] = value
 
 
@@ -185,7 +183,7 @@ def _append(machine: _Machine, items: list[Any]) -> None:
     target.extend(items)
 
 
-def _remember(machine: _Machine, argument: object) -> None:
+def _memoize(machine: _Machine, argument: object) -> None:
     machine.memo[argument if isinstance(argument, int) else len(machine.memo)] = machine.stack[-1]
 
 
@@ -194,25 +192,25 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(_PUSHED.split(), _push),
     "PROTO": lambda _machine, _argument: None,
     "FRAME": lambda _machine, _argument: None,
-    "STOP": lambda _machine, _argument: None,  # what is on top is what the pickle says
-    "MARK": lambda machine, _argument: machine.stack.append(_MARK),
+    "STOP": lambda _machine, _argument: None,  # the top of the stack is the result
+    "MARK": lambda machine, _argument: machine.stack.append(_STACK_MARK),
     "NONE": lambda machine, _argument: machine.stack.append(None),
     "NEWTRUE": lambda machine, _argument: machine.stack.append(True),
     "NEWFALSE": lambda machine, _argument: machine.stack.append(False),
     "EMPTY_DICT": lambda machine, _argument: machine.stack.append({}),
     "EMPTY_LIST": lambda machine, _argument: machine.stack.append([]),
     "EMPTY_TUPLE": lambda machine, _argument: machine.stack.append(()),
-    "TUPLE": lambda machine, _argument: machine.stack.append(tuple(machine.items())),
-    "TUPLE1": lambda machine, _argument: machine.stack.append(machine.pops(1)),
-    "TUPLE2": lambda machine, _argument: machine.stack.append(machine.pops(2)),
-    "TUPLE3": lambda machine, _argument: machine.stack.append(machine.pops(3)),
-    "APPEND": lambda machine, _argument: _append(machine, list(machine.pops(1))),
-    "APPENDS": lambda machine, _argument: _append(machine, machine.items()),
-    "SETITEM": lambda machine, _argument: _set(machine, list(machine.pops(2))),
-    "SETITEMS": lambda machine, _argument: _set(machine, machine.items()),
-    "BINPUT": _remember,
-    "LONG_BINPUT": _remember,
-    "MEMOIZE": _remember,
+    "TUPLE": lambda machine, _argument: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE1": lambda machine, _argument: machine.stack.append(machine.pop_many(1)),
+    "TUPLE2": lambda machine, _argument: machine.stack.append(machine.pop_many(2)),
+    "TUPLE3": lambda machine, _argument: machine.stack.append(machine.pop_many(3)),
+    "APPEND": lambda machine, _argument: _append(machine, list(machine.pop_many(1))),
+    "APPENDS": lambda machine, _argument: _append(machine, machine.pop_to_mark()),
+    "SETITEM": lambda machine, _argument: _set(machine, list(machine.pop_many(2))),
+    "SETITEMS": lambda machine, _argument: _set(machine, machine.pop_to_mark()),
+    "BINPUT": _memoize,
+    "LONG_BINPUT": _memoize,
+    "MEMOIZE": _memoize,
     "BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
     "LONG_BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
     "GLOBAL": _global,

@@ -1,9 +1,9 @@
-"""What every engine offers the runner: prepare on any thread, compute on the device thread."""
+"""The interface of an engine: prepare on any thread, compute on the device thread."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from common.bundle import Bundle
 from inference.wire import EntailmentScores
@@ -15,12 +15,12 @@ Progress = Callable[[str, float], None]  # phase ("reading", "warming_up"), shar
 
 
 class BundleRefused(ValueError):
-    """The bundle cannot be loaded by this engine; the sentence names key or tensor and what is supported."""
+    """The bundle cannot be loaded by this engine; the message names the key or tensor and what is supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class EntailmentItem:
-    """One picture and what is to be judged about it."""
+    """One picture and the statements to judge."""
 
     image: bytes  # JPEG, PNG or WebP file
     statements: tuple[str, ...]  # 1..32
@@ -36,7 +36,7 @@ class AddressItem:
 
 @dataclass(frozen=True, slots=True)
 class AddressSpan:
-    """One part of an address."""
+    """One tagged part of an address."""
 
     kind: str
     start: int  # first code point
@@ -45,35 +45,38 @@ class AddressSpan:
 
 
 Item = EntailmentItem | AddressItem
-UnitResult = EntailmentScores | tuple[AddressSpan, ...]  # of one statement, of one address
+RowResult = EntailmentScores | tuple[AddressSpan, ...]  # of one statement, of one address
 
 
-class Prepared(Protocol):
+class PreparedItem(Protocol):
     """An item, decoded and tokenised, in host memory."""
 
     @property
     def rows(self) -> int:
-        """Device rows of the item: its statements or addresses."""
+        """Device rows of the item: one for each statement or address."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some consecutive rows of one prepared item: what one device call computes of it."""
+ItemT_co = TypeVar("ItemT_co", covariant=True)
 
-    prepared: Prepared
+
+@dataclass(frozen=True, slots=True)
+class RowRange(Generic[ItemT_co]):
+    """Consecutive rows of one item; the unit that device calls are composed of."""
+
+    item: ItemT_co  # the prepared item, or its index in the batch while calls are planned
     start: int  # first row
     stop: int  # row after the last
 
     @property
     def rows(self) -> int:
-        """Device rows of the chunk."""
+        """Number of device rows."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the server decides about a load."""
+    """Load parameters that the server chooses."""
 
     device: str  # "cpu" or "cuda:N"
     precision: str  # "float32", "bfloat16"; "" takes the device's default
@@ -85,28 +88,27 @@ class LoadOptions:
 class Engine(Protocol):
     """A loaded model on one device.
 
-    `prepare` may be called from several threads at once; everything else from the one device
-    thread alone.
+    `prepare` may be called from several threads at once; all other methods only from the device thread.
     """
 
     device: str  # "cpu" or "cuda:N"
-    precision: str  # that it computes in
-    max_call_rows: int  # device rows that pay in one call
+    precision: str  # of the computation
+    max_call_rows: int  # rows in one device call beyond which throughput does not grow
 
-    def prepare(self, item: Item) -> Prepared:
+    def prepare(self, item: Item) -> PreparedItem:
         """Decode and tokenise an item.
 
         Raises:
-            InputRefused: the caller's item is wrong.
+            InputRefused: the caller's item is invalid.
         """
         ...
 
-    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
-        """Compute chunks in one device call.
+    def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
+        """Compute row ranges in one device call.
 
         Returns:
-            One tuple a chunk, one result a row, in order. Values may be NaN if the weights are bad:
-            the runner looks.
+            One tuple for each range, one result for each row, in order. Values may be NaN or infinite if the weights
+            are bad; the runner checks them.
 
         Raises:
             torch.OutOfMemoryError: the device has no memory left.
@@ -114,11 +116,11 @@ class Engine(Protocol):
         ...
 
     def warm_up(self, progress: Progress) -> None:
-        """Run first inferences so that the first caller waits no longer than the hundredth."""
+        """Run first inferences, so that the first caller waits no longer than later ones."""
         ...
 
     def close(self) -> None:
-        """Let go of what an exit does not free by itself."""
+        """Free what the end of the process does not free."""
         ...
 
 
@@ -127,20 +129,20 @@ EngineLoader = Callable[[Path, Bundle, LoadOptions, Progress], Engine]
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """What a load will take on its device, as the engine expects it. Bytes."""
+class MemoryEstimate:
+    """Device memory that a load is expected to take, in bytes."""
 
-    weights: int  # at the precision that they are computed in
-    working: int  # what is made of them once, and the largest call
+    weights: int  # at the precision of the computation
+    working: int  # tables derived from the weights, and the activations of the largest call
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Weights and working memory together."""
         return self.weights + self.working
 
 
-NeedsOf = Callable[[Path, Bundle, LoadOptions], MemoryNeed | None]
-"""Foretells a load from small files alone, allocating nothing; None if it cannot be said.
+MemoryEstimator = Callable[[Path, Bundle, LoadOptions], MemoryEstimate | None]
+"""Estimates a load from the bundle's configuration and headers, without reading weights; None if it cannot.
 
-Raises ValueError, KeyError or OSError if the files are not as they should be: opening them will say more.
+Raises ValueError, KeyError or OSError if the files are invalid; the load itself then reports the details.
 """

@@ -1,4 +1,4 @@
-"""The OFA engine: what the runner asks, in the model's terms."""
+"""The OFA engine: prepares entailment items and computes row ranges with `OfaModel`."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.errors import InputRefused
 from inference.runner.device import torch_dtype
-from inference.runner.engines.base import Chunk, EntailmentItem, Item, Progress, UnitResult
+from inference.runner.engines.base import EntailmentItem, Item, PreparedItem, Progress, RowRange, RowResult
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
 from inference.runner.engines.ofa.positions import PositionBiases
@@ -22,13 +22,15 @@ _LEADING = ",.!?*#:;~"
 _SPACES = re.compile(r"\s{2,}")
 
 
-def prompt_of(statement: str, premise: str, max_words: int) -> str:
-    """Ask whether a picture, and a premise if there is one, supports a statement.
+def build_prompt(statement: str, premise: str, max_words: int) -> str:
+    """Write the prompt that asks whether a picture, and a premise if given, supports a statement.
+
+    The wording is that of the model's fine-tuning data and of ModelScope's pipeline.
 
     Args:
-        statement: what is judged.
-        premise: what is known beside the picture; empty for nothing.
-        max_words: words of each text that are kept; the prompt's tokens are cut later.
+        statement: text to judge.
+        premise: known facts besides the picture; may be empty.
+        max_words: words kept of each text; the prompt's tokens are truncated later.
     """
     hypothesis = clean(statement, max_words)
     if not premise:
@@ -37,42 +39,41 @@ def prompt_of(statement: str, premise: str, max_words: int) -> str:
 
 
 def clean(text: str, max_words: int) -> str:
-    """Write a text as the training data was written: the order of the steps matters, odd as it is."""
+    """Normalise a text as the training data was normalised; the order of the steps matters."""
     text = text.lower().lstrip(_LEADING).replace("-", " ").replace("/", " ").replace("<person>", "person")
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
 
 
 _CPU_ROWS, _CUDA_ROWS = 8, 32
-_CPU_CALL_BYTES = 4 << 20  # of a layer's widest activations: about what lies in a core's cache
+_CPU_CALL_BYTES = 4 << 20  # of a layer's widest activation: about the cache of one core
 
 
-def rows_that_pay(kind: str, row_bytes: int) -> int:
-    """How many rows one device call takes.
+def choose_call_rows(kind: str, row_bytes: int) -> int:
+    """Choose the largest number of rows of one device call.
 
-    On a CPU rows gain from each other only while they share a cache: beyond it each costs what it costs alone, and
-    a call of many takes more memory and cannot be interrupted.
+    On a CPU batching helps only while activations fit into the cache; beyond that, more rows take more memory and
+    delay the next call without more throughput.
 
     Args:
         kind: "cpu" or "cuda".
-        row_bytes: of one row where a layer is widest.
+        row_bytes: one row's share of a layer's widest activation.
     """
     return _CUDA_ROWS if kind == "cuda" else max(1, min(_CPU_ROWS, _CPU_CALL_BYTES // row_bytes))
 
 
 def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
-    """Group rows so that padding never costs more memory than it is worth.
+    """Group rows of similar length, so that padded rows do not exhaust memory.
 
-    Rows of one length share one attention bias. As soon as lengths differ, each row has a copy of
-    it with its padding hidden, for a large model some 50 MB a row and layer: then only so many
-    rows stand together.
+    Rows of one length share one attention bias. Where lengths differ, each row needs its own copy with its padding
+    masked (about 50 MB a row and layer for the large model), so the size of such a group is limited.
 
     Args:
         lengths: tokens of each row's text.
-        max_masked_rows: rows of a group whose lengths differ, at least 1.
+        max_masked_rows: largest group whose lengths differ, at least 1.
 
     Returns:
-        Row numbers, grouped; every row once.
+        Row numbers in groups; every row exactly once.
     """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -85,23 +86,22 @@ def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
     return groups
 
 
-MAX_TEXT_LENGTH = 65_536  # code points; the model reads far less, but all of it would be tokenised
-_MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases when rows are padded
-_LOOK_PIXELS = {"cpu": 480 * 480, "cuda": 32 * 480 * 480}  # that the ResNet sees in one call
+MAX_TEXT_LENGTH = 65_536  # code points; bounds the tokeniser, the model itself reads far less
+_MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases where rows are padded
+_RESNET_PIXELS = {"cpu": 480 * 480, "cuda": 32 * 480 * 480}  # of one call of the ResNet
 
 
 @dataclass(slots=True)
-class OfaPrepared:
+class OfaPreparedItem:
     """A decoded picture and its tokenised prompts, in host memory.
 
-    `looks` is written and read on the device thread only: it keeps what the ResNet saw for the
-    item's later chunks.
+    `patch_features` is written and read on the device thread only; later row ranges of the item reuse it.
     """
 
     pixels: Pixels  # (size, size, 3) uint8
-    picture: bytes  # digest of the file: equal pictures are looked at once
-    prompts: tuple[tuple[int, ...], ...]  # one a statement, with begin and end
-    looks: Tensor | None = None  # (patches, width) on the device
+    picture: bytes  # digest of the file; equal pictures are encoded once
+    prompts: tuple[tuple[int, ...], ...]  # one for each statement, with begin and end token
+    patch_features: Tensor | None = None  # (patches, width) on the device
 
     @property
     def rows(self) -> int:
@@ -111,9 +111,9 @@ class OfaPrepared:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One statement of one chunk."""
+    """One statement of a row range."""
 
-    owner: OfaPrepared
+    item: OfaPreparedItem
     prompt: tuple[int, ...]
 
 
@@ -129,7 +129,7 @@ class OfaEngine:
         precision: str,
         limits: PictureLimits,
     ) -> None:
-        """Take the parts, all of one bundle and on one device."""
+        """Use parts of one bundle, all on one device."""
         self.device = device
         self.precision = precision
         self._kind = torch.device(device).type
@@ -138,52 +138,50 @@ class OfaEngine:
         self._tokenizer = tokenizer
         self._limits = limits
         self._config = config = model.config
-        self.max_call_rows = rows_that_pay(self._kind, config.widest_row * torch_dtype(precision).itemsize)
+        self.max_call_rows = choose_call_rows(self._kind, config.widest_row * torch_dtype(precision).itemsize)
         bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
         self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // bias_bytes)
-        self._max_looks = max(1, _LOOK_PIXELS[self._kind] // config.image_size**2)
+        self._max_pictures = max(1, _RESNET_PIXELS[self._kind] // config.image_size**2)
 
-    def prepare(self, item: Item) -> OfaPrepared:
-        """Decode and tokenise an item; on any thread.
+    def prepare(self, item: Item) -> OfaPreparedItem:
+        """Decode and tokenise an item. Any thread.
 
         Raises:
-            InputRefused: the caller's item is wrong.
+            InputRefused: the caller's item is invalid.
         """
         if not isinstance(item, EntailmentItem):
-            raise RuntimeError("an OFA engine was given an item of another task")
+            raise RuntimeError("the OFA engine has no such task")
         _check_length(item.premise, "premise")
         for number, statement in enumerate(item.statements):
             _check_length(statement, f"statements[{number}]")
-        return OfaPrepared(
+        return OfaPreparedItem(
             pixels=decode(item.image, self._config.image_size, self._limits),
             picture=hashlib.sha256(item.image).digest(),
             prompts=tuple(self._prompt(statement, item.premise) for statement in item.statements),
         )
 
-    def compute(self, chunks: Sequence[Chunk]) -> list[tuple[UnitResult, ...]]:
-        """Compute chunks in one device call; on the device thread.
-
-        Pictures that several chunks share are looked at once.
+    def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
+        """Compute row ranges in one device call; each picture is encoded once. Device thread only.
 
         Raises:
             torch.OutOfMemoryError: the device has no memory left.
         """
-        owners = [_owner(chunk) for chunk in chunks]
+        items = [_ofa_item(part.item) for part in ranges]
         rows = [
-            _Row(owner, prompt)
-            for owner, chunk in zip(owners, chunks, strict=True)
-            for prompt in owner.prompts[chunk.start : chunk.stop]
+            _Row(item, prompt)
+            for item, part in zip(items, ranges, strict=True)
+            for prompt in item.prompts[part.start : part.stop]
         ]
         with torch.inference_mode():
-            self._look(owners)
+            self._encode_pictures(items)
             scores = self._score(rows)
         results = iter(EntailmentScores(yes=yes, no=no, maybe=maybe) for yes, no, maybe in scores)
-        return [tuple(next(results) for _ in range(chunk.rows)) for chunk in chunks]
+        return [tuple(next(results) for _ in range(part.rows)) for part in ranges]
 
     def warm_up(self, progress: Progress) -> None:
-        """Run the smallest and the largest call, so that memory is taken and kernels are chosen now.
+        """Run the smallest and the largest call, which allocates memory and selects kernels.
 
-        Where both are one row, that row is as long as rows get.
+        One row of each call has the longest prompt.
         """
         size = self._config.image_size
         blank = np.zeros((size, size, 3), np.uint8)
@@ -191,34 +189,34 @@ class OfaEngine:
         calls = sorted({1, self.max_call_rows})
         for step, rows in enumerate(calls):
             prompts = (self._prompt(longest, ""), *(self._prompt("a", "") for _ in range(rows - 1)))
-            self.compute([Chunk(OfaPrepared(blank, b"", prompts), 0, rows)])
+            self.compute([RowRange(OfaPreparedItem(blank, b"", prompts), 0, rows)])
             progress("warming_up", (step + 1) / len(calls))
 
     def close(self) -> None:
-        """Give the card's memory back."""
+        """Free the model and the card's cached memory."""
         del self.model, self._biases
         if self._kind == "cuda":
             torch.cuda.empty_cache()
 
     def _prompt(self, statement: str, premise: str) -> tuple[int, ...]:
         longest = self._config.max_prompt_tokens
-        ids = self._tokenizer.encode(prompt_of(statement, premise, longest))[:longest]
+        ids = self._tokenizer.encode(build_prompt(statement, premise, longest))[:longest]
         return (self._config.begin_token, *ids, self._config.end_token)
 
-    def _look(self, owners: Sequence[OfaPrepared]) -> None:
-        """Fill in what the ResNet sees, once for each picture."""
-        known = {owner.picture: owner.looks for owner in owners if owner.looks is not None}
-        unseen = {owner.picture: owner.pixels for owner in owners if owner.picture not in known}
-        pictures = list(unseen)
-        for start in range(0, len(pictures), self._max_looks):
-            some = pictures[start : start + self._max_looks]
-            pixels = torch.from_numpy(np.stack([unseen[picture] for picture in some])).to(self.device)
-            known.update(zip(some, self.model.eyes(pixels), strict=True))
-        for owner in owners:
-            owner.looks = known[owner.picture]
+    def _encode_pictures(self, items: Sequence[OfaPreparedItem]) -> None:
+        """Set `patch_features` of every item; computes each picture once."""
+        known = {item.picture: item.patch_features for item in items if item.patch_features is not None}
+        missing = {item.picture: item.pixels for item in items if item.picture not in known}
+        pictures = list(missing)
+        for start in range(0, len(pictures), self._max_pictures):
+            some = pictures[start : start + self._max_pictures]
+            pixels = torch.from_numpy(np.stack([missing[picture] for picture in some])).to(self.device)
+            known.update(zip(some, self.model.image_encoder(pixels), strict=True))
+        for item in items:
+            item.patch_features = known[item.picture]
 
     def _score(self, rows: Sequence[_Row]) -> list[list[float]]:
-        """Probabilities of each row, in order."""
+        """Label probabilities of each row, in order."""
         scores: list[list[float]] = [[]] * len(rows)
         for group in group_rows([len(row.prompt) for row in rows], self.max_masked_rows):
             found = self._score_group([rows[number] for number in group])
@@ -232,15 +230,15 @@ class OfaEngine:
         texts = torch.full((len(rows), int(lengths.max())), self._config.pad_token)
         for number, row in enumerate(rows):
             texts[number, : len(row.prompt)] = torch.tensor(row.prompt)
-        looks = torch.stack([row.owner.looks for row in rows if row.owner.looks is not None])
-        result: Tensor = self.model(looks, texts.to(self.device), lengths.to(self.device), self._biases)
+        features = torch.stack([row.item.patch_features for row in rows if row.item.patch_features is not None])
+        result: Tensor = self.model(features, texts.to(self.device), lengths.to(self.device), self._biases)
         return result.cpu()
 
 
-def _owner(chunk: Chunk) -> OfaPrepared:
-    if not isinstance(chunk.prepared, OfaPrepared):
-        raise RuntimeError("an OFA engine was given what another engine prepared")
-    return chunk.prepared
+def _ofa_item(item: PreparedItem) -> OfaPreparedItem:
+    if not isinstance(item, OfaPreparedItem):
+        raise RuntimeError("the item was prepared by another engine")
+    return item
 
 
 def _check_length(text: str, field: str) -> None:

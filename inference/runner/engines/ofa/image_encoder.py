@@ -1,7 +1,7 @@
-"""The picture's ResNet: bottlenecks, no last stage, its batch norms folded into the convolutions."""
+"""The picture's ResNet (https://arxiv.org/abs/1512.03385): no last stage, batch norms folded into convolutions."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
+from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines.ofa.layers import Convolution
 
@@ -12,15 +12,15 @@ _STAGE_WIDTHS = (64, 128, 256)
 
 
 class Bottleneck(nn.Module):
-    """Narrow, look around, widen, and add to what came in."""
+    """Residual block of 1 × 1, 3 × 3 and 1 × 1 convolutions."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
-        """Make a block.
+        """Create a block.
 
         Args:
-            channels: that come in.
-            width: of the narrow part; four times that comes out.
-            stride: 2 halves both sides.
+            channels: input channels.
+            width: channels of the 3 × 3 convolution; the output has four times as many.
+            stride: of the 3 × 3 convolution; 2 halves both sides.
         """
         super().__init__()
         out = width * _EXPANSION
@@ -32,24 +32,24 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(pictures, channels, rows, columns) to (pictures, 4 × width, rows / stride, columns / stride)."""
-        y = self.conv2.bent(self.conv1.bent(x))
-        return self.conv3.added_and_bent(y, self.shortcut(x))
+        y = self.conv2.forward_relu(self.conv1.forward_relu(x))
+        return self.conv3.forward_add_relu(y, self.shortcut(x))
 
-    def arrange(self, rows: int) -> int:
-        """As `Convolution.arrange`."""
+    def reorder_weights(self, rows: int) -> int:
+        """Apply `Convolution.reorder_weight` to all convolutions of the block."""
         if isinstance(self.shortcut, Convolution):
-            self.shortcut.arrange(rows)
-        return self.conv3.arrange(self.conv2.arrange(self.conv1.arrange(rows)))
+            self.shortcut.reorder_weight(rows)
+        return self.conv3.reorder_weight(self.conv2.reorder_weight(self.conv1.reorder_weight(rows)))
 
 
 class ResNet(nn.Module):
-    """Pixels to one feature vector for each patch of 16 × 16."""
+    """Pixels to one feature vector for each patch of 16 × 16 pixels."""
 
     def __init__(self, blocks: tuple[int, int, int]) -> None:
-        """Make the network.
+        """Create the network.
 
         Args:
-            blocks: bottlenecks of each of the three stages.
+            blocks: number of bottlenecks in each of the three stages.
         """
         super().__init__()
         self.stem = Convolution(3, _STEM, 7, 2)
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*stages)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Look at pictures.
+        """Compute patch features.
 
         Args:
             pixels: (pictures, 3, size, size), normalised, channels last in memory.
@@ -70,12 +70,12 @@ class ResNet(nn.Module):
         Returns:
             (pictures, patches, 1024), patches in reading order.
         """
-        x = F.max_pool2d(self.stem.bent(pixels), 3, 2, padding=1)
+        x = F.max_pool2d(self.stem.forward_relu(pixels), 3, 2, padding=1)
         features: Tensor = self.blocks(x)
         return features.flatten(2).transpose(1, 2)
 
-    def arrange(self, rows: int) -> None:
-        """Bring all weights into the order that kernels want, for pictures of so many rows and columns."""
-        rows = (self.stem.arrange(rows) + 1) // 2
+    def reorder_weights(self, rows: int) -> None:
+        """Apply `Convolution.reorder_weight` to all convolutions, for pictures of `rows` × `rows` pixels."""
+        rows = (self.stem.reorder_weight(rows) + 1) // 2
         for block in self.blocks:
-            rows = block.arrange(rows)  # type: ignore[operator]  # a Bottleneck
+            rows = block.reorder_weights(rows)  # type: ignore[operator]  # a Bottleneck

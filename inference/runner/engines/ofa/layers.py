@@ -1,10 +1,13 @@
-"""The stacks of encoder and decoder layers, each part normalised before and after."""
+"""Encoder and decoder layers of OFA: transformer layers with norms before and after each sublayer.
+
+The norms are those of NormFormer (https://arxiv.org/abs/2110.09456).
+"""
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
+from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 _ONEDNN = torch.ops.mkldnn
 
@@ -13,7 +16,7 @@ class Linear(nn.Module):
     """y = x Wᵀ + b."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        """Make the layer without numbers."""
+        """Create the layer with uninitialised weights."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
@@ -24,28 +27,28 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Each token to mean 0 and deviation 1, then scaled and shifted."""
+    """Layer normalisation over the last dimension (https://arxiv.org/abs/1607.06450)."""
 
     def __init__(self, width: int) -> None:
-        """Make the layer without numbers."""
+        """Create the layer with uninitialised weights."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to the same."""
+        """(…, width) to (…, width)."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
 class Convolution(nn.Module):
-    """A square convolution with zeros around the picture, such that only the stride shrinks it.
+    """A square convolution, zero-padded such that only the stride shrinks the picture.
 
-    On a CPU what follows it (a sum, a bend) is done while its numbers are still in the cache, by
-    oneDNN's fused convolutions where this build of torch has them.
+    On a CPU the following sum and ReLU run fused with it, by oneDNN's fused convolutions where this build of torch has
+    them.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1) -> None:
-        """Make the layer without numbers."""
+        """Create the layer with uninitialised weights."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, side, side))
         self.bias = nn.Parameter(torch.empty(outputs))
@@ -54,53 +57,53 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(pictures, inputs, rows, columns) to (pictures, outputs, rows / stride, columns / stride)."""
-        if _is_fused(x):
-            return self._fused(x, "none")
+        if _supports_fusion(x):
+            return self._convolve_fused(x, "none")
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
-    def bent(self, x: Tensor) -> Tensor:
-        """The same with everything below 0 cut off."""
-        if _is_fused(x):
-            return self._fused(x, "relu")
+    def forward_relu(self, x: Tensor) -> Tensor:
+        """As `forward`, followed by a ReLU."""
+        if _supports_fusion(x):
+            return self._convolve_fused(x, "relu")
         return F.relu(self(x), inplace=True)
 
-    def added_and_bent(self, x: Tensor, other: Tensor) -> Tensor:
-        """The same with `other`, of the result's shape, added before the cut."""
-        if not _is_fused(x):
+    def forward_add_relu(self, x: Tensor, other: Tensor) -> Tensor:
+        """As `forward`; adds `other`, of the result's shape, then applies a ReLU."""
+        if not _supports_fusion(x):
             return F.relu(self(x).add_(other), inplace=True)
         result: Tensor = _ONEDNN._convolution_pointwise.binary(  # noqa: SLF001  no public name
-            x, other, self.weight, self.bias, *self._places(), "add", 1.0, "relu", [], ""
+            x, other, self.weight, self.bias, *self._geometry(), "add", 1.0, "relu", [], ""
         )
         return result
 
-    def arrange(self, rows: int) -> int:
-        """Bring the weight into the order that the CPU's kernel wants, for pictures of so many rows and columns.
+    def reorder_weight(self, rows: int) -> int:
+        """Store the weight in the blocked layout of the CPU's kernel, for inputs of `rows` × `rows`.
 
-        It saves every call that work, and costs a copy: only bfloat16 gains by it.
+        Saves the reordering in every call at the price of one copy; only bfloat16 gets faster by it.
 
         Returns:
-            Rows of the result.
+            Rows of the output.
         """
         _, inputs, side, _ = self.weight.shape
-        if _is_fused(self.weight) and self.weight.dtype == torch.bfloat16:
+        if _supports_fusion(self.weight) and self.weight.dtype == torch.bfloat16:
             shape = [1, inputs, rows, rows]
-            arranged = _ONEDNN._reorder_convolution_weight(self.weight, *self._places(), shape)  # noqa: SLF001
-            self.weight = nn.Parameter(arranged, requires_grad=False)
+            reordered = _ONEDNN._reorder_convolution_weight(self.weight, *self._geometry(), shape)  # noqa: SLF001
+            self.weight = nn.Parameter(reordered, requires_grad=False)
         return (rows + 2 * self.padding - side) // self.stride + 1
 
-    def _fused(self, x: Tensor, after: str) -> Tensor:
+    def _convolve_fused(self, x: Tensor, activation: str) -> Tensor:
         result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001  no public name
-            x, self.weight, self.bias, *self._places(), after, [], ""
+            x, self.weight, self.bias, *self._geometry(), activation, [], ""
         )
         return result
 
-    def _places(self) -> tuple[list[int], list[int], list[int], int]:
-        """Padding, stride, dilation and groups, as oneDNN has them."""
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        """Padding, stride, dilation and groups, in the order of oneDNN's arguments."""
         return [self.padding] * 2, [self.stride] * 2, [1, 1], 1
 
 
-def _is_fused(x: Tensor) -> bool:
-    """Whether oneDNN's fused convolutions take such numbers here; they are no public part of torch."""
+def _supports_fusion(x: Tensor) -> bool:
+    """Whether oneDNN's fused convolutions, which torch does not export publicly, support this device and dtype."""
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(_ONEDNN, "_convolution_pointwise") or not hasattr(_ONEDNN, "_reorder_convolution_weight"):
@@ -109,10 +112,10 @@ def _is_fused(x: Tensor) -> bool:
 
 
 class Embedding(nn.Module):
-    """A row of numbers for each token."""
+    """Looks up one vector for each token."""
 
     def __init__(self, tokens: int, width: int) -> None:
-        """Make the table without numbers."""
+        """Create the table with uninitialised weights."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(tokens, width))
 
@@ -122,22 +125,22 @@ class Embedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every token looks at every token of its own row."""
+    """Multi-head self-attention with an additive bias."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Make the layer; the query's scale and the heads' scales are folded into the weights."""
+        """Create the layer; weights include the query's scale and the heads' scales."""
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
-        """Look around.
+        """Apply self-attention.
 
         Args:
             x: (rows, tokens, width).
-            biases: (1 or rows, some heads, tokens, tokens) each, together of all heads in order; added to the
-                scores, −inf hides a token.
+            biases: tensors of (1 or rows, some heads, tokens, tokens) that cover all heads in order; added to the
+                scores, -inf masks a token.
 
         Returns:
             (rows, tokens, width).
@@ -158,15 +161,15 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token of the decoder looks at every token of the encoder.
+    """Multi-head attention from the decoder's tokens to the encoder's output.
 
-    There are few questions and many tokens to remember, so the questions are brought to the memory:
-    (q Wk) · m is q · (Wk m) at a fraction of the work, and what is found is brought back by Wv. The
-    key's bias adds the same to all scores of a question, which the softmax takes out again.
+    The decoder has few queries and the encoder many tokens, so keys and values are never computed: the key projection
+    is applied to the queries ((q Wk) · m equals q · (Wk m)) and the value projection to the attended memory. The key's
+    bias is left out because it adds the same number to all scores of a query, which the softmax cancels.
     """
 
     def __init__(self, width: int, heads: int) -> None:
-        """Make the layer; the query's scale and the heads' scales are folded into the weights."""
+        """Create the layer; weights include the query's scale and the heads' scales."""
         super().__init__()
         self.heads = heads
         self.query = Linear(width, width)
@@ -174,52 +177,50 @@ class CrossAttention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Look at the encoder's tokens.
+        """Apply cross-attention.
 
         Args:
             x: (rows, tokens, width).
-            memory: (rows, remembered, width), what the encoder made.
-            bias: (1 or rows, heads, tokens, remembered), added to the scores; −inf hides a token.
+            memory: (rows, source, width), output of the encoder.
+            bias: (1 or rows, heads, tokens, source), added to the scores; -inf masks a token.
 
         Returns:
             (rows, tokens, width).
         """
         rows, tokens, width = x.shape
-        size, remembered = width // self.heads, memory.shape[1]
+        size, source = width // self.heads, memory.shape[1]
         key, value = self.key_value.weight.view(2, self.heads, size, width).unbind(0)
         query = self.query(x).view(rows, tokens, self.heads, size).transpose(1, 2)
-        questions = (query @ key).view(rows, 1, self.heads * tokens, width)
-        mask = bias.reshape(-1, 1, self.heads * tokens, remembered)
-        seen = memory[:, None]
-        found = F.scaled_dot_product_attention(questions, seen, seen, attn_mask=mask, scale=1.0)
-        mixed = found.view(rows, self.heads, tokens, width) @ value.transpose(1, 2)
+        queries = (query @ key).view(rows, 1, self.heads * tokens, width)
+        mask = bias.reshape(-1, 1, self.heads * tokens, source)
+        shared = memory[:, None]
+        attended = F.scaled_dot_product_attention(queries, shared, shared, attn_mask=mask, scale=1.0)
+        mixed = attended.view(rows, self.heads, tokens, width) @ value.transpose(1, 2)
         mixed = mixed.transpose(1, 2).reshape(rows, tokens, width) + self.key_value.bias[width:]
         result: Tensor = self.out(mixed)
         return result
 
 
 class FeedForward(nn.Module):
-    """Each token by itself: widen, bend, normalise, narrow."""
+    """Feed-forward sublayer: linear, GELU, layer norm, linear."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Make the layer."""
         super().__init__()
         self.widen = Linear(width, hidden)
         self.norm = LayerNorm(hidden)
         self.narrow = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same."""
-        # Bent in its own memory: these are the largest numbers of a call.
+        """(rows, tokens, width) to (rows, tokens, width)."""
+        # GELU runs in place: this is the largest activation of a call.
         result: Tensor = self.narrow(self.norm(torch.ops.aten.gelu_(self.widen(x))))
         return result
 
 
 class EncoderLayer(nn.Module):
-    """Look around, then think, each added to what was there."""
+    """Self-attention and feed-forward, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
-        """Make the layer."""
         super().__init__()
         self.attention_norm = LayerNorm(width)
         self.attention = SelfAttention(width, heads)
@@ -228,17 +229,16 @@ class EncoderLayer(nn.Module):
         self.feed = FeedForward(width, hidden)
 
     def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
-        """(rows, tokens, width) to the same; `biases` as in `SelfAttention`."""
+        """(rows, tokens, width) to (rows, tokens, width); `biases` as in `SelfAttention`."""
         x = self.attention_after(self.attention(self.attention_norm(x), biases)).add_(x)
         result: Tensor = self.feed(self.feed_norm(x)).add_(x)
         return result
 
 
 class DecoderLayer(nn.Module):
-    """Look around, look at the encoder's tokens, then think, each added to what was there."""
+    """Self-attention, cross-attention and feed-forward, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
-        """Make the layer."""
         super().__init__()
         self.attention_norm = LayerNorm(width)
         self.attention = SelfAttention(width, heads)
@@ -250,7 +250,7 @@ class DecoderLayer(nn.Module):
         self.feed = FeedForward(width, hidden)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, cross_bias: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same; the rest as in `SelfAttention` and `CrossAttention`."""
+        """(rows, tokens, width) to (rows, tokens, width); the rest as in `SelfAttention` and `CrossAttention`."""
         x = self.attention_after(self.attention(self.attention_norm(x), [bias])).add_(x)
         x = self.cross_after(self.cross(self.cross_norm(x), memory, cross_bias)).add_(x)
         result: Tensor = self.feed(self.feed_norm(x)).add_(x)
@@ -258,16 +258,15 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All encoder layers."""
+    """Stack of encoder layers with a final norm."""
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int) -> None:
-        """Make the stack."""
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, biases: Callable[[int], Iterable[Tensor]]) -> Tensor:
-        """(rows, tokens, width) to the same; each layer's biases as in `SelfAttention`."""
+        """(rows, tokens, width) to (rows, tokens, width); `biases` of a layer number as in `SelfAttention`."""
         for number, layer in enumerate(self.layers):
             x = layer(x, biases(number))
         result: Tensor = self.norm(x)
@@ -275,16 +274,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """All decoder layers."""
+    """Stack of decoder layers with a final norm."""
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int) -> None:
-        """Make the stack."""
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, memory: Tensor, biases: Callable[[int], Tensor], cross_bias: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same; one self-attention bias a layer, one cross bias for all."""
+        """(rows, tokens, width) to (rows, tokens, width); a self-attention bias a layer, one cross bias for all."""
         for number, layer in enumerate(self.layers):
             x = layer(x, memory, biases(number), cross_bias)
         result: Tensor = self.norm(x)

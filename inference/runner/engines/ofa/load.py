@@ -1,4 +1,4 @@
-"""Open a sealed bundle: its weights are mapped, not copied, so that loading costs no time or memory twice."""
+"""Opens a sealed OFA bundle. Weights are memory-mapped, not copied."""
 
 import json
 from collections.abc import Mapping
@@ -19,11 +19,12 @@ from inference.runner.engines.ofa.config import (
     WEIGHTS_NAME,
     EngineConfig,
     read_config,
+    stored_name,
 )
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import PictureLimits
-from inference.runner.engines.ofa.positions import PREFIX, PositionBiases, tables_of
+from inference.runner.engines.ofa.positions import PREFIX, PositionBiases, select_tables
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 
 MAX_VOCABULARY_BYTES = 32 << 20
@@ -31,14 +32,12 @@ _CONVOLUTION = 4  # dimensions of its weight
 
 
 def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progress) -> OfaEngine:
-    """Open a bundle that `convert` sealed.
-
-    Must run on the thread that will compute.
+    """Open a bundle that `convert` sealed. Device thread only.
 
     Raises:
-        BundleRefused: its content is not what `convert` writes.
-        DeviceUnknown: no such device or precision here.
-        torch.OutOfMemoryError: it does not fit on the device.
+        BundleRefused: the content is not in the layout that `convert` writes.
+        DeviceUnknown: this machine has no such device or precision.
+        torch.OutOfMemoryError: the model does not fit on the device.
     """
     if bundle.engine != "ofa":
         raise BundleRefused(f"the bundle is for engine {bundle.engine[:80]!r}, supported: 'ofa'")
@@ -53,61 +52,66 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
         tokenizer = read_tokenizer(folder)
         tensors = load_file(folder / WEIGHTS_NAME, device=str(device))
         if device.type == "cpu":
-            tensors |= _convolutions(folder / WEIGHTS_NAME)
-        model = _model_of(config, tensors, dtype)
+            tensors |= _map_convolutions(folder / WEIGHTS_NAME)
+        model = _build_model(config, tensors, dtype)
         progress("reading", 0.8)
-        biases = PositionBiases(tables_of(tensors), config, dtype)
+        biases = PositionBiases(select_tables(tensors), config, dtype)
     except (ValueError, KeyError, OSError, SafetensorError) as error:
-        raise BundleRefused(f"the bundle is not what convert writes: {_without_path(error)}") from error
+        raise BundleRefused(
+            f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"
+        ) from error
     progress("reading", 1.0)
     limits = PictureLimits(options.max_image_pixels, options.max_image_side)
     return OfaEngine(model, biases, tokenizer, options.device, precision, limits)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read the words of a sealed bundle.
+    """Read vocabulary and merges of a sealed bundle.
 
     Raises:
-        ValueError: they are malformed.
-        OSError: they cannot be read.
+        ValueError: a file is malformed.
+        OSError: a file cannot be read.
     """
     vocabulary = json.loads(read_bounded(folder / VOCABULARY_NAME, MAX_VOCABULARY_BYTES))
     lines = read_bounded(folder / MERGES_NAME, MAX_VOCABULARY_BYTES).decode("utf-8").split("\n")
     pairs = [line.split(" ") for line in lines if line]
     if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
-        raise ValueError(f"{MERGES_NAME} holds a line that is no pair")
+        raise ValueError(f"{MERGES_NAME} has a line that is not a pair")
     return Tokenizer(vocabulary, [(left, right) for left, right in pairs])
 
 
-def _model_of(config: EngineConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> OfaModel:
-    """Put mapped weights into a model that never had any of its own."""
+def _build_model(config: EngineConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> OfaModel:
+    """Assign mapped weights to a model created without memory."""
     with torch.device("meta"):
         model = OfaModel(config)
-    weights = {name: _as_module_has_it(tensor) for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-    expected = model.state_dict()
-    if set(weights) != set(expected):
-        raise ValueError(f"tensors missing or surplus: {', '.join(sorted(set(weights) ^ set(expected))[:5])}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+    expected = {stored_name(name): (name, tensor) for name, tensor in model.state_dict().items()}
+    stored = {name: _to_torch_order(tensor) for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    if set(stored) != set(expected):
+        raise ValueError(f"tensors missing or surplus: {', '.join(sorted(set(stored) ^ set(expected))[:5])}")
+    weights: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        parameter, meta = expected[name]
+        if tensor.shape != meta.shape or not tensor.is_floating_point():
             raise ValueError(f"tensor {name} is {tuple(tensor.shape)} {tensor.dtype}")
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+        weights[parameter] = tensor.to(dtype)
+    model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
-    model.eyes.resnet.arrange(config.image_size)
+    model.image_encoder.resnet.reorder_weights(config.image_size)
     return model
 
 
-def _convolutions(path: Path) -> dict[str, Tensor]:
-    """Weights that are arranged anew, through a mapping of their own: it goes when the last of them does."""
+def _map_convolutions(path: Path) -> dict[str, Tensor]:
+    """Map weights of convolutions separately: they are reordered into copies, after which this mapping is freed."""
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == _CONVOLUTION]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}
 
 
-def _as_module_has_it(tensor: Tensor) -> Tensor:
-    """Convolutions lie channels-last in the file: seen from here they have torch's shape at no cost."""
+def _to_torch_order(tensor: Tensor) -> Tensor:
+    """Return convolution weights, stored channels-last, as a view in torch's order of dimensions."""
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == _CONVOLUTION else tensor
 
 
-def _without_path(error: Exception) -> str:
-    """What happened, unless it could name a path."""
+def _describe_without_path(error: Exception) -> str:
+    """Message of an error; only the class of an OSError, whose message may name a path."""
     return type(error).__name__ if isinstance(error, OSError) else str(error)[:300]

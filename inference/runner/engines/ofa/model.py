@@ -1,10 +1,14 @@
-"""The whole OFA: from pixels and token ids to the answers' probabilities."""
+"""The OFA network: from pixels and token ids to the probabilities of the three labels.
+
+Architecture after Wang et al. 2022, "OFA: Unifying Architectures, Tasks, and Modalities Through a Simple
+Sequence-to-Sequence Learning Framework" (https://arxiv.org/abs/2202.03052), reduced to visual entailment.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that every reader of torch code knows
+from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines.ofa.config import LABELS, ONE_TOKEN_EACH, DecoderPrompt, EngineConfig, Fork
 from inference.runner.engines.ofa.image_encoder import FEATURES, ResNet
@@ -12,52 +16,55 @@ from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, Lay
 from inference.runner.engines.ofa.positions import PositionBiases
 
 
-def with_stem(prompts: Tensor, last: Tensor, stem: Sequence[int]) -> Tensor:
-    """Let the stem follow each prompt.
+def append_stem(prompts: Tensor, last: Tensor, stem: Sequence[int]) -> Tensor:
+    """Append the answers' common tokens to each prompt.
 
     Args:
         prompts: (rows, longest) int64, padded on the right.
-        last: (rows,) int64, place of each prompt's last token.
-        stem: tokens, at least one.
+        last: (rows,) int64, position of each prompt's last token.
+        stem: token ids, at least one.
 
     Returns:
-        (rows, longest + stem) int64; what stands behind a shorter row's stem is never looked at.
+        (rows, longest + len(stem)) int64; tokens after a shorter row's stem are padding that no scored position
+        attends to.
     """
-    places = last[:, None] + torch.arange(1, len(stem) + 1, device=prompts.device)
+    positions = last[:, None] + torch.arange(1, len(stem) + 1, device=prompts.device)
     tokens = torch.tensor(stem, device=prompts.device).expand(len(prompts), -1)
-    return F.pad(prompts, (0, len(stem))).scatter(1, places, tokens)
+    return F.pad(prompts, (0, len(stem))).scatter(1, positions, tokens)
 
 
-def probabilities(made: Tensor, answers: Tensor, forks: Sequence[Fork]) -> Tensor:
-    """Score the answers.
+def score_labels(hidden_states: Tensor, answer_embeddings: Tensor, forks: Sequence[Fork]) -> Tensor:
+    """Compute the probability of each label.
+
+    A label's score is the sum of the log-probabilities of its tokens at the forks, each over the tokens that some
+    answer continues with; the three scores are normalised by a softmax.
 
     Args:
-        made: (rows, forks, width), what the decoder makes of the last token that it read at each fork.
-        answers: (tokens, width), of the tokens by which answers go on.
+        hidden_states: (rows, forks, width), the decoder's output at the last token before each fork.
+        answer_embeddings: (tokens, width), output embeddings of the tokens that answers continue with.
         forks: in order of depth.
 
     Returns:
         (rows, 3) float32, probabilities in the order of LABELS.
     """
-    # In full precision whatever came before: it costs nothing, and a score rounded to 8 bits is off by 1 %.
-    made, answers = made.to(torch.float32), answers.to(torch.float32)
+    # Always float32: the cost is negligible, and a score rounded to bfloat16's 8 bits is off by up to 1 %.
+    hidden_states, answer_embeddings = hidden_states.to(torch.float32), answer_embeddings.to(torch.float32)
     if tuple(forks) == ONE_TOKEN_EACH:
-        return torch.softmax(made[:, 0] @ answers.T, dim=-1)
-    scores = made.new_zeros(len(made), len(LABELS))
+        return torch.softmax(hidden_states[:, 0] @ answer_embeddings.T, dim=-1)
+    scores = hidden_states.new_zeros(len(hidden_states), len(LABELS))
     for number, fork in enumerate(forks):
         rows = sorted({row for row in fork.choices if row >= 0})
-        shares = torch.log_softmax(made[:, number] @ answers[rows].T, dim=-1)
+        log_probabilities = torch.log_softmax(hidden_states[:, number] @ answer_embeddings[rows].T, dim=-1)
         for label, row in enumerate(fork.choices):
             if row >= 0:
-                scores[:, label] += shares[:, rows.index(row)]
+                scores[:, label] += log_probabilities[:, rows.index(row)]
     return torch.softmax(scores, dim=-1)
 
 
-class Eyes(nn.Module):
-    """Pictures to the encoder's picture tokens; they depend on nothing else, so they can be kept."""
+class ImageEncoder(nn.Module):
+    """Pictures to patch features, which depend on nothing else and can be reused between calls."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Make the network."""
         super().__init__()
         self.resnet = ResNet(config.resnet_blocks)
         self.project = Linear(FEATURES, config.width)
@@ -66,7 +73,7 @@ class Eyes(nn.Module):
         self.deviation = config.image_deviation
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Look at pictures.
+        """Compute patch features.
 
         Args:
             pixels: (pictures, size, size, 3) uint8, RGB.
@@ -77,92 +84,94 @@ class Eyes(nn.Module):
         mean = torch.tensor(self.mean, device=pixels.device)
         deviation = torch.tensor(self.deviation, device=pixels.device)
         scaled = pixels.to(torch.float32).div_(255).sub_(mean).div_(deviation)
-        # Seen as (pictures, 3, size, size) this is channels-last, which convolutions like best.
+        # The permuted view is (pictures, 3, size, size) in channels-last memory, the fastest layout for convolutions.
         features = self.resnet(scaled.to(self.project.weight.dtype).permute(0, 3, 1, 2))
         result: Tensor = self.norm(self.project(features))
         return result
 
 
 class OfaModel(nn.Module):
-    """Encoder over picture and text, decoder over the prompt, one row of scores a text."""
+    """Encoder over picture and text, decoder over the prompt, one row of label probabilities for each text.
+
+    Names of parameters differ from those in `model.safetensors`: see `config.stored_name`.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
-        """Make the network; its weights come by `load_state_dict`."""
+        """Create the modules; `load_state_dict` supplies the weights."""
         super().__init__()
         self.config = config
         width = config.width
-        self.eyes = Eyes(config)
-        self.words = Embedding(config.vocabulary, width)
-        self.text_kind = nn.Parameter(torch.empty(width))  # says "this is text"
+        self.image_encoder = ImageEncoder(config)
+        self.token_embedding = Embedding(config.vocabulary, width)
+        self.text_type_embedding = nn.Parameter(torch.empty(width))  # added to every text token
         self.text_norm = LayerNorm(width)
         self.encoder = Encoder(config.encoder_layers, width, config.encoder_heads, config.encoder_ffn)
         self.prompt_norm = LayerNorm(width)
         self.decoder = Decoder(config.decoder_layers, width, config.decoder_heads, config.decoder_ffn)
-        self.answers = nn.Parameter(torch.empty(config.answer_rows, width))  # by `config.answer_forks`
+        self.answer_embeddings = nn.Parameter(torch.empty(config.answer_rows, width))  # rows: `Fork.choices`
 
-    def forward(self, looks: Tensor, texts: Tensor, lengths: Tensor, biases: PositionBiases) -> Tensor:
-        """Answer.
+    def forward(self, patch_features: Tensor, texts: Tensor, lengths: Tensor, biases: PositionBiases) -> Tensor:
+        """Compute label probabilities.
 
         Args:
-            looks: (rows, patches, width), from `eyes`.
-            texts: (rows, longest) int64, prompts with begin and end, padded on the right.
+            patch_features: (rows, patches, width), from `image_encoder`.
+            texts: (rows, longest) int64, prompts with begin and end token, padded on the right.
             lengths: (rows,) int64, tokens of each text, begin and end included.
             biases: of this model, on its device.
 
         Returns:
             (rows, 3) float32, probabilities in the order of LABELS.
         """
-        tokens = biases.encoder.tokens(texts.shape[1])
-        hidden = self._hidden_padding(texts.shape[1], lengths, looks, tokens)
-        memory = self._encode(looks, texts, hidden, biases, tokens)
-        made = self._decode(memory, texts, lengths, hidden, biases)
-        return probabilities(made, self.answers, self.config.answer_forks)
+        tokens = biases.encoder.count_tokens(texts.shape[1])
+        padding_mask = self._make_padding_mask(texts.shape[1], lengths, patch_features, tokens)
+        memory = self._encode(patch_features, texts, padding_mask, biases, tokens)
+        hidden_states = self._decode(memory, texts, lengths, padding_mask, biases)
+        return score_labels(hidden_states, self.answer_embeddings, self.config.answer_forks)
 
-    def _hidden_padding(self, longest: int, lengths: Tensor, looks: Tensor, tokens: int) -> Tensor | None:
-        """(rows, 1, 1, tokens), −inf where a row is padded; None if none is shorter than the longest."""
+    def _make_padding_mask(self, longest: int, lengths: Tensor, patch_features: Tensor, tokens: int) -> Tensor | None:
+        """(rows, 1, 1, tokens), -inf where a row is padded, else 0; None if all rows have the same length."""
         positions = torch.arange(longest, device=lengths.device)
-        padded = positions >= lengths[:, None]
-        if not bool(padded.any()):
-            return None  # then biases are shared by all rows
-        rows, patches, _ = looks.shape
-        hidden = looks.new_zeros(rows, 1, 1, tokens)
-        hidden[:, 0, 0, patches : patches + longest].masked_fill_(padded, -torch.inf)
-        return hidden
+        is_padding = positions >= lengths[:, None]
+        if not bool(is_padding.any()):
+            return None  # all rows then share one bias
+        rows, patches, _ = patch_features.shape
+        mask = patch_features.new_zeros(rows, 1, 1, tokens)
+        mask[:, 0, 0, patches : patches + longest].masked_fill_(is_padding, -torch.inf)
+        return mask
 
     def _encode(
-        self, looks: Tensor, texts: Tensor, hidden: Tensor | None, biases: PositionBiases, tokens: int
+        self, patch_features: Tensor, texts: Tensor, padding_mask: Tensor | None, biases: PositionBiases, tokens: int
     ) -> Tensor:
-        """(rows, tokens, width); those after the text are hidden from all others."""
-        words = self.text_norm(self.words(texts) + self.text_kind)
-        rest = words.new_zeros(len(words), tokens - looks.shape[1] - words.shape[1], words.shape[2])
+        """(rows, tokens, width); tokens after the text are filler that the biases mask out."""
+        text = self.text_norm(self.token_embedding(texts) + self.text_type_embedding)
+        filler = text.new_zeros(len(text), tokens - patch_features.shape[1] - text.shape[1], text.shape[2])
 
-        def made(layer: int) -> Iterator[Tensor]:
-            shared = biases.encoder.of(layer, words.shape[1])
-            return shared if hidden is None else (bias + hidden for bias in shared)
+        def bias_of(layer: int) -> Iterator[Tensor]:
+            shared = biases.encoder.compute(layer, text.shape[1])
+            return shared if padding_mask is None else (bias + padding_mask for bias in shared)
 
-        result: Tensor = self.encoder(torch.cat([looks, words, rest], dim=1), made)
+        result: Tensor = self.encoder(torch.cat([patch_features, text, filler], dim=1), bias_of)
         return result
 
     def _decode(
-        self, memory: Tensor, texts: Tensor, lengths: Tensor, hidden: Tensor | None, biases: PositionBiases
+        self, memory: Tensor, texts: Tensor, lengths: Tensor, padding_mask: Tensor | None, biases: PositionBiases
     ) -> Tensor:
-        """(rows, forks, width): what the decoder makes of the last token that it has read where answers part."""
+        """(rows, forks, width): the decoder's output at the last token before each fork."""
         rows = torch.arange(len(texts), device=texts.device)[:, None]
         if self.config.decoder_prompt is DecoderPrompt.BEGIN:
             prompts, last = texts[:, :1], torch.zeros_like(lengths)
         elif self.config.decoder_prompt is DecoderPrompt.WHOLE:
             prompts, last = texts, lengths - 1
         else:
-            # Without the end. A shorter row is padded, which its last token never sees.
+            # Without the end token. A shorter row keeps padding, to which its last token does not attend.
             prompts, last = texts[:, :-1], lengths - 2
         if self.config.answer_stem:
-            prompts = with_stem(prompts, last, self.config.answer_stem)
-        asked = prompts.shape[1]
-        cross = biases.cross(asked, texts.shape[1], memory.shape[1])
-        cross = cross if hidden is None else cross + hidden
-        made = self.decoder(
-            self.prompt_norm(self.words(prompts)), memory, lambda layer: biases.decoder(layer, asked), cross
-        )
-        places = torch.stack([last + fork.read for fork in self.config.answer_forks], dim=1)
-        result: Tensor = made[rows, places]
+            prompts = append_stem(prompts, last, self.config.answer_stem)
+        length = prompts.shape[1]
+        cross = biases.cross(length, texts.shape[1], memory.shape[1])
+        cross = cross if padding_mask is None else cross + padding_mask
+        embedded = self.prompt_norm(self.token_embedding(prompts))
+        hidden_states = self.decoder(embedded, memory, lambda layer: biases.decoder(layer, length), cross)
+        positions = torch.stack([last + fork.read for fork in self.config.answer_forks], dim=1)
+        result: Tensor = hidden_states[rows, positions]
         return result

@@ -1,4 +1,4 @@
-"""A caller's bytes to pixels: only JPEG, PNG and WebP, known by their content, and bounded before decoding."""
+"""Decodes a caller's picture: JPEG, PNG or WebP by content, with limits checked before decoding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from inference.runner.engines.base import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE
 FIELD = "image.content"
 Pixels = NDArray[np.uint8]
 _RIFF, _WEBP = b"RIFF", b"WEBP"
-_WEBP_HEADER_BYTES = 10  # of any of its three kinds of first chunk
+_WEBP_HEADER_BYTES = 10  # of each of the three kinds of first chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class PictureLimits:
 
 
 def decode(content: bytes, size: int, limits: PictureLimits) -> Pixels:
-    """Decode a picture and bring it to the model's size.
+    """Decode a picture and resize it to the model's input size.
 
-    The camera's orientation is honoured and alpha dropped, as the stock pipeline does with a file.
+    Applies the EXIF orientation and drops alpha, as ModelScope's pipeline does with a file.
 
     Args:
-        content: a JPEG, PNG or WebP file; of several frames the first counts.
-        size: pixels a side of the result, whatever the picture's proportions.
-        limits: checked against the file's header, before anything is decoded.
+        content: a JPEG, PNG or WebP file; only the first frame is used.
+        size: pixels a side of the result; the aspect ratio is not kept.
+        limits: checked against the file's header before decoding.
 
     Returns:
         (size, size, 3) uint8, RGB.
@@ -45,10 +45,10 @@ def decode(content: bytes, size: int, limits: PictureLimits) -> Pixels:
     Raises:
         InputRefused: IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
-    reader = _reader_for(content)
+    reader = _choose_reader(content)
     if reader is WebPImageFile:
-        # Its reader takes memory for all pixels before it says how many they are.
-        _check_size(_webp_size(content), limits)
+        # Pillow's WebP reader allocates all pixels before it reports their number.
+        _check_size(_read_webp_size(content), limits)
     try:
         with reader(BytesIO(content)) as picture:
             _check_size(picture.size, limits)
@@ -56,14 +56,14 @@ def decode(content: bytes, size: int, limits: PictureLimits) -> Pixels:
             return np.array(upright.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
     except (InputRefused, MemoryError):
         raise
-    except Exception as error:  # readers of foreign bytes trip over them in every way there is
+    except Exception as error:  # Pillow's readers raise many kinds of errors on malformed files
         raise _unreadable("the picture is damaged or truncated") from error
 
 
-def _reader_for(content: bytes) -> Callable[[BytesIO], ImageFile]:
+def _choose_reader(content: bytes) -> Callable[[BytesIO], ImageFile]:
     """Choose Pillow's reader by the file's first bytes.
 
-    `Image.open` would do, but its own guard against huge pictures is a global with warnings.
+    `Image.open` is not used because its limit on pixels is a process-wide global that only warns.
     """
     if content.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
@@ -71,7 +71,7 @@ def _reader_for(content: bytes) -> Callable[[BytesIO], ImageFile]:
         return PngImageFile
     if content.startswith(_RIFF) and content[8:12] == _WEBP:
         return WebPImageFile
-    raise _unreadable("the content is no JPEG, PNG or WebP file")
+    raise _unreadable("the content is not a JPEG, PNG or WebP file")
 
 
 def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
@@ -84,8 +84,8 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
         raise InputRefused(message, reason="IMAGE_TOO_LARGE", field=FIELD)
 
 
-def _webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header of the first chunk."""
+def _read_webp_size(content: bytes) -> tuple[int, int]:
+    """Width and height in pixels from the header of the first chunk (RFC 9649)."""
     kind, body = content[12:16], content[20:30]
     if len(body) < _WEBP_HEADER_BYTES:
         raise _unreadable("the picture is damaged or truncated")

@@ -1,6 +1,7 @@
-"""GPT-2's byte-level BPE, without special tokens: a caller's words can never become one.
+"""GPT-2's byte-level BPE (https://github.com/openai/gpt-2/blob/master/src/encoder.py) without special tokens.
 
-No merges could spell one either, for a text is first cut where letters meet signs: "</", "s", ">".
+A caller's text cannot produce a special token: the text is first split between letters and punctuation ("</", "s",
+">"), so merges cannot join one.
 """
 
 import heapq
@@ -11,7 +12,7 @@ import regex  # type: ignore[import-untyped]
 
 BEGIN, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL = (BEGIN, PAD, END, UNKNOWN, MASK)
-_MAX_CACHED_WORD = 32  # characters; longer words are hardly met twice
+_MAX_CACHED_WORD = 32  # characters; longer words rarely repeat
 _MAX_CACHED_WORDS = 16384
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
@@ -19,7 +20,7 @@ _Pair = tuple[str, str]
 
 
 def byte_letters() -> tuple[str, ...]:
-    """The character that stands for each byte, in order: itself if it prints, else one from 256 on."""
+    """Return the character for each byte value: the byte itself if printable, else code points from 256 upwards."""
     hidden = [byte for byte in range(256) if byte not in _PRINTABLE]
     return tuple(chr(byte) if byte in _PRINTABLE else chr(256 + hidden.index(byte)) for byte in range(256))
 
@@ -31,11 +32,11 @@ class Tokenizer:
     """Text to token ids. May be used from several threads at once."""
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[_Pair]) -> None:
-        """Take the model's words.
+        """Create a tokenizer.
 
         Args:
-            vocabulary: token to id; must hold the special tokens.
-            merges: in order of rank.
+            vocabulary: token to id; must contain BEGIN, PAD, END and UNKNOWN.
+            merges: pairs in order of rank.
         """
         self.begin = vocabulary[BEGIN]
         self.pad = vocabulary[PAD]
@@ -46,7 +47,7 @@ class Tokenizer:
         self._cached = lru_cache(_MAX_CACHED_WORDS)(self._encode_word)
 
     def encode(self, text: str) -> list[int]:
-        """Cut a text into tokens; bytes that the vocabulary lacks become "unknown"."""
+        """Tokenise a text; tokens missing from the vocabulary become UNKNOWN."""
         ids: list[int] = []
         for word in _WORDS.findall(text):
             ids.extend(self._cached(word) if len(word) <= _MAX_CACHED_WORD else self._encode_word(word))
@@ -58,10 +59,10 @@ class Tokenizer:
 
 
 def merge(letters: Sequence[str], ranks: Mapping[_Pair, int]) -> list[str]:
-    """Join neighbours, the lowest rank first, until no neighbours have a rank.
+    """Merge adjacent pairs, lowest rank first, until no pair has a rank.
 
-    All pairs of one rank are joined, from left to right, before new pairs are looked at, as the
-    original does; a heap keeps a word of n letters at n log n, since a caller chooses n.
+    All pairs of one rank are merged from left to right before new pairs are considered, as in the original. A heap
+    keeps the cost of a word of n letters at O(n log n), because callers choose n.
     """
     parts: list[str] = list(letters)
     after = [*range(1, len(parts) + 1)]
@@ -79,7 +80,7 @@ def merge(letters: Sequence[str], ranks: Mapping[_Pair, int]) -> list[str]:
         while heap and heap[0][0] == rank:
             left = heapq.heappop(heap)[1]
             if not parts[left] or rank_at(left) != rank:
-                continue  # a neighbour was joined meanwhile
+                continue  # stale entry: a neighbour was merged
             right = after[left]
             parts[left] += parts[right]
             parts[right] = ""
