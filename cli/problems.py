@@ -63,7 +63,7 @@ def report_mistakes(error: SettingsInvalid) -> None:
     for mistake in error.mistakes:
         message, found = mistake.message, mistake.found
         words = allowed.get(_unindexed(mistake.key), "")
-        is_form = not message.startswith(("unknown key", "no such file", "is no TOML", "too long", "too short"))
+        is_form = not message.startswith(("unknown key", "no such file", "not TOML", "too long", "too short"))
         sentence = words if words and is_form and found else message
         table.add_row(text((mistake.key, "bold")), text((found, BAD)), text(sentence + _guess(mistake, list(allowed))))
     number = len(error.mistakes)

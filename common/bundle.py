@@ -1,4 +1,4 @@
-"""Sealed bundles and the committed pointer: the two small files by which the processes meet on disk."""
+"""`bundle.json`, the manifest of a sealed bundle, and `committed.json`, the pointer to what a restart loads."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ from common.durable import hold_lock, read_bounded, write_atomic
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
 POINTER_LOCK = ".committed.lock"
-POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for the collection of garbage
+POINTER_WAIT_SECONDS = 30.0  # longest wait for another writer of the pointer, or for garbage collection
 MAX_MANIFEST_BYTES = 1 << 20
-CONVERSION_CHECK = "14 weights and configuration"  # what no bundle is sealed without, as the list calls it
+CONVERSION_CHECK = "14 weights and configuration"  # see docs/verification.md
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class BundleBroken(ValueError):
-    """A sealed bundle or the pointer is not what it should be; says what is wrong."""
+    """A sealed bundle or the pointer is missing or malformed; the message says how."""
 
 
 class Origin(StrEnum):
-    """Who moved the committed pointer."""
+    """What moved the committed pointer."""
 
     UPDATE = "update"
     IMPORT = "import"
@@ -38,67 +38,67 @@ class Origin(StrEnum):
 class BundleFile:
     """One file of a bundle."""
 
-    name: str  # relative, of one part
+    name: str  # without a folder
     size: int  # bytes
     sha256: str  # 64 hexadecimal digits
 
 
 class HubKind(StrEnum):
-    """What a revision was taken from."""
+    """Where a revision came from."""
 
     FOLDER = "folder"  # a folder hub
     MODELSCOPE = "modelscope"  # a hub that speaks ModelScope's protocol
-    IMPORT = "import"  # a folder, brought in by hand
+    IMPORT = "import"  # a folder, with `hotslot bundle import`
 
 
 @dataclass(frozen=True, slots=True)
 class HubLocation:
-    """Where on which hub a model's revisions lie."""
+    """A model on a hub."""
 
     kind: HubKind
-    model: str  # as the hub calls it, for example "iic/ofa_visual-entailment_snli-ve_large_en"
-    endpoint: str = ""  # host, and port if it is not the scheme's own; empty where nothing is asked over a network
+    model: str  # its name on the hub, for example "iic/ofa_visual-entailment_snli-ve_large_en"
+    endpoint: str = ""  # host, with the port if it is not the default; empty for a folder
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where the files of a bundle came from, and what they passed."""
+    """Where the files of a bundle came from, and the checks that they passed. For people; no digest covers it."""
 
     place: HubLocation
-    revision: str  # as the hub called it when it was fetched
-    fetched_at: str  # RFC 3339, UTC, of our wall clock
-    verified_at: str  # the same; empty if the list was never run over it (an import by hand)
-    checked: tuple[str, ...]  # numbers and names of the list, as they were then; see docs/verification.md
+    revision: str  # its name on the hub when it was fetched
+    fetched_at: str  # RFC 3339, UTC, by the local wall clock
+    verified_at: str  # the same; empty if the checks did not run (`hotslot bundle import`)
+    checked: tuple[str, ...]  # numbers and names of the checks at that time; see docs/verification.md
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What callers would notice if it changed from one revision to the next."""
+    """Properties that must not change between revisions, since callers depend on them."""
 
     model_type: str  # `model.type` of the source's configuration
-    picture_size: int  # pixels a side that pictures are scaled to; 0 where none are taken
-    labels: tuple[str, ...]  # in the order of the source's own numbers
+    picture_size: int  # pixels; pictures are scaled to this width and height; 0 if the model takes none
+    labels: tuple[str, ...]  # in the order of the model's label numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What `bundle.json` says: everything a runner and an operator need to know of sealed files."""
+    """The content of `bundle.json`: what a runner and an operator need to know about sealed files."""
 
-    bundle_digest: str  # names the bundle
-    source_digest: str  # names what the hub published
+    bundle_digest: str  # identifies the bundle
+    source_digest: str  # identifies the published files
     revision: str  # for people
     engine: str
     task: str
     precision: str  # of the stored weights, for example "float32"
     converter: str  # version of the layout
     files: tuple[BundleFile, ...]
-    notes: tuple[str, ...] = ()  # what people should know of how it answers, whole sentences
-    interface: Interface | None = None  # None: of an older hotslot, or of an engine that does not say
-    provenance: Provenance | None = None  # None: of an older hotslot
+    notes: tuple[str, ...] = ()  # remarks about its answers, for people, in whole sentences
+    interface: Interface | None = None  # None: sealed by an older hotslot, or the engine declares none
+    provenance: Provenance | None = None  # None: sealed by an older hotslot
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all tensors on disk, the plain estimate of what a load needs."""
+        """Bytes of all weights on disk: the estimate of the memory that a load needs."""
         return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
 
 
@@ -107,7 +107,7 @@ _PLAIN_KEYS = tuple(key for key in Bundle.__slots__ if key not in {"files", "not
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """One row of the committed pointer: what a restart loads for a model."""
+    """One row of the committed pointer: the bundle that a restart loads for a model."""
 
     model: str
     bundle_digest: str
@@ -117,38 +117,38 @@ class Committed:
 
 
 def compute_source_digest(files: Sequence[BundleFile]) -> str:
-    """Name what the hub published: SHA-256 over one line a declared file, sorted by name."""
+    """The digest of published files: SHA-256 over one line for each declared file, sorted by name."""
     lines = sorted(f"{file.sha256} {file.size} {file.name}\n" for file in files)
     return _digest("".join(sorted(lines, key=lambda line: line.split(" ", 2)[2])).encode())
 
 
 def compute_bundle_digest(source: str, engine: str, converter: str, precision: str) -> str:
-    """Name what a runner opens: the source, and all that decides how it was converted."""
+    """The digest of a bundle: of its source and of everything that decides how it was converted."""
     return _digest(f"{source}\n{engine}\n{converter}\n{precision}\n".encode())
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` has the form of a digest, so that it is safe as the name of a folder."""
+    """Whether `text` is a well-formed digest, and therefore safe in the name of a folder."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def bundle_folder(state: Path, digest: str) -> Path:
-    """Folder of a sealed bundle; the colon stays out of file names."""
+    """The folder of a sealed bundle: `sha256-…`, without the colon of the digest."""
     if not is_digest(digest):
-        raise BundleBroken(f"{digest[:80]!r} is no digest")
+        raise BundleBroken(f"{digest[:80]!r} is not a digest")
     return state / "bundles" / digest.replace(":", "-")
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read the manifest of a sealed bundle and check that its files have the sizes it says.
+    """Read the manifest of a sealed bundle, and check the names and sizes of its files.
 
     Raises:
-        BundleBroken: it is not there, malformed, of a newer layout, or a file is missing or of another size.
+        BundleBroken: it is missing, malformed or of a newer layout, or a file is missing or of another size.
     """
     row = _read_json(folder / MANIFEST_NAME, BUNDLE_SCHEMA)
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
-        notes = tuple(map(str, row.pop("notes", ())))  # which older bundles lack
+        notes = tuple(map(str, row.pop("notes", ())))  # older bundles have none
         said = row.get("interface"), row.get("provenance")
         interface = None if said[0] is None else parse_interface(said[0])
         provenance = None if said[1] is None else parse_provenance(said[1])
@@ -158,24 +158,24 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleBroken(f"{MANIFEST_NAME} is malformed: {error}") from error
     for file in bundle.files:
         if Path(file.name).name != file.name:
-            raise BundleBroken(f"{MANIFEST_NAME} names {file.name[:80]!r}, which is not a plain name")
+            raise BundleBroken(f"{MANIFEST_NAME} names {file.name[:80]!r}, which is not a plain file name")
         path = folder / file.name
         if not path.is_file() or path.stat().st_size != file.size:
-            raise BundleBroken(f"{file.name} is missing or not of the size that {MANIFEST_NAME} says")
+            raise BundleBroken(f"{file.name} is missing or has not the size in {MANIFEST_NAME}")
     return bundle
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:
-    """Write the manifest of a bundle that is about to be sealed."""
+    """Write the manifest into the folder of a bundle that will be sealed."""
     row = {"schema_version": BUNDLE_SCHEMA, **asdict(bundle)}
     write_atomic(folder / MANIFEST_NAME, _to_json(row))
 
 
 def read_committed(state: Path) -> dict[str, Committed]:
-    """What a restart would load, by model; empty if nothing was ever committed.
+    """The rows of the committed pointer by model; empty if nothing was committed yet.
 
     Raises:
-        BundleBroken: the pointer is there and malformed.
+        BundleBroken: the pointer is malformed.
     """
     path = state / POINTER_NAME
     if not path.exists():
@@ -187,15 +187,15 @@ def read_committed(state: Path) -> dict[str, Committed]:
         raise BundleBroken(f"{POINTER_NAME} is malformed: {error}") from error
     for entry in rows:
         if not is_digest(entry.bundle_digest):
-            raise BundleBroken(f"{POINTER_NAME} names {entry.bundle_digest[:80]!r}, which is no digest")
+            raise BundleBroken(f"{POINTER_NAME} names {entry.bundle_digest[:80]!r}, which is not a digest")
     return {entry.model: entry for entry in rows}
 
 
 def lock_pointer(state: Path, wait_seconds: float = POINTER_WAIT_SECONDS) -> AbstractContextManager[None]:
-    """Hold the committed pointer as it is: no process and no other thread changes it until the block ends.
+    """Lock the committed pointer: no other process or thread changes it until the block ends.
 
     Raises:
-        LockTimeout: another holder did not release the lock in time.
+        LockTimeout: another writer did not release the lock in time.
         OSError: the lock file cannot be opened.
     """
     return hold_lock(state / POINTER_LOCK, wait_seconds)
@@ -209,23 +209,23 @@ def update_pointer(
     replace_broken: bool = False,
     wait_seconds: float = POINTER_WAIT_SECONDS,
 ) -> Committed | None:
-    """Change one model's row of the committed pointer, durably; returns the row from before.
+    """Change one model's row of the committed pointer durably; returns the previous row.
 
-    The only writer of the pointer. It reads, changes and writes under one file lock, so that the rows of other models
-    stay, whichever process or thread changes them at the same time. A crash leaves the old pointer or the new one.
+    This is the only writer of the pointer. It reads, changes and writes under one file lock, so that concurrent changes
+    of other models' rows are kept. A crash leaves the old pointer or the new one.
 
     Args:
         state: hotslot's own folder.
-        model: whose row is changed.
-        change: returns the new row for the present one, None for no row; called under the lock. What it raises comes
-            through, and nothing is written. If it returns the present row, nothing is written either.
-        replace_broken: make a malformed pointer anew, with this row alone, instead of raising.
+        model: name of the model.
+        change: returns the new row for the current one; None means no row. Called under the lock. If it raises, or
+            returns the current row, nothing is written.
+        replace_broken: replace a malformed pointer by one with this row alone, instead of raising.
         wait_seconds: longest wait for the lock.
 
     Raises:
-        BundleBroken: the pointer is there and malformed.
+        BundleBroken: the pointer is malformed.
         LockTimeout: another writer did not release the lock in time.
-        OSError: the pointer cannot be written; the old one stands.
+        OSError: the pointer cannot be written; the old one is kept.
     """
     with lock_pointer(state, wait_seconds):
         rows, is_broken = _rows_to_change(state, replace_broken=replace_broken)
@@ -240,15 +240,15 @@ def update_pointer(
 
 
 def commit(state: Path, row: Committed) -> Committed | None:
-    """Make a row what a restart loads for its model; see `update_pointer`."""
+    """Make a restart load this row for its model; see `update_pointer`."""
     return update_pointer(state, row.model, lambda _: row)
 
 
 def parse_provenance(row: Mapping[str, Any]) -> Provenance:
-    """What `dataclasses.asdict` made of it, back again.
+    """The inverse of `dataclasses.asdict` for a `Provenance`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the row is malformed.
     """
     place = parse_hub_location(row["place"])
     plain = {key: str(row[key]) for key in ("revision", "fetched_at", "verified_at")}
@@ -256,30 +256,30 @@ def parse_provenance(row: Mapping[str, Any]) -> Provenance:
 
 
 def parse_hub_location(row: Mapping[str, Any]) -> HubLocation:
-    """What `dataclasses.asdict` made of it, back again.
+    """The inverse of `dataclasses.asdict` for a `HubLocation`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the row is malformed.
     """
     return HubLocation(HubKind(row["kind"]), str(row["model"]), str(row["endpoint"]))
 
 
 def format_rfc3339(at: datetime) -> str:
-    """A time as a bundle says it: UTC, to the second."""
+    """A time in RFC 3339: UTC, to the second."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_interface(row: Mapping[str, Any]) -> Interface:
-    """What `dataclasses.asdict` made of it, back again.
+    """The inverse of `dataclasses.asdict` for an `Interface`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        KeyError, TypeError, ValueError: the row is malformed.
     """
     return Interface(str(row["model_type"]), int(row["picture_size"]), tuple(map(str, row["labels"])))
 
 
 def hash_file(path: Path) -> BundleFile:
-    """Size and SHA-256 of a file as it lies on disk."""
+    """Read a file and return its name, size and SHA-256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
@@ -287,7 +287,7 @@ def hash_file(path: Path) -> BundleFile:
 
 
 def _rows_to_change(state: Path, *, replace_broken: bool) -> tuple[dict[str, Committed], bool]:
-    """The rows of the pointer, and whether it is malformed."""
+    """The rows of the pointer, and whether it was malformed."""
     try:
         return read_committed(state), False
     except BundleBroken:
@@ -302,7 +302,7 @@ def _read_json(path: Path, newest: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BundleBroken(f"{path.name} cannot be read: {type(error).__name__}") from error
     if not isinstance(row, dict):
-        raise BundleBroken(f"{path.name} is no object")
+        raise BundleBroken(f"{path.name} is not a JSON object")
     version = row.pop("schema_version", None)
     if not isinstance(version, int) or not 1 <= version <= newest:
         raise BundleBroken(f"{path.name} has schema version {version!r}, this build reads 1 to {newest}")

@@ -1,4 +1,4 @@
-"""The only place that reads a clock; everyone else is given one."""
+"""The clocks; all other code receives a `Clock` as an argument."""
 
 import time
 from datetime import UTC, datetime
@@ -6,26 +6,26 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the rest of the code may ask about time."""
+    """Time, as the rest of the code sees it; tests pass a simulated one."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Seconds since an arbitrary moment; never decreases."""
         ...
 
     def now(self) -> datetime:
-        """The wall clock's time, in UTC; may jump."""
+        """The wall-clock time in UTC; may jump."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The system's clocks."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Seconds since an arbitrary moment; never decreases."""
         return time.monotonic()
 
     def now(self) -> datetime:
-        """The wall clock's time, in UTC; may jump."""
+        """The wall-clock time in UTC; may jump."""
         return datetime.now(UTC)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and a lock that one process at a time holds."""
+"""Atomic writes, bounded reads and file locks."""
 
 import contextlib
 import errno
@@ -17,19 +17,19 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class NotRegular(Exception):
-    """A name leads to a link, a folder or a device."""
+    """A path is a link, a folder or a device, or leads through a link."""
 
 
 def open_within(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file below a folder; no part of its name may be a link.
+    """Open a regular file below a folder without following links.
 
     Args:
-        folder: trusted; may itself be reached by links.
-        name: relative, checked by `common.source.check_names` before.
+        folder: trusted; its own path may contain links.
+        name: relative path that `common.source.check_names` has accepted.
 
     Raises:
-        NotRegular: a part is a link, or the end is no regular file.
-        FileNotFoundError: it is not there.
+        NotRegular: a part of the path is a link, or the file is not a regular one.
+        FileNotFoundError: it does not exist.
         OSError: it cannot be opened.
     """
     *parents, last = name.split("/")
@@ -44,7 +44,7 @@ def open_within(folder: Path, name: str) -> BinaryIO:
         os.close(place)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotRegular(f"{name!r} is no regular file")
+        raise NotRegular(f"{name!r} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -52,14 +52,14 @@ def _open_part(part: str, flags: int, place: int, name: str) -> int:
     try:
         return os.open(part, flags, dir_fd=place)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, a link on the way, a socket
-            raise NotRegular(f"{name!r} is no regular file") from error
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, a link in a parent folder, a socket
+            raise NotRegular(f"{name!r} is not a regular file") from error
         raise
 
 
 _CHUNK_BYTES = 1 << 20
-_PASSING_BYTES = 8 << 20  # stay in the page cache; smaller files stay whole
-_LOCK_PAUSE_SECONDS = 0.002  # between two tries to get a lock
+_CACHED_BYTES = 8 << 20  # at most so much of a file read stays in the page cache
+_LOCK_PAUSE_SECONDS = 0.002  # between two attempts to take a lock
 
 
 class AlreadyRunning(RuntimeError):
@@ -67,19 +67,19 @@ class AlreadyRunning(RuntimeError):
 
 
 class LockTimeout(TimeoutError):
-    """Another process or thread held a lock for the whole wait."""
+    """Another process or thread did not release a lock in time."""
 
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace a file so that a reader, or a crash, meets the old or the new content, never a part.
+    """Replace a file atomically and durably: a reader, and a crash, see the old content or the new, never a part.
 
     Args:
-        path: the file; its folder must exist.
-        content: all of the new content.
+        path: of the file, in a folder that exists.
+        content: the whole new content.
         mode: permission bits of the new file.
 
     Raises:
-        OSError: nothing was replaced.
+        OSError: the file was not replaced.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -97,7 +97,7 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder survive a crash of the machine."""
+    """Flush a folder to disk, so that renames and new files in it survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -106,7 +106,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file that must not be larger than `max_bytes`.
+    """Read a whole file of at most `max_bytes`.
 
     Raises:
         OSError: it cannot be read.
@@ -120,29 +120,29 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def read_uncached(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of a large file, a megabyte at a time, which leaves the page cache as it goes by.
+    """Yield the rest of a large file in chunks of a megabyte, and drop what was read from the page cache.
 
-    Gigabytes that are read once would push out what somebody maps and reads all the time: the model that serves.
+    Otherwise gigabytes that are read once would evict the mapped weights of the serving model.
     """
     start = dropped = file.tell()
     while chunk := file.read(_CHUNK_BYTES):
         yield chunk
         start += len(chunk)
-        if start - dropped >= _PASSING_BYTES:
+        if start - dropped >= _CACHED_BYTES:
             os.posix_fadvise(file.fileno(), dropped, start - dropped, os.POSIX_FADV_DONTNEED)
             dropped = start
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, wait_seconds: float) -> Iterator[None]:
-    """Hold `path` as a lock against other processes and threads. Not reentrant.
+    """Hold an exclusive lock on a file, against other processes and threads. Not reentrant.
 
     Args:
         path: the lock file, created if missing and never deleted.
-        wait_seconds: longest wait for the present holder.
+        wait_seconds: longest wait for the lock.
 
     Raises:
-        LockTimeout: the lock was not free within `wait_seconds`.
+        LockTimeout: another holder did not release it within `wait_seconds`.
         OSError: the lock file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -155,7 +155,7 @@ def hold_lock(path: Path, wait_seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_instance(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock; the kernel lets go of it when the process ends, however it ends.
+    """Hold an exclusive lock on a file for the life of this process; the kernel releases it however the process ends.
 
     Raises:
         AlreadyRunning: another process holds it.

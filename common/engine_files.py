@@ -1,4 +1,4 @@
-"""Which files of a published revision each engine needs; nothing else of a revision is ever taken."""
+"""The files of a revision that each engine needs; no other file of a revision is fetched or read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ MAX_CONFIG_BYTES = 8 * MIB
 
 
 class Task(StrEnum):
-    """What a model does; the hub's own words."""
+    """What a model does, in the hub's names."""
 
     VISUAL_ENTAILMENT = "visual-entailment"
     ADDRESS_TAGGING = "token-classification"
@@ -18,14 +18,14 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
-    """What one engine takes of a revision.
+    """The files of a revision that one engine needs.
 
-    Of `weights` and of `vocabulary` the first alternative that is there whole is taken; a name
-    that ends in `.index.json` stands for the shards that it lists.
+    `weights` and `vocabulary` list alternatives; the first that is complete is used. A name that ends in `.index.json`
+    stands for the shards that it lists.
     """
 
     engine: str
-    converter: str  # version of the sealed layout; a new one for every change of what `convert` writes
+    converter: str  # version of the sealed layout; changes with every change of what the conversion writes
     task: Task
     model_types: tuple[str, ...]  # `model.type` in configuration.json
     required: tuple[str, ...]
@@ -54,11 +54,11 @@ ENGINES: tuple[EngineFiles, ...] = (OFA,)
 
 
 class FilesMissing(ValueError):
-    """A revision lacks files that its engine needs; says which."""
+    """A revision lacks files that its engine needs; the message names them."""
 
 
 def find_engine(task: str, model_type: str) -> EngineFiles | None:
-    """Find the engine that serves a configuration's task and `model.type`, if this build has one."""
+    """The engine for a configuration's task and `model.type`; None if this build has none."""
     for files in ENGINES:
         if files.task == task and model_type in files.model_types:
             return files
@@ -68,18 +68,18 @@ def find_engine(task: str, model_type: str) -> EngineFiles | None:
 def list_declared_files(
     files: EngineFiles, listing: Mapping[str, int], configuration: Mapping[str, object]
 ) -> list[str]:
-    """Choose the files that an engine takes of a revision.
+    """Choose the files of a revision that an engine needs.
 
     Args:
         files: the engine's declaration.
-        listing: size in bytes of every file that the revision has, by relative name.
+        listing: size in bytes of every file of the revision, by relative name.
         configuration: the revision's parsed configuration.json.
 
     Returns:
-        Relative names, sorted. Shards of a weights index are not among them: see `list_shards`.
+        Relative names, sorted, without the shards of a weights index: see `list_shards`.
 
     Raises:
-        FilesMissing: what is needed is not all there.
+        FilesMissing: a needed file is not in the listing.
     """
     chosen = list(files.required) + [name for name in files.optional if name in listing]
     chosen += _answer_map(configuration)
@@ -96,7 +96,7 @@ def list_declared_files(
 
 
 def list_shards(index: Mapping[str, object]) -> list[str]:
-    """Names of the shards that a weights index lists, sorted.
+    """The names of the shards in a weights index, sorted.
 
     Raises:
         FilesMissing: the index lists none.
@@ -106,12 +106,12 @@ def list_shards(index: Mapping[str, object]) -> list[str]:
         raise FilesMissing("the weights index has no weight_map")
     names = set(weight_map.values())
     if not all(isinstance(name, str) for name in names):
-        raise FilesMissing("the weights index names a shard that is no string")
+        raise FilesMissing("the weights index has a shard name that is not a string")
     return sorted(str(name) for name in names)
 
 
 def _answer_map(configuration: Mapping[str, object]) -> list[str]:
-    """The file that `answer2label` names, which stands under `model` or at the top, by age of the repository."""
+    """The file that `answer2label` names; it stands under `model`, in older repositories at the top level."""
     model = configuration.get("model")
     name = model.get("answer2label") if isinstance(model, Mapping) else None
     name = name or configuration.get("answer2label")

@@ -1,4 +1,7 @@
-"""Error families: the class says whose fault it is and what to do, the reason says it to machines."""
+"""Error classes, and the gRPC code of each: the only place that knows gRPC codes.
+
+The class says whose fault an error is and what to do; `reason` is stable, for programs.
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -8,14 +11,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 
 class HotslotError(Exception):
-    """Something that is told to whoever asked; never holds a path or a traceback.
+    """An error that is reported to the caller; contains no path and no traceback.
 
     Attributes:
         reason: UPPER_SNAKE, at most 63 characters, stable.
-        field: path of the caller's field that is wrong, for example "image.content"; empty if none is.
-        retry_after_seconds: when the same call may succeed; None if time alone does not help.
+        field: path of the invalid request field, for example "image.content"; empty if none is.
+        retry_after_seconds: when the same call may succeed; None if waiting does not help.
         resource: type and name of what was not found, for example ("model", "ofa-large").
-        metadata: facts about it for machines, for example {"needed_bytes": "1024"}.
+        metadata: further facts for programs, for example {"needed_bytes": "1024"}.
     """
 
     default_reason: ClassVar[str] = "INTERNAL"
@@ -39,55 +42,55 @@ class HotslotError(Exception):
 
 
 class InputRefused(HotslotError):
-    """What the caller sent is wrong; it will be wrong again."""
+    """The request is invalid; sending it again does not help."""
 
     default_reason = "MESSAGE_MALFORMED"
 
 
 class NotFound(HotslotError):
-    """What the caller named is not here."""
+    """The named model or resource does not exist here."""
 
     default_reason = "MODEL_UNKNOWN"
 
 
 class Overloaded(HotslotError):
-    """The entrance is full; the same request may succeed later."""
+    """A queue or limit is full; the same request may succeed later."""
 
     default_reason = "QUEUE_FULL"
 
 
 class NotReady(HotslotError):
-    """Nothing can answer now; another server can, or this one soon."""
+    """This server cannot answer now; another one may, or this one soon."""
 
     default_reason = "NOT_READY"
 
 
 class DeadlineMissed(HotslotError):
-    """The caller's time is not enough, or is over."""
+    """The deadline has passed, or is too short for the request."""
 
     default_reason = "DEADLINE_EXPIRED"
 
 
 class Conflict(HotslotError):
-    """The world is not as the caller believed."""
+    """The state is not the one that the caller expected."""
 
     default_reason = "GENERATION_CONFLICT"
 
 
 class Interrupted(HotslotError):
-    """What was asked for was begun and given up; it may be asked for again."""
+    """The operation was started and aborted; it may be repeated."""
 
     default_reason = "LOAD_FAILED"
 
 
 class NotBuilt(HotslotError):
-    """This build cannot do it."""
+    """This build does not implement it."""
 
     default_reason = "ENGINE_NOT_AVAILABLE"
 
 
 class Failed(HotslotError):
-    """Our fault: the engine, the runner or a bug."""
+    """An internal error: of the engine, the runner, or a bug."""
 
     default_reason = "INTERNAL"
 
@@ -108,11 +111,11 @@ CODES: dict[type[HotslotError], int] = {
 
 
 def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
-    """Say an error in gRPC's words, with ErrorInfo and the other details that fit it.
+    """The google.rpc.Status of an error, with ErrorInfo and the other details that apply.
 
     Args:
-        error: what went wrong.
-        more: further details, for example the true state behind a conflict.
+        error: to convert.
+        more: further details, for example the actual state for a conflict.
     """
     status = status_pb2.Status(code=get_code(error), message=str(error))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
@@ -135,7 +138,7 @@ def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
 
 
 def get_code(error: HotslotError) -> int:
-    """The gRPC code of an error, by the nearest class that the table holds."""
+    """The gRPC code of an error: that of its nearest class in CODES."""
     for kind in type(error).__mro__:
         if kind in CODES:
             return CODES[kind]

@@ -1,7 +1,7 @@
-"""Logs: one event, one JSON line on standard output; writing one never waits for whoever reads them.
+"""Logs: one JSON line for each event on standard output; logging never blocks the caller.
 
-A caller only appends to a bounded queue. A thread of its own makes the lines and writes them, so that a reader that
-has stopped (a full pipe) costs lines, which are counted, and never an answer.
+A caller appends to a bounded queue; a writer thread formats and writes the lines. If the reader of the output stops
+reading (a full pipe), lines are dropped and counted.
 """
 
 import atexit
@@ -27,26 +27,26 @@ from common.clock import Clock, SystemClock
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 MAX_QUEUED_LINES = 8192
 MAX_LINE_BYTES = 32 * 1024
-GATHER_SECONDS = 0.01  # lines that come together are written together; also how late a line may be
+GATHER_SECONDS = 0.01  # lines of this time are written together; a line is at most so late
 CLOSE_SECONDS = 2.0
 _FIXED = ("at", "level", "process", "event")
-_ATOMIC_BYTES = 4096  # a pipe keeps a write of so many bytes in one piece (PIPE_BUF)
+_ATOMIC_BYTES = 4096  # PIPE_BUF: a pipe does not split a write of at most so many bytes
 
-__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "count_dropped_lines", "get_logger", "render"]
+__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "count_dropped_lines", "format_line", "get_logger"]
 
 _Event = dict[str, object]
 
 
 def configure(process: str, level: str, stream: TextIO | None = None) -> "LogWriter":
-    """Send the events of this process, those of `logging` and warnings among them, to a stream.
+    """Send this process's events, including those of `logging` and `warnings`, to a stream.
 
     Args:
-        process: name of this process, in every line.
-        level: lowest level written, a key of LEVELS. Libraries speak from warning on, unless it is debug.
-        stream: a stream with a descriptor. Default: standard output.
+        process: name of this process; appears in every line.
+        level: lowest level written, a key of LEVELS. For libraries it is at least warning, unless it is debug.
+        stream: must have a file descriptor. Default: standard output.
 
     Returns:
-        The writer; close it (or leave its `with`) to write what is queued. It closes itself when the process ends.
+        The writer, a context manager; closing it writes what is queued. It closes itself when the process exits.
     """
     target = stream or sys.stdout
     target.flush()
@@ -62,18 +62,18 @@ def configure(process: str, level: str, stream: TextIO | None = None) -> "LogWri
 
 
 def get_logger(**bound: object) -> Logger:
-    """A logger whose events carry `bound`, from the level that was configured; without a writer it speaks on stderr."""
+    """A logger that adds `bound` to its events; it writes to standard error while no log is configured."""
     wrapper = structlog.make_filtering_bound_logger(_connected.level)
-    return cast("Logger", structlog.wrap_logger(None, (_hand_over,), wrapper, dict).bind(**bound))
+    return cast("Logger", structlog.wrap_logger(None, (_queue_event,), wrapper, dict).bind(**bound))
 
 
 def count_dropped_lines() -> int:
-    """Lines that this process has lost since its log was configured."""
+    """The number of lines that this process has dropped since its log was configured."""
     return _connected.writer.count_dropped_lines() if _connected.writer else 0
 
 
 class LogWriter:
-    """The queue and the thread behind it; closing writes what is queued, within a limit."""
+    """A bounded queue of events and the thread that writes them."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class LogWriter:
         """Start the thread.
 
         Args:
-            process: name of this process, in every line.
-            descriptor: where the lines go; a duplicate is taken, for it may be closed, and its number be another
-                file's, while the thread still waits for a reader.
-            clock: gives each line its time.
-            max_queued: lines that may wait; more are dropped and counted.
+            process: name of this process; appears in every line.
+            descriptor: to write to; it is duplicated, since it may be closed and its number reused while the thread
+                still waits for a reader.
+            clock: for the time of each line.
+            max_queued: longest queue; further lines are dropped and counted.
             on_close: called before the last lines are written.
         """
         self._process = process
@@ -108,11 +108,10 @@ class LogWriter:
         self._thread.start()
 
     def put(self, event: _Event) -> None:
-        """Queue one event, or drop it if too many wait; from any thread, never blocks.
+        """Queue one event, or drop it if the queue is full; from any thread, never blocks.
 
         Args:
-            event: `event`, `level` and the fields; its own from now on. Values are turned to text later, so they must
-                not change.
+            event: `event`, `level` and the fields. It is formatted later, so its values must not change.
         """
         if len(self._queue) >= self._max_queued:
             self._count_dropped(1)
@@ -123,11 +122,11 @@ class LogWriter:
             self._wake.set()
 
     def count_dropped_lines(self) -> int:
-        """Lines lost since the start, because nobody read or the place to write to was gone."""
+        """The number of lines dropped since the start, because the queue was full or the output was closed."""
         return self._dropped
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Write what is queued, for at most `seconds`; harmless when repeated."""
+        """Write what is queued, for at most `seconds`; may be repeated."""
         if self._on_close and not self._closing.is_set():
             self._on_close()
         self._closing.set()
@@ -152,7 +151,7 @@ class LogWriter:
         while not self._closing.is_set():
             self._wake.wait()
             self._closing.wait(GATHER_SECONDS)
-            self._wake.clear()  # before emptying: an event that comes now wakes again
+            self._wake.clear()  # before the queue is emptied, so that an event that arrives now sets it again
             self._write_queued()
         self._write_queued()
         os.close(self._descriptor)
@@ -180,10 +179,12 @@ class LogWriter:
 
     def _line_of(self, event: _Event) -> bytes:
         try:
-            return render(self._process, event)
-        except Exception as error:  # noqa: BLE001  a value that cannot even be shown must not end the thread
+            return format_line(self._process, event)
+        except Exception as error:  # noqa: BLE001  a value whose repr fails must not end the thread
             failure: _Event = {"event": "log_line_unprintable", "level": "error", "at": event["at"]}
-            return render(self._process, {**failure, "was": str(event.get("event")), "error": type(error).__name__})
+            return format_line(
+                self._process, {**failure, "was": str(event.get("event")), "error": type(error).__name__}
+            )
 
     def _write(self, content: bytes | bytearray, lines: int) -> bool:
         rest = memoryview(content)
@@ -191,7 +192,7 @@ class LogWriter:
             while rest:
                 try:
                     rest = rest[os.write(self._descriptor, rest) :]
-                except BlockingIOError:  # somebody who shares the descriptor made it non-blocking
+                except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                     select.select((), (self._descriptor,), (), 1.0)
         except (OSError, ValueError):
             self._count_dropped(lines)
@@ -199,10 +200,11 @@ class LogWriter:
         return True
 
 
-def render(process: str, event: Mapping[str, object]) -> bytes:
-    """One JSON object and a newline: `at`, `level`, `process`, `event`, then the fields in their order.
+def format_line(process: str, event: Mapping[str, object]) -> bytes:
+    """One event as a JSON object and a newline: `at`, `level`, `process`, `event`, then the fields in their order.
 
-    A value that JSON does not know becomes its `repr`; a line over MAX_LINE_BYTES keeps the fixed keys and says so.
+    A value that JSON cannot represent becomes its `repr`. A line over MAX_LINE_BYTES is replaced by its fixed keys and
+    `too_long_bytes`.
     """
     at = cast("datetime", event["at"]).isoformat(timespec="microseconds").replace("+00:00", "Z")
     row: _Event = {"at": at, "level": event.get("level"), "process": process, "event": event.get("event")}
@@ -217,7 +219,7 @@ def render(process: str, event: Mapping[str, object]) -> bytes:
 
 
 class _Connected:
-    """The writer of this process, if its log is configured."""
+    """The log configuration of this process."""
 
     writer: LogWriter | None = None
     level: int = LEVELS["info"]
@@ -227,12 +229,12 @@ _connected = _Connected()
 _LEVEL_NAMES = {"warn": "warning", "exception": "error", "critical": "error", "fatal": "error"}
 
 
-def _hand_over(_logger: object, method: str, event: MutableMapping[str, object]) -> NoReturn:
-    """The end of structlog's chain: everything else happens in the writer's thread."""
+def _queue_event(_logger: object, method: str, event: MutableMapping[str, object]) -> NoReturn:
+    """The last structlog processor: queues the event; the writer's thread does the rest."""
     event["level"] = _LEVEL_NAMES.get(method, method)
     failure = event.get("exc_info")
     if failure and not isinstance(failure, BaseException):
-        event["exc_info"] = sys.exc_info()[1]  # it is gone when the thread comes to it
+        event["exc_info"] = sys.exc_info()[1]  # not available in the writer's thread
     _put(cast("_Event", event))
     raise structlog.DropEvent
 
@@ -243,7 +245,7 @@ def _put(event: _Event) -> None:
     else:
         event["at"] = SystemClock().now()
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(render("unconfigured", event).decode())
+            sys.stderr.write(format_line("unconfigured", event).decode())
 
 
 def _disconnect(bridge: logging.Handler) -> None:
@@ -253,16 +255,16 @@ def _disconnect(bridge: logging.Handler) -> None:
 
 
 class _LoggingBridge(logging.Handler):
-    """Brings what libraries say through `logging` into the same lines."""
+    """Turns the records of `logging` into events."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue one record as `library_spoke`."""
+        """Queue one record as the event `library_logged`."""
         level = next((name for name, number in reversed(list(LEVELS.items())) if record.levelno >= number), "debug")
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001  a library's wrong format string is no reason to fail here
+        except Exception:  # noqa: BLE001  a wrong format string of a library must not raise here
             message = str(record.msg)
-        event: _Event = {"event": "library_spoke", "level": level, "library": record.name, "message": message}
+        event: _Event = {"event": "library_logged", "level": level, "library": record.name, "message": message}
         if record.exc_info:
             event["exc_info"] = record.exc_info[1]
         _put(event)

@@ -1,30 +1,30 @@
-"""Where the processes of one state folder find each other: the run folder, its sockets and locks, the liveness name."""
+"""The run folder, with the sockets and lock files by which the processes of one state folder find each other."""
 
 import os
 from pathlib import Path
 
 from common.settings import Mistake, SettingsInvalid
 
-RUN_FOLDER = "run"  # in the state folder; what lies in it is of no use once all processes have ended
+RUN_FOLDER = "run"  # in the state folder; its files are only valid while the processes run
 CONTROL_SOCKET = "control.sock"  # the server's, for the updater and operators
 UPDATES_SOCKET = "updates.sock"  # the updater's, for operators
 SUPERVISOR_SOCKET = "supervisor.sock"
 SERVER_LOCK, UPDATER_LOCK, STACK_LOCK = "server.lock", "updater.lock", "stack.lock"
-HEARTBEAT = "updater.alive"  # touched by the updater while its threads move
-LIVENESS = "liveness"  # name in the server's health service
+HEARTBEAT = "updater.alive"  # file that the updater touches while its threads make progress
+LIVENESS = "liveness"  # service name in the server's health service
 
-MAX_SOCKET_PATH = 107  # bytes: sun_path has 108, with its final NUL
-# supervisord binds NAME.PID and links it to NAME; Linux's largest process id has seven digits.
+MAX_SOCKET_PATH = 107  # bytes; sun_path has 108, including a NUL
+# supervisord binds NAME.PID and links it to NAME; a process id has at most seven digits.
 _SUPERVISOR_BINDS = f"{SUPERVISOR_SOCKET}.4194304"
 
 
 def run_folder(state_dir: Path) -> Path:
-    """The folder of sockets and locks, absolute."""
+    """The absolute path of the folder with sockets and locks."""
     return state_dir.absolute() / RUN_FOLDER
 
 
 def make_run_folder(state_dir: Path) -> Path:
-    """Create the run folder if it is missing, for the owner alone.
+    """Create the run folder if it is missing, with access for its owner alone.
 
     Raises:
         OSError: it cannot be created, or belongs to another user.
@@ -36,10 +36,10 @@ def make_run_folder(state_dir: Path) -> Path:
 
 
 def socket_path(state_dir: Path, name: str) -> Path:
-    """Absolute path of a socket in the run folder.
+    """The absolute path of a socket in the run folder.
 
     Raises:
-        SettingsInvalid: the kernel does not take so long a path.
+        SettingsInvalid: the path is longer than the kernel allows for a socket.
     """
     path = run_folder(state_dir) / name
     bound = _SUPERVISOR_BINDS if name == SUPERVISOR_SOCKET else name

@@ -1,10 +1,10 @@
-"""From a folder as it was published to a sealed bundle; the conversion itself is a child with limits.
+"""Converts a published folder into a sealed bundle; a child process with limits does the conversion.
 
-Numbered rules of trust:
- 1. Only files that the engine declares are read, and only by plain names inside the folder (`common.source`).
- 2. Foreign weights are opened by the child alone, which has limits of memory, CPU time, output and time.
- 3. What the child says it read must be what was verified before, or what this process hashed.
- 4. A bundle appears by one rename, whole, and is never written again.
+Security rules:
+ 1. Only files that the engine declares are read, and only by plain names in the folder (`common.source`).
+ 2. Only the child opens foreign weights; its memory, CPU time, output and duration are limited.
+ 3. The source digest that the child reports must be the one that was verified, or computed here.
+ 4. A bundle appears whole, by one rename, and is never changed.
 """
 
 import contextlib
@@ -38,24 +38,24 @@ __all__ = [
     "seal",
 ]
 
-Progress = Callable[[int], None]  # per cent of a conversion
+Progress = Callable[[int], None]  # receives the per cent of a conversion that are done
 _GIB = 1 << 30
-_MAX_SENTENCE_BYTES = 64 << 10
-_MAX_SAID_BYTES = 4096  # of progress, at a time
+_MAX_ERROR_BYTES = 64 << 10
+_MAX_PROGRESS_BYTES = 4096  # per read
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertLimits:
-    """How much the child may use."""
+    """Limits of the converting child process."""
 
     timeout_seconds: float = 1800.0
     cpu_seconds: int = 3600
-    memory_bytes: int = 0  # of data; 0: 3 GiB and the source's size
-    max_file_bytes: int = 64 * _GIB  # of one written file
+    memory_bytes: int = 0  # RLIMIT_DATA; 0: 3 GiB plus the size of the source
+    max_file_bytes: int = 64 * _GIB  # of each written file
 
 
 class Convert(Protocol):
-    """From a published folder to a sealed bundle, at once if it is sealed already: `run_convert`, or a stand-in."""
+    """The signature of `run_convert`, for tests that replace it."""
 
     def __call__(
         self,
@@ -68,11 +68,7 @@ class Convert(Protocol):
         digest: str,
         provenance: Provenance | None,
     ) -> Bundle:
-        """Convert.
-
-        Raises:
-            ConversionRefused: the folder cannot become a bundle.
-        """
+        """See `run_convert`."""
         ...
 
 
@@ -87,20 +83,20 @@ def run_convert(
     digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
-    """Turn a published folder into a sealed bundle; at once if it is sealed already, as it was sealed then.
+    """Convert a published folder into a sealed bundle; if that bundle exists already, return it unchanged.
 
     Args:
         source: folder of a revision.
-        state: hotslot's own folder; the bundle goes to its `bundles/`.
+        state: the state folder; the bundle is put into its `bundles/`.
         revision: for people.
-        limits: of the child.
+        limits: of the child process.
         precision: of the stored weights, one of PRECISIONS.
-        progress: hears how many per cent of the weights are converted, on the calling thread.
-        digest: the source digest that the folder was verified to have; empty: it is hashed here.
-        provenance: where the source came from, to be sealed with it.
+        progress: receives how many per cent of the weights are converted, on the calling thread.
+        digest: the verified source digest of the folder; empty: it is computed here.
+        provenance: where the source came from; written into the manifest.
 
     Raises:
-        ConversionRefused: the source is not convertible, or a limit was met.
+        ConversionRefused: the folder cannot be converted, or a limit was reached.
         OSError: `state` cannot be written.
     """
     seen = find_source(source)
@@ -124,12 +120,12 @@ def run_convert(
 
 
 def seal(staging: Path, state: Path) -> Bundle:
-    """Move a converted folder to its final name; if it is there already, drop this one.
+    """Move a converted folder to its final name; if that bundle exists already, delete this one and return the other.
 
-    `staging` must be on the same file system as `state`, its files written through to the disk.
+    `staging` must be on the same file system as `state`, and its files must be flushed to disk.
 
     Raises:
-        ConversionRefused: the staged folder is no bundle.
+        ConversionRefused: the staged folder is not a bundle.
         OSError: it cannot be moved.
     """
     bundle = _read_staged(staging)
@@ -138,7 +134,7 @@ def seal(staging: Path, state: Path) -> Bundle:
     try:
         existing = read_bundle(target)
     except BundleBroken:
-        shutil.rmtree(target, ignore_errors=True)  # a broken one serves nobody
+        shutil.rmtree(target, ignore_errors=True)  # a broken bundle cannot be loaded
     else:
         shutil.rmtree(staging)
         return existing
@@ -154,7 +150,7 @@ def _read_staged(staging: Path) -> Bundle:
     try:
         return read_bundle(staging)
     except BundleBroken as error:
-        raise ConversionRefused("CONVERT_FAILED", f"the conversion left no whole bundle: {error}") from error
+        raise ConversionRefused("CONVERT_FAILED", f"the conversion wrote no complete bundle: {error}") from error
 
 
 def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits, precision: str) -> list[str]:
@@ -168,40 +164,40 @@ def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits
 
 
 def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
-    # A plain environment: nothing that an operator exported reaches code that reads foreign bytes.
-    # OpenBLAS, which comes with numpy and is not used, would allocate about 40 MB for each CPU.
+    # A minimal environment: no exported secret reaches the code that reads foreign files.
+    # OpenBLAS comes with numpy and is not used here; without the variable it allocates about 40 MB for each CPU.
     environment = {**inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "OPENBLAS_NUM_THREADS": "1"}
     with (
-        tempfile.TemporaryFile() as sentences,
+        tempfile.TemporaryFile() as errors,
         subprocess.Popen(  # rule 2
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sentences
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
         ) as child,
     ):
         try:
-            _hear(child, limits.timeout_seconds, progress, SystemClock())
+            _follow_progress(child, limits.timeout_seconds, progress, SystemClock())
         except subprocess.TimeoutExpired as error:
             message = f"the conversion took more than {limits.timeout_seconds:g} s"
             raise ConversionRefused("TIME_LIMIT", message) from error
         finally:
-            child.kill()  # whatever happened here, nothing goes on there; nothing if it has ended
-        size = sentences.seek(0, os.SEEK_END)
-        sentences.seek(max(0, size - _MAX_SENTENCE_BYTES))
-        _check_ended(child.returncode, sentences.read())
+            child.kill()  # does nothing if it has ended
+        size = errors.seek(0, os.SEEK_END)
+        errors.seek(max(0, size - _MAX_ERROR_BYTES))
+        _check_exit_code(child.returncode, errors.read())
 
 
-def _hear(child: subprocess.Popen[bytes], timeout_seconds: float, progress: Progress, clock: Clock) -> None:
-    """Pass on what the child says of its progress until it ends.
+def _follow_progress(child: subprocess.Popen[bytes], timeout_seconds: float, progress: Progress, clock: Clock) -> None:
+    """Report the child's progress until it ends.
 
     Raises:
-        subprocess.TimeoutExpired: it takes longer.
+        subprocess.TimeoutExpired: it did not end in time.
     """
     if child.stdout is None:
         raise RuntimeError("the child was started without a pipe")
-    said = select.poll()
-    said.register(child.stdout, select.POLLIN)
+    poller = select.poll()
+    poller.register(child.stdout, select.POLLIN)
     until = clock.monotonic() + timeout_seconds
-    while said.poll(max(0.0, until - clock.monotonic()) * 1000):
-        words = os.read(child.stdout.fileno(), _MAX_SAID_BYTES).split()
+    while poller.poll(max(0.0, until - clock.monotonic()) * 1000):
+        words = os.read(child.stdout.fileno(), _MAX_PROGRESS_BYTES).split()
         if not words:
             child.wait(max(0.0, until - clock.monotonic()))
             return
@@ -210,8 +206,8 @@ def _hear(child: subprocess.Popen[bytes], timeout_seconds: float, progress: Prog
     raise subprocess.TimeoutExpired(child.args, timeout_seconds)
 
 
-def _check_ended(exit_code: int, stderr: bytes) -> None:
-    """Raise what a child's end means, unless it ended well."""
+def _check_exit_code(exit_code: int, stderr: bytes) -> None:
+    """Raise the error that a child's exit code and last line mean; return if it succeeded."""
     if exit_code == 0:
         return
     row: object = None

@@ -1,8 +1,8 @@
-"""What all processes read of `hotslot.toml`: the loader, and the parts they share.
+"""Loads `hotslot.toml`, and declares the settings that all processes share.
 
-One file holds every process's section; the environment overrides it (`HOTSLOT_SERVER__PORT=50052`
-is `[server] port`). A process declares its own sections in a subclass of `SettingsFile`; the whole
-file is checked at once, and every mistake is reported with its key.
+One file holds the settings of every process; the environment overrides it (`HOTSLOT_SERVER__PORT=50052` is
+`[server] port`). A process declares its sections in a subclass of `SettingsFile`. The whole file is checked at once,
+and all mistakes are reported together, each with its key.
 """
 
 import os
@@ -21,7 +21,7 @@ ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
 DEFAULT_FILE = Path("hotslot.toml")
 DEFAULT_STATE_DIR = Path("state")
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # of the gRPC server
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # the gRPC server's
 _ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
@@ -29,15 +29,15 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong in the settings."""
+    """One wrong setting."""
 
     key: str  # for example "server.port"
     message: str  # what is allowed
-    found: str = ""  # as it was written; empty if it was no plain value
+    found: str = ""  # the value; empty if it is a table or a list
 
 
 class SettingsInvalid(ValueError):
-    """The settings cannot be used; lists every mistake."""
+    """The settings are wrong; lists all mistakes."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
         super().__init__("; ".join(map(format_mistake, mistakes)))
@@ -45,7 +45,7 @@ class SettingsInvalid(ValueError):
 
 
 class Section(BaseModel):
-    """A part of the file: frozen, and a key that it does not know is a mistake."""
+    """A section of the file; frozen, and an unknown key is a mistake."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,36 +53,38 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """One `[[models]]` table."""
 
-    name: Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name by which callers ask for the model")]
-    task: Annotated[Task, Field(description="what the model does")] = Task.VISUAL_ENTAILMENT
-    device: Annotated[str, Field(pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")] = "auto"
+    name: Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name of the model in requests")]
+    task: Annotated[Task, Field(description="task of the model")] = Task.VISUAL_ENTAILMENT
+    device: Annotated[
+        str, Field(pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU")
+    ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Field(description="what is computed in; auto: bfloat16 where the device multiplies in it, else float32"),
+        Field(description="number format; auto: bfloat16 if the device multiplies in it, else float32"),
     ] = "auto"
     cpu_fallback: Annotated[
-        Literal["allow", "forbid"], Field(description="whether the CPU may answer when the GPU is out of memory")
+        Literal["allow", "forbid"], Field(description="whether the model moves to the CPU if the GPU is out of memory")
     ] = "allow"
 
 
 class LogSettings(Section):
-    """`[logs]`: one JSON line an event on standard output."""
+    """`[logs]`: events as JSON lines on standard output."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="lowest level written")] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="lowest level logged")] = "info"
 
 
 class SettingsFile(BaseSettings):
-    """The whole file; a process's subclass types the sections that it reads."""
+    """The whole file; a process's subclass declares the sections that it reads."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
     )
 
-    state_dir: Annotated[Path, Field(description="folder of bundles, sockets, the committed pointer")] = (
+    state_dir: Annotated[Path, Field(description="folder for bundles, sockets and the committed pointer")] = (
         DEFAULT_STATE_DIR
     )
-    node: Annotated[str, Field(max_length=253, description="name of this host in answers; default: its host name")] = ""
-    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="what is served")]
+    node: Annotated[str, Field(max_length=253, description="name of this host in answers; empty: its host name")] = ""
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="the served models")]
     logs: LogSettings = LogSettings()
     server: Any = None
     runner: Any = None
@@ -107,22 +109,22 @@ T = TypeVar("T", bound=SettingsFile)
 
 
 def format_mistake(mistake: Mistake) -> str:
-    """One mistake in one line, for people."""
+    """One mistake as a line of text."""
     return f"{mistake.key}: {mistake.message}" + (f" (found {mistake.found})" if mistake.found else "")
 
 
 def inherit_environment(*names: str) -> dict[str, str]:
-    """What a child process is given of this one's environment: these variables, or all of it if none is named."""
+    """The named variables of this process's environment, or all if none is named; for a child process."""
     return {name: value for name, value in os.environ.items() if not names or name in names}
 
 
 def local_address(host: str, port: int) -> str:
-    """Where a caller on this machine reaches what listens on a host and port."""
+    """The address at which a client on this machine reaches a listener on `host` and `port`."""
     return f"{_ANY_HOSTS.get(host, host)}:{port}"
 
 
 def settings_path() -> Path:
-    """The file that is read: `HOTSLOT_CONFIG`, or `hotslot.toml` in the working folder."""
+    """The path of the settings file: `HOTSLOT_CONFIG`, or `hotslot.toml` in the working folder."""
     return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
 
 
@@ -130,8 +132,8 @@ def load_settings(kind: type[T]) -> T:
     """Read and check the settings of one process.
 
     Raises:
-        SettingsInvalid: the file is missing or no TOML, or something in it or in the environment is
-            not allowed; with all mistakes at once.
+        SettingsInvalid: the file is missing or is not TOML, or a value in it or in the environment is not allowed; has
+            all mistakes.
     """
     path = settings_path()
     if not path.is_file():
@@ -139,7 +141,7 @@ def load_settings(kind: type[T]) -> T:
     try:
         loaded = kind()  # type: ignore[call-arg]  # the sources give the values
     except tomllib.TOMLDecodeError as error:
-        raise SettingsInvalid([Mistake(str(path), f"is no TOML: {error}")]) from error
+        raise SettingsInvalid([Mistake(str(path), f"not TOML: {error}")]) from error
     except ValidationError as error:
         raise SettingsInvalid(_without_echoes([_mistake(row) for row in error.errors()])) from error
     _check_names(loaded.models)
@@ -147,7 +149,7 @@ def load_settings(kind: type[T]) -> T:
 
 
 def use_settings_file(path: Path) -> None:
-    """Make `path` the file that this process and its children read."""
+    """Make this process and its children read `path`."""
     os.environ[CONFIG_VARIABLE] = str(path)
 
 
@@ -155,12 +157,12 @@ def _check_names(models: tuple[ModelSettings, ...]) -> None:
     seen: set[str] = set()
     for position, model in enumerate(models):
         if model.name in seen:
-            raise SettingsInvalid([Mistake(f"models[{position}].name", f"{model.name!r} stands twice")])
+            raise SettingsInvalid([Mistake(f"models[{position}].name", f"{model.name!r} appears twice")])
         seen.add(model.name)
 
 
 def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
-    """A list that lost its entries to their own mistakes is then too short as well: no second mistake."""
+    """Leave out "too short" of a list that is short only because its entries are wrong."""
     keys = {mistake.key for mistake in mistakes}
     return [one for one in mistakes if not any(key.startswith(f"{one.key}[") for key in keys)]
 

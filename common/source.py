@@ -1,6 +1,6 @@
-"""A published folder as a conversion sees it: its engine, its declared files, its digest; and what a refusal is.
+"""A published folder: its file list, engine, declared files and source digest.
 
-The converting child imports this too, so it asks for nothing but the standard library.
+The converting child imports this module, so it uses only the standard library.
 """
 
 import json
@@ -34,19 +34,19 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestBroken(ValueError):
-    """A revision's list of files cannot be trusted; says what is wrong."""
+    """A revision's list of files is malformed or unsafe; the message says how."""
 
 
 def is_revision_name(text: str) -> bool:
-    """Whether `text` can name a revision, so that it is safe as the name of a folder."""
+    """Whether `text` is an allowed name of a revision, and therefore safe as the name of a folder."""
     return _REVISION.fullmatch(text) is not None
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Rules 1 to 3 and 5 of trust.
+    """Check names of files against rules 1, 2, 3 and 5 of docs/verification.md.
 
     Raises:
-        ManifestBroken: a name is not safe, or stands twice.
+        ManifestBroken: a name is unsafe or appears twice, or there are too many.
     """
     if len(names) > MAX_FILES:  # rule 5
         raise ManifestBroken(f"{len(names)} files are listed, at most {MAX_FILES} are allowed")
@@ -57,15 +57,15 @@ def check_names(names: Sequence[str]) -> None:
             raise ManifestBroken(f"the name {name[:80]!r} {fault}")
         folded = unicodedata.normalize("NFC", name).casefold()
         if folded in seen:  # rule 3
-            raise ManifestBroken(f"the name {name[:80]!r} stands twice")
+            raise ManifestBroken(f"the name {name[:80]!r} appears twice")
         seen[folded] = name
 
 
 def check_files(files: Sequence[BundleFile]) -> None:
-    """All rules of trust on a list of files.
+    """Check names, sizes and hashes of a list of files.
 
     Raises:
-        ManifestBroken: one is broken.
+        ManifestBroken: one of them is not allowed.
     """
     check_names([file.name for file in files])
     for file in files:
@@ -76,12 +76,12 @@ def check_files(files: Sequence[BundleFile]) -> None:
 
 
 def read_manifest(folder: Path) -> tuple[BundleFile, ...]:
-    """The files that a published revision consists of, checked, sorted by name.
+    """Read and check the list of files of a published revision, sorted by name.
 
     Raises:
-        FileNotFoundError: it has no manifest: it is no revision of a folder hub.
+        FileNotFoundError: the folder has no manifest, so it is not a revision of a folder hub.
         OSError: the manifest cannot be read.
-        ManifestBroken: it is malformed, of a newer schema, or not safe.
+        ManifestBroken: the manifest is malformed, unsafe or of a newer schema.
     """
     files = read_listing(folder)
     check_files(files)
@@ -89,26 +89,26 @@ def read_manifest(folder: Path) -> tuple[BundleFile, ...]:
 
 
 def read_listing(folder: Path) -> tuple[BundleFile, ...]:
-    """The same as the manifest says it, sorted by name; names, sizes and hashes are not checked.
+    """Read the list of files of a published revision without checking names, sizes and hashes; sorted by name.
 
     Raises:
-        FileNotFoundError: it has no manifest: it is no revision of a folder hub.
+        FileNotFoundError: the folder has no manifest, so it is not a revision of a folder hub.
         OSError: the manifest cannot be read.
-        ManifestBroken: it is malformed or of a newer schema.
+        ManifestBroken: the manifest is malformed or of a newer schema.
     """
     return read_listing_file(folder / MANIFEST_NAME)
 
 
 def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
-    """What `encode_manifest` wrote, as `read_listing` reads it.
+    """Like `read_listing`, from the path of the manifest.
 
     Raises:
-        OSError, ManifestBroken: as `read_listing` says.
+        OSError, ManifestBroken: see `read_listing`.
     """
     try:
         row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ManifestBroken(f"{MANIFEST_NAME} is no JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
+        raise ManifestBroken(f"{MANIFEST_NAME} is not JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
     version = row.get("schema_version") if isinstance(row, dict) else None
     if version != LISTING_SCHEMA or not isinstance(row.get("files"), list):
         raise ManifestBroken(f"{MANIFEST_NAME} has schema version {version!r}, this build reads {LISTING_SCHEMA}")
@@ -117,7 +117,7 @@ def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
 
 
 def encode_manifest(files: Sequence[BundleFile]) -> bytes:
-    """The manifest of these files, as it is written."""
+    """The content of a manifest for these files."""
     check_files(files)
     rows = [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files]
     row = {"schema_version": LISTING_SCHEMA, "files": sorted(rows, key=lambda entry: str(entry["name"]))}
@@ -133,10 +133,10 @@ def _file_of(entry: object) -> BundleFile:
 
 
 def _fault_of(name: str) -> str:
-    """What is wrong with a name, if anything is."""
+    """What is wrong with the name of a file; empty if nothing is."""
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts):  # rule 1
-        return "is not relative and plain"
+        return "is not a plain relative path"
     if "\\" in name or name[1:2] == ":":  # rule 2
         return "has a backslash or a drive letter"
     if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
@@ -151,10 +151,10 @@ _INDEX_SUFFIX = ".index.json"
 
 
 class ConversionRefused(ValueError):
-    """A published folder cannot become a bundle.
+    """A published folder cannot be converted into a bundle.
 
     Attributes:
-        reason: for machines, for example "CONFIG_UNSUPPORTED", "WEIGHTS_BROKEN", "TIME_LIMIT".
+        reason: for programs, for example "CONFIG_UNSUPPORTED", "WEIGHTS_BROKEN", "TIME_LIMIT".
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -164,18 +164,18 @@ class ConversionRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A published folder, looked at without torch."""
+    """A published folder with the engine that serves it."""
 
     folder: Path
     engine: EngineFiles
     names: tuple[str, ...]  # of the declared files, sorted
-    size: int  # bytes of them all
+    size: int  # bytes of these files
 
     def digest(self) -> str:
-        """Names what was published: every declared file is read and hashed.
+        """Compute the source digest: reads and hashes every declared file.
 
         Raises:
-            ConversionRefused: one cannot be read.
+            ConversionRefused: a file cannot be read.
         """
         try:
             return compute_source_digest([hash_file(self.folder / name) for name in self.names])
@@ -183,15 +183,15 @@ class Source:
             raise _unreadable(error) from error
 
     def bundle_digest(self, digest: str, precision: str) -> str:
-        """Names what this source becomes, if `digest` is its own."""
+        """The digest of the bundle that this source with the source digest `digest` is converted into."""
         return compute_bundle_digest(digest, self.engine.engine, self.engine.converter, precision)
 
 
 def find_source(folder: Path) -> Source:
-    """Find the engine of a published folder and the files that it declares; of these only the small ones are read.
+    """Find the engine of a published folder and the files that it declares; reads only configuration files.
 
     Raises:
-        ConversionRefused: no engine of this build serves it, or files are missing.
+        ConversionRefused: this build has no engine for it, or files are missing.
     """
     try:
         configuration = _read_object(folder, CONFIGURATION)
@@ -214,22 +214,20 @@ def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
     model_type = model.get("type") if isinstance(model, Mapping) else None
     engine = find_engine(str(configuration.get("task")), str(model_type))
     if engine is None:
-        message = (
-            f"{CONFIGURATION}: task {configuration.get('task')!r} with model.type {model_type!r} has no engine here"
-        )
+        message = f"{CONFIGURATION}: task {configuration.get('task')!r} with model.type {model_type!r} has no engine"
         raise ConversionRefused("ENGINE_UNKNOWN", message[:500])
     return engine
 
 
 def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[str, object]) -> list[str]:
-    """The files that the engine takes, shards included, sorted."""
+    """The files that the engine needs, with shards, sorted."""
     listing = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     names = list_declared_files(engine, listing, configuration)
     for index in [name for name in names if name.endswith(_INDEX_SUFFIX)]:
         names += list_shards(_read_object(folder, index))
     for name in names:
         if Path(name).name != name or name not in listing:  # rule 1
-            raise FilesMissing(f"{name[:80]!r} is named but is no file of the folder")
+            raise FilesMissing(f"{name[:80]!r} is named but does not exist in the folder")
     return sorted(set(names))
 
 
@@ -239,7 +237,7 @@ def _read_object(folder: Path, name: str) -> dict[str, object]:
     except FileNotFoundError as error:
         raise FilesMissing(f"the revision lacks {name}") from error
     except (ValueError, RecursionError) as error:
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is no JSON: {type(error).__name__}") from error
+        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not JSON: {type(error).__name__}") from error
     if not isinstance(row, dict):
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} holds no object")
+        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not a JSON object")
     return row

@@ -85,7 +85,7 @@ def test_a_server_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotsl
     assert hotslot("config", "check").code == 0
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "is no TOML")])
+@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ("a = = 1", "not TOML")])
 def test_a_file_that_cannot_be_read_is_a_mistake(
     hotslot: Hotslot, tmp_path: Path, content: str | None, says: str
 ) -> None:

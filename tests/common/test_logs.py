@@ -1,4 +1,4 @@
-"""Logs: JSON lines that cost their writer nothing, whoever reads them."""
+"""Logs: JSON lines; logging never blocks, whatever the reader does."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ import pytest
 from common import logs
 from common.clock import SystemClock
 
-PATIENCE = 5.0
+TIME_LIMIT_SECONDS = 5.0
 
 
 class Reader:
@@ -62,7 +62,7 @@ def writer(reader: Reader) -> Iterator[logs.LogWriter]:
 
 
 def test_an_event_is_one_json_line_with_the_fixed_keys_first(reader: Reader, writer: logs.LogWriter) -> None:
-    """Name, time in UTC, level and process stand in every line, then what was bound, then the fields."""
+    """Time in UTC, level, process and event; then the bound fields, then the event's own."""
     log = logs.get_logger(model="shapes")
     log.warning("slot_activated", slot="a", load_seconds=1.5)
     writer.close()
@@ -80,7 +80,7 @@ def test_an_event_is_one_json_line_with_the_fixed_keys_first(reader: Reader, wri
 
 
 def test_a_level_below_the_configured_one_is_not_written(reader: Reader, writer: logs.LogWriter) -> None:
-    """At info, debug costs nothing and says nothing."""
+    """At level info, a debug event is not written."""
     log = logs.get_logger()
     log.debug("batch_composed")
     log.info("batch_answered")
@@ -90,7 +90,7 @@ def test_a_level_below_the_configured_one_is_not_written(reader: Reader, writer:
 
 
 def test_newlines_and_foreign_values_stay_inside_one_line(reader: Reader, writer: logs.LogWriter) -> None:
-    """A value cannot forge a second line; what JSON does not know is shown as its repr."""
+    """A value cannot forge a second line; a value that JSON cannot represent becomes its repr."""
     logs.get_logger().info("odd", text='a\n{"event": "forged"}', value={1, 2}.__class__, lone="\ud800", raw=b"\x00")
     writer.close()
 
@@ -100,8 +100,8 @@ def test_newlines_and_foreign_values_stay_inside_one_line(reader: Reader, writer
     assert line["raw"] == "b'\\x00'"
 
 
-def test_a_value_that_cannot_be_shown_costs_only_its_own_line(reader: Reader, writer: logs.LogWriter) -> None:
-    """A repr that raises, or a circle, is reported and the next line is written."""
+def test_a_value_that_cannot_be_formatted_costs_only_its_own_line(reader: Reader, writer: logs.LogWriter) -> None:
+    """A repr that raises, or a circular list, is reported, and the next line is written."""
 
     class Hostile:
         def __repr__(self) -> str:
@@ -132,7 +132,7 @@ def test_a_line_that_is_too_long_is_replaced_by_its_fixed_keys(reader: Reader, w
 
 
 def test_an_exception_is_a_field_with_its_traceback(reader: Reader, writer: logs.LogWriter) -> None:
-    """`exception` keeps what was raised, although it is written later."""
+    """The traceback of the raised error is in the line, although the line is formatted later."""
     log = logs.get_logger()
     try:
         dict[str, int]()["slot"]
@@ -145,8 +145,8 @@ def test_an_exception_is_a_field_with_its_traceback(reader: Reader, writer: logs
     assert "KeyError: 'slot'" in line["exception"]
 
 
-def test_libraries_speak_in_the_same_lines(reader: Reader, writer: logs.LogWriter) -> None:
-    """What comes through `logging` or as a warning is an event too; their info is not."""
+def test_messages_of_libraries_become_events(reader: Reader, writer: logs.LogWriter) -> None:
+    """Records of `logging` and warnings are written, from level warning on."""
     logging.getLogger("grpc").error("channel %s broke", "x")
     logging.getLogger("grpc").info("connected")
     with warnings.catch_warnings():
@@ -157,13 +157,13 @@ def test_libraries_speak_in_the_same_lines(reader: Reader, writer: logs.LogWrite
     writer.close()
 
     lines = reader.lines()
-    assert [line["event"] for line in lines] == ["library_spoke"] * 2
+    assert [line["event"] for line in lines] == ["library_logged"] * 2
     assert tuple(lines[0][key] for key in ("library", "message", "level")) == ("grpc", "channel x broke", "error")
     assert "DeprecationWarning" in lines[1]["message"]
 
 
-def test_a_library_with_a_wrong_format_is_shown_as_it_spoke(reader: Reader, writer: logs.LogWriter) -> None:
-    """Its message is kept unformatted instead of failing in our code."""
+def test_a_library_message_with_a_wrong_format_is_written_unformatted(reader: Reader, writer: logs.LogWriter) -> None:
+    """It does not raise in our code."""
     (bridge,) = (handler for handler in logging.getLogger().handlers if type(handler).__module__ == "common.logs")
     bridge.handle(logging.LogRecord("odd", logging.ERROR, __file__, 1, "wrong %d", ("format",), None))
     writer.close()
@@ -171,8 +171,8 @@ def test_a_library_with_a_wrong_format_is_shown_as_it_spoke(reader: Reader, writ
     assert [line["message"] for line in reader.lines()] == ["wrong %d"]
 
 
-def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: Reader) -> None:
-    """With the pipe full, callers go on at once; lines are dropped, counted, and reported when it flows again."""
+def test_a_reader_that_stops_reading_never_blocks_and_dropped_lines_are_reported(reader: Reader) -> None:
+    """With a full pipe, callers continue at once; lines are dropped, counted, and reported once the pipe is read."""
     clock = SystemClock()
     with logs.LogWriter("server", reader.stream.fileno(), clock, max_queued=100) as writer:
         started = time.monotonic()
@@ -191,18 +191,18 @@ def test_a_reader_that_has_stopped_never_blocks_and_its_losses_are_told(reader: 
         assert len(lines) - 1 + report["total"] == 5000
 
 
-def test_closing_gives_up_on_a_reader_that_has_stopped(reader: Reader) -> None:
-    """A process can end although nobody reads its log."""
+def test_closing_does_not_wait_for_a_reader_that_stops_reading(reader: Reader) -> None:
+    """A process can exit although nothing reads its log."""
     writer = logs.LogWriter("server", reader.stream.fileno(), SystemClock())
     for _ in range(1000):
         writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
     started = time.monotonic()
     writer.close(seconds=0.05)
-    assert time.monotonic() - started < PATIENCE
+    assert time.monotonic() - started < TIME_LIMIT_SECONDS
 
 
-def test_a_writer_that_was_given_up_on_writes_nowhere_else(reader: Reader) -> None:
-    """Its descriptor's number may be another file's by then; the lines go where they were meant to, or nowhere."""
+def test_a_closed_writer_never_writes_to_another_file(reader: Reader) -> None:
+    """The number of its descriptor may belong to another file by then; the lines go to the old file or are lost."""
     writer = logs.LogWriter("server", reader.stream.fileno(), SystemClock())
     for _ in range(1000):
         writer.put({"event": "call_answered", "level": "info", "pad": "x" * 500})
@@ -220,8 +220,8 @@ def test_a_writer_that_was_given_up_on_writes_nowhere_else(reader: Reader) -> No
         os.close(descriptor)
 
 
-def test_a_reader_that_is_gone_costs_lines_only() -> None:
-    """A broken pipe is counted and the thread lives on."""
+def test_a_closed_pipe_costs_only_lines() -> None:
+    """They are counted, and the writer's thread continues."""
     descriptor, written = os.pipe()
     os.close(descriptor)
     with os.fdopen(written, "w") as stream, logs.LogWriter("server", stream.fileno(), SystemClock()) as writer:
@@ -232,7 +232,7 @@ def test_a_reader_that_is_gone_costs_lines_only() -> None:
 
 
 def test_without_a_writer_events_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Before the log is configured, and after it is closed, nothing is lost silently."""
+    """Before the log is configured and after it is closed, no event is lost."""
     logs.get_logger().error("settings_refused", key="server.port")
     line = json.loads(capsys.readouterr().err)
     assert (line["event"], line["key"]) == ("settings_refused", "server.port")

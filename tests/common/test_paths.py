@@ -1,4 +1,4 @@
-"""The run folder and its sockets: one limit for all processes, and it is the kernel's."""
+"""The run folder and its sockets: all processes use the kernel's limit for the length of a path."""
 
 import socket
 from contextlib import closing
@@ -11,13 +11,13 @@ from common.settings import SettingsInvalid
 
 
 def state_of(tmp_path: Path, longest: str, size: int) -> Path:
-    """A state folder in which the path of the socket `longest` has so many bytes."""
+    """A state folder in which the path of the socket `longest` has `size` bytes."""
     short = len(str(run_folder(tmp_path / "d") / longest))
     return tmp_path / ("d" * (1 + size - short))
 
 
 def test_the_longest_allowed_path_can_be_bound_and_one_byte_more_cannot(tmp_path: Path) -> None:
-    """The limit is that of this kernel, not a cautious guess."""
+    """The limit is exactly the kernel's."""
     fits, exceeds = (state_of(tmp_path, CONTROL_SOCKET, size) for size in (MAX_SOCKET_PATH, MAX_SOCKET_PATH + 1))
     for state in (fits, exceeds):
         make_run_folder(state)
@@ -29,7 +29,7 @@ def test_the_longest_allowed_path_can_be_bound_and_one_byte_more_cannot(tmp_path
 
 @pytest.mark.parametrize(("name", "bound"), [(CONTROL_SOCKET, 12), (SUPERVISOR_SOCKET, 23)])
 def test_a_path_that_is_too_long_is_refused_with_both_numbers(name: str, bound: int) -> None:
-    """The sentence has the limit and what came; supervisord's temporary name counts."""
+    """The message has the limit and the actual length; supervisord's temporary file name counts."""
     longest = Path("/" + "d" * (MAX_SOCKET_PATH - len("//run/") - bound))
     assert socket_path(longest, name) == longest / "run" / name
     with pytest.raises(SettingsInvalid, match="has 108 bytes, limit 107") as caught:

@@ -1,4 +1,4 @@
-"""The committed pointer has one writer function: whatever process uses it, no row is lost or reverted."""
+"""The committed pointer: concurrent writers lose no row of each other."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ ROW = Committed("a", A, A, "r0", Origin.UPDATE)
 
 
 def run_updater(state: Path, rounds: int) -> None:
-    """Commit model a again and again as the updater does; report the number of rounds whose row did not stay."""
+    """Commit model a again and again as the updater does; print the number of lost rows."""
     store = BundleStore(StoreOptions(state), "a", SystemClock(), lambda: None, References)
     store.write_pointer(Installed("r0", A, A))
     lost = 0
@@ -47,7 +47,7 @@ def run_updater(state: Path, rounds: int) -> None:
 
 
 def run_import(state: Path, rounds: int) -> None:
-    """Import model b again and again as the command line does; report like `run_updater`."""
+    """Import model b again and again as the command line does; print the number of lost rows."""
 
     def convert(
         source: Path,
@@ -73,7 +73,7 @@ def run_import(state: Path, rounds: int) -> None:
 
 
 def _meet() -> None:
-    """Wait until the other process is ready too."""
+    """Report that this process is ready, and wait for the start signal."""
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
@@ -84,7 +84,7 @@ def _report(lost: int) -> None:
 
 
 def _start(call: str) -> "subprocess.Popen[str]":
-    """Call one of the two loops in a process of its own; returns once it is ready."""
+    """Start one of the two loops in its own process; returns once it is ready."""
     code = f"from pathlib import Path; from tests.common.test_pointer import *; {call}"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
@@ -112,7 +112,7 @@ def test_two_processes_lose_no_row_of_each_other(tmp_path: Path) -> None:
 
 
 def test_a_writer_waits_no_longer_than_its_limit(tmp_path: Path) -> None:
-    """A holder that does not release the lock costs the other writer its try, with a sentence that says so."""
+    """If the lock is not released in time, the writer raises, with a message that says so."""
     commit(tmp_path, ROW)
     with lock_pointer(tmp_path), pytest.raises(LockTimeout) as caught:
         update_pointer(tmp_path, "b", lambda _: ROW, wait_seconds=0.0)
@@ -121,7 +121,7 @@ def test_a_writer_waits_no_longer_than_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_writer_goes_on_when_the_lock_is_released(tmp_path: Path) -> None:
-    """Threads of one process exclude each other as processes do."""
+    """The lock also excludes threads of one process."""
     with lock_pointer(tmp_path):
         writer = threading.Thread(target=commit, args=(tmp_path, ROW))
         writer.start()
@@ -130,8 +130,8 @@ def test_a_writer_goes_on_when_the_lock_is_released(tmp_path: Path) -> None:
     assert read_committed(tmp_path) == {"a": ROW}
 
 
-def test_the_present_row_is_not_written_again(tmp_path: Path) -> None:
-    """The change that returns the present row leaves the file untouched, and says which row stands."""
+def test_an_unchanged_row_is_not_written(tmp_path: Path) -> None:
+    """A change that returns the current row leaves the file untouched."""
     assert commit(tmp_path, ROW) is None
     before = (tmp_path / POINTER_NAME).stat()
     assert update_pointer(tmp_path, "a", lambda row: row) == ROW
@@ -139,7 +139,7 @@ def test_the_present_row_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_a_change_that_fails_writes_nothing(tmp_path: Path) -> None:
-    """Its error comes through, the pointer stands, and the lock is free again."""
+    """The error is raised, the pointer is unchanged, and the lock is released."""
     commit(tmp_path, ROW)
 
     def fail(_row: Committed | None) -> Committed:
@@ -152,7 +152,7 @@ def test_a_change_that_fails_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_malformed_pointer_is_replaced_only_on_request(tmp_path: Path) -> None:
-    """The updater makes it anew from its journal; an import must not forget the rows of the others."""
+    """The updater restores it from its journal; an import must not delete the rows of other models."""
     (tmp_path / POINTER_NAME).write_text("{")
     with pytest.raises(BundleBroken):
         commit(tmp_path, ROW)
@@ -161,7 +161,7 @@ def test_a_malformed_pointer_is_replaced_only_on_request(tmp_path: Path) -> None
 
 
 def test_a_bundle_that_was_deleted_is_not_committed(tmp_path: Path) -> None:
-    """Between sealing and committing nothing names the bundle, so the updater may delete it to free space."""
+    """Between sealing and committing no row names the bundle, so the updater may delete it to free space."""
 
     def convert(*_arguments: object, **_named: object) -> Bundle:
         return Bundle(A, A, "r1", "ofa", "visual-entailment", "float32", "1", ())
