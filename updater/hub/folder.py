@@ -1,6 +1,6 @@
-"""A folder as a hub: `<hub>/<model>/<revision>/…` with a manifest; the embedded default, and the air gap.
+"""A local folder as a hub: `<hub>/<model>/<revision>/…` with a manifest. The default, and the way without a network.
 
-Whoever publishes may be in the middle of it: a revision counts when every declared file is there in full.
+A revision may still be in the middle of being published: it is ready once every declared file is complete.
 """
 
 import os
@@ -21,22 +21,22 @@ MAX_REVISIONS = 10_000
 
 
 class DirectoryHub:
-    """One model's revisions in a folder hub. Reads only."""
+    """The port `Hub` for one model in a folder. Reads only."""
 
     def __init__(self, folder: Path, model: str, clock: Clock) -> None:
-        """Look nowhere yet.
+        """Read nothing yet.
 
         Args:
-            folder: the hub; it may appear later.
-            model: name of the model, the folder in it.
-            clock: measures deadlines.
+            folder: of the hub; it may be created later.
+            model: name of the model and of its folder.
+            clock: for deadlines.
         """
         self._folder = folder / model
         self._clock = clock
         self.place = HubLocation(HubKind.FOLDER, model)
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
-        """Names of the folders that could be revisions; a hub that is not there yet has none."""
+        """Names of all revisions; none while the folder does not exist."""
         del deadline_seconds  # one system call
         try:
             with os.scandir(self._folder) as entries:
@@ -44,38 +44,38 @@ class DirectoryHub:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise _unreadable("the hub's folder", error) from error
+            raise _classify_error("the hub's folder", error) from error
         if len(names) > MAX_REVISIONS:
             raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {len(names)} revisions")
         return tuple(sorted(names))
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
-        """List one revision, and see whether its declared files are there in full."""
+        """List one revision, and check whether its declared files are complete."""
         ends = self._clock.monotonic() + deadline_seconds
-        folder = self._place(revision)
+        folder = self._find_revision(revision)
         try:
-            # One form of a hash: how it is written makes no other revision.
+            # Upper-case hashes must not change the source digest.
             listed = tuple(replace(file, sha256=file.sha256.lower()) for file in read_listing(folder))
         except FileNotFoundError:
             return Release(revision, (), "", is_ready=False, missing="it has no manifest yet")
         except ManifestBroken as error:
             return Release(revision, (), "", is_ready=False, missing=str(error))
         except OSError as error:
-            raise _unreadable("a revision's manifest", error) from error
+            raise _classify_error("a revision's manifest", error) from error
 
         def read(file: BundleFile) -> bytes:
-            missing = self._missing(revision, file)
+            missing = self._describe_missing(revision, file)
             if missing:
                 raise IncompleteFile(missing)
             return self._read_small(revision, file.name, ends)
 
-        return describe_release(revision, listed, read, lambda file: self._missing(revision, file))
+        return describe_release(revision, listed, read, lambda file: self._describe_missing(revision, file))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
-        """The bytes of one file from an offset on."""
+        """The bytes of one file from an offset on, in pieces."""
         ends = self._clock.monotonic() + deadline_seconds
         try:
-            with open_within(self._place(revision), name) as file:
+            with open_within(self._find_revision(revision), name) as file:
                 file.seek(offset)
                 for piece in read_uncached(file):
                     if self._clock.monotonic() > ends:
@@ -86,26 +86,26 @@ class DirectoryHub:
         except NotRegular as error:
             raise EffectFailed.permanent("NOT_REGULAR", str(error)) from error
         except OSError as error:
-            raise _unreadable("a file of the revision", error) from error
+            raise _classify_error("a file of the revision", error) from error
 
-    def _place(self, revision: str) -> Path:
+    def _find_revision(self, revision: str) -> Path:
         folder = self._folder / revision
         if not is_revision_name(revision) or not folder.is_dir():
             message = f"the hub has no revision {revision[:80]!r}"
             raise EffectFailed.permanent("REVISION_UNKNOWN", message)
         return folder
 
-    def _missing(self, revision: str, file: BundleFile) -> str:
-        """What is not there yet of a file; empty if it is there in full."""
+    def _describe_missing(self, revision: str, file: BundleFile) -> str:
+        """What is missing of a file, for people; empty if it is complete."""
         try:
-            with open_within(self._place(revision), file.name) as opened:
+            with open_within(self._find_revision(revision), file.name) as opened:
                 size = os.fstat(opened.fileno()).st_size
         except FileNotFoundError:
             return f"{file.name} is not there yet"
         except NotRegular:
-            return ""  # it will not become one by waiting: staging refuses it
+            return ""  # waiting does not help; staging refuses it
         except OSError as error:
-            raise _unreadable("a file of the revision", error) from error
+            raise _classify_error("a file of the revision", error) from error
         return f"{file.name} has {size} of {file.size} bytes" if size < file.size else ""
 
     def _read_small(self, revision: str, name: str, ends: float) -> bytes:
@@ -117,7 +117,7 @@ class DirectoryHub:
         return content
 
 
-def _unreadable(what: str, error: OSError) -> EffectFailed:
-    """Somebody must change a permission, or the disk may answer later."""
+def _classify_error(what: str, error: OSError) -> EffectFailed:
+    """The outcome of a file system error; DENIED for missing permissions."""
     kind = FaultKind.DENIED if isinstance(error, PermissionError) else FaultKind.TRANSIENT
     return EffectFailed(Failed(kind, "HUB_UNREADABLE", f"{what} cannot be read: {(error.strerror or '').lower()}"))

@@ -1,11 +1,11 @@
-"""ModelScope's hub, or whatever speaks its protocol: revisions, listings and files of one model.
+"""A hub with ModelScope's protocol: revisions, listings and files of one model.
 
 GET /api/v1/models/OWNER/NAME/revisions                              tags and branches
 GET /api/v1/models/OWNER/NAME/repo/files?Revision=&Recursive=True    names, sizes, SHA-256
 GET /api/v1/models/OWNER/NAME/repo?Revision=&FilePath=               a file, with Range
 
-No commit is named anywhere: a tag that was moved shows only in the hashes of its listing, which are its identity.
-What of the hub's own client is used here and what is not: docs/explanation/decisions/modelscope-hub.md.
+The protocol has no commit ids: a tag that was moved is recognised only by the hashes in its listing, which identify it.
+Which parts of the hub's own client library are used: docs/explanation/decisions/modelscope-hub.md.
 """
 
 import hashlib
@@ -23,162 +23,169 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.ports import EffectFailed, Release
 from updater.core.results import FaultKind
-from updater.hub.client import HubHttpClient, HubHttpRules, HubResponse, Refusal, denied, not_understood, refusal_of
-from updater.hub.settings import TokenSource, proxy_for
+from updater.hub.client import (
+    HubErrorResponse,
+    HubHttpClient,
+    HubHttpOptions,
+    HubResponse,
+    build_protocol_error,
+    classify_response,
+)
+from updater.hub.settings import TokenReader, find_proxy
 from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
 from updater.settings import UpdaterSection, checked_endpoint
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10
 MAX_REVISIONS = 10_000
-MAX_REMEMBERED = 64  # files, by their hash
-MAX_REMEMBERED_BYTES = 256 << 10
-_BEYOND_THE_END = 416
+MAX_CACHED = 64  # files, by hash
+MAX_CACHED_BYTES = 256 << 10  # of one file
+_RANGE_NOT_SATISFIABLE = 416
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 T = TypeVar("T")
-_PAGE = (b"<!doctype html", b"<html")
+_HTML_STARTS = (b"<!doctype html", b"<html")
 
 
 class ModelScopeHub:
-    """One model of a hub. Reads only, from one thread."""
+    """The port `Hub` for one model. Reads only, from one thread."""
 
     def __init__(self, client: HubHttpClient, model: str, clock: Clock, is_release: Callable[[str], bool]) -> None:
-        """Ask nothing yet.
+        """Send nothing yet.
 
         Args:
-            client: asks the hub.
+            client: of the hub.
             model: OWNER/NAME.
-            clock: measures deadlines, and reads dates of a Retry-After.
-            is_release: whether a name looks like a release. A branch that does is hidden: it could be moved to
-                anything, and only tags are releases. Other branches are told, since a person may name one.
+            clock: for deadlines, and dates of Retry-After.
+            is_release: whether a name looks like a release. A branch with such a name is hidden, since only tags are
+                releases and a branch can be moved. Other branches are listed: an operator may request one.
         """
         self.place = HubLocation(HubKind.MODELSCOPE, model, client.host)
         self._client = client
         self._path = f"{LEGACY_API_PREFIX}/models/{quote(model)}"
         self._clock = clock
         self._is_release = is_release
-        self._small: dict[str, bytes] = {}  # what has a hash does not change: no look asks for it again
-        self._there: dict[str, None] = {}  # hashes of files whose last byte was seen, in order
+        self._small: dict[str, bytes] = {}  # content of small files, by hash
+        self._complete: dict[str, None] = {}  # hashes of files known to be complete, oldest first
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
-        """Names of all tags, and of the branches that cannot be taken for one, sorted."""
+        """Names of all tags, and of the branches that do not look like a release; sorted."""
         try:
-            data = self._ask(f"{self._path}/revisions", deadline_seconds)
+            data = self._get_data(f"{self._path}/revisions", deadline_seconds)
         except EffectFailed as error:
             if error.failed.kind is not FaultKind.NOT_READY:
                 raise
-            sentence = "the hub does not know this model, or shows it only with a token: updater.hub_token_…"
-            raise denied("MODEL_UNKNOWN", sentence) from error
+            sentence = "the hub has no such model, or shows it only with a token: updater.hub_token_…"
+            raise EffectFailed.denied("MODEL_UNKNOWN", sentence) from error
         found = data.get("RevisionMap")
         if not isinstance(found, Mapping):
-            raise not_understood("the hub lists revisions in a form that is not known here")
+            raise build_protocol_error("the hub sent a list of revisions in an unknown format")
         tags, branches = _names(found, "Tags"), _names(found, "Branches")
         if len(tags) + len(branches) > MAX_REVISIONS:
-            raise denied("HUB_TOO_LARGE", f"the hub has {len(tags) + len(branches)} revisions of this model")
+            raise EffectFailed.denied(
+                "HUB_TOO_LARGE", f"the hub has {len(tags) + len(branches)} revisions of this model"
+            )
         return tuple(sorted({*tags, *(name for name in branches if not self._is_release(name))}))
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
-        """List one revision, and see whether the last byte of each of its declared files is there."""
+        """List one revision, and check that the last byte of each declared file can be read."""
         ends = self._clock.monotonic() + deadline_seconds
         if not is_revision_name(revision):
-            raise _unknown(revision)
+            raise _build_unknown_error(revision)
         query = urlencode({"Revision": revision, "Recursive": "True"})
         try:
-            data = self._ask(f"{self._path}/repo/files?{query}", deadline_seconds)
+            data = self._get_data(f"{self._path}/repo/files?{query}", deadline_seconds)
         except EffectFailed as error:
             if error.failed.kind is not FaultKind.NOT_READY:
                 raise
-            raise self._not_listed(revision, ends) from error
+            raise self._explain_missing_listing(revision, ends) from error
         rows = data.get("Files")
         if not isinstance(rows, list):
-            raise not_understood("the hub lists files in a form that is not known here")
-        listed = [file for row in rows if (file := _file_of(row)) is not None]
+            raise build_protocol_error("the hub sent a list of files in an unknown format")
+        listed = [file for row in rows if (file := _parse_file(row)) is not None]
 
         def read(file: BundleFile) -> bytes:
             return self._read_small(revision, file, ends)
 
-        return describe_release(revision, listed, read, lambda file: self._missing(revision, file, ends))
+        return describe_release(revision, listed, read, lambda file: self._describe_missing(revision, file, ends))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
-        """The bytes of one file from an offset on; what a hub without Range sends before it is passed over."""
+        """The bytes of one file from an offset on; if the hub ignores Range, earlier bytes are skipped."""
         query = urlencode({"Revision": revision, "FilePath": name})
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self._client.get(f"{self._path}/repo?{query}", deadline_seconds, headers) as response:
-            left = self._to_pass_over(response, name, offset)
+            to_skip = self._count_bytes_to_skip(response, name, offset)
             is_first = not offset
             for piece in response.pieces():
-                if is_first and piece.lstrip().lower().startswith(_PAGE):
-                    raise not_understood(f"{response.host} sends a web page for {name}")
+                if is_first and piece.lstrip().lower().startswith(_HTML_STARTS):
+                    raise build_protocol_error(f"{response.host} sent a web page instead of {name}")
                 is_first = False
-                if left < len(piece):
-                    yield piece[left:]
-                left = max(0, left - len(piece))
+                if to_skip < len(piece):
+                    yield piece[to_skip:]
+                to_skip = max(0, to_skip - len(piece))
 
-    def _to_pass_over(self, response: HubResponse, name: str, offset: int) -> int:
-        """How many bytes of a file's answer come before the offset.
+    def _count_bytes_to_skip(self, response: HubResponse, name: str, offset: int) -> int:
+        """Number of bytes in the response before the requested offset.
 
         Raises:
-            EffectFailed: it is no answer with that file.
+            EffectFailed: the response does not contain the file.
         """
-        if offset and response.status == _BEYOND_THE_END:
-            raise EffectFailed.not_ready("FILE_SHORT", f"{name} has no more than {offset} bytes yet")
+        if offset and response.status == _RANGE_NOT_SATISFIABLE:
+            raise EffectFailed.not_ready("FILE_SHORT", f"{name} has only {offset} bytes yet")
         if not response.is_good:
-            failed = self._refusal(response)
+            failed = self._read_error(response)
             if failed.failed.kind is FaultKind.NOT_READY:
                 raise EffectFailed.not_ready("FILE_MISSING", f"{name} is not there yet")
             raise failed
-        if _is_page(response):
-            raise not_understood(f"{response.host} sends a web page for {name}")
+        if _is_html(response):
+            raise build_protocol_error(f"{response.host} sent a web page instead of {name}")
         if not response.is_partial:
             return offset
         part = _RANGE.fullmatch(response.header("content-range"))
         if part is None or int(part[1]) != offset:
-            raise not_understood(f"{response.host} sends another part of {name} than was asked for")
+            raise build_protocol_error(f"{response.host} sent a different range of {name} than requested")
         return 0
 
-    def _ask(self, target: str, deadline_seconds: float) -> Mapping[str, Any]:
-        """`Data` of a good answer; an error that comes with a good status is an error."""
+    def _get_data(self, target: str, deadline_seconds: float) -> Mapping[str, Any]:
+        """The field `Data` of a response. A good status with "Success": false is an error."""
         with self._client.get(target, deadline_seconds, {"Accept": "application/json"}) as response:
             if not response.is_good:
-                raise self._refusal(response)
-            if _is_page(response):
-                raise not_understood(f"{response.host} answers with a web page")
-            row = _json(response.read(MAX_ANSWER_BYTES))
+                raise self._read_error(response)
+            if _is_html(response):
+                raise build_protocol_error(f"{response.host} sent a web page instead of JSON")
+            row = _parse_json(response.read(MAX_ANSWER_BYTES))
             data = row.get("Data") if isinstance(row, Mapping) else None
             if isinstance(row, Mapping) and row.get("Success") is False:
-                raise refusal_of(
-                    Refusal(response.status, response.headers, row), self._clock.now(), is_home=response.is_home
-                )
+                raise self._classify(response, row)
         if not isinstance(data, Mapping):
-            raise not_understood("the hub answers in a form that is not known here")
+            raise build_protocol_error("the hub sent a response in an unknown format")
         return data
 
-    def _refusal(self, response: HubResponse) -> EffectFailed:
-        """What an answer that is no good means."""
-        body = _json(response.read(MAX_ERROR_BYTES)) if response.is_home and not _is_page(response) else None
-        return self._refused(response, body)
+    def _read_error(self, response: HubResponse) -> EffectFailed:
+        """Read and classify an error response."""
+        body = _parse_json(response.read(MAX_ERROR_BYTES)) if response.is_home and not _is_html(response) else None
+        return self._classify(response, body)
 
-    def _refused(self, response: HubResponse, body: object) -> EffectFailed:
-        refusal = Refusal(response.status, response.headers, body)
-        return refusal_of(refusal, self._clock.now(), is_home=response.is_home)
+    def _classify(self, response: HubResponse, body: object) -> EffectFailed:
+        error = HubErrorResponse(response.status, response.headers, body)
+        return classify_response(error, self._clock.now(), is_home=response.is_home)
 
-    def _not_listed(self, revision: str, ends: float) -> EffectFailed:
-        """Whether it is the revision that is unknown: a hub that has lost its mind says so of everything."""
+    def _explain_missing_listing(self, revision: str, ends: float) -> EffectFailed:
+        """NOT_READY if the hub still names the revision: a broken hub may deny every listing. Otherwise PERMANENT."""
         if revision in self.revisions(max(0.0, ends - self._clock.monotonic())):
-            message = f"the hub names {revision} and does not list it"
+            message = f"the hub names {revision} but does not list its files"
             return EffectFailed.not_ready("NOT_LISTED", message)
-        return _unknown(revision)
+        return _build_unknown_error(revision)
 
-    def _missing(self, revision: str, file: BundleFile, ends: float) -> str:
-        """What is not there yet of a file; empty if its last byte is. What was there once is not asked for again."""
-        if not 0 < file.size <= MAX_FILE_BYTES or not file.sha256 or file.sha256 in self._there:
-            return ""  # what is listed wrongly does not get better by waiting: staging says so
+    def _describe_missing(self, revision: str, file: BundleFile, ends: float) -> str:
+        """What is missing of a file, for people; empty if it is complete. Complete files are not checked again."""
+        if not 0 < file.size <= MAX_FILE_BYTES or not file.sha256 or file.sha256 in self._complete:
+            return ""  # an invalid listing does not become valid by waiting; staging refuses it
         query = urlencode({"Revision": revision, "FilePath": file.name})
         headers = {"Range": f"bytes={file.size - 1}-"}
         left = max(0.0, ends - self._clock.monotonic())
         with self._client.get(f"{self._path}/repo?{query}", left, headers) as response:
             try:
-                self._to_pass_over(response, file.name, file.size - 1)
+                self._count_bytes_to_skip(response, file.name, file.size - 1)
             except EffectFailed as error:
                 if error.failed.kind is FaultKind.NOT_READY:
                     return error.failed.message
@@ -186,11 +193,11 @@ class ModelScopeHub:
             size = response.header("content-length")
         if not response.is_partial and size.isdecimal() and int(size) < file.size:
             return f"{file.name} has {size} of {file.size} bytes"
-        self._there = _remembered(self._there, file.sha256, None)
+        self._complete = _cache(self._complete, file.sha256, None)
         return ""
 
     def _read_small(self, revision: str, file: BundleFile, ends: float) -> bytes:
-        """A file that says which others count."""
+        """The content of a file that determines the declared files."""
         if file.size > MAX_CONFIG_BYTES:
             raise UnsupportedRevision("CONFIG_BROKEN", f"{file.name} has more than {MAX_CONFIG_BYTES} bytes")
         if file.sha256 in self._small:
@@ -208,72 +215,72 @@ class ModelScopeHub:
         if len(content) < file.size:
             raise IncompleteFile(f"{file.name} has {len(content)} of {file.size} bytes")
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise UnsupportedRevision("CONTENT_MISMATCH", f"{file.name} is not what is listed")
-        if file.size <= MAX_REMEMBERED_BYTES:
-            self._small = _remembered(self._small, file.sha256, bytes(content))
+            raise UnsupportedRevision("CONTENT_MISMATCH", f"{file.name} does not have the listed hash")
+        if file.size <= MAX_CACHED_BYTES:
+            self._small = _cache(self._small, file.sha256, bytes(content))
         return bytes(content)
 
 
 def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Callable[[str], bool]) -> ModelScopeHub:
-    """The hub of one model; nothing is asked yet.
+    """Create the hub of one model; nothing is sent yet.
 
     Args:
         section: `[updater]`.
         model: OWNER/NAME.
-        clock: measures.
+        clock: for deadlines.
         is_release: whether a name looks like a release.
     """
-    rules = HubHttpRules(
+    options = HubHttpOptions(
         endpoint=section.hub_endpoint or checked_endpoint(DEFAULT_ENDPOINT),
         private_hosts=frozenset(host.lower() for host in section.hub_private_hosts),
         ca_file=section.hub_ca_file,
         connect_seconds=section.hub_connect_seconds,
         stall_seconds=section.hub_stall_seconds,
     )
-    token = TokenSource(section.hub_token_file, section.hub_token_variable)
-    return ModelScopeHub(HubHttpClient(rules, clock, token, proxy_for), model, clock, is_release)
+    token = TokenReader(section.hub_token_file, section.hub_token_variable)
+    return ModelScopeHub(HubHttpClient(options, clock, token, find_proxy), model, clock, is_release)
 
 
-def _remembered(known: dict[str, T], key: str, value: T) -> dict[str, T]:
-    """One more, and the oldest goes."""
-    return {**dict(list(known.items())[1 - MAX_REMEMBERED :]), key: value}
+def _cache(known: dict[str, T], key: str, value: T) -> dict[str, T]:
+    """The cache with one more entry; the oldest is evicted."""
+    return {**dict(list(known.items())[1 - MAX_CACHED :]), key: value}
 
 
 def _names(found: Mapping[str, Any], kind: str) -> list[str]:
-    """Names of one kind that can be names of revisions; a hub that has none of a kind may leave it out."""
+    """Valid revision names of one kind, "Tags" or "Branches"; the kind may be missing."""
     rows = found.get(kind)
     if rows is None:
         return []
     if not isinstance(rows, list):
-        raise not_understood("the hub lists revisions in a form that is not known here")
+        raise build_protocol_error("the hub sent a list of revisions in an unknown format")
     names = [row.get("Revision") for row in rows if isinstance(row, Mapping)]
     return [name for name in names if isinstance(name, str) and is_revision_name(name)]
 
 
-def _file_of(row: object) -> BundleFile | None:
-    """One entry of a listing; None for a folder."""
+def _parse_file(row: object) -> BundleFile | None:
+    """The file of one listing entry; None for a folder."""
     if not isinstance(row, Mapping):
-        raise not_understood("the hub lists files in a form that is not known here")
+        raise build_protocol_error("the hub sent a list of files in an unknown format")
     if row.get("Type") == "tree":
         return None
     name, size, sha256 = row.get("Path"), row.get("Size"), row.get("Sha256") or ""
     if not isinstance(name, str) or type(size) is not int or not isinstance(sha256, str):
-        raise not_understood("the hub lists a file without name or size")
+        raise build_protocol_error("the hub lists a file without a name or size")
     return BundleFile(name, size, sha256.lower())
 
 
-def _json(body: bytes) -> object:
-    """A body that is JSON; None if it is not."""
+def _parse_json(body: bytes) -> object:
+    """The parsed body; None if it is not JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
 
 
-def _is_page(response: HubResponse) -> bool:
+def _is_html(response: HubResponse) -> bool:
     return response.header("content-type").lower().startswith("text/html")
 
 
-def _unknown(revision: str) -> EffectFailed:
+def _build_unknown_error(revision: str) -> EffectFailed:
     message = f"the hub has no revision {revision[:80]!r}"
     return EffectFailed.permanent("REVISION_UNKNOWN", message)

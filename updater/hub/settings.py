@@ -1,4 +1,4 @@
-"""What the environment gives to a hub: the token, if one is configured on purpose, and the proxies."""
+"""The token and the proxy of a hub, read from files and the environment."""
 
 import os
 import re
@@ -8,18 +8,18 @@ from pathlib import Path
 from updater.core.ports import EffectFailed
 
 MAX_TOKEN_BYTES = 4096
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")  # what fits into a header and a cookie alike
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")  # valid in a header and in a cookie
 
 
-class TokenSource:
-    """Reads the token anew for every request, so that it can be changed without a restart; shows it to nobody."""
+class TokenReader:
+    """Reads the token for every request, so that it can be replaced without a restart. It is never logged."""
 
     def __init__(self, file: Path | None, variable: str) -> None:
         """Read nothing yet.
 
         Args:
-            file: holds the token; None: none.
-            variable: name of the variable that holds it; empty: none.
+            file: with the token; None without one.
+            variable: environment variable with the token; empty without one.
         """
         self._file = file
         self._variable = variable
@@ -28,36 +28,36 @@ class TokenSource:
         """The token; empty if none is configured.
 
         Raises:
-            EffectFailed: DENIED: one is configured and is not there, or is none.
+            EffectFailed: DENIED: the configured token is missing or malformed.
         """
         if self._file is not None:
-            return _checked(self._from_file(self._file), "updater.hub_token_file")
+            return _check_token(self._read_file(self._file), "updater.hub_token_file")
         if self._variable:
-            return _checked(os.environ.get(self._variable, ""), "updater.hub_token_variable")
+            return _check_token(os.environ.get(self._variable, ""), "updater.hub_token_variable")
         return ""
 
     @staticmethod
-    def _from_file(path: Path) -> str:
+    def _read_file(path: Path) -> str:
         try:
             with path.open("rb") as file:
                 content = file.read(MAX_TOKEN_BYTES + 2)
         except OSError as error:
             why = (error.strerror or "it failed").lower()
-            message = f"the file of updater.hub_token_file cannot be read: {why}"
+            message = f"updater.hub_token_file cannot be read: {why}"
             raise EffectFailed.denied("TOKEN_UNREADABLE", message) from error
         return content.decode(errors="replace").strip()
 
 
-def proxy_for(scheme: str, host: str) -> str:
-    """The proxy of HTTPS_PROXY, HTTP_PROXY and NO_PROXY for a host; empty if it is asked directly."""
+def find_proxy(scheme: str, host: str) -> str:
+    """The proxy for a host by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; empty for a direct connection."""
     if urllib.request.proxy_bypass(host):
         return ""
     proxies = urllib.request.getproxies()
     return proxies.get(scheme) or proxies.get("all", "")
 
 
-def _checked(token: str, key: str) -> str:
+def _check_token(token: str, key: str) -> str:
     if _TOKEN.fullmatch(token):
         return token
-    message = f"{key} gives no token: it is empty or holds characters that a token cannot have"
+    message = f"{key} contains no valid token: it is empty or has characters that are not allowed in a token"
     raise EffectFailed.denied("TOKEN_UNREADABLE", message)

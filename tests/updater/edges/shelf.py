@@ -18,7 +18,7 @@ from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from dev.harness.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
 from updater.core.ports import EffectFailed, Hub, HubFile, Release
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
 
@@ -106,7 +106,7 @@ def folder(shelf: Shelf, _stack: ExitStack) -> Hub:
 def http(shelf: Shelf, stack: ExitStack) -> Hub:
     """ModelScope's protocol, from a server that says whatever the shelf does."""
     url = stack.enter_context(ScriptedHub(shelf.hub / MODEL)).url
-    client = HubHttpClient(HubHttpRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    client = HubHttpClient(HubHttpOptions(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
     return ModelScopeHub(client, f"acme/{MODEL}", SystemClock(), lambda _: False)
 
 

@@ -34,7 +34,7 @@ from updater.core.ports import Control, EffectFailed, Golden, Hub, Journal, Stor
 from updater.core.record import Event, Installed, ModelRecord, Stage
 from updater.core.results import Failed, FaultKind
 from updater.golden_files import GoldenFiles
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub
 from updater.store import journal as real_journal
@@ -244,7 +244,7 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
 
 def asking(url: str) -> ModelScopeHub:
     """The adapter that speaks ModelScope's protocol."""
-    client = HubHttpClient(HubHttpRules(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
+    client = HubHttpClient(HubHttpOptions(url), SystemClock(), lambda: "", lambda _scheme, _host: "")
     return ModelScopeHub(client, f"acme/{MODEL}", SystemClock(), lambda _: False)
 
 

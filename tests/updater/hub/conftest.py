@@ -13,7 +13,7 @@ from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
 from updater.core.ports import EffectFailed, Release
 from updater.core.results import Failed
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.status import Progress
 from updater.store.bundles import BundleStore, StoreOptions
@@ -37,13 +37,13 @@ class HubBench:
     progress: Progress = field(default_factory=Progress)
     pace: PaceRules = field(default_factory=PaceRules)
     clock: Clock = field(default_factory=SystemClock)
-    rules: HubHttpRules = field(init=False)
+    rules: HubHttpOptions = field(init=False)
     token: str = ""
     proxy: str = ""
 
     def __post_init__(self) -> None:
         """Patience is short."""
-        self.rules = HubHttpRules(self.server.url, connect_seconds=5.0, stall_seconds=5.0)
+        self.rules = HubHttpOptions(self.server.url, connect_seconds=5.0, stall_seconds=5.0)
         (self.folder / "state").mkdir()
 
     def impatient(self, seconds: float = 0.2) -> None:

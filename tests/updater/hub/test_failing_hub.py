@@ -12,7 +12,7 @@ from tests.updater.stories.world import StoryWorld
 from updater.core.breaker import BreakerState
 from updater.core.record import Outcome, Stage
 from updater.core.results import Failed, FaultKind
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 
 FOREVER = 10**4
@@ -71,7 +71,7 @@ class _Counted:
 
 def over_http(world: StoryWorld, server: ScriptedHub) -> Line:
     """The same folder, behind a socket."""
-    rules = HubHttpRules(server.url, stall_seconds=2.0)
+    rules = HubHttpOptions(server.url, stall_seconds=2.0)
     client = HubHttpClient(rules, SystemClock(), lambda: "", lambda _scheme, _host: "")
     world.hub = ModelScopeHub(client, "acme/shapes", SystemClock(), lambda _: False)  # type: ignore[assignment]
     acts = {"500": says(500), "429": says(429, Retry_After="300"), "403": says(403), "stall": stalls, "drip": drips}

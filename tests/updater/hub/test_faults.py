@@ -4,7 +4,7 @@ import pytest
 
 from updater.core.ports import LinkBroken
 from updater.http.client import HttpFailed, HttpFailure
-from updater.hub.client import effect_of
+from updater.hub.client import classify_failure
 
 IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONSE_TRUNCATED}
 
@@ -12,7 +12,7 @@ IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONS
 @pytest.mark.parametrize("failure", HttpFailure)
 def test_every_failure_has_a_meaning(failure: HttpFailure) -> None:
     """Only a connection that ended in the middle is taken up at once."""
-    effect = effect_of(HttpFailed(failure, "detail"), "hub.example")
+    effect = classify_failure(HttpFailed(failure, "detail"), "hub.example")
     assert effect.failed.reason
     assert "{" not in effect.failed.message
     assert isinstance(effect, LinkBroken) is (failure in IN_THE_MIDDLE)

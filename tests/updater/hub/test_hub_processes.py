@@ -116,7 +116,7 @@ def test_an_operator_is_told_what_the_hub_said(world: World, server: ScriptedHub
     server.fails(resets_after(0), times=FOREVER)
     with pytest.raises(grpc.RpcError) as caught:
         world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
-    assert "broke the connection off" in str(caught.value.details())
+    assert "closed the connection early" in str(caught.value.details())
     server.faults.clear()
     world.updates().ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
     told = world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)

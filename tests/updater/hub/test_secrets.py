@@ -16,7 +16,7 @@ from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
 from updater.core.results import FaultKind
 from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub, open_hub
-from updater.hub.settings import TokenSource, proxy_for
+from updater.hub.settings import TokenReader, find_proxy
 from updater.settings import ModelUpdatesSection, UpdaterSection
 
 VARIABLE = "HUB_TOKEN"
@@ -89,7 +89,7 @@ def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytes
     """Not by an error, though the hub sends it back; not in the log of any library; not by what holds it."""
     caplog.set_level(logging.DEBUG)
     hub = opened(bench, hub_token_file=str(token_file))
-    shown = [repr(hub), repr(vars(hub)), repr(TokenSource(token_file, ""))]
+    shown = [repr(hub), repr(vars(hub)), repr(TokenReader(token_file, ""))]
     bench.server.token = WORD[::-1]
     shown.append(str(failure(lambda: hub.revisions(WHOLE))))  # the scripted hub quotes what it was sent
     assert WORD in str(bench.server.asked)
@@ -149,12 +149,12 @@ def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    assert proxy_for("https", "hub.example") == ""
+    assert find_proxy("https", "hub.example") == ""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "inside.example,10.0.0.1")
-    assert proxy_for("https", "hub.example") == "http://proxy.example:3128"
-    assert proxy_for("http", "hub.example") == ""
-    assert proxy_for("https", "inside.example") == ""
+    assert find_proxy("https", "hub.example") == "http://proxy.example:3128"
+    assert find_proxy("http", "hub.example") == ""
+    assert find_proxy("https", "inside.example") == ""
 
 
 @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ def test_without_an_endpoint_it_is_the_public_hub() -> None:
     """As the hub's own client names it."""
     hub = open_hub(UpdaterSection(), MODEL_ID, SystemClock(), lambda _: False)
     client: HubHttpClient = hub._client  # noqa: SLF001
-    assert client._rules.endpoint.startswith("https://modelscope.")  # noqa: SLF001
+    assert client._options.endpoint.startswith("https://modelscope.")  # noqa: SLF001

@@ -18,7 +18,7 @@ from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import HubServerOptions
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
 from updater.core.results import FaultKind
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions
 from updater.store.garbage import References
@@ -50,7 +50,7 @@ class Both:
 
     served: Standin
     folder: Path
-    rules: HubHttpRules
+    rules: HubHttpOptions
     token: str = ""
     pace: PaceRules = field(default_factory=PaceRules)
 
@@ -81,7 +81,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
     publish_scripted(tmp_path / "hub", REVISION)
     (tmp_path / "state").mkdir()
     with standin(tmp_path) as served:
-        yield Both(served, tmp_path, HubHttpRules(served.url, stall_seconds=WHOLE))
+        yield Both(served, tmp_path, HubHttpOptions(served.url, stall_seconds=WHOLE))
 
 
 def asked_in_vain(both: Both, ask: Callable[[], object]) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
     for revision in (REVISION, "v1.1.0"):
         publish_scripted(tmp_path / "hub", revision)
     with standin(tmp_path, HubServerOptions(token=WORD)) as served:
-        both = Both(served, tmp_path, HubHttpRules(served.url), WORD)
+        both = Both(served, tmp_path, HubHttpOptions(served.url), WORD)
         hub = both.hub
         revisions, release = hub.revisions(WHOLE), hub.release("v1.1.0", WHOLE)
         content = b"".join(hub.read("v1.1.0", WEIGHTS, 0, WHOLE))

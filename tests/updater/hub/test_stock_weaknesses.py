@@ -23,7 +23,7 @@ from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
 from updater.core.ports import EffectFailed
 from updater.core.results import Failed, FaultKind
-from updater.hub.client import HubHttpClient, HubHttpRules
+from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions
 from updater.store.garbage import References
@@ -75,7 +75,7 @@ class Ours:
         self.state.mkdir()
         clock = SystemClock()
         client = HubHttpClient(
-            HubHttpRules(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: ""
+            HubHttpOptions(served.url, stall_seconds=5.0), clock, lambda: "", lambda _scheme, _host: ""
         )
         self.hub = ModelScopeHub(client, MODEL_ID, clock, lambda _: False)
         shared = StoreOptions(self.state, StagingLimits(0))
