@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dev.parity.words import merges, vocabulary
 from inference.runner.conversion.ofa_config import Architecture, read_architecture
-from inference.runner.conversion.ofa_tensors import DECODER_EMBEDDING, EMBEDDING, OUTPUT, expected_tensors
+from inference.runner.conversion.ofa_plan import DECODER_EMBEDDING, EMBEDDING, OUTPUT, expected_tensors
 
 ADDED_TOKENS = 8192 + 1000  # <code_…> and <bin_…>, which the loader adds and no file holds
 ANSWERS_FILE = Path(__file__).with_name("answer_rows.json")

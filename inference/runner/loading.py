@@ -11,6 +11,7 @@ from common.clock import Clock
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import (
+    BUILT_IN,
     DEFAULT_MAX_PIXELS,
     DEFAULT_MAX_SIDE,
     AddressItem,
@@ -21,8 +22,9 @@ from inference.runner.engines.base import (
     LoadOptions,
     Progress,
     RowRange,
+    estimator_for,
+    loader_for,
 )
-from inference.runner.engines.catalog import BUILT_IN, estimator_for, loader_for
 from inference.runner.hardware import Hardware, measure_free_bytes
 from inference.runner.plan import is_out_of_memory, plan_load
 from inference.runner.reporting import describe_error

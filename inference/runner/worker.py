@@ -10,8 +10,7 @@ from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
 from inference.runner.batch import BatchRun, DeviceLost, ExecutionContext
-from inference.runner.engines.base import Engine
-from inference.runner.engines.catalog import loader_for
+from inference.runner.engines.base import Engine, loader_for
 from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
 from inference.runner.plan import CallLimits

@@ -22,8 +22,7 @@ from inference.runner.device import (
     torch_device,
     torch_dtype,
 )
-from inference.runner.engines.base import AddressItem, BundleRefused, EntailmentItem, LoadOptions, RowRange
-from inference.runner.engines.catalog import loader_for
+from inference.runner.engines.base import AddressItem, BundleRefused, EntailmentItem, LoadOptions, RowRange, loader_for
 from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from inference.runner import hardware
-from inference.runner.engines.base import MemoryEstimate
-from inference.runner.engines.catalog import estimator_for
+from inference.runner.engines.base import MemoryEstimate, estimator_for
 from inference.runner.hardware import CpuOnly, measure_free_bytes
 from inference.runner.plan import MARGIN, plan_load
 from tests.runner.conftest import MakeStage

@@ -1,5 +1,9 @@
-"""Reads and checks everything of a published OFA except tensor data, without torch."""
+"""Reads and checks everything of a published OFA except tensor data, without torch.
 
+Names and shapes of the expected tensors follow from the configuration.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +16,173 @@ from inference.runner.conversion.ofa_config import (
     read_architecture,
     read_pipeline,
 )
-from inference.runner.conversion.ofa_tensors import ExpectedTensors, check_tensors, expected_tensors
 from inference.runner.conversion.ofa_vocabulary import Vocabulary, read_vocabulary
-from inference.runner.conversion.tensor_location import TensorLocations
+from inference.runner.conversion.tensor_location import TensorLocations, have_same_content, refuse, shorten
 from inference.runner.conversion.weight_files import locate_tensors
 from inference.runner.engines.ofa.config import EngineConfig
+
+EMBEDDING = "encoder.embed_tokens.weight"
+DECODER_EMBEDDING = "decoder.embed_tokens.weight"
+OUTPUT = "decoder.output_projection.weight"
+FLOATS = ("float32", "float16", "bfloat16")  # dtypes of parameters
+INTEGERS = ("int64", "int32")  # dtypes of index tables and counters
+_FEATURES = 1024
+_STAGES = ((64, 64), (256, 128), (512, 256))  # input channels, width
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedTensors:
+    """Tensors that a source must and may contain, with their shapes."""
+
+    required: Mapping[str, tuple[int, ...]]
+    optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be recomputed
+    tied: Mapping[str, tuple[int, ...]]  # other names of the embedding
+
+
+def expected_tensors(architecture: Architecture) -> ExpectedTensors:
+    """Return the tensors of an architecture."""
+    width = architecture.width
+    rows = (architecture.vocabulary, width)
+    required: Shapes = {**_resnet(architecture), **_encoder(architecture), **_decoder(architecture)}
+    optional: Shapes = dict.fromkeys(_batch_norms(architecture), ())
+    square = (MAX_DISTANCE_POSITIONS, MAX_DISTANCE_POSITIONS)
+    cells = architecture.image_buckets**2 + 1
+    for side in ("encoder", "decoder"):
+        optional[f"{side}.token_rp_bucket"] = square
+        optional[f"{side}.image_rp_bucket"] = (cells, cells)
+    # The additional 768 entries are a constant of the original implementation.
+    optional["decoder.image_position_idx"] = (architecture.code_window**2 + 1 + 768,)
+    tied: Shapes = {DECODER_EMBEDDING: rows}
+    (tied if architecture.is_tied else required)[OUTPUT] = rows
+    return ExpectedTensors({**required, EMBEDDING: rows}, optional, tied)
+
+
+def check_tensors(locations: TensorLocations, expected: ExpectedTensors) -> None:
+    """Compare a source's tensors with the expected ones.
+
+    Raises:
+        ConversionRefused: a tensor is missing, unexpected, of another shape or dtype, or tied tensors differ.
+        OSError: tied tensors cannot be read.
+    """
+    known = {**expected.required, **expected.optional, **expected.tied}
+    for name in expected.required:
+        if name not in locations:
+            refuse(f"tensor {name} is missing")
+    for name, location in locations.items():
+        if name not in known:
+            refuse(f"tensor {shorten(name)} does not belong to an OFA of this configuration")
+        if location.shape != known[name]:
+            refuse(f"tensor {name} has shape {location.shape}, supported: {known[name]}")
+        supported = INTEGERS if name in expected.optional else FLOATS
+        if location.dtype not in supported:
+            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}")
+    for name in expected.tied:
+        if name in locations and not have_same_content(locations[name], locations[EMBEDDING]):
+            refuse(f"tensor {name} differs from {EMBEDDING}, although the configuration ties them")
+
+
+def list_blocks(architecture: Architecture) -> list[tuple[str, bool]]:
+    """Return prefix of each bottleneck in order, and whether its shortcut has a convolution."""
+    return [
+        (f"encoder.embed_images.layer{stage + 1}.{block}.", block == 0)
+        for stage, count in enumerate(architecture.resnet_blocks)
+        for block in range(count)
+    ]
+
+
+def _batch_norms(architecture: Architecture) -> list[str]:
+    names = ["encoder.embed_images.bn1."]
+    for prefix, reshapes in list_blocks(architecture):
+        names += [f"{prefix}bn{number}." for number in (1, 2, 3)]
+        names += [f"{prefix}downsample.1."] if reshapes else []
+    return [f"{name}num_batches_tracked" for name in names]
+
+
+def _resnet(architecture: Architecture) -> Shapes:
+    shapes = _convolution("encoder.embed_images.conv1", "encoder.embed_images.bn1", (64, 3, 7, 7))
+    for stage, count in enumerate(architecture.resnet_blocks):
+        channels, width = _STAGES[stage]
+        for block in range(count):
+            prefix = f"encoder.embed_images.layer{stage + 1}.{block}."
+            inputs = width * 4 if block else channels
+            shapes |= _convolution(f"{prefix}conv1", f"{prefix}bn1", (width, inputs, 1, 1))
+            shapes |= _convolution(f"{prefix}conv2", f"{prefix}bn2", (width, width, 3, 3))
+            shapes |= _convolution(f"{prefix}conv3", f"{prefix}bn3", (width * 4, width, 1, 1))
+            if not block:
+                shapes |= _convolution(f"{prefix}downsample.0", f"{prefix}downsample.1", (width * 4, inputs, 1, 1))
+    return shapes
+
+
+def _convolution(convolution: str, norm: str, shape: tuple[int, int, int, int]) -> Shapes:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{convolution}.weight": shape, **{f"{norm}.{part}": (shape[0],) for part in parts}}
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _attention(prefix: str, width: int, heads: int) -> Shapes:
+    shapes: Shapes = {f"{prefix}.c_attn": (heads,)}
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= _linear(f"{prefix}.{part}", width, width)
+    return shapes
+
+
+def _layer(prefix: str, width: int, heads: int, hidden: int, attentions: tuple[str, ...]) -> Shapes:
+    shapes = {**_linear(f"{prefix}fc1", hidden, width), **_linear(f"{prefix}fc2", width, hidden)}
+    shapes |= {**_norm(f"{prefix}ffn_layer_norm", hidden), **_norm(f"{prefix}final_layer_norm", width)}
+    for name in attentions:
+        shapes |= _attention(f"{prefix}{name}", width, heads)
+        shapes |= _norm(f"{prefix}{name}_layer_norm", width)
+        shapes |= _norm(f"{prefix}{name}_mid_layer_norm", width)
+    return shapes
+
+
+def _positions(side: str, architecture: Architecture, linears: tuple[str, ...], layers: int, heads: int) -> Shapes:
+    """Tensors that encoder and decoder both have: positions, their norms and projections, relative-position tables."""
+    width, buckets = architecture.width, architecture.image_buckets
+    shapes: Shapes = {
+        f"{side}.embed_positions.weight": (architecture.positions, width),
+        f"{side}.embed_image_positions.weight": (buckets**2 + 1, width),
+    }
+    for norm in ("layernorm_embedding", "pos_ln", "image_pos_ln", "layer_norm"):
+        shapes |= _norm(f"{side}.{norm}", width)
+    for linear in linears:
+        shapes |= _linear(f"{side}.{linear}", width, width)
+    for table in range(1 if architecture.shares_bias else layers):
+        shapes[f"{side}.token_rel_pos_table_list.{table}.weight"] = (2 * architecture.text_buckets - 1, heads)
+        shapes[f"{side}.image_rel_pos_table_list.{table}.weight"] = ((2 * buckets - 1) ** 2 + 3, heads)
+    return shapes
+
+
+def _encoder(architecture: Architecture) -> Shapes:
+    width, heads, layers = architecture.width, architecture.encoder_heads, architecture.encoder_layers
+    shapes = _positions("encoder", architecture, ("pos_q_linear", "pos_k_linear"), layers, heads)
+    shapes |= _linear("encoder.image_proj", width, _FEATURES)
+    shapes |= _norm("encoder.patch_layernorm_embedding", width)
+    if architecture.has_type_embedding:
+        shapes["encoder.type_embedding.weight"] = (2, width)
+    for layer in range(layers):
+        shapes |= _layer(f"encoder.layers.{layer}.", width, heads, architecture.encoder_ffn, ("self_attn",))
+    return shapes
+
+
+def _decoder(architecture: Architecture) -> Shapes:
+    width, heads, layers = architecture.width, architecture.decoder_heads, architecture.decoder_layers
+    linears = ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear", "cross_pos_k_linear")
+    shapes = _positions("decoder", architecture, linears, layers, heads)
+    if architecture.has_code_norm:
+        shapes |= _norm("decoder.code_layernorm_embedding", width)
+    for layer in range(layers):
+        prefix = f"decoder.layers.{layer}."
+        shapes |= _layer(prefix, width, heads, architecture.decoder_ffn, ("self_attn", "cross_attn"))
+    return shapes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from common.source import ConversionRefused
 from inference.runner.conversion.ofa_config import MAX_DISTANCE_POSITIONS, Architecture
-from inference.runner.conversion.ofa_tensors import EMBEDDING, OUTPUT, list_blocks
+from inference.runner.conversion.ofa_plan import EMBEDDING, OUTPUT, list_blocks
 from inference.runner.conversion.tensor_io import OutputTensor, TensorReader, is_finite
 from inference.runner.engines.ofa.config import EngineConfig, stored_name
 from inference.runner.engines.ofa.model import OfaModel

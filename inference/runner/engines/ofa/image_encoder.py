@@ -1,9 +1,14 @@
-"""The picture's ResNet (https://arxiv.org/abs/1512.03385): no last stage, batch norms folded into convolutions."""
+"""Encodes pictures: ResNet (https://arxiv.org/abs/1512.03385) without its last stage, projection and norm.
 
+Batch norms are folded into the convolutions.
+"""
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
-from inference.runner.engines.ofa.layers import Convolution
+from inference.runner.engines.ofa.config import EngineConfig
+from inference.runner.engines.ofa.layers import Convolution, LayerNorm, Linear
 
 FEATURES = 1024  # channels of the last stage
 _STEM = 64
@@ -79,3 +84,32 @@ class ResNet(nn.Module):
         rows = (self.stem.reorder_weight(rows) + 1) // 2
         for block in self.blocks:
             rows = block.reorder_weights(rows)  # type: ignore[operator]  # a Bottleneck
+
+
+class ImageEncoder(nn.Module):
+    """Pictures to patch features, which depend on nothing else and can be reused between calls."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__()
+        self.resnet = ResNet(config.resnet_blocks)
+        self.project = Linear(FEATURES, config.width)
+        self.norm = LayerNorm(config.width)
+        self.mean = config.image_mean
+        self.deviation = config.image_deviation
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute patch features.
+
+        Args:
+            pixels: (pictures, size, size, 3) uint8, RGB.
+
+        Returns:
+            (pictures, patches, width).
+        """
+        mean = torch.tensor(self.mean, device=pixels.device)
+        deviation = torch.tensor(self.deviation, device=pixels.device)
+        scaled = pixels.to(torch.float32).div_(255).sub_(mean).div_(deviation)
+        # The permuted view is (pictures, 3, size, size) in channels-last memory, the fastest layout for convolutions.
+        features = self.resnet(scaled.to(self.project.weight.dtype).permute(0, 3, 1, 2))
+        result: Tensor = self.norm(self.project(features))
+        return result

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines.ofa.config import LABELS, ONE_TOKEN_EACH, DecoderPrompt, EngineConfig, Fork
-from inference.runner.engines.ofa.image_encoder import FEATURES, ResNet
-from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm, Linear
+from inference.runner.engines.ofa.image_encoder import ImageEncoder
+from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm
 from inference.runner.engines.ofa.positions import PositionBiases
 
 
@@ -59,35 +59,6 @@ def score_labels(hidden_states: Tensor, answer_embeddings: Tensor, forks: Sequen
             if row >= 0:
                 scores[:, label] += log_probabilities[:, rows.index(row)]
     return torch.softmax(scores, dim=-1)
-
-
-class ImageEncoder(nn.Module):
-    """Pictures to patch features, which depend on nothing else and can be reused between calls."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        super().__init__()
-        self.resnet = ResNet(config.resnet_blocks)
-        self.project = Linear(FEATURES, config.width)
-        self.norm = LayerNorm(config.width)
-        self.mean = config.image_mean
-        self.deviation = config.image_deviation
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Compute patch features.
-
-        Args:
-            pixels: (pictures, size, size, 3) uint8, RGB.
-
-        Returns:
-            (pictures, patches, width).
-        """
-        mean = torch.tensor(self.mean, device=pixels.device)
-        deviation = torch.tensor(self.deviation, device=pixels.device)
-        scaled = pixels.to(torch.float32).div_(255).sub_(mean).div_(deviation)
-        # The permuted view is (pictures, 3, size, size) in channels-last memory, the fastest layout for convolutions.
-        features = self.resnet(scaled.to(self.project.weight.dtype).permute(0, 3, 1, 2))
-        result: Tensor = self.norm(self.project(features))
-        return result
 
 
 class OfaModel(nn.Module):

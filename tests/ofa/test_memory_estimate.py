@@ -12,7 +12,7 @@ from common.bundle import Bundle
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import LoadOptions
 from inference.runner.engines.ofa.config import WEIGHTS_NAME
-from inference.runner.engines.ofa.memory import count_weight_bytes, estimate_ofa_memory
+from inference.runner.engines.ofa.load import count_weight_bytes, estimate_ofa_memory
 from inference.runner.engines.ofa.positions import PREFIX
 
 
