@@ -1,26 +1,17 @@
-"""What operators ask of one model, one at a time, from their threads to the model's own."""
+"""The queue of operators' commands to one model, from their threads to the model's own."""
 
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 
 from common.errors import NotReady
-from updater.core.effects import CommandKind, OperatorCommand
-from updater.core.record import Event, ModelRecord
-from updater.stages.commands import Refusal, may_apply_now
+from updater.core.facts import CommandKind, OperatorCommand
+from updater.core.record import ModelRecord
+from updater.stages.commands import CommandResult, must_wait
 
-_WRITE_SECONDS = 15.0  # what is being written down is written or refused by then
-# An operator who takes back or stops does not wait for a transfer or a gate to end by itself.
+_WRITE_SECONDS = 15.0  # longest wait for the write of a command that is being applied
+# They do not wait for a transfer or a gate to end by itself.
 URGENT = frozenset({CommandKind.PAUSE, CommandKind.ROLLBACK})
-
-
-@dataclass(frozen=True, slots=True)
-class CommandResult:
-    """What a command led to: written down, or refused."""
-
-    after: ModelRecord
-    events: tuple[Event, ...]
-    refusal: Refusal | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +19,7 @@ class _Waiting:
     command: OperatorCommand
     answered: threading.Event = field(default_factory=threading.Event)
     result: CommandResult | None = None
-    is_taken: bool = False  # it is being written down
+    is_taken: bool = False  # it is being applied
 
 
 class CommandQueue:
@@ -41,10 +32,10 @@ class CommandQueue:
         self._queue: deque[_Waiting] = deque()
 
     def ask(self, command: OperatorCommand, seconds: float) -> CommandResult:
-        """Ask, and wait until it is written down.
+        """Put a command into the queue and wait until its result is durable.
 
         Raises:
-            NotReady: the model was busy for so long; it was not done, and will not be.
+            NotReady: the model was busy for so long; the command was not applied, and will not be.
         """
         waiting = _Waiting(command)
         with self._lock:
@@ -67,7 +58,7 @@ class CommandQueue:
             return self._queue[0].command if self._queue else None
 
     def take(self, command: OperatorCommand) -> bool:
-        """Begin to apply one; False if whoever asked has given up."""
+        """Claim a command before it is applied; False if its caller has given up."""
         with self._lock:
             for waiting in self._queue:
                 if waiting.command is command:
@@ -76,16 +67,16 @@ class CommandQueue:
         return False
 
     def is_urgent(self, record: ModelRecord) -> bool:
-        """Whether one waits for which a step in progress should be broken off."""
+        """Whether a command waits that interrupts the step in progress."""
         with self._lock:
-            kinds = [waiting.command for waiting in self._queue if waiting.command.kind in URGENT]
-        return any(may_apply_now(record, command) for command in kinds)
+            kinds = {waiting.command.kind for waiting in self._queue} & URGENT
+        return any(not must_wait(record, kind) for kind in kinds)
 
-    def grant(self, command: OperatorCommand, result: CommandResult) -> None:
-        """Answer whoever asked."""
+    def answer(self, result: CommandResult) -> None:
+        """Return the result to the command's caller."""
         with self._lock:
             for waiting in self._queue:
-                if waiting.command is command:
+                if waiting.command is result.command:
                     waiting.result = result
                     self._queue.remove(waiting)
                     waiting.answered.set()

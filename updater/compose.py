@@ -15,13 +15,13 @@ from updater.control.client import ControlClient
 from updater.control.prober import Prober
 from updater.core.ports import Hub
 from updater.core.record import ModelRecord
+from updater.core.versions import version_of
 from updater.golden_files import GoldenFiles
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
 from updater.metrics import Observer
 from updater.perform import Ports
 from updater.settings import UpdaterSettings, rules_of
-from updater.stages.watch import version_of
 from updater.status import Progress
 from updater.store.bundles import BundleStore, ChildConverter, DigestOf, StoreOptions, predict_bundle_digest
 from updater.store.garbage import References

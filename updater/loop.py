@@ -1,24 +1,23 @@
-"""One model's life: read the record and the facts, decide one step, perform it, write the record. Again."""
+"""One model's loop: look at the facts, refresh the record, decide one step, perform it, write the record. Again."""
 
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.clock import Clock
-from updater.commands import CommandQueue, CommandResult
-from updater.core.effects import Action, ApplyCommand, Begin, Failed, Wait
+from updater.commands import CommandQueue
+from updater.core.effects import Failed, Result, Wait
 from updater.core.ports import EffectFailed, Facts, Journal, ServerState
-from updater.core.record import Event, Installed, ModelRecord
+from updater.core.record import Installed, ModelRecord
 from updater.core.rules import Rules
 from updater.metrics import Observer
 from updater.perform import Ports, perform
-from updater.stages.apply_result import apply_result
-from updater.stages.commands import refusal
-from updater.stages.decide import decide
-from updater.stages.transitions import is_worth_writing, stopped
+from updater.stages.commands import CommandResult
+from updater.stages.machine import Step, apply_result, decide, refresh
+from updater.stages.transitions import Transition, is_worth_writing, note_orderly_stop
 from updater.status import StatusPublisher
 
 STATE_SECONDS = 5.0  # of one look at the server
@@ -27,23 +26,23 @@ WRITE_PAUSE_SECONDS = 2.0  # after a journal that could not be written
 
 
 class Interrupted(Exception):
-    """A step was broken off: the updater stops, or an operator takes back. Nothing of it is concluded."""
+    """A step was interrupted: the updater stops, or an operator's command is urgent. Its result is not applied."""
 
 
 class StepGuard:
-    """Breaks off what takes long, when there is reason to. Called by the ports of one model."""
+    """Interrupts a long effect when the updater stops or an urgent command waits. Called by the ports of one model."""
 
     def __init__(self, commands: CommandQueue, stopping: threading.Event) -> None:
-        """Watch an operator's commands and the end of the process."""
+        """Watch these commands and this event."""
         self._commands = commands
         self._stopping = stopping
         self.record: ModelRecord | None = None
 
     def __call__(self) -> None:
-        """Go on, or raise.
+        """Check once.
 
         Raises:
-            Interrupted: there is reason to stop.
+            Interrupted: the step must end now.
         """
         if self._stopping.is_set() or (self.record is not None and self._commands.is_urgent(self.record)):
             raise Interrupted
@@ -125,7 +124,7 @@ class ModelLoop:
             with contextlib.suppress(Interrupted):
                 parts.wake.wait(self.step())
         if self._has_begun:
-            self._write(stopped(self._record), ())
+            self._write(Transition(note_orderly_stop(self._record)))
 
     def step(self) -> float:
         """Take one step.
@@ -141,33 +140,42 @@ class ModelLoop:
         parts.wake.clear()  # before looking: what comes now wakes again
         began = parts.clock.monotonic()
         facts = self._look(began)
-        parts.guard.record = self._record
-        action = decide(self._record, facts, parts.rules)
-        if isinstance(action, ApplyCommand) and not parts.commands.take(action.command):
+        record, noted = refresh(self._record, facts, parts.rules)
+        parts.guard.record = record
+        step = decide(record, facts, parts.rules)
+        if isinstance(step, CommandResult) and not parts.commands.take(step.command):
             return 0.0
-        self._due = parts.clock.monotonic() + getattr(action, "deadline_seconds", 0.0) + GRACE_SECONDS
-        parts.crash.pass_by(f"before:{type(action).__name__}")
-        result = perform(action, parts.ports)
-        parts.crash.pass_by(f"after:{type(action).__name__}")
-        record, events = apply_result(self._record, action, result, facts, parts.rules)
-        refused = (
-            refusal(self._record, action.command, facts, parts.rules) if isinstance(action, ApplyCommand) else None
-        )
-        if not self._write(record, events, must=isinstance(action, Begin | ApplyCommand)):
+        name = type(step).__name__
+        self._due = parts.clock.monotonic() + getattr(step, "deadline_seconds", 0.0) + GRACE_SECONDS
+        parts.crash.pass_by(f"before:{name}")
+        result, after = self._perform(record, step, facts)
+        parts.crash.pass_by(f"after:{name}")
+        after = Transition(after.record, (*noted, *after.events))
+        if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
             return WRITE_PAUSE_SECONDS
         self._before, self._has_begun = began, True
-        if isinstance(action, ApplyCommand):
-            parts.commands.grant(action.command, CommandResult(record, tuple(events), refused))
-        return self._pause(action, is_failed=isinstance(result, Failed))
+        if isinstance(step, CommandResult):
+            parts.commands.answer(step)
+        self._rest = step if isinstance(step, Wait) else Wait(0.0)
+        self._due = parts.clock.monotonic() + GRACE_SECONDS
+        return max(self._rest.seconds, parts.rules.look_seconds if isinstance(result, Failed) else 0.0)
 
-    def _pause(self, action: Action, *, is_failed: bool) -> float:
-        self._due = self._parts.clock.monotonic() + GRACE_SECONDS
-        self._rest = action if isinstance(action, Wait) else Wait(0.0)
-        return max(self._rest.seconds, self._parts.rules.look_seconds if is_failed else 0.0)
+    def _perform(self, record: ModelRecord, step: Step | CommandResult, facts: Facts) -> tuple[Result, Transition]:
+        """Perform the step's effect, if it has one; returns its result, and the record after it."""
+        match step:
+            case Transition():
+                return None, step
+            case CommandResult():
+                return None, step.transition
+            case Wait():
+                return None, Transition(record)
+            case _:
+                result = perform(step, self._parts.ports)
+                return result, apply_result(record, step, result, facts, self._parts.rules)
 
-    def _write(self, record: ModelRecord, events: Sequence[Event], *, must: bool = False) -> bool:
+    def _write(self, after: Transition, *, must: bool = False) -> bool:
         """Make a step durable, unless only a little time has passed; False if that failed and nothing has changed."""
-        parts = self._parts
+        parts, (record, events) = self._parts, after
         before = self._record.stage
         if must or events or is_worth_writing(self._written, record):
             try:
@@ -180,7 +188,7 @@ class ModelLoop:
                 parts.crash.pass_by(record.stage.value)
             parts.observer.written(record, events)
         self._record = record
-        self.publisher.show(record, events)
+        self.publisher.publish(record, events)
         return True
 
     def _look(self, now: float) -> Facts:

@@ -1,22 +1,17 @@
-"""Actions become effects: each is performed through the ports, has a deadline, and may be performed twice."""
+"""Performing effects through the ports: each has a deadline, and may be performed twice."""
 
 from dataclasses import dataclass
 
 from updater.core import checks
 from updater.core.checks import refused
 from updater.core.effects import (
-    Action,
     Activated,
     ActivateLoad,
     ActivatePrevious,
-    Adopt,
-    ApplyCommand,
-    Begin,
     Collected,
     CollectGarbage,
     CommitLoad,
-    Done,
-    Enter,
+    Effect,
     Failed,
     FaultKind,
     Gated,
@@ -33,7 +28,6 @@ from updater.core.effects import (
     Staged,
     StageRevision,
     VerifyAndSeal,
-    Wait,
     WritePointer,
 )
 from updater.core.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
@@ -54,63 +48,61 @@ class Ports:
     clock: Clock
 
 
-def perform(action: Action, ports: Ports) -> Result:
-    """Do what was decided, and say what came of it. Blocks, at most as long as the action's deadline."""
+def perform(effect: Effect, ports: Ports) -> Result:
+    """Perform an effect and return its result. Blocks, at most as long as the effect's deadline."""
     try:
-        return _perform(action, ports)
+        return _perform(effect, ports)
     except EffectFailed as error:
         return error.failed
 
 
-def _perform(action: Action, ports: Ports) -> Result:  # noqa: PLR0911  one row an action
-    match action:
-        case Begin() | Wait() | Enter() | Adopt() | ApplyCommand():
-            return Done()
+def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line an effect
+    match effect:
         case LookAtHub():
-            return _look(action, ports)
+            return _look(effect, ports)
         case StageRevision():
-            return _stage(action, ports)
+            return _stage(effect, ports)
         case VerifyAndSeal():
-            return _verify_and_seal(action, ports)
+            return _verify_and_seal(effect, ports)
         case RunGate():
-            digest = "" if action.golden is None else action.golden.digest
-            limit = action.deadline_seconds
-            return Gated(ports.golden.run(action.load_id, action.active_load_id, digest, limit))
+            digest = "" if effect.golden is None else effect.golden.digest
+            limit = effect.deadline_seconds
+            return Gated(ports.golden.run(effect.load_id, effect.active_load_id, digest, limit))
         case Probe():
-            return Probed(*ports.golden.probe(action.load_id, action.items, action.deadline_seconds))
+            return Probed(*ports.golden.probe(effect.load_id, effect.items, effect.deadline_seconds))
         case WritePointer():
-            ports.store.write_pointer(action.installed)
-            return Done()
+            ports.store.write_pointer(effect.installed)
+            return None
         case CollectGarbage():
-            keep = (action.keep_bundles, action.keep_sources, action.keep_update_id)
-            return Collected(*ports.store.collect(*keep, action.cap_bytes))
+            keep = (effect.keep_bundles, effect.keep_sources, effect.keep_update_id)
+            return Collected(*ports.store.collect(*keep, effect.cap_bytes))
         case _:
-            return _change_slots(action, ports.control)
+            return _change_slots(effect, ports.control)
 
 
 def _change_slots(
-    action: LoadBundle | ActivateLoad | CommitLoad | ActivatePrevious | RetireLoad, control: Control
+    effect: LoadBundle | ActivateLoad | CommitLoad | ActivatePrevious | RetireLoad, control: Control
 ) -> Result:
-    change = (action.transaction_id, action.expected_generation, action.deadline_seconds)
-    match action:
+    change = (effect.transaction_id, effect.expected_generation, effect.deadline_seconds)
+    match effect:
         case LoadBundle():
-            return Loaded(control.load(action.bundle_digest, action.device, *change))
+            return Loaded(control.load(effect.bundle_digest, effect.device, *change))
         case ActivateLoad():
-            return Activated(control.activate(action.load_id, action.trial_lease_seconds, *change).incarnation)
+            return Activated(control.activate(effect.load_id, effect.trial_lease_seconds, *change).incarnation)
         case CommitLoad():
-            control.commit(action.load_id, *change)
+            control.commit(effect.load_id, *change)
         case ActivatePrevious():
-            control.activate(action.load_id, 0.0, *change)
+            control.activate(effect.load_id, 0.0, *change)
         case RetireLoad():
-            control.retire(action.load_id, *change)
-    return Done()
+            control.retire(effect.load_id, *change)
+    return None
 
 
-def _look(action: LookAtHub, ports: Ports) -> Result:
-    ends = ports.clock.monotonic() + action.deadline_seconds
-    names = ports.hub.revisions(action.deadline_seconds)
+def _look(effect: LookAtHub, ports: Ports) -> Result:
+    ends = ports.clock.monotonic() + effect.deadline_seconds
+    names = ports.hub.revisions(effect.deadline_seconds)
     releases: list[Release] = []
-    for name in worth_listing(names, action):
+    for name in worth_listing(names, effect):
         left = ends - ports.clock.monotonic()
         if left <= 0:
             raise EffectFailed.transient("HUB_SLOW", "looking at the hub took too long")
@@ -124,44 +116,44 @@ def _look(action: LookAtHub, ports: Ports) -> Result:
     return Listed(tuple(names), tuple(releases))
 
 
-def _stage(action: StageRevision, ports: Ports) -> Result:
-    ends = ports.clock.monotonic() + action.deadline_seconds
-    before = _ready_release(action, ports.hub, action.deadline_seconds)
+def _stage(effect: StageRevision, ports: Ports) -> Result:
+    ends = ports.clock.monotonic() + effect.deadline_seconds
+    before = _ready_release(effect, ports.hub, effect.deadline_seconds)
     staged = ports.store.stage(
-        action.update_id,
+        effect.update_id,
         before,
         ports.hub,
-        action.max_bytes,
+        effect.max_bytes,
         ends - ports.clock.monotonic(),
-        is_fresh=action.is_fresh,
+        is_fresh=effect.is_fresh,
     )
-    after = _ready_release(action, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
+    after = _ready_release(effect, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
     if after.files != before.files:
-        message = f"{action.revision} changed while it was fetched"
+        message = f"{effect.revision} changed while it was fetched"
         raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
     return Staged(staged)
 
 
-def _ready_release(action: StageRevision, hub: Hub, deadline_seconds: float) -> Release:
-    """The revision as it is listed now, if that is what was decided for."""
-    release = hub.release(action.revision, deadline_seconds)
+def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> Release:
+    """The revision as it is listed now, if it is still what the effect was decided for."""
+    release = hub.release(effect.revision, deadline_seconds)
     if not release.is_ready:
         raise EffectFailed.not_ready("NOT_READY", release.missing)
-    if action.source_digest and release.source_digest not in ("", action.source_digest):
-        message = f"{action.revision} is not what it was when it was listed"
+    if effect.source_digest and release.source_digest not in ("", effect.source_digest):
+        message = f"{effect.revision} is not what it was when it was listed"
         raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
     return release
 
 
-def _verify_and_seal(action: VerifyAndSeal, ports: Ports) -> Result:
-    ends = ports.clock.monotonic() + action.deadline_seconds
-    folder = ports.store.source_folder(action.update_id, action.source_digest, is_kept=action.is_kept_source)
-    provenance = ports.store.verify(folder, action.source_digest, action.compatible_with)
+def _verify_and_seal(effect: VerifyAndSeal, ports: Ports) -> Result:
+    ends = ports.clock.monotonic() + effect.deadline_seconds
+    folder = ports.store.source_folder(effect.update_id, effect.source_digest, is_kept=effect.is_kept_source)
+    provenance = ports.store.verify(folder, effect.source_digest, effect.compatible_with)
     left = ends - ports.clock.monotonic()
     if left <= 0:
         return Failed(FaultKind.TRANSIENT, "DEADLINE", "verification took too long")
-    digest = ports.converter.seal(folder, action.revision, action.precision, left, provenance)
-    ports.store.check_compatible(digest, action.compatible_with)  # check 15
-    if not action.is_kept_source:
-        ports.store.keep_source(action.update_id, action.source_digest)
-    return Sealed(digest, action.source_digest)
+    digest = ports.converter.seal(folder, effect.revision, effect.precision, left, provenance)
+    ports.store.check_compatible(digest, effect.compatible_with)  # check 15
+    if not effect.is_kept_source:
+        ports.store.keep_source(effect.update_id, effect.source_digest)
+    return Sealed(digest, effect.source_digest)

@@ -1,4 +1,4 @@
-"""How far what takes long has come, for whoever looks. Not durable: it says nothing that a decision needs."""
+"""Status for displays: the progress of a step, and snapshots of the record. Not persisted; no decision reads it."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from updater.core.record import Event, ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a whole, in bytes."""
+    """Progress in bytes."""
 
     done_bytes: int = 0
-    total_bytes: int = 0  # 0: nothing is under way, or nobody knows how much it is
+    total_bytes: int = 0  # 0: nothing is under way, or the size is not known
 
     @property
     def fraction(self) -> float:
@@ -22,7 +22,7 @@ class Share:
 
 
 class Progress:
-    """One model's step in progress. Told by its own thread, read by any."""
+    """Progress of one model's long-running step. Set by the model's thread, read by any."""
 
     def __init__(self) -> None:
         """Nothing is under way."""
@@ -31,18 +31,18 @@ class Progress:
 
     @property
     def share(self) -> Share:
-        """How far it is now."""
+        """The progress now."""
         with self._lock:
             return self._share
 
-    def tell(self, done_bytes: int, total_bytes: int) -> None:
-        """Say how far it is."""
+    def report(self, done_bytes: int, total_bytes: int) -> None:
+        """Set the progress."""
         with self._lock:
             self._share = Share(done_bytes, total_bytes)
 
     def clear(self) -> None:
-        """It is over, one way or another."""
-        self.tell(0, 0)
+        """The step has ended."""
+        self.report(0, 0)
 
 
 MAX_EVENTS = 200
@@ -58,32 +58,32 @@ class StatusSnapshot:
 
 
 class StatusPublisher:
-    """One model's place on the wall. Written by its own thread, read by any."""
+    """The latest snapshot of one model. Published by the model's thread, read by any."""
 
     def __init__(self, record: ModelRecord, clock: Clock) -> None:
-        """Show a record that was loaded."""
+        """Publish a record that was loaded."""
         self._clock = clock
         self._changed = threading.Condition()
         self._snapshot = StatusSnapshot(record)
 
     @property
     def snapshot(self) -> StatusSnapshot:
-        """What is there now."""
+        """The latest snapshot."""
         with self._changed:
             return self._snapshot
 
-    def show(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Show what was written."""
+    def publish(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Publish what was written."""
         with self._changed:
             kept = (*self._snapshot.events, *events)[-MAX_EVENTS:]
             self._snapshot = StatusSnapshot(record, kept, self._snapshot.version + 1)
             self._changed.notify_all()
 
-    def wait(self, is_so: Callable[[StatusSnapshot], bool], seconds: float) -> StatusSnapshot | None:
-        """Wait until it looks so; None if it does not within the time."""
+    def wait(self, condition: Callable[[StatusSnapshot], bool], seconds: float) -> StatusSnapshot | None:
+        """Wait until a snapshot satisfies the condition; None if none does within the time."""
         ends = self._clock.monotonic() + seconds
         with self._changed:
-            while not is_so(self._snapshot):
+            while not condition(self._snapshot):
                 left = ends - self._clock.monotonic()
                 if left <= 0:
                     return None

@@ -17,10 +17,14 @@ from unittest import mock
 
 from common import sealing
 from updater import loop
-from updater.core.effects import Action, CommitLoad, Enter, Failed, Result
-from updater.core.record import Stage
+from updater.core.effects import CommitLoad, Effect, Failed, Result
+from updater.core.ports import Facts
+from updater.core.record import ModelRecord, Stage
+from updater.core.rules import Rules
 from updater.daemon import main
 from updater.perform import Ports, perform
+from updater.stages.commands import CommandResult
+from updater.stages.machine import Step, decide
 from updater.store.bundles import BundleStore
 
 T = TypeVar("T")
@@ -31,8 +35,8 @@ class Seen:
     """What the stop-watch saw of one update."""
 
     is_committed: bool
-    seconds: dict[str, float]  # by action of the updater, and by parts of verifying and sealing
-    at: dict[str, float]  # moments: "ACTION begins" (the first time), "ACTION ends" (the last)
+    seconds: dict[str, float]  # by effect of the updater, and by parts of verifying and sealing
+    at: dict[str, float]  # moments: "EFFECT begins" (the first time), "EFFECT ends" (the last)
     updater_peak_bytes: int
     convert_peak_bytes: int  # pages of mapped files among them
 
@@ -57,16 +61,22 @@ class StopWatch:
 
         return run
 
-    def perform(self, action: Action, ports: Ports) -> Result:
-        """The updater's, measured by the action's name."""
-        name = type(action).__name__
+    def perform(self, effect: Effect, ports: Ports) -> Result:
+        """The updater's, measured by the effect's name."""
+        name = type(effect).__name__
         self.at.setdefault(f"{name} begins", time.perf_counter())
-        done: Result = self.timed(name, perform)(action, ports)
+        done: Result = self.timed(name, perform)(effect, ports)
         self.at[f"{name} ends"] = time.perf_counter()
-        self.is_committed |= isinstance(action, CommitLoad) and not isinstance(done, Failed)
-        if self.is_committed or (isinstance(action, Enter) and action.stage in (Stage.HELD, Stage.ROLLING_BACK)):
+        self.is_committed |= isinstance(effect, CommitLoad) and not isinstance(done, Failed)
+        if self.is_committed:
             os.kill(os.getpid(), signal.SIGTERM)  # in order, after this step
         return done
+
+    def decide(self, record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:
+        """The updater's; an update that is not committed ends this process too."""
+        if record.stage in (Stage.HELD, Stage.ROLLING_BACK):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decide(record, facts, rules)
 
 
 def seen_by(watch: StopWatch) -> Seen:
@@ -80,6 +90,7 @@ if __name__ == "__main__":
     place, watch = Path(sys.argv.pop()), StopWatch()
     with (
         mock.patch.object(loop, "perform", watch.perform),
+        mock.patch.object(loop, "decide", watch.decide),
         mock.patch.object(BundleStore, "verify", watch.timed("verify", BundleStore.verify)),
         mock.patch.object(sealing, "seal", watch.timed("seal", sealing.seal)),
     ):

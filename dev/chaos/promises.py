@@ -18,7 +18,7 @@ from dev.harness import eventually
 from dev.harness.load import Load, LoadReport, Refused
 from dev.harness.revisions import MODEL
 from updater.core.rules import ReleasePolicy
-from updater.stages.watch import is_after
+from updater.core.versions import is_after
 from updater.store.journal import Journal, PastEvent, PastUpdate
 from updater.store.state_folder import STATE_ENTRIES
 

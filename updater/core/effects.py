@@ -1,71 +1,17 @@
 """Everything that the updater can do to the world, and everything that it can learn by it: two closed sets.
 
-An action is decided from the durable record, which was written before; performing it twice is the
-same as once, and every one has a deadline. An action without an effect on the world (`Begin`, `Wait`,
-`Enter`, `Adopt`, `ApplyCommand`) is answered by `Done()`.
+An effect is decided from the durable record, which was written before; performing it twice is the same as performing it
+once, and every one has a deadline. What comes of it is a result: what was learnt, None if there is nothing to learn, or
+a `Failed`.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand
-from updater.core.record import Installed, Stage
-from updater.core.results import (
-    Activated,
-    Collected,
-    Done,
-    Failed,
-    FaultKind,
-    Gated,
-    Listed,
-    Loaded,
-    Probed,
-    Result,
-    Sealed,
-    Shortage,
-    Staged,
-)
+from updater.core.facts import GoldenFacts, Release
+from updater.core.golden import GateAnswers
+from updater.core.record import Installed
 from updater.core.rules import ReleasePolicy
-
-__all__ = [
-    "Action",
-    "ActivateLoad",
-    "ActivatePrevious",
-    "Activated",
-    "Adopt",
-    "ApplyCommand",
-    "Begin",
-    "CollectGarbage",
-    "Collected",
-    "CommandKind",
-    "CommitLoad",
-    "Done",
-    "Enter",
-    "Failed",
-    "FaultKind",
-    "Gated",
-    "Listed",
-    "LoadBundle",
-    "Loaded",
-    "LookAtHub",
-    "OperatorCommand",
-    "Probe",
-    "Probed",
-    "Result",
-    "RetireLoad",
-    "RunGate",
-    "Sealed",
-    "Shortage",
-    "StageRevision",
-    "Staged",
-    "VerifyAndSeal",
-    "Wait",
-    "WritePointer",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The first step of every life of the updater: what was cut off is counted. No effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,34 +23,11 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Enter:
-    """Go to another stage on what the facts say. No effect."""
-
-    stage: Stage
-    reason: str = ""  # for machines
-    message: str = ""  # for people
-
-
-@dataclass(frozen=True, slots=True)
-class Adopt:
-    """Take over a committed pointer that somebody made before this record knew of any. No effect."""
-
-    installed: Installed
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyCommand:
-    """Do what an operator asks for, as far as the record goes. No effect."""
-
-    command: OperatorCommand
-
-
-@dataclass(frozen=True, slots=True)
 class LookAtHub:
     """Ask the hub which revisions there are, and list those that may matter.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
-    `watch.worth_listing(names, action)`. Answer: `Listed`.
+    `watch.worth_listing(names, action)`. Result: `Listed`.
     """
 
     policy: ReleasePolicy
@@ -120,7 +43,7 @@ class StageRevision:
     """Fetch a revision's declared files into this update's staging folder, bounded and resumable.
 
     Perform: list again before and after; another listing than `source_digest` says is
-    `Failed(NOT_READY, "LISTING_CHANGED")`. Answer: `Staged`.
+    `Failed(NOT_READY, "LISTING_CHANGED")`. Result: `Staged`.
     """
 
     update_id: str
@@ -136,7 +59,7 @@ class VerifyAndSeal:
     """Verify what was staged (the numbered list), convert it and seal the bundle.
 
     For a new conversion of what is committed, the kept source files are taken instead. Sealed
-    already: the same answer at once. Answer: `Sealed`. What the content is to blame for is
+    already: the same answer at once. Result: `Sealed`. What the content is to blame for is
     `Failed(PERMANENT)`; reason `CONTENT_MISMATCH` if bytes are not what the listing says.
     """
 
@@ -151,7 +74,7 @@ class VerifyAndSeal:
 
 @dataclass(frozen=True, slots=True)
 class LoadBundle:
-    """Load a bundle into the free slot and wait until it is loaded. Answer: `Loaded`."""
+    """Load a bundle into the free slot and wait until it is loaded. Result: `Loaded`."""
 
     bundle_digest: str
     device: str  # empty: the active slot's
@@ -162,7 +85,7 @@ class LoadBundle:
 
 @dataclass(frozen=True, slots=True)
 class RunGate:
-    """Ask the candidate and the active slot the golden items, or the built-in probes. Answer: `Gated`.
+    """Ask the candidate and the active slot the golden items, or the built-in probes. Result: `Gated`.
 
     Cut off in the middle it has not run.
     """
@@ -175,7 +98,7 @@ class RunGate:
 
 @dataclass(frozen=True, slots=True)
 class ActivateLoad:
-    """Begin a trial of a loaded candidate, or extend its lease. Answer: `Activated`."""
+    """Begin a trial of a loaded candidate, or extend its lease. Result: `Activated`."""
 
     load_id: str
     trial_lease_seconds: float
@@ -186,7 +109,7 @@ class ActivateLoad:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask one slot some items, because no traffic does. Answer: `Probed`."""
+    """Ask one slot some items, because no traffic does. Result: `Probed`."""
 
     load_id: str
     items: int
@@ -195,7 +118,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class WritePointer:
-    """Make the committed pointer say this, durably. None takes the model's row out. Answer: `Done`."""
+    """Make the committed pointer say this, durably. None takes the model's row out. Result: None."""
 
     installed: Installed | None
     deadline_seconds: float = 30.0
@@ -203,7 +126,7 @@ class WritePointer:
 
 @dataclass(frozen=True, slots=True)
 class CommitLoad:
-    """End a trial for good; the pointer says so already. Answer: `Done`."""
+    """End a trial for good; the pointer says so already. Result: None."""
 
     load_id: str
     transaction_id: str
@@ -213,7 +136,7 @@ class CommitLoad:
 
 @dataclass(frozen=True, slots=True)
 class ActivatePrevious:
-    """End a trial by putting the previous slot back: the warm rollback. Answer: `Done`."""
+    """End a trial by putting the previous slot back: the warm rollback. Result: None."""
 
     load_id: str  # of the previous slot
     transaction_id: str
@@ -223,7 +146,7 @@ class ActivatePrevious:
 
 @dataclass(frozen=True, slots=True)
 class RetireLoad:
-    """Empty a slot that does not answer callers; a first install on trial ends by it. Answer: `Done`."""
+    """Empty a slot that does not answer callers; a first install on trial ends by it. Result: None."""
 
     load_id: str
     transaction_id: str
@@ -236,7 +159,7 @@ class CollectGarbage:
     """Delete bundles, kept sources, staging folders and temporary files that nothing refers to.
 
     Named ones stay. Of the others the newest may stay while all together are under the cap.
-    Answer: `Collected`.
+    Result: `Collected`.
     """
 
     keep_bundles: frozenset[str]
@@ -246,13 +169,8 @@ class CollectGarbage:
     deadline_seconds: float = 120.0
 
 
-Action = (
-    Begin
-    | Wait
-    | Enter
-    | Adopt
-    | ApplyCommand
-    | LookAtHub
+Effect = (
+    LookAtHub
     | StageRevision
     | VerifyAndSeal
     | LoadBundle
@@ -265,3 +183,97 @@ Action = (
     | RetireLoad
     | CollectGarbage
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the hub has."""
+
+    names: tuple[str, ...]  # all revisions, as the hub names them
+    releases: tuple[Release, ...]  # the listed ones
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A revision's declared files lie in the staging folder, each of the size and digest listed."""
+
+    source_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A bundle is sealed."""
+
+    bundle_digest: str
+    source_digest: str  # re-computed from the bytes on disk
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A load is done."""
+
+    load_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """The gate was run to its end; what it says of it is decided by `pipeline.gate`."""
+
+    answers: GateAnswers
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """It answers on trial."""
+
+    server_incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """How probes were answered."""
+
+    good: int
+    bad: int
+    not_finite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted."""
+
+    freed_bytes: int
+    used_bytes: int
+
+
+class FaultKind(StrEnum):
+    """What a failure means for what comes next."""
+
+    TRANSIENT = "TRANSIENT"  # the same may succeed later: network, disk, a world that moved
+    PERMANENT = "PERMANENT"  # the revision's fault: it will fail again
+    NOT_READY = "NOT_READY"  # the revision is not all there yet: neither an update nor a failure
+    INCONCLUSIVE = "INCONCLUSIVE"  # no verdict came of it
+    DENIED = "DENIED"  # somebody must change a permission or a setting; neutral to breakers
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What a load lacked."""
+
+    device: str  # empty if the server did not say
+    needed_bytes: int = 0  # 0 if it is not known
+    free_bytes: int = -1  # -1 if it is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It was not done, or not to the end."""
+
+    kind: FaultKind
+    reason: str  # for machines, UPPER_SNAKE: the other side's reason where it has one
+    message: str = ""  # a sentence for people
+    retry_after_seconds: float = 0.0  # as the other side asked
+    shortage: Shortage | None = None  # of memory, if that is why
+
+
+Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | Failed | None

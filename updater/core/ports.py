@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from common.bundle import HubLocation, Provenance
 from common.clock import Clock
+from updater.core.effects import Failed, FaultKind
 from updater.core.facts import (
     DeviceSnapshot,
     Facts,
@@ -25,7 +26,6 @@ from updater.core.facts import (
 )
 from updater.core.golden import GateAnswers
 from updater.core.record import Event, Installed, ModelRecord
-from updater.core.results import Failed, FaultKind
 
 __all__ = [
     "MAX_PIECE_BYTES",

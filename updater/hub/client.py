@@ -14,8 +14,8 @@ from typing import Any
 from modelscope_hub import errors
 
 from common.clock import Clock
+from updater.core.effects import Failed, FaultKind
 from updater.core.ports import MAX_PIECE_BYTES, EffectFailed, LinkBroken
-from updater.core.results import Failed, FaultKind
 from updater.http.client import (
     HttpFailed,
     HttpFailure,

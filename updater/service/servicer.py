@@ -12,12 +12,13 @@ from common.bundle import Provenance
 from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady, to_status
 from common.logs import Logger
 from hotslot.updates.v1 import updates_pb2 as pb
-from updater.commands import CommandQueue, CommandResult
+from updater.commands import CommandQueue
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
 from updater.service.convert import advice_for_past
+from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalUnreadable
 from updater.store.journal import Journal
@@ -183,7 +184,7 @@ class UpdatesApi:
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
         before = record.watch
         result = self._command(served, CommandKind.CHECK_NOW, "", seconds)
-        failures = result.after.hub.failures
+        failures = result.record.hub.failures
 
         def has_looked(snapshot: StatusSnapshot) -> bool:
             now = snapshot.record
@@ -223,30 +224,30 @@ class UpdatesApi:
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
         result = self._command(self._named(request.model), CommandKind.ROLLBACK, "", seconds)
-        return pb.RollbackResponse(update=convert.current_of(result.after))
+        return pb.RollbackResponse(update=convert.current_of(result.record))
 
     def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:
         if len(request.reason) > MAX_REASON_CHARS:
             raise InputRefused(f"a reason has at most {MAX_REASON_CHARS} characters", field="reason")
         result = self._command(self._named(request.model), CommandKind.PAUSE, request.reason, seconds)
-        return pb.PauseResponse(state=convert.model_updates(StatusSnapshot(result.after)))
+        return pb.PauseResponse(state=convert.model_updates(StatusSnapshot(result.record)))
 
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
         result = self._command(self._named(request.model), CommandKind.RESUME, "", seconds)
-        return pb.ResumeResponse(state=convert.model_updates(StatusSnapshot(result.after)))
+        return pb.ResumeResponse(state=convert.model_updates(StatusSnapshot(result.record)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
         result = self._command(self._named(request.model), CommandKind.APPROVE, request.source_digest, seconds)
-        return pb.ApproveResponse(update=convert.current_of(result.after))
+        return pb.ApproveResponse(update=convert.current_of(result.record))
 
     def _release_quarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
         served = self._named(request.model)
         result = self._command(served, CommandKind.UNQUARANTINE, request.source_digest, seconds)
-        return pb.UnquarantineResponse(state=convert.model_updates(StatusSnapshot(result.after)))
+        return pb.UnquarantineResponse(state=convert.model_updates(StatusSnapshot(result.record)))
 
     def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
         result = self._command(self._named(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds)
-        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(result.after, request.breaker)))
+        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(result.record, request.breaker)))
 
     # Helpers.
 

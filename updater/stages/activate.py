@@ -1,65 +1,73 @@
-"""ACTIVATING: the proven candidate begins to answer callers, on trial. Pure."""
+"""ACTIVATING: the candidate that has passed its gate is activated on trial. Pure."""
 
-from updater.core.effects import Action, Activated, ActivateLoad, Enter, Failed, Wait
+from updater.core.effects import Activated, ActivateLoad, Effect, Failed, Result, Wait
 from updater.core.ports import Facts
-from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Stage, UpdateKind
+from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
-from updater.stages import transitions
-from updater.stages.transitions import Applied
+from updater.stages import reconcile, transitions
+from updater.stages.transitions import Transition
 
 _MOVED = frozenset({"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING"})
-_MAX_LOST = 2  # lives of the server that may end here: whether the swap had happened is not known
+_MAX_LOST = 2  # ends of the server in this stage: whether the trial had begun is not known
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Begin the trial; begun already and cut off before it was written, its lease is extended."""
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
+    """Begin the trial. If it has begun and the record was not written, the same call extends its lease."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
     if server.incarnation != update.server_incarnation:
-        return Enter(Stage.ROLLING_BACK, "SERVER_STOPPED", "the server ended while it was swapped in")
+        return _apply_lost(record, facts, rules, "SERVER_STOPPED", "the server ended while it was activated")
     if server.is_draining:
         return Wait(rules.look_seconds, "the server is about to end")
     if server.trial is not None and not transitions.is_on_trial(update, server):
-        return Enter(Stage.ROLLING_BACK, "TRIAL_UNKNOWN", "another revision is on trial")
+        return _apply_lost(record, facts, rules, "TRIAL_UNKNOWN", "another revision is on trial")
     slot = transitions.slot_of(update, server)
     if slot is None or (slot.state != "LOADED" and server.trial is None):
-        return Enter(Stage.ROLLING_BACK, "CANDIDATE_GONE", "the candidate's runner is gone")
+        return _apply_lost(record, facts, rules, "CANDIDATE_GONE", "the candidate's runner is gone")
     return ActivateLoad(slot.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
 
 
-def activated(record: ModelRecord, result: Activated, facts: Facts) -> Applied:
-    """It answers callers: it is observed."""
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """The candidate is on trial, or could not be activated."""
+    match result:
+        case Activated():
+            return apply_activated(record, result, facts)
+        case Failed() if isinstance(effect, ActivateLoad):
+            return _apply_failed(record, result, facts, rules)
+        case _:
+            return reconcile.apply_result(record, effect, result, facts, rules)
+
+
+def apply_activated(record: ModelRecord, result: Activated, facts: Facts) -> Transition:
+    """The candidate answers callers: its trial is observed."""
     record = transitions.enter(
         record, Stage.OBSERVING, server_incarnation=result.server_incarnation, probes_good=0, probes_bad=0
     )
-    return record, (transitions.event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial"),)
+    return transitions.with_event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial")
 
 
-def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
-    """It could not be swapped in."""
-    why = f"{fault.reason}: {fault.message}"
-    if fault.reason in _MOVED:
-        return record, ()
+def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+    why = f"{failed.reason}: {failed.message}"
+    if failed.reason in _MOVED:
+        return Transition(record)
     if record.under_way.attempts + 1 >= rules.max_attempts:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"it could not be activated: {why}")
-    record = transitions.try_again(record, rules)
-    return record, (transitions.event(record, facts, "activation_failed", why),)
+    return transitions.with_event(transitions.retry_later(record, rules), facts, "activation_failed", why)
 
 
-def lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Applied:
-    """Something ended before it was known whether the trial had begun."""
+def _apply_lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Transition:
+    """The server, or the candidate's load, is gone before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)
     if update.kind is UpdateKind.FAILBACK and not is_orderly:
-        return transitions.stay(record, facts, reason, message)
+        return transitions.fail_failback(record, facts, reason, message)
     if reason != "SERVER_STOPPED" or is_orderly:
-        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), reason, message)
-    record = record.with_update(crashes=update.crashes + 1)
-    if record.committed is None:
-        if update.crashes + 1 >= rules.max_crashes:
-            return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {update.crashes + 1} times")
-        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)
-    if update.crashes + 1 >= _MAX_LOST:
-        return transitions.refuse(record, facts, rules, "SERVER_CRASHED", f"{message}, {update.crashes + 1} times")
-    return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)
+        return transitions.retry(record, facts, reason, message)
+    crashes = update.crashes + 1
+    record = record.with_update(crashes=crashes)
+    if record.committed is None and crashes >= rules.max_crashes:
+        return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
+    if record.committed is not None and crashes >= _MAX_LOST:
+        return transitions.refuse(record, facts, rules, "SERVER_CRASHED", f"{message}, {crashes} times")
+    return transitions.retry(record, facts, "SERVER_CRASHED", message)

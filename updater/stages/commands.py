@@ -1,193 +1,296 @@
-"""What operators ask for: whether it can be done now, and what it does to the record. Pure."""
+"""Operators' commands: what each does in each stage, when it is refused, and how it changes the record. Pure."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
 
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.effects import CommandKind, OperatorCommand
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
+from updater.core.versions import is_after, is_same, version_of
 from updater.stages import failback, reconcile, transitions
-from updater.stages.transitions import Applied
-from updater.stages.watch import is_after, is_same, version_of
+from updater.stages.reconcile import BY_HAND
+from updater.stages.transitions import Transition
 
-_ON_TRIAL = frozenset({Stage.ACTIVATING, Stage.OBSERVING})
-_LOADED = _ON_TRIAL | {Stage.GATING}
-# Stages that end by themselves within seconds: most commands wait for that.
-_ENDING = frozenset({Stage.COMMITTING, Stage.ROLLING_BACK})
-_ANY_TIME = frozenset({CommandKind.CHECK_NOW, CommandKind.UNQUARANTINE, CommandKind.RESET_BREAKER, CommandKind.APPROVE})
+
+class CommandEffect(StrEnum):
+    """What a command does; see `TABLE`."""
+
+    POLL = "POLL"  # the hub is polled now
+    REQUEST = "REQUEST"  # the hub is polled for the named revision, which is taken past policy
+    SUPERSEDE = "SUPERSEDE"  # the failback under way is abandoned, then as REQUEST
+    REVERT = "REVERT"  # the revision committed before is restored; what is committed goes into quarantine
+    TAKE_BACK = "TAKE_BACK"  # the trial ends; its revision goes into quarantine; what is committed stays
+    ABANDON = "ABANDON"  # the update under way stops without blame, and updates are paused; what is committed stays
+    PAUSE = "PAUSE"  # no update starts by itself
+    RESUME = "RESUME"  # updates start again
+    DECLINE = "DECLINE"  # the held update is given up, then as RESUME
+    APPROVE = "APPROVE"  # the held update goes on
+    UNQUARANTINE = "UNQUARANTINE"  # a source digest may be tried again
+    RESET = "RESET"  # a breaker is closed
+    WAIT = "WAIT"  # until the stage has ended, which takes seconds
+    IN_PROGRESS = "IN_PROGRESS"  # refused: an update is under way
+    NOT_HELD = "NOT_HELD"  # refused: no update is held
+
+
+_Row = Mapping[Stage, CommandEffect]
+_RESTING = (Stage.IDLE, Stage.HELD)
+_FETCHED = (Stage.STAGING, Stage.VERIFYING)  # nothing is loaded
+_TRIED = (Stage.ACTIVATING, Stage.OBSERVING)
+_ENDING = (Stage.COMMITTING, Stage.ROLLING_BACK)
+
+
+def _row(default: CommandEffect, *changes: tuple[tuple[Stage, ...], CommandEffect]) -> _Row:
+    named = {stage: effect for stages, effect in changes for stage in stages}
+    return MappingProxyType({stage: named.get(stage, default) for stage in Stage})
+
+
+# What each command does in each stage. A rollback takes back the newest: the update under way, or what is committed.
+TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
+    {
+        CommandKind.CHECK_NOW: _row(CommandEffect.POLL),
+        CommandKind.UPDATE: _row(
+            CommandEffect.IN_PROGRESS, (_RESTING, CommandEffect.REQUEST), (_ENDING, CommandEffect.WAIT)
+        ),
+        CommandKind.ROLLBACK: _row(
+            CommandEffect.ABANDON,
+            (_RESTING, CommandEffect.REVERT),
+            (_TRIED, CommandEffect.TAKE_BACK),
+            (_ENDING, CommandEffect.WAIT),
+        ),
+        CommandKind.PAUSE: _row(CommandEffect.ABANDON, (_RESTING, CommandEffect.PAUSE), (_ENDING, CommandEffect.WAIT)),
+        CommandKind.RESUME: _row(
+            CommandEffect.RESUME, ((Stage.HELD,), CommandEffect.DECLINE), (_ENDING, CommandEffect.WAIT)
+        ),
+        CommandKind.APPROVE: _row(CommandEffect.NOT_HELD, ((Stage.HELD,), CommandEffect.APPROVE)),
+        CommandKind.UNQUARANTINE: _row(CommandEffect.UNQUARANTINE),
+        CommandKind.RESET_BREAKER: _row(CommandEffect.RESET),
+    }
+)
+# Where a failback is under way: it changes a device and no revision, so that it is not what these commands are about.
+FAILBACK_TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
+    {
+        CommandKind.UPDATE: _row(CommandEffect.SUPERSEDE, (_ENDING, CommandEffect.WAIT)),
+        CommandKind.ROLLBACK: _row(CommandEffect.REVERT, (_ENDING, CommandEffect.WAIT)),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a command cannot be met, in the words of updates.v1."""
+    """Why a command is refused, in the words of updates.v1."""
 
     reason: str  # for machines
     message: str  # for people
     is_not_found: bool = False  # NOT_FOUND, not FAILED_PRECONDITION
 
 
-def refusal(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> Refusal | None:
-    """Why a command cannot be met as things are; None if it can."""
-    match command.kind:
-        case CommandKind.UPDATE:
-            return _refuse_update(record, command.argument, rules)
-        case CommandKind.ROLLBACK:
-            return _refuse_rollback(record, facts)
-        case CommandKind.APPROVE:
-            return _refuse_approve(record, command.argument)
-        case CommandKind.UNQUARANTINE if not record.is_quarantined(command.argument):
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command leads to: a transition, or a refusal and the event that tells of it."""
+
+    command: OperatorCommand
+    transition: Transition
+    refusal: Refusal | None = None
+
+    @property
+    def record(self) -> ModelRecord:
+        """The record after the command."""
+        return self.transition.record
+
+
+def effect_of(record: ModelRecord, kind: CommandKind) -> CommandEffect:
+    """The cell of the table for a record."""
+    rows = FAILBACK_TABLE if failback.is_under_way(record) and kind in FAILBACK_TABLE else TABLE
+    return rows[kind][record.stage]
+
+
+def must_wait(record: ModelRecord, kind: CommandKind) -> bool:
+    """Whether the command is applied only when the stage has ended."""
+    return effect_of(record, kind) is CommandEffect.WAIT
+
+
+def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> CommandResult:
+    """Apply a command that need not wait, or refuse it; a refused command changes nothing.
+
+    Raises:
+        RuntimeError: it must wait.
+    """
+    effect = effect_of(record, command.kind)
+    refusal = _refuse(record, effect, command, facts, rules)
+    if refusal is None:
+        return CommandResult(command, _APPLY[effect](record, command, facts))
+    event = f"{command.kind.lower()}: {refusal.message}"
+    return CommandResult(command, transitions.with_event(record, facts, "command_refused", event), refusal)
+
+
+def _refuse(  # noqa: PLR0911  one line a case
+    record: ModelRecord, effect: CommandEffect, command: OperatorCommand, facts: Facts, rules: Rules
+) -> Refusal | None:
+    match effect:
+        case CommandEffect.WAIT:
+            raise RuntimeError(f"{command.kind} waits for {record.stage} to end")
+        case CommandEffect.IN_PROGRESS:
+            return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
+        case CommandEffect.REQUEST | CommandEffect.SUPERSEDE:
+            return _refuse_request(record, command.argument, rules)
+        case CommandEffect.REVERT if not reconcile.can_go_back(record, facts):
+            return Refusal("NOTHING_TO_ROLL_BACK_TO", "no earlier committed revision is kept")
+        case CommandEffect.TAKE_BACK if record.committed is None:
+            message = f"nothing is committed yet: without {record.under_way.revision} nothing would answer"
+            return Refusal("NOTHING_TO_ROLL_BACK_TO", message)
+        case CommandEffect.NOT_HELD | CommandEffect.APPROVE:
+            return _refuse_approval(record, command.argument)
+        case CommandEffect.UNQUARANTINE if not record.is_quarantined(command.argument):
             return Refusal("NOT_QUARANTINED", "this source digest is not in quarantine", is_not_found=True)
-        case CommandKind.RESET_BREAKER if command.argument not in tuple(BreakerName):
+        case CommandEffect.RESET if command.argument not in tuple(BreakerName):
             names = ", ".join(BreakerName)
             return Refusal("BREAKER_UNKNOWN", f"there is no such breaker; there are {names}", is_not_found=True)
         case _:
             return None
 
 
-def may_apply_now(record: ModelRecord, command: OperatorCommand) -> bool:
-    """Whether the stage lets a command in; otherwise it waits for the stage to end."""
-    return record.stage not in _ENDING or command.kind in _ANY_TIME
-
-
-def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line a case
-    """Do what was asked for; what cannot be done any more changes nothing."""
-    refused = refusal(record, command, facts, rules)
-    if refused is not None:
-        told = f"{command.kind.lower()}: {refused.message}"
-        return record, (transitions.event(record, facts, "command_refused", told),)
-    watch_now = replace(record, watch=replace(record.watch, seconds_to_poll=0.0))
-    match command.kind:
-        case CommandKind.CHECK_NOW:
-            return watch_now, ()
-        case CommandKind.UPDATE:
-            return _ask(watch_now, command.argument, facts)
-        case CommandKind.ROLLBACK:
-            return _roll_back(record, facts)
-        case CommandKind.PAUSE:
-            return _pause(record, command.argument, facts)
-        case CommandKind.RESUME:
-            return _resume(watch_now, facts)
-        case CommandKind.APPROVE:
-            return _approve(record, command.argument, facts)
-        case CommandKind.UNQUARANTINE:
-            return _unquarantine(watch_now, command.argument, facts)
-        case CommandKind.RESET_BREAKER:
-            return _reset(record, BreakerName(command.argument), facts)
-
-
-def _ask(record: ModelRecord, revision: str, facts: Facts) -> Applied:
-    """Remember it for the next look; a return to a device gives way, since a person waits."""
-    record = replace(record, requested_revision=revision)
-    told = transitions.event(record, facts, "update_asked", f"an operator asked for {revision}")
-    if not (failback.is_under_way(record) and record.stage in _LOADED):
-        return record, (told,)
-    record, events = failback.broken_off(record, facts, "SUPERSEDED", f"an operator asked for {revision}")
-    return record, (told, *events)
-
-
-def _refuse_update(record: ModelRecord, revision: str, rules: Rules) -> Refusal | None:
-    if record.stage not in (Stage.IDLE, Stage.HELD) and not failback.is_under_way(record):
-        return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
-    committed = record.committed
-    is_bad = any(row.revision == revision for row in record.quarantine)
-    if is_bad:
-        return Refusal("QUARANTINED", f"{revision} is in quarantine; release its digest first")
-    is_known = (
-        version_of(revision, rules.policy) is not None and version_of(record.min_version, rules.policy) is not None
-    )
-    is_below = is_known and not is_after(revision, record.min_version, rules.policy)
-    if is_below and not is_same(revision, record.min_version, rules.policy):
-        return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {record.min_version}, which was committed")
-    if committed is not None and committed.revision == revision:
+def _refuse_request(record: ModelRecord, revision: str, rules: Rules) -> Refusal | None:
+    if any(row.revision == revision for row in record.quarantine):
+        return Refusal("QUARANTINED", f"{revision} is in quarantine; `hotslot updates unquarantine` its digest first")
+    least = record.min_version
+    is_known = version_of(revision, rules.policy) is not None and version_of(least, rules.policy) is not None
+    is_below = is_known and not is_after(revision, least, rules.policy) and not is_same(revision, least, rules.policy)
+    if is_below:
+        return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {least}, which was committed")
+    if record.committed is not None and record.committed.revision == revision:
         return Refusal("BELOW_MIN_VERSION", f"{revision} is what is committed")
     return None
 
 
-def _refuse_rollback(record: ModelRecord, facts: Facts) -> Refusal | None:
-    if _is_revision_on_trial(record) and record.committed is not None:
-        return None
-    if record.stage is not Stage.ROLLING_BACK and reconcile.can_go_back(record, facts):
-        return None
-    return Refusal("NOTHING_TO_ROLL_BACK_TO", "no earlier committed revision is kept")
-
-
-def _refuse_approve(record: ModelRecord, digest: str) -> Refusal | None:
+def _refuse_approval(record: ModelRecord, digest: str) -> Refusal | None:
     update = record.update
     if record.stage is not Stage.HELD or update is None or update.source_digest != digest:
         return Refusal("NOT_HELD", "no update with this source digest is held")
     if update.ending is None or update.ending.held_for not in APPROVABLE:
-        return Refusal("NOT_APPROVABLE", f"it is held for {update.reason}, which no approval mends")
+        return Refusal("NOT_APPROVABLE", f"it is held for {update.reason}, which an approval does not change")
     return None
 
 
-def _is_revision_on_trial(record: ModelRecord) -> bool:
-    """Whether what an operator takes back is a candidate; a return tries a device, not a revision."""
-    return record.stage in _ON_TRIAL and not failback.is_under_way(record)
+def _poll(record: ModelRecord, _command: OperatorCommand, _facts: Facts) -> Transition:
+    return Transition(_poll_now(record))
 
 
-def _roll_back(record: ModelRecord, facts: Facts) -> Applied:
-    record = replace(record, paused=True, pause_reason="rolled back by hand", requested_revision="")
-    if not _is_revision_on_trial(record):
-        return reconcile.by_hand(record, facts)
+def _request(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    """Remember the revision for the next poll, which is due now."""
+    record = replace(_poll_now(record), requested_revision=command.argument)
+    return transitions.with_event(record, facts, "update_asked", f"an operator asked for {command.argument}")
+
+
+def _supersede(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    record, events = _request(record, command, facts)
+    record, abandoned = transitions.abandon(record, facts, "SUPERSEDED", f"an operator asked for {command.argument}")
+    return Transition(record, (*events, *abandoned))
+
+
+def _revert(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
+    return reconcile.roll_back_committed(_pause_by_rollback(record), facts)
+
+
+def _take_back(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
+    record, update = _pause_by_rollback(record), record.under_way
+    if update.kind is UpdateKind.RECONVERT:  # its source is what is committed
+        record = transitions.block(record, update.bundle_digest)
+    else:
+        record = transitions.quarantine(record, facts, update.source_digest, update.revision, BY_HAND)
+    ending, message = Ending(EndsIn.IDLE, Outcome.ROLLED_BACK), f"an operator took {update.revision} back"
+    return transitions.roll_back(record, facts, ending, BY_HAND, message)
+
+
+def _abandon(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    """By a pause, or by a rollback of an update that no caller has met."""
+    if command.kind is CommandKind.ROLLBACK:
+        message = f"an operator took {record.under_way.revision} back before it served; what is committed stays"
+        return transitions.abandon(_pause_by_rollback(record), facts, BY_HAND, message)
+    record, events = _pause(record, command, facts)
+    record, abandoned = transitions.abandon(record, facts, "PAUSED", "an operator paused updates")
+    return Transition(record, (*events, *abandoned))
+
+
+def _pause(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    record = replace(record, paused=True, pause_reason=command.argument, requested_revision="")
+    return transitions.with_event(record, facts, "updates_paused", command.argument or "an operator paused updates")
+
+
+def _resume(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
+    record = replace(_poll_now(record), paused=False, pause_reason="", trouble=None)
+    return transitions.with_event(record, facts, "updates_resumed", "an operator resumed updates")
+
+
+def _decline(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    record, events = _resume(record, command, facts)
     update = record.under_way
-    reason, message = "ROLLED_BACK_BY_HAND", f"an operator took {update.revision} back"
-    record = transitions.quarantine(record, facts, update.source_digest, update.revision, reason)
-    return transitions.roll_back(record, facts, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK), reason, message)
+    if update.kind is UpdateKind.RECONVERT:  # or it would start again at once
+        record = transitions.block(record, update.bundle_digest)
+    record, ended = transitions.end(record, facts, Outcome.ABANDONED)
+    return Transition(record, (*events, *ended))
 
 
-def _pause(record: ModelRecord, why: str, facts: Facts) -> Applied:
-    record = replace(record, paused=True, pause_reason=why, requested_revision="")
-    told = transitions.event(record, facts, "updates_paused", why or "an operator holds updates")
-    if record.stage in _LOADED:
-        ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
-        record, events = transitions.roll_back(record, facts, ending, "PAUSED", "an operator holds updates")
-        return record, (told, *events)
-    if record.stage in (Stage.STAGING, Stage.VERIFYING):
-        record, events = transitions.end(record, facts, Outcome.ABANDONED, "PAUSED", "an operator holds updates")
-        return record, (told, *events)
-    return record, (told,)
-
-
-def _resume(record: ModelRecord, facts: Facts) -> Applied:
-    record = replace(record, paused=False, pause_reason="", trouble=None)
-    told = transitions.event(record, facts, "updates_resumed", "an operator takes updates again")
-    if record.stage is not Stage.HELD:
-        return record, (told,)
-    update = record.under_way
-    if update.kind is UpdateKind.RECONVERT and update.bundle_digest:
-        # It would begin again at once: this build's conversion is declined.
-        record = replace(record, blocked=(*record.blocked, update.bundle_digest))
-    record, events = transitions.end(record, facts, Outcome.ABANDONED)
-    return record, (told, *events)
-
-
-def _approve(record: ModelRecord, digest: str, facts: Facts) -> Applied:
+def _approve(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    update, digest = record.under_way, command.argument
     record = replace(record, approved=(*(row for row in record.approved if row != digest), digest))
-    stage = Stage.GATING if record.under_way.bundle_digest else Stage.STAGING
-    ending = record.under_way.ending
-    may_be_slower = record.under_way.may_be_slower or (ending is not None and ending.held_for is HeldFor.SLOWER)
+    is_slower = update.ending is not None and update.ending.held_for is HeldFor.SLOWER
     record = transitions.enter(
-        record, stage, approved=True, may_be_slower=may_be_slower, ending=None, reason="", message=""
+        record,
+        Stage.GATING if update.bundle_digest else Stage.STAGING,
+        approved=True,
+        may_be_slower=update.may_be_slower or is_slower,
+        ending=None,
+        reason="",
+        message="",
     )
-    return record, (
-        transitions.event(record, facts, "update_approved", f"an operator approved {record.under_way.revision}"),
-    )
+    return transitions.with_event(record, facts, "update_approved", f"an operator approved {update.revision}")
 
 
-def _unquarantine(record: ModelRecord, digest: str, facts: Facts) -> Applied:
+def _unquarantine(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    digest = command.argument
     rows = tuple(row for row in record.quarantine if row.source_digest != digest)
-    record = replace(record, quarantine=rows, unquarantined=(*record.unquarantined, digest))
-    return record, (transitions.event(record, facts, "quarantine_lifted", f"{digest} may be tried again"),)
+    record = replace(_poll_now(record), quarantine=rows, unquarantined=(*record.unquarantined, digest))
+    return transitions.with_event(record, facts, "quarantine_lifted", f"{digest} may be tried again")
 
 
-def _reset(record: ModelRecord, name: BreakerName, facts: Facts) -> Applied:
-    told = transitions.event(record, facts, "breaker_reset", f"an operator closed the breaker {name}")
-    fresh = Breaker(name)
+def _reset(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
+    name = BreakerName(command.argument)
     if name is BreakerName.HUB:
-        return replace(record, hub=fresh), (told,)
-    if name is BreakerName.DEVICE and failback.is_under_way(record):
-        return replace(record, device=replace(record.device, failures=0, openings=0)), (told,)  # its probe goes on
-    if name is BreakerName.DEVICE:
-        return replace(record, device=fresh), (told,)
-    return replace(record, activation=fresh, failure_ages=()), (told,)
+        record = replace(record, hub=Breaker(name))
+    elif name is BreakerName.ACTIVATION:
+        record = replace(record, activation=Breaker(name), failure_ages=())
+    elif failback.is_under_way(record):  # its probe goes on
+        record = replace(record, device=replace(record.device, failures=0, openings=0))
+    else:
+        record = replace(record, device=Breaker(name))
+    return transitions.with_event(record, facts, "breaker_reset", f"an operator closed the breaker {name}")
+
+
+def _poll_now(record: ModelRecord) -> ModelRecord:
+    return replace(record, watch=replace(record.watch, seconds_to_poll=0.0))
+
+
+def _pause_by_rollback(record: ModelRecord) -> ModelRecord:
+    return replace(record, paused=True, pause_reason="rolled back by hand", requested_revision="")
+
+
+_APPLY: Mapping[CommandEffect, Callable[[ModelRecord, OperatorCommand, Facts], Transition]] = MappingProxyType(
+    {
+        CommandEffect.POLL: _poll,
+        CommandEffect.REQUEST: _request,
+        CommandEffect.SUPERSEDE: _supersede,
+        CommandEffect.REVERT: _revert,
+        CommandEffect.TAKE_BACK: _take_back,
+        CommandEffect.ABANDON: _abandon,
+        CommandEffect.PAUSE: _pause,
+        CommandEffect.RESUME: _resume,
+        CommandEffect.DECLINE: _decline,
+        CommandEffect.APPROVE: _approve,
+        CommandEffect.UNQUARANTINE: _unquarantine,
+        CommandEffect.RESET: _reset,
+    }
+)

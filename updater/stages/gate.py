@@ -1,10 +1,21 @@
-"""GATING: the candidate is loaded and proven on golden answers. Pure; the verdict itself: `gate_verdict`."""
+"""GATING: the candidate is loaded and judged by its golden answers. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from updater.core.effects import Action, Enter, Failed, FaultKind, Gated, LoadBundle, Loaded, RetireLoad, RunGate, Wait
+from updater.core.effects import (
+    Effect,
+    Failed,
+    FaultKind,
+    Gated,
+    LoadBundle,
+    Loaded,
+    Result,
+    RetireLoad,
+    RunGate,
+    Wait,
+)
 from updater.core.golden import (
     Asked,
     GateAnswers,
@@ -18,8 +29,8 @@ from updater.core.golden import (
 from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import APPROVABLE, Differing, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
 from updater.core.rules import GateRules, Mode, Rules
-from updater.stages import failback, transitions
-from updater.stages.transitions import Applied
+from updater.stages import failback, reconcile, transitions
+from updater.stages.transitions import Transition
 
 
 class GateVerdict(StrEnum):
@@ -31,37 +42,27 @@ class GateVerdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict and what it rests on."""
+class GateJudgement:
+    """A verdict, of one rule or of the whole gate."""
 
     verdict: GateVerdict
     reason: str  # for machines
     message: str  # for people, with the numbers
-    evidence: Evidence
     held_for: HeldFor | None = None  # with HOLD
-
-
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """One rule that did not pass."""
-
-    verdict: GateVerdict
-    reason: str
-    message: str
-    held_for: HeldFor | None = None
+    evidence: Evidence = field(default_factory=Evidence)  # of the whole gate
 
 
 _OUT_OF_MEMORY = "OUT_OF_MEMORY"
-_Check = tuple[list[Measured], list[_Finding]]
+_Check = tuple[list[Measured], list[GateJudgement]]
 
 
-def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
-    """Hold a gate's answers against the rules; the hardest finding decides."""
+def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
+    """Judge a gate's answers by the rules; one refusal refuses, and one hold holds."""
     asked = [row for row in answers.asked if not _is_void(row)]
     # What found no memory is no wrong answer: it says nothing of the revision.
     fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
     measured: list[Measured] = []
-    findings: list[_Finding] = []
+    findings: list[GateJudgement] = []
     checks: tuple[Callable[[], _Check], ...] = (
         lambda: _failures(asked, answers.device),
         lambda: _memory(answers),
@@ -75,7 +76,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
         findings += found
     if not asked:
         findings.append(
-            _Finding(
+            GateJudgement(
                 GateVerdict.HOLD, "NO_DATA", "nothing that both models could answer was asked", HeldFor.INCONCLUSIVE
             )
         )
@@ -83,8 +84,8 @@ def judge(answers: GateAnswers, rules: GateRules) -> Judgement:
     for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
         first = next((finding for finding in findings if finding.verdict is verdict), None)
         if first is not None:
-            return Judgement(verdict, first.reason, first.message, evidence, first.held_for)
-    return Judgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence)
+            return replace(first, evidence=evidence)
+    return GateJudgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence=evidence)
 
 
 def _is_void(row: Asked) -> bool:
@@ -106,11 +107,11 @@ def _failures(asked: Sequence[Asked], device: str) -> _Check:
     first = failed[0]
     message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
     if not_finite:
-        return measured, [_Finding(GateVerdict.REFUSE, "NOT_FINITE", message)]
+        return measured, [GateJudgement(GateVerdict.REFUSE, "NOT_FINITE", message)]
     if out_of_memory:
         message = f"it ran out of memory on {device}: {message}"
-        return measured, [_Finding(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
-    return measured, [_Finding(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
+        return measured, [GateJudgement(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
+    return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 
 def _memory(answers: GateAnswers) -> _Check:
@@ -119,7 +120,7 @@ def _memory(answers: GateAnswers) -> _Check:
     fits = answers.candidate_bytes <= answers.planned_bytes
     measured = Measured("memory_bytes", answers.candidate_bytes, None, answers.planned_bytes, fits)
     message = f"it takes {answers.candidate_bytes} bytes, {answers.planned_bytes} were planned"
-    return [measured], [] if fits else [_Finding(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
+    return [measured], [] if fits else [GateJudgement(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
 
 
 def _accuracy(asked: Sequence[Asked], min_accuracy: float, rules: GateRules) -> _Check:
@@ -130,7 +131,7 @@ def _accuracy(asked: Sequence[Asked], min_accuracy: float, rules: GateRules) -> 
     has_active = any(row.active is not None for row in asked)
     share = accuracy(right)
     measured: list[Measured] = []
-    findings: list[_Finding] = []
+    findings: list[GateJudgement] = []
     if min_accuracy > 0:
         measured.append(Measured("min_accuracy", share, None, min_accuracy, share >= min_accuracy))
         if share < min_accuracy:
@@ -172,11 +173,11 @@ def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) ->
     return measured, []
 
 
-def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> _Finding:
+def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
     if by_chance <= rules.significance:
-        return _Finding(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
+        return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
     text += f"; it may be chance ({by_chance:.0%}): a larger golden set would tell"
-    return _Finding(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
+    return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 
 
 def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
@@ -192,7 +193,7 @@ def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
     )
     if share >= rules.min_agreement:
         return [measured], []
-    return [measured], [_Finding(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
+    return [measured], [GateJudgement(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
 
 
 def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
@@ -206,7 +207,7 @@ def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
     most = before * rules.max_cost_factor
     measured = Measured("cost_seconds", cost, before, most, cost <= most)
     message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
-    return [measured], [] if cost <= most else [_Finding(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
+    return [measured], [] if cost <= most else [GateJudgement(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
 
 
 def _differing(asked: Sequence[Asked], most: int) -> tuple[Differing, ...]:
@@ -239,14 +240,14 @@ MOVED = frozenset(
 _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
-    """Load the candidate beside what serves, then ask both."""
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
+    """Load the candidate beside what serves, then ask both the golden questions."""
     update, server = record.under_way, facts.server
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is tried again")
     problem = golden_problem(record, facts)
     if problem is not None and not update.approved and not failback.is_under_way(record):
-        return Enter(Stage.HELD, problem.value, _golden_advice(problem, facts))
+        return transitions.hold(record, facts, problem, _golden_advice(problem, facts))
     if server is None or server.is_draining:
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
@@ -256,13 +257,28 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
         return _load(record, server, slot)
     key = gate_key(record, facts, slot)
     if update.gate_passed == key:
-        return Enter(Stage.ACTIVATING, "GATE_PASSED", "the gate has passed it before")
+        return _pass(record, facts, server, rules)
     golden = facts.golden if key.golden_digest else None
     return RunGate(slot.load_id, server.active_load_id if record.committed is not None else "", golden)
 
 
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """The candidate is loaded, or judged, or neither could be done."""
+    match effect:
+        case LoadBundle() if _is_candidate(record, effect) and isinstance(result, Loaded):
+            return _apply_loaded(record, result, facts)
+        case LoadBundle() if _is_candidate(record, effect) and isinstance(result, Failed):
+            return _apply_load_failed(record, result, facts, rules)
+        case RunGate() if isinstance(result, Gated):
+            return _apply_gated(record, result, facts, rules)
+        case RunGate() if isinstance(result, Failed):
+            return _apply_gate_failed(record, result, facts, rules)
+        case _:
+            return reconcile.apply_result(record, effect, result, facts, rules)
+
+
 def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
-    """Why there is nothing to prove a candidate on; a first install may go on built-in probes."""
+    """Why there is nothing to judge a candidate by; a first install may be judged by built-in probes."""
     if facts.golden.problem:
         return HeldFor.GOLDEN_UNUSABLE
     if not facts.golden.digest and record.committed is not None:
@@ -271,71 +287,73 @@ def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
 
 
 def gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> GateKey:
-    """What the verdict will depend on. A set without expectations has nothing to say at a first install."""
+    """What the verdict depends on. At a first install a set without expectations cannot judge anything."""
     golden = facts.golden
     is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
     digest = golden.digest if is_usable else ""
     return GateKey(record.under_way.bundle_digest, digest, slot.device, slot.precision)
 
 
-def loaded(record: ModelRecord, result: Loaded, facts: Facts, _rules: Rules) -> Applied:
-    """It is in its slot."""
+def _is_candidate(record: ModelRecord, load: LoadBundle) -> bool:
+    """Whether a load is the candidate's; what is committed may have to be loaded again meanwhile."""
+    update = record.under_way
+    return (load.bundle_digest, load.device) == (update.bundle_digest, update.device)
+
+
+def _apply_loaded(record: ModelRecord, result: Loaded, facts: Facts) -> Transition:
     record = record.with_update(load_id=result.load_id)
-    return record, (transitions.event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded"),)
+    return transitions.with_event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded")
 
 
-def load_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:  # noqa: PLR0911  one line a case
-    """It could not be loaded: does it not fit, is it broken, or was it in the way?"""
-    why = f"{fault.reason}: {fault.message}"
-    if fault.reason in MOVED:
-        return record.with_update(retry_in_seconds=rules.look_seconds), ()
-    if fault.reason in transitions.REASONS:
-        return transitions.hold(
-            record, facts, HeldFor.DOES_NOT_FIT, transitions.sentence(record.under_way.revision, fault)
-        )
-    if failback.is_under_way(record) and fault.kind is FaultKind.PERMANENT:
-        return transitions.stay(record, facts, fault.reason, fault.message)
-    if fault.reason in _LOST_BUNDLE:
+def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:  # noqa: PLR0911  one line a case
+    """The candidate does not fit, is broken, was lost on disk, or was in the way of something else."""
+    update, why = record.under_way, f"{failed.reason}: {failed.message}"
+    if failed.reason in MOVED:
+        return Transition(record.with_update(retry_in_seconds=rules.look_seconds))
+    if failed.reason in transitions.MEMORY_REASONS:
+        message = transitions.describe_shortage(update.revision, failed)
+        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
+    if failback.is_under_way(record) and failed.kind is FaultKind.PERMANENT:
+        return transitions.fail_failback(record, facts, failed.reason, failed.message)
+    if failed.reason in _LOST_BUNDLE:
         record = transitions.enter(record, Stage.STAGING, bundle_digest="", load_id="")
-        return record, (transitions.event(record, facts, "bundle_lost", f"{why}; it is fetched again"),)
-    if record.under_way.attempts + 1 < rules.max_attempts:
-        record = transitions.try_again(record.with_update(load_id=""), rules)
-        return record, (transitions.event(record, facts, "candidate_load_failed", why),)
-    if fault.kind is FaultKind.PERMANENT:
-        return transitions.refuse(record, facts, rules, fault.reason, fault.message)
+        return transitions.with_event(record, facts, "bundle_lost", f"{why}; it is fetched again")
+    if update.attempts + 1 < rules.max_attempts:
+        record = transitions.retry_later(record.with_update(load_id=""), rules)
+        return transitions.with_event(record, facts, "candidate_load_failed", why)
+    if failed.kind is FaultKind.PERMANENT:
+        return transitions.refuse(record, facts, rules, failed.reason, failed.message)
     return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
 
 
-def gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Applied:
-    """The gate ran to its end: pass, refuse, or let a person decide."""
-    update, answers = record.under_way, result.answers
-    is_return = failback.is_under_way(record)
-    judgement = judge(failback.self_test(answers) if is_return else answers, rules.gate)
+def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Transition:
+    """The gate ran to its end: activate, refuse, or hold."""
+    update, answers, server = record.under_way, result.answers, facts.server
+    if server is None:
+        raise RuntimeError("the gate was run without a server")
+    judgement = judge(failback.self_test(answers) if failback.is_under_way(record) else answers, rules.gate)
+    message, evidence, held_for = judgement.message, judgement.evidence, judgement.held_for
     if judgement.verdict is GateVerdict.REFUSE:
-        return transitions.refuse(
-            record, facts, rules, judgement.reason, judgement.message, evidence=judgement.evidence
-        )
-    held_for = judgement.held_for
+        return transitions.refuse(record, facts, rules, judgement.reason, message, evidence=evidence)
     if held_for is not None and not (update.approved and held_for in APPROVABLE):
-        return transitions.hold(record, facts, held_for, judgement.message, evidence=judgement.evidence)
-    slot = None if facts.server is None else facts.server.loaded(update.load_id)
+        return transitions.hold(record, facts, held_for, message, evidence=evidence)
+    slot = server.loaded(update.load_id)
     if slot is not None:
         key = GateKey(update.bundle_digest, answers.golden_digest, slot.device, slot.precision)
         record = record.with_update(gate_passed=key)
     record = record.with_update(on_probes=not answers.golden_digest)
-    return passed(record, facts, rules, judgement)
+    return _pass(record, facts, server, rules, judgement)
 
 
-def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement | None = None) -> Applied:
-    """Good enough to answer callers on trial, unless policy asks a person first."""
+def _pass(
+    record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, judgement: GateJudgement | None = None
+) -> Transition:
+    """The candidate may be tried on callers, unless policy asks a person first."""
     update, evidence = record.under_way, None if judgement is None else judgement.evidence
     is_wanted = update.approved or update.forced or failback.is_under_way(record)
     if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
         message = f"{update.revision} passed its gate and waits for approval"
         return transitions.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
-    server = facts.server
-    if server is None:
-        return record, ()
     record = transitions.enter(
         record,
         Stage.ACTIVATING,
@@ -344,27 +362,26 @@ def passed(record: ModelRecord, facts: Facts, rules: Rules, judgement: Judgement
         at_activation=transitions.counts_of(update, server),
     )
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
-    return record, (transitions.event(record, facts, "gate_passed", message, evidence=evidence),)
+    return transitions.with_event(record, facts, "gate_passed", message, evidence=evidence)
 
 
-def gate_failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
-    """The gate was cut off: it counts as not run, and a gate that never comes to an end is no pass."""
-    why = f"{fault.reason}: {fault.message}"
-    if fault.reason in transitions.REASONS:
-        return transitions.hold(
-            record, facts, HeldFor.DOES_NOT_FIT, transitions.sentence(record.under_way.revision, fault)
-        )
+def _apply_gate_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+    """The gate was interrupted: it counts as not run, and one that never comes to an end passes nothing."""
+    why = f"{failed.reason}: {failed.message}"
+    if failed.reason in transitions.MEMORY_REASONS:
+        message = transitions.describe_shortage(record.under_way.revision, failed)
+        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if record.under_way.attempts + 1 >= rules.max_attempts:
         return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate came to no verdict: {why}")
-    record = transitions.try_again(record.with_update(load_id=""), rules)
-    return record, (transitions.event(record, facts, "gate_interrupted", why),)
+    record = transitions.retry_later(record.with_update(load_id=""), rules)
+    return transitions.with_event(record, facts, "gate_interrupted", why)
 
 
-def _load(record: ModelRecord, server: ServerState, slot: SlotSnapshot | None) -> Action:
+def _load(record: ModelRecord, server: ServerState, slot: SlotSnapshot | None) -> Effect:
     update = record.under_way
-    others = transitions.others(server)
-    if slot is None and others and len(server.occupied) >= len(server.slots):
-        return RetireLoad(others[0].load_id, update.update_id, server.generation)
+    spare = transitions.spare_slots(server)
+    if slot is None and spare and len(server.occupied) >= len(server.slots):
+        return RetireLoad(spare[0].load_id, update.update_id, server.generation)
     return LoadBundle(update.bundle_digest, update.device, update.update_id, server.generation)
 
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
-from updater.core.effects import Action, ActivateLoad, Enter, Failed, Probe, Probed, Wait
+from updater.core.effects import ActivateLoad, Effect, Probe, Probed, Result, Wait
 from updater.core.ports import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
-    Ending,
-    EndsIn,
     Evidence,
     HeldFor,
     Measured,
@@ -20,8 +18,8 @@ from updater.core.record import (
     UpdateKind,
 )
 from updater.core.rules import ObserveRules, Rules
-from updater.stages import transitions
-from updater.stages.transitions import Applied
+from updater.stages import reconcile, transitions
+from updater.stages.transitions import Transition
 
 COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
 _MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured numbers: they blame nothing
@@ -41,6 +39,12 @@ class TrialVerdict(StrEnum):
 
 
 _KEPT = frozenset({TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES})
+_UNDECIDED = frozenset({TrialVerdict.WAIT, TrialVerdict.PROBE})
+_HELD_FOR = {
+    TrialVerdict.SLOWER: HeldFor.SLOWER,
+    TrialVerdict.DOES_NOT_FIT: HeldFor.DOES_NOT_FIT,
+    TrialVerdict.NO_DATA: HeldFor.INCONCLUSIVE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,22 +202,22 @@ def _compared(seen: Counts, server: ServerState, trial: TrialSnapshot, rules: Ob
 _BLAMELESS_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: PLR0911  one line a case
-    """Wait, probe, extend the trial lease, keep it, or take it back."""
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
+    """Judge the trial: end it with a verdict, or extend its lease, probe it, or wait."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.observe.look_seconds, "the server cannot be reached")
-    gone = is_gone(record, facts)
-    if gone:
-        return Enter(Stage.ROLLING_BACK, gone, "the trial is over")
+    reason = why_over(record, facts)
+    if reason:
+        return end_trial(record, facts, rules, reason)
     trial = server.trial
     if trial is None:
-        raise RuntimeError("a trial that is not gone is there")
+        raise RuntimeError("a trial that is not over is there")
     judgement = judge(update, server, trial, rules_of(update, rules))
-    if judgement.verdict in (TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES):
-        return Enter(Stage.COMMITTING, judgement.reason, judgement.message)
-    if judgement.verdict not in (TrialVerdict.WAIT, TrialVerdict.PROBE):
-        return Enter(Stage.ROLLING_BACK, judgement.reason, judgement.message)
+    if judgement.verdict in _KEPT:
+        return _keep(record, facts, judgement)
+    if judgement.verdict not in _UNDECIDED:
+        return _take_back(record, facts, rules, judgement)
     if server.is_draining:
         return Wait(rules.observe.look_seconds, "the server is about to end")
     if trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2:
@@ -223,8 +227,17 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:  # noqa: 
     return Wait(rules.observe.look_seconds, judgement.message)
 
 
-def is_gone(record: ModelRecord, facts: Facts) -> str:
-    """Why the trial is no longer there, for machines; empty if it is, or if nobody can say."""
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """Probes were answered, or the lease was extended; after a failure the next facts show how things are."""
+    if isinstance(result, Probed):
+        update = record.under_way
+        good, bad = update.probes_good + result.good, update.probes_bad + result.bad
+        return Transition(record.with_update(probes_good=good, probes_bad=bad))
+    return reconcile.apply_result(record, effect, result, facts, rules)
+
+
+def why_over(record: ModelRecord, facts: Facts) -> str:
+    """Why the update's trial is over, for machines; empty if it is not, or if the server cannot be asked."""
     update, server = record.under_way, facts.server
     if server is None:
         return ""
@@ -237,19 +250,34 @@ def is_gone(record: ModelRecord, facts: Facts) -> str:
     return last.outcome if is_ours and last is not None else "TRIAL_UNKNOWN"
 
 
-def rules_of(update: Update, rules: Rules) -> ObserveRules:
-    """How its trial is judged.
+def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> Transition:
+    """The trial is over without a commit; the reason of `why_over` tells whose fault that was."""
+    update = record.under_way
+    if reason == "SERVER_STOPPED":
+        return _apply_server_stopped(record, facts, rules)
+    if _ran_out_of_memory(record, facts):
+        return _hold_for_memory(record, facts)
+    if reason == "LEASE_EXPIRED" and update.kind is UpdateKind.FAILBACK:
+        return transitions.fail_failback(record, facts, reason, "its trial ran out before there was a verdict")
+    if reason in _BLAMELESS_ENDS:
+        return transitions.retry(record, facts, reason, "the trial ended without blame")
+    message = f"the trial of {update.revision} was ended from elsewhere"
+    return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
 
-    What returns to a device is known to be good: a verdict needs no callers, and one death there, or one
-    answer that is not finite, says enough of the device.
+
+def rules_of(update: Update, rules: Rules) -> ObserveRules:
+    """How an update's trial is judged.
+
+    The bundle of a failback is known to be good: a verdict needs no callers, and one death, or one answer that is not
+    finite, says enough of the device.
     """
     if update.kind is not UpdateKind.FAILBACK:
         return rules.observe
     return replace(rules.observe, probes_allowed=True, max_restarts=0, max_not_finite=0)
 
 
-def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Remember whether the server was seen to end in good order; a stop of this updater alone is forgotten."""
+def note_draining(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """Record whether the server drains during the trial; an orderly stop of this updater alone is forgotten."""
     if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
         return record
     if facts.server.incarnation != record.under_way.server_incarnation:
@@ -257,36 +285,30 @@ def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
     return record.with_update(orderly=facts.server.is_draining)
 
 
-def taken_back(  # noqa: PLR0911  one line a case
-    record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str
-) -> Applied:
-    """The trial is over without a commit: whose fault was it?"""
-    gone = is_gone(record, facts)
-    update, server = record.under_way, facts.server
-    if gone == "SERVER_STOPPED":
-        return server_stopped(record, facts, rules)
-    if gone and _ran_out(record, facts):
-        return _does_not_fit(record, facts)
-    if gone == "LEASE_EXPIRED" and update.kind is UpdateKind.FAILBACK:
-        return transitions.stay(record, facts, gone, "its trial ran out before there was a verdict")
-    if gone in _BLAMELESS_ENDS:
-        return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), gone, "the trial ended without blame")
-    if gone:
-        message = f"the trial of {update.revision} was ended from elsewhere"
-        return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
-    if server is None or server.trial is None:
-        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message)
-    judgement = judge(update, server, server.trial, rules_of(update, rules))
-    return _condemned(record, facts, rules, judgement, reason, message)
+def _keep(record: ModelRecord, facts: Facts, judgement: TrialJudgement) -> Transition:
+    """The candidate has proven itself on callers: only the commit is left."""
+    record = transitions.enter(
+        record,
+        Stage.COMMITTING,
+        on_probes=judgement.verdict is TrialVerdict.KEEP_ON_PROBES,
+        reason=judgement.reason,
+        message=judgement.message,
+    )
+    return transitions.with_event(record, facts, "trial_kept", judgement.message, evidence=judgement.evidence)
 
 
-def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
-    """The server's life ended in the trial: in good order without blame, by a crash as the trial's fault."""
+def _take_back(record: ModelRecord, facts: Facts, rules: Rules, judgement: TrialJudgement) -> Transition:
+    reason, message, evidence = judgement.reason, judgement.message, judgement.evidence
+    if judgement.verdict is TrialVerdict.ROLL_BACK:
+        return transitions.refuse(record, facts, rules, reason, message, evidence=evidence, outcome=Outcome.ROLLED_BACK)
+    return transitions.hold(record, facts, _HELD_FOR[judgement.verdict], message, evidence=evidence)
+
+
+def _apply_server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
+    """An orderly stop blames nothing; a crash is blamed on the candidate, at a first install only if it repeats."""
     update, server = record.under_way, facts.server
     if update.orderly or (server is not None and server.last_ended_orderly):
-        return transitions.roll_back(
-            record, facts, Ending(EndsIn.RETRY), "SERVER_STOPPED", "the server was stopped in good order"
-        )
+        return transitions.retry(record, facts, "SERVER_STOPPED", "the server was stopped in good order")
     crashes = update.crashes + 1
     record = record.with_update(crashes=crashes)
     message = f"the server crashed while {update.revision} answered on trial"
@@ -294,58 +316,20 @@ def server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Applied:
         return transitions.refuse(record, facts, rules, "SERVER_CRASHED", message, outcome=Outcome.ROLLED_BACK)
     if crashes >= rules.max_crashes:
         return transitions.hold(record, facts, HeldFor.SERVER_CRASHED, f"{message}, {crashes} times")
-    return transitions.roll_back(record, facts, Ending(EndsIn.RETRY), "SERVER_CRASHED", message)
+    return transitions.retry(record, facts, "SERVER_CRASHED", message)
 
 
-def kept(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Applied:
-    """It has proven itself on callers: from here on only the commit is left."""
-    update, server = record.under_way, facts.server
-    evidence = None
-    if server is not None and server.trial is not None:
-        evidence = judge(update, server, server.trial, rules_of(update, rules)).evidence
-    record = transitions.enter(
-        record, Stage.COMMITTING, on_probes=reason == "KEPT_ON_PROBES", reason=reason, message=message
-    )
-    return record, (transitions.event(record, facts, "trial_kept", message, evidence=evidence),)
-
-
-def probed(record: ModelRecord, result: Probed) -> Applied:
-    """Probes stand in for callers."""
-    update = record.under_way
-    return record.with_update(
-        probes_good=update.probes_good + result.good, probes_bad=update.probes_bad + result.bad
-    ), ()
-
-
-def failed(record: ModelRecord, _fault: Failed, _facts: Facts, _rules: Rules) -> Applied:
-    """A probe or an extension did not get through: the next look shows how things are."""
-    return record, ()
-
-
-def _ran_out(record: ModelRecord, facts: Facts) -> bool:
-    """Whether the server ended the trial because it ran out of memory; a slot that was needed is nobody's fault."""
+def _ran_out_of_memory(record: ModelRecord, facts: Facts) -> bool:
+    """Whether the server ended the trial for want of memory on its device, and not because the slot was needed."""
     last = None if facts.server is None else facts.server.last_trial
-    if last is None or last.reason not in transitions.REASONS:
+    if last is None or last.reason not in transitions.MEMORY_REASONS:
         return False
     return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.FAILBACK
 
 
-def _does_not_fit(record: ModelRecord, facts: Facts) -> Applied:
+def _hold_for_memory(record: ModelRecord, facts: Facts) -> Transition:
     update = record.under_way
     active = None if facts.server is None else facts.server.active
     device = update.device or ("its device" if active is None else active.device)
     message = f"{update.revision} ran out of memory on {device} while it answered on trial"
     return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
-
-
-def _condemned(
-    record: ModelRecord, facts: Facts, rules: Rules, judgement: TrialJudgement, reason: str, message: str
-) -> Applied:
-    evidence = judgement.evidence
-    if judgement.verdict is TrialVerdict.DOES_NOT_FIT:
-        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message, evidence=evidence)
-    if judgement.verdict is TrialVerdict.SLOWER:
-        return transitions.hold(record, facts, HeldFor.SLOWER, message, evidence=evidence)
-    if judgement.verdict is TrialVerdict.ROLL_BACK:
-        return transitions.refuse(record, facts, rules, reason, message, evidence=evidence, outcome=Outcome.ROLLED_BACK)
-    return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, message, evidence=evidence)

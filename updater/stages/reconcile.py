@@ -1,4 +1,4 @@
-"""What serves shall be what is committed: the way back from any state. Pure.
+"""Restoring what is committed, from any state of the server. Pure.
 
 Used at rest, while an update has not touched the server yet, and to roll back: one mechanism for all.
 """
@@ -6,13 +6,14 @@ Used at rest, while an update has not touched the server yet, and to roll back: 
 from dataclasses import replace
 
 from updater.core.effects import (
-    Action,
     ActivateLoad,
     ActivatePrevious,
     CommitLoad,
+    Effect,
     Failed,
     FaultKind,
     LoadBundle,
+    Result,
     RetireLoad,
     Wait,
     WritePointer,
@@ -21,7 +22,6 @@ from updater.core.ports import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Ending,
     EndsIn,
-    Event,
     HeldFor,
     Installed,
     ModelRecord,
@@ -33,13 +33,13 @@ from updater.core.record import (
 )
 from updater.core.rules import Rules
 from updater.stages import transitions
-from updater.stages.transitions import Applied, others
+from updater.stages.transitions import Transition, spare_slots
 
-BROKEN = "COMMITTED_BROKEN"
+BROKEN, BY_HAND = "COMMITTED_BROKEN", "ROLLED_BACK_BY_HAND"  # reasons
 _MAX_PAUSE_SECONDS = 60.0
 
 
-def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Action | None:
+def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Effect | Wait | None:
     """One step towards: the server serves what is committed, the pointer says so, no other slot is taken.
 
     Serving comes before the pointer, and the pointer before the end of a trial.
@@ -83,8 +83,8 @@ def can_go_back(record: ModelRecord, facts: Facts) -> bool:
     return previous is not None and previous.bundle_digest in facts.sealed
 
 
-def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Remember since when what is committed does not answer, or that it does."""
+def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
+    """Record since when what is committed does not answer, or that it answers."""
     server = facts.server
     if record.committed is None or server is None:
         return record
@@ -95,78 +95,77 @@ def noted(record: ModelRecord, facts: Facts) -> ModelRecord:
         return record
     if record.trouble is None or record.trouble.server_incarnation != server.incarnation:
         failed_loads = 0 if record.trouble is None else record.trouble.failed_loads
-        seen = sum(slot.restarts for slot in server.slots)
-        return replace(record, trouble=Trouble(server.incarnation, seen, failed_loads))
+        restarts = sum(slot.restarts for slot in server.slots)
+        return replace(record, trouble=Trouble(server.incarnation, restarts, failed_loads))
     return record
 
 
-def fall_back(record: ModelRecord, facts: Facts) -> Applied:
-    """What is committed no longer loads: serve the last committed, and let a person decide. The floor stays."""
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """A step of `restore` is done, or failed; the next facts show what is left to do."""
+    if isinstance(result, Failed):
+        if isinstance(effect, LoadBundle):
+            return _apply_load_failed(record, result, facts, rules)
+        message = f"{type(effect).__name__}: {result.reason}: {result.message}"
+        return transitions.with_event(record, facts, "step_failed", message)
+    if isinstance(effect, WritePointer):
+        what = "nothing" if effect.installed is None else effect.installed.revision
+        return transitions.with_event(record, facts, "pointer_repaired", f"the committed pointer says {what} again")
+    return Transition(record)
+
+
+def revert(record: ModelRecord, facts: Facts) -> Transition:
+    """What is committed no longer loads: restore the last committed revision, then hold. `min_version` stays."""
     broken = record.committed
     if broken is None:
-        return record, ()
-    events: tuple[Event, ...] = ()
-    if record.update is not None:
-        record, events = transitions.end(record, facts, Outcome.ABANDONED, BROKEN)
+        raise RuntimeError("nothing is committed")
+    record, events = _abandon_current(record, facts, BROKEN)
     message = f"{broken.revision} no longer loads here"
-    update = _going_back(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
+    update = _rollback_of(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
     if can_go_back(record, facts) and record.previous is not None:
         message += f"; {record.previous.revision} is put back"
-        blocked = (*record.blocked, broken.bundle_digest)
-        record = replace(record, committed=record.previous, previous=None, blocked=blocked, trouble=None)
+        record = transitions.block(record, broken.bundle_digest)
+        record = replace(record, committed=record.previous, previous=None, trouble=None)
     update = replace(update, reason=BROKEN, message=message)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
-    return record, (*events, *started)
+    return Transition(record, (*events, *started))
 
 
-def by_hand(record: ModelRecord, facts: Facts) -> Applied:
-    """An operator goes back to the previous committed revision; must be possible."""
+def roll_back_committed(record: ModelRecord, facts: Facts) -> Transition:
+    """An operator takes back what is committed; `can_go_back` must hold."""
     bad, good = record.committed, record.previous
     if bad is None or good is None:
         raise RuntimeError("there is nothing to roll back to")
-    events: tuple[Event, ...] = ()
-    if record.update is not None:
-        record, events = transitions.end(record, facts, Outcome.ABANDONED, "ROLLED_BACK_BY_HAND")
+    record, events = _abandon_current(record, facts, BY_HAND)
     if good.source_digest == bad.source_digest:  # an older conversion of the same source
-        record = replace(record, blocked=(*record.blocked, bad.bundle_digest))
+        record = transitions.block(record, bad.bundle_digest)
     else:
-        record = transitions.quarantine(record, facts, bad.source_digest, bad.revision, "ROLLED_BACK_BY_HAND")
-    update = _going_back(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
+        record = transitions.quarantine(record, facts, bad.source_digest, bad.revision, BY_HAND)
+    update = _rollback_of(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
     message = f"an operator took {bad.revision} back; {good.revision} serves"
-    update = replace(update, reason="ROLLED_BACK_BY_HAND", message=message)
+    update = replace(update, reason=BY_HAND, message=message)
     record = replace(record, committed=good, previous=None, trouble=None, warm_seconds_left=0.0)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
-    return record, (*events, *started)
+    return Transition(record, (*events, *started))
 
 
-def convert_again(record: ModelRecord, facts: Facts) -> Applied:
-    """What is committed is converted again by this build, and proven as any candidate."""
-    installed = record.committed
-    if installed is None:
-        return record, ()
-    update = Update(
-        update_id=facts.fresh_id,
-        kind=UpdateKind.RECONVERT,
-        revision=installed.revision,
-        started_at=facts.now,
-        source_digest=installed.source_digest,
-    )
-    return transitions.start(record, update, Stage.VERIFYING, facts)
+def _abandon_current(record: ModelRecord, facts: Facts, reason: str) -> Transition:
+    if record.update is None:
+        return Transition(record)
+    return transitions.end(record, facts, Outcome.ABANDONED, reason)
 
 
-def load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Applied:
-    """What is committed could not be loaded now."""
+def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
     if failed.kind is FaultKind.TRANSIENT:
-        return record, ()
-    life = "" if facts.server is None else facts.server.incarnation
-    trouble = record.trouble or Trouble(life, 0)
+        return Transition(record)
+    incarnation = "" if facts.server is None else facts.server.incarnation
+    trouble = record.trouble or Trouble(incarnation, 0)
     failed_loads = trouble.failed_loads + 1
     pause = min(_MAX_PAUSE_SECONDS, rules.retry_seconds * 2.0 ** min(failed_loads - 1, 8))
     record = replace(record, trouble=replace(trouble, failed_loads=failed_loads, retry_in_seconds=pause))
-    return record, (transitions.event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}"),)
+    return transitions.with_event(record, facts, "committed_load_failed", f"{failed.reason}: {failed.message}")
 
 
-def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Action | None:
+def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait | None:
     """One step towards serving what is committed; None if it is what answers."""
     target = "" if record.committed is None else record.committed.bundle_digest
     name = record.update.update_id if record.update is not None else "reconcile"
@@ -184,14 +183,14 @@ def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Action | N
     return _load(record, server, target, name, rules)
 
 
-def _load(record: ModelRecord, server: ServerState, target: str, name: str, rules: Rules) -> Action:
+def _load(record: ModelRecord, server: ServerState, target: str, name: str, rules: Rules) -> Effect | Wait:
     if record.trouble is not None and record.trouble.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, record.trouble.retry_in_seconds), "before it is loaded again")
     holder = server.holding(target)
     if holder is not None and holder.state == "LOADED":
         return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if holder is None:
-        rows = others(server)
+        rows = spare_slots(server)
         if len(server.occupied) >= len(server.slots) and rows:
             return RetireLoad(rows[0].load_id, name, server.generation)
     return LoadBundle(target, "", name, server.generation)
@@ -209,7 +208,7 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
 
 def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
-    for slot in others(server):
+    for slot in spare_slots(server):
         if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
             continue
         return RetireLoad(slot.load_id, name, server.generation)
@@ -217,7 +216,7 @@ def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | 
 
 
 def _is_change_of_device(server: ServerState, trial: TrialSnapshot) -> bool:
-    """Whether the same bundle answers what the trial fails: a way back that was not proven to its end."""
+    """Whether the previous slot holds the same bundle: the trial of a failback, which was not proven to its end."""
     previous = next((slot for slot in server.occupied if slot.load_id == trial.previous_load_id), None)
     return previous is not None and previous.bundle_digest == trial.bundle_digest
 
@@ -229,7 +228,7 @@ def _answers(record: ModelRecord, server: ServerState) -> bool:
     return is_it and active is not None and active.state == "LOADED"
 
 
-def _going_back(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:
+def _rollback_of(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:
     return Update(
         update_id=facts.fresh_id,
         kind=kind,

@@ -1,8 +1,10 @@
-"""The few ways in which a record moves on, used by every stage. Pure."""
+"""Transitions of a record that several stages share: start, hold, refuse, roll back, end; and its timers. Pure."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from updater.core.breaker import Breaker, BreakerName, Result, passed, report, resumed, trip
+from updater.core.effects import Failed, Shortage
 from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
     Counts,
@@ -19,7 +21,6 @@ from updater.core.record import (
     Update,
     UpdateKind,
 )
-from updater.core.results import Failed, Shortage
 from updater.core.rules import Rules
 
 MAX_KNOWN = 500
@@ -27,10 +28,15 @@ MAX_QUARANTINE = 500
 MAX_ALARMS = 100
 HOUR_SECONDS = 3600.0
 
-Applied = tuple[ModelRecord, tuple[Event, ...]]
+
+class Transition(NamedTuple):
+    """A record after a step, and the events of that step: written in one transaction."""
+
+    record: ModelRecord
+    events: tuple[Event, ...] = ()
 
 
-def event(
+def make_event(
     record: ModelRecord,
     facts: Facts,
     name: str,
@@ -39,37 +45,44 @@ def event(
     outcome: Outcome | None = None,
     evidence: Evidence | None = None,
 ) -> Event:
-    """Tell that something happened, with the update as it stands now."""
+    """An event with the update as it stands in this record."""
     return Event(facts.now, record.model, record.stage, name, message, record.update, outcome, evidence)
 
 
-def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Applied:
-    """Begin an update in its first stage; one that is HELD gives way to it."""
-    record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else (record, ())
+def with_event(
+    record: ModelRecord, facts: Facts, name: str, message: str = "", *, evidence: Evidence | None = None
+) -> Transition:
+    """The record as it is, and one event."""
+    return Transition(record, (make_event(record, facts, name, message, evidence=evidence),))
+
+
+def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Transition:
+    """Start an update in its first stage; an update that is HELD is abandoned for it."""
+    record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else Transition(record)
     record = replace(record, stage=stage, update=replace(update, steps=1))
     what = f"{update.kind.lower()} of {update.revision}" + (f" to {update.device}" if update.device else "")
-    return record, (*events, event(record, facts, "update_started", what))
+    return Transition(record, (*events, make_event(record, facts, "update_started", what)))
 
 
 def enter(record: ModelRecord, stage: Stage, **changes: object) -> ModelRecord:
-    """Go to another stage of the update under way; counts as a step."""
+    """Move the update under way to another stage; counts as a step."""
     fresh = {"stage_seconds": 0.0, "attempts": 0, "retry_in_seconds": 0.0, "steps": record.under_way.steps + 1}
     return replace(record, stage=stage).with_update(**{**fresh, **changes})
 
 
-def try_again(record: ModelRecord, rules: Rules) -> ModelRecord:
-    """Try the stage's effect again after a pause that grows."""
+def retry_later(record: ModelRecord, rules: Rules) -> ModelRecord:
+    """Count an attempt of the stage's effect, and wait before the next; the wait doubles with every attempt."""
     attempts = record.under_way.attempts + 1
     return record.with_update(attempts=attempts, retry_in_seconds=rules.retry_seconds * 2.0 ** min(attempts - 1, 8))
 
 
-def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Applied:
-    """End the update under way; what serves is what is committed."""
+def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Transition:
+    """End the update under way. The server must serve what is committed already, or be restored from IDLE."""
     update = record.under_way
     record = record.with_update(reason=reason or update.reason, message=message or update.message, ending=None)
-    name = f"update_{outcome.lower()}"
-    told = event(replace(record, stage=Stage.IDLE), facts, name, record.under_way.message, outcome=outcome)
-    return replace(record, stage=Stage.IDLE, update=None, has_garbage=True), (told,)
+    ended = replace(record, stage=Stage.IDLE)
+    event = make_event(ended, facts, f"update_{outcome.lower()}", record.under_way.message, outcome=outcome)
+    return Transition(replace(ended, update=None, has_garbage=True), (event,))
 
 
 def roll_back(
@@ -81,23 +94,35 @@ def roll_back(
     *,
     evidence: Evidence | None = None,
     name: str = "rollback_began",
-) -> Applied:
-    """Begin to put back what is committed; how it ends is written down now.
+) -> Transition:
+    """Begin to restore what is committed; how the update ends after that is recorded now.
 
-    A return to a device does not start again by itself: the next one is the breaker's to allow.
+    A failback is never retried by itself: its next attempt is up to the device breaker.
     """
     if record.under_way.kind is UpdateKind.FAILBACK and ending.ends_in is not EndsIn.IDLE:
         ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
     record = enter(record, Stage.ROLLING_BACK, ending=ending, reason=reason, message=message)
-    return record, (event(record, facts, name, message, evidence=evidence),)
+    return with_event(record, facts, name, message, evidence=evidence)
+
+
+def retry(record: ModelRecord, facts: Facts, reason: str, message: str) -> Transition:
+    """Roll back without blame; the sealed bundle is then gated and tried again, as long as its steps last."""
+    return roll_back(record, facts, Ending(EndsIn.RETRY), reason, message)
+
+
+def abandon(record: ModelRecord, facts: Facts, reason: str, message: str) -> Transition:
+    """Stop the update under way without blame; whatever it has loaded is retired first."""
+    if record.stage in (Stage.STAGING, Stage.VERIFYING):
+        return end(record, facts, Outcome.ABANDONED, reason, message)
+    return roll_back(record, facts, Ending(EndsIn.IDLE, Outcome.ABANDONED), reason, message)
 
 
 def hold(
     record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
-) -> Applied:
-    """Let a person decide; the candidate leaves its slot first."""
+) -> Transition:
+    """Leave the decision to a person; the candidate is retired first. A failback fails instead."""
     if record.under_way.kind is UpdateKind.FAILBACK:
-        return stay(record, facts, held_for.value, message, evidence=evidence)
+        return fail_failback(record, facts, held_for.value, message, evidence=evidence)
     ending = Ending(EndsIn.HELD, held_for=held_for)
     return roll_back(record, facts, ending, held_for.value, message, evidence=evidence, name="hold_decided")
 
@@ -111,22 +136,25 @@ def refuse(
     *,
     evidence: Evidence | None = None,
     outcome: Outcome = Outcome.REFUSED,
-) -> Applied:
-    """Condemn the candidate: its source digest, or this build's conversion of it, is never tried again."""
+) -> Transition:
+    """Refuse the candidate for good: quarantine its source digest, or block this build's conversion of it."""
     update = record.under_way
     if update.kind is UpdateKind.FAILBACK:
-        return stay(record, facts, reason, message, evidence=evidence)
+        return fail_failback(record, facts, reason, message, evidence=evidence)
     if update.kind is UpdateKind.RECONVERT:
-        record = replace(record, blocked=_added(record.blocked, update.bundle_digest))
+        record = block(record, update.bundle_digest)
         ending = Ending(EndsIn.HELD, outcome, HeldFor.CONVERSION)
     else:
-        record = blame(quarantine(record, facts, update.source_digest, update.revision, reason), facts, rules, reason)
+        record = quarantine(record, facts, update.source_digest, update.revision, reason)
+        record = count_failure(record, facts, rules, reason)
         ending = Ending(EndsIn.IDLE, outcome, blamed=True)
     return roll_back(record, facts, ending, reason, message, evidence=evidence, name="candidate_refused")
 
 
-def stay(record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None) -> Applied:
-    """A return has failed: the model stays where it is, and nobody is to blame but the device."""
+def fail_failback(
+    record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None
+) -> Transition:
+    """A failback has failed: the model stays on its fallback device, and only the device is to blame."""
     was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
     outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
     ending = Ending(EndsIn.IDLE, outcome, blamed=True)
@@ -134,7 +162,7 @@ def stay(record: ModelRecord, facts: Facts, reason: str, message: str, *, eviden
 
 
 def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, reason: str) -> ModelRecord:
-    """Write down a source digest that is never activated again."""
+    """Record a source digest that is never activated again."""
     if not digest or record.is_quarantined(digest):
         return record
     row = Quarantined(digest, revision, reason, facts.now)
@@ -146,8 +174,8 @@ def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, re
     )
 
 
-def blame(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> ModelRecord:
-    """Count a failed update; too many in a row, or in an hour, open the breaker."""
+def count_failure(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> ModelRecord:
+    """Count a failed update; too many in a row, or in an hour, open the activation breaker."""
     ages = (*(age for age in record.failure_ages if age < HOUR_SECONDS), 0.0)
     limits = rules.breakers[BreakerName.ACTIVATION]
     breaker = report(
@@ -158,25 +186,28 @@ def blame(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> Model
     return replace(record, failure_ages=ages[-32:], activation=breaker)
 
 
-def learn(record: ModelRecord, version: str, source_digest: str) -> ModelRecord:
-    """Remember what a version is; what it was first called stays, unless a person said otherwise."""
+def remember_version(record: ModelRecord, version: str, source_digest: str) -> ModelRecord:
+    """Record the source digest of a version; it stays until a person requests the version with other content."""
     if not version or not source_digest or record.known_digests.get(version) == source_digest:
         return record
     rows = [row for row in record.known if row.version != version]
     return replace(record, known=(*rows, Known(version, source_digest))[-MAX_KNOWN:])
 
 
-def _added(rows: tuple[str, ...], row: str) -> tuple[str, ...]:
-    return rows if not row or row in rows else (*rows, row)
+def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:
+    """Record a bundle digest that is never loaded again, although its source may be converted otherwise."""
+    if not bundle_digest or bundle_digest in record.blocked:
+        return record
+    return replace(record, blocked=(*record.blocked, bundle_digest))
 
 
 def slot_of(update: Update, server: ServerState) -> SlotSnapshot | None:
-    """The slot that holds it, if one does."""
+    """The slot that holds the update's bundle, on the update's device if it names one."""
     return server.holding(update.bundle_digest, update.device)
 
 
 def is_on_trial(update: Update, server: ServerState) -> bool:
-    """Whether the trial under way is this update's."""
+    """Whether the server's trial is of this update."""
     trial, slot = server.trial, slot_of(update, server)
     if trial is None or trial.bundle_digest != update.bundle_digest:
         return False
@@ -184,25 +215,25 @@ def is_on_trial(update: Update, server: ServerState) -> bool:
 
 
 def counts_of(update: Update, server: ServerState) -> Counts:
-    """What the server has counted of it in this life."""
+    """What the server has counted of the update's bundle since it started."""
     return server.counts_of(update.bundle_digest, update.device)
 
 
-def others(server: ServerState) -> list[SlotSnapshot]:
-    """Loads that do not answer and may be retired; the server's own move to another device is left alone."""
+def spare_slots(server: ServerState) -> list[SlotSnapshot]:
+    """Loads that may be retired: not the active one, and not the server's own load of a CPU fallback."""
     return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
 
 
-REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load: planned, and met
+MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load: planned, and met
 _GIB = 1 << 30
 
 
-def sentence(revision: str, fault: Failed) -> str:
+def describe_shortage(revision: str, fault: Failed) -> str:
     """Why a load did not fit, for people.
 
     Args:
         revision: that was loaded.
-        fault: with one of `REASONS`.
+        fault: with one of `MEMORY_REASONS`.
     """
     shortage = fault.shortage or Shortage("")
     where = f" on {shortage.device}" if shortage.device else " in memory"
@@ -218,12 +249,12 @@ def _numbers(shortage: Shortage) -> str:
     return f": it needs {shortage.needed_bytes / _GIB:.2f} GiB{free}"
 
 
-_LAZY_SECONDS = 10.0  # so far a written record may lag behind
-UNDER_WAY = frozenset(Stage) - {Stage.IDLE, Stage.HELD}
+_LAZY_SECONDS = 10.0  # by so much the timers of the written record may lag behind
+_UNDER_WAY = frozenset(Stage) - {Stage.IDLE, Stage.HELD}
 
 
-def aged(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
-    """Let the monotonic seconds since the step before pass for everything that lasts."""
+def let_time_pass(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """Advance all timers by the monotonic seconds since the step before."""
     seconds = max(0.0, facts.elapsed_seconds)
     watch, update, trouble = record.watch, record.update, record.trouble
     if update is not None:
@@ -245,10 +276,11 @@ def aged(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
     )
 
 
-def begun(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
-    """A life of the updater begins: what it was in the middle of is counted, what it waited for went on.
+def begin_life(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
+    """The first step of a process: a start of the updater counts as a step of the update under way.
 
-    The wall clock is believed only as far as it shortens a wait that would have ended anyway.
+    Breakers were open while the updater was away; how long that was is the wall clock's word, which can only shorten a
+    wait that ends anyway.
     """
     away = 0.0 if record.written_at is None else (facts.now - record.written_at).total_seconds()
     record = replace(
@@ -259,13 +291,13 @@ def begun(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
         has_garbage=True,
         written_at=facts.now,
     )
-    if record.update is None or record.stage not in UNDER_WAY:
+    if record.update is None or record.stage not in _UNDER_WAY:
         return record
     return record.with_update(steps=record.update.steps + 1)
 
 
-def stopped(record: ModelRecord) -> ModelRecord:
-    """This updater was told to stop: if the whole stack is, a trial that is lost by it is lost without blame."""
+def note_orderly_stop(record: ModelRecord) -> ModelRecord:
+    """The last write of a process that was asked to stop: if the whole stack stops, the trial ends without blame."""
     if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING):
         return record
     return record.with_update(orderly=True)

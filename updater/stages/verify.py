@@ -1,26 +1,25 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
-from updater.core.effects import Action, Failed, FaultKind, Sealed, VerifyAndSeal, Wait
+from updater.core.effects import Effect, Failed, FaultKind, Result, Sealed, VerifyAndSeal, Wait
 from updater.core.ports import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
-from updater.stages import transitions
-from updater.stages.stage import abandon, stop_quarantined
-from updater.stages.transitions import Applied
+from updater.stages import reconcile, stage, transitions
+from updater.stages.transitions import Transition
 
 DEFAULT_PRECISION = "float32"
 # Bytes on our disk that are not what was listed.
 _FETCHED_AGAIN = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH"})
-_PATIENCE_SECONDS = 30.0  # for a server that has said nothing about its devices
+_PRECISION_SECONDS = 30.0  # longest wait for a server that has not reported its devices
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
-    """Verify and seal, in the precision in which the server's device computes."""
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait:
+    """Verify and seal, in the computing precision of the server's device."""
     update = record.under_way
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is verified again")
-    precision = precision_of(facts, rules)
-    if not precision and update.stage_seconds < _PATIENCE_SECONDS:
+    precision = _precision_of(facts, rules)
+    if not precision and update.stage_seconds < _PRECISION_SECONDS:
         return Wait(rules.look_seconds, "the server has not said what it computes with")
     return VerifyAndSeal(
         update_id=update.update_id,
@@ -32,7 +31,49 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
     )
 
 
-def precision_of(facts: Facts, rules: Rules) -> str:
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """A bundle is sealed, or the files were refused."""
+    match result:
+        case Sealed():
+            return _apply_sealed(record, result, facts, rules)
+        case Failed() if isinstance(effect, VerifyAndSeal):
+            return _apply_failed(record, result, facts, rules)
+        case _:
+            return reconcile.apply_result(record, effect, result, facts, rules)
+
+
+def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> Transition:
+    update = record.under_way
+    if record.is_quarantined(result.source_digest):
+        return stage.refuse_quarantined(record, facts)
+    if result.source_digest != update.source_digest:
+        return transitions.refuse(record, facts, rules, "SOURCE_MISMATCH", "what was sealed is not what was listed")
+    if result.bundle_digest in record.blocked:
+        return transitions.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
+    record = transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
+    return transitions.with_event(record, facts, "bundle_sealed", f"{update.revision} is verified and sealed")
+
+
+def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+    """Bytes that are not what was listed are fetched once more; what is wrong with the content is refused."""
+    update = record.under_way
+    why = f"{failed.reason}: {failed.message}"
+    is_ours = update.kind is UpdateKind.RECONVERT
+    if failed.kind is FaultKind.PERMANENT:
+        if failed.reason in _FETCHED_AGAIN and not update.fresh_staging and not is_ours:
+            record = transitions.enter(record, Stage.STAGING, fresh_staging=True)
+            return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched once more")
+        return transitions.refuse(record, facts, rules, failed.reason, failed.message)
+    if failed.kind is FaultKind.NOT_READY:
+        return stage.give_up(record, facts, rules, why)
+    if update.attempts + 1 >= rules.max_attempts:
+        if is_ours:
+            return transitions.hold(record, facts, HeldFor.CONVERSION, why)
+        return stage.give_up(record, facts, rules, why)
+    return transitions.with_event(transitions.retry_later(record, rules), facts, "verification_failed", why)
+
+
+def _precision_of(facts: Facts, rules: Rules) -> str:
     """Precision of the device that a candidate will be loaded on; empty if it is not known."""
     server = facts.server
     if server is None:
@@ -45,36 +86,3 @@ def precision_of(facts: Facts, rules: Rules) -> str:
 
 def _is_device(device: str, wanted: str) -> bool:
     return wanted in {"auto", device} or device.startswith(f"{wanted}:")
-
-
-def sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rules) -> Applied:
-    """A bundle is sealed; from now on a runner may open it."""
-    update = record.under_way
-    if record.is_quarantined(result.source_digest):
-        return stop_quarantined(record, facts, rules)
-    if result.source_digest != update.source_digest:
-        return transitions.refuse(record, facts, rules, "SOURCE_MISMATCH", "what was sealed is not what was listed")
-    if result.bundle_digest in record.blocked:
-        return transitions.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
-    record = transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
-    return record, (transitions.event(record, facts, "bundle_sealed", f"{update.revision} is verified and sealed"),)
-
-
-def failed(record: ModelRecord, fault: Failed, facts: Facts, rules: Rules) -> Applied:
-    """Bytes that are not what was listed are fetched once more; what is wrong with the content is refused."""
-    update = record.under_way
-    why = f"{fault.reason}: {fault.message}"
-    is_ours = update.kind is UpdateKind.RECONVERT
-    if fault.kind is FaultKind.PERMANENT:
-        if fault.reason in _FETCHED_AGAIN and not update.fresh_staging and not is_ours:
-            record = transitions.enter(record, Stage.STAGING, fresh_staging=True)
-            return record, (transitions.event(record, facts, "content_mismatched", f"{why}; it is fetched once more"),)
-        return transitions.refuse(record, facts, rules, fault.reason, fault.message)
-    if fault.kind is FaultKind.NOT_READY:
-        return abandon(record, facts, rules, why)
-    if update.attempts + 1 >= rules.max_attempts:
-        if is_ours:
-            return transitions.hold(record, facts, HeldFor.CONVERSION, why)
-        return abandon(record, facts, rules, why)
-    record = transitions.try_again(record, rules)
-    return record, (transitions.event(record, facts, "verification_failed", why),)

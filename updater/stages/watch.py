@@ -1,135 +1,28 @@
-"""What the hub says: which names are worth listing, and when to look. Pure."""
+"""Watching the hub: when it is polled, which names are listed, and which release is taken, if any. Pure."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 
-from updater.core.breaker import BreakerName, Result, begin, report
-from updater.core.effects import Listed, LookAtHub
-from updater.core.ports import Facts
-from updater.core.record import ModelRecord, Watch
-from updater.core.rules import ReleasePolicy, Rules
+from updater.core import breaker
+from updater.core.breaker import BreakerName
+from updater.core.effects import Failed, FaultKind, Listed, LookAtHub
+from updater.core.ports import Facts, Release
+from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind, Watch
+from updater.core.rules import Mode, ReleasePolicy, Rules
+from updater.core.versions import Version, is_after, is_same, refused_by_name, version_of
+from updater.stages import transitions
+from updater.stages.transitions import MAX_ALARMS, Transition
 
-MAX_NAME_CHARS = 200
-_MAX_DIGITS = 18
-_SEMVER = re.compile(
-    r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?",
-    re.ASCII,
-)
-
-Part = tuple[int, int, str]  # numbers before words, a missing pre-release after all
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Version:
-    """Where a release stands in the order of all of its model."""
-
-    parts: tuple[Part, ...]
-    prerelease: tuple[Part, ...]  # a release proper sorts behind its pre-releases
-
-    @property
-    def is_prerelease(self) -> bool:
-        """Whether it comes before a release proper."""
-        return self.prerelease != _RELEASED
-
-    @property
-    def first(self) -> int:
-        """The first number: what a jump is measured in."""
-        return self.parts[0][1] if self.parts else 0
-
-    @property
-    def text(self) -> str:
-        """Its one form: "v1.2.0" and "1.2.0" are the same version."""
-        plain = ".".join(part[2] or str(part[1]) for part in self.parts)
-        return plain + "".join(f"-{part[2] or part[1]}" for part in self.prerelease if part != _RELEASED[0])
-
-
-_RELEASED: tuple[Part, ...] = ((2, 0, ""),)
-
-
-def version_of(name: str, policy: ReleasePolicy) -> Version | None:
-    """Read a hub's name; None if it is no release: a branch, or not of the pattern."""
-    if not name or len(name) > MAX_NAME_CHARS:
-        return None
-    return _by_pattern(name, policy.pattern) if policy.pattern else _by_semver(name)
-
-
-def is_after(name: str, floor: str, policy: ReleasePolicy) -> bool:
-    """Whether a release is strictly greater than the floor; anything is, while there is none."""
-    version, least = version_of(name, policy), version_of(floor, policy)
-    if version is None:
-        return False
-    return not floor or (least is not None and version > least)
-
-
-def refused_by_name(version: Version, name: str, floor: str, policy: ReleasePolicy) -> str:
-    """Why policy takes no release of this name, whatever is in it, for people; empty if it may."""
-    least = version_of(floor, policy)
-    if policy.pin not in ("", name):
-        return f"policy pins {policy.pin}"
-    if name in policy.deny:
-        return f"policy denies {name}"
-    if version.is_prerelease and not policy.prereleases:
-        return f"{name} is a pre-release"
-    if least is not None and policy.max_major_jump and version.first > least.first + policy.max_major_jump:
-        return f"{name} jumps further than policy allows from {floor}"
-    return ""
-
-
-def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
-    """Whether two names are the same version."""
-    version = version_of(one, policy)
-    return version is not None and version == version_of(other, policy)
-
-
-def higher(first: str, second: str, policy: ReleasePolicy) -> str:
-    """The higher of two revisions; one that is no release loses."""
-    one, other = version_of(first, policy), version_of(second, policy)
-    if one is None or (other is not None and other > one):
-        return second if other is not None else first or second
-    return first
-
-
-def _by_semver(name: str) -> Version | None:
-    match = _SEMVER.fullmatch(name)
-    if match is None:
-        return None
-    groups = match.groups()
-    if any(len(number) > _MAX_DIGITS for number in groups[:3]):
-        return None
-    return Version(
-        tuple((0, int(number), "") for number in groups[:3]),
-        tuple(_part(word) for word in groups[3].split(".")) if groups[3] else _RELEASED,
-    )
-
-
-def _by_pattern(name: str, pattern: str) -> Version | None:
-    match = _compiled(pattern).fullmatch(name)
-    if match is None:
-        return None
-    return Version(tuple(_part(word or "0") for word in match.groups()), _RELEASED)
-
-
-def _part(word: str) -> Part:
-    return (0, int(word), "") if word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS else (1, 0, word)
-
-
-@lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
-MAX_LISTED = 5  # revisions that one look lists, beside those in quarantine and the committed one
+MAX_LISTED = 5  # revisions that one poll lists, beside those in quarantine and the committed one
 MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were published again
 
 
 def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
-    """Choose the names whose files one look at the hub lists: the highest releases and the committed one.
+    """Choose the names whose files one poll lists: the highest releases and the committed one.
 
-    A name that an operator asks for is listed whatever it looks like. Of those that policy refuses by their names only
-    the highest is, to be told of: many of them must not hide one that may be taken.
+    A name that an operator requests is listed whatever it looks like. Of the names that policy refuses only the highest
+    is, so that it can be reported: many of them must not hide one that may be taken.
     """
     if look.only:
         return (look.only,) if look.only in names else ()
@@ -150,8 +43,8 @@ def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
-    """Whether it is time to ask the hub, and what for; None if it is not."""
+def poll_if_due(record: ModelRecord, rules: Rules) -> LookAtHub | None:
+    """Ask the hub, if it is time and the hub breaker allows it."""
     is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
     if not is_due or not record.hub.may_begin:
         return None
@@ -164,25 +57,53 @@ def look(record: ModelRecord, rules: Rules) -> LookAtHub | None:
     )
 
 
-def looked(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
-    """The hub has answered."""
+def apply_result(record: ModelRecord, result: Listed | Failed, facts: Facts, rules: Rules) -> Transition:
+    """The hub has answered, or not."""
+    if isinstance(result, Listed):
+        return _apply_listed(record, result, facts, rules)
+    if result.reason == "REVISION_UNKNOWN":  # deleted between two questions: the hub is well
+        return _apply_listed(record, Listed((), ()), facts, rules)
+    return _apply_failed(record, result, facts, rules)
+
+
+def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
+    """Take the requested revision, or the highest acceptable release, or say why none is taken."""
+    requested = record.requested_revision
+    record = _note_answer(record, listed, facts, rules)
+    if requested:
+        return _take_requested(replace(record, requested_revision=""), requested, listed, facts)
+    record, alarms = _alarms(record, listed, facts, rules)
+    choice = choose(record, listed, rules)
+    record = replace(record, watch=replace(record.watch, newest=choice.newest, message=choice.why_not))
+    why_not = _why_not_now(record, choice, rules)
+    if choice.release is None or why_not:
+        watch = replace(record.watch, message=why_not or choice.why_not)
+        return Transition(replace(record, watch=watch), alarms)
+    limits = rules.breakers[BreakerName.ACTIVATION]
+    record = replace(record, activation=breaker.begin(record.activation, limits))
+    record, events = _take(record, choice.release, facts, UpdateKind.RELEASE)
+    return Transition(record, (*alarms, *events))
+
+
+def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
     watch = replace(
-        _compared(record.watch, listed, facts, rules),
-        seconds_to_poll=next_look(facts, rules),
+        _compare(record.watch, listed, facts, rules),
+        seconds_to_poll=_poll_seconds(facts, rules),
         polls=record.watch.polls + 1,
         last_polled_at=facts.now,
         message="" if listed.names else "the hub lists no revision",
     )
+    record = replace(record, watch=watch)
+    if not record.hub.may_begin:
+        return record
     limits = rules.breakers[BreakerName.HUB]
-    hub = (
-        report(begin(record.hub, limits), Result.SUCCESS, limits, facts.jitter) if record.hub.may_begin else record.hub
-    )
-    return replace(record, watch=watch, hub=hub)
+    hub = breaker.report(breaker.begin(record.hub, limits), breaker.Result.SUCCESS, limits, facts.jitter)
+    return replace(record, hub=hub)
 
 
-def _compared(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
-    """Remember since when the listing is what it is: a mirror that has stopped answers, and never changes."""
-    rows = sorted(listed.names)  # a look for one named revision lists the files of that one alone
+def _compare(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
+    """Record since when the listing is what it is: a mirror that has stopped answers, and never changes."""
+    rows = sorted(listed.names)  # a poll for one requested revision lists the files of that one alone
     listing = sha256("\n".join(rows).encode()).hexdigest()
     if listing != watch.listing:
         watch = replace(watch, listing=listing, changed_at=facts.now)
@@ -193,17 +114,143 @@ def _compared(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch
     return watch
 
 
-def missed(record: ModelRecord, facts: Facts, rules: Rules, *, is_neutral: bool, wait: float, why: str) -> ModelRecord:
-    """The hub has not answered; asking it rests, the more often it fails the longer."""
-    limits = rules.breakers[BreakerName.HUB]
-    hub = record.hub
-    if hub.may_begin:
-        result = Result.NEUTRAL if is_neutral else Result.FAILURE
-        hub = report(begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
-    pause = max(next_look(facts, rules), min(wait, limits.cap_seconds))
-    return replace(record, hub=hub, watch=replace(record.watch, seconds_to_poll=pause, message=why))
+def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+    """The hub breaker counts it, unless a person must change a permission; the next poll waits as the hub asks."""
+    why = f"{failed.reason}: {failed.message}"
+    limits, hub, is_open = rules.breakers[BreakerName.HUB], record.hub, not record.hub.may_begin
+    if not is_open:
+        is_neutral = failed.kind in (FaultKind.DENIED, FaultKind.NOT_READY)
+        result = breaker.Result.NEUTRAL if is_neutral else breaker.Result.FAILURE
+        wait = failed.retry_after_seconds
+        hub = breaker.report(breaker.begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
+    pause = max(_poll_seconds(facts, rules), min(failed.retry_after_seconds, limits.cap_seconds))
+    watch = replace(record.watch, seconds_to_poll=pause, message=why)
+    record = replace(record, hub=hub, watch=watch, requested_revision="")
+    events: tuple[Event, ...] = (transitions.make_event(record, facts, "hub_unanswered", why),)
+    if not is_open and not hub.may_begin:
+        events = (*events, transitions.make_event(record, facts, "breaker_opened", f"hub: {hub.reason}"))
+    return Transition(record, events)
 
 
-def next_look(facts: Facts, rules: Rules) -> float:
-    """Seconds to the next look; spread, so that a fleet does not ask in step."""
+def _poll_seconds(facts: Facts, rules: Rules) -> float:
+    """Seconds to the next poll; spread, so that the machines of a fleet do not poll together."""
     return rules.poll_seconds * (1.0 + rules.poll_jitter * facts.jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a listing leads to."""
+
+    release: Release | None = None  # to be taken
+    newest: str = ""  # the highest that policy allows
+    why_not: str = ""  # for people: why the highest release is not taken
+
+
+def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
+    """The highest release that is whole, allowed and not in quarantine."""
+    newest, why_not = "", ""
+    for version, release in _by_version(listed, rules.policy):
+        if not _is_news(record, release, rules):
+            continue
+        reason = refusal(record, version, release, rules)
+        if reason:
+            why_not = why_not or reason
+            continue
+        newest = newest or release.revision
+        if release.is_ready:
+            return Choice(release, newest, why_not)
+        why_not = why_not or f"{release.revision} is not complete yet: {release.missing or 'files are missing'}"
+    return Choice(None, newest, why_not)
+
+
+def refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:
+    """Why a newer release is not taken, for people; empty if it may be."""
+    name = release.revision
+    known = record.known_digests.get(version.text)
+    by_name = refused_by_name(version, name, record.min_version, rules.policy)
+    if by_name:
+        return by_name
+    if record.committed is not None and release.source_digest == record.committed.source_digest != "":
+        return f"{name} has the same content as what is committed"
+    if record.is_quarantined(release.source_digest):
+        return f"{name} is in quarantine"
+    if release.source_digest and known not in (None, release.source_digest):
+        return f"{name} was published again with other content"
+    return ""
+
+
+def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
+    """Whether a release is greater than the minimal version, or equals it and was let out of quarantine."""
+    if is_after(release.revision, record.min_version, rules.policy):
+        return True
+    is_unquarantined = release.source_digest in record.unquarantined
+    return is_unquarantined and is_same(release.revision, record.min_version, rules.policy)
+
+
+def _by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
+    """Releases, highest first, without the old ones that only stand there to be compared."""
+    found = [(version_of(release.revision, policy), release) for release in listed.releases]
+    known = [(version, release) for version, release in found if version is not None]
+    return sorted(known, key=lambda row: (row[0], row[1].revision), reverse=True)
+
+
+def _why_not_now(record: ModelRecord, choice: Choice, rules: Rules) -> str:
+    """Why an acceptable release has to wait; empty if it does not."""
+    if choice.release is None:
+        return ""
+    name = choice.release.revision
+    if record.stage is Stage.HELD:
+        held = record.under_way
+        held_for = None if held.ending is None else held.ending.held_for
+        if held_for not in SUPERSEDABLE or not is_after(name, held.revision, rules.policy):
+            return f"{name} waits: {held.revision} is held"
+    if record.paused:
+        return f"{name} waits: updates are paused"
+    if rules.mode is Mode.MANUAL:
+        return f"{name} waits: policy takes nothing by itself"
+    if not record.activation.may_begin:
+        return f"{name} waits: {record.activation.reason or 'too many updates failed'}"
+    return ""
+
+
+def _take_requested(record: ModelRecord, name: str, listed: Listed, facts: Facts) -> Transition:
+    """An operator named it: past policy, never past quarantine or the gate."""
+    release = next((release for release in listed.releases if release.revision == name), None)
+    if release is None:
+        return transitions.with_event(record, facts, "revision_unknown", f"the hub has no {name}")
+    if record.is_quarantined(release.source_digest):
+        return transitions.with_event(record, facts, "revision_quarantined", f"{name} is in quarantine")
+    if record.committed is not None and release.source_digest == record.committed.source_digest != "":
+        return transitions.with_event(record, facts, "revision_committed", f"{name} is what is committed")
+    if not release.is_ready:
+        message = f"{name} is not complete: {release.missing}"
+        return transitions.with_event(record, facts, "revision_not_ready", message)
+    return _take(record, release, facts, UpdateKind.REQUESTED)
+
+
+def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Transition:
+    update = Update(
+        update_id=facts.fresh_id,
+        kind=kind,
+        revision=release.revision,
+        started_at=facts.now,
+        source_digest=release.source_digest,
+        forced=kind is UpdateKind.REQUESTED,
+        approved=release.source_digest in record.approved,
+    )
+    return transitions.start(record, update, Stage.STAGING, facts)
+
+
+def _alarms(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
+    """A known version with another digest: an event the first time it is listed; it is never taken."""
+    events: list[Event] = []
+    for version, release in _by_version(listed, rules.policy):
+        known = record.known_digests.get(version.text)
+        mark = f"{version.text} {release.source_digest}"
+        if known in (None, release.source_digest) or not release.source_digest or mark in record.watch.alarms:
+            continue
+        alarms = (*record.watch.alarms, mark)[-MAX_ALARMS:]
+        record = replace(record, watch=replace(record.watch, alarms=alarms))
+        message = f"{release.revision} was published again with other content; it is not taken"
+        events.append(transitions.make_event(record, facts, "revision_republished", message))
+    return Transition(record, tuple(events))

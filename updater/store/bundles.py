@@ -25,9 +25,9 @@ from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import by_reason, refused
+from updater.core.effects import FaultKind
 from updater.core.ports import EffectFailed, Hub, Release
 from updater.core.record import Installed
-from updater.core.results import FaultKind
 from updater.revision import parse_json_object, select_engine
 from updater.status import Progress
 from updater.store import garbage

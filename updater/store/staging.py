@@ -100,7 +100,7 @@ class Stager:
             for file in wanted:
                 self._fetch(file, check_stop)
                 self._done += file.size
-                self._progress.tell(self._done, self._total)
+                self._progress.report(self._done, self._total)
             write_atomic(self._folder / LISTING_NAME, encode_manifest(wanted))
             record = FetchRecord(self._hub.place, self._release.revision, self._clock.now())
             write_atomic(self._folder / ORIGIN_NAME, encode_fetch_record(record))
@@ -171,7 +171,7 @@ class Stager:
                 yield piece
                 done += len(piece)
                 if self._total:
-                    self._progress.tell(done, self._total)
+                    self._progress.report(done, self._total)
 
 
 def _remove(path: Path) -> None:

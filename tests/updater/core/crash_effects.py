@@ -17,14 +17,14 @@ from tests.updater.core.crash_world import (
     released,
 )
 from updater.core import effects as act
-from updater.core.effects import Action, Done, Failed, FaultKind, Result
+from updater.core.effects import Effect, Failed, FaultKind, Result
 from updater.core.record import ModelRecord, Stage, UpdateKind
 from updater.stages.watch import worth_listing
 
 _MOVED = Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 
 
-def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
+def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
     """The world after an effect, and what the updater is told."""
     match action:
         case act.LookAtHub():
@@ -36,7 +36,7 @@ def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0
         case act.VerifyAndSeal():
             return _seal(world, action)
         case act.WritePointer(installed):
-            return replace(world, pointer=installed), Done()
+            return replace(world, pointer=installed), None
         case act.CollectGarbage():
             return replace(world, sealed=world.sealed & action.keep_bundles), act.Collected(0, 0)
         case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
@@ -46,7 +46,7 @@ def perform(world: World, action: Action) -> tuple[World, Result]:  # noqa: PLR0
         case act.Probe():
             return _probe(world, action) if world.server.is_up else (world, _MOVED)
         case _:
-            return world, Done()
+            return world, None
 
 
 def dies(world: World, *, orderly: bool) -> World:
@@ -131,7 +131,7 @@ def _ask_server(  # noqa: PLR0911  one line a case
         case act.ActivatePrevious():
             if not server.on_trial or server.holding(action.load_id) != server.previous:
                 return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return replace(world, server=server.back("ROLLED_BACK")), Done()
+            return replace(world, server=server.back("ROLLED_BACK")), None
     slot = server.holding(action.load_id)
     if slot < 0:
         return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
@@ -149,15 +149,15 @@ def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple
         if slot < 0 or slot != server.active:
             return world, Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "")
         left = 0 if server.serving_on == CARD else world.fallback
-        return replace(world, server=server.ended("COMMITTED") if server.on_trial else server, fallback=left), Done()
+        return replace(world, server=server.ended("COMMITTED") if server.on_trial else server, fallback=left), None
     if slot < 0:
-        return world, Done()
+        return world, None
     if server.on_trial and slot == server.active and server.previous < 0:
         server = replace(server.ended("ROLLED_BACK"), active=-1)
     elif slot in (server.active, server.previous):
         return world, Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "")
     world = replace(world, server=server.filled(slot, ""))
-    return replace(world, record=_forget_load(world, action.load_id)), Done()
+    return replace(world, record=_forget_load(world, action.load_id)), None
 
 
 def _load(world: World, digest: str, device: str) -> tuple[World, Result]:

@@ -25,8 +25,10 @@ from tests.updater.core.crash_rules import broken, restless, wrong
 from tests.updater.core.crash_step import plain, step
 from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
 from updater.core.breaker import BreakerState
-from updater.core.effects import CommandKind, Enter, OperatorCommand
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Installed, ModelRecord, Stage
+from updater.stages.commands import CommandResult
+from updater.stages.transitions import Transition
 
 MAX_SETTLE_STEPS = 120
 _NOTHING = Budget()
@@ -69,8 +71,9 @@ class _Calm:
     def take(self) -> _Step:
         """Compute its step, or return what was computed before."""
         if self.step is None:
-            action, after, written = step(self.world)
-            name = type(action).__name__ + (f" {action.stage}" if isinstance(action, Enter) else "")
+            decided, after, written = step(self.world)
+            stages = (self.world.record.stage, written.record.stage)
+            name = " to ".join(stages) if isinstance(decided, Transition) else type(decided).__name__
             self.step = _Step(name, after, written, wrong(self.world, after, written))
         return self.step
 
@@ -213,8 +216,8 @@ def _applied(world: World, name: str) -> _Step | None:
     command = _command(world, name)
     if command is None:
         return None
-    action, after, written = step(world, command)
-    if type(action).__name__ != "ApplyCommand":
+    decided, after, written = step(world, command)
+    if not isinstance(decided, CommandResult):
         return None
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
     is_owed = written.owes_wait and command.kind is not CommandKind.RESET_BREAKER

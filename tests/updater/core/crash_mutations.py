@@ -8,18 +8,20 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
+from updater.core import breaker as breakers
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
-from updater.core.effects import Action, Activated, Enter
+from updater.core.effects import Activated
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
-from updater.stages import activate, failback, observe, reconcile, transitions
-from updater.stages.transitions import Applied
+from updater.stages import activate, failback, machine, observe, reconcile, transitions
+from updater.stages.machine import Step
+from updater.stages.transitions import Transition
 
 _observe = observe.decide
-_activated = activate.activated
+_activated = activate.apply_activated
 _is_due = failback.is_due
-_stay = transitions.stay
+_fail_failback = transitions.fail_failback
 
 
 @contextlib.contextmanager
@@ -33,9 +35,11 @@ def no_reconcile() -> Iterator[None]:
 def commit_before_observe() -> Iterator[None]:
     """A trial is committed as soon as it is there."""
 
-    def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Action:
+    def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
         is_there = facts.server is not None and facts.server.trial is not None
-        return Enter(Stage.COMMITTING, "KEPT") if is_there else _observe(record, facts, rules)
+        if not is_there:
+            return _observe(record, facts, rules)
+        return Transition(transitions.enter(record, Stage.COMMITTING, reason="KEPT"))
 
     with _decisions(Stage.OBSERVING, decide):
         yield
@@ -52,11 +56,11 @@ def no_quarantine() -> Iterator[None]:
 def floor_raised_at_activation() -> Iterator[None]:
     """The floor rises with the trial, not with the commit."""
 
-    def activated(record: ModelRecord, result: Activated, facts: Facts) -> Applied:
+    def activated(record: ModelRecord, result: Activated, facts: Facts) -> Transition:
         record, events = _activated(record, result, facts)
-        return replace(record, min_version=record.under_way.revision), events
+        return Transition(replace(record, min_version=record.under_way.revision), events)
 
-    with patch.object(activate, "activated", activated):
+    with patch.object(activate, "apply_activated", activated):
         yield
 
 
@@ -68,10 +72,10 @@ def return_without_waiting() -> Iterator[None]:
         ready = replace(record, device=replace(record.device, state=BreakerState.OPEN, left_seconds=0.0))
         return _is_due(ready, facts)
 
-    def begin(breaker: Breaker, _rules: BreakerRules) -> Breaker:
+    def begin_probe(breaker: Breaker, _rules: BreakerRules) -> Breaker:
         return replace(breaker, state=BreakerState.HALF_OPEN, left_seconds=LEFT_SECONDS)
 
-    with patch.object(failback, "is_due", is_due), patch.object(failback, "begin_probe", begin):
+    with patch.object(failback, "is_due", is_due), patch.object(breakers, "begin_probe", begin_probe):
         yield
 
 
@@ -79,19 +83,19 @@ def return_without_waiting() -> Iterator[None]:
 def quarantine_on_failed_return() -> Iterator[None]:
     """What a device did is blamed on the revision."""
 
-    def stay(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Applied:  # noqa: ANN401
+    def fail(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Transition:  # noqa: ANN401
         update = record.under_way
         record = transitions.quarantine(record, facts, update.source_digest, update.revision, reason)
-        return _stay(record, facts, reason, message, **evidence)
+        return _fail_failback(record, facts, reason, message, **evidence)
 
-    with patch.object(transitions, "stay", stay):
+    with patch.object(transitions, "fail_failback", fail):
         yield
 
 
 @contextlib.contextmanager
 def return_outlives_its_breaker() -> Iterator[None]:
     """A return that was cut off goes on."""
-    with patch.object(failback, "interrupted", lambda *_: None):
+    with patch.object(failback, "interrupt", lambda *_: None):
         yield
 
 
@@ -110,10 +114,10 @@ def worlds(all_of_them: list[World], name: str) -> list[World]:
     return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
 
 
-def _decisions(stage: Stage, decide: Callable[..., Action]) -> AbstractContextManager[Any]:
-    from updater.stages import decide as decisions  # noqa: PLC0415  the module, whose table is patched
-
-    return patch.dict(decisions._TRIED, {stage: decide})  # noqa: SLF001  a mutation reaches where nobody else may
+def _decisions(stage: Stage, decide: Callable[..., Step]) -> AbstractContextManager[Any]:
+    stages = dict(machine._STAGES)  # noqa: SLF001  a mutation reaches where nobody else may
+    stages[stage] = stages[stage]._replace(decide=decide)
+    return patch.object(machine, "_STAGES", stages)
 
 
 OF_RETURNS: dict[str, Callable[[], AbstractContextManager[None]]] = {

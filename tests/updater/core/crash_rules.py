@@ -6,7 +6,7 @@ from tests.updater.core.crash_effects import is_failback
 from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
 from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
-from updater.stages.watch import is_after, version_of
+from updater.core.versions import is_after, version_of
 
 _UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a return
 

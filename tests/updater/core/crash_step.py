@@ -5,27 +5,35 @@ from dataclasses import replace
 from tests.updater.core.crash_effects import is_failback, perform
 from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, seen
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.effects import Action, OperatorCommand
+from updater.core.effects import Wait
+from updater.core.facts import OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord
-from updater.stages import apply_result as conclusions
-from updater.stages import decide as decisions
+from updater.stages.commands import CommandResult
+from updater.stages.machine import Step, apply_result, decide, refresh
+from updater.stages.transitions import Transition
 
 
-def step(world: World, command: OperatorCommand | None = None) -> tuple[Action, World, World]:
+def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | CommandResult, World, World]:
     """One step of the updater.
 
     Returns:
         What was decided; the world after its effect, before the record is written; the world after that.
     """
     facts = facts_of(world, command)
-    action = decisions.decide(world.record, facts, RULES)
-    after, result = perform(world, action)
-    record, _ = conclusions.apply_result(after.record, action, result, facts, RULES)
+    decided, after = decide(refresh(world.record, facts, RULES).record, facts, RULES), world
+    if isinstance(decided, Transition | CommandResult):
+        record = decided.record
+    elif isinstance(decided, Wait):
+        record = refresh(world.record, facts, RULES).record
+    else:
+        after, result = perform(world, decided)
+        record = refresh(after.record, facts, RULES).record  # which may have lost the id of a load that is gone now
+        record = apply_result(record, decided, result, facts, RULES).record
     written = replace(after, record=plain(record), begun=True)
     if is_failback(written) and not is_failback(world):
         written = replace(written, owes_wait=True)
-    return action, after, written
+    return decided, after, written
 
 
 def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:

@@ -22,7 +22,8 @@ from updater.core.breaker import (
     trip,
     unreadable,
 )
-from updater.core.effects import CommandKind, Failed, FaultKind
+from updater.core.effects import Failed, FaultKind
+from updater.core.facts import CommandKind
 from updater.core.record import Stage
 from updater.core.record_json import RecordUnreadable, from_json, to_json
 

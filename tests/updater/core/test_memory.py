@@ -7,7 +7,7 @@ import pytest
 from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import World
 from updater.core.breaker import BreakerState
-from updater.core.effects import CommandKind
+from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Stage
 from updater.service.convert import advice_for, model_updates
 from updater.status import StatusSnapshot

@@ -6,10 +6,12 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.effects import CommandKind, Failed, FaultKind, Listed, LookAtHub
+from updater.core.effects import Failed, FaultKind, Listed, LookAtHub
+from updater.core.facts import CommandKind
 from updater.core.record import Outcome, Stage
 from updater.core.rules import Mode, ReleasePolicy
-from updater.stages.watch import is_after, version_of, worth_listing
+from updater.core.versions import is_after, version_of
+from updater.stages.watch import worth_listing
 
 SEMVER = ReleasePolicy()
 

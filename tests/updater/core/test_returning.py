@@ -9,11 +9,12 @@ from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState
-from updater.core.effects import CommandKind, Failed, FaultKind, LookAtHub, RetireLoad, Wait
+from updater.core.effects import Failed, FaultKind, LookAtHub, RetireLoad, Wait
+from updater.core.facts import CommandKind
 from updater.core.ports import GoldenFacts, SlotSnapshot
 from updater.core.record import Outcome, Stage, UpdateKind
 from updater.core.rules import Mode
-from updater.stages.decide import decide
+from updater.stages.machine import decide
 
 FIRST_SECONDS = RULES.breakers[BreakerName.DEVICE].first_seconds
 HOUR = 3600.0

@@ -1,10 +1,14 @@
 """The way of an update: proven, tried, kept or taken back; and what crashes and operators do to it."""
 
+from datetime import timedelta
+
 import pytest
 
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
-from updater.core.effects import CommandKind
+from updater.core.breaker import BreakerState
+from updater.core.effects import Failed, FaultKind
+from updater.core.facts import CommandKind
 from updater.core.ports import GoldenFacts
 from updater.core.record import HeldFor, Outcome, Stage
 from updater.core.rules import ObserveRules
@@ -251,3 +255,21 @@ def test_no_data_is_never_a_pass(world: World, problem: str) -> None:
 
     assert (HeldFor.GOLDEN_UNUSABLE if problem else HeldFor.NO_GOLDEN) is held_for(world)
     assert "hotslot golden" in world.record.under_way.message
+
+
+@pytest.mark.fault("N1")
+def test_a_breaker_waits_on_while_the_updater_is_away(world: World) -> None:
+    """What is left of its open time is not waited for once more; a wall clock that went back shortens nothing."""
+    world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")] * 5
+    while world.record.hub.state is not BreakerState.OPEN:
+        world.tick()
+    left = world.record.hub.left_seconds
+    world.clock.passes(left - 5.0)
+    world.start_updater()
+    world.tick()
+    assert world.record.hub.left_seconds == pytest.approx(5.0, abs=1.0)
+
+    world.clock.wall -= timedelta(days=1)
+    world.start_updater()
+    world.tick()
+    assert world.record.hub.left_seconds == pytest.approx(5.0, abs=1.0)

@@ -10,7 +10,8 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.control.snapshot import counts_of
 from updater.core.costs import CostBucket, compare_costs, t_tail
-from updater.core.effects import CommandKind, Failed, FaultKind, OperatorCommand
+from updater.core.effects import Failed, FaultKind
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
 from updater.core.ports import RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.record import Counts, HeldFor, Update, UpdateKind

@@ -23,7 +23,7 @@ from tests.updater.simulators import (
 from tests.updater.simulators import SimDisk as Disk
 from updater.commands import CommandQueue, _Waiting
 from updater.core.breaker import BreakerState
-from updater.core.effects import CommandKind, OperatorCommand
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
 from updater.core.rules import GateRules, ObserveRules, Rules

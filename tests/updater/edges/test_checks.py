@@ -16,7 +16,7 @@ from dev.harness.revisions import model_folder
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
-from updater.core.results import FaultKind
+from updater.core.effects import FaultKind
 from updater.store.state_folder import check_state_path, read_fetch_record
 from updater.store.verify import STEPS, check_compatible, verify
 

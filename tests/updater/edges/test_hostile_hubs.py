@@ -17,9 +17,8 @@ from dev.harness.revisions import MODEL, convert_scripted, weights_of
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
 from updater.core.checks import CHECKS
-from updater.core.effects import StageRevision, VerifyAndSeal
+from updater.core.effects import Failed, FaultKind, Result, Sealed, Staged, StageRevision, VerifyAndSeal
 from updater.core.ports import Control, Golden, Hub, Release
-from updater.core.results import Failed, FaultKind, Result, Sealed, Staged
 from updater.perform import Ports, perform
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References

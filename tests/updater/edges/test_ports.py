@@ -30,9 +30,9 @@ from tests.updater.simulators import (
 from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
 from updater.control.prober import Prober
+from updater.core.effects import Failed, FaultKind
 from updater.core.ports import Control, EffectFailed, Golden, Hub, Journal, Store
 from updater.core.record import Event, Installed, ModelRecord, Stage
-from updater.core.results import Failed, FaultKind
 from updater.golden_files import GoldenFiles
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.folder import DirectoryHub

@@ -19,9 +19,9 @@ from common.source import MANIFEST_NAME
 from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.scripted_engine import make_scripted_bundle
+from updater.core.effects import Failed, FaultKind
 from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed
-from updater.core.results import Failed, FaultKind
 from updater.hub.folder import DirectoryHub
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References

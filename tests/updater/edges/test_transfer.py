@@ -10,8 +10,8 @@ import pytest
 from common.bundle import BundleFile
 from common.durable import NotRegular, open_within
 from tests.updater.core.world import ManualClock
+from updater.core.effects import Failed, FaultKind
 from updater.core.ports import EffectFailed, LinkBroken
-from updater.core.results import Failed, FaultKind
 from updater.store import transfer
 from updater.store.transfer import (
     MIN_PROGRESS_BYTES,

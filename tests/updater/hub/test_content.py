@@ -8,8 +8,7 @@ import pytest
 from dev.harness.revisions import MODEL, model_folder
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import MODEL_ID, Exchange, says, truncates_after
-from updater.core.effects import StageRevision
-from updater.core.results import Failed, FaultKind, Staged
+from updater.core.effects import Failed, FaultKind, Staged, StageRevision
 from updater.perform import Ports, perform
 
 

@@ -11,7 +11,7 @@ from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
 from updater.core.breaker import BreakerState
 from updater.core.record import Outcome, Stage
-from updater.core.results import Failed, FaultKind
+from updater.core.effects import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 

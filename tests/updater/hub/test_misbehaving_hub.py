@@ -27,7 +27,7 @@ from tests.updater.scripted_hub import (
     stalls_after,
     truncates_after,
 )
-from updater.core.results import FaultKind
+from updater.core.effects import FaultKind
 from updater.status import Share
 from updater.store.transfer import PaceRules
 

@@ -13,7 +13,7 @@ from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
-from updater.core.results import FaultKind
+from updater.core.effects import FaultKind
 from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub, open_hub
 from updater.hub.settings import TokenReader, find_proxy

@@ -17,7 +17,7 @@ from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import HubServerOptions
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
-from updater.core.results import FaultKind
+from updater.core.effects import FaultKind
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions

@@ -22,7 +22,7 @@ from dev.harness.revisions import MODEL, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
 from updater.core.ports import EffectFailed
-from updater.core.results import Failed, FaultKind
+from updater.core.effects import Failed, FaultKind
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions

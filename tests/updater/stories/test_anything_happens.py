@@ -19,9 +19,10 @@ from dev.harness.simulated_server import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
 from updater.core.breaker import BreakerState
-from updater.core.effects import CommandKind, Failed, FaultKind, OperatorCommand
+from updater.core.effects import Failed, FaultKind
+from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import HeldFor, Stage
-from updater.stages.watch import is_after, version_of
+from updater.core.versions import is_after, version_of
 from updater.store.state_folder import STATE_ENTRIES
 
 QUALITIES = {

@@ -28,7 +28,8 @@ from tests.updater.core.world import ManualClock, Operators
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, OperatorCommand
+from updater.core.effects import Failed
+from updater.core.facts import OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.hub.folder import DirectoryHub

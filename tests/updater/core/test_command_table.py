@@ -1,0 +1,191 @@
+"""Every operator's command in every stage: what it does to the record, the server and the pause."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.updater.core.world import World
+from tests.updater.simulators import Quality, bundle_of
+from updater.core.facts import CommandKind, OperatorCommand
+from updater.core.record import Outcome, Stage, UpdateKind
+from updater.stages.commands import FAILBACK_TABLE, TABLE, CommandEffect, effect_of
+
+pytestmark = pytest.mark.fault("H20")
+
+_CELLS = [(kind, stage) for kind in CommandKind for stage in Stage]
+
+
+@pytest.fixture
+def two() -> World:
+    """1.0.0 and 1.1.0 were committed, 1.1.0 serves, and 1.2.0 is published."""
+    world = World()
+    world.install("1.0.0")
+    world.install("1.1.0")
+    return world
+
+
+def bring(world: World, stage: Stage) -> None:
+    """Publish 1.2.0, and step until its update stands in a stage."""
+    if stage is Stage.IDLE:
+        return
+    held, rolled_back = Quality(agrees=2), Quality(fails_callers="NOT_FINITE")
+    quality = held if stage is Stage.HELD else rolled_back if stage is Stage.ROLLING_BACK else Quality()
+    world.publish("1.2.0", quality)
+    world.tick_until(stage)
+
+
+def argument_of(world: World, kind: CommandKind) -> str:
+    """What an operator names where it can be named."""
+    update = world.record.update
+    match kind:
+        case CommandKind.UPDATE:
+            return "1.3.0"
+        case CommandKind.APPROVE:
+            return "" if update is None else update.source_digest
+        case CommandKind.RESET_BREAKER:
+            return "activation"
+        case _:
+            return ""
+
+
+def _polls(world: World) -> None:
+    assert world.record.watch.seconds_to_poll == 0
+
+
+def _requests(world: World) -> None:
+    assert world.record.requested_revision == "1.3.0"
+
+
+def _reverts(world: World) -> None:
+    assert (world.committed, world.quarantined, world.record.paused) == ("1.0.0", {"1.1.0"}, True)
+
+
+def _takes_back(world: World) -> None:
+    assert (world.committed, world.quarantined, world.record.paused) == ("1.1.0", {"1.2.0"}, True)
+    assert world.outcomes("1.2.0") in ([], [Outcome.ROLLED_BACK])
+
+
+def _abandons(world: World) -> None:
+    assert (world.committed, world.quarantined, world.record.paused) == ("1.1.0", set(), True)
+    assert world.stage in (Stage.IDLE, Stage.ROLLING_BACK)
+
+
+def _pauses(world: World) -> None:
+    assert world.record.paused
+
+
+def _resumes(world: World) -> None:
+    assert not world.record.paused
+
+
+def _declines(world: World) -> None:
+    assert (world.stage, world.outcomes("1.2.0")) == (Stage.IDLE, [Outcome.ABANDONED])
+
+
+def _approves(world: World) -> None:
+    assert (world.stage, world.record.under_way.approved) == (Stage.GATING, True)
+
+
+def _closes_the_breaker(world: World) -> None:
+    assert world.told()[-1] == "breaker_reset"
+
+
+# After the step in which the command is applied. What is refused has a reason instead.
+_SHOWS: dict[CommandEffect, Callable[[World], None]] = {
+    CommandEffect.POLL: _polls,
+    CommandEffect.REQUEST: _requests,
+    CommandEffect.REVERT: _reverts,
+    CommandEffect.TAKE_BACK: _takes_back,
+    CommandEffect.ABANDON: _abandons,
+    CommandEffect.PAUSE: _pauses,
+    CommandEffect.RESUME: _resumes,
+    CommandEffect.DECLINE: _declines,
+    CommandEffect.APPROVE: _approves,
+    CommandEffect.RESET: _closes_the_breaker,
+}
+_REFUSED = {
+    CommandEffect.IN_PROGRESS: "UPDATE_IN_PROGRESS",
+    CommandEffect.NOT_HELD: "NOT_HELD",
+    CommandEffect.UNQUARANTINE: "NOT_QUARANTINED",
+}
+
+
+@pytest.mark.parametrize(("kind", "stage"), _CELLS)
+def test_each_cell_of_the_table_is_what_happens(two: World, kind: CommandKind, stage: Stage) -> None:
+    """Applied at once, refused with a reason, or left in the queue until the stage has ended; then all is well."""
+    bring(two, stage)
+    effect, before = TABLE[kind][stage], two.record
+    if effect is CommandEffect.WAIT:
+        two.operators.leave(OperatorCommand(kind, argument_of(two, kind)))
+        two.tick()
+        assert two.operators.oldest() is not None
+        assert (two.record.paused, two.quarantined) == (before.paused, {row.revision for row in before.quarantine})
+        two.settle()
+        assert two.operators.oldest() is None
+        return
+
+    refusal = two.command(kind, argument_of(two, kind))
+
+    if effect in _REFUSED:
+        assert refusal is not None
+        assert refusal.reason == _REFUSED[effect]
+        assert (two.stage, two.committed) == (before.stage, "1.1.0")
+    else:
+        assert refusal is None
+        _SHOWS[effect](two)
+    two.settle()
+    assert two.serving == two.committed
+    assert not two.server.is_on_trial
+
+
+@pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING])
+def test_a_rollback_before_an_update_serves_abandons_the_update_alone(two: World, stage: Stage) -> None:
+    """What is committed stays, nothing is blamed, the sentence says so, and a second rollback goes further back."""
+    bring(two, stage)
+    two.command(CommandKind.ROLLBACK)
+    two.settle()
+    assert (two.serving, two.committed, two.quarantined) == ("1.1.0", "1.1.0", set())
+    assert two.last("update_abandoned").message == (
+        "an operator took 1.2.0 back before it served; what is committed stays"
+    )
+
+    two.command(CommandKind.ROLLBACK)
+    two.settle()
+    assert (two.serving, two.committed, two.quarantined) == ("1.0.0", "1.0.0", {"1.1.0"})
+
+
+def test_a_rollback_of_a_new_conversion_blocks_the_conversion_and_not_the_source(two: World) -> None:
+    """Its source is the one that is committed: what serves must not be in quarantine."""
+    content, before = two.hub.contents["1.1.0"], two.record.committed
+    two.store.converter = "2"
+    two.tick_until(Stage.OBSERVING)
+    assert two.record.under_way.kind is UpdateKind.RECONVERT
+
+    two.command(CommandKind.ROLLBACK)
+    two.settle()
+    assert (two.quarantined, two.record.blocked) == (set(), (bundle_of(content, "2"),))
+    assert two.record.committed == before
+
+
+def test_a_trial_of_a_first_install_cannot_be_taken_back(empty: World) -> None:
+    """Nothing else could answer."""
+    empty.publish("1.0.0")
+    empty.tick_until(Stage.OBSERVING)
+    refusal = empty.command(CommandKind.ROLLBACK)
+    assert refusal is not None
+    assert (refusal.reason, empty.stage) == ("NOTHING_TO_ROLL_BACK_TO", Stage.OBSERVING)
+
+
+def test_every_command_has_a_cell_for_every_stage() -> None:
+    """A new command or stage cannot be forgotten."""
+    assert {(kind, stage) for kind, row in TABLE.items() for stage in row} == set(_CELLS)
+    assert set(FAILBACK_TABLE) <= set(TABLE)
+
+
+def test_a_failback_is_not_what_a_rollback_means(two: World) -> None:
+    """It changes a device: the revision that serves from it is what is taken back, and an update need not wait."""
+    bring(two, Stage.OBSERVING)
+    failback = two.record.with_update(kind=UpdateKind.FAILBACK)
+    assert effect_of(failback, CommandKind.ROLLBACK) is CommandEffect.REVERT
+    assert effect_of(failback, CommandKind.UPDATE) is CommandEffect.SUPERSEDE
+    assert effect_of(failback, CommandKind.PAUSE) is CommandEffect.ABANDON

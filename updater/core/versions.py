@@ -1,0 +1,115 @@
+"""Versions: how a hub's revision names are read, ordered and held against the release policy. Pure."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from updater.core.rules import ReleasePolicy
+
+MAX_NAME_CHARS = 200
+_MAX_DIGITS = 18
+_SEMVER = re.compile(
+    r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?",
+    re.ASCII,
+)
+
+Part = tuple[int, int, str]  # numbers before words, a missing pre-release after all
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """A release's place in the order of all releases of its model."""
+
+    parts: tuple[Part, ...]
+    prerelease: tuple[Part, ...]  # a release proper sorts behind its pre-releases
+
+    @property
+    def is_prerelease(self) -> bool:
+        """Whether it comes before a release proper."""
+        return self.prerelease != _RELEASED
+
+    @property
+    def first(self) -> int:
+        """The first number, by which jumps are limited."""
+        return self.parts[0][1] if self.parts else 0
+
+    @property
+    def text(self) -> str:
+        """The canonical form: "v1.2.0" and "1.2.0" are the same version."""
+        plain = ".".join(part[2] or str(part[1]) for part in self.parts)
+        return plain + "".join(f"-{part[2] or part[1]}" for part in self.prerelease if part != _RELEASED[0])
+
+
+_RELEASED: tuple[Part, ...] = ((2, 0, ""),)
+
+
+def version_of(name: str, policy: ReleasePolicy) -> Version | None:
+    """Read a hub's name; None if it is no release: a branch, or not of the pattern."""
+    if not name or len(name) > MAX_NAME_CHARS:
+        return None
+    return _by_pattern(name, policy.pattern) if policy.pattern else _by_semver(name)
+
+
+def is_after(name: str, min_version: str, policy: ReleasePolicy) -> bool:
+    """Whether a release is strictly greater than the minimal version; any release is, while there is none."""
+    version, least = version_of(name, policy), version_of(min_version, policy)
+    if version is None:
+        return False
+    return not min_version or (least is not None and version > least)
+
+
+def refused_by_name(version: Version, name: str, min_version: str, policy: ReleasePolicy) -> str:
+    """Why policy takes no release of this name, for people; empty if it may."""
+    least = version_of(min_version, policy)
+    if policy.pin not in ("", name):
+        return f"policy pins {policy.pin}"
+    if name in policy.deny:
+        return f"policy denies {name}"
+    if version.is_prerelease and not policy.prereleases:
+        return f"{name} is a pre-release"
+    if least is not None and policy.max_major_jump and version.first > least.first + policy.max_major_jump:
+        return f"{name} jumps further than policy allows from {min_version}"
+    return ""
+
+
+def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
+    """Whether two names are the same version."""
+    version = version_of(one, policy)
+    return version is not None and version == version_of(other, policy)
+
+
+def higher(first: str, second: str, policy: ReleasePolicy) -> str:
+    """The higher of two revisions; one that is no release loses."""
+    one, other = version_of(first, policy), version_of(second, policy)
+    if one is None or (other is not None and other > one):
+        return second if other is not None else first or second
+    return first
+
+
+def _by_semver(name: str) -> Version | None:
+    match = _SEMVER.fullmatch(name)
+    if match is None:
+        return None
+    groups = match.groups()
+    if any(len(number) > _MAX_DIGITS for number in groups[:3]):
+        return None
+    return Version(
+        tuple((0, int(number), "") for number in groups[:3]),
+        tuple(_part(word) for word in groups[3].split(".")) if groups[3] else _RELEASED,
+    )
+
+
+def _by_pattern(name: str, pattern: str) -> Version | None:
+    match = _compiled(pattern).fullmatch(name)
+    if match is None:
+        return None
+    return Version(tuple(_part(word or "0") for word in match.groups()), _RELEASED)
+
+
+def _part(word: str) -> Part:
+    return (0, int(word), "") if word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS else (1, 0, word)
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)

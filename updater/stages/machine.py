@@ -1,0 +1,241 @@
+"""The updater's state machine: `refresh`, `decide`, `apply_result`. Pure.
+
+The loop repeats one sentence: look at the facts, refresh the record, decide one step, perform its effect if it has one,
+apply the result, write the record. The record is written before the next effect, so that a stage is durable before
+anything of that stage happens; what is found half done is done again.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import NamedTuple
+
+from updater.core.effects import CollectGarbage, Effect, Failed, Listed, LookAtHub, Result, Wait
+from updater.core.ports import Facts
+from updater.core.record import ModelRecord, Stage, Update, UpdateKind
+from updater.core.rules import Rules
+from updater.core.versions import version_of
+from updater.stages import (
+    activate,
+    commands,
+    failback,
+    finalize,
+    gate,
+    observe,
+    reconcile,
+    stage,
+    transitions,
+    verify,
+    watch,
+)
+from updater.stages.commands import CommandResult
+from updater.stages.transitions import Transition
+
+Step = Effect | Wait | Transition
+_Decide = Callable[[ModelRecord, Facts, Rules], Step]
+_ApplyResult = Callable[[ModelRecord, Effect, Result, Facts, Rules], Transition]
+_RESTING = frozenset({Stage.IDLE, Stage.HELD})
+_ROLLBACK_STEPS = 20  # a rollback may take so many more steps than an update before it is given up
+
+
+def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
+    """The record brought up to the facts: time has passed, and the server reports what it reports.
+
+    In the first step of a process this is all that happens: that the process has started is written before anything
+    else.
+    """
+    if facts.is_first:
+        return Transition(transitions.begin_life(record, facts, rules))
+    record = transitions.let_time_pass(record, facts, rules)
+    record = observe.note_draining(reconcile.note_trouble(record, facts), facts)
+    return failback.note_fallback(record, facts, rules)
+
+
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:
+    """Choose the next step.
+
+    Args:
+        record: refreshed with these facts.
+        facts: drawn just now.
+        rules: thresholds, limits and policies of this model.
+
+    Returns:
+        An effect to be performed; or a pause; or, where no effect is needed, the record after the step: a transition,
+        or the result of the operator's command in the facts.
+    """
+    if facts.is_first:
+        return Transition(record)
+    command = facts.command
+    if command is not None and not commands.must_wait(record, command.kind):
+        result = commands.apply(record, command, facts, rules)
+        return replace(result, transition=failback.report_probe(result.transition, facts, rules))
+    interruption = _over_limit(record, facts, rules) or failback.interrupt(record, facts)
+    step = interruption or _STAGES[record.stage].decide(record, facts, rules)
+    return failback.report_probe(step, facts, rules) if isinstance(step, Transition) else step
+
+
+def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """The record after an effect.
+
+    Args:
+        record: the one that the effect was decided from.
+        effect: what was decided and performed.
+        result: what came of it.
+        facts: the ones that the effect was decided from.
+        rules: thresholds, limits and policies of this model.
+    """
+    match effect:
+        case LookAtHub():
+            if not isinstance(result, Listed | Failed):
+                raise RuntimeError(f"a poll of the hub came to {result}")
+            transition = watch.apply_result(record, result, facts, rules)
+        case CollectGarbage():
+            transition = _apply_collected(record, result, facts)
+        case _:
+            transition = _STAGES[record.stage].apply_result(record, effect, result, facts, rules)
+    return failback.report_probe(transition, facts, rules)
+
+
+def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition | None:
+    """End an update that has taken too many steps, or whose stage has taken too long."""
+    update, server = record.update, facts.server
+    if update is None or record.stage in _RESTING or finalize.is_committed(record, facts):
+        return None
+    is_rollback = record.stage is Stage.ROLLING_BACK
+    if update.steps > rules.max_steps + (_ROLLBACK_STEPS if is_rollback else 0):
+        why = f"it took more than {rules.max_steps} steps, starts of the updater included"
+        return finalize.apply_stuck(record, facts, rules, why)
+    limit = rules.stage_seconds.get(record.stage)
+    if limit is None or update.stage_seconds <= limit:
+        return None
+    if is_rollback and (server is None or server.is_draining):
+        return None  # a server that comes back serves what is committed
+    apply_deadline = _STAGES[record.stage].apply_deadline
+    return apply_deadline(record, facts, rules, f"{record.stage} took more than {limit:.0f} s")
+
+
+def _retry_after_deadline(record: ModelRecord, facts: Facts, _rules: Rules, message: str) -> Transition:
+    return transitions.retry(record, facts, "DEADLINE", message)
+
+
+# IDLE and HELD.
+
+
+def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+    """Restore what is committed; then start an update of our own; then collect garbage; then poll the hub."""
+    if record.committed is None and facts.pointer is not None:
+        return _adopt_pointer(record, facts, rules)
+    may_revert = record.stage is Stage.IDLE or reconcile.can_go_back(record, facts)
+    if may_revert and reconcile.is_broken(record, facts, rules):
+        return reconcile.revert(record, facts)
+    step = reconcile.restore(record, facts, rules)
+    if step is not None and not isinstance(step, Wait):
+        return step
+    if record.stage is Stage.IDLE:
+        started = failback.start_if_due(record, facts, rules) or _start_reconversion(record, facts)
+        if started is not None:
+            return started
+    if record.has_garbage:
+        return _collect_garbage(record, facts, rules)
+    return watch.poll_if_due(record, rules) or step or Wait(rules.look_seconds)
+
+
+def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
+    """A pointer that is there before the record knows of anything committed, for example of an imported bundle."""
+    installed = facts.pointer
+    if installed is None:
+        raise RuntimeError("there is no pointer")
+    is_release = version_of(installed.revision, rules.policy) is not None
+    least = installed.revision if is_release else record.min_version
+    record = replace(record, committed=installed, min_version=least)
+    return transitions.with_event(record, facts, "pointer_adopted", f"{installed.revision} was there before")
+
+
+def _start_reconversion(record: ModelRecord, facts: Facts) -> Transition | None:
+    """Convert what is committed again, if this build converts it otherwise; it is proven as any candidate."""
+    committed, wanted = record.committed, facts.committed_converts_to
+    if committed is None or record.paused or not wanted or not record.activation.may_begin:
+        return None
+    if wanted in (committed.bundle_digest, *record.blocked):
+        return None
+    update = Update(
+        update_id=facts.fresh_id,
+        kind=UpdateKind.RECONVERT,
+        revision=committed.revision,
+        started_at=facts.now,
+        source_digest=committed.source_digest,
+    )
+    return transitions.start(record, update, Stage.VERIFYING, facts)
+
+
+def _collect_garbage(record: ModelRecord, facts: Facts, rules: Rules) -> CollectGarbage:
+    kept = [row for row in (record.committed, record.previous) if row is not None]
+    update = record.update
+    bundles = {row.bundle_digest for row in kept} | ({update.bundle_digest} if update is not None else set())
+    if facts.pointer is not None:
+        bundles.add(facts.pointer.bundle_digest)
+    if facts.server is not None:
+        bundles |= {slot.bundle_digest for slot in facts.server.occupied}
+    sources = {row.source_digest for row in kept} | ({update.source_digest} if update is not None else set())
+    return CollectGarbage(
+        keep_bundles=frozenset(bundles - {""}),
+        keep_sources=frozenset(sources - {""}),
+        keep_update_id="" if update is None else update.update_id,
+        cap_bytes=rules.cap_bytes,
+    )
+
+
+def _apply_collected(record: ModelRecord, result: Result, facts: Facts) -> Transition:
+    record = replace(record, has_garbage=False)
+    if isinstance(result, Failed):
+        return transitions.with_event(record, facts, "collection_failed", f"{result.reason}: {result.message}")
+    return Transition(record)
+
+
+# STAGING, VERIFYING and GATING: the server still serves what is committed, or is made to first.
+
+
+def _decide_staging(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+    return _restore_first(record, facts, rules) or stage.decide(record, facts, rules)
+
+
+def _decide_verifying(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+    return _restore_first(record, facts, rules) or verify.decide(record, facts, rules)
+
+
+def _decide_gating(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+    candidate = record.under_way.bundle_digest
+    return _restore_first(record, facts, rules, keep=candidate) or gate.decide(record, facts, rules)
+
+
+def _restore_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Step | None:
+    """A step that restores what is committed; None if it serves, or if the server cannot be reached."""
+    if reconcile.is_broken(record, facts, rules):
+        return reconcile.revert(record, facts)
+    if record.committed is None and facts.server is not None and facts.server.trial is None:
+        return None
+    step = reconcile.restore(record, facts, rules, keep=keep)
+    return None if isinstance(step, Wait) else step
+
+
+class _StageFunctions(NamedTuple):
+    """One stage: its step, what follows from its effects, and what follows if it takes too long."""
+
+    decide: _Decide
+    apply_result: _ApplyResult = reconcile.apply_result
+    apply_deadline: Callable[[ModelRecord, Facts, Rules, str], Transition] = finalize.apply_stuck
+
+
+_STAGES: Mapping[Stage, _StageFunctions] = MappingProxyType(
+    {
+        Stage.IDLE: _StageFunctions(_decide_at_rest),
+        Stage.STAGING: _StageFunctions(_decide_staging, stage.apply_result, stage.apply_deadline),
+        Stage.VERIFYING: _StageFunctions(_decide_verifying, verify.apply_result, stage.apply_deadline),
+        Stage.GATING: _StageFunctions(_decide_gating, gate.apply_result),
+        Stage.ACTIVATING: _StageFunctions(activate.decide, activate.apply_result, _retry_after_deadline),
+        Stage.OBSERVING: _StageFunctions(observe.decide, observe.apply_result),
+        Stage.COMMITTING: _StageFunctions(finalize.decide_commit, finalize.apply_commit_result, _retry_after_deadline),
+        Stage.ROLLING_BACK: _StageFunctions(finalize.decide_rollback),
+        Stage.HELD: _StageFunctions(_decide_at_rest),
+    }
+)
