@@ -21,8 +21,8 @@ from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
-from updater.core.ports import EffectFailed, Release
 from updater.core.effects import FaultKind
+from updater.core.ports import EffectFailed, Release
 from updater.hub.client import (
     HubErrorResponse,
     HubHttpClient,

@@ -10,8 +10,8 @@ from tests.updater.scripted_hub import ScriptedHub, drips, says, stalls
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
 from updater.core.breaker import BreakerState
-from updater.core.record import Outcome, Stage
 from updater.core.effects import Failed, FaultKind
+from updater.core.record import Outcome, Stage
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 

@@ -21,8 +21,8 @@ from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
-from updater.core.ports import EffectFailed
 from updater.core.effects import Failed, FaultKind
+from updater.core.ports import EffectFailed
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions
