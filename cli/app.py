@@ -1,4 +1,4 @@
-"""The commands of `hotslot`, put together."""
+"""The command line `hotslot` with all its commands."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -9,8 +9,8 @@ from cli import bundles, config, golden, healthcheck, hub, predict, serve, statu
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
-_EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong use or settings · 130 Ctrl-C"
-_EXAMPLES = """Examples:
+_EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong command line or settings · 130 Ctrl-C"
+_EXAMPLES = """Start here:
   hotslot serve --demo
   hotslot predict picture.png "there are two red circles"
   hotslot status --watch
@@ -20,8 +20,8 @@ _EXAMPLES = """Examples:
   hotslot bundle import examples/shapes/v1.0.0
   hotslot config check"""
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
-# A prober's flags are Go's, with one dash; they are passed on as they stand.
-_AS_THEY_STAND = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+# The flags of grpc_health_probe have one dash, which Typer would not accept.
+_PASSED_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 app = typer.Typer(
     name="hotslot",
@@ -35,11 +35,11 @@ app = typer.Typer(
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=status.EXAMPLE)(status.status)
-app.add_typer(updates.app, name="updates", help="Follow, start, hold and take back updates.")
-app.add_typer(hub.app, name="hub", help="Publish revisions into a folder hub.")
-app.add_typer(golden.app, name="golden", help="Make, run and look at the sets that new revisions are judged with.")
-app.add_typer(bundles.app, name="bundle", help="Bring models in by hand, and look at those that are there.")
-app.add_typer(config.app, name="config", help="Check, show and explain the settings.")
+app.add_typer(updates.app, name="updates", help="Show, start, pause and roll back updates of the served models.")
+app.add_typer(hub.app, name="hub", help="Publish revisions in a folder hub, list them, serve them over HTTP.")
+app.add_typer(golden.app, name="golden", help="Record, run and show golden sets, which a new revision must pass.")
+app.add_typer(bundles.app, name="bundle", help="Import a model by hand; list and show the imported ones.")
+app.add_typer(config.app, name="config", help="Check, show and document the settings.")
 
 
 @app.callback(invoke_without_command=True)
@@ -47,16 +47,19 @@ def hotslot(
     *,
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
 ) -> None:
-    """Serve ModelScope models over gRPC: a new model never costs a request, a bad model never stays."""
+    """Serve ModelScope models over gRPC, and update them while they serve.
+
+    A new model never costs a request; a bad model never stays.
+    """
     if show_version:
         try:
             print_text(f"hotslot {version('hotslot')}")
         except PackageNotFoundError:
-            print_text("hotslot, run from its sources")
+            print_text("hotslot (not installed, no version)")
         raise typer.Exit(ExitCode.DONE)
 
 
-@app.command("healthcheck", context_settings=_AS_THEY_STAND)
+@app.command("healthcheck", context_settings=_PASSED_THROUGH)
 def health_check(context: typer.Context) -> None:
-    """Check the health once, with the flags and exit codes of grpc_health_probe."""
+    """Check the server's health once, like grpc_health_probe."""
     raise typer.Exit(healthcheck.check(context.args))

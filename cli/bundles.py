@@ -1,4 +1,4 @@
-"""`hotslot bundle …`: bring a model in by hand, and look at what is there. Works without a server."""
+"""`hotslot bundle …`: import a model by hand; list and show bundles. Works without a server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,65 +30,65 @@ from common.sealing import PRECISIONS, Convert, ConvertLimits, find_source, run_
 from common.settings import settings_path
 from updater.settings import JOURNAL_NAME
 
-NOT_SAID = "does not say: sealed by an older hotslot"
+NO_PROVENANCE = "unknown: sealed by an older hotslot"
 _KINDS = {
     HubKind.FOLDER.value: "a folder hub",
-    HubKind.MODELSCOPE.value: "the hub at",
-    HubKind.IMPORT.value: "by hand, with `hotslot bundle import`",
+    HubKind.MODELSCOPE.value: "the hub",
+    HubKind.IMPORT.value: "`hotslot bundle import`",
 }
 
 
-def came_from(kind: str, endpoint: str, model: str, revision: str, when: str) -> str:
-    """One line for people.
+def format_origin(kind: str, endpoint: str, model: str, revision: str, when: str) -> str:
+    """The origin of a bundle in one line.
 
     Args:
-        kind: of the hub, as the bundle says.
-        endpoint: its host; may be empty.
-        model: as the hub calls it.
-        revision: as the hub called it.
-        when: it was fetched.
+        kind: of the hub, a value of HubKind.
+        endpoint: host of the hub; may be empty.
+        model: its name on the hub.
+        revision: its name on the hub.
+        when: time of the transfer.
     """
     where = " ".join(part for part in (_KINDS.get(kind, kind), endpoint) if part)
     return f"{where}: {model} {revision}, fetched {when}"
 
 
-def was_checked(checked: tuple[str, ...]) -> str:
-    """The numbers of the list that it passed, without their names where they are many."""
-    return ", ".join(checked) or "nothing"
+def format_checks(checked: tuple[str, ...]) -> str:
+    """The checks that a bundle has passed, separated by commas."""
+    return ", ".join(checked) or "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """What an import found and did."""
+class ImportResult:
+    """The result of `import_bundle`."""
 
     bundle: Bundle
-    was_sealed: bool  # nothing had to be converted
-    replaced: Committed | None  # what a restart would have loaded before; None if nothing
-    is_new: bool  # the pointer was moved
+    was_sealed: bool  # the bundle existed already
+    replaced: Committed | None  # the row that it replaced, if there was one
+    is_new: bool  # whether the committed pointer was changed
 
 
 def import_bundle(
     source: Path, state: Path, model: str, revision: str, precision: str, convert: Convert = run_convert
-) -> Imported:
-    """Seal a published folder and commit it for a model. The same again changes nothing.
+) -> ImportResult:
+    """Convert a published folder and commit it for a model; importing the same again changes nothing.
 
     Args:
         source: folder of a revision.
-        state: hotslot's own folder.
-        model: name of the model; the rows of other models stay as they are.
-        revision: for people.
+        state: the state folder.
+        model: name of the model.
+        revision: its name, for people.
         precision: of the stored weights.
-        convert: does the conversion.
+        convert: converts the folder.
 
     Raises:
-        ConversionRefused: the folder cannot become a bundle.
-        BundleBroken: the committed pointer is there and malformed, or the bundle was deleted before it was committed.
+        ConversionRefused: the folder cannot be converted.
+        BundleBroken: the committed pointer is malformed, or the bundle was deleted before it was committed.
         LockTimeout: another writer did not release the committed pointer in time.
         OSError: the state folder cannot be written.
     """
-    read_committed(state)  # a malformed pointer fails before the work, not after it
+    read_committed(state)  # a malformed pointer must fail before the conversion
     sealed_before = {folder.name for folder in bundle_folders(state)}
-    # Nobody has run the list over it: a person vouches for it. What the conversion looks at was looked at.
+    # The checks of docs/verification.md do not run here, except those that the conversion makes.
     place, now = HubLocation(HubKind.IMPORT, model), format_rfc3339(SystemClock().now())
     provenance = Provenance(place, revision, fetched_at=now, verified_at="", checked=(CONVERSION_CHECK,))
     bundle = convert(source, state, revision, ConvertLimits(), precision, digest="", provenance=provenance)
@@ -97,42 +97,42 @@ def import_bundle(
     def change(row: Committed | None) -> Committed:
         if row is not None and row.bundle_digest == bundle.bundle_digest:
             return row
-        # Under the lock: the updater deletes bundles that no row names, and holds the same lock while it does.
+        # Under the lock: the updater holds it while it deletes bundles that no row names.
         if not bundle_folder(state, bundle.bundle_digest).is_dir():
             raise BundleBroken("the bundle was deleted to free space before it was committed")
         return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
 
     replaced = update_pointer(state, model, change)
     is_new = replaced is None or replaced.bundle_digest != bundle.bundle_digest
-    return Imported(bundle, was_sealed, replaced, is_new)
+    return ImportResult(bundle, was_sealed, replaced, is_new)
 
 
-def refuse_if_kept(source: Path, state: Path, model: str, revision: str) -> None:
-    """Raise if a model is the updater's already: its journal would put back what it has committed.
+def check_not_managed(source: Path, state: Path, model: str, revision: str) -> None:
+    """Check that the updater does not manage a model yet: it would restore the revision in its journal.
 
-    What is there before the updater's journal knows of it is adopted; so the first import, and the same again, go on.
+    The first import of a model is allowed, since the updater adopts it, and so is importing the same again.
 
     Raises:
-        CommandFailed: it says how to get the revision in instead.
-        ConversionRefused: the folder is no revision.
-        BundleBroken: the committed pointer is there and malformed.
+        CommandFailed: the updater manages it; the message says how to install the revision instead.
+        ConversionRefused: the folder is not a revision.
+        BundleBroken: the committed pointer is malformed.
     """
     before = read_committed(state).get(model)
     if before is None or not (state / JOURNAL_NAME).exists() or find_source(source).digest() == before.source_digest:
         return
     raise CommandFailed(
-        f"the updater keeps {model} at {before.revision} and would put that back; publish this instead, with "
-        f"`hotslot hub add {source} {revision}`: it is proven before it serves (`hotslot updates update {revision}` "
-        f"takes what policy does not). To begin anew by hand, stop hotslot and move {state / JOURNAL_NAME} away: "
-        "floor and quarantine are forgotten with it"
+        f"the updater manages {model} and would restore {before.revision}; publish it instead with "
+        f"`hotslot hub add {source} {revision}`; it is tested before it serves (`hotslot updates update {revision}` "
+        f"if the update policy skips it). To import by hand, stop hotslot and move {state / JOURNAL_NAME} away; this "
+        "also deletes the minimal version and the quarantine"
     )
 
 
 def is_loadable(state: Path, model: str) -> bool:
-    """Whether a restart finds a whole bundle for a model.
+    """Whether a complete bundle is committed for a model.
 
     Raises:
-        BundleBroken: the committed pointer is there and malformed.
+        BundleBroken: the committed pointer is malformed.
     """
     row = read_committed(state).get(model)
     if row is None:
@@ -145,7 +145,7 @@ def is_loadable(state: Path, model: str) -> bool:
 
 
 def bundle_folders(state: Path) -> list[Path]:
-    """Folders of all sealed bundles, sorted by name."""
+    """The folders of all sealed bundles, sorted by name."""
     root = state / "bundles"
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
@@ -154,49 +154,65 @@ app = typer.Typer(no_args_is_help=True)
 MIN_DIGEST_DIGITS = 4
 
 
-@app.command("import", epilog="Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes")
+@app.command(
+    "import",
+    epilog="Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes\n\n"
+    "Next:  `hotslot serve` loads it; later revisions are published with `hotslot hub add`.",
+)
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder of a revision, as it was published.", exists=True, file_okay=False),
+        typer.Argument(
+            metavar="DIR", help="Folder of a revision, as published on the hub.", exists=True, file_okay=False
+        ),
     ],
     *,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", metavar="NAME", help="Default: the only model of that task.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Default: the only model of its task in hotslot.toml.",
+            show_default=False,
+        ),
     ] = "",
     revision: Annotated[
-        str, typer.Option(metavar="REV", help="For people. Default: the folder's name.", show_default=False)
+        str,
+        typer.Option(metavar="REV", help="Name of the revision. Default: the name of the folder.", show_default=False),
     ] = "",
-    precision: Annotated[str, typer.Option(help=f"Of the stored weights: {' or '.join(PRECISIONS)}.")] = PRECISIONS[0],
+    precision: Annotated[
+        str, typer.Option(help=f"Number format of the stored weights: {' or '.join(PRECISIONS)}.")
+    ] = PRECISIONS[0],
     state_dir: StateDir = None,
 ) -> None:
-    """Convert a published folder and make it what the server loads at its next start.
+    """Convert a published folder; the server loads it at its next start.
 
-    The same folder again changes nothing. What the updater keeps up to date is not replaced by hand.
+    Importing the same folder again changes nothing. A model that the updater
+    manages already cannot be imported.
     """
     if precision not in PRECISIONS:
-        raise WronglyUsed(f"--precision is {' or '.join(PRECISIONS)}, not {precision!r}")
+        raise WronglyUsed(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
     state = state_folder(state_dir)
     name = model or _only_model_for(source)
     called = revision or source.resolve().name
-    if _is_kept(name):
-        refuse_if_kept(source, state, name, called)
+    if _is_managed(name):
+        check_not_managed(source, state, name, called)
     clock = SystemClock()
     started = clock.monotonic()
-    with err.status(text(f"importing {source} as {name}: checking and converting")):
+    with err.status(text(f"importing {source} as {name}")):
         done = import_bundle(source, state, name, called, precision)
-    tell_import(name, done, clock.monotonic() - started)
+    print_import(name, done, clock.monotonic() - started)
 
 
-@app.command("list", epilog="Example:  hotslot bundle list")
+@app.command("list", epilog="Example:  hotslot bundle list\n\nNext:  `hotslot bundle show DIGEST` shows one of them.")
 def list_(*, state_dir: StateDir = None) -> None:
-    """List the sealed bundles, and which of them a restart loads."""
+    """List the sealed bundles, and the models for which they are committed."""
     state = state_folder(state_dir)
     committed = read_committed(state)
     folders = bundle_folders(state)
     if not folders:
-        print_text(f"no bundle in {state} yet; bring one in with `hotslot bundle import DIR`")
+        print_text(f"{state} has no bundle yet; import one with `hotslot bundle import DIR`")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("digest", "revision", "engine", "precision", "size", "committed for"):
@@ -213,13 +229,15 @@ def list_(*, state_dir: StateDir = None) -> None:
     out.print(table)
 
 
-@app.command(epilog="Example:  hotslot bundle show 3f2a91bc")
+@app.command(
+    epilog="Example:  hotslot bundle show 3f2a91bc\n\nNext:  `hotslot status` shows which bundle each slot has loaded."
+)
 def show(
     digest: Annotated[str, typer.Argument(metavar="DIGEST", help="Bundle digest, or its first digits.")],
     *,
     state_dir: StateDir = None,
 ) -> None:
-    """Show one sealed bundle with its files."""
+    """Show one sealed bundle: digests, revision, origin, checks and files."""
     state = state_folder(state_dir)
     bundle = read_bundle(find_bundle(state, digest))
     rows = {
@@ -238,20 +256,20 @@ def show(
 
 
 def _provenance(bundle: Bundle) -> dict[str, str]:
-    """Where it came from, and what it passed."""
+    """The origin of a bundle and the checks that it has passed."""
     row = bundle.provenance
     if row is None:
-        return {"from": NOT_SAID}
-    came = came_from(row.place.kind.value, row.place.endpoint, row.place.model, row.revision, row.fetched_at)
+        return {"from": NO_PROVENANCE}
+    came = format_origin(row.place.kind.value, row.place.endpoint, row.place.model, row.revision, row.fetched_at)
     when = f"{row.verified_at}: " if row.verified_at else ""
-    return {"from": came, "checked": when + was_checked(row.checked)}
+    return {"from": came, "checked": when + format_checks(row.checked)}
 
 
 def find_bundle(state: Path, digest: str) -> Path:
-    """The folder of the one sealed bundle whose digest begins so.
+    """The folder of the sealed bundle whose digest begins with `digest`.
 
     Raises:
-        CommandFailed: none or several do.
+        CommandFailed: there is none, or several.
     """
     digits = digest.lower().removeprefix("sha256:").removeprefix("sha256-")
     if len(digits) < MIN_DIGEST_DIGITS:
@@ -263,39 +281,41 @@ def find_bundle(state: Path, digest: str) -> Path:
     return found[0]
 
 
-def tell_import(model: str, done: Imported, took_seconds: float) -> None:
-    """Say what an import did, and what follows from it."""
+def print_import(model: str, done: ImportResult, took_seconds: float) -> None:
+    """Print the result of an import, and what to do next."""
     bundle = done.bundle
     name = f"{bundle.revision} {short(bundle.bundle_digest)}"
     if not done.is_new:
-        print_text(f"{model} is {name} already; nothing to do")
+        print_text(f"{model} is already {name}; nothing to do")
         return
-    how = "was sealed already" if done.was_sealed else f"converted in {seconds(took_seconds)}"
+    how = "converted earlier" if done.was_sealed else f"converted in {seconds(took_seconds)}"
     before = f" (before: {done.replaced.revision} {short(done.replaced.bundle_digest)})" if done.replaced else ""
     print_text((model, "bold"), " is now ", (name, GOOD), f", {how}{before}; the server loads it at its next start")
     if settings_path().is_file() and model not in {one.name for one in read_settings().models}:
-        print_text((f"no [[models]] named {model} in {settings_path()}: add one, or it will not be served", BAD))
+        print_text((f"{settings_path()} has no [[models]] named {model}; add it, or the model is not served", BAD))
 
 
 def _only_model_for(source: Path) -> str:
-    """The configured model of the source's task, if there is exactly one.
+    """The only model in the settings with the task of a source.
 
     Raises:
-        WronglyUsed: there is none, or there are several.
+        WronglyUsed: there is none, or several.
     """
     task = find_source(source).engine.task
     settings: Settings | None = read_settings() if settings_path().is_file() else None
     names = [model.name for model in settings.models if model.task is task] if settings else []
     if len(names) != 1:
         known = (
-            f"{settings_path()} has {', '.join(names) or 'none'} for {task.value}" if settings else "no settings file"
+            f"{settings_path()} has {', '.join(names) or 'none'} for {task.value}"
+            if settings
+            else "there is no settings file"
         )
-        raise WronglyUsed(f"name the model with --model ({known})")
+        raise WronglyUsed(f"choose a model with --model ({known})")
     return names[0]
 
 
-def _is_kept(model: str) -> bool:
-    """Whether the settings have the updater keep a model up to date; assumed where there are none."""
+def _is_managed(model: str) -> bool:
+    """Whether the updater manages a model by the settings; true if there is no settings file."""
     return not settings_path().is_file() or model in read_settings().updater.models
 
 

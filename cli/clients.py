@@ -1,4 +1,4 @@
-"""Calls to a server, and what their failures mean to a person."""
+"""Connections to the server and the updater, and error messages for failed calls."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,65 +18,65 @@ from updater.settings import ModelUpdatesSection
 _NEXT_STEPS = {
     "MODEL_UNKNOWN": "`hotslot status` lists the models that are served",
     "MODEL_REQUIRED": "name one with --model; `hotslot status` lists them",
-    "NOT_READY": "`hotslot status` says what it waits for",
-    "DRAINING": "the server is about to end; ask again when it is back",
-    "QUEUE_FULL": "the server has more to do than it can take; ask again later",
-    "DEADLINE_TOO_SHORT": "allow more time with --timeout",
-    "DEADLINE_EXPIRED": "allow more time with --timeout",
-    "INTERNAL": "the server's log says more",
-    "ENGINE_FAILED": "the server's log says more",
+    "NOT_READY": "`hotslot status` shows the state of its slots",
+    "DRAINING": "the server is stopping; try again when it has restarted",
+    "QUEUE_FULL": "the server is overloaded; try again later",
+    "DEADLINE_TOO_SHORT": "give a longer --timeout",
+    "DEADLINE_EXPIRED": "give a longer --timeout",
+    "INTERNAL": "see the server's log",
+    "ENGINE_FAILED": "see the server's log",
 }
 
 
 @contextlib.contextmanager
 def connection(address: str, timeout_seconds: float) -> Iterator[grpc.Channel]:
-    """A channel to the server; what goes wrong with a call inside is raised in words.
+    """Open a channel; a failed call inside the block is raised as `CommandFailed`.
 
     Args:
         address: host and port, or unix:///path.
-        timeout_seconds: what the caller gives its calls, for the words.
+        timeout_seconds: of the calls, for the error message.
 
     Raises:
         CommandFailed: a call failed.
     """
-    # A server beside us is not reached through a proxy, whatever the environment says of one.
+    # HTTP proxies of the environment are ignored: the server is usually on this machine.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             yield channel
         except grpc.RpcError as error:
-            raise in_words(error, address, timeout_seconds) from error
+            raise explain_failure(error, address, timeout_seconds) from error
 
 
-def in_words(error: grpc.RpcError, address: str, timeout_seconds: float) -> CommandFailed:
-    """What a failed call means, and what to do next."""
+def explain_failure(error: grpc.RpcError, address: str, timeout_seconds: float) -> CommandFailed:
+    """The error message of a failed call, with what to do next."""
     if not isinstance(error, grpc.Call):
         return CommandFailed(f"the call to {address} failed: {error}")
     status = _details_of(error)
     if status is not None:
-        return CommandFailed(_told(status))
+        return CommandFailed(_format_status(status))
     match error.code():
         case grpc.StatusCode.UNAVAILABLE:
-            sentence = f"nothing answers at {address}; is `make serve` running? --address names another server"
+            sentence = f"no server answers at {address}; start one with `hotslot serve`, or name another with --address"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            sentence = f"no answer from {address} within {timeout_seconds:g} s; allow more time with --timeout"
+            sentence = f"no answer from {address} within {timeout_seconds:g} s; give a longer --timeout"
         case grpc.StatusCode.UNIMPLEMENTED:
-            sentence = f"what answers at {address} is no hotslot server, or an older one"
+            sentence = f"the server at {address} is not hotslot, or an older version"
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            sentence = f"the message is larger than the server takes; send a smaller picture ({error.details()})"
+            sentence = f"the message is larger than the server accepts; send a smaller picture ({error.details()})"
         case code:
             sentence = f"the call to {address} failed: {code.name}: {error.details()}"
     return CommandFailed(sentence)
 
 
 def _details_of(call: grpc.Call) -> status_pb2.Status | None:
-    """The rich status of a failed call, if the server itself answered."""
-    with contextlib.suppress(ValueError):  # details that contradict the call's code
+    """The google.rpc.Status of a failed call, if the server sent one."""
+    with contextlib.suppress(ValueError):  # the details contradict the code
         status: status_pb2.Status | None = rpc_status.from_call(call)
         return status
     return None
 
 
-def _told(status: status_pb2.Status) -> str:
+def _format_status(status: status_pb2.Status) -> str:
     info, wrong = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         if not detail.Unpack(info):
@@ -90,42 +90,42 @@ def _told(status: status_pb2.Status) -> str:
 
 
 def updates_address(state_dir: Path | None) -> str:
-    """The updater's own socket."""
+    """The address of the updater's socket."""
     return f"unix://{run_folder(state_folder(state_dir)) / UPDATES_SOCKET}"
 
 
 def hub_folder(given: Path | None, model: str = "") -> Path:
-    """The folder hub: as given, or as the settings name it for a model.
+    """The folder hub: as given, else from the settings of a model.
 
     Raises:
-        WronglyUsed: nothing names one.
+        WronglyUsed: the settings name none.
     """
     if given is not None:
         return given
     section = _section(model, "--hub")
     if section.hub_folder is None:
-        raise WronglyUsed(f"its revisions come from {section.hub_model}, which is no folder; give --hub DIR")
+        raise WronglyUsed(f"the revisions come from {section.hub_model}, which is not a folder; give --hub DIR")
     return section.hub_folder
 
 
 def golden_folder(given: Path | None, model: str) -> Path:
-    """The golden set: as given, or as the settings name it for a model.
+    """The folder of the golden set: as given, else from the settings of a model.
 
     Raises:
-        WronglyUsed: nothing names one.
+        WronglyUsed: the settings name none.
     """
     if given is not None:
         return given
     found = _section(model, "a folder").golden
     if found is None:
         raise WronglyUsed(
-            'the settings name no golden set; make one with `hotslot golden record FOLDER`, then golden = "…"'
+            'the settings name no golden set; make one with `hotslot golden record FOLDER`, then set golden = "FOLDER"'
         )
     return found
 
 
 def task_of(model: str) -> Task:
-    """The task of a model; without settings, the only one that this build serves."""
+    """The task of a model by the settings; without settings, visual entailment."""
     if not settings_path().is_file():
         return Task.VISUAL_ENTAILMENT
     found = {one.name: one.task for one in read_settings().models}
@@ -139,5 +139,5 @@ def _section(model: str, instead: str) -> ModelUpdatesSection:
         sections = {name: section for name, section in sections.items() if name == model}
     if len(sections) != 1:
         known = ", ".join(sections) or "none"
-        raise WronglyUsed(f"[updater.models] has {known}; name a model with --model, or give {instead}")
+        raise WronglyUsed(f"[updater.models] has {known}; choose a model with --model, or give {instead}")
     return next(iter(sections.values()))

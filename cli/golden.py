@@ -1,4 +1,4 @@
-"""`hotslot golden …`: make, run and look at the sets that a new revision is judged with."""
+"""`hotslot golden …`: record, run and show golden sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,23 +32,23 @@ MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """One statement of one item: what a set says, and what the model said now."""
+class ComparedAnswer:
+    """One statement of an item, with the set's answer and the model's."""
 
     item: GoldenItem
     statement: str
-    expected: str  # empty if the set expects nothing
-    recorded: str  # empty if nothing was recorded
-    answered: str  # a word of LABELS, or why there is none
+    expected: str  # empty if the set has none
+    recorded: str  # empty if the set has none
+    answered: str  # one of LABELS, or why there is none
 
     @property
     def is_right(self) -> bool:
-        """Whether it agrees with the expectation, or where there is none, with what was recorded."""
+        """Whether the answer equals the expected one or, if there is none, the recorded one."""
         return self.answered == (self.expected or self.recorded or self.answered) and self.answered in LABELS
 
 
-def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[Compared]:
-    """Lay answers, by item, beside the set, one row a statement."""
+def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[ComparedAnswer]:
+    """Compare answers, by item, with the set; one row for each statement."""
     rows = []
     for item in golden.golden.items:
         said = answers[item.item]
@@ -56,12 +56,12 @@ def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[
             expected = item.expected[position] if item.expected else ""
             recorded = item.answers[position] if position < len(item.answers) else ""
             answered = said[position] if position < len(said) else "no answer"
-            rows.append(Compared(item, statement, expected, recorded, answered))
+            rows.append(ComparedAnswer(item, statement, expected, recorded, answered))
     return rows
 
 
 def show_set(golden: GoldenFolder) -> RenderableType:
-    """What is in a set."""
+    """The numbers of a set as a table."""
     items = golden.golden.items
     statements = sum(len(item.texts) for item in items)
     expecting = sum(len(item.expected) for item in items)
@@ -70,7 +70,7 @@ def show_set(golden: GoldenFolder) -> RenderableType:
     table.add_row(text(("digest", DIM)), text(short(golden.digest)))
     table.add_row(text(("items", DIM)), text(str(len(items))))
     table.add_row(text(("pictures", DIM)), text(str(len({item.image for item in items}))))
-    table.add_row(text(("statements", DIM)), text(f"{statements}, of which {expecting} have an expectation"))
+    table.add_row(text(("statements", DIM)), text(f"{statements}, of which {expecting} have an expected answer"))
     for word in LABELS:
         count = sum(item.expected.count(word) for item in items)
         if expecting:
@@ -78,8 +78,8 @@ def show_set(golden: GoldenFolder) -> RenderableType:
     return table
 
 
-def show_compared(rows: Sequence[Compared]) -> RenderableType:
-    """How many are right, and the first that are not."""
+def show_compared(rows: Sequence[ComparedAnswer]) -> RenderableType:
+    """How many answers are right, and the first wrong ones."""
     judged = [row for row in rows if row.expected]
     kept = [row for row in rows if not row.expected and row.recorded]
     parts: list[RenderableType] = []
@@ -89,22 +89,22 @@ def show_compared(rows: Sequence[Compared]) -> RenderableType:
         parts.append(_share("recorded answers", kept))
     rest = len(rows) - len(judged) - len(kept)
     if rest:
-        parts.append(text((f"{rest} statements have neither an expectation nor a recorded answer", DIM)))
+        parts.append(text((f"{rest} statements have neither an expected nor a recorded answer", DIM)))
     wrong = [row for row in rows if not row.is_right]
     if wrong:
         parts.append(_differing(wrong))
     return Group(*parts)
 
 
-def _share(what: str, rows: Sequence[Compared]) -> RenderableType:
+def _share(what: str, rows: Sequence[ComparedAnswer]) -> RenderableType:
     right = sum(row.is_right for row in rows)
     style = GOOD if right == len(rows) else ""
     return text(f"{what}: ", (f"{right} of {len(rows)} ({right / len(rows):.1%})", style))
 
 
-def _differing(rows: Sequence[Compared]) -> RenderableType:
+def _differing(rows: Sequence[ComparedAnswer]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM, title=None)
-    for heading in ("item", "statement", "set says", "model says"):
+    for heading in ("item", "statement", "set", "model"):
         table.add_column(heading, overflow="fold")
     for row in rows[:MAX_SHOWN]:
         says = row.expected or row.recorded
@@ -119,36 +119,49 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 Folder = Annotated[
     Path | None,
-    typer.Argument(metavar="[FOLDER]", help="Folder of the set. Default: what hotslot.toml names.", show_default=False),
+    typer.Argument(metavar="[FOLDER]", help="Folder of the set. Default: from hotslot.toml.", show_default=False),
 ]
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME", help="Needed where several models are served.", show_default=False),
+    typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="For each item.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for each item.")
+]
 
 
-@app.command(epilog='Example:  hotslot golden record pictures -s "there is a person" -s "it is dark"')
+@app.command(
+    epilog='Example:  hotslot golden record pictures -s "there is a person" -s "it is dark"\n\n'
+    'Next:  set golden = "FOLDER" in hotslot.toml at the model; then every new revision must pass the set.'
+)
 def record(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures.", exists=True, file_okay=False)],
     *,
     statements: Annotated[
         list[str] | None,
-        typer.Option("--statement", "-s", metavar="TEXT", help="Asked of each new picture.", show_default=False),
+        typer.Option(
+            "--statement",
+            "-s",
+            metavar="TEXT",
+            help="A statement for each new picture; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     model: Model = "",
     address: Address = None,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Keep what the active model answers to a folder of pictures.
+    """Record the active model's answers about a folder of pictures.
 
-    Pictures that are in the set already keep their statements and expectations; new ones get the statements given
-    here. Turn an answer into an expectation by hand: "expected": ["yes"].
+    They are written to golden.jsonl in the folder. Pictures that are in the set
+    keep their statements and expected answers; new pictures get the statements
+    given here. A new revision is compared with the active model's answers. To
+    require an answer, write it into the file by hand: "expected": ["yes"].
     """
     known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
     items = (*known.items, *_new_items(folder, known, tuple(statements or ())))
     if not items:
-        raise WronglyUsed("no picture to ask about; name at least one --statement for the pictures of this folder")
+        raise WronglyUsed("the set is empty; give at least one --statement for the pictures in this folder")
     answers = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, address, timeout)
     failed = [item.item for item in items if len(answers[item.item]) < len(item.statements)]
     if failed:
@@ -158,10 +171,13 @@ def record(
     write_atomic(folder / SET_NAME, "".join(min_accuracy + lines).encode())
     _read(folder, model)
     print_text(("recorded ", GOOD), f"{len(lines)} items in {folder / SET_NAME}")
-    print_text((f'name it in hotslot.toml, at the model: golden = "{folder}"', DIM))
+    print_text((f'to use it, set in hotslot.toml at the model: golden = "{folder}"', DIM))
 
 
-@app.command(epilog="Example:  hotslot golden check")
+@app.command(
+    epilog="Example:  hotslot golden check\n\n"
+    "Next:  correct wrong expectations in golden.jsonl, or find out why the model changed."
+)
 def check(
     folder: Folder = None,
     *,
@@ -170,7 +186,7 @@ def check(
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a set on the active model now; exits with 1 if an answer differs."""
+    """Run a set on the active model; the exit code is 1 if an answer differs."""
     golden = _read(golden_folder(folder, model), model)
     rows = compare(golden, _answers_of(golden, model, address, timeout))
     wrong = [row for row in rows if not row.is_right]
@@ -182,9 +198,9 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  hotslot golden show")
+@app.command(epilog="Example:  hotslot golden show\n\nNext:  `hotslot golden check` runs the set on the active model.")
 def show(folder: Folder = None, *, model: Model = "", as_json: AsJson = False) -> None:
-    """Show what is in a set. Works without a server."""
+    """Show how many items and expected answers a set has. Works without a server."""
     golden = _read(golden_folder(folder, model), model)
     if as_json:
         print_json({"folder": str(golden.folder), "digest": golden.digest, "items": len(golden.golden.items)})
@@ -200,7 +216,7 @@ def _read(folder: Path, model: str) -> GoldenFolder:
 
 
 def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> Iterator[GoldenItem]:
-    """Items for the pictures that the set does not have yet."""
+    """Items for the pictures that are not in the set yet."""
     if len(statements) > MAX_TEXTS:
         raise WronglyUsed(f"{len(statements)} statements, at most {MAX_TEXTS} are allowed")
     images = {item.image for item in known.items}
@@ -213,12 +229,12 @@ def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> I
 
 
 def _answers_of(golden: GoldenFolder, model: str, address: str | None, timeout: float) -> dict[str, tuple[str, ...]]:
-    """The active model's words to every item; fewer than its statements where it had none."""
+    """The active model's answers by item; fewer than the item's statements if the model refused it."""
     answers: dict[str, tuple[str, ...]] = {}
-    with connection(server_address(address), timeout) as channel, err.status(text("asking")) as progress:
+    with connection(server_address(address), timeout) as channel, err.status(text("sending items")) as progress:
         stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
         for number, item in enumerate(golden.golden.items, start=1):
-            progress.update(text(f"asking {number} of {len(golden.golden.items)}"))
+            progress.update(text(f"item {number} of {len(golden.golden.items)}"))
             answers[item.item] = _ask(stub, golden, item, model, timeout)
     return answers
 
@@ -236,11 +252,11 @@ def _ask(
         response = stub.Predict(request, timeout=timeout)
     except grpc.RpcError as error:
         if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-            return ()  # this picture is no picture to the model; the others can still be asked
+            return ()  # the model cannot read this picture; the other items are still sent
         raise
     return tuple(enum_word(entailment_pb2.Label.DESCRIPTOR, result.label) for result in response.results)
 
 
-def _row(row: Compared) -> dict[str, object]:
+def _row(row: ComparedAnswer) -> dict[str, object]:
     said = {"expected": row.expected, "recorded": row.recorded, "answered": row.answered}
     return {"item": row.item.item, "statement": row.statement, **said}

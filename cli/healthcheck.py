@@ -1,7 +1,7 @@
-"""`hotslot healthcheck`: one health check with the flags, words and exit codes of grpc_health_probe.
+"""`hotslot healthcheck`: one health check with the flags, messages and exit codes of grpc_health_probe.
 
-For images that do not have that program. It must start fast, so it imports gRPC and nothing else: the two
-messages of grpc.health.v1 have one field each, and are written and read here by hand.
+For images without that program. To start fast it imports only gRPC: the two messages of grpc.health.v1 have one field
+each, and are encoded and decoded here.
 """
 
 import re
@@ -19,13 +19,13 @@ usage: hotslot healthcheck -addr HOST:PORT [flags]
 Checks the health of a gRPC server once (grpc.health.v1), with the flags and exit codes of grpc_health_probe.
 
   -addr HOST:PORT        where the server listens; also unix:///path (required)
-  -service NAME          name to check: a service, a model, or liveness (default "": all)
+  -service NAME          a service, a model, or "liveness" (default "": all models are ready)
   -connect-timeout 1s    limit of connecting; for example 250ms, 1.5s, 1m
   -rpc-timeout 1s        limit of the call
   -rpc-header "K: V"     metadata of the call; may be given more than once
   -user-agent NAME       (default "hotslot-healthcheck")
   -gzip                  compress the request
-  -v                     say more
+  -v                     print each step
   -tls                   use TLS; the flags below need it
   -tls-ca-cert FILE      trusted certificates (default: those that come with gRPC)
   -tls-client-cert FILE  certificate to show; needs -tls-client-key
@@ -35,29 +35,31 @@ Checks the health of a gRPC server once (grpc.health.v1), with the flags and exi
 
 exit codes: 0 serving, 1 bad arguments, 2 cannot connect, 3 the call failed, 4 not serving
 
-example: hotslot healthcheck -addr 127.0.0.1:50051 -service liveness"""
+Example:  hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
+
+Next:  `hotslot status` shows why a server is not serving."""
 
 _TEXTS = ("addr", "service", "user-agent", "tls-ca-cert", "tls-client-cert", "tls-client-key", "tls-server-name")
 _DURATIONS = ("connect-timeout", "rpc-timeout")
 _SWITCHES = ("v", "gzip", "tls", "tls-no-verify")
 _HEADER = "rpc-header"
-_NOT_BUILT = ("alts", "spiffe")
+_UNSUPPORTED = ("alts", "spiffe")
 _TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class FlagsWrong(ValueError):
-    """The command line cannot be used; says why."""
+    """The command line is wrong; the message says how."""
 
 
 class HelpWanted(Exception):
-    """The caller asks for the usage."""
+    """The command line asks for the usage."""
 
 
 @dataclass(slots=True)
 class ProbeFlags:
-    """What a check is told."""
+    """The parsed command line."""
 
     address: str = ""
     service: str = ""
@@ -79,11 +81,11 @@ _FIELDS = {"addr": "address", "v": "verbose", "connect-timeout": "connect_second
 
 
 def parse_flags(arguments: Sequence[str]) -> ProbeFlags:
-    """Read a command line.
+    """Parse a command line.
 
     Raises:
-        FlagsWrong: a flag is unknown, lacks its value, or does not go with another.
-        HelpWanted: -h or -help is among them.
+        FlagsWrong: a flag is unknown, lacks its value, or contradicts another.
+        HelpWanted: it has -h or -help.
     """
     flags = ProbeFlags()
     words = list(arguments)
@@ -102,15 +104,15 @@ def parse_flags(arguments: Sequence[str]) -> ProbeFlags:
             flags.headers.append(_header(value))
         else:
             _set(flags, name, _duration(name, value) if name in _DURATIONS else value)
-    _check_together(flags)
+    _check_combination(flags)
     return flags
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration, for example "250ms" or "1m30s".
+    """The seconds of a Go duration, for example "250ms" or "1m30s".
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
     """
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
@@ -157,12 +159,12 @@ def _header(value: str) -> tuple[str, str]:
 
 
 def _unknown(name: str) -> str:
-    if name in _NOT_BUILT:
+    if name in _UNSUPPORTED:
         return f"-{name} is not supported by this build; use grpc_health_probe for it"
     return f"flag provided but not defined: -{name}; `hotslot healthcheck -h` lists the flags"
 
 
-def _check_together(flags: ProbeFlags) -> None:
+def _check_combination(flags: ProbeFlags) -> None:
     if not flags.address:
         raise FlagsWrong("-addr not specified")
     tls_only = ("tls_no_verify", "tls_ca_cert", "tls_client_cert", "tls_client_key", "tls_server_name")
@@ -190,28 +192,28 @@ _MAX_PEM_BYTES = 1 << 20
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Check once; the exit code says how it went, and one line on standard error says it in words."""
+    """Check once; returns the exit code and prints the result on standard error."""
     try:
         flags = parse_flags(arguments)
         credentials = _credentials(flags)
     except HelpWanted:
-        _say(USAGE)
+        _print(USAGE)
         return SERVING
     except FlagsWrong as error:
-        _say(f"error: {error}")
+        _print(f"error: {error}")
         return BAD_ARGUMENTS
-    channel = _channel(flags, credentials)  # ends with the process: to close it in order would take 0.2 s
+    channel = _channel(flags, credentials)  # not closed: that takes 0.2 s, and the process ends anyway
     return _check(channel, flags) if _is_connected(channel, flags) else CONNECT_FAILED
 
 
 def encode_request(service: str) -> bytes:
-    """The bytes of a HealthCheckRequest."""
+    """Encode a HealthCheckRequest."""
     name = service.encode()
     return _SERVICE_TAG + _varint(len(name)) + name if name else b""
 
 
 def decode_response(raw: bytes) -> str:
-    """The name of the status in a HealthCheckResponse; UNKNOWN for bytes that hold none."""
+    """The name of the status in a HealthCheckResponse; UNKNOWN if it is missing or malformed."""
     if len(raw) < len(_SERVICE_TAG) + 1 or raw[0] != _STATUS_TAG or raw[1] >= len(_STATUS_NAMES):
         return _STATUS_NAMES[0]
     return _STATUS_NAMES[raw[1]]
@@ -221,14 +223,14 @@ def _is_connected(channel: grpc.Channel, flags: ProbeFlags) -> bool:
     clock = SystemClock()
     started = clock.monotonic()
     if flags.verbose:
-        _say("establishing connection")
+        _print("establishing connection")
     try:
         grpc.channel_ready_future(channel).result(timeout=flags.connect_seconds)
     except grpc.FutureTimeoutError:
-        _say(f'timeout: failed to connect service "{flags.address}" within {flags.connect_seconds:g}s')
+        _print(f'timeout: failed to connect service "{flags.address}" within {flags.connect_seconds:g}s')
         return False
     if flags.verbose:
-        _say(f"connection established (took {1000 * (clock.monotonic() - started):.1f}ms)")
+        _print(f"connection established (took {1000 * (clock.monotonic() - started):.1f}ms)")
     return True
 
 
@@ -240,14 +242,14 @@ def _check(channel: grpc.Channel, flags: ProbeFlags) -> int:
     try:
         status = call(flags.service, timeout=flags.rpc_seconds, metadata=tuple(flags.headers), compression=compression)
     except grpc.RpcError as error:
-        _say(_rpc_failure(error, flags))
+        _print(_rpc_failure(error, flags))
         return RPC_FAILED
     if status != _STATUS_NAMES[_IS_SERVING]:
-        _say(f'service unhealthy (responded with "{status}")')
+        _print(f'service unhealthy (responded with "{status}")')
         return NOT_SERVING
     if flags.verbose:
-        _say(f"time elapsed: rpc={1000 * (clock.monotonic() - started):.1f}ms")
-    _say(f"status: {status}")
+        _print(f"time elapsed: rpc={1000 * (clock.monotonic() - started):.1f}ms")
+    _print(f"status: {status}")
     return SERVING
 
 
@@ -264,7 +266,7 @@ def _rpc_failure(error: grpc.RpcError, flags: ProbeFlags) -> str:
 def _channel(flags: ProbeFlags, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     options: list[tuple[str, str | int]] = [
         ("grpc.primary_user_agent", flags.user_agent),
-        ("grpc.enable_http_proxy", 0),  # a probe looks at this server, not at a proxy
+        ("grpc.enable_http_proxy", 0),  # the probe checks this server, not a proxy
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
     ]
@@ -289,7 +291,7 @@ def _pem(path: str) -> bytes | None:
     if not path:
         return None
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  pathlib is not worth its import here
+        with open(path, "rb") as file:  # noqa: PTH123  pathlib is slow to import
             return file.read(_MAX_PEM_BYTES)
     except OSError as error:
         raise FlagsWrong(f"cannot read {path}: {error.strerror}") from error
@@ -304,5 +306,5 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr)

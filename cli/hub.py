@@ -1,4 +1,4 @@
-"""`hotslot hub …`: publish revisions into a folder hub, and see what is in it. Works without a server."""
+"""`hotslot hub …`: publish revisions in a folder hub and list them. Works without a server."""
 
 import contextlib
 import hashlib
@@ -27,12 +27,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What publishing did."""
+class PublishedRevision:
+    """The result of `publish`."""
 
     folder: Path
     files: tuple[BundleFile, ...]
-    is_new: bool  # False: the same revision was there already
+    is_new: bool  # False: the same revision was published already
 
     @property
     def size(self) -> int:
@@ -40,19 +40,19 @@ class Published:
         return sum(file.size for file in self.files)
 
 
-def publish(source: Path, hub: Path, model: str, revision: str) -> Published:
-    """Copy a folder into a hub and publish it whole; the same again changes nothing.
+def publish(source: Path, hub: Path, model: str, revision: str) -> PublishedRevision:
+    """Copy a folder into a hub and publish it by one rename; publishing the same again changes nothing.
 
     Args:
-        source: a model as it was downloaded or trained; hidden files stay behind.
-        hub: the folder that the updater watches; made if it is missing.
+        source: folder of a model; hidden files are left out.
+        hub: the folder hub; created if it is missing.
         model: name of the model.
         revision: name of the revision, for example "v1.2.0".
 
     Raises:
-        CommandFailed: the name is not allowed, the folder holds what cannot be published, or the revision is
-            there with other files: a revision never changes.
-        OSError: something cannot be read or written; nothing was published.
+        CommandFailed: the name is not allowed, the folder has files that cannot be published, or the revision is
+            published with other files.
+        OSError: a file cannot be read or written; nothing was published.
     """
     if not is_revision_name(revision):
         raise CommandFailed(f"{revision!r} cannot name a revision; use letters, digits and . _ + -")
@@ -63,17 +63,17 @@ def publish(source: Path, hub: Path, model: str, revision: str) -> Published:
         files = tuple(_copy(source, staging, name) for name in names)
         write_atomic(staging / MANIFEST_NAME, encode_manifest(files))
         if target.exists():
-            return Published(target, _same(target, files), is_new=False)
+            return PublishedRevision(target, _same(target, files), is_new=False)
         for folder in sorted({(staging / name).parent for name in names} | {staging}, reverse=True):
             sync_folder(folder)
         staging.chmod(0o755)
         staging.rename(target)
     sync_folder(target.parent)
-    return Published(target, files, is_new=True)
+    return PublishedRevision(target, files, is_new=True)
 
 
 def _names_in(source: Path) -> list[str]:
-    """Every file of the folder that is not hidden, by its name in the folder."""
+    """The relative names of all files of a folder that are not hidden."""
     names = []
     for place, folders, found in os.walk(source, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -82,7 +82,7 @@ def _names_in(source: Path) -> list[str]:
             if name.startswith(".") or path == source / MANIFEST_NAME:
                 continue
             if path.is_symlink() or not path.is_file():
-                raise CommandFailed(f"{path} is no regular file; publish a copy made with `cp -rL`")
+                raise CommandFailed(f"{path} is not a regular file; publish a copy made with `cp -rL`")
             names.append(path.relative_to(source).as_posix())
     if not names:
         raise CommandFailed(f"{source} has no files")
@@ -94,7 +94,7 @@ def _names_in(source: Path) -> list[str]:
 
 
 def _copy(source: Path, staging: Path, name: str) -> BundleFile:
-    """Copy one file through to the disk, and hash what was read."""
+    """Copy and hash one file, and flush the copy to disk."""
     path = staging / name
     path.parent.mkdir(parents=True, exist_ok=True)
     hashed, size = hashlib.sha256(), 0
@@ -112,15 +112,15 @@ def _same(target: Path, files: tuple[BundleFile, ...]) -> tuple[BundleFile, ...]
     try:
         there = read_manifest(target)
     except (OSError, ManifestBroken) as error:
-        raise CommandFailed(f"{target} is there and is no revision: {error}; move it away") from error
+        raise CommandFailed(f"{target} exists and is not a revision: {error}; move it away") from error
     if there != tuple(sorted(files, key=lambda file: file.name)):
-        raise CommandFailed(f"{target.name} is published with other files; a revision never changes, use a new name")
+        raise CommandFailed(f"{target.name} has other files already; a revision never changes, so use a new name")
     return there
 
 
 @contextlib.contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, gone afterwards unless it was renamed."""
+    """A hidden folder beside the target; it is deleted afterwards unless it was renamed."""
     staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=parent))
     try:
         yield staging
@@ -137,23 +137,36 @@ app.command(epilog=hub_serve.EXAMPLE)(hub_serve.serve)
 
 Hub = Annotated[
     Path | None,
-    typer.Option("--hub", metavar="DIR", help="The hub. Default: what hotslot.toml says.", show_default=False),
+    typer.Option("--hub", metavar="DIR", help="The folder hub. Default: from hotslot.toml.", show_default=False),
 ]
 
 
-@app.command(epilog="Example:  hotslot hub add examples/shapes/v1.0.0 v1.0.0")
+@app.command(
+    epilog="Example:  hotslot hub add examples/shapes/v1.1.0 v1.1.0\n\n"
+    "Next:  `hotslot updates status` follows the update that starts."
+)
 def add(
     source: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A model as it was downloaded.", exists=True, file_okay=False)
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder of a model, as downloaded or trained.", exists=True, file_okay=False
+        ),
     ],
-    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Its name, for example v1.2.0.")],
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Name of the revision, for example v1.2.0.")],
     *,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME", help="Default: the only one.", show_default=False)
+        str,
+        typer.Option(
+            "--model", "-m", metavar="NAME", help="Default: the only model in hotslot.toml.", show_default=False
+        ),
     ] = "",
     hub: Hub = None,
 ) -> None:
-    """Publish a model folder as a revision: copied, listed, and visible whole or not at all."""
+    """Publish a model folder as a revision of a folder hub.
+
+    The files are copied and hashed. Clients see the whole revision or none of
+    it; a published revision never changes.
+    """
     name = model or _only_model()
     with err.status(text(f"copying {source}")):
         done = publish(source, hub_folder(hub, name), name, revision)
@@ -161,12 +174,15 @@ def add(
         print_text(f"{name} {revision} is published already; nothing to do")
         return
     print_text(("published ", GOOD), f"{name} {revision}: {len(done.files)} files, {size(done.size)}")
-    print_text(("the updater sees it at its next look; `hotslot updates status` follows it", DIM))
+    print_text(("the updater takes it at its next poll; `hotslot updates status` follows it", DIM))
 
 
-@app.command("list", epilog="Example:  hotslot hub list")
+@app.command(
+    "list",
+    epilog="Example:  hotslot hub list\n\nNext:  `hotslot updates update REVISION` takes one of them.",
+)
 def list_(*, hub: Hub = None) -> None:
-    """List the revisions of a folder hub."""
+    """List the revisions in a folder hub."""
     folder = hub_folder(hub)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("model", "revision", "files", "size", "listing"):
@@ -186,7 +202,7 @@ def list_(*, hub: Hub = None) -> None:
     if table.row_count:
         out.print(table)
     else:
-        print_text(f"no revision in {folder} yet; publish one with `hotslot hub add DIR REVISION`")
+        print_text(f"{folder} has no revision yet; publish one with `hotslot hub add DIR REVISION`")
 
 
 def _revisions(hub: Path) -> list[Path]:
@@ -197,5 +213,5 @@ def _revisions(hub: Path) -> list[Path]:
 def _only_model() -> str:
     names = [model.name for model in read_settings().models] if settings_path().is_file() else []
     if len(names) != 1:
-        raise WronglyUsed(f"name the model with --model ({', '.join(names) or 'no settings file names one'})")
+        raise WronglyUsed(f"choose a model with --model ({', '.join(names) or 'there is no settings file'})")
     return names[0]

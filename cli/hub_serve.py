@@ -1,4 +1,4 @@
-"""`hotslot hub serve`: a folder hub over HTTP, in ModelScope's protocol, for closed networks and for staging."""
+"""`hotslot hub serve`: serves a folder hub over HTTP in ModelScope's protocol, for closed networks and staging."""
 
 import signal
 import ssl
@@ -24,11 +24,11 @@ EXAMPLE = """Example:  hotslot hub serve state/hub
 
 Example:  hotslot hub serve /srv/models --host 0.0.0.0 --token-file /run/secrets/hub
 
-Who downloads by hand:
+Next:  download a revision with the stock client:
   export MODELSCOPE_ENDPOINT=http://127.0.0.1:8090
   modelscope download --model any/shapes --revision v1.0.0
 
-hotslot's updater, in hotslot.toml, or as variables:
+or point an updater at it, in hotslot.toml or by variables:
   HOTSLOT_UPDATER__HUB_ENDPOINT=http://127.0.0.1:8090
   HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes"""
 _MAX_TOKEN_BYTES = 4096
@@ -37,19 +37,27 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Folder = Annotated[
     Path | None,
-    typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: what hotslot.toml says.", show_default=False),
+    typer.Argument(metavar="[FOLDER]", help="The folder hub. Default: from hotslot.toml.", show_default=False),
 ]
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
 Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")]
 TokenFile = Annotated[
     Path | None,
-    typer.Option("--token-file", metavar="FILE", help="Only who shows this token is served.", show_default=False),
+    typer.Option(
+        "--token-file", metavar="FILE", help="Require the token in this file from every client.", show_default=False
+    ),
 ]
 TlsCert = Annotated[
-    Path | None, typer.Option("--tls-cert", metavar="FILE", help="Speak TLS with this certificate.", show_default=False)
+    Path | None,
+    typer.Option("--tls-cert", metavar="FILE", help="Serve over TLS with this certificate.", show_default=False),
 ]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key.", show_default=False)]
-MaxConnections = Annotated[int, typer.Option("--max-connections", min=1, max=1024, help="More are told to come back.")]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option("--tls-key", metavar="FILE", help="The private key of the certificate.", show_default=False),
+]
+MaxConnections = Annotated[
+    int, typer.Option("--max-connections", min=1, max=1024, help="Further connections get 503 with Retry-After.")
+]
 
 
 def serve(
@@ -62,16 +70,17 @@ def serve(
     tls_key: TlsKey = None,
     max_connections: MaxConnections = MAX_CONNECTIONS,
 ) -> None:
-    """Serve a folder hub to ModelScope's clients, until Ctrl-C.
+    """Serve a folder hub over HTTP to ModelScope clients, until Ctrl-C.
 
-    The folder is the one that `hotslot hub add` fills; nothing in it is changed. A revision is told of once all its
-    files are there. Any owner will do before the model's name: a folder has none. A request is a line in the log.
+    `hotslot hub add` fills the folder; the server only reads it. A revision is
+    listed once all its files are there. Clients may use any owner in
+    OWNER/NAME. Every request is logged.
     """
     tls = _tls(tls_cert, tls_key)
     listening = HubServerOptions(host, port, _token(token_file), max_connections, tls)
     place = hub_folder(folder)
     if not place.is_dir():
-        raise WronglyUsed(f"{place} is no folder; `hotslot hub add DIR REVISION --hub {place}` begins one")
+        raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
     serve_until_stopped(place, listening)
 
 
@@ -83,28 +92,28 @@ def serve_until_stopped(folder: Path, options: HubServerOptions, hook: ResponseH
     """
     with logs.configure("hub", "info"):
         log = logs.get_logger()
-        server = _started(HubServer(HubFolder(folder), options, log, hook), options)
+        server = _start(HubServer(HubFolder(folder), options, log, hook), options)
         log.info("hub_serving", url=server.url, folder=str(folder), needs_token=bool(options.token))
         _announce(server.url, options)
         try:
-            _until_asked_to_end()
+            _wait_for_signal()
         finally:
             server.stop()
         log.info("hub_ended")
 
 
 @contextmanager
-def hub_beside(folder: Path | None, endpoint: str, models: Iterable[str]) -> Iterator[None]:
-    """Serve a folder hub from this process for a while, if one is named.
+def serve_hub_while(folder: Path | None, endpoint: str, models: Iterable[str]) -> Iterator[None]:
+    """Serve a folder hub from this process while the block runs; does nothing if `folder` is None.
 
     Args:
-        folder: the hub; made if it is missing. None: nothing is served.
-        endpoint: where the updater asks, for example "http://127.0.0.1:8090"; an address of this machine.
-        models: what it asks for, as OWNER/NAME; they are there from the start, without a revision.
+        folder: the hub; created if it is missing.
+        endpoint: the updater's hub_endpoint, for example "http://127.0.0.1:8090"; an address of this machine.
+        models: the updater's models as OWNER/NAME; they exist from the start, without a revision.
 
     Raises:
-        WronglyUsed: the endpoint is no place that can be served at.
-        CommandFailed: it cannot be listened at.
+        WronglyUsed: the endpoint is not an HTTP address with host and port.
+        CommandFailed: the address cannot be listened on.
     """
     if folder is None:
         yield
@@ -112,20 +121,20 @@ def hub_beside(folder: Path | None, endpoint: str, models: Iterable[str]) -> Ite
     place = urlsplit(endpoint)
     if place.scheme != "http" or not place.hostname or not place.port or place.path:
         example = 'hub_endpoint = "http://127.0.0.1:8090"'
-        raise WronglyUsed(f"--serve-hub serves where the updater asks; the settings need [updater] {example}")
+        raise WronglyUsed(f"--serve-hub needs the address to serve at: set {example} in [updater]")
     for model in models:
         (folder / model.rpartition("/")[2]).mkdir(parents=True, exist_ok=True)
-    # The updater asks every few seconds: what it is told stands in its own log.
+    # The updater polls every few seconds and logs the results itself.
     with logs.configure("hub", "warning"):
         listening = HubServerOptions(place.hostname, place.port)
-        server = _started(HubServer(HubFolder(folder), listening, logs.get_logger()), listening)
+        server = _start(HubServer(HubFolder(folder), listening, logs.get_logger()), listening)
         try:
             yield
         finally:
             server.stop()
 
 
-def _started(server: HubServer, listening: HubServerOptions) -> HubServer:
+def _start(server: HubServer, listening: HubServerOptions) -> HubServer:
     try:
         server.start()
     except OSError as error:
@@ -135,16 +144,16 @@ def _started(server: HubServer, listening: HubServerOptions) -> HubServer:
 
 
 def _announce(url: str, listening: HubServerOptions) -> None:
-    err.print(text(("the hub is at ", GOOD), (url, "bold"), ("  Ctrl-C ends it", DIM)), soft_wrap=True)
+    err.print(text(("the hub serves at ", GOOD), (url, "bold"), ("  Ctrl-C stops it", DIM)), soft_wrap=True)
     if not listening.token and listening.host not in _LOOPBACK:
-        step = "no token is asked for: whoever reaches the port may download; give --token-file to change that"
+        step = "no token is required: every client that reaches the port may download; require one with --token-file"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
     if listening.token and listening.tls is None and listening.host not in _LOOPBACK:
-        step = "the token travels in the open; give --tls-cert and --tls-key, or put a proxy before it that speaks TLS"
+        step = "the token is sent without encryption; give --tls-cert and --tls-key, or use a TLS proxy"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
 
 
-def _until_asked_to_end() -> None:
+def _wait_for_signal() -> None:
     asked = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
@@ -161,9 +170,9 @@ def _token(path: Path | None) -> str:
     try:
         token = read_bounded(path, _MAX_TOKEN_BYTES).decode("ascii").strip()
     except ValueError as error:
-        raise WronglyUsed(f"{path} holds no token: one line of ASCII is expected") from error
+        raise WronglyUsed(f"{path} has no token; it must be one line of ASCII") from error
     if not token or not token.isprintable() or " " in token:
-        raise WronglyUsed(f"{path} holds no token: one line of ASCII is expected")
+        raise WronglyUsed(f"{path} has no token; it must be one line of ASCII")
     return token
 
 
@@ -176,5 +185,5 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise WronglyUsed(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
+        raise WronglyUsed(f"{certificate} and {key} are not a certificate and its key: {error.reason}") from error
     return context

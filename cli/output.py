@@ -1,4 +1,4 @@
-"""Where the command line writes: answers on standard output, all else on standard error; and its few words of style."""
+"""Output of the command line: results go to standard output, everything else to standard error."""
 
 import json
 from typing import Any, Final
@@ -26,22 +26,22 @@ _KIB, _STEP = 1024, 10
 
 
 def print_json(row: object) -> None:
-    """Write one JSON document on one line: for machines, so neither coloured nor wrapped."""
+    """Print one JSON document on one line, without colour."""
     out.print(json.dumps(row, ensure_ascii=False), markup=False, soft_wrap=True)
 
 
 def print_text(*parts: str | tuple[str, str]) -> None:
-    """Write one line of text, in pieces with or without a style; never wrapped, never read as markup."""
+    """Print one line of text from pieces with or without a style; it is not wrapped and not read as markup."""
     out.print(text(*parts), soft_wrap=True)
 
 
 def text(*parts: str | tuple[str, str | Style]) -> Text:
-    """Text of pieces with or without a style."""
+    """Text from pieces with or without a style."""
     return Text.assemble(*parts)
 
 
 def size(count: int) -> str:
-    """Bytes for people, with about two digits: "512 B", "1.5 KiB", "540 MiB"."""
+    """A number of bytes for display: "512 B", "1.5 KiB", "540 MiB"."""
     if count < _KIB:
         return f"{count} B"
     number = float(count)
@@ -53,7 +53,7 @@ def size(count: int) -> str:
 
 
 def seconds(count: float) -> str:
-    """A span of time for people: "12 ms", "3.4 s", "5 min", "2 h 10 min", "3 d 4 h"."""
+    """A duration for display: "12 ms", "3.4 s", "5 min", "2 h 10 min", "3 d 4 h"."""
     if count < 1:
         return f"{1000 * count:.1f} ms" if count < _STEP / 1000 else f"{1000 * count:.0f} ms"
     minutes, hours, days = count / 60, count / 3600, count / 86400
@@ -67,7 +67,7 @@ def seconds(count: float) -> str:
 
 
 def short(digest: str) -> str:
-    """The first twelve digits of a digest, enough for people to tell bundles apart."""
+    """The first twelve hexadecimal digits of a digest, for display."""
     return digest.removeprefix("sha256:")[:12]
 
 
@@ -76,7 +76,7 @@ _TIMESTAMP = "google.protobuf.Timestamp"
 
 
 def plain(message: Message) -> dict[str, object]:
-    """Every field under its own name; a duration under its name and `_seconds`, an absent message as null."""
+    """A message as a row for JSON; a duration becomes NAME_seconds, an absent message null."""
     row: dict[str, object] = {}
     for field in message.DESCRIPTOR.fields:
         name = field.name
@@ -93,7 +93,7 @@ def plain(message: Message) -> dict[str, object]:
 
 
 def enum_word(enum: EnumDescriptor, number: int) -> str:
-    """The value's name without its prefix, in lower case; the number itself if this build does not know it."""
+    """The name of an enum value without its prefix, in lower case; the number if this build does not know it."""
     value = enum.values_by_number.get(number)
     if value is None:
         return str(number)

@@ -1,4 +1,4 @@
-"""`hotslot predict`: one question about a picture, one small table of answers."""
+"""`hotslot predict`: statements about a picture, and the model's answers."""
 
 import sys
 from pathlib import Path
@@ -15,34 +15,36 @@ from common.clock import SystemClock
 from common.durable import read_bounded
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 
-MAX_PICTURE_BYTES = 60 << 20  # no server can be set to take more
+MAX_PICTURE_BYTES = 60 << 20  # the largest value that a server's settings allow
 STDIN = "-"
-EXAMPLE = 'Example:  hotslot predict picture.png "there are two red circles" "the circle is blue"'
+EXAMPLE = """Example:  hotslot predict picture.png "there are two red circles" "the circle is blue"
+
+Next:  `hotslot status` shows which revision answers; protos/ has the API for your own client."""
 _LABEL_STYLES = {"yes": GOOD, "no": BAD, "maybe": DOUBTFUL}
 
 
 def predict(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="JPEG, PNG or WebP file; - reads standard input.")],
     statements: Annotated[
-        list[str], typer.Argument(metavar="STATEMENT", help="Sentences to judge, 1 to 32.", show_default=False)
+        list[str], typer.Argument(metavar="STATEMENT", help="1 to 32 sentences about the picture.", show_default=False)
     ],
     *,
     premise: Annotated[
-        str, typer.Option(metavar="TEXT", help="A sentence to be taken as given.", show_default=False)
+        str, typer.Option(metavar="TEXT", help="A sentence that is assumed to be true.", show_default=False)
     ] = "",
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="Needed where several models are served.", show_default=False
+            "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
         ),
     ] = "",
     address: Address = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="How long to wait.")
+        float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask whether a picture shows what sentences say: yes, no or maybe."""
+    """Ask the model whether statements about a picture are true: yes, no or maybe."""
     request = entailment_pb2.PredictRequest(model=model, statements=statements, premise=premise)
     request.image.content = read_picture(picture)
     clock = SystemClock()
@@ -57,10 +59,10 @@ def predict(
 
 
 def read_picture(picture: str) -> bytes:
-    """The bytes of a file, or of standard input for `-`.
+    """Read a file, or standard input for `-`.
 
     Raises:
-        CommandFailed: it cannot be read, is empty, or larger than any server takes.
+        CommandFailed: it cannot be read, is empty, or is larger than any server accepts.
     """
     if picture == STDIN:
         if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""Everything that a command may fail with, said in one sentence that tells what to do next."""
+"""Expected failures of commands: each is reported in one sentence that says what to do next."""
 
 import os
 import re
@@ -15,13 +15,13 @@ from common.settings import Mistake, SettingsInvalid
 
 
 class CommandFailed(Exception):
-    """A command could not do its work; the sentence says what to do next."""
+    """A command failed; the message says what to do next."""
 
     exit_code = ExitCode.FAILED
 
 
 class WronglyUsed(CommandFailed):
-    """The command line cannot be carried out as it stands."""
+    """The command line is wrong; the message says what to change."""
 
     exit_code = ExitCode.WRONG_USE
 
@@ -30,12 +30,8 @@ EXPECTED = (CommandFailed, SettingsInvalid, BundleBroken, ConversionRefused, OSE
 
 
 def report(error: Exception) -> int:
-    """Say an expected failure on standard error.
-
-    Returns:
-        The exit code that goes with it.
-    """
-    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+    """Print an expected failure on standard error; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     if isinstance(error, SettingsInvalid):
@@ -53,8 +49,8 @@ def report(error: Exception) -> int:
 
 
 def report_mistakes(error: SettingsInvalid) -> None:
-    """Show all mistakes of the settings at once: key, what was found, what is allowed."""
-    from cli.config import list_settings  # noqa: PLC0415  few commands need it, and it is slow
+    """Print all mistakes of the settings as a table: key, value found, what is allowed."""
+    from cli.config import list_settings  # noqa: PLC0415  slow to import, and rarely needed
 
     allowed = {row.key: row.allowed_words for row in list_settings()}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
@@ -76,7 +72,7 @@ def _say(sentence: str) -> None:
 
 
 def _unindexed(key: str) -> str:
-    """`models[0].name` as the reference has it: `models[].name`."""
+    """A key as the reference has it: `models[].name` for `models[0].name`."""
     return re.sub(r"\[\d+\]", "[]", key)
 
 

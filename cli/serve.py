@@ -1,4 +1,4 @@
-"""`hotslot serve`: the whole stack in the foreground, and what to try next once it is ready."""
+"""`hotslot serve`: runs the whole stack in the foreground, and prints what to try once it is ready."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.bundles import import_bundle, is_loadable, tell_import
-from cli.hub_serve import hub_beside
+from cli.bundles import import_bundle, is_loadable, print_import
+from cli.hub_serve import serve_hub_while
 from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
@@ -26,7 +26,9 @@ from common.clock import SystemClock
 from common.exit_codes import to_shell_code
 from common.sealing import PRECISIONS
 
-EXAMPLE = "Example:  hotslot serve --demo"
+EXAMPLE = """Example:  hotslot serve --demo
+
+Next:  in another terminal, `hotslot status` and `hotslot predict PICTURE STATEMENT`."""
 DEMO_MODEL = "shapes"
 DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
 DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
@@ -49,51 +51,50 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def serve(
     *,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Import the demo model first, if it is not there.", show_default=False)
+        bool,
+        typer.Option("--demo", help="Import the demo model first, unless it is imported already.", show_default=False),
     ] = False,
     serve_hub: Annotated[
         Path | None,
         typer.Option(
             "--serve-hub",
             metavar="DIR",
-            help="Be the hub too: serve this folder where hub_endpoint says.",
+            help="Also serve this folder hub, at the address in hub_endpoint.",
             show_default=False,
         ),
     ] = None,
     config: Config = None,
 ) -> None:
-    """Run the server and all that belongs to it here, until Ctrl-C."""
+    """Run server, updater and watchdog in the foreground, until Ctrl-C."""
     if demo and not DEMO_FOLDER.is_dir():
         raise CommandFailed(_NO_DEMO)
     settings = read_settings(config)
-    refuse_taken_ports(settings)
+    check_ports(settings)
     if demo:
         _import_demo(settings)
     for model in settings.models:
         if not is_loadable(settings.state_dir, model.name):
             step = f"hotslot bundle import DIR --model {model.name}"
-            err.print(
-                text(f"{model.name} has no model yet; bring one in with `{step}` and start again"), soft_wrap=True
-            )
+            err.print(text(f"{model.name} has no bundle yet; import one with `{step}` and start again"), soft_wrap=True)
     asked_for = [section.hub_model for section in settings.updater.models.values() if section.hub_model]
-    with hub_beside(serve_hub, settings.updater.hub_endpoint, asked_for):
+    with serve_hub_while(serve_hub, settings.updater.hub_endpoint, asked_for):
         code = run_stack(STACK_COMMAND, lambda ended: announce(settings, ended))
     raise typer.Exit(code)
 
 
 def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], None]) -> int:
-    """Run the stack as a child until it ends; every signal that asks us to end asks it once.
+    """Run the stack as a child process until it ends; a SIGINT, SIGTERM or SIGHUP ends it in order.
 
     Args:
-        command: the stack's.
-        announce: called in a thread of its own, with an event that is set when the stack has ended.
+        command: of the stack.
+        announce: called in its own thread, with an event that is set when the stack has ended.
 
     Returns:
-        The exit code of the stack, or 128 + the signal that killed it.
+        The exit code of the stack, or 128 + the number of the signal that killed it.
     """
     ended = threading.Event()
     with _signals_forwarded() as adopt:
-        # A process group of its own: a terminal's Ctrl-C comes to it once, through us.
+        # Its own process group: a terminal's Ctrl-C reaches the stack once, through this process.
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
         adopt(child)
         announcer = threading.Thread(target=announce, args=(ended,), daemon=True)
@@ -105,9 +106,9 @@ def run_stack(command: tuple[str, ...], announce: Callable[[threading.Event], No
 
 
 def announce(settings: Settings, ended: threading.Event) -> None:
-    """Wait until every model is ready, then say what to try."""
+    """Wait until every model is ready, then print what to try."""
     if not settings.server.port:
-        return  # a free port was asked for; the log says which it is
+        return  # the server takes a free port, which is in its log
     address = listening_address(settings)
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -115,14 +116,14 @@ def announce(settings: Settings, ended: threading.Event) -> None:
             if ended.wait(CHECK_SECONDS):
                 return
     lines = [
-        f"{_typed('hotslot')} predict {_example_question()}",
-        f"{_typed('hotslot')} status",
-        f"{_typed('grpcurl')} -plaintext {address} list",
+        f"{_command_for('hotslot')} predict {_example_question()}",
+        f"{_command_for('hotslot')} status",
+        f"{_command_for('grpcurl')} -plaintext {address} list",
     ]
     shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
     for line in lines:
         shown.append(f"\n    {line}", "bold")
-    shown.append("\n\nCtrl-C ends it.\n", DIM)
+    shown.append("\n\nCtrl-C stops it.\n", DIM)
     err.print(shown, soft_wrap=True)
 
 
@@ -132,8 +133,8 @@ def _example_question() -> str:
     return f'{DEMO_PICTURE} "there are two red circles" "there are three red circles"'
 
 
-def _typed(program: str) -> str:
-    """A program as it can be typed here: by its name if that is on the path, else by its file if that is known."""
+def _command_for(program: str) -> str:
+    """How to call a program in this shell: its name if it is on the path, else its path if it is known."""
     if shutil.which(program) is not None:
         return program
     places = (Path(sys.executable).parent / program, PROJECT_FOLDER / ".tools" / "bin" / program)
@@ -141,11 +142,11 @@ def _typed(program: str) -> str:
     return program if found is None else os.path.relpath(found)
 
 
-def refuse_taken_ports(settings: Settings) -> None:
-    """Raise if somebody listens where the server will.
+def check_ports(settings: Settings) -> None:
+    """Check that the ports of server and updater are free.
 
     Raises:
-        CommandFailed: a port is taken.
+        CommandFailed: a port is in use.
     """
     server, updater = settings.server, settings.updater
     places = {
@@ -155,8 +156,8 @@ def refuse_taken_ports(settings: Settings) -> None:
     }
     for variable, (host, port) in places.items():
         if port > 0 and _is_taken(host.strip("[]"), port):
-            step = f"stop it, or set {variable} to another port (0: a free one)"
-            raise CommandFailed(f"something listens at {host}:{port} already; {step}")
+            step = f"stop the program that listens there, or set {variable} to another port (0: a free one)"
+            raise CommandFailed(f"{host}:{port} is in use; {step}")
 
 
 def _is_taken(host: str, port: int) -> bool:
@@ -171,14 +172,16 @@ def _is_taken(host: str, port: int) -> bool:
 
 def _import_demo(settings: Settings) -> None:
     if DEMO_MODEL not in {model.name for model in settings.models}:
-        raise CommandFailed(f'--demo needs [[models]] name = "{DEMO_MODEL}" in the settings; start without --demo')
+        raise CommandFailed(
+            f'--demo needs [[models]] name = "{DEMO_MODEL}" in the settings; add it, or start without --demo'
+        )
     if is_loadable(settings.state_dir, DEMO_MODEL):
         return
     clock = SystemClock()
     started = clock.monotonic()
     with err.status(text("importing the demo model (once)")):
         done = import_bundle(DEMO_FOLDER, settings.state_dir, DEMO_MODEL, DEMO_FOLDER.name, PRECISIONS[0])
-    tell_import(DEMO_MODEL, done, clock.monotonic() - started)
+    print_import(DEMO_MODEL, done, clock.monotonic() - started)
 
 
 def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
@@ -191,7 +194,7 @@ def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
 
 @contextmanager
 def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Turn every signal that asks us to end into one SIGTERM for the child that is adopted, early ones too."""
+    """Forward SIGINT, SIGTERM and SIGHUP as SIGTERM to the adopted child, including signals from before its start."""
     children: list[subprocess.Popen[bytes]] = []
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What the command line reads of `hotslot.toml` and of the environment."""
+"""The settings and options that all commands share."""
 
 import os
 from pathlib import Path
@@ -25,18 +25,18 @@ Address = Annotated[
         "--address",
         "-a",
         metavar="HOST:PORT",
-        help="Where the server listens. Default: HOTSLOT_ADDRESS, what hotslot.toml says, or 127.0.0.1:50051.",
+        help="Address of the server. Default: HOTSLOT_ADDRESS, else from hotslot.toml, else 127.0.0.1:50051.",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for machines.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
         "-c",
         metavar="FILE",
-        help="Settings file. Default: HOTSLOT_CONFIG or ./hotslot.toml.",
+        help="Settings file. Default: HOTSLOT_CONFIG, else ./hotslot.toml.",
         show_default=False,
     ),
 ]
@@ -45,7 +45,7 @@ StateDir = Annotated[
     typer.Option(
         "--state-dir",
         metavar="DIR",
-        help="hotslot's own folder. Default: what hotslot.toml says, or ./state.",
+        help="State folder. Default: from hotslot.toml, else ./state.",
         show_default=False,
     ),
 ]
@@ -63,10 +63,10 @@ class Settings(ServerSettings):
 
 
 def read_settings(config: Path | None = None) -> Settings:
-    """Read and check the whole file; `config` names another than the usual one.
+    """Read and check the settings file; `config` overrides its usual path.
 
     Raises:
-        SettingsInvalid: with all mistakes.
+        SettingsInvalid: has all mistakes.
     """
     if config is not None:
         use_settings_file(config.absolute())
@@ -74,10 +74,10 @@ def read_settings(config: Path | None = None) -> Settings:
 
 
 def server_address(given: str | None) -> str:
-    """Where the server listens: as given, as `HOTSLOT_ADDRESS` or the settings file say, or the default.
+    """The server's address: as given, else HOTSLOT_ADDRESS, else from the settings file, else the default.
 
     Raises:
-        SettingsInvalid: there is a settings file, and it cannot be used.
+        SettingsInvalid: the settings file is wrong.
     """
     named = given or os.environ.get(ADDRESS_VARIABLE)
     if named:
@@ -88,20 +88,20 @@ def server_address(given: str | None) -> str:
 
 
 def silence_grpc_logs() -> None:
-    """Keep gRPC's own remarks off the terminal, unless somebody asked for them; before gRPC is imported."""
+    """Keep gRPC's log off the terminal unless GRPC_VERBOSITY is set; must run before gRPC is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def listening_address(settings: Settings) -> str:
-    """Where a caller on this machine reaches the server of these settings."""
+    """The address at which a client on this machine reaches the server of these settings."""
     return local_address(settings.server.host, settings.server.port)
 
 
 def state_folder(given: Path | None) -> Path:
-    """The folder of bundles and sockets: as given, as the settings file says, or the default.
+    """The state folder: as given, else from the settings file, else the default.
 
     Raises:
-        SettingsInvalid: there is a settings file, and it cannot be used.
+        SettingsInvalid: the settings file is wrong.
     """
     if given is not None:
         return given

@@ -1,4 +1,4 @@
-"""`hotslot status`: what is served and how it feels, once or every second."""
+"""`hotslot status`: the models, their slots and the server's health, once or every second."""
 
 import contextlib
 import threading
@@ -57,26 +57,26 @@ _SHOWN_FAILURE_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a server told of itself."""
+class StatusReport:
+    """A server's answers to one status request."""
 
     address: str
     server: status_pb2.GetServerStatusResponse
     models: status_pb2.ListModelsResponse
-    seen_at: datetime
+    received_at: datetime
 
 
-def show(report: Report) -> RenderableType:
-    """All of a report, readable at 80 columns."""
+def show_report(report: StatusReport) -> RenderableType:
+    """A report as text of at most 80 columns."""
     server, process = report.server, report.server.process
     head = text(
         (f"hotslot {server.version}", "bold"),
-        f" on {server.node} at {report.address}, up {_age(process.started_at, report.seen_at)}",
+        f" on {server.node} at {report.address}, up {_age(process.started_at, report.received_at)}",
     )
-    return Group(head, Text(), _layers(report), *(_model(model, report.seen_at) for model in report.models.models))
+    return Group(head, Text(), _layers(report), *(_model(model, report.received_at) for model in report.models.models))
 
 
-def _layers(report: Report) -> Table:
+def _layers(report: StatusReport) -> Table:
     server = report.server
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -87,14 +87,14 @@ def _layers(report: Report) -> Table:
     for warning in server.resources.warnings:
         table.add_row("", "", text((warning, DOUBTFUL)))
     for capability in server.capabilities:
-        table.add_row("answers", _level(capability.level), _capability(capability, report.seen_at))
+        table.add_row("answers", _level(capability.level), _capability(capability, report.received_at))
         if capability.reason:
             table.add_row("", "", text((capability.reason, LEVEL_STYLES.get(capability.level, ""))))
     return table
 
 
 def _process(process: status_pb2.ProcessHealth) -> Text:
-    shown = text(f"loop held up {seconds(process.loop_lag.ToTimedelta().total_seconds())} at most")
+    shown = text(f"event-loop lag: {seconds(process.loop_lag.ToTimedelta().total_seconds())} at most")
     if process.dropped_log_lines:
         shown.append(f", {process.dropped_log_lines} log lines dropped", DOUBTFUL)
     if process.draining:
@@ -136,7 +136,7 @@ def _model(model: status_pb2.Model, now: datetime) -> RenderableType:
     if model.HasField("trial"):
         left = seconds(model.trial.term_left.ToTimedelta().total_seconds())
         age = _age(model.trial.started_at, now)
-        rows.append(text((f"  slot {model.trial.slot} on trial since {age}, {left} left of its term", "cyan")))
+        rows.append(text((f"  slot {model.trial.slot} on trial since {age}, {left} left of its lease", "cyan")))
     rows.append(Padding(_slots(model), (0, 0, 0, 2)))
     for slot in model.slots:
         if slot.last_failure:
@@ -189,7 +189,9 @@ def _age(moment: Timestamp, now: datetime) -> str:
     return seconds(max(0.0, (now - moment.ToDatetime(tzinfo=UTC)).total_seconds()))
 
 
-EXAMPLE = "Example:  hotslot status --watch"
+EXAMPLE = """Example:  hotslot status --watch
+
+Next:  `hotslot updates status` shows updates; the server's log explains what failed."""
 WATCH_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 
@@ -199,39 +201,38 @@ def status(
     address: Address = None,
     as_json: AsJson = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Again every second, until Ctrl-C.", show_default=False)
+        bool, typer.Option("--watch", "-w", help="Repeat every second, until Ctrl-C.", show_default=False)
     ] = False,
 ) -> None:
-    """Show the models, their slots and the health of the server."""
+    """Show the served models, their slots and the server's health."""
     where = server_address(address)
     if watch:
-        # Nobody sets it: the wait ends by its limit, or by Ctrl-C.
-        nobody = threading.Event()
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            watch_status(where, lambda: not nobody.wait(WATCH_SECONDS), as_json=as_json)
+        never = threading.Event()  # only for its timeout
+        with contextlib.suppress(KeyboardInterrupt):
+            watch_status(where, lambda: not never.wait(WATCH_SECONDS), as_json=as_json)
     elif as_json:
-        print_json(_as_row(ask(where)))
+        print_json(_as_row(fetch_status(where)))
     else:
-        out.print(show(ask(where)))
+        out.print(show_report(fetch_status(where)))
 
 
-def ask(address: str) -> Report:
-    """Everything that the server tells of itself.
+def fetch_status(address: str) -> StatusReport:
+    """Request server status and models.
 
     Raises:
-        CommandFailed: it did not answer.
+        CommandFailed: the server did not answer.
     """
     with connection(address, TIMEOUT_SECONDS) as channel:
         stub = status_pb2_grpc.StatusServiceStub(channel)
         server = stub.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=TIMEOUT_SECONDS)
         models = stub.ListModels(status_pb2.ListModelsRequest(), timeout=TIMEOUT_SECONDS)
-    return Report(address, server, models, SystemClock().now())
+    return StatusReport(address, server, models, SystemClock().now())
 
 
 def watch_status(address: str, pause: Callable[[], bool], *, as_json: bool) -> None:
-    """Show the status again and again while `pause`, called after each time, says to go on.
+    """Show the status repeatedly while `pause`, which is called after each time, returns true.
 
-    A server that does not answer is said so in its place; it may come back.
+    If the server does not answer, the error is shown instead, and the next attempt follows.
     """
     if as_json or not out.is_terminal:
         _print_again(address, pause, as_json=as_json)
@@ -247,12 +248,12 @@ def _print_again(address: str, pause: Callable[[], bool], *, as_json: bool) -> N
     while is_first or pause():
         is_first = False
         try:
-            report = ask(address)
+            report = fetch_status(address)
         except CommandFailed as error:
             shown: RenderableType = text((str(error), BAD))
             row: dict[str, object] = {"error": str(error)}
         else:
-            shown, row = show(report), _as_row(report)
+            shown, row = show_report(report), _as_row(report)
         if as_json:
             print_json(row)
         else:
@@ -260,12 +261,12 @@ def _print_again(address: str, pause: Callable[[], bool], *, as_json: bool) -> N
 
 
 def _frame(address: str) -> RenderableType:
-    foot = text(("\nevery second; Ctrl-C ends it", DIM))
+    foot = text(("\nupdated every second; Ctrl-C ends it", DIM))
     try:
-        return Group(show(ask(address)), foot)
+        return Group(show_report(fetch_status(address)), foot)
     except CommandFailed as error:
         return Group(text((str(error), BAD)), foot)
 
 
-def _as_row(report: Report) -> dict[str, object]:
+def _as_row(report: StatusReport) -> dict[str, object]:
     return {"address": report.address, "server": plain(report.server), **plain(report.models)}

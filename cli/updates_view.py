@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cli.bundles import came_from, was_checked
+from cli.bundles import format_checks, format_origin
 from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, seconds, short, size, text
 from hotslot.updates.v1 import updates_pb2 as pb
 
@@ -120,10 +120,10 @@ def _breaker(breaker: pb.Breaker) -> str:
 
 def _add_provenance(table: Table, row: pb.Provenance) -> None:
     """Where a bundle came from, and what it passed."""
-    came = came_from(row.hub_kind, row.endpoint, row.hub_model, row.revision, _when(row.fetched_at))
+    came = format_origin(row.hub_kind, row.endpoint, row.hub_model, row.revision, _when(row.fetched_at))
     table.add_row(text(("from", DIM)), text(came))
     when = f"{_when(row.verified_at)}: " if row.HasField("verified_at") else ""
-    table.add_row(text(("checked", DIM)), text(when + was_checked(tuple(row.checked))))
+    table.add_row(text(("checked", DIM)), text(when + format_checks(tuple(row.checked))))
 
 
 def _facts(response: pb.GetUpdateResponse) -> RenderableType:

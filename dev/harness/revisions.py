@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cli.hub import Published, publish
+from cli.hub import PublishedRevision, publish
 from common.bundle import (
     Bundle,
     BundleBroken,
@@ -57,7 +57,7 @@ def weights_of(revision: str, size: int = 4096) -> bytes:
     return (200).to_bytes(8, "little") + json.dumps(rows).encode().ljust(200) + b"." * count
 
 
-def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> Published:  # noqa: ANN401  of Script
+def publish_scripted(hub: Path, revision: str, place: Path | None = None, **script: Any) -> PublishedRevision:  # noqa: ANN401  of Script
     """Publish a revision into a folder hub."""
     return publish(model_folder(place or hub.parent / "made", revision, **script), hub, MODEL, revision)
 

@@ -1,4 +1,4 @@
-"""The command line as a user has it: an own working folder, no settings but the test's, a server that stands in."""
+"""Fixtures: the command line in a working folder of its own, with only the test's settings, and a scripted server."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cli.main import run
-from tests.cli.standin import StandIn
+from tests.cli.scripted_server import ScriptedServer
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -24,8 +24,8 @@ Hotslot = Callable[..., Ended]
 
 
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of the machine reach a test, and what a command sets is undone."""
+def _isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the machine's settings, and undo what a command sets in the environment."""
     for name in [name for name in os.environ if name.startswith("HOTSLOT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOTSLOT_CONFIG", "hotslot.toml")
@@ -35,7 +35,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hotslot(capsys: pytest.CaptureFixture[str]) -> Hotslot:
-    """Run a command line through the real entry point."""
+    """Runs a command line through the real entry point."""
 
     def call(*words: str) -> Ended:
         with pytest.raises(SystemExit) as ended:
@@ -48,16 +48,16 @@ def hotslot(capsys: pytest.CaptureFixture[str]) -> Hotslot:
 
 
 @pytest.fixture
-def server() -> Iterator[StandIn]:
-    """A server that answers."""
-    standin = StandIn()
-    yield standin
-    standin.stop()
+def server() -> Iterator[ScriptedServer]:
+    """A scripted server."""
+    scripted = ScriptedServer()
+    yield scripted
+    scripted.stop()
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
-    """A file that may be a picture."""
+    """A file with the first bytes of a PNG."""
     path = tmp_path / "picture.png"
     path.write_bytes(b"\x89PNG and more")
     return str(path)

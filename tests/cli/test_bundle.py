@@ -1,4 +1,4 @@
-"""`hotslot bundle …`: import by hand is convert and commit, once; the rest only looks."""
+"""`hotslot bundle …`: importing converts and commits a folder; listing and showing change nothing."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ FOREIGN = Committed("other", "sha256:" + "1" * 64, "sha256:" + "2" * 64, "v9", O
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A published folder; its weights are no weights."""
+    """A published folder with placeholder files."""
     folder = tmp_path / "v1.0.0"
     folder.mkdir()
     configuration = {"task": "visual-entailment", "model": {"type": "ofa"}}
@@ -38,7 +38,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """The folder of bundles, where nothing is."""
+    """An empty state folder."""
     folder = tmp_path / "state"
     folder.mkdir()
     return folder
@@ -54,7 +54,7 @@ def seal(
     digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
-    """Stand in for the converter: the digests are real, the one file is not."""
+    """Replaces the converter: real digests, and a placeholder as the only file."""
     seen = find_source(source)
     found = digest or seen.digest()
     sealed = seen.bundle_digest(found, precision)
@@ -70,12 +70,12 @@ def seal(
 
 @pytest.fixture
 def sealed(source: Path, state: Path) -> Bundle:
-    """The source is sealed already; nothing is committed."""
+    """The bundle of `source`, sealed but not committed."""
     return seal(source, state, "v1.0.0", ConvertLimits(), "float32")
 
 
 def test_an_import_commits_and_keeps_other_models(source: Path, state: Path) -> None:
-    """The pointer gets a row with origin import; the other row stays as it was."""
+    """The pointer gets a row with origin import; the other row is unchanged."""
     commit(state, FOREIGN)
 
     done = import_bundle(source, state, "shapes", "v1", "float32", convert=seal)
@@ -93,7 +93,7 @@ def test_an_import_commits_and_keeps_other_models(source: Path, state: Path) -> 
 
 
 def test_the_same_import_again_changes_nothing(hotslot: Hotslot, source: Path, state: Path, sealed: Bundle) -> None:
-    """The second time it says so, and does not touch the pointer."""
+    """The second import says so and does not touch the pointer."""
     words = ("bundle", "import", str(source), "--model", "shapes", "--state-dir", str(state))
     first = hotslot(*words)
     pointer = state / "committed.json"
@@ -102,22 +102,22 @@ def test_the_same_import_again_changes_nothing(hotslot: Hotslot, source: Path, s
 
     assert (first.code, second.code) == (0, 0)
     assert "shapes is now v1.0.0" in first.out
-    assert "was sealed already" in first.out
+    assert "converted earlier" in first.out
     assert "nothing to do" in second.out
     assert (before.st_ino, before.st_mtime_ns) == (pointer.stat().st_ino, pointer.stat().st_mtime_ns)
 
 
 def test_an_import_says_what_it_replaced(hotslot: Hotslot, source: Path, state: Path, sealed: Bundle) -> None:
-    """The one before is named, so that it can be brought back."""
+    """The output names the previous revision, so that it can be restored."""
     commit(state, FOREIGN)
     ended = hotslot("bundle", "import", str(source), "--model", "other", "--state-dir", str(state))
     assert "(before: v9 111111111111)" in ended.out
 
 
-def test_the_model_is_guessed_where_only_one_fits(
+def test_the_model_may_be_left_out_if_only_one_fits(
     hotslot: Hotslot, source: Path, state: Path, sealed: Bundle, tmp_path: Path
 ) -> None:
-    """The settings' only model of the source's task; two are a question to the caller."""
+    """It is the only model of the source's task; with two, --model is required."""
     settings = tmp_path / "hotslot.toml"
     settings.write_text(f'state_dir = "{state}"\n[[models]]\nname = "pictures"\n')
     assert "pictures is now v1.0.0" in hotslot("bundle", "import", str(source)).out
@@ -127,18 +127,18 @@ def test_the_model_is_guessed_where_only_one_fits(
     assert (ended.code, "--model" in ended.err and "pictures, more" in ended.err) == (2, True)
 
 
-def test_a_foreign_folder_is_refused_with_its_reason(hotslot: Hotslot, source: Path, state: Path) -> None:
-    """The converter's reason and sentence, no traceback, nothing committed."""
+def test_an_unsupported_folder_is_refused_with_a_reason(hotslot: Hotslot, source: Path, state: Path) -> None:
+    """The error has the converter's reason; nothing is committed."""
     (source / "configuration.json").write_text('{"task": "poetry"}')
     ended = hotslot("bundle", "import", str(source), "--model", "m", "--state-dir", str(state))
     assert (ended.code, "(ENGINE_UNKNOWN)" in ended.err) == (1, True)
     assert read_committed(state) == {}
 
 
-def test_bundles_are_listed_with_the_committed_mark(
+def test_bundles_are_listed_with_the_models_that_they_serve(
     hotslot: Hotslot, source: Path, state: Path, sealed: Bundle
 ) -> None:
-    """A line a bundle; a broken one is shown as broken."""
+    """Each bundle has a line; a broken one is marked."""
     import_bundle(source, state, "shapes", "v1", "float32", convert=seal)
     broken = seal(source, state, "v1", ConvertLimits(), "bfloat16")
     (bundle_folder(state, broken.bundle_digest) / "model.safetensors").unlink()
@@ -152,7 +152,7 @@ def test_bundles_are_listed_with_the_committed_mark(
 
 
 def test_a_bundle_is_shown_by_its_first_digits(hotslot: Hotslot, state: Path, sealed: Bundle) -> None:
-    """All that its manifest says, by a digest that is long enough to mean one."""
+    """The whole manifest is shown."""
     digits = sealed.bundle_digest[7:15]
     ended = hotslot("bundle", "show", digits, "--state-dir", str(state))
     assert ended.code == 0
@@ -161,14 +161,14 @@ def test_a_bundle_is_shown_by_its_first_digits(hotslot: Hotslot, state: Path, se
 
 
 @pytest.mark.parametrize(("digits", "code"), [("00", 2), ("00000000", 1)])
-def test_an_unknown_digest_is_one_sentence(hotslot: Hotslot, state: Path, digits: str, code: int) -> None:
-    """It says how to find the right one."""
+def test_an_unknown_digest_is_reported_in_one_sentence(hotslot: Hotslot, state: Path, digits: str, code: int) -> None:
+    """The message names the command that lists the digests."""
     ended = hotslot("bundle", "show", digits, "--state-dir", str(state))
     assert (code, True) == (ended.code, "`hotslot bundle list`" in ended.err)
 
 
-def test_an_empty_state_says_how_to_begin(hotslot: Hotslot, state: Path) -> None:
-    """Listing nothing is no failure."""
+def test_listing_an_empty_state_folder_says_how_to_import(hotslot: Hotslot, state: Path) -> None:
+    """The exit code is 0."""
     ended = hotslot("bundle", "list", "--state-dir", str(state))
     assert (ended.code, "hotslot bundle import" in ended.out) == (0, True)
 
@@ -176,17 +176,19 @@ def test_an_empty_state_says_how_to_begin(hotslot: Hotslot, state: Path) -> None
 @pytest.mark.parametrize(
     "spoil", [lambda path: path.write_text("{"), lambda path: path.write_text('{"schema_version": 99}')]
 )
-def test_a_broken_pointer_is_one_sentence(hotslot: Hotslot, state: Path, spoil: Callable[[Path], object]) -> None:
-    """No traceback for a file that somebody else has spoilt."""
+def test_a_broken_pointer_is_reported_in_one_sentence(
+    hotslot: Hotslot, state: Path, spoil: Callable[[Path], object]
+) -> None:
+    """There is no traceback."""
     spoil(state / "committed.json")
     ended = hotslot("bundle", "list", "--state-dir", str(state))
     assert (ended.code, ended.err.startswith("error: committed.json")) == (1, True)
 
 
-def test_what_the_updater_keeps_is_not_replaced_by_hand(
+def test_a_model_that_the_updater_manages_is_not_imported(
     hotslot: Hotslot, source: Path, state: Path, sealed: Bundle, tmp_path: Path
 ) -> None:
-    """Its journal would put it back; the sentence names the way in. Without the updater it goes."""
+    """The updater would restore its own revision; the message names the alternative. Without updater it is imported."""
     committed = Committed("shapes", FOREIGN.bundle_digest, FOREIGN.source_digest, "v9", Origin.UPDATE)
     words = ("bundle", "import", str(source), "--model", "shapes")
     settings = f'state_dir = "{state}"\n[[models]]\nname = "shapes"\n'
@@ -210,7 +212,7 @@ def test_what_the_updater_keeps_is_not_replaced_by_hand(
 def test_a_first_import_beside_an_updater_is_adopted(
     hotslot: Hotslot, source: Path, state: Path, sealed: Bundle
 ) -> None:
-    """A journal that knows nothing of the model yet takes over what is there."""
+    """An updater whose journal does not have the model yet adopts the imported bundle."""
     (state / "journal.db").touch()
     ended = hotslot("bundle", "import", str(source), "--model", "shapes", "--state-dir", str(state))
     assert (ended.code, "shapes is now v1.0.0" in ended.out) == (0, True)

@@ -1,4 +1,4 @@
-"""`hotslot config …` and the help: what is allowed, what was found, what is in effect."""
+"""`hotslot config …`, the reference of the settings, and the help of all commands."""
 
 import tomllib
 from pathlib import Path
@@ -26,7 +26,7 @@ level = "loud"
 
 
 def test_good_settings_say_where_the_server_will_listen(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Exit code 0; addresses and models."""
+    """Exit code 0; the addresses and models are shown."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     ended = hotslot("config", "check")
     assert ended.code == 0
@@ -35,8 +35,8 @@ def test_good_settings_say_where_the_server_will_listen(hotslot: Hotslot, tmp_pa
     assert "shapes (visual-entailment, auto)" in ended.out
 
 
-def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Exit code 2; a line a mistake with key, what was found and what is allowed."""
+def test_all_mistakes_are_reported_at_once(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Exit code 2; each mistake has a line with key, value found, and what is allowed."""
     (tmp_path / "bad.toml").write_text(BAD)
     ended = hotslot("config", "check", "--config", "bad.toml")
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in ended.err.splitlines()[2:]}
@@ -54,7 +54,7 @@ def test_all_mistakes_are_told_at_once(hotslot: Hotslot, tmp_path: Path) -> None
 
 
 def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that overrides the file is a setting like any other."""
+    """A wrong value of a variable is reported like one in the file."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     monkeypatch.setenv("HOTSLOT_SERVER__PORT", "many")
     ended = hotslot("config", "check")
@@ -64,7 +64,7 @@ def test_the_environment_is_checked_too(hotslot: Hotslot, tmp_path: Path, monkey
 def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
     hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told here, not when the stack cannot bind."""
+    """It is reported here, before the stack fails to bind its sockets."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     monkeypatch.setenv("HOTSLOT_STATE_DIR", "/" + "d" * 100)
     ended = hotslot("config", "check")
@@ -73,8 +73,8 @@ def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
     assert "has 129 bytes, limit 107" in told
 
 
-def test_a_server_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
-    """The supervisor's patience must be longer than what the server may take; both sides are named."""
+def test_a_stop_time_shorter_than_the_drain_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The server must not be killed while it drains; the message names both settings."""
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n")
     ended = hotslot("config", "check")
     told = " ".join(ended.err.split())
@@ -89,15 +89,15 @@ def test_a_server_that_would_be_killed_while_it_ends_is_a_mistake(hotslot: Hotsl
 def test_a_file_that_cannot_be_read_is_a_mistake(
     hotslot: Hotslot, tmp_path: Path, content: str | None, says: str
 ) -> None:
-    """Exit code 2, and what is wrong with the file."""
+    """Exit code 2; the message says what is wrong with the file."""
     if content is not None:
         (tmp_path / "hotslot.toml").write_text(content)
     ended = hotslot("config", "check")
     assert (ended.code, says in ended.err) == (2, True)
 
 
-def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Key, value, and the default beside a value that differs from it."""
+def test_show_prints_values_that_differ_with_their_default(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Each line has key and value, and the default if it differs."""
     (tmp_path / "hotslot.toml").write_text(GOOD)
     rows = [line.split() for line in hotslot("config", "show").out.splitlines()]
     assert ["server.port", "50123", "50051"] in rows
@@ -105,8 +105,8 @@ def test_show_tells_what_differs_from_the_defaults(hotslot: Hotslot, tmp_path: P
     assert ["models[0].name", '"shapes"', "required"] in rows
 
 
-def test_show_tells_each_table_of_a_list(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Also of lists within a section; what is left out is unset."""
+def test_show_prints_each_table_of_a_list(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Lists in sections too; a setting without a value is unset."""
     more = '[[updater.webhooks]]\nurl = "https://ops.example/"\n[[updater.webhooks]]\nurl = "https://b.example/"\n'
     (tmp_path / "hotslot.toml").write_text(GOOD + more)
     rows = [line.split() for line in hotslot("config", "show").out.splitlines()]
@@ -114,26 +114,26 @@ def test_show_tells_each_table_of_a_list(hotslot: Hotslot, tmp_path: Path) -> No
     assert ["updater.webhooks[0].token_file", "unset"] in rows
 
 
-def test_the_reference_in_the_docs_is_fresh(hotslot: Hotslot) -> None:
-    """`hotslot config reference > docs/configuration.md` was run after the last change of a setting."""
+def test_the_reference_in_the_docs_is_up_to_date(hotslot: Hotslot) -> None:
+    """After a change of a setting, run `hotslot config reference > docs/configuration.md`."""
     page = (PROJECT_FOLDER / "docs" / "configuration.md").read_text()
     assert render_reference() == page == hotslot("config", "reference").out
 
 
-def test_every_setting_says_what_it_means() -> None:
-    """No key without a sentence."""
+def test_every_setting_has_a_description() -> None:
+    """The reference has no empty meaning."""
     assert [row.key for row in list_settings() if not row.meaning] == []
 
 
 @pytest.mark.parametrize("name", ["hotslot.toml", "deploy/hotslot-http.toml"])
-def test_the_demo_s_settings_are_good(hotslot: Hotslot, name: str) -> None:
-    """The files of the project pass their own check."""
+def test_the_demo_settings_are_correct(hotslot: Hotslot, name: str) -> None:
+    """Both files pass `hotslot config check`."""
     ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / name))
     assert (ended.code, "shapes" in ended.out) == (0, True)
 
 
-def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
-    """What is shown over HTTP is the same demo."""
+def test_the_http_demo_differs_only_in_its_hub() -> None:
+    """All other settings are the same."""
     names = ("hotslot.toml", "deploy/hotslot-http.toml")
     plain, http = (tomllib.loads((PROJECT_FOLDER / name).read_text()) for name in names)
     del plain["updater"]["models"]["shapes"]["hub_folder"]
@@ -157,22 +157,28 @@ def test_the_demo_over_http_differs_in_its_hub_alone() -> None:
         "bundle show",
         "config check",
         "config show",
+        "config reference",
+        "golden record",
+        "golden check",
+        "golden show",
     ],
 )
-def test_every_command_teaches_by_example(hotslot: Hotslot, command: str) -> None:
-    """`--help` ends with a line that can be pasted."""
+def test_the_help_of_every_command_has_an_example_and_a_next_step(hotslot: Hotslot, command: str) -> None:
+    """`--help` ends with a command to paste and what to do next."""
     ended = hotslot(*command.split(), "--help")
-    assert (ended.code, f"Example:  hotslot {command}" in ended.out) == (0, True)
+    assert ended.code == 0
+    assert f"Example:  hotslot {command}" in ended.out
+    assert "Next:" in ended.out
 
 
 def test_the_help_names_all_commands_and_exit_codes(hotslot: Hotslot) -> None:
-    """One screen from which everything else is found."""
+    """They are on one screen."""
     ended = hotslot("--help")
     for word in ("serve", "predict", "status", "healthcheck", "bundle", "config", "Exit codes"):
         assert word in ended.out
 
 
-def test_a_wrong_command_line_is_told_without_a_traceback(hotslot: Hotslot) -> None:
+def test_a_wrong_command_line_is_reported_without_a_traceback(hotslot: Hotslot) -> None:
     """Exit code 2."""
     ended = hotslot("predict")
     assert (ended.code, "Missing argument" in ended.err, "Traceback" in ended.err) == (2, True, False)

@@ -1,4 +1,4 @@
-"""`hotslot healthcheck` is a drop-in for grpc_health_probe: flags, words and exit codes."""
+"""`hotslot healthcheck` has the flags, messages and exit codes of grpc_health_probe."""
 
 import subprocess
 import sys
@@ -8,30 +8,30 @@ from grpc_health.v1 import health_pb2
 
 from cli.healthcheck import FlagsWrong, decode_response, encode_request, parse_duration, parse_flags
 from cli.settings import PROJECT_FOLDER
-from tests.cli.standin import StandIn
+from tests.cli.scripted_server import ScriptedServer
 
 UNUSED = "127.0.0.1:1"
 
 
 def probe(*flags: str) -> tuple[int, str]:
-    """Run the program as a container's probe does."""
+    """Run the program as a container's probe does; returns exit code and standard error."""
     command = [sys.executable, "-m", "cli.main", "healthcheck", *flags]
     done = subprocess.run(command, cwd=PROJECT_FOLDER, capture_output=True, text=True, timeout=20, check=False)
     return done.returncode, done.stderr.strip()
 
 
-def test_0_a_serving_server_is_serving(server: StandIn) -> None:
-    """Exit code 0, and the prober's words."""
+def test_0_a_server_that_serves(server: ScriptedServer) -> None:
+    """Exit code 0, and the message of grpc_health_probe."""
     assert probe("-addr", server.address) == (0, "status: SERVING")
 
 
-def test_1_a_missing_address_is_a_bad_argument() -> None:
+def test_1_a_missing_address() -> None:
     """Exit code 1."""
     assert probe("-service", "x") == (1, "error: -addr not specified")
 
 
-def test_2_nobody_there_is_a_failed_connection() -> None:
-    """Exit code 2, after the connection's own limit."""
+def test_2_a_refused_connection() -> None:
+    """Exit code 2, after the connect timeout."""
     code, said = probe(f"--addr={UNUSED}", "-connect-timeout=100ms")
     assert code == 2
     assert said == f'timeout: failed to connect service "{UNUSED}" within 0.1s'
@@ -48,27 +48,27 @@ def test_2_nobody_there_is_a_failed_connection() -> None:
         ),
     ],
 )
-def test_3_a_call_that_fails_is_a_failed_call(server: StandIn, flags: tuple[str, ...], sentence: str) -> None:
-    """Exit code 3 for an unknown name, for a timeout, and for every other failure; headers arrive."""
+def test_3_a_failed_call(server: ScriptedServer, flags: tuple[str, ...], sentence: str) -> None:
+    """Exit code 3 for an unknown name, a timeout, and every other failure; headers are sent."""
     assert (3, sentence) == probe("-addr", server.address, *flags)
 
 
-def test_3_a_server_without_health_is_a_failed_call() -> None:
-    """Exit code 3, and a sentence that says what is missing."""
-    bare = StandIn(has_services=False)
+def test_3_a_server_without_a_health_service() -> None:
+    """Exit code 3; the message says what is missing."""
+    bare = ScriptedServer(has_services=False)
     code, said = probe("-addr", bare.address, "-gzip", "-user-agent", "me")
     bare.stop()
     assert code == 3
     assert "does not implement the grpc health protocol" in said
 
 
-def test_4_a_server_that_does_not_serve_is_unhealthy(server: StandIn) -> None:
+def test_4_a_server_that_does_not_serve(server: ScriptedServer) -> None:
     """Exit code 4."""
     assert probe("-addr", server.address, "-service", "down") == (4, 'service unhealthy (responded with "NOT_SERVING")')
 
 
-def test_verbose_says_how_long_it_took(server: StandIn) -> None:
-    """Each step has a line; the verdict stays the last."""
+def test_verbose_prints_each_step(server: ScriptedServer) -> None:
+    """Each step has a line; the result is the last one."""
     code, said = probe("-v", "-addr", server.address)
     assert code == 0
     assert [line.split(" (")[0] for line in said.splitlines()[:2]] == [
@@ -78,8 +78,8 @@ def test_verbose_says_how_long_it_took(server: StandIn) -> None:
     assert said.splitlines()[-1] == "status: SERVING"
 
 
-def test_a_probe_pays_for_no_more_than_grpc() -> None:
-    """Neither the terminal's libraries nor protobuf nor the settings are imported."""
+def test_a_probe_imports_only_grpc() -> None:
+    """It imports neither Typer, Rich, protobuf nor the settings."""
     script = (
         "import sys, cli.main, cli.healthcheck; print(sorted({'typer', 'rich', 'pydantic', 'google'} & {*sys.modules}))"
     )
@@ -90,14 +90,14 @@ def test_a_probe_pays_for_no_more_than_grpc() -> None:
 
 
 @pytest.mark.parametrize("service", ["", "liveness", "x" * 127, "x" * 128, "ä" * 9000])
-def test_requests_are_written_as_protobuf_writes_them(service: str) -> None:
-    """The bytes are those of the generated message."""
+def test_requests_are_encoded_like_protobuf(service: str) -> None:
+    """The bytes are equal to those of the generated message."""
     assert health_pb2.HealthCheckRequest(service=service).SerializeToString() == encode_request(service)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-def test_responses_are_read_as_protobuf_reads_them(number: int) -> None:
-    """Every status that the protocol knows; what is none is UNKNOWN."""
+def test_responses_are_decoded_like_protobuf(number: int) -> None:
+    """Every status of the protocol; a malformed response is UNKNOWN."""
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(
         health_pb2.HealthCheckResponse.ServingStatus.values()[number]
     )
@@ -109,8 +109,8 @@ def test_responses_are_read_as_protobuf_reads_them(number: int) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("250ms", 0.25), ("1s", 1.0), ("1m", 60.0), ("1m30s", 90.0), (".5s", 0.5)]
 )
-def test_durations_are_go_s(text: str, seconds: float) -> None:
-    """As flags of Go programs have them."""
+def test_durations_have_the_syntax_of_go(text: str, seconds: float) -> None:
+    """As in the flags of Go programs."""
     assert seconds == pytest.approx(parse_duration(text))
 
 
@@ -130,14 +130,14 @@ def test_durations_are_go_s(text: str, seconds: float) -> None:
         ("-addr a -spiffe", "not supported"),
     ],
 )
-def test_a_wrong_flag_is_named(flags: str, says: str) -> None:
-    """The sentence says which flag, and what it should be."""
+def test_a_wrong_flag_is_reported(flags: str, says: str) -> None:
+    """The message names the flag and what is expected."""
     with pytest.raises(FlagsWrong, match=says):
         parse_flags(flags.split())
 
 
-def test_flags_are_read_in_all_of_go_s_ways() -> None:
-    """One dash or two, value behind a space or an equals sign, switches with and without a value."""
+def test_flags_have_the_syntax_of_go() -> None:
+    """One dash or two, value after a space or an equals sign, switches with and without a value."""
     flags = parse_flags(["--addr=a:1", "-service", "s", "-gzip=false", "-tls", "--tls-server-name", "n", "-v=true"])
     assert (
         flags.address,

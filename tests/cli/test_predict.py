@@ -1,4 +1,4 @@
-"""`hotslot predict`: answers for people and machines, and failures that say what to do."""
+"""`hotslot predict`: answers as a table or JSON, and errors that say what to do."""
 
 import io
 import json
@@ -9,11 +9,11 @@ import pytest
 
 from cli import predict
 from tests.cli.conftest import Hotslot
-from tests.cli.standin import DIGEST, StandIn
+from tests.cli.scripted_server import DIGEST, ScriptedServer
 
 
-def test_a_question_gets_a_table(hotslot: Hotslot, server: StandIn, picture: str) -> None:
-    """Statement, answer and three probabilities a line; revision, device, slot and time below."""
+def test_answers_are_shown_as_a_table(hotslot: Hotslot, server: ScriptedServer, picture: str) -> None:
+    """Each line has statement, answer and three probabilities; revision, device, slot and time follow."""
     ended = hotslot("predict", picture, "yes it is", "maybe [so]", "--address", server.address, "--premise", "p")
 
     lines = [line.split() for line in ended.out.splitlines()]
@@ -26,8 +26,8 @@ def test_a_question_gets_a_table(hotslot: Hotslot, server: StandIn, picture: str
     assert server.requests[0].premise == "p"
 
 
-def test_json_holds_everything(hotslot: Hotslot, server: StandIn, picture: str) -> None:
-    """One document on one line, with plain words and numbers."""
+def test_json_has_all_fields(hotslot: Hotslot, server: ScriptedServer, picture: str) -> None:
+    """One document on one line, with lower-case enum names and numbers."""
     ended = hotslot("predict", picture, "no", "--address", server.address, "--json")
 
     row = json.loads(ended.out)
@@ -39,8 +39,10 @@ def test_json_holds_everything(hotslot: Hotslot, server: StandIn, picture: str) 
     assert 0 < row["round_trip_seconds"] < 10
 
 
-def test_a_picture_may_come_through_a_pipe(hotslot: Hotslot, server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-` is standard input."""
+def test_a_picture_may_come_from_standard_input(
+    hotslot: Hotslot, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is `-`."""
     pipe = SimpleNamespace(buffer=io.BytesIO(b"piped"), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", pipe)
 
@@ -48,8 +50,8 @@ def test_a_picture_may_come_through_a_pipe(hotslot: Hotslot, server: StandIn, mo
     assert server.requests[0].image.content == b"piped"
 
 
-def test_a_pipe_has_a_limit(hotslot: Hotslot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading stops where no server would take more."""
+def test_standard_input_is_limited(hotslot: Hotslot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading stops at the largest size that any server accepts."""
     pipe = SimpleNamespace(buffer=io.BytesIO(bytes(65)), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", pipe)
     monkeypatch.setattr(predict, "MAX_PICTURE_BYTES", 64)
@@ -63,51 +65,51 @@ def test_a_pipe_has_a_limit(hotslot: Hotslot, monkeypatch: pytest.MonkeyPatch) -
     ("model", "sentence"),
     [
         ("nobody", "no model 'nobody' here (MODEL_UNKNOWN); `hotslot status` lists the models that are served"),
-        ("loading", "the model is being loaded (NOT_READY); `hotslot status` says what it waits for"),
+        ("loading", "the model is being loaded (NOT_READY); `hotslot status` shows the state of its slots"),
         ("blind", "no picture at all (IMAGE_UNREADABLE, image.content)"),
     ],
 )
-def test_a_refusal_is_told_in_the_server_s_words(
-    hotslot: Hotslot, server: StandIn, picture: str, model: str, sentence: str
+def test_an_error_of_the_server_is_shown_with_its_reason(
+    hotslot: Hotslot, server: ScriptedServer, picture: str, model: str, sentence: str
 ) -> None:
-    """Sentence, reason and field of the server, and the next step."""
+    """The server's message, reason and field, and the next step."""
     ended = hotslot("predict", picture, "yes", "--address", server.address, "--model", model)
     assert (ended.code, ended.out, ended.err) == (1, "", f"error: {sentence}\n")
 
 
-def test_nobody_there_is_one_sentence(hotslot: Hotslot, picture: str) -> None:
-    """It says where nobody answered and what may be missing."""
+def test_a_refused_connection_is_reported_in_one_sentence(hotslot: Hotslot, picture: str) -> None:
+    """It names the address and says how to start a server."""
     ended = hotslot("predict", picture, "yes", "--address", "127.0.0.1:1")
     assert ended.code == 1
-    assert ended.err.startswith("error: nothing answers at 127.0.0.1:1; is `make serve` running?")
+    assert ended.err.startswith("error: no server answers at 127.0.0.1:1; start one with `hotslot serve`")
 
 
-def test_too_little_time_is_one_sentence(hotslot: Hotslot, server: StandIn, picture: str) -> None:
-    """It says how long was waited and how to wait longer."""
+def test_a_timeout_is_reported_in_one_sentence(hotslot: Hotslot, server: ScriptedServer, picture: str) -> None:
+    """It names the timeout and the option for a longer one."""
     ended = hotslot("predict", picture, "yes", "-a", server.address, "-m", "slow", "-t", "0.05")
     server.released.set()
     assert ended.code == 1
-    assert "within 0.05 s; allow more time with --timeout" in ended.err
+    assert "within 0.05 s; give a longer --timeout" in ended.err
 
 
-def test_a_stranger_is_recognised(hotslot: Hotslot, picture: str) -> None:
-    """A gRPC server that is not ours is said to be none."""
-    bare = StandIn(has_services=False)
+def test_another_grpc_server_is_recognised(hotslot: Hotslot, picture: str) -> None:
+    """The error says that it is not hotslot."""
+    bare = ScriptedServer(has_services=False)
     ended = hotslot("predict", picture, "yes", "-a", bare.address)
     bare.stop()
     assert ended.code == 1
-    assert "is no hotslot server" in ended.err
+    assert "is not hotslot" in ended.err
 
 
-def test_a_picture_that_is_not_there_is_one_sentence(hotslot: Hotslot) -> None:
-    """Nothing is sent."""
+def test_a_missing_picture_is_reported_in_one_sentence(hotslot: Hotslot) -> None:
+    """No request is sent."""
     ended = hotslot("predict", "nope.png", "yes")
     assert (ended.code, ended.err.startswith("error: cannot read nope.png: no such file or directory")) == (1, True)
 
 
-def test_the_address_follows_the_settings(
-    hotslot: Hotslot, server: StandIn, picture: str, monkeypatch: pytest.MonkeyPatch
+def test_the_address_may_come_from_the_environment(
+    hotslot: Hotslot, server: ScriptedServer, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`HOTSLOT_ADDRESS` is used where no address is given."""
+    """`HOTSLOT_ADDRESS` is used if no address is given."""
     monkeypatch.setenv("HOTSLOT_ADDRESS", server.address)
     assert hotslot("predict", picture, "yes").code == 0

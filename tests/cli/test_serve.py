@@ -1,4 +1,4 @@
-"""`hotslot serve`: one child, its exit code, every signal passed on once, and a hint when it is ready."""
+"""`hotslot serve`: runs the stack, forwards signals, returns its exit code, and prints a hint when it is ready."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ import pytest
 from cli import serve
 from cli.settings import PROJECT_FOLDER, read_settings
 from tests.cli.conftest import Hotslot
-from tests.cli.standin import StandIn
+from tests.cli.scripted_server import ScriptedServer
 
-# Tells its parent to end as soon as it can be told itself; ends with 7 when it is asked by SIGTERM.
-ASKS_TO_END = """
+# Sends a signal to its parent; exits with 7 on SIGTERM.
+SIGNALS_ITS_PARENT = """
 import os, signal
 signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
 os.kill(os.getppid(), signal.{name})
@@ -32,42 +32,42 @@ def write_settings(folder: Path, port: int = 0) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_stack_in_order(name: str) -> None:
-    """Ctrl-C, a supervisor's TERM and a closed terminal all become one SIGTERM, and its exit code is ours."""
+    """Ctrl-C, SIGTERM and a closed terminal are forwarded as one SIGTERM; the stack's exit code is returned."""
     before = signal.getsignal(signal.SIGINT)
-    command = (sys.executable, "-c", ASKS_TO_END.format(name=name))
+    command = (sys.executable, "-c", SIGNALS_ITS_PARENT.format(name=name))
     assert serve.run_stack(command, lambda ended: None) == 7
     assert before == signal.getsignal(signal.SIGINT)
 
 
-def test_a_killed_stack_is_told_as_shells_tell_it() -> None:
-    """128 + the signal."""
+def test_a_killed_stack_has_the_exit_code_of_its_signal() -> None:
+    """128 + the number of the signal."""
     command = (sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
     assert serve.run_stack(command, lambda ended: None) == 137
 
 
-def test_a_server_without_models_says_how_to_bring_one_in(
+def test_a_server_without_a_bundle_says_how_to_import_one(
     hotslot: Hotslot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It starts all the same, since a model can come later; the stack's exit code is passed on."""
+    """It starts anyway, since the updater may fetch one; the stack's exit code is returned."""
     write_settings(tmp_path)
     monkeypatch.setattr(serve, "STACK_COMMAND", (sys.executable, "-c", "raise SystemExit(70)"))
     ended = hotslot("serve")
     assert (ended.code, "hotslot bundle import DIR --model shapes" in ended.err) == (70, True)
 
 
-def test_a_taken_port_is_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Nothing is started, and the way out is named."""
+def test_a_port_in_use_is_reported_in_one_sentence(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Nothing is started, and the message names the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write_settings(tmp_path, port)
         ended = hotslot("serve")
     assert ended.code == 1
-    assert f"something listens at 127.0.0.1:{port} already" in ended.err
+    assert f"127.0.0.1:{port} is in use" in ended.err
     assert "HOTSLOT_SERVER__PORT" in ended.err
 
 
-def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Two stacks on one machine: the second says so, instead of an updater that never comes up."""
+def test_the_updater_s_port_is_checked_too(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The second of two stacks on one machine says so, instead of running without an updater."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write_settings(tmp_path)
@@ -75,19 +75,19 @@ def test_the_updaters_port_is_looked_at_too(hotslot: Hotslot, tmp_path: Path) ->
             file.write(f"[updater]\nmetrics_port = {port}\n")
         ended = hotslot("serve")
     assert ended.code == 1
-    assert f"something listens at 127.0.0.1:{port} already" in ended.err
+    assert f"127.0.0.1:{port} is in use" in ended.err
     assert "HOTSLOT_UPDATER__METRICS_PORT" in ended.err
 
 
 def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Path) -> None:
-    """One sentence instead of a model that nobody serves."""
+    """Otherwise it would be imported and not served."""
     (tmp_path / "hotslot.toml").write_text('[[models]]\nname = "mine"\n[server]\nport = 0\nmetrics_port = -1\n')
     ended = hotslot("serve", "--demo")
     assert (ended.code, '[[models]] name = "shapes"' in ended.err) == (1, True)
 
 
-def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path: Path) -> None:
-    """Without an endpoint nobody would ask it."""
+def test_serving_a_hub_needs_the_updater_s_endpoint(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The message names the missing setting."""
     write_settings(tmp_path)
     with (tmp_path / "hotslot.toml").open("a") as file:
         file.write("[updater]\nmetrics_port = -1\n")
@@ -95,8 +95,10 @@ def test_a_hub_is_served_only_where_the_updater_asks(hotslot: Hotslot, tmp_path:
     assert (ended.code, "hub_endpoint" in ended.err) == (2, True)
 
 
-def test_a_ready_server_says_what_to_try(server: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three lines to paste, once health says SERVING."""
+def test_a_ready_server_says_what_to_try(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three commands to paste, once the health service answers SERVING."""
     write_settings(tmp_path, int(server.address.rpartition(":")[2]))
     serve.announce(read_settings(), threading.Event())
     said = capsys.readouterr().err
@@ -107,7 +109,7 @@ def test_a_ready_server_says_what_to_try(server: StandIn, tmp_path: Path, capsys
 
 
 def test_a_stack_that_ended_is_not_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The announcer lets go when the stack has ended before it was ready."""
+    """If the stack ends before it is ready, nothing is printed."""
     write_settings(tmp_path, 1)
     ended = threading.Event()
     ended.set()
@@ -115,7 +117,7 @@ def test_a_stack_that_ended_is_not_announced(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == ""
 
 
-def test_the_stack_s_program_is_there() -> None:
-    """What `serve` starts is what deploy/run-stack starts."""
+def test_serve_and_run_stack_start_the_same_program() -> None:
+    """deploy/run-stack has the command of `hotslot serve`, and is executable."""
     assert " ".join(serve.STACK_COMMAND[1:]) in (PROJECT_FOLDER / "deploy" / "run-stack").read_text()
     assert os.access(PROJECT_FOLDER / "deploy" / "run-stack", os.X_OK)

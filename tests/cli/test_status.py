@@ -1,4 +1,4 @@
-"""`hotslot status`: everything that the server tells of itself, within 80 columns."""
+"""`hotslot status`: models, slots and health, within 80 columns."""
 
 import io
 import json
@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from cli.status import Report, show, watch_status
+from cli.status import StatusReport, show_report, watch_status
 from hotslot.status.v1 import status_pb2
 from tests.cli.conftest import Hotslot
-from tests.cli.standin import StandIn
+from tests.cli.scripted_server import ScriptedServer
 
 
-def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn) -> None:
-    """Three layers with their levels, the trial, what is committed, and both slots side by side."""
+def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: ScriptedServer) -> None:
+    """Three layers with their levels, the trial, the committed revision, and both slots side by side."""
     ended = hotslot("status", "--address", server.address)
 
     assert ended.code == 0
@@ -26,7 +26,7 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn)
     assert "memory is at 88 %" in ended.out
     assert "shapes  visual-entailment, committed v1.0.0 3f2a91bc3f2a (import)" in ended.out
     assert "slot b on trial" in ended.out
-    assert "48 s left of its term" in ended.out
+    assert "48 s left of its lease" in ended.out
     for row in (
         ["slot", "a", "b", "answers"],
         ["role", "previous", "trial"],
@@ -43,8 +43,8 @@ def test_the_status_is_readable_at_80_columns(hotslot: Hotslot, server: StandIn)
     assert "slot b: answers are scored, not searched" in ended.out
 
 
-def test_a_model_off_its_device_says_so() -> None:
-    """Which device answers instead of which, and why, within 80 columns."""
+def test_a_model_on_its_fallback_device_is_shown() -> None:
+    """Both devices, since when, and the reason, within 80 columns."""
     server = status_pb2.GetServerStatusResponse(node="here", version="1")
     capability = server.capabilities.add(
         model="shapes",
@@ -57,7 +57,9 @@ def test_a_model_off_its_device_says_so() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
 
     console.print(
-        show(Report("here:1", server, status_pb2.ListModelsResponse(), datetime(2026, 1, 2, 3, 5, tzinfo=UTC)))
+        show_report(
+            StatusReport("here:1", server, status_pb2.ListModelsResponse(), datetime(2026, 1, 2, 3, 5, tzinfo=UTC))
+        )
     )
 
     shown = " ".join(console.export_text().split())
@@ -65,7 +67,7 @@ def test_a_model_off_its_device_says_so() -> None:
     assert "kept on cpu: cuda:0 ran out of memory" in shown
 
 
-def test_columns_of_the_slots_align(hotslot: Hotslot, server: StandIn) -> None:
+def test_columns_of_the_slots_align(hotslot: Hotslot, server: ScriptedServer) -> None:
     """The second slot begins at one column in every line."""
     lines = hotslot("status", "--address", server.address).out.splitlines()
     wanted = {"revision": "mgeo-base-v1-20230815", "digest": "000000000000", "device": "cuda:0", "role": "trial"}
@@ -73,8 +75,8 @@ def test_columns_of_the_slots_align(hotslot: Hotslot, server: StandIn) -> None:
     assert len(starts) == 1
 
 
-def test_json_holds_everything(hotslot: Hotslot, server: StandIn) -> None:
-    """Both answers in one document, with plain words and numbers."""
+def test_json_has_all_fields(hotslot: Hotslot, server: ScriptedServer) -> None:
+    """Server status and models are one document, with lower-case enum names and numbers."""
     row = json.loads(hotslot("status", "--address", server.address, "--json").out)
     assert row["server"]["resources"]["level"] == "degraded"
     assert row["server"]["process"]["loop_lag_seconds"] == 0.003
@@ -83,14 +85,14 @@ def test_json_holds_everything(hotslot: Hotslot, server: StandIn) -> None:
     assert row["models"][0]["trial"]["term_left_seconds"] == 48
 
 
-def test_nobody_there_is_one_sentence(hotslot: Hotslot) -> None:
-    """As with every command that calls."""
+def test_a_refused_connection_is_reported_in_one_sentence(hotslot: Hotslot) -> None:
+    """It says how to start a server."""
     ended = hotslot("status", "--address", "127.0.0.1:1")
-    assert (ended.code, "is `make serve` running?" in ended.err) == (1, True)
+    assert (ended.code, "start one with `hotslot serve`" in ended.err) == (1, True)
 
 
-def test_watching_outlives_the_server(server: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that goes away is said to be away, in its place, and the watch goes on."""
+def test_watching_continues_without_the_server(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is shown in place of the status, and the watch goes on."""
     rounds = iter((True, True, False))
 
     def stop_after_the_first() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.hub import publish
-from cli.hub_serve import hub_beside
+from cli.hub_serve import serve_hub_while
 from cli.problems import CommandFailed
 from dev.harness.hub import FILES, MODEL, ask
 from tests.cli.conftest import Hotslot, hotslot
@@ -88,7 +88,7 @@ def test_a_hub_ends_in_order_when_it_is_asked(folder: Path, number: signal.Signa
         code, log, said = hub.end(number)
     assert code == 0
     assert [line["event"] for line in log] == ["request_answered", "hub_ended"]
-    assert f"the hub is at {hub.url}" in said
+    assert f"the hub serves at {hub.url}" in said
     assert "Traceback" not in said
 
 
@@ -105,10 +105,10 @@ def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.Capt
     """Where the updater asks, and no longer than the stack; what it asks for is there, still without a revision."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(CommandFailed, match="cannot listen"), hub_beside(tmp_path, endpoint, ()):
+        with pytest.raises(CommandFailed, match="cannot listen"), serve_hub_while(tmp_path, endpoint, ()):
             pass
     for _ in range(2):  # the port is free again
-        with hub_beside(tmp_path / "hub", endpoint, [f"any/{MODEL}"]):
+        with serve_hub_while(tmp_path / "hub", endpoint, [f"any/{MODEL}"]):
             got = ask(endpoint, f"/api/v1/models/any/{MODEL}/revisions")
         assert got.row["Data"]["RevisionMap"] == {"Branches": [], "Tags": []}
     assert capfd.readouterr().out == ""
@@ -118,9 +118,9 @@ def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.Capt
     ("options", "says"),
     [
         (["nowhere"], "hotslot hub add"),
-        ([".", "--token-file", "empty"], "holds no token"),
+        ([".", "--token-file", "empty"], "has no token"),
         ([".", "--tls-cert", "empty"], "together"),
-        ([".", "--tls-cert", "empty", "--tls-key", "empty"], "no certificate"),
+        ([".", "--tls-cert", "empty", "--tls-key", "empty"], "not a certificate"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(

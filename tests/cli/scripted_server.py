@@ -1,4 +1,4 @@
-"""A server that stands in for the server: the generated servicers, with answers that a test can foretell."""
+"""A scripted server: the generated servicers with fixed answers."""
 
 import threading
 from concurrent import futures
@@ -21,8 +21,8 @@ REFUSALS: dict[str, errors.HotslotError] = {
 }
 
 
-class StandIn:
-    """The server with its address, and what it was asked last."""
+class ScriptedServer:
+    """The server, its address, and the requests that it has received."""
 
     def __init__(self, *, has_services: bool = True) -> None:
         """Listen on a free port of this machine."""
@@ -39,13 +39,13 @@ class StandIn:
         self._server.start()
 
     def stop(self) -> None:
-        """Let go of whoever waits, and end."""
+        """Release waiting calls and stop."""
         self.released.set()
         self._server.stop(None).wait()
 
 
 class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
-    def __init__(self, world: StandIn) -> None:
+    def __init__(self, world: ScriptedServer) -> None:
         self._world = world
 
     def Predict(self, request: entailment_pb2.PredictRequest, context: Any) -> entailment_pb2.PredictResponse:  # noqa: N802, ANN401
@@ -68,7 +68,7 @@ class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
 
 
 class _Status(status_pb2_grpc.StatusServiceServicer):
-    def __init__(self, world: StandIn) -> None:
+    def __init__(self, world: ScriptedServer) -> None:
         self._world = world
 
     def GetServerStatus(self, request: Any, context: Any) -> status_pb2.GetServerStatusResponse:  # noqa: N802, ANN401
@@ -79,7 +79,7 @@ class _Status(status_pb2_grpc.StatusServiceServicer):
 
 
 class _Health(health_pb2_grpc.HealthServicer):
-    def __init__(self, world: StandIn) -> None:
+    def __init__(self, world: ScriptedServer) -> None:
         self._world = world
 
     def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802, ANN401
@@ -96,7 +96,7 @@ class _Health(health_pb2_grpc.HealthServicer):
 
 
 def healthy_status() -> status_pb2.GetServerStatusResponse:
-    """A server whose memory is short and whose model is fine."""
+    """A server with little free memory and a healthy model."""
     status = status_pb2.GetServerStatusResponse(node="here", version="9.8.7")
     status.process.level = status_pb2.HEALTH_LEVEL_OK
     status.process.started_at.FromJsonString("2026-01-02T03:04:05Z")
@@ -110,7 +110,7 @@ def healthy_status() -> status_pb2.GetServerStatusResponse:
 
 
 def model_with_trial() -> status_pb2.Model:
-    """A model whose slot b is on trial, with a long revision name in it."""
+    """A model whose slot b is on trial, with a long revision name."""
     model = status_pb2.Model(name="shapes", task="visual-entailment", active_slot="b")
     model.slots.add(
         name="a",
@@ -143,7 +143,7 @@ def model_with_trial() -> status_pb2.Model:
 
 
 def _result(statement: str) -> entailment_pb2.StatementResult:
-    """The statement that begins with a label gets that label."""
+    """The label is the first word of the statement."""
     word = statement.split(maxsplit=1)[0]
     scores = {name: 0.9 if name == word else 0.05 for name in ("yes", "no", "maybe")}
     return entailment_pb2.StatementResult(
