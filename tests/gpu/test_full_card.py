@@ -48,7 +48,7 @@ def fill_until_on_cpu(stack: Stack, filler: Filler) -> None:
 
 def fallback_of(stack: Stack) -> tuple[str, str]:
     """The fallback that stands; empty if none does."""
-    row = stack.control.status().fallback
+    row = stack.control.status().cpu_fallback
     return row.device, row.fallback_device
 
 
@@ -129,5 +129,5 @@ def test_a_restarted_server_stays_on_the_cpu_until_the_card_is_free(served: Stac
     filler.let_go()
     (*_, loaded) = served.control.load(digest, CARD)
     served.control.activate(loaded.load_id)
-    assert not served.control.commit(loaded.load_id).HasField("fallback")
+    assert not served.control.commit(loaded.load_id).HasField("cpu_fallback")
     assert ask(served)[0] == CARD

@@ -116,7 +116,7 @@ def answered(stack: Stack, statement: str = "there are two birds") -> tuple[str,
 
 def fallback_of(stack: Stack) -> tuple[str, str, str]:
     """The fallback that stands, as the control socket tells it: from, to, reason; empty if none does."""
-    row = stack.control.status().fallback
+    row = stack.control.status().cpu_fallback
     return row.device, row.fallback_device, row.reason
 
 
@@ -256,7 +256,7 @@ def test_a_previous_model_that_no_longer_fits_goes_behind_the_trial(
     assert_nothing_lost(load.report())
     assert (answered(stack), answered(stack, "!error@r2")) == (("r2", CARD), (revision, CPU))
     assert fallback_of(stack)[:2] == (CARD, CPU)
-    assert not stack.control.commit(load_id).HasField("fallback")
+    assert not stack.control.commit(load_id).HasField("cpu_fallback")
 
 
 @LOADS
@@ -481,8 +481,8 @@ def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
     (*_, loaded) = fallen.control.load(digest, CARD)
     assert fallen.control.load(digest, CARD)[-1].load_id == loaded.load_id, "asked again, the same load"
 
-    assert fallen.control.activate(loaded.load_id).HasField("fallback"), "a trial proves nothing yet"
-    assert not fallen.control.commit(loaded.load_id).HasField("fallback")
+    assert fallen.control.activate(loaded.load_id).HasField("cpu_fallback"), "a trial proves nothing yet"
+    assert not fallen.control.commit(loaded.load_id).HasField("cpu_fallback")
 
     assert answered(fallen) == ("r1", CARD)
     assert not (fallen.folder / "fallbacks.json").exists()
@@ -516,13 +516,13 @@ def test_a_restarted_server_starts_on_the_cpu(make_stack: MakeStack) -> None:
     fallen = make_stack()
     answered(fallen, FULL)
     calm_on(fallen, CPU)
-    since = fallen.control.status().fallback.since
+    since = fallen.control.status().cpu_fallback.since
     fallen.hang_up()
     fallen.process.destroy()
     fallen.start()
 
     calm_on(fallen, CPU)
-    assert fallen.control.status().fallback.since == since
+    assert fallen.control.status().cpu_fallback.since == since
     assert [row["device"] for row in fallen.process.events("load_begun")] == [CPU]
     assert not fallen.process.events("load_failed")
     kept = fallen.process.wait_event("cpu_fallback_kept")

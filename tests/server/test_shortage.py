@@ -11,7 +11,7 @@ import pytest
 from common.errors import Conflict, DeadlineMissed, HotslotError, Interrupted, Overloaded
 from inference.server.events import CpuFallbackChanged
 from inference.server.model.cpu_fallback import PAUSE_SECONDS
-from inference.server.model.cpu_fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallback, CpuFallbackFile
+from inference.server.model.cpu_fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallbackFile, CpuFallbackRow
 from inference.server.model.roles import Role
 from inference.server.model.shortage import (
     DevicePolicy,
@@ -447,7 +447,8 @@ async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> No
 def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:
     """One row a model, read back as it was; the file goes with its last row."""
     rows = [
-        CpuFallback(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY") for model in "ab"
+        CpuFallbackRow(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY")
+        for model in "ab"
     ]
     complaints: list[str] = []
     file = CpuFallbackFile(tmp_path / FILE_NAME, complaints.append)
@@ -467,7 +468,7 @@ def test_a_disk_that_takes_nothing_costs_only_the_memory_of_it(tmp_path: Path) -
     """The row holds for this server's life, and a line says that it is not kept."""
     complaints: list[str] = []
     file = CpuFallbackFile(tmp_path / "gone" / FILE_NAME, complaints.append)
-    file.put(CpuFallback("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))
+    file.put(CpuFallbackRow("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))
 
     assert file.get("a") is not None
     assert complaints == ["fallbacks.json cannot be written: No such file or directory"]

@@ -41,7 +41,7 @@ def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) ->
         ),
         stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
         devices=tuple(DeviceSnapshot(one.device, one.precision) for one in response.devices),
-        cpu_fallback=_fallback(model.fallback) if model.HasField("fallback") else None,
+        cpu_fallback=_fallback(model.cpu_fallback) if model.HasField("cpu_fallback") else None,
     )
 
 
@@ -80,7 +80,7 @@ def _slot(slot: pb.SlotStatus) -> SlotSnapshot:
     )
 
 
-def _fallback(row: pb.DeviceFallback) -> CpuFallback:
+def _fallback(row: pb.CpuFallback) -> CpuFallback:
     since = row.since.ToDatetime(tzinfo=UTC)
     return CpuFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
 

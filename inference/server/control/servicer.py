@@ -241,9 +241,9 @@ def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelS
         state.last_trial.reason = roles.last_trial.reason
     row = manager.cpu_fallback.current
     if row is not None:
-        state.fallback.device, state.fallback.fallback_device = row.device, row.fallback_device
-        state.fallback.bundle_digest, state.fallback.reason = row.bundle_digest, row.reason
-        state.fallback.since.FromDatetime(row.since)
+        state.cpu_fallback.device, state.cpu_fallback.fallback_device = row.device, row.fallback_device
+        state.cpu_fallback.bundle_digest, state.cpu_fallback.reason = row.bundle_digest, row.reason
+        state.cpu_fallback.since.FromDatetime(row.since)
     return state
 
 

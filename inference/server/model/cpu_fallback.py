@@ -8,7 +8,7 @@ import uuid
 from common.errors import Interrupted, Overloaded
 from inference.server.events import CpuFallbackChanged
 from inference.server.model import shortage
-from inference.server.model.cpu_fallback_file import CpuFallback
+from inference.server.model.cpu_fallback_file import CpuFallbackRow
 from inference.server.model.options import ModelOptions
 from inference.server.model.roles import Roles, TrialOutcome
 from inference.server.model.shortage import CPU_DEVICE, DevicePolicy, ShortageAction, SlotFacts
@@ -35,7 +35,7 @@ class CpuFallbackController:
         self._not_before = 0.0  # clock.monotonic()
 
     @property
-    def current(self) -> CpuFallback | None:
+    def current(self) -> CpuFallbackRow | None:
         """The saved fallback; None if the model has none."""
         return self._options.cpu_fallback_file.get(self._options.model)
 
@@ -242,7 +242,7 @@ class CpuFallbackController:
         old.retire(f"{old.load.device} ran out of memory")
 
     def _save(self, load: Load, reason: str) -> None:
-        row = CpuFallback(
+        row = CpuFallbackRow(
             model=self._options.model,
             device=load.device,
             fallback_device=CPU_DEVICE,
@@ -253,7 +253,7 @@ class CpuFallbackController:
         self._options.cpu_fallback_file.put(row)
         self._emit_change("cpu_fallback_taken", row.device, row.bundle_digest, reason)
 
-    def _clear(self, row: CpuFallback, why: str) -> None:
+    def _clear(self, row: CpuFallbackRow, why: str) -> None:
         self._options.cpu_fallback_file.remove(row.model)
         self._emit_change("cpu_fallback_ended", row.device, row.bundle_digest, why)
 

@@ -14,7 +14,7 @@ MAX_FILE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class CpuFallback:
+class CpuFallbackRow:
     """A model that was moved to the CPU because its device ran out of memory."""
 
     model: str
@@ -41,11 +41,11 @@ class CpuFallbackFile:
         self._warn = warn
         self._rows = self._read()
 
-    def get(self, model: str) -> CpuFallback | None:
+    def get(self, model: str) -> CpuFallbackRow | None:
         """The row of a model; None if it has no fallback."""
         return self._rows.get(model)
 
-    def put(self, row: CpuFallback) -> None:
+    def put(self, row: CpuFallbackRow) -> None:
         """Store a model's fallback; replaces an older one."""
         self._rows[row.model] = row
         self._write()
@@ -55,7 +55,7 @@ class CpuFallbackFile:
         if self._rows.pop(model, None) is not None:
             self._write()
 
-    def _read(self) -> dict[str, CpuFallback]:
+    def _read(self) -> dict[str, CpuFallbackRow]:
         try:
             rows = _parse(read_bounded(self._path, MAX_FILE_BYTES))
         except FileNotFoundError:
@@ -78,7 +78,7 @@ class CpuFallbackFile:
             self._warn(f"{FILE_NAME} cannot be written: {error.strerror}")
 
 
-def _parse(content: bytes) -> list[CpuFallback]:
+def _parse(content: bytes) -> list[CpuFallbackRow]:
     """The rows of the file.
 
     Raises:
@@ -87,7 +87,7 @@ def _parse(content: bytes) -> list[CpuFallback]:
     document = json.loads(content)
     if document["schema_version"] != FALLBACKS_SCHEMA:
         raise ValueError("another schema version")
-    rows = [CpuFallback(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]
+    rows = [CpuFallbackRow(**{**row, "since": datetime.fromisoformat(row["since"])}) for row in document["models"]]
     for row in rows:
         if not all(isinstance(text, str) for text in asdict(row).values() if not isinstance(text, datetime)):
             raise TypeError("a value is not a string")

@@ -159,9 +159,9 @@ class ModelManager:
         self, slot: Slot, ending: RunnerEnding, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
     ) -> None:
         """Emit the end of the process and recover from it."""
-        was_asked = slot.state.name == "EMPTY"
+        was_requested = slot.state.name == "EMPTY"
         self.on_slot_changed(
-            slot, "runner_retired" if was_asked else "runner_died", f"{ending.reason}: {ending.detail}"
+            slot, "runner_retired" if was_requested else "runner_died", f"{ending.reason}: {ending.detail}"
         )
         self.recovery.on_runner_ended(slot, ending, suspect_requests, waiting)
 

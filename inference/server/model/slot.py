@@ -86,28 +86,28 @@ class SlotEvent(StrEnum):
     HELLO_RECEIVED = "HELLO_RECEIVED"
     LOAD_BEGUN = "LOAD_BEGUN"
     LOAD_ENDED = "LOAD_ENDED"
-    RETIRE_ASKED = "RETIRE_ASKED"
+    RETIRE_REQUESTED = "RETIRE_REQUESTED"
     PROCESS_ENDED = "PROCESS_ENDED"
 
 
 TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (SlotState.EMPTY, SlotEvent.SPAWNED): SlotState.STARTING,
-    (SlotState.EMPTY, SlotEvent.RETIRE_ASKED): SlotState.EMPTY,
+    (SlotState.EMPTY, SlotEvent.RETIRE_REQUESTED): SlotState.EMPTY,
     (SlotState.STARTING, SlotEvent.HELLO_RECEIVED): SlotState.READY,
-    (SlotState.STARTING, SlotEvent.RETIRE_ASKED): SlotState.RETIRING,
+    (SlotState.STARTING, SlotEvent.RETIRE_REQUESTED): SlotState.RETIRING,
     (SlotState.STARTING, SlotEvent.PROCESS_ENDED): SlotState.FAILED,
     (SlotState.READY, SlotEvent.LOAD_BEGUN): SlotState.LOADING,
-    (SlotState.READY, SlotEvent.RETIRE_ASKED): SlotState.RETIRING,
+    (SlotState.READY, SlotEvent.RETIRE_REQUESTED): SlotState.RETIRING,
     (SlotState.READY, SlotEvent.PROCESS_ENDED): SlotState.FAILED,
     (SlotState.LOADING, SlotEvent.LOAD_ENDED): SlotState.LOADED,
-    (SlotState.LOADING, SlotEvent.RETIRE_ASKED): SlotState.RETIRING,
+    (SlotState.LOADING, SlotEvent.RETIRE_REQUESTED): SlotState.RETIRING,
     (SlotState.LOADING, SlotEvent.PROCESS_ENDED): SlotState.FAILED,
-    (SlotState.LOADED, SlotEvent.RETIRE_ASKED): SlotState.RETIRING,
+    (SlotState.LOADED, SlotEvent.RETIRE_REQUESTED): SlotState.RETIRING,
     (SlotState.LOADED, SlotEvent.PROCESS_ENDED): SlotState.FAILED,
-    (SlotState.RETIRING, SlotEvent.RETIRE_ASKED): SlotState.RETIRING,
+    (SlotState.RETIRING, SlotEvent.RETIRE_REQUESTED): SlotState.RETIRING,
     (SlotState.RETIRING, SlotEvent.PROCESS_ENDED): SlotState.EMPTY,
     (SlotState.FAILED, SlotEvent.SPAWNED): SlotState.STARTING,
-    (SlotState.FAILED, SlotEvent.RETIRE_ASKED): SlotState.EMPTY,
+    (SlotState.FAILED, SlotEvent.RETIRE_REQUESTED): SlotState.EMPTY,
 }
 
 
@@ -272,7 +272,7 @@ class Slot:
     def retire(self, detail: str) -> None:
         """Empty the slot: the process ends when its last lease has ended."""
         was = self.state
-        self._step(SlotEvent.RETIRE_ASKED)
+        self._step(SlotEvent.RETIRE_REQUESTED)
         self._listener.on_slot_changed(self, "retire_begun", detail)
         if self.state is SlotState.EMPTY:
             self.load = None  # a scheduled start still happens if a standby process is configured
@@ -338,13 +338,13 @@ class Slot:
 
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""
-        was_asked = self.state is SlotState.RETIRING
+        was_requested = self.state is SlotState.RETIRING
         self._step(SlotEvent.PROCESS_ENDED)
         self.process, self._batch_leases = None, []
         self.heartbeat = runner_pb2.Heartbeat()
         suspect_requests, waiting = self.dispatcher.close()
         self.dispatcher = self._dependencies.make_dispatcher(self)
-        if was_asked:
+        if was_requested:
             self.load = None
         else:
             self.restarts += 1

@@ -64,14 +64,14 @@ def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
 def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     """With the time by which one fallback is told from the next."""
     since = datetime(2026, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
-    fallback = pb.DeviceFallback(device="cuda:0", fallback_device="cpu", bundle_digest="b", reason="OUT_OF_MEMORY")
+    fallback = pb.CpuFallback(device="cuda:0", fallback_device="cpu", bundle_digest="b", reason="OUT_OF_MEMORY")
     fallback.since.FromDatetime(since)
     end = pb.TrialEnd(bundle_digest="b", outcome="ROLLED_BACK", reason="OUT_OF_MEMORY")
-    response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", fallback=fallback, last_trial=end)])
+    response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", cpu_fallback=fallback, last_trial=end)])
 
     state = server_state(response, last_ended_orderly=False)
     assert CpuFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.cpu_fallback
     assert state.last_trial is not None
     assert state.last_trial.reason == "OUT_OF_MEMORY"
-    response.models[0].ClearField("fallback")
+    response.models[0].ClearField("cpu_fallback")
     assert server_state(response, last_ended_orderly=False).cpu_fallback is None

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ControlServiceStub:
-    """Changes of model or device: load this bundle on that device in the free slot,
-    prove it, swap, retire the old one.
+    """Replaces a model or moves it to another device: load a bundle in the free
+    slot, probe it, activate it, retire the previous slot.
     """
 
     def __init__(self, channel):
@@ -74,12 +74,12 @@ class ControlServiceStub:
 
 
 class ControlServiceServicer:
-    """Changes of model or device: load this bundle on that device in the free slot,
-    prove it, swap, retire the old one.
+    """Replaces a model or moves it to another device: load a bundle in the free
+    slot, probe it, activate it, retire the previous slot.
     """
 
     def GetStatus(self, request, context):
-        """The whole state, at any time. Errors: NOT_FOUND (MODEL_UNKNOWN).
+        """Returns the current state. Errors: NOT_FOUND (MODEL_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,48 +87,48 @@ class ControlServiceServicer:
 
     def LoadSlot(self, request, context):
         """Loads a bundle into the free slot and warms it up. Idempotent by (digest,
-        device): asked again while it loads or when it is loaded, it reports on the
-        same load. The bundle may be the one that answers, on another device: that
-        is how a model changes its device. The stream ends after a message whose
-        phase is LOADED; a load goes on if its caller hangs up.
+        device): if the bundle is loading or loaded, the call reports on that load.
+        The bundle may be the active one, on another device: that moves a model to
+        another device. The stream ends after a message whose phase is LOADED; the
+        load continues if the caller hangs up.
 
-        A bundle that does not fit is RESOURCE_EXHAUSTED, and costs the active slot
-        nothing: DOES_NOT_FIT where the plan said so before anything was allocated,
-        OUT_OF_MEMORY where memory ran out while it loaded or warmed up. The
-        metadata of its ErrorInfo are `device` and, where they are known,
+        A bundle that does not fit fails with RESOURCE_EXHAUSTED and does not affect
+        the active slot: DOES_NOT_FIT if the memory plan exceeds the free memory
+        before anything is allocated, OUT_OF_MEMORY if memory runs out while loading
+        or warming up. The metadata of the ErrorInfo are `device` and, if known,
         `needed_bytes` and `free_bytes` (decimal, bytes).
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, BUNDLE_UNKNOWN); FAILED_PRECONDITION
-        (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: of
-        another task or of an engine that this build lacks, DRAINING);
+        (GENERATION_CONFLICT, NO_FREE_SLOT, BUNDLE_BROKEN, BUNDLE_FOREIGN: for
+        another task, or for an engine that this build lacks, DRAINING);
         INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
         RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
-        runner died or refused; LOAD_STALLED: no progress in its limit;
-        LOAD_YIELDED: the slot was needed to keep the service up).
+        runner ended or failed; LOAD_STALLED: no progress within the time limit;
+        LOAD_YIELDED: the slot was needed for the CPU fallback).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ProbeSlot(self, request, context):
-        """Runs items on one loaded slot, whatever its role: a candidate directly, the
-        active slot through its queue. At most 64 items a call, 32 MiB.
+        """Computes items on one loaded slot, whatever its role. At most 64 items a
+        call, 32 MiB.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
-        (NOT_LOADED); INVALID_ARGUMENT (ITEMS_MISSING, ITEMS_TOO_MANY). What goes
-        wrong with one item is that item's outcome.
+        (NOT_LOADED); INVALID_ARGUMENT (ITEMS_MISSING, ITEMS_TOO_MANY). The error of a
+        single item is the outcome of that item.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ActivateSlot(self, request, context):
-        """Makes a loaded candidate answer the callers, on trial: in memory only, and
-        only for the given trial lease. Called again for the slot on trial it extends the
-        term. When the trial lease runs out uncommitted, the server puts the previous slot
-        back by itself. With a load id of the previous slot during a trial it is
-        the warm rollback: the previous slot answers again and the trial ends.
-        A load of the same bundle on another device goes on trial like any other.
+        """Makes a loaded candidate the active slot, on trial, for the given trial
+        lease. In memory only. Called for the slot on trial, it extends the trial
+        lease. If the trial lease expires before CommitSlot, the server makes the
+        previous slot active again. Called for the previous slot during a trial, it
+        is a rollback: that slot becomes active again and the trial ends. A load of
+        the same bundle on another device goes on trial as well.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
@@ -139,10 +139,10 @@ class ControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitSlot(self, request, context):
-        """Ends a trial for good. The caller has written the committed pointer before.
-        If the load is on another device than the fallback's (ModelState.fallback),
-        the fallback ends with it; a trial that ends otherwise leaves it standing.
-        Repeating it is harmless.
+        """Ends the trial and keeps its revision. The caller writes the committed
+        pointer before. If the model has a CPU fallback (ModelState.cpu_fallback) and
+        the load is on another device than the CPU, the fallback ends too; any other
+        end of a trial leaves it in place. Idempotent.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_ON_TRIAL).
@@ -152,12 +152,12 @@ class ControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetireSlot(self, request, context):
-        """Empties a slot that does not answer callers: its requests in flight are
-        finished, its process ends, a fresh one stands by. Repeating it is
-        harmless.
+        """Empties a slot that is not active: its requests in flight are finished, its
+        process ends, and a standby process starts if configured. Idempotent.
 
         Errors: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION
-        (GENERATION_CONFLICT, SLOT_IN_USE: it is active or on trial).
+        (GENERATION_CONFLICT, SLOT_IN_USE: it is active, the previous slot of a
+        trial, or loading the CPU fallback).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,8 +217,8 @@ def add_ControlServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControlService:
-    """Changes of model or device: load this bundle on that device in the free slot,
-    prove it, swap, retire the old one.
+    """Replaces a model or moves it to another device: load a bundle in the free
+    slot, probe it, activate it, retire the previous slot.
     """
 
     @staticmethod
