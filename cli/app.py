@@ -12,7 +12,7 @@ from common.exit_codes import ExitCode
 _EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong command line or settings · 130 Ctrl-C"
 _EXAMPLES = """Start here:
   hotslot serve --demo
-  hotslot predict picture.png "there are two red circles"
+  hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"
   hotslot status --watch
   hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
   hotslot hub add examples/shapes/v1.0.0 v1.0.0
@@ -35,11 +35,36 @@ app = typer.Typer(
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=status.EXAMPLE)(status.status)
-app.add_typer(updates.app, name="updates", help="Show, start, pause and roll back updates of the served models.")
-app.add_typer(hub.app, name="hub", help="Publish revisions in a folder hub, list them, serve them over HTTP.")
-app.add_typer(golden.app, name="golden", help="Record, run and show golden sets, which a new revision must pass.")
-app.add_typer(bundles.app, name="bundle", help="Import a model by hand; list and show the imported ones.")
-app.add_typer(config.app, name="config", help="Check, show and document the settings.")
+app.add_typer(
+    updates.app,
+    name="updates",
+    help="Show, start, pause and roll back updates of the served models.",
+    epilog="Example:  hotslot updates status\n\nNext:  `hotslot updates show ID` explains one of them.",
+)
+app.add_typer(
+    hub.app,
+    name="hub",
+    help="Publish revisions in a folder hub, list them, serve them over HTTP.",
+    epilog="Example:  hotslot hub add examples/shapes/v1.1.0 v1.1.0\n\nNext:  `hotslot updates status` follows it.",
+)
+app.add_typer(
+    golden.app,
+    name="golden",
+    help="Record, run and show golden sets, which a new revision must pass.",
+    epilog='Example:  hotslot golden record pictures -s "there is a person"\n\nNext:  name the folder in hotslot.toml.',
+)
+app.add_typer(
+    bundles.app,
+    name="bundle",
+    help="Import a model by hand; list and show bundles.",
+    epilog="Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes\n\nNext:  `hotslot serve` loads it.",
+)
+app.add_typer(
+    config.app,
+    name="config",
+    help="Check, show and document the settings.",
+    epilog="Example:  hotslot config check\n\nNext:  `hotslot serve` starts with these settings.",
+)
 
 
 @app.callback(invoke_without_command=True)

@@ -148,6 +148,11 @@ def test_the_http_demo_differs_only_in_its_hub() -> None:
     [
         "serve",
         "predict",
+        "hub",
+        "golden",
+        "bundle",
+        "config",
+        "updates",
         "status",
         "hub add",
         "hub list",
