@@ -1,14 +1,14 @@
-"""An engine without torch whose answers are known beforehand and whose faults come on command.
+"""An engine without torch, with predictable answers and faults on command.
 
-It runs in the real runner, so that tests meet real processes that stand in milliseconds. Answers
-follow from the bundle's salt, the picture's bytes and the statement alone. A command is a word in a
-statement: `!crash`, `!slow 0.2`; with `!crash@r2` it is obeyed only by a bundle of revision `r2`, or
-on a device of that name. A picture that begins with `!bad` is unreadable.
+It runs in the real runner, so that tests use real processes that start in milliseconds. Answers depend only on the
+bundle's salt, the picture's bytes and the statement. A command is a word in a statement: `!crash`, `!slow 0.2`;
+`!crash@r2` applies only to a bundle of revision `r2`, or to a device of that name. A picture that begins with `!bad`
+is unreadable.
 
     !crash  the process dies          !hang  the call never returns     !gil S   holds the interpreter S s
-    !nan    an answer that is none    !oom   no memory for this row    !error   an exception
+    !nan    an answer with NaN         !oom   no memory for this row    !error   an exception
     !slow S  S seconds more           !refuse  refused as wrong input   !exit    the process exits with 1
-    !garbage  no frame on the wire    !half  half a frame, then hangs   !lost    the device is lost
+    !garbage  invalid frame           !half  half a frame, then hangs   !lost    the device is lost
 """
 
 import ctypes
@@ -45,51 +45,51 @@ from inference.wire import EntailmentScores
 NAME = "scripted"
 WHERE = "tests.scripted_engine:load_scripted"
 ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
-THREADS_VARIABLE = "SCRIPTED_THREADS"  # a file: numbers of threads that it was told to compute on, a line each
-DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": what the runner claims to have
+THREADS_VARIABLE = "SCRIPTED_THREADS"  # path of a file: receives the number of threads set, one a line
+DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports
 SCRIPT_NAME = "script.json"
 CONVERTER = "scripted-1"
 _COMMAND = re.compile(r"!(\w+)(?:@(\S+))?(?:\s+([\d.]+))?")
 _GIB = 1 << 30
 CARD_BYTES = 80 * _GIB
-CARD_USED_VARIABLE = "SCRIPTED_CARD_USED"  # bytes of every card that others hold
+CARD_USED_VARIABLE = "SCRIPTED_CARD_USED"  # bytes in use on every card
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as the device library's own, by which the runner knows it."""
+    """Has the name of torch's error, by which the runner recognises it."""
 
 
 class AcceleratorError(RuntimeError):
-    """Named as the device library's own, by which the runner knows it."""
+    """Has the name of torch's error, by which the runner recognises it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What `script.json` of a bundle may say."""
+    """Content of a bundle's `script.json`."""
 
     revision: str = ""
-    salt: str = ""  # what the answers follow from; the revision if empty
+    salt: str = ""  # determines the answers; the revision if empty
     load_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     prepare_seconds: float = 0.0
-    call_seconds: float = 0.0  # of a device call, whatever it carries
+    call_seconds: float = 0.0  # of a device call, besides its rows
     row_seconds: float = 0.0
-    cpu_row_seconds: float = 0.0  # burnt, not slept
+    cpu_row_seconds: float = 0.0  # CPU time, not sleep
     max_call_rows: int = 8
-    memory_rows: int = 0  # a call of more rows has no memory; 0 for no bound
-    overflows_on: str = ""  # statements with this word are answered with NaN; empty for none
+    memory_rows: int = 0  # a call of more rows raises a memory error; 0 for no limit
+    overflows_on: str = ""  # statements that contain it are answered with NaN; empty for none
     fail_load: str = ""  # "refused", "oom", "error", "crash", "hang", "gil"
     fail_warm_up: str = ""  # the same
-    fail_while: str = ""  # path of a file: the two hold only while it is there; always if empty
-    faulty_devices: str = ""  # the faults above and `memory_rows` hold on devices that begin so
-    needs_bytes: int = 0  # what a plan is told; 0 for no plan
+    fail_while: str = ""  # path of a file: both faults apply only while it exists; always if empty
+    faulty_devices: str = ""  # prefix of devices to which the faults above and `memory_rows` apply
+    needs_bytes: int = 0  # memory estimate; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedItem:
     """A prepared item."""
 
-    picture: str  # stands for its bytes
+    picture: str  # derived from its bytes
     premise: str
     statements: tuple[str, ...]
 
@@ -100,7 +100,7 @@ class ScriptedItem:
 
 
 def expected_scores(salt: str, image: bytes, statement: str, premise: str = "") -> EntailmentScores:
-    """What a bundle of this salt answers."""
+    """Return the answer of a bundle with this salt."""
     return _scores(salt, _picture(image), premise, statement)
 
 
@@ -137,7 +137,7 @@ def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: 
     script = _read_script(folder)
     _note_threads(options.threads)
     engine = ScriptedEngine(script, bundle, options)
-    engine.obey(script.fail_load)
+    engine.apply_fault(script.fail_load)
     for step in range(1, 5):
         _pause(script.load_seconds / 4)
         progress("reading", step / 4)
@@ -145,7 +145,7 @@ def load_scripted(folder: Path, bundle: Bundle, options: LoadOptions, progress: 
 
 
 class ScriptedEngine:
-    """A model that has learned nothing."""
+    """An engine that computes answers from hashes."""
 
     def __init__(self, script: Script, bundle: Bundle, options: LoadOptions) -> None:
         self.device = options.device or "cpu"
@@ -157,9 +157,9 @@ class ScriptedEngine:
         self._scopes = (None, bundle.revision, self.device)
 
     def prepare(self, item: Item) -> ScriptedItem:
-        """See whether it is a picture; anything is, unless it begins with "!bad"."""
+        """Accept any picture that does not begin with "!bad"."""
         if not isinstance(item, EntailmentItem):
-            raise TypeError("this engine judges pictures")
+            raise TypeError("this engine supports entailment only")
         _pause(self._script.prepare_seconds)
         if item.image.startswith(b"!bad"):
             raise InputRefused("the picture cannot be read", reason="IMAGE_UNREADABLE", field="image.content")
@@ -169,7 +169,7 @@ class ScriptedEngine:
         return ScriptedItem(_picture(item.image), item.premise, item.statements)
 
     def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
-        """Answer, and obey."""
+        """Answer, and apply the commands in the statements."""
         script = self._script
         rows = sum(part.rows for part in ranges)
         if script.memory_rows and self.is_faulty and rows > script.memory_rows:
@@ -178,20 +178,20 @@ class ScriptedEngine:
         _burn(script.cpu_row_seconds * rows)
         return [self._answers(cast("ScriptedItem", part.item), part.start, part.stop) for part in ranges]
 
-    def obey(self, fault: str) -> None:
-        """Fail as the script says, if it means this device, now."""
+    def apply_fault(self, fault: str) -> None:
+        """Apply a load fault if the script enables it for this device now."""
         path = self._script.fail_while
         if fault and self.is_faulty and (not path or Path(path).exists()):
             _LOAD_FAULTS[fault]()
 
     def warm_up(self, progress: Progress) -> None:
-        """Take its time."""
-        self.obey(self._script.fail_warm_up)
+        """Take the time of the script."""
+        self.apply_fault(self._script.fail_warm_up)
         _pause(self._script.warm_up_seconds)
         progress("warming_up", 1.0)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to free."""
 
     def _answers(self, item: ScriptedItem, start: int, stop: int) -> tuple[RowResult, ...]:
         return tuple(self._answer(item, statement) for statement in item.statements[start:stop])
@@ -215,14 +215,14 @@ class ScriptedEngine:
 
 
 class ScriptedHardware:
-    """The devices that the environment names."""
+    """Devices from the environment."""
 
     def devices(self) -> list[tuple[str, str]]:
         """Names and precisions, best first."""
         return [(name, "float32") for name in os.environ.get(DEVICES_VARIABLE, "cpu").split(",")]
 
     def memory_bytes(self, device: str) -> tuple[int, int]:
-        """A card that is a tenth full, or as full as the environment says."""
+        """A card that uses 10 %, or the bytes from the environment."""
         used = int(os.environ.get(CARD_USED_VARIABLE, 8 * _GIB))
         return (used, CARD_BYTES) if device.startswith("cuda") else (0, 0)
 
@@ -230,7 +230,7 @@ class ScriptedHardware:
         """Nothing is kept."""
 
     def use_threads(self, threads: int) -> None:
-        """Write it down where a test looks."""
+        """Append the number to the file that a test reads."""
         _note_threads(threads)
 
 
@@ -242,7 +242,7 @@ def _note_threads(threads: int) -> None:
 
 
 def estimate_scripted(folder: Path, bundle: Bundle, options: LoadOptions) -> MemoryEstimate | None:
-    """What the script says, on the devices that it means."""
+    """Return the script's estimate on the devices to which it applies."""
     script = _read_script(folder)
     if not script.needs_bytes or not options.device.startswith(script.faulty_devices):
         return None
@@ -270,7 +270,7 @@ def _scores(salt: str, picture: str, premise: str, statement: str) -> Entailment
 
 
 def _pause(seconds: float) -> None:
-    if seconds:  # even no sleep at all would give the interpreter away
+    if seconds:  # even sleep(0) releases the interpreter lock
         time.sleep(seconds)
 
 
@@ -290,7 +290,7 @@ def _hang(_: float = 0) -> None:
 
 
 def _hold_interpreter(seconds: float) -> None:
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # PyDLL, unlike CDLL, keeps the lock during the call
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # PyDLL, unlike CDLL, holds the interpreter lock during the call
 
 
 def _die(_: float = 0) -> None:
@@ -298,13 +298,13 @@ def _die(_: float = 0) -> None:
     _hang()
 
 
-def _speak(raw: bytes) -> None:
+def _send_raw(raw: bytes) -> None:
     data_fd = next(argument for argument in sys.argv if argument.startswith("--data-fd=")).partition("=")[2]
     os.write(int(data_fd), raw)
 
 
 def _half_frame(_: float) -> None:
-    _speak((100).to_bytes(4, "big") + b"half")
+    _send_raw((100).to_bytes(4, "big") + b"half")
     _hang()
 
 
@@ -317,7 +317,7 @@ _FAULTS: dict[str, Callable[[float], object]] = {
     "error": lambda _: _raise(RuntimeError("on command")),
     "lost": lambda _: _raise(AcceleratorError("CUDA error: on command")),
     "slow": time.sleep,
-    "garbage": lambda _: _speak(b"\xff" * 64),
+    "garbage": lambda _: _send_raw(b"\xff" * 64),
     "half": _half_frame,
 }
 

@@ -1,4 +1,4 @@
-"""Made-up models, published into folders and loaded; each is made once for all tests."""
+"""Synthetic models, published into folders and loaded; each is made once for all tests."""
 
 import json
 import os

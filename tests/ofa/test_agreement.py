@@ -1,4 +1,4 @@
-"""The engine says what the stock pipeline says; its answers are recorded in fixtures/."""
+"""The engine's answers equal those of ModelScope's pipeline, recorded in fixtures/."""
 
 import json
 from collections import Counter
@@ -50,7 +50,7 @@ def assert_agree(items: list[dict[str, Any]], answers: list[Scores], tolerance: 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_single_items_agree(variant: str, engines: Engines) -> None:
-    """Asked one by one, the engine gives the oracle's probabilities, with and without premise, on every odd picture."""
+    """Asked one by one, the engine gives the oracle's probabilities, with and without premise, on all test pictures."""
     items = recorded(variant)
 
     answers = ask(engines(variant), questions_of(items))
@@ -70,8 +70,8 @@ def test_padded_batches_agree(variant: str, together: int, engines: Engines) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_record_proves_something(variant: str) -> None:
-    """Each answer is the oracle's in at least a fifth of the items, so agreement is no accident."""
+def test_every_label_is_frequent_in_the_record(variant: str) -> None:
+    """Each label is the oracle's answer in at least a fifth of the items, so agreement is not accidental."""
     items = recorded(variant)
     shares = Counter(label_of(item["scores"]) for item in items)
 
@@ -79,7 +79,7 @@ def test_record_proves_something(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_prompts_are_cut_into_the_same_tokens(variant: str, engines: Engines) -> None:
+def test_prompts_have_the_oracle_s_tokens(variant: str, engines: Engines) -> None:
     """Words, numbers, other scripts, emoji and over-long texts become exactly the oracle's tokens."""
     items = recorded(variant)
     engine = engines(variant)
@@ -90,7 +90,7 @@ def test_prompts_are_cut_into_the_same_tokens(variant: str, engines: Engines) ->
 
 
 def test_several_statements_about_one_picture_agree(plain: OfaEngine) -> None:
-    """Statements of one request get the answers that each gets alone, also when cut into chunks."""
+    """Statements of one request get the same answers as alone, also when the request is split into row ranges."""
     items = [item for item in recorded("plain") if item["picture"] == "colour.png" and not item["premise"]]
     statements = tuple(item["statement"] for item in items)
     whole = plain.prepare(EntailmentItem(item_of(questions_of(items)[0]).image, statements, ""))
@@ -101,7 +101,7 @@ def test_several_statements_about_one_picture_agree(plain: OfaEngine) -> None:
     assert_agree(items, [scores_of(result) for result in (*first, *rest)], TOLERANCE)
 
 
-def test_rows_that_memory_keeps_apart_agree(sources: Callable[[str], Path]) -> None:
+def test_rows_grouped_by_length_agree(sources: Callable[[str], Path]) -> None:
     """Where padding would cost too much memory, rows are grouped by length and answered in the caller's order."""
     items = recorded("plain")
     engine = load_source(sources("plain"))

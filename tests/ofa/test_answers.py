@@ -1,4 +1,4 @@
-"""Answers of any length are scored as the stock pipeline does: one row of the decoder, a softmax wherever they part."""
+"""Answers of several tokens are scored as in ModelScope's pipeline, at the positions where they differ."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def every_map() -> list[Paths]:
     return maps
 
 
-def test_forks_give_what_the_plain_rule_gives() -> None:
+def test_forks_give_the_same_scores_as_the_plain_rule() -> None:
     """Over 200 maps, the softmaxes along one way give each answer's probability as the masked sums do."""
     draw = torch.Generator().manual_seed(5)
     table = torch.randn(10, WIDTH, generator=draw)
@@ -81,8 +81,8 @@ def test_forks_give_what_the_plain_rule_gives() -> None:
         (((7, 8, 1, END), (7, 8, 2, END), (7, 8, 3, END)), (7, 8), (Fork(2, (0, 1, 2)),), (1, 2, 3)),
     ],
 )
-def test_where_answers_part(paths: Paths, stem: tuple[int, ...], forks: tuple[Fork, ...], tokens: tuple[int]) -> None:
-    """Only forks are scored; what all have in common is read once, and what one has alone never."""
+def test_forks_of_answers(paths: Paths, stem: tuple[int, ...], forks: tuple[Fork, ...], tokens: tuple[int]) -> None:
+    """Only forks are scored: shared tokens are read once, and tokens after an answer's last fork never."""
     answers = find_forks(paths)
 
     assert (stem, forks, tokens) == (answers.stem, answers.forks, answers.tokens)
@@ -97,8 +97,8 @@ def test_where_answers_part(paths: Paths, stem: tuple[int, ...], forks: tuple[Fo
         (("not sure, maybe", "yes", "no"), ("yes", "no", "not sure, maybe")),
     ],
 )
-def test_an_answer_is_known_by_its_word(answers: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    """The word that says yes, no or maybe says whose answer it is, whatever stands around it."""
+def test_an_answer_s_label_follows_from_its_word(answers: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    """The word that means yes, no or maybe decides the label, whatever surrounds it."""
     found = assign_answers({answer: number for number, answer in enumerate(answers)})
 
     assert expected == tuple(found.values())
@@ -107,14 +107,14 @@ def test_an_answer_is_known_by_its_word(answers: tuple[str, ...], expected: tupl
 @pytest.mark.parametrize(
     "answers", [("yes", "no"), ("yes", "yes sir", "no"), ("yes no", "no", "maybe"), ("a", "b", "c")]
 )
-def test_answers_that_say_nothing_or_two_things(answers: tuple[str, ...]) -> None:
-    """What cannot be told to be one of the three labels is refused with the answers' names."""
+def test_answers_without_a_unique_label_are_refused(answers: tuple[str, ...]) -> None:
+    """The message names the answers."""
     with pytest.raises(ConversionRefused, match=f"answers are .*{answers[0]}.*, supported: one answer for each of yes"):
         assign_answers(dict.fromkeys(answers, 0))
 
 
 def test_the_stem_follows_each_prompt() -> None:
-    """Prompts of different lengths each get the stem where they end."""
+    """For prompts of different lengths."""
     prompts = torch.tensor([[5, 6, 7], [5, 2, 1]])
 
     found = append_stem(prompts, torch.tensor([2, 0]), (8, 9))
@@ -142,8 +142,8 @@ def test_a_statement_costs_one_row(variant: str, surplus: int, engines: Callable
     assert [(2, max(map(len, item.prompts)) + surplus)] == rows.shapes
 
 
-def test_short_answers_leave_no_trace(sources: Callable[[str], Path], tmp_path: Path) -> None:
-    """Where answers part at their first token, the bundle is as it was before there were longer ones."""
+def test_single_token_answers_add_no_keys_to_the_bundle(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """Where answers differ at their first token, engine.json has no keys of multi-token answers."""
     convert_ofa(sources("plain"), tmp_path, "r", "float32")
 
     written = json.loads((tmp_path / "engine.json").read_text(encoding="utf-8"))
@@ -152,8 +152,8 @@ def test_short_answers_leave_no_trace(sources: Callable[[str], Path], tmp_path: 
     assert read_config(tmp_path).answer_forks == ONE_TOKEN_EACH
 
 
-def test_longer_answers_are_sealed(sources: Callable[[str], Path], tmp_path: Path) -> None:
-    """A bundle brings the way of its answers along."""
+def test_multi_token_answers_are_stored_in_the_bundle(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """engine.json has their stem and forks."""
     convert_ofa(sources("phrases"), tmp_path, "r", "float32")
     words = read_vocabulary(sources("phrases"), read_architecture(sources("phrases")), "ans2label.json")
 

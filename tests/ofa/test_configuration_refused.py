@@ -1,4 +1,4 @@
-"""A configuration that the engine does not compute is refused with file, key, value and what is supported."""
+"""An unsupported configuration is refused with file, key, value and the supported values."""
 
 import json
 from pathlib import Path
@@ -78,14 +78,14 @@ def test_another_task_is_refused(publish: Publish) -> None:
 
 
 def test_a_path_to_other_weights_is_never_followed(publish: Publish) -> None:
-    """`resnet_model_path` is no key that anybody looks at."""
+    """`resnet_model_path` is not read."""
     require_record = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
 
     assert read(publish()) == require_record
 
 
 def test_defaults_are_those_of_the_original(publish: Publish) -> None:
-    """What a configuration leaves out is what the stock pipeline takes."""
+    """Missing keys have the defaults of ModelScope's pipeline."""
     folder = publish(model={"prompt_type": None, "gen_type": None, "imagenet_default_mean_and_std": None})
 
     pipeline = read_pipeline(folder, read_architecture(folder))
@@ -114,15 +114,15 @@ def test_the_answer_map_may_be_named_at_the_top(publish: Publish) -> None:
     ],
 )
 def test_contradictions_are_refused(row: dict[str, object], sentence: str, publish: Publish) -> None:
-    """Two files that say two things are not chosen between."""
+    """Two files with different values for one setting are refused."""
     folder = publish()
     (folder / "preprocessor_config.json").write_text(json.dumps(row))
 
     assert sentence in refusal(folder)
 
 
-def test_the_other_layout_is_read(publish: Publish) -> None:
-    """Words as lines of vocab.txt, and size and mean from preprocessor_config.json, will do as well."""
+def test_the_alternative_layout_is_read(publish: Publish) -> None:
+    """Tokens as lines of vocab.txt, size and mean from preprocessor_config.json."""
     folder = publish(without=("vocab.json",), model={"patch_image_size": None, "imagenet_default_mean_and_std": None})
     words = vocabulary(1024)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in words), encoding="utf-8")
@@ -163,7 +163,7 @@ def test_the_other_layout_is_read(publish: Publish) -> None:
     ],
 )
 def test_broken_files_are_refused(name: str, content: str, sentence: str, publish: Publish) -> None:
-    """Files that are no JSON, or hold something else than words and answers."""
+    """Files that are not JSON, or contain something other than vocabulary and answers."""
     folder = publish(without=(name,))
     (folder / name).write_text(content, encoding="utf-8")
 
@@ -181,8 +181,8 @@ def test_broken_files_are_refused(name: str, content: str, sentence: str, publis
         ("config.json", {"model_type": "bert"}, "CONFIG_UNSUPPORTED"),
     ],
 )
-def test_what_is_wrong_has_its_reason(name: str, content: object, reason: str, publish: Publish) -> None:
-    """For machines, one a kind."""
+def test_every_kind_of_defect_has_its_reason(name: str, content: object, reason: str, publish: Publish) -> None:
+    """For programs that read the refusal."""
     folder = publish(without=(name,))
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConversionRefused) as caught:
@@ -199,5 +199,5 @@ def test_what_is_wrong_has_its_reason(name: str, content: object, reason: str, p
     ],
 )
 def test_labels_have_the_order_of_the_answer_map(answer_map: dict[str, object], labels: tuple[str, ...]) -> None:
-    """By its numbers; as they stand there, where it has none."""
+    """The order of its numbers, or of the file if it has none."""
     assert labels == order_labels(answer_map)

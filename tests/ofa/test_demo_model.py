@@ -1,4 +1,4 @@
-"""The demo model that everybody starts with really answers, through the engine."""
+"""The engine answers the demo model's golden set."""
 
 import json
 from collections.abc import Sequence

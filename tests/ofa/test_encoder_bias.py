@@ -1,4 +1,4 @@
-"""The encoder's position biases are the same numbers however many heads are made at once, for any text."""
+"""The encoder's position biases are the same for any number of heads in the buffer and any text."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def whole(biases: EncoderBias, layer: int, text: int) -> Tensor:
 @pytest.mark.parametrize("in_strips", [True, False])
 @pytest.mark.parametrize(("made_bytes", "heads"), [(EVERYTHING, 3), (2 * HEAD_BYTES, 2), (NOTHING, 1)])
 def test_biases_are_the_sum_of_positions_and_distances(made_bytes: int, heads: int, *, in_strips: bool) -> None:
-    """For texts in any order, as many heads at once as may be."""
+    """For texts in any order and any size of the buffer."""
     drawn = Drawn(_regular_index())
     biases = drawn.bias(made_bytes, in_strips=in_strips)
     assert heads == biases.heads_at_once
@@ -68,8 +68,8 @@ def test_biases_are_the_sum_of_positions_and_distances(made_bytes: int, heads: i
 
 
 @pytest.mark.parametrize("made_bytes", [EVERYTHING, NOTHING])
-def test_what_fills_up_a_step_is_hidden(made_bytes: int) -> None:
-    """In bfloat16 attention sees whole steps of tokens, of which those after the text count for nothing."""
+def test_filler_tokens_are_masked(made_bytes: int) -> None:
+    """In bfloat16 the number of tokens is rounded up to a step; tokens after the text are masked."""
     drawn = Drawn(_regular_index(), torch.bfloat16)
     biases = drawn.bias(made_bytes)
 
@@ -83,8 +83,8 @@ def test_what_fills_up_a_step_is_hidden(made_bytes: int) -> None:
         torch.testing.assert_close(bias[:, :seen, :seen].float(), expected, atol=0.1, rtol=0.02)
 
 
-def test_a_table_with_another_order_is_read_as_it_stands() -> None:
-    """A source may bring an index of its own that no rule made; then it is looked up cell by cell."""
+def test_an_index_that_does_not_depend_on_differences_is_looked_up() -> None:
+    """A source may contain any index; it is looked up cell by cell."""
     index = _regular_index()
     index[3, 9] = 0
     drawn = Drawn(index)
@@ -97,7 +97,7 @@ def test_a_table_with_another_order_is_read_as_it_stands() -> None:
 
 
 def test_layers_share_a_single_table() -> None:
-    """A model whose layers share their distances has one bias for all."""
+    """A model whose layers share one relative-position table has one bias for all."""
     drawn = Drawn(_regular_index())
     drawn.tables, drawn.texts = drawn.tables[:1], drawn.texts[:1]
     biases = drawn.bias()
@@ -105,8 +105,8 @@ def test_layers_share_a_single_table() -> None:
     assert torch.equal(whole(biases, 0, 4), whole(biases, 11, 4))
 
 
-def test_no_more_is_taken_than_what_is_made_at_once() -> None:
-    """Every layer is made in the same place."""
+def test_all_layers_use_one_buffer() -> None:
+    """No memory is allocated per layer."""
     biases = Drawn(_regular_index()).bias(2 * HEAD_BYTES)
     places = {bias.data_ptr() for layer in range(TABLES) for bias in biases.compute(layer, 7)}
     assert len(places) == 1

@@ -1,4 +1,4 @@
-"""Broken and hostile weights meet a real child, which names the tensor or the rule and never comes as far as torch."""
+"""Broken and hostile weights are refused by a real conversion process, before torch is imported."""
 
 import io
 import json
@@ -101,8 +101,8 @@ HELD = torch.zeros(8)
 @pytest.mark.parametrize("wrap", [bytes, lambda pickled: archive({"archive/data.pkl": pickled})])
 @pytest.mark.fault("P9")
 @pytest.mark.fault("P10")
-def test_pickles_that_would_run_something(protocol: int, wrap: Callable[[bytes], bytes], refusal: Refusal) -> None:
-    """A pickle with `__reduce__` is refused, whatever its protocol, bare or in an archive; nothing of it is run."""
+def test_pickles_that_run_code_are_refused(protocol: int, wrap: Callable[[bytes], bytes], refusal: Refusal) -> None:
+    """A pickle with `__reduce__` is refused, whatever its protocol, bare or in an archive; no code of it runs."""
     sentence = refusal({BIN: wrap(pickle.dumps(OrderedDict(x=Hostile()), protocol))})
 
     assert sentence.startswith(f"{BIN} uses the pickle opcode" if protocol == 0 else f"{BIN} imports ")
@@ -127,8 +127,8 @@ def test_pickles_that_would_run_something(protocol: int, wrap: Callable[[bytes],
     ],
 )
 @pytest.mark.fault("P9")
-def test_pickles_of_something_else(value: object, sentence: str, refusal: Refusal) -> None:
-    """Functions, modules, checkpoints and lists are no state dict."""
+def test_pickles_of_other_objects_are_refused(value: object, sentence: str, refusal: Refusal) -> None:
+    """Functions, modules, checkpoints and lists are not state dicts."""
     is_torch = not isinstance(value, int | bytes)
 
     assert sentence in refusal({BIN: saved(value) if is_torch else pickle.dumps(value, 2)})
@@ -165,7 +165,7 @@ def tar(content: bytes) -> bytes:
     ],
 )
 @pytest.mark.fault("P8")
-def test_nested_archives(content: bytes, sentence: str, refusal: Refusal) -> None:
+def test_nested_archives_are_refused(content: bytes, sentence: str, refusal: Refusal) -> None:
     """An archive in an archive, or of another kind, is never opened."""
     assert sentence in refusal({BIN: content})
 
@@ -199,8 +199,10 @@ HOSTILE = pickle.dumps(OrderedDict(x=Hostile()), 2)
     ],
 )
 @pytest.mark.fault("P11")
-def test_odd_extensions(files: dict[str, bytes], model: dict[str, object], sentence: str, refusal: Refusal) -> None:
-    """A file's name says how it is read, and a pickle under another name is not read as one."""
+def test_the_suffix_decides_the_format(
+    files: dict[str, bytes], model: dict[str, object], sentence: str, refusal: Refusal
+) -> None:
+    """A pickle under another name is not read as a pickle."""
     assert sentence in refusal(files, model=model)
 
 
@@ -245,13 +247,13 @@ def test_odd_extensions(files: dict[str, bytes], model: dict[str, object], sente
         ),
     ],
 )
-def test_safetensors_header_bombs(content: bytes, sentence: str, refusal: Refusal) -> None:
-    """A header that lies about its length, its entries, its depth or its places is refused by the rule it breaks."""
+def test_invalid_safetensors_headers_are_refused(content: bytes, sentence: str, refusal: Refusal) -> None:
+    """Wrong lengths, too many entries, deep nesting, overlapping or missing bytes."""
     assert sentence in refusal({FLAT: content})
 
 
-def test_a_header_of_ten_million_entries(publish: Publish, tmp_path: Path) -> None:
-    """A header that is too long is refused by its length, before a byte of it is read."""
+def test_a_header_that_is_too_long_is_refused(publish: Publish, tmp_path: Path) -> None:
+    """Its length is checked before it is read."""
     folder = publish(without=(BIN,))
     length = 10_000_000 * 60
     (folder / FLAT).write_bytes(length.to_bytes(8, "little"))
@@ -313,8 +315,8 @@ def ended(content: bytes, entries: int = 0, size: int = 0, pointer: int = 0) -> 
         (saved(ONE, is_old=True)[:40], "malformed"),
     ],
 )
-def test_bombs_and_lies_of_torch_files(content: bytes, sentence: str, refusal: Refusal) -> None:
-    """What unpacks, stretches, overlaps or ends elsewhere than it says is refused by the rule it breaks."""
+def test_invalid_torch_files_are_refused(content: bytes, sentence: str, refusal: Refusal) -> None:
+    """Compressed records, expanded or overlapping tensors, wrong sizes."""
     assert sentence in refusal({BIN: content})
 
 
@@ -335,7 +337,7 @@ def test_bombs_and_lies_of_torch_files(content: bytes, sentence: str, refusal: R
 def test_a_vocabulary_that_disagrees_with_the_embedding(
     changes: dict[str, dict[str, object]], sentence: str, publish: Publish, tmp_path: Path
 ) -> None:
-    """Words without a row, or rows that the configuration does not count, are named with both numbers."""
+    """The message names both numbers."""
     with pytest.raises(ConversionRefused) as caught:
         run_convert(publish(**changes), tmp_path / "state", "r", LITTLE)
 
@@ -343,8 +345,8 @@ def test_a_vocabulary_that_disagrees_with_the_embedding(
 
 
 @pytest.mark.fault("C9")
-def test_words_beyond_the_embedding(publish: Publish, tmp_path: Path) -> None:
-    """A vocabulary that grew by more words than the weights have rows is refused, though the configuration fits."""
+def test_a_vocabulary_larger_than_the_embedding_is_refused(publish: Publish, tmp_path: Path) -> None:
+    """Also if the configuration agrees with the weights."""
     folder = publish(without=("vocab.json",))
     words = {**json.loads((publish() / "vocab.json").read_text(encoding="utf-8")), "late": 10216}
     (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
@@ -367,10 +369,10 @@ def test_words_beyond_the_embedding(publish: Publish, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.fault("C10")
-def test_another_picture_size_with_unchanged_weights(
+def test_another_picture_size_than_the_weights_is_refused(
     changes: dict[str, dict[str, object]], sentence: str, tmp_path: Path
 ) -> None:
-    """A model for pictures of 224 whose configuration says 256 lacks positions, whichever key was changed with it."""
+    """A model for pictures of 224 pixels whose configuration says 256 lacks positions."""
     folder = tmp_path / "published"
     folder.mkdir()
     make_model(folder, Recipe(architecture={"image_bucket_size": 14}, pipeline={"patch_image_size": 224}))
@@ -387,8 +389,8 @@ def test_another_picture_size_with_unchanged_weights(
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.fault("C11")
-def test_numbers_that_are_none(number: float, publish: Publish, tmp_path: Path) -> None:
-    """The child that reads the numbers names the tensor in which one is NaN or infinite."""
+def test_parameters_that_are_not_finite_are_refused(number: float, publish: Publish, tmp_path: Path) -> None:
+    """The conversion names the tensor that contains NaN or infinity."""
     folder = publish(without=(BIN,))
     tensors = torch.load(publish() / BIN, weights_only=True)
     tensors["decoder.layers.1.fc2.weight"][5, 7] = number
@@ -401,8 +403,8 @@ def test_numbers_that_are_none(number: float, publish: Publish, tmp_path: Path) 
     assert not (tmp_path / "state" / "bundles").exists()
 
 
-def test_a_conversion_ends_with_its_starter(sources: Callable[[str], Path], tmp_path: Path) -> None:
-    """When the updater is killed, its conversion dies too instead of going on for nobody."""
+def test_a_conversion_ends_with_its_parent(sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """When the updater is killed, its conversion ends too."""
     command = [sys.executable, "-m", "inference.runner.convert", "--source", str(sources("plain"))]
     command += ["--into", str(tmp_path), "--engine", "ofa", "--revision", "r"]
     start = "import os, subprocess, sys; print(subprocess.Popen([*sys.argv[1:], '--parent', str(os.getpid())]).pid)"

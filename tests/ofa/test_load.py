@@ -1,4 +1,4 @@
-"""A runner opens what convert sealed, and nothing else."""
+"""The engine opens bundles that convert sealed, and refuses others."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def staged(sources: Callable[[str], Path], tmp_path: Path) -> tuple[Path, Bundle
 
 
 def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
-    """Whoever waits for a load hears of reading and warming up, each from its beginning to its end."""
+    """Reading and warming up are each reported from start to end."""
     heard: list[tuple[str, float]] = []
 
     engine = load_ofa(*staged, CPU, lambda phase, share: heard.append((phase, share)))
@@ -56,7 +56,7 @@ def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
 
 
 def test_weights_stay_mapped(staged: tuple[Path, Bundle]) -> None:
-    """Loading in the stored precision maps the file: the parameters are no memory of the process's own."""
+    """Loading in the stored precision maps the file; parameters take no private memory."""
     engine = load_ofa(*staged, CPU, nobody)
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     mapped = [line.split()[0] for line in maps.splitlines() if line.endswith("bundle/model.safetensors")]
@@ -96,7 +96,7 @@ def test_other_tensors_are_refused(change: str, staged: tuple[Path, Bundle]) -> 
     ],
 )
 def test_broken_files_are_refused(name: str, content: bytes, staged: tuple[Path, Bundle]) -> None:
-    """Whatever file is broken, there is one class of error, and its sentence shows no path."""
+    """Every broken file raises the same class, and the message contains no path."""
     folder, bundle = staged
     (folder / name).unlink()
     (folder / name).write_bytes(content)
@@ -108,7 +108,7 @@ def test_broken_files_are_refused(name: str, content: bytes, staged: tuple[Path,
 
 
 def test_newer_layouts_are_refused(staged: tuple[Path, Bundle]) -> None:
-    """A layout of a later build is not guessed at."""
+    """A layout of a later build is not read."""
     folder, bundle = staged
     row = json.loads((folder / "engine.json").read_text())
     (folder / "engine.json").unlink()
@@ -126,14 +126,14 @@ def test_a_bundle_of_another_engine_is_refused(staged: tuple[Path, Bundle]) -> N
         load_ofa(folder, dataclasses.replace(bundle, engine="mgeo"), CPU, nobody)
 
 
-def test_items_of_other_tasks_are_the_runners_mistake(plain: OfaEngine) -> None:
-    """An address given to a picture model is a mistake of our own code."""
+def test_an_item_of_another_task_is_a_programming_error(plain: OfaEngine) -> None:
+    """It raises RuntimeError, not InputRefused."""
     with pytest.raises(RuntimeError):
         plain.prepare(AddressItem(("street",)))
 
 
 def test_bad_weights_show_as_nan(staged: tuple[Path, Bundle]) -> None:
-    """The engine hands NaN on as NaN; to judge is the runner's part."""
+    """The engine returns NaN; the runner decides what to do with it."""
     engine = load_ofa(*staged, CPU, nobody)
     engine.model.answer_embeddings = torch.nn.Parameter(torch.full_like(engine.model.answer_embeddings, float("nan")))
     item = engine.prepare(EntailmentItem((FOLDER / "grey.jpg").read_bytes(), ("a dog",), ""))
@@ -143,14 +143,14 @@ def test_bad_weights_show_as_nan(staged: tuple[Path, Bundle]) -> None:
     assert str(result[0]).count("nan") == 3
 
 
-def test_the_catalog_imports_by_name() -> None:
-    """An engine's code is found by the bundle's engine, an extra one by the settings'."""
+def test_engines_are_imported_by_name() -> None:
+    """Built-in engines by the bundle's engine, extra engines by the settings."""
     assert id(load_ofa) == id(loader_for("ofa"))
     assert id(os.path.join) == id(loader_for("joined", {"joined": "os.path:join"}))
 
 
-def test_the_catalog_names_what_it_has() -> None:
-    """An unknown engine is the bundle's fault, an extra one that is not there ours."""
+def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
+    """An unknown engine is a BundleRefused, an extra engine that cannot be imported a RuntimeError."""
     with pytest.raises(BundleRefused, match="'bert' is unknown; this build has ofa"):
         loader_for("bert")
     with pytest.raises(RuntimeError, match="cannot be imported"):
@@ -158,7 +158,7 @@ def test_the_catalog_names_what_it_has() -> None:
 
 
 def test_devices_are_checked_by_name() -> None:
-    """A device or precision that is not there is named together with those that are."""
+    """An unknown device or precision is refused with the names of the known ones."""
     assert list_devices()[-1].name == "cpu"
     assert count_usable_cpus() >= 1
     with pytest.raises(DeviceUnknown, match=r"this machine has .*cpu"):
@@ -171,7 +171,7 @@ def test_devices_are_checked_by_name() -> None:
 def test_a_cpu_computes_in_bfloat16_only_if_it_multiplies_in_it(
     instructions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Emulated, it would be slower than float32 and less exact; a torch that does not tell counts as no."""
+    """Emulated it would be slower and less exact than float32; without a report of torch, float32 is used."""
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
         if instructions:
@@ -181,13 +181,13 @@ def test_a_cpu_computes_in_bfloat16_only_if_it_multiplies_in_it(
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 1)])
-def test_a_container_gets_the_threads_it_is_paid_for(text: str, cpus: int | None) -> None:
-    """A quota of CPU time bounds the threads, for more of them would only be throttled."""
+def test_threads_are_limited_by_the_container_s_quota(text: str, cpus: int | None) -> None:
+    """More threads would only be throttled."""
     assert cpus == parse_cpu_quota(text)
 
 
-def test_rows_of_one_length_stand_together() -> None:
-    """Rows are grouped so that only so many of different lengths share a call, and none is lost."""
+def test_rows_of_one_length_are_grouped() -> None:
+    """A limited number of rows of different lengths share a group, and none is lost."""
     assert group_rows([7, 5, 9, 5, 5], 1) == [[1, 3, 4], [0], [2]]
     assert group_rows([7, 5, 9, 5, 5], 3) == [[1, 3, 4], [0, 2]]
     assert group_rows([7, 5, 9, 5, 5], 4) == [[1, 3, 4, 0], [2]]

@@ -1,4 +1,4 @@
-"""Pictures are known by content, bounded before they are decoded, and refused without a word about files."""
+"""Pictures are recognised by content, limited before decoding, and refused without paths in messages."""
 
 import random
 import struct
@@ -48,7 +48,7 @@ def test_every_kind_of_picture_is_read(name: str) -> None:
 
 @pytest.mark.fault("I5")
 def test_camera_orientation_is_honoured() -> None:
-    """A picture that says it lies on its side is stood up, as the stock pipeline does with a file."""
+    """The EXIF orientation is applied, as ModelScope's pipeline does with a file."""
     upright = Image.open(FOLDER / "turned.jpg").transpose(Image.Transpose.ROTATE_270)
     expected = np.asarray(upright.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
@@ -57,7 +57,7 @@ def test_camera_orientation_is_honoured() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_refused(kind: str) -> None:
-    """What is no JPEG, PNG or WebP by content is refused, however well it could be read."""
+    """A format other than JPEG, PNG or WebP is refused even if Pillow could read it."""
     error = refusal(encoded(Image.new("RGB", (16, 16)), kind))
 
     assert error.reason == "IMAGE_UNREADABLE"
@@ -68,8 +68,8 @@ def test_other_formats_are_refused(kind: str) -> None:
     "content", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"hello, world" * 9]
 )
 @pytest.mark.fault("I1")
-def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    """Nothing, only a beginning, or some text is no picture."""
+def test_content_that_is_not_a_picture_is_refused(content: bytes) -> None:
+    """Empty content, only a file signature, or text."""
     assert refusal(content).reason == "IMAGE_UNREADABLE"
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 @pytest.mark.fault("I2")
 def test_truncated_pictures_are_refused(name: str, kept: float) -> None:
-    """A picture that ends too early is an error of the caller, not a picture with a grey part."""
+    """A truncated picture is the caller's error, not a picture with a grey part."""
     content = picture(name)
 
     error = refusal(content[: int(len(content) * kept)])
@@ -86,8 +86,8 @@ def test_truncated_pictures_are_refused(name: str, kept: float) -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_damaged_pictures_never_escape(name: str) -> None:
-    """Whatever bytes are flipped, there is a picture or a refusal, and no message shows where files lie."""
+def test_damaged_pictures_are_decoded_or_refused(name: str) -> None:
+    """Whatever bytes are flipped; no message contains a path."""
     chance = random.Random(name)
     for _ in range(40):
         content = bytearray(picture(name))
@@ -122,8 +122,8 @@ def test_too_long_sides_are_refused(kind: str) -> None:
 
 
 @pytest.mark.fault("I3")
-def test_a_bomb_is_refused_by_its_header() -> None:
-    """A file of a hundred bytes that promises a gigapixel costs no memory and warns nobody."""
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    """A file of a hundred bytes that claims a gigapixel takes no memory and causes no warning."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -142,7 +142,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 )
 @pytest.mark.fault("I3")
 def test_webp_bombs_are_refused_by_their_headers(first_chunk: bytes) -> None:
-    """All three kinds of WebP say their size where it is read before a decoder takes memory."""
+    """All three kinds of WebP have their size checked before a decoder allocates memory."""
     body = b"WEBP" + first_chunk
 
     assert refusal(b"RIFF" + struct.pack("<I", len(body)) + body).reason == "IMAGE_TOO_LARGE"

@@ -1,4 +1,4 @@
-"""From a published folder to a sealed bundle, through the child that does the work."""
+"""From a published folder to a sealed bundle, with a real conversion process."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_sealed_bundle_is_not_made_again(
 
 
 def test_sealing_twice_keeps_the_first(sources: Callable[[str], Path], state: Path) -> None:
-    """Whoever comes second drops its copy; the sealed files are never touched."""
+    """The second copy is deleted; the sealed files are never changed."""
     first = seal(staged(sources("plain"), state), state)
     inode = (bundle_folder(state, first.bundle_digest) / "model.safetensors").stat().st_ino
 
@@ -98,7 +98,7 @@ def test_a_broken_bundle_is_replaced(sources: Callable[[str], Path], state: Path
 
 
 def test_sealed_files_are_read_only(sources: Callable[[str], Path], state: Path) -> None:
-    """Weights stay mapped while a model serves, so nobody may write to them."""
+    """Weights stay mapped while a model serves, so they must not be written to."""
     bundle = seal(staged(sources("plain"), state), state)
 
     modes = {stat.S_IMODE(file.stat().st_mode) for file in bundle_folder(state, bundle.bundle_digest).iterdir()}
@@ -107,7 +107,7 @@ def test_sealed_files_are_read_only(sources: Callable[[str], Path], state: Path)
 
 
 def test_digests_follow_the_declared_files_alone(publish: Publish) -> None:
-    """A README changes nothing, a byte of the configuration changes the source, a precision only the bundle."""
+    """A README changes nothing, the configuration changes the source digest, the precision only the bundle digest."""
     one, edited, other = publish(), publish(), publish(model={"max_src_length": 39})
     (edited / "README.md").write_text("new words")
 
@@ -128,8 +128,8 @@ def test_bfloat16_halves_the_weights(sources: Callable[[str], Path], tmp_path: P
     assert 0.5 < sizes[1] / sizes[0] < 0.6
 
 
-def test_a_search_that_became_a_traversal_is_noted(publish: Publish, tmp_path: Path) -> None:
-    """Whoever publishes for a beam search is told that all answers are scored; who publishes for a traversal is not."""
+def test_a_bundle_notes_that_beam_search_is_replaced(publish: Publish, tmp_path: Path) -> None:
+    """A revision with gen_type 'generation' gets a note that all answers are scored; one with 'traverse' does not."""
     notes = []
     for way in ("generation", "traverse"):
         into = tmp_path / way
@@ -151,8 +151,8 @@ def test_bundles_without_notes_are_read(sources: Callable[[str], Path], state: P
     assert read_bundle(folder).notes == ()
 
 
-def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Path) -> None:
-    """Whoever waits for a conversion hears its percentage grow to a hundred."""
+def test_a_conversion_reports_its_progress(sources: Callable[[str], Path], state: Path) -> None:
+    """The percentage grows to 100."""
     heard: list[int] = []
 
     run_convert(sources("plain"), state, "v1", LIMITS, progress=heard.append)
@@ -163,8 +163,8 @@ def test_the_child_tells_how_far_it_is(sources: Callable[[str], Path], state: Pa
 
 @pytest.mark.reason("SOURCE_CHANGED")
 @pytest.mark.fault("P7")
-def test_only_what_was_verified_is_sealed(sources: Callable[[str], Path], state: Path) -> None:
-    """The child hashes what it converts: files of another digest than the verified one become no bundle."""
+def test_only_a_verified_digest_is_sealed(sources: Callable[[str], Path], state: Path) -> None:
+    """The child hashes the files it converts; another digest than the verified one is refused."""
     with pytest.raises(ConversionRefused) as caught:
         run_convert(sources("plain"), state, "v1", LIMITS, digest="sha256:" + "0" * 64)
 
@@ -172,8 +172,8 @@ def test_only_what_was_verified_is_sealed(sources: Callable[[str], Path], state:
     assert not (state / "bundles").exists()
 
 
-def test_a_verified_digest_that_is_sealed_needs_no_look_at_the_files(publish: Publish, state: Path) -> None:
-    """Another conversion of it answers at once, whatever has become of the numbers since."""
+def test_a_sealed_digest_is_found_without_reading_the_source(publish: Publish, state: Path) -> None:
+    """Another conversion of it returns at once, even if the source has changed since."""
     folder = publish()
     bundle = run_convert(folder, state, "v1", LIMITS)
     (folder / "pytorch_model.bin").unlink()  # it may be another folder's, too
@@ -182,8 +182,8 @@ def test_a_verified_digest_that_is_sealed_needs_no_look_at_the_files(publish: Pu
     assert bundle == run_convert(folder, state, "v2", LIMITS, digest=bundle.source_digest)
 
 
-def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
-    """What the child refuses arrives with its reason and sentence, and nothing is left behind."""
+def test_a_refusal_of_the_child_reaches_the_caller(publish: Publish, state: Path) -> None:
+    """With its reason and message, and no files are left."""
     with pytest.raises(ConversionRefused, match=r"model\.gen_type is 'sample'") as caught:
         run_convert(publish(model={"gen_type": "sample"}), state, "v1", LIMITS)
 
@@ -203,7 +203,7 @@ def test_a_refusal_crosses_the_process(publish: Publish, state: Path) -> None:
 @pytest.mark.reason("MEMORY_LIMIT")
 @pytest.mark.fault("K10")
 def test_limits_hold(limits: ConvertLimits, reason: str, sources: Callable[[str], Path], state: Path) -> None:
-    """Time, memory and output are bounded, and the limit that was met is named."""
+    """Time, memory and output are limited, and the refusal names the limit."""
     with pytest.raises(ConversionRefused) as caught:
         run_convert(sources("plain"), state, "v1", limits)
 
@@ -225,7 +225,7 @@ def test_cpu_time_is_limited(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_named(publish: Publish) -> None:
-    """What a revision lacks is said in one sentence."""
+    """In one sentence."""
     with pytest.raises(
         ConversionRefused, match=r"lacks ans2label\.json, .*pytorch_model\.bin.*, vocab\.json"
     ) as caught:
@@ -235,7 +235,7 @@ def test_missing_files_are_named(publish: Publish) -> None:
 
 
 def test_names_cannot_leave_the_folder(publish: Publish) -> None:
-    """A configuration that names a file elsewhere gets nothing from there."""
+    """A configuration that names a file outside the folder is refused."""
     with pytest.raises(ConversionRefused):
         find_source(publish(model={"answer2label": "../../../../etc/passwd"}))
 
@@ -250,8 +250,8 @@ def test_a_folder_without_an_engine_is_refused(publish: Publish) -> None:
     ("module", "absent"),
     [("common.sealing", {"torch"}), ("inference.runner.convert", {"torch", "pydantic"})],
 )
-def test_conversions_are_started_with_little(module: str, absent: set[str]) -> None:
-    """Who starts a conversion imports no torch, and the child itself nothing before its limits hold."""
+def test_starting_a_conversion_imports_no_torch(module: str, absent: set[str]) -> None:
+    """Neither in the parent, nor in the child before its limits apply."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

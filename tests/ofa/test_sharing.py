@@ -30,8 +30,8 @@ def looks(plain: OfaEngine) -> Looks:
     return Looks(plain.model.image_encoder)
 
 
-def test_one_call_looks_once_at_a_picture(plain: OfaEngine, looks: Looks) -> None:
-    """Chunks of one request, and other requests with the same file, share one look in a call."""
+def test_one_call_encodes_a_picture_once(plain: OfaEngine, looks: Looks) -> None:
+    """Row ranges of one request, and other requests with the same file, share the patch features."""
     one = plain.prepare(EntailmentItem(COLOUR, ("a dog", "two birds", "red"), ""))
     same = plain.prepare(EntailmentItem(COLOUR, ("a man",), "a street"))
     other = plain.prepare(EntailmentItem(GREY, ("a man",), ""))
@@ -41,8 +41,8 @@ def test_one_call_looks_once_at_a_picture(plain: OfaEngine, looks: Looks) -> Non
     assert looks.pictures == 2
 
 
-def test_later_calls_remember_the_picture(plain: OfaEngine, looks: Looks) -> None:
-    """A request that is cut into several calls is looked at in the first only."""
+def test_later_calls_reuse_patch_features(plain: OfaEngine, looks: Looks) -> None:
+    """A request that is split into several calls is encoded in the first only."""
     item = plain.prepare(EntailmentItem(COLOUR, ("a dog", "two birds"), ""))
 
     first = plain.compute([RowRange(item, 0, 1)])

@@ -1,4 +1,4 @@
-"""Reading the numbers of a published model from their places."""
+"""Reading tensors of a published model."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ ROWS = torch.arange(24, dtype=torch.float32).view(6, 4)
     [ROWS, ROWS.t().contiguous().t(), ROWS.to(torch.float16)],
     ids=["rows", "columns", "half precision"],
 )
-def test_rows_are_read_by_themselves(stored: Tensor, tmp_path: Path) -> None:
-    """A few rows of a large table are what the whole table holds there, however it lies in the file."""
+def test_single_rows_are_read(stored: Tensor, tmp_path: Path) -> None:
+    """Rows of a large table equal those of the whole table, for any stored order of dimensions."""
     torch.save({"table": stored}, tmp_path / "weights.bin")
     with TensorReader(locate_in_file(tmp_path / "weights.bin")) as weights:
         assert torch.equal(ROWS[[5, 0, 3]], weights.get_rows("table", [5, 0, 3]))
 
 
-def test_a_row_says_nothing_of_the_others(tmp_path: Path) -> None:
-    """The rest of the table is still to be looked at for numbers that are none."""
+def test_reading_rows_does_not_check_the_others(tmp_path: Path) -> None:
+    """The table still counts as unread."""
     torch.save({"table": torch.tensor([[1.0], [float("nan")]])}, tmp_path / "weights.bin")
     unread = {"table"}
     with TensorReader(locate_in_file(tmp_path / "weights.bin"), unread.discard) as weights:

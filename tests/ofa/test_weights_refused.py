@@ -1,4 +1,4 @@
-"""Weights come in several wrappings; what is broken, strange or hostile is refused by the tensor's name."""
+"""Weights in all file formats; defects are refused with the tensor's name."""
 
 import json
 import tempfile
@@ -56,22 +56,22 @@ def refusal(convert: Callable[..., Path], tensors: object, **changes: dict[str, 
 @pytest.mark.parametrize("name", [NAME, "decoder.image_rel_pos_table_list.0.weight", "encoder.embed_images.bn1.bias"])
 @pytest.mark.reason("WEIGHTS_BROKEN")
 @pytest.mark.fault("C11")
-def test_a_number_that_is_none(number: float, name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """NaN and infinity are found in every parameter, even in those that no answer needs."""
+def test_a_parameter_must_be_finite(number: float, name: str, tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """In every parameter, even in those that no answer needs."""
     tensors[name].flatten()[3] = number
 
     assert f"tensor {name} holds NaN or infinity" in refusal(convert, tensors)
 
 
-def test_a_missing_tensor(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """Nothing is made up for a tensor that is not there."""
+def test_a_missing_tensor_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """No default is used for it."""
     del tensors[NAME]
 
     assert refusal(convert, tensors) == f"tensor {NAME} is missing"
 
 
-def test_a_surplus_tensor(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """A tensor that the configuration has no place for means that one of the two is wrong."""
+def test_an_unexpected_tensor_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Weights or configuration must be wrong."""
     tensors["encoder.layers.2.fc1.weight"] = torch.zeros(2)
 
     assert (
@@ -80,35 +80,35 @@ def test_a_surplus_tensor(tensors: Tensors, convert: Callable[..., Path]) -> Non
     )
 
 
-def test_a_wrong_shape(tensors: Tensors, convert: Callable[..., Path]) -> None:
+def test_a_wrong_shape_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """The shape found and the shape expected are both named."""
     tensors[NAME] = tensors[NAME].T.contiguous()
 
     assert refusal(convert, tensors) == f"tensor {NAME} has shape (64, 128), supported: (128, 64)"
 
 
-def test_a_wrong_kind_of_number(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """Integers and doubles are no parameters."""
+def test_a_wrong_dtype_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Parameters are neither integers nor float64."""
     tensors[NAME] = tensors[NAME].double()
 
     assert refusal(convert, tensors) == f"tensor {NAME} is float64, supported: float32, float16, bfloat16"
 
 
-def test_a_negative_variance(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """A batch norm that cannot be folded is found where it becomes a NaN."""
+def test_a_negative_variance_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
+    """Folding the batch norm gives NaN, and the message names the tensor."""
     tensors["encoder.embed_images.layer1.0.bn2.running_var"][0] = -1.0
 
     assert "tensor image_encoder.resnet.blocks.0.conv2.weight is not finite" in refusal(convert, tensors)
 
 
 def test_ties_are_checked(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """Tables that the configuration makes one must be equal."""
+    """Tied tensors must be equal."""
     tensors["decoder.output_projection.weight"] = tensors["decoder.output_projection.weight"] + 1.0
 
     assert "decoder.output_projection.weight differs from encoder.embed_tokens.weight" in refusal(convert, tensors)
 
 
-def test_an_untied_output_is_needed(tensors: Tensors, convert: Callable[..., Path]) -> None:
+def test_an_untied_output_projection_is_required(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """Without a tie the output has rows of its own, which must be there."""
     del tensors["decoder.output_projection.weight"]
     architecture: dict[str, object] = {"share_decoder_input_output_embed": False}
@@ -118,7 +118,7 @@ def test_an_untied_output_is_needed(tensors: Tensors, convert: Callable[..., Pat
     assert sentence == "tensor decoder.output_projection.weight is missing"
 
 
-def test_index_tables_may_come_along(tensors: Tensors, convert: Callable[..., Path]) -> None:
+def test_index_tables_are_optional(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """A source that holds the four index tables gives the same bundle as one that does not."""
     without = convert_weights(convert, tensors)
     tensors["encoder.token_rp_bucket"] = tensors["decoder.token_rp_bucket"] = text_distances(32)
@@ -128,13 +128,13 @@ def test_index_tables_may_come_along(tensors: Tensors, convert: Callable[..., Pa
 
 
 def test_index_tables_stay_in_bounds(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """An index table that points behind its table would read foreign memory."""
+    """An index outside of its table would read foreign memory."""
     tensors["encoder.token_rp_bucket"] = text_distances(32) + 1
 
     assert refusal(convert, tensors) == "tensor encoder.token_rp_bucket holds 1 to 63, supported: 0 to 62"
 
 
-def test_all_wrappings_give_the_same_weights(tensors: Tensors, convert: Callable[..., Path]) -> None:
+def test_all_file_formats_give_the_same_weights(tensors: Tensors, convert: Callable[..., Path]) -> None:
     """A zip archive, an old pickle, safetensors, and shards of either hold the same model."""
     expected = convert_weights(convert, tensors)
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -158,7 +158,7 @@ def test_all_wrappings_give_the_same_weights(tensors: Tensors, convert: Callable
 
 
 def test_nested_dicts_are_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:
-    """A training checkpoint is no published model."""
+    """A training checkpoint is not a published model."""
     assert "contains something other than named tensors" in refusal(convert, {"model": tensors, "step": 3})
 
 

@@ -1,4 +1,4 @@
-"""A caller's words: asked the way the model was trained, and never more than words."""
+"""Prompts and tokens of callers' texts."""
 
 import random
 import time
@@ -20,8 +20,8 @@ PICTURE = (FOLDER / "grey.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("text", [*SPECIAL, "<code_1>", "<bin_999>", " </s> <pad>", "a</s>b", "<s><s><mask>"])
-def test_special_tokens_are_only_letters_to_callers(text: str) -> None:
-    """What reads like a special token is cut into ordinary tokens."""
+def test_a_caller_s_text_never_becomes_a_special_token(text: str) -> None:
+    """Text that looks like a special token is split into ordinary tokens."""
     ids = TOKENIZER.encode(text)
 
     assert not {WORDS[token] for token in SPECIAL} & set(ids)
@@ -30,14 +30,14 @@ def test_special_tokens_are_only_letters_to_callers(text: str) -> None:
 
 
 def test_merges_cannot_spell_a_special_token() -> None:
-    """Whatever a vocabulary's merges are, "</s>" stays three words to callers."""
+    """Whatever the merges are, a caller's "</s>" stays three tokens."""
     pairs = [("<", "/"), ("</", "s"), ("</s", ">")]
 
     assert WORDS["</s>"] not in Tokenizer(WORDS, pairs).encode("</s>")
 
 
 def test_prompts_begin_and_end_once(plain: OfaEngine) -> None:
-    """The begin and end tokens stand at the edges of a prompt and nowhere else."""
+    """Begin and end tokens are at the ends of a prompt and nowhere else."""
     item = EntailmentItem(PICTURE, ("<s> </s> <pad> a dog </s>",), "</s> <mask> <code_17>")
 
     prompt = plain.prepare(item).prompts[0]
@@ -46,23 +46,23 @@ def test_prompts_begin_and_end_once(plain: OfaEngine) -> None:
     assert not {WORDS[token] for token in SPECIAL} & set(prompt[1:-1])
 
 
-def test_over_long_texts_are_cut(plain: OfaEngine) -> None:
+def test_long_prompts_are_truncated(plain: OfaEngine) -> None:
     """A prompt keeps the model's number of tokens between begin and end."""
     prompt = plain.prepare(EntailmentItem(PICTURE, ("a dog " * 500,), "")).prompts[0]
 
     assert plain.model.config.max_prompt_tokens + 2 == len(prompt)
 
 
-def test_endless_texts_are_refused(plain: OfaEngine) -> None:
-    """A text far beyond anything that is read names its field and the limit."""
+def test_too_long_texts_are_refused(plain: OfaEngine) -> None:
+    """The refusal names the field and the limit."""
     with pytest.raises(InputRefused, match=str(MAX_TEXT_LENGTH)) as caught:
         plain.prepare(EntailmentItem(PICTURE, ("a dog", "x" * (MAX_TEXT_LENGTH + 1)), ""))
 
     assert (caught.value.reason, caught.value.field) == ("TEXT_TOO_LONG", "statements[1]")
 
 
-def test_the_longest_word_is_cut_quickly() -> None:
-    """A single word of the longest text allowed costs about a second, not hours."""
+def test_the_longest_word_is_tokenised_quickly() -> None:
+    """A single word of the longest text allowed takes about a second."""
     began = time.process_time()
 
     TOKENIZER.encode("aninered" * (MAX_TEXT_LENGTH // 8))
@@ -81,8 +81,8 @@ def test_the_longest_word_is_cut_quickly() -> None:
         (" ", ""),
     ],
 )
-def test_texts_are_written_as_in_training(text: str, expected: str) -> None:
-    """Case, leading marks, hyphens, spaces and surplus words go the way they went in the training data."""
+def test_texts_are_normalised_as_in_training(text: str, expected: str) -> None:
+    """Case, leading punctuation, hyphens, spaces and surplus words."""
     assert expected == clean(text, 3)
 
 
@@ -108,8 +108,8 @@ def naive_merge(letters: list[str], ranks: dict[tuple[str, str], int]) -> list[s
         parts = joined
 
 
-def test_merging_is_the_plain_way_made_fast() -> None:
-    """With any merges, even those that no training makes, words are cut as by the plain definition."""
+def test_merging_equals_the_plain_definition() -> None:
+    """For any merges, even those that no training produces."""
     chance = random.Random(5)
     for _ in range(300):
         ranks: dict[tuple[str, str], int] = {}
@@ -124,7 +124,7 @@ def test_merging_is_the_plain_way_made_fast() -> None:
 
 
 def test_every_byte_has_its_own_letter() -> None:
-    """Any text can be cut, whatever its bytes."""
+    """Any text can be tokenised, whatever its bytes."""
     assert len(set(byte_letters())) == 256
 
 

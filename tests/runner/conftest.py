@@ -1,32 +1,32 @@
-"""What the runner's tests share."""
+"""Fixtures of the runner's tests."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest_asyncio
 
-from tests.runner.stage import Stage
+from tests.runner.harness import RunnerHarness
 
-MakeStage = Callable[..., Stage]
+MakeRunner = Callable[..., RunnerHarness]
 
 
 @pytest_asyncio.fixture
-async def make_stage(tmp_path: Path) -> AsyncIterator[MakeStage]:
-    """Make runners that are gone when the test is."""
-    stages: list[Stage] = []
+async def make_runner(tmp_path: Path) -> AsyncIterator[MakeRunner]:
+    """Return a factory of runners, which end with the test."""
+    runners: list[RunnerHarness] = []
 
-    def make(**spec: float | str) -> Stage:
-        stages.append(Stage(tmp_path, **spec))
-        return stages[-1]
+    def make(**spec: float | str) -> RunnerHarness:
+        runners.append(RunnerHarness(tmp_path, **spec))
+        return runners[-1]
 
     yield make
-    for stage in stages:
-        if stage.process.pid:
-            stage.process.kill("the test is over")
-            await stage.ended()
+    for runner in runners:
+        if runner.process.pid:
+            runner.process.kill("the test is over")
+            await runner.ended()
 
 
 @pytest_asyncio.fixture
-async def stage(make_stage: MakeStage) -> Stage:
-    """A runner with usual limits, not yet spawned."""
-    return make_stage()
+async def runner(make_runner: MakeRunner) -> RunnerHarness:
+    """A runner with default limits, not spawned."""
+    return make_runner()

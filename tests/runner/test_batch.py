@@ -1,4 +1,4 @@
-"""One batch on the device, in memory: who is answered, who is not, and why."""
+"""One batch on a toy engine: outcomes, retries and replies, without a process."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Call = Sequence[RowRange[PreparedItem]]
 
 
 class StandingClock:
-    """Time that goes only when a test says so."""
+    """A clock that only tests advance."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -33,8 +33,8 @@ class StandingClock:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A prepared item of so many rows."""
+class ToyItem:
+    """A prepared item of `rows` rows."""
 
     name: str
     rows: int
@@ -55,7 +55,7 @@ class ToyEngine:
     precision: str = "float32"
     max_call_rows: int = 8
 
-    def prepare(self, item: Item) -> Rows:
+    def prepare(self, item: Item) -> ToyItem:
         raise NotImplementedError
 
     def compute(self, chunks: Call) -> list[tuple[RowResult, ...]]:
@@ -64,7 +64,7 @@ class ToyEngine:
         return [tuple(self._score(chunk.item, row) for row in range(chunk.start, chunk.stop)) for chunk in chunks]
 
     def _score(self, prepared: object, row: int) -> EntailmentScores:
-        assert isinstance(prepared, Rows)
+        assert isinstance(prepared, ToyItem)
         return EntailmentScores(self.values.get(prepared.name, float(row)), 0.0, 0.0)
 
     def warm_up(self, progress: Progress) -> None:
@@ -87,7 +87,7 @@ class Scene:
         self.cleared = 0
         self.items = [PendingItem(number, math.inf, None) for number in range(1, len(items) + 1)]
         for item, (name, rows) in zip(self.items, items, strict=True):
-            item.prepared = Rows(name, rows)
+            item.prepared = ToyItem(name, rows)
         self.batch = PendingBatch(1, self.items, 0.0)
         self.batch.is_prepared.set()
         progress = DeviceProgress(self.clock)
@@ -100,12 +100,12 @@ class Scene:
         self.cleared += 1
 
     def run(self) -> list[str]:
-        """Compute it; what came of each item, in the items' order."""
+        """Compute the batch; return each item's answer kind or failure reason, in order."""
         BatchRun(self.context, self.batch, self.replies.append).run()
         assert [reply.done for reply in self.replies] == [False] * (len(self.replies) - 1) + [True]
-        told = [outcome for reply in self.replies for outcome in reply.outcomes]
-        assert len(told) == len({outcome.item_id for outcome in told}), "an item was told twice"
-        words = {outcome.item_id: outcome.failure.reason or outcome.WhichOneof("outcome") for outcome in told}
+        sent = [outcome for reply in self.replies for outcome in reply.outcomes]
+        assert len(sent) == len({outcome.item_id for outcome in sent}), "an item has two outcomes"
+        words = {outcome.item_id: outcome.failure.reason or outcome.WhichOneof("outcome") for outcome in sent}
         return [str(words[item.item_id]) for item in self.items]
 
 
@@ -127,15 +127,15 @@ def test_a_large_item_is_cut_and_put_together_in_order() -> None:
     assert scene.replies[-1].rows == 32
 
 
-def test_items_are_answered_as_soon_as_they_are_whole() -> None:
-    """A small item does not wait for the large one behind it."""
+def test_items_are_answered_as_soon_as_they_are_complete() -> None:
+    """A small item does not wait for the large one after it."""
     scene = Scene(ToyEngine(), ("small", 1), ("large", 20))
     scene.run()
     assert [[outcome.item_id for outcome in reply.outcomes] for reply in scene.replies] == [[1], [], [2]]
 
 
-def test_out_of_memory_is_split_until_it_fits() -> None:
-    """What did not fit is halved until it does; no later call is as large as one that did not fit."""
+def test_a_call_without_memory_is_halved_until_it_fits() -> None:
+    """No later call is as large as one that did not fit."""
 
     def two_fit(chunks: Call) -> None:
         if sum(chunk.rows for chunk in chunks) > 2:
@@ -161,8 +161,8 @@ def test_out_of_memory_at_one_row_fails_that_item_alone() -> None:
     assert scene.run() == ["entailment", "OUT_OF_MEMORY", "entailment"]
 
 
-def test_an_engine_s_error_hits_one_item_alone() -> None:
-    """A call that raises is repeated item by item; nobody fails for his neighbour."""
+def test_an_engine_error_fails_one_item_only() -> None:
+    """A call that raises is repeated item by item; the other items are answered."""
 
     def b_breaks(chunks: Call) -> None:
         if any(chunk.item.name == "b" for chunk in chunks):  # type: ignore[attr-defined]
@@ -180,8 +180,8 @@ def test_results_of_the_wrong_length_are_the_engine_s_failure() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_never_answered(value: float) -> None:
-    """NaN and infinities fail the item, and what is left of it is not computed."""
+def test_results_that_are_not_finite_fail_the_item(value: float) -> None:
+    """NaN and infinity fail the item, and its remaining rows are not computed."""
     engine = ToyEngine(values={"bad": value})
     assert Scene(engine, ("bad", 20), ("good", 1)).run() == ["NOT_FINITE", "entailment"]
     assert [("bad", 0, 8)] in engine.calls
@@ -189,7 +189,7 @@ def test_what_is_no_number_is_never_answered(value: float) -> None:
 
 
 def test_expired_and_cancelled_items_cost_no_call() -> None:
-    """What nobody waits for is dropped before the device sees it."""
+    """They are dropped before the device call."""
     engine = ToyEngine()
     scene = Scene(engine, ("expired", 1), ("cancelled", 1), ("wanted", 1))
     scene.items[0].deadline = scene.clock.time
@@ -198,8 +198,8 @@ def test_expired_and_cancelled_items_cost_no_call() -> None:
     assert engine.calls == [[("wanted", 0, 1)]]
 
 
-def test_an_item_that_expires_amid_its_calls_is_dropped() -> None:
-    """The rest of a large item is not computed for nobody."""
+def test_an_item_that_expires_between_its_calls_is_dropped() -> None:
+    """The remaining rows of a large item are not computed."""
     scene = Scene(engine := ToyEngine(), ("a", 32), ("b", 1))
     scene.items[0].deadline = 101.0
     engine.on_call = lambda _: setattr(scene.clock, "time", scene.clock.time + 0.6)
@@ -207,8 +207,8 @@ def test_an_item_that_expires_amid_its_calls_is_dropped() -> None:
     assert len(engine.calls) == 3
 
 
-def test_items_refused_in_preparation_are_told_before_the_device_begins() -> None:
-    """They do not wait for their neighbours' device call."""
+def test_items_refused_in_preparation_are_answered_before_the_first_call() -> None:
+    """They do not wait for the other items' device call."""
     scene = Scene(ToyEngine(), ("refused", 1), ("good", 1))
     scene.items[0].fail(("IMAGE_UNREADABLE", "no picture"), "image.content")
     assert scene.run() == ["IMAGE_UNREADABLE", "entailment"]
@@ -217,7 +217,7 @@ def test_items_refused_in_preparation_are_told_before_the_device_begins() -> Non
 
 
 def test_a_lost_device_ends_the_batch() -> None:
-    """Nothing is answered on a device whose context is broken; the process must go."""
+    """Nothing is answered on a device whose context is broken; the process must exit."""
 
     def lost(_: Call) -> None:
         raise AcceleratorError
@@ -228,8 +228,8 @@ def test_a_lost_device_ends_the_batch() -> None:
     assert scene.replies == []
 
 
-def test_computed_seconds_are_those_of_the_item_s_calls() -> None:
-    """An item is charged the calls it was part of, the batch all of them."""
+def test_computed_seconds_are_the_sum_of_the_item_s_calls() -> None:
+    """An item counts the calls it was part of, the batch counts all of them."""
     engine = ToyEngine()
     scene = Scene(engine, ("a", 1), ("b", 16))
     engine.on_call = lambda _: setattr(scene.clock, "time", scene.clock.time + 1.0)
@@ -240,7 +240,7 @@ def test_computed_seconds_are_those_of_the_item_s_calls() -> None:
 
 
 def test_call_size_follows_the_measured_cost() -> None:
-    """When rows turn out slow, calls shrink to the bound of time."""
+    """When rows turn out to be slow, calls shrink to the limit of time."""
     engine = ToyEngine()
     scene = Scene(engine, ("a", 64))
     scene.context.limits = CallLimits(8, 4.0)

@@ -1,4 +1,4 @@
-"""How a batch is packed into device calls, and what is done when memory runs out."""
+"""How a batch is packed into device calls, and how calls are split when memory runs out."""
 
 from collections.abc import Sequence
 
@@ -51,15 +51,15 @@ def all_calls(rows: Sequence[int], max_rows: int) -> list[Call]:
         ([2, 1], 1, [[(0, 0, 1)], [(0, 1, 2)], [(1, 0, 1)]]),
     ],
 )
-def test_packing(rows: list[int], max_rows: int, expected: list[list[tuple[int, int, int]]]) -> None:
-    """Items go in order, share calls, and are cut only if no call could hold them."""
+def test_items_are_packed_in_order(rows: list[int], max_rows: int, expected: list[list[tuple[int, int, int]]]) -> None:
+    """Items share calls, and are split only if no call could hold them."""
     calls = [[(cut.item, cut.start, cut.stop) for cut in call] for call in all_calls(rows, max_rows)]
     assert expected == calls
 
 
 @given(ITEMS, st.integers(1, 16))
 def test_packing_computes_every_row_once(rows: list[int], max_rows: int) -> None:
-    """No row is lost or computed twice, no call is empty or over its bound."""
+    """No row is lost or computed twice, and no call is empty or above its limit."""
     calls = all_calls(rows, max_rows)
     computed = sorted((cut.item, row) for call in calls for cut in call for row in range(cut.start, cut.stop))
     assert [(place, row) for place, count in enumerate(rows) for row in range(count)] == computed
@@ -77,8 +77,10 @@ def test_packing_computes_every_row_once(rows: list[int], max_rows: int) -> None
         (CallLimits(16, 0.0), 1.0, 99, 16),
     ],
 )
-def test_call_bound(limits: CallLimits, row_seconds: float, memory_rows: int | None, expected: int) -> None:
-    """A call is bounded by rows, expected time and what memory has allowed, whichever is least."""
+def test_the_least_limit_decides(
+    limits: CallLimits, row_seconds: float, memory_rows: int | None, expected: int
+) -> None:
+    """Limits are the maximum of rows, the expected time and what memory has allowed."""
     assert expected == limit_rows(limits, row_seconds, memory_rows)
 
 
@@ -92,14 +94,14 @@ def test_call_bound(limits: CallLimits, row_seconds: float, memory_rows: int | N
         ([1, 1, 1, 5], [[(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1)], [(3, 1, 5)]]),
     ],
 )
-def test_splitting_when_memory_runs_out(rows: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
-    """A call that did not fit is computed in two halves, in order."""
+def test_a_failed_call_is_halved(rows: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
+    """Both halves keep the order of the rows."""
     assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve_call(tuple(items(*rows)))]
 
 
 @given(ITEMS)
-def test_halves_are_the_whole(rows: list[int]) -> None:
-    """Both halves together are the call, and neither is much larger than the other."""
+def test_both_halves_together_are_the_call(rows: list[int]) -> None:
+    """Neither half is much larger than the other."""
     call = items(*rows)
     halves = halve_call(tuple(call))
     computed = sorted((cut.item, row) for half in halves for cut in half for row in range(cut.start, cut.stop))
@@ -108,8 +110,8 @@ def test_halves_are_the_whole(rows: list[int]) -> None:
     assert all(half for half in halves)
 
 
-def test_memory_limit_is_learned_and_forgotten() -> None:
-    """After running out, calls stay small; after many good ones larger calls are tried again."""
+def test_the_memory_limit_is_learnt_and_raised_again() -> None:
+    """After a memory error calls stay small; after many successful calls larger ones are tried."""
     memory = MemoryLimit()
     memory.record_failure(16)
     assert memory.rows == 8
@@ -127,7 +129,7 @@ def test_memory_limit_is_learned_and_forgotten() -> None:
 
 
 def test_one_row_is_always_tried() -> None:
-    """The learned limit never falls to nothing."""
+    """The learnt limit is never below one row."""
     memory = MemoryLimit()
     memory.record_failure(1)
     assert memory.rows == 1
@@ -147,19 +149,19 @@ def test_one_row_is_always_tried() -> None:
         (ValueError("can't allocate memory"), False, False),
     ],
 )
-def test_errors_are_told_apart_by_name(error: Exception, is_memory: bool, is_lost: bool) -> None:  # noqa: FBT001
-    """No device library is imported to know its errors."""
+def test_device_errors_are_recognised_by_name(error: Exception, is_memory: bool, is_lost: bool) -> None:  # noqa: FBT001
+    """No device library is imported for it."""
     assert is_memory == is_out_of_memory(error)
     assert is_lost == is_device_lost(error)
 
 
-def test_cache_is_given_back_on_a_full_card_only() -> None:
-    """A CPU has no card, and a card is full at nine tenths."""
+def test_cached_memory_is_freed_only_on_a_full_card() -> None:
+    """A card is full above 90 %; a CPU has no card."""
     assert not should_clear(0, 0)
     assert not should_clear(90, 100)
     assert should_clear(91, 100)
 
 
-def test_items_of_a_broken_call_are_computed_alone() -> None:
-    """So that the one that breaks the engine meets nobody else."""
+def test_items_of_a_failed_call_are_computed_one_by_one() -> None:
+    """The item that breaks the engine then fails alone."""
     assert split_by_item(tuple(items(2, 3))) == [(RowRange(0, 0, 2),), (RowRange(1, 0, 3),)]

@@ -1,4 +1,4 @@
-"""Memory that a device call has freed stays ready for the next one."""
+"""Memory that a device call frees stays in the heap for the next call."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def _faults_of_a_later_call(*, keep: bool) -> int:
     return int(done.stdout)
 
 
-def test_a_later_call_finds_its_pages_ready() -> None:
-    """A large block on another thread than the first costs page faults once, not in every call."""
+def test_later_calls_cause_no_page_faults() -> None:
+    """A large block on another thread than the first causes page faults once, not in every call."""
     assert _faults_of_a_later_call(keep=False) > 10_000
     assert _faults_of_a_later_call(keep=True) < 100

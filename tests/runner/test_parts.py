@@ -1,4 +1,4 @@
-"""Small parts of the runner that decide without a process."""
+"""Small parts of the runner, without a process."""
 
 import io
 import resource
@@ -30,8 +30,8 @@ DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]
         ("cpu", ["cpu"]),
     ],
 )
-def test_device_policy(policy: str, names: list[str]) -> None:
-    """A policy leaves devices out and never changes their order."""
+def test_a_policy_filters_devices(policy: str, names: list[str]) -> None:
+    """The order of devices stays."""
     assert names == [name for name, _ in filter_devices(DEVICES, policy)]
 
 
@@ -52,12 +52,12 @@ def test_niceness_is_raised_only_if_it_can_be_lowered(
     capabilities: int,
     may: bool,  # noqa: FBT001
 ) -> None:
-    """A candidate that could never become quick again is not made slow."""
+    """A candidate that could never be raised to normal priority again keeps it."""
     assert may == can_lower_niceness(niceness, nice_limit, capabilities)
 
 
-def test_the_sample_picture_is_one() -> None:
-    """What a cost is measured with decodes like a caller's picture."""
+def test_the_sample_picture_is_valid() -> None:
+    """The picture for measuring decodes like a caller's picture."""
     item = make_sample_item(Task.VISUAL_ENTAILMENT)
     assert isinstance(item, EntailmentItem)
     with Image.open(io.BytesIO(item.image)) as picture:
@@ -66,8 +66,8 @@ def test_the_sample_picture_is_one() -> None:
     assert isinstance(make_sample_item(Task.ADDRESS_TAGGING), AddressItem)
 
 
-def test_items_and_answers_cross_the_wire() -> None:
-    """Both tasks' items are read, both tasks' results are written."""
+def test_items_are_read_and_results_written() -> None:
+    """For both tasks."""
     row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
     assert prepare.read_item(row) == AddressItem(("a", "b"))
     outcome = prepare.answer_outcome(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
@@ -79,8 +79,8 @@ def test_items_and_answers_cross_the_wire() -> None:
         prepare.read_item(runner_pb2.BatchItem(item_id=1))
 
 
-def test_a_result_is_finite_or_not() -> None:
-    """Every number of a result is looked at."""
+def test_a_result_is_finite_if_all_its_numbers_are() -> None:
+    """Checked for both tasks."""
     assert prepare.is_finite(EntailmentScores(0.2, 0.3, 0.5))
     assert not prepare.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
     assert prepare.is_finite(())
@@ -102,7 +102,7 @@ def test_a_heartbeat_reports_seconds_since_the_last_step() -> None:
     assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1)
 
 
-class Card(CpuOnly):
+class GrowingCache(CpuOnly):
     """A card whose cache is half of what is in use."""
 
     def __init__(self, used: int) -> None:
@@ -116,9 +116,9 @@ class Card(CpuOnly):
         self.used //= 2
 
 
-def test_a_full_card_s_cache_is_given_back() -> None:
-    """Above nine tenths, at most once a second, and never asked of a CPU."""
-    clock, card = StandingClock(), Card(80)
+def test_cached_memory_of_a_full_card_is_freed() -> None:
+    """Above 90 %, sampled at most once a second, and never on a CPU."""
+    clock, card = StandingClock(), GrowingCache(80)
     memory = CardMemoryMonitor(card, clock)
     assert memory.sample("cpu") is None
     assert memory.sample("cuda:0") == (80, 100)

@@ -1,4 +1,4 @@
-"""Whether a load fits is said before anything is allocated, from what can be read; what cannot refuses nothing."""
+"""Load plans: free memory, estimates, and refusals before anything is allocated."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from inference.runner import hardware
 from inference.runner.engines.base import MemoryEstimate, estimator_for
 from inference.runner.hardware import CpuOnly, measure_free_bytes
 from inference.runner.plan import MARGIN, plan_load
-from tests.runner.conftest import MakeStage
-from tests.runner.stage import Stage
+from tests.runner.conftest import MakeRunner
+from tests.runner.harness import RunnerHarness
 from tests.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 
 GIB = 1 << 30
@@ -24,12 +24,12 @@ GIB = 1 << 30
         (MemoryEstimate(500 * GIB, 0), None, True),  # nobody knows what is free
     ],
 )
-def test_a_plan_keeps_a_margin_and_refuses_on_knowledge_alone(
+def test_a_load_needs_a_margin_above_the_estimate(
     need: MemoryEstimate,
     free: int | None,
     fits: bool,  # noqa: FBT001
 ) -> None:
-    """Ten percent above what the engine foretells must be free."""
+    """10 % above the estimate must be free; unknown free memory refuses nothing."""
     plan = plan_load("cuda:0", need, free)
 
     assert (fits, round(need.total * MARGIN)) == (plan.fits, plan.needed)
@@ -50,13 +50,13 @@ STAT = "anon 100\nfile 700\nshmem 50\nslab 9\n"
         ("", "", "", None),  # no such files
     ],
 )
-def test_what_a_container_may_still_take(limit: str, current: str, stat: str, left: int | None) -> None:
-    """Its limit less what is used, page cache not counted; without a limit the machine alone decides."""
+def test_free_memory_of_a_container(limit: str, current: str, stat: str, left: int | None) -> None:
+    """Its limit minus used memory, page cache not counted; None without a limit."""
     assert left == hardware.compute_container_free_bytes(limit, current, stat)
 
 
-def test_the_host_gives_what_machine_and_container_both_have(tmp_path: Path) -> None:
-    """The smaller of both; what is unreadable is no answer, never zero."""
+def test_free_host_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
+    """An unreadable file is ignored."""
     meminfo = tmp_path / "meminfo"
     assert None is hardware.read_available_bytes(meminfo, tmp_path)
 
@@ -78,43 +78,43 @@ class BrokenCard(CpuOnly):
         raise RuntimeError("CUDA error: unknown error")
 
 
-def test_a_driver_that_does_not_answer_refuses_nothing() -> None:
-    """The load itself will tell."""
+def test_a_driver_error_refuses_no_load() -> None:
+    """Free memory is unknown then; the load itself reports the error."""
     assert None is measure_free_bytes(BrokenCard(), "cuda:0")
 
 
-def test_engines_that_foretell_nothing_have_no_plan() -> None:
-    """A plan is an engine's offer."""
-    assert None is estimator_for("own", {"own": "tests.runner.stage:Stage"})
+def test_engines_without_an_estimator_have_no_plan() -> None:
+    """An estimator is optional."""
+    assert None is estimator_for("own", {"own": "tests.runner.harness:RunnerHarness"})
     assert None is estimator_for("unknown")
     assert estimator_for("ofa") is not None
 
 
-async def test_what_does_not_fit_is_refused_with_the_numbers(
-    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+async def test_a_load_that_does_not_fit_is_refused_with_both_numbers(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the engine is asked to load, which would crash here; on the CPU the same bundle is not hindered."""
+    """Before the engine is asked to load, which would crash here; on the CPU the same bundle loads."""
     monkeypatch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
     monkeypatch.setenv(CARD_USED_VARIABLE, str(CARD_BYTES - 10 * GIB))
     script: dict[str, float | str] = {"needs_bytes": 10 * GIB, "fail_load": "crash", "faulty_devices": "cuda"}
 
-    outcome = await make_stage().load("r1", "cuda:0", **script)
+    outcome = await make_runner().load("r1", "cuda:0", **script)
 
     assert outcome.failure.reason == "DOES_NOT_FIT"
     assert (outcome.needed_bytes, outcome.free_bytes) == (11 * GIB, 10 * GIB)
     assert "11264 MiB" in outcome.failure.message
     assert "10240 MiB" in outcome.failure.message
-    assert not (await make_stage().load("r1", "cpu", **script)).HasField("failure")
+    assert not (await make_runner().load("r1", "cpu", **script)).HasField("failure")
 
 
 @pytest.mark.parametrize("where", ["fail_load", "fail_warm_up"])
-async def test_memory_that_runs_out_in_a_load_is_told_with_the_numbers(
-    stage: Stage, where: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_memory_error_in_a_load_is_reported_with_both_numbers(
+    runner: RunnerHarness, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plan that was too kind: what it said, and what is free now."""
+    """The estimate was too low: both the estimate and the free memory are reported."""
     monkeypatch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
 
-    outcome = await stage.load("r1", "cuda:0", needs_bytes=GIB, **{where: "oom"})
+    outcome = await runner.load("r1", "cuda:0", needs_bytes=GIB, **{where: "oom"})
 
     assert outcome.failure.reason == "OUT_OF_MEMORY"
     assert (round(GIB * MARGIN), 72 * GIB) == (outcome.needed_bytes, outcome.free_bytes)

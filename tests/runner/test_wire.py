@@ -1,4 +1,4 @@
-"""Frames survive every way in which bytes can arrive, and nothing that is no frame is believed."""
+"""Frames are decoded however their bytes arrive, and invalid frames are refused."""
 
 import socket
 import threading
@@ -35,8 +35,8 @@ def speak(way: socket.socket, *payloads: bytes) -> None:
 
 
 @given(st.lists(st.binary(max_size=40)), st.lists(st.integers(1, 50)))
-def test_frames_come_out_whole_however_they_are_split(payloads: list[bytes], sizes: list[int]) -> None:
-    """Any split of the stream gives the same frames, and nothing is left."""
+def test_frames_are_decoded_however_the_stream_is_split(payloads: list[bytes], sizes: list[int]) -> None:
+    """Any split of the stream gives the same frames, and no bytes are left."""
     stream, decoder, frames = encode(payloads), FrameDecoder(), []
     for size in [*sizes, len(stream)]:
         piece, stream = stream[:size], stream[size:]
@@ -46,8 +46,8 @@ def test_frames_come_out_whole_however_they_are_split(payloads: list[bytes], siz
 
 
 @given(st.binary(min_size=1, max_size=64), st.data())
-def test_a_part_of_a_frame_is_not_told(payload: bytes, data: st.DataObject) -> None:
-    """Until its last byte has come there is no frame, and the decoder knows that it is amid one."""
+def test_a_partial_frame_is_not_returned(payload: bytes, data: st.DataObject) -> None:
+    """Until its last byte has arrived the decoder returns no frame and reports that it is incomplete."""
     stream = encode([payload])
     cut = data.draw(st.integers(1, len(stream) - 1))
     decoder = FrameDecoder()
@@ -57,7 +57,7 @@ def test_a_part_of_a_frame_is_not_told(payload: bytes, data: st.DataObject) -> N
 
 
 def test_a_large_frame_costs_one_copy() -> None:
-    """16 MiB in pieces of 4 KiB are joined once; a join a piece would move 32 GB."""
+    """16 MiB in pieces of 4 KiB are joined once; joining at every piece would copy 32 GB."""
     payload = bytes(16 << 20)
     stream, decoder = encode([payload]), FrameDecoder()
     frames = [found for at in range(0, len(stream), 4096) for found in decoder.feed(stream[at : at + 4096])]
@@ -65,7 +65,7 @@ def test_a_large_frame_costs_one_copy() -> None:
 
 
 def test_a_length_over_the_cap_is_refused_by_its_header() -> None:
-    """Four bytes are enough to refuse; nothing is allocated for the rest."""
+    """Nothing is allocated for the payload."""
     with pytest.raises(FrameError, match="maximum"):
         FrameDecoder().feed(HEADER.pack(MAX_FRAME_BYTES + 1))
     with pytest.raises(FrameError, match="maximum"):
@@ -73,14 +73,14 @@ def test_a_length_over_the_cap_is_refused_by_its_header() -> None:
 
 
 def test_a_payload_over_the_cap_is_not_sent() -> None:
-    """The sender finds out, not the receiver."""
+    """The sender raises."""
     with pytest.raises(FrameError, match="maximum"):
         frame(bytes(MAX_FRAME_BYTES + 1))
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 100_000, 1 << 21])
-def test_a_batch_frame_is_the_library_s_own_encoding(size: int) -> None:
-    """The tag and length that are written by hand read back as RunnerRequest(batch=…)."""
+def test_a_hand_written_batch_frame_parses_as_protobuf(size: int) -> None:
+    """Tag and length written by hand parse as RunnerRequest(batch=…)."""
     item = runner_pb2.BatchItem(item_id=7, entailment=runner_pb2.EntailmentTask(image=bytes(size)))
     batch = runner_pb2.ComputeBatch(batch_id=3, items=[item])
     [payload] = FrameDecoder().feed(b"".join(batch_frame(batch.SerializeToString())))
@@ -88,13 +88,13 @@ def test_a_batch_frame_is_the_library_s_own_encoding(size: int) -> None:
 
 
 def test_a_batch_frame_over_the_cap_is_not_sent() -> None:
-    """The hand-written wrapper counts too."""
+    """The hand-written tag and length count too."""
     with pytest.raises(FrameError, match="maximum"):
         batch_frame(bytes(MAX_FRAME_BYTES - 2))
 
 
-def test_blocking_ends_speak_the_same_frames() -> None:
-    """What one blocking end writes the other reads, larger than any socket buffer; then its end is seen."""
+def test_blocking_reader_and_writer_use_the_same_frames() -> None:
+    """A frame larger than any socket buffer is read back; then the end of the stream is reported."""
     here, there = socket.socketpair()
     payload = bytes(range(256)) * 8192
     with here, there:
@@ -107,8 +107,8 @@ def test_blocking_ends_speak_the_same_frames() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\0\0", HEADER.pack(9), HEADER.pack(9) + b"half"])
-def test_an_end_amid_a_frame_is_an_error(sent: bytes) -> None:
-    """A stream that stops in the middle is not taken for one that has ended."""
+def test_the_end_of_a_stream_inside_a_frame_is_an_error(sent: bytes) -> None:
+    """It differs from a regular end."""
     here, there = socket.socketpair()
     with here, there:
         here.sendall(sent)
@@ -118,7 +118,7 @@ def test_an_end_amid_a_frame_is_an_error(sent: bytes) -> None:
 
 
 def test_a_blocking_reader_refuses_a_length_over_the_cap() -> None:
-    """It does not wait for what was announced."""
+    """It does not wait for the payload."""
     here, there = socket.socketpair()
     with here, there:
         here.sendall(b"\xff" * 64)
@@ -127,7 +127,7 @@ def test_a_blocking_reader_refuses_a_length_over_the_cap() -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=9), min_size=1), st.data())
-def test_what_a_send_leaves_over_is_the_rest(parts: list[bytes], data: st.DataObject) -> None:
+def test_a_partial_send_leaves_the_remaining_bytes(parts: list[bytes], data: st.DataObject) -> None:
     """After a partial send exactly the bytes behind it are left."""
     stream = b"".join(parts)
     sent = data.draw(st.integers(0, len(stream)))

@@ -1,4 +1,4 @@
-"""A real runner process and an ear for what it says, in the words of the tests."""
+"""A real runner process, and a listener that records its messages."""
 
 import asyncio
 import dataclasses
@@ -11,13 +11,13 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.process import RunnerEnding, RunnerProcess, RunnerSpec
 from tests.scripted_engine import ENGINES, NAME, make_scripted_bundle
 
-LIMIT_SECONDS = 10.0  # for a test that fails; none waits for it
-THREADS = 3  # that every load asks for
+LIMIT_SECONDS = 10.0  # after which a waiting test fails
+THREADS = 3  # requested by every load
 SPEC = RunnerSpec(engine=NAME, extra_engines=ENGINES, heartbeat_seconds=0.02)
 
 
-class Ear:
-    """Keeps what a runner says, and lets a test wait for something of it."""
+class RecordingListener:
+    """Records a runner's messages and lets a test wait for one."""
 
     def __init__(self) -> None:
         self.hello: runner_pb2.Hello | None = None
@@ -28,25 +28,25 @@ class Ear:
         self.endings: list[RunnerEnding] = []
         self.after_end: list[str] = []
         self.bug: Exception | None = None  # raised once
-        self._heard = asyncio.Event()
+        self._has_message = asyncio.Event()
 
     def on_hello(self, hello: runner_pb2.Hello) -> None:
-        """Keep it."""
+        """Record it."""
         self.hello = hello
         self._note("hello")
 
     def on_load_progress(self, progress: runner_pb2.LoadProgress) -> None:
-        """Keep it."""
+        """Record it."""
         self.progress.append(progress)
         self._note("load_progress")
 
     def on_load_outcome(self, outcome: runner_pb2.LoadOutcome) -> None:
-        """Keep it."""
+        """Record it."""
         self.loaded = outcome
         self._note("load_outcome")
 
     def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Keep it, unless a test wants a bug here."""
+        """Record it, or raise the error that a test has set."""
         bug, self.bug = self.bug, None
         if bug is not None:
             raise bug
@@ -54,64 +54,64 @@ class Ear:
         self._note("batch_reply")
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
-        """Keep the last one."""
+        """Record the last one."""
         self.heartbeat = heartbeat
         self._note("heartbeat")
 
     def on_end(self, ending: RunnerEnding) -> None:
-        """Keep it; there must be one."""
+        """Record it; there must be exactly one."""
         self.endings.append(ending)
-        self._heard.set()
+        self._has_message.set()
 
     @property
     def outcomes(self) -> dict[int, runner_pb2.ItemOutcome]:
         """All outcomes so far, by item."""
         return {outcome.item_id: outcome for reply in self.replies for outcome in reply.outcomes}
 
-    async def until(self, fact: Callable[[], object], limit_seconds: float = LIMIT_SECONDS) -> None:
-        """Wait until something that was heard makes a fact true."""
+    async def until(self, condition: Callable[[], object], limit_seconds: float = LIMIT_SECONDS) -> None:
+        """Wait until recorded messages make a condition true."""
         async with asyncio.timeout(limit_seconds):
-            while not fact():
-                self._heard.clear()
-                await self._heard.wait()
+            while not condition():
+                self._has_message.clear()
+                await self._has_message.wait()
 
     def _note(self, what: str) -> None:
         if self.endings:
             self.after_end.append(what)
-        self._heard.set()
+        self._has_message.set()
 
 
-class Stage:
+class RunnerHarness:
     """One runner with its bundles."""
 
     def __init__(self, state: Path, **spec: float | str) -> None:
-        self.ear = Ear()
+        self.listener = RecordingListener()
         self.state = state
-        self.process = RunnerProcess(dataclasses.replace(SPEC, **spec), self.ear)  # type: ignore[arg-type]
+        self.process = RunnerProcess(dataclasses.replace(SPEC, **spec), self.listener)  # type: ignore[arg-type]
         self._ids = itertools.count(1)
         self._batches = itertools.count(1)
 
-    async def stand(self) -> None:
-        """Spawn, and wait for Hello."""
+    async def start(self) -> None:
+        """Spawn the process and wait for Hello."""
         self.process.spawn()
-        await self.ear.until(lambda: self.ear.hello)
+        await self.listener.until(lambda: self.listener.hello)
 
     async def load(self, revision: str = "r1", device: str = "cpu", **script: float | str) -> runner_pb2.LoadOutcome:
-        """Stand and load a scripted bundle; whatever comes of it."""
-        await self.stand()
+        """Start, load a scripted bundle and return the outcome."""
+        await self.start()
         self.begin_load(revision, device, **script)
-        await self.ear.until(lambda: self.ear.loaded)
-        assert self.ear.loaded is not None
-        return self.ear.loaded
+        await self.listener.until(lambda: self.listener.loaded)
+        assert self.listener.loaded is not None
+        return self.listener.loaded
 
     def begin_load(self, revision: str = "r1", device: str = "cpu", **script: float | str) -> None:
-        """Ask for a load and do not wait."""
+        """Request a load without waiting for its outcome."""
         bundle = make_scripted_bundle(self.state, revision, **script)
         folder = bundle_folder(self.state, bundle.bundle_digest)
         self.process.load(runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS))
 
     def send(self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0) -> list[int]:
-        """Send one batch, an item a list of statements; the items' ids."""
+        """Send one batch of items, each a list of statements; return the items' ids."""
         rows = [
             runner_pb2.BatchItem(
                 item_id=next(self._ids),
@@ -128,13 +128,13 @@ class Stage:
     ) -> list[runner_pb2.ItemOutcome]:
         """Send one batch and wait for its outcomes, in the items' order."""
         ids = self.send(*items, image=image, seconds_left=seconds_left)
-        await self.ear.until(lambda: set(ids) <= set(self.ear.outcomes))
-        return [self.ear.outcomes[item_id] for item_id in ids]
+        await self.listener.until(lambda: set(ids) <= set(self.listener.outcomes))
+        return [self.listener.outcomes[item_id] for item_id in ids]
 
     async def ended(self, limit_seconds: float = LIMIT_SECONDS) -> RunnerEnding:
-        """Wait for its end, which is told once, and after which nothing is."""
+        """Wait for the end of the process; checks that it is reported once and is the last message."""
         async with asyncio.timeout(limit_seconds):
             await self.process.wait_ended()
-        [ending] = self.ear.endings
-        assert self.ear.after_end == []
+        [ending] = self.listener.endings
+        assert self.listener.after_end == []
         return ending
