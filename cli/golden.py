@@ -51,11 +51,11 @@ def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[
     """Compare answers, by item, with the set; one row for each statement."""
     rows = []
     for item in golden.golden.items:
-        said = answers[item.item]
+        given = answers[item.item]
         for position, statement in enumerate(item.texts):
             expected = item.expected[position] if item.expected else ""
             recorded = item.answers[position] if position < len(item.answers) else ""
-            answered = said[position] if position < len(said) else "no answer"
+            answered = given[position] if position < len(given) else "no answer"
             rows.append(ComparedAnswer(item, statement, expected, recorded, answered))
     return rows
 
@@ -107,8 +107,8 @@ def _differing(rows: Sequence[ComparedAnswer]) -> RenderableType:
     for heading in ("item", "statement", "set", "model"):
         table.add_column(heading, overflow="fold")
     for row in rows[:MAX_SHOWN]:
-        says = row.expected or row.recorded
-        table.add_row(text(row.item.item), text(row.statement), text(says), text((row.answered, BAD)))
+        reference = row.expected or row.recorded
+        table.add_row(text(row.item.item), text(row.statement), text(reference), text((row.answered, BAD)))
     if len(rows) > MAX_SHOWN:
         table.add_row(text((f"… {len(rows) - MAX_SHOWN} more", DIM)), text(""), text(""), text(""))
     return table
@@ -258,5 +258,5 @@ def _ask(
 
 
 def _row(row: ComparedAnswer) -> dict[str, object]:
-    said = {"expected": row.expected, "recorded": row.recorded, "answered": row.answered}
-    return {"item": row.item.item, "statement": row.statement, **said}
+    given = {"expected": row.expected, "recorded": row.recorded, "answered": row.answered}
+    return {"item": row.item.item, "statement": row.statement, **given}

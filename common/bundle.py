@@ -149,9 +149,9 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         files = tuple(BundleFile(**file) for file in row.pop("files"))
         notes = tuple(map(str, row.pop("notes", ())))  # older bundles have none
-        said = row.get("interface"), row.get("provenance")
-        interface = None if said[0] is None else parse_interface(said[0])
-        provenance = None if said[1] is None else parse_provenance(said[1])
+        parts = row.get("interface"), row.get("provenance")
+        interface = None if parts[0] is None else parse_interface(parts[0])
+        provenance = None if parts[1] is None else parse_provenance(parts[1])
         plain = {key: row[key] for key in _PLAIN_KEYS}
         bundle = Bundle(files=files, notes=notes, interface=interface, provenance=provenance, **plain)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

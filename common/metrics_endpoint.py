@@ -84,6 +84,7 @@ class _Handler(MetricsHandler):
     """Answers one request and closes the connection."""
 
     clock: Clock
+    server_version, sys_version = "hotslot", ""  # the Server header does not name the Python version
     default_request_version = "HTTP/1.0"  # a malformed request gets a status line too, which HTTP/0.9 does not have
 
     def handle(self) -> None:

@@ -86,8 +86,8 @@ class _Health(health_pb2_grpc.HealthServicer):
         if request.service == "slow":
             self._world.released.wait(10)
         if request.service == "header":
-            told = dict(context.invocation_metadata()).get("x-team")
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"x-team is {told}")
+            shown = dict(context.invocation_metadata()).get("x-team")
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"x-team is {shown}")
         if request.service == "unknown":
             context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         is_down = request.service == "down"

@@ -68,18 +68,18 @@ def test_a_state_folder_too_deep_for_sockets_is_a_mistake(
     (tmp_path / "hotslot.toml").write_text(GOOD)
     monkeypatch.setenv("HOTSLOT_STATE_DIR", "/" + "d" * 100)
     ended = hotslot("config", "check")
-    told = " ".join(ended.err.split())
+    shown = " ".join(ended.err.split())
     assert ended.code == ExitCode.WRONG_USE
-    assert "has 129 bytes, limit 107" in told
+    assert "has 129 bytes, limit 107" in shown
 
 
 def test_a_stop_time_shorter_than_the_drain_is_a_mistake(hotslot: Hotslot, tmp_path: Path) -> None:
     """The server must not be killed while it drains; the message names both settings."""
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n")
     ended = hotslot("config", "check")
-    told = " ".join(ended.err.split())
-    assert (ended.code, "watchdog.stop_seconds 60" in told) == (2, True)
-    assert "more than 60, which is server.drain_delay_seconds + server.grace_seconds" in told
+    shown = " ".join(ended.err.split())
+    assert (ended.code, "watchdog.stop_seconds 60" in shown) == (2, True)
+    assert "more than 60, which is server.drain_delay_seconds + server.grace_seconds" in shown
 
     (tmp_path / "hotslot.toml").write_text(f"{GOOD}grace_seconds = 45\n[watchdog]\nstop_seconds = 61\n")
     assert hotslot("config", "check").code == 0

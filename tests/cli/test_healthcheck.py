@@ -32,9 +32,9 @@ def test_1_a_missing_address() -> None:
 
 def test_2_a_refused_connection() -> None:
     """Exit code 2, after the connect timeout."""
-    code, said = probe(f"--addr={UNUSED}", "-connect-timeout=100ms")
+    code, output = probe(f"--addr={UNUSED}", "-connect-timeout=100ms")
     assert code == 2
-    assert said == f'timeout: failed to connect service "{UNUSED}" within 0.1s'
+    assert output == f'timeout: failed to connect service "{UNUSED}" within 0.1s'
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_3_a_failed_call(server: ScriptedServer, flags: tuple[str, ...], sentenc
 def test_3_a_server_without_a_health_service() -> None:
     """Exit code 3; the message says what is missing."""
     bare = ScriptedServer(has_services=False)
-    code, said = probe("-addr", bare.address, "-gzip", "-user-agent", "me")
+    code, output = probe("-addr", bare.address, "-gzip", "-user-agent", "me")
     bare.stop()
     assert code == 3
-    assert "does not implement the grpc health protocol" in said
+    assert "does not implement the grpc health protocol" in output
 
 
 def test_4_a_server_that_does_not_serve(server: ScriptedServer) -> None:
@@ -69,13 +69,13 @@ def test_4_a_server_that_does_not_serve(server: ScriptedServer) -> None:
 
 def test_verbose_prints_each_step(server: ScriptedServer) -> None:
     """Each step has a line; the result is the last one."""
-    code, said = probe("-v", "-addr", server.address)
+    code, output = probe("-v", "-addr", server.address)
     assert code == 0
-    assert [line.split(" (")[0] for line in said.splitlines()[:2]] == [
+    assert [line.split(" (")[0] for line in output.splitlines()[:2]] == [
         "establishing connection",
         "connection established",
     ]
-    assert said.splitlines()[-1] == "status: SERVING"
+    assert output.splitlines()[-1] == "status: SERVING"
 
 
 def test_a_probe_imports_only_grpc() -> None:

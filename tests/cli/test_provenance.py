@@ -62,7 +62,7 @@ def test_the_status_of_updates_has_the_origin_too() -> None:
     row = pb.Provenance(hub_kind="folder", hub_model="shapes", revision="v1.2.0", checked=["2 names"])
     row.fetched_at.FromJsonString("2026-01-02T03:04:05Z")
     status = pb.GetStatusResponse(models=[pb.ModelUpdates(model="shapes", committed_provenance=row)])
-    told = "from a folder hub: shapes v1.2.0, fetched 2026-01-02 03:04:05Z checked 2 names"
-    assert told in printed(show_status(status))
-    assert told in printed(show_update(pb.GetUpdateResponse(provenance=row)))
+    shown = "from a folder hub: shapes v1.2.0, fetched 2026-01-02 03:04:05Z checked 2 names"
+    assert shown in printed(show_status(status))
+    assert shown in printed(show_update(pb.GetUpdateResponse(provenance=row)))
     assert "from" not in printed(show_update(pb.GetUpdateResponse()))

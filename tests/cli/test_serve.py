@@ -101,10 +101,10 @@ def test_a_ready_server_says_what_to_try(
     """Three commands to paste, once the health service answers SERVING."""
     write_settings(tmp_path, int(server.address.rpartition(":")[2]))
     serve.announce(read_settings(), threading.Event())
-    said = capsys.readouterr().err
-    assert 'hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"' in said
-    assert "hotslot status" in said
-    assert f"grpcurl -plaintext {server.address} list" in said
+    output = capsys.readouterr().err
+    assert 'hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"' in output
+    assert "hotslot status" in output
+    assert f"grpcurl -plaintext {server.address} list" in output
     assert (PROJECT_FOLDER / serve.DEMO_PICTURE).is_file()
 
 

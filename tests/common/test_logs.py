@@ -19,7 +19,7 @@ TIME_LIMIT_SECONDS = 5.0
 
 
 class Reader:
-    """The other end of the pipe; reads only when told to."""
+    """The reading end of the pipe; reads only when a test calls it."""
 
     def __init__(self) -> None:
         self.descriptor, written = os.pipe()

@@ -62,6 +62,14 @@ def test_metrics_are_served_as_text(endpoint: MetricsEndpoint) -> None:
     assert b"hotslot_answers_total 3.0\n" in content
 
 
+def test_answers_do_not_name_the_python_version(endpoint: MetricsEndpoint) -> None:
+    """The Server header is hotslot's alone."""
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=5) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        head = connection.recv(1 << 16)
+    assert b"\r\nServer: hotslot \r\n" in head
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
