@@ -75,7 +75,7 @@ class MetricsObserver:
         meaning = "Open: until it may try again; half open: until its probe counts as failed; 0 closed."
         self._breaker_left = gauge("breaker_left_seconds", meaning, "breaker")
         meaning = "1 while a model is kept off its device because memory ran out there."
-        self._fallback = gauge("device_fallback", meaning)
+        self._fallback = gauge("cpu_fallback", meaning)
         self._hub = gauge("hub_answered_timestamp_seconds", "When the hub last answered.")
         meaning = "When the hub's listing was last another one: a mirror that has stopped answers, and never changes."
         self._changed = gauge("hub_listing_changed_timestamp_seconds", meaning)

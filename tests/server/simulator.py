@@ -1,4 +1,4 @@
-"""A model's slots with simulated runners and a clock that moves by hand: the server's decisions without processes."""
+"""One model with simulated runners and a manual clock, to test the server's decisions without processes."""
 
 import asyncio
 from collections.abc import Callable, Sequence

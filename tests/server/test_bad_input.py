@@ -1,4 +1,4 @@
-"""Whatever a caller sends, it is answered with a code, a reason and the field, alone and in a stream."""
+"""Invalid requests are answered with code, reason and field, in unary calls and in streams."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ JPEG_BEGIN = b"\xff\xd8\xff\xe0\x00\x10JFIF"  # and nothing more
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What is sent, and what is answered."""
+    """An invalid request and the expected error."""
 
     name: str
     fault: str
@@ -35,7 +35,7 @@ class Bad:
 
 
 def bad(name: str, fault: str, request: pb.PredictRequest | bytes, reason: str, field: str = "", code: str = "") -> Bad:
-    """A row."""
+    """Build a row of the table."""
     raw = request if isinstance(request, bytes) else request.SerializeToString()
     return Bad(name, fault, raw, code or "INVALID_ARGUMENT", reason, (field,) if field else ())
 
@@ -72,7 +72,7 @@ ROWS = [pytest.param(row, id=str(row), marks=pytest.mark.fault(row.fault)) for r
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_wrong_request_is_answered_with_its_reason_and_field(stack: Stack, row: Bad) -> None:
-    """A unary call with wrong input fails with the code, reason and field of the contract, and shows no insides."""
+    """An invalid unary call fails with the code, reason and field of the contract, without internal details."""
     with pytest.raises(grpc.RpcError) as error:
         predict_raw(stack, row.raw)
 
@@ -85,8 +85,8 @@ def test_a_wrong_request_is_answered_with_its_reason_and_field(stack: Stack, row
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_wrong_item_never_ends_its_stream(stack: Stack, row: Bad) -> None:
-    """In a stream the same input is that item's outcome; the items around it are answered."""
+def test_an_invalid_item_does_not_end_its_stream(stack: Stack, row: Bad) -> None:
+    """The error is that item's outcome; the items around it are answered."""
     before, after = question(), question()
     messages = [
         one_item("before", before.request()).SerializeToString(),
@@ -127,10 +127,10 @@ STREAM_TABLE = [
 
 
 @pytest.mark.parametrize(("message", "item_id", "reason", "field"), STREAM_TABLE)
-def test_a_wrong_message_never_ends_its_stream(
+def test_an_invalid_message_does_not_end_its_stream(
     stack: Stack, message: pb.StreamPredictRequest, item_id: str, reason: str, field: str
 ) -> None:
-    """A message that is wrong as such is answered once, and the stream goes on."""
+    """A message that does not parse gets one error outcome, and the stream continues."""
     after = question()
 
     messages = iter([message, items(("after", after))])
@@ -143,7 +143,7 @@ def test_a_wrong_message_never_ends_its_stream(
 
 @pytest.mark.fault("I12")
 def test_a_duplicate_id_is_refused_and_the_first_keeps_its_answer(stack: Stack) -> None:
-    """While an item waits, a second one under its id is answered at once as a duplicate; afterwards the id is free."""
+    """While an item is unanswered, a second one with its id is refused; afterwards the id can be used again."""
     first, again = question("!slow 0.2"), question()
 
     results = results_of(
@@ -160,8 +160,8 @@ def test_a_duplicate_id_is_refused_and_the_first_keeps_its_answer(stack: Stack) 
 
 
 @pytest.mark.fault("I6")
-def test_a_message_over_the_cap_ends_its_call(stack: Stack) -> None:
-    """40 MiB are refused by the transport: a unary call and a stream end RESOURCE_EXHAUSTED, the server serves on."""
+def test_a_message_over_the_size_limit_ends_its_call(stack: Stack) -> None:
+    """A message of 40 MiB ends a unary call and a stream with RESOURCE_EXHAUSTED; the server keeps serving."""
     huge = ask("a", image=bytes(40 * MIB))
     with pytest.raises(grpc.RpcError) as unary:
         stack.entailment.Predict(huge, timeout=DEADLINE_SECONDS)
@@ -199,21 +199,21 @@ ODD_TEXTS = [
 
 @pytest.mark.fault("I9")
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
-def test_odd_text_is_text(stack: Stack, text: str) -> None:
-    """Zero-width and control characters, right-to-left, emoji and the model's own marks are answered like any text."""
+def test_unusual_characters_are_accepted(stack: Stack, text: str) -> None:
+    """Control characters, right-to-left, emoji and the model's special tokens are answered like any text."""
     assert stack.check(question(text, premise=text)) == "r1"
 
 
 @pytest.mark.fault("I6")
 def test_a_picture_at_its_limit_is_answered(stack: Stack) -> None:
-    """16 MiB, 32 statements and a premise go through, in one answer."""
+    """16 MiB, 32 statements and a premise are answered in one response."""
     asked = question(*[f"statement {number}" for number in range(32)], image=bytes(16 * MIB), premise="given")
 
     assert stack.check(asked) == "r1"
 
 
 def test_an_unknown_method_is_unimplemented(stack: Stack) -> None:
-    """A method that the service does not have is refused, not crashed on."""
+    """A method that the service does not have fails with UNIMPLEMENTED."""
     channel: Any = stack.channel
     call = channel.unary_unary(f"/{ENTAILMENT}/Guess")
     with pytest.raises(grpc.RpcError) as error:
@@ -223,8 +223,8 @@ def test_an_unknown_method_is_unimplemented(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("method", ["Predict", "StreamPredict"])
-def test_address_tagging_says_that_it_has_no_engine(stack: Stack, method: str) -> None:
-    """The contract of the address service is there; its calls say clearly that this build lacks the engine."""
+def test_address_tagging_is_unimplemented(stack: Stack, method: str) -> None:
+    """The service exists; its calls say that this build has no engine for it."""
     request = address_pb2.PredictRequest(addresses=["浙江省杭州市"])
     ask: dict[str, Callable[[], object]] = {
         "Predict": lambda: stack.tagging.Predict(request, timeout=DEADLINE_SECONDS),

@@ -1,4 +1,4 @@
-"""A candidate that is bad in any way: its load says why, and callers never notice."""
+"""A candidate that fails: LoadSlot returns the reason, and callers are not affected."""
 
 import signal
 from typing import Any
@@ -13,7 +13,7 @@ from tests.stack.refusal import refusal_of
 
 
 def load_refused(stack: Stack, digest: str) -> tuple[str, str]:
-    """Code and reason of a load that fails."""
+    """Code and reason of a failed load."""
     with pytest.raises(grpc.RpcError) as error:
         stack.control.load(digest)
     refusal = refusal_of(error.value)
@@ -30,8 +30,10 @@ def load_refused(stack: Stack, digest: str) -> tuple[str, str]:
         ("oom", ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")),
     ],
 )
-def test_a_candidate_that_cannot_load_is_given_up(stack: Stack, fault: str, told: tuple[str, str]) -> None:
-    """The reason is told, the slot is free again, the active model answers on and nobody is blamed for it."""
+def test_a_candidate_that_cannot_load_is_refused_with_its_reason(
+    stack: Stack, fault: str, told: tuple[str, str]
+) -> None:
+    """LoadSlot returns the reason, the slot is free again, and the active model is not affected."""
     bad = stack.bundle(f"r-{fault}", fail_load=fault)
     generation = stack.control.status().generation
 
@@ -50,8 +52,8 @@ def test_a_candidate_that_cannot_load_is_given_up(stack: Stack, fault: str, told
 
 @pytest.mark.fault("K8")
 @pytest.mark.parametrize("fault", ["hang", "gil"])
-def test_a_candidate_that_hangs_while_loading_is_ended(make_stack: MakeStack, fault: str) -> None:
-    """A load without progress in its limit is ended as stalled, also if it holds the interpreter."""
+def test_a_candidate_that_hangs_while_loading_is_killed(make_stack: MakeStack, fault: str) -> None:
+    """A load without progress ends as LOAD_STALLED, even if it holds the interpreter lock."""
     stack = make_stack(runner={"load_stall_seconds": 1.0})
     bad = stack.bundle("r-stuck", fail_load=fault)
 
@@ -62,7 +64,7 @@ def test_a_candidate_that_hangs_while_loading_is_ended(make_stack: MakeStack, fa
 
 @pytest.mark.fault("K6")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_candidate_killed_while_loading_is_given_up(stack: Stack, number: signal.Signals) -> None:
+def test_a_candidate_killed_while_loading_frees_its_slot(stack: Stack, number: signal.Signals) -> None:
     """The load is aborted and the slot is free again."""
     call: Any = stack.control.begin_load(stack.bundle("r-long", load_seconds=20.0).bundle_digest)
     eventually(lambda: stack.control.other().state == "LOADING", what="the load has begun")
@@ -76,8 +78,8 @@ def test_a_candidate_killed_while_loading_is_given_up(stack: Stack, number: sign
 
 
 @pytest.mark.fault("K6")
-def test_a_candidate_killed_while_gated_is_gone(stack: Stack) -> None:
-    """Its load is unknown afterwards: it can be neither probed nor activated, and is loaded anew under a new name."""
+def test_a_candidate_killed_after_loading_has_an_unknown_load_id(stack: Stack) -> None:
+    """It can be neither probed nor activated; a new load gets a new id."""
     digest = stack.answers.digest_of("r2")
     load_id = stack.control.candidate(digest)
 
@@ -93,8 +95,8 @@ def test_a_candidate_killed_while_gated_is_gone(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K6")
-def test_a_probe_whose_runner_dies_says_so(stack: Stack) -> None:
-    """A candidate that its probe kills is an outcome of the probe, not of any caller."""
+def test_a_probe_whose_runner_dies_reports_it(stack: Stack) -> None:
+    """The death is the outcome of the probe and affects no caller."""
     load_id = stack.control.candidate(stack.answers.digest_of("r2"))
 
     (row,) = stack.control.probe([question("!crash@r2")], load_id)
@@ -105,8 +107,8 @@ def test_a_probe_whose_runner_dies_says_so(stack: Stack) -> None:
 
 
 @pytest.mark.fault("S3")
-def test_deadlines_are_kept_while_a_candidate_loads(stack: Stack) -> None:
-    """Callers with short deadlines see nothing of a load that takes its time and burns CPU; nor does health."""
+def test_deadlines_are_met_while_a_candidate_loads(stack: Stack) -> None:
+    """A slow, CPU-heavy load does not delay callers with short deadlines, nor health."""
     slow = stack.bundle("r-heavy", load_seconds=1.0, warm_up_seconds=0.5, cpu_row_seconds=0.2)
 
     with Load(stack, clients=4, deadline=2.0) as load:
@@ -120,8 +122,8 @@ def test_deadlines_are_kept_while_a_candidate_loads(stack: Stack) -> None:
 
 
 @pytest.mark.fault("S4")
-def test_a_candidate_without_memory_leaves_the_active_model_alone(stack: Stack) -> None:
-    """Out of memory while loading is told as such; the active process is not touched."""
+def test_a_candidate_without_memory_does_not_affect_the_active_model(stack: Stack) -> None:
+    """LoadSlot fails with OUT_OF_MEMORY; the active process keeps running."""
     pid = stack.active_pid()
     assert load_refused(stack, stack.bundle("r-big", fail_load="oom").bundle_digest)[1] == "OUT_OF_MEMORY"
 

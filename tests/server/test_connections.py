@@ -1,4 +1,4 @@
-"""Connections that idle, crawl or break: the others are served."""
+"""Connections that idle, send slowly or break do not affect other callers."""
 
 import contextlib
 import resource
@@ -16,8 +16,8 @@ IDLE = 1000
 
 
 @pytest.mark.fault("I17")
-def test_a_thousand_idle_connections_hold_nobody_up(stack: Stack) -> None:
-    """1,000 connections that say hello and nothing more: calls are answered, and their descriptors come back."""
+def test_a_thousand_idle_connections_do_not_delay_calls(stack: Stack) -> None:
+    """1,000 connections without calls: calls are answered, and the descriptors are released afterwards."""
     resource.prlimit(stack.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
     with contextlib.ExitStack() as held:
         for _ in range(IDLE):
@@ -30,8 +30,8 @@ def test_a_thousand_idle_connections_hold_nobody_up(stack: Stack) -> None:
 
 
 @pytest.mark.fault("I18")
-def test_clients_with_slow_headers_hold_nobody_up(stack: Stack) -> None:
-    """Connections that drip their preface byte by byte, or stop amid a header, cost nobody else anything."""
+def test_clients_with_slow_headers_do_not_delay_calls(stack: Stack) -> None:
+    """Connections that send their preface byte by byte, or stop inside a header, do not affect others."""
     stop = threading.Event()
     ways = [http2.connect(stack.port) for _ in range(50)]
     opening = http2.opening() + http2.call("/x/y", b"", {})[:40]
@@ -59,8 +59,8 @@ def test_clients_with_slow_headers_hold_nobody_up(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "noise", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(range(256)) * 40, b"\x16\x03\x01\x02\x00"]
 )
-def test_noise_on_the_port_hurts_nobody(stack: Stack, noise: bytes) -> None:
-    """HTTP/1, TLS or plain garbage is hung up on; calls are answered."""
+def test_other_protocols_on_the_port_are_disconnected(stack: Stack, noise: bytes) -> None:
+    """HTTP/1, TLS and random bytes are disconnected; calls are answered."""
     for _ in range(20):
         with http2.connect(stack.port) as way:
             way.sendall(noise)
@@ -68,8 +68,8 @@ def test_noise_on_the_port_hurts_nobody(stack: Stack, noise: bytes) -> None:
 
 
 @pytest.mark.fault("I14")
-def test_connections_that_break_in_the_middle_of_a_call_leave_nothing(stack: Stack) -> None:
-    """A peer that is gone with its request on the way gives its place back; the runner computes on for the others."""
+def test_connections_that_break_during_a_call_release_everything(stack: Stack) -> None:
+    """The admission and leases of a broken connection's request are released."""
     path = "/hotslot.entailment.v1.EntailmentService/Predict"
     message = question("!slow 0.01").request().SerializeToString()
     for number in range(100):

@@ -1,4 +1,4 @@
-"""The control socket: load, prove, activate, commit, retire, and what is said when the world has moved."""
+"""The control socket: load, probe, activate, commit, retire, and conflicts."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ def refused(act: Any, *arguments: object, **named: object) -> Refusal:  # noqa: 
 
 
 def state_in(refusal: Refusal) -> pb.ModelState:
-    """The true state in a conflict's details."""
+    """The ModelState in the details of a conflict."""
     state = pb.ModelState()
     assert [detail.Unpack(state) for detail in refusal.more] == [True]
     return state
 
 
-def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
-    """Load with progress, probe, activate, commit, retire: callers meet the new revision from the activation on."""
+def test_a_bundle_is_loaded_probed_activated_committed_and_retired(stack: Stack) -> None:
+    """Callers get the new revision from the activation on."""
     control, bundle = stack.control, stack.bundle("r-way", load_seconds=0.2, warm_up_seconds=0.1)
     begun = control.status()
 
@@ -68,7 +68,7 @@ def test_a_bundle_goes_the_whole_way(stack: Stack) -> None:
 
 
 def test_a_load_is_idempotent(stack: Stack) -> None:
-    """Asked again while it loads, or when it is loaded, it is the same load in the same slot."""
+    """A repeated call, during or after the load, returns the same load."""
     digest = stack.bundle("r-twice", load_seconds=0.3).bundle_digest
     first = stack.control.begin_load(digest)
     begun = next(first)
@@ -82,8 +82,8 @@ def test_a_load_is_idempotent(stack: Stack) -> None:
     assert stack.control.load(stack.answers.digest_of("r1"))[-1].load_id == stack.control.status().active_load_id
 
 
-def test_a_load_goes_on_when_its_caller_hangs_up(stack: Stack) -> None:
-    """A lost updater does not lose the load."""
+def test_a_load_continues_when_its_caller_hangs_up(stack: Stack) -> None:
+    """The load completes without a caller."""
     digest = stack.bundle("r-hang-up", load_seconds=0.3).bundle_digest
     call: Any = stack.control.begin_load(digest)
     load_id = next(call).load_id
@@ -93,8 +93,8 @@ def test_a_load_goes_on_when_its_caller_hangs_up(stack: Stack) -> None:
     assert stack.control.other().load_id == load_id
 
 
-def test_committing_and_retiring_again_is_harmless(stack: Stack) -> None:
-    """A caller that did not hear the answer may repeat the call."""
+def test_commit_and_retire_are_idempotent(stack: Stack) -> None:
+    """Repeated calls succeed and change nothing."""
     control = stack.control
     old = control.status().active_load_id
     load_id = control.trial(stack.answers.digest_of("r2"))
@@ -106,8 +106,8 @@ def test_committing_and_retiring_again_is_harmless(stack: Stack) -> None:
     assert stack.check(question()) == "r2"
 
 
-def test_a_conflict_tells_the_true_state(stack: Stack) -> None:
-    """A change by someone who believes in another generation is refused, with the state as it is."""
+def test_a_conflict_contains_the_current_state(stack: Stack) -> None:
+    """A change with another generation is refused; the details contain the ModelState."""
     control = stack.control
     load_id = control.candidate(stack.answers.digest_of("r2"))
     now = control.status()
@@ -126,8 +126,8 @@ def test_a_conflict_tells_the_true_state(stack: Stack) -> None:
     assert stack.check(question()) == "r1"
 
 
-def test_wrong_loads_are_refused_by_name(stack: Stack) -> None:
-    """A malformed or unknown digest, a foreign or broken bundle, an unknown device or model: each has its reason."""
+def test_invalid_loads_are_refused_with_their_reason(stack: Stack) -> None:
+    """A malformed or unknown digest, a foreign or broken bundle, an unknown device or model."""
     control = stack.control
     broken, foreign = stack.bundle("r-broken"), stack.bundle("r-foreign")
     (bundle_folder(stack.folder, broken.bundle_digest) / "script.json").unlink()
@@ -155,8 +155,8 @@ def test_wrong_loads_are_refused_by_name(stack: Stack) -> None:
     assert control.other().state == "READY"
 
 
-def test_a_change_needs_a_name(stack: Stack) -> None:
-    """What happens is logged under a transaction; a call without one is refused."""
+def test_a_change_needs_a_transaction_id(stack: Stack) -> None:
+    """A call without one is refused."""
     for name in ("", "t" * 65):
         change = pb.Change(model="shapes", transaction_id=name)
         refusal = refused(stack.control.stub.CommitSlot, pb.CommitSlotRequest(change=change, load_id="x"))
@@ -165,7 +165,7 @@ def test_a_change_needs_a_name(stack: Stack) -> None:
 
 @pytest.mark.fault("S10")
 def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
-    """An unknown load and one that still loads are refused; so is a lease out of range; the active model stays."""
+    """An unknown load, one in progress, and a lease out of range are refused; the active model stays."""
     control = stack.control
     unknown = refused(control.activate, "no-such-load")
     assert (unknown.code, unknown.reason, unknown.resource) == ("NOT_FOUND", "LOAD_UNKNOWN", ("load", "no-such-load"))
@@ -186,8 +186,8 @@ def test_what_is_not_loaded_cannot_be_activated(stack: Stack) -> None:
     assert stack.check(question()) == "r1"
 
 
-def test_both_slots_full_is_said(stack: Stack) -> None:
-    """A third bundle finds no slot; the two that are there stay."""
+def test_a_load_without_a_free_slot_is_refused(stack: Stack) -> None:
+    """A third bundle gets NO_FREE_SLOT; the two loads stay."""
     stack.control.candidate(stack.answers.digest_of("r2"))
 
     refusal = refused(stack.control.load, stack.bundle("r-third").bundle_digest)
@@ -196,8 +196,8 @@ def test_both_slots_full_is_said(stack: Stack) -> None:
     assert [slot.revision for slot in state_in(refusal).slots if slot.role == "CANDIDATE"] == ["r2"]
 
 
-def test_what_callers_need_is_not_retired(stack: Stack) -> None:
-    """Neither the active slot nor, in a trial, the one behind it can be emptied."""
+def test_slots_in_use_cannot_be_retired(stack: Stack) -> None:
+    """Neither the active slot nor, during a trial, the previous slot."""
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
 
     for needed in (load_id, stack.control.status().trial.previous_load_id):
@@ -206,8 +206,8 @@ def test_what_callers_need_is_not_retired(stack: Stack) -> None:
     assert stack.check(question()) == "r2"
 
 
-def test_a_probe_asks_any_slot_and_tells_each_item_s_outcome(stack: Stack) -> None:
-    """Wrong items are outcomes of their own; the active slot is probed through its queue; limits are told."""
+def test_a_probe_reports_the_outcome_of_each_item(stack: Stack) -> None:
+    """On any slot; an invalid item fails alone, and the item limits are enforced."""
     load_id = stack.control.candidate(stack.answers.digest_of("r2"))
     good, wrong, failing = question("a"), question(""), question("!error@r2")
 
@@ -222,14 +222,14 @@ def test_a_probe_asks_any_slot_and_tells_each_item_s_outcome(stack: Stack) -> No
     assert refused(stack.control.probe, [good], "no-such-load").brief[:2] == ("NOT_FOUND", "LOAD_UNKNOWN")
 
 
-def test_shares_of_traffic_are_not_built(stack: Stack) -> None:
-    """SetTraffic says so."""
+def test_set_traffic_is_unimplemented(stack: Stack) -> None:
+    """SetTraffic fails with UNIMPLEMENTED."""
     request = pb.SetTrafficRequest(change=stack.control.change(), load_id="x", percent=10)
     assert refused(stack.control.stub.SetTraffic, request, timeout=LIMIT_SECONDS).code == "UNIMPLEMENTED"
 
 
-def test_bytes_that_are_no_protobuf_are_refused(stack: Stack) -> None:
-    """The control socket too answers what does not parse by a clear error."""
+def test_bytes_that_do_not_parse_are_refused(stack: Stack) -> None:
+    """The control socket answers them with INVALID_ARGUMENT."""
     for method in ("GetStatus", "LoadSlot", "ActivateSlot", "CommitSlot", "RetireSlot", "ProbeSlot"):
         channel: Any = stack.control.channel
         make = channel.unary_stream if method == "LoadSlot" else channel.unary_unary
@@ -239,8 +239,8 @@ def test_bytes_that_are_no_protobuf_are_refused(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "computed_in"), [("auto", "float32"), ("bfloat16", "bfloat16")])
-def test_a_model_computes_in_what_its_settings_say(wanted: str, computed_in: str, make_stack: MakeStack) -> None:
-    """Else in what its device is best at; the updater is told the same, so that it seals weights that need no cast."""
+def test_a_model_computes_in_the_configured_precision(wanted: str, computed_in: str, make_stack: MakeStack) -> None:
+    """By default in that of its device; GetStatus reports it, so that the updater seals weights without a cast."""
     stack = make_stack(model={"precision": wanted})
 
     assert [
@@ -250,8 +250,8 @@ def test_a_model_computes_in_what_its_settings_say(wanted: str, computed_in: str
     assert stack.control.active().precision == computed_in
 
 
-def test_status_tells_devices_slots_and_numbers(stack: Stack) -> None:
-    """Enough to judge a revision without a metrics system: answers, latency buckets, rows, by revision and device."""
+def test_status_reports_devices_slots_and_counters(stack: Stack) -> None:
+    """Answers, latency buckets and rows, by revision and device."""
     digest = stack.serve("r-counted").bundle_digest
     for _ in range(5):
         stack.check(question("a", "b"))

@@ -1,4 +1,4 @@
-"""When a trial hands a request over: what it says of it later, and what is left of its slot."""
+"""Requests handed over from a trial: late results, and restarts of emptied slots."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.server.simulator import SimRunner, World
 
 
 def refuse(runner: SimRunner, reason: str) -> None:
-    """A runner drops all that it holds, saying why."""
+    """Fail all items that a runner holds, with a reason."""
     for batch in list(runner.batches):
         reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True)
         for item in batch.items:
@@ -23,8 +23,8 @@ def refuse(runner: SimRunner, reason: str) -> None:
 
 @pytest.mark.fault("K15")
 @pytest.mark.parametrize("reason", ["CANCELLED", "DEADLINE_EXPIRED", "ENGINE_FAILED"])
-async def test_what_a_trial_says_of_a_request_it_no_longer_has_is_ignored(tmp_path: Path, reason: str) -> None:
-    """The trial drops a request that was handed over: the caller waits on for the previous slot and gets its answer."""
+async def test_late_failures_of_a_handed_over_request_are_ignored(tmp_path: Path, reason: str) -> None:
+    """The caller still gets the answer of the previous slot."""
     world = await World(tmp_path).serving()
     await world.trial()
     await world.wait(1)
@@ -45,8 +45,8 @@ async def test_what_a_trial_says_of_a_request_it_no_longer_has_is_ignored(tmp_pa
 
 
 @pytest.mark.fault("K15")
-async def test_after_a_rollback_what_the_trial_held_is_still_handed_over_in_time(tmp_path: Path) -> None:
-    """A request that hangs in the revision that was just taken back goes to the active one within its deadline."""
+async def test_after_a_rollback_a_hung_request_is_handed_over_within_its_deadline(tmp_path: Path) -> None:
+    """A request that hangs in the rolled-back revision goes to the active slot."""
     world = await World(tmp_path).serving()
     await world.trial()
     pending = world.ask("!hang@r2", seconds=1.5)
@@ -61,8 +61,8 @@ async def test_after_a_rollback_what_the_trial_held_is_still_handed_over_in_time
     assert (await pending.outcome).served_by.revision == "r1"
 
 
-async def test_a_dead_slot_that_is_emptied_stands_by_again(tmp_path: Path) -> None:
-    """A slot that is retired in the pause before its next start is started all the same, without a model."""
+async def test_a_failed_slot_that_is_retired_restarts_as_standby(tmp_path: Path) -> None:
+    """A slot retired during its restart pause starts again without a model."""
     world = await World(tmp_path).serving()
     load = await world.trial()
     for _ in range(2):
@@ -85,7 +85,7 @@ async def test_a_dead_slot_that_is_emptied_stands_by_again(tmp_path: Path) -> No
 
 
 async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> None:
-    """Where no process shall stand by, none is started for a slot that was emptied in its pause."""
+    """Without a configured standby process no restart follows."""
     world = await World(tmp_path, standby=False).serving()
     load = await world.trial()
     for _ in range(2):
@@ -107,8 +107,8 @@ async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("ending", "reason"), [(EndReason.DIED, "LOAD_FAILED"), (EndReason.LOAD_STALLED, "LOAD_STALLED")]
 )
-async def test_how_a_candidate_ended_is_told(tmp_path: Path, ending: EndReason, reason: str) -> None:
-    """A load that was begun and given up may be asked for again; the reason says whether it died or stalled."""
+async def test_a_lost_candidate_reports_how_it_ended(tmp_path: Path, ending: EndReason, reason: str) -> None:
+    """The reason says whether its process died or stalled."""
     world = await World(tmp_path).serving()
     world.holds_loads = True
     load = await world.candidate()
@@ -130,8 +130,8 @@ async def test_how_a_candidate_ended_is_told(tmp_path: Path, ending: EndReason, 
         (HANDOVER_SECONDS, 2.0, 0.0, None),
     ],
 )
-def test_a_trial_s_limit_leaves_room_for_the_previous_slot(
+def test_the_time_limit_of_a_trial_leaves_time_for_the_previous_slot(
     deadline: float, own: float, need: float, limit: float | None
 ) -> None:
-    """The lesser of its own limit and what the deadline leaves beside the previous slot's need."""
+    """It is the lesser of the trial's own limit and the deadline minus the time that the previous slot needs."""
     assert trial_limit(0.0, deadline, own, need) == (None if limit is None else pytest.approx(limit))

@@ -1,4 +1,4 @@
-"""Health tells the truth, under every name, at every moment."""
+"""Health is correct for every service name at all times."""
 
 import time
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ READINESS = ("", "shapes", ENTAILMENT)
 
 
 def listed(stack: Stack) -> dict[str, bool]:
-    """What List says: every name, and whether it serves."""
+    """The states of all names, by List."""
     health: Any = stack.health
     statuses = health.List(pb.HealthListRequest(), timeout=DEADLINE_SECONDS).statuses
     return {name: row.status == pb.HealthCheckResponse.SERVING for name, row in statuses.items()}
 
 
 def watched(stack: Stack, name: str) -> Iterator[str]:
-    """The states that a Watch tells, by their names."""
+    """The states that Watch sends, by name."""
     call = stack.health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=60)
     return (pb.HealthCheckResponse.ServingStatus.Name(row.status) for row in call)
 
 
 def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> None:
-    """Without a committed model every readiness name is NOT_SERVING; the first install changes that, no restart."""
+    """Without a committed model all names are NOT_SERVING; a first install changes that without a restart."""
     stack = make_stack(committed=None, until_ready=False)
 
     unready = dict.fromkeys((*READINESS, ADDRESS), False)
@@ -54,7 +54,7 @@ def test_nothing_is_ready_before_a_model_is_loaded(make_stack: MakeStack) -> Non
 
 
 def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeStack) -> None:
-    """From the first answer of the server on it says NOT_SERVING, until the model has answered its self-test."""
+    """NOT_SERVING from the start of the server until the model has passed its self-test."""
     stack = make_stack(script={"load_seconds": 1.5}, until_ready=False)
 
     assert [listed(stack)[name] for name in (*READINESS, "liveness")] == [False, False, False, True]
@@ -65,8 +65,8 @@ def test_everything_is_not_serving_while_the_first_model_loads(make_stack: MakeS
     assert stack.check(question()) == "r1"
 
 
-def test_list_and_check_say_the_same(stack: Stack) -> None:
-    """Every name of List can be checked, and says the same there."""
+def test_list_and_check_agree(stack: Stack) -> None:
+    """Check returns the state in List for every name."""
     names = listed(stack)
 
     assert names == {"": True, "shapes": True, ENTAILMENT: True, ADDRESS: False, STATUS: True, "liveness": True}
@@ -74,7 +74,7 @@ def test_list_and_check_say_the_same(stack: Stack) -> None:
 
 
 def test_an_unknown_name_is_not_found(stack: Stack) -> None:
-    """Check of a name that health does not know is NOT_FOUND; Watch says SERVICE_UNKNOWN and stays open."""
+    """Check fails with NOT_FOUND; Watch sends SERVICE_UNKNOWN and stays open."""
     with pytest.raises(grpc.RpcError) as error:
         stack.is_serving("squares")
     refusal = refusal_of(error.value)
@@ -87,7 +87,7 @@ def test_an_unknown_name_is_not_found(stack: Stack) -> None:
 
 
 def test_health_answers_while_the_queue_is_full(make_stack: MakeStack) -> None:
-    """A busy server is a healthy one: Check, List and the status service are exempt from admission."""
+    """Check, List and the status service are not subject to admission."""
     stack = make_stack(server={"max_waiting_requests": 1})
     busy: Any = stack.entailment.Predict.future(question("!slow 1.2").request(), timeout=DEADLINE_SECONDS)
 
@@ -109,8 +109,8 @@ def test_health_answers_while_the_queue_is_full(make_stack: MakeStack) -> None:
 
 
 @pytest.mark.fault("K5")
-def test_a_death_without_a_standby_is_told_within_a_second(make_stack: MakeStack) -> None:
-    """NOT_SERVING within a second of the only runner's death, SERVING when it is back; a caller waits it out."""
+def test_a_death_without_a_standby_is_reported_within_a_second(make_stack: MakeStack) -> None:
+    """NOT_SERVING within a second of the death, SERVING after the reload; a waiting caller is answered."""
     stack = make_stack(runner={"standby": False}, script={"load_seconds": 1.0})
     states = watched(stack, "shapes")
     assert next(states) == "SERVING"
@@ -126,8 +126,8 @@ def test_a_death_without_a_standby_is_told_within_a_second(make_stack: MakeStack
     assert {row["service"] for row in stack.process.events("health_changed", serving=False)} == set(READINESS)
 
 
-def test_a_candidate_never_makes_unready(stack: Stack) -> None:
-    """Loading, failing and retiring a candidate changes no name's state."""
+def test_a_candidate_does_not_change_health(stack: Stack) -> None:
+    """Neither loading, failing nor retiring it."""
     changes = len(stack.process.events("health_changed"))
 
     stack.control.candidate(stack.bundle("r-slow-load", load_seconds=0.3).bundle_digest)
@@ -140,8 +140,8 @@ def test_a_candidate_never_makes_unready(stack: Stack) -> None:
     assert len(stack.process.events("health_changed")) == changes
 
 
-def test_a_bundle_that_dies_again_and_again_costs_liveness_at_last(make_stack: MakeStack) -> None:
-    """Respawn gives up after its number of deaths: only then does liveness drop, for the watchdog to act on."""
+def test_repeated_deaths_fail_liveness(make_stack: MakeStack) -> None:
+    """After the configured number of deaths in a row, liveness becomes NOT_SERVING."""
     stack = make_stack(runner={"respawn_give_up": 3, "respawn_first_seconds": 0.05})
     (stack.folder / "bundles" / stack.control.active().bundle_digest.replace(":", "-") / "script.json").unlink()
 
@@ -152,8 +152,8 @@ def test_a_bundle_that_dies_again_and_again_costs_liveness_at_last(make_stack: M
     assert stack.control.active().restarts + stack.control.other().restarts >= 3
 
 
-def test_without_callers_self_tests_go_on(make_stack: MakeStack) -> None:
-    """While nobody asks, a self-test goes the real way now and then, so that health knows what it says."""
+def test_without_traffic_self_tests_run(make_stack: MakeStack) -> None:
+    """While no requests arrive, a self-test runs periodically."""
     stack = make_stack(server={"self_test_seconds": 0.3})
     last = eventually(lambda: inference_time(stack), what="an inference went all the way")
 
@@ -161,8 +161,8 @@ def test_without_callers_self_tests_go_on(make_stack: MakeStack) -> None:
     assert stack.is_serving("shapes")
 
 
-def test_the_status_service_tells_three_layers(stack: Stack) -> None:
-    """Process, resources, capability: each with a level, and the limits that callers should know."""
+def test_the_status_service_reports_three_levels(stack: Stack) -> None:
+    """Process, resources and capabilities, and the limits for callers."""
     with Load(stack, clients=2) as load:
         load.wait_answers(10)
         told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
@@ -178,7 +178,7 @@ def test_the_status_service_tells_three_layers(stack: Stack) -> None:
 
 
 def test_the_models_are_listed_with_slots_trial_and_committed(stack: Stack) -> None:
-    """ListModels shows both slots, the trial while there is one, and what a restart would load."""
+    """ListModels shows both slots, a trial in progress and the committed revision."""
     stack.control.trial(stack.answers.digest_of("r2"))
 
     (model,) = stack.status.ListModels(status_pb2.ListModelsRequest(), timeout=DEADLINE_SECONDS).models
@@ -194,8 +194,8 @@ def test_the_models_are_listed_with_slots_trial_and_committed(stack: Stack) -> N
     assert {slot.role for slot in model.slots} == {status_pb2.SLOT_ROLE_TRIAL, status_pb2.SLOT_ROLE_PREVIOUS}
 
 
-def test_two_models_are_served_apart(make_stack: MakeStack) -> None:
-    """With two models callers must name one; health is told for each, and "" needs both."""
+def test_two_models_have_separate_names_and_health(make_stack: MakeStack) -> None:
+    """Callers must name a model; the health of "" needs both."""
     stack = make_stack(models=("shapes", "letters"))
 
     with pytest.raises(grpc.RpcError) as error:
@@ -210,6 +210,6 @@ def test_two_models_are_served_apart(make_stack: MakeStack) -> None:
 
 
 def inference_time(stack: Stack) -> float:
-    """When an inference last went all the way, in seconds."""
+    """Time of the last successful inference, in seconds."""
     told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
     return told.capabilities[0].last_inference_at.ToNanoseconds() / 1e9

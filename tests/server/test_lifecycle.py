@@ -1,4 +1,4 @@
-"""The server's own beginning and end: drained, asked twice, killed, started beside another, left with leftovers."""
+"""The server process: drain, second signal, kill, a second server, stale files."""
 
 import os
 import queue
@@ -30,7 +30,7 @@ BUDGET_SECONDS = 12.0  # of a drain, on a busy machine; there is no delay and li
 
 
 class OpenStream:
-    """A stream that a test holds open, read by a thread of its own."""
+    """An open stream, read by its own thread."""
 
     def __init__(self, stack: Stack) -> None:
         self.messages: queue.Queue[Any] = queue.Queue()
@@ -59,7 +59,7 @@ class OpenStream:
 
 
 def watch(stack: Stack) -> list[int]:
-    """A Watch that is open all the time; the list fills with what it says."""
+    """Open a Watch; the returned list collects its states."""
     seen: list[int] = []
     call = stack.health.Watch(health_pb2.HealthCheckRequest(service="shapes"), timeout=60)
     seen.append(next(call).status)
@@ -74,8 +74,8 @@ def watch(stack: Stack) -> list[int]:
 
 @pytest.mark.fault("K12")
 @pytest.mark.parametrize("to_all", [False, True], ids=["server", "everything"])
-def test_sigterm_under_load_loses_nothing_accepted(make_stack: MakeStack, to_all: bool) -> None:  # noqa: FBT001
-    """With a unary call, two streams and a Watch open: all accepted is answered, all ends, exit 0, nothing is left."""
+def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack, to_all: bool) -> None:  # noqa: FBT001
+    """With a unary call, two streams and a Watch open: all are answered, the exit code is 0, no process remains."""
     stack = make_stack()
     states, idle, busy = watch(stack), OpenStream(stack), OpenStream(stack)
     asked = question("!slow 0.5")
@@ -105,8 +105,8 @@ def test_sigterm_under_load_loses_nothing_accepted(make_stack: MakeStack, to_all
 
 
 @pytest.mark.fault("K12")
-def test_callers_of_a_draining_server_are_sent_elsewhere(make_stack: MakeStack) -> None:
-    """During the delay health says NOT_SERVING and calls are still answered; then what fails is UNAVAILABLE."""
+def test_a_draining_server_refuses_with_unavailable(make_stack: MakeStack) -> None:
+    """During the delay health is NOT_SERVING and calls are answered; then they fail with UNAVAILABLE."""
     stack = make_stack(server={"drain_delay_seconds": 1.5})
     with Load(stack, clients=8, deadline=5.0) as load:
         stack.process.send(signal.SIGTERM)
@@ -127,8 +127,8 @@ def test_callers_of_a_draining_server_are_sent_elsewhere(make_stack: MakeStack) 
     stack.process.wait_gone()
 
 
-def test_status_says_what_health_says_while_it_leaves(make_stack: MakeStack) -> None:
-    """During the delay the control socket and the status service tell a model that is not ready, as health does."""
+def test_status_and_health_agree_during_the_drain_delay(make_stack: MakeStack) -> None:
+    """The control socket and the status service report the model as not ready."""
     stack = make_stack(server={"drain_delay_seconds": 1.0})
     stack.process.send(signal.SIGTERM)
     eventually(lambda: not stack.is_serving(), what="it says that it leaves")
@@ -140,8 +140,8 @@ def test_status_says_what_health_says_while_it_leaves(make_stack: MakeStack) -> 
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_asked_twice_it_stops_at_once(make_stack: MakeStack, second: signal.Signals) -> None:
-    """A second signal does not wait for callers: the process and its runners are gone at once."""
+def test_a_second_signal_stops_at_once(make_stack: MakeStack, second: signal.Signals) -> None:
+    """The process and its runners end without waiting for calls."""
     stack = make_stack(runner={"min_timeout_seconds": 60.0})
     call: Any = stack.entailment.Predict.future(question("!slow 30").request(), timeout=40)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the call is inside")
@@ -157,8 +157,8 @@ def test_asked_twice_it_stops_at_once(make_stack: MakeStack, second: signal.Sign
     stack.process.wait_gone(2.0)
 
 
-def test_a_hung_runner_does_not_hold_up_the_drain(make_stack: MakeStack) -> None:
-    """A runner that hangs while the server drains is ended after its limit; the exit is still 0 and in time."""
+def test_a_hung_runner_does_not_delay_the_drain(make_stack: MakeStack) -> None:
+    """It is killed after its time limit; the exit code is still 0."""
     stack = make_stack(server={"grace_seconds": 15.0})
     call: Any = stack.entailment.Predict.future(question("!hang").request(), timeout=40)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the call is inside")
@@ -170,8 +170,8 @@ def test_a_hung_runner_does_not_hold_up_the_drain(make_stack: MakeStack) -> None
 
 
 @pytest.mark.fault("U3")
-def test_after_kill_9_no_runner_is_left_and_the_next_server_serves(make_stack: MakeStack) -> None:
-    """Runners die with their server, however it dies; the next one clears the stale socket and serves."""
+def test_after_sigkill_no_runner_remains_and_the_next_server_serves(make_stack: MakeStack) -> None:
+    """Runners end with their server; the next one removes the stale socket and serves."""
     stack = make_stack()
     stack.control.candidate(stack.bundle("r2").bundle_digest)
     socket_path = stack.folder / RUN_FOLDER / CONTROL_SOCKET
@@ -189,7 +189,7 @@ def test_after_kill_9_no_runner_is_left_and_the_next_server_serves(make_stack: M
 
 
 def test_stopped_runners_die_with_a_killed_server(make_stack: MakeStack) -> None:
-    """A runner that could not even notice is ended by the kernel."""
+    """The kernel ends a stopped runner too."""
     stack = make_stack()
     stack.wait_calm()
     for slot in stack.control.status().slots:
@@ -202,8 +202,8 @@ def test_stopped_runners_die_with_a_killed_server(make_stack: MakeStack) -> None
 
 
 @pytest.mark.fault("U1")
-def test_a_second_server_on_the_same_state_refuses(make_stack: MakeStack) -> None:
-    """The lock is held: the second one says so and ends with its own code; the first one serves on."""
+def test_a_second_server_on_the_same_state_dir_exits(make_stack: MakeStack) -> None:
+    """It reports the held lock and its exit code; the first one keeps serving."""
     stack = make_stack()
 
     second = ServerProcess(stack.folder, stack.config)
@@ -220,8 +220,8 @@ def test_a_second_server_on_the_same_state_refuses(make_stack: MakeStack) -> Non
 
 @pytest.mark.fault("U1")
 @pytest.mark.parametrize("setting", ["port", "metrics_port"])
-def test_a_taken_port_is_refused(make_stack: MakeStack, setting: str) -> None:
-    """With another state folder but the same port the second one refuses too; no runner of it is left."""
+def test_a_server_exits_if_its_port_is_in_use(make_stack: MakeStack, setting: str) -> None:
+    """No runner of it remains."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         stack = make_stack(is_started=False, server={setting: taken.getsockname()[1]})
         second = ServerProcess(stack.folder, stack.config)
@@ -236,7 +236,7 @@ def test_a_taken_port_is_refused(make_stack: MakeStack, setting: str) -> None:
 @pytest.mark.fault("U4")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_user_cannot_reach_the_control_socket(stack: Stack) -> None:
-    """The folder of the socket is the owner's alone: another uid is refused by the system."""
+    """The socket's folder is accessible to its owner only."""
     folder = stack.folder / RUN_FOLDER
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / CONTROL_SOCKET).stat().st_mode & 0o177 == 0
@@ -263,7 +263,7 @@ def test_another_user_cannot_reach_the_control_socket(stack: Stack) -> None:
 
 @pytest.mark.fault("U5")
 def test_an_oversized_frame_and_a_hung_peer_do_not_block_the_control_socket(stack: Stack) -> None:
-    """A message over the cap ends its own call; peers that connect and say nothing hold nobody up."""
+    """A message over the limit ends its own call; silent peers delay no other call."""
     path = str(stack.folder / RUN_FOLDER / CONTROL_SOCKET)
     hung = []
     for _ in range(20):
@@ -282,8 +282,8 @@ def test_an_oversized_frame_and_a_hung_peer_do_not_block_the_control_socket(stac
         way.close()
 
 
-def test_wrong_settings_are_told_at_once(make_stack: MakeStack) -> None:
-    """A settings file with mistakes ends the process with its own code and names each of them."""
+def test_invalid_settings_are_reported_at_start(make_stack: MakeStack) -> None:
+    """The process exits with its own code and names each mistake."""
     stack = make_stack(is_started=False, server={"port": 70000, "grace_seconds": -1})
     process = ServerProcess(stack.folder, stack.config)
 

@@ -1,4 +1,4 @@
-"""What a device call is expected to take: the mean for limits, the best for what cannot be done in time."""
+"""The expected cost of a device call: the mean for time limits, the minimum for admission."""
 
 import pytest
 
@@ -7,15 +7,15 @@ from inference.server.scheduling.dispatcher import LimitRules, limit_seconds
 
 
 def test_nothing_is_expected_before_anything_was_measured() -> None:
-    """Nobody is refused, and nothing is called hung before the floor."""
+    """No request is refused, and the minimum time limit applies."""
     cost = RowCost()
 
     assert (cost.expected(32), cost.at_best(32)) == (0.0, 0.0)
     assert limit_seconds(cost, 32, LimitRules(min_timeout_seconds=2.0, factor=10.0)) == 2.0
 
 
-def test_a_cost_measured_beside_live_load_turns_nobody_away_for_long() -> None:
-    """A load that shares its machine measures twenty times the cost: the first answer puts it right."""
+def test_a_cost_measured_under_load_is_corrected_by_the_first_answer() -> None:
+    """A warm-up under load measures a cost that is twenty times too high."""
     cost = RowCost(12.0)
     cost.learn(0.6, 1)
 
@@ -23,8 +23,8 @@ def test_a_cost_measured_beside_live_load_turns_nobody_away_for_long() -> None:
     assert cost.expected(32) > 300, "limits stay wide while nothing is sure"
 
 
-def test_a_busy_hour_does_not_look_like_the_best() -> None:
-    """After twenty slow batches what would fit on a good day is still let in; after hundreds it is not."""
+def test_the_best_cost_adapts_slowly_to_slow_batches() -> None:
+    """After twenty slow batches a request that fits the best cost is admitted; after hundreds it is refused."""
     cost = RowCost(0.5)
     for _ in range(20):
         cost.learn(5.0, 1)
@@ -36,8 +36,8 @@ def test_a_busy_hour_does_not_look_like_the_best() -> None:
     assert cost.at_best(1) > 4.9
 
 
-def test_a_batch_without_rows_teaches_nothing() -> None:
-    """What was cancelled or refused was not computed."""
+def test_a_batch_without_rows_does_not_change_the_cost() -> None:
+    """Cancelled and refused items were not computed."""
     cost = RowCost(0.5)
     cost.learn(0.0, 0)
     cost.learn(-1.0, 1)
@@ -46,7 +46,7 @@ def test_a_batch_without_rows_teaches_nothing() -> None:
 
 
 def test_the_mean_follows_the_calls() -> None:
-    """The measured cost moves towards what calls really take; the first measurement counts whole."""
+    """The mean moves towards the measured cost; the first measurement replaces it."""
     cost = RowCost(1.0)
     for _ in range(40):
         cost.learn(seconds=8.0, rows=4)

@@ -1,4 +1,4 @@
-"""One model's slots: who answers, who is run again, who is blamed."""
+"""One model's slots: routing, retries, failure attribution."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def stats(world: World, revision: str) -> tuple[int, dict[str, int], int, int, i
     return row.answered, row.failed, row.answered_by_previous, row.restarts, row.void_restarts
 
 
-async def test_boots_the_committed_bundle_and_stands_by(tmp_path: Path) -> None:
-    """A server serves what is committed from slot a while slot b stands ready without a model."""
+async def test_boot_loads_the_committed_bundle_and_keeps_a_standby(tmp_path: Path) -> None:
+    """Slot a loads the committed bundle; slot b holds an idle process."""
     world = await World(tmp_path).serving()
 
     answer = await world.ask().outcome
@@ -26,8 +26,8 @@ async def test_boots_the_committed_bundle_and_stands_by(tmp_path: Path) -> None:
     assert world.roles.is_ready()
 
 
-async def test_without_a_committed_bundle_callers_are_told(tmp_path: Path) -> None:
-    """With nothing committed a request is refused as not ready, and the server lives on."""
+async def test_without_a_committed_bundle_requests_are_not_ready(tmp_path: Path) -> None:
+    """Requests fail with NOT_READY."""
     world = World(tmp_path)
 
     assert "nothing is committed" in world.commands.boot()
@@ -36,8 +36,8 @@ async def test_without_a_committed_bundle_callers_are_told(tmp_path: Path) -> No
         world.ask()
 
 
-async def test_death_of_the_active_runner_is_not_seen_by_callers(tmp_path: Path) -> None:
-    """What a dead runner held is answered by the process that stood ready; meanwhile nothing is ready."""
+async def test_the_death_of_the_active_runner_fails_no_request(tmp_path: Path) -> None:
+    """The standby process answers its requests; until then the model is not ready."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     held, waiting = world.ask("held"), [world.ask(f"waits {number}") for number in range(5)]
@@ -56,8 +56,8 @@ async def test_death_of_the_active_runner_is_not_seen_by_callers(tmp_path: Path)
     assert world.roles.slots["a"].state.name == "READY"
 
 
-async def test_suspects_are_run_again_alone(tmp_path: Path) -> None:
-    """Each request that a dead runner held meets nobody else the second time."""
+async def test_suspect_requests_are_retried_alone(tmp_path: Path) -> None:
+    """Each is computed in a batch of its own."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     pending = []
@@ -75,8 +75,8 @@ async def test_suspects_are_run_again_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("K13")
-async def test_poison_is_answered_once_and_the_others_are_answered(tmp_path: Path) -> None:
-    """An input that kills any runner is found by running it alone; its neighbours get their answers."""
+async def test_a_poison_input_fails_and_the_others_are_answered(tmp_path: Path) -> None:
+    """An input that ends two runners fails as POISON_INPUT; the other requests get their answers."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     first = world.ask("first")
@@ -94,8 +94,8 @@ async def test_poison_is_answered_once_and_the_others_are_answered(tmp_path: Pat
 
 
 @pytest.mark.fault("K8")
-async def test_a_hung_runner_is_ended_and_its_requests_are_answered(tmp_path: Path) -> None:
-    """A runner without progress within its batch's limit is killed; the request is run again elsewhere."""
+async def test_a_hung_runner_is_killed_and_its_requests_are_answered(tmp_path: Path) -> None:
+    """A runner that exceeds its time limit is killed; its requests are retried in the other slot."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     pending = world.ask()
@@ -108,8 +108,8 @@ async def test_a_hung_runner_is_ended_and_its_requests_are_answered(tmp_path: Pa
     assert (await pending.outcome).served_by.slot == "b"
 
 
-async def test_respawn_pauses_grow_and_end_in_giving_up(tmp_path: Path) -> None:
-    """A bundle that no longer loads is tried again ever more slowly, then liveness fails."""
+async def test_restart_pauses_grow_until_liveness_fails(tmp_path: Path) -> None:
+    """A bundle that no longer loads is retried with growing pauses."""
     world = await World(tmp_path).serving()
     folder = next((tmp_path / "bundles").iterdir()).name
     world.refused[folder] = "LOAD_FAILED"
@@ -123,8 +123,8 @@ async def test_respawn_pauses_grow_and_end_in_giving_up(tmp_path: Path) -> None:
     assert world.manager.recovery.has_given_up
 
 
-async def test_a_candidate_meets_no_caller_until_it_is_activated(tmp_path: Path) -> None:
-    """Loading a second revision changes nothing for callers; activating it does."""
+async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path) -> None:
+    """Only the activation changes the answering revision."""
     world = await World(tmp_path).serving()
     load = await world.candidate()
     assert (await world.ask().outcome).served_by.revision == "r1"
@@ -136,7 +136,7 @@ async def test_a_candidate_meets_no_caller_until_it_is_activated(tmp_path: Path)
 
 
 async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Path) -> None:
-    """A swap moves new requests only; what the old slot holds is answered by it, and it retires after."""
+    """A swap affects new requests only; the old slot retires after its last answer."""
     world = await World(tmp_path).serving()
     load = await world.candidate()
     world.holds_batches = True
@@ -159,8 +159,8 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
 
 
 @pytest.mark.parametrize("fault", ["NOT_FINITE", "ENGINE_FAILED", "OUT_OF_MEMORY"])
-async def test_what_a_trial_fails_the_previous_slot_answers(tmp_path: Path, fault: str) -> None:
-    """A trial costs no answer: its failure is counted against it, the caller gets the previous revision's answer."""
+async def test_the_previous_slot_answers_what_a_trial_fails(tmp_path: Path, fault: str) -> None:
+    """The failure is counted against the trial; the caller gets the previous revision's answer."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -172,8 +172,8 @@ async def test_what_a_trial_fails_the_previous_slot_answers(tmp_path: Path, faul
 
 @pytest.mark.fault("K7")
 @pytest.mark.parametrize("fault", ["NOT_FINITE", "ENGINE_FAILED"])
-async def test_what_a_trial_fails_waits_for_a_previous_slot_that_is_loaded_again(tmp_path: Path, fault: str) -> None:
-    """The previous runner has died in the trial: whoever the trial fails meanwhile gets its answer when it is back."""
+async def test_requests_that_a_trial_fails_wait_for_the_previous_slot_to_reload(tmp_path: Path, fault: str) -> None:
+    """They are answered when the previous slot is loaded again."""
     world = await World(tmp_path).serving()
     await world.trial()
     world.holds_loads = True
@@ -191,8 +191,8 @@ async def test_what_a_trial_fails_waits_for_a_previous_slot_that_is_loaded_again
     assert (await failed.outcome).served_by.revision == "r1"
 
 
-async def test_what_both_fail_blames_nobody(tmp_path: Path) -> None:
-    """An input that the previous slot fails as well is the caller's, and counts against no revision."""
+async def test_a_request_that_both_slots_fail_is_not_counted(tmp_path: Path) -> None:
+    """The input is at fault, not a revision."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -204,8 +204,8 @@ async def test_what_both_fail_blames_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("K15")
-async def test_a_trial_that_hangs_is_overtaken_in_time(tmp_path: Path) -> None:
-    """With a short deadline the previous slot takes over early enough to answer."""
+async def test_the_previous_slot_takes_over_from_a_hung_trial_within_the_deadline(tmp_path: Path) -> None:
+    """Also with a short deadline."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -216,8 +216,8 @@ async def test_a_trial_that_hangs_is_overtaken_in_time(tmp_path: Path) -> None:
     assert stats(world, "r2")[1] == {"TOO_SLOW": 1}
 
 
-async def test_without_room_for_both_the_previous_slot_answers_uncounted(tmp_path: Path) -> None:
-    """A deadline that leaves no time for a second try is not risked on a trial."""
+async def test_a_short_deadline_goes_to_the_previous_slot_uncounted(tmp_path: Path) -> None:
+    """If the deadline is too short for both slots, the trial does not get the request."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -228,8 +228,8 @@ async def test_without_room_for_both_the_previous_slot_answers_uncounted(tmp_pat
 
 
 @pytest.mark.fault("K7")
-async def test_death_of_a_trial_costs_no_answer_and_counts_once(tmp_path: Path) -> None:
-    """All that a dead trial held is answered by the previous slot; one death is one event."""
+async def test_the_death_of_a_trial_loses_no_request_and_counts_once(tmp_path: Path) -> None:
+    """The previous slot answers all its requests."""
     world = await World(tmp_path).serving()
     await world.trial()
     world.holds_batches = True
@@ -245,8 +245,8 @@ async def test_death_of_a_trial_costs_no_answer_and_counts_once(tmp_path: Path) 
 
 
 @pytest.mark.fault("K13")
-async def test_poison_in_a_trial_does_not_blame_the_revision(tmp_path: Path) -> None:
-    """If the input kills the previous slot too, the trial's death is void."""
+async def test_a_poison_input_is_not_counted_against_a_trial(tmp_path: Path) -> None:
+    """If the input also ends the previous slot's runner, both deaths are void."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -262,8 +262,8 @@ async def test_poison_in_a_trial_does_not_blame_the_revision(tmp_path: Path) -> 
 
 
 @pytest.mark.fault("K17")
-async def test_a_trial_whose_term_runs_out_is_taken_back(tmp_path: Path) -> None:
-    """When nobody extends the trial lease, the previous slot answers again by itself."""
+async def test_a_trial_whose_lease_expires_is_rolled_back(tmp_path: Path) -> None:
+    """The previous slot becomes active again."""
     world = await World(tmp_path).serving()
     load = await world.trial(term=5.0)
     await world.wait(4)
@@ -278,8 +278,8 @@ async def test_a_trial_whose_term_runs_out_is_taken_back(tmp_path: Path) -> None
     assert world.roles.last_trial.outcome == "LEASE_EXPIRED"
 
 
-async def test_a_trial_is_rolled_back_warm(tmp_path: Path) -> None:
-    """Activating the previous slot ends the trial at once; the old generation is refused."""
+async def test_activating_the_previous_slot_rolls_back_the_trial(tmp_path: Path) -> None:
+    """At once; the old generation is refused afterwards."""
     world = await World(tmp_path).serving()
     await world.trial()
     previous = world.roles.previous
@@ -295,7 +295,7 @@ async def test_a_trial_is_rolled_back_warm(tmp_path: Path) -> None:
 
 
 async def test_a_load_is_idempotent_by_digest_and_device(tmp_path: Path) -> None:
-    """Asked again for the same bundle and device it is the same load; for another, there is no slot."""
+    """The same bundle and device return the same load; another bundle finds no slot."""
     world = await World(tmp_path).serving()
     load = await world.candidate("r2")
 
@@ -308,7 +308,7 @@ async def test_a_load_is_idempotent_by_digest_and_device(tmp_path: Path) -> None
 
 
 async def test_a_candidate_that_fails_to_load_frees_its_slot(tmp_path: Path) -> None:
-    """A refused load is told by its reason, and the slot stands ready again."""
+    """The load reports the reason, and the slot becomes a standby again."""
     world = await World(tmp_path).serving()
     digest = world.bundle("r2").bundle_digest
     world.refused[digest.replace(":", "-")] = "BUNDLE_BROKEN"
@@ -323,7 +323,7 @@ async def test_a_candidate_that_fails_to_load_frees_its_slot(tmp_path: Path) -> 
 
 @pytest.mark.fault("S10")
 async def test_only_a_loaded_slot_can_be_activated(tmp_path: Path) -> None:
-    """Activating a load that no slot holds changes nothing."""
+    """An unknown load id changes nothing."""
     world = await World(tmp_path).serving()
 
     with pytest.raises(NotFound):
@@ -335,8 +335,8 @@ async def test_only_a_loaded_slot_can_be_activated(tmp_path: Path) -> None:
     assert (await world.ask().outcome).served_by.revision == "r1"
 
 
-async def test_neither_the_active_nor_the_net_of_a_trial_can_be_retired(tmp_path: Path) -> None:
-    """A slot that callers may need is not emptied."""
+async def test_neither_the_active_nor_the_previous_slot_of_a_trial_can_be_retired(tmp_path: Path) -> None:
+    """Both are refused with SLOT_IN_USE."""
     world = await World(tmp_path).serving()
     await world.trial()
 
@@ -347,8 +347,8 @@ async def test_neither_the_active_nor_the_net_of_a_trial_can_be_retired(tmp_path
         assert error.value.reason == "SLOT_IN_USE"
 
 
-async def test_a_full_entrance_refuses_and_recovers(tmp_path: Path) -> None:
-    """Beyond the limit a request is refused at once with a time to come back; a place is freed by an answer."""
+async def test_admission_refuses_over_the_limit_and_recovers(tmp_path: Path) -> None:
+    """A request over the limit is refused with a retry delay; an answer frees its place."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     pending = [world.ask(f"item {number}") for number in range(8)]
@@ -366,8 +366,8 @@ async def test_a_full_entrance_refuses_and_recovers(tmp_path: Path) -> None:
     assert world.manager.waiting == 0
 
 
-async def test_an_expired_request_costs_the_runner_nothing(tmp_path: Path) -> None:
-    """What waits past its deadline is answered so and never sent."""
+async def test_an_expired_request_is_not_sent_to_the_runner(tmp_path: Path) -> None:
+    """It fails when its deadline passes in the queue."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     busy = []
@@ -384,8 +384,8 @@ async def test_an_expired_request_costs_the_runner_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.fault("I14")
-async def test_a_caller_that_hangs_up_frees_its_place_and_leases(tmp_path: Path) -> None:
-    """Nothing is kept for a caller that is gone; the batch keeps its own lease."""
+async def test_a_cancelled_request_releases_its_admission_and_leases(tmp_path: Path) -> None:
+    """The batch keeps its own lease."""
     world = await World(tmp_path).serving()
     world.holds_batches = True
     pending = world.ask()
@@ -400,8 +400,8 @@ async def test_a_caller_that_hangs_up_frees_its_place_and_leases(tmp_path: Path)
     assert load.leases == 1, "the batch still reads these weights"
 
 
-async def test_a_draining_server_takes_nothing_new(tmp_path: Path) -> None:
-    """While it drains a request is sent elsewhere."""
+async def test_a_draining_server_refuses_requests(tmp_path: Path) -> None:
+    """With a retry delay."""
     world = await World(tmp_path).serving()
     world.drain.begun.set()
 
@@ -411,7 +411,7 @@ async def test_a_draining_server_takes_nothing_new(tmp_path: Path) -> None:
 
 
 async def test_readiness_falls_with_a_failed_self_test(tmp_path: Path) -> None:
-    """Without traffic a self-test goes the real way; when it fails, nothing is ready any more."""
+    """Without traffic a self-test runs; if it fails, the model is not ready."""
     world = await World(tmp_path).serving()
     assert world.roles.is_ready()
     world.runner("a").always = "ENGINE_FAILED"

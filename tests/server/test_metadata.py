@@ -1,4 +1,4 @@
-"""Request ids, trace context and deadlines: what travels beside a call."""
+"""Request ids, trace context and deadlines in call metadata."""
 
 import itertools
 import queue
@@ -18,14 +18,14 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def echoed(stack: Stack, *metadata: tuple[str, str], statement: str = "a") -> dict[str, str]:
-    """What a call's metadata says: what the caller sent in the initial one, an id that was made in the trailing."""
+    """The ids in the initial and trailing metadata of a call."""
     asked: Any = stack.entailment.Predict.with_call
     _, call = asked(question(statement).request(), timeout=DEADLINE_SECONDS, metadata=metadata)
     return {**dict(call.trailing_metadata()), **dict(call.initial_metadata())}
 
 
 def test_request_id_and_trace_are_echoed_and_logged(stack: Stack) -> None:
-    """What the caller names itself comes back in the initial metadata and stands in the log's line."""
+    """The caller's ids are in the initial metadata and in the log line."""
     found = echoed(stack, ("x-request-id", "order-4711/a"), ("traceparent", TRACE))
 
     assert (found["x-request-id"], found["traceparent"]) == ("order-4711/a", TRACE)
@@ -34,7 +34,7 @@ def test_request_id_and_trace_are_echoed_and_logged(stack: Stack) -> None:
 
 
 def test_a_call_without_an_id_gets_one(stack: Stack) -> None:
-    """Ids are made where there are none, a new one each time; a trace is not made up."""
+    """Each call gets a new request id; no trace is generated."""
     first, second = echoed(stack), echoed(stack)
 
     assert re.fullmatch(r"[0-9a-f]{32}", first["x-request-id"])
@@ -43,21 +43,21 @@ def test_a_call_without_an_id_gets_one(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("request_id", ["", " ", "has a space", "x" * 129], ids=["empty", "blank", "space", "long"])
-def test_a_bad_request_id_is_replaced(stack: Stack, request_id: str) -> None:
-    """An id that could do harm in a log is not echoed; the call is answered all the same."""
+def test_an_invalid_request_id_is_replaced(stack: Stack, request_id: str) -> None:
+    """The call is answered with a generated id."""
     found = echoed(stack, ("x-request-id", request_id))
 
     assert re.fullmatch(r"[0-9a-f]{32}", found["x-request-id"])
 
 
 @pytest.mark.parametrize("trace", ["", "no", TRACE.upper(), TRACE + "-00", TRACE[:-1]])
-def test_a_bad_trace_is_dropped(stack: Stack, trace: str) -> None:
-    """A traceparent that is none is not passed on."""
+def test_an_invalid_traceparent_is_dropped(stack: Stack, trace: str) -> None:
+    """It is not passed on."""
     assert "traceparent" not in echoed(stack, ("traceparent", trace))
 
 
-def test_a_refused_call_is_echoed_too(stack: Stack) -> None:
-    """A caller finds its id on an error as well, and so does who reads the log."""
+def test_a_refused_call_has_its_request_id(stack: Stack) -> None:
+    """In the metadata of the error and in the log."""
     with pytest.raises(grpc.RpcError) as error:
         stack.entailment.Predict(
             question("").request(), timeout=DEADLINE_SECONDS, metadata=(("x-request-id", "refused-1"),)
@@ -69,8 +69,8 @@ def test_a_refused_call_is_echoed_too(stack: Stack) -> None:
     assert (line["grpc_code"], line["reason"]) == ("InvalidArgument", "STATEMENT_EMPTY")
 
 
-def test_a_stream_is_echoed_before_its_first_answer(stack: Stack) -> None:
-    """A stream's initial metadata comes at once, also while nothing has been sent."""
+def test_a_stream_has_its_request_id_before_its_first_answer(stack: Stack) -> None:
+    """The initial metadata is sent at once."""
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(
         iter(messages.get, None), timeout=DEADLINE_SECONDS, metadata=(("x-request-id", "stream-1"),)
@@ -85,7 +85,7 @@ def test_a_stream_is_echoed_before_its_first_answer(stack: Stack) -> None:
 
 
 def send_with_timeout(stack: Stack, statement: str, timeout: str, request_id: str) -> None:
-    """A call whose deadline no client library would send; waits until the server has said anything at all."""
+    """Send a call with a raw grpc-timeout header; waits for the first response of the server."""
     message = question(statement).request().SerializeToString()
     headers = {"grpc-timeout": timeout, "x-request-id": request_id}
     with http2.connect(stack.port) as way:
@@ -95,8 +95,8 @@ def send_with_timeout(stack: Stack, statement: str, timeout: str, request_id: st
 
 
 @pytest.mark.fault("I15")
-def test_a_deadline_of_nothing_costs_nothing(stack: Stack) -> None:
-    """A call that comes with no time at all is ended by the transport: no device sees it."""
+def test_a_deadline_of_zero_is_not_computed(stack: Stack) -> None:
+    """The transport ends the call."""
     pid = stack.active_pid()
     for number in range(5):
         send_with_timeout(stack, "!crash", "0n", f"nothing-{number}")  # a device that saw it would show it
@@ -105,8 +105,8 @@ def test_a_deadline_of_nothing_costs_nothing(stack: Stack) -> None:
 
 
 @pytest.mark.fault("I15")
-def test_a_deadline_that_is_past_on_arrival_is_told(stack: Stack) -> None:
-    """A call whose last nanosecond is over when we see it is refused as expired, before it is queued."""
+def test_a_deadline_that_has_passed_on_arrival_is_refused(stack: Stack) -> None:
+    """With DEADLINE_EXPIRED, before the request is queued."""
     numbers = itertools.count()
 
     def is_told() -> bool:
@@ -118,7 +118,7 @@ def test_a_deadline_that_is_past_on_arrival_is_told(stack: Stack) -> None:
 
 @pytest.mark.fault("I15")
 def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
-    """Where the model needs longer than the caller waits, the caller is told before anything is computed."""
+    """If the model needs longer, the call is refused before anything is computed."""
     stack.serve("r-slow", row_seconds=0.4)
 
     with pytest.raises(grpc.RpcError) as error:
@@ -128,8 +128,8 @@ def test_a_deadline_that_is_too_short_is_refused_at_once(stack: Stack) -> None:
     assert stack.control.stats(stack.answers.digest_of("r-slow")).answered == 0
 
 
-def test_without_a_deadline_a_call_gets_the_longest(make_stack: MakeStack) -> None:
-    """No deadline, or a longer one, is cut to the configured maximum; so is that of every item of an open stream."""
+def test_a_call_without_a_deadline_gets_the_configured_maximum(make_stack: MakeStack) -> None:
+    """Longer deadlines are shortened to it; it also applies to each item of a stream."""
     stack = make_stack(server={"max_deadline_seconds": 0.7})
     messages = iter([one_item("slow", question("!slow 1").request()), one_item("wrong", question("").request())])
     results = {result.item_id: result for result in results_of(stack.entailment.StreamPredict(messages))}

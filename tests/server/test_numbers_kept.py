@@ -1,4 +1,4 @@
-"""Numbers of revisions are bounded: a server that runs for years swaps often, and forgets what left long ago."""
+"""Metrics and counters of revisions are bounded: those unused for longest are dropped."""
 
 import pytest
 from prometheus_client import generate_latest
@@ -9,7 +9,7 @@ from inference.server.model.stats import StatsKey, StatsTable
 
 
 def slot_changed(slot: str, revision: str) -> events.SlotChanged:
-    """A slot holds a revision."""
+    """The event of a slot that holds a revision."""
     return events.SlotChanged("shapes", slot, "load_ended", "LOADED", "ACTIVE", revision, "", "cpu", 1)
 
 
@@ -19,14 +19,14 @@ def answered(revision: str) -> events.ItemEnded:
 
 
 def lines_of(seen: EventMetrics, revision: str) -> list[str]:
-    """Series of one revision."""
+    """The metric series of one revision."""
     text = generate_latest(seen.registry).decode()
     return [line for line in text.splitlines() if f'revision="{revision}"' in line]
 
 
 @pytest.mark.fault("S9")
-def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
-    """A hundred swaps leave the series of the last ones, and of what has answered all the while."""
+def test_series_of_the_least_recently_loaded_revisions_are_removed() -> None:
+    """After a hundred swaps the last 32 revisions and the answering one remain."""
     seen = EventMetrics()
     seen(slot_changed("a", "steady"))
     seen(answered("steady"))
@@ -49,8 +49,8 @@ def test_series_of_revisions_that_left_long_ago_are_forgotten() -> None:
     assert len(kept) == MAX_REVISIONS - 1
 
 
-def test_a_revision_that_comes_back_is_counted_anew() -> None:
-    """What was forgotten begins at zero; nobody's numbers go to a series that is no longer exported."""
+def test_a_removed_revision_that_returns_starts_at_zero() -> None:
+    """Its new counts go to a series that is exported."""
     seen = EventMetrics()
     seen(slot_changed("a", "old"))
     seen(answered("old"))
@@ -62,8 +62,8 @@ def test_a_revision_that_comes_back_is_counted_anew() -> None:
     assert seen.registry.get_sample_value("hotslot_items_total", labels) == 1.0
 
 
-def test_what_answers_keeps_its_numbers_however_many_come_and_go() -> None:
-    """The revision that answers is what trials are compared with: forty others do not make it start at zero."""
+def test_the_active_revision_keeps_its_counters() -> None:
+    """Forty other revisions do not evict it."""
     table = StatsTable(max_revisions=32)
     active = StatsKey("sha256:active", "cpu")
     for number in range(40):

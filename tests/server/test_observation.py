@@ -1,4 +1,4 @@
-"""What operators see: metrics that Prometheus reads, one JSON line an event, and never what a caller sent."""
+"""Metrics for Prometheus, one JSON log line per event, and no request content in either."""
 
 import json
 import subprocess
@@ -41,12 +41,12 @@ OURS = {
 
 
 def handled(stack: Stack, method: str, code: str) -> float:
-    """Calls of a method that ended with a code."""
+    """The number of completed calls of a method, by code."""
     return value_of(stack, "grpc_server_handled_total", grpc_method=method, grpc_service=ENTAILMENT, grpc_code=code)
 
 
 def test_the_names_are_those_of_go_grpc_prometheus(stack: Stack) -> None:
-    """Existing dashboards fit: names and labels of calls, and our own series by model and revision."""
+    """Existing dashboards work: names and labels of calls, and our series by model and revision."""
     stack.check(question())
     stack.control.trial(stack.answers.digest_of("r2"))
 
@@ -106,7 +106,7 @@ def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
 
 
 def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
-    """Activations, rollbacks, what a trial failed and which runner died are series of their own."""
+    """Activations, rollbacks, handovers and runner deaths each have a series."""
     names = ("slot_activated", "trial_rolled_back")
     before = [value_of(stack, "hotslot_swaps_total", model="shapes", change=name) for name in names]
     deaths = value_of(stack, "hotslot_runner_deaths_total", model="shapes")
@@ -127,8 +127,8 @@ def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
     assert value_of(stack, "hotslot_slot_info", model="shapes") == 2, "one row a slot, old ones are gone"
 
 
-def test_strangers_cannot_make_series(stack: Stack) -> None:
-    """Method, service and model names that a caller makes up do not become labels: the page does not grow."""
+def test_callers_cannot_create_series(stack: Stack) -> None:
+    """Unknown service, method and model names do not become labels."""
     stack.check(question())
 
     def size() -> int:
@@ -152,8 +152,8 @@ def test_strangers_cannot_make_series(stack: Stack) -> None:
     assert size() == before
 
 
-def test_a_page_that_is_not_metrics_is_not_served(stack: Stack) -> None:
-    """The port serves one page and takes nothing."""
+def test_the_metrics_port_serves_only_metrics(stack: Stack) -> None:
+    """Other paths and methods are refused."""
     url = f"http://127.0.0.1:{stack.metrics_port}"
     with pytest.raises(urllib.error.HTTPError) as wrong:
         urllib.request.urlopen(f"{url}/etc/passwd", timeout=DEADLINE_SECONDS)  # noqa: S310  our own
@@ -163,7 +163,7 @@ def test_a_page_that_is_not_metrics_is_not_served(stack: Stack) -> None:
 
 
 def test_every_line_of_the_log_is_one_json_event(stack: Stack) -> None:
-    """A time that never goes back, a level, a process, an event's name in the past tense."""
+    """Each has an increasing time, a level, a process, and an event name in past tense."""
     stack.check(question())
     with pytest.raises(grpc.RpcError):
         stack.predict(question("!crash"))
@@ -180,7 +180,7 @@ def test_every_line_of_the_log_is_one_json_event(stack: Stack) -> None:
 
 
 def test_neither_picture_nor_text_is_ever_logged(stack: Stack) -> None:
-    """What callers send, good or bad, in any way of failing, stands in no line of any process at info level."""
+    """At info level no log line contains request content, whatever the outcome."""
     marks = ("ZEBRAMARK", "OKAPIMARK")
     asked = [question(f"{marks[0]} {fault}", image=marks[1].encode() * 40, premise=marks[0])
              for fault in ("", "!error", "!nan", "!oom", "!refuse", "!crash", "!slow 0.01")]  # fmt: skip
@@ -204,8 +204,8 @@ def test_neither_picture_nor_text_is_ever_logged(stack: Stack) -> None:
     assert {"label", "score", "revision", "seconds", "request_id"} <= set(line)
 
 
-def test_the_server_knows_no_torch() -> None:
-    """Importing the server loads neither torch nor the hub: it is up in under a second and stays small."""
+def test_the_server_does_not_import_torch() -> None:
+    """Nor the hub client."""
     heavy = ("torch", "modelscope", "numpy", "PIL")
     script = f"import sys, inference.server.server; print(*sys.modules.keys() & {heavy})"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", "PATH": "/usr/bin:/bin"}

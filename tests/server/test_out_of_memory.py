@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.fault("K14"), pytest.mark.timeout(120)]
 
 
 class FilledCard:
-    """A card on which no load fits while it is full."""
+    """A simulated GPU on which no load fits while it is full."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class FilledCard:
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process says that it has a card."""
+    """Every process reports a GPU."""
     monkeypatch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
 
 
@@ -65,7 +65,7 @@ def card(tmp_path: Path) -> Iterator[FilledCard]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A server with a card."""
+    """A server with a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
         stack = Stack(tmp_path_factory.mktemp("card"))
@@ -76,13 +76,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def carded(shared: Stack) -> Stack:
-    """The shared server, whose r1 answers on the card, alone."""
+    """The shared server, with r1 alone on the GPU."""
     put_back(shared)
     return shared
 
 
 def put_back(stack: Stack) -> None:
-    """Let r1 answer on the card, alone, by the calls that anybody has."""
+    """Load r1 alone on the GPU, by control calls."""
     state = stack.control.status()
     if state.trial.previous_load_id:
         stack.control.activate(state.trial.previous_load_id)
@@ -98,7 +98,7 @@ def put_back(stack: Stack) -> None:
 
 
 def serve(stack: Stack, **script: Any) -> str:  # noqa: ANN401  fields of Script
-    """Let a revision with a script answer for good, alone; returns its name."""
+    """Load and commit a revision with a script, alone; returns its name."""
     revision = f"r1-{next(_numbers)}"
     stack.serve(revision, **script)
     calm_on(stack, CARD, revision)
@@ -115,26 +115,26 @@ def answered(stack: Stack, statement: str = "there are two birds") -> tuple[str,
 
 
 def fallback_of(stack: Stack) -> tuple[str, str, str]:
-    """The fallback that stands, as the control socket tells it: from, to, reason; empty if none does."""
+    """The CPU fallback in the control status: from, to, reason; empty strings if there is none."""
     row = stack.control.status().cpu_fallback
     return row.device, row.fallback_device, row.reason
 
 
 def counted_shortages(stack: Stack, digest: str) -> int:
-    """Requests that a bundle had no memory for on the card, as counted."""
+    """The counter of requests that a bundle had no memory for on the GPU."""
     rows = [row for row in stack.control.status().stats if (row.bundle_digest, row.device) == (digest, CARD)]
     return sum(row.failed["OUT_OF_MEMORY"] for row in rows)
 
 
 def calm_on(stack: Stack, device: str, revision: str = "r1") -> None:
-    """Wait until one slot answers on a device and the other stands by."""
+    """Wait until one slot is loaded on a device and the other is a standby."""
     stack.wait_calm()
     assert (stack.control.active().revision, stack.control.active().device) == (revision, device)
     assert answered(stack) == (revision, device)
 
 
 class Watched:
-    """Health, asked all the time by a thread of its own."""
+    """Polls health in a thread."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -160,7 +160,7 @@ class Watched:
 
 
 def assert_nothing_lost(report: LoadReport) -> None:
-    """Every caller has the right answer."""
+    """Every request got the right answer."""
     assert (report.failed, report.wrong) == ([], [])
 
 
@@ -169,7 +169,7 @@ def assert_nothing_lost(report: LoadReport) -> None:
 
 @LOADS
 def test_a_boot_on_a_full_card_serves_from_the_cpu(make_stack: MakeStack, card: FilledCard, where: str) -> None:
-    """Not serving until the CPU answers; then it does, and says so everywhere."""
+    """NOT_SERVING until the CPU answers; answers, status, metrics and log name the CPU."""
     card.fill()
     stack = make_stack(script=card.script(where))
 
@@ -191,7 +191,7 @@ def test_a_boot_on_a_full_card_serves_from_the_cpu(make_stack: MakeStack, card: 
 def test_a_load_that_the_plan_refuses_falls_back_as_well(
     make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was allocated: the engine, which would crash, was never asked."""
+    """The engine, which would crash, is not called."""
     monkeypatch.setenv(CARD_USED_VARIABLE, str(CARD_BYTES - GIB))
     script = {"needs_bytes": 2 * GIB, "fail_load": "crash", "faulty_devices": "cuda"}
     stack = make_stack(script=script)
@@ -202,7 +202,7 @@ def test_a_load_that_the_plan_refuses_falls_back_as_well(
 
 @LOADS
 def test_an_active_model_that_no_longer_fits_beside_a_candidate(carded: Stack, card: FilledCard, where: str) -> None:
-    """Its runner dies and the card is full: who asks meanwhile waits, the CPU answers, the candidate stays."""
+    """Its runner dies and the GPU is full: requests wait, the CPU answers them, the candidate stays."""
     stack, revision = carded, serve(carded, **card.script(where))
     candidate = stack.control.candidate(stack.answers.digest_of("r2"))
     card.fill()
@@ -220,7 +220,7 @@ def test_an_active_model_that_no_longer_fits_beside_a_candidate(carded: Stack, c
 
 @LOADS
 def test_a_trial_that_no_longer_fits_is_rolled_back(carded: Stack, card: FilledCard, where: str) -> None:
-    """Its runner dies, and it does not fit again: the previous model answers throughout; nothing falls back."""
+    """Its runner dies and does not fit again: the previous slot answers, without a fallback."""
     stack, revision = carded, f"r-large-{where}"
     stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest)
     card.fill()
@@ -238,10 +238,8 @@ def test_a_trial_that_no_longer_fits_is_rolled_back(carded: Stack, card: FilledC
 
 
 @LOADS
-def test_a_previous_model_that_no_longer_fits_goes_behind_the_trial(
-    carded: Stack, card: FilledCard, where: str
-) -> None:
-    """The trial answers throughout; its net is on the CPU now, and a commit ends that fallback."""
+def test_a_previous_model_that_no_longer_fits_moves_to_the_cpu(carded: Stack, card: FilledCard, where: str) -> None:
+    """The trial keeps answering; its commit on the GPU ends the fallback."""
     stack, revision = carded, serve(carded, **card.script(where))
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
     card.fill()
@@ -261,7 +259,7 @@ def test_a_previous_model_that_no_longer_fits_goes_behind_the_trial(
 
 @LOADS
 def test_an_active_model_that_no_longer_fits_beside_a_warm_one(carded: Stack, card: FilledCard, where: str) -> None:
-    """As beside a candidate: its own slot is free by its death, so that nothing else has to go."""
+    """It reloads on the CPU in its own slot; the previous model stays loaded."""
     stack, revision = carded, f"r-new-{where}"
     stack.control.commit(stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest))
     card.fill()
@@ -289,7 +287,7 @@ def test_an_active_model_that_no_longer_fits_beside_a_warm_one(carded: Stack, ca
 def test_a_candidate_that_does_not_fit_is_refused_with_the_numbers(
     carded: Stack, script: dict[str, Any], reason: str
 ) -> None:
-    """The caller of LoadSlot is told what was needed and what was free; callers and health see nothing."""
+    """LoadSlot reports needed and free bytes; callers and health are not affected."""
     pid = carded.active_pid()
     big = carded.bundle("r-big", **script)
 
@@ -313,7 +311,7 @@ def test_a_candidate_that_does_not_fit_is_refused_with_the_numbers(
 
 @pytest.mark.parametrize("beside", ["nothing", "candidate", "trial", "previous"])
 def test_a_batch_that_does_not_fit_is_split(carded: Stack, beside: str) -> None:
-    """Whatever the other slot holds: everybody is answered, on the card, and nothing changes."""
+    """All items are answered on the GPU, whatever the other slot holds."""
     script = {"memory_rows": 2, "faulty_devices": "cuda"}
     stack, first = carded, serve(carded, **script)
     other = stack.bundle("r-batch", **script)
@@ -339,7 +337,7 @@ def test_a_batch_that_does_not_fit_is_split(carded: Stack, beside: str) -> None:
 
 
 def test_a_single_item_that_does_not_fit_is_answered_by_the_cpu(carded: Stack) -> None:
-    """The caller waits for the CPU; all others are answered meanwhile; health is true throughout."""
+    """Its caller waits for the CPU; all others are answered meanwhile, and health is correct throughout."""
     pid, before = carded.active_pid(), counted_shortages(carded, carded.answers.digest_of("r1"))
     with Load(carded, clients=2) as load, Watched(carded) as watched:
         assert answered(carded, FULL) == ("r1", CPU)
@@ -354,8 +352,8 @@ def test_a_single_item_that_does_not_fit_is_answered_by_the_cpu(carded: Stack) -
 
 
 @pytest.mark.parametrize("is_loading", [True, False], ids=["loading", "loaded"])
-def test_a_candidate_yields_to_the_service(carded: Stack, is_loading: bool) -> None:  # noqa: FBT001
-    """Its slot is taken: a load in progress is told so, and may be asked for again later."""
+def test_a_candidate_yields_its_slot_to_the_cpu_fallback(carded: Stack, is_loading: bool) -> None:  # noqa: FBT001
+    """A load in progress fails with LOAD_YIELDED and can be repeated later."""
     call: Any = None
     if is_loading:
         call = carded.control.begin_load(carded.bundle("r-slow", load_seconds=20.0).bundle_digest)
@@ -376,7 +374,7 @@ def test_a_candidate_yields_to_the_service(carded: Stack, is_loading: bool) -> N
 
 
 def test_a_trial_without_memory_is_rolled_back(carded: Stack) -> None:
-    """One item is enough, since the previous model has answered it: no blame, no fallback."""
+    """One item is enough, since the previous slot has answered it; no fallback follows."""
     digest = carded.answers.digest_of("r2")
     before = counted_shortages(carded, digest)
     carded.control.trial(digest)
@@ -391,8 +389,8 @@ def test_a_trial_without_memory_is_rolled_back(carded: Stack) -> None:
     assert (watched.states, answered(carded), fallback_of(carded)[0]) == ({True}, ("r1", CARD), "")
 
 
-def test_a_trial_and_its_net_without_memory_fall_back_without_blame(carded: Stack) -> None:
-    """Neither has room for the item: the trial yields its slot, and what was active before answers from the CPU."""
+def test_a_trial_and_its_previous_slot_without_memory_fall_back(carded: Stack) -> None:
+    """The trial yields its slot without being counted as failed; the previous revision answers from the CPU."""
     digest = carded.answers.digest_of("r2")
     before = counted_shortages(carded, digest)
     carded.control.trial(digest)
@@ -409,8 +407,8 @@ def test_a_trial_and_its_net_without_memory_fall_back_without_blame(carded: Stac
     calm_on(carded, CPU)
 
 
-def test_a_warm_previous_model_yields_to_the_service(carded: Stack) -> None:
-    """After a commit the previous model is only a comfort."""
+def test_a_previous_model_yields_its_slot_to_the_cpu_fallback(carded: Stack) -> None:
+    """After a commit the previous model is not needed."""
     carded.control.commit(carded.control.trial(carded.answers.digest_of("r2")))
     assert carded.control.other().role == "PREVIOUS"
 
@@ -426,15 +424,15 @@ def test_a_warm_previous_model_yields_to_the_service(carded: Stack) -> None:
 
 @pytest.fixture
 def fallen(carded: Stack) -> Stack:
-    """A server that has fallen back to the CPU."""
+    """A server with a CPU fallback."""
     answered(carded, FULL)
     calm_on(carded, CPU)
     return carded
 
 
 @LOADS
-def test_a_return_that_does_not_fit_leaves_the_cpu_alone(carded: Stack, card: FilledCard, where: str) -> None:
-    """The load is refused; the CPU answers on, the fallback stands."""
+def test_a_failback_that_does_not_fit_is_refused(carded: Stack, card: FilledCard, where: str) -> None:
+    """The CPU keeps answering, and the fallback stays."""
     stack, revision = carded, serve(carded, **card.script(where))
     answered(stack, FULL)
     calm_on(stack, CPU, revision)
@@ -449,8 +447,8 @@ def test_a_return_that_does_not_fit_leaves_the_cpu_alone(carded: Stack, card: Fi
     calm_on(stack, CPU, revision)
 
 
-def test_a_return_finds_no_room_beside_a_candidate(fallen: Stack) -> None:
-    """It is tried later; a candidate loads where the active model is."""
+def test_a_failback_beside_a_candidate_has_no_free_slot(fallen: Stack) -> None:
+    """It can be tried later; candidates load on the active device."""
     fallen.control.candidate(fallen.answers.digest_of("r2"))
     assert fallen.control.other().device == CPU
 
@@ -461,8 +459,8 @@ def test_a_return_finds_no_room_beside_a_candidate(fallen: Stack) -> None:
 
 
 @pytest.mark.fault("B12")
-def test_a_return_that_overflows_on_trial_ends_without_a_loss(fallen: Stack) -> None:
-    """It loads, and has no memory for the first item: the CPU answers it, and the fallback stands."""
+def test_a_failback_without_memory_for_an_item_is_rolled_back(fallen: Stack) -> None:
+    """The CPU slot answers the item, and the fallback stays."""
     (*_, loaded) = fallen.control.load(fallen.answers.digest_of("r1"), CARD)
     fallen.control.activate(loaded.load_id)
     assert fallen.control.active().device == CARD
@@ -475,8 +473,8 @@ def test_a_return_that_overflows_on_trial_ends_without_a_loss(fallen: Stack) -> 
     assert (watched.states, fallback_of(fallen)[:2]) == ({True}, (CARD, CPU))
 
 
-def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
-    """The same bundle, loaded on the card, on trial, committed: like any other change."""
+def test_a_committed_failback_ends_the_fallback(fallen: Stack) -> None:
+    """The same bundle is loaded on the GPU, activated and committed."""
     digest = fallen.answers.digest_of("r1")
     (*_, loaded) = fallen.control.load(digest, CARD)
     assert fallen.control.load(digest, CARD)[-1].load_id == loaded.load_id, "asked again, the same load"
@@ -490,8 +488,8 @@ def test_a_committed_return_ends_the_fallback(fallen: Stack) -> None:
     assert value_of(fallen, "hotslot_cpu_fallback", **labels) == 0
 
 
-def test_after_a_return_the_warm_cpu_slot_takes_over_at_once(fallen: Stack) -> None:
-    """Nothing is loaded: the CPU slot is still there, and answers again."""
+def test_after_a_failback_the_loaded_cpu_slot_takes_over_at_once(fallen: Stack) -> None:
+    """No load is needed: the CPU slot is still loaded."""
     (*_, loaded) = fallen.control.load(fallen.answers.digest_of("r1"), CARD)
     fallen.control.activate(loaded.load_id)
     fallen.control.commit(loaded.load_id)
@@ -512,7 +510,7 @@ def test_after_a_return_the_warm_cpu_slot_takes_over_at_once(fallen: Stack) -> N
 
 @pytest.mark.fault("B11")
 def test_a_restarted_server_starts_on_the_cpu(make_stack: MakeStack) -> None:
-    """Killed and started again, it does not run into the same wall: no second shortage."""
+    """After a kill and a restart no second shortage occurs."""
     fallen = make_stack()
     answered(fallen, FULL)
     calm_on(fallen, CPU)
@@ -532,14 +530,14 @@ def test_a_restarted_server_starts_on_the_cpu(make_stack: MakeStack) -> None:
 
 @pytest.fixture
 def forbidding(make_stack: MakeStack, card: FilledCard) -> Stack:
-    """A server that may not answer from the CPU."""
+    """A server with cpu_fallback = "forbid"."""
     stack = make_stack(script=card.script(), model={"cpu_fallback": "forbid"}, server={"self_test_seconds": 0.5})
     assert answered(stack) == ("r1", CARD)
     return stack
 
 
-def test_where_the_cpu_is_forbidden_the_caller_is_told(forbidding: Stack) -> None:
-    """RESOURCE_EXHAUSTED with a time to try again; everybody else is answered by the card, health is true."""
+def test_without_cpu_fallback_the_request_fails(forbidding: Stack) -> None:
+    """RESOURCE_EXHAUSTED with a retry delay; other requests are answered by the GPU."""
     with pytest.raises(grpc.RpcError) as error:
         forbidding.predict(question(FULL))
 
@@ -550,8 +548,8 @@ def test_where_the_cpu_is_forbidden_the_caller_is_told(forbidding: Stack) -> Non
     assert (answered(forbidding), fallback_of(forbidding)[0]) == (("r1", CARD), "")
 
 
-def test_where_the_cpu_is_forbidden_a_full_card_is_not_ready(forbidding: Stack, card: FilledCard) -> None:
-    """A model that cannot be loaded again is not ready, and is once there is room."""
+def test_without_cpu_fallback_a_full_card_is_not_ready(forbidding: Stack, card: FilledCard) -> None:
+    """The model is ready again once it fits."""
     card.fill()
     forbidding.kill(forbidding.active_pid())
     eventually(lambda: not forbidding.is_serving(), what="health says so")

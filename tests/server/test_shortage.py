@@ -1,4 +1,4 @@
-"""What follows a shortage of memory: the decision in its table, and its odder corners with simulated runners."""
+"""The decision after a memory shortage, and the CPU fallback with simulated runners."""
 
 import json
 from datetime import UTC, datetime
@@ -82,13 +82,13 @@ NOTHING = SlotFacts(Role.FREE)
         (SlotFacts(Role.CANDIDATE, CARD), SlotFacts(Role.ACTIVE, CPU), True, ShortageAction.REFUSE),
     ],
 )
-def test_what_follows_a_single_item(
+def test_action_after_a_single_item(
     slot: SlotFacts,
     other: SlotFacts,
     other_failed: bool,  # noqa: FBT001  by parametrize
     action: ShortageAction,
 ) -> None:
-    """By who ran out, on what, and who is beside it."""
+    """By the roles and devices of both slots."""
     assert decide_after_item(slot, other, ALLOW, is_probe=False, other_failed=other_failed) is action
 
 
@@ -107,13 +107,13 @@ def test_what_follows_a_single_item(
         (SlotFacts(Role.ACTIVE, CPU), NOTHING, ShortageAction.REFUSE),
     ],
 )
-def test_what_follows_a_load(slot: SlotFacts, other: SlotFacts, action: ShortageAction) -> None:
-    """By what was loaded, where, and who is beside it."""
+def test_action_after_a_load(slot: SlotFacts, other: SlotFacts, action: ShortageAction) -> None:
+    """By the roles and devices of both slots."""
     assert decide_after_load(slot, other, ALLOW) is action
 
 
-def test_nothing_falls_back_that_may_not() -> None:
-    """Neither where the CPU is forbidden nor from the CPU itself, whoever holds the slots."""
+def test_no_fallback_from_the_cpu_or_where_it_is_forbidden() -> None:
+    """For all combinations of roles."""
     for here, there, probe, failed in product(Role, Role, (False, True), (False, True)):
         for policy, device in ((FORBID, CARD), (ALLOW, CPU)):
             slots = SlotFacts(here, device), SlotFacts(there, device)
@@ -132,8 +132,8 @@ def test_nothing_falls_back_that_may_not() -> None:
         ("cpu", (False, False, True)),
     ],
 )
-def test_a_policy_names_devices(policy: str, named: tuple[bool, ...]) -> None:
-    """Which devices an operator would have a model on."""
+def test_a_device_policy_allows_devices(policy: str, named: tuple[bool, ...]) -> None:
+    """The devices that a setting includes."""
     assert named == tuple(
         DevicePolicy(policy, allow_cpu_fallback=True).allows(device) for device in ("cuda:0", "cuda:1", "cpu")
     )
@@ -143,7 +143,7 @@ def test_a_policy_names_devices(policy: str, named: tuple[bool, ...]) -> None:
 
 
 async def on_card(state: Path, **changes: object) -> World:
-    """A world whose r1 answers on the card."""
+    """A world with r1 on the GPU."""
     world = World(state, device="auto", **changes)
     world.devices = [CARD, CPU]
     await world.serving()
@@ -152,7 +152,7 @@ async def on_card(state: Path, **changes: object) -> World:
 
 
 def moves(world: World) -> list[str]:
-    """What was told of fallbacks."""
+    """The emitted changes of CPU fallbacks."""
     return [event.change for event in world.events if isinstance(event, CpuFallbackChanged)]
 
 
@@ -161,8 +161,8 @@ def refused(error: pytest.ExceptionInfo[Overloaded]) -> tuple[str, float | None]
     return error.value.reason, error.value.retry_after_seconds
 
 
-async def test_the_card_answers_until_the_cpu_has(tmp_path: Path) -> None:
-    """The swap comes with the CPU's first answer, not before; what waits for it is answered by it."""
+async def test_the_gpu_slot_stays_active_until_the_cpu_has_answered(tmp_path: Path) -> None:
+    """The swap follows the CPU's first answer; held requests are answered by the CPU."""
     world = await on_card(tmp_path)
     world.holds_loads = True
     short = world.ask(SHORT_ON_CARD)
@@ -182,8 +182,8 @@ async def test_the_card_answers_until_the_cpu_has(tmp_path: Path) -> None:
     assert moves(world) == ["cpu_fallback_begun", "cpu_fallback_taken"]
 
 
-async def test_a_caller_in_a_hurry_is_told_at_once(tmp_path: Path) -> None:
-    """Who cannot wait for the load is refused, with the time after which it pays to come back."""
+async def test_a_request_with_a_short_deadline_is_refused_at_once(tmp_path: Path) -> None:
+    """With the remaining load time as retry delay."""
     world = await on_card(tmp_path)
     assert world.active.load is not None
     world.active.load.load_seconds = 5.0
@@ -201,8 +201,8 @@ async def test_a_caller_in_a_hurry_is_told_at_once(tmp_path: Path) -> None:
         patient.outcome.result()
 
 
-async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> None:
-    """Who waited is refused, nothing is tried for a while, then it is tried again."""
+async def test_a_fallback_that_does_not_fit_leaves_the_gpu_slot_active(tmp_path: Path) -> None:
+    """Held requests are refused; after a pause the fallback is tried again."""
     world = await on_card(tmp_path)
     world.refused[next((tmp_path / "bundles").iterdir()).name] = "DOES_NOT_FIT"
 
@@ -227,8 +227,8 @@ async def test_a_cpu_without_room_leaves_the_card_as_it_is(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("how", "told"), [("dies", "the process ended"), ("fails", "its self-test failed")])
-async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, told: str) -> None:
-    """Before it has answered anybody, it is given up and the card stays."""
+async def test_a_cpu_slot_that_fails_before_its_first_answer_is_abandoned(tmp_path: Path, how: str, told: str) -> None:
+    """The GPU slot stays active."""
     world = await on_card(tmp_path)
     world.holds_loads = True
     short = world.ask(SHORT_ON_CARD)
@@ -252,8 +252,8 @@ async def test_a_cpu_slot_that_breaks_is_no_fallback(tmp_path: Path, how: str, t
     assert (await world.ask().outcome).served_by.device == CARD
 
 
-async def test_a_card_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
-    """And does not fit again: nothing else could answer, so that the CPU slot is the active one at once."""
+async def test_a_gpu_slot_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
+    """If it does not fit again, the CPU slot becomes active at once."""
     world = await on_card(tmp_path)
     world.holds_loads = True
     short = world.ask(SHORT_ON_CARD)
@@ -277,8 +277,8 @@ async def test_a_card_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     assert world.roles.slots["a"].state.name == "READY"
 
 
-async def test_a_previous_slot_without_memory_hands_to_the_trial(tmp_path: Path) -> None:
-    """A request that had room for one answer only went to the previous slot; the trial takes it, and goes on."""
+async def test_a_previous_slot_without_memory_hands_over_to_the_trial(tmp_path: Path) -> None:
+    """A request whose deadline allowed one slot only; the trial goes on."""
     world = await on_card(tmp_path)
     await world.trial()
     answer = await world.ask(f"{SHORT}@r1", seconds=0.15).outcome  # no room for both: straight to r1
@@ -288,8 +288,8 @@ async def test_a_previous_slot_without_memory_hands_to_the_trial(tmp_path: Path)
     assert world.manager.stats.get(StatsKey(world.bundle("r1").bundle_digest, CARD)).failed == {"OUT_OF_MEMORY": 1}
 
 
-async def test_a_trial_that_ran_out_after_its_net_yields(tmp_path: Path) -> None:
-    """The other order of the same: neither has room, nobody is blamed, r1 answers from the CPU."""
+async def test_a_trial_that_runs_out_after_its_previous_slot_yields(tmp_path: Path) -> None:
+    """Neither slot has memory: the trial is not counted as failed, and r1 answers from the CPU."""
     world = await on_card(tmp_path)
     await world.trial()
 
@@ -302,8 +302,8 @@ async def test_a_trial_that_ran_out_after_its_net_yields(tmp_path: Path) -> None
     assert not world.manager.stats.get(StatsKey(world.bundle("r2").bundle_digest, CARD)).failed
 
 
-async def test_what_a_fallback_needs_is_nobody_elses(tmp_path: Path) -> None:
-    """Its slot can be neither retired nor activated nor loaded into from outside."""
+async def test_the_slot_of_a_cpu_fallback_is_in_use(tmp_path: Path) -> None:
+    """It can be neither retired, activated nor loaded into."""
     world = await on_card(tmp_path)
     world.holds_loads = True
     world.ask(SHORT_ON_CARD)
@@ -321,8 +321,8 @@ async def test_what_a_fallback_needs_is_nobody_elses(tmp_path: Path) -> None:
         assert error.value.reason == reason
 
 
-async def test_a_slot_on_its_way_out_is_waited_for(tmp_path: Path) -> None:
-    """A candidate that is being retired already is not blamed, and its slot is taken when it is empty."""
+async def test_the_fallback_waits_for_a_retiring_slot(tmp_path: Path) -> None:
+    """A candidate that is already retiring is not marked as failed; its slot is used when it is empty."""
     world = await on_card(tmp_path)
     load = await world.candidate()
     lease = world.roles.slots["b"].lease()
@@ -338,7 +338,7 @@ async def test_a_slot_on_its_way_out_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_self_test_without_memory_falls_back_without_traffic(tmp_path: Path) -> None:
-    """Nobody need ask first: health would be false otherwise."""
+    """Health would otherwise be wrong until the first request."""
     world = await on_card(tmp_path)
     world.runner("a").always = "OUT_OF_MEMORY"
     await world.wait(11)
@@ -348,7 +348,7 @@ async def test_a_self_test_without_memory_falls_back_without_traffic(tmp_path: P
 
 
 async def test_a_candidate_yields_while_it_loads(tmp_path: Path) -> None:
-    """Whoever follows the load is told that it may ask again."""
+    """LoadSlot reports that the load can be repeated."""
     world = await on_card(tmp_path)
     world.holds_loads = True
     load = await world.candidate()
@@ -363,7 +363,7 @@ async def test_a_candidate_yields_while_it_loads(tmp_path: Path) -> None:
 
 
 def remember(state: Path, **changes: str) -> Path:
-    """Leave what another server has found out."""
+    """Write the file of an earlier server."""
     row = {"model": "shapes", "device": CARD, "fallback_device": CPU, "bundle_digest": "sha256:old"}
     row |= {"since": "2030-01-01T00:00:00+00:00", "reason": "OUT_OF_MEMORY", **changes}
     path = state / FILE_NAME
@@ -372,8 +372,8 @@ def remember(state: Path, **changes: str) -> Path:
 
 
 @pytest.mark.fault("B11")
-async def test_a_new_server_keeps_to_the_cpu_for_any_bundle(tmp_path: Path) -> None:
-    """The row was of another bundle: coming back is the updater's, not a guess of the server's."""
+async def test_a_restarted_server_keeps_the_fallback_for_any_bundle(tmp_path: Path) -> None:
+    """Failback is the updater's decision."""
     remember(tmp_path)
     world = World(tmp_path, device="auto")
     world.devices, world.card = [CARD, CPU], "OUT_OF_MEMORY"
@@ -387,13 +387,13 @@ async def test_a_new_server_keeps_to_the_cpu_for_any_bundle(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("policy", "allowed", "device"), [("cpu", True, CPU), ("cuda:1", True, "cuda:1"), ("auto", False, CARD)]
 )
-async def test_a_row_that_the_settings_no_longer_mean_is_forgotten(
+async def test_a_fallback_that_the_settings_no_longer_allow_is_removed(
     tmp_path: Path,
     policy: str,
     allowed: bool,  # noqa: FBT001
     device: str,
 ) -> None:
-    """Another device was named, or the CPU was forbidden: the operator has spoken."""
+    """Another device is configured, or the CPU fallback is forbidden."""
     path = remember(tmp_path)
     world = World(tmp_path, device=policy, allow_cpu_fallback=allowed)
     world.devices = [device]
@@ -404,8 +404,8 @@ async def test_a_row_that_the_settings_no_longer_mean_is_forgotten(
     assert not path.exists()
 
 
-async def test_a_device_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
-    """The card was taken out of the machine: there is nothing to come back to."""
+async def test_a_fallback_from_a_missing_device_is_removed(tmp_path: Path) -> None:
+    """The GPU is no longer in the machine."""
     path = remember(tmp_path)
     world = await World(tmp_path, device="auto").serving()
 
@@ -426,7 +426,7 @@ async def test_a_device_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
     ],
 )
 async def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, content: bytes) -> None:
-    """A line says so; the model is loaded where the settings say, and the file is written anew when needed."""
+    """With a warning; the configured device is used, and the file is rewritten when needed."""
     (tmp_path / FILE_NAME).write_bytes(content)
     world = await on_card(tmp_path)
     assert [line.partition(":")[0] for line in world.complaints] == ["fallbacks.json is ignored"]
@@ -444,8 +444,8 @@ async def test_a_row_of_wrong_types_is_ignored(tmp_path: Path, field: str) -> No
     assert [line.partition(":")[0] for line in world.complaints] == ["fallbacks.json is ignored"]
 
 
-def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:
-    """One row a model, read back as it was; the file goes with its last row."""
+def test_rows_are_read_back_by_a_new_server(tmp_path: Path) -> None:
+    """One row per model; the file is removed with its last row."""
     rows = [
         CpuFallbackRow(model, CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY")
         for model in "ab"
@@ -464,8 +464,8 @@ def test_rows_outlive_the_server_that_wrote_them(tmp_path: Path) -> None:
     assert (list(tmp_path.iterdir()), complaints) == ([], [])
 
 
-def test_a_disk_that_takes_nothing_costs_only_the_memory_of_it(tmp_path: Path) -> None:
-    """The row holds for this server's life, and a line says that it is not kept."""
+def test_a_fallback_is_kept_in_memory_if_the_disk_fails(tmp_path: Path) -> None:
+    """With a warning that it is not saved."""
     complaints: list[str] = []
     file = CpuFallbackFile(tmp_path / "gone" / FILE_NAME, complaints.append)
     file.put(CpuFallbackRow("a", CARD, CPU, "sha256:1", datetime(2030, 1, 1, tzinfo=UTC), "OUT_OF_MEMORY"))

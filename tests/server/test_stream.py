@@ -1,4 +1,4 @@
-"""Streams: exactly one outcome an item, in any order, with bounded memory on our side."""
+"""Streams: exactly one outcome per item, in any order, with bounded memory."""
 
 import queue
 import threading
@@ -30,7 +30,7 @@ def batch(named: dict[str, Question]) -> pb.StreamPredictRequest:
 
 
 def assert_right(stack: Stack, named: dict[str, Question], results: list[pb.StreamResult]) -> None:
-    """Each item has one outcome, and it is its own answer."""
+    """Each item has exactly one outcome, and it is the right answer."""
     assert Counter(result.item_id for result in results) == Counter(list(named))
     for result in results:
         revision = result.response.served_by.revision
@@ -47,8 +47,8 @@ def test_batches_and_single_items_mix(stack: Stack) -> None:
     assert_right(stack, named, results_of(stack.entailment.StreamPredict(iter(messages), timeout=DEADLINE_SECONDS)))
 
 
-def test_answers_come_as_they_are_ready(stack: Stack) -> None:
-    """A refused item that was sent after a slow one is answered before it."""
+def test_outcomes_are_written_as_they_are_ready(stack: Stack) -> None:
+    """A refused item is answered before a slow one that was sent earlier."""
     messages = [one_item("slow", question("!slow 0.3").request()), one_item("refused", question("").request())]
 
     results = results_of(stack.entailment.StreamPredict(iter(messages), timeout=DEADLINE_SECONDS))
@@ -56,8 +56,8 @@ def test_answers_come_as_they_are_ready(stack: Stack) -> None:
     assert [result.item_id for result in results] == ["refused", "slow"]
 
 
-def test_half_close_finishes_what_is_in_flight(stack: Stack) -> None:
-    """A caller that has sent its last item still gets every answer, then OK."""
+def test_half_close_finishes_items_in_flight(stack: Stack) -> None:
+    """All items are answered, then the stream ends with OK."""
     named = {str(number): question("!slow 0.02", f"statement {number}") for number in range(20)}
 
     call = stack.entailment.StreamPredict(iter([batch(named)]), timeout=DEADLINE_SECONDS)
@@ -68,12 +68,12 @@ def test_half_close_finishes_what_is_in_flight(stack: Stack) -> None:
 
 
 def test_an_empty_stream_ends_at_once(stack: Stack) -> None:
-    """Nothing asked, nothing answered, OK."""
+    """With OK and without outcomes."""
     assert results_of(stack.entailment.StreamPredict(iter([]), timeout=DEADLINE_SECONDS)) == []
 
 
 def test_an_answered_id_may_be_used_again(stack: Stack) -> None:
-    """Ids are unique among the outstanding only."""
+    """Ids must be unique among unanswered items only."""
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=DEADLINE_SECONDS)
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_an_answered_id_may_be_used_again(stack: Stack) -> None:
 
 @pytest.mark.fault("I13")
 def test_ten_thousand_items_are_answered(stack: Stack) -> None:
-    """10,000 items sent as fast as the server takes them: each is answered once, and what waits stays bounded."""
+    """Sent as fast as the server reads them: each is answered once, and the queue stays bounded."""
     pool = [question(f"statement {number}") for number in range(50)]
     limit = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest()).limits.max_stream_outstanding
     asked = (batch({str(n + i): pool[(n + i) % 50] for i in range(20)}) for n in range(0, 10_000, 20))
@@ -105,8 +105,8 @@ def test_ten_thousand_items_are_answered(stack: Stack) -> None:
 
 
 @pytest.mark.fault("I16")
-def test_a_client_that_never_reads_is_held_back(make_stack: MakeStack) -> None:
-    """A caller that sends and never reads stops being read; others are served, and memory stays bounded."""
+def test_a_client_that_never_reads_is_not_read_further(make_stack: MakeStack) -> None:
+    """Its stream stops being read; other calls are answered, and memory stays bounded."""
     stack = make_stack()
     picture = bytes(100_000)
     sent = 0
@@ -133,8 +133,8 @@ def test_a_client_that_never_reads_is_held_back(make_stack: MakeStack) -> None:
 
 
 @pytest.mark.fault("I14")
-def test_clients_gone_in_the_middle_leave_nothing_behind(stack: Stack) -> None:
-    """Hundreds of callers that hang up with items in flight, unary and stream: places, leases and streams come back."""
+def test_cancelled_calls_release_everything(stack: Stack) -> None:
+    """Hundreds of cancelled calls and streams: admission, leases and streams are released."""
     before = descriptors_of(stack)
     for number in range(300):
         if number % 3:
@@ -157,8 +157,8 @@ def test_clients_gone_in_the_middle_leave_nothing_behind(stack: Stack) -> None:
 
 
 @pytest.mark.fault("S2")
-def test_a_stream_outlives_a_swap(stack: Stack) -> None:
-    """A stream begun before a swap goes on after it: earlier items by the old revision, later ones by the new."""
+def test_a_stream_continues_over_a_swap(stack: Stack) -> None:
+    """Earlier items are answered by the old revision, later ones by the new one."""
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
 
@@ -179,8 +179,8 @@ def test_a_stream_outlives_a_swap(stack: Stack) -> None:
     assert results_of(call) == []
 
 
-def test_a_full_entrance_is_an_item_s_outcome(make_stack: MakeStack) -> None:
-    """When too many requests wait, unary calls and items are refused with a time to come back; the stream goes on."""
+def test_an_admission_refusal_is_the_outcome_of_an_item(make_stack: MakeStack) -> None:
+    """With a retry delay; the stream continues."""
     stack = make_stack(server={"max_waiting_requests": 8})
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
@@ -204,7 +204,7 @@ def test_a_full_entrance_is_an_item_s_outcome(make_stack: MakeStack) -> None:
 
 
 def wait_still(count: Callable[[], int]) -> int:
-    """Wait until a number has not moved for a second."""
+    """Wait until a number has not changed for a second."""
     last, since = -1, time.monotonic()
 
     def is_still() -> bool:

@@ -1,4 +1,4 @@
-"""A new model never costs a request: swaps under load, good and bad ones, and deaths in the middle."""
+"""Swaps under load, with good and bad revisions and killed runners, lose no request."""
 
 import signal
 
@@ -17,7 +17,7 @@ ENDED = r"twice|[Dd]eadline"  # what a caller is told whose input ends its runne
 
 
 def swap(stack: Stack, load: Load, revision: str) -> None:
-    """The whole way of a good revision, with callers at every step."""
+    """Load, probe, activate, commit and retire a good revision, under load."""
     control = stack.control
     old = control.status().active_load_id
     load_id = control.candidate(stack.answers.digest_of(revision))
@@ -30,7 +30,7 @@ def swap(stack: Stack, load: Load, revision: str) -> None:
 
 
 def try_bad(stack: Stack, fault: str) -> None:
-    """A revision that does not load, or is taken back."""
+    """Try a revision that does not load, or is rolled back."""
     if fault == "rolled back":
         stack.control.candidate(stack.bundle("r-bad").bundle_digest)
         state = stack.control.activate(stack.control.other().load_id)
@@ -43,8 +43,8 @@ def try_bad(stack: Stack, fault: str) -> None:
 
 
 @pytest.mark.fault("S1")
-def test_twenty_swaps_under_load_lose_nothing(stack: Stack) -> None:
-    """20 swaps and 5 bad candidates under 16 clients without retries: none failed, each answer its own revision's."""
+def test_twenty_swaps_under_load_lose_no_request(stack: Stack) -> None:
+    """20 swaps and 5 bad candidates under 16 clients without retries: no failure, each answer is its revision's own."""
     stack.bundle("r-bad")
     bad = ["crash", "error", "rolled back", "refused", "oom"]
     with Load(stack, ("r1", "r2", "r-bad")) as load:
@@ -61,7 +61,7 @@ def test_twenty_swaps_under_load_lose_nothing(stack: Stack) -> None:
 
 
 def test_the_two_revisions_disagree(stack: Stack) -> None:
-    """The swap test could not tell a mixed-up answer if both revisions said the same."""
+    """Otherwise the swap test could not detect mixed-up answers."""
     asked = [question() for _ in range(50)]
 
     known = stack.answers.compute(asked, ["r1", "r2"])
@@ -71,7 +71,7 @@ def test_the_two_revisions_disagree(stack: Stack) -> None:
 
 @pytest.mark.fault("S12")
 def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None:
-    """32 statements that are being computed when the swap comes: all from one revision, as before."""
+    """All 32 statements are answered by the same revision."""
     slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
     eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="it is on its way")
@@ -85,7 +85,7 @@ def test_a_large_request_in_a_swap_is_answered_by_one_slot(stack: Stack) -> None
 
 @pytest.mark.fault("S12")
 def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack) -> None:
-    """32 statements of which some are computed when the runner is killed: the whole request is sent again."""
+    """The whole request of 32 statements is sent again."""
     slow = question(*[f"!slow 0.02 part {number}" for number in range(32)])
     rows = stack.control.stats(stack.answers.digest_of("r1")).rows
     call = stack.entailment.Predict.future(slow.request(), timeout=20)
@@ -100,8 +100,8 @@ def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack)
 
 @pytest.mark.fault("K5")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_killed_runner_costs_no_answer(stack: Stack, number: signal.Signals) -> None:
-    """However the active runner dies under load: the process that stands ready takes over, and nobody sees it."""
+def test_a_killed_runner_loses_no_request(stack: Stack, number: signal.Signals) -> None:
+    """However the active runner ends under load, the standby process takes over."""
     slot = stack.control.active().slot
     with Load(stack) as load:
         stack.kill(stack.active_pid(), number)
@@ -116,8 +116,8 @@ def test_a_killed_runner_costs_no_answer(stack: Stack, number: signal.Signals) -
 
 
 @pytest.mark.fault("K8")
-def test_a_stopped_runner_costs_no_answer(stack: Stack) -> None:
-    """SIGSTOP of the active runner under load: after its batch's limit it is ended and its callers are answered."""
+def test_a_stopped_runner_loses_no_request(stack: Stack) -> None:
+    """After SIGSTOP the runner exceeds its time limit, is killed, and its requests are answered."""
     stopped = stack.active_pid()
     with Load(stack) as load:
         stack.kill(stopped, signal.SIGSTOP)
@@ -130,8 +130,8 @@ def test_a_stopped_runner_costs_no_answer(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K8")
-def test_an_idle_runner_that_is_stopped_is_noticed(stack: Stack) -> None:
-    """Without any caller a stopped runner is found by its missing heartbeat."""
+def test_an_idle_runner_that_is_stopped_is_detected(stack: Stack) -> None:
+    """By its missing heartbeat."""
     stopped = stack.active_pid()
     stack.kill(stopped, signal.SIGSTOP)
 
@@ -142,8 +142,8 @@ def test_an_idle_runner_that_is_stopped_is_noticed(stack: Stack) -> None:
 
 @pytest.mark.fault("K8")
 @pytest.mark.parametrize("statement", ["!hang", "!gil 20"])
-def test_a_blocked_device_thread_costs_only_the_one_who_blocks_it(stack: Stack, statement: str) -> None:
-    """A call that never returns, or holds the interpreter: others are answered, the cause is told that it is poison."""
+def test_a_blocked_device_thread_fails_only_the_request_that_blocks_it(stack: Stack, statement: str) -> None:
+    """The call never returns, or holds the interpreter lock: its request fails as POISON_INPUT, others are answered."""
     with Load(stack, clients=4) as load:
         with pytest.raises(grpc.RpcError, match=ENDED):
             stack.predict(question(statement), timeout=9)
@@ -155,8 +155,8 @@ def test_a_blocked_device_thread_costs_only_the_one_who_blocks_it(stack: Stack, 
 
 @pytest.mark.fault("K9")
 @pytest.mark.parametrize("statement", ["!garbage", "!half"])
-def test_a_runner_that_cannot_be_understood_is_ended(stack: Stack, statement: str) -> None:
-    """A garbage frame, or half a frame, ends the runner; other callers are answered."""
+def test_a_runner_that_sends_invalid_data_is_killed(stack: Stack, statement: str) -> None:
+    """An invalid or incomplete frame; other requests are answered."""
     with Load(stack, clients=4) as load:
         with pytest.raises(grpc.RpcError, match=ENDED):
             stack.predict(question(statement), timeout=12)
@@ -169,8 +169,8 @@ def test_a_runner_that_cannot_be_understood_is_ended(stack: Stack, statement: st
 
 @pytest.mark.fault("K13")
 @pytest.mark.parametrize("fault", ["!crash", "!exit", "!lost"])
-def test_poison_is_answered_as_such(stack: Stack, fault: str) -> None:
-    """An input that ends every process that computes it is found by the second one, alone, and named."""
+def test_a_poison_input_is_reported_as_such(stack: Stack, fault: str) -> None:
+    """After it has ended the second process, computed alone."""
     before = stack.control.stats(stack.answers.digest_of("r1"))
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question(fault))
@@ -182,8 +182,8 @@ def test_poison_is_answered_as_such(stack: Stack, fault: str) -> None:
 
 
 @pytest.mark.fault("K13")
-def test_poison_in_a_batch_of_sixteen_hurts_nobody_else(stack: Stack) -> None:
-    """Of 16 items that were together in the runner's hands 15 are answered."""
+def test_a_poison_input_in_a_batch_of_sixteen_fails_alone(stack: Stack) -> None:
+    """The other 15 items are answered."""
     named = {str(number): question() for number in range(15)}
     rows = [pb.StreamItem(item_id=name, request=asked.request()) for name, asked in named.items()]
     rows.insert(7, pb.StreamItem(item_id="poison", request=question("!crash").request()))

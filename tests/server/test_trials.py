@@ -1,4 +1,4 @@
-"""A trial costs no answer: what the revision on trial fails, the previous one answers, and it is counted."""
+"""A trial loses no request: the previous slot answers what the trial fails, and the failure is counted."""
 
 import signal
 import time
@@ -16,7 +16,7 @@ from tests.stack.refusal import refusal_of
 
 
 def asked_under_trial(stack: Stack, statement: str, count: int = 12, deadline: float = 10.0) -> LoadReport:
-    """What callers see who ask a question again and again while r2 is on trial."""
+    """Outcomes of a repeated question while r2 is on trial."""
     questions = tuple(question(statement) for _ in range(4)) + tuple(question() for _ in range(4))
     with Load(stack, ("r1", "r2"), clients=4, questions=questions, deadline=deadline) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
@@ -26,8 +26,8 @@ def asked_under_trial(stack: Stack, statement: str, count: int = 12, deadline: f
 
 @pytest.mark.fault("S7")
 @pytest.mark.parametrize(("statement", "reason"), [("!error@r2", "ENGINE_FAILED"), ("!nan@r2", "NOT_FINITE")])
-def test_what_a_trial_fails_the_previous_slot_answers(stack: Stack, statement: str, reason: str) -> None:
-    """An error or a NaN on trial is no error for the caller: r1 answers, and it counts against r2."""
+def test_the_previous_slot_answers_what_a_trial_fails(stack: Stack, statement: str, reason: str) -> None:
+    """The failure is counted against the trial; the caller gets the previous revision's answer."""
     report = asked_under_trial(stack, statement, count=200)
 
     assert (report.failed, report.wrong) == ([], [])
@@ -38,8 +38,8 @@ def test_what_a_trial_fails_the_previous_slot_answers(stack: Stack, statement: s
     assert stack.process.events("request_handed_over", revision="r2", reason=reason)
 
 
-def test_an_answer_by_the_previous_slot_says_so(stack: Stack) -> None:
-    """served_by names the revision, digest and slot that really answered."""
+def test_an_answer_by_the_previous_slot_names_it(stack: Stack) -> None:
+    """served_by contains the revision, digest and slot that answered."""
     old = stack.control.active()
     stack.control.trial(stack.answers.digest_of("r2"))
 
@@ -51,8 +51,8 @@ def test_an_answer_by_the_previous_slot_says_so(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K7")
-def test_a_trial_whose_runner_is_killed_costs_no_answer(stack: Stack) -> None:
-    """When the runner on trial is killed under load the previous slot answers; it counts as one restart."""
+def test_a_trial_whose_runner_is_killed_loses_no_request(stack: Stack) -> None:
+    """The previous slot answers under load; one restart is counted."""
     with Load(stack, ("r1", "r2")) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         load.wait_answers(100)
@@ -65,8 +65,8 @@ def test_a_trial_whose_runner_is_killed_costs_no_answer(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K7")
-def test_a_trial_that_crashes_on_an_input_costs_no_answer(stack: Stack) -> None:
-    """A revision that dies of inputs which the previous one can answer is blamed for them."""
+def test_a_trial_that_crashes_on_an_input_loses_no_request(stack: Stack) -> None:
+    """The crash is counted against the trial, since the previous revision can answer the input."""
     before = stack.control.stats(stack.answers.digest_of("r2"))
     stack.control.trial(stack.answers.digest_of("r2"))
 
@@ -80,13 +80,13 @@ def test_a_trial_that_crashes_on_an_input_costs_no_answer(stack: Stack) -> None:
 
 
 def is_void(stack: Stack, digest: str) -> bool:
-    """Whether a death of this revision's runner was found to be a caller's input."""
+    """Whether a death of this revision's runner was attributed to an input."""
     return stack.control.stats(digest).void_restarts >= 1
 
 
 @pytest.mark.fault("K13")
-def test_poison_does_not_condemn_a_revision_on_trial(stack: Stack) -> None:
-    """An input that kills both revisions is answered as poison, and counts against neither."""
+def test_a_poison_input_is_not_counted_against_the_trial(stack: Stack) -> None:
+    """An input that ends both runners fails as POISON_INPUT."""
     bundle = stack.bundle("r-good")
     stack.control.trial(bundle.bundle_digest)
     old = stack.answers.digest_of("r1")
@@ -105,8 +105,8 @@ def test_poison_does_not_condemn_a_revision_on_trial(stack: Stack) -> None:
 
 @pytest.mark.fault("K15")
 @pytest.mark.parametrize("deadline", [0.9, 2.0])
-def test_a_trial_that_hangs_is_answered_within_short_deadlines(stack: Stack, deadline: float) -> None:
-    """The previous slot takes over early enough for callers who wait a second or so."""
+def test_requests_of_a_hung_trial_are_answered_within_short_deadlines(stack: Stack, deadline: float) -> None:
+    """The previous slot takes over in time for deadlines of about a second."""
     stack.control.trial(stack.answers.digest_of("r2"))
 
     assert stack.check(question("!hang@r2"), timeout=deadline) == "r1"
@@ -117,8 +117,8 @@ def test_a_trial_that_hangs_is_answered_within_short_deadlines(stack: Stack, dea
 
 
 @pytest.mark.fault("K15")
-def test_a_trial_that_hangs_under_load_costs_no_answer(stack: Stack) -> None:
-    """While the runner on trial hangs, callers with 1.5 s deadlines are all answered."""
+def test_a_trial_that_hangs_under_load_loses_no_request(stack: Stack) -> None:
+    """With deadlines of 1.5 s."""
     with Load(stack, ("r1", "r2"), clients=8, deadline=1.5) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         assert stack.check(question("!hang@r2"), timeout=1.5) == "r1"
@@ -129,8 +129,8 @@ def test_a_trial_that_hangs_under_load_costs_no_answer(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K15")
-def test_a_trial_that_is_stopped_costs_no_answer(stack: Stack) -> None:
-    """SIGSTOP of the runner on trial: the previous slot answers every caller; the stopped process is ended."""
+def test_a_trial_that_is_stopped_loses_no_request(stack: Stack) -> None:
+    """After SIGSTOP the previous slot answers, and the stopped process is killed."""
     with Load(stack, ("r1", "r2"), clients=8, deadline=3.0) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         stopped = stack.active_pid()
@@ -143,8 +143,8 @@ def test_a_trial_that_is_stopped_costs_no_answer(stack: Stack) -> None:
 
 
 @pytest.mark.fault("K15")
-def test_what_a_hung_trial_holds_is_answered_after_a_rollback(stack: Stack) -> None:
-    """A rollback takes the callers along whom the hung revision holds, within their short deadlines."""
+def test_requests_of_a_hung_trial_are_answered_after_a_rollback(stack: Stack) -> None:
+    """Within their short deadlines."""
     stack.control.trial(stack.answers.digest_of("r2"))
     previous = stack.control.status().trial.previous_load_id
     asked = question("!hang@r2")
@@ -157,8 +157,8 @@ def test_what_a_hung_trial_holds_is_answered_after_a_rollback(stack: Stack) -> N
     assert (served.revision, scores_of(call.result())) == ("r1", stack.answers.of("r1", asked))
 
 
-def test_a_slow_trial_is_overtaken_and_late_results_are_ignored(stack: Stack) -> None:
-    """What the trial computes after the previous slot has taken over is nobody's answer."""
+def test_late_results_of_a_slow_trial_are_ignored(stack: Stack) -> None:
+    """The previous slot has taken over and answered."""
     stack.control.trial(stack.answers.digest_of("r2"))
 
     for _ in range(3):
@@ -167,8 +167,8 @@ def test_a_slow_trial_is_overtaken_and_late_results_are_ignored(stack: Stack) ->
 
 
 @pytest.mark.fault("K17")
-def test_a_term_that_runs_out_puts_the_previous_slot_back(stack: Stack) -> None:
-    """Without an updater that extends it, a trial ends by itself, under load, without an error."""
+def test_an_expired_trial_lease_rolls_back(stack: Stack) -> None:
+    """Under load, without an error."""
     with Load(stack, ("r1", "r2"), clients=4) as load:
         stack.control.trial(stack.answers.digest_of("r2"), trial_lease_seconds=1.0)
         assert stack.control.active().revision == "r2"
@@ -181,8 +181,8 @@ def test_a_term_that_runs_out_puts_the_previous_slot_back(stack: Stack) -> None:
     assert (report.failed, report.wrong) == ([], [])
 
 
-def test_an_extended_term_lasts(stack: Stack) -> None:
-    """The same ActivateSlot again extends the trial lease, and is no new generation."""
+def test_activating_the_trial_again_extends_its_lease(stack: Stack) -> None:
+    """The generation does not change."""
     load_id = stack.control.trial(stack.answers.digest_of("r2"), trial_lease_seconds=1.0)
     generation = stack.control.status().generation
     end = time.monotonic() + 1.5
@@ -192,7 +192,7 @@ def test_an_extended_term_lasts(stack: Stack) -> None:
 
 
 def test_a_rollback_takes_under_a_second(stack: Stack) -> None:
-    """The previous slot is warm: naming its load during a trial puts it back at once, under load."""
+    """Activating the previous slot under load."""
     with Load(stack, ("r1", "r2"), clients=4) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         load.wait_answers(20)
@@ -208,7 +208,7 @@ def test_a_rollback_takes_under_a_second(stack: Stack) -> None:
 
 
 def test_the_baseline_is_frozen_when_a_trial_begins(stack: Stack) -> None:
-    """What the previous revision had counted does not move while the trial is compared with it."""
+    """Later counts of the previous revision do not change it."""
     for _ in range(3):
         stack.check(question())
     stack.control.trial(stack.answers.digest_of("r2"))

@@ -1,4 +1,4 @@
-"""Stacks for tests: one that is shared and put back after each test, and new ones for what cannot be put back."""
+"""Stacks for tests: one that is shared and restored after each test, and separate ones."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The shared server, calm: r1 answers, the other slot is free; put back afterwards."""
+    """The shared server: r1 is active, the other slot is free; restored afterwards."""
     shared_stack.calm()
     yield shared_stack
     shared_stack.calm()
@@ -30,7 +30,7 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
 
 @pytest.fixture
 def make_stack(tmp_path: Path) -> Iterator[MakeStack]:
-    """Makes and starts servers of a test's own, and ends them; ending fails if a process is left."""
+    """Starts servers for one test, and stops them; fails if a process remains."""
     made: list[Stack] = []
 
     def make(*, is_started: bool = True, until_ready: bool = True, **settings: Any) -> Stack:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""An error as a caller sees it: code, reason, field, and that nothing in it tells about our insides."""
+"""An error as a client sees it: code, reason, field; and a check that it contains no internal details."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _INSIDES = re.compile(rb"Traceback|\.py\b|File \"|/(?:work|tmp|root|home|usr|var
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What an error says, decoded."""
+    """A decoded error."""
 
     code: str  # "INVALID_ARGUMENT"
     message: str
@@ -29,7 +29,7 @@ class Refusal:
 
     @property
     def brief(self) -> tuple[str, str, tuple[str, ...]]:
-        """Code, reason, fields: what a table of errors compares."""
+        """Code, reason and fields, for comparison with a table."""
         return self.code, self.reason, self.fields
 
 

@@ -1,4 +1,4 @@
-"""Messages as bytes, so that what no generated code would send can be sent."""
+"""Messages as bytes, to send what generated code cannot."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -49,7 +49,7 @@ def one_item(item_id: str, request: pb.PredictRequest) -> pb.StreamPredictReques
 
 
 def results_of(answers: Iterable[pb.StreamPredictResponse]) -> list[pb.StreamResult]:
-    """All results of a stream, in the order they came."""
+    """All results of a stream, in order of arrival."""
     return [result for answer in answers for result in answer.results]
 
 
