@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from updater.commands import CommandQueue
-from updater.core.effects import Failed, Result, Wait
+from updater.core.effects import EffectFailure, Result, Wait
 from updater.core.ports import EffectFailed, Facts, Journal, ServerState
 from updater.core.record import Installed, ModelRecord
 from updater.core.rules import Rules
@@ -158,7 +158,7 @@ class ModelLoop:
             parts.commands.answer(step)
         self._rest = step if isinstance(step, Wait) else Wait(0.0)
         self._due = parts.clock.monotonic() + GRACE_SECONDS
-        return max(self._rest.seconds, parts.rules.look_seconds if isinstance(result, Failed) else 0.0)
+        return max(self._rest.seconds, parts.rules.look_seconds if isinstance(result, EffectFailure) else 0.0)
 
     def _perform(self, record: ModelRecord, step: Step | CommandResult, facts: Facts) -> tuple[Result, Transition]:
         """Perform the step's effect, if it has one; returns its result, and the record after it."""

@@ -12,13 +12,13 @@ from updater.core.effects import (
     CollectGarbage,
     CommitLoad,
     Effect,
-    Failed,
-    FaultKind,
+    EffectFailure,
+    FailureKind,
     Gated,
     Listed,
     LoadBundle,
     Loaded,
-    LookAtHub,
+    PollHub,
     Probe,
     Probed,
     Result,
@@ -53,13 +53,13 @@ def perform(effect: Effect, ports: Ports) -> Result:
     try:
         return _perform(effect, ports)
     except EffectFailed as error:
-        return error.failed
+        return error.failure
 
 
 def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line an effect
     match effect:
-        case LookAtHub():
-            return _look(effect, ports)
+        case PollHub():
+            return _poll(effect, ports)
         case StageRevision():
             return _stage(effect, ports)
         case VerifyAndSeal():
@@ -98,7 +98,7 @@ def _change_slots(
     return None
 
 
-def _look(effect: LookAtHub, ports: Ports) -> Result:
+def _poll(effect: PollHub, ports: Ports) -> Result:
     ends = ports.clock.monotonic() + effect.deadline_seconds
     names = ports.hub.revisions(effect.deadline_seconds)
     releases: list[Release] = []
@@ -110,9 +110,9 @@ def _look(effect: LookAtHub, ports: Ports) -> Result:
             releases.append(ports.hub.release(name, left))
         except EffectFailed as error:
             # One revision that cannot be listed must not hide the others.
-            if error.failed.kind not in (FaultKind.PERMANENT, FaultKind.NOT_READY):
+            if error.failure.kind not in (FailureKind.PERMANENT, FailureKind.NOT_READY):
                 raise
-            releases.append(Release(name, (), "", is_ready=False, missing=error.failed.message))
+            releases.append(Release(name, (), "", is_ready=False, missing=error.failure.message))
     return Listed(tuple(names), tuple(releases))
 
 
@@ -130,7 +130,7 @@ def _stage(effect: StageRevision, ports: Ports) -> Result:
     after = _ready_release(effect, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
     if after.files != before.files:
         message = f"{effect.revision} changed while it was fetched"
-        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
+        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
     return Staged(staged)
 
 
@@ -141,7 +141,7 @@ def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> 
         raise EffectFailed.not_ready("NOT_READY", release.missing)
     if effect.source_digest and release.source_digest not in ("", effect.source_digest):
         message = f"{effect.revision} is not what it was when it was listed"
-        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FaultKind.NOT_READY)
+        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
     return release
 
 
@@ -151,7 +151,7 @@ def _verify_and_seal(effect: VerifyAndSeal, ports: Ports) -> Result:
     provenance = ports.store.verify(folder, effect.source_digest, effect.compatible_with)
     left = ends - ports.clock.monotonic()
     if left <= 0:
-        return Failed(FaultKind.TRANSIENT, "DEADLINE", "verification took too long")
+        return EffectFailure(FailureKind.TRANSIENT, "DEADLINE", "verification took too long")
     digest = ports.converter.seal(folder, effect.revision, effect.precision, left, provenance)
     ports.store.check_compatible(digest, effect.compatible_with)  # check 15
     if not effect.is_kept_source:

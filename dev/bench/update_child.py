@@ -17,7 +17,7 @@ from unittest import mock
 
 from common import sealing
 from updater import loop
-from updater.core.effects import CommitLoad, Effect, Failed, Result
+from updater.core.effects import CommitLoad, Effect, EffectFailure, Result
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
@@ -67,7 +67,7 @@ class StopWatch:
         self.at.setdefault(f"{name} begins", time.perf_counter())
         done: Result = self.timed(name, perform)(effect, ports)
         self.at[f"{name} ends"] = time.perf_counter()
-        self.is_committed |= isinstance(effect, CommitLoad) and not isinstance(done, Failed)
+        self.is_committed |= isinstance(effect, CommitLoad) and not isinstance(done, EffectFailure)
         if self.is_committed:
             os.kill(os.getpid(), signal.SIGTERM)  # in order, after this step
         return done

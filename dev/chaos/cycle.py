@@ -18,7 +18,7 @@ from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_server import SimServer
 from updater.commands import CommandQueue
 from updater.core.facts import ServerState
-from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import GoldenFacts, JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
@@ -110,9 +110,11 @@ class PerfectGolden:
     def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
         """Every answer is the expected one."""
         del load_id, active_load_id, deadline_seconds
-        right = Answer("yes")
-        asked = tuple(Asked(f"item-{number}", "is it so", "yes", right, right) for number in range(_GOLDEN.questions))
-        return GateAnswers(digest, "cpu", "float32", asked, candidate_seconds=1.0, active_seconds=1.0)
+        right = GoldenAnswer("yes")
+        questions = tuple(
+            GoldenQuestion(f"item-{number}", "is it so", "yes", right, right) for number in range(_GOLDEN.questions)
+        )
+        return GateAnswers(digest, "cpu", "float32", questions, candidate_seconds=1.0, active_seconds=1.0)
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         """All are answered."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from updater.core.costs import CostBucket
-from updater.core.effects import Failed, FaultKind, Shortage
+from updater.core.effects import EffectFailure, FailureKind, Shortage
 from updater.core.ports import (
     DeviceSnapshot,
     EffectFailed,
@@ -69,7 +69,7 @@ class SimServer:
     fallback: CpuFallback | None = None  # in a file of its own: it outlives the server
     frugal: str = ""  # a bundle whose items always fit
     row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
-    load_faults: list[Failed] = field(default_factory=list)  # for the next loads
+    load_faults: list[EffectFailure] = field(default_factory=list)  # for the next loads
     tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
     _falls: int = 0
@@ -186,10 +186,10 @@ class SimServer:
             raise EffectFailed(shortage)
         reason = self.loads(bundle_digest)
         if reason:
-            raise EffectFailed(Failed(FaultKind.PERMANENT, reason, "it does not load"))
+            raise EffectFailed(EffectFailure(FailureKind.PERMANENT, reason, "it does not load"))
         free = next((n for n in (0, 1) if self.slots[n] is None and n != self.active), None)
         if free is None:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "both slots hold a load"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "NO_FREE_SLOT", "both slots hold a load"))
         self.slots[free] = Held(self._new_id(), bundle_digest, device=device)
         return self._held(free).load_id
 
@@ -209,7 +209,7 @@ class SimServer:
         elif number == self.active:
             self.lease_left = trial_lease_seconds
         elif self.is_on_trial:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "another revision is on trial"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "another is on trial"))
         else:
             held = self.slots[self.active] if self.active >= 0 else None
             key = ("", "") if held is None else (held.bundle_digest, held.device)
@@ -226,7 +226,7 @@ class SimServer:
         self._reach()
         self._check(expected_generation)
         if self._known(load_id) != self.active:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "this load does not answer callers"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "this load is not on trial"))
         if self.is_on_trial:
             self._close("COMMITTED")
         if self.fallback is not None and self._held(self.active).device != self.fallback.fallback_device:
@@ -243,7 +243,7 @@ class SimServer:
             self._close("ROLLED_BACK")
             self.active = -1
         elif number >= 0 and (number == self.active or (self.is_on_trial and number == self.previous)):
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
         if number >= 0:
             self.slots[number] = None
             self.previous = -1 if number == self.previous else self.previous
@@ -253,11 +253,11 @@ class SimServer:
 
     def _reach(self) -> None:
         if not self.is_up:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "it does not answer"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "it does not answer"))
 
     def _check(self, expected_generation: int) -> None:
         if expected_generation not in (0, self.generation):
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "the world has moved"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "the world has moved"))
 
     def _new_id(self) -> str:
         self._ids += 1
@@ -269,7 +269,7 @@ class SimServer:
     def _known(self, load_id: str) -> int:
         number = self._find(load_id)
         if number < 0:
-            raise EffectFailed(Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "no slot holds this load"))
         return number
 
     def _held(self, number: int) -> Held:
@@ -305,7 +305,7 @@ class SimServer:
         loads = sum(held is not None and held.device == CARD for held in self.slots)
         return self.card.total - self.card.strangers - self.card.weights * loads
 
-    def _shortage(self, bundle_digest: str, device: str) -> Failed | None:
+    def _shortage(self, bundle_digest: str, device: str) -> EffectFailure | None:
         """Why a load, that is not in its slot yet, does not fit."""
         if self.card is None or device != CARD:
             return None
@@ -318,7 +318,7 @@ class SimServer:
             return None
         reason = "OUT_OF_MEMORY" if self.card.plan == "blind" else "DOES_NOT_FIT"
         lacks = Shortage(CARD) if self.card.plan == "blind" else Shortage(CARD, needed, free)
-        return Failed(FaultKind.PERMANENT, reason, "it does not fit", shortage=lacks)
+        return EffectFailure(FailureKind.PERMANENT, reason, "it does not fit", shortage=lacks)
 
     def _runs_out(self, held: Held) -> None:
         """A single item of what answers was too much: the previous slot answers it, or the CPU does."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.bundle import HubKind, HubLocation, Provenance
 from dev.harness.simulated_server import SimServer
-from updater.core.effects import Failed
-from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.effects import EffectFailure
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import EffectFailed, GoldenFacts, Hub, HubFile, Release
 from updater.core.record import Event, Installed, ModelRecord
 from updater.core.record_json import from_json, to_json
@@ -46,8 +46,8 @@ class SimHub:
     contents: dict[str, str] = field(default_factory=dict)
     unready: set[str] = field(default_factory=set)
     place: HubLocation = _SIMULATED
-    faults: list[Failed] = field(default_factory=list)  # for the next calls
-    fault: Failed | None = None  # for every call
+    faults: list[EffectFailure] = field(default_factory=list)  # for the next calls
+    fault: EffectFailure | None = None  # for every call
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         self._may_fail()
@@ -161,7 +161,7 @@ class SimConverter:
     """Seals at once."""
 
     store: SimStore
-    faults: list[Failed] = field(default_factory=list)
+    faults: list[EffectFailure] = field(default_factory=list)
 
     def seal(
         self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
@@ -183,7 +183,7 @@ class SimGolden:
     server: SimServer
     qualities: dict[str, Quality]
     set_facts: GoldenFacts = field(default_factory=lambda: GoldenFacts("golden", questions=40, expected=20))
-    faults: list[Failed] = field(default_factory=list)
+    faults: list[EffectFailure] = field(default_factory=list)
 
     def facts(self) -> GoldenFacts:
         return self.set_facts
@@ -248,14 +248,14 @@ def content_of(bundle_digest: str) -> str:
     return bundle_digest.split(" ", 2)[2]
 
 
-def _asked(number: int, quality: Quality, active: Quality | None) -> Asked:
+def _asked(number: int, quality: Quality, active: Quality | None) -> GoldenQuestion:
     is_expected = number < 20
     said = None if active is None else _answer(number, active)
-    return Asked(f"item {number}", "?", "yes" if is_expected else "", _answer(number, quality), said)
+    return GoldenQuestion(f"item {number}", "?", "yes" if is_expected else "", _answer(number, quality), said)
 
 
-def _answer(number: int, quality: Quality) -> Answer:
+def _answer(number: int, quality: Quality) -> GoldenAnswer:
     if quality.failure:
-        return Answer(failure=quality.failure)
+        return GoldenAnswer(failure=quality.failure)
     good = quality.right if number < 20 else quality.agrees
-    return Answer("yes" if number % 20 < good else "no")
+    return GoldenAnswer("yes" if number % 20 < good else "no")

@@ -14,7 +14,7 @@ from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from updater.control.prober import Cost
 from updater.control.snapshot import server_state
-from updater.core.effects import Failed, FaultKind, Shortage
+from updater.core.effects import EffectFailure, FailureKind, Shortage
 from updater.core.ports import EffectFailed, ServerState
 
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
@@ -183,20 +183,20 @@ class ControlClient:
         return pb.Change(model=self._model, transaction_id=transaction_id, expected_generation=expected_generation)
 
 
-def failure_of(error: grpc.RpcError) -> Failed:
+def failure_of(error: grpc.RpcError) -> EffectFailure:
     """What a failed call means for what comes next."""
     if not isinstance(error, grpc.Call):
-        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
+        return EffectFailure(FailureKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
     reason, message, shortage = _told(error)
     if reason in _PERMANENT:
-        return Failed(FaultKind.PERMANENT, reason, message, shortage=shortage)
+        return EffectFailure(FailureKind.PERMANENT, reason, message, shortage=shortage)
     if reason:
-        return Failed(FaultKind.TRANSIENT, reason, message)
+        return EffectFailure(FailureKind.TRANSIENT, reason, message)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failed(FaultKind.TRANSIENT, "DEADLINE", "the server did not answer in time")
+        return EffectFailure(FailureKind.TRANSIENT, "DEADLINE", "the server did not answer in time")
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Failed(FaultKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
-    return Failed(FaultKind.TRANSIENT, error.code().name, str(error.details() or "the server refused")[:500])
+        return EffectFailure(FailureKind.TRANSIENT, UNREACHABLE, "the server cannot be reached")
+    return EffectFailure(FailureKind.TRANSIENT, error.code().name, str(error.details() or "the server refused")[:500])
 
 
 class _refusals:  # noqa: N801  reads as a word: with _refusals()

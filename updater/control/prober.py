@@ -13,7 +13,7 @@ from common.golden_set import MAX_ITEMS, GoldenBroken, canonicalize
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
-from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import EffectFailed, GoldenFacts, ServerState
 from updater.golden_files import GoldenFiles, Question, builtin_probes, questions_of
 
@@ -76,7 +76,7 @@ class Prober:
         ends = self._clock.monotonic() + deadline_seconds
         questions, min_accuracy = self._questions(digest)
         before = {load: self._slots.cost(load, STATE_SECONDS) for load in (load_id, active_load_id) if load}
-        asked: list[Asked] = []
+        asked: list[GoldenQuestion] = []
         try:
             for chunk in _chunks(questions):
                 candidate = self._ask(load_id, chunk, ends)
@@ -95,7 +95,7 @@ class Prober:
             golden_digest=digest,
             device=slot.device,
             precision=slot.precision,
-            asked=tuple(asked),
+            questions=tuple(asked),
             min_accuracy=min_accuracy,
             candidate_seconds=self._spent(load_id, before[load_id], len(asked)),
             active_seconds=self._spent(active_load_id, before[active_load_id], len(asked)) if active_load_id else 0.0,
@@ -105,7 +105,7 @@ class Prober:
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
         """Ask one slot some items; returns how many were answered, failed, and failed by NaN."""
         ends = self._clock.monotonic() + deadline_seconds
-        answers: list[Answer] = []
+        answers: list[GoldenAnswer] = []
         for chunk in _chunks(self._some(max(1, items))):
             answers += (answer for row in self._ask(load_id, chunk, ends) for answer in row[:1])
         bad = [answer for answer in answers if answer.failure]
@@ -133,7 +133,7 @@ class Prober:
             raise _changed()
         return questions_of(found, found.golden), max(self._files.min_accuracy, found.golden.min_accuracy)
 
-    def _ask(self, load_id: str, chunk: Sequence[Question], ends: float) -> list[list[Answer]]:
+    def _ask(self, load_id: str, chunk: Sequence[Question], ends: float) -> list[list[GoldenAnswer]]:
         """One answer a text, for each item of a piece."""
         self._keep_on()
         left = ends - self._clock.monotonic()
@@ -163,17 +163,17 @@ def _request(load_id: str, chunk: Sequence[Question], task: Task) -> pb.ProbeSlo
     return request
 
 
-def _answers(outcome: pb.ProbeOutcome, question: Question) -> list[Answer]:
+def _answers(outcome: pb.ProbeOutcome, question: Question) -> list[GoldenAnswer]:
     count = len(question.item.texts)
     match outcome.WhichOneof("outcome"):
         case "entailment":
-            answers = [Answer(_LABELS.get(result.label, "")) for result in outcome.entailment.results]
+            answers = [GoldenAnswer(_LABELS.get(result.label, "")) for result in outcome.entailment.results]
         case "address":
-            answers = [Answer(canonicalize(_components(result))) for result in outcome.address.results]
+            answers = [GoldenAnswer(canonicalize(_components(result))) for result in outcome.address.results]
         case _:
-            return [Answer(failure=_reason(outcome.error))] * count
+            return [GoldenAnswer(failure=_reason(outcome.error))] * count
     if len(answers) != count or not all(answer.text for answer in answers):
-        return [Answer(failure="ANSWERS_MISSING")] * count
+        return [GoldenAnswer(failure="ANSWERS_MISSING")] * count
     return answers
 
 
@@ -190,14 +190,14 @@ def _reason(status: status_pb2.Status) -> str:
 
 
 def _side_by_side(
-    chunk: Sequence[Question], candidate: list[list[Answer]], active: list[list[Answer]] | None
-) -> Iterator[Asked]:
+    chunk: Sequence[Question], candidate: list[list[GoldenAnswer]], active: list[list[GoldenAnswer]] | None
+) -> Iterator[GoldenQuestion]:
     for number, question in enumerate(chunk):
         item = question.item
         for position, text in enumerate(item.texts):
             expected = item.expected[position] if item.expected else ""
             beside = None if active is None else active[number][position]
-            yield Asked(item.item, text, expected, candidate[number][position], beside)
+            yield GoldenQuestion(item.item, text, expected, candidate[number][position], beside)
 
 
 def _chunks(questions: Iterable[Question]) -> Iterator[list[Question]]:

@@ -25,7 +25,7 @@ class BreakerState(StrEnum):
     HALF_OPEN = "HALF_OPEN"  # one probe is out; nothing else may begin
 
 
-class Result(StrEnum):
+class WorkResult(StrEnum):
     """How a piece of work ended."""
 
     SUCCESS = "SUCCESS"
@@ -77,7 +77,7 @@ def begin(breaker: Breaker, rules: BreakerRules) -> Breaker:
 
 
 def report(
-    breaker: Breaker, result: Result, rules: BreakerRules, jitter: float, *, reason: str = "", at_least: float = 0.0
+    breaker: Breaker, result: WorkResult, rules: BreakerRules, jitter: float, *, reason: str = "", at_least: float = 0.0
 ) -> Breaker:
     """Tell how a piece of work ended.
 
@@ -89,11 +89,11 @@ def report(
         reason: for people, if this opens it.
         at_least: seconds that the other side asked for; honoured up to the cap.
     """
-    if result is Result.NEUTRAL:
+    if result is WorkResult.NEUTRAL:
         if breaker.state is BreakerState.HALF_OPEN:
             return replace(breaker, state=BreakerState.OPEN, left_seconds=0.0)
         return breaker
-    if result is Result.SUCCESS:
+    if result is WorkResult.SUCCESS:
         calm = breaker.calm_seconds if breaker.state is BreakerState.CLOSED else 0.0
         return Breaker(breaker.name, openings=breaker.openings, calm_seconds=calm)
     failures = breaker.failures + 1

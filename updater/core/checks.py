@@ -6,7 +6,7 @@ The code carries the numbers: `perform`, then `staging`, `verify`, `configuratio
 
 from dataclasses import dataclass
 
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed
 
 
@@ -33,7 +33,7 @@ class CheckFailed(EffectFailed):
         check: which.
     """
 
-    def __init__(self, check: Check, failed: Failed) -> None:
+    def __init__(self, check: Check, failed: EffectFailure) -> None:
         super().__init__(failed)
         self.check = check
 
@@ -179,7 +179,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def refused(check: Check, reason: str, message: str, kind: FaultKind = FaultKind.PERMANENT) -> CheckFailed:
+def refused(check: Check, reason: str, message: str, kind: FailureKind = FailureKind.PERMANENT) -> CheckFailed:
     """What a number of the list says of a revision; `kind` tells whose fault it is.
 
     Raises:
@@ -187,7 +187,7 @@ def refused(check: Check, reason: str, message: str, kind: FaultKind = FaultKind
     """
     if reason not in check.reasons:
         raise RuntimeError(f"{reason} is no reason of check {check.title}")
-    return CheckFailed(check, Failed(kind, reason, f"check {check.title}: {message}"))
+    return CheckFailed(check, EffectFailure(kind, reason, f"check {check.title}: {message}"))
 
 
 def by_reason(reason: str, message: str) -> CheckFailed | EffectFailed:

@@ -2,7 +2,7 @@
 
 An effect is decided from the durable record, which was written before; performing it twice is the same as performing it
 once, and every one has a deadline. What comes of it is a result: what was learnt, None if there is nothing to learn, or
-a `Failed`.
+a `EffectFailure`.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class LookAtHub:
+class PollHub:
     """Ask the hub which revisions there are, and list those that may matter.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
@@ -43,7 +43,7 @@ class StageRevision:
     """Fetch a revision's declared files into this update's staging folder, bounded and resumable.
 
     Perform: list again before and after; another listing than `source_digest` says is
-    `Failed(NOT_READY, "LISTING_CHANGED")`. Result: `Staged`.
+    `EffectFailure(NOT_READY, "LISTING_CHANGED")`. Result: `Staged`.
     """
 
     update_id: str
@@ -60,7 +60,7 @@ class VerifyAndSeal:
 
     For a new conversion of what is committed, the kept source files are taken instead. Sealed
     already: the same answer at once. Result: `Sealed`. What the content is to blame for is
-    `Failed(PERMANENT)`; reason `CONTENT_MISMATCH` if bytes are not what the listing says.
+    `EffectFailure(PERMANENT)`; reason `CONTENT_MISMATCH` if bytes are not what the listing says.
     """
 
     update_id: str
@@ -170,7 +170,7 @@ class CollectGarbage:
 
 
 Effect = (
-    LookAtHub
+    PollHub
     | StageRevision
     | VerifyAndSeal
     | LoadBundle
@@ -246,7 +246,7 @@ class Collected:
     used_bytes: int
 
 
-class FaultKind(StrEnum):
+class FailureKind(StrEnum):
     """What a failure means for what comes next."""
 
     TRANSIENT = "TRANSIENT"  # the same may succeed later: network, disk, a world that moved
@@ -266,14 +266,14 @@ class Shortage:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class EffectFailure:
     """It was not done, or not to the end."""
 
-    kind: FaultKind
+    kind: FailureKind
     reason: str  # for machines, UPPER_SNAKE: the other side's reason where it has one
     message: str = ""  # a sentence for people
     retry_after_seconds: float = 0.0  # as the other side asked
     shortage: Shortage | None = None  # of memory, if that is why
 
 
-Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | Failed | None
+Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | EffectFailure | None

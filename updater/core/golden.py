@@ -6,7 +6,7 @@ from math import exp, lgamma, log
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GoldenAnswer:
     """What a slot made of one question."""
 
     text: str = ""  # in the form of `canonicalize`; empty if it failed
@@ -14,14 +14,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GoldenQuestion:
     """One question, and what both slots made of it."""
 
     item: str
     text: str
     expected: str  # empty: to be agreed with
-    candidate: Answer
-    active: Answer | None  # None if nothing serves
+    candidate: GoldenAnswer
+    active: GoldenAnswer | None  # None if nothing serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class GateAnswers:
     golden_digest: str  # empty: built-in probes
     device: str
     precision: str
-    asked: tuple[Asked, ...]
+    questions: tuple[GoldenQuestion, ...]
     min_accuracy: float = 0.0  # the set's own
     candidate_seconds: float = 0.0  # device time of all questions; CPU seconds on a CPU
     active_seconds: float = 0.0  # the same questions on the active slot; 0 if nothing serves

@@ -1,7 +1,7 @@
 """The whole outside world of the updater, as it sees it. Nothing here knows how it is done.
 
 All ports are called from the daemon's one thread and block, never longer than they are told. A port
-that fails raises `EffectFailed`, which `perform` turns into the outcome `Failed`; anything else that it
+that fails raises `EffectFailed`, which `perform` turns into the outcome `EffectFailure`; anything else that it
 raises is a bug.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from common.bundle import HubLocation, Provenance
 from common.clock import Clock
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import (
     DeviceSnapshot,
     Facts,
@@ -60,34 +60,34 @@ MAX_PIECE_BYTES = 1 << 20  # of what `Hub.read` yields at once
 class EffectFailed(Exception):
     """A port could not do what it was asked; carries the outcome."""
 
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(f"{failed.reason}: {failed.message}")
-        self.failed = failed
+    def __init__(self, failure: EffectFailure) -> None:
+        super().__init__(f"{failure.reason}: {failure.message}")
+        self.failure = failure
 
     @classmethod
     def transient(cls, reason: str, message: str, retry_after_seconds: float = 0.0) -> Self:
         """The same may succeed later."""
-        return cls(Failed(FaultKind.TRANSIENT, reason, message, retry_after_seconds))
+        return cls(EffectFailure(FailureKind.TRANSIENT, reason, message, retry_after_seconds))
 
     @classmethod
     def permanent(cls, reason: str, message: str) -> Self:
         """The revision is at fault: the same fails again."""
-        return cls(Failed(FaultKind.PERMANENT, reason, message))
+        return cls(EffectFailure(FailureKind.PERMANENT, reason, message))
 
     @classmethod
     def denied(cls, reason: str, message: str) -> Self:
         """A setting or a permission must be changed, here or on the hub."""
-        return cls(Failed(FaultKind.DENIED, reason, message))
+        return cls(EffectFailure(FailureKind.DENIED, reason, message))
 
     @classmethod
     def not_ready(cls, reason: str, message: str) -> Self:
         """The revision is incomplete on the hub."""
-        return cls(Failed(FaultKind.NOT_READY, reason, message))
+        return cls(EffectFailure(FailureKind.NOT_READY, reason, message))
 
     @classmethod
     def inconclusive(cls, reason: str, message: str) -> Self:
         """The gate or a probe reached no verdict."""
-        return cls(Failed(FaultKind.INCONCLUSIVE, reason, message))
+        return cls(EffectFailure(FailureKind.INCONCLUSIVE, reason, message))
 
 
 class LinkBroken(EffectFailed):

@@ -213,7 +213,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownVersion:
     """What a version was when it was first fetched whole; another digest under it is an alarm."""
 
     version: str  # in its one form, without prefix
@@ -269,7 +269,7 @@ class ModelRecord:
     min_version: str = ""  # highest revision ever committed; never goes down
     quarantine: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()  # bundle digests that failed while their source did not
-    known: tuple[Known, ...] = ()
+    known: tuple[KnownVersion, ...] = ()
     unquarantined: tuple[str, ...] = ()  # source digests let out of quarantine: may be tried at the floor
     approved: tuple[str, ...] = ()  # source digests
     paused: bool = False

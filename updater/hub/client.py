@@ -14,7 +14,7 @@ from typing import Any
 from modelscope_hub import errors
 
 from common.clock import Clock
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import MAX_PIECE_BYTES, EffectFailed, LinkBroken
 from updater.http.client import (
     HttpFailed,
@@ -30,7 +30,7 @@ from updater.hub.redirects import RedirectChain, follow_redirect, start_chain
 
 MAX_RETRY_AFTER_SECONDS = 86400.0
 _CLIENT_ERROR = 400
-_TRANSIENT, _DENIED = FaultKind.TRANSIENT, FaultKind.DENIED
+_TRANSIENT, _DENIED = FailureKind.TRANSIENT, FailureKind.DENIED
 _CLASSIFICATION = {
     HttpFailure.ADDRESS_REFUSED: (
         _DENIED,
@@ -257,7 +257,7 @@ def build_protocol_error(message: str) -> EffectFailed:
 def classify_failure(error: HttpFailed, host: str) -> EffectFailed:
     """The outcome of a request without a complete response."""
     kind, reason, sentence = _CLASSIFICATION[error.failure]
-    failed = Failed(kind, reason, sentence.format(host=host, detail=error.detail))
+    failed = EffectFailure(kind, reason, sentence.format(host=host, detail=error.detail))
     return LinkBroken(failed) if error.failure in _CONNECTION_BROKEN else EffectFailed(failed)
 
 

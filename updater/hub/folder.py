@@ -13,7 +13,7 @@ from common.clock import Clock
 from common.durable import NotRegular, open_within, read_uncached
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, is_revision_name, read_listing
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed, Release
 from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
 
@@ -119,5 +119,7 @@ class DirectoryHub:
 
 def _classify_error(what: str, error: OSError) -> EffectFailed:
     """The outcome of a file system error; DENIED for missing permissions."""
-    kind = FaultKind.DENIED if isinstance(error, PermissionError) else FaultKind.TRANSIENT
-    return EffectFailed(Failed(kind, "HUB_UNREADABLE", f"{what} cannot be read: {(error.strerror or '').lower()}"))
+    kind = FailureKind.DENIED if isinstance(error, PermissionError) else FailureKind.TRANSIENT
+    return EffectFailed(
+        EffectFailure(kind, "HUB_UNREADABLE", f"{what} cannot be read: {(error.strerror or '').lower()}")
+    )

@@ -21,7 +21,7 @@ from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.core.ports import EffectFailed, Release
 from updater.hub.client import (
     HubErrorResponse,
@@ -72,7 +72,7 @@ class ModelScopeHub:
         try:
             data = self._get_data(f"{self._path}/revisions", deadline_seconds)
         except EffectFailed as error:
-            if error.failed.kind is not FaultKind.NOT_READY:
+            if error.failure.kind is not FailureKind.NOT_READY:
                 raise
             sentence = "the hub has no such model, or shows it only with a token: updater.hub_token_…"
             raise EffectFailed.denied("MODEL_UNKNOWN", sentence) from error
@@ -95,7 +95,7 @@ class ModelScopeHub:
         try:
             data = self._get_data(f"{self._path}/repo/files?{query}", deadline_seconds)
         except EffectFailed as error:
-            if error.failed.kind is not FaultKind.NOT_READY:
+            if error.failure.kind is not FailureKind.NOT_READY:
                 raise
             raise self._explain_missing_listing(revision, ends) from error
         rows = data.get("Files")
@@ -133,7 +133,7 @@ class ModelScopeHub:
             raise EffectFailed.not_ready("FILE_SHORT", f"{name} has only {offset} bytes yet")
         if not response.is_good:
             failed = self._read_error(response)
-            if failed.failed.kind is FaultKind.NOT_READY:
+            if failed.failure.kind is FailureKind.NOT_READY:
                 raise EffectFailed.not_ready("FILE_MISSING", f"{name} is not there yet")
             raise failed
         if _is_html(response):
@@ -187,8 +187,8 @@ class ModelScopeHub:
             try:
                 self._count_bytes_to_skip(response, file.name, file.size - 1)
             except EffectFailed as error:
-                if error.failed.kind is FaultKind.NOT_READY:
-                    return error.failed.message
+                if error.failure.kind is FailureKind.NOT_READY:
+                    return error.failure.message
                 raise
             size = response.header("content-length")
         if not response.is_partial and size.isdecimal() and int(size) < file.size:
@@ -209,8 +209,8 @@ class ModelScopeHub:
                 if len(content) > file.size:
                     break
         except EffectFailed as error:
-            if error.failed.kind is FaultKind.NOT_READY:
-                raise IncompleteFile(error.failed.message) from error
+            if error.failure.kind is FailureKind.NOT_READY:
+                raise IncompleteFile(error.failure.message) from error
             raise
         if len(content) < file.size:
             raise IncompleteFile(f"{file.name} has {len(content)} of {file.size} bytes")

@@ -1,6 +1,6 @@
 """ACTIVATING: the candidate that has passed its gate is activated on trial. Pure."""
 
-from updater.core.effects import Activated, ActivateLoad, Effect, Failed, Result, Wait
+from updater.core.effects import Activated, ActivateLoad, Effect, EffectFailure, Result, Wait
 from updater.core.ports import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -33,7 +33,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     match result:
         case Activated():
             return apply_activated(record, result, facts)
-        case Failed() if isinstance(effect, ActivateLoad):
+        case EffectFailure() if isinstance(effect, ActivateLoad):
             return _apply_failed(record, result, facts, rules)
         case _:
             return reconcile.apply_result(record, effect, result, facts, rules)
@@ -47,7 +47,7 @@ def apply_activated(record: ModelRecord, result: Activated, facts: Facts) -> Tra
     return transitions.with_event(record, facts, "trial_began", f"{record.under_way.revision} answers on trial")
 
 
-def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     why = f"{failed.reason}: {failed.message}"
     if failed.reason in _MOVED:
         return Transition(record)

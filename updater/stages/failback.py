@@ -78,8 +78,8 @@ def self_test(answers: GateAnswers) -> GateAnswers:
 
     Expectations and cost were judged when the bundle was committed; device seconds of two devices cannot be compared.
     """
-    asked = tuple(replace(row, expected="") for row in answers.asked)
-    return replace(answers, asked=asked, min_accuracy=0.0, candidate_seconds=0.0, active_seconds=0.0)
+    questions = tuple(replace(row, expected="") for row in answers.questions)
+    return replace(answers, questions=questions, min_accuracy=0.0, candidate_seconds=0.0, active_seconds=0.0)
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
@@ -101,7 +101,7 @@ def commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     is_told = server is not None and transitions.is_on_trial(update, server)
     if is_told or (server is not None and server.cpu_fallback is None):  # not if it has fallen back again since
         limits = rules.breakers[BreakerName.DEVICE]
-        device = breaker.report(record.device, breaker.Result.SUCCESS, limits, facts.jitter)
+        device = breaker.report(record.device, breaker.WorkResult.SUCCESS, limits, facts.jitter)
         record = replace(record, device=device)
     record = replace(record, warm_seconds_left=rules.observe.keep_warm_seconds, trouble=None)
     message = f"{update.revision} answers from {update.device} again"
@@ -119,12 +119,12 @@ def note_fallback(record: ModelRecord, facts: Facts, rules: Rules) -> Transition
     record = replace(record, cpu_fallback=fallback)
     if fallback is not None:
         reason = f"{fallback.device} ran out of memory ({fallback.reason}): {fallback.fallback_device} answers"
-        device = breaker.report(record.device, breaker.Result.FAILURE, limits, facts.jitter, reason=reason)
+        device = breaker.report(record.device, breaker.WorkResult.FAILURE, limits, facts.jitter, reason=reason)
         record = replace(record, device=device)
         return Transition(record, (_opened(record, facts),))
     if record.device.state is not BreakerState.OPEN or is_under_way(record):
         return Transition(record)
-    record = replace(record, device=breaker.report(record.device, breaker.Result.SUCCESS, limits, facts.jitter))
+    record = replace(record, device=breaker.report(record.device, breaker.WorkResult.SUCCESS, limits, facts.jitter))
     what = "a device" if before is None else before.device
     return transitions.with_event(record, facts, "breaker_closed", f"device: the model is not kept off {what}")
 
@@ -144,7 +144,7 @@ def report_probe(transition: Transition, facts: Facts, rules: Rules) -> Transiti
     ending = None if update is None or not is_under_way(record) else update.ending
     if update is not None and ending is not None and ending.blamed:
         reason = f"the failback to {update.device} failed: {update.message}"
-        device = breaker.report(record.device, breaker.Result.FAILURE, limits, facts.jitter, reason=reason)
+        device = breaker.report(record.device, breaker.WorkResult.FAILURE, limits, facts.jitter, reason=reason)
     else:
         device = breaker.cut_off(record.device, limits, facts.jitter, reason="the failback was interrupted")
     record = replace(record, device=device)

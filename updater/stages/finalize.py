@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from updater.core import breaker
 from updater.core.breaker import BreakerName
-from updater.core.effects import CommitLoad, Effect, Failed, Result, Wait, WritePointer
+from updater.core.effects import CommitLoad, Effect, EffectFailure, Result, Wait, WritePointer
 from updater.core.ports import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
@@ -37,7 +37,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
 
 def apply_commit_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
     """The pointer is written, or the trial is committed: then the record is."""
-    if isinstance(result, Failed):
+    if isinstance(result, EffectFailure):
         return reconcile.apply_result(record, effect, result, facts, rules)
     if not isinstance(effect, CommitLoad):
         return Transition(record)  # the pointer: the next facts show it
@@ -93,7 +93,7 @@ def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
         committed=update.installed,
         previous=record.committed if record.committed != update.installed else record.previous,
         min_version=higher(update.revision, record.min_version, rules.policy) or record.min_version,
-        activation=breaker.report(record.activation, breaker.Result.SUCCESS, limits, facts.jitter),
+        activation=breaker.report(record.activation, breaker.WorkResult.SUCCESS, limits, facts.jitter),
         unquarantined=tuple(digest for digest in record.unquarantined if digest != update.source_digest),
         approved=tuple(digest for digest in record.approved if digest != update.source_digest),
         warm_seconds_left=rules.observe.keep_warm_seconds,

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from updater.core.effects import (
     Effect,
-    Failed,
-    FaultKind,
+    EffectFailure,
+    FailureKind,
     Gated,
     LoadBundle,
     Loaded,
@@ -17,8 +17,8 @@ from updater.core.effects import (
     Wait,
 )
 from updater.core.golden import (
-    Asked,
     GateAnswers,
+    GoldenQuestion,
     accuracy,
     agreement,
     negative_flips,
@@ -58,7 +58,7 @@ _Check = tuple[list[Measured], list[GateJudgement]]
 
 def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     """Judge a gate's answers by the rules; one refusal refuses, and one hold holds."""
-    asked = [row for row in answers.asked if not _is_void(row)]
+    asked = [row for row in answers.questions if not _is_void(row)]
     # What found no memory is no wrong answer: it says nothing of the revision.
     fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
     measured: list[Measured] = []
@@ -88,12 +88,12 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     return GateJudgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence=evidence)
 
 
-def _is_void(row: Asked) -> bool:
+def _is_void(row: GoldenQuestion) -> bool:
     """What both fail is the item's fault."""
     return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
 
 
-def _failures(asked: Sequence[Asked], device: str) -> _Check:
+def _failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     """Nothing that the active model answers may fail; NaN least of all."""
     failed = [row for row in asked if row.candidate.failure]
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
@@ -123,7 +123,7 @@ def _memory(answers: GateAnswers) -> _Check:
     return [measured], [] if fits else [GateJudgement(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
 
 
-def _accuracy(asked: Sequence[Asked], min_accuracy: float, rules: GateRules) -> _Check:
+def _accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateRules) -> _Check:
     if not asked:
         return [], []
     right = [row.candidate.text == row.expected for row in asked]
@@ -180,7 +180,7 @@ def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJu
     return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 
 
-def _agreement(asked: Sequence[Asked], rules: GateRules) -> _Check:
+def _agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
     pairs = [
         (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
     ]
@@ -210,7 +210,7 @@ def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
     return [measured], [] if cost <= most else [GateJudgement(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
 
 
-def _differing(asked: Sequence[Asked], most: int) -> tuple[Differing, ...]:
+def _differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
     """The first items on which the two differ, or the candidate is wrong."""
     rows: list[Differing] = []
     for row in asked:
@@ -267,11 +267,11 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     match effect:
         case LoadBundle() if _is_candidate(record, effect) and isinstance(result, Loaded):
             return _apply_loaded(record, result, facts)
-        case LoadBundle() if _is_candidate(record, effect) and isinstance(result, Failed):
+        case LoadBundle() if _is_candidate(record, effect) and isinstance(result, EffectFailure):
             return _apply_load_failed(record, result, facts, rules)
         case RunGate() if isinstance(result, Gated):
             return _apply_gated(record, result, facts, rules)
-        case RunGate() if isinstance(result, Failed):
+        case RunGate() if isinstance(result, EffectFailure):
             return _apply_gate_failed(record, result, facts, rules)
         case _:
             return reconcile.apply_result(record, effect, result, facts, rules)
@@ -305,7 +305,7 @@ def _apply_loaded(record: ModelRecord, result: Loaded, facts: Facts) -> Transiti
     return transitions.with_event(record, facts, "candidate_loaded", f"{record.under_way.revision} is loaded")
 
 
-def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:  # noqa: PLR0911  one line a case
+def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:  # noqa: PLR0911  one line a case
     """The candidate does not fit, is broken, was lost on disk, or was in the way of something else."""
     update, why = record.under_way, f"{failed.reason}: {failed.message}"
     if failed.reason in MOVED:
@@ -313,7 +313,7 @@ def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules:
     if failed.reason in transitions.MEMORY_REASONS:
         message = transitions.describe_shortage(update.revision, failed)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
-    if failback.is_under_way(record) and failed.kind is FaultKind.PERMANENT:
+    if failback.is_under_way(record) and failed.kind is FailureKind.PERMANENT:
         return transitions.fail_failback(record, facts, failed.reason, failed.message)
     if failed.reason in _LOST_BUNDLE:
         record = transitions.enter(record, Stage.STAGING, bundle_digest="", load_id="")
@@ -321,7 +321,7 @@ def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules:
     if update.attempts + 1 < rules.max_attempts:
         record = transitions.retry_later(record.with_update(load_id=""), rules)
         return transitions.with_event(record, facts, "candidate_load_failed", why)
-    if failed.kind is FaultKind.PERMANENT:
+    if failed.kind is FailureKind.PERMANENT:
         return transitions.refuse(record, facts, rules, failed.reason, failed.message)
     return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, why)
 
@@ -365,7 +365,7 @@ def _pass(
     return transitions.with_event(record, facts, "gate_passed", message, evidence=evidence)
 
 
-def _apply_gate_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     """The gate was interrupted: it counts as not run, and one that never comes to an end passes nothing."""
     why = f"{failed.reason}: {failed.message}"
     if failed.reason in transitions.MEMORY_REASONS:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
-from updater.core.effects import CollectGarbage, Effect, Failed, Listed, LookAtHub, Result, Wait
+from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, PollHub, Result, Wait
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Rules
@@ -85,8 +85,8 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
         rules: thresholds, limits and policies of this model.
     """
     match effect:
-        case LookAtHub():
-            if not isinstance(result, Listed | Failed):
+        case PollHub():
+            if not isinstance(result, Listed | EffectFailure):
                 raise RuntimeError(f"a poll of the hub came to {result}")
             transition = watch.apply_result(record, result, facts, rules)
         case CollectGarbage():
@@ -187,7 +187,7 @@ def _collect_garbage(record: ModelRecord, facts: Facts, rules: Rules) -> Collect
 
 def _apply_collected(record: ModelRecord, result: Result, facts: Facts) -> Transition:
     record = replace(record, has_garbage=False)
-    if isinstance(result, Failed):
+    if isinstance(result, EffectFailure):
         return transitions.with_event(record, facts, "collection_failed", f"{result.reason}: {result.message}")
     return Transition(record)
 

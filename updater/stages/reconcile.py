@@ -10,8 +10,8 @@ from updater.core.effects import (
     ActivatePrevious,
     CommitLoad,
     Effect,
-    Failed,
-    FaultKind,
+    EffectFailure,
+    FailureKind,
     LoadBundle,
     Result,
     RetireLoad,
@@ -102,7 +102,7 @@ def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
     """A step of `restore` is done, or failed; the next facts show what is left to do."""
-    if isinstance(result, Failed):
+    if isinstance(result, EffectFailure):
         if isinstance(effect, LoadBundle):
             return _apply_load_failed(record, result, facts, rules)
         message = f"{type(effect).__name__}: {result.reason}: {result.message}"
@@ -154,8 +154,8 @@ def _abandon_current(record: ModelRecord, facts: Facts, reason: str) -> Transiti
     return transitions.end(record, facts, Outcome.ABANDONED, reason)
 
 
-def _apply_load_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
-    if failed.kind is FaultKind.TRANSIENT:
+def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
+    if failed.kind is FailureKind.TRANSIENT:
         return Transition(record)
     incarnation = "" if facts.server is None else facts.server.incarnation
     trouble = record.trouble or Trouble(incarnation, 0)

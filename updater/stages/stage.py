@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from updater.core import breaker
 from updater.core.breaker import BreakerName
-from updater.core.effects import Effect, Failed, FaultKind, Result, Staged, StageRevision, Wait
+from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
@@ -35,7 +35,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     match result:
         case Staged():
             return _apply_staged(record, result, facts, rules)
-        case Failed() if isinstance(effect, StageRevision):
+        case EffectFailure() if isinstance(effect, StageRevision):
             return _apply_failed(record, result, facts, rules)
         case _:
             return reconcile.apply_result(record, effect, result, facts, rules)
@@ -84,20 +84,20 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
     return transitions.with_event(record, facts, "revision_staged", f"{update.revision} is fetched")
 
 
-def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     why = f"{failed.reason}: {failed.message}"
-    if failed.kind is FaultKind.NOT_READY:
+    if failed.kind is FailureKind.NOT_READY:
         return give_up_until_next_poll(record, facts, rules, why)
-    if failed.kind is FaultKind.PERMANENT:  # the listing itself is unusable: unsafe names, limits, no such revision
+    if failed.kind is FailureKind.PERMANENT:  # the listing itself is unusable: unsafe names, limits, no such revision
         if record.under_way.source_digest:
             return transitions.refuse(record, facts, rules, failed.reason, failed.message)
         return give_up(record, facts, rules, why)
-    is_hub = failed.kind is FaultKind.TRANSIENT and failed.reason not in LOCAL_REASONS
+    is_hub = failed.kind is FailureKind.TRANSIENT and failed.reason not in LOCAL_REASONS
     if is_hub and record.hub.may_begin:
         limits = rules.breakers[BreakerName.HUB]
         hub = breaker.report(
             breaker.begin(record.hub, limits),
-            breaker.Result.FAILURE,
+            breaker.WorkResult.FAILURE,
             limits,
             facts.jitter,
             reason=why,
@@ -105,7 +105,7 @@ def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rule
         )
         record = replace(record, hub=hub)
     most = rules.max_fetch_attempts if is_hub else rules.max_attempts
-    if failed.kind is FaultKind.DENIED or record.under_way.attempts + 1 >= most:
+    if failed.kind is FailureKind.DENIED or record.under_way.attempts + 1 >= most:
         return give_up(record, facts, rules, why)
     record = transitions.retry_later(record, rules)
     pause = max(record.under_way.retry_in_seconds, min(failed.retry_after_seconds, rules.abandoned_seconds))

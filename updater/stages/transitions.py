@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from updater.core.breaker import Breaker, BreakerName, Result, passed, report, resumed, trip
-from updater.core.effects import Failed, Shortage
+from updater.core.breaker import Breaker, BreakerName, WorkResult, passed, report, resumed, trip
+from updater.core.effects import EffectFailure, Shortage
 from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
     Counts,
@@ -13,7 +13,7 @@ from updater.core.record import (
     Event,
     Evidence,
     HeldFor,
-    Known,
+    KnownVersion,
     ModelRecord,
     Outcome,
     Quarantined,
@@ -179,7 +179,7 @@ def count_failure(record: ModelRecord, facts: Facts, rules: Rules, reason: str) 
     ages = (*(age for age in record.failure_ages if age < HOUR_SECONDS), 0.0)
     limits = rules.breakers[BreakerName.ACTIVATION]
     breaker = report(
-        record.activation, Result.FAILURE, limits, facts.jitter, reason=f"the last update failed: {reason}"
+        record.activation, WorkResult.FAILURE, limits, facts.jitter, reason=f"the last update failed: {reason}"
     )
     if len(ages) > rules.max_failures_an_hour and breaker.may_begin:
         breaker = trip(breaker, limits, facts.jitter, reason=f"{len(ages)} updates failed within an hour")
@@ -191,7 +191,7 @@ def remember_version(record: ModelRecord, version: str, source_digest: str) -> M
     if not version or not source_digest or record.known_digests.get(version) == source_digest:
         return record
     rows = [row for row in record.known if row.version != version]
-    return replace(record, known=(*rows, Known(version, source_digest))[-MAX_KNOWN:])
+    return replace(record, known=(*rows, KnownVersion(version, source_digest))[-MAX_KNOWN:])
 
 
 def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:
@@ -228,7 +228,7 @@ MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load: plan
 _GIB = 1 << 30
 
 
-def describe_shortage(revision: str, fault: Failed) -> str:
+def describe_shortage(revision: str, fault: EffectFailure) -> str:
     """Why a load did not fit, for people.
 
     Args:

@@ -1,6 +1,6 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
-from updater.core.effects import Effect, Failed, FaultKind, Result, Sealed, VerifyAndSeal, Wait
+from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
 from updater.core.ports import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -36,7 +36,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     match result:
         case Sealed():
             return _apply_sealed(record, result, facts, rules)
-        case Failed() if isinstance(effect, VerifyAndSeal):
+        case EffectFailure() if isinstance(effect, VerifyAndSeal):
             return _apply_failed(record, result, facts, rules)
         case _:
             return reconcile.apply_result(record, effect, result, facts, rules)
@@ -54,17 +54,17 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
     return transitions.with_event(record, facts, "bundle_sealed", f"{update.revision} is verified and sealed")
 
 
-def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     """Bytes that are not what was listed are fetched once more; what is wrong with the content is refused."""
     update = record.under_way
     why = f"{failed.reason}: {failed.message}"
     is_ours = update.kind is UpdateKind.RECONVERT
-    if failed.kind is FaultKind.PERMANENT:
+    if failed.kind is FailureKind.PERMANENT:
         if failed.reason in _FETCHED_AGAIN and not update.fresh_staging and not is_ours:
             record = transitions.enter(record, Stage.STAGING, fresh_staging=True)
             return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched once more")
         return transitions.refuse(record, facts, rules, failed.reason, failed.message)
-    if failed.kind is FaultKind.NOT_READY:
+    if failed.kind is FailureKind.NOT_READY:
         return stage.give_up(record, facts, rules, why)
     if update.attempts + 1 >= rules.max_attempts:
         if is_ours:

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from updater.core import breaker
 from updater.core.breaker import BreakerName
-from updater.core.effects import Failed, FaultKind, Listed, LookAtHub
+from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.ports import Facts, Release
 from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind, Watch
 from updater.core.rules import Mode, ReleasePolicy, Rules
@@ -18,7 +18,7 @@ MAX_LISTED = 5  # revisions that one poll lists, beside those in quarantine and 
 MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were published again
 
 
-def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
+def worth_listing(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
     """Choose the names whose files one poll lists: the highest releases and the committed one.
 
     A name that an operator requests is listed whatever it looks like. Of the names that policy refuses only the highest
@@ -43,12 +43,12 @@ def worth_listing(names: Sequence[str], look: LookAtHub) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def poll_if_due(record: ModelRecord, rules: Rules) -> LookAtHub | None:
+def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
     """Ask the hub, if it is time and the hub breaker allows it."""
     is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
     if not is_due or not record.hub.may_begin:
         return None
-    return LookAtHub(
+    return PollHub(
         policy=rules.policy,
         min_version=record.min_version,
         committed_revision="" if record.committed is None else record.committed.revision,
@@ -57,7 +57,7 @@ def poll_if_due(record: ModelRecord, rules: Rules) -> LookAtHub | None:
     )
 
 
-def apply_result(record: ModelRecord, result: Listed | Failed, facts: Facts, rules: Rules) -> Transition:
+def apply_result(record: ModelRecord, result: Listed | EffectFailure, facts: Facts, rules: Rules) -> Transition:
     """The hub has answered, or not."""
     if isinstance(result, Listed):
         return _apply_listed(record, result, facts, rules)
@@ -97,7 +97,7 @@ def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules
     if not record.hub.may_begin:
         return record
     limits = rules.breakers[BreakerName.HUB]
-    hub = breaker.report(breaker.begin(record.hub, limits), breaker.Result.SUCCESS, limits, facts.jitter)
+    hub = breaker.report(breaker.begin(record.hub, limits), breaker.WorkResult.SUCCESS, limits, facts.jitter)
     return replace(record, hub=hub)
 
 
@@ -114,13 +114,13 @@ def _compare(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
     return watch
 
 
-def _apply_failed(record: ModelRecord, failed: Failed, facts: Facts, rules: Rules) -> Transition:
+def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     """The hub breaker counts it, unless a person must change a permission; the next poll waits as the hub asks."""
     why = f"{failed.reason}: {failed.message}"
     limits, hub, is_open = rules.breakers[BreakerName.HUB], record.hub, not record.hub.may_begin
     if not is_open:
-        is_neutral = failed.kind in (FaultKind.DENIED, FaultKind.NOT_READY)
-        result = breaker.Result.NEUTRAL if is_neutral else breaker.Result.FAILURE
+        is_neutral = failed.kind in (FailureKind.DENIED, FailureKind.NOT_READY)
+        result = breaker.WorkResult.NEUTRAL if is_neutral else breaker.WorkResult.FAILURE
         wait = failed.retry_after_seconds
         hub = breaker.report(breaker.begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
     pause = max(_poll_seconds(facts, rules), min(failed.retry_after_seconds, limits.cap_seconds))

@@ -25,7 +25,7 @@ from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import by_reason, refused
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.core.ports import EffectFailed, Hub, Release
 from updater.core.record import Installed
 from updater.revision import parse_json_object, select_engine
@@ -289,7 +289,7 @@ class ChildConverter:
             )
         except ConversionRefused as error:
             if error.reason in checks.UNCHANGED.reasons:
-                raise refused(checks.UNCHANGED, error.reason, str(error), FaultKind.TRANSIENT) from error
+                raise refused(checks.UNCHANGED, error.reason, str(error), FailureKind.TRANSIENT) from error
             if error.reason in _NOT_REVISIONS_FAULT:
                 raise EffectFailed.transient(error.reason, str(error)) from error
             raise by_reason(error.reason, str(error)) from error  # check 14

@@ -13,7 +13,7 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
 from updater.core.checks import by_reason, refused
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.core.ports import EffectFailed, Hub, Release
 from updater.revision import UnsupportedRevision, find_declared_files
 from updater.status import Progress
@@ -156,7 +156,7 @@ class Stager:
             try:
                 fetch_file(source, target, file, check_stop)
             except TransferShort as error:
-                raise refused(checks.SIZES, "FILE_SHORT", str(error), FaultKind.NOT_READY) from error
+                raise refused(checks.SIZES, "FILE_SHORT", str(error), FailureKind.NOT_READY) from error
             except TransferBroken:  # once more from the first byte: the network can corrupt data
                 fetch_file(source, target, file, check_stop)
         except TransferBroken as error:

@@ -16,7 +16,7 @@ from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
 from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
 from updater.core.checks import COMPATIBLE, Check, CheckFailed, by_reason, refused
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.revision import UnsupportedRevision, find_declared_files, parse_json_object, select_engine
 from updater.store.formats import HEAD_BYTES, find_config_problem, find_format_problem, is_executable
 from updater.store.transfer import TransferBroken, hash_file
@@ -249,7 +249,7 @@ def _check_unchanged(staged: StagedFolder) -> None:
         staged
     ):
         message = "a staged file was changed while it was checked"
-        raise refused(checks.UNCHANGED, "FILES_CHANGED", message, FaultKind.TRANSIENT)
+        raise refused(checks.UNCHANGED, "FILES_CHANGED", message, FailureKind.TRANSIENT)
 
 
 # Check 8 (signatures) does not exist yet; 14 and 15 run during and after conversion.

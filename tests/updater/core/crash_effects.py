@@ -17,17 +17,17 @@ from tests.updater.core.crash_world import (
     released,
 )
 from updater.core import effects as act
-from updater.core.effects import Effect, Failed, FaultKind, Result
+from updater.core.effects import Effect, EffectFailure, FailureKind, Result
 from updater.core.record import ModelRecord, Stage, UpdateKind
 from updater.stages.watch import worth_listing
 
-_MOVED = Failed(FaultKind.TRANSIENT, "SERVER_UNREACHABLE", "")
+_MOVED = EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 
 
 def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
     """The world after an effect, and what the updater is told."""
     match action:
-        case act.LookAtHub():
+        case act.PollHub():
             wanted = worth_listing([row.revision for row in world.hub], action)
             rows = tuple(released(row) for row in world.hub if row.revision in wanted)
             return world, act.Listed(tuple(row.revision for row in world.hub), rows)
@@ -102,16 +102,16 @@ def runs_out(world: World) -> World:
 def _stage(world: World, action: act.StageRevision) -> Result:
     found = _on_hub(world, action.revision)
     if found is None:
-        return Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN", "")
+        return EffectFailure(FailureKind.PERMANENT, "REVISION_UNKNOWN", "")
     if found.source_digest != action.source_digest:
-        return Failed(FaultKind.NOT_READY, "LISTING_CHANGED", "")
+        return EffectFailure(FailureKind.NOT_READY, "LISTING_CHANGED", "")
     return act.Staged(found.source_digest)
 
 
 def _seal(world: World, action: act.VerifyAndSeal) -> tuple[World, Result]:
     kind = action.source_digest.rsplit(" ", 1)[1]
     if kind == Kind.CORRUPT:
-        return world, Failed(FaultKind.PERMANENT, "CONTENT_MISMATCH", "")
+        return world, EffectFailure(FailureKind.PERMANENT, "CONTENT_MISMATCH", "")
     digest = action.source_digest.replace("source", "bundle", 1)
     return replace(world, sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
 
@@ -126,18 +126,18 @@ def _ask_server(  # noqa: PLR0911  one line a case
         case act.RunGate():
             slot = server.holding(action.load_id)
             if slot < 0:
-                return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+                return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
             return world, act.Gated(answers_of(world, slot))
         case act.ActivatePrevious():
             if not server.on_trial or server.holding(action.load_id) != server.previous:
-                return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+                return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
             return replace(world, server=server.back("ROLLED_BACK")), None
     slot = server.holding(action.load_id)
     if slot < 0:
-        return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+        return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
     if slot != server.active:
         if server.on_trial:
-            return world, Failed(FaultKind.TRANSIENT, "GENERATION_CONFLICT", "")
+            return world, EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "")
         server = replace(server, active=slot, on_trial=True, previous=server.active, traffic=False)
     return replace(world, server=server), act.Activated(THIS)
 
@@ -147,7 +147,7 @@ def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple
     slot = server.holding(action.load_id)
     if isinstance(action, act.CommitLoad):
         if slot < 0 or slot != server.active:
-            return world, Failed(FaultKind.TRANSIENT, "NOT_ON_TRIAL", "")
+            return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
         left = 0 if server.serving_on == CARD else world.fallback
         return replace(world, server=server.ended("COMMITTED") if server.on_trial else server, fallback=left), None
     if slot < 0:
@@ -155,7 +155,7 @@ def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple
     if server.on_trial and slot == server.active and server.previous < 0:
         server = replace(server.ended("ROLLED_BACK"), active=-1)
     elif slot in (server.active, server.previous):
-        return world, Failed(FaultKind.TRANSIENT, "SLOT_IN_USE", "")
+        return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
     world = replace(world, server=server.filled(slot, ""))
     return replace(world, record=_forget_load(world, action.load_id)), None
 
@@ -168,19 +168,19 @@ def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
         if (server.slots[number], server.devices[number]) == (digest, device):
             return world, act.Loaded(server.load_id(number))
     if digest not in world.sealed:
-        return world, Failed(FaultKind.PERMANENT, "BUNDLE_UNKNOWN", "")
+        return world, EffectFailure(FailureKind.PERMANENT, "BUNDLE_UNKNOWN", "")
     if device == CARD and world.card is Card.FULL:
-        return world, Failed(FaultKind.PERMANENT, "DOES_NOT_FIT", "")
+        return world, EffectFailure(FailureKind.PERMANENT, "DOES_NOT_FIT", "")
     free = next((number for number in (0, 1) if not server.slots[number] and number != server.active), None)
     if free is None:
-        return world, Failed(FaultKind.TRANSIENT, "NO_FREE_SLOT", "")
+        return world, EffectFailure(FailureKind.TRANSIENT, "NO_FREE_SLOT", "")
     server = server.filled(free, digest, device)
     return replace(world, server=server), act.Loaded(server.load_id(free))
 
 
 def _probe(world: World, action: act.Probe) -> tuple[World, Result]:
     if world.server.holding(action.load_id) != world.server.active:
-        return world, Failed(FaultKind.TRANSIENT, "LOAD_UNKNOWN", "")
+        return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
     if world.card is Card.SPIKY and world.server.serving_on == CARD:
         return runs_out(world), act.Probed(0, 1)
     return world, act.Probed(1, 0)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from updater.core.golden import Answer, Asked, GateAnswers
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import (
     DeviceSnapshot,
     GoldenFacts,
@@ -230,14 +230,14 @@ def answers_of(world: World, slot: int) -> GateAnswers:
     bundle, device = world.server.slots[slot], world.server.devices[slot]
     kind = world.kind_of(bundle)
     has_active = world.record.committed is not None
-    right, other = Answer("yes"), Answer("no")
+    right, other = GoldenAnswer("yes"), GoldenAnswer("no")
     active = right if has_active else None
     expected = other if kind is Kind.REFUSED else right
     doubted = other if kind is Kind.DOUBTED else right
     if device == CARD and world.card is Card.TIGHT:
-        expected = doubted = Answer(failure="OUT_OF_MEMORY")
-    asked = tuple(Asked(f"{number}", "q", "yes", expected, active) for number in range(8))
-    asked += tuple(Asked(f"a{number}", "q", "", doubted, active) for number in range(8))
+        expected = doubted = GoldenAnswer(failure="OUT_OF_MEMORY")
+    asked = tuple(GoldenQuestion(f"{number}", "q", "yes", expected, active) for number in range(8))
+    asked += tuple(GoldenQuestion(f"a{number}", "q", "", doubted, active) for number in range(8))
     return GateAnswers("golden", device, "float32", asked, min_accuracy=GOLDEN.min_accuracy)
 
 

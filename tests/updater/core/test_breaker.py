@@ -13,7 +13,7 @@ from updater.core.breaker import (
     BreakerName,
     BreakerRules,
     BreakerState,
-    Result,
+    WorkResult,
     begin,
     open_seconds,
     passed,
@@ -22,7 +22,7 @@ from updater.core.breaker import (
     trip,
     unreadable,
 )
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.record import Stage
 from updater.core.record_json import RecordUnreadable, from_json, to_json
@@ -43,10 +43,16 @@ def opened(openings: int = 1) -> Breaker:
 def test_it_trips_after_exactly_so_many_failures() -> None:
     """A success between them begins anew."""
     breaker = CLOSED
-    for result in (Result.FAILURE, Result.FAILURE, Result.SUCCESS, Result.FAILURE, Result.FAILURE):
+    for result in (
+        WorkResult.FAILURE,
+        WorkResult.FAILURE,
+        WorkResult.SUCCESS,
+        WorkResult.FAILURE,
+        WorkResult.FAILURE,
+    ):
         breaker = report(breaker, result, RULES, 0.5)
         assert BreakerState.CLOSED is breaker.state
-    assert BreakerState.OPEN is report(breaker, Result.FAILURE, RULES, 0.5).state
+    assert BreakerState.OPEN is report(breaker, WorkResult.FAILURE, RULES, 0.5).state
 
 
 @pytest.mark.fault("B2")
@@ -87,13 +93,13 @@ def test_a_probe_without_a_result_is_a_failure() -> None:
 @pytest.mark.fault("B5")
 def test_neutral_results_neither_trip_nor_close() -> None:
     """Nor do they spend the probe."""
-    breaker = report(report(CLOSED, Result.FAILURE, RULES, 0.5), Result.FAILURE, RULES, 0.5)
+    breaker = report(report(CLOSED, WorkResult.FAILURE, RULES, 0.5), WorkResult.FAILURE, RULES, 0.5)
     for _ in range(10):
-        breaker = report(breaker, Result.NEUTRAL, RULES, 0.5)
+        breaker = report(breaker, WorkResult.NEUTRAL, RULES, 0.5)
     assert (breaker.state, breaker.failures) == (BreakerState.CLOSED, 2)
 
     probing = begin(replace(opened(), left_seconds=0.0), RULES)
-    assert report(probing, Result.NEUTRAL, RULES, 0.5).may_begin
+    assert report(probing, WorkResult.NEUTRAL, RULES, 0.5).may_begin
 
 
 @pytest.mark.fault("B6")
@@ -109,7 +115,7 @@ def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
 
 def test_calm_forgets_earlier_openings() -> None:
     """Closed for a day, the next opening is a first one."""
-    closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), Result.SUCCESS, RULES, 0.5)
+    closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), WorkResult.SUCCESS, RULES, 0.5)
     assert (closed.state, closed.openings) == (BreakerState.CLOSED, 3)
     assert passed(closed, RULES.calm_seconds, RULES, 0.5).openings == 0
 
@@ -186,7 +192,7 @@ def test_more_than_three_failed_updates_in_an_hour_open_whatever_else(world: Wor
 @pytest.mark.fault("N2")
 def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
     """The breaker opens; serving goes on; when it is back the update follows."""
-    world.hub.fault = Failed(FaultKind.TRANSIENT, "HUB_UNREACHABLE")
+    world.hub.fault = EffectFailure(FailureKind.TRANSIENT, "HUB_UNREACHABLE")
     for _ in range(400):
         world.tick()
     assert BreakerState.OPEN is world.record.hub.state
@@ -201,7 +207,7 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
 @pytest.mark.fault("N3")
 def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
     """Retry-After is kept, up to the breaker's cap."""
-    world.hub.faults = [Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
+    world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
     world.command(CommandKind.CHECK_NOW)
     looks = world.record.watch.polls
     began = world.clock.seconds

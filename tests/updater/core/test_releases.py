@@ -6,7 +6,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.effects import Failed, FaultKind, Listed, LookAtHub
+from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.facts import CommandKind
 from updater.core.record import Outcome, Stage
 from updater.core.rules import Mode, ReleasePolicy
@@ -280,12 +280,12 @@ def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
 def test_one_look_lists_only_what_may_matter() -> None:
     """However many tags there are."""
     names = [f"1.{number}.0" for number in range(200)] + ["master"]
-    look = LookAtHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
+    look = PollHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
 
     chosen = worth_listing(names, look)
 
     assert chosen == ("1.198.0", "1.197.0", "1.196.0", "1.195.0", "1.194.0", "1.199.0", "1.100.0")
-    assert worth_listing(["1.101.0"], LookAtHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9")) == ()
+    assert worth_listing(["1.101.0"], PollHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9")) == ()
 
 
 def test_an_empty_listing_is_an_answer(world: World) -> None:
@@ -299,7 +299,7 @@ def test_an_empty_listing_is_an_answer(world: World) -> None:
 
 def test_a_revision_that_vanishes_between_two_questions_is_not_the_hubs_failure(world: World) -> None:
     """The breaker does not count it."""
-    world.hub.faults = [Failed(FaultKind.PERMANENT, "REVISION_UNKNOWN")]
+    world.hub.faults = [EffectFailure(FailureKind.PERMANENT, "REVISION_UNKNOWN")]
     world.command(CommandKind.CHECK_NOW)
     world.settle()
 

@@ -9,7 +9,7 @@ from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState
-from updater.core.effects import Failed, FaultKind, LookAtHub, RetireLoad, Wait
+from updater.core.effects import EffectFailure, FailureKind, PollHub, RetireLoad, Wait
 from updater.core.facts import CommandKind
 from updater.core.ports import GoldenFacts, SlotSnapshot
 from updater.core.record import Outcome, Stage, UpdateKind
@@ -141,7 +141,7 @@ def test_the_server_s_own_move_to_another_device_is_left_alone(carded: World) ->
     server = carded.server.state(1.0)
     moving = SlotSnapshot("load 99", server.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
     facts = replace(carded.facts(), server=replace(server, slots=(server.slots[0], moving)))
-    assert isinstance(decide(carded.record, facts, RULES), Wait | LookAtHub)
+    assert isinstance(decide(carded.record, facts, RULES), Wait | PollHub)
     left_over = replace(moving, state="LOADED", role="CANDIDATE")
     facts = replace(facts, server=replace(server, slots=(server.slots[0], left_over)))
     assert isinstance(decide(carded.record, facts, RULES), RetireLoad)
@@ -243,7 +243,7 @@ def not_finite(world: World) -> None:
 def runner_dies(world: World) -> None:
     """The load is lost for another reason."""
     empty(world)
-    world.server.load_faults = [Failed(FaultKind.PERMANENT, "LOAD_FAILED", "its runner died")]
+    world.server.load_faults = [EffectFailure(FailureKind.PERMANENT, "LOAD_FAILED", "its runner died")]
 
 
 def _spoil(world: World, quality: Quality) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.ports import GoldenFacts
 from updater.core.record import HeldFor, Outcome, Stage
@@ -260,7 +260,7 @@ def test_no_data_is_never_a_pass(world: World, problem: str) -> None:
 @pytest.mark.fault("N1")
 def test_a_breaker_waits_on_while_the_updater_is_away(world: World) -> None:
     """What is left of its open time is not waited for once more; a wall clock that went back shortens nothing."""
-    world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")] * 5
+    world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")] * 5
     while world.record.hub.state is not BreakerState.OPEN:
         world.tick()
     left = world.record.hub.left_seconds

@@ -10,9 +10,9 @@ from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.control.snapshot import counts_of
 from updater.core.costs import CostBucket, compare_costs, t_tail
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand
-from updater.core.golden import Answer, Asked, GateAnswers, at_least, under_by_chance, worse_by_chance
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion, at_least, under_by_chance, worse_by_chance
 from updater.core.ports import RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
@@ -28,13 +28,14 @@ WATCHED = ObserveRules(window_seconds=30.0, max_seconds=120.0, min_answers=50)
 def answers(active: str, candidate: str, **changes: object) -> GateAnswers:
     """One question a letter: `r` right, `w` wrong, `n` NaN, `x` failed; with an expectation."""
     said = {
-        "r": Answer("yes"),
-        "w": Answer("no"),
-        "n": Answer(failure="NOT_FINITE"),
-        "x": Answer(failure="ENGINE_FAILED"),
+        "r": GoldenAnswer("yes"),
+        "w": GoldenAnswer("no"),
+        "n": GoldenAnswer(failure="NOT_FINITE"),
+        "x": GoldenAnswer(failure="ENGINE_FAILED"),
     }
     asked = [
-        Asked(str(n), "?", "yes", said[c], said[a]) for n, (a, c) in enumerate(zip(active, candidate, strict=True))
+        GoldenQuestion(str(n), "?", "yes", said[c], said[a])
+        for n, (a, c) in enumerate(zip(active, candidate, strict=True))
     ]
     return replace(GateAnswers("golden", "cpu", "float32", tuple(asked)), **changes)  # type: ignore[arg-type]
 
@@ -73,11 +74,11 @@ def test_golden_answers_are_judged_by_accuracy_flips_and_chance(
 def test_a_first_install_is_judged_by_expectation_alone() -> None:
     """The accuracy is compared with the set's min_accuracy."""
     alone = answers("r" * 40, "r" * 30 + "w" * 10)
-    asked = tuple(replace(row, active=None) for row in alone.asked)
+    asked = tuple(replace(row, active=None) for row in alone.questions)
 
-    assert GateVerdict.PASS is judge(replace(alone, asked=asked, min_accuracy=0.7), RULES).verdict
-    assert GateVerdict.REFUSE is judge(replace(alone, asked=asked, min_accuracy=0.9), RULES).verdict
-    assert HeldFor.NOISE is judge(replace(alone, asked=asked, min_accuracy=0.77), RULES).held_for
+    assert GateVerdict.PASS is judge(replace(alone, questions=asked, min_accuracy=0.7), RULES).verdict
+    assert GateVerdict.REFUSE is judge(replace(alone, questions=asked, min_accuracy=0.9), RULES).verdict
+    assert HeldFor.NOISE is judge(replace(alone, questions=asked, min_accuracy=0.77), RULES).held_for
 
 
 @pytest.mark.parametrize(
@@ -280,14 +281,14 @@ def test_what_was_counted_before_activation_is_not_the_trials() -> None:
 def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
     """While it is asked, and while it is fetched from."""
     world.publish("1.1.0")
-    world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
+    world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")]
     world.settle()
     assert world.committed == "1.1.0"
 
     world.publish("1.2.0")
     while world.told()[-1] != "revision_staged":
         if world.record.stage.value == "STAGING" and not world.hub.faults and world.record.hub.failures == 0:
-            world.hub.faults = [Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500")]
+            world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")]
         world.tick()
     world.settle()
     assert world.committed == "1.2.0"
@@ -296,7 +297,7 @@ def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
 @pytest.mark.fault("N4")
 def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
     """Somebody has to change a setting; the breaker does not count it."""
-    world.hub.faults = [Failed(FaultKind.DENIED, "HUB_DENIED", "403")] * 9
+    world.hub.faults = [EffectFailure(FailureKind.DENIED, "HUB_DENIED", "403")] * 9
     for _ in range(60):
         world.tick()
     assert world.record.hub.failures == 0

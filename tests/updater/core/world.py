@@ -243,7 +243,7 @@ class World:
             watch, hub = self.record.watch, self.record.hub
             is_looking = hub.state is BreakerState.CLOSED and watch.seconds_to_poll <= 2 * self.rules.poll_seconds
             is_calm = self.stage in (Stage.IDLE, Stage.HELD) and action == "Wait" and is_looking
-            calm = calm + self.clock.seconds - before if is_calm or action == "LookAtHub" else 0.0
+            calm = calm + self.clock.seconds - before if is_calm or action == "PollHub" else 0.0
             if calm > 2.5 * self.rules.poll_seconds:
                 return
         raise AssertionError(f"it does not settle: {self.stage}, {self.told()[-8:]}")

@@ -16,7 +16,7 @@ from dev.harness.revisions import model_folder
 from dev.scripts import verification
 from tests.scripted_engine import make_scripted_bundle
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.store.state_folder import check_state_path, read_fetch_record
 from updater.store.verify import STEPS, check_compatible, verify
 
@@ -32,11 +32,11 @@ def listed(folder: Path) -> list[BundleFile]:
     return [hash_file(path) for path in sorted(folder.iterdir())]
 
 
-def reason_of(action: Callable[[], object]) -> tuple[int, str, FaultKind]:
+def reason_of(action: Callable[[], object]) -> tuple[int, str, FailureKind]:
     """Which number refused it, why, and whose fault it is."""
     with pytest.raises(CheckFailed) as caught:
         action()
-    return caught.value.check.number, caught.value.failed.reason, caught.value.failed.kind
+    return caught.value.check.number, caught.value.failure.reason, caught.value.failure.kind
 
 
 def check(folder: Path, rows: list[BundleFile], check_stop: Callable[[], None] = lambda: None) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
     known = {reason for row in CHECKS for reason in row.reasons}
     assert {"WEIGHTS_BROKEN", "CONFIG_UNSUPPORTED"} <= found
     assert found - known - blameless == set()
-    assert by_reason("WEIGHTS_BROKEN", "a tensor is missing").failed.message.startswith("check 14 ")
+    assert by_reason("WEIGHTS_BROKEN", "a tensor is missing").failure.message.startswith("check 14 ")
 
 
 def test_the_page_is_fresh() -> None:
@@ -115,7 +115,7 @@ def test_only_regular_files_of_one_name_pass(staged: Path, kind: str) -> None:
         "second name": lambda: path.hardlink_to(elsewhere),
     }
     made[kind]()
-    assert reason_of(lambda: check(staged, rows)) == (3, "NOT_REGULAR", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (3, "NOT_REGULAR", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("UNSAFE_NAME")
@@ -125,7 +125,7 @@ def test_a_name_on_the_disk_is_as_safe_as_a_listed_one(staged: Path, name: str) 
     """Whoever put it there."""
     rows = listed(staged)
     (staged / name).write_text("{}")
-    assert reason_of(lambda: check(staged, rows)) == (2, "UNSAFE_NAME", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (2, "UNSAFE_NAME", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("FILES_UNKNOWN")
@@ -135,7 +135,7 @@ def test_no_file_lies_beside_the_declared_ones(staged: Path, name: str) -> None:
     """Whatever came there after staging is not converted."""
     rows = listed(staged)
     (staged / name).write_text("import os")
-    assert reason_of(lambda: check(staged, rows)) == (4, "FILES_UNKNOWN", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (4, "FILES_UNKNOWN", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("SIZE_MISMATCH")
@@ -147,7 +147,7 @@ def test_a_size_on_the_disk_is_the_listed_one(staged: Path, content: bytes) -> N
     (staged / "merges.txt").write_bytes(b"#version\n")
     rows = [replace(row, size=9) if row.name == "merges.txt" else row for row in rows]
     (staged / "merges.txt").write_bytes(content)
-    assert reason_of(lambda: check(staged, rows)) == (5, "SIZE_MISMATCH", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (5, "SIZE_MISMATCH", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("CONTENT_MISMATCH")
@@ -157,7 +157,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(staged: Path) -> None:
     rows, path = listed(staged), staged / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert reason_of(lambda: check(staged, rows)) == (6, "CONTENT_MISMATCH", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (6, "CONTENT_MISMATCH", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("SOURCE_MISMATCH")
@@ -165,7 +165,7 @@ def test_files_of_another_revision_are_refused(staged: Path) -> None:
     """Each as listed, and all together not what was decided for."""
     rows = listed(staged)
     failed = reason_of(lambda: verify(staged, "sha256:" + "0" * 64, rows, lambda: None))
-    assert failed == (7, "SOURCE_MISMATCH", FaultKind.PERMANENT)
+    assert failed == (7, "SOURCE_MISMATCH", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("EXECUTABLE")
@@ -175,7 +175,7 @@ def test_no_file_has_a_mode_to_be_run(staged: Path, mode: int) -> None:
     """By nobody at all."""
     rows = listed(staged)
     (staged / "vocab.json").chmod(0o600 | mode)
-    assert reason_of(lambda: check(staged, rows)) == (9, "EXECUTABLE", FaultKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (9, "EXECUTABLE", FailureKind.PERMANENT)
 
 
 @pytest.mark.reason("FILES_CHANGED")
@@ -197,7 +197,7 @@ def test_a_file_that_is_touched_while_it_is_checked_is_noticed(staged: Path, wha
         else:
             path.write_bytes(path.read_bytes())
 
-    assert reason_of(lambda: check(staged, rows, touch)) == (13, "FILES_CHANGED", FaultKind.TRANSIENT)
+    assert reason_of(lambda: check(staged, rows, touch)) == (13, "FILES_CHANGED", FailureKind.TRANSIENT)
 
 
 def test_where_it_came_from_decides_nothing(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_what_callers_would_notice_does_not_change(
     """A revision of a model does what the model does; another one is a model of its own."""
     serving, candidate = sealed(tmp_path / "s", WORDS), sealed(tmp_path / "c", vocabulary, merges, **fields)
     failed = reason_of(lambda: check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s"))
-    assert (15, reason, FaultKind.PERMANENT) == failed
+    assert (15, reason, FailureKind.PERMANENT) == failed
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dev.harness.revisions import MODEL, convert_scripted, weights_of
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
 from updater.core.checks import CHECKS
-from updater.core.effects import Failed, FaultKind, Result, Sealed, Staged, StageRevision, VerifyAndSeal
+from updater.core.effects import EffectFailure, FailureKind, Result, Sealed, Staged, StageRevision, VerifyAndSeal
 from updater.core.ports import Control, Golden, Hub, Release
 from updater.perform import Ports, perform
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
@@ -95,9 +95,9 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         yield Bench(tmp_path, shelf, ADAPTERS[request.param](shelf, stack))
 
 
-def refused(result: Result) -> Failed:
+def refused(result: Result) -> EffectFailure:
     """It must be, by a number of the list."""
-    assert isinstance(result, Failed), result
+    assert isinstance(result, EffectFailure), result
     check = next(check for check in CHECKS if result.reason in check.reasons)
     assert result.message.startswith(f"check {check.title}: ")
     return result
@@ -216,7 +216,7 @@ def test_one_flipped_bit_is_refused(bench: Bench, name: str) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     failed = refused(bench.take())
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C5")
@@ -228,8 +228,8 @@ def test_one_byte_short_is_not_ready(bench: Bench) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     result = bench.take()
-    assert isinstance(result, Failed)
-    assert FaultKind.NOT_READY is result.kind
+    assert isinstance(result, EffectFailure)
+    assert FailureKind.NOT_READY is result.kind
     path.write_bytes(content)
     assert isinstance(bench.take(), Sealed)
 
@@ -241,8 +241,8 @@ def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: Bench) -> None:
     content = path.read_bytes()
     path.unlink()
     result = bench.take()
-    assert isinstance(result, Failed)
-    assert FaultKind.NOT_READY is result.kind
+    assert isinstance(result, EffectFailure)
+    assert FailureKind.NOT_READY is result.kind
     path.write_bytes(content)
     assert isinstance(bench.take(), Sealed)
 
@@ -254,8 +254,8 @@ def test_one_byte_more_is_refused(bench: Bench) -> None:
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     path.write_bytes(path.read_bytes() + b"!")
     result = bench.take()
-    if isinstance(result, Failed):
-        assert (result.kind, result.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    if isinstance(result, EffectFailure):
+        assert (result.kind, result.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
     else:  # an adapter that asks for no more than what is listed never meets it
         assert isinstance(result, Sealed)
 
@@ -374,7 +374,7 @@ def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Be
     other = weights_of("other")
     changing = Changing(bench.hub, lambda: bench.shelf.replace("v1.0.0", WEIGHTS, other))
     failed = refused(bench.take(hub=changing))
-    assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "LISTING_CHANGED")
+    assert (failed.kind, failed.reason) == (FailureKind.NOT_READY, "LISTING_CHANGED")
     assert isinstance(bench.take(), Sealed)
     kept = list((bench.folder / "state" / "sources").rglob(WEIGHTS))
     assert [hashlib.sha256(other).hexdigest()] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]

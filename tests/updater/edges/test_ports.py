@@ -30,7 +30,7 @@ from tests.updater.simulators import (
 from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
 from updater.control.prober import Prober
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import Control, EffectFailed, Golden, Hub, Journal, Store
 from updater.core.record import Event, Installed, ModelRecord, Stage
 from updater.golden_files import GoldenFiles
@@ -46,11 +46,11 @@ LIMIT = 60.0
 ID = "20260102-030405-abcdef"
 
 
-def failure(action: Callable[[], object]) -> Failed:
+def failure(action: Callable[[], object]) -> EffectFailure:
     """How it failed; it must."""
     with pytest.raises(EffectFailed) as caught:
         action()
-    return caught.value.failed
+    return caught.value.failure
 
 
 # Control.
@@ -120,26 +120,26 @@ def test_a_load_is_asked_for_twice_and_done_once(server: Server) -> None:
 
 def test_a_bundle_that_does_not_load_is_to_blame(server: Server) -> None:
     """It will fail again."""
-    assert FaultKind.PERMANENT is failure(lambda: load(server, server.broken)).kind
+    assert FailureKind.PERMANENT is failure(lambda: load(server, server.broken)).kind
 
 
 def test_a_world_that_has_moved_is_nobodys_fault(server: Server) -> None:
     """Compare-and-set."""
     generation = server.control.state(LIMIT).generation
     failed = failure(lambda: load(server, server.good, generation + 7))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "GENERATION_CONFLICT")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "GENERATION_CONFLICT")
 
 
 def test_a_server_that_is_away_is_nobodys_fault(server: Server) -> None:
     """It comes back."""
     failed = failure(lambda: server.unreachable.state(2.0))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "SERVER_UNREACHABLE")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "SERVER_UNREACHABLE")
 
 
 def test_a_load_that_is_gone_cannot_be_activated(server: Server) -> None:
     """The candidate was lost: it is loaded again."""
     failed = failure(lambda: server.control.activate("nobody", 60.0, "test", 0, LIMIT))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "LOAD_UNKNOWN")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "LOAD_UNKNOWN")
 
 
 def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
@@ -196,23 +196,23 @@ def test_the_gate_asks_both_slots_every_question(server: Server) -> None:
     load_id = load(server, server.good)
     active = server.control.state(LIMIT).active_load_id
     answers = server.golden.run(load_id, active, facts.digest, LIMIT)
-    assert facts.questions == len(answers.asked)
+    assert facts.questions == len(answers.questions)
     assert facts.digest == answers.golden_digest
-    assert all(row.candidate.text and row.active is not None and row.active.text for row in answers.asked)
+    assert all(row.candidate.text and row.active is not None and row.active.text for row in answers.questions)
     assert (answers.device, answers.precision) == ("cpu", "float32")
 
 
 def test_the_gate_on_builtin_probes_asks_the_candidate_alone(server: Server) -> None:
     """At a first install nothing serves beside it, and nothing is expected."""
     answers = server.golden.run(load(server, server.good), "", "", LIMIT)
-    assert answers.asked
-    assert {(row.expected, row.active) for row in answers.asked} == {("", None)}
+    assert answers.questions
+    assert {(row.expected, row.active) for row in answers.questions} == {("", None)}
 
 
 def test_a_slot_that_is_gone_gives_no_verdict(server: Server) -> None:
     """The gate has not run."""
     digest = server.golden.facts().digest
-    assert FaultKind.TRANSIENT is failure(lambda: server.golden.run("nobody", "", digest, LIMIT)).kind
+    assert FailureKind.TRANSIENT is failure(lambda: server.golden.run("nobody", "", digest, LIMIT)).kind
 
 
 def test_probes_are_counted(server: Server) -> None:
@@ -270,7 +270,7 @@ def test_a_release_that_is_not_whole_says_what_is_missing(hub: Hub) -> None:
 def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
     """By its own reason."""
     failed = failure(lambda: hub.release("v9", LIMIT))
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "REVISION_UNKNOWN")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "REVISION_UNKNOWN")
 
 
 def test_a_file_is_read_from_any_offset(hub: Hub) -> None:

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from updater.control.client import failure_of
 from updater.control.snapshot import server_state
-from updater.core.effects import FaultKind, Shortage
+from updater.core.effects import FailureKind, Shortage
 from updater.core.record import CpuFallback
 
 
@@ -53,7 +53,7 @@ def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
     """As far as the server knows: what it leaves out, or spoils, is not known."""
     full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
     failed = failure_of(Refused("DOES_NOT_FIT", full))
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "DOES_NOT_FIT")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "DOES_NOT_FIT")
     assert failed.shortage == Shortage("cuda:0", 5000, 0)
 
     spoilt = {"device": "cuda:0", "needed_bytes": "-1", "free_bytes": "9" * 100}

@@ -19,7 +19,7 @@ from common.source import MANIFEST_NAME
 from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.scripted_engine import make_scripted_bundle
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed
 from updater.hub.folder import DirectoryHub
@@ -84,11 +84,11 @@ def bench(tmp_path: Path) -> Bench:
     )
 
 
-def failure(action: Callable[[], object]) -> Failed:
+def failure(action: Callable[[], object]) -> EffectFailure:
     """How something failed; it must."""
     with pytest.raises(EffectFailed) as caught:
         action()
-    return caught.value.failed
+    return caught.value.failure
 
 
 def test_a_revision_is_staged_verified_sealed_and_kept(bench: Bench) -> None:
@@ -149,7 +149,7 @@ def test_a_revision_whose_weights_are_short_is_not_ready(bench: Bench) -> None:
     release = bench.publish()
     os.truncate(bench.published / "v1.0.0" / "model.safetensors", 100)
     assert not bench.hub.release("v1.0.0", 10.0).is_ready
-    assert FaultKind.NOT_READY is failure(lambda: bench.stage(release)).kind
+    assert FailureKind.NOT_READY is failure(lambda: bench.stage(release)).kind
 
 
 def test_a_folder_without_a_manifest_is_no_revision_yet(bench: Bench) -> None:
@@ -171,7 +171,7 @@ def test_a_flipped_bit_is_refused(bench: Bench) -> None:
     weights = bench.published / "v1.0.0" / "model.safetensors"
     weights.write_bytes(b"\x01" + weights.read_bytes()[1:])
     failed = failure(lambda: bench.stage(release))
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C1")
@@ -304,20 +304,20 @@ def test_a_disk_that_is_too_full_is_found_before(bench: Bench, monkeypatch: pyte
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     failed = failure(lambda: bench.stage(release))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "DISK_FULL")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "DISK_FULL")
 
 
 @pytest.mark.parametrize(
     ("code", "kind", "reason"),
     [
-        pytest.param(errno.ENOSPC, FaultKind.TRANSIENT, "DISK_FULL", marks=pytest.mark.fault("D1")),
-        pytest.param(errno.EIO, FaultKind.TRANSIENT, "IO_FAILED", marks=pytest.mark.fault("D2")),
-        pytest.param(errno.EROFS, FaultKind.DENIED, "READ_ONLY", marks=pytest.mark.fault("D3")),
-        pytest.param(errno.EDQUOT, FaultKind.TRANSIENT, "QUOTA_EXCEEDED", marks=pytest.mark.fault("D4")),
+        pytest.param(errno.ENOSPC, FailureKind.TRANSIENT, "DISK_FULL", marks=pytest.mark.fault("D1")),
+        pytest.param(errno.EIO, FailureKind.TRANSIENT, "IO_FAILED", marks=pytest.mark.fault("D2")),
+        pytest.param(errno.EROFS, FailureKind.DENIED, "READ_ONLY", marks=pytest.mark.fault("D3")),
+        pytest.param(errno.EDQUOT, FailureKind.TRANSIENT, "QUOTA_EXCEEDED", marks=pytest.mark.fault("D4")),
     ],
 )
 def test_what_the_disk_refuses_is_told_and_mends(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int, kind: FaultKind, reason: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int, kind: FailureKind, reason: str
 ) -> None:
     """At the sync of each staged file; the next try goes through, with every byte synced."""
     release = bench.publish()

@@ -10,7 +10,7 @@ import pytest
 from common.bundle import BundleFile
 from common.durable import NotRegular, open_within
 from tests.updater.core.world import ManualClock
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed, LinkBroken
 from updater.store import transfer
 from updater.store.transfer import (
@@ -202,7 +202,7 @@ def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) 
     rules = PaceRules(min_bytes_a_second=10.0, window_seconds=60.0)
     with pytest.raises(EffectFailed) as caught:
         fetch_file(lambda offset: enforce_pace(source(offset), rules, clock, "weights"), target, listed(), go_on)
-    assert (caught.value.failed.kind, caught.value.failed.reason) == (FaultKind.TRANSIENT, "HUB_SLOW")
+    assert (caught.value.failure.kind, caught.value.failure.reason) == (FailureKind.TRANSIENT, "HUB_SLOW")
     assert clock.seconds <= 1120.0
     assert 9000 < target.stat().st_size < 9130, "what came is not kept"
 
@@ -232,7 +232,7 @@ class Breaking:
         self.offsets.append(offset)
         yield self._content[offset : offset + self._after]
         if offset + self._after < len(self._content):
-            raise LinkBroken(Failed(FaultKind.TRANSIENT, "HUB_BROKE_OFF", "broken"))
+            raise LinkBroken(EffectFailure(FailureKind.TRANSIENT, "HUB_BROKE_OFF", "broken"))
 
 
 @pytest.mark.fault("N10")

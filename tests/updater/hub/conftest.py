@@ -11,7 +11,7 @@ from common.clock import Clock, SystemClock
 from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
-from updater.core.effects import Failed
+from updater.core.effects import EffectFailure
 from updater.core.ports import EffectFailed, Release
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
@@ -88,8 +88,8 @@ def bench(tmp_path: Path) -> Iterator[HubBench]:
     server.close()
 
 
-def failure(action: Callable[[], object]) -> Failed:
+def failure(action: Callable[[], object]) -> EffectFailure:
     """How something failed; it must."""
     with pytest.raises(EffectFailed) as caught:
         action()
-    return caught.value.failed
+    return caught.value.failure

@@ -8,7 +8,7 @@ import pytest
 from dev.harness.revisions import MODEL, model_folder
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import MODEL_ID, Exchange, says, truncates_after
-from updater.core.effects import Failed, FaultKind, Staged, StageRevision
+from updater.core.effects import EffectFailure, FailureKind, Staged, StageRevision
 from updater.perform import Ports, perform
 
 
@@ -57,8 +57,8 @@ def test_a_listing_that_changes_while_it_is_fetched_is_not_ready(bench: HubBench
         bench.server.fails(act, "file", name=WEIGHTS)
         shutil.rmtree(bench.staged, ignore_errors=True)
         failed = staged_by_the_core(bench, release.source_digest)
-        assert isinstance(failed, Failed)
-        assert FaultKind.NOT_READY is failed.kind
+        assert isinstance(failed, EffectFailure)
+        assert FailureKind.NOT_READY is failed.kind
     bench.server.change_rows = lambda _: None
     assert Staged(release.source_digest) == staged_by_the_core(bench, release.source_digest)
 
@@ -107,17 +107,17 @@ def test_a_tag_that_is_gone_is_unknown(bench: HubBench) -> None:
     shutil.rmtree(bench.folder / "hub" / MODEL / REVISION)
     bench.publish("v1.0.1")
     failed = failure(bench.release)
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "REVISION_UNKNOWN")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "REVISION_UNKNOWN")
 
 
 def test_a_hub_that_has_lost_everything_condemns_no_revision(bench: HubBench) -> None:
     """Where nothing is found any more, the revision is not what is wrong."""
     bench.server.fails(says(404), "listing")
     failed = failure(bench.release)
-    assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "NOT_LISTED")
+    assert (failed.kind, failed.reason) == (FailureKind.NOT_READY, "NOT_LISTED")
     bench.server.fails(says(404), times=2)
     failed = failure(bench.release)
-    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "MODEL_UNKNOWN")
+    assert (failed.kind, failed.reason) == (FailureKind.DENIED, "MODEL_UNKNOWN")
 
 
 @pytest.mark.fault("R15")
@@ -148,15 +148,15 @@ def test_weights_that_go_away_again_are_not_ready(bench: HubBench) -> None:
     weights = bench.folder / "hub" / MODEL / REVISION / WEIGHTS
     content = weights.read_bytes()
     weights.unlink()
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_MISSING")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.NOT_READY, "FILE_MISSING")
     weights.write_bytes(content[:100])
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.NOT_READY, "FILE_SHORT")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.NOT_READY, "FILE_SHORT")
     weights.write_bytes(content)
     assert release.source_digest == bench.stage(release)
 
 
-def _kind(failed: Failed) -> tuple[FaultKind, str]:
+def _kind(failed: EffectFailure) -> tuple[FailureKind, str]:
     return failed.kind, failed.reason
 
 
@@ -173,7 +173,7 @@ def test_one_flipped_bit_is_fetched_once_more(bench: HubBench) -> None:
     assert release.source_digest == bench.stage(release)
     shutil.rmtree(bench.staged)
     bench.server.fails(flips, "file", times=2, name=WEIGHTS)
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C4")
@@ -183,7 +183,7 @@ def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBe
     place.write_bytes(place.read_bytes()[:-1] + b" ")
     release = bench.release()
     assert release.is_ready
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C5")
@@ -191,7 +191,7 @@ def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
     """Whether the hub has it shorter, or the answer ends before its end."""
     release = bench.release()
     bench.server.fails(truncates_after(4095), "file", name=WEIGHTS)
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.TRANSIENT, "HUB_BROKE_OFF")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.TRANSIENT, "HUB_BROKE_OFF")
     assert release.source_digest == bench.stage(release)
     shutil.rmtree(bench.staged)
 
@@ -200,7 +200,7 @@ def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
         exchange.answer()
 
     bench.server.fails(shorter, "file", name=WEIGHTS)
-    assert _kind(failure(lambda: bench.stage(release))) == (FaultKind.NOT_READY, "FILE_SHORT")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.NOT_READY, "FILE_SHORT")
 
 
 def test_kept_bytes_that_were_changed_behind_us_are_found(bench: HubBench) -> None:
@@ -257,7 +257,7 @@ def test_a_name_that_could_leave_its_folder_writes_nothing(bench: HubBench, path
     assert release.is_ready
     assert release.source_digest
     failed = failure(lambda: bench.stage(release))
-    assert _kind(failed) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
+    assert _kind(failed) == (FailureKind.PERMANENT, "LISTING_UNSAFE")
     assert before == everything(bench)
     assert bench.server.of_kind("file") == []
 

@@ -10,7 +10,7 @@ from tests.updater.scripted_hub import ScriptedHub, drips, says, stalls
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import StoryWorld
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.record import Outcome, Stage
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
@@ -37,11 +37,11 @@ class Line:
 def in_memory(world: StoryWorld) -> Line:
     """The folder hub of the stories, on a bad line."""
     faults = {
-        "500": Failed(FaultKind.TRANSIENT, "HUB_FAILED", "500"),
-        "429": Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0),
-        "403": Failed(FaultKind.DENIED, "HUB_DENIED", "403"),
-        "stall": Failed(FaultKind.TRANSIENT, "HUB_STALLED", "silence"),
-        "drip": Failed(FaultKind.TRANSIENT, "HUB_SLOW", "a byte a second"),
+        "500": EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500"),
+        "429": EffectFailure(FailureKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0),
+        "403": EffectFailure(FailureKind.DENIED, "HUB_DENIED", "403"),
+        "stall": EffectFailure(FailureKind.TRANSIENT, "HUB_STALLED", "silence"),
+        "drip": EffectFailure(FailureKind.TRANSIENT, "HUB_SLOW", "a byte a second"),
     }
     counted = _Counted(world)
 

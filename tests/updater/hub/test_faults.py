@@ -13,6 +13,6 @@ IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONS
 def test_every_failure_has_a_meaning(failure: HttpFailure) -> None:
     """Only a connection that ended in the middle is taken up at once."""
     effect = classify_failure(HttpFailed(failure, "detail"), "hub.example")
-    assert effect.failed.reason
-    assert "{" not in effect.failed.message
+    assert effect.failure.reason
+    assert "{" not in effect.failure.message
     assert isinstance(effect, LinkBroken) is (failure in IN_THE_MIDDLE)

@@ -27,7 +27,7 @@ from tests.updater.scripted_hub import (
     stalls_after,
     truncates_after,
 )
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.status import Share
 from updater.store.transfer import PaceRules
 
@@ -48,7 +48,7 @@ def reason_of(bench: HubBench, act: Act, seconds: float = WHOLE) -> tuple[str, s
     for kind, ask in _questions(bench, seconds):
         bench.server.fails(act, kind)
         failed = failure(ask)
-        assert failed.kind in (FaultKind.TRANSIENT, FaultKind.DENIED)
+        assert failed.kind in (FailureKind.TRANSIENT, FailureKind.DENIED)
         reasons.append(failed.reason)
         short = bench.rules
         bench.rules = replace(short, stall_seconds=WHOLE, connect_seconds=WHOLE)
@@ -99,7 +99,7 @@ def test_a_hub_that_denies_needs_a_person(bench: HubBench, status: int) -> None:
     bench.server.fails(says(status), times=3)
     for _, ask in _questions(bench, WHOLE):
         failed = failure(ask)
-        assert (failed.kind, failed.reason) == (FaultKind.DENIED, "HUB_DENIED")
+        assert (failed.kind, failed.reason) == (FailureKind.DENIED, "HUB_DENIED")
         assert "hub_token" in failed.message
 
 
@@ -118,7 +118,7 @@ def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None
         storage.fails(says(403))
         bench.server.fails(redirects_to(f"{storage.url}/signed"), "file")
         failed = failure(lambda: read_weights(bench))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "STORAGE_DENIED")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "STORAGE_DENIED")
 
 
 @pytest.mark.fault("N5")
@@ -130,7 +130,7 @@ def test_a_name_that_does_not_resolve(bench: HubBench, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_UNRESOLVED")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_UNRESOLVED")
 
 
 @pytest.mark.fault("N6")
@@ -141,7 +141,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> No
     with ScriptedHub(bench.folder / "hub" / MODEL, context) as secure:
         bench.rules = replace(bench.rules, endpoint=secure.url)
         failed = failure(lambda: bench.hub.revisions(WHOLE))
-        assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "TLS_FAILED")
+        assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "TLS_FAILED")
         assert secure.asked == []
         bench.rules = replace(bench.rules, ca_file=CERTIFICATE)
         assert bench.hub.revisions(WHOLE) == (REVISION,)
@@ -168,7 +168,7 @@ def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
         failed = failure(lambda: bench.hub.revisions(WHOLE))
         for one in waiting:
             one.close()
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_UNREACHABLE")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_UNREACHABLE")
     assert "in time" in failed.message
     assert "refused" in failure(lambda: bench.hub.revisions(WHOLE)).message
 
@@ -197,7 +197,7 @@ def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> Non
     release = bench.release()
     bench.server.fails(drips, "file", name=WEIGHTS)
     failed = failure(lambda: bench.stage(release, 60.0))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_SLOW")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_SLOW")
     assert 0 < (bench.staged / WEIGHTS).stat().st_size < 4096
     bench.pace = PaceRules()
     assert release.source_digest == bench.stage(release)
@@ -216,7 +216,7 @@ def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
     release = bench.release()
     bench.server.fails(resets_after(1000), "file", name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
-    assert (failed.kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_BROKE_OFF")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_BROKE_OFF")
     kept = (bench.staged / WEIGHTS).stat().st_size
     bench.server.asked.clear()
     assert release.source_digest == bench.stage(release)
@@ -241,7 +241,7 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(bench: HubBench) -> Non
     release = bench.release()
     bench.server.fails(endless, "file", times=2, name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
-    assert (failed.kind, failed.reason) == (FaultKind.PERMANENT, "CONTENT_MISMATCH")
+    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
     assert (bench.staged / WEIGHTS).stat().st_size <= 4096
 
 
@@ -327,7 +327,7 @@ def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monk
     with ScriptedHub(bench.folder / "hub" / MODEL, host="127.0.0.2") as private:
         bench.server.fails(redirects_to(f"{private.url}TARGET"), times=2)
         failed = failure(lambda: bench.hub.revisions(WHOLE))
-        assert (failed.kind, failed.reason) == (FaultKind.DENIED, "ADDRESS_REFUSED")
+        assert (failed.kind, failed.reason) == (FailureKind.DENIED, "ADDRESS_REFUSED")
         assert private.taken == 0
         bench.rules = replace(bench.rules, private_hosts=frozenset({"127.0.0.2"}))
         assert bench.hub.revisions(WHOLE) == (REVISION,)

@@ -12,7 +12,7 @@ def refused(chain: RedirectChain, location: str) -> str:
     """Reason with which a redirect is not followed."""
     with pytest.raises(EffectFailed) as caught:
         follow_redirect(chain, location)
-    return caught.value.failed.reason
+    return caught.value.failure.reason
 
 
 @pytest.mark.fault("N15")

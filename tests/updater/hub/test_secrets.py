@@ -13,7 +13,7 @@ from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WHOLE, HubBench, failure
 from tests.updater.hub.test_misbehaving_hub import CERTIFICATE
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub, redirects_to, says
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.hub.client import HubHttpClient
 from updater.hub.modelscope import ModelScopeHub, open_hub
 from updater.hub.settings import TokenReader, find_proxy
@@ -77,7 +77,7 @@ def test_what_is_no_token_is_not_sent(bench: HubBench, token_file: Path, content
     """It would end a header and begin another; nobody is asked with half of it."""
     token_file.write_text(content)
     failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
-    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "TOKEN_UNREADABLE")
+    assert (failed.kind, failed.reason) == (FailureKind.DENIED, "TOKEN_UNREADABLE")
     token_file.unlink()
     failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
     assert str(token_file) not in failed.message
@@ -132,7 +132,7 @@ def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None
     bench.proxy = bench.server.url
     bench.server.fails(redirects_to("http://169.254.169.254/latest/"))
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "ADDRESS_REFUSED")
+    assert (failed.kind, failed.reason) == (FailureKind.DENIED, "ADDRESS_REFUSED")
     assert len(bench.server.asked) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_proxy_of_another_kind_is_told(bench: HubBench) -> None:
     """Never silently past it."""
     bench.proxy = "socks5://127.0.0.1:1080"
     failed = failure(lambda: bench.hub.revisions(WHOLE))
-    assert (failed.kind, failed.reason) == (FaultKind.DENIED, "PROXY_UNSUPPORTED")
+    assert (failed.kind, failed.reason) == (FailureKind.DENIED, "PROXY_UNSUPPORTED")
     assert bench.server.asked == []
 
 

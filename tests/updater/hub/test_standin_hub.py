@@ -17,7 +17,7 @@ from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import HubServerOptions
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
-from updater.core.effects import FaultKind
+from updater.core.effects import FailureKind
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.store.bundles import BundleStore, StoreOptions
@@ -194,7 +194,7 @@ def test_a_bit_that_flips_every_time_is_the_revision_s(both: Both) -> None:
 def test_a_name_that_leads_out_is_refused(both: Both, name: str) -> None:
     """The stock download writes it; ours makes no path of it."""
     both.served.arm(f"files list={name}")
-    assert (FaultKind.PERMANENT.value, "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
+    assert (FailureKind.PERMANENT.value, "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
     assert list((both.folder / "state").rglob("evil*")) == []
 
 

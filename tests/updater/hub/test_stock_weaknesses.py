@@ -21,7 +21,7 @@ from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.hub.conftest import ID, WEIGHTS, WHOLE, failure
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
@@ -86,7 +86,7 @@ class Ours:
         release = self.hub.release(revision, WHOLE)
         return self.store.stage(update, release, self.hub, 1 << 30, WHOLE, is_fresh=False)
 
-    def refused(self) -> Failed:
+    def refused(self) -> EffectFailure:
         """How staging fails; nothing but its own folder was touched."""
         failed = failure(self.stage)
         assert {"incoming"} >= {path.name for path in self.state.iterdir()}
@@ -112,7 +112,7 @@ def test_a_listing_cannot_lead_out_of_our_folder(stock: Facts, ours: Ours, tmp_p
     assert stock["names_lead_outside"] == {"climbed": True, "absolute": True}
     for name in ("../../climbed", str(tmp_path / "absolute")):
         ours.served.arm(f"files list={name}")
-        assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
+        assert ((failed := ours.refused()).kind, failed.reason) == (FailureKind.PERMANENT, "LISTING_UNSAFE")
     assert [*tmp_path.rglob("climbed"), *tmp_path.rglob("absolute")] == []
 
 
@@ -120,7 +120,7 @@ def test_a_file_without_a_hash_is_not_taken(stock: Facts, ours: Ours) -> None:
     """The stock download takes it, flipped bit and all."""
     assert stock["files_without_a_hash_are_not_checked"]["is_wrong"]
     ours.served.arm("files unhashed", f"file:{WEIGHTS} flip at=3")
-    assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.PERMANENT, "LISTING_UNSAFE")
+    assert ((failed := ours.refused()).kind, failed.reason) == (FailureKind.PERMANENT, "LISTING_UNSAFE")
 
 
 @pytest.mark.fault("C1")
@@ -130,7 +130,7 @@ def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> Non
     ours.served.arm(f"file:{WEIGHTS} status=404")
     for _ in range(2):
         failed = ours.refused()
-        assert (failed.kind, failed.reason) == (FaultKind.NOT_READY, "FILE_MISSING")
+        assert (failed.kind, failed.reason) == (FailureKind.NOT_READY, "FILE_MISSING")
     digest = ours.hub.release(REVISION, WHOLE).source_digest
     with pytest.raises(EffectFailed):
         ours.store.verify(ours.staged(), digest, "")
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_had_is_not_dropped(stock: Facts, ours: Ours) -> N
     """The stock download can be told to go on without it, and says so in a warning; ours cannot."""
     assert stock["a_file_is_dropped_with_a_warning"] == {"has_weights": False, "has_others": True}
     ours.served.arm(f"file:{WEIGHTS} status=500")
-    assert ((failed := ours.refused()).kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_FAILED")
+    assert ((failed := ours.refused()).kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_FAILED")
 
 
 def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> None:
@@ -165,5 +165,5 @@ def test_a_hub_that_is_down_takes_nothing_away(stock: Facts, ours: Ours) -> None
     assert stock["a_hub_that_is_down_fails_what_is_cached"] == {"is_there": True, "failed": True}
     digest = ours.stage()
     ours.served.arm("any status=503")
-    assert ((failed := failure(ours.stage)).kind, failed.reason) == (FaultKind.TRANSIENT, "HUB_FAILED")
+    assert ((failed := failure(ours.stage)).kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_FAILED")
     ours.store.verify(ours.store.source_folder(ID, digest, is_kept=False), digest, "")

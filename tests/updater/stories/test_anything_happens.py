@@ -19,7 +19,7 @@ from dev.harness.simulated_server import GIB
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, WEIGHTS, StoryWorld
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed, FaultKind
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import HeldFor, Stage
 from updater.core.versions import is_after, version_of
@@ -45,9 +45,9 @@ QUALITIES = {
 NEVER_COMMITTED = set(QUALITIES) - {"good", "better", "noisy", "doubtful", "slow"}
 NEVER_ACTIVATED = {"corrupt", "unconvertible", "asking for code", "worse", "not finite", "too large", "not loading"}
 HUB_FAULTS = [
-    Failed(FaultKind.TRANSIENT, "HUB_UNREACHABLE", "connection refused"),
-    Failed(FaultKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=120.0),
-    Failed(FaultKind.DENIED, "HUB_DENIED", "403"),
+    EffectFailure(FailureKind.TRANSIENT, "HUB_UNREACHABLE", "connection refused"),
+    EffectFailure(FailureKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=120.0),
+    EffectFailure(FailureKind.DENIED, "HUB_DENIED", "403"),
 ]
 SPOILT = b"spoilt"
 FAR = timedelta(days=300)
@@ -124,7 +124,7 @@ class Anything(RuleBasedStateMachine):
         self.outside = self.world.outside()
 
     @rule(fault=st.sampled_from(HUB_FAULTS), times=st.integers(1, 7))
-    def hub_fails(self, fault: Failed, times: int) -> None:
+    def hub_fails(self, fault: EffectFailure, times: int) -> None:
         """The hub fails for some calls."""
         self.world.hub.faults = [fault] * times
 

@@ -28,7 +28,7 @@ from tests.updater.core.world import ManualClock, Operators
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
-from updater.core.effects import Failed
+from updater.core.effects import EffectFailure
 from updater.core.facts import OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
@@ -53,7 +53,7 @@ RULES = replace(
 class StoryHub(DirectoryHub):
     """A folder hub on a bad line."""
 
-    faults: list[Failed]
+    faults: list[EffectFailure]
     mangles: list[str]  # what befalls the next reads of weights: "short", "flipped", "long"
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
