@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.bundle import Bundle
@@ -23,14 +24,15 @@ from inference.runner.device import (
     torch_dtype,
 )
 from inference.runner.engines.base import AddressItem, BundleRefused, EntailmentItem, LoadOptions, RowRange, loader_for
+from inference.runner.engines.ofa.config import WEIGHTS_NAME
 from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
 
 CPU = LoadOptions("cpu", "float32", 1)
 
 
-def nobody(_phase: str, _share: float) -> None:
-    """Hear of progress and do nothing."""
+def ignore_progress(_phase: str, _share: float) -> None:
+    """Ignore it."""
 
 
 @pytest.fixture
@@ -55,9 +57,18 @@ def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
     assert (engine.device, engine.precision) == ("cpu", "float32")
 
 
+def test_names_in_the_file_are_those_of_layout_ofa_1(staged: tuple[Path, Bundle]) -> None:
+    """Builds before and after an upgrade read the same bundles, whatever the model's attributes are called."""
+    with safe_open(staged[0] / WEIGHTS_NAME, "pt") as file:
+        modules = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118  not a mapping
+
+    text = {"words", "text_kind", "text_norm", "prompt_norm"}
+    assert modules == {"eyes", "encoder", "decoder", "answers", "positions", *text}
+
+
 def test_weights_stay_mapped(staged: tuple[Path, Bundle]) -> None:
     """Loading in the stored precision maps the file; parameters take no private memory."""
-    engine = load_ofa(*staged, CPU, nobody)
+    engine = load_ofa(*staged, CPU, ignore_progress)
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     mapped = [line.split()[0] for line in maps.splitlines() if line.endswith("bundle/model.safetensors")]
     ranges = [range(*(int(part, 16) for part in span.split("-"))) for span in mapped]
@@ -81,7 +92,7 @@ def test_other_tensors_are_refused(change: str, staged: tuple[Path, Bundle]) -> 
     save_file(tensors, folder / "model.safetensors")
 
     with pytest.raises(BundleRefused, match=r"feed\.widen\.bias"):
-        load_ofa(folder, bundle, CPU, nobody)
+        load_ofa(folder, bundle, CPU, ignore_progress)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +113,7 @@ def test_broken_files_are_refused(name: str, content: bytes, staged: tuple[Path,
     (folder / name).write_bytes(content)
 
     with pytest.raises(BundleRefused) as caught:
-        load_ofa(folder, bundle, CPU, nobody)
+        load_ofa(folder, bundle, CPU, ignore_progress)
 
     assert str(folder) not in str(caught.value)
 
@@ -115,7 +126,7 @@ def test_newer_layouts_are_refused(staged: tuple[Path, Bundle]) -> None:
     (folder / "engine.json").write_text(json.dumps({**row, "schema_version": 2}))
 
     with pytest.raises(BundleRefused, match="schema version 1"):
-        load_ofa(folder, bundle, CPU, nobody)
+        load_ofa(folder, bundle, CPU, ignore_progress)
 
 
 def test_a_bundle_of_another_engine_is_refused(staged: tuple[Path, Bundle]) -> None:
@@ -123,7 +134,7 @@ def test_a_bundle_of_another_engine_is_refused(staged: tuple[Path, Bundle]) -> N
     folder, bundle = staged
 
     with pytest.raises(BundleRefused, match="for engine 'mgeo'"):
-        load_ofa(folder, dataclasses.replace(bundle, engine="mgeo"), CPU, nobody)
+        load_ofa(folder, dataclasses.replace(bundle, engine="mgeo"), CPU, ignore_progress)
 
 
 def test_an_item_of_another_task_is_a_programming_error(plain: OfaEngine) -> None:
@@ -134,7 +145,7 @@ def test_an_item_of_another_task_is_a_programming_error(plain: OfaEngine) -> Non
 
 def test_bad_weights_show_as_nan(staged: tuple[Path, Bundle]) -> None:
     """The engine returns NaN; the runner decides what to do with it."""
-    engine = load_ofa(*staged, CPU, nobody)
+    engine = load_ofa(*staged, CPU, ignore_progress)
     engine.model.answer_embeddings = torch.nn.Parameter(torch.full_like(engine.model.answer_embeddings, float("nan")))
     item = engine.prepare(EntailmentItem((FOLDER / "grey.jpg").read_bytes(), ("a dog",), ""))
 

@@ -21,7 +21,7 @@ GIB = 1 << 30
         (MemoryEstimate(8 * GIB, GIB), 10 * GIB, True),
         (MemoryEstimate(9 * GIB, GIB), 10 * GIB, False),  # it would, without the margin
         (MemoryEstimate(0, 0), 0, True),
-        (MemoryEstimate(500 * GIB, 0), None, True),  # nobody knows what is free
+        (MemoryEstimate(500 * GIB, 0), None, True),  # unknown free memory
     ],
 )
 def test_a_load_needs_a_margin_above_the_estimate(
