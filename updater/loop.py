@@ -69,7 +69,7 @@ class CrashPoints:
 
 @dataclass(frozen=True, slots=True)
 class LoopParts:
-    """What a loop is made of."""
+    """Dependencies of a loop."""
 
     model: str
     ports: Ports
@@ -106,11 +106,11 @@ class ModelLoop:
 
     @property
     def rest(self) -> Wait:
-        """Why and how long it waits."""
+        """The pause that the last step decided."""
         return self._rest
 
     def is_moving(self) -> bool:
-        """Whether the step in progress is within its limits; from any thread."""
+        """Whether the step in progress is within its time limit; from any thread."""
         return self._parts.clock.monotonic() <= self._due
 
     def run(self) -> None:
@@ -133,7 +133,7 @@ class ModelLoop:
             Seconds until the next is due.
 
         Raises:
-            Interrupted: it was broken off; the record is as before.
+            Interrupted: the step was interrupted; the record is as before.
             JournalUnusable: the journal cannot be trusted any more.
         """
         parts = self._parts
@@ -192,7 +192,7 @@ class ModelLoop:
         return True
 
     def _look(self, now: float) -> Facts:
-        """See how things are."""
+        """Draw the facts."""
         parts, ports = self._parts, self._parts.ports
         pointer, is_readable = self._pointer()
         committed = self._record.committed

@@ -1,8 +1,8 @@
-"""Circuit breakers: after failures in a row nothing is tried for a growing while, then one probe decides. Pure.
+"""Circuit breakers: after consecutive failures nothing is tried for a growing time, then one probe decides. Pure.
 
-A breaker holds back new work of its kind; it never stands before a rollback, a status or serving. It
-reads no clock: it is told how many monotonic seconds have passed, and at a start how long the wall
-clock says it was away, which is clamped, so that a clock that jumps neither frees nor locks it.
+A breaker delays new work of its kind, never a rollback, a status or serving. It reads no clock: callers pass the
+monotonic seconds since the last call, and at a start the time away by the wall clock, which is clamped, so that a clock
+that jumps neither opens nor closes it.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class BreakerName(StrEnum):
-    """What a breaker protects."""
+    """The work that a breaker protects."""
 
     HUB = "hub"  # asking the hub
     ACTIVATION = "activation"  # updates as a whole
@@ -26,16 +26,16 @@ class BreakerState(StrEnum):
 
 
 class WorkResult(StrEnum):
-    """How a piece of work ended."""
+    """How work ended."""
 
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
-    NEUTRAL = "NEUTRAL"  # says nothing about what is protected
+    NEUTRAL = "NEUTRAL"  # neither: for example a refusal of permission
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerRules:
-    """When it opens and for how long."""
+    """When a breaker opens, and for how long."""
 
     trip_after: int  # failures in a row
     first_seconds: float  # open time of the first opening; doubles with each
@@ -47,7 +47,7 @@ class BreakerRules:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """One breaker's durable state."""
+    """A breaker's durable state."""
 
     name: BreakerName
     state: BreakerState = BreakerState.CLOSED
@@ -64,7 +64,7 @@ class Breaker:
 
 
 def begin(breaker: Breaker, rules: BreakerRules) -> Breaker:
-    """Begin a piece of work; when the open time is over this is the one probe.
+    """Begin work; after the open time this is the one probe.
 
     Raises:
         RuntimeError: it may not begin; nothing has changed.
@@ -79,7 +79,7 @@ def begin(breaker: Breaker, rules: BreakerRules) -> Breaker:
 def report(
     breaker: Breaker, result: WorkResult, rules: BreakerRules, jitter: float, *, reason: str = "", at_least: float = 0.0
 ) -> Breaker:
-    """Tell how a piece of work ended.
+    """Report how work ended.
 
     Args:
         breaker: the state before.
@@ -103,7 +103,7 @@ def report(
 
 
 def begin_probe(breaker: Breaker, rules: BreakerRules) -> Breaker:
-    """Begin work that is a probe whatever the state before, for example because an operator closed the breaker.
+    """Begin work that is a probe in any state, also where an operator has closed the breaker.
 
     Raises:
         RuntimeError: it may not begin; nothing has changed.
@@ -120,7 +120,7 @@ def cut_off(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str
 
 
 def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, at_least: float = 0.0) -> Breaker:
-    """Open it, whatever its count; open already, it stays open at least as long."""
+    """Open it, whatever its count; an open one stays open at least as long as before."""
     openings = breaker.openings if breaker.state is BreakerState.OPEN else breaker.openings + 1
     seconds = max(open_seconds(openings, rules, jitter), min(at_least, rules.cap_seconds))
     return Breaker(
@@ -134,13 +134,13 @@ def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, a
 
 
 def open_seconds(openings: int, rules: BreakerRules, jitter: float) -> float:
-    """How long the n-th opening lasts: doubling to the cap, give or take the jitter."""
+    """Seconds of the n-th opening: doubling up to the cap, plus or minus the jitter."""
     plain = min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(max(openings, 1) - 1, 32))
     return plain * (1.0 + rules.jitter * (2.0 * min(max(jitter, 0.0), 1.0) - 1.0))
 
 
-def passed(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
-    """Let monotonic time pass; a probe that outlives its deadline has failed."""
+def advance(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
+    """Advance by monotonic seconds; a probe that is out for longer than its limit has failed."""
     seconds = max(0.0, seconds)
     if breaker.state is BreakerState.CLOSED:
         calm = min(breaker.calm_seconds + seconds, rules.calm_seconds)
@@ -152,8 +152,8 @@ def passed(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float)
     return replace(breaker, left_seconds=left)
 
 
-def resumed(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
-    """Go on after a start of the updater: a probe that was out has failed, and a clock can be wrong.
+def resume(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
+    """Continue after a start of the updater: a probe that was out is cut off; the wall clock can be wrong.
 
     Args:
         breaker: the state as it was written.
@@ -170,8 +170,8 @@ def resumed(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: 
     return replace(breaker, left_seconds=left - min(max(0.0, away_seconds), left))
 
 
-def unreadable(name: BreakerName, rules: BreakerRules) -> Breaker:
-    """What a breaker is whose state cannot be read: open before activations, closed before the hub."""
+def assume_safe(name: BreakerName, rules: BreakerRules) -> Breaker:
+    """The safe state of a breaker that cannot be read: open, but closed for the hub."""
     if name is BreakerName.HUB:
         return Breaker(name)
     return trip(Breaker(name), rules, 0.5, reason="its state could not be read")

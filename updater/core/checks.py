@@ -71,7 +71,7 @@ SIZES = Check(
     5,
     "sizes",
     "Each file has the listed size, and all together are not more than `max_revision_bytes`. Less than listed may"
-    " still arrive: such a revision is not ready, which blames nobody.",
+    " still arrive: such a revision is not ready, which blames nothing.",
     "on the listing, while fetching, and on what was staged",
     ("TOO_LARGE", "FILE_SHORT", "SIZE_MISMATCH"),
 )
@@ -180,7 +180,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def refused(check: Check, reason: str, message: str, kind: FailureKind = FailureKind.PERMANENT) -> CheckFailed:
-    """What a number of the list says of a revision; `kind` tells whose fault it is.
+    """The failure of a revision at one number of the list.
 
     Raises:
         RuntimeError: the reason is not one of this number's.

@@ -78,7 +78,7 @@ def compare_costs(
 
 
 def subtract_costs(now: Iterable[CostBucket], before: Iterable[CostBucket]) -> tuple[CostBucket, ...]:
-    """What was added between two moments in one life of the server."""
+    """The costs counted between two moments of one incarnation of the server."""
     old = {(row.device, row.at_most_rows): row for row in before}
     rows = []
     for row in now:

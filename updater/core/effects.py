@@ -16,7 +16,7 @@ from updater.core.rules import ReleasePolicy
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do until time passes, the world changes or somebody asks."""
+    """A pause: nothing to do until time passes, the facts change or a command comes."""
 
     seconds: float  # at most
     why: str = ""  # for people and the log
@@ -24,10 +24,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class PollHub:
-    """Ask the hub which revisions there are, and list those that may matter.
+    """Ask the hub for its revisions, and list the files of those that may be taken.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
-    `watch.worth_listing(names, action)`. Result: `Listed`.
+    `watch.worth_listing(names, effect)`. Result: `Listed`.
     """
 
     policy: ReleasePolicy
@@ -48,7 +48,7 @@ class StageRevision:
 
     update_id: str
     revision: str
-    source_digest: str  # as listed; empty if a listing of this hub cannot tell
+    source_digest: str  # as listed; empty if this hub's listing has no digests
     is_fresh: bool  # drop what was fetched before
     max_bytes: int
     deadline_seconds: float = 7200.0
@@ -85,9 +85,9 @@ class LoadBundle:
 
 @dataclass(frozen=True, slots=True)
 class RunGate:
-    """Ask the candidate and the active slot the golden items, or the built-in probes. Result: `Gated`.
+    """Ask the candidate and the active slot all golden questions, or the built-in probes. Result: `Gated`.
 
-    Cut off in the middle it has not run.
+    An interrupted gate counts as not run.
     """
 
     load_id: str
@@ -109,7 +109,7 @@ class ActivateLoad:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask one slot some items, because no traffic does. Result: `Probed`."""
+    """Ask one slot some items in place of missing traffic. Result: `Probed`."""
 
     load_id: str
     items: int
@@ -118,7 +118,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class WritePointer:
-    """Make the committed pointer say this, durably. None takes the model's row out. Result: None."""
+    """Write the model's row of the committed pointer, durably; None removes it. Result: None."""
 
     installed: Installed | None
     deadline_seconds: float = 30.0
@@ -126,7 +126,7 @@ class WritePointer:
 
 @dataclass(frozen=True, slots=True)
 class CommitLoad:
-    """End a trial for good; the pointer says so already. Result: None."""
+    """Commit the trial at the server; the pointer is written already. Result: None."""
 
     load_id: str
     transaction_id: str
@@ -136,7 +136,7 @@ class CommitLoad:
 
 @dataclass(frozen=True, slots=True)
 class ActivatePrevious:
-    """End a trial by putting the previous slot back: the warm rollback. Result: None."""
+    """End a trial by activating the previous slot: the warm rollback. Result: None."""
 
     load_id: str  # of the previous slot
     transaction_id: str
@@ -146,7 +146,7 @@ class ActivatePrevious:
 
 @dataclass(frozen=True, slots=True)
 class RetireLoad:
-    """Empty a slot that does not answer callers; a first install on trial ends by it. Result: None."""
+    """Retire a load that does not answer callers; it also ends the trial of a first install. Result: None."""
 
     load_id: str
     transaction_id: str
@@ -158,13 +158,13 @@ class RetireLoad:
 class CollectGarbage:
     """Delete bundles, kept sources, staging folders and temporary files that nothing refers to.
 
-    Named ones stay. Of the others the newest may stay while all together are under the cap.
+    Named ones are kept, and of the others the newest, while all together are under the cap.
     Result: `Collected`.
     """
 
     keep_bundles: frozenset[str]
     keep_sources: frozenset[str]
-    keep_update_id: str  # whose staging folder stays; empty: none
+    keep_update_id: str  # whose staging folder is kept; empty: none
     cap_bytes: int
     deadline_seconds: float = 120.0
 
@@ -210,28 +210,28 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load is done."""
+    """A load is complete."""
 
     load_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """The gate was run to its end; what it says of it is decided by `pipeline.gate`."""
+    """The gate was run to its end; `gate.judge` judges the answers."""
 
     answers: GateAnswers
 
 
 @dataclass(frozen=True, slots=True)
 class Activated:
-    """It answers on trial."""
+    """The candidate answers callers on trial."""
 
     server_incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """How probes were answered."""
+    """Counts of answered and failed probes."""
 
     good: int
     bad: int
@@ -240,39 +240,39 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was deleted."""
+    """Bytes that were deleted, and bytes that are left."""
 
     freed_bytes: int
     used_bytes: int
 
 
 class FailureKind(StrEnum):
-    """What a failure means for what comes next."""
+    """What a failure means for the next attempt."""
 
-    TRANSIENT = "TRANSIENT"  # the same may succeed later: network, disk, a world that moved
-    PERMANENT = "PERMANENT"  # the revision's fault: it will fail again
-    NOT_READY = "NOT_READY"  # the revision is not all there yet: neither an update nor a failure
-    INCONCLUSIVE = "INCONCLUSIVE"  # no verdict came of it
-    DENIED = "DENIED"  # somebody must change a permission or a setting; neutral to breakers
+    TRANSIENT = "TRANSIENT"  # the same may succeed later: network, disk, another state of the server
+    PERMANENT = "PERMANENT"  # the revision is to blame: it will fail again
+    NOT_READY = "NOT_READY"  # the revision is not complete on the hub yet: neither an update nor a failure
+    INCONCLUSIVE = "INCONCLUSIVE"  # there is no verdict
+    DENIED = "DENIED"  # a person must change a permission or a setting; neutral to breakers
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """What a load lacked."""
+    """The memory that a load lacked."""
 
-    device: str  # empty if the server did not say
+    device: str  # empty if the server did not name it
     needed_bytes: int = 0  # 0 if it is not known
     free_bytes: int = -1  # -1 if it is not known
 
 
 @dataclass(frozen=True, slots=True)
 class EffectFailure:
-    """It was not done, or not to the end."""
+    """The effect was not performed, or not completely."""
 
     kind: FailureKind
     reason: str  # for machines, UPPER_SNAKE: the other side's reason where it has one
     message: str = ""  # a sentence for people
-    retry_after_seconds: float = 0.0  # as the other side asked
+    retry_after_seconds: float = 0.0  # requested by the other side
     shortage: Shortage | None = None  # of memory, if that is why
 
 

@@ -1,4 +1,4 @@
-"""What the updater sees of the outside world: the hub's releases, the server's state, all facts of one step."""
+"""Facts that decisions are made from: operators' commands, the hub's releases, the server's state."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from updater.core.record import Counts, CpuFallback, Installed
 
 
 class CommandKind(StrEnum):
-    """One a command of hotslot.updates.v1 that changes something."""
+    """Commands of hotslot.updates.v1 that change something."""
 
     CHECK_NOW = "CHECK_NOW"
     UPDATE = "UPDATE"  # argument: revision
@@ -22,7 +22,7 @@ class CommandKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OperatorCommand:
-    """What an operator asked for. Not durable: who asked is answered when the record is written."""
+    """An operator's command. Not durable: its caller gets the result when the record is written."""
 
     kind: CommandKind
     argument: str = ""
@@ -43,14 +43,14 @@ class Release:
 
     revision: str
     files: tuple[HubFile, ...]
-    source_digest: str  # of the declared files; empty if the listing alone cannot tell
+    source_digest: str  # of the declared files; empty if the listing has no digests
     is_ready: bool = True  # everything that is listed and declared is there, in full
     missing: str = ""  # for people: what is not
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenFacts:
-    """The operator's golden set of one model, as far as decisions need it."""
+    """The golden set of one model, as far as decisions need it."""
 
     digest: str  # of its items and pictures; empty if there is none
     questions: int = 0
@@ -87,7 +87,7 @@ class TrialSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class TrialEndSnapshot:
-    """How the server's last trial ended."""
+    """The end of the server's last trial."""
 
     bundle_digest: str
     outcome: str  # "COMMITTED", "ROLLED_BACK", "LEASE_EXPIRED", "YIELDED"
@@ -96,7 +96,7 @@ class TrialEndSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RevisionSnapshot:
-    """What the server has counted of one bundle on one device in this life."""
+    """The server's counters of one bundle on one device, since it started."""
 
     bundle_digest: str
     device: str
@@ -105,7 +105,7 @@ class RevisionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """What the server can compute on."""
+    """A device of the server."""
 
     device: str
     precision: str
@@ -115,13 +115,13 @@ class DeviceSnapshot:
 class ServerState:
     """The server's state of one model, as far as decisions need it."""
 
-    incarnation: str  # server_started_at as text: another one is another life, whose counters begin at 0
+    incarnation: str  # server_started_at as text; counters begin at 0 with each incarnation
     generation: int
     slots: tuple[SlotSnapshot, ...]
     active_load_id: str  # empty if nothing is designated to answer
     is_ready: bool  # health says SERVING for the model
     is_draining: bool = False
-    last_ended_orderly: bool = False  # the life before this one ended by a drain, as far as is known
+    last_ended_orderly: bool = False  # the incarnation before this one ended by a drain, as far as is known
     trial: TrialSnapshot | None = None
     last_trial: TrialEndSnapshot | None = None
     stats: tuple[RevisionSnapshot, ...] = ()
@@ -134,7 +134,7 @@ class ServerState:
         return next((slot for slot in self.slots if slot.load_id and slot.load_id == self.active_load_id), None)
 
     def holding(self, bundle_digest: str, device: str = "") -> SlotSnapshot | None:
-        """The slot that holds a bundle, if one does; on this device, if one is named."""
+        """The slot that holds a bundle, on this device if one is named; None if there is none."""
         rows = (slot for slot in self.occupied if device in ("", slot.device))
         return next((slot for slot in rows if slot.bundle_digest == bundle_digest), None)
 
@@ -148,7 +148,7 @@ class ServerState:
         return next((slot for slot in self.slots if slot.load_id == load_id and slot.state == "LOADED"), None)
 
     def counts_of(self, bundle_digest: str, device: str = "") -> Counts:
-        """What was counted of a bundle, over all devices or on one."""
+        """The counters of a bundle, summed over all devices or of one."""
         on_it = (row for row in self.stats if device in ("", row.device))
         rows = [row.counts for row in on_it if row.bundle_digest == bundle_digest]
         return Counts(
@@ -165,12 +165,12 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the daemon sees at one moment, beside the record. Drawn anew for every step."""
+    """Everything that a decision depends on beside the record and the rules; drawn for every step."""
 
     now: datetime  # of the wall clock: for people, and clamped for the time away
-    elapsed_seconds: float  # monotonic, since the step before; 0 in the first step of a life
-    is_first: bool  # no `Begin` of this process has been written yet
-    fresh_id: str  # a name for an update that may begin now
+    elapsed_seconds: float  # monotonic, since the step before; 0 in the first step of a process
+    is_first: bool  # this process has not written anything yet
+    fresh_id: str  # id of an update that starts in this step
     jitter: float  # drawn evenly from 0 to 1
     server: ServerState | None  # None: it cannot be reached
     pointer: Installed | None  # the model's row in the committed pointer; None if it has none
@@ -179,4 +179,4 @@ class Facts:
     sealed: frozenset[str] = frozenset()  # bundle digests on disk
     # What this build would make of the committed source, if its files are kept; empty if they are not.
     committed_converts_to: str = ""
-    command: OperatorCommand | None = None  # the oldest that waits
+    command: OperatorCommand | None = None  # the oldest in the queue

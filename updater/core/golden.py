@@ -1,4 +1,4 @@
-"""The statistics of golden answers, and what a run of the gate learns. Pure; the sets: `common.golden_set`."""
+"""Golden questions with their answers, and their statistics. Pure. The sets: `common.golden_set`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from math import exp, lgamma, log
 
 @dataclass(frozen=True, slots=True)
 class GoldenAnswer:
-    """What a slot made of one question."""
+    """A slot's answer to one question, or why it failed."""
 
     text: str = ""  # in the form of `canonicalize`; empty if it failed
     failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
@@ -15,18 +15,18 @@ class GoldenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class GoldenQuestion:
-    """One question, and what both slots made of it."""
+    """One question with the answers of both slots."""
 
     item: str
     text: str
-    expected: str  # empty: to be agreed with
+    expected: str  # empty: compared with the active model
     candidate: GoldenAnswer
     active: GoldenAnswer | None  # None if nothing serves
 
 
 @dataclass(frozen=True, slots=True)
 class GateAnswers:
-    """Everything that a run of the gate has learnt; the verdict is `pipeline.gate`'s."""
+    """The answers of one run of the gate; `gate.judge` judges them."""
 
     golden_digest: str  # empty: built-in probes
     device: str

@@ -1,8 +1,7 @@
-"""The whole outside world of the updater, as it sees it. Nothing here knows how it is done.
+"""The ports of the updater: everything outside of it that it reads or changes. No implementation.
 
-All ports are called from the daemon's one thread and block, never longer than they are told. A port
-that fails raises `EffectFailed`, which `perform` turns into the outcome `EffectFailure`; anything else that it
-raises is a bug.
+All ports are called from the model's one thread, and block at most for the given deadline. A port that fails raises
+`EffectFailed`, which `perform` turns into the result `EffectFailure`; any other exception is a bug.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,7 +57,7 @@ MAX_PIECE_BYTES = 1 << 20  # of what `Hub.read` yields at once
 
 
 class EffectFailed(Exception):
-    """A port could not do what it was asked; carries the outcome."""
+    """A port has failed; carries the result."""
 
     def __init__(self, failure: EffectFailure) -> None:
         super().__init__(f"{failure.reason}: {failure.message}")
@@ -91,7 +90,7 @@ class EffectFailed(Exception):
 
 
 class LinkBroken(EffectFailed):
-    """The connection to the hub ended in the middle; the rest may be asked for at once."""
+    """The connection to the hub ended early; the rest may be requested at once."""
 
 
 class JournalUnusable(Exception):
@@ -99,11 +98,11 @@ class JournalUnusable(Exception):
 
 
 class Hub(Protocol):
-    """Where revisions are published. Its content is foreign: nothing that it says is checked yet."""
+    """Where revisions are published. Its content is untrusted: nothing of it is checked yet."""
 
     @property
     def place(self) -> HubLocation:
-        """Where on which hub this model's revisions lie; sealed with what comes from it."""
+        """Which hub, and which repository of it; recorded in the bundles made from it."""
         ...
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
@@ -115,7 +114,7 @@ class Hub(Protocol):
         ...
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
-        """The bytes of one file from an offset on, in pieces of at most MAX_PIECE_BYTES; the caller counts them.
+        """The bytes of one file from an offset, in pieces of at most MAX_PIECE_BYTES; the caller counts them.
 
         A connection that ends in the middle: LinkBroken.
         """
@@ -150,7 +149,7 @@ class Control(Protocol):
         expected_generation: int,
         deadline_seconds: float,
     ) -> ServerState:
-        """ActivateSlot: begin a trial, extend its lease, or put the previous slot back (term 0)."""
+        """ActivateSlot: begin a trial, extend its lease, or activate the previous slot again (lease 0)."""
         ...
 
     def commit(
@@ -167,10 +166,10 @@ class Control(Protocol):
 
 
 class Golden(Protocol):
-    """The golden set of one model, and how its items, or built-in probes, are asked of a slot."""
+    """The golden set of one model; asks a slot its questions, or built-in probes."""
 
     def facts(self) -> GoldenFacts:
-        """What is there now; cheap, since it is asked before every step."""
+        """The set as it is now; cheap, since every step calls it."""
         ...
 
     def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
@@ -203,13 +202,13 @@ class Store(Protocol):
         ...
 
     def source_folder(self, update_id: str, source_digest: str, *, is_kept: bool) -> Path:
-        """Where the staged, or the kept, files of a source lie."""
+        """Folder of the staged, or the kept, files of a source."""
         ...
 
     def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
-        """Run the numbered list over a folder; what the revision is to blame for is EffectFailed(PERMANENT).
+        """Check a folder by the numbered list; what the revision is to blame for is EffectFailed(PERMANENT).
 
-        Returns where it came from and what it passed, to be sealed with it; None if nobody wrote that down.
+        Returns where it came from and what it passed, to be sealed with it; None if that was not recorded.
         """
         ...
 
@@ -234,7 +233,7 @@ class Store(Protocol):
         ...
 
     def write_pointer(self, installed: Installed | None) -> None:
-        """Replace the model's row, durably; other models' rows stay."""
+        """Replace the model's row, durably; other models' rows are not changed."""
         ...
 
     def collect(
@@ -245,7 +244,7 @@ class Store(Protocol):
 
 
 class Converter(Protocol):
-    """From verified files to a sealed bundle, in a child with limits."""
+    """Converts verified files into a sealed bundle, in a child process with limits."""
 
     def seal(
         self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
@@ -258,7 +257,7 @@ class Journal(Protocol):
     """The durable records and the audit trail."""
 
     def load(self, model: str) -> ModelRecord | None:
-        """The record as it was written last.
+        """The record that was written last.
 
         Raises:
             JournalUnusable: it cannot be read, is malformed or of a newer schema.
@@ -266,7 +265,7 @@ class Journal(Protocol):
         ...
 
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Write record and events in one transaction; when it returns they survive everything.
+        """Write record and events in one transaction; after it returns they survive a power cut.
 
         Raises:
             OSError: nothing was written; the caller goes on with the record that it had.

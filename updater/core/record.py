@@ -1,8 +1,7 @@
-"""What the updater remembers of one model: durable, and enough to go on after any crash.
+"""The durable record of one model: enough to continue after any crash.
 
-Nothing in it depends on a clock that may jump: how long something has lasted is a sum of monotonic
-seconds, kept up by `apply_result`. Times of the wall clock stand here for people only, with one
-exception that is clamped: how long the updater was away (`written_at`).
+Nothing in it depends on a clock that may jump: durations are sums of monotonic seconds, advanced by `refresh`. Times of
+the wall clock are for people, with one exception that is clamped: how long the updater was away (`written_at`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from updater.core.costs import CostBucket
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One number that was held against a threshold."""
+    """One measured number and its threshold."""
 
     name: str  # stable, for example "accuracy"
     candidate: float
@@ -27,7 +26,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """An item on which the candidate and the active model differ, or the candidate is wrong."""
+    """A golden item on which the candidate is wrong, or differs from the active model."""
 
     item: str
     text: str
@@ -38,7 +37,7 @@ class Differing:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Why a verdict fell as it did."""
+    """The numbers and items that a verdict rests on."""
 
     measured: tuple[Measured, ...] = ()
     differing: tuple[Differing, ...] = ()  # the first ones
@@ -46,36 +45,36 @@ class Evidence:
 
 
 class Stage(StrEnum):
-    """Where an update stands; `…ING` passes by itself."""
+    """The stage of an update; a stage `…ING` ends by itself."""
 
     IDLE = "IDLE"  # nothing to do
     STAGING = "STAGING"  # its files are being fetched
     VERIFYING = "VERIFYING"  # its files are being checked, converted and sealed
-    GATING = "GATING"  # it is loaded and proven on golden answers
-    ACTIVATING = "ACTIVATING"  # it is being swapped in
-    OBSERVING = "OBSERVING"  # it answers on trial
-    COMMITTING = "COMMITTING"  # it is being made permanent
-    ROLLING_BACK = "ROLLING_BACK"  # what is committed is being put back
-    HELD = "HELD"  # a person or a breaker must decide; what serves is untouched
+    GATING = "GATING"  # it is loaded and judged by golden answers
+    ACTIVATING = "ACTIVATING"  # its trial is being started
+    OBSERVING = "OBSERVING"  # it answers callers on trial
+    COMMITTING = "COMMITTING"  # it is being committed
+    ROLLING_BACK = "ROLLING_BACK"  # what is committed is being restored
+    HELD = "HELD"  # a person must decide; what serves is untouched
 
 
 class UpdateKind(StrEnum):
-    """Why an update runs."""
+    """What started an update."""
 
     RELEASE = "RELEASE"  # the hub has something newer
     REQUESTED = "REQUESTED"  # an operator named a revision
-    RECONVERT = "RECONVERT"  # this build converts the committed source otherwise
+    RECONVERT = "RECONVERT"  # this build converts the committed source into another bundle
     ROLLBACK = "ROLLBACK"  # an operator goes back to the previous committed revision
-    REVERT = "REVERT"  # what is committed no longer loads: back to the last that did
-    FAILBACK = "FAILBACK"  # what is committed goes back to the device that ran out of memory
+    REVERT = "REVERT"  # what is committed no longer loads: the revision committed before is restored
+    FAILBACK = "FAILBACK"  # what is committed returns to the device that ran out of memory
 
 
 class Outcome(StrEnum):
     """How an update ended."""
 
-    COMMITTED = "COMMITTED"  # it serves for good
-    REFUSED = "REFUSED"  # refused before a caller met it
-    ROLLED_BACK = "ROLLED_BACK"  # it served on trial, or for good, and was taken back
+    COMMITTED = "COMMITTED"  # it is committed
+    REFUSED = "REFUSED"  # refused before it answered a caller
+    ROLLED_BACK = "ROLLED_BACK"  # it answered callers, and what was committed before was restored
     ABANDONED = "ABANDONED"  # stopped without blame
 
 
@@ -83,21 +82,21 @@ class HeldFor(StrEnum):
     """What a person has to decide about."""
 
     APPROVAL = "APPROVAL"  # policy asks a person
-    AGREEMENT = "AGREEMENT"  # it answers otherwise than the active model
-    NOISE = "NOISE"  # it looks worse, but the golden set is too small to tell
-    SLOWER = "SLOWER"  # it costs more device time, or answers later, than the active model
-    NO_GOLDEN = "NO_GOLDEN"  # there is no golden set to prove it on
+    AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
+    NOISE = "NOISE"  # it is worse, but not significantly: the golden set is too small
+    SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model
+    NO_GOLDEN = "NO_GOLDEN"  # there is no golden set
     GOLDEN_UNUSABLE = "GOLDEN_UNUSABLE"  # empty, unreadable or of another task
-    DOES_NOT_FIT = "DOES_NOT_FIT"  # memory
+    DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory, beside what serves
     INCONCLUSIVE = "INCONCLUSIVE"  # the gate or the observation came to no verdict
     CONVERSION = "CONVERSION"  # this build's conversion of the committed source fails
     SERVER_CRASHED = "SERVER_CRASHED"  # the server died too often during a first install
-    TAKEN_BACK = "TAKEN_BACK"  # somebody else ended the trial
+    TAKEN_BACK = "TAKEN_BACK"  # the trial was ended by another client of the server
     COMMITTED_BROKEN = "COMMITTED_BROKEN"  # what was committed no longer loads
     STUCK = "STUCK"  # too many steps, or a stage took too long
 
 
-# What an operator may approve: never what failed verification, and nothing that is broken.
+# What an operator may approve: nothing that failed verification, and nothing that is broken.
 APPROVABLE = frozenset(
     {
         HeldFor.APPROVAL,
@@ -108,21 +107,21 @@ APPROVABLE = frozenset(
         HeldFor.GOLDEN_UNUSABLE,
     }
 )
-# Holds about one candidate: a newer revision, or an operator's other choice, takes its place.
+# Holds that concern one candidate alone: a newer revision takes its place.
 SUPERSEDABLE = APPROVABLE | {HeldFor.DOES_NOT_FIT, HeldFor.INCONCLUSIVE, HeldFor.CONVERSION, HeldFor.TAKEN_BACK}
 
 
 class EndsIn(StrEnum):
-    """What a rollback leads to, decided when it begins."""
+    """Where a rollback ends, decided when it begins."""
 
-    IDLE = "IDLE"  # over: the outcome says how
-    RETRY = "RETRY"  # without blame: the sealed bundle is gated and tried again
+    IDLE = "IDLE"  # the update is over
+    RETRY = "RETRY"  # the sealed bundle is gated and tried again
     HELD = "HELD"  # a person must decide
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """Something that was committed."""
+    """A committed revision."""
 
     revision: str  # for people
     source_digest: str
@@ -132,13 +131,13 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the server had counted of a revision at some moment."""
+    """The server's counters of a bundle at some moment."""
 
     answered: int = 0
     failed: int = 0  # events, a runner's death being one
     not_finite: int = 0
     out_of_memory: int = 0
-    restarts: int = 0  # deaths that count against it
+    restarts: int = 0  # deaths of its runner that count against it
     latency: tuple[int, ...] = ()  # answers a bucket, in the server's order
     latency_bounds: tuple[float, ...] = ()  # seconds, upper, of all buckets but the last; as the server sends them
     costs: tuple[CostBucket, ...] = ()
@@ -146,7 +145,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class GateKey:
-    """What a gate's verdict depends on; with the same key it is not run again."""
+    """What a gate's verdict depends on: with the same key the gate is not run again."""
 
     bundle_digest: str
     golden_digest: str  # empty: built-in probes
@@ -156,12 +155,12 @@ class GateKey:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a rollback that is under way shall end."""
+    """How the rollback under way ends."""
 
     ends_in: EndsIn
     outcome: Outcome = Outcome.ABANDONED
     held_for: HeldFor | None = None
-    blamed: bool = False  # what was tried has failed; a return tells the device breaker
+    blamed: bool = False  # what was tried has failed; for a failback, the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +173,20 @@ class Update:
     started_at: datetime  # for people
     source_digest: str = ""  # empty before it is known
     bundle_digest: str = ""  # empty before it is sealed
-    device: str = ""  # that it is loaded on; empty: the active model's
-    load_id: str = ""  # the server's name of its load; empty while there is none
+    device: str = ""  # on which it is loaded; empty: the active model's
+    load_id: str = ""  # names its load at the server; empty while there is none
     forced: bool = False  # an operator named the revision
     approved: bool = False  # an operator approved this source digest
     may_be_slower: bool = False  # an operator approved it when it was HELD as slower
-    attempts: int = 0  # of this stage's effect that failed without blame
-    crashes: int = 0  # lives of the server that ended while it was on trial
-    steps: int = 0  # stages entered and starts of the updater; too many end in HELD
-    fresh_staging: bool = False  # what was staged did not verify: fetched once more from nothing
-    stage_seconds: float = 0.0  # spent in this stage, over all lives of the updater
-    retry_in_seconds: float = 0.0  # to wait before the effect is tried again
-    server_incarnation: str = ""  # the server's life at activation
-    orderly: bool = False  # the server, or this updater, was seen to stop in good order during the trial
-    at_activation: Counts = Counts()  # of this bundle, before the trial: counted from here
+    attempts: int = 0  # failed attempts of this stage's effect
+    crashes: int = 0  # of the server, while it was on trial
+    steps: int = 0  # stages entered, and starts of the updater; too many end in HELD
+    fresh_staging: bool = False  # the staged files did not verify: they are fetched once more from the beginning
+    stage_seconds: float = 0.0  # spent in this stage, restarts of the updater included
+    retry_in_seconds: float = 0.0  # wait before the effect is tried again
+    server_incarnation: str = ""  # of the server at activation
+    orderly: bool = False  # the server, or this updater, was stopped in good order during the trial
+    at_activation: Counts = Counts()  # the bundle's counters before the trial
     probes_good: int = 0
     probes_bad: int = 0
     on_probes: bool = False  # gated or observed on probes, not on traffic
@@ -204,7 +203,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A source digest that is never activated again, until it is released."""
+    """A source digest that is not activated again until an operator takes it out of quarantine."""
 
     source_digest: str
     revision: str  # for people
@@ -214,36 +213,36 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class KnownVersion:
-    """What a version was when it was first fetched whole; another digest under it is an alarm."""
+    """The source digest of a version when it was first fetched; another digest later raises an alarm."""
 
-    version: str  # in its one form, without prefix
+    version: str  # canonical, without prefix
     source_digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is known of the hub."""
+    """What the polls of the hub have shown."""
 
     seconds_to_poll: float = 0.0
     polls: int = 0  # how often the hub has answered
     last_polled_at: datetime | None = None  # for people
-    listing: str = ""  # digest of what the hub listed last
-    changed_at: datetime | None = None  # for people: when the listing was last another one
+    listing: str = ""  # digest of the last listing
+    changed_at: datetime | None = None  # for people: when the listing last changed
     highest: str = ""  # highest release that the hub listed, allowed or not
     highest_at: datetime | None = None  # for people: when it was first listed
     newest: str = ""  # newest revision that policy allows; empty if none is newer
     message: str = ""  # for people: why the newest is not taken
-    alarms: tuple[str, ...] = ()  # "version source_digest" that were reported
+    alarms: tuple[str, ...] = ()  # "version source_digest" of alarms that were raised
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What is committed does not answer; since when, in the server's own counts."""
+    """What is committed does not answer; since when, by the server's own counters."""
 
     server_incarnation: str
-    restarts: int  # of the slot, when the trouble was first seen
-    failed_loads: int = 0  # that this updater has asked for
-    retry_in_seconds: float = 0.0  # to wait before it is loaded again
+    restarts: int  # of all slots, when the trouble began
+    failed_loads: int = 0  # requested by this updater
+    retry_in_seconds: float = 0.0  # wait before it is loaded again
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,38 +250,38 @@ class CpuFallback:
     """The server keeps the model off a device, because memory ran out there."""
 
     device: str  # that ran out, for example "cuda:0"
-    fallback_device: str  # that is used instead
-    bundle_digest: str  # of the bundle that met it
-    since: datetime  # of the server's wall clock: for people, and to tell one fallback from the next
+    fallback_device: str  # the one in use instead
+    bundle_digest: str  # of the bundle that ran out
+    since: datetime  # by the server's wall clock: for people, and to distinguish one fallback from the next
     reason: str = ""  # for machines: "OUT_OF_MEMORY" or "DOES_NOT_FIT"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """All of it, for one model."""
+    """The whole record of one model."""
 
     model: str
     stage: Stage = Stage.IDLE
     update: Update | None = None
     committed: Installed | None = None
     previous: Installed | None = None  # what was committed before it, kept on disk
-    min_version: str = ""  # highest revision ever committed; never goes down
+    min_version: str = ""  # highest revision that was ever committed; never lowered
     quarantine: tuple[Quarantined, ...] = ()
-    blocked: tuple[str, ...] = ()  # bundle digests that failed while their source did not
+    blocked: tuple[str, ...] = ()  # bundle digests that failed although their source is good
     known: tuple[KnownVersion, ...] = ()
-    unquarantined: tuple[str, ...] = ()  # source digests let out of quarantine: may be tried at the floor
+    unquarantined: tuple[str, ...] = ()  # source digests taken out of quarantine: may be tried even at `min_version`
     approved: tuple[str, ...] = ()  # source digests
     paused: bool = False
     pause_reason: str = ""
-    requested_revision: str = ""  # revision that an operator asked for and the hub was not yet asked about
+    requested_revision: str = ""  # by an operator; the hub is polled for it next
     hub: Breaker = field(default_factory=lambda: Breaker(BreakerName.HUB))
     activation: Breaker = field(default_factory=lambda: Breaker(BreakerName.ACTIVATION))
     device: Breaker = field(default_factory=lambda: Breaker(BreakerName.DEVICE))
-    cpu_fallback: CpuFallback | None = None  # that the device breaker has opened for
+    cpu_fallback: CpuFallback | None = None  # for which the device breaker has opened
     failure_ages: tuple[float, ...] = ()  # seconds since each failed update of the last hour
     watch: Watch = Watch()
-    warm_seconds_left: float = 0.0  # how long the previous slot is still kept warm
-    has_garbage: bool = True  # something may be collected
+    warm_seconds_left: float = 0.0  # until the previous slot is retired
+    has_garbage: bool = True  # files that nothing refers to may be there
     trouble: Trouble | None = None
     written_at: datetime | None = None  # when it was last written
 
@@ -317,7 +316,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, for the audit trail."""
+    """One event of the audit trail."""
 
     at: datetime
     model: str

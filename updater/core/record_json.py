@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from updater.core.breaker import Breaker, BreakerName, unreadable
+from updater.core.breaker import Breaker, BreakerName, assume_safe
 from updater.core.record import ModelRecord
 from updater.core.rules import Rules
 
@@ -80,7 +80,7 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
     row = _upgrade(row, row.get("schema_version"))
     for name in BreakerName if rules is not None else ():
         if rules is not None and not _is_breaker(row.get(name.value), name):
-            row[name.value] = _plain(unreadable(name, rules.breakers[name]))
+            row[name.value] = _plain(assume_safe(name, rules.breakers[name]))
     return _checked(ModelRecord, row)
 
 

@@ -1,4 +1,4 @@
-"""What decisions are held against: thresholds, limits and policies, as values. Made from settings."""
+"""Rules: the thresholds, limits and policies of decisions, as values. Made from settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from updater.core.record import Stage
 
 
 class Mode(StrEnum):
-    """What an acceptable release leads to."""
+    """What happens with an acceptable release."""
 
     AUTO = "auto"  # an update
     APPROVE = "approve"  # an update that is HELD after its gate until a person approves it
-    MANUAL = "manual"  # nothing, until a person names it
+    MANUAL = "manual"  # nothing, until an operator requests it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,20 @@ class ReleasePolicy:
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """What a candidate is held against before a caller meets it."""
+    """Thresholds of the gate."""
 
-    max_accuracy_loss: float = 0.01  # of the active model's, share of all expected questions
+    max_accuracy_loss: float = 0.01  # against the active model; share of all expected questions
     max_negative_flips: float = 0.05  # active right, candidate wrong; share of all expected questions
     significance: float = 0.05  # of the exact paired test
     min_agreement: float = 0.90  # with the active model, of questions without an expectation
     max_cost_factor: float = 1.5  # of the active model's device time
-    min_cost_seconds: float = 0.05  # less device time than this says nothing
+    min_cost_seconds: float = 0.05  # less device time than this is not compared
     max_differing: int = 20  # items kept as evidence
 
 
 @dataclass(frozen=True, slots=True)
 class ObserveRules:
-    """How a trial is judged."""
+    """Thresholds of a trial."""
 
     window_seconds: float = 600.0  # least time on trial
     max_seconds: float = 1800.0  # without enough answers by then there is no verdict
@@ -54,7 +54,7 @@ class ObserveRules:
     max_not_finite: int = 2  # more answers with NaN than this: no more waiting
     max_restarts: int = 1  # more deaths of its runner than this: no more waiting
     max_cost_factor: float = 2.0  # device seconds a row, of the previous revision's; see `updater.core.costs`
-    min_cost_seconds: float = 1.0  # less device time of either says nothing
+    min_cost_seconds: float = 1.0  # less device time of either is not compared
     significance: float = 0.01  # of the test that compares them
     min_compared: int = 30  # batches, or answers, of each of the two before cost, or latency, is judged
     max_latency_factor: float = 2.0  # 95th percentile, of the previous slot's during the trial …
@@ -62,8 +62,8 @@ class ObserveRules:
     probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
     probes_at_once: int = 10
     look_seconds: float = 1.0  # pause between two looks
-    trial_lease_seconds: float = 60.0  # after so long without the updater the server goes back by itself
-    keep_warm_seconds: float = 60.0  # the previous slot stays loaded after a commit
+    trial_lease_seconds: float = 60.0  # without a renewal for so long the server ends the trial by itself
+    keep_warm_seconds: float = 60.0  # the previous slot is retired so long after a commit
 
 
 def _stage_seconds() -> Mapping[Stage, float]:
@@ -96,7 +96,7 @@ def _breakers() -> Mapping[BreakerName, BreakerRules]:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All of them, for one model."""
+    """All rules of one model."""
 
     policy: ReleasePolicy = ReleasePolicy()
     mode: Mode = Mode.AUTO
@@ -109,12 +109,12 @@ class Rules:
     max_steps: int = 40  # stages entered and starts of the updater in one update
     max_attempts: int = 3  # of one effect that fails without blame
     max_fetch_attempts: int = 8  # of a transfer: with its pauses over eight minutes; given up, it begins anew
-    max_crashes: int = 3  # lives of the server that end during a first install
+    max_crashes: int = 3  # of the server during a first install
     max_failed_loads: int = 3  # of what is committed, before the last committed is taken
     max_restarts: int = 5  # of the slot that should answer, before the last committed is taken
     max_failures_an_hour: int = 3  # more failed updates open the activation breaker
     retry_seconds: float = 2.0  # pause before an effect that failed without blame is tried again
-    look_seconds: float = 1.0  # pause between two looks at the server, and after whatever failed
+    look_seconds: float = 1.0  # pause between two looks at the server, and after a failed effect
     abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
     max_staged_bytes: int = 64 << 30
     cap_bytes: int = 64 << 30  # of all bundles and sources that nothing refers to

@@ -90,7 +90,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command leads to: a transition, or a refusal and the event that tells of it."""
+    """The result of a command: a transition, or a refusal with its event."""
 
     command: OperatorCommand
     transition: Transition

@@ -83,7 +83,7 @@ def self_test(answers: GateAnswers) -> GateAnswers:
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
-    """COMMITTING of a failback: the server is told; the pointer says the same as before."""
+    """COMMITTING of a failback: the server commits; the pointer says the same as before."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")

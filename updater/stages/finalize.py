@@ -47,7 +47,7 @@ def apply_commit_result(record: ModelRecord, effect: Effect, result: Result, fac
 def is_committed(record: ModelRecord, facts: Facts) -> bool:
     """Whether a commit has passed the point from which it stands.
 
-    The pointer says so; or it did, since the server was told, or started with it, and it was lost since.
+    The pointer says so; or it did, since the server has committed, or has started with it, and it was lost since.
     """
     if record.stage is not Stage.COMMITTING or failback.is_under_way(record):
         return False

@@ -34,7 +34,7 @@ from updater.stages.transitions import Transition
 
 
 class GateVerdict(StrEnum):
-    """What follows."""
+    """What follows from the gate."""
 
     PASS = "PASS"  # noqa: S105  a verdict, no password
     REFUSE = "REFUSE"  # its source digest goes into quarantine
@@ -59,7 +59,7 @@ _Check = tuple[list[Measured], list[GateJudgement]]
 def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     """Judge a gate's answers by the rules; one refusal refuses, and one hold holds."""
     asked = [row for row in answers.questions if not _is_void(row)]
-    # What found no memory is no wrong answer: it says nothing of the revision.
+    # An answer that ran out of memory is no wrong answer.
     fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
@@ -89,12 +89,12 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
 
 
 def _is_void(row: GoldenQuestion) -> bool:
-    """What both fail is the item's fault."""
+    """Whether both models failed the question: then the item is to blame."""
     return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
 
 
 def _failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
-    """Nothing that the active model answers may fail; NaN least of all."""
+    """No question that the active model answers may fail."""
     failed = [row for row in asked if row.candidate.failure]
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
     measured = [
@@ -176,7 +176,7 @@ def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) ->
 def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
     if by_chance <= rules.significance:
         return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
-    text += f"; it may be chance ({by_chance:.0%}): a larger golden set would tell"
+    text += f"; it may be chance ({by_chance:.0%}): a larger golden set can show it"
     return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 
 
@@ -197,7 +197,7 @@ def _agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
 
 
 def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
-    """The runner's own seconds: a clock would be unfair to a candidate beside live load.
+    """Compares device seconds, since wall clock would count the live load beside the candidate too.
 
     They vary with what else the machine does, and a slower model may be worth it: a person decides.
     """
@@ -211,7 +211,7 @@ def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
 
 
 def _differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
-    """The first items on which the two differ, or the candidate is wrong."""
+    """The first questions on which the two differ, or the candidate is wrong."""
     rows: list[Differing] = []
     for row in asked:
         active = "" if row.active is None else row.active.text or row.active.failure
@@ -233,7 +233,7 @@ def _summary(measured: Sequence[Measured], questions: int) -> str:
     return f"{questions} probes answered"
 
 
-# The server was not asked in a world that it is in any more, or the slot was needed: nobody's fault.
+# The server's state has changed since the facts were drawn, or the slot was needed.
 MOVED = frozenset(
     {"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING", "NO_FREE_SLOT", "LOAD_YIELDED", "SLOT_IN_USE"}
 )
@@ -306,7 +306,7 @@ def _apply_loaded(record: ModelRecord, result: Loaded, facts: Facts) -> Transiti
 
 
 def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:  # noqa: PLR0911  one line a case
-    """The candidate does not fit, is broken, was lost on disk, or was in the way of something else."""
+    """The candidate does not fit, is broken, is missing on disk, or its slot was needed."""
     update, why = record.under_way, f"{failed.reason}: {failed.message}"
     if failed.reason in MOVED:
         return Transition(record.with_update(retry_in_seconds=rules.look_seconds))

@@ -1,4 +1,4 @@
-"""OBSERVING: the candidate answers callers on trial, until there is a verdict. Pure."""
+"""OBSERVING: the candidate answers callers on trial, until it is kept, taken back or held. Pure."""
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,16 +26,16 @@ _MAY_BE_NOISE = frozenset({COST, LATENCY, "slower_by_chance"})  # of measured nu
 
 
 class TrialVerdict(StrEnum):
-    """What follows from a trial so far."""
+    """The verdict on a trial so far."""
 
     WAIT = "WAIT"
-    PROBE = "PROBE"  # no traffic: ask it something
+    PROBE = "PROBE"  # wait, and send probes in place of missing traffic
     KEEP = "KEEP"
     KEEP_ON_PROBES = "KEEP_ON_PROBES"
-    ROLL_BACK = "ROLL_BACK"  # it is to blame
-    SLOWER = "SLOWER"  # it costs more or answers later, which may be the machine's doing: a person decides
+    ROLL_BACK = "ROLL_BACK"  # the candidate is to blame
+    SLOWER = "SLOWER"  # it costs more or answers later, for which the machine may be the reason: a person decides
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
-    NO_DATA = "NO_DATA"  # nothing can be said: a person decides
+    NO_DATA = "NO_DATA"  # too few answers: a person decides
 
 
 _KEPT = frozenset({TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES})
@@ -58,27 +58,27 @@ class TrialJudgement:
 
 
 def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> TrialJudgement:
-    """Judge by what was counted since activation.
+    """Judge a trial by what was counted since activation.
 
-    Failures are held against the baseline frozen then, device seconds against all that the previous revision has
-    computed, and latency against what the previous slot answered since then: a wall clock says as much of what else
-    the machine does as of a revision.
+    Failures are compared with the baseline frozen then, device seconds with all that the previous revision has
+    computed, and latency with what the previous slot answered during the trial: wall clock depends as much on what else
+    the machine does as on a revision.
     """
-    seen = since(transitions.counts_of(update, server), update.at_activation)
-    total = seen.answered + seen.failed
+    counted = since(transitions.counts_of(update, server), update.at_activation)
+    total = counted.answered + counted.failed
     is_enough = total >= rules.min_answers
-    measured = (*_measured(update, seen, trial.baseline, rules), *_compared(seen, server, trial, rules))
+    measured = (*_measured(update, counted, trial.baseline, rules), *_compared(counted, server, trial, rules))
     evidence = Evidence(measured, on_probes=not is_enough)
-    numbers = f"{seen.failed} of {total} requests failed, {seen.restarts} deaths"
-    at_once = _at_once(update, seen, rules)
+    numbers = f"{counted.failed} of {total} requests failed, {counted.restarts} deaths"
+    at_once = _at_once(update, counted, rules)
     if at_once:
-        return TrialJudgement(_blame(seen), at_once, numbers, evidence)
+        return TrialJudgement(_verdict_on(counted), at_once, numbers, evidence)
     if is_enough:
         wrong = next((row for row in measured if not row.passed and row.name not in _MAY_BE_NOISE), None)
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
-            return TrialJudgement(_blame(seen), wrong.name.upper(), message, evidence)
-    judgement = _patience(update, seen, rules, numbers, evidence)
+            return TrialJudgement(_verdict_on(counted), wrong.name.upper(), message, evidence)
+    judgement = _judge_window(update, counted, rules, numbers, evidence)
     # Once, when nothing else is left to wait for: a test that is repeated at every look finds noise sooner or later.
     slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)
     if judgement.verdict not in _KEPT or slower is None or update.may_be_slower:
@@ -88,7 +88,7 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
 
 
 def since(now: Counts, before: Counts) -> Counts:
-    """What was counted between two looks in one life of the server."""
+    """The counters' increase between two moments of one incarnation of the server."""
     latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
     costs = subtract_costs(now.costs, before.costs)
     return Counts(
@@ -104,27 +104,27 @@ def since(now: Counts, before: Counts) -> Counts:
 
 
 def percentile(counts: Counts, share: float) -> float:
-    """Seconds in which a share of answers came, from bucket counts; 0 for none."""
+    """Seconds within which this share of the answers came, from bucket counts; 0 without answers."""
     latency, bounds = counts.latency, counts.latency_bounds
-    wanted, seen = share * sum(latency), 0.0
+    wanted, passed = share * sum(latency), 0.0
     if wanted <= 0 or not bounds:
         return 0.0
     lower = 0.0
     for count, upper in zip(latency, (*bounds, 2 * bounds[-1]), strict=False):
-        if count and seen + count >= wanted:
-            return lower + (upper - lower) * (wanted - seen) / count
-        seen, lower = seen + count, upper
+        if count and passed + count >= wanted:
+            return lower + (upper - lower) * (wanted - passed) / count
+        passed, lower = passed + count, upper
     return lower
 
 
-def _at_once(update: Update, seen: Counts, rules: ObserveRules) -> str:
-    """Why no more waiting is needed; empty if it is. One failure of one request is no evidence."""
-    total = seen.answered + seen.failed
-    if seen.not_finite > rules.max_not_finite:
+def _at_once(update: Update, counted: Counts, rules: ObserveRules) -> str:
+    """Reason to end the trial before its window is over; empty if there is none."""
+    total = counted.answered + counted.failed
+    if counted.not_finite > rules.max_not_finite:
         return "NOT_FINITE"
-    if seen.restarts > rules.max_restarts:
+    if counted.restarts > rules.max_restarts:
         return "RUNNER_DIED"
-    if seen.failed >= rules.burst_failures and seen.failed >= rules.burst_share * total:
+    if counted.failed >= rules.burst_failures and counted.failed >= rules.burst_share * total:
         return "BURST"
     asked = update.probes_good + update.probes_bad
     if update.probes_bad >= rules.burst_failures and update.probes_bad >= rules.burst_share * asked:
@@ -132,9 +132,11 @@ def _at_once(update: Update, seen: Counts, rules: ObserveRules) -> str:
     return ""
 
 
-def _patience(update: Update, seen: Counts, rules: ObserveRules, numbers: str, evidence: Evidence) -> TrialJudgement:  # noqa: PLR0911  one line a case
-    """Nothing speaks against it so far: is that enough to keep it?"""
-    total = seen.answered + seen.failed
+def _judge_window(  # noqa: PLR0911  one line a case
+    update: Update, counted: Counts, rules: ObserveRules, numbers: str, evidence: Evidence
+) -> TrialJudgement:
+    """The verdict by time and number of answers, where no measured number has failed."""
+    total = counted.answered + counted.failed
     if update.stage_seconds < rules.window_seconds:
         return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
     if total >= rules.min_answers:
@@ -143,7 +145,7 @@ def _patience(update: Update, seen: Counts, rules: ObserveRules, numbers: str, e
         asked = update.probes_good + update.probes_bad
         if total + asked < rules.min_answers and update.stage_seconds < rules.window_seconds + rules.max_seconds:
             return TrialJudgement(TrialVerdict.PROBE, message=numbers, evidence=evidence)
-        failed = seen.failed + update.probes_bad
+        failed = counted.failed + update.probes_bad
         if total + asked < rules.min_answers:
             return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", "neither requests nor probes got through", evidence)
         if failed <= max(1.0, rules.error_margin * (total + asked)):
@@ -156,35 +158,35 @@ def _patience(update: Update, seen: Counts, rules: ObserveRules, numbers: str, e
     return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
 
 
-def _blame(seen: Counts) -> TrialVerdict:
-    """Failures that are all for want of memory condemn no model."""
-    is_memory = seen.out_of_memory > 0 and seen.out_of_memory * 2 >= seen.failed and not seen.not_finite
+def _verdict_on(counted: Counts) -> TrialVerdict:
+    """ROLL_BACK, or DOES_NOT_FIT where most failures are for want of memory."""
+    is_memory = counted.out_of_memory > 0 and counted.out_of_memory * 2 >= counted.failed and not counted.not_finite
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
 
 
-def _measured(update: Update, seen: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
-    total, before = seen.answered + seen.failed, baseline.answered + baseline.failed
-    errors = seen.failed / total if total else 0.0
+def _measured(update: Update, counted: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
+    total, before = counted.answered + counted.failed, baseline.answered + baseline.failed
+    errors = counted.failed / total if total else 0.0
     errors_before = baseline.failed / before if before else 0.0
     most = errors_before + rules.error_margin
     share = Measured("error_share", errors, errors_before if before else None, most, errors <= most)
     asked = update.probes_good + update.probes_bad
     if asked and total < rules.min_answers:  # judged with the probes, of which one may fail
-        failed, allowed = seen.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))
+        failed, allowed = counted.failed + update.probes_bad, max(1.0, rules.error_margin * (total + asked))
         share = Measured("failed_with_probes", failed, None, allowed, failed <= allowed)
     rows = [
         share,
-        Measured("runner_deaths", seen.restarts, None, rules.max_restarts, seen.restarts <= rules.max_restarts),
+        Measured("runner_deaths", counted.restarts, None, rules.max_restarts, counted.restarts <= rules.max_restarts),
     ]
     return tuple(rows)
 
 
-def _compared(seen: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> list[Measured]:
-    """Cost and latency beside the previous slot's, as far as there is enough of both to compare."""
+def _compared(counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> list[Measured]:
+    """Cost and latency compared with the previous slot's, where there is enough of both."""
     slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
     previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
     rows = []
-    costs = compare_costs(seen.costs, previous.costs, rules.max_cost_factor)
+    costs = compare_costs(counted.costs, previous.costs, rules.max_cost_factor)
     batches = 0 if costs is None else min(costs.candidate_batches, costs.active_batches)
     if costs is not None and batches >= rules.min_compared and costs.compared_seconds >= rules.min_cost_seconds:
         most = costs.active_seconds * rules.max_cost_factor
@@ -192,8 +194,8 @@ def _compared(seen: Counts, server: ServerState, trial: TrialSnapshot, rules: Ob
         rows.append(Measured(COST, costs.candidate_seconds, costs.active_seconds, most, is_good))
         rows.append(Measured("slower_by_chance", costs.by_chance, None, rules.significance, is_good))
     beside = since(previous, trial.baseline)
-    if min(sum(beside.latency), sum(seen.latency)) >= rules.min_compared and beside.latency_bounds:
-        slow, slow_beside = percentile(seen, 0.95), percentile(beside, 0.95)
+    if min(sum(beside.latency), sum(counted.latency)) >= rules.min_compared and beside.latency_bounds:
+        slow, slow_beside = percentile(counted, 0.95), percentile(beside, 0.95)
         longest = max(slow_beside * rules.max_latency_factor, slow_beside + rules.latency_margin_seconds)
         rows.append(Measured(LATENCY, slow, slow_beside, longest, slow <= longest))
     return rows

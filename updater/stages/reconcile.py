@@ -40,7 +40,7 @@ _MAX_PAUSE_SECONDS = 60.0
 
 
 def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Effect | Wait | None:
-    """One step towards: the server serves what is committed, the pointer says so, no other slot is taken.
+    """One step towards a server that serves what is committed, a pointer that says so, and no other load.
 
     Serving comes before the pointer, and the pointer before the end of a trial.
 
@@ -48,7 +48,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
         record: what is committed.
         facts: how things are.
         rules: limits.
-        keep: bundle digest of a candidate that may stay in its slot.
+        keep: bundle digest of a candidate that is not retired.
 
     Returns:
         None if nothing is left to do.
@@ -65,7 +65,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
 
 
 def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
-    """Whether what is committed has failed to load often enough to be given up."""
+    """Whether what is committed has failed to load so often that it is given up."""
     trouble = record.trouble
     if trouble is None or record.committed is None:
         return False
@@ -200,7 +200,7 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
     committed = record.committed
     if not facts.pointer_is_readable:
         return WritePointer(committed)
-    if committed is None:  # somebody else's is adopted; our own of an update that is taken back is not
+    if committed is None:  # another's is adopted from IDLE; our own, of an update that is rolled back, is removed
         ours = record.update is not None and facts.pointer == record.update.installed
         return WritePointer(None) if ours else None
     return WritePointer(committed) if facts.pointer != committed else None

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from updater.core.breaker import Breaker, BreakerName, WorkResult, passed, report, resumed, trip
+from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, report, resume, trip
 from updater.core.effects import EffectFailure, Shortage
 from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
@@ -338,8 +338,8 @@ def _timers(record: ModelRecord) -> tuple[float, ...]:
 
 
 def _passed(breaker: Breaker, seconds: float, facts: Facts, rules: Rules) -> Breaker:
-    return passed(breaker, seconds, rules.breakers[BreakerName(breaker.name)], facts.jitter)
+    return advance(breaker, seconds, rules.breakers[BreakerName(breaker.name)], facts.jitter)
 
 
 def _resumed(breaker: Breaker, away: float, facts: Facts, rules: Rules) -> Breaker:
-    return resumed(breaker, away, rules.breakers[BreakerName(breaker.name)], facts.jitter)
+    return resume(breaker, away, rules.breakers[BreakerName(breaker.name)], facts.jitter)

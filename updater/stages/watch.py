@@ -139,7 +139,7 @@ def _poll_seconds(facts: Facts, rules: Rules) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a listing leads to."""
+    """The release chosen from a listing, if any."""
 
     release: Release | None = None  # to be taken
     newest: str = ""  # the highest that policy allows

@@ -1,12 +1,12 @@
-"""The journal's file: SQLite with a rollback journal, one connection, every commit on the disk before it returns.
+"""The journal's file: SQLite with a rollback journal and one connection; a commit is on the disk when it returns.
 
 Rules that make it safe:
- 1. One connection, held under an exclusive lock: nobody else reads or writes the file while we live.
+ 1. One connection, held under an exclusive lock: no other process reads or writes the file meanwhile.
  2. Rollback journal and synchronous=EXTRA: a commit that has returned survives a power cut.
  3. Each change is one `BEGIN IMMEDIATE … COMMIT`; a failed one is rolled back and changes nothing.
- 4. A new file appears by rename, with its tables in it: an empty or half-made file is damage, never a new journal.
+ 4. A new file appears by rename, with its tables in it: an empty or incomplete file is damage, never a new journal.
  5. What cannot be read, or was written by a newer schema, is left exactly as it is.
- 6. An older schema is brought up step by step, each step one change that is whole or did not happen.
+ 6. An older schema is upgraded step by step; each step is one transaction.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ UPDATE meta SET value = '2' WHERE key = 'schema_version';
 
 
 class JournalUnreadable(JournalUnusable):
-    """The journal is damaged, or of a newer schema: serving goes on, updates stop until a person has looked."""
+    """The journal is damaged, or of a newer schema: serving goes on, updates stop until a person has repaired it."""
 
     reason = "JOURNAL_UNREADABLE"
 
@@ -65,7 +65,7 @@ class JournalNotWritten(OSError):
 
 
 class Database:
-    """The one connection. From any thread; a lock keeps changes apart."""
+    """The one connection. From any thread; a lock serialises changes."""
 
     def __init__(self, path: Path) -> None:
         """Open the journal; make it if it is not there.
@@ -82,7 +82,7 @@ class Database:
         self._connection = _open(path)
 
     def close(self) -> None:
-        """Let go of the file; harmless when repeated."""
+        """Close the file; harmless when repeated."""
         with self._lock:
             self._connection.close()
 
@@ -122,7 +122,7 @@ class Database:
                 raise
 
     def _open_anew_if_suspect(self) -> None:
-        """Read everything from the disk again, as after a crash: a failed sync is never made good by asking again."""
+        """Reopen the file after a failed write, as after a crash: after a failed sync only the disk is trusted."""
         if self._is_suspect:
             self._connection.close()
             self._connection = _open(self._path)
@@ -140,13 +140,13 @@ def _open(path: Path) -> sqlite3.Connection:
             raise JournalUnreadable("the journal is empty: it was cut off; restore it from a backup, or move it away")
         connection = _connect(path)
     except (sqlite3.Error, OSError) as error:
-        raise JournalUnreadable(f"the journal cannot be opened: {_words(error)}") from error
+        raise JournalUnreadable(f"the journal cannot be opened: {_describe(error)}") from error
     try:
         _check(connection)
-        _bring_up(connection)
+        _upgrade(connection)
     except sqlite3.Error as error:
         connection.close()
-        raise JournalUnreadable(f"the journal is damaged: {_words(error)}") from error
+        raise JournalUnreadable(f"the journal is damaged: {_describe(error)}") from error
     except (JournalUnreadable, JournalNotWritten):
         connection.close()
         raise
@@ -179,8 +179,8 @@ def _check(connection: sqlite3.Connection) -> None:
         raise JournalUnreadable(f"the journal is damaged: {'; '.join(map(str, found))[:300]}")
 
 
-def _bring_up(connection: sqlite3.Connection) -> None:
-    """Take the steps that an older schema lacks (rule 6)."""
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Upgrade an older schema (rule 6)."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version + 1, JOURNAL_SCHEMA + 1):
         try:
@@ -188,11 +188,12 @@ def _bring_up(connection: sqlite3.Connection) -> None:
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            raise JournalNotWritten(f"the journal cannot be brought up to schema {number}: {_words(error)}") from error
+            message = f"the journal cannot be upgraded to schema {number}: {_describe(error)}"
+            raise JournalNotWritten(message) from error
 
 
 def _create(path: Path) -> None:
-    """Make an empty journal beside its place, then move it there (rule 4)."""
+    """Make an empty journal under a temporary name, then rename it (rule 4)."""
     fresh = path.with_name(f".{path.name}.new")
     try:
         for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal")):
@@ -211,9 +212,9 @@ def _create(path: Path) -> None:
         fresh.rename(path)
         sync_folder(path.parent)
     except (sqlite3.Error, OSError) as error:
-        raise JournalNotWritten(f"the journal cannot be made: {_words(error)}") from error
+        raise JournalNotWritten(f"the journal cannot be made: {_describe(error)}") from error
 
 
-def _words(error: sqlite3.Error | OSError) -> str:
-    """What went wrong, without a path."""
+def _describe(error: sqlite3.Error | OSError) -> str:
+    """The error's message, without a path."""
     return (error.strerror or "it failed").lower() if isinstance(error, OSError) else str(error)

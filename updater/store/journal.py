@@ -48,7 +48,7 @@ class Journal:
         Args:
             path: of the file; its folder exists.
             rules: give breakers that cannot be read their safe state.
-            subscribers: who is told of events; default: nobody.
+            subscribers: receivers for which events are queued; default: none.
 
         Raises:
             JournalUnreadable: it is there, and cannot be trusted.
@@ -59,11 +59,11 @@ class Journal:
         self.outbox = Outbox(self._database, subscribers or Subscribers())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
     def load(self, model: str) -> ModelRecord | None:
-        """The record as it was written last.
+        """The record that was written last.
 
         Raises:
             JournalUnreadable: it cannot be read, is malformed or of a newer schema.
@@ -81,7 +81,7 @@ class Journal:
             JournalNotWritten: an OSError; nothing was written.
         """
         with self._database.change() as connection:
-            dropped = self.outbox.put(connection, events)  # whoever is told of an event is told, whatever dies now
+            dropped = self.outbox.put(connection, events)  # in the same transaction, so that no event is lost
             connection.execute(
                 "INSERT INTO records VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET row = excluded.row",
                 (record.model, _line(to_json(record))),

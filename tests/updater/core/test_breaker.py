@@ -14,13 +14,13 @@ from updater.core.breaker import (
     BreakerRules,
     BreakerState,
     WorkResult,
+    advance,
+    assume_safe,
     begin,
     open_seconds,
-    passed,
     report,
-    resumed,
+    resume,
     trip,
-    unreadable,
 )
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
@@ -83,10 +83,10 @@ def test_a_probe_without_a_result_is_a_failure() -> None:
     """Its deadline passes: open again, and for longer; killed with its process: open again."""
     probing = begin(replace(opened(), left_seconds=0.0), RULES)
 
-    late = passed(probing, 31.0, RULES, 0.5)
+    late = advance(probing, 31.0, RULES, 0.5)
     assert (late.state, late.openings, late.left_seconds) == (BreakerState.OPEN, 2, 120.0)
 
-    cut_off = resumed(probing, 1e9, RULES, 0.5)
+    cut_off = resume(probing, 1e9, RULES, 0.5)
     assert (cut_off.state, cut_off.openings, cut_off.left_seconds) == (BreakerState.OPEN, 1, 60.0)
 
 
@@ -117,7 +117,7 @@ def test_calm_forgets_earlier_openings() -> None:
     """Closed for a day, the next opening is a first one."""
     closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), WorkResult.SUCCESS, RULES, 0.5)
     assert (closed.state, closed.openings) == (BreakerState.CLOSED, 3)
-    assert passed(closed, RULES.calm_seconds, RULES, 0.5).openings == 0
+    assert advance(closed, RULES.calm_seconds, RULES, 0.5).openings == 0
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_calm_forgets_earlier_openings() -> None:
 )
 def test_the_wall_clock_is_clamped_at_a_start(away: float, left: float) -> None:
     """Set back it waits the whole rest, never longer; set forward it tries."""
-    assert pytest.approx(left) == resumed(opened(), away, RULES, 0.5).left_seconds
+    assert pytest.approx(left) == resume(opened(), away, RULES, 0.5).left_seconds
 
 
 def test_a_long_rest_on_disk_is_cut_to_the_longest_there_is() -> None:
     """A spoilt number does not lock it for ever."""
     breaker = replace(opened(), left_seconds=1e12)
-    assert pytest.approx(720.0) == resumed(breaker, 0.0, RULES, 0.5).left_seconds
+    assert pytest.approx(720.0) == resume(breaker, 0.0, RULES, 0.5).left_seconds
 
 
 @pytest.mark.fault("B7")
@@ -145,7 +145,7 @@ def test_a_breaker_that_cannot_be_read_is_open_before_activations_and_closed_bef
     record = from_json(row, world.rules)
     assert (record.hub.state, record.activation.state) == (BreakerState.CLOSED, BreakerState.OPEN)
     assert world.record.committed == record.committed
-    assert BreakerState.OPEN is unreadable(BreakerName.DEVICE, RULES).state
+    assert BreakerState.OPEN is assume_safe(BreakerName.DEVICE, RULES).state
 
 
 @pytest.mark.fault("B8")
