@@ -1,4 +1,4 @@
-"""Circuit breakers trip, wait, probe and close; clocks that jump change nothing."""
+"""Circuit breakers trip, wait, probe and close; a clock that jumps changes nothing."""
 
 import threading
 from dataclasses import replace
@@ -32,7 +32,7 @@ CLOSED = Breaker(BreakerName.ACTIVATION)
 
 
 def opened(openings: int = 1) -> Breaker:
-    """One that has opened so often."""
+    """A breaker after so many openings."""
     breaker = CLOSED
     for _ in range(openings):
         breaker = replace(trip(breaker, RULES, 0.5, reason="test"), state=BreakerState.HALF_OPEN)
@@ -40,8 +40,8 @@ def opened(openings: int = 1) -> Breaker:
 
 
 @pytest.mark.fault("B1")
-def test_it_trips_after_exactly_so_many_failures() -> None:
-    """A success between them begins anew."""
+def test_a_breaker_trips_after_exactly_so_many_consecutive_failures() -> None:
+    """A success between them resets the count."""
     breaker = CLOSED
     for result in (
         WorkResult.FAILURE,
@@ -56,8 +56,8 @@ def test_it_trips_after_exactly_so_many_failures() -> None:
 
 
 @pytest.mark.fault("B2")
-def test_one_probe_among_fifty() -> None:
-    """Whoever comes while it is out is refused."""
+def test_a_half_open_breaker_allows_one_probe_of_fifty() -> None:
+    """The others are refused while it is out."""
     breaker, lock, begun, refused = replace(opened(), left_seconds=0.0), threading.Lock(), [], []
 
     def try_it() -> None:
@@ -80,7 +80,7 @@ def test_one_probe_among_fifty() -> None:
 
 @pytest.mark.fault("B3")
 def test_a_probe_without_a_result_is_a_failure() -> None:
-    """Its deadline passes: open again, and for longer; killed with its process: open again."""
+    """After its time limit: open for longer; killed with its process: open again."""
     probing = begin(replace(opened(), left_seconds=0.0), RULES)
 
     late = advance(probing, 31.0, RULES, 0.5)
@@ -92,7 +92,7 @@ def test_a_probe_without_a_result_is_a_failure() -> None:
 
 @pytest.mark.fault("B5")
 def test_neutral_results_neither_trip_nor_close() -> None:
-    """Nor do they spend the probe."""
+    """Nor do they use up the probe."""
     breaker = report(report(CLOSED, WorkResult.FAILURE, RULES, 0.5), WorkResult.FAILURE, RULES, 0.5)
     for _ in range(10):
         breaker = report(breaker, WorkResult.NEUTRAL, RULES, 0.5)
@@ -103,8 +103,8 @@ def test_neutral_results_neither_trip_nor_close() -> None:
 
 
 @pytest.mark.fault("B6")
-def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
-    """Doubling, give or take a fifth."""
+def test_the_open_time_doubles_up_to_its_cap_within_its_jitter() -> None:
+    """Plus or minus a fifth."""
     plain = [open_seconds(number, RULES, 0.5) for number in range(1, 7)]
     assert plain == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
     for number in (1, 2, 60):
@@ -113,8 +113,8 @@ def test_the_open_time_grows_to_its_cap_within_its_jitter() -> None:
         assert pytest.approx(1.2 * middle) == open_seconds(number, RULES, 1.0)
 
 
-def test_calm_forgets_earlier_openings() -> None:
-    """Closed for a day, the next opening is a first one."""
+def test_a_day_without_failures_resets_the_openings() -> None:
+    """The next opening is a first one."""
     closed = report(begin(replace(opened(3), left_seconds=0.0), RULES), WorkResult.SUCCESS, RULES, 0.5)
     assert (closed.state, closed.openings) == (BreakerState.CLOSED, 3)
     assert advance(closed, RULES.calm_seconds, RULES, 0.5).openings == 0
@@ -124,19 +124,19 @@ def test_calm_forgets_earlier_openings() -> None:
     ("away", "left"), [(-1e9, 60.0), (0.0, 60.0), (20.0, 40.0), (1e9, 0.0)], ids=["back", "none", "some", "forward"]
 )
 def test_the_wall_clock_is_clamped_at_a_start(away: float, left: float) -> None:
-    """Set back it waits the whole rest, never longer; set forward it tries."""
+    """Set back, it waits for the whole rest, never longer; set forward, a probe may start."""
     assert pytest.approx(left) == resume(opened(), away, RULES, 0.5).left_seconds
 
 
-def test_a_long_rest_on_disk_is_cut_to_the_longest_there_is() -> None:
-    """A spoilt number does not lock it for ever."""
+def test_an_open_time_on_disk_beyond_the_cap_is_cut_to_the_cap() -> None:
+    """A corrupt number does not lock the breaker."""
     breaker = replace(opened(), left_seconds=1e12)
     assert pytest.approx(720.0) == resume(breaker, 0.0, RULES, 0.5).left_seconds
 
 
 @pytest.mark.fault("B7")
-def test_a_breaker_that_cannot_be_read_is_open_before_activations_and_closed_before_the_hub(world: World) -> None:
-    """The rest of the record is believed."""
+def test_an_unreadable_breaker_is_open_but_closed_for_the_hub(world: World) -> None:
+    """The rest of the record is used."""
     row = to_json(world.record)
     row["hub"] = row["activation"] = {"state": "AJAR"}
     with pytest.raises(RecordUnreadable):
@@ -150,7 +150,7 @@ def test_a_breaker_that_cannot_be_read_is_open_before_activations_and_closed_bef
 
 @pytest.mark.fault("B8")
 def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
-    """Nor does it what serves."""
+    """Nor what serves."""
     world.install("1.1.0")
     for minor in (2, 3, 4):
         world.publish(f"1.{minor}.0", Quality(right=2))
@@ -164,8 +164,8 @@ def test_an_open_breaker_blocks_no_rollback(world: World) -> None:
 
 
 @pytest.mark.fault("B8")
-def test_an_open_breaker_holds_back_new_updates_and_lets_one_try(world: World) -> None:
-    """When its time is over one update goes as the probe; committed, it closes."""
+def test_an_open_breaker_delays_new_updates_until_one_probe(world: World) -> None:
+    """After its open time one update is the probe; committed, it closes the breaker."""
     for minor in (1, 2, 3):
         world.publish(f"1.{minor}.0", Quality(right=2))
         world.settle()
@@ -179,8 +179,8 @@ def test_an_open_breaker_holds_back_new_updates_and_lets_one_try(world: World) -
     assert BreakerState.CLOSED is world.record.activation.state
 
 
-def test_more_than_three_failed_updates_in_an_hour_open_whatever_else(world: World) -> None:
-    """A good one between them does not hide the others."""
+def test_more_than_three_failed_updates_in_an_hour_open_the_breaker(world: World) -> None:
+    """Even with a good one between them."""
     for minor in range(1, 6):
         good = Quality() if minor == 3 else Quality(right=2)
         world.publish(f"1.{minor}.0", good)
@@ -190,8 +190,8 @@ def test_more_than_three_failed_updates_in_an_hour_open_whatever_else(world: Wor
 
 
 @pytest.mark.fault("N2")
-def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
-    """The breaker opens; serving goes on; when it is back the update follows."""
+def test_a_hub_that_keeps_failing_is_polled_less_and_less(world: World) -> None:
+    """The breaker opens; serving continues; when the hub is back the update follows."""
     world.hub.fault = EffectFailure(FailureKind.TRANSIENT, "HUB_UNREACHABLE")
     for _ in range(400):
         world.tick()
@@ -205,8 +205,8 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(world: World) -> None:
 
 
 @pytest.mark.fault("N3")
-def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
-    """Retry-After is kept, up to the breaker's cap."""
+def test_retry_after_of_the_hub_is_honoured(world: World) -> None:
+    """Up to the breaker's cap."""
     world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "RATE_LIMITED", "429", retry_after_seconds=300.0)]
     world.command(CommandKind.CHECK_NOW)
     looks = world.record.watch.polls
@@ -218,8 +218,8 @@ def test_a_hub_that_asks_for_patience_gets_it(world: World) -> None:
 
 
 @pytest.mark.fault("B9")
-def test_a_clock_that_jumps_while_the_updater_runs_changes_no_wait(world: World) -> None:
-    """A running process measures with a clock that does not jump."""
+def test_a_wall_clock_that_jumps_changes_no_wait_of_a_running_updater(world: World) -> None:
+    """Waits are measured by the monotonic clock."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     spent = world.record.under_way.stage_seconds

@@ -87,7 +87,7 @@ def _approves(world: World) -> None:
 
 
 def _closes_the_breaker(world: World) -> None:
-    assert world.told()[-1] == "breaker_reset"
+    assert world.event_names()[-1] == "breaker_reset"
 
 
 # After the step in which the command is applied. What is refused has a reason instead.

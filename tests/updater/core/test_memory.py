@@ -1,4 +1,4 @@
-"""Memory that runs out under an update: where it ends, for each point and each thing that holds the other slot."""
+"""Updates that run out of memory: before the load, at the load, in the gate, in the trial."""
 
 from collections.abc import Callable
 
@@ -23,23 +23,23 @@ def carded() -> World:
 
 
 def card_of(world: World) -> Card:
-    """The card."""
+    """The world's card, which is there."""
     assert world.card is not None
     return world.card
 
 
 def candidate_planned(world: World) -> None:
-    """There is no room for a second load, and the plan says so."""
+    """There is no room for a second load, by the plan."""
     card_of(world).strangers = 5 * GIB
 
 
 def candidate_unplanned(world: World) -> None:
-    """There is no room for a second load, and loading it shows that."""
+    """There is no room for a second load, and no plan: the load fails."""
     card_of(world).strangers, card_of(world).plan = 5 * GIB, "blind"
 
 
 def candidate_probed(world: World) -> None:
-    """The candidate is loaded, and strangers take what its items need; those of the active model are smaller."""
+    """The candidate is loaded, and others take the memory that its items need; the active model needs less."""
     world.tick_until(Stage.GATING)
     while not any(slot is not None and slot.bundle_digest != world.server.serving for slot in world.server.slots):
         world.tick()
@@ -48,7 +48,7 @@ def candidate_probed(world: World) -> None:
 
 
 def on_trial(world: World) -> None:
-    """The trial meets an item that is too much, and the previous model, which needs less, answers it."""
+    """The trial runs out of memory on an item, which the previous model, needing less, answers."""
     world.tick_until(Stage.OBSERVING)
     card_of(world).strangers = 3 * GIB
     world.server.frugal = world.record.committed.bundle_digest if world.record.committed else ""
@@ -57,9 +57,7 @@ def on_trial(world: World) -> None:
 
 @pytest.mark.fault("K14")
 @pytest.mark.parametrize("happens", [candidate_planned, candidate_unplanned, candidate_probed, on_trial])
-def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
-    carded: World, happens: Callable[[World], None]
-) -> None:
+def test_a_candidate_that_does_not_fit_is_held_without_blame(carded: World, happens: Callable[[World], None]) -> None:
     """The active model serves on from its device; with memory freed, `resume` tries it again."""
     happens(carded)
     carded.tick_until(Stage.HELD)
@@ -79,7 +77,7 @@ def test_a_candidate_that_does_not_fit_is_held_and_nobody_is_blamed(
     assert (carded.committed, carded.server.serving_on) == ("1.1.0", CARD)
 
 
-def test_the_numbers_are_in_the_sentence(carded: World) -> None:
+def test_the_message_says_how_much_memory_is_missing(carded: World) -> None:
     """In GiB, with the device."""
     candidate_planned(carded)
     carded.tick_until(Stage.HELD)
@@ -88,8 +86,8 @@ def test_the_numbers_are_in_the_sentence(carded: World) -> None:
 
 
 @pytest.mark.fault("K14")
-def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_the_cpu(carded: World) -> None:
-    """The slot was needed for the fallback: nobody is to blame, and nobody has to decide."""
+def test_an_update_is_retried_on_the_cpu_when_trial_and_previous_slot_run_out(carded: World) -> None:
+    """The slot was needed for the fallback: nothing is blamed, and no person has to decide."""
     carded.tick_until(Stage.OBSERVING)
     card_of(carded).strangers = 3 * GIB
     carded.passes(1.0)
@@ -97,14 +95,14 @@ def test_a_trial_and_what_is_behind_it_run_out_and_the_update_starts_again_on_th
     carded.settle()
 
     assert (carded.committed, carded.server.serving_on) == ("1.1.0", CPU)
-    assert "update_started_again" in carded.told()
+    assert "update_started_again" in carded.event_names()
     assert carded.quarantined == set()
     assert BreakerState.OPEN is carded.record.device.state
 
 
 @pytest.mark.fault("K14")
-def test_what_answers_runs_out_beside_a_candidate_whose_update_goes_on_on_the_cpu(carded: World) -> None:
-    """The candidate yields its slot, and is loaded again where the active model is."""
+def test_a_candidate_is_loaded_on_the_cpu_after_the_active_slot_ran_out(carded: World) -> None:
+    """The candidate's slot is taken for the fallback, then the candidate is loaded on the active model's device."""
     carded.tick_until(Stage.GATING)
     while len([slot for slot in carded.server.slots if slot is not None]) < 2:
         carded.tick()
@@ -116,8 +114,8 @@ def test_what_answers_runs_out_beside_a_candidate_whose_update_goes_on_on_the_cp
     assert carded.quarantined == set()
 
 
-def test_status_shows_the_fallback_and_when_the_way_back_is_tried(carded: World) -> None:
-    """To somebody who was not there."""
+def test_status_shows_the_fallback_and_when_the_failback_is_tried(carded: World) -> None:
+    """With the reason, the time that is left, and advice."""
     carded.settle()
     card_of(carded).strangers = 9 * GIB
     carded.passes(1.0)

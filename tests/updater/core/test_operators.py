@@ -1,4 +1,4 @@
-"""What operators ask for, and what they decide."""
+"""Operators' commands and decisions. The table of all commands: `test_command_table`."""
 
 import pytest
 
@@ -13,19 +13,19 @@ NO_GOLDEN = GoldenFacts("")
 
 
 def held_for(world: World) -> HeldFor | None:
-    """Why it is held."""
-    assert Stage.HELD is world.stage, world.told()[-6:]
+    """Reason for which the update is held."""
+    assert Stage.HELD is world.stage, world.event_names()[-6:]
     ending = world.record.under_way.ending
     return None if ending is None else ending.held_for
 
 
 def digest(world: World, revision: str) -> str:
-    """Source digest of what the hub has under a name."""
+    """Source digest of the hub's revision."""
     return source_of(world.hub.contents[revision])
 
 
-def test_approval_releases_one_held_digest(world: World) -> None:
-    """Without a golden set it is then proven on built-in probes."""
+def test_an_approval_continues_the_held_digest(world: World) -> None:
+    """Without a golden set it is then judged by built-in probes."""
     world.golden.set_facts = NO_GOLDEN
     world.publish("1.1.0")
     world.settle()
@@ -36,8 +36,8 @@ def test_approval_releases_one_held_digest(world: World) -> None:
 
 
 @pytest.mark.parametrize("quality", [Quality(right=18), Quality(agrees=2)], ids=["noise", "agreement"])
-def test_a_doubt_is_held_and_can_be_approved(world: World, quality: Quality) -> None:
-    """Looking worse without being significantly so, or answering otherwise: a person decides."""
+def test_a_doubtful_candidate_is_held_and_can_be_approved(world: World, quality: Quality) -> None:
+    """Worse without being significantly so, or with other answers: a person decides."""
     world.publish("1.1.0", quality)
     world.settle()
     assert held_for(world) in (HeldFor.NOISE, HeldFor.AGREEMENT)
@@ -48,22 +48,22 @@ def test_a_doubt_is_held_and_can_be_approved(world: World, quality: Quality) -> 
     assert world.committed == "1.1.0"
 
 
-def test_policy_approve_asks_after_the_gate_and_does_not_run_it_twice(world: World) -> None:
+def test_mode_approve_holds_after_the_gate_and_does_not_run_it_twice(world: World) -> None:
     """The evidence is there when the person decides."""
     world.with_rules(mode=Mode.APPROVE)
     world.publish("1.1.0")
     world.settle()
     assert HeldFor.APPROVAL is held_for(world)
 
-    runs = world.told().count("candidate_loaded")
+    runs = world.event_names().count("candidate_loaded")
     world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
     world.settle()
     assert world.committed == "1.1.0"
-    assert runs + 1 == world.told().count("candidate_loaded")
+    assert runs + 1 == world.event_names().count("candidate_loaded")
 
 
-def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
-    """No approval mends it."""
+def test_a_candidate_that_does_not_fit_cannot_be_approved(world: World) -> None:
+    """An approval gives it no memory."""
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
     world.settle()
     refused = world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
@@ -71,8 +71,8 @@ def test_what_does_not_fit_cannot_be_approved(world: World) -> None:
     assert refused.reason == "NOT_APPROVABLE"
 
 
-def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
-    """Until released and resumed; the floor stays, and what was released may be tried again."""
+def test_a_rollback_restores_the_revision_before_pauses_and_quarantines(world: World) -> None:
+    """Until `unquarantine` and `resume`; the minimal version is kept, and the revision may then be tried again."""
     world.install("1.1.0")
     world.command(CommandKind.ROLLBACK)
     world.settle()
@@ -87,8 +87,8 @@ def test_rollback_by_hand_goes_back_holds_and_quarantines(world: World) -> None:
     assert world.committed == "1.1.0"
 
 
-def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
-    """What serves is the trial."""
+def test_a_rollback_during_a_trial_takes_back_the_trial(world: World) -> None:
+    """What is committed is not touched."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.command(CommandKind.ROLLBACK)
@@ -99,16 +99,16 @@ def test_rollback_in_a_trial_takes_the_trial_back(world: World) -> None:
     assert world.record.paused
 
 
-def test_rollback_with_nothing_to_go_back_to_is_refused(world: World) -> None:
-    """It says so."""
+def test_a_rollback_without_an_earlier_revision_is_refused(world: World) -> None:
+    """The refusal has a reason."""
     refused = world.command(CommandKind.ROLLBACK)
     assert refused is not None
     assert refused.reason == "NOTHING_TO_ROLL_BACK_TO"
 
 
 @pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
-def test_hold_takes_back_what_is_under_way_without_blame(world: World, stage: Stage) -> None:
-    """And resume takes it up again."""
+def test_a_pause_abandons_the_update_under_way_without_blame(world: World, stage: Stage) -> None:
+    """And `resume` starts it again."""
     world.publish("1.1.0")
     world.tick_until(stage)
     world.command(CommandKind.PAUSE, "a busy day")

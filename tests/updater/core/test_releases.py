@@ -1,4 +1,4 @@
-"""Which revisions are taken, and which never."""
+"""Which revisions of the hub are taken."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ SEMVER = ReleasePolicy()
 
 @pytest.mark.fault("R1")
 def test_an_older_tag_is_no_update(world: World) -> None:
-    """The floor is what was committed last."""
+    """Only versions after the last committed one are."""
     world.publish("0.9.0")
     world.settle()
 
@@ -32,7 +32,7 @@ def test_what_is_committed_is_not_taken_again(world: World) -> None:
     world.publish("v1.0.0", content=world.hub.contents["1.0.0"])
     world.settle()
 
-    assert world.told().count("update_started") == 1
+    assert world.event_names().count("update_started") == 1
 
 
 @pytest.mark.fault("R2")
@@ -46,8 +46,8 @@ def test_the_same_content_under_a_higher_version_is_not_taken(world: World) -> N
 
 
 @pytest.mark.fault("R3")
-def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_look(world: World) -> None:
-    """Neither an update nor a failure; what it has become is taken then."""
+def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_poll(world: World) -> None:
+    """Neither an update nor a failure; its new content is taken then."""
     world.publish("1.1.0")
     world.tick_until(Stage.STAGING)
     world.publish("1.1.0", content="changed")
@@ -59,12 +59,12 @@ def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_look(wor
 
 @pytest.mark.fault("R4")
 def test_a_branch_is_no_release(world: World) -> None:
-    """Only names of the pattern are."""
+    """Only names that match the pattern are."""
     for name in ("master", "main", "1.1", "release-1.1.0", "1.1.0.1", "01.1.0", ""):
         world.publish(name)
     world.settle()
 
-    assert world.told().count("update_started") == 1
+    assert world.event_names().count("update_started") == 1
 
 
 @pytest.mark.fault("R5")
@@ -120,7 +120,7 @@ def test_a_pattern_of_groups_orders_other_names() -> None:
 
 @pytest.mark.fault("R8")
 def test_a_huge_version_that_fails_its_gate_blocks_nothing(world: World) -> None:
-    """Only a commit raises the floor."""
+    """Only a commit raises the minimal version."""
     world.with_rules(policy=ReleasePolicy(max_major_jump=0))
     world.publish("999.0.0", Quality(right=2))
     world.settle()
@@ -132,8 +132,8 @@ def test_a_huge_version_that_fails_its_gate_blocks_nothing(world: World) -> None
 
 
 @pytest.mark.fault("R9")
-def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
-    """Until an operator names it."""
+def test_a_major_jump_beyond_the_limit_is_not_taken(world: World) -> None:
+    """Until an operator requests it."""
     world.publish("3.0.0")
     world.settle()
     assert world.committed == "1.0.0"
@@ -145,8 +145,8 @@ def test_a_jump_beyond_the_cap_is_not_taken(world: World) -> None:
 
 
 @pytest.mark.fault("R9")
-def test_many_jumps_beyond_the_cap_hide_nothing(world: World) -> None:
-    """However many stand above it, what may be taken is taken."""
+def test_many_versions_beyond_the_limit_hide_no_other(world: World) -> None:
+    """However many there are, the highest acceptable version is taken."""
     for minor in range(12):
         world.publish(f"3.{minor}.0")
     world.publish("1.1.0")
@@ -191,8 +191,8 @@ def test_a_new_tag_in_observation_waits(world: World) -> None:
 
 
 @pytest.mark.fault("R14")
-def test_a_quarantined_content_stays_blocked_under_a_higher_version(world: World) -> None:
-    """Quarantine goes by what it holds."""
+def test_a_quarantined_content_is_refused_under_a_higher_version(world: World) -> None:
+    """Quarantine is by content."""
     world.publish("1.1.0", Quality(right=2))
     world.settle()
     world.publish("1.2.0", content=world.hub.contents["1.1.0"])
@@ -203,7 +203,7 @@ def test_a_quarantined_content_stays_blocked_under_a_higher_version(world: World
 
 
 @pytest.mark.fault("R15")
-def test_a_revision_that_arrives_piece_by_piece_is_taken_when_it_is_whole(world: World) -> None:
+def test_a_revision_that_is_still_being_uploaded_is_taken_when_it_is_complete(world: World) -> None:
     """Weights half a minute after the manifest: not ready, then committed."""
     world.publish("1.1.0")
     world.hub.unready.add("1.1.0")
@@ -217,8 +217,8 @@ def test_a_revision_that_arrives_piece_by_piece_is_taken_when_it_is_whole(world:
 
 
 @pytest.mark.fault("R15")
-def test_a_lower_whole_revision_does_not_wait_for_a_higher_one_that_arrives(world: World) -> None:
-    """And the higher one follows when it is whole."""
+def test_a_complete_revision_does_not_wait_for_a_higher_incomplete_one(world: World) -> None:
+    """The higher one follows when it is complete."""
     world.publish("1.1.0")
     world.publish("1.2.0")
     world.hub.unready.add("1.2.0")
@@ -227,22 +227,22 @@ def test_a_lower_whole_revision_does_not_wait_for_a_higher_one_that_arrives(worl
 
 
 @pytest.mark.fault("R16")
-def test_a_known_version_under_another_digest_is_an_alarm_and_no_update(world: World) -> None:
-    """Told once; neither what is committed nor what was refused changes under its name."""
+def test_a_known_version_with_another_digest_raises_an_alarm_and_no_update(world: World) -> None:
+    """Once; neither committed nor refused content changes under its version."""
     world.publish("1.1.0", Quality(right=2))
     world.settle()
     world.publish("1.1.0")
     world.publish("1.0.0")
     world.settle()
 
-    assert world.told().count("revision_republished") == 2
+    assert world.event_names().count("revision_republished") == 2
     assert world.committed == "1.0.0"
     assert world.outcomes("1.1.0") == [Outcome.REFUSED]
 
 
 @pytest.mark.fault("R16")
-def test_an_operator_may_name_what_was_published_again(world: World) -> None:
-    """A person has looked at it."""
+def test_an_operator_may_request_a_republished_version(world: World) -> None:
+    """A person has checked it."""
     world.publish("1.1.0", Quality(right=2))
     world.settle()
     world.command(CommandKind.UNQUARANTINE, source_of(world.hub.contents["1.1.0"]))
@@ -267,8 +267,8 @@ def test_policy_deny_and_pin(world: World) -> None:
     assert world.committed == "1.2.0"
 
 
-def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
-    """But shows what it would take."""
+def test_mode_manual_takes_nothing_by_itself(world: World) -> None:
+    """But shows what is newest."""
     world.with_rules(mode=Mode.MANUAL)
     world.publish("1.1.0")
     world.settle()
@@ -277,7 +277,7 @@ def test_policy_hold_takes_nothing_by_itself(world: World) -> None:
     assert world.record.watch.newest == "1.1.0"
 
 
-def test_one_look_lists_only_what_may_matter() -> None:
+def test_one_poll_lists_only_names_that_may_be_taken() -> None:
     """However many tags there are."""
     names = [f"1.{number}.0" for number in range(200)] + ["master"]
     look = PollHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
@@ -289,7 +289,7 @@ def test_one_look_lists_only_what_may_matter() -> None:
 
 
 def test_an_empty_listing_is_an_answer(world: World) -> None:
-    """A hub without revisions is well, and nothing changes."""
+    """The hub breaker stays closed, and nothing changes."""
     world.hub.contents.clear()
     world.settle()
 
@@ -297,7 +297,7 @@ def test_an_empty_listing_is_an_answer(world: World) -> None:
     assert Listed((), ()) == Listed((), ())
 
 
-def test_a_revision_that_vanishes_between_two_questions_is_not_the_hubs_failure(world: World) -> None:
+def test_a_revision_deleted_between_two_calls_is_no_failure_of_the_hub(world: World) -> None:
     """The breaker does not count it."""
     world.hub.faults = [EffectFailure(FailureKind.PERMANENT, "REVISION_UNKNOWN")]
     world.command(CommandKind.CHECK_NOW)

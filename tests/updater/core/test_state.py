@@ -1,4 +1,4 @@
-"""What is on disk: records, pointers, bundles, and what happens when they are not as they should be."""
+"""State on disk: records, pointers and bundles, also malformed ones."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from updater.core.record import HeldFor, ModelRecord, Stage
 from updater.core.record_json import RecordUnreadable, from_json, to_json
 
 
-def test_a_record_of_an_update_that_knew_no_costs_is_read(world: World) -> None:
-    """An updater that is replaced in the middle of a trial goes on with it."""
+def test_a_record_without_costs_is_read(world: World) -> None:
+    """An updater that is replaced during a trial continues it."""
     world.passes(30.0)
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
@@ -22,16 +22,16 @@ def test_a_record_of_an_update_that_knew_no_costs_is_read(world: World) -> None:
 
 
 def held_for(world: World) -> HeldFor | None:
-    """Why it is held."""
-    assert Stage.HELD is world.stage, world.told()[-6:]
+    """Reason for which the update is held."""
+    assert Stage.HELD is world.stage, world.event_names()[-6:]
     ending = world.record.under_way.ending
     return None if ending is None else ending.held_for
 
 
 @pytest.mark.fault("D9")
 @pytest.mark.parametrize("reason", ["LOAD_FAILED", "BUNDLE_BROKEN"])
-def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(world: World, reason: str) -> None:
-    """Cold, after bounded respawns; held, and the floor is kept."""
+def test_a_committed_bundle_that_no_longer_loads_is_reverted(world: World, reason: str) -> None:
+    """After bounded respawns; held, and the minimal version is kept."""
     world.install("1.1.0")
     content = world.hub.contents["1.1.0"]
     world.qualities[content] = Quality(loads=reason)
@@ -50,7 +50,7 @@ def test_a_committed_bundle_that_no_longer_loads_gives_way_to_the_one_before(wor
 
 
 @pytest.mark.fault("D10")
-def test_a_new_converter_whose_result_fails_is_blocked_and_its_source_is_not(world: World) -> None:
+def test_a_failed_reconversion_blocks_its_bundle_and_not_the_source(world: World) -> None:
     """The old bundle serves on, and the next release is taken."""
     before = world.record.committed
     content = world.hub.contents["1.0.0"]
@@ -66,7 +66,7 @@ def test_a_new_converter_whose_result_fails_is_blocked_and_its_source_is_not(wor
     world.install("1.1.0")
 
 
-def test_a_new_converter_is_proven_and_swapped_in(world: World) -> None:
+def test_a_good_reconversion_is_committed(world: World) -> None:
     """The same source, another bundle."""
     world.store.converter = "2"
     world.settle()
@@ -76,8 +76,8 @@ def test_a_new_converter_is_proven_and_swapped_in(world: World) -> None:
     assert world.record.min_version == "1.0.0"
 
 
-def test_a_pointer_that_was_there_first_is_adopted(empty: World) -> None:
-    """A bundle imported by hand is where updates start."""
+def test_a_pointer_without_a_record_is_adopted(empty: World) -> None:
+    """An imported bundle is where updates start."""
     empty.imported("1.0.0")
     empty.settle()
     assert empty.record.min_version == empty.committed == "1.0.0"
@@ -98,8 +98,8 @@ def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, i
 
 
 @pytest.mark.fault("K3")
-def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World) -> None:
-    """The server was told already: the commit stands."""
+def test_a_pointer_lost_during_a_commit_is_written_again(empty: World) -> None:
+    """The server has committed already: the commit stands."""
     empty.publish("1.0.0")
     empty.tick_until(Stage.COMMITTING)
     empty.tick()
@@ -111,8 +111,8 @@ def test_a_pointer_lost_in_the_middle_of_a_commit_is_written_again(empty: World)
 
 
 @pytest.mark.fault("K3")
-def test_a_server_that_began_again_with_what_is_being_committed_keeps_it(world: World) -> None:
-    """The pointer must have said so when it began; that somebody has spoilt it since takes nothing back."""
+def test_a_server_restarted_with_the_new_pointer_keeps_the_commit(world: World) -> None:
+    """Although the pointer is unreadable since then."""
     world.publish("1.1.0")
     world.tick_until(Stage.COMMITTING)
     world.tick()  # writes the pointer
@@ -128,8 +128,8 @@ def test_a_server_that_began_again_with_what_is_being_committed_keeps_it(world: 
 
 
 @pytest.mark.fault("D7")
-def test_what_nothing_refers_to_is_collected(world: World) -> None:
-    """The last two committed bundles stay."""
+def test_files_without_references_are_collected(world: World) -> None:
+    """The last two committed bundles are kept."""
     for minor in (1, 2, 3):
         world.install(f"1.{minor}.0")
     world.disk.staged["orphan"] = "left behind"
@@ -142,8 +142,8 @@ def test_what_nothing_refers_to_is_collected(world: World) -> None:
 
 
 @pytest.mark.fault("D1")
-def test_a_full_disk_is_nobodys_fault(world: World) -> None:
-    """Nothing is blamed, and when there is room the update goes on."""
+def test_a_full_disk_blames_no_revision(world: World) -> None:
+    """When there is room the update continues."""
     world.publish("1.1.0")
     world.disk.is_full = True
     for _ in range(30):
@@ -157,8 +157,8 @@ def test_a_full_disk_is_nobodys_fault(world: World) -> None:
 
 
 @pytest.mark.fault("D2")
-def test_a_record_that_cannot_be_written_changes_nothing(world: World) -> None:
-    """No effect comes before its intent."""
+def test_no_effect_is_performed_while_the_record_cannot_be_written(world: World) -> None:
+    """The record is written before the next effect."""
     world.publish("1.1.0")
     world.tick_until(Stage.GATING)
     world.disk.journal_fails = True
@@ -169,7 +169,7 @@ def test_a_record_that_cannot_be_written_changes_nothing(world: World) -> None:
     assert activated == len(world.server.activated)
 
 
-def test_a_record_reads_back_as_it_was(world: World) -> None:
+def test_a_record_reads_back_as_it_was_written(world: World) -> None:
     """At every stage of a whole update."""
     world.publish("1.1.0")
     while world.committed != "1.1.0":
@@ -189,7 +189,7 @@ def test_a_record_reads_back_as_it_was(world: World) -> None:
         {"model": None},
     ],
 )
-def test_a_record_that_is_not_understood_is_refused(change: dict[str, object]) -> None:
-    """It must steer nothing."""
+def test_a_malformed_record_is_refused(change: dict[str, object]) -> None:
+    """It must not steer any decision."""
     with pytest.raises(RecordUnreadable):
         from_json({**to_json(ModelRecord("shapes")), **change})

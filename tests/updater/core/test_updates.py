@@ -1,4 +1,4 @@
-"""The way of an update: proven, tried, kept or taken back; and what crashes and operators do to it."""
+"""Updates from the hub to their end, with crashes of the updater and of the server."""
 
 from datetime import timedelta
 
@@ -15,14 +15,14 @@ from updater.core.rules import ObserveRules
 
 
 def held_for(world: World) -> HeldFor | None:
-    """Why it is held."""
-    assert Stage.HELD is world.stage, world.told()[-6:]
+    """Reason for which the update is held."""
+    assert Stage.HELD is world.stage, world.event_names()[-6:]
     ending = world.record.under_way.ending
     return None if ending is None else ending.held_for
 
 
 def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
-    """The whole way, and the slot of the one before is given back after its warm time."""
+    """Through all stages; the previous slot is retired after its warm time."""
     world.publish("1.1.0")
     world.settle()
 
@@ -34,7 +34,7 @@ def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
 
 
 @pytest.mark.fault("S7")
-def test_what_fails_only_callers_is_taken_back_and_no_call_is_lost(world: World) -> None:
+def test_a_revision_that_fails_only_callers_is_rolled_back_without_a_lost_call(world: World) -> None:
     """Right on golden items, NaN on live ones."""
     world.publish("1.1.0", Quality(fails_callers="NOT_FINITE"))
     world.settle()
@@ -46,7 +46,7 @@ def test_what_fails_only_callers_is_taken_back_and_no_call_is_lost(world: World)
 
 
 @pytest.mark.fault("S6")
-def test_what_is_wrong_on_golden_answers_never_meets_a_caller(world: World) -> None:
+def test_a_revision_with_wrong_golden_answers_never_answers_a_caller(world: World) -> None:
     """Refused with the numbers and the first differing items."""
     world.publish("1.1.0", Quality(right=4))
     world.settle()
@@ -60,17 +60,17 @@ def test_what_is_wrong_on_golden_answers_never_meets_a_caller(world: World) -> N
 
 @pytest.mark.fault("C4")
 def test_content_that_does_not_match_is_fetched_once_more_then_refused(world: World) -> None:
-    """A flipped bit on the way is mended, one at the source is not."""
+    """A bit flipped in transfer is corrected by that, one at the source is not."""
     world.publish("1.1.0", Quality(verifies=False))
     world.settle()
 
-    assert world.told().count("content_mismatched") == 1
+    assert world.event_names().count("content_mismatched") == 1
     assert world.quarantined == {"1.1.0"}
 
 
 @pytest.mark.fault("S4")
-def test_what_does_not_fit_is_held_without_blame(world: World) -> None:
-    """And a newer revision takes its place."""
+def test_a_revision_that_does_not_fit_is_held_without_blame(world: World) -> None:
+    """A newer revision takes its place."""
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))
     world.settle()
     assert HeldFor.DOES_NOT_FIT is held_for(world)
@@ -92,8 +92,8 @@ def test_a_trial_out_of_memory_is_held_without_blame(world: World) -> None:
 
 
 @pytest.mark.fault("S5")
-def test_a_slow_candidate_is_not_taken(world: World) -> None:
-    """Three times the active model's device time on golden items: a person decides, no caller meets it before."""
+def test_a_slow_candidate_is_held(world: World) -> None:
+    """Three times the active model's device time on golden items: a person decides, before it answers any caller."""
     world.publish("1.1.0", Quality(cost_seconds=3.0))
     world.settle()
 
@@ -104,8 +104,8 @@ def test_a_slow_candidate_is_not_taken(world: World) -> None:
 
 
 @pytest.mark.fault("S5")
-def test_what_is_slow_only_on_callers_is_held(world: World) -> None:
-    """Three times the device seconds a row on trial: the model before serves again, and nothing is in quarantine."""
+def test_a_revision_that_is_slow_only_on_callers_is_held(world: World) -> None:
+    """Three times the device seconds a row on trial: the previous model serves again, and nothing is in quarantine."""
     world.requests_a_second = 4.0
     world.passes(30.0)
     world.publish("1.1.0", Quality(row_seconds=0.03))
@@ -120,8 +120,8 @@ def test_what_is_slow_only_on_callers_is_held(world: World) -> None:
     assert world.committed == world.serving == "1.0.0"
 
 
-def test_a_slower_revision_that_a_person_approves_is_committed(world: World) -> None:
-    """Neither the gate nor the trial holds it for the same thing again."""
+def test_an_approved_slower_revision_is_committed(world: World) -> None:
+    """Neither the gate nor the trial holds it for the same reason again."""
     world.requests_a_second = 4.0
     world.passes(30.0)
     world.publish("1.1.0", Quality(cost_seconds=3.0, row_seconds=0.03))
@@ -134,8 +134,8 @@ def test_a_slower_revision_that_a_person_approves_is_committed(world: World) -> 
 
 
 @pytest.mark.fault("S11")
-def test_no_traffic_is_never_committed_silently(world: World) -> None:
-    """On probes where policy allows them, recorded as such; else held."""
+def test_a_trial_without_traffic_is_never_committed_silently(world: World) -> None:
+    """On probes where policy allows them, and recorded so; otherwise held."""
     world.requests_a_second = 0.0
     world.publish("1.1.0")
     world.settle()
@@ -168,8 +168,8 @@ def test_one_error_of_one_request_is_no_verdict(world: World) -> None:
 
 @pytest.mark.fault("K11")
 @pytest.mark.parametrize("stage", [Stage.STAGING, Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING, Stage.ROLLING_BACK])
-def test_an_updater_that_is_killed_again_and_again_ends_in_held(world: World, stage: Stage) -> None:
-    """Forty-five times in one state, and the old model serves."""
+def test_an_updater_that_is_killed_repeatedly_ends_in_held(world: World, stage: Stage) -> None:
+    """Forty-five times in one stage; the old model serves."""
     quality = Quality(fails_callers="NOT_FINITE") if stage is Stage.ROLLING_BACK else Quality()
     world.publish("1.1.0", quality)
     world.tick_until(stage)
@@ -185,8 +185,8 @@ def test_an_updater_that_is_killed_again_and_again_ends_in_held(world: World, st
 
 
 @pytest.mark.fault("K2")
-def test_a_server_that_crashes_in_observation_comes_back_on_the_old_model(world: World) -> None:
-    """And the trial is to blame."""
+def test_a_server_that_crashes_in_a_trial_starts_with_the_old_model(world: World) -> None:
+    """The trial is to blame."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.crash_server()
@@ -199,7 +199,7 @@ def test_a_server_that_crashes_in_observation_comes_back_on_the_old_model(world:
 @pytest.mark.fault("K16")
 @pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("who", ["server", "both", "yielded"])
-def test_an_orderly_stop_in_a_trial_blames_nobody(world: World, empty: World, who: str, *, is_first: bool) -> None:
+def test_an_orderly_stop_in_a_trial_is_without_blame(world: World, empty: World, who: str, *, is_first: bool) -> None:
     """The update starts again and is committed."""
     here = empty if is_first else world
     here.publish("1.1.0")
@@ -219,8 +219,8 @@ def test_an_orderly_stop_in_a_trial_blames_nobody(world: World, empty: World, wh
 
 
 @pytest.mark.fault("K17")
-def test_a_term_that_runs_out_blames_nobody(world: World) -> None:
-    """The updater was gone; the previous slot was back; the update starts again."""
+def test_an_expired_trial_lease_is_without_blame(world: World) -> None:
+    """The updater was away; the previous slot was activated; the update is tried again."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.passes(100.0)
@@ -232,8 +232,8 @@ def test_a_term_that_runs_out_blames_nobody(world: World) -> None:
     assert world.quarantined == set()
 
 
-def test_a_first_install_that_crashes_the_server_is_held_after_a_few_tries(empty: World) -> None:
-    """There is nothing to go back to, so it is tried again first."""
+def test_a_first_install_that_crashes_the_server_is_held_after_a_few_attempts(empty: World) -> None:
+    """Nothing else could serve, so it is tried again first."""
     empty.publish("1.0.0")
     for _ in range(RULES.max_crashes):
         empty.tick_until(Stage.OBSERVING)
@@ -247,8 +247,8 @@ def test_a_first_install_that_crashes_the_server_is_held_after_a_few_tries(empty
 
 @pytest.mark.fault("C13")
 @pytest.mark.parametrize("problem", ["EMPTY", "UNREADABLE", "OTHER_TASK", ""])
-def test_no_data_is_never_a_pass(world: World, problem: str) -> None:
-    """A golden set that is missing or cannot be used holds the update, with what to do."""
+def test_a_missing_golden_set_is_never_a_pass(world: World, problem: str) -> None:
+    """A golden set that is missing or unusable holds the update, with advice."""
     world.golden.set_facts = GoldenFacts("", problem=problem)
     world.publish("1.1.0")
     world.settle()
@@ -258,8 +258,8 @@ def test_no_data_is_never_a_pass(world: World, problem: str) -> None:
 
 
 @pytest.mark.fault("N1")
-def test_a_breaker_waits_on_while_the_updater_is_away(world: World) -> None:
-    """What is left of its open time is not waited for once more; a wall clock that went back shortens nothing."""
+def test_a_breakers_open_time_passes_while_the_updater_is_away(world: World) -> None:
+    """And a wall clock that was set back shortens nothing."""
     world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")] * 5
     while world.record.hub.state is not BreakerState.OPEN:
         world.tick()

@@ -1,4 +1,4 @@
-"""The numbers behind a verdict: of a gate, and of a trial."""
+"""Verdicts of the gate and of a trial, by their numbers."""
 
 from dataclasses import replace
 from random import Random
@@ -90,10 +90,10 @@ def test_a_first_install_is_judged_by_expectation_alone() -> None:
         ({"candidate_bytes": 11, "planned_bytes": 10}, GateVerdict.HOLD, HeldFor.DOES_NOT_FIT),
     ],
 )
-def test_cost_and_memory_are_held_against_the_plan(
+def test_cost_and_memory_are_compared_with_their_limits(
     changes: dict[str, float], verdict: GateVerdict, held_for: HeldFor | None
 ) -> None:
-    """In the runner's own seconds and bytes."""
+    """In the runner's device seconds and bytes."""
     judgement = judge(answers("r" * 20, "r" * 20, **changes), RULES)
     assert (verdict, held_for) == (judgement.verdict, judgement.held_for)
 
@@ -138,7 +138,7 @@ def test_a_trial_is_judged_by_what_was_counted(seconds: float, seen: Counts, ver
 
 
 def test_a_trial_that_is_no_worse_than_before_is_kept() -> None:
-    """What fails before and after is nobody's fault."""
+    """Requests that fail before and after are no evidence."""
     seen = Counts(answered=900, failed=100)
     assert TrialVerdict.ROLL_BACK is trial(31.0, seen)
     assert TrialVerdict.KEEP is trial(31.0, seen, Counts(answered=900, failed=100))
@@ -152,8 +152,8 @@ def latencies(*counts: int) -> Counts:
     return Counts(answered=sum(counts), latency=(*counts, *(0,) * (7 - len(counts))), latency_bounds=BOUNDS)
 
 
-def test_wall_clock_is_compared_with_the_same_time_alone() -> None:
-    """A baseline of a calmer hour condemns nothing; what the previous slot answered during the trial may hold it."""
+def test_latency_is_compared_with_the_previous_slot_during_the_trial_alone() -> None:
+    """Not with a baseline of a calmer hour."""
     fast, slow = latencies(100), latencies(0, 0, 0, 0, 0, 100)
     assert trial(31.0, slow, baseline=fast, beside=fast) is TrialVerdict.KEEP
     assert trial(31.0, slow, baseline=fast, beside=latencies(200)) is TrialVerdict.SLOWER
@@ -163,7 +163,7 @@ def test_wall_clock_is_compared_with_the_same_time_alone() -> None:
 
 
 def test_a_few_milliseconds_more_are_noise_whatever_the_factor() -> None:
-    """Eight times later, but by less than the margin; beyond it both bounds count."""
+    """Eight times later, but by less than the margin; beyond the margin both limits count."""
     before = Counts(answered=1000)
     assert trial(31.0, latencies(0, 0, 100), baseline=before, beside=latencies(100)) is TrialVerdict.KEEP
     assert trial(31.0, latencies(0, 0, 0, 0, 100), baseline=before, beside=latencies(100)) is TrialVerdict.SLOWER
@@ -180,8 +180,8 @@ def spread(mean: float, batches: int) -> tuple[float, ...]:
 
 
 @pytest.mark.fault("S5")
-def test_a_trial_that_costs_more_beyond_chance_is_held_when_its_window_is_over() -> None:
-    """Three times the device seconds a row; no sooner, so that a test which is repeated finds no noise."""
+def test_a_trial_with_significantly_higher_cost_is_held_when_its_window_is_over() -> None:
+    """Three times the device seconds a row; no sooner, because a repeated test finds noise."""
     before = Counts(answered=1000, costs=(costs(*spread(0.01, 200)),))
     seen = Counts(answered=100, costs=(costs(*spread(0.03, 100)),))
     assert trial(29.0, seen, before, beside=before) is TrialVerdict.WAIT
@@ -201,14 +201,14 @@ def test_a_trial_that_costs_more_beyond_chance_is_held_when_its_window_is_over()
         costs(*spread(0.03, 100), device="cuda:0"),  # of another device
     ],
 )
-def test_what_may_be_chance_or_cannot_be_compared_is_kept(candidate: CostBucket) -> None:
-    """Nothing is said of a revision by what another size, another device or two batches cost."""
+def test_cost_that_may_be_chance_or_cannot_be_compared_is_kept(candidate: CostBucket) -> None:
+    """Another size, another device or two batches are no evidence."""
     before = Counts(answered=1000, costs=(costs(*spread(0.01, 200)),))
     assert trial(31.0, Counts(answered=100, costs=(candidate,)), before, beside=before) is TrialVerdict.KEEP
 
 
-def test_fewer_callers_than_before_are_no_other_cost() -> None:
-    """A row of a batch of one costs four times what a row of a large batch does: only equal sizes are compared."""
+def test_smaller_batches_than_before_are_no_higher_cost() -> None:
+    """A row of a batch of one costs four times a row of a large batch: only equal sizes are compared."""
     large, small = costs(*spread(0.01, 300), at_most=32), costs(*spread(0.04, 40))
     compared = compare_costs((costs(*spread(0.04, 200)),), (large, small), 2.0)
     assert compared is not None
@@ -226,7 +226,7 @@ def test_the_tail_of_students_t_agrees_with_tables() -> None:
     assert compare_costs((), (), 2.0) is None
 
 
-def test_noise_alone_is_held_no_more_often_than_the_test_says() -> None:
+def test_noise_is_held_no_more_often_than_the_significance() -> None:
     """Equal revisions at the limit of the factor itself, with heavy tails: about one in a hundred; below it none."""
     random = Random(11)
 
@@ -268,8 +268,8 @@ def test_a_trial_on_probes() -> None:
     assert TrialVerdict.NO_DATA is trial(121.0, Counts(), rules=strict)
 
 
-def test_what_was_counted_before_activation_is_not_the_trials() -> None:
-    """A bundle may be tried twice in one life of the server."""
+def test_counts_before_activation_do_not_count_for_the_trial() -> None:
+    """A bundle may be tried twice while the server runs."""
     before = Counts(answered=5, failed=9, latency=(5,), costs=(costs(1.0),))
     now = Counts(answered=6, failed=9, latency=(6,), costs=(costs(1.0, 3.0), costs(2.0, at_most=4)))
     added = Counts(answered=1, latency=(1,), costs=(costs(3.0), costs(2.0, at_most=4)))
@@ -279,14 +279,14 @@ def test_what_was_counted_before_activation_is_not_the_trials() -> None:
 
 @pytest.mark.fault("N1")
 def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
-    """While it is asked, and while it is fetched from."""
+    """While it is polled, and while files are fetched."""
     world.publish("1.1.0")
     world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")]
     world.settle()
     assert world.committed == "1.1.0"
 
     world.publish("1.2.0")
-    while world.told()[-1] != "revision_staged":
+    while world.event_names()[-1] != "revision_staged":
         if world.record.stage.value == "STAGING" and not world.hub.faults and world.record.hub.failures == 0:
             world.hub.faults = [EffectFailure(FailureKind.TRANSIENT, "HUB_FAILED", "500")]
         world.tick()
@@ -295,8 +295,8 @@ def test_a_hub_that_fails_once_delays_an_update(world: World) -> None:
 
 
 @pytest.mark.fault("N4")
-def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
-    """Somebody has to change a setting; the breaker does not count it."""
+def test_a_hub_that_denies_access_is_no_failure_of_the_hub(world: World) -> None:
+    """A person has to change a setting; the breaker does not count it."""
     world.hub.faults = [EffectFailure(FailureKind.DENIED, "HUB_DENIED", "403")] * 9
     for _ in range(60):
         world.tick()
@@ -314,18 +314,18 @@ def test_a_hub_that_denies_is_no_failure_of_the_hub(world: World) -> None:
         (OperatorCommand(CommandKind.RESET_BREAKER, "fuse"), "BREAKER_UNKNOWN"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(world: World, command: OperatorCommand, reason: str) -> None:
-    """And changes nothing if it is asked all the same."""
+def test_an_impossible_command_is_refused_with_a_reason(world: World, command: OperatorCommand, reason: str) -> None:
+    """And changes nothing."""
     min_version = world.record.min_version
     refused = world.command(command.kind, command.argument)
     assert refused is not None
     assert reason == refused.reason
-    assert world.told()[-1] == "command_refused"
+    assert world.event_names()[-1] == "command_refused"
     assert world.record.min_version == min_version
 
 
 def test_settings_become_rules() -> None:
-    """What an operator writes is what decides."""
+    """Policy, gate and trial, as written by the operator."""
     section = UpdaterSection.model_validate(
         {"models": {"shapes": {"hub_folder": "hub", "policy": {"mode": "approve"}, "observe": {"min_answers": 7}}}}
     )

@@ -232,7 +232,7 @@ class World:
             if self.stage is stage:
                 return
             self.tick()
-        raise AssertionError(f"{stage} was not reached: {self.stage}, {self.told()[-8:]}")
+        raise AssertionError(f"{stage} was not reached: {self.stage}, {self.event_names()[-8:]}")
 
     def settle(self, seconds: float = 900.0) -> None:
         """Step until nothing is under way, and has not been for two polls."""
@@ -246,7 +246,7 @@ class World:
             calm = calm + self.clock.seconds - before if is_calm or action == "PollHub" else 0.0
             if calm > 2.5 * self.rules.poll_seconds:
                 return
-        raise AssertionError(f"it does not settle: {self.stage}, {self.told()[-8:]}")
+        raise AssertionError(f"it does not settle: {self.stage}, {self.event_names()[-8:]}")
 
     # What can be seen.
 
@@ -276,7 +276,7 @@ class World:
         """Revisions in quarantine."""
         return {row.revision for row in self.record.quarantine}
 
-    def told(self) -> list[str]:
+    def event_names(self) -> list[str]:
         """Names of all events so far."""
         return [event.name for event in self.disk.events]
 

@@ -99,7 +99,7 @@ def test_both_killed_at_once_end_with_one_truth(world: World, place: str) -> Non
 
 
 @pytest.mark.fault("K16")
-def test_an_orderly_stop_in_a_trial_blames_nobody(world: World) -> None:
+def test_an_orderly_stop_in_a_trial_is_without_blame(world: World) -> None:
     """Both asked to end while observing: no quarantine, and after a start the update is tried again and committed."""
     updater = world.start_updater()
     revision = world.publish_next()

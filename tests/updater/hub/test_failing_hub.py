@@ -125,7 +125,7 @@ def test_a_hub_that_fails_once_delays_an_update(line: Line, how: str) -> None:
 
 
 @pytest.mark.fault("N2")
-def test_a_hub_that_fails_for_ever_is_asked_less_and_less(line: Line) -> None:
+def test_a_hub_that_keeps_failing_is_polled_less_and_less(line: Line) -> None:
     """The breaker opens; what serves goes on; when the hub is back the update follows by itself."""
     world = line.world
     began = line.asked()
@@ -145,7 +145,7 @@ def test_a_hub_that_fails_for_ever_is_asked_less_and_less(line: Line) -> None:
 
 
 @pytest.mark.fault("N3")
-def test_a_hub_that_asks_for_patience_gets_it(line: Line) -> None:
+def test_retry_after_of_the_hub_is_honoured(line: Line) -> None:
     """No question before its time, though nothing else is wrong."""
     world = line.world
     line.fails("429", 1)

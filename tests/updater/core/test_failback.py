@@ -1,4 +1,4 @@
-"""The way back to a device that ran out of memory: when it is tried, what it may touch, how it ends."""
+"""Failback to a device that ran out of memory: when it starts, what it may change, how it ends."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -31,7 +31,7 @@ def carded() -> World:
 
 @pytest.fixture
 def fallen(carded: World) -> World:
-    """Strangers have filled the card, callers came, and the server has left it; the updater has seen it."""
+    """Other processes have filled the card, the server has fallen back to the CPU, and the updater has noted it."""
     fill(carded)
     carded.tick()
     carded.tick()
@@ -41,25 +41,25 @@ def fallen(carded: World) -> World:
 
 
 def fill(world: World, gib: int = 9) -> None:
-    """Somebody else takes the card's memory, and a caller meets it."""
+    """Other processes take the card's memory, and a caller's request runs out."""
     assert world.card is not None
     world.card.strangers = gib * GIB
     world.passes(1.0)
 
 
 def empty(world: World) -> None:
-    """They are gone."""
+    """The card's memory is free again."""
     assert world.card is not None
     world.card.strangers = 0
 
 
-def opens(world: World) -> list[str]:
-    """What was told of the device breaker's openings."""
+def openings(world: World) -> list[str]:
+    """Messages of the device breaker's openings."""
     return [row.message for row in world.disk.events if row.name == "breaker_opened" and "device" in row.message]
 
 
 def blameless(world: World) -> tuple[object, ...]:
-    """What no return may touch."""
+    """The parts of the record that no failback may change."""
     record = world.record
     return (
         record.committed,
@@ -74,18 +74,18 @@ def blameless(world: World) -> tuple[object, ...]:
 
 
 def is_failback(world: World) -> bool:
-    """Whether a return is under way."""
+    """Whether a failback is under way."""
     return world.record.update is not None and world.record.update.kind is UpdateKind.FAILBACK
 
 
 def until_failback(world: World, stage: Stage = Stage.GATING) -> None:
-    """Wait out the breaker."""
+    """Wait for the breaker's open time, and step until the failback stands in a stage."""
     world.tick_until(stage, 60_000)
     assert is_failback(world)
 
 
 def until_over(world: World) -> None:
-    """Let the return that is under way end."""
+    """Step until the failback under way has ended."""
     for _ in range(5000):
         if not is_failback(world):
             return
@@ -97,7 +97,7 @@ def until_over(world: World) -> None:
 
 
 def test_a_fallback_opens_the_device_breaker_once(fallen: World) -> None:
-    """It is told with the reason and persisted; neither time nor a restart of the updater tells it again."""
+    """With an event, durably; neither time nor a restart of the updater repeats it."""
     assert FIRST_SECONDS * 0.8 - 5 <= fallen.record.device.left_seconds <= FIRST_SECONDS * 1.2
     left = fallen.record.device.left_seconds
     for _ in range(20):
@@ -106,15 +106,15 @@ def test_a_fallback_opens_the_device_breaker_once(fallen: World) -> None:
     for _ in range(20):
         fallen.tick()
 
-    assert len(opens(fallen)) == 1
-    assert "cuda:0 ran out of memory (OUT_OF_MEMORY): cpu answers" in opens(fallen)[0]
+    assert len(openings(fallen)) == 1
+    assert "cuda:0 ran out of memory (OUT_OF_MEMORY): cpu answers" in openings(fallen)[0]
     assert 0 < fallen.record.device.left_seconds < left
     assert fallen.record.device.openings == 1
 
 
 @pytest.mark.fault("B4")
-def test_a_fallback_that_the_updater_did_not_see_is_found_at_its_start(carded: World) -> None:
-    """And is waited for in full, whatever time has passed since."""
+def test_a_fallback_during_the_updaters_absence_is_found_at_its_start(carded: World) -> None:
+    """The breaker waits its full time from then."""
     fill(carded)
     carded.clock.passes(24 * HOUR)
     carded.start_updater()
@@ -126,18 +126,18 @@ def test_a_fallback_that_the_updater_did_not_see_is_found_at_its_start(carded: W
     assert Stage.IDLE is carded.stage
 
 
-def test_a_fallback_that_ended_otherwise_closes_the_breaker(fallen: World) -> None:
+def test_the_breaker_closes_when_a_fallback_ends_without_a_failback(fallen: World) -> None:
     """For example because the settings name the CPU now."""
     fallen.server.fallback = None
     for _ in range(3):
         fallen.tick()
     assert BreakerState.CLOSED is fallen.record.device.state
     assert fallen.record.cpu_fallback is None
-    assert "breaker_closed" in fallen.told()
+    assert "breaker_closed" in fallen.event_names()
 
 
-def test_the_server_s_own_move_to_another_device_is_left_alone(carded: World) -> None:
-    """It fills the other slot for seconds: the updater does not clear it away."""
+def test_the_servers_own_load_of_a_fallback_is_not_retired(carded: World) -> None:
+    """It fills the other slot for seconds."""
     server = carded.server.state(1.0)
     moving = SlotSnapshot("load 99", server.slots[0].bundle_digest, CPU, "float32", "LOADING", "FALLBACK")
     facts = replace(carded.facts(), server=replace(server, slots=(server.slots[0], moving)))
@@ -150,8 +150,8 @@ def test_the_server_s_own_move_to_another_device_is_left_alone(carded: World) ->
 # The way back.
 
 
-def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
-    """Loaded, proven, tried with the CPU slot still warm, committed: and the breaker closes."""
+def test_a_failback_is_committed_after_the_breakers_open_time(fallen: World) -> None:
+    """Loaded, judged, tried with the CPU slot still warm, committed; then the breaker closes."""
     before = blameless(fallen)
     empty(fallen)
     began = fallen.clock.seconds
@@ -174,8 +174,8 @@ def test_it_comes_back_when_the_breaker_has_waited(fallen: World) -> None:
     assert fallen.server.lost == 0
 
 
-def test_before_its_time_nothing_is_loaded(fallen: World) -> None:
-    """An empty card is not known to be empty."""
+def test_no_failback_starts_before_the_breakers_open_time_is_over(fallen: World) -> None:
+    """Even if the card has become empty."""
     empty(fallen)
     tried = len(fallen.server.tried)
     while fallen.record.device.left_seconds > 5:
@@ -185,8 +185,8 @@ def test_before_its_time_nothing_is_loaded(fallen: World) -> None:
 
 
 @pytest.mark.parametrize("golden", [GoldenFacts(""), GoldenFacts("golden", problem="UNREADABLE")], ids=["none", "bad"])
-def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, golden: GoldenFacts) -> None:
-    """What returns was committed before: there is no revision to be proven."""
+def test_a_failback_without_a_golden_set_is_judged_by_built_in_probes(fallen: World, golden: GoldenFacts) -> None:
+    """Its bundle was committed before."""
     fallen.golden.set_facts = golden
     empty(fallen)
     until_failback(fallen)
@@ -194,7 +194,7 @@ def test_without_a_golden_set_it_is_proven_on_built_in_probes(fallen: World, gol
     assert fallen.server.serving_on == CARD
 
 
-def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
+def test_a_failback_without_callers_is_observed_on_probes(fallen: World) -> None:
     """Even where a new revision would need callers."""
     fallen.with_rules(observe=replace(RULES.observe, probes_allowed=False))
     fallen.requests_a_second = 0.0
@@ -204,8 +204,8 @@ def test_without_callers_it_is_watched_on_probes(fallen: World) -> None:
     assert fallen.server.serving_on == CARD
 
 
-def test_it_asks_no_person(fallen: World) -> None:
-    """Not even under a policy that approves releases one by one."""
+def test_a_failback_needs_no_approval(fallen: World) -> None:
+    """Not even in mode `approve`."""
     fallen.with_rules(mode=Mode.APPROVE)
     empty(fallen)
     until_failback(fallen)
@@ -217,31 +217,31 @@ def test_it_asks_no_person(fallen: World) -> None:
 
 
 def no_room(world: World) -> None:
-    """The plan says so."""
+    """By the plan there is no room."""
     fill(world)
 
 
 def no_room_unplanned(world: World) -> None:
-    """The plan could not be made."""
+    """There is no room and no plan."""
     fill(world)
     assert world.card is not None
     world.card.plan = "blind"
 
 
 def loads_and_overflows(world: World) -> None:
-    """There is room for the weights, and for no item."""
+    """There is room for the weights, but for no item."""
     assert world.card is not None
     world.card.strangers, world.card.plan = 6 * GIB, "kind"
 
 
 def not_finite(world: World) -> None:
-    """The card computes nonsense."""
+    """The card computes NaN."""
     empty(world)
     _spoil(world, Quality(fails_on={CARD: "NOT_FINITE"}))
 
 
 def runner_dies(world: World) -> None:
-    """The load is lost for another reason."""
+    """The runner dies while it loads."""
     empty(world)
     world.server.load_faults = [EffectFailure(FailureKind.PERMANENT, "LOAD_FAILED", "its runner died")]
 
@@ -262,8 +262,8 @@ def _spoil(world: World, quality: Quality) -> None:
         (runner_dies, "LOAD_FAILED"),
     ],
 )
-def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, fault: object, reason: str) -> None:
-    """The breaker opens again, for longer; the CPU answers throughout, and nobody is to blame."""
+def test_a_failback_that_fails_before_its_trial_waits_longer(fallen: World, fault: object, reason: str) -> None:
+    """The breaker opens again, for longer; the CPU answers throughout, and no revision is blamed."""
     before = blameless(fallen)
     assert callable(fault)
     fault(fallen)
@@ -284,8 +284,8 @@ def test_a_return_that_fails_before_callers_meet_it_waits_longer(fallen: World, 
 
 @pytest.mark.fault("B12")
 @pytest.mark.fault("B6")
-def test_a_card_that_loads_and_then_overflows_makes_nothing_flap(fallen: World) -> None:
-    """In a day a handful of tries, further and further apart; no caller ever meets the card."""
+def test_a_card_that_loads_and_then_runs_out_causes_few_attempts(fallen: World) -> None:
+    """A handful in a day, further and further apart; no caller is answered from the card."""
     loads_and_overflows(fallen)
     starts: list[float] = []
     ends = fallen.clock.seconds + 24 * HOUR
@@ -304,8 +304,8 @@ def test_a_card_that_loads_and_then_overflows_makes_nothing_flap(fallen: World) 
 
 @pytest.mark.fault("B12")
 @pytest.mark.fault("K14")
-def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen: World) -> None:
-    """The server puts it back, the breaker opens for longer, and the fallback stands."""
+def test_a_failback_that_runs_out_on_callers_leaves_the_cpu_slot_answering(fallen: World) -> None:
+    """The server activates it again, the breaker opens for longer, and the fallback remains."""
     before = blameless(fallen)
     empty(fallen)
     until_failback(fallen, Stage.OBSERVING)
@@ -322,8 +322,8 @@ def test_a_return_that_overflows_on_callers_leaves_the_cpu_slot_answering(fallen
 
 
 @pytest.mark.fault("B12")
-def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) -> None:
-    """What returns is known to be good: such a thing speaks against the device."""
+def test_one_death_or_one_nan_in_its_trial_ends_a_failback(fallen: World) -> None:
+    """The bundle is known to be good, so the device is to blame."""
     for reason in ("RUNNER_DIED", "NOT_FINITE"):
         empty(fallen)
         until_failback(fallen, Stage.OBSERVING)
@@ -337,8 +337,8 @@ def test_one_death_or_one_nonsense_answer_on_trial_sends_it_back(fallen: World) 
     assert fallen.quarantined == set()
 
 
-def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
-    """The updater was asleep: the server has gone back by itself."""
+def test_a_failback_whose_trial_lease_expired_has_failed(fallen: World) -> None:
+    """The updater was away, and the server has ended the trial."""
     empty(fallen)
     until_failback(fallen, Stage.OBSERVING)
     fallen.passes(RULES.observe.trial_lease_seconds + 1)
@@ -347,8 +347,8 @@ def test_a_trial_whose_term_ran_out_has_failed(fallen: World) -> None:
     assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
 
 
-def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time(fallen: World) -> None:
-    """The next fallback is another one, and the breaker remembers the one before."""
+def test_a_card_that_runs_out_after_a_failback_waits_longer_than_before(fallen: World) -> None:
+    """That is another fallback, and the breaker counts its openings."""
     empty(fallen)
     until_failback(fallen)
     until_over(fallen)
@@ -359,7 +359,7 @@ def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time
 
     assert fallen.server.serving_on == CPU
     assert (fallen.record.device.state, fallen.record.device.openings) == (BreakerState.OPEN, 2)
-    assert len(opens(fallen)) == 2
+    assert len(openings(fallen)) == 2
 
 
 # Lives end.
@@ -368,8 +368,8 @@ def test_a_card_that_overflows_after_the_commit_waits_longer_than_the_first_time
 @pytest.mark.fault("B3")
 @pytest.mark.parametrize("dies", ["before", "after"])
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
-def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stage, dies: str) -> None:
-    """Its probe was cut off: what it loaded is cleared away, and the next try waits as long as this one did."""
+def test_an_updater_that_dies_during_a_failback_waits_again(fallen: World, stage: Stage, dies: str) -> None:
+    """The probe was cut off: its load is retired, and the next attempt waits as long as this one did."""
     empty(fallen)
     until_failback(fallen, stage)
     fallen.tick(dies=dies)
@@ -388,8 +388,8 @@ def test_an_updater_that_dies_in_a_return_waits_again(fallen: World, stage: Stag
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
-def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: World, dies: str) -> None:
-    """The device has proven itself, and only the telling was left."""
+def test_an_updater_that_dies_while_committing_a_failback_completes_it(fallen: World, dies: str) -> None:
+    """The verdict was reached before."""
     empty(fallen)
     until_failback(fallen, Stage.COMMITTING)
     fallen.tick(dies=dies)
@@ -401,8 +401,8 @@ def test_an_updater_that_dies_while_committing_brings_it_to_its_end(fallen: Worl
 
 @pytest.mark.parametrize("orderly", [True, False])
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING])
-def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, stage: Stage, *, orderly: bool) -> None:
-    """It remembers; a crash in the trial is the device's fault, an orderly stop nobody's."""
+def test_a_server_that_ends_during_a_failback_starts_on_the_cpu(fallen: World, stage: Stage, *, orderly: bool) -> None:
+    """It remembers the fallback; a crash in the trial is blamed on the device, an orderly stop on nothing."""
     before = blameless(fallen)
     empty(fallen)
     until_failback(fallen, stage)
@@ -422,8 +422,8 @@ def test_a_server_that_ends_in_a_return_comes_back_on_the_cpu(fallen: World, sta
     assert fallen.server.serving_on == CPU
 
 
-def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
-    """However it hangs."""
+def test_a_failback_that_exceeds_the_breakers_probe_time_is_abandoned(fallen: World) -> None:
+    """Whatever it waits for."""
     empty(fallen)
     until_failback(fallen, Stage.OBSERVING)
     fallen.clock.passes(fallen.record.device.left_seconds + 1.0)
@@ -435,8 +435,8 @@ def test_a_probe_that_outlives_its_time_is_taken_back(fallen: World) -> None:
 # Others want something meanwhile.
 
 
-def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: World) -> None:
-    """A breaker that is open holds back nothing but the way back."""
+def test_a_release_during_a_fallback_is_judged_and_served_on_the_cpu(fallen: World) -> None:
+    """The open breaker delays only the failback."""
     fallen.install("1.1.0")
     assert fallen.server.serving_on == CPU
     assert fallen.server.fallback is not None
@@ -446,8 +446,8 @@ def test_a_release_while_falling_back_is_proven_and_served_on_the_cpu(fallen: Wo
     assert (fallen.serving, fallen.server.serving_on) == ("1.1.0", CARD)
 
 
-def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: World) -> None:
-    """It is the device that it will serve from."""
+def test_a_release_waits_for_a_failback_and_is_then_judged_on_the_card(fallen: World) -> None:
+    """The device that it will serve from."""
     empty(fallen)
     until_failback(fallen)
     fallen.publish("1.1.0")
@@ -458,8 +458,8 @@ def test_a_release_waits_for_a_return_and_is_then_proven_on_the_card(fallen: Wor
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
-def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stage) -> None:
-    """The return gives way without a verdict, and waits its turn again."""
+def test_a_requested_revision_does_not_wait_for_a_failback(fallen: World, stage: Stage) -> None:
+    """The failback is abandoned without a verdict, and waits again."""
     empty(fallen)
     until_failback(fallen, stage)
     fallen.publish("1.1.0")
@@ -473,8 +473,8 @@ def test_a_revision_that_a_person_names_need_not_wait(fallen: World, stage: Stag
 
 
 @pytest.mark.parametrize("stage", [Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING])
-def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage: Stage) -> None:
-    """While updates are on hold no device is tried."""
+def test_a_pause_abandons_a_failback_and_resume_allows_the_next(fallen: World, stage: Stage) -> None:
+    """While updates are paused no device is tried."""
     empty(fallen)
     until_failback(fallen, stage)
     fallen.command(CommandKind.PAUSE, "a demonstration")
@@ -493,8 +493,8 @@ def test_a_hold_breaks_it_off_and_resume_lets_it_try_again(fallen: World, stage:
 
 @pytest.mark.fault("B8")
 @pytest.mark.parametrize("stage", [Stage.IDLE, Stage.GATING, Stage.OBSERVING])
-def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -> None:
-    """Whatever the breaker says: the revision before serves, on the device that there is."""
+def test_a_rollback_during_a_failback_takes_back_the_revision(carded: World, stage: Stage) -> None:
+    """The revision before serves, on the device that is available."""
     carded.install("1.1.0")
     fill(carded)
     carded.tick()
@@ -509,19 +509,19 @@ def test_a_rollback_by_hand_is_about_the_revision(carded: World, stage: Stage) -
     assert BreakerState.OPEN is carded.record.device.state
 
 
-def test_a_rollback_by_hand_without_a_revision_before_is_refused(fallen: World) -> None:
+def test_a_rollback_during_a_failback_without_an_earlier_revision_is_refused(fallen: World) -> None:
     """The committed revision is not quarantined because a device is being tried."""
     empty(fallen)
     until_failback(fallen, Stage.OBSERVING)
     fallen.command(CommandKind.ROLLBACK)
-    assert "command_refused" in fallen.told()
+    assert "command_refused" in fallen.event_names()
     assert fallen.quarantined == set()
     until_over(fallen)
     assert fallen.server.serving_on == CARD
 
 
-def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None:
-    """And forgets how often it has failed."""
+def test_a_reset_of_the_breaker_starts_a_failback_at_once(fallen: World) -> None:
+    """And clears the count of its failures."""
     empty(fallen)
     fallen.command(CommandKind.RESET_BREAKER, "device")
     began = fallen.clock.seconds
@@ -534,7 +534,7 @@ def test_an_operator_who_resets_the_breaker_tries_at_once(fallen: World) -> None
     assert fallen.server.serving_on == CARD
 
 
-def test_a_new_conversion_and_a_return_come_one_after_the_other(fallen: World) -> None:
+def test_a_reconversion_and_a_failback_run_one_after_the_other(fallen: World) -> None:
     """One update at a time."""
     empty(fallen)
     until_failback(fallen)
