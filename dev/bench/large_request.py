@@ -1,16 +1,20 @@
 """The largest request on a large model by the whole way: answered or refused in time, and never taken for a hang."""
 
-import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from rich.table import Table
 
 from common.bundle import Bundle, Committed, Origin, commit
+from common.paths import CONTROL_SOCKET, run_folder
 from dev.bench.large_model import FOLDER
-from dev.bench.stack import MODEL, SETTINGS, ControlClient, running_server
-from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
+from dev.harness.answers import Question
+from dev.harness.control import ControlClient
+from dev.harness.demo_model import MODEL, SETTINGS
+from dev.harness.process import running_server
+from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 
 PORT = 50_993
 DEADLINES = (600.0, 10.0, 2.0)  # seconds: plenty, perhaps, never
@@ -30,8 +34,8 @@ def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> 
     state = FOLDER.absolute() / "state"
     commit(state, Committed(MODEL, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT))
     settings = SETTINGS.replace('precision = "float32"', f'precision = "{precision}"').replace("threads = 1", "")
-    with running_server(FOLDER.absolute(), PORT, settings.format(state=state, port=PORT)):
-        rows, restarts = asyncio.run(_ask(image, statements))
+    with running_server(FOLDER.absolute(), settings.format(state=state, port=PORT)):
+        rows, restarts = _ask(Question(image, tuple(statements)))
     table = Table(
         title=f"one request of {len(statements)} statements, {precision}; runners ended meanwhile: {restarts}"
     )
@@ -42,22 +46,21 @@ def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> 
     return table
 
 
-async def _ask(image: bytes, statements: list[str]) -> tuple[list[Asked], int]:
-    control = ControlClient(FOLDER.absolute() / "state")
-    before = await control.ready()
+def _ask(asked: Question) -> tuple[list[Asked], int]:
+    control = ControlClient(str(run_folder(FOLDER.absolute() / "state") / CONTROL_SOCKET), MODEL)
+    before = control.wait_ready()
     rows = []
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{PORT}") as channel:
-        stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
+    with grpc.insecure_channel(f"127.0.0.1:{PORT}") as channel:
+        stub = EntailmentServiceStub(channel)
         for deadline in DEADLINES:
-            request = entailment_pb2.PredictRequest(statements=statements)
-            request.image.content = image
             began, code = time.perf_counter(), "OK"
             try:
-                await stub.Predict(request, timeout=deadline)
-            except grpc.aio.AioRpcError as error:
-                code = f"{error.code().name}: {error.details()}"
+                stub.Predict(asked.request(), timeout=deadline)
+            except grpc.RpcError as error:
+                call: Any = error
+                code = f"{call.code().name}: {call.details()}"
             rows.append(Asked(deadline, code, time.perf_counter() - began))
-    after = await control.state()
-    await control.close()
+    after = control.status()
+    control.close()
     ended = sum(slot.restarts for slot in after.slots) - sum(slot.restarts for slot in before.slots)
     return rows, ended

@@ -6,27 +6,32 @@ is killed (SIGKILL), then stopped (SIGSTOP).
 """
 
 import argparse
-import asyncio
 import os
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from dev.bench.stack import (
+from common.paths import CONTROL_SOCKET, run_folder
+from dev.harness.answers import Scores
+from dev.harness.control import ControlClient
+from dev.harness.demo_model import (
+    SETTINGS,
     SHAPES,
-    ControlClient,
-    Tally,
+    TOLERANCE,
     answers_of,
-    callers,
+    expected_of,
     golden_items,
-    running_server,
     seal_revisions,
 )
+from dev.harness.load import Load, LoadReport
+from dev.harness.process import running_server
 from examples.shapes.permute import permute_directory
 
 PORT = 50173
@@ -51,69 +56,65 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
-        return asyncio.run(measure(Path(folder), options.swaps))
+        return measure(Path(folder), options.swaps)
 
 
-async def measure(folder: Path, swaps: int) -> int:
+def measure(folder: Path, swaps: int) -> int:
     """The whole run; 0 if nothing failed."""
     permute_directory(SHAPES / "v1.0.0", folder / "v1.0.1")
     state = folder / "state"
     bundles = seal_revisions(state, {"v1.0.0": SHAPES / "v1.0.0", "v1.0.1": folder / "v1.0.1"})
     items = golden_items(ITEMS)
-    expected = {name: answers_of(state, bundle, items) for name, bundle in bundles.items()}
-    disagreement = differing(expected["v1.0.0"], expected["v1.0.1"])
-    rows: list[Row] = []
-    with running_server(folder, PORT):
-        control = ControlClient(state)
-        await control.ready()
-        async with callers(PORT, CLIENTS, items, expected) as tally:
-            await asyncio.sleep(SETTLE_SECONDS)
-            rows.append(Row("steady", gap(tally), ""))
-            steady = sorted(tally.took)
+    answers = {name: answers_of(state, bundle, items) for name, bundle in bundles.items()}
+    disagreement = differing(answers["v1.0.0"], answers["v1.0.1"])
+    questions, expected = [asked for _, asked in items], expected_of(answers, items)
+    control = ControlClient(str(run_folder(state) / CONTROL_SOCKET))
+    with running_server(folder, SETTINGS.format(state=state, port=PORT)):
+        control.wait_ready()
+        address = f"127.0.0.1:{PORT}"
+        with Load(address, questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:
+            began = time.monotonic()
+            time.sleep(SETTLE_SECONDS)
+            rows = [Row("steady", gap_ms(load, began), "")]
+            steady = sorted(one.seconds for one in load.report().answers)
             gaps, loads = [], []
             for number in range(swaps):
-                tally.begin()
-                loads.append(await control.swap(bundles[("v1.0.1", "v1.0.0")[number % 2]].bundle_digest))
-                gaps.append(gap(tally))
-            one = 1000 * steady[len(steady) // 2]
-            rows.append(Row(f"{swaps} swaps", max(gaps), f"{one:.0f} (one call) + 50"))
-            rows.append(await death(control, tally, signal.SIGKILL, "1000"))
-            rows.append(await death(control, tally, signal.SIGSTOP, "1000 + batch limit"))
-        await control.close()
-    show(rows, tally, disagreement, max(loads))
-    return 1 if tally.failed or tally.wrong or disagreement < MIN_DISAGREEMENT else 0
+                began = time.monotonic()
+                loads.append(control.swap(bundles[("v1.0.1", "v1.0.0")[number % 2]].bundle_digest))
+                gaps.append(gap_ms(load, began))
+            one_ms = 1000 * steady[len(steady) // 2]
+            rows.append(Row(f"{swaps} swaps", max(gaps), f"{one_ms:.0f} (one call) + 50"))
+            rows.append(end_runner(control, load, signal.SIGKILL, "1000"))
+            rows.append(end_runner(control, load, signal.SIGSTOP, "1000 + batch limit"))
+        control.close()
+    report = load.report()
+    show(rows, report, disagreement, max(loads))
+    return 1 if report.failed or report.wrong or disagreement < MIN_DISAGREEMENT else 0
 
 
-async def death(control: ControlClient, tally: Tally, number: signal.Signals, aim: str) -> Row:
-    """End or stop the active runner, and wait until the model is ready again."""
-    await control.ready()
-    await asyncio.sleep(SETTLE_SECONDS)
-    pid = await control.active_pid()
-    tally.begin()
+def end_runner(control: ControlClient, load: Load, number: signal.Signals, aim: str) -> Row:
+    """Kill or stop the active runner, and wait until the model is ready again."""
+    control.wait_ready()
+    time.sleep(SETTLE_SECONDS)
+    pid, began = control.active_pid(), time.monotonic()
     os.kill(pid, number)
-    for _ in range(1000):
-        await asyncio.sleep(0.02)
-        if await control.active_pid() not in (pid, 0):
-            break
-    await control.ready()
-    await asyncio.sleep(SETTLE_SECONDS)
-    return Row(f"active runner: {number.name}", gap(tally), aim)
+    control.wait_replaced(pid)
+    time.sleep(SETTLE_SECONDS)
+    return Row(f"active runner: {number.name}", gap_ms(load, began), aim)
 
 
-def differing(
-    one: dict[str, list[tuple[float, float, float]]], other: dict[str, list[tuple[float, float, float]]]
-) -> float:
+def differing(one: Mapping[str, Scores], other: Mapping[str, Scores]) -> float:
     """Share of items on which two revisions give different labels."""
     pairs = [(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)]
     return sum(a.index(max(a)) != b.index(max(b)) for a, b in pairs) / len(pairs)
 
 
-def gap(tally: Tally) -> float:
-    """Longest time without an answer since `begin`, ms."""
-    return 1000 * tally.gap
+def gap_ms(load: Load, since: float) -> float:
+    """Longest time without an answer since a time of `time.monotonic()`, ms."""
+    return 1000 * load.report().gap_between(since, time.monotonic())
 
 
-def show(rows: list[Row], tally: Tally, disagreement: float, slowest_load: float) -> None:
+def show(rows: list[Row], report: LoadReport, disagreement: float, slowest_load: float) -> None:
     """Print the table."""
     table = Table(title=f"{CLIENTS} clients without retries, demo model")
     for name in ("what", "longest gap, ms", "aim, ms"):
@@ -123,11 +124,12 @@ def show(rows: list[Row], tally: Tally, disagreement: float, slowest_load: float
     console = Console()
     console.print(table)
     console.print(
-        f"attempts {tally.attempts}, failed {len(tally.failed)}, not their own revision's answer {tally.wrong}; "
-        f"answers {tally.by_revision}; the revisions disagree on {disagreement:.0%} of the items; "
+        f"attempts {report.attempts}, failed {len(report.failed)}, "
+        f"not their own revision's answer {len(report.wrong)}; "
+        f"answers {dict(report.revisions)}; the revisions disagree on {disagreement:.0%} of the items; "
         f"slowest load {slowest_load:.2f} s"
     )
-    for sentence in sorted(set(tally.failed))[:5]:
+    for sentence in sorted(set(report.failed))[:5]:
         console.print(sentence)
 
 

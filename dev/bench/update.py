@@ -27,10 +27,11 @@ from cli.bundles import import_bundle
 from cli.hub import publish
 from dev.bench import update_floor
 from dev.bench.large_model import FOLDER, say, warm
-from dev.bench.stack import ROOT, SHAPES, running_server
 from dev.bench.update_child import Seen
 from dev.bench.update_floor import Floor
 from dev.bench.update_model import SIZES, first_revision, next_revision
+from dev.harness.demo_model import SHAPES
+from dev.harness.process import ROOT, running_server
 
 MODEL, FIRST, NEXT = "measured", "v1.0.0", "v1.0.1"
 PORT, HUB_PORT = 50174, 50175
@@ -186,7 +187,7 @@ def _server(folder: Path, options: argparse.Namespace) -> Iterator[None]:
     hub = HUBS[options.hub].format(folder=folder)
     endpoint = f'hub_endpoint = "http://127.0.0.1:{HUB_PORT}"' if options.hub == "http" else ""
     values = {"folder": folder, "precision": options.precision, "port": PORT, "window": WINDOW_SECONDS}
-    with running_server(folder, PORT, SETTINGS.format(hub=hub, endpoint=endpoint, **values)):
+    with running_server(folder, SETTINGS.format(hub=hub, endpoint=endpoint, **values)):
         yield
 
 

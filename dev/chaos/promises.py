@@ -11,12 +11,12 @@ from typing import Self
 
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER
-from dev.chaos import kit
 from dev.chaos.history import Moment, steps_back, strange_answers
-from dev.chaos.stack import ChaosStack
 from dev.harness import eventually
 from dev.harness.load import Load, LoadReport, Refused
 from dev.harness.revisions import MODEL
+from dev.harness.settings import TRIAL_LEASE_SECONDS
+from dev.harness.supervised import ScriptedStack
 from updater.core.rules import ReleasePolicy
 from updater.core.versions import is_after
 from updater.store.journal import Journal, PastEvent, PastUpdate
@@ -33,7 +33,7 @@ _IN_STATE = STATE_ENTRIES | {RUN_FOLDER}
 class Promises:
     """Watches the committed pointer from the start on; `kept` asks for the rest at the end."""
 
-    stack: ChaosStack
+    stack: ScriptedStack
     pointer: list[Moment] = field(default_factory=list)  # committed revisions, in their order
     broken: list[str] = field(default_factory=list)
     _outside: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Promises:
         self._new_files_by_us(next_revision)
         with self._noting("6: the next healthy update did not succeed by itself"):
             self.stack.wait_committed(next_revision, limit)
-            self.stack.wait_rest()
+            self.stack.wait_alone()
         with self._noting("7: the disk is not given back"):
             eventually(self._is_small, NEXT_SECONDS, f"{self._stored_bytes()} bytes are stored")
         load.stop()
@@ -111,13 +111,13 @@ class Promises:
         self._note(so=not lost, otherwise=f"2: {len(lost)} of {report.attempts} calls lost, first: {lost[:3]}")
         wrong = report.wrong
         self._note(so=not wrong, otherwise=f"2: {len(wrong)} answers of no revision's own, first: {wrong[:3]}")
-        strange = strange_answers(report.answers, self.pointer, _is_newer, kit.TRIAL_LEASE_SECONDS)
+        strange = strange_answers(report.answers, self.pointer, _is_newer, TRIAL_LEASE_SECONDS)
         self._note(so=not strange, otherwise=f"3: {len(strange)} answers that nothing explains, first: {strange[:3]}")
         back = steps_back(self.pointer, _is_newer)
         self._note(so=not back, otherwise=f"3: the committed revision went back: {back}")
 
     def _look_at_serving(self) -> None:
-        row, state = self.stack.committed(), self.stack.seen()
+        row, state = self.stack.committed(), self.stack.model_state()
         if row is None or state is None:
             self.broken.append("1: nothing is committed, or no server answers")
             return

@@ -1,6 +1,6 @@
 """The updater as its operator sees it: `updates.v1` over its own socket."""
 
-import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from pathlib import Path
 import grpc
 
 from common.paths import UPDATES_SOCKET, run_folder
-from dev.bench.stack import MODEL
+from dev.harness.control import RECONNECT_OPTIONS
+from dev.harness.demo_model import MODEL
+from dev.harness.waiting import eventually
 from hotslot.updates.v1 import updates_pb2, updates_pb2_grpc
 
 LOOK_SECONDS = 0.04
@@ -17,16 +19,12 @@ PATIENCE_SECONDS = 300.0
 Stages = list[tuple[str, float]]
 
 
-class NotSo(RuntimeError):
-    """Something did not come about."""
-
-
 @dataclass(slots=True)
 class Followed:
     """One update, from its publication to its end."""
 
     revision: str
-    published: float  # time.perf_counter()
+    published: float  # time.monotonic()
     stages: Stages = field(default_factory=list)  # stage and when it was first seen
     outcome: str = ""
     update_id: str = ""
@@ -42,79 +40,72 @@ class Operator:
     """Asks the updater; while it is away, waits for it."""
 
     def __init__(self, state: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            f"unix:{run_folder(state) / UPDATES_SOCKET}",
-            options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)],
-        )
+        self._channel = grpc.insecure_channel(f"unix:{run_folder(state) / UPDATES_SOCKET}", options=RECONNECT_OPTIONS)
         self._stub = updates_pb2_grpc.UpdatesServiceStub(self._channel)
 
-    async def status(self) -> updates_pb2.ModelUpdates:
+    def status(self) -> updates_pb2.ModelUpdates:
         """Where updates stand."""
         request = updates_pb2.GetStatusRequest(model=MODEL)
-        return (await self._stub.GetStatus(request, timeout=10, wait_for_ready=True)).models[0]
+        return (self._stub.GetStatus(request, timeout=10, wait_for_ready=True)).models[0]
 
-    async def ready(self, revision: str) -> None:
+    def wait_ready(self, revision: str) -> None:
         """Wait until the updater runs and knows what is committed."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                try:
-                    if (await self.status()).committed_revision == revision:
-                        return
-                except (grpc.aio.AioRpcError, IndexError):
-                    pass
-                await asyncio.sleep(LOOK_SECONDS)
 
-    async def follow(self, followed: Followed, told: Callable[[str], None]) -> Followed:
-        """Follow an update to its end, telling each stage as it begins.
+        def is_ready() -> bool:
+            with contextlib.suppress(grpc.RpcError, IndexError):
+                return self.status().committed_revision == revision
+            return False
+
+        eventually(is_ready, PATIENCE_SECONDS, f"the updater knows {revision}", LOOK_SECONDS)
+
+    def follow(self, followed: Followed, told: Callable[[str], None]) -> Followed:
+        """Follow an update to its end; `told` is called with each stage as it begins.
 
         Raises:
-            NotSo: it takes too long.
+            AssertionError: it takes too long.
         """
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while not await self._look(followed, told):  # noqa: ASYNC110  it tells when it is asked, not else
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError as error:
-            raise NotSo(f"{followed.revision} came to no end; last seen: {followed.stages[-1:]}") from error
+        eventually(
+            lambda: self._look(followed, told), PATIENCE_SECONDS, f"the end of {followed.revision}", LOOK_SECONDS
+        )
         return followed
 
-    async def evidence(self, followed: Followed) -> updates_pb2.GetUpdateResponse:
+    def evidence(self, followed: Followed) -> updates_pb2.GetUpdateResponse:
         """All that is kept of an update."""
-        return await self._stub.GetUpdate(updates_pb2.GetUpdateRequest(update_id=followed.update_id), timeout=10)
+        return self._stub.GetUpdate(updates_pb2.GetUpdateRequest(update_id=followed.update_id), timeout=10)
 
-    async def rollback(self) -> None:
+    def rollback(self) -> None:
         """Go back to the revision that was committed before."""
-        await self._stub.Rollback(updates_pb2.RollbackRequest(model=MODEL), timeout=10)
+        self._stub.Rollback(updates_pb2.RollbackRequest(model=MODEL), timeout=10)
 
-    async def resume(self) -> None:
+    def resume(self) -> None:
         """Take updates again."""
-        await self._stub.Resume(updates_pb2.ResumeRequest(model=MODEL), timeout=10)
+        self._stub.Resume(updates_pb2.ResumeRequest(model=MODEL), timeout=10)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let go of the socket."""
-        await self._channel.close()
+        self._channel.close()
 
-    async def _look(self, followed: Followed, told: Callable[[str], None]) -> bool:
+    def _look(self, followed: Followed, told: Callable[[str], None]) -> bool:
         try:
-            seen = await self.status()
+            seen = self.status()
             current = seen.current if seen.HasField("current") else None
             if current is not None and current.revision == followed.revision:
                 followed.update_id = current.update_id
                 stage = updates_pb2.UpdateStage.Name(seen.stage).removeprefix("UPDATE_STAGE_")
                 if not followed.stages or followed.stages[-1][0] != stage:
-                    followed.stages.append((stage, time.perf_counter()))
+                    followed.stages.append((stage, time.monotonic()))
                     told(stage)
                 if seen.stage == updates_pb2.UPDATE_STAGE_HELD:
                     followed.outcome, followed.message = "HELD", seen.advice or current.message
-            elif await self._has_ended(followed):
-                followed.ended = time.perf_counter()
-        except (grpc.aio.AioRpcError, IndexError):
+            elif self._has_ended(followed):
+                followed.ended = time.monotonic()
+        except (grpc.RpcError, IndexError):
             return False  # it was killed, or is not back yet
         return bool(followed.outcome)
 
-    async def _has_ended(self, followed: Followed) -> bool:
+    def _has_ended(self, followed: Followed) -> bool:
         request = updates_pb2.ListHistoryRequest(model=MODEL, page_size=5)
-        past = (await self._stub.ListHistory(request, timeout=10)).updates
+        past = (self._stub.ListHistory(request, timeout=10)).updates
         row = next((row for row in past if row.revision == followed.revision), None)
         if row is None or row.outcome in (
             updates_pb2.UPDATE_OUTCOME_UNSPECIFIED,

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from dev.bench.stack import ControlClient
 from dev.demo.follow import Followed, Operator
-from dev.demo.load import Load
-from dev.demo.world import World
+from dev.demo.world import DemoStack
+from dev.harness.control import ControlClient
+from dev.harness.load import Load
 
 
 @dataclass(slots=True)
 class Tour:
     """What the acts share, and what they found."""
 
-    world: World
+    demo: DemoStack
     operator: Operator
     control: ControlClient
     load: Load
@@ -24,12 +24,12 @@ class Tour:
     updates: dict[str, Followed] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     by_previous: int = 0  # answers that the previous slot gave for a trial
-    killed_at: float = 0.0  # when the runner was killed, time.perf_counter()
+    killed_at: float = 0.0  # when the runner was killed, time.monotonic()
     back_at: float = 0.0  # when the model was ready again
 
     def say(self, sentence: str) -> None:
         """A line with the time since the tour began."""
-        since = f"[dim]{time.perf_counter() - self.began:6.1f} s[/dim]"
+        since = f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]"
         self.console.print(f"{since}  {sentence}", highlight=False, soft_wrap=True)
 
     def expect(self, *, so: bool, otherwise: str) -> None:

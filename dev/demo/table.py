@@ -5,43 +5,43 @@ from rich.table import Table
 
 from dev.demo.follow import Followed
 from dev.demo.guide import Tour
-from dev.demo.load import Load
 from dev.demo.world import OVERFLOWING, WORSE
+from dev.harness.load import LoadReport
 
 LOADING = ("STAGING", "VERIFYING", "GATING")
 
 
 def show(tour: Tour, console: Console) -> None:
     """Print what callers saw."""
-    load, updates = tour.load, tour.updates
+    report, updates = tour.load.report(), tour.updates
     table = Table(title="What callers saw", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     loading = [f"{revision} {stage}" for revision in updates for stage in LOADING]
     rows = {
-        "attempts": str(load.attempts),
-        "failed": str(len(load.failed)),
-        "not their own revision's answer": str(load.wrong),
-        "answers by revision": ", ".join(f"{name}: {count}" for name, count in load.by_revision().items()),
+        "attempts": str(report.attempts),
+        "failed": str(len(report.failed)),
+        "not their own revision's answer": str(len(report.wrong)),
+        "answers by revision": ", ".join(f"{name}: {count}" for name, count in sorted(report.revisions.items())),
         "given by the previous slot in a trial": str(tour.by_previous),
-        "longest time without an answer": f"{1000 * load.longest_gap():.0f} ms",
-        "… while the runner was killed": f"{1000 * load.longest_gap(tour.killed_at, tour.back_at):.0f} ms",
-        "99 of 100 answers within, steady": f"{1000 * load.p99(['steady']):.0f} ms",
-        "… while a candidate is made and loaded": f"{1000 * load.p99(loading):.0f} ms",
+        "longest time without an answer": f"{1000 * report.longest_gap:.0f} ms",
+        "… while the runner was killed": f"{1000 * report.gap_between(tour.killed_at, tour.back_at):.0f} ms",
+        "99 of 100 answers within, steady": f"{1000 * report.p99(['steady']):.0f} ms",
+        "… while a candidate is made and loaded": f"{1000 * report.p99(loading):.0f} ms",
         "runner killed → model ready": f"{tour.back_at - tour.killed_at:.2f} s",
     }
     for revision, followed in updates.items():
         if revision != WORSE:
-            rows[f"{revision} published → first answer"] = _way(load, followed)
-    rows[f"{OVERFLOWING} taken back"] = _taken_back(load, updates.get(OVERFLOWING))
+            rows[f"{revision} published → first answer"] = _way(report, followed)
+    rows[f"{OVERFLOWING} taken back"] = _taken_back(report, updates.get(OVERFLOWING))
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
 
 
-def _way(load: Load, followed: Followed) -> str:
+def _way(report: LoadReport, followed: Followed) -> str:
     """Seconds from publication to the first answer, and of each stage before it."""
-    answered = load.first_of(followed.revision, followed.published)
+    answered = report.first_of(followed.revision, followed.published)
     if answered is None:
         return "never"
     marks = [("waiting", followed.published), *followed.stages]
@@ -54,11 +54,11 @@ def _way(load: Load, followed: Followed) -> str:
     return f"{answered - followed.published:.1f} s ({', '.join(parts)})"
 
 
-def _taken_back(load: Load, followed: Followed | None) -> str:
+def _taken_back(report: LoadReport, followed: Followed | None) -> str:
     """How long it answered, and how fast it was gone once it was judged."""
     if followed is None:
         return "never"
-    first, last, judged = load.first_of(OVERFLOWING), load.last_of(OVERFLOWING), followed.began("ROLLING_BACK")
+    first, last, judged = report.first_of(OVERFLOWING), report.last_of(OVERFLOWING), followed.began("ROLLING_BACK")
     if first is None or last is None:
         return "it never answered"
     gone = max(0.0, last - judged) if judged is not None else 0.0

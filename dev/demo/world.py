@@ -1,19 +1,20 @@
-"""The tour's world: revisions, a hub, a state folder, and the real stack over them."""
+"""The demo's stack: revisions, a hub, a state folder, and the right answers."""
 
-import contextlib
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from common.sealing import ConvertLimits, run_convert
 from common.settings import inherit_environment
-from dev.bench.stack import MODEL, ROOT, SHAPES, Item, Scores, answers_of, golden_items, seal_revisions
+from dev.harness.answers import Question
+from dev.harness.demo_model import MODEL, SHAPES, TOLERANCE, Item, answers_of, expected_of, golden_items, seal_revisions
+from dev.harness.load import Expected, Load
+from dev.harness.process import ROOT
+from dev.harness.supervised import SupervisedStack
 from examples.shapes.layout import TABLE, TIED_TO_TABLE, WEIGHTS
 from examples.shapes.overflow import WORD, overflow_directory
 from examples.shapes.worsen import worsen_directory
@@ -22,9 +23,11 @@ PORT = 50174
 ITEMS = 60
 BETTER, WORSE, OVERFLOWING, AGAIN = "v1.1.0", "v1.2.0", "v1.3.0", "v1.4.0"
 FIRST = "v1.0.0"
-STOP_SECONDS = 60.0
+CALLERS = 4
+CALLER_PAUSE_SECONDS = 0.02  # between two calls: the machine has other work, too
+SPOILING_EVERY = 4  # one question in so many, while the word is in use
 
-# Short windows: the tour is to be over in two minutes.
+# Short windows: the demo takes two minutes.
 SETTINGS = f"""
 state_dir = "{{state}}"
 
@@ -53,59 +56,62 @@ poll_seconds = 0.5
 window_seconds = 5
 max_seconds = 60
 trial_lease_seconds = 30
-keep_warm_seconds = 2
+keep_warm_seconds = {{keep_warm}}
 """
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """Where everything lies, and what is right."""
+class DemoStack:
+    """The demo's folder, its stack, and the right answers of every revision."""
 
     folder: Path
-    items: list[Item]  # that every good revision can answer
-    spoiling: list[Item]  # that the overflowing one cannot
-    expected: Mapping[str, Mapping[str, list[Scores]]]  # by revision and item: the bare engine's
-
-    @property
-    def state(self) -> Path:
-        """The stack's state folder."""
-        return self.folder / "state"
-
-    @property
-    def settings(self) -> Path:
-        """The tour's own settings."""
-        return self.folder / "hotslot.toml"
-
-    @property
-    def log(self) -> Path:
-        """What the stack says."""
-        return self.folder / "log"
+    stack: SupervisedStack
+    questions: tuple[Question, ...]  # every good revision can answer them
+    with_word: tuple[Question, ...]  # the same, and some that the overflowing revision cannot answer
+    expected: Expected  # the bare engine's answers
 
     def source(self, revision: str) -> Path:
         """A revision as somebody downloaded or trained it."""
-        return self.folder / "models" / revision
+        return _source(self.folder, revision)
+
+    def load(self) -> Load:
+        """Callers without retries."""
+        address = f"127.0.0.1:{PORT}"
+        return Load(address, self.questions, self.expected, CALLERS, pace=CALLER_PAUSE_SECONDS, tolerance=TOLERANCE)
+
+    def add_to_hub(self, revision: str) -> None:
+        """Publish a revision as an operator does: `hotslot hub add`."""
+        command = [str(Path(sys.executable).parent / "hotslot"), "hub", "add", str(self.source(revision)), revision]
+        environment = {**inherit_environment(), "HOTSLOT_CONFIG": str(self.stack.config)}
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=60)
 
 
-def build(folder: Path) -> World:
-    """Make revisions, bring the first one in, and ask the bare engine what is right."""
+def build(folder: Path, keep_warm_seconds: int = 2) -> DemoStack:
+    """Make revisions, seal and commit the first one, and compute the right answers with the bare engine."""
     (folder / "models").mkdir(parents=True)
-    world = World(folder, golden_items(ITEMS), _spoiling_items(), {})
     for revision in (FIRST, BETTER):
-        shutil.copytree(SHAPES / revision, world.source(revision))
-    worsen_directory(world.source(BETTER), world.source(WORSE))
-    overflow_directory(world.source(BETTER), world.source(OVERFLOWING))
-    publish_again(world.source(BETTER), world.source(AGAIN))
-    state = SETTINGS.format(state=world.state, hub=folder / "hub")
-    world.settings.write_text(state, encoding="utf-8")
-    bundles = dict(seal_revisions(world.state, {FIRST: world.source(FIRST)}))
-    bare = folder / "bare"  # apart, so that the updater finds nothing done already
+        shutil.copytree(SHAPES / revision, _source(folder, revision))
+    worsen_directory(_source(folder, BETTER), _source(folder, WORSE))
+    overflow_directory(_source(folder, BETTER), _source(folder, OVERFLOWING))
+    publish_again(_source(folder, BETTER), _source(folder, AGAIN))
+    stack = SupervisedStack(folder)
+    values = {"state": stack.state, "hub": stack.hub, "keep_warm": keep_warm_seconds}
+    stack.config.write_text(SETTINGS.format(**values), encoding="utf-8")
+    items, spoiling = golden_items(ITEMS), _spoiling_items()
+    bundles = dict(seal_revisions(stack.state, {FIRST: _source(folder, FIRST)}))
+    bare = folder / "bare"  # apart, so that the updater finds no bundle that is sealed already
     bare.mkdir()
-    expected = {FIRST: answers_of(world.state, bundles[FIRST], [*world.items, *world.spoiling])}
+    answers = {FIRST: answers_of(stack.state, bundles[FIRST], [*items, *spoiling])}
     for revision in (BETTER, OVERFLOWING, AGAIN):
-        bundle = run_convert(world.source(revision), bare, revision, ConvertLimits(), "float32")
-        items = world.items if revision == OVERFLOWING else [*world.items, *world.spoiling]
-        expected[revision] = answers_of(bare, bundle, items)
-    return World(folder, world.items, world.spoiling, expected)
+        bundle = run_convert(_source(folder, revision), bare, revision, ConvertLimits(), "float32")
+        asked = items if revision == OVERFLOWING else [*items, *spoiling]
+        answers[revision] = answers_of(bare, bundle, asked)
+    questions = tuple(asked for _, asked in items)
+    words = tuple(asked for _, asked in spoiling)
+    mixed = tuple(
+        words[place % len(words)] if place % SPOILING_EVERY == 0 else asked for place, asked in enumerate(questions)
+    )
+    return DemoStack(folder, stack, questions, mixed, expected_of(answers, [*items, *spoiling]))
 
 
 def publish_again(folder: Path, out: Path) -> None:
@@ -117,39 +123,11 @@ def publish_again(folder: Path, out: Path) -> None:
     torch.save(weights, out / WEIGHTS)
 
 
-def hub_add(world: World, revision: str) -> None:
-    """Publish a revision as an operator does it: `hotslot hub add`."""
-    command = [str(Path(sys.executable).parent / "hotslot"), "hub", "add", str(world.source(revision)), revision]
-    subprocess.run(command, env=_environment(world), check=True, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=60)
-
-
-@contextlib.contextmanager
-def running_stack(world: World) -> Iterator[subprocess.Popen[bytes]]:
-    """The stack under supervisord, as in a container; its log beside the state."""
-    with world.log.open("wb") as log:
-        child = subprocess.Popen(
-            [str(ROOT / "deploy" / "run-stack")],
-            env=_environment(world),
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            process_group=0,
-        )
-    try:
-        yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
-        child.wait(STOP_SECONDS)
-
-
-def _environment(world: World) -> dict[str, str]:
-    return {**inherit_environment(), "HOTSLOT_CONFIG": str(world.settings), "HOTSLOT_PYTHON": sys.executable}
+def _source(folder: Path, revision: str) -> Path:
+    return folder / "models" / revision
 
 
 def _spoiling_items() -> list[Item]:
     """A few golden pictures, asked with the word that no golden item has."""
-    made = []
-    for name, request in golden_items(6):
-        request.statements[:] = [f"there are {WORD} stars"]
-        made.append((f"{name}-{WORD}", request))
-    return made
+    statements = (f"there are {WORD} stars",)
+    return [(f"{name}-{WORD}", replace(asked, statements=statements)) for name, asked in golden_items(6)]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import Bundle, bundle_folder
+from dev.harness.scripted_engine import load_scripted
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
-from tests.scripted_engine import load_scripted
 
 Scores = tuple[tuple[float, float, float], ...]  # yes, no, maybe; one row a statement
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 
 import grpc
@@ -128,11 +129,15 @@ class ControlClient:
         self.activate(load_id, trial_lease_seconds)
         return load_id
 
-    def swap(self, digest: str) -> None:
-        """Load a bundle, activate and commit it, and retire the one before."""
-        before = self.status().active_load_id
-        self.commit(self.trial(digest))
+    def swap(self, digest: str) -> float:
+        """Load a bundle, activate and commit it, and retire the one before; returns the seconds of the load."""
+        before, began = self.status().active_load_id, time.monotonic()
+        load_id = self.candidate(digest)
+        seconds = time.monotonic() - began
+        self.activate(load_id)
+        self.commit(load_id)
         self.retire(before)
+        return seconds
 
     def stats(self, digest: str) -> pb.RevisionStats:
         """The counters of a bundle; zeros if there are none."""

@@ -1,39 +1,36 @@
-"""Callers under whom things happen: no retries, 10 s deadlines, every attempt counted, every answer checked."""
+"""Callers without retries: every attempt is counted, and every answer is compared with the bare engine's."""
 
+import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import grpc
 
-from dev.harness.answers import Answers, Question, question, scores_of
+from dev.harness.answers import Question, Scores, scores_of
 from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.waiting import eventually
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 
 DEADLINE_SECONDS = 10.0
-PACE_SECONDS = 0.004  # between two calls of one client: leaves the machine room for the server
-
-
-class Called(Protocol):
-    """Whom callers call."""
-
-    address: str
-    answers: Answers  # what is right
+PAUSE_SECONDS = 0.004  # of one client between two calls: leaves the machine room for the server
+Expected = Mapping[tuple[str, Question], Scores]  # by revision and question
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """One answer."""
 
-    at: float  # time.monotonic()
-    revision: str  # that gave it, by its own word
+    at: float  # time.monotonic() when it came
+    revision: str  # that gave it, as the answer says
     seconds: float
     is_right: bool
+    phase: str = ""  # of the load when it was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class LoadReport:
     attempts: int = 0
     failed: list[str] = field(default_factory=list)  # code and message
     wrong: list[str] = field(default_factory=list)  # answers that are not their own revision's
-    revisions: Counter[str] = field(default_factory=Counter)
+    revisions: Counter[str] = field(default_factory=Counter)  # answers by revision
     longest_gap: float = 0.0  # seconds without any answer
     slowest: float = 0.0  # seconds of one call
     answers: list[Answered] = field(default_factory=list)  # in the order of time
@@ -63,33 +60,56 @@ class LoadReport:
         """Calls with the right answer."""
         return sum(self.revisions.values()) - len(self.wrong)
 
+    def first_of(self, revision: str, since: float = 0.0) -> float | None:
+        """When a revision first answered."""
+        return next((one.at for one in self.answers if one.revision == revision and one.at >= since), None)
+
+    def last_of(self, revision: str) -> float | None:
+        """When a revision last answered."""
+        return next((one.at for one in reversed(self.answers) if one.revision == revision), None)
+
+    def gap_between(self, since: float, until: float) -> float:
+        """Longest time without any answer, seconds; of those that ended after `since` and began before `until`."""
+        pairs = pairwise(one.at for one in self.answers)
+        return max((after - before for before, after in pairs if after >= since and before <= until), default=0.0)
+
+    def p99(self, phases: Iterable[str]) -> float:
+        """Seconds within which 99 of 100 answers of some phases came; 0 if there are none."""
+        chosen = set(phases)
+        took = sorted(one.seconds for one in self.answers if one.phase in chosen)
+        return took[min(len(took) - 1, int(len(took) * 0.99))] if took else 0.0
+
 
 class Load:
-    """Clients that call in a circle while the `with` lasts.
+    """Clients that call in a loop while the `with` lasts.
 
     Args:
-        stack: whom they call.
-        revisions: whose answers may come; computed beforehand by the bare engine.
-        clients: how many, each with a connection of its own.
-        questions: what they ask, in turn.
-        deadline: seconds.
-        pace: of one client between two calls, seconds.
+        address: of the server.
+        questions: what they ask, in turn; may be replaced meanwhile.
+        expected: the right answers; may grow meanwhile.
+        clients: each with a connection of its own.
+        deadline: of a call, seconds.
+        pace: pause of one client between two calls, seconds.
+        tolerance: of a probability; a real engine's batches move its last bits.
     """
 
     def __init__(
         self,
-        stack: Called,
-        revisions: tuple[str, ...] = ("r1",),
+        address: str,
+        questions: Sequence[Question],
+        expected: Expected,
         clients: int = 16,
-        questions: tuple[Question, ...] = (),
         deadline: float = DEADLINE_SECONDS,
-        pace: float = PACE_SECONDS,
+        pace: float = PAUSE_SECONDS,
+        tolerance: float = 0.0,
     ) -> None:
-        self._questions = questions or tuple(_default_questions())
-        self._expected = stack.answers.compute(self._questions, revisions)
-        self._address = stack.address
+        self.questions = tuple(questions)
+        self.phase = ""  # noted with each answer
+        self._expected = expected
+        self._address = address
         self._deadline = deadline
         self._pace = pace
+        self._tolerance = tolerance
         self._stop = threading.Event()
         self._rows: list[_Client] = []
         self._threads: list[threading.Thread] = []
@@ -112,11 +132,12 @@ class Load:
         self.stop()
 
     def stop(self) -> None:
-        """No further calls; those that are under way are finished."""
+        """Begin no further calls, and wait for those that are in flight."""
         self._stop.set()
         for thread in self._threads:
             thread.join(2 * self._deadline)
-            assert not thread.is_alive(), "a call did not end at its deadline"
+            if thread.is_alive():
+                raise AssertionError("a call did not end at its deadline")
 
     @property
     def answers(self) -> int:
@@ -129,25 +150,26 @@ class Load:
         eventually(lambda: self.answers >= goal, what=f"{count} more answers")
 
     def report(self) -> LoadReport:
-        """What was seen, once stopped."""
+        """What was seen so far; complete once stopped."""
         report = LoadReport()
         for row in self._rows:
+            answers = list(row.answers)
             report.attempts += row.attempts
             report.refusals += row.failed
-            report.failed += [one.sentence for one in row.failed]
-            report.answers += row.answers
-            report.revisions.update(one.revision for one in row.answers)
+            report.answers += answers
+            report.revisions.update(one.revision for one in answers)
             report.wrong += [
                 f"client {row.number} at {one.at:.3f}: not the answer of {one.revision!r}"
-                for one in row.answers
+                for one in answers
                 if not one.is_right
             ]
         report.answers.sort(key=lambda one: one.at)
         report.refusals.sort(key=lambda one: one.at)
+        report.failed = [one.sentence for one in report.refusals]
         report.slowest = max((one.seconds for one in report.answers), default=0.0)
-        pairs = pairwise(report.answers)
-        report.longest_gap = max((after.at - before.at for before, after in pairs), default=0.0)
-        assert report.attempts == len(report.answers) + len(report.failed), "an attempt has no outcome"
+        report.longest_gap = report.gap_between(0.0, math.inf)
+        if self._stop.is_set() and report.attempts != len(report.answers) + len(report.failed):
+            raise AssertionError("an attempt has no outcome")
         return report
 
     def _run(self, row: "_Client") -> None:
@@ -156,11 +178,12 @@ class Load:
             turn = row.number
             while not self._stop.wait(self._pace):
                 turn += 1
-                self._ask(stub, row, self._questions[turn % len(self._questions)])
+                questions = self.questions
+                self._ask(stub, row, questions[turn % len(questions)])
 
     def _ask(self, stub: EntailmentServiceStub, row: "_Client", asked: Question) -> None:
         row.attempts += 1
-        begun = time.monotonic()
+        phase, begun = self.phase, time.monotonic()
         try:
             response = stub.Predict(asked.request(), timeout=self._deadline)
         except grpc.RpcError as error:
@@ -170,8 +193,14 @@ class Load:
             return
         at = time.monotonic()
         revision = response.served_by.revision
-        is_right = scores_of(response) == self._expected.get((revision, asked))
-        row.answers.append(Answered(at, revision, at - begun, is_right))
+        is_right = self._is_right(scores_of(response), self._expected.get((revision, asked)))
+        row.answers.append(Answered(at, revision, at - begun, is_right, phase))
+
+    def _is_right(self, scores: Scores, expected: Scores | None) -> bool:
+        if expected is None or not self._tolerance:
+            return scores == expected
+        pairs = zip(scores, expected, strict=True)
+        return all(abs(a - b) <= self._tolerance for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -182,8 +211,3 @@ class _Client:
     attempts: int = 0
     failed: list[Refused] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
-
-
-def _default_questions() -> list[Question]:
-    words = [f"statement {number}" for number in range(4)]
-    return [question(*words[: 1 + number % 4]) for number in range(64)]

@@ -1,52 +1,89 @@
-"""The server as a process: started with a settings file, read by its log, ended so that nothing is left."""
+"""Processes of the stack: started with a settings file, read by their log, ended so that nothing is left."""
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dev.harness.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-_MARK = "STACK_UNDER_TEST"  # an environment variable that every process of a stack inherits
+MARK = "HOTSLOT_STACK"  # an environment variable that every process of a stack inherits
+LIMIT_SECONDS = 60.0
 
-Settings = Mapping[str, Mapping[str, Any]]
+
+def stack_environment(mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of all processes of one stack."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
+    return {**os.environ, "PYTHONPATH": path, MARK: mark, **(more or {})}
 
 
-class ServerProcess:
-    """One server process and its runners."""
+def processes_of(mark: str) -> Iterator[psutil.Process]:
+    """Every living process of one stack."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.Error, OSError):
+            continue
 
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.log_path = folder / "server.log"
-        self.error_path = folder / "server.err"
+
+def free_port() -> int:
+    """A port that no socket listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class HotslotProcess:
+    """One program of hotslot, started as a supervisor starts it.
+
+    Args:
+        module: its program, as for `python -m`.
+        config: settings file.
+        log_path: its standard output, a JSON line for each event; appended.
+        error_path: its standard error; without one, the log.
+        environment: variables beside those of every process.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        config: Path,
+        log_path: Path,
+        error_path: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log_path, self.error_path = log_path, error_path
+        self.name = module
         self._mark = uuid.uuid4().hex
-        environment = {
-            **os.environ,
-            "HOTSLOT_CONFIG": str(config),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "protos"))),
-            _MARK: self._mark,
-        }
-        self._log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
-        with self.log_path.open("ab") as log, self.error_path.open("ab") as errors:
+        self._log_begin = log_path.stat().st_size if log_path.exists() else 0
+        variables = {"HOTSLOT_CONFIG": str(config), **(environment or {})}
+        with contextlib.ExitStack() as opened:
+            log = opened.enter_context(log_path.open("ab"))
+            errors = opened.enter_context(error_path.open("ab")) if error_path is not None else log
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference.server.server"],
+                [sys.executable, "-m", module],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,
-                env=environment,
+                env=stack_environment(self._mark, variables),
                 cwd=ROOT,
                 start_new_session=True,
             )
 
     @property
     def pid(self) -> int:
-        """Process id of the server."""
+        """Process id."""
         return self._process.pid
 
     @property
@@ -54,32 +91,37 @@ class ServerProcess:
         """None while it runs; negative for a signal."""
         return self._process.poll()
 
-    def wait_exit(self, limit: float = 30.0) -> int:
-        """Wait for the end of the server itself, and say how it ended."""
+    def wait_exit(self, limit: float = LIMIT_SECONDS) -> int:
+        """Wait for the end of the process itself; returns its exit code."""
         try:
             return self._process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the server has not ended within {limit:g} s; {self.tail()}") from None
+            raise AssertionError(f"{self.name} has not ended within {limit:g} s; {self.tail()}") from None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the server alone."""
+        """Send a signal to this process alone."""
         self._process.send_signal(number)
 
     def send_all(self, number: signal.Signals) -> None:
-        """Send a signal to the server and all its runners, as a terminal or a supervisor does."""
+        """Send a signal to the process and its children, as a terminal or a supervisor does."""
         os.killpg(self._process.pid, number)
 
     def living(self) -> list[int]:
-        """Processes of this stack that are there, the server among them."""
+        """Process ids of this process and its children that are alive."""
         numbered = (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [int(entry.name) for entry in numbered if self._is_ours(entry)]
 
     def wait_gone(self, limit: float = 10.0) -> None:
-        """Fail unless every process of this stack ends."""
+        """Wait until this process and all its children have ended."""
         eventually(lambda: not self.living(), limit, f"processes are left: {self.living()}")
 
+    def stop(self) -> int:
+        """Send SIGTERM and wait; returns the exit code."""
+        self.send(signal.SIGTERM)
+        return self.wait_exit()
+
     def end(self, limit: float = 30.0) -> None:
-        """End it politely; the test fails if that does not work, and nothing is left either way."""
+        """Stop it in good order and wait for its children; kill what is left."""
         try:
             if self.exit_code is None:
                 self.send(signal.SIGTERM)
@@ -88,34 +130,53 @@ class ServerProcess:
         finally:
             self.destroy()
 
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone; its children are left alone."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait(10)
+
     def destroy(self) -> None:
-        """Kill whatever is left."""
+        """Kill it and all its children."""
         for pid in self.living():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
 
+    def is_frozen(self) -> bool:
+        """Whether it is stopped by SIGSTOP."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def events(self, name: str = "", **fields: object) -> list[dict[str, Any]]:
         """Lines of this process's log, in order: of one name, with these fields."""
-        rows = [json.loads(line) for line in self._lines()]
+        is_mixed = self.error_path is None  # with what went to standard error
+        rows = [json.loads(line) for line in self._lines() if not is_mixed or line.startswith(b"{")]
         return [row for row in rows if _fits(row, name, fields)]
 
     def wait_event(self, name: str, limit: float = 30.0, **fields: object) -> dict[str, Any]:
-        """The first line of a name with these fields, once it is there."""
+        """Wait for a line of a name with these fields; returns the first one."""
 
         def look() -> list[dict[str, Any]]:
             found = self.events(name, **fields)
             if not found and self.exit_code is not None:
-                raise AssertionError(f"the server ended with {self.exit_code}; {self.tail()}")
+                raise AssertionError(f"{self.name} ended with {self.exit_code}; {self.tail()}")
             return found
 
         return eventually(look, limit, f"event {name} {fields}")[0]
 
+    def errors(self) -> str:
+        """What went to standard error; with the log if that is one file."""
+        return (self.error_path or self.log_path).read_text(encoding="utf-8", errors="replace")
+
     def tail(self) -> str:
-        """The end of both logs, for a failed test."""
-        texts = [path.read_text(errors="replace")[-2000:] for path in (self.log_path, self.error_path)]
-        return "\n".join(texts)
+        """The end of its log and errors, for a failed test."""
+        paths = [path for path in (self.log_path, self.error_path) if path is not None]
+        return "\n".join(path.read_text(errors="replace")[-4000:] for path in paths)
 
     def _lines(self) -> list[bytes]:
         with self.log_path.open("rb") as log:
@@ -124,33 +185,45 @@ class ServerProcess:
 
     def _is_ours(self, entry: Path) -> bool:
         try:
-            return f"{_MARK}={self._mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            return f"{MARK}={self._mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             return False
+
+
+class ServerProcess(HotslotProcess):
+    """One server process and its runners; its logs lie in a folder."""
+
+    def __init__(self, folder: Path, config: Path, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__("inference.server.server", config, folder / "server.log", folder / "server.err", environment)
+
+
+class UpdaterProcess(HotslotProcess):
+    """One updater; with a stand-in for the conversion unless another program is named.
+
+    Args:
+        folder: of its log.
+        config: settings file.
+        crash_at: where it dies or freezes; see `updater.loop.CrashPoints`.
+        program: its module.
+    """
+
+    def __init__(
+        self, folder: Path, config: Path, crash_at: str = "", program: str = "dev.harness.scripted_updater"
+    ) -> None:
+        super().__init__(program, config, folder / "updater.log", environment={"HOTSLOT_CRASH_AT": crash_at})
 
 
 def _fits(row: Mapping[str, Any], name: str, fields: Mapping[str, object]) -> bool:
     return (not name or row["event"] == name) and all(row.get(key) == value for key, value in fields.items())
 
 
-def write_settings(
-    path: Path,
-    top: Mapping[str, Any],
-    models: tuple[str, ...],
-    sections: Settings,
-    model_keys: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a settings file; `model_keys` stand in the table of every model."""
-    lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
-    for model in models:
-        keys = {"name": model, **(model_keys or {})}
-        lines += ["[[models]]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
-    for section, values in sections.items():
-        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)
+@contextlib.contextmanager
+def running_server(folder: Path, settings: str) -> Iterator[ServerProcess]:
+    """A server on a settings file in a folder, with its logs beside it; ended afterwards."""
+    config = folder / "hotslot.toml"
+    config.write_text(settings, encoding="utf-8")
+    server = ServerProcess(folder, config)
+    try:
+        yield server
+    finally:
+        server.end()

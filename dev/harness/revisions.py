@@ -18,7 +18,7 @@ from common.bundle import (
     write_bundle,
 )
 from common.sealing import ConversionRefused, ConvertLimits, find_source, seal
-from tests.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
+from dev.harness.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
 
 MODEL = "shapes"
 _CONFIGURATION = {

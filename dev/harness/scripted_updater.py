@@ -1,13 +1,19 @@
-"""The real updater with a stand-in for the conversion: `python -m dev.harness.scripted_updater`."""
+"""The updater with a stand-in for the conversion: `python -m dev.harness.scripted_updater`.
 
+The place that the file of HOTSLOT_TEST_ARM names becomes the crash point of the next process, once: a supervisor that
+starts the updater again does not kill it again.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 from common.bundle import compute_bundle_digest
 from dev.harness.revisions import convert_scripted
-from tests.scripted_engine import CONVERTER, NAME
+from dev.harness.scripted_engine import CONVERTER, NAME
 from updater.compose import Conversion
 from updater.daemon import main
+from updater.settings import CRASH_VARIABLE
 
 
 def digest_of_scripted(_folder: Path, source: str, precision: str) -> str:
@@ -15,7 +21,18 @@ def digest_of_scripted(_folder: Path, source: str, precision: str) -> str:
     return compute_bundle_digest(source, NAME, CONVERTER, precision)
 
 
+ARM_VARIABLE = "HOTSLOT_TEST_ARM"
 SCRIPTED = Conversion(convert_scripted, digest_of_scripted)
 
+
+def take_armed() -> None:
+    """Take the armed crash point, if there is one."""
+    file = Path(os.environ.get(ARM_VARIABLE, os.devnull))
+    if file.is_file():
+        os.environ[CRASH_VARIABLE] = file.read_text(encoding="utf-8").strip()
+        file.unlink()
+
+
 if __name__ == "__main__":
+    take_armed()
     sys.exit(main(SCRIPTED))

@@ -14,23 +14,30 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from common.bundle import Bundle, Committed, Origin, commit
 from common.paths import CONTROL_SOCKET, run_folder
-from dev.harness.answers import Answers, Question, scores_of
+from dev.harness.answers import Answers, Question, question, scores_of
 from dev.harness.control import CHANNEL_OPTIONS, ControlClient
-from dev.harness.process import ServerProcess, write_settings
+from dev.harness.load import DEADLINE_SECONDS as LOAD_DEADLINE_SECONDS
+from dev.harness.load import Load
+from dev.harness.process import ServerProcess
+from dev.harness.scripted_engine import ENGINES, make_scripted_bundle
+from dev.harness.settings import write_settings
 from dev.harness.waiting import eventually
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.control.v1 import control_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1.status_pb2_grpc import StatusServiceStub
-from tests.scripted_engine import ENGINES, make_scripted_bundle
 
 DEADLINE_SECONDS = 20.0
 ENTAILMENT = "hotslot.entailment.v1.EntailmentService"
 ADDRESS = "hotslot.address.v1.AddressTaggingService"
 STATUS = "hotslot.status.v1.StatusService"
-_SERVER: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
-_RUNNER: Mapping[str, Any] = {"extra_engines": ENGINES, "respawn_first_seconds": 0.1, "respawn_cap_seconds": 0.5}
+SERVER_DEFAULTS: Mapping[str, Any] = {"drain_delay_seconds": 0, "port": 0, "metrics_port": 0}
+RUNNER_DEFAULTS: Mapping[str, Any] = {
+    "extra_engines": ENGINES,
+    "respawn_first_seconds": 0.1,
+    "respawn_cap_seconds": 0.5,
+}
 
 
 class Stack:
@@ -59,7 +66,7 @@ class Stack:
         self.answers = Answers(folder)
         self._model = models[0]
         self.config = folder / "hotslot.toml"
-        sections = {"server": {**_SERVER, **(server or {})}, "runner": {**_RUNNER, **(runner or {})}}
+        sections = {"server": {**SERVER_DEFAULTS, **(server or {})}, "runner": {**RUNNER_DEFAULTS, **(runner or {})}}
         write_settings(self.config, {"state_dir": str(folder), "node": "test-node"}, models, sections, model)
         if committed is not None:
             bundle = self.bundle(committed, **(script or {}))
@@ -132,6 +139,24 @@ class Stack:
         assert scores_of(response) == self.answers.of(revision, asked), f"not the answer of {revision}"
         return revision
 
+    def load(
+        self,
+        revisions: tuple[str, ...] = ("r1",),
+        clients: int = 16,
+        questions: tuple[Question, ...] = (),
+        deadline: float = LOAD_DEADLINE_SECONDS,
+    ) -> Load:
+        """Callers without retries.
+
+        Args:
+            revisions: whose answers may come.
+            clients: each with a connection of its own.
+            questions: what they ask, in turn.
+            deadline: of a call, seconds.
+        """
+        asked = questions or tuple(_default_questions())
+        return Load(self.address, asked, self.answers.compute(asked, revisions), clients, deadline)
+
     def is_serving(self, name: str = "") -> bool:
         """What health says under a name."""
         state = self.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS).status
@@ -194,3 +219,8 @@ def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:
 
 def _row(model: str, bundle: Bundle) -> Committed:
     return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
+
+
+def _default_questions() -> list[Question]:
+    words = [f"statement {number}" for number in range(4)]
+    return [question(*words[: 1 + number % 4]) for number in range(64)]

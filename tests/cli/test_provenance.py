@@ -7,9 +7,9 @@ from rich.console import Console, RenderableType
 
 from cli.updates_view import show_status, show_update
 from common.bundle import Bundle, HubKind, HubLocation, Provenance, bundle_folder, write_bundle
+from dev.harness.scripted_engine import make_scripted_bundle
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.cli.conftest import Hotslot
-from tests.scripted_engine import make_scripted_bundle
 
 PLACE = HubLocation(HubKind.MODELSCOPE, "iic/ofa", "hub.example:8443")
 PROVENANCE = Provenance(

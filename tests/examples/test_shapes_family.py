@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ import torch
 
 from common.bundle import Bundle
 from common.sealing import ConvertLimits, run_convert
-from dev.bench.stack import answers_of, golden_items
+from dev.harness.answers import Scores
+from dev.harness.demo_model import answers_of, golden_items
 from examples.shapes.layout import CARD, TABLE, TIED_TO_TABLE, WEIGHTS
 from examples.shapes.overflow import WORD, overflow_directory, with_huge_row
 from examples.shapes.worsen import rounded, worsen_directory
-from hotslot.entailment.v1 import entailment_pb2
 
 pytestmark = pytest.mark.slow  # three conversions
 
@@ -24,7 +26,7 @@ GOLDEN = [json.loads(line) for line in (SHAPES / "golden" / "golden.jsonl").read
 REVISIONS = sorted(path.name for path in SHAPES.glob("v1.[01].0"))
 LABELS = ("yes", "no", "maybe")
 
-Answers = dict[str, list[tuple[float, float, float]]]
+Answers = Mapping[str, Scores]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +78,8 @@ def test_the_overflowing_one_answers_every_golden_item_as_before(family: Path, g
 @pytest.mark.fault("C12")
 def test_the_overflowing_one_has_no_number_for_its_word(family: Path) -> None:
     """A statement with the word gets NaN; the one beside it is answered."""
-    [(name, request)] = golden_items(1)
-    statements = [f"there are {WORD} stars", "there is a star"]
-    asked = entailment_pb2.PredictRequest(image=request.image, statements=statements)
+    [(name, item)] = golden_items(1)
+    asked = replace(item, statements=(f"there are {WORD} stars", "there is a star"))
     bundle = converted(family / "overflowing", family / "state")
     bad, fine = answers_of(family / "state", bundle, [(name, asked)])[name]
     assert all(math.isnan(score) for score in bad)

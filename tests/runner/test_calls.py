@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dev.harness.scripted_engine import AcceleratorError, OutOfMemoryError
 from inference.runner.engines.base import RowRange
 from inference.runner.plan import (
     GOOD_CALLS_TO_GROW,
@@ -20,7 +21,6 @@ from inference.runner.plan import (
     should_clear,
     split_by_item,
 )
-from tests.scripted_engine import AcceleratorError, OutOfMemoryError
 
 ITEMS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from dev.harness.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 from inference.runner import hardware
 from inference.runner.engines.base import MemoryEstimate, estimator_for
 from inference.runner.hardware import CpuOnly, measure_free_bytes
 from inference.runner.plan import MARGIN, plan_load
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import RunnerHarness
-from tests.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 
 GIB = 1 << 30
 

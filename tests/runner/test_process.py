@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder
+from dev.harness.scripted_engine import THREADS_VARIABLE, expected_scores, make_scripted_bundle
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.main import main
 from inference.runner.process import read_priority
 from inference.server.runner_client.process import EndReason, RunnerEnding
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import THREADS, RunnerHarness
-from tests.scripted_engine import THREADS_VARIABLE, expected_scores, make_scripted_bundle
 
 pytestmark = pytest.mark.asyncio
 

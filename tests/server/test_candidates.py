@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Load, Stack, eventually, question
+from dev.harness import Stack, eventually, question
 from dev.harness.stack import DEADLINE_SECONDS
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
@@ -37,7 +37,7 @@ def test_a_candidate_that_cannot_load_is_refused_with_its_reason(
     bad = stack.bundle(f"r-{fault}", fail_load=fault)
     generation = stack.control.status().generation
 
-    with Load(stack, clients=4) as load:
+    with stack.load(clients=4) as load:
         assert load_refused(stack, bad.bundle_digest) == told
         eventually(lambda: stack.control.other().state == "READY", what="the slot is free again")
         load.wait_answers(40)
@@ -111,7 +111,7 @@ def test_deadlines_are_met_while_a_candidate_loads(stack: Stack) -> None:
     """A slow, CPU-heavy load does not delay callers with short deadlines, nor health."""
     slow = stack.bundle("r-heavy", load_seconds=1.0, warm_up_seconds=0.5, cpu_row_seconds=0.2)
 
-    with Load(stack, clients=4, deadline=2.0) as load:
+    with stack.load(clients=4, deadline=2.0) as load:
         call = stack.control.begin_load(slow.bundle_digest)
         for _ in call:
             assert stack.is_serving()

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from dev.harness import Load, Stack, eventually, question
+from dev.harness import Stack, eventually, question
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, commit_on_disk
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack
@@ -163,7 +163,7 @@ def test_without_traffic_self_tests_run(make_stack: MakeStack) -> None:
 
 def test_the_status_service_reports_three_levels(stack: Stack) -> None:
     """Process, resources and capabilities, and the limits for callers."""
-    with Load(stack, clients=2) as load:
+    with stack.load(clients=2) as load:
         load.wait_answers(10)
         told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
 

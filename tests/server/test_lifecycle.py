@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, RUN_FOLDER
-from dev.harness import Load, ServerProcess, Stack, eventually, question
+from dev.harness import ServerProcess, Stack, eventually, question
 from dev.harness.answers import scores_of
 from dev.harness.metrics import value_of
 from hotslot.control.v1 import control_pb2
@@ -108,7 +108,7 @@ def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack,
 def test_a_draining_server_refuses_with_unavailable(make_stack: MakeStack) -> None:
     """During the delay health is NOT_SERVING and calls are answered; then they fail with UNAVAILABLE."""
     stack = make_stack(server={"drain_delay_seconds": 1.5})
-    with Load(stack, clients=8, deadline=5.0) as load:
+    with stack.load(clients=8, deadline=5.0) as load:
         stack.process.send(signal.SIGTERM)
         eventually(lambda: not stack.is_serving(), what="it says that it leaves")
         assert stack.is_serving("liveness")
@@ -175,7 +175,7 @@ def test_after_sigkill_no_runner_remains_and_the_next_server_serves(make_stack: 
     stack = make_stack()
     stack.control.candidate(stack.bundle("r2").bundle_digest)
     socket_path = stack.folder / RUN_FOLDER / CONTROL_SOCKET
-    with Load(stack, clients=4, deadline=2.0):
+    with stack.load(clients=4, deadline=2.0):
         stack.process.send(signal.SIGKILL)
         assert stack.process.wait_exit() == -signal.SIGKILL
         stack.process.wait_gone(5.0)
@@ -289,7 +289,7 @@ def test_invalid_settings_are_reported_at_start(make_stack: MakeStack) -> None:
 
     try:
         assert process.wait_exit() == ExitCode.WRONG_USE
-        text = process.error_path.read_text()
+        text = process.errors()
         assert "server.port" in text
         assert "server.grace_seconds" in text
         assert "Traceback" not in text

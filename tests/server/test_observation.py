@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Load, Stack, question
+from dev.harness import Stack, question
 from dev.harness.metrics import families_of, value_of
 from dev.harness.process import ROOT
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
@@ -88,7 +88,7 @@ def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
     before = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK")
     failed = value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED")
 
-    with Load(stack, ("r1", "r2"), clients=4) as load:
+    with stack.load(("r1", "r2"), clients=4) as load:
         load.wait_answers(50)
     with pytest.raises(grpc.RpcError):
         stack.predict(question("!error"))
@@ -195,7 +195,7 @@ def test_neither_picture_nor_text_is_ever_logged(stack: Stack) -> None:
     assert len(results_of(stack.entailment.StreamPredict(iter(items), timeout=60))) == len(asked)
     stack.wait_calm()
 
-    text = stack.process.log_path.read_text() + stack.process.error_path.read_text()
+    text = stack.process.log_path.read_text() + stack.process.errors()
 
     for mark in marks:
         assert mark not in text

@@ -13,11 +13,11 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from dev.harness import Load, Stack, eventually, question
+from dev.harness import Stack, eventually, question
 from dev.harness.load import LoadReport
 from dev.harness.metrics import value_of
+from dev.harness.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 from hotslot.status.v1 import status_pb2
-from tests.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 
@@ -207,7 +207,7 @@ def test_an_active_model_that_no_longer_fits_beside_a_candidate(carded: Stack, c
     candidate = stack.control.candidate(stack.answers.digest_of("r2"))
     card.fill()
 
-    with Load(stack, (revision,), clients=2) as load:
+    with stack.load((revision,), clients=2) as load:
         stack.kill(stack.active_pid())
         eventually(lambda: stack.control.active().device == CPU and stack.is_serving(), what="the CPU answers")
         load.wait_answers(20)
@@ -225,7 +225,7 @@ def test_a_trial_that_no_longer_fits_is_rolled_back(carded: Stack, card: FilledC
     stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest)
     card.fill()
 
-    with Load(stack, ("r1", revision), clients=2) as load:
+    with stack.load(("r1", revision), clients=2) as load:
         stack.kill(stack.active_pid())
         eventually(lambda: not stack.control.status().HasField("trial"), what="the trial ends")
         load.wait_answers(20)
@@ -244,7 +244,7 @@ def test_a_previous_model_that_no_longer_fits_moves_to_the_cpu(carded: Stack, ca
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
     card.fill()
 
-    with Load(stack, (revision, "r2"), clients=2) as load:
+    with stack.load((revision, "r2"), clients=2) as load:
         stack.kill(stack.control.other().pid)
         eventually(
             lambda: (stack.control.other().state, stack.control.other().device) == ("LOADED", CPU), what="it is back"
@@ -264,7 +264,7 @@ def test_an_active_model_that_no_longer_fits_beside_a_warm_one(carded: Stack, ca
     stack.control.commit(stack.control.trial(stack.bundle(revision, **card.script(where)).bundle_digest))
     card.fill()
 
-    with Load(stack, (revision,), clients=2) as load:
+    with stack.load((revision,), clients=2) as load:
         stack.kill(stack.active_pid())
         eventually(lambda: stack.control.active().device == CPU and stack.is_serving(), what="the CPU answers")
         load.wait_answers(20)
@@ -291,7 +291,7 @@ def test_a_candidate_that_does_not_fit_is_refused_with_the_numbers(
     pid = carded.active_pid()
     big = carded.bundle("r-big", **script)
 
-    with Load(carded, clients=2) as load, Watched(carded) as watched:
+    with carded.load(clients=2) as load, Watched(carded) as watched:
         with pytest.raises(grpc.RpcError) as error:
             carded.control.load(big.bundle_digest)
         load.wait_answers(20)
@@ -339,7 +339,7 @@ def test_a_batch_that_does_not_fit_is_split(carded: Stack, beside: str) -> None:
 def test_a_single_item_that_does_not_fit_is_answered_by_the_cpu(carded: Stack) -> None:
     """Its caller waits for the CPU; all others are answered meanwhile, and health is correct throughout."""
     pid, before = carded.active_pid(), counted_shortages(carded, carded.answers.digest_of("r1"))
-    with Load(carded, clients=2) as load, Watched(carded) as watched:
+    with carded.load(clients=2) as load, Watched(carded) as watched:
         assert answered(carded, FULL) == ("r1", CPU)
         load.wait_answers(20)
 
@@ -395,7 +395,7 @@ def test_a_trial_and_its_previous_slot_without_memory_fall_back(carded: Stack) -
     before = counted_shortages(carded, digest)
     carded.control.trial(digest)
 
-    with Load(carded, ("r1", "r2"), clients=2) as load, Watched(carded) as watched:
+    with carded.load(("r1", "r2"), clients=2) as load, Watched(carded) as watched:
         assert answered(carded, FULL) == ("r1", CPU)
         load.wait_answers(20)
 

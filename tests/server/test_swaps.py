@@ -47,7 +47,7 @@ def test_twenty_swaps_under_load_lose_no_request(stack: Stack) -> None:
     """20 swaps and 5 bad candidates under 16 clients without retries: no failure, each answer is its revision's own."""
     stack.bundle("r-bad")
     bad = ["crash", "error", "rolled back", "refused", "oom"]
-    with Load(stack, ("r1", "r2", "r-bad")) as load:
+    with stack.load(("r1", "r2", "r-bad")) as load:
         for number in range(SWAPS):
             if number % 4 == 0:
                 try_bad(stack, bad[number // 4])
@@ -103,7 +103,7 @@ def test_a_large_request_whose_runner_dies_is_answered_by_one_slot(stack: Stack)
 def test_a_killed_runner_loses_no_request(stack: Stack, number: signal.Signals) -> None:
     """However the active runner ends under load, the standby process takes over."""
     slot = stack.control.active().slot
-    with Load(stack) as load:
+    with stack.load() as load:
         stack.kill(stack.active_pid(), number)
         load.wait_answers(100)
 
@@ -119,7 +119,7 @@ def test_a_killed_runner_loses_no_request(stack: Stack, number: signal.Signals) 
 def test_a_stopped_runner_loses_no_request(stack: Stack) -> None:
     """After SIGSTOP the runner exceeds its time limit, is killed, and its requests are answered."""
     stopped = stack.active_pid()
-    with Load(stack) as load:
+    with stack.load() as load:
         stack.kill(stopped, signal.SIGSTOP)
         load.wait_answers(100)
 
@@ -144,7 +144,7 @@ def test_an_idle_runner_that_is_stopped_is_detected(stack: Stack) -> None:
 @pytest.mark.parametrize("statement", ["!hang", "!gil 20"])
 def test_a_blocked_device_thread_fails_only_the_request_that_blocks_it(stack: Stack, statement: str) -> None:
     """The call never returns, or holds the interpreter lock: its request fails as POISON_INPUT, others are answered."""
-    with Load(stack, clients=4) as load:
+    with stack.load(clients=4) as load:
         with pytest.raises(grpc.RpcError, match=ENDED):
             stack.predict(question(statement), timeout=9)
         load.wait_answers(50)
@@ -157,7 +157,7 @@ def test_a_blocked_device_thread_fails_only_the_request_that_blocks_it(stack: St
 @pytest.mark.parametrize("statement", ["!garbage", "!half"])
 def test_a_runner_that_sends_invalid_data_is_killed(stack: Stack, statement: str) -> None:
     """An invalid or incomplete frame; other requests are answered."""
-    with Load(stack, clients=4) as load:
+    with stack.load(clients=4) as load:
         with pytest.raises(grpc.RpcError, match=ENDED):
             stack.predict(question(statement), timeout=12)
         load.wait_answers(50)

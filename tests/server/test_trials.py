@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Load, Stack, eventually, question
+from dev.harness import Stack, eventually, question
 from dev.harness.answers import scores_of
 from dev.harness.load import LoadReport
 from dev.harness.metrics import value_of
@@ -18,7 +18,7 @@ from tests.stack.refusal import refusal_of
 def asked_under_trial(stack: Stack, statement: str, count: int = 12, deadline: float = 10.0) -> LoadReport:
     """Outcomes of a repeated question while r2 is on trial."""
     questions = tuple(question(statement) for _ in range(4)) + tuple(question() for _ in range(4))
-    with Load(stack, ("r1", "r2"), clients=4, questions=questions, deadline=deadline) as load:
+    with stack.load(("r1", "r2"), clients=4, questions=questions, deadline=deadline) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         load.wait_answers(count)
     return load.report()
@@ -53,7 +53,7 @@ def test_an_answer_by_the_previous_slot_names_it(stack: Stack) -> None:
 @pytest.mark.fault("K7")
 def test_a_trial_whose_runner_is_killed_loses_no_request(stack: Stack) -> None:
     """The previous slot answers under load; one restart is counted."""
-    with Load(stack, ("r1", "r2")) as load:
+    with stack.load(("r1", "r2")) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         load.wait_answers(100)
         stack.kill(stack.active_pid())
@@ -119,7 +119,7 @@ def test_requests_of_a_hung_trial_are_answered_within_short_deadlines(stack: Sta
 @pytest.mark.fault("K15")
 def test_a_trial_that_hangs_under_load_loses_no_request(stack: Stack) -> None:
     """With deadlines of 1.5 s."""
-    with Load(stack, ("r1", "r2"), clients=8, deadline=1.5) as load:
+    with stack.load(("r1", "r2"), clients=8, deadline=1.5) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         assert stack.check(question("!hang@r2"), timeout=1.5) == "r1"
         load.wait_answers(200)
@@ -131,7 +131,7 @@ def test_a_trial_that_hangs_under_load_loses_no_request(stack: Stack) -> None:
 @pytest.mark.fault("K15")
 def test_a_trial_that_is_stopped_loses_no_request(stack: Stack) -> None:
     """After SIGSTOP the previous slot answers, and the stopped process is killed."""
-    with Load(stack, ("r1", "r2"), clients=8, deadline=3.0) as load:
+    with stack.load(("r1", "r2"), clients=8, deadline=3.0) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         stopped = stack.active_pid()
         stack.kill(stopped, signal.SIGSTOP)
@@ -169,7 +169,7 @@ def test_late_results_of_a_slow_trial_are_ignored(stack: Stack) -> None:
 @pytest.mark.fault("K17")
 def test_an_expired_trial_lease_rolls_back(stack: Stack) -> None:
     """Under load, without an error."""
-    with Load(stack, ("r1", "r2"), clients=4) as load:
+    with stack.load(("r1", "r2"), clients=4) as load:
         stack.control.trial(stack.answers.digest_of("r2"), trial_lease_seconds=1.0)
         assert stack.control.active().revision == "r2"
         eventually(lambda: stack.control.active().revision == "r1", what="the trial lease runs out")
@@ -193,7 +193,7 @@ def test_activating_the_trial_again_extends_its_lease(stack: Stack) -> None:
 
 def test_a_rollback_takes_under_a_second(stack: Stack) -> None:
     """Activating the previous slot under load."""
-    with Load(stack, ("r1", "r2"), clients=4) as load:
+    with stack.load(("r1", "r2"), clients=4) as load:
         stack.control.trial(stack.answers.digest_of("r2"))
         load.wait_answers(20)
         begun = time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
+from dev.harness.supervised import ScriptedStack
 from hotslot.updates.v1 import updates_pb2 as pb
 
 LIBRARY = "libfaketime.so.1"
@@ -56,7 +56,7 @@ def run(task: Task) -> Findings:
         "observe": {"window_seconds": WINDOW_SECONDS},
         "updater": {"breaker_first_seconds": OPEN_SECONDS},
     }
-    whole = ChaosStack(task.folder, environment=clock.environment(library()), sections=sections)
+    whole = ScriptedStack(task.folder, environment=clock.environment(library()), sections=sections)
     with whole as stack, Promises(stack) as promises, stack.load() as load:
         findings.expect(so=is_faked(stack, clock), otherwise="libfaketime does not move the updater's clock")
         in_observation(stack, clock, findings)
@@ -82,13 +82,13 @@ def library() -> str:
     return str(found[0])
 
 
-def is_faked(stack: ChaosStack, clock: Clock) -> bool:
+def is_faked(stack: ScriptedStack, clock: Clock) -> bool:
     """Whether the updater sees what is set: when the hub last answered is told by its clock."""
     clock.set(YEAR_FORWARD)
     now = time.time()
 
     def year_later() -> bool:
-        return stack.updates().last_checked_at.seconds > now + 300 * 86_400
+        return stack.status().last_checked_at.seconds > now + 300 * 86_400
 
     stack.wait(year_later, "the updater's clock is a year ahead")
     clock.set(TRUE)
@@ -96,7 +96,7 @@ def is_faked(stack: ChaosStack, clock: Clock) -> bool:
     return True
 
 
-def in_observation(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
+def in_observation(stack: ScriptedStack, clock: Clock, findings: Findings) -> None:
     """The window lasts as long as it lasts; the good revision is committed."""
     for number, offsets in enumerate([(YEAR_FORWARD, TRUE), (YEAR_BACK, TRUE), (YEAR_FORWARD, YEAR_BACK)], 1):
         revision = f"v1.{number}.0"
@@ -113,11 +113,11 @@ def in_observation(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
         otherwise = f"observed for {took:.1f} s under a jumping clock, the window is {WINDOW_SECONDS:g} s"
         findings.expect(so=is_right, otherwise=otherwise)
         clock.set(TRUE)
-        stack.wait_rest()
+        stack.wait_alone()
         findings.count += len(offsets)
 
 
-def while_open(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
+def while_open(stack: ScriptedStack, clock: Clock, findings: Findings) -> None:
     """An open breaker stays open as long as it should: neither freed nor locked, in one life and over a restart."""
 
     def restarting() -> None:
@@ -133,7 +133,7 @@ def while_open(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
         open_breaker(stack, number)
         left, began = open_left(stack), time.monotonic()
         jump()
-        stack.wait(lambda: list(stack.updates().breakers), "the updater has read its journal")
+        stack.wait(lambda: list(stack.status().breakers), "the updater has read its journal")
         still = open_left(stack)
         passed = time.monotonic() - began
         # What passed since the record was written is not known to the next life, if the clock went back meanwhile.
@@ -148,12 +148,12 @@ def while_open(stack: ChaosStack, clock: Clock, findings: Findings) -> None:
             f"{name}: {left:.1f} s were left, tried again and committed {took:.1f} s later"
         )
         findings.expect(so=took >= left - SLACK_SECONDS, otherwise=f"{name}: the breaker let go after {took:.1f} s")
-        stack.wait_rest()
+        stack.wait_alone()
         stack.operator.ResetBreaker(pb.ResetBreakerRequest(breaker="activation"), timeout=10)
         findings.count += 1
 
 
-def open_breaker(stack: ChaosStack, number: int) -> None:
+def open_breaker(stack: ScriptedStack, number: int) -> None:
     """Three revisions in a row fail on live traffic."""
     for last in range(1, 4):
         revision = f"v1.{10 * number + last}.0"
@@ -162,14 +162,14 @@ def open_breaker(stack: ChaosStack, number: int) -> None:
     stack.wait(lambda: open_left(stack), "the breaker is open")
 
 
-def open_left(stack: ChaosStack) -> float:
+def open_left(stack: ScriptedStack) -> float:
     """Seconds until the breaker lets something through; 0 if it does."""
-    (breaker,) = [row for row in stack.updates().breakers if row.name == "activation"]
+    (breaker,) = [row for row in stack.status().breakers if row.name == "activation"]
     return breaker.open_left.ToNanoseconds() / 1e9 if breaker.state == OPEN else 0.0
 
 
-def restarted(stack: ChaosStack, clock: Clock, offset: str) -> None:
+def restarted(stack: ScriptedStack, clock: Clock, offset: str) -> None:
     """The clock jumps between two lives of the updater."""
-    old = stack.strike("updater", signal.SIGKILL)
+    old = stack.send_signal("updater", signal.SIGKILL)
     clock.set(offset)
     stack.wait(lambda: stack.pid("updater") not in (0, old), "another updater runs")

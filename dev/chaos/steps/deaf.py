@@ -7,7 +7,7 @@ import time
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms, percentile, took_between
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
+from dev.harness.supervised import ScriptedStack
 
 SECONDS, BEFORE_SECONDS = 30.0, 8.0
 CALLERS, PACE_SECONDS = 6, 0.0  # enough lines to fill every pipe and queue on the way
@@ -17,14 +17,14 @@ LATE_FACTOR, LATE_LEAST_SECONDS = 5.0, 0.5  # of the slowest before; a busy mach
 def run(task: Task) -> Findings:
     """Stop it, and compare."""
     findings = Findings()
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load(CALLERS, PACE_SECONDS) as load:
+    with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load(CALLERS, PACE_SECONDS) as load:
         began = time.monotonic()
         time.sleep(BEFORE_SECONDS)
         stopped = time.monotonic()
-        stack.strike("supervisord", signal.SIGSTOP)
+        stack.send_signal("supervisord", signal.SIGSTOP)
         time.sleep(task.seconds or SECONDS)
         woken = time.monotonic()
-        stack.strike("supervisord", signal.SIGCONT)
+        stack.send_signal("supervisord", signal.SIGCONT)
         dropped = stack.wait(lambda: dropped_lines(stack), "the server tells how many lines it dropped")
         findings.troubles += promises.kept("v1.1.0", load)
         report = load.report()
@@ -47,7 +47,7 @@ def run(task: Task) -> Findings:
     return findings
 
 
-def dropped_lines(stack: ChaosStack) -> int:
+def dropped_lines(stack: ScriptedStack) -> int:
     """What the server says it has dropped."""
     lines = stack.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [json.loads(line) for line in lines if '"log_lines_dropped"' in line]

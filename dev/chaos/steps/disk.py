@@ -16,8 +16,8 @@ from pathlib import Path
 from common.paths import RUN_FOLDER
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.harness.load import Load
+from dev.harness.supervised import ScriptedStack
 
 DISK_MB, REVISION_BYTES = 24, 4 << 20
 FULL_SECONDS = 3.0  # two tries of an effect; after three the update waits for ten minutes
@@ -38,7 +38,7 @@ def run(task: Task) -> Findings:
     """Fill it at one place after the other."""
     findings = Findings()
     with small_disk(task.folder / "state") as state:
-        whole = ChaosStack(task.folder, state=state)
+        whole = ScriptedStack(task.folder, state=state)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             for number, place in enumerate([*PLACES, MID_FILE], 1):
                 fill_at(stack, place, f"v1.{number}.0", findings, load)
@@ -69,7 +69,7 @@ def small_disk(place: Path) -> Iterator[Path]:
         subprocess.run(["/usr/bin/env", "umount", "--lazy", str(place)], check=False)
 
 
-def fill_at(stack: ChaosStack, place: str, revision: str, findings: Findings, load: Load) -> None:
+def fill_at(stack: ScriptedStack, place: str, revision: str, findings: Findings, load: Load) -> None:
     """Let the disk be full there for a while, and see the update to its end."""
     before = stack.committed()
     if place == MID_FILE:
@@ -78,14 +78,14 @@ def fill_at(stack: ChaosStack, place: str, revision: str, findings: Findings, lo
     else:
         point = PLACES[place]
         stack.arm(point if point.startswith("stop:") else f"stop:{point}")
-        old = stack.strike("updater", signal.SIGKILL)
+        old = stack.send_signal("updater", signal.SIGKILL)
         stack.wait(lambda: stack.pid("updater") not in (0, old), "another updater runs")
         stack.publish(revision, weights_bytes=REVISION_BYTES)
         stack.wait(lambda: is_frozen(stack), f"the updater stands still at {point}")
     ballast = stack.state / RUN_FOLDER / "ballast"
     fill(ballast)
     answers, told = load.answers, len(stack.log_path.read_bytes())
-    stack.strike("updater", signal.SIGCONT)
+    stack.send_signal("updater", signal.SIGCONT)
     time.sleep(FULL_SECONDS)
     after = stack.committed()
     row = "nothing" if after is None else after.revision
@@ -95,7 +95,7 @@ def fill_at(stack: ChaosStack, place: str, revision: str, findings: Findings, lo
     began = time.monotonic()
     ballast.unlink()
     stack.wait_committed(revision)
-    stack.wait_rest()
+    stack.wait_alone()
     lines = stack.log_path.read_bytes()[told:].splitlines()
     complaints = sum(b"No space left" in line or b"DISK_FULL" in line or b"is full" in line for line in lines)
     findings.numbers[place.replace(" ", "_")] = (
@@ -104,7 +104,7 @@ def fill_at(stack: ChaosStack, place: str, revision: str, findings: Findings, lo
     findings.count += 1
 
 
-def freeze_in_transfer(stack: ChaosStack, revision: str) -> None:
+def freeze_in_transfer(stack: ScriptedStack, revision: str) -> None:
     """Stop the updater while a file of this revision is half there."""
     updater = stack.pid("updater")
     ends = time.monotonic() + 60
@@ -126,6 +126,6 @@ def fill(ballast: Path) -> None:
             file.write(b"\0" * CHUNK)
 
 
-def is_frozen(stack: ChaosStack) -> bool:
+def is_frozen(stack: ScriptedStack) -> bool:
     """Whether some process of the stack stands still."""
     return any(process.status() == "stopped" for process in stack.living())

@@ -13,8 +13,8 @@ import psutil
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.swaps import swap
+from dev.harness.supervised import ScriptedStack
 
 SWAPS, SETTLING = 100, 15
 MAX_GROWTH_MIB = 8.0  # a hundred swaps; the server has about 60 MiB, the updater about as much
@@ -37,11 +37,11 @@ def run(task: Task) -> Findings:
     swaps = task.count or SWAPS
     findings = Findings()
     looks: dict[str, list[Look]] = {"server": [], "updater": []}
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load(clients=2, pace=0.05) as load:
+    with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load(clients=2, pace=0.05) as load:
         pids = {program: stack.pid(program) for program in looks}
         for number in range(1, SETTLING + swaps + 1):
             swap(stack, f"v1.{number}.0", is_bad=False, findings=findings)
-            stack.wait_rest()
+            stack.wait_alone()
             findings.count += 1
             if number > SETTLING:
                 for program, pid in pids.items():

@@ -14,9 +14,9 @@ import psutil
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.flat import look
 from dev.harness import http2, question
+from dev.harness.supervised import ScriptedStack
 
 CLIENTS, AT_ONCE = 10_000, 4
 CLIENTS_A_SECOND = 250.0
@@ -32,7 +32,7 @@ def run(task: Task) -> Findings:
     findings = Findings(count=clients)
     message = question("!slow 0.002").request().SerializeToString()
     whole = http2.opening() + http2.call(PATH, message, {})
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
+    with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
         load.wait_answers(200)
         server = stack.pid("server")
         before = look(server)

@@ -6,9 +6,9 @@ import time
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms, percentile, took_between
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.flat import look
 from dev.harness import http2
+from dev.harness.supervised import ScriptedStack
 
 CONNECTIONS, SECONDS = 1000, 15.0
 SLOWER_FACTOR, SLOWER_SECONDS = 1.5, 0.010  # of the median before, and a machine's noise
@@ -18,7 +18,7 @@ def run(task: Task) -> Findings:
     """Measure without them, then beside them."""
     connections, seconds = task.count or CONNECTIONS, task.seconds or SECONDS
     findings = Findings(count=connections)
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
+    with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
         server = stack.pid("server")
         load.wait_answers(200)
         begun = time.monotonic()

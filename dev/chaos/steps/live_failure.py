@@ -4,8 +4,8 @@ import time
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.harness import eventually
+from dev.harness.supervised import ScriptedStack
 
 TIMES = 5
 LIMIT_SECONDS = 5.0  # from the first request that it failed to the previous one back in its place
@@ -15,7 +15,7 @@ def run(task: Task) -> Findings:
     """Publish them one after the other."""
     findings = Findings()
     took, lasted = [], []
-    with ChaosStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
+    with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:
         for number in range(1, 1 + (task.count or TIMES)):
             revision = f"v1.{number}.0"
             stack.publish_bad(revision)
@@ -44,7 +44,7 @@ def run(task: Task) -> Findings:
     return findings
 
 
-def times(stack: ChaosStack) -> tuple[float, float, float]:
+def times(stack: ScriptedStack) -> tuple[float, float, float]:
     """When the next trial begins, when the previous slot first answers for it, and when it is over."""
     state = stack.wait(lambda: stack.control.status() if stack.is_on_trial() else None, "it is on trial")
     began, digest = time.monotonic(), state.trial.bundle_digest

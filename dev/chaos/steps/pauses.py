@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import gap_outside
 from dev.chaos.promises import Promises
-from dev.chaos.stack import FIRST, ChaosStack
 from dev.harness.load import Load, LoadReport, Refused
+from dev.harness.supervised import FIRST, ScriptedStack
 
 SECONDS = 120.0
 PATIENT = {"failure_threshold": 100}
@@ -24,7 +24,7 @@ TRIAL_LEASE_SECONDS = 20.0
 class Acts:
     """What the acts share."""
 
-    stack: ChaosStack
+    stack: ScriptedStack
     findings: Findings
     seconds: float
     asleep: list[tuple[float, float]]  # when nothing of the stack moved, time.monotonic()
@@ -41,7 +41,7 @@ def run(task: Task) -> Findings:
     seconds = task.seconds or SECONDS
     (task.folder / "patient").mkdir()
     (task.folder / "shipped").mkdir()
-    patient = ChaosStack(task.folder / "patient", sections={"watchdog": PATIENT})
+    patient = ScriptedStack(task.folder / "patient", sections={"watchdog": PATIENT})
     with patient as stack, Promises(stack) as promises, stack.load() as load:
         acts = Acts(stack, findings, seconds, [])
         idle(acts, load)
@@ -57,7 +57,7 @@ def run(task: Task) -> Findings:
         findings.troubles += promises.kept("v1.9.0", load, is_excused)
         report = load.report()
         tell(findings, report, acts)
-    shipped = ChaosStack(task.folder / "shipped", sections={"watchdog": {"grace_seconds": 5}})
+    shipped = ScriptedStack(task.folder / "shipped", sections={"watchdog": {"grace_seconds": 5}})
     with shipped as stack, Promises(stack) as promises, stack.load() as load:
         watched(Acts(stack, findings, seconds, []))
         findings.troubles += promises.kept("v1.9.0", load)
@@ -67,18 +67,18 @@ def run(task: Task) -> Findings:
 def idle(acts: Acts, load: Load) -> None:
     """Nothing is under way: callers notice nothing, and what is published meanwhile is taken afterwards."""
     stack = acts.stack
-    stopped = {program: stack.strike(program, signal.SIGSTOP) for program in ("updater", "watchdog")}
+    stopped = {program: stack.send_signal(program, signal.SIGSTOP) for program in ("updater", "watchdog")}
     stack.publish("v1.1.0")
     before = load.answers
     time.sleep(acts.seconds)
     acts.findings.expect(so=load.answers > before, otherwise="nothing was answered while the updater stood still")
     acts.findings.expect(so=stack.serving() == FIRST, otherwise=f"{stack.serving()} serves without an updater")
     for program in stopped:
-        stack.strike(program, signal.SIGCONT)
+        stack.send_signal(program, signal.SIGCONT)
     stack.wait_committed("v1.1.0")
     for program, pid in stopped.items():
         acts.expect_same(program, pid)
-    stack.wait_rest()
+    stack.wait_alone()
     acts.findings.count += len(stopped)
 
 
@@ -86,7 +86,7 @@ def in_a_trial(acts: Acts) -> None:
     """The server takes the trial back when its lease is over; the updater begins again, without blame."""
     stack = acts.stack
     stack.arm("stop:OBSERVING")
-    stack.strike("updater", signal.SIGKILL)
+    stack.send_signal("updater", signal.SIGKILL)
     stack.publish("v1.2.0")
     stack.wait(stack.is_on_trial, "it is on trial")
     pid = stack.pid("updater")
@@ -95,12 +95,12 @@ def in_a_trial(acts: Acts) -> None:
     acts.findings.numbers["trial_without_updater_seconds"] = round(time.monotonic() - began, 1)
     acts.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the trial lease")
     time.sleep(max(0.0, acts.seconds - (time.monotonic() - began)))
-    stack.strike("updater", signal.SIGCONT)
+    stack.send_signal("updater", signal.SIGCONT)
     stack.wait_committed("v1.2.0")
     acts.expect_same("updater", pid)
-    quarantined = [row.revision for row in stack.updates().quarantine]
+    quarantined = [row.revision for row in stack.status().quarantine]
     acts.findings.expect(so=not quarantined, otherwise=f"in quarantine: {quarantined}")
-    stack.wait_rest()
+    stack.wait_alone()
     acts.findings.count += 1
 
 
@@ -109,9 +109,9 @@ def whole(acts: Acts) -> None:
     stack = acts.stack
     pids = {program: stack.pid(program) for program in ("server", "updater", "watchdog")}
     began = time.monotonic()
-    stack.strike_all(signal.SIGSTOP)
+    stack.send_signal_all(signal.SIGSTOP)
     time.sleep(acts.seconds)
-    stack.strike_all(signal.SIGCONT)
+    stack.send_signal_all(signal.SIGCONT)
     woken = time.monotonic()
     acts.asleep.append((began, woken))
     stack.wait(lambda: stack.control.status().ready, "it is ready again")
@@ -126,7 +126,7 @@ def watched(acts: Acts) -> None:
     """With the watchdog as it ships, an updater that stands still in an update is ended, and the next one goes on."""
     stack = acts.stack
     stack.arm("stop:GATING")
-    stack.strike("updater", signal.SIGKILL)
+    stack.send_signal("updater", signal.SIGKILL)
     stack.publish("v1.1.0")
     stopped = stack.wait(lambda: _stopped(stack), "the updater stands still")
     began = time.monotonic()
@@ -150,5 +150,5 @@ def tell(findings: Findings, report: LoadReport, acts: Acts) -> None:
     }
 
 
-def _stopped(stack: ChaosStack) -> int:
+def _stopped(stack: ScriptedStack) -> int:
     return next((process.pid for process in stack.living() if process.status() == "stopped"), 0)

@@ -21,16 +21,16 @@ import grpc
 import psutil
 
 from common.paths import RUN_FOLDER
-from dev.chaos import kit
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
 from dev.chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from dev.chaos.steps.disk import fill, small_disk
 from dev.harness.hub import Hub, hub
 from dev.harness.load import Refused
 from dev.harness.revisions import MODEL
+from dev.harness.settings import Sections
+from dev.harness.supervised import ScriptedStack
 
 SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)
@@ -72,7 +72,7 @@ HUB_FAULTS = (
 class Storm:
     """What was done, and when no server lived."""
 
-    stack: ChaosStack
+    stack: ScriptedStack
     chance: random.Random
     hub: Hub
     done: dict[str, int] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Storm:
         return True
 
     def _runner(self, *, is_active: bool) -> bool:
-        state = self.stack.seen()
+        state = self.stack.model_state()
         slots = [] if state is None else list(state.slots)
         active = [slot.pid for slot in slots if state is not None and slot.load_id == state.active_load_id]
         others = [slot.pid for slot in slots if slot.pid not in active]
@@ -164,12 +164,12 @@ def run(task: Task) -> Findings:
     findings = Findings()
     clock = _clock(task)
     with hub(task.folder) as served, _state(task) as (state, is_small):
-        sections: kit.Sections = {
+        sections: Sections = {
             "model": {"hub_model": f"any/{MODEL}"},
             "updater": {"hub_endpoint": served.url},
             "runner": PAUSES,
         }
-        whole = ChaosStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
+        whole = ScriptedStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
             rage(storm, task.seconds or SECONDS, task.say)
@@ -234,7 +234,7 @@ def rage(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
     say(f"{len(storm.published)} published, {len(storm.bad)} of them bad; {storm.done}")
 
 
-def _has_ended(stack: ChaosStack, revision: str) -> bool:
+def _has_ended(stack: ScriptedStack, revision: str) -> bool:
     """Whether an update is over; one that nobody can be asked about is not."""
     try:
         return bool(stack.outcome(revision, limit=1.0))

@@ -5,7 +5,7 @@ import random
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
-from dev.chaos.stack import ChaosStack
+from dev.harness.supervised import ScriptedStack
 
 SWAPS, BAD_SHARE = 50, 0.2
 REPORT_EVERY = 10
@@ -17,7 +17,7 @@ def run(task: Task) -> Findings:
     bad = set(random.Random(task.seed).sample(range(1, swaps + 1), int(swaps * BAD_SHARE)))
     findings = Findings()
     # Bad ones may come three in a row: what the breaker does then is another step's.
-    whole = ChaosStack(task.folder, sections={"updater": {"breaker_first_seconds": 0.1}})
+    whole = ScriptedStack(task.folder, sections={"updater": {"breaker_first_seconds": 0.1}})
     with whole as stack, Promises(stack) as promises, stack.load() as load:
         for number in range(1, swaps + 1):
             wanted = swap(stack, f"v1.{number}.0", is_bad=number in bad, findings=findings)
@@ -41,7 +41,7 @@ def run(task: Task) -> Findings:
     return findings
 
 
-def swap(stack: ChaosStack, revision: str, *, is_bad: bool, findings: Findings) -> str:
+def swap(stack: ScriptedStack, revision: str, *, is_bad: bool, findings: Findings) -> str:
     """Publish a revision and see it to its end; how that should be."""
     if is_bad:
         stack.publish_bad(revision)

@@ -13,8 +13,8 @@ import pytest
 
 from common.bundle import Bundle, BundleFile, Interface, compute_source_digest, hash_file
 from dev.harness.revisions import model_folder
+from dev.harness.scripted_engine import make_scripted_bundle
 from dev.scripts import verification
-from tests.scripted_engine import make_scripted_bundle
 from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
 from updater.core.effects import FailureKind
 from updater.store.state_folder import check_state_path, read_fetch_record

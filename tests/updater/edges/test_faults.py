@@ -13,8 +13,8 @@ import pytest
 
 from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from dev.harness.revisions import MODEL, model_folder
+from dev.harness.scripted_engine import expected_scores
 from hotslot.updates.v1 import updates_pb2 as pb
-from tests.scripted_engine import expected_scores
 from tests.stack.refusal import refusal_of
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import World
@@ -52,7 +52,7 @@ def test_a_journal_that_cannot_be_read_costs_no_answer(make_world: MakeWorld, da
     status = world.status()
     assert "journal" in status.advice
     with pytest.raises(grpc.RpcError) as caught:
-        world.updates().CheckNow(pb.CheckNowRequest(), timeout=20)
+        world.operator.CheckNow(pb.CheckNowRequest(), timeout=20)
     assert refusal_of(caught.value).brief[:2] == ("UNAVAILABLE", "JOURNAL_UNREADABLE")
     assert world.updater.events("journal_unreadable")
     assert world.serving() == "v1.0.0"
@@ -95,7 +95,7 @@ def test_a_revision_that_is_wrong_on_golden_answers_is_refused(make_world: MakeW
     seen = world.ask_until(lambda: world.is_quarantined("v1.0.1"), "it is refused")
     assert set(seen) == {"v1.0.0"}
     world.wait_rest()
-    stub = world.updates()
+    stub = world.operator
     latest = stub.ListHistory(pb.ListHistoryRequest(), timeout=20).updates[0]
     assert (latest.revision, latest.outcome) == ("v1.0.1", pb.UPDATE_OUTCOME_REFUSED)
     told = stub.GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
@@ -145,11 +145,11 @@ def test_a_revision_that_arrives_piece_by_piece_waits_until_it_is_whole(world: W
     world.status()  # waits until the updater answers
     for name in ("hotslot-manifest.json", "configuration.json", "config.json", "merges.txt", "vocab.json"):
         shutil.copy(source / name, target / name)
-    world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    world.operator.CheckNow(pb.CheckNowRequest(), timeout=30)
     assert "not complete" in world.status().advice
     weights = (source / "model.safetensors").read_bytes()
     (target / "model.safetensors").write_bytes(weights[:1000])
-    world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    world.operator.CheckNow(pb.CheckNowRequest(), timeout=30)
     assert before == world.serving()
     with (target / "model.safetensors").open("ab") as file:
         file.write(weights[1000:])

@@ -300,7 +300,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk2:
         installed = [Installed(name, source_of(name), bundle_of(name)) for name in ("v1", "v2")]
         sim = SimStore(Disk(sealed={row.bundle_digest for row in installed}), {"one": Quality()})
         return Disk2(sim, SimHub({"v1": "one"}), *installed)
-    from tests.scripted_engine import make_scripted_bundle  # noqa: PLC0415  used here alone
+    from dev.harness.scripted_engine import make_scripted_bundle  # noqa: PLC0415  used here alone
 
     state = tmp_path / "state"
     state.mkdir()

@@ -5,8 +5,9 @@ import signal
 import pytest
 
 from common.exit_codes import ExitCode
+from dev.harness.process import UpdaterProcess
 from tests.updater.edges.conftest import MakeWorld
-from tests.updater.edges.world import UpdaterProcess, World
+from tests.updater.edges.world import World
 
 pytestmark = [pytest.mark.timeout(180)]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dev.harness.process import ROOT
+from dev.harness.process import ROOT, UpdaterProcess
 from dev.parity.make_model import Recipe, make_model
 from examples.shapes.permute import permute_directory
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.updater.edges.conftest import MakeWorld
-from tests.updater.edges.world import UpdaterProcess, World
+from tests.updater.edges.world import World
 
 SHAPES = ROOT / "examples" / "shapes"
 PICTURE = SHAPES / "golden" / "shapes-001.png"

@@ -17,8 +17,8 @@ from common.clock import SystemClock
 from common.sealing import ConvertLimits
 from common.source import MANIFEST_NAME
 from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish_scripted
+from dev.harness.scripted_engine import make_scripted_bundle
 from dev.harness.scripted_updater import digest_of_scripted
-from tests.scripted_engine import make_scripted_bundle
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import EffectFailed, Release
 from updater.core.record import Installed

@@ -41,7 +41,7 @@ def test_events_reach_a_receiver_that_was_down_through_a_kill(make_world: MakeWo
         committed = world.status().committed_provenance
         assert (committed.hub_kind, committed.hub_model, committed.revision) == ("folder", "shapes", "v1.0.0")
         assert "6 SHA-256" in committed.checked
-        (latest,) = world.updates().ListHistory(pb.ListHistoryRequest(), timeout=20).updates
-        told = world.updates().GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
+        (latest,) = world.operator.ListHistory(pb.ListHistoryRequest(), timeout=20).updates
+        told = world.operator.GetUpdate(pb.GetUpdateRequest(update_id=latest.update_id), timeout=20)
         assert committed == told.provenance
         world.close()

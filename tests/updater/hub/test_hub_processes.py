@@ -43,7 +43,7 @@ def world(parts: tuple[World, ScriptedHub]) -> Iterator[World]:
     assert world.updater is not None
     world.wait(lambda: world.status().stage in (1, 9), "the updater rests")
     world.wait_rest()
-    world.updates().ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
+    world.operator.ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
     world.updater.stop()
     world.check_invariants()
 
@@ -115,11 +115,11 @@ def test_an_operator_is_told_what_the_hub_said(world: World, server: ScriptedHub
     eventually(lambda: list(world.status().breakers), what="the updater has read its journal")
     server.fails(resets_after(0), times=FOREVER)
     with pytest.raises(grpc.RpcError) as caught:
-        world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+        world.operator.CheckNow(pb.CheckNowRequest(), timeout=30)
     assert "closed the connection early" in str(caught.value.details())
     server.faults.clear()
-    world.updates().ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
-    told = world.updates().CheckNow(pb.CheckNowRequest(), timeout=30)
+    world.operator.ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
+    told = world.operator.CheckNow(pb.CheckNowRequest(), timeout=30)
     assert told.message
 
 

@@ -43,7 +43,7 @@ from inference.runner.engines.base import (
 from inference.wire import EntailmentScores
 
 NAME = "scripted"
-WHERE = "tests.scripted_engine:load_scripted"
+WHERE = "dev.harness.scripted_engine:load_scripted"
 ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
 THREADS_VARIABLE = "SCRIPTED_THREADS"  # path of a file: receives the number of threads set, one a line
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports

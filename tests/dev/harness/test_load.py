@@ -1,30 +1,26 @@
-"""What the tour makes of the answers that its callers got."""
+"""What a load reports of the answers that its callers got."""
+
+import math
 
 import pytest
 
-from dev.demo.load import Answer, Load
+from dev.harness.load import Answered, LoadReport
 
-LOAD = Load(
-    answers=[
-        Answer(1.0, 0.1, "v1", "steady"),
-        Answer(1.5, 0.2, "v1", "steady"),
-        Answer(4.0, 2.5, "v2", "killed"),
-        Answer(4.1, 0.3, "v1", "steady"),
-    ]
-)
-
-
-def test_answers_are_counted_by_revision() -> None:
-    """Every answer stands under the revision that gave it."""
-    assert LOAD.by_revision() == {"v1": 3, "v2": 1}
+ANSWERS = [
+    Answered(1.0, "v1", 0.1, is_right=True, phase="steady"),
+    Answered(1.5, "v1", 0.2, is_right=True, phase="steady"),
+    Answered(4.0, "v2", 2.5, is_right=True, phase="killed"),
+    Answered(4.1, "v1", 0.3, is_right=True, phase="steady"),
+]
+LOAD = LoadReport(answers=ANSWERS)
 
 
 def test_the_longest_gap_is_found_wherever_it_was_asked() -> None:
     """Overall, and around one moment: an answer that was asked before it and came after it counts."""
-    assert LOAD.longest_gap() == 2.5
-    assert LOAD.longest_gap(since=2.0, until=3.0) == 2.5
-    assert LOAD.longest_gap(until=0.9 + 0.2) == 0.5
-    assert Load().longest_gap() == 0.0
+    assert LOAD.gap_between(0.0, math.inf) == 2.5
+    assert LOAD.gap_between(2.0, 3.0) == 2.5
+    assert LOAD.gap_between(0.0, 1.1) == 0.5
+    assert LoadReport().gap_between(0.0, math.inf) == 0.0
 
 
 @pytest.mark.parametrize(("phases", "seconds"), [(["steady"], 0.3), (["killed"], 2.5), (["other"], 0.0)])
