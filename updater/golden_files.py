@@ -1,4 +1,4 @@
-"""The golden set of one model on disk, read again when it changes; and the built-in probes, for where there is none."""
+"""The golden set of one model, reloaded when its files change; and the built-in probes, used without a golden set."""
 
 import struct
 import zlib
@@ -23,21 +23,21 @@ Signature = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """An item with its picture, ready to be asked."""
+class ProbeItem:
+    """A golden item with its picture."""
 
     item: GoldenItem
     image: bytes = b""
 
 
 class GoldenFiles:
-    """Reads one model's set. From that model's thread only."""
+    """Reads the golden set of one model. From that model's thread only."""
 
     def __init__(self, folder: Path | None, task: Task, min_accuracy: float = 0.0) -> None:
         """Read nothing yet.
 
         Args:
-            folder: of the set; None if the operator has named none.
+            folder: of the set; None if none is configured.
             task: of the model.
             min_accuracy: of the settings; the higher one of it and the set's own counts.
         """
@@ -49,22 +49,22 @@ class GoldenFiles:
         self._read: GoldenFolder | None = None
 
     def facts(self) -> GoldenFacts:
-        """What is there now; read again only if a file has changed."""
+        """The set as it is on disk now; reloaded only if a file has changed."""
         if self._folder is None:
             return GoldenFacts("")
-        signature = self._look(self._folder)
+        signature = self._stat_files(self._folder)
         if signature != self._signature:
-            self._facts = self._read_again(self._folder)
-            # Pictures are known only after reading: what changes meanwhile is seen at the next look.
-            self._signature = self._look(self._folder)
+            self._facts = self._reload(self._folder)
+            # The list of pictures is known only after loading; a change during it is noticed at the next call.
+            self._signature = self._stat_files(self._folder)
         return self._facts
 
-    def opened(self) -> GoldenFolder | None:
-        """The set as it was read last; None if there is none that can be used."""
+    def load(self) -> GoldenFolder | None:
+        """The set as it is on disk now; None if there is none, or it is unusable."""
         self.facts()
         return self._read
 
-    def _read_again(self, folder: Path) -> GoldenFacts:
+    def _reload(self, folder: Path) -> GoldenFacts:
         self._read = None
         if not (folder / SET_NAME).exists():
             return GoldenFacts("", problem="UNREADABLE") if not folder.is_dir() else GoldenFacts("", problem="EMPTY")
@@ -76,52 +76,52 @@ class GoldenFiles:
         golden = found.golden
         return GoldenFacts(found.digest, golden.questions, golden.expected, max(self.min_accuracy, golden.min_accuracy))
 
-    def _look(self, folder: Path) -> Signature:
-        """Names, times and sizes of the set and its pictures."""
+    def _stat_files(self, folder: Path) -> Signature:
+        """Names, modification times and sizes of the files of the set."""
         items = self._read.golden.items if self._read is not None else ()
         names = {SET_NAME, *(item.image for item in items if item.image)}
-        return tuple(_stat(folder / name) for name in sorted(names))
+        return tuple(_stat_file(folder / name) for name in sorted(names))
 
 
-def builtin_probes(task: Task) -> tuple[Question, ...]:
-    """Questions that any model of a task can be asked; nobody knows the right answers."""
+def build_probes(task: Task) -> tuple[ProbeItem, ...]:
+    """Questions for any model of a task, without expected answers."""
     if task is Task.ADDRESS_TAGGING:
         return tuple(
-            Question(GoldenItem(f"probe-{number}", addresses=(text,)))
+            ProbeItem(GoldenItem(f"probe-{number}", addresses=(text,)))
             for number, text in enumerate(_PROBE_ADDRESSES, start=1)
         )
-    return tuple(_picture_probes())
+    return tuple(_build_picture_probes())
 
 
-def questions_of(folder: GoldenFolder, golden: GoldenSet) -> Iterator[Question]:
-    """The items of a set with their pictures, read one by one.
+def read_probe_items(folder: GoldenFolder, golden: GoldenSet) -> Iterator[ProbeItem]:
+    """The questions of a set; each picture is read when its question is reached.
 
     Raises:
-        GoldenBroken: a picture is gone or too large.
+        GoldenBroken: a picture is missing or too large.
     """
     for item in golden.items:
-        yield Question(item, folder.picture(item) if item.image else b"")
+        yield ProbeItem(item, folder.picture(item) if item.image else b"")
 
 
-def _picture_probes() -> Iterator[Question]:
+def _build_picture_probes() -> Iterator[ProbeItem]:
     for name, colour in _COLOURS.items():
-        yield Question(GoldenItem(f"probe-{name}", f"{name}.png", statements=_STATEMENTS), _png(colour))
+        yield ProbeItem(GoldenItem(f"probe-{name}", f"{name}.png", statements=_STATEMENTS), _encode_png(colour))
 
 
-def _png(colour: tuple[int, int, int]) -> bytes:
-    """A picture of one colour with a darker half, made without a library for pictures."""
+def _encode_png(colour: tuple[int, int, int]) -> bytes:
+    """Encode a picture of one colour with a darker half, without an image library."""
     light, dark = bytes(colour), bytes(part // 3 for part in colour)
     row = b"\0" + light * (_SIDE_PIXELS // 2) + dark * (_SIDE_PIXELS // 2)
     head = struct.pack(">IIBBBBB", _SIDE_PIXELS, _SIDE_PIXELS, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(row * _SIDE_PIXELS)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_encode_chunk(kind, content) for kind, content in chunks)
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def _encode_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _stat(path: Path) -> tuple[str, int, int]:
+def _stat_file(path: Path) -> tuple[str, int, int]:
     try:
         seen = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The server's status, reduced to what decisions need. Pure."""
+"""Converts the server's status to the records that decisions use. Pure."""
 
 from datetime import UTC
 
@@ -17,36 +17,36 @@ from updater.core.record import Counts, CpuFallback
 _NOT_FINITE, _OUT_OF_MEMORY, _RUNNER_DIED = "NOT_FINITE", "OUT_OF_MEMORY", "RUNNER_DIED"
 
 
-def server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:
-    """One model's state.
+def convert_server_state(response: pb.GetStatusResponse, *, last_ended_orderly: bool) -> ServerState:
+    """The state of one model.
 
     Args:
         response: of GetStatus for one model.
-        last_ended_orderly: what is known of the life before this one.
+        last_ended_orderly: whether the server process before this one stopped in good order, as far as is known.
     """
     (model,) = response.models
     return ServerState(
         incarnation=response.server_started_at.ToJsonString(),
         generation=model.generation,
-        slots=tuple(_slot(slot) for slot in model.slots),
+        slots=tuple(_convert_slot(slot) for slot in model.slots),
         active_load_id=model.active_load_id,
         is_ready=model.ready,
         is_draining=response.draining,
         last_ended_orderly=last_ended_orderly,
-        trial=_trial(model.trial) if model.HasField("trial") else None,
+        trial=_convert_trial(model.trial) if model.HasField("trial") else None,
         last_trial=(
             TrialEndSnapshot(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
             if model.HasField("last_trial")
             else None
         ),
-        stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, counts_of(row)) for row in model.stats),
+        stats=tuple(RevisionSnapshot(row.bundle_digest, row.device, convert_counts(row)) for row in model.stats),
         devices=tuple(DeviceSnapshot(one.device, one.precision) for one in response.devices),
-        cpu_fallback=_fallback(model.cpu_fallback) if model.HasField("cpu_fallback") else None,
+        cpu_fallback=_convert_fallback(model.cpu_fallback) if model.HasField("cpu_fallback") else None,
     )
 
 
-def counts_of(row: pb.RevisionStats) -> Counts:
-    """Events of one revision: a runner's death is one, however many requests it held."""
+def convert_counts(row: pb.RevisionStats) -> Counts:
+    """The counts of one revision; the death of a runner counts as one failure, however many requests it had."""
     by_reason = dict(row.failed)
     singles = sum(count for reason, count in by_reason.items() if reason != _RUNNER_DIED)
     return Counts(
@@ -66,7 +66,7 @@ def counts_of(row: pb.RevisionStats) -> Counts:
     )
 
 
-def _slot(slot: pb.SlotStatus) -> SlotSnapshot:
+def _convert_slot(slot: pb.SlotStatus) -> SlotSnapshot:
     return SlotSnapshot(
         load_id=slot.load_id,
         bundle_digest=slot.bundle_digest,
@@ -80,16 +80,16 @@ def _slot(slot: pb.SlotStatus) -> SlotSnapshot:
     )
 
 
-def _fallback(row: pb.CpuFallback) -> CpuFallback:
+def _convert_fallback(row: pb.CpuFallback) -> CpuFallback:
     since = row.since.ToDatetime(tzinfo=UTC)
     return CpuFallback(row.device, row.fallback_device, row.bundle_digest, since, row.reason)
 
 
-def _trial(trial: pb.TrialState) -> TrialSnapshot:
+def _convert_trial(trial: pb.TrialState) -> TrialSnapshot:
     return TrialSnapshot(
         load_id=trial.load_id,
         bundle_digest=trial.bundle_digest,
         previous_load_id=trial.previous_load_id,
         lease_left_seconds=trial.lease_left.ToTimedelta().total_seconds(),
-        baseline=counts_of(trial.baseline) if trial.HasField("baseline") else Counts(),
+        baseline=convert_counts(trial.baseline) if trial.HasField("baseline") else Counts(),
     )

@@ -1,7 +1,7 @@
-"""The one HTTP client: one request over one connection of its own, bounded in time, size and addresses.
+"""The HTTP client of the updater: one request over its own connection, bounded in time, size and addresses.
 
-Nothing is retried, redirected, unpacked, remembered or read without a limit, and the environment is not asked for
-proxies, tokens or cookies: what a caller wants of these it passes in.
+It does not retry, follow redirects, decompress or cache, and reads no proxies, tokens or cookies from the environment:
+callers pass in what they need.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.connection import HTTPConnection
 
 from common.clock import Clock
-from updater.http.connection import AddressRefused, Connector, Deadline, ProxyUnsupported, connection_to
+from updater.http.connection import AddressRefused, Connector, Deadline, ProxyUnsupported, create_connection
 from updater.http.endpoint import Endpoint
 
 _MAX_CHARS = 64
@@ -29,11 +29,11 @@ _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def parse_retry_after(value: str, now: datetime, max_seconds: float) -> float:
-    """Seconds that the other side asks to wait, at most `max_seconds`; 0 if it names none, or a time that has passed.
+    """Retry-After in seconds, at most `max_seconds`; 0 for a date in the past or an invalid value.
 
     Args:
-        value: of the header: a number of seconds, or an HTTP date; anything else counts as 0.
-        now: by the wall clock, with its time zone; what a date is compared with.
+        value: of the header: a number of seconds, or an HTTP date.
+        now: by the wall clock, with a time zone; a date is relative to it.
         max_seconds: upper bound of the result.
     """
     text = value.strip()
@@ -52,32 +52,32 @@ def parse_retry_after(value: str, now: datetime, max_seconds: float) -> float:
 USER_AGENT = "hotslot"
 _ERRORS = (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError)
 _MAX_DETAIL_CHARS = 200
-# It writes addresses with their signatures into the log of whoever has not forbidden it.
+# It logs URLs with their signatures.
 logging.getLogger("urllib3.connection").disabled = True
 
 
 class HttpFailure(StrEnum):
-    """Why there is no response, or not all of it."""
+    """Why a response is missing or incomplete."""
 
-    ADDRESS_REFUSED = "ADDRESS_REFUSED"  # the host has no address that may be reached
+    ADDRESS_REFUSED = "ADDRESS_REFUSED"  # no address of the host is allowed
     PROXY_UNSUPPORTED = "PROXY_UNSUPPORTED"
-    UNRESOLVED = "UNRESOLVED"  # the name has no address
-    OUT_OF_TIME = "OUT_OF_TIME"  # the whole took longer than `HttpLimits.total_seconds`
+    UNRESOLVED = "UNRESOLVED"  # the host cannot be resolved
+    OUT_OF_TIME = "OUT_OF_TIME"  # longer than `HttpLimits.total_seconds`
     TLS_FAILED = "TLS_FAILED"
     CONNECT_TIMEOUT = "CONNECT_TIMEOUT"
     UNREACHABLE = "UNREACHABLE"
-    STALLED = "STALLED"  # silent for longer than `HttpLimits.stall_seconds`
-    BROKE_OFF = "BROKE_OFF"  # the connection ended before the response did
-    RESPONSE_TRUNCATED = "RESPONSE_TRUNCATED"  # the body is shorter than announced
+    STALLED = "STALLED"  # no data for longer than `HttpLimits.stall_seconds`
+    BROKE_OFF = "BROKE_OFF"  # the connection was closed early
+    RESPONSE_TRUNCATED = "RESPONSE_TRUNCATED"  # the body is shorter than Content-Length
     NOT_HTTP = "NOT_HTTP"
 
 
 class HttpFailed(Exception):
-    """There is no response, or not all of it.
+    """The response is missing or incomplete.
 
     Attributes:
-        failure: why.
-        detail: of the operating system or the TLS library, for people; empty if there is none.
+        failure: the cause.
+        detail: from the operating system or the TLS library, for people; may be empty.
     """
 
     def __init__(self, failure: HttpFailure, detail: str = "") -> None:
@@ -88,36 +88,36 @@ class HttpFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What is sent."""
+    """One request."""
 
     method: str
     endpoint: Endpoint
-    headers: Mapping[str, str]  # beside User-Agent, Connection and Accept-Encoding
+    headers: Mapping[str, str]  # in addition to User-Agent, Connection and Accept-Encoding
     body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """How long a request may take."""
+    """Timeouts of a request."""
 
-    total_seconds: float  # all of it, from the name's look-up to the end of the body
-    connect_seconds: float  # for one address of the host
-    stall_seconds: float  # longest silence of the other side
+    total_seconds: float  # from the DNS look-up to the end of the body
+    connect_seconds: float  # for each address of the host
+    stall_seconds: float  # longest time without data
 
 
 def allow_any_address(_address: str) -> bool:
-    """Let a request reach every address of its host: for hosts that the operator has named."""
+    """Allow every address: for hosts that the operator has configured."""
     return True
 
 
 class HttpResponse:
-    """Status and headers; the body is read once, or never."""
+    """A response. The body can be read once."""
 
     def __init__(self, response: BaseHTTPResponse, deadline: Deadline, address: str) -> None:
         """Read nothing yet."""
         self._response = response
         self._deadline = deadline
-        self.address = address  # that the connection has reached; empty: a proxy hides it
+        self.address = address  # of the connection; empty if a proxy was used
 
     @property
     def status(self) -> int:
@@ -126,21 +126,21 @@ class HttpResponse:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Headers, by any case of their names."""
+        """Headers, case-insensitive."""
         return self._response.headers
 
     def pieces(self, max_piece_bytes: int) -> Iterator[bytes]:
-        """The body as it comes: a piece is not held back until it is larger.
+        """The body in pieces, as they arrive.
 
         Raises:
-            HttpFailed: it broke off, fell silent, or its time is over.
+            HttpFailed: the connection broke, stalled, or the deadline has passed.
         """
         while True:
             try:
                 piece = self._response.read1(max_piece_bytes, decode_content=False)
             except _ERRORS as error:
-                raise _answer_failed(error, self._deadline) from error
-            if self._deadline.is_over:  # a body that was cut off can look as if it had ended
+                raise _classify_read_error(error, self._deadline) from error
+            if self._deadline.is_over:  # a body that was cut off can look complete
                 raise HttpFailed(HttpFailure.OUT_OF_TIME)
             if not piece:
                 return
@@ -157,18 +157,18 @@ def open_response(
     trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     proxy: str = "",
 ) -> Iterator[HttpResponse]:
-    """Send a request; the response's body can be read until the context ends. From any thread.
+    """Send a request, and close the connection at the end of the context. From any thread.
 
     Args:
-        request: what is sent.
-        limits: how long it may take.
-        clock: measures.
-        may_reach: whether an address of the host, or of the proxy, may be connected to.
-        trust: gives the certificates to trust, for https; default: the system's.
-        proxy: address of an http proxy; empty: none.
+        request: to send.
+        limits: timeouts.
+        clock: for the deadline.
+        may_reach: whether an IP address of the host, or of the proxy, is allowed.
+        trust: returns the TLS context, for https; default: the system's certificates.
+        proxy: URL of an http proxy; empty without one.
 
     Raises:
-        HttpFailed: there is no response. An error's status is a response.
+        HttpFailed: no response came. An error status is a response.
     """
     with contextlib.ExitStack() as stack:
         deadline = Deadline(limits.total_seconds, clock)
@@ -177,14 +177,14 @@ def open_response(
         try:
             connection, proxy_headers = _connect(request.endpoint, connector, limits, trust, proxy)
         except (*_ERRORS, AddressRefused, ProxyUnsupported) as error:
-            raise _connect_failed(error, deadline) from error
+            raise _classify_connect_error(error, deadline) from error
         stack.callback(connection.close)
         try:
             response = _exchange(connection, request, proxy_headers, is_forwarded=bool(proxy))
         except _ERRORS as error:
-            raise _answer_failed(error, deadline) from error
+            raise _classify_read_error(error, deadline) from error
         stack.callback(response.close)
-        if deadline.is_over:  # headers that were cut off read as if they had ended
+        if deadline.is_over:  # headers that were cut off can look complete
             raise HttpFailed(HttpFailure.OUT_OF_TIME)
         yield HttpResponse(response, deadline, "" if proxy else connector.reached)
 
@@ -192,8 +192,8 @@ def open_response(
 def _connect(
     endpoint: Endpoint, connector: Connector, limits: HttpLimits, trust: Callable[[], ssl.SSLContext], proxy: str
 ) -> tuple[HTTPConnection, dict[str, str]]:
-    """An open connection, and headers that its request must have for the proxy."""
-    connection, headers = connection_to(
+    """Open a connection; returns it, and headers that the request needs for the proxy."""
+    connection, headers = create_connection(
         endpoint.scheme,
         (endpoint.host, endpoint.port),
         connector,
@@ -225,8 +225,8 @@ def _exchange(
     return connection.getresponse()
 
 
-def _connect_failed(error: Exception, deadline: Deadline) -> HttpFailed:  # noqa: PLR0911  one line a cause
-    """Why there is no connection."""
+def _classify_connect_error(error: Exception, deadline: Deadline) -> HttpFailed:  # noqa: PLR0911  one line a cause
+    """The failure of a connection that was not established."""
     match error:
         case AddressRefused():
             return HttpFailed(HttpFailure.ADDRESS_REFUSED)
@@ -246,8 +246,8 @@ def _connect_failed(error: Exception, deadline: Deadline) -> HttpFailed:  # noqa
             return HttpFailed(HttpFailure.UNREACHABLE, str(why).lower())
 
 
-def _answer_failed(error: Exception, deadline: Deadline) -> HttpFailed:
-    """Why a response, or the rest of it, does not come."""
+def _classify_read_error(error: Exception, deadline: Deadline) -> HttpFailed:
+    """The failure of a response that is missing or incomplete."""
     if deadline.is_over:
         return HttpFailed(HttpFailure.OUT_OF_TIME)
     match error:

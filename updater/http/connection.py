@@ -1,4 +1,4 @@
-"""One connection, used once: its address is looked at before it is reached, and its time is over when it is over."""
+"""One HTTP connection for one request: addresses are checked before connecting, and a deadline cuts it off."""
 
 import contextlib
 import socket
@@ -12,30 +12,30 @@ from urllib3.util import make_headers, parse_url
 
 from common.clock import Clock
 
-MAX_ADDRESSES = 4  # of one host; each may cost a connect timeout
+MAX_ADDRESSES = 4  # of one host; each may take a whole connect timeout
 
 
 class AddressRefused(Exception):
-    """A host has no address that may be reached."""
+    """None of the addresses of a host is allowed."""
 
 
 class ProxyUnsupported(Exception):
-    """The environment names a proxy of a kind that is not spoken to."""
+    """The proxy is not an http:// proxy."""
 
 
 class Deadline:
-    """Cuts a connection off when its time is over.
+    """Shuts a connection down when its time is over.
 
-    A timeout of a socket counts from byte to byte: who sends one now and then is never late. So the
-    whole has an end of its own, in handshake, headers and body alike.
+    A socket timeout restarts with every byte, so a peer that sends byte by byte never exceeds it. This deadline covers
+    the whole: handshake, headers and body.
     """
 
     def __init__(self, seconds: float, clock: Clock) -> None:
-        """Count from now on."""
+        """Start the timer."""
         self._clock = clock
         self._ends = clock.monotonic() + seconds
         self._lock = threading.Lock()
-        self._twin: socket.socket | None = None
+        self._duplicate: socket.socket | None = None
         self._is_over = False
         self._timer = threading.Timer(max(0.0, seconds), self._cut)
         self._timer.daemon = True
@@ -43,57 +43,57 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has cut something off."""
+        """Whether the time is over."""
         return self._is_over
 
     @property
     def left_seconds(self) -> float:
-        """What is left of its time; 0 when it is over."""
+        """Time left; 0 when it is over."""
         return 0.0 if self._is_over else max(0.0, self._ends - self._clock.monotonic())
 
     def watch(self, opened: socket.socket) -> None:
-        """Watch a socket; what becomes of it, TLS for example, shares its end.
+        """Shut this socket down at the deadline, also after it was wrapped in TLS.
 
         Raises:
-            TimeoutError: the time is over already.
+            TimeoutError: the time is over.
         """
         with self._lock:
             if self._is_over:
-                raise TimeoutError("the time is over")
-            self._twin = opened.dup()
+                raise TimeoutError("the deadline has passed")
+            self._duplicate = opened.dup()
 
     def close(self) -> None:
-        """Let go."""
+        """Stop the timer."""
         self._timer.cancel()
         with self._lock:
-            if self._twin is not None:
-                self._twin.close()
-                self._twin = None
+            if self._duplicate is not None:
+                self._duplicate.close()
+                self._duplicate = None
 
     def _cut(self) -> None:
         with self._lock:
             self._is_over = True
-            if self._twin is not None:
+            if self._duplicate is not None:
                 with contextlib.suppress(OSError):
-                    self._twin.shutdown(socket.SHUT_RDWR)
+                    self._duplicate.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(slots=True)
 class Connector:
-    """Opens the socket of one connection."""
+    """Opens the socket of one connection, to an allowed address."""
 
-    may_reach: Callable[[str], bool]  # asked for every address of the host
-    connect_seconds: float  # for one address
+    may_reach: Callable[[str], bool]  # called for every address of the host
+    connect_seconds: float  # for each address
     deadline: Deadline
-    reached: str = ""  # the address, once there is one
+    reached: str = ""  # the address that was connected to
 
     def open(self, host: str, port: int) -> socket.socket:
-        """Resolve a host once, and connect to the first of its addresses that may be reached and answers.
+        """Resolve a host once, and connect to the first allowed address that answers.
 
         Raises:
-            AddressRefused: none of them may be reached.
-            socket.gaierror: it has none.
-            TimeoutError, OSError: none answers.
+            AddressRefused: no address is allowed.
+            socket.gaierror: the host cannot be resolved.
+            TimeoutError, OSError: no address answers.
         """
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         allowed = [row for row in found if self.may_reach(str(row[4][0]))]
@@ -102,7 +102,7 @@ class Connector:
         last: OSError = OSError("no address")
         for family, kind, protocol, _, address in allowed[:MAX_ADDRESSES]:
             if not (left := self.deadline.left_seconds):
-                raise TimeoutError("the time is over") from last
+                raise TimeoutError("the deadline has passed") from last
             opened = socket.socket(family, kind, protocol)
             try:
                 opened.settimeout(min(self.connect_seconds, left))
@@ -118,21 +118,21 @@ class Connector:
         raise last
 
 
-class _Plain(HTTPConnection):
+class _HttpConnection(HTTPConnection):
     connector: Connector
 
     def _new_conn(self) -> socket.socket:
         return self.connector.open(self._dns_host, self.port)
 
 
-class _Secure(HTTPSConnection):
+class _HttpsConnection(HTTPSConnection):
     connector: Connector
 
     def _new_conn(self) -> socket.socket:
         return self.connector.open(self._dns_host, self.port)
 
 
-def connection_to(
+def create_connection(
     scheme: str,
     address: tuple[str, int],
     connector: Connector,
@@ -141,21 +141,21 @@ def connection_to(
     stall_seconds: float,
     proxy: str,
 ) -> tuple[HTTPConnection, dict[str, str]]:
-    """Prepare a connection; nothing is sent yet.
+    """Create a connection that is not open yet.
 
     Args:
         scheme: http or https.
-        address: host and port that are asked.
-        connector: opens its socket.
-        context: needed for https.
-        stall_seconds: longest silence of the other side.
-        proxy: address of an http proxy; empty: none.
+        address: host and port of the request.
+        connector: opens the socket.
+        context: required for https.
+        stall_seconds: longest time without data.
+        proxy: URL of an http proxy; empty without one.
 
     Returns:
-        The connection, and headers that its request must have for the proxy.
+        The connection, and headers that the request needs for the proxy.
 
     Raises:
-        ProxyUnsupported: only plain http is spoken to a proxy.
+        ProxyUnsupported: the proxy is not an http:// proxy.
     """
     host, port = address
     headers: dict[str, str] = {}
@@ -165,11 +165,11 @@ def connection_to(
             raise ProxyUnsupported
         headers = dict(make_headers(proxy_basic_auth=parsed.auth)) if parsed.auth else {}
         host, port = parsed.host, parsed.port or 80
-    made: _Plain | _Secure
+    made: _HttpConnection | _HttpsConnection
     if scheme == "https":
-        made = _Secure(host, port, timeout=stall_seconds, ssl_context=context)
+        made = _HttpsConnection(host, port, timeout=stall_seconds, ssl_context=context)
     else:
-        made = _Plain(host, port, timeout=stall_seconds)
+        made = _HttpConnection(host, port, timeout=stall_seconds)
     made.connector = connector
     if proxy and scheme == "https":
         made.set_tunnel(address[0], address[1], headers=headers, scheme="http")

@@ -1,20 +1,20 @@
-"""http and https addresses that may be asked, and which of them are private. Pure.
+"""Parses http and https URLs, and recognises private addresses. Pure.
 
-Rule of trust: only http and https; no user name; nothing but printable ASCII, of a bounded length.
+Security rule: only http and https; no user name; only printable ASCII, of bounded length.
 """
 
 import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-MAX_URL_CHARS = 8192  # object storage signs its addresses at length
+MAX_URL_CHARS = 8192  # signed URLs of object storage are long
 _PORTS = {"http": 80, "https": 443}
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # an IPv4 address in its last four bytes
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # contains an IPv4 address in the last four bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where one request goes."""
+    """The URL of one request, parsed."""
 
     scheme: str
     host: str  # lower case, without brackets
@@ -23,42 +23,42 @@ class Endpoint:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port: what a token is meant for."""
+        """Scheme, host and port: the scope of a token."""
         return self.scheme, self.host, self.port
 
     @property
     def url(self) -> str:
-        """As one text. Its query may hold a signature: never to be shown."""
+        """As one string. The query may contain a signature: never log it."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
     @property
     def authority(self) -> str:
-        """Host, and port if it is not the scheme's own."""
+        """Host, and the port if it is not the default of the scheme."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def parse_endpoint(url: str) -> Endpoint:
-    """Read an address.
+    """Parse a URL.
 
     Raises:
-        ValueError: it is none that may be asked.
+        ValueError: it is not a valid URL by the security rule; the message completes "the URL …".
     """
     if len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("is too long, or not plain")
+        raise ValueError("is too long, or contains spaces or characters that are not printable ASCII")
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("is no plain http or https address")
+        raise ValueError("is not an http or https URL, or contains a user name")
     try:
         port = parts.port or _PORTS[parts.scheme]
     except ValueError as error:
-        raise ValueError("is an address with a port that none has") from error
+        raise ValueError("is a URL with an invalid port") from error
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Endpoint(parts.scheme, parts.hostname.lower(), port, target)
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the open network; one that holds another is judged by that."""
+    """Whether an IP address is public; an IPv6 address that contains an IPv4 one is judged by the latter."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -72,7 +72,7 @@ def is_public(address: str) -> bool:
 
 
 def is_private_by_name(host: str) -> bool:
-    """Whether a host's name alone says that it is private; for hosts that only a proxy resolves."""
+    """Whether a host is private by its name or literal address alone; for hosts that a proxy resolves."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -8,7 +8,7 @@ import pytest
 from inference.server.control.servicer import build_stats
 from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
-from updater.control.snapshot import counts_of
+from updater.control.snapshot import convert_counts
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand
@@ -247,7 +247,7 @@ def test_latency_bounds_are_what_the_server_sends() -> None:
         row.count_answer(3.0)
     row.count_batch(0.6, 3)
     row.count_batch(0.2, 0)
-    counts = counts_of(build_stats(row))
+    counts = convert_counts(build_stats(row))
 
     assert counts.latency_bounds == (1.0, 2.0, 8.0)
     assert percentile(counts, 0.5) == pytest.approx(5.0)

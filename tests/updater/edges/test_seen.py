@@ -8,8 +8,8 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from hotslot.control.v1 import control_pb2 as pb
-from updater.control.client import failure_of
-from updater.control.snapshot import server_state
+from updater.control.client import classify_error
+from updater.control.snapshot import convert_server_state
 from updater.core.effects import FailureKind, Shortage
 from updater.core.record import CpuFallback
 
@@ -52,13 +52,13 @@ class Refused(grpc.RpcError, grpc.Call):
 def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
     """As far as the server knows: what it leaves out, or spoils, is not known."""
     full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
-    failed = failure_of(Refused("DOES_NOT_FIT", full))
+    failed = classify_error(Refused("DOES_NOT_FIT", full))
     assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "DOES_NOT_FIT")
     assert failed.shortage == Shortage("cuda:0", 5000, 0)
 
     spoilt = {"device": "cuda:0", "needed_bytes": "-1", "free_bytes": "9" * 100}
-    assert failure_of(Refused("OUT_OF_MEMORY", spoilt)).shortage == Shortage("cuda:0")
-    assert failure_of(Refused("OUT_OF_MEMORY", {})).shortage is None
+    assert classify_error(Refused("OUT_OF_MEMORY", spoilt)).shortage == Shortage("cuda:0")
+    assert classify_error(Refused("OUT_OF_MEMORY", {})).shortage is None
 
 
 def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
@@ -69,9 +69,9 @@ def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
     end = pb.TrialEnd(bundle_digest="b", outcome="ROLLED_BACK", reason="OUT_OF_MEMORY")
     response = pb.GetStatusResponse(models=[pb.ModelState(model="shapes", cpu_fallback=fallback, last_trial=end)])
 
-    state = server_state(response, last_ended_orderly=False)
+    state = convert_server_state(response, last_ended_orderly=False)
     assert CpuFallback("cuda:0", "cpu", "b", since, "OUT_OF_MEMORY") == state.cpu_fallback
     assert state.last_trial is not None
     assert state.last_trial.reason == "OUT_OF_MEMORY"
     response.models[0].ClearField("cpu_fallback")
-    assert server_state(response, last_ended_orderly=False).cpu_fallback is None
+    assert convert_server_state(response, last_ended_orderly=False).cpu_fallback is None
