@@ -1,9 +1,9 @@
-"""One model's loop with its real ports, put together."""
+"""Builds the update loop of one model with its real ports."""
 
 import random
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,20 +30,20 @@ from updater.store.journal import Journal
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How foreign files become a bundle: the shipped way, or a test's stand-in."""
+    """How a source is converted to a bundle: by the shipped converter, or by a test's."""
 
     convert: Convert = run_convert
     digest_of: DigestOf = predict_bundle_digest
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
-    """What all models of one updater have in common."""
+class UpdaterDependencies:
+    """What the loops of all models share."""
 
     settings: UpdaterSettings
     run_folder: Path
     journal: Journal
-    shared: StoreOptions
+    store: StoreOptions
     clock: Clock
     observer: Observer
     crash: CrashPoints
@@ -52,8 +52,8 @@ class Common:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One model that is kept up to date."""
+class ModelUpdater:
+    """The update loop of one model, and what other threads use of it."""
 
     loop: ModelLoop
     commands: CommandQueue
@@ -62,80 +62,93 @@ class Model:
     close: Callable[[], None]
 
 
-def build_model(common: Common, settings: ModelSettings, others: Callable[[], Mapping[str, ModelRecord]]) -> Model:
-    """Put one model's parts together.
+def build_model(
+    shared: UpdaterDependencies, settings: ModelSettings, others: Callable[[], Mapping[str, ModelRecord]]
+) -> ModelUpdater:
+    """Build the loop of one model.
 
     Args:
-        common: what all share.
-        settings: the model's `[[models]]` table; it has a section in `[updater.models]`.
-        others: records of all models, by name.
+        shared: of all models.
+        settings: `[[models]]` table of the model, which has a section in `[updater.models]`.
+        others: returns the records of all models, by name.
 
     Raises:
-        JournalUnusable: its record cannot be read.
-        UnsafeStateFolder: see `updater.store.bundles`.
+        JournalUnusable: the record of the model cannot be read.
+        UnsafeStateFolder: check 1 failed.
     """
-    section = common.settings.updater.models[settings.name]
+    section = shared.settings.updater.models[settings.name]
     wake = threading.Event()
     commands = CommandQueue(wake)
-    guard = StepGuard(commands, common.stopping)
-    control = ControlClient(common.run_folder, settings.name, guard)
+    guard = StepGuard(commands, shared.stopping)
+    control = ControlClient(shared.run_folder, settings.name, guard)
     progress = Progress()
     files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy)
 
-    def kept_by_others() -> References:
-        return _referred({name: record for name, record in others().items() if name != settings.name})
-
-    state = common.shared.state
     ports = Ports(
-        hub=_hub_of(common, settings.name),
+        hub=_open_hub(shared, settings.name),
         control=control,
-        golden=Prober(files, control, settings.task, common.clock, guard),
-        store=BundleStore(
-            common.shared, settings.name, common.clock, guard, kept_by_others, common.conversion.digest_of, progress
-        ),
-        converter=ChildConverter(state, ConvertLimits(), common.conversion.convert),
-        clock=common.clock,
+        golden=Prober(files, control, settings.task, shared.clock, guard),
+        store=_build_store(shared, settings.name, guard, others, progress),
+        converter=ChildConverter(shared.store.state, ConvertLimits(), shared.conversion.convert),
+        clock=shared.clock,
     )
     parts = LoopParts(
         model=settings.name,
         ports=ports,
-        journal=common.journal,
-        rules=rules_of(common.settings.updater, settings.name, settings.device),
-        clock=common.clock,
-        observer=common.observer,
-        crash=common.crash,
+        journal=shared.journal,
+        rules=rules_of(shared.settings.updater, settings.name, settings.device),
+        clock=shared.clock,
+        observer=shared.observer,
+        crash=shared.crash,
         commands=commands,
         guard=guard,
         wake=wake,
-        stopping=common.stopping,
-        fresh_id=lambda: _fresh_id(common.clock),
+        stopping=shared.stopping,
+        fresh_id=lambda: _create_update_id(shared.clock),
         jitter=random.SystemRandom().random,
     )
-    return Model(ModelLoop(parts), commands, wake, progress, control.close)
+    return ModelUpdater(ModelLoop(parts), commands, wake, progress, control.close)
 
 
-def _hub_of(common: Common, name: str) -> Hub:
-    """A model's folder of revisions, or its place on a hub."""
-    section = common.settings.updater.models[name]
+def _build_store(
+    shared: UpdaterDependencies,
+    name: str,
+    guard: StepGuard,
+    records: Callable[[], Mapping[str, ModelRecord]],
+    progress: Progress,
+) -> BundleStore:
+    def collect_others() -> References:
+        return _collect_references([record for other, record in records().items() if other != name])
+
+    digest_of = shared.conversion.digest_of
+    return BundleStore(shared.store, name, shared.clock, guard, collect_others, digest_of, progress)
+
+
+def _open_hub(shared: UpdaterDependencies, name: str) -> Hub:
+    """The folder or the hub of a model."""
+    section = shared.settings.updater.models[name]
     if section.hub_folder is not None:
-        return DirectoryHub(section.hub_folder, name, common.clock)
-    from updater.hub.modelscope import open_hub  # noqa: PLC0415  who has a folder pays for no HTTP library
+        return DirectoryHub(section.hub_folder, name, shared.clock)
+    from updater.hub.modelscope import open_hub  # noqa: PLC0415  with a folder, no HTTP library is loaded
 
-    policy = rules_of(common.settings.updater, name).policy
+    policy = rules_of(shared.settings.updater, name).policy
     return open_hub(
-        common.settings.updater, section.hub_model, common.clock, lambda one: version_of(one, policy) is not None
+        shared.settings.updater,
+        section.hub_model,
+        shared.clock,
+        lambda one: version_of(one, policy) is not None,
     )
 
 
-def _fresh_id(clock: Clock) -> str:
-    """Sorts by time for people, and is safe as a folder's name."""
+def _create_update_id(clock: Clock) -> str:
+    """An update id: sorts by time, and is safe as a folder name."""
     return f"{clock.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
-def _referred(records: Mapping[str, ModelRecord]) -> References:
-    """Everything that these records name."""
+def _collect_references(records: Iterable[ModelRecord]) -> References:
+    """All bundles, sources and updates that these records refer to."""
     keep = References()
-    for record in records.values():
+    for record in records:
         rows = [row for row in (record.committed, record.previous) if row is not None]
         update = record.update
         keep |= References(

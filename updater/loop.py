@@ -48,23 +48,31 @@ class StepGuard:
             raise Interrupted
 
 
-_FREEZE = "stop:"
+_STOP_PREFIX = "stop:"
 
 
 class CrashPoints:
-    """Where this process is to die; nowhere, unless a test says so."""
+    """Points at which a test can kill or freeze this process: exact where no other fault injection is.
+
+    A test arms one point by the variable HOTSLOT_CRASH_AT, for example "OBSERVING"; the process then kills itself
+    (SIGKILL):
+     - `<STAGE>`: right after the record that enters the stage was written,
+     - `before:<Action>`: after the decision, before its effect,
+     - `after:<Action>`: after its effect, before the record is written.
+    With the prefix `stop:` the process stops once instead (SIGSTOP), until SIGCONT.
+    """
 
     def __init__(self, armed: str = "") -> None:
-        """Arm one point; empty: none."""
+        """Arm one point; none if empty."""
         self._armed = armed
 
-    def pass_by(self, name: str) -> None:
-        """Die or freeze here, if this is the place."""
-        if not self._armed or name != self._armed.removeprefix(_FREEZE):
+    def reach(self, name: str) -> None:
+        """Kill or stop the process if this point is armed."""
+        if not self._armed or name != self._armed.removeprefix(_STOP_PREFIX):
             return
-        is_freeze = self._armed.startswith(_FREEZE)
+        is_stop = self._armed.startswith(_STOP_PREFIX)
         self._armed = ""
-        os.kill(os.getpid(), signal.SIGSTOP if is_freeze else signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if is_stop else signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +155,9 @@ class ModelLoop:
             return 0.0
         name = type(step).__name__
         self._due = parts.clock.monotonic() + getattr(step, "deadline_seconds", 0.0) + GRACE_SECONDS
-        parts.crash.pass_by(f"before:{name}")
+        parts.crash.reach(f"before:{name}")
         result, after = self._perform(record, step, facts)
-        parts.crash.pass_by(f"after:{name}")
+        parts.crash.reach(f"after:{name}")
         after = Transition(after.record, (*noted, *after.events))
         if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
             return WRITE_PAUSE_SECONDS
@@ -181,12 +189,12 @@ class ModelLoop:
             try:
                 parts.journal.write(record, events)
             except OSError as error:
-                parts.observer.troubled(parts.model, "journal_not_written", str(error))
+                parts.observer.report_error(parts.model, "journal_not_written", str(error))
                 return False
             self._written = record
             if record.stage is not before:
-                parts.crash.pass_by(record.stage.value)
-            parts.observer.written(record, events)
+                parts.crash.reach(record.stage.value)
+            parts.observer.record_written(record, events)
         self._record = record
         self.publisher.publish(record, events)
         return True

@@ -1,4 +1,4 @@
-"""What happens, for those who watch: the log and the numbers."""
+"""Logs and metrics of the updater."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,14 +13,20 @@ _BREAKER_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerSt
 
 
 class Observer(Protocol):
-    """Is told what was written."""
+    """Receives written records and errors, from the models' threads."""
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """A record and its events are durable."""
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """A record and its events were written to the journal."""
         ...
 
-    def troubled(self, model: str, what: str, message: str) -> None:
-        """The updater itself could not do something."""
+    def report_error(self, model: str, error: str, message: str) -> None:
+        """The updater itself failed at something.
+
+        Args:
+            model: name; empty if it concerns all.
+            error: name in snake_case, for logs and metrics.
+            message: for people.
+        """
         ...
 
 
@@ -30,14 +36,13 @@ def create_registry() -> CollectorRegistry:
 
 
 class LogObserver:
-    """One event, one line."""
+    """Writes each event of the audit trail, and each error, as one log line."""
 
     def __init__(self, log: Logger) -> None:
-        """Speak to a log."""
         self._log = log
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Tell each event of the audit trail."""
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Log the events."""
         del record
         for event in events:
             update = event.update
@@ -47,43 +52,46 @@ class LogObserver:
             fields = {**named, **digests, **outcome}
             self._log.info(event.name, model=event.model, stage=event.stage.value, detail=event.message, **fields)
 
-    def troubled(self, model: str, what: str, message: str) -> None:
-        """Tell it as an error."""
-        self._log.error(what, model=model, detail=message)
+    def report_error(self, model: str, error: str, message: str) -> None:
+        """Log the error."""
+        self._log.error(error, model=model, detail=message)
 
 
 class MetricsObserver:
-    """Numbers for Prometheus."""
+    """Exports Prometheus metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Put them into a registry."""
+        """Register the metrics."""
         self._outcomes = Counter(
-            "hotslot_updates_total", "Updates that have ended.", ["model", "outcome", "reason"], registry=registry
+            "hotslot_updates_total",
+            "Updates that have ended, by outcome.",
+            ["model", "outcome", "reason"],
+            registry=registry,
         )
-        self._troubles = Counter(
-            "hotslot_updater_troubles_total", "What the updater could not do.", ["model", "what"], registry=registry
+        self._errors = Counter(
+            "hotslot_updater_errors_total", "Errors of the updater itself.", ["model", "error"], registry=registry
         )
 
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
             return Gauge(f"hotslot_{name}", meaning, ["model", *labels], registry=registry)
 
-        self._stage = gauge("update_stage", "1 for the stage that a model's updates are in.", "stage")
+        self._stage = gauge("update_stage", "1 for the current stage of a model's updates.", "stage")
         self._quarantine = gauge("quarantined_revisions", "Source digests in quarantine.")
-        self._hold = gauge("updates_paused", "1 while an operator holds updates.")
-        self._committed = gauge("committed_info", "1 for the revision that is committed.", "revision")
+        self._paused = gauge("updates_paused", "1 while updates are paused.")
+        self._committed = gauge("committed_info", "1 for the committed revision.", "revision")
         self._breakers = gauge("breaker_state", "0 closed, 1 half open, 2 open.", "breaker")
-        meaning = "Open: until it may try again; half open: until its probe counts as failed; 0 closed."
+        meaning = "Open: time until the next attempt; half open: time until its attempt counts as failed; closed: 0."
         self._breaker_left = gauge("breaker_left_seconds", meaning, "breaker")
-        meaning = "1 while a model is kept off its device because memory ran out there."
+        meaning = "1 while a model runs on the CPU because its device ran out of memory."
         self._fallback = gauge("cpu_fallback", meaning)
-        self._hub = gauge("hub_answered_timestamp_seconds", "When the hub last answered.")
-        meaning = "When the hub's listing was last another one: a mirror that has stopped answers, and never changes."
+        self._hub_answered = gauge("hub_answered_timestamp_seconds", "When the hub last answered.")
+        meaning = "When the hub's listing last changed; a stale mirror answers but never changes."
         self._changed = gauge("hub_listing_changed_timestamp_seconds", meaning)
         self._newest = gauge("hub_newest_listed_timestamp_seconds", "When the highest release was first listed.")
         self._snapshot: dict[str, str] = {}
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Follow a record."""
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Update the metrics."""
         model = record.model
         for stage in Stage:
             self._stage.labels(model, stage.value).set(stage is record.stage)
@@ -92,22 +100,26 @@ class MetricsObserver:
             self._breaker_left.labels(model, breaker.name.value).set(breaker.left_seconds)
         self._fallback.labels(model).set(record.cpu_fallback is not None)
         watch = record.watch
-        times = ((self._hub, watch.last_polled_at), (self._changed, watch.changed_at), (self._newest, watch.highest_at))
+        times = (
+            (self._hub_answered, watch.last_polled_at),
+            (self._changed, watch.changed_at),
+            (self._newest, watch.highest_at),
+        )
         for gauge, at in times:
             if at is not None:
                 gauge.labels(model).set(at.timestamp())
         self._quarantine.labels(model).set(len(record.quarantine))
-        self._hold.labels(model).set(record.paused)
+        self._paused.labels(model).set(record.paused)
         self._show_committed(record)
         for event in events:
             if event.outcome is not None:
                 reason = event.update.reason if event.update is not None else ""
                 self._outcomes.labels(model, event.outcome.value, reason).inc()
 
-    def troubled(self, model: str, what: str, message: str) -> None:
-        """Count it."""
+    def report_error(self, model: str, error: str, message: str) -> None:
+        """Count the error."""
         del message
-        self._troubles.labels(model, what).inc()
+        self._errors.labels(model, error).inc()
 
     def _show_committed(self, record: ModelRecord) -> None:
         revision = "" if record.committed is None else record.committed.revision
@@ -119,19 +131,18 @@ class MetricsObserver:
         self._snapshot[record.model] = revision
 
 
-class ToAll:
-    """Several observers as one."""
+class BroadcastObserver:
+    """Passes everything on to several observers."""
 
     def __init__(self, *observers: Observer) -> None:
-        """Tell these."""
         self._observers = observers
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Tell each."""
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+        """Pass it on."""
         for observer in self._observers:
-            observer.written(record, events)
+            observer.record_written(record, events)
 
-    def troubled(self, model: str, what: str, message: str) -> None:
-        """Tell each."""
+    def report_error(self, model: str, error: str, message: str) -> None:
+        """Pass it on."""
         for observer in self._observers:
-            observer.troubled(model, what, message)
+            observer.report_error(model, error, message)

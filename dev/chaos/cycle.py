@@ -24,7 +24,7 @@ from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
-from updater.metrics import ToAll
+from updater.metrics import BroadcastObserver
 from updater.perform import Ports
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.database import JournalNotWritten
@@ -186,7 +186,7 @@ class Cycle:
             journal=self.journal,
             rules=_RULES,
             clock=clock,
-            observer=ToAll(),
+            observer=BroadcastObserver(),
             crash=CrashPoints(),
             commands=commands,
             guard=StepGuard(commands, stopping),

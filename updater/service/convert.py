@@ -1,4 +1,4 @@
-"""Records in the words of updates.v1. Pure."""
+"""Converts records to messages of updates.v1, and writes the advice for operators. Pure."""
 
 import contextlib
 from datetime import datetime
@@ -15,33 +15,33 @@ from updater.store.journal import PastEvent, PastUpdate
 _NOTHING = Share()
 
 
-def stage_of(stage: Stage) -> "pb.UpdateStage.ValueType":
-    """The stage's number."""
+def to_stage(stage: Stage) -> "pb.UpdateStage.ValueType":
+    """The enum value of a stage."""
     return pb.UpdateStage.Value(f"UPDATE_STAGE_{stage.value}")
 
 
-def outcome_of(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
-    """The outcome's number; unspecified while an update is under way."""
+def to_outcome(outcome: Outcome | None) -> "pb.UpdateOutcome.ValueType":
+    """The enum value of an outcome; unspecified while the update is in progress."""
     return (
         pb.UPDATE_OUTCOME_UNSPECIFIED if outcome is None else pb.UpdateOutcome.Value(f"UPDATE_OUTCOME_{outcome.value}")
     )
 
 
-def model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.ModelUpdates:
-    """A model's updates now; `share` is what has come of its transfer."""
+def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.ModelUpdates:
+    """The state of a model's updates; `share` is the progress of the download."""
     record = snapshot.record
     message = pb.ModelUpdates(
         model=record.model,
-        stage=stage_of(record.stage),
-        advice=advice_for(record),
+        stage=to_stage(record.stage),
+        advice=build_advice(record),
         paused=record.paused,
-        breakers=[breaker(row) for row in (record.hub, record.activation, record.device)],
+        breakers=[to_breaker(row) for row in (record.hub, record.activation, record.device)],
         stage_fraction=share.fraction,
         received_bytes=share.done_bytes,
         expected_bytes=share.total_bytes,
     )
     if record.update is not None:
-        message.current.CopyFrom(summary(record.model, record.update, record.stage))
+        message.current.CopyFrom(to_summary(record.model, record.update, record.stage))
     if record.committed is not None:
         message.committed_revision = record.committed.revision
         message.committed_source_digest = record.committed.source_digest
@@ -53,23 +53,23 @@ def model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Model
     )
     for field, at in times:
         if at is not None:
-            field.CopyFrom(stamp(at))
+            field.CopyFrom(to_timestamp(at))
     if record.cpu_fallback is not None:
-        message.fallback.CopyFrom(fallback(record.cpu_fallback))
+        message.fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
     for row in record.quarantine:
         entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
-        entry.since.CopyFrom(stamp(row.since))
+        entry.since.CopyFrom(to_timestamp(row.since))
     return message
 
 
-def fallback(row: CpuFallback) -> pb.CpuFallback:
-    """A device that the model is kept off."""
+def to_cpu_fallback(row: CpuFallback) -> pb.CpuFallback:
+    """A fallback from a device to the CPU."""
     message = pb.CpuFallback(device=row.device, fallback_device=row.fallback_device, reason=row.reason)
-    message.since.CopyFrom(stamp(row.since))
+    message.since.CopyFrom(to_timestamp(row.since))
     return message
 
 
-def breaker(row: Breaker) -> pb.Breaker:
+def to_breaker(row: Breaker) -> pb.Breaker:
     """A circuit breaker."""
     message = pb.Breaker(name=row.name.value, state=row.state.value, failures=row.failures, openings=row.openings)
     if row.state is not BreakerState.CLOSED:
@@ -78,40 +78,40 @@ def breaker(row: Breaker) -> pb.Breaker:
     return message
 
 
-def summary(model: str, update: Update, stage: Stage) -> pb.UpdateSummary:
-    """An update that is under way or held."""
+def to_summary(model: str, update: Update, stage: Stage) -> pb.UpdateSummary:
+    """An update that is in progress or held."""
     message = pb.UpdateSummary(
         update_id=update.update_id,
         model=model,
         revision=update.revision,
         source_digest=update.source_digest,
         bundle_digest=update.bundle_digest,
-        stage=stage_of(stage),
+        stage=to_stage(stage),
         reason=update.reason,
         message=update.message,
     )
-    message.started_at.CopyFrom(stamp(update.started_at))
+    message.started_at.CopyFrom(to_timestamp(update.started_at))
     return message
 
 
-def past_summary(past: PastUpdate) -> pb.UpdateSummary:
+def to_past_summary(past: PastUpdate) -> pb.UpdateSummary:
     """An update of the history."""
-    message = summary(past.model, past.update, past.stage)
-    message.outcome = outcome_of(past.outcome)
+    message = to_summary(past.model, past.update, past.stage)
+    message.outcome = to_outcome(past.outcome)
     if past.ended_at is not None:
-        message.ended_at.CopyFrom(stamp(past.ended_at))
+        message.ended_at.CopyFrom(to_timestamp(past.ended_at))
     return message
 
 
-def past_event(event: PastEvent) -> pb.UpdateEvent:
+def to_event(event: PastEvent) -> pb.UpdateEvent:
     """A line of the audit trail."""
-    message = pb.UpdateEvent(stage=stage_of(event.stage), name=event.name, message=event.message)
-    message.at.CopyFrom(stamp(event.at))
+    message = pb.UpdateEvent(stage=to_stage(event.stage), name=event.name, message=event.message)
+    message.at.CopyFrom(to_timestamp(event.at))
     return message
 
 
 def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
-    """Add what was measured, and where the models differ."""
+    """Add measurements, and items on which the models differ."""
     for row in evidence.measured:
         message.measurements.add(
             name=row.name,
@@ -127,7 +127,7 @@ def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
 
 
 def fill_provenance(message: pb.Provenance, row: Provenance | None) -> None:
-    """Say where a bundle came from; nothing, if it does not say."""
+    """Fill in the provenance of a bundle, if it has one."""
     if row is None:
         return
     message.hub_kind, message.endpoint, message.hub_model = row.place.kind.value, row.place.endpoint, row.place.model
@@ -138,85 +138,87 @@ def fill_provenance(message: pb.Provenance, row: Provenance | None) -> None:
             field.FromJsonString(text)
 
 
-def current_of(record: ModelRecord) -> pb.UpdateSummary:
-    """The update under way; empty if there is none."""
-    return pb.UpdateSummary() if record.update is None else summary(record.model, record.update, record.stage)
+def to_current_summary(record: ModelRecord) -> pb.UpdateSummary:
+    """The update in progress; empty if there is none."""
+    return pb.UpdateSummary() if record.update is None else to_summary(record.model, record.update, record.stage)
 
 
-def stamp(at: datetime) -> Timestamp:
-    """A time as a message."""
+def to_timestamp(at: datetime) -> Timestamp:
+    """A time as a protobuf timestamp."""
     message = Timestamp()
     message.FromDatetime(at)
     return message
 
 
 _APPROVE = (
-    "look at it with `hotslot updates show {id}`, then `hotslot updates approve {digest}` or publish a better one"
+    "compare with `hotslot updates show {id}`, then `hotslot updates approve {digest}`, or publish a better revision"
 )
+_RETRY = "then `hotslot updates resume` tries it again"
 _HELD = {
-    HeldFor.APPROVAL: "policy asks a person: " + _APPROVE,
-    HeldFor.AGREEMENT: "it answers otherwise than what serves, which may be better: " + _APPROVE,
-    HeldFor.NOISE: "the golden set is too small to tell: add items with expectations, or " + _APPROVE,
-    HeldFor.SLOWER: "it needs more device time, or answers later, than what serves, which may be the machine's doing: "
-    "`hotslot updates resume` tries it again; or " + _APPROVE,
-    HeldFor.NO_GOLDEN: "make a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
+    HeldFor.APPROVAL: "mode approve asks an operator: " + _APPROVE,
+    HeldFor.AGREEMENT: "its answers differ from the active model's, and may be better: " + _APPROVE,
+    HeldFor.NOISE: "the golden set is too small for a verdict: add items with expectations, or " + _APPROVE,
+    HeldFor.SLOWER: "it needs more device time than the active model, or answers later, perhaps because the machine is "
+    "busy: `hotslot updates resume` tries it again; or " + _APPROVE,
+    HeldFor.NO_GOLDEN: "create a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
     + _APPROVE,
-    HeldFor.GOLDEN_UNUSABLE: "mend the golden set (`hotslot golden show` says what is wrong), or " + _APPROVE,
-    HeldFor.DOES_NOT_FIT: "it needs more memory than there is: free some, then `hotslot updates resume` tries it again",
-    HeldFor.INCONCLUSIVE: "it came to no verdict: see `hotslot updates show {id}`, then `hotslot updates resume`",
-    HeldFor.CONVERSION: "this hotslot cannot convert what is committed; what serves stays: `hotslot updates resume`",
-    HeldFor.SERVER_CRASHED: "the server died while it was tried: see its log, then `hotslot updates resume`",
-    HeldFor.TAKEN_BACK: "somebody else ended its trial: find out who, then `hotslot updates resume`",
-    HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the one before serves: publish a new revision",
-    HeldFor.STUCK: "it took too many steps: see `hotslot updates show {id}`, then `hotslot updates resume`",
+    HeldFor.GOLDEN_UNUSABLE: "fix the golden set (`hotslot golden show` reports the problem), or " + _APPROVE,
+    HeldFor.DOES_NOT_FIT: "it does not fit into memory: free some, " + _RETRY,
+    HeldFor.INCONCLUSIVE: "no verdict was reached: see `hotslot updates show {id}`, " + _RETRY,
+    HeldFor.CONVERSION: "this build cannot convert the committed source, and its present bundle keeps serving: "
+    "`hotslot updates resume` skips this conversion",
+    HeldFor.SERVER_CRASHED: "the server crashed while it was tried: see the server's log, " + _RETRY,
+    HeldFor.TAKEN_BACK: "another client of the control socket ended its trial: find out which, " + _RETRY,
+    HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new revision",
+    HeldFor.STUCK: "it took too many steps: see `hotslot updates show {id}`, " + _RETRY,
 }
 
 
-def advice_for(record: ModelRecord) -> str:
-    """What to do about a model's updates as they stand."""
+def build_advice(record: ModelRecord) -> str:
+    """What an operator should do about a model's updates, in one sentence; empty if nothing."""
     update = record.update
     if record.stage is Stage.HELD and update is not None:
         held_for = None if update.ending is None else update.ending.held_for
         text = _HELD.get(held_for or HeldFor.STUCK, _HELD[HeldFor.STUCK])
-        return text.format(id=update.update_id, digest=_short(update.source_digest)) + _waiting_return(record)
+        return text.format(id=update.update_id, digest=_shorten(update.source_digest)) + _build_failback_advice(record)
     if record.paused:
         why = f" ({record.pause_reason})" if record.pause_reason else ""
-        return f"updates are on hold{why}: `hotslot updates resume` takes them again" + _waiting_return(record)
-    return _about_breakers(record) or record.watch.message
+        return f"updates are paused{why}: `hotslot updates resume` continues them" + _build_failback_advice(record)
+    return _build_breaker_advice(record) or record.watch.message
 
 
-def advice_for_past(past: PastUpdate, record: ModelRecord | None) -> str:
-    """What to do about one update."""
+def build_past_advice(past: PastUpdate, record: ModelRecord | None) -> str:
+    """What an operator should do about one update, in one sentence; empty if nothing."""
     is_current = record is not None and record.update is not None and record.update.update_id == past.update.update_id
     if is_current and record is not None:
-        return advice_for(record)
+        return build_advice(record)
     is_blocked = record is not None and record.is_quarantined(past.update.source_digest)
     if is_blocked:
-        digest = _short(past.update.source_digest)
-        return f"publish a better revision; if this one is wrongly accused, `hotslot updates unquarantine {digest}`"
+        digest = _shorten(past.update.source_digest)
+        return f"publish a better revision; if this one was not at fault, `hotslot updates unquarantine {digest}`"
     if past.outcome is Outcome.ABANDONED:
-        return "nothing: it stopped without blame and is taken up again by itself"
+        return "nothing: the revision was not at fault, and the update is retried automatically"
     return ""
 
 
-def _about_breakers(record: ModelRecord) -> str:
-    """The breaker that waits, the one first that a person can do something about."""
+def _build_breaker_advice(record: ModelRecord) -> str:
+    """About an open breaker; those that an operator can influence come first."""
     if record.activation.state is BreakerState.OPEN:
         return "too many updates failed: see `hotslot updates history`, then `hotslot updates breaker reset activation`"
     if record.cpu_fallback is not None and record.device.state is BreakerState.OPEN:
         return (
-            f"{record.cpu_fallback.device} ran out of memory: free some; it is tried again by itself, or at once with "
+            f"{record.cpu_fallback.device} ran out of memory: free some; it is retried automatically, or at once with "
             "`hotslot updates breaker reset device`"
         )
     if record.hub.state is BreakerState.OPEN:
-        return f"the hub does not answer: {record.hub.reason or 'see the log'}; it is asked again by itself"
+        return f"the hub does not answer: {record.hub.reason or 'see the log'}; it is retried automatically"
     return ""
 
 
-def _waiting_return(record: ModelRecord) -> str:
-    """What else waits for a person: from HELD or on hold no device is tried."""
-    return "" if record.cpu_fallback is None else f"; the way back to {record.cpu_fallback.device} waits for this too"
+def _build_failback_advice(record: ModelRecord) -> str:
+    """A failback also waits while updates are held or paused."""
+    return "" if record.cpu_fallback is None else f"; the failback to {record.cpu_fallback.device} waits for this too"
 
 
-def _short(digest: str) -> str:
+def _shorten(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]

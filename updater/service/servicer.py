@@ -1,4 +1,4 @@
-"""UpdatesService for operators. Reads the published status and the journal; commands go to the models' threads."""
+"""The gRPC service for operators: reads the published status and the journal; sends commands to the models' threads."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
-from updater.service.convert import advice_for_past
+from updater.service.convert import build_past_advice
 from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalUnreadable
@@ -27,11 +27,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_REASON_CHARS = 200
 COMMAND_SECONDS = 25.0
-LOOK_SECONDS = 90.0  # until the hub has been looked at
+POLL_SECONDS = 90.0  # longest wait for the hub's answer
 _SPARE_SECONDS = 1.0
 M = TypeVar("M", bound=Message)
-# What became of a revision that was asked for by name, when it became nothing.
-_NOT_TAKEN: Mapping[str, tuple[type[HotslotError], str]] = {
+# Events that answer Update with an error.
+_NOT_STARTED: Mapping[str, tuple[type[HotslotError], str]] = {
     "revision_unknown": (NotFound, "REVISION_UNKNOWN"),
     "revision_quarantined": (Conflict, "QUARANTINED"),
     "revision_committed": (Conflict, "BELOW_MIN_VERSION"),
@@ -40,8 +40,8 @@ _NOT_TAKEN: Mapping[str, tuple[type[HotslotError], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """One model, as it is told about."""
+class ModelHandle:
+    """What the service uses of one model's updater."""
 
     publisher: StatusPublisher
     commands: CommandQueue
@@ -49,25 +49,25 @@ class Served:
 
 
 class UpdatesApi:
-    """The handlers of UpdatesService. Called in the server's own threads."""
+    """The handlers of UpdatesService. Called in threads of the gRPC server."""
 
     def __init__(
         self,
-        models: Mapping[str, Served],
+        models: Mapping[str, ModelHandle],
         names: tuple[str, ...],
         journal: Callable[[], Journal],
         provenance: Callable[[str], Provenance | None],
         log: Logger,
     ) -> None:
-        """Tell about these.
+        """Read nothing yet.
 
         Args:
-            models: what is updated, by name; empty while the journal cannot be trusted.
+            models: running updaters, by model; empty while the journal cannot be trusted.
             names: all configured models, in order.
-            journal: gives the journal.
+            journal: returns the journal.
                 Raises JournalUnreadable while it cannot be trusted.
-            provenance: what the bundle of a digest says of where it came from.
-            log: told what went wrong here.
+            provenance: returns the provenance of the bundle with a digest.
+            log: of the process.
         """
         self._models = models
         self._names = names
@@ -76,7 +76,7 @@ class UpdatesApi:
         self._log = log
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What the server registers."""
+        """The handlers to register with a gRPC server."""
         methods: dict[str, tuple[type[Message], Callable[[Any, float], Message]]] = {
             "GetStatus": (pb.GetStatusRequest, self._get_status),
             "CheckNow": (pb.CheckNowRequest, self._check_now),
@@ -85,21 +85,21 @@ class UpdatesApi:
             "Pause": (pb.PauseRequest, self._pause),
             "Resume": (pb.ResumeRequest, self._resume),
             "Approve": (pb.ApproveRequest, self._approve),
-            "Unquarantine": (pb.UnquarantineRequest, self._release_quarantine),
+            "Unquarantine": (pb.UnquarantineRequest, self._unquarantine),
             "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
             "ListHistory": (pb.ListHistoryRequest, self._list_history),
             "GetUpdate": (pb.GetUpdateRequest, self._get_update),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(self._answering(name, kind, answer), None, _serialize)
+            name: grpc.unary_unary_rpc_method_handler(self._build_handler(name, kind, answer), None, _serialize)
             for name, (kind, answer) in methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _answering(
+    def _build_handler(
         self, name: str, kind: type[M], answer: Callable[[M, float], Message]
     ) -> Callable[[bytes, grpc.ServicerContext], Message]:
-        """A handler that parses, answers, and says errors in gRPC's words."""
+        """A handler that parses the request, calls `answer`, and converts exceptions to gRPC statuses."""
 
         def handle(raw: bytes, context: grpc.ServicerContext) -> Message:
             left = context.time_remaining()
@@ -110,49 +110,50 @@ class UpdatesApi:
                 failure = error
             except JournalUnreadable as error:
                 failure = NotReady(str(error), reason=error.reason)
-            except Exception as error:  # noqa: BLE001  a bug here is told, not snapshot
+            except Exception as error:  # noqa: BLE001  a bug: logged, and hidden from the caller
                 self._log.error("call_crashed", rpc=name, exc_info=error)
-                failure = Failed("something went wrong here; the log says more")
+                failure = Failed("internal error; see the log of the updater")
             context.abort_with_status(rpc_status.to_status(to_status(failure)))
-            raise RuntimeError("an aborted call goes on")
+            raise RuntimeError("abort_with_status has returned")
 
         return handle
 
-    # What is told.
+    # Queries.
 
     def _get_status(self, request: pb.GetStatusRequest, _seconds: float) -> pb.GetStatusResponse:
         if request.model and request.model not in self._names:
-            raise _unknown(request.model)
+            raise _build_unknown_error(request.model)
         names = [request.model] if request.model else list(self._names)
         return pb.GetStatusResponse(models=[self._status_of(name) for name in names])
 
     def _status_of(self, name: str) -> pb.ModelUpdates:
-        served = self._models.get(name)
-        if served is not None:
-            message = convert.model_updates(served.publisher.snapshot, served.progress.share)
-            committed = served.publisher.snapshot.record.committed
+        handle = self._models.get(name)
+        if handle is not None:
+            message = convert.to_model_updates(handle.publisher.snapshot, handle.progress.share)
+            committed = handle.publisher.snapshot.record.committed
             if committed is not None:
                 convert.fill_provenance(message.committed_provenance, self._provenance(committed.bundle_digest))
             return message
         try:
             self._journal()
         except JournalUnreadable as error:
-            advice = f"{error}; the server goes on serving; restore {'the journal'} from a backup, or move it away"
+            advice = f"{error}; the server keeps serving; restore the journal from a backup, or move it away"
             return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice)
         return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice="the updater is starting")
 
     def _list_history(self, request: pb.ListHistoryRequest, _seconds: float) -> pb.ListHistoryResponse:
         if request.model and request.model not in self._names:
-            raise _unknown(request.model)
+            raise _build_unknown_error(request.model)
         size = request.page_size or DEFAULT_PAGE
         if not 1 <= size <= MAX_PAGE:
-            raise InputRefused(f"page_size is 1 to {MAX_PAGE}, not {size}", field="page_size")
+            raise InputRefused(f"page_size must be 1 to {MAX_PAGE}, not {size}", field="page_size")
         if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < MAX_PAGE // 10):
-            raise InputRefused("page_token is none that was given out", field="page_token")
+            raise InputRefused("page_token is invalid", field="page_token")
         rows = self._journal().history(request.model, size + 1, int(request.page_token or 0))
         more = rows[size - 1][0] if len(rows) > size else 0
         return pb.ListHistoryResponse(
-            updates=[convert.past_summary(past) for _, past in rows[:size]], next_page_token=str(more) if more else ""
+            updates=[convert.to_past_summary(past) for _, past in rows[:size]],
+            next_page_token=str(more) if more else "",
         )
 
     def _get_update(self, request: pb.GetUpdateRequest, _seconds: float) -> pb.GetUpdateResponse:
@@ -161,127 +162,131 @@ class UpdatesApi:
         if past is None:
             message = f"there is no update {request.update_id[:64]!r}"
             raise NotFound(message, reason="UPDATE_UNKNOWN", field="update_id")
-        served = self._models.get(past.model)
-        record = None if served is None else served.publisher.snapshot.record
+        handle = self._models.get(past.model)
+        record = None if handle is None else handle.publisher.snapshot.record
         response = pb.GetUpdateResponse(
-            update=convert.past_summary(past),
-            events=[convert.past_event(event) for event in journal.events(request.update_id)],
-            advice=advice_for_past(past, record),
+            update=convert.to_past_summary(past),
+            events=[convert.to_event(event) for event in journal.events(request.update_id)],
+            advice=build_past_advice(past, record),
         )
         convert.fill_provenance(response.provenance, self._provenance(past.update.bundle_digest))
         for evidence in journal.evidence(request.update_id):
             convert.fill_evidence(response, evidence)
         return response
 
-    # What is asked for.
+    # Commands.
 
     def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
-        served = self._named(request.model)
-        record = served.publisher.snapshot.record
+        handle = self._find_model(request.model)
+        record = handle.publisher.snapshot.record
         if record.hub.state is not BreakerState.CLOSED and record.hub.left_seconds > 0:
             left = record.hub.left_seconds
-            message = f"the hub did not answer several times; it is asked again in {left:.0f} s"
+            message = f"the hub failed several times; the next attempt is in {left:.0f} s"
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
         before = record.watch
-        result = self._command(served, CommandKind.CHECK_NOW, "", seconds)
+        result = self._apply(handle, CommandKind.CHECK_NOW, "", seconds)
         failures = result.record.hub.failures
 
-        def has_looked(snapshot: StatusSnapshot) -> bool:
+        def has_polled(snapshot: StatusSnapshot) -> bool:
             now = snapshot.record
             return now.watch.polls > before.polls or now.hub.failures > failures
 
-        snapshot = served.publisher.wait(has_looked, min(seconds, LOOK_SECONDS))
+        snapshot = handle.publisher.wait(has_polled, min(seconds, POLL_SECONDS))
         if snapshot is None:
-            raise NotReady("the updater has not looked yet: a step is in progress", reason="UPDATER_BUSY")
+            raise NotReady("the hub was not polled in time: another step is in progress", reason="UPDATER_BUSY")
         watch = snapshot.record.watch
         if watch.polls == before.polls:
             raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
-        message = watch.message or (f"{watch.newest} is the newest" if watch.newest else "nothing newer is published")
+        message = watch.message or (
+            f"{watch.newest} is the newest revision" if watch.newest else "no newer revision is published"
+        )
         return pb.CheckNowResponse(newest_revision=watch.newest, message=message)
 
     def _update(self, request: pb.UpdateRequest, seconds: float) -> pb.UpdateResponse:
         if not request.revision or len(request.revision) > MAX_REASON_CHARS:
             raise InputRefused("revision is required", field="revision")
-        served = self._named(request.model)
-        before = served.publisher.snapshot
-        self._command(served, CommandKind.UPDATE, request.revision, seconds)
+        handle = self._find_model(request.model)
+        before = handle.publisher.snapshot
+        self._apply(handle, CommandKind.UPDATE, request.revision, seconds)
 
         def is_answered(snapshot: StatusSnapshot) -> bool:
             record = snapshot.record
-            return record.requested_revision != request.revision and bool(_since(before, snapshot) or record.update)
+            return record.requested_revision != request.revision and bool(
+                _list_new_events(before, snapshot) or record.update
+            )
 
-        snapshot = served.publisher.wait(is_answered, min(seconds, LOOK_SECONDS))
+        snapshot = handle.publisher.wait(is_answered, min(seconds, POLL_SECONDS))
         if snapshot is None:
-            message = "the hub has not answered yet; the update begins when it does"
-            raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=LOOK_SECONDS)
-        for event in _since(before, snapshot):
-            if event.name in _NOT_TAKEN:
-                kind, reason = _NOT_TAKEN[event.name]
+            message = "the hub has not answered yet; the update starts when it does"
+            raise NotReady(message, reason="HUB_UNREACHABLE", retry_after_seconds=POLL_SECONDS)
+        for event in _list_new_events(before, snapshot):
+            if event.name in _NOT_STARTED:
+                kind, reason = _NOT_STARTED[event.name]
                 raise kind(event.message, reason=reason, field="revision")
             if event.name == "update_started" and event.update is not None:
-                return pb.UpdateResponse(update=convert.summary(event.model, event.update, event.stage))
-        return pb.UpdateResponse(update=convert.current_of(snapshot.record))
+                return pb.UpdateResponse(update=convert.to_summary(event.model, event.update, event.stage))
+        return pb.UpdateResponse(update=convert.to_current_summary(snapshot.record))
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
-        result = self._command(self._named(request.model), CommandKind.ROLLBACK, "", seconds)
-        return pb.RollbackResponse(update=convert.current_of(result.record))
+        result = self._apply(self._find_model(request.model), CommandKind.ROLLBACK, "", seconds)
+        return pb.RollbackResponse(update=convert.to_current_summary(result.record))
 
     def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:
         if len(request.reason) > MAX_REASON_CHARS:
-            raise InputRefused(f"a reason has at most {MAX_REASON_CHARS} characters", field="reason")
-        result = self._command(self._named(request.model), CommandKind.PAUSE, request.reason, seconds)
-        return pb.PauseResponse(state=convert.model_updates(StatusSnapshot(result.record)))
+            raise InputRefused(f"reason must have at most {MAX_REASON_CHARS} characters", field="reason")
+        result = self._apply(self._find_model(request.model), CommandKind.PAUSE, request.reason, seconds)
+        return pb.PauseResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
-        result = self._command(self._named(request.model), CommandKind.RESUME, "", seconds)
-        return pb.ResumeResponse(state=convert.model_updates(StatusSnapshot(result.record)))
+        result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", seconds)
+        return pb.ResumeResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
-        result = self._command(self._named(request.model), CommandKind.APPROVE, request.source_digest, seconds)
-        return pb.ApproveResponse(update=convert.current_of(result.record))
+        result = self._apply(self._find_model(request.model), CommandKind.APPROVE, request.source_digest, seconds)
+        return pb.ApproveResponse(update=convert.to_current_summary(result.record))
 
-    def _release_quarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
-        served = self._named(request.model)
-        result = self._command(served, CommandKind.UNQUARANTINE, request.source_digest, seconds)
-        return pb.UnquarantineResponse(state=convert.model_updates(StatusSnapshot(result.record)))
+    def _unquarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
+        handle = self._find_model(request.model)
+        result = self._apply(handle, CommandKind.UNQUARANTINE, request.source_digest, seconds)
+        return pb.UnquarantineResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
-        result = self._command(self._named(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds)
-        return pb.ResetBreakerResponse(breaker=convert.breaker(_breaker_of(result.record, request.breaker)))
+        result = self._apply(self._find_model(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds)
+        return pb.ResetBreakerResponse(breaker=convert.to_breaker(_find_breaker(result.record, request.breaker)))
 
     # Helpers.
 
-    def _named(self, model: str) -> Served:
+    def _find_model(self, model: str) -> ModelHandle:
         if model and model not in self._names:
-            raise _unknown(model)
+            raise _build_unknown_error(model)
         if not model and len(self._names) != 1:
-            message = f"name one of {', '.join(self._names)}"
+            message = f"several models are configured, name one of them: {', '.join(self._names)}"
             raise InputRefused(message, reason="MODEL_REQUIRED", field="model")
-        served = self._models.get(model or self._names[0])
-        if served is None:
-            self._journal()  # says why, if that is it
+        handle = self._models.get(model or self._names[0])
+        if handle is None:
+            self._journal()  # raises if the journal is the reason
             raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)
-        return served
+        return handle
 
-    def _command(self, served: Served, kind: CommandKind, argument: str, seconds: float) -> CommandResult:
-        result = served.commands.ask(OperatorCommand(kind, argument), min(seconds, COMMAND_SECONDS))
+    def _apply(self, handle: ModelHandle, kind: CommandKind, argument: str, seconds: float) -> CommandResult:
+        result = handle.commands.ask(OperatorCommand(kind, argument), min(seconds, COMMAND_SECONDS))
         refused = result.refusal
         if refused is not None:
             raise (NotFound if refused.is_not_found else Conflict)(refused.message, reason=refused.reason)
         return result
 
 
-def _since(before: StatusSnapshot, now: StatusSnapshot) -> list[Event]:
-    """Events that were snapshot later; as far as the publisher still has them."""
+def _list_new_events(before: StatusSnapshot, now: StatusSnapshot) -> list[Event]:
+    """Events that are new in the later snapshot, as far as the publisher still keeps them."""
     seen = {id(event) for event in before.events}
     return [event for event in now.events if id(event) not in seen]
 
 
-def _breaker_of(record: ModelRecord, name: str) -> Any:  # noqa: ANN401  one of three breakers
+def _find_breaker(record: ModelRecord, name: str) -> Any:  # noqa: ANN401  one of three breakers
     return {"hub": record.hub, "activation": record.activation}.get(name, record.device)
 
 
-def _unknown(model: str) -> NotFound:
+def _build_unknown_error(model: str) -> NotFound:
     return NotFound("no such model is configured", field="model", resource=("model", model[:128]))
 
 
@@ -289,7 +294,7 @@ def _parse(kind: type[M], raw: bytes) -> M:
     try:
         return kind.FromString(raw)
     except DecodeError as error:
-        raise InputRefused("the message does not parse", reason="MESSAGE_MALFORMED") from error
+        raise InputRefused("the request is not a valid protobuf message", reason="MESSAGE_MALFORMED") from error
 
 
 def _serialize(message: Message) -> bytes:

@@ -9,7 +9,7 @@ from tests.updater.core.world import World
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Stage
-from updater.service.convert import advice_for, model_updates
+from updater.service.convert import build_advice, to_model_updates
 from updater.status import StatusSnapshot
 
 
@@ -69,7 +69,7 @@ def test_a_candidate_that_does_not_fit_is_held_without_blame(carded: World, happ
     assert carded.quarantined == set()
     assert (carded.record.activation.state, carded.record.activation.failures) == (BreakerState.CLOSED, 0)
     assert (carded.serving, carded.server.serving_on, carded.server.fallback) == ("1.0.0", CARD, None)
-    assert "hotslot updates resume" in advice_for(carded.record)
+    assert "hotslot updates resume" in build_advice(carded.record)
 
     card_of(carded).strangers, carded.server.frugal = 0, ""
     carded.command(CommandKind.RESUME)
@@ -121,7 +121,7 @@ def test_status_shows_the_fallback_and_when_the_failback_is_tried(carded: World)
     carded.passes(1.0)
     for _ in range(3):
         carded.tick()
-    state = model_updates(StatusSnapshot(carded.record))
+    state = to_model_updates(StatusSnapshot(carded.record))
 
     assert (
         state.fallback.device,
@@ -142,7 +142,7 @@ def test_a_listing_that_never_changes_shows_its_age(carded: World) -> None:
     carded.clock.passes(86_400.0)
     carded.settle()
 
-    state = model_updates(StatusSnapshot(carded.record))
+    state = to_model_updates(StatusSnapshot(carded.record))
     assert changed == carded.record.watch.changed_at
     assert state.last_checked_at.seconds - state.listing_changed_at.seconds >= 86_400
     assert state.last_checked_at.seconds - state.newest_listed_at.seconds >= 86_400

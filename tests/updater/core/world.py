@@ -78,7 +78,7 @@ class SimulatedCrash(CrashPoints):
     dies = ""
     action = ""
 
-    def pass_by(self, name: str) -> None:
+    def reach(self, name: str) -> None:
         """Die here, if this is the place."""
         when, _, action = name.partition(":")
         if action:
@@ -90,9 +90,9 @@ class SimulatedCrash(CrashPoints):
 class NoObserver:
     """Metrics and logs that nobody reads."""
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None: ...
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None: ...
 
-    def troubled(self, model: str, what: str, message: str) -> None: ...
+    def report_error(self, model: str, error: str, message: str) -> None: ...
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from cli.updates_view import show_status
 from dev.harness.revisions import MODEL
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.record import ModelRecord
-from updater.service.convert import model_updates
+from updater.service.convert import to_model_updates
 from updater.status import Share, StatusSnapshot
 
 MIB = 1 << 20
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 def shown(share: Share) -> str:
     """The status as a terminal shows it."""
-    state = model_updates(StatusSnapshot(ModelRecord(MODEL)), share)
+    state = to_model_updates(StatusSnapshot(ModelRecord(MODEL)), share)
     console = Console(width=120, force_terminal=False)
     with console.capture() as captured:
         console.print(show_status(pb.GetStatusResponse(models=[state])))

@@ -90,7 +90,7 @@ class Book:
         """Nothing has yet."""
         self.condemned: set[str] = set()  # source digests that failed and were not let out since
 
-    def written(self, record: ModelRecord, events: Sequence[Event]) -> None:
+    def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Events are durable."""
         for event in events:
             update = event.update
@@ -100,7 +100,7 @@ class Book:
                 self.condemned.add(update.source_digest)
         self.condemned -= set(record.unquarantined)
 
-    def troubled(self, model: str, what: str, message: str) -> None:
+    def report_error(self, model: str, error: str, message: str) -> None:
         """No content's fault."""
 
 
