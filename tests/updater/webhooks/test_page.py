@@ -24,10 +24,10 @@ def names_in_code() -> set[str]:
 
 
 def _names_of(node: ast.AST) -> Iterator[str]:
-    """Names that a call of `event` or `roll_back` is given, and the default of the latter."""
+    """Names passed to `make_event`, `with_event` or `roll_back`, and the default of the last."""
     if isinstance(node, ast.Call):
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        given = list(node.args[2:3]) if called == "event" else []
+        given = list(node.args[2:3]) if called in ("make_event", "with_event") else []
         given += [word.value for word in node.keywords if word.arg == "name" and called == "roll_back"]
         parts = [part.value for one in given for part in ast.walk(one) if isinstance(part, ast.Constant)]
         yield from (part for part in parts if isinstance(part, str) and "_" in part)
