@@ -1,19 +1,19 @@
-# Type `make` to see what there is.
+# `make` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-swap bench-update parity chaos gpu
 bin := .venv/bin
-# A proxy of this machine has no way to the hub beside us.
+# A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
 hub-http := --config deploy/hotslot-http.toml --serve-hub state/hub
 
-help: ## Say what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: env ## Serve the demo model here, in the foreground; Ctrl-C ends it. HUB=http: its hub is asked over HTTP
+serve: env ## Serve the demo model in the foreground until Ctrl-C; HUB=http uses its hub over HTTP
 	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo $(hub-$(HUB))
 
-demo: env ## A tour of two minutes: updates, refusals, rollbacks and deaths under load
-	@$(bin)/python -m dev.demo.tour $(ARGS)
+demo: env ## Show updates, refusals, rollbacks and crashes under load, in two minutes
+	@$(bin)/python -m dev.demo $(ARGS)
 
 test: env tools ## Run the tests; choose some with ARGS="-k name"
 	@$(bin)/pytest $(ARGS)
@@ -25,56 +25,56 @@ lint: env ## Check style, types and contracts
 	$(bin)/buf lint
 	$(bin)/buf breaking protos --against protos/baseline.binpb
 
-format: env ## Put code into its one form, and mend what can be mended
+format: env ## Format code and apply automatic fixes
 	@$(bin)/ruff check --fix
 	@$(bin)/ruff format
 
-protos: env ## Make the generated code beside the .proto files again
+protos: env ## Generate the code beside the .proto files
 	@$(bin)/python -m dev.scripts.protos
 
-baseline: env ## Accept the public contracts as they are: what a release promises from now on
+baseline: env ## Accept the public contracts as the new compatibility baseline
 	@$(bin)/buf build protos --output protos/baseline.binpb
 
-lock: env ## Choose versions of all dependencies again; ARGS=--upgrade for the newest
+lock: env ## Resolve the versions of all dependencies; ARGS=--upgrade takes the newest
 	@dev/scripts/lock $(ARGS)
 
 dist: env ## Build the wheel and the source archive into dist/
 	@rm -rf dist
 	@$(bin)/python -m hatchling build
 
-tools: env ## Build grpcurl and the Go health checker that tests call
+tools: env ## Build grpcurl and the Go tools that tests use
 	@dev/scripts/tools
 
-bench-engine: env ## Measure an answer of the large OFA beside this machine's peak (makes 5 GB under .bench once)
+bench-engine: env ## Measure the large OFA's latency against this machine's peak (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.engine $(ARGS)
 
-bench-load: env ## Measure how fast and lean the large OFA is loaded, 50 times (makes 5 GB under .bench once)
+bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.load $(ARGS)
 
-bench-server: env tools ## Measure what the server costs, with an engine that does nothing
+bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server --loadgen .tools/bin/loadgen $(ARGS)
 
-bench-swap: env ## Measure what callers notice of swaps and deaths, on the demo model
+bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)
 
-bench-update: env ## Measure an update step by step beside what this machine can do (8 GB for a while; ARGS="--size middle": 0.6)
+bench-update: env ## Measure each step of an update against this machine's limits (needs 8 GB; ARGS="--size middle": 0.6)
 	@$(bin)/python -m dev.bench.update $(ARGS)
 
-parity: env ## Compare our engine with the stock pipeline, live, in an environment of its own (about 6 GB)
+parity: env ## Compare the engine with the stock pipeline, in a separate environment (about 6 GB)
 	@dev/scripts/parity-env
 	.venv-parity/bin/python -m dev.parity.fixtures --check
 	.venv-parity/bin/python -m dev.parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
 
-gpu: env ## Fill a real card and see what becomes of it, then measure it (needs a CUDA device; is skipped without one)
+gpu: env ## Test and measure on a real GPU, out of memory included (skipped without a CUDA device)
 	@$(bin)/pytest -m gpu -rs tests/gpu
 	@$(bin)/python -m dev.bench.card $(ARGS)
 
-chaos: env ## Everything that takes too long for `make test`, on real processes; ARGS=--list tells what
+chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list lists them
 	@$(bin)/python -m dev.chaos $(ARGS)
 
-env: ## Make .venv, if it is not up to date
+env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap
 
-clean: ## Remove what was made here (the next `make` makes it again)
+clean: ## Remove everything that make creates
 	rm -rf .bench .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""A folder hub as it can be asked from outside: models, revisions, files, and what each revision consists of.
+"""Reads a folder hub: models, revisions and their files.
 
 A revision is there when it has a manifest and every file of it in full: what is still being copied is not told of.
 The manifest's hashes are told as they stand; whoever downloads compares them with what came.
@@ -23,7 +23,7 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class HubRevision:
-    """One revision, whole."""
+    """One complete revision."""
 
     name: str
     created_at: datetime
@@ -31,14 +31,14 @@ class HubRevision:
 
 
 class NotOnHub(LookupError):
-    """A model, a revision or a file that this hub does not have; says what it has instead."""
+    """The hub has no such model, revision or file; the message lists what it has."""
 
 
 class HubFolder:
-    """Reads `<folder>/<model>/<revision>/…`; from any thread. What was seen whole once is not looked through again."""
+    """Reads `<folder>/<model>/<revision>/…`; from any thread. A complete revision is checked only once."""
 
     def __init__(self, folder: Path) -> None:
-        """Look nowhere yet; the folder may appear later."""
+        """Remember the folder; it may appear later."""
         self._folder = folder
         self._lock = threading.Lock()
         self._seen: dict[Path, tuple[_Stamp, HubRevision]] = {}
@@ -55,7 +55,7 @@ class HubFolder:
             return []
 
     def revisions(self, model: str) -> list[HubRevision]:
-        """All revisions of a model that are there in full, by name.
+        """All complete revisions of a model, by name.
 
         Raises:
             NotOnHub: no such model.
@@ -80,7 +80,7 @@ class HubFolder:
         return found
 
     def open(self, model: str, revision: str, name: str) -> tuple[BundleFile, BinaryIO]:
-        """A file of a revision, with what its manifest says of it; the caller closes it.
+        """A file of a revision and its row of the manifest; the caller closes the file.
 
         Raises:
             NotOnHub: it is not listed, or gone.
@@ -102,7 +102,7 @@ class HubFolder:
         return self._folder / model
 
     def _look(self, place: Path) -> HubRevision | None:
-        """Read a manifest and see whether its files are there, unless that was seen before."""
+        """Read a manifest and check that its files are complete, unless that was checked before."""
         try:
             stat = (place / MANIFEST_NAME).stat(follow_symlinks=False)
             stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)

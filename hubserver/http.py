@@ -1,9 +1,11 @@
-"""HTTP as far as a hub needs it: heads read from bytes, ranges, answers. Pure.
+"""HTTP/1.1 for a read-only server: request heads, ranges, responses, and the bytes of one connection.
 
-Rules of trust:
+Limits and security rules:
  1. A head has at most MAX_HEAD_BYTES; its target is ASCII, begins with a slash and has no control character.
- 2. A request with a body is refused before a byte of the body is read, but where one is expected it has a length,
-    and at most MAX_BODY_BYTES of it.
+ 2. A request with a body is rejected before the body is read; where a body is allowed it needs a length of at most
+    MAX_BODY_BYTES.
+ 3. A head must be complete REQUEST_SECONDS after its first byte, which must come IDLE_SECONDS after the last response.
+ 4. A client that receives nothing for STALL_SECONDS, or less than MIN_BYTES_PER_SECOND overall, is disconnected.
 """
 
 import re
@@ -25,7 +27,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class RequestRejected(Exception):
-    """A request that is answered with an error; the sentence is told to whoever asked."""
+    """A request that gets an error response with this sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
@@ -35,7 +37,7 @@ class RequestRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class IncomingRequest:
-    """What somebody asks."""
+    """A parsed request head."""
 
     method: str
     target: str  # as it came
@@ -48,7 +50,7 @@ class IncomingRequest:
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A part of an open file; whoever sends it closes it."""
+    """A part of an open file; the sender closes it."""
 
     file: BinaryIO
     first: int  # offset in the file
@@ -60,7 +62,7 @@ BodyPart = bytes | FileSpan
 
 @dataclass(frozen=True, slots=True)
 class OutgoingResponse:
-    """What is sent back."""
+    """A response."""
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class OutgoingResponse:
         return sum(map(size_of, self.parts))
 
     def close(self) -> None:
-        """Let go of its files."""
+        """Close its files."""
         for part in self.parts:
             if isinstance(part, FileSpan):
                 part.file.close()
@@ -100,7 +102,7 @@ def sliced(parts: Sequence[BodyPart], first: int, count: int) -> tuple[BodyPart,
 
 
 def read_head(head: bytes) -> IncomingRequest:
-    """Understand the head of a request, without its final empty line.
+    """Parse the head of a request, without its final empty line.
 
     Raises:
         RequestRejected: it is none, or of a kind that is not answered here.
@@ -127,7 +129,7 @@ def read_head(head: bytes) -> IncomingRequest:
 
 
 def range_of(text: str, size: int) -> tuple[int, int] | None:
-    """First byte and number of bytes that a `Range` asks for; None: it asks for nothing that is understood.
+    """First byte and number of bytes of a `Range` header; None if it is not supported.
 
     Args:
         text: the header's value; several ranges count as not understood, so that the whole file is sent.
@@ -156,7 +158,7 @@ def range_of(text: str, size: int) -> tuple[int, int] | None:
 
 
 def head_bytes(status: HTTPStatus, headers: Mapping[str, str], *, keeps_alive: bool) -> bytes:
-    """The head of an answer, with its final empty line."""
+    """The head of a response, with its final empty line."""
     lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"Connection: {'keep-alive' if keeps_alive else 'close'}")
@@ -204,7 +206,7 @@ _RECEIVE_BYTES = 16 * 1024
 
 
 class HeadTooLarge(Exception):
-    """A request's head goes on beyond what is read of one."""
+    """A request's head exceeds MAX_HEAD_BYTES."""
 
 
 class ClientConnection:
@@ -223,7 +225,7 @@ class ClientConnection:
         self._received = b""
 
     def receive_head(self) -> bytes | None:
-        """The next request's head without its final empty line; None: nothing more is asked in time.
+        """The next request's head without its final empty line; None if none comes in time.
 
         Raises:
             HeadTooLarge: it is larger than any that is read.
@@ -255,7 +257,7 @@ class ClientConnection:
         return body
 
     def await_end(self, until: float) -> bool:
-        """Wait until the client goes, or a moment of the clock; whether it went."""
+        """Wait until the client disconnects or a time of the clock; returns whether it disconnected."""
         while self.clock.monotonic() < until:
             if len(self._received) > MAX_HEAD_BYTES:
                 return True
@@ -267,7 +269,7 @@ class ClientConnection:
         return False
 
     def send(self, answer: OutgoingResponse, *, keeps_alive: bool, with_body: bool) -> None:
-        """Send an answer whole.
+        """Send a response.
 
         Raises:
             OSError: the client is gone, or too slow; `sent_bytes` says how far it came.
@@ -285,7 +287,7 @@ class ClientConnection:
             self.send_parts((first, *rest), ends)
 
     def send_parts(self, parts: Sequence[BodyPart], ends: float) -> None:
-        """Send parts of a body until a moment of the clock, and count their bytes.
+        """Send parts of a body before a time of the clock, and count their bytes.
 
         Raises:
             OSError: the client is gone, or too slow.
@@ -298,7 +300,7 @@ class ClientConnection:
                 self.sent_bytes += len(part)
 
     def send_bytes(self, content: bytes, ends: float) -> None:
-        """Send some bytes until a moment of the clock.
+        """Send bytes before a time of the clock.
 
         Raises:
             OSError: the client is gone, or too slow.
@@ -307,7 +309,7 @@ class ClientConnection:
         self.socket.sendall(content)
 
     def _send_span(self, span: FileSpan, ends: float) -> None:
-        """From the page cache to the socket, without a copy where the system can do that."""
+        """Send with `sendfile`, without a copy where the system supports it."""
         sent = 0
         while sent < span.count:
             self._limit(ends)

@@ -1,4 +1,4 @@
-"""ModelScope's protocol, as far as its clients need it to list and download models: a request in, an answer out.
+"""The part of ModelScope's protocol that its clients need to list and download models: maps requests to responses.
 
 The owner in `owner/name` is not looked at: a folder hub has none, and the real one keeps several models under two.
 """
@@ -25,7 +25,7 @@ _LARGE_BYTES = 1 << 20  # the real hub keeps larger files in object storage, and
 
 
 class HubResource(StrEnum):
-    """What is asked for; faults are aimed at these."""
+    """What a request asks for."""
 
     HOME = "home"
     REGION = "region"
@@ -38,7 +38,7 @@ class HubResource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HubRoute:
-    """A request, understood."""
+    """What a request asks for, with its parameters."""
 
     kind: HubResource
     owner: str = ""
@@ -50,7 +50,7 @@ class HubRoute:
 
 
 def route_of(request: IncomingRequest) -> HubRoute:
-    """Understand what is asked for.
+    """Parse a request's path and parameters.
 
     Raises:
         RequestRejected: nothing that this hub has.
@@ -77,7 +77,7 @@ def route_of(request: IncomingRequest) -> HubRoute:
 
 
 def check_token(request: IncomingRequest, token: str) -> None:
-    """Let nobody through who does not show the token, as a header or as the cookie that older clients send.
+    """Check the token, in the header or in the cookie that older clients send.
 
     Raises:
         RequestRejected: none is shown, or another.
@@ -90,7 +90,7 @@ def check_token(request: IncomingRequest, token: str) -> None:
 
 
 def answer(route: HubRoute, request: IncomingRequest, folder: HubFolder, request_id: str) -> OutgoingResponse:
-    """Answer a request that may be answered.
+    """Return the response to an authorised request.
 
     Args:
         route: of the request.
@@ -125,7 +125,7 @@ def rejection(rejected: RequestRejected, path: str, request_id: str) -> Outgoing
 
 
 def listing_entries(revision: HubRevision, root: str, *, is_recursive: bool) -> list[dict[str, object]]:
-    """The rows of a revision's listing below a folder, folders among them; sorted by path."""
+    """The rows of a revision's listing below a folder, including folders; sorted by path."""
     prefix = f"{root}/" if root else ""
     inside = [file for file in revision.files if file.name.startswith(prefix)]
     folders = {

@@ -1,4 +1,4 @@
-"""The listener: one thread a connection, and at most so many; one more is told at once to come back."""
+"""The server: one thread for each connection, up to a limit; further connections get 503 with Retry-After."""
 
 import contextlib
 import socket
@@ -24,7 +24,7 @@ _STOP_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class HubServerOptions:
-    """Where it listens, and to whom."""
+    """Address, token and limits of a hub server."""
 
     host: str = "127.0.0.1"
     port: int = 0  # 0 takes a free one
@@ -34,7 +34,7 @@ class HubServerOptions:
 
 
 class HubServer:
-    """Answers between `start` and `stop`; from any thread."""
+    """Serves between `start` and `stop`; may be called from any thread."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class HubServer:
         hook: ResponseHook | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare; nothing listens yet.
+        """Prepare; `start` listens.
 
         Args:
             folder: what is handed out.
@@ -64,7 +64,7 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """What clients are pointed at.
+        """The server's URL.
 
         Raises:
             RuntimeError: it does not listen.
@@ -81,7 +81,7 @@ class HubServer:
         self._listener.start(self._options.host, self._options.port, BACKLOG)
 
     def stop(self) -> None:
-        """Listen no more, and end what is being sent; harmless when repeated, or when it was never started."""
+        """Stop listening and abort running responses; harmless when repeated or never started."""
         if not self._listener.stop(_STOP_SECONDS):
             return
         with self._lock:
@@ -108,7 +108,7 @@ class HubServer:
         self._turn_away(connection)
 
     def _turn_away(self, connection: socket.socket) -> None:
-        """Say when to come back. It is closed later: a request that is still coming would tear the answer away."""
+        """Send 503 with Retry-After. The socket is closed later: a close with unread input would reset the response."""
         headers = {"Retry-After": str(RETRY_SECONDS), "Content-Length": "0"}
         with contextlib.suppress(OSError):
             connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""`make chaos`: what takes too long for `make test`, on real processes, one step after another.
+"""`make chaos`: fault-injection steps on real processes that take too long for `make test`.
 
 Each step provokes faults that docs/faults.md numbers, measures, and says what should not have been. A step that fails
 does not stop the others; the exit code is 1 if any did. What was found goes to docs/chaos-report.json, a row a step
@@ -7,7 +7,7 @@ with its commit, seed, date and machine; commit it, and `python -m dev.scripts.f
     make chaos                                  everything, an hour and more
     make chaos ARGS="--list"                    what there is
     make chaos ARGS="deaf random"               two steps
-    make chaos ARGS="random --seed 7"           the same blows again
+    make chaos ARGS="random --seed 7"           the same faults again
     make chaos ARGS="random --seconds 3600"     a longer run of what has no end of its own
     make chaos ARGS="flat --count 20"           a shorter run of what counts
 """

@@ -1,19 +1,19 @@
-"""The table at the end of the tour."""
+"""The table at the end of the run."""
 
 from rich.console import Console
 from rich.table import Table
 
 from dev.demo.follow import Followed
-from dev.demo.guide import Tour
-from dev.demo.world import OVERFLOWING, WORSE
+from dev.demo.run import DemoRun
+from dev.demo.stack import OVERFLOWING, WORSE
 from dev.harness.load import LoadReport
 
 LOADING = ("STAGING", "VERIFYING", "GATING")
 
 
-def show(tour: Tour, console: Console) -> None:
+def show(run: DemoRun, console: Console) -> None:
     """Print what callers saw."""
-    report, updates = tour.load.report(), tour.updates
+    report, updates = run.load.report(), run.updates
     table = Table(title="What callers saw", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -23,12 +23,12 @@ def show(tour: Tour, console: Console) -> None:
         "failed": str(len(report.failed)),
         "not their own revision's answer": str(len(report.wrong)),
         "answers by revision": ", ".join(f"{name}: {count}" for name, count in sorted(report.revisions.items())),
-        "given by the previous slot in a trial": str(tour.by_previous),
+        "given by the previous slot in a trial": str(run.by_previous),
         "longest time without an answer": f"{1000 * report.longest_gap:.0f} ms",
-        "… while the runner was killed": f"{1000 * report.gap_between(tour.killed_at, tour.back_at):.0f} ms",
+        "… while the runner was killed": f"{1000 * report.gap_between(run.killed_at, run.back_at):.0f} ms",
         "99 of 100 answers within, steady": f"{1000 * report.p99(['steady']):.0f} ms",
         "… while a candidate is made and loaded": f"{1000 * report.p99(loading):.0f} ms",
-        "runner killed → model ready": f"{tour.back_at - tour.killed_at:.2f} s",
+        "runner killed → model ready": f"{run.back_at - run.killed_at:.2f} s",
     }
     for revision, followed in updates.items():
         if revision != WORSE:

@@ -13,7 +13,7 @@ from tests.stack.refusal import refusal_of
 from tests.stack.wire import results_of
 
 SWAPS = 20
-ENDED = r"twice|[Dd]eadline"  # what a caller is told whose input ends its runner slowly
+ENDED = r"two runner|[Dd]eadline"  # what a caller is told whose input ends its runner slowly
 
 
 def swap(stack: Stack, load: Load, revision: str) -> None:
@@ -193,6 +193,6 @@ def test_a_poison_input_in_a_batch_of_sixteen_fails_alone(stack: Stack) -> None:
     results = results_of(stack.entailment.StreamPredict(iter(messages), timeout=30))
 
     outcome = {result.item_id: result for result in results if result.item_id != "busy"}
-    assert outcome["poison"].error.message == "this input ended the process that computed it, twice"
+    assert outcome["poison"].error.message == "this input ended two runner processes"
     for name, asked in named.items():
         assert scores_of(outcome[name].response) == stack.answers.of("r1", asked)

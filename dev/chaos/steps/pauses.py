@@ -1,6 +1,6 @@
 """B10: processes stand still for minutes (SIGSTOP) and go on (SIGCONT), idle and in the middle of an update.
 
-The watchdog would end what stands still, which is proven apart; so it is told to be patient here, but for the last act.
+The watchdog would restart a stopped process, which the last part shows; for the others it has a high failure threshold.
 """
 
 import signal
@@ -21,8 +21,8 @@ TRIAL_LEASE_SECONDS = 20.0
 
 
 @dataclass(slots=True)
-class Acts:
-    """What the acts share."""
+class PauseRun:
+    """The state of one run."""
 
     stack: ScriptedStack
     findings: Findings
@@ -30,120 +30,120 @@ class Acts:
     asleep: list[tuple[float, float]]  # when nothing of the stack moved, time.monotonic()
 
     def expect_same(self, program: str, pid: int) -> None:
-        """Nobody should have ended it."""
+        """Check that a program was not restarted."""
         now = self.stack.pid(program)
         self.findings.expect(so=now == pid, otherwise=f"the {program} was started anew: {pid}, then {now}")
 
 
 def run(task: Task) -> Findings:
-    """One act after the other."""
+    """Run all parts."""
     findings = Findings()
     seconds = task.seconds or SECONDS
     (task.folder / "patient").mkdir()
     (task.folder / "shipped").mkdir()
     patient = ScriptedStack(task.folder / "patient", sections={"watchdog": PATIENT})
     with patient as stack, Promises(stack) as promises, stack.load() as load:
-        acts = Acts(stack, findings, seconds, [])
-        idle(acts, load)
+        run = PauseRun(stack, findings, seconds, [])
+        idle(run, load)
         task.say("updater and watchdog stood still while nothing was to be done")
-        in_a_trial(acts)
+        in_a_trial(run)
         task.say("the updater stood still in a trial")
-        whole(acts)
+        whole(run)
         task.say("everything stood still")
 
         def is_excused(call: Refused) -> bool:
-            return any(since <= call.at <= until + AFTER_SECONDS for since, until in acts.asleep)
+            return any(since <= call.at <= until + AFTER_SECONDS for since, until in run.asleep)
 
         findings.troubles += promises.kept("v1.9.0", load, is_excused)
         report = load.report()
-        tell(findings, report, acts)
+        tell(findings, report, run)
     shipped = ScriptedStack(task.folder / "shipped", sections={"watchdog": {"grace_seconds": 5}})
     with shipped as stack, Promises(stack) as promises, stack.load() as load:
-        watched(Acts(stack, findings, seconds, []))
+        watched(PauseRun(stack, findings, seconds, []))
         findings.troubles += promises.kept("v1.9.0", load)
     return findings
 
 
-def idle(acts: Acts, load: Load) -> None:
+def idle(run: PauseRun, load: Load) -> None:
     """Nothing is under way: callers notice nothing, and what is published meanwhile is taken afterwards."""
-    stack = acts.stack
+    stack = run.stack
     stopped = {program: stack.send_signal(program, signal.SIGSTOP) for program in ("updater", "watchdog")}
     stack.publish("v1.1.0")
     before = load.answers
-    time.sleep(acts.seconds)
-    acts.findings.expect(so=load.answers > before, otherwise="nothing was answered while the updater stood still")
-    acts.findings.expect(so=stack.serving() == FIRST, otherwise=f"{stack.serving()} serves without an updater")
+    time.sleep(run.seconds)
+    run.findings.expect(so=load.answers > before, otherwise="nothing was answered while the updater stood still")
+    run.findings.expect(so=stack.serving() == FIRST, otherwise=f"{stack.serving()} serves without an updater")
     for program in stopped:
         stack.send_signal(program, signal.SIGCONT)
     stack.wait_committed("v1.1.0")
     for program, pid in stopped.items():
-        acts.expect_same(program, pid)
+        run.expect_same(program, pid)
     stack.wait_alone()
-    acts.findings.count += len(stopped)
+    run.findings.count += len(stopped)
 
 
-def in_a_trial(acts: Acts) -> None:
+def in_a_trial(run: PauseRun) -> None:
     """The server takes the trial back when its lease is over; the updater begins again, without blame."""
-    stack = acts.stack
+    stack = run.stack
     stack.arm("stop:OBSERVING")
     stack.send_signal("updater", signal.SIGKILL)
     stack.publish("v1.2.0")
     stack.wait(stack.is_on_trial, "it is on trial")
     pid = stack.pid("updater")
     began = time.monotonic()
-    stack.wait(lambda: not stack.is_on_trial(), "the trial lease runs out", limit=acts.seconds + TRIAL_LEASE_SECONDS)
-    acts.findings.numbers["trial_without_updater_seconds"] = round(time.monotonic() - began, 1)
-    acts.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the trial lease")
-    time.sleep(max(0.0, acts.seconds - (time.monotonic() - began)))
+    stack.wait(lambda: not stack.is_on_trial(), "the trial lease runs out", limit=run.seconds + TRIAL_LEASE_SECONDS)
+    run.findings.numbers["trial_without_updater_seconds"] = round(time.monotonic() - began, 1)
+    run.findings.expect(so=stack.serving() == "v1.1.0", otherwise=f"{stack.serving()} serves after the trial lease")
+    time.sleep(max(0.0, run.seconds - (time.monotonic() - began)))
     stack.send_signal("updater", signal.SIGCONT)
     stack.wait_committed("v1.2.0")
-    acts.expect_same("updater", pid)
+    run.expect_same("updater", pid)
     quarantined = [row.revision for row in stack.status().quarantine]
-    acts.findings.expect(so=not quarantined, otherwise=f"in quarantine: {quarantined}")
+    run.findings.expect(so=not quarantined, otherwise=f"in quarantine: {quarantined}")
     stack.wait_alone()
-    acts.findings.count += 1
+    run.findings.count += 1
 
 
-def whole(acts: Acts) -> None:
+def whole(run: PauseRun) -> None:
     """A machine that stands still, server and runners and all: afterwards everything goes on."""
-    stack = acts.stack
+    stack = run.stack
     pids = {program: stack.pid(program) for program in ("server", "updater", "watchdog")}
     began = time.monotonic()
     stack.send_signal_all(signal.SIGSTOP)
-    time.sleep(acts.seconds)
+    time.sleep(run.seconds)
     stack.send_signal_all(signal.SIGCONT)
     woken = time.monotonic()
-    acts.asleep.append((began, woken))
+    run.asleep.append((began, woken))
     stack.wait(lambda: stack.control.status().ready, "it is ready again")
-    acts.findings.numbers["ready_after_waking_seconds"] = round(time.monotonic() - woken, 2)
+    run.findings.numbers["ready_after_waking_seconds"] = round(time.monotonic() - woken, 2)
     time.sleep(AFTER_SECONDS)
     for program, pid in pids.items():
-        acts.expect_same(program, pid)
-    acts.findings.count += 1
+        run.expect_same(program, pid)
+    run.findings.count += 1
 
 
-def watched(acts: Acts) -> None:
+def watched(run: PauseRun) -> None:
     """With the watchdog as it ships, an updater that stands still in an update is ended, and the next one goes on."""
-    stack = acts.stack
+    stack = run.stack
     stack.arm("stop:GATING")
     stack.send_signal("updater", signal.SIGKILL)
     stack.publish("v1.1.0")
     stopped = stack.wait(lambda: _stopped(stack), "the updater stands still")
     began = time.monotonic()
     stack.wait(lambda: stack.pid("updater") not in (0, stopped), "another updater runs", PATIENCE_SECONDS)
-    acts.findings.numbers["watchdog_started_anew_seconds"] = round(time.monotonic() - began, 1)
+    run.findings.numbers["watchdog_started_anew_seconds"] = round(time.monotonic() - began, 1)
     stack.wait_committed("v1.1.0")
-    acts.findings.count += 1
+    run.findings.count += 1
 
 
-def tell(findings: Findings, report: LoadReport, acts: Acts) -> None:
+def tell(findings: Findings, report: LoadReport, run: PauseRun) -> None:
     """What callers saw of it."""
-    ((_, until),) = acts.asleep
+    ((_, until),) = run.asleep
     findings.numbers |= {
-        "seconds_each": acts.seconds,
+        "seconds_each": run.seconds,
         "attempts": report.attempts,
         "without_answer_while_all_stood_still": len(report.refusals),
-        "longest_gap_but_for_that_seconds": round(gap_outside(report, acts.asleep), 2),
+        "longest_gap_but_for_that_seconds": round(gap_outside(report, run.asleep), 2),
         "first_answer_after_waking_seconds": round(
             min((one.at for one in report.answers if one.at >= until), default=0.0) - until, 2
         ),

@@ -1,6 +1,6 @@
 """S8: an operator takes the demo model back: warm, while the model before it still stands ready, and cold.
 
-The real engine, the real conversion, the tour's world and its callers. Timed from the operator's call to the last
+The real engine, the real conversion, the demo's stack and its callers. Timed from the operator's call to the last
 answer of the revision that is taken back, as callers see it.
 """
 
@@ -9,7 +9,7 @@ import time
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.numbers import ms
 from dev.demo.follow import Followed, Operator
-from dev.demo.world import AGAIN, BETTER, FIRST, DemoStack, build
+from dev.demo.stack import AGAIN, BETTER, FIRST, DemoStack, build
 from dev.harness.load import Load, LoadReport
 from dev.harness.supervised import SupervisedStack
 

@@ -1,8 +1,8 @@
-"""Whatever may befall a living stack does, at random, while revisions, good and bad, are published and callers call.
+"""Random faults on a running stack under load, while good and bad revisions are published.
 
 Processes are killed, the hub errs or the disk is full for a while, the wall clock jumps by a year. Without the right to
-mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the blows, their
-order and the pauses between them; what the machine makes of it differs from run to run.
+mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the faults, their
+order and the pauses between them; their effects differ from run to run.
 
 When the storm is over, the seven promises must hold. A call that a killed server held, or that came while no server
 lived, has nobody who could answer it: such calls are excused, counted and told.
@@ -42,7 +42,7 @@ SERVER_REST_SECONDS = 6.0  # supervisord gives a program up that dies again and 
 BACK_SECONDS = 2.0  # until every caller has dialled a new server
 NEXT_SECONDS = 240.0  # the breaker may be open after so many failures
 # What is done, and how often of a hundred.
-DEEDS = {
+ACTIONS = {
     "updater": 25,
     "active runner": 15,
     "other runner": 15,
@@ -70,12 +70,12 @@ HUB_FAULTS = (
 
 @dataclass(slots=True)
 class Storm:
-    """What was done, and when no server lived."""
+    """The faults so far, and the times without a server."""
 
     stack: ScriptedStack
     chance: random.Random
     hub: Hub
-    done: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     away: list[tuple[float, float]] = field(default_factory=list)  # time.monotonic(): killed, ready again
     published: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
@@ -83,12 +83,12 @@ class Storm:
     clock: Clock | None = None
     is_small: bool = False  # the disk
 
-    def deed(self) -> None:
-        """Do one thing."""
-        name = self.chance.choices(list(DEEDS), list(DEEDS.values()))[0]
+    def inject(self) -> None:
+        """Inject one fault."""
+        name = self.chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
         if name in ("server", "both") and time.monotonic() - self.server_since < SERVER_REST_SECONDS:
             name = "updater"
-        deeds: dict[str, Callable[[], bool]] = {
+        actions: dict[str, Callable[[], bool]] = {
             "updater": self._updater,
             "server": self._server,
             "both": self._both,
@@ -99,7 +99,7 @@ class Storm:
             "clock": self._jump,
             "nothing": lambda: True,
         }
-        self.done[name] = self.done.get(name, 0) + deeds[name]()
+        self.counts[name] = self.counts.get(name, 0) + actions[name]()
 
     def publish(self, number: int) -> None:
         """Somebody publishes a revision; three of ten are bad."""
@@ -172,7 +172,7 @@ def run(task: Task) -> Findings:
         whole = ScriptedStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
-            rage(storm, task.seconds or SECONDS, task.say)
+            run_storm(storm, task.seconds or SECONDS, task.say)
             if clock is not None:
                 clock.set(TRUE)
             findings.troubles += promises.kept(
@@ -181,8 +181,8 @@ def run(task: Task) -> Findings:
             report = load.report()
     shown = [name for name in promises.committed if name in storm.bad]
     findings.expect(so=not shown, otherwise=f"bad revisions were committed: {shown}")
-    findings.count = sum(count for name, count in storm.done.items() if name != "nothing")
-    findings.numbers = {name.replace(" ", "_"): count for name, count in sorted(storm.done.items())}
+    findings.count = sum(count for name, count in storm.counts.items() if name != "nothing")
+    findings.numbers = {name.replace(" ", "_"): count for name, count in sorted(storm.counts.items())}
     findings.numbers |= {
         "published": len(storm.published),
         "of_them_bad": len(storm.bad),
@@ -223,15 +223,15 @@ def _state(task: Task) -> Iterator[tuple[Path, bool]]:
             yield place, True
 
 
-def rage(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
+def run_storm(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
     """Publish and kill until the time is over."""
     ends, numbers = time.monotonic() + seconds, itertools.count(1)
     while time.monotonic() < ends:
         if not storm.published or _has_ended(storm.stack, storm.published[-1]):
             storm.publish(next(numbers))
         time.sleep(storm.chance.uniform(*PAUSE_SECONDS))
-        storm.deed()
-    say(f"{len(storm.published)} published, {len(storm.bad)} of them bad; {storm.done}")
+        storm.inject()
+    say(f"{len(storm.published)} published, {len(storm.bad)} of them bad; {storm.counts}")
 
 
 def _has_ended(stack: ScriptedStack, revision: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the tour's acts share: the world, the hands on it, and what they found."""
+"""The state of one run of the demo."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from dev.demo.follow import Followed, Operator
-from dev.demo.world import DemoStack
+from dev.demo.stack import DemoStack
 from dev.harness.control import ControlClient
 from dev.harness.load import Load
 
 
 @dataclass(slots=True)
-class Tour:
-    """What the acts share, and what they found."""
+class DemoRun:
+    """The stack, its clients, and what the scenes found."""
 
     demo: DemoStack
     operator: Operator
@@ -28,7 +28,7 @@ class Tour:
     back_at: float = 0.0  # when the model was ready again
 
     def say(self, sentence: str) -> None:
-        """A line with the time since the tour began."""
+        """A line with the time since the demo began."""
         since = f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]"
         self.console.print(f"{since}  {sentence}", highlight=False, soft_wrap=True)
 

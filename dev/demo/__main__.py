@@ -1,0 +1,216 @@
+"""`make demo`: updates, rollbacks and crashes on the real stack under load.
+
+Callers call continuously, without retries; every attempt counts. Meanwhile a better model is published and committed,
+a worse one is refused, one that fails on a word is rolled back, and a runner and the updater are killed.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from dev.demo.follow import LOOK_SECONDS, PATIENCE_SECONDS, Followed, Operator
+from dev.demo.run import DemoRun
+from dev.demo.stack import AGAIN, BETTER, FIRST, OVERFLOWING, WORSE, build
+from dev.demo.table import show
+from dev.harness.waiting import eventually
+
+STEADY_SECONDS = 6.0
+SETTLE_SECONDS = 1.5
+LOG_LINES = 30
+
+
+def main() -> int:
+    """Run the demo; 0 if nothing failed."""
+    parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--folder", type=Path, help="keep everything in this new folder (default: a temporary one)")
+    options = parser.parse_args()
+    with _folder(options.folder) as folder:
+        return give(folder, Console())
+
+
+def give(folder: Path, console: Console) -> int:
+    """The whole demo; 0 if everything was as promised."""
+    console.print("making revisions, and computing their right answers with the bare engine …")
+    demo = build(folder)
+    with demo.stack as stack:
+        operator = Operator(stack.state)
+        operator.wait_ready(FIRST)
+        stack.control.wait_ready(PATIENCE_SECONDS)
+        with demo.load() as load:
+            run = DemoRun(demo, operator, stack.control, load, console, time.monotonic())
+            try:
+                run_scenes(run)
+            except AssertionError as error:
+                run.expect(so=False, otherwise=str(error).split("\n", 1)[0])
+        operator.close()
+        code = stack.end()
+    run.expect(so=code == 0, otherwise=f"the stack ended with {code}")
+    show(run, console)
+    return verdict(run)
+
+
+def verdict(run: DemoRun) -> int:
+    """0 if nothing failed; otherwise say what did."""
+    report = run.load.report()
+    if not (report.failed or report.wrong or run.troubles):
+        return 0
+    for sentence in [*run.troubles, *sorted(set(report.failed))[:5]]:
+        run.console.print(f"[red]{sentence}[/red]", highlight=False)
+    for line in run.demo.stack.logs().splitlines()[-LOG_LINES:]:
+        run.console.print(line, style="dim", markup=False, highlight=False)
+    return 1
+
+
+def run_scenes(run: DemoRun) -> None:
+    """One after the other."""
+    run.say(f"[bold]{FIRST}[/bold] serves; callers ask all the time, without retries")
+    run.load.phase = "steady"
+    time.sleep(STEADY_SECONDS)
+    better_is_committed(run)
+    runner_is_killed(run)
+    worse_is_refused(run)
+    overflowing_is_taken_back(run)
+    updater_is_killed(run)
+    time.sleep(SETTLE_SECONDS)
+
+
+def better_is_committed(run: DemoRun) -> None:
+    """A better model: nobody does anything but publish it."""
+    followed = publish(run, BETTER, "a better model")
+    run.operator.follow(followed, stage_listener(run, followed))
+    report_end(run, followed, "COMMITTED")
+
+
+def runner_is_killed(run: DemoRun) -> None:
+    """The process that answers dies; the one that stands ready takes over what it held."""
+    standby(run)
+    pid = run.control.active_pid()
+    run.load.phase, run.killed_at = "runner killed", time.monotonic()
+    run.say("[bold]kill −9[/bold] of the process that answers")
+    os.kill(pid, signal.SIGKILL)
+    run.control.wait_replaced(pid)
+    run.back_at = time.monotonic()
+    run.say(f"another process answers after {run.back_at - run.killed_at:.2f} s")
+    time.sleep(SETTLE_SECONDS)
+    run.load.phase = "steady"
+
+
+def standby(run: DemoRun) -> None:
+    """Wait until the previous model is no longer kept warm and a standby process is ready in its place."""
+    eventually(
+        lambda: "READY" in {slot.state for slot in run.control.wait_ready().slots},
+        PATIENCE_SECONDS,
+        "a standby process is ready",
+        LOOK_SECONDS,
+    )
+
+
+def worse_is_refused(run: DemoRun) -> None:
+    """A worse model: no caller meets it."""
+    followed = publish(run, WORSE, "a model that somebody compressed too far")
+    run.operator.follow(followed, stage_listener(run, followed))
+    report_end(run, followed, "REFUSED")
+    run.expect(so=run.load.report().first_of(WORSE) is None, otherwise=f"{WORSE} answered a caller")
+
+
+def overflowing_is_taken_back(run: DemoRun) -> None:
+    """A model that only callers can find out: right on every golden item, no number for one word."""
+    followed = publish(run, OVERFLOWING, "a model that is right on all golden items, and fails on one word")
+
+    def on_stage(stage: str) -> None:
+        stage_listener(run, followed)(stage)
+        if stage == "OBSERVING":
+            run.load.questions = run.demo.with_word
+            run.say("callers begin to use that word")
+
+    run.operator.follow(followed, on_stage)
+    report_end(run, followed, "ROLLED_BACK")
+    run.load.questions = run.demo.questions
+    state = run.control.status()
+    run.by_previous = sum(row.answered_by_previous for row in state.stats)
+    run.expect(so=run.by_previous > 0, otherwise="the trial failed nobody's request: nothing was proven")
+
+
+def updater_is_killed(run: DemoRun) -> None:
+    """The updater dies in the middle of an update, and finds its way by what it wrote down."""
+    followed = publish(run, AGAIN, "the good model again, in other bytes")
+    has_killed = False
+
+    def on_stage(stage: str) -> None:
+        nonlocal has_killed
+        stage_listener(run, followed)(stage)
+        if not has_killed and stage in ("GATING", "ACTIVATING", "OBSERVING"):
+            has_killed = True
+            run.say("[bold]kill −9[/bold] of the updater")
+            run.demo.stack.send_signal("updater", signal.SIGKILL)
+
+    run.operator.follow(followed, on_stage)
+    run.expect(so=has_killed, otherwise="the updater was not killed: the update was over too soon")
+    report_end(run, followed, "COMMITTED")
+
+
+def publish(run: DemoRun, revision: str, what: str) -> Followed:
+    """Publish a revision, and say so."""
+    run.load.phase = f"{revision} waits"
+    run.demo.add_to_hub(revision)
+    followed = run.updates[revision] = Followed(revision, time.monotonic())
+    run.say(f"[bold]hotslot hub add … {revision}[/bold]: {what}")
+    return followed
+
+
+def stage_listener(run: DemoRun, followed: Followed) -> "StageListener":
+    """What tells a stage, and names the phase after it."""
+    return StageListener(run, followed)
+
+
+@dataclass(frozen=True, slots=True)
+class StageListener:
+    """Tells each stage of an update as it begins."""
+
+    run: DemoRun
+    followed: Followed
+
+    def __call__(self, stage: str) -> None:
+        """A stage has begun."""
+        self.run.load.phase = f"{self.followed.revision} {stage}"
+        self.run.say(f"    {self.followed.revision} {stage.lower().replace('_', ' ')}")
+
+
+def report_end(run: DemoRun, followed: Followed, wanted: str) -> None:
+    """Say how an update ended and on which evidence; note if it should have ended otherwise."""
+    run.load.phase = "steady"
+    took = time.monotonic() - followed.published
+    colour = "green" if followed.outcome == wanted else "red"
+    word = followed.outcome.lower().replace("_", " ")
+    run.say(f"[{colour}]{followed.revision} {word}[/{colour}] {took:.1f} s after its publication: {followed.message}")
+    found = run.operator.evidence(followed)
+    passed = ", ".join(f"{row.name} {row.candidate:.3g}" for row in found.measurements if row.passed)
+    run.say(f"      [dim]✓ {passed}[/dim]")
+    for row in found.measurements:
+        if not row.passed:
+            numbers = f"{row.candidate:.3g} (before: {row.active:.3g}, limit: {row.threshold:.3g})"
+            run.say(f"      [yellow]✗ {row.name} {numbers}[/yellow]")
+    run.expect(so=followed.outcome == wanted, otherwise=f"{followed.revision} should have been {wanted}")
+
+
+@contextlib.contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True)
+        yield given.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="hotslot-demo-") as folder:
+        yield Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
