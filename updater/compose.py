@@ -4,7 +4,7 @@ import random
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.clock import Clock
@@ -13,15 +13,25 @@ from common.settings import ModelSettings
 from updater.commands import CommandQueue
 from updater.control.client import ControlClient
 from updater.control.prober import Prober
+from updater.core.breaker import BreakerName, BreakerRules
 from updater.core.ports import Hub
 from updater.core.record import ModelRecord
+from updater.core.rules import (
+    ACTIVATION_BREAKER,
+    DEVICE_BREAKER,
+    HUB_BREAKER,
+    GateRules,
+    ObserveRules,
+    ReleasePolicy,
+    Rules,
+)
 from updater.core.versions import version_of
 from updater.golden_files import GoldenFiles
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
 from updater.metrics import Observer
 from updater.perform import Ports
-from updater.settings import UpdaterSettings, rules_of
+from updater.settings import UpdaterSection, UpdaterSettings
 from updater.status import Progress
 from updater.store.bundles import BundleStore, ChildConverter, DigestOf, StoreOptions, predict_bundle_digest
 from updater.store.garbage import References
@@ -96,7 +106,7 @@ def build_model(
         model=settings.name,
         ports=ports,
         journal=shared.journal,
-        rules=rules_of(shared.settings.updater, settings.name, settings.device),
+        rules=build_rules(shared.settings.updater, settings.name, settings.device),
         clock=shared.clock,
         observer=shared.observer,
         crash=shared.crash,
@@ -108,6 +118,44 @@ def build_model(
         jitter=random.SystemRandom().random,
     )
     return ModelUpdater(ModelLoop(parts), commands, wake, progress, control.close)
+
+
+def build_rules(section: UpdaterSection, name: str, device: str = "auto") -> Rules:
+    """Build the rules of one configured model.
+
+    Args:
+        section: `[updater]`.
+        name: of the model; must be one of `section.models`.
+        device: `device` of its `[[models]]` table.
+    """
+    model = section.models[name]
+    policy, activation = model.policy, ACTIVATION_BREAKER
+    first = section.breaker_first_seconds
+    return Rules(
+        policy=ReleasePolicy(policy.pattern, policy.prereleases, policy.max_major_jump, policy.deny, policy.pin),
+        mode=policy.mode,
+        gate=GateRules(**model.gate.model_dump()),
+        observe=ObserveRules(**model.observe.model_dump()),
+        breakers={
+            BreakerName.HUB: HUB_BREAKER,
+            BreakerName.ACTIVATION: BreakerRules(
+                activation.trip_after, first, max(first, activation.cap_seconds), activation.probe_seconds
+            ),
+            BreakerName.DEVICE: _build_device_breaker(section.device_first_seconds, model.observe.window_seconds),
+        },
+        poll_seconds=model.poll_seconds,
+        max_failures_an_hour=section.max_failures_an_hour,
+        max_staged_bytes=section.max_revision_bytes,
+        cap_bytes=section.retained_bytes,
+        device=device,
+    )
+
+
+def _build_device_breaker(first: float, window: float) -> BreakerRules:
+    """The rules of the breaker `device`: a failback takes its load and self-test, and a whole observation window."""
+    plain = DEVICE_BREAKER
+    seconds = window + plain.probe_seconds
+    return replace(plain, first_seconds=first, cap_seconds=max(first, plain.cap_seconds), probe_seconds=seconds)
 
 
 def _build_store(
@@ -131,7 +179,7 @@ def _open_hub(shared: UpdaterDependencies, name: str) -> Hub:
         return DirectoryHub(section.hub_folder, name, shared.clock)
     from updater.hub.modelscope import open_hub  # noqa: PLC0415  with a folder, no HTTP library is loaded
 
-    policy = rules_of(shared.settings.updater, name).policy
+    policy = build_rules(shared.settings.updater, name).policy
     return open_hub(
         shared.settings.updater,
         section.hub_model,

@@ -36,7 +36,7 @@ from updater.core.record import ModelRecord
 from updater.loop import CrashPoints
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer, create_registry
 from updater.service.servicer import ModelHandle, UpdatesApi
-from updater.settings import JOURNAL_NAME, UpdaterSettings, armed_crash_point, check_names
+from updater.settings import JOURNAL_NAME, UpdaterSettings, check_names, read_crash_point
 from updater.store.bundles import StoreOptions
 from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
@@ -158,7 +158,7 @@ class Updater:
             store=StoreOptions(self._state, self._limits(), frozenset(self._settings.updater.known_sections)),
             clock=self._clock,
             observer=self._observer,
-            crash=CrashPoints(armed_crash_point()),
+            crash=CrashPoints(read_crash_point()),
             stopping=self._stopping,
             conversion=self._conversion,
         )

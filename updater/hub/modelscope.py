@@ -33,7 +33,7 @@ from updater.hub.client import (
 )
 from updater.hub.settings import TokenReader, find_proxy
 from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
-from updater.settings import UpdaterSection, checked_endpoint
+from updater.settings import UpdaterSection, normalize_endpoint
 
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10
@@ -231,7 +231,7 @@ def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Call
         is_release: whether a name looks like a release.
     """
     options = HubHttpOptions(
-        endpoint=section.hub_endpoint or checked_endpoint(DEFAULT_ENDPOINT),
+        endpoint=section.hub_endpoint or normalize_endpoint(DEFAULT_ENDPOINT),
         private_hosts=frozenset(host.lower() for host in section.hub_private_hosts),
         ca_file=section.hub_ca_file,
         connect_seconds=section.hub_connect_seconds,

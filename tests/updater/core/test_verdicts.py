@@ -8,6 +8,7 @@ import pytest
 from inference.server.control.servicer import build_stats
 from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
+from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
@@ -16,7 +17,7 @@ from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion, at_le
 from updater.core.ports import RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
-from updater.settings import UpdaterSection, rules_of
+from updater.settings import UpdaterSection
 from updater.stages.gate import GateVerdict, judge
 from updater.stages.observe import TrialVerdict, percentile, since
 from updater.stages.observe import judge as judge_trial
@@ -329,7 +330,7 @@ def test_settings_become_rules() -> None:
     section = UpdaterSection.model_validate(
         {"models": {"shapes": {"hub_folder": "hub", "policy": {"mode": "approve"}, "observe": {"min_answers": 7}}}}
     )
-    rules = rules_of(section, "shapes")
+    rules = build_rules(section, "shapes")
     assert (rules.mode.value, rules.observe.min_answers) == ("approve", 7)
     with pytest.raises(ValueError, match="capture groups"):
         UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub", "policy": {"pattern": "v.*"}}}})

@@ -30,7 +30,7 @@ def _names_of(node: ast.AST) -> Iterator[str]:
         given = list(node.args[2:3]) if called in ("make_event", "with_event") else []
         given += [word.value for word in node.keywords if word.arg == "name" and called == "roll_back"]
         parts = [part.value for one in given for part in ast.walk(one) if isinstance(part, ast.Constant)]
-        yield from (part for part in parts if isinstance(part, str) and "_" in part)
+        yield from (part for part in parts if isinstance(part, str) and "_" in part and not part.endswith("_"))
     elif isinstance(node, ast.FunctionDef) and node.name == "roll_back":
         defaults = [value.value for value in node.args.kw_defaults if isinstance(value, ast.Constant)]
         yield from (value for value in defaults if isinstance(value, str))
