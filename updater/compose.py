@@ -28,7 +28,7 @@ from updater.core.rules import (
 from updater.core.versions import version_of
 from updater.golden_files import GoldenFiles
 from updater.hub.folder import DirectoryHub
-from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.metrics import Observer
 from updater.perform import Ports
 from updater.settings import UpdaterSection, UpdaterSettings
@@ -102,7 +102,7 @@ def build_model(
         converter=ChildConverter(shared.store.state, ConvertLimits(), shared.conversion.convert),
         clock=shared.clock,
     )
-    parts = LoopParts(
+    parts = LoopDependencies(
         model=settings.name,
         ports=ports,
         journal=shared.journal,

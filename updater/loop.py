@@ -76,7 +76,7 @@ class CrashPoints:
 
 
 @dataclass(frozen=True, slots=True)
-class LoopParts:
+class LoopDependencies:
     """Dependencies of a loop."""
 
     model: str
@@ -97,20 +97,20 @@ class LoopParts:
 class ModelLoop:
     """Runs in one thread; `publisher` may be read from any."""
 
-    def __init__(self, parts: LoopParts) -> None:
+    def __init__(self, dependencies: LoopDependencies) -> None:
         """Load the record.
 
         Raises:
             JournalUnusable: it cannot be read.
         """
-        self._parts = parts
-        self._record = parts.journal.load(parts.model) or ModelRecord(parts.model)
+        self._dependencies = dependencies
+        self._record = dependencies.journal.load(dependencies.model) or ModelRecord(dependencies.model)
         self._written = self._record
         self._has_begun = False
-        self._before = parts.clock.monotonic()  # of the last step that was concluded
+        self._before = dependencies.clock.monotonic()  # of the last step that was concluded
         self._rest = Wait(0.0)  # what the last step decided, if it was to wait
         self._due = self._before + GRACE_SECONDS  # clock.monotonic() by which the step in progress must be over
-        self.publisher = StatusPublisher(self._record, parts.clock)
+        self.publisher = StatusPublisher(self._record, dependencies.clock)
 
     @property
     def rest(self) -> Wait:
@@ -119,7 +119,7 @@ class ModelLoop:
 
     def is_moving(self) -> bool:
         """Whether the step in progress is within its time limit; from any thread."""
-        return self._parts.clock.monotonic() <= self._due
+        return self._dependencies.clock.monotonic() <= self._due
 
     def run(self) -> None:
         """Step until asked to stop, then write down that the stop was in good order.
@@ -127,10 +127,10 @@ class ModelLoop:
         Raises:
             JournalUnusable: the journal cannot be trusted any more.
         """
-        parts = self._parts
-        while not parts.stopping.is_set():
+        dependencies = self._dependencies
+        while not dependencies.stopping.is_set():
             with contextlib.suppress(Interrupted):
-                parts.wake.wait(self.step())
+                dependencies.wake.wait(self.step())
         if self._has_begun:
             self._write(Transition(note_orderly_stop(self._record)))
 
@@ -144,29 +144,29 @@ class ModelLoop:
             Interrupted: the step was interrupted; the record is as before.
             JournalUnusable: the journal cannot be trusted any more.
         """
-        parts = self._parts
-        parts.wake.clear()  # before looking: what comes now wakes again
-        began = parts.clock.monotonic()
+        dependencies = self._dependencies
+        dependencies.wake.clear()  # before looking: what comes now wakes again
+        began = dependencies.clock.monotonic()
         facts = self._look(began)
-        record, noted = refresh(self._record, facts, parts.rules)
-        parts.guard.record = record
-        step = decide(record, facts, parts.rules)
-        if isinstance(step, CommandResult) and not parts.commands.take(step.command):
+        record, noted = refresh(self._record, facts, dependencies.rules)
+        dependencies.guard.record = record
+        step = decide(record, facts, dependencies.rules)
+        if isinstance(step, CommandResult) and not dependencies.commands.take(step.command):
             return 0.0
         name = type(step).__name__
-        self._due = parts.clock.monotonic() + getattr(step, "deadline_seconds", 0.0) + GRACE_SECONDS
-        parts.crash.reach(f"before:{name}")
+        self._due = dependencies.clock.monotonic() + getattr(step, "deadline_seconds", 0.0) + GRACE_SECONDS
+        dependencies.crash.reach(f"before:{name}")
         result, after = self._perform(record, step, facts)
-        parts.crash.reach(f"after:{name}")
+        dependencies.crash.reach(f"after:{name}")
         after = Transition(after.record, (*noted, *after.events))
         if not self._write(after, must=facts.is_first or isinstance(step, CommandResult)):
             return WRITE_PAUSE_SECONDS
         self._before, self._has_begun = began, True
         if isinstance(step, CommandResult):
-            parts.commands.answer(step)
+            dependencies.commands.answer(step)
         self._rest = step if isinstance(step, Wait) else Wait(0.0)
-        self._due = parts.clock.monotonic() + GRACE_SECONDS
-        return max(self._rest.seconds, parts.rules.look_seconds if isinstance(result, EffectFailure) else 0.0)
+        self._due = dependencies.clock.monotonic() + GRACE_SECONDS
+        return max(self._rest.seconds, dependencies.rules.look_seconds if isinstance(result, EffectFailure) else 0.0)
 
     def _perform(self, record: ModelRecord, step: Step | CommandResult, facts: Facts) -> tuple[Result, Transition]:
         """Perform the step's effect, if it has one; returns its result, and the record after it."""
@@ -178,55 +178,55 @@ class ModelLoop:
             case Wait():
                 return None, Transition(record)
             case _:
-                result = perform(step, self._parts.ports)
-                return result, apply_result(record, step, result, facts, self._parts.rules)
+                result = perform(step, self._dependencies.ports)
+                return result, apply_result(record, step, result, facts, self._dependencies.rules)
 
     def _write(self, after: Transition, *, must: bool = False) -> bool:
         """Make a step durable, unless only a little time has passed; False if that failed and nothing has changed."""
-        parts, (record, events) = self._parts, after
+        dependencies, (record, events) = self._dependencies, after
         before = self._record.stage
         if must or events or is_worth_writing(self._written, record):
             try:
-                parts.journal.write(record, events)
+                dependencies.journal.write(record, events)
             except OSError as error:
-                parts.observer.report_error(parts.model, "journal_not_written", str(error))
+                dependencies.observer.report_error(dependencies.model, "journal_not_written", str(error))
                 return False
             self._written = record
             if record.stage is not before:
-                parts.crash.reach(record.stage.value)
-            parts.observer.record_written(record, events)
+                dependencies.crash.reach(record.stage.value)
+            dependencies.observer.record_written(record, events)
         self._record = record
         self.publisher.publish(record, events)
         return True
 
     def _look(self, now: float) -> Facts:
         """Draw the facts."""
-        parts, ports = self._parts, self._parts.ports
+        dependencies, ports = self._dependencies, self._dependencies.ports
         pointer, is_readable = self._pointer()
         committed = self._record.committed
         return Facts(
-            now=parts.clock.now(),
+            now=dependencies.clock.now(),
             elapsed_seconds=now - self._before if self._has_begun else 0.0,
             is_first=not self._has_begun,
-            fresh_id=parts.fresh_id(),
-            jitter=parts.jitter(),
+            fresh_id=dependencies.fresh_id(),
+            jitter=dependencies.jitter(),
             server=self._server(),
             pointer=pointer,
             pointer_is_readable=is_readable,
             golden=ports.golden.facts(),
             sealed=ports.store.sealed(),
             committed_converts_to="" if committed is None else ports.store.converts_to(committed),
-            command=parts.commands.oldest(),
+            command=dependencies.commands.oldest(),
         )
 
     def _server(self) -> ServerState | None:
         try:
-            return self._parts.ports.control.state(STATE_SECONDS)
+            return self._dependencies.ports.control.state(STATE_SECONDS)
         except EffectFailed:
             return None
 
     def _pointer(self) -> tuple[Installed | None, bool]:
         try:
-            return self._parts.ports.store.pointer(), True
+            return self._dependencies.ports.store.pointer(), True
         except EffectFailed:
             return None, False

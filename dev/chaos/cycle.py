@@ -23,7 +23,7 @@ from updater.core.ports import GoldenFacts, JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
 from updater.hub.folder import DirectoryHub
-from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.metrics import BroadcastObserver
 from updater.perform import Ports
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
@@ -180,7 +180,7 @@ class Cycle:
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
             clock=clock,
         )
-        parts = LoopParts(
+        parts = LoopDependencies(
             model=MODEL,
             ports=self._ports,
             journal=self.journal,

@@ -1,4 +1,4 @@
-"""Random stories of the updater: the tests' own state machine, told far more often, and other ones each time."""
+"""Random stories of the updater: the state machine of the tests, with another seed each time and far more stories."""
 
 import os
 import random
@@ -10,13 +10,13 @@ from dev.chaos.catalog import Findings, Task
 from dev.chaos.report import ROOT
 
 STORIES = 10_000
-AT_ONCE = 500  # of one process: what Hypothesis remembers of its stories makes each a little slower
+AT_ONCE = 500  # of one process: Hypothesis slows down with the number of its stories
 TEST = "tests/updater/stories"
-LAST_CHARS = 12_000  # of what a failure printed, more than one story
+LAST_CHARS = 12_000  # of the output of a failure
 
 
 def run(task: Task) -> Findings:
-    """Tell them."""
+    """Run the stories, until one fails."""
     findings = Findings()
     chance, wanted = random.Random(task.seed), task.count or STORIES
     while findings.count < wanted and not findings.troubles:

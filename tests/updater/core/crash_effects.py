@@ -1,4 +1,4 @@
-"""What actions do to the small world: the server's, the hub's and the disk's side of every effect."""
+"""Effects in the small world: what each does to the server, the hub and the disk."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ from tests.updater.core.crash_world import (
     Published,
     Server,
     World,
-    answers_of,
-    released,
+    gate_answers,
+    release_of,
 )
 from updater.core import effects as act
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result
@@ -25,11 +25,11 @@ _MOVED = EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 
 
 def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0911  one line an action
-    """The world after an effect, and what the updater is told."""
+    """The world after an effect, and its result."""
     match action:
         case act.PollHub():
             wanted = worth_listing([row.revision for row in world.hub], action)
-            rows = tuple(released(row) for row in world.hub if row.revision in wanted)
+            rows = tuple(release_of(row) for row in world.hub if row.revision in wanted)
             return world, act.Listed(tuple(row.revision for row in world.hub), rows)
         case act.StageRevision():
             return world, _stage(world, action)
@@ -49,53 +49,53 @@ def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0
             return world, None
 
 
-def dies(world: World, *, orderly: bool) -> World:
-    """The server's process ends: everything that was in memory only is gone."""
+def end_server(world: World, *, orderly: bool) -> World:
+    """The server's process ends, and with it everything that was in memory only."""
     # A trial that ended by itself a moment before looks no different to the updater.
     is_blamed = world.record.stage in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) and not orderly
     is_blamed = is_blamed and not is_failback(world)  # whose device may be blamed, and no revision
     server = Server(is_up=False, ended_orderly=orderly)
     world = replace(world, server=server, crashed=world.crashed or is_blamed)
-    return replace(world, record=_forget_life(world))
+    return replace(world, record=_forget_incarnation(world))
 
 
-def boots(world: World) -> World:
+def start_server(world: World) -> World:
     """A server starts and loads what the pointer names."""
     server = replace(world.server, is_up=True)
     if world.pointer is not None and world.pointer.bundle_digest in world.sealed:
         device = CARD if world.card is not None and not world.fallback else CPU
-        server = replace(server.filled(0, world.pointer.bundle_digest, device), active=0)
+        server = replace(server.with_load(0, world.pointer.bundle_digest, device), active=0)
     return replace(world, server=server)
 
 
-def waited(world: World) -> World:
-    """The time of the device breaker has passed."""
+def let_breaker_wait(world: World) -> World:
+    """The open time of the device breaker has passed."""
     record = replace(world.record, device=replace(world.record.device, left_seconds=0.0))
-    return replace(world, record=record, owes_wait=False)
+    return replace(world, record=record, must_wait_for_breaker=False)
 
 
 def is_failback(world: World) -> bool:
-    """Whether a return to the card is under way."""
+    """Whether a failback is under way."""
     return world.record.update is not None and world.record.update.kind is UpdateKind.FAILBACK
 
 
-def callers_come(world: World) -> World:
-    """Enough of them for a verdict on what is on trial."""
+def send_traffic(world: World) -> World:
+    """Callers send enough requests for a verdict on the trial."""
     if world.card is Card.SPIKY and world.server.serving_on == CARD:
-        return runs_out(world)
+        return run_out_of_memory(world)
     return replace(world, server=replace(world.server, traffic=True))
 
 
-def runs_out(world: World) -> World:
-    """An item is too much for the card: the slot behind the trial answers it, or the CPU does from now on."""
+def run_out_of_memory(world: World) -> World:
+    """An item is too large for the card: the previous slot answers it, or the server falls back to the CPU."""
     server = world.server
     if server.on_trial:
-        return replace(world, server=server.back("ROLLED_BACK", "OUT_OF_MEMORY"))
+        return replace(world, server=server.with_previous_active("ROLLED_BACK", "OUT_OF_MEMORY"))
     other = 1 - server.active
     taken = server.load_id(other)
-    server = replace(server.filled(server.active, "").filled(other, server.serving), active=other, previous=-1)
+    server = replace(server.with_load(server.active, "").with_load(other, server.serving), active=other, previous=-1)
     number = world.fallbacks + 1
-    world = replace(world, server=server, fallback=number, fallbacks=number, owes_wait=True)
+    world = replace(world, server=server, fallback=number, fallbacks=number, must_wait_for_breaker=True)
     return replace(world, record=_forget_load(world, taken))
 
 
@@ -127,11 +127,11 @@ def _ask_server(  # noqa: PLR0911  one line a case
             slot = server.holding(action.load_id)
             if slot < 0:
                 return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return world, act.Gated(answers_of(world, slot))
+            return world, act.Gated(gate_answers(world, slot))
         case act.ActivatePrevious():
             if not server.on_trial or server.holding(action.load_id) != server.previous:
                 return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
-            return replace(world, server=server.back("ROLLED_BACK")), None
+            return replace(world, server=server.with_previous_active("ROLLED_BACK")), None
     slot = server.holding(action.load_id)
     if slot < 0:
         return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
@@ -149,14 +149,16 @@ def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple
         if slot < 0 or slot != server.active:
             return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
         left = 0 if server.serving_on == CARD else world.fallback
-        return replace(world, server=server.ended("COMMITTED") if server.on_trial else server, fallback=left), None
+        return replace(
+            world, server=server.with_trial_ended("COMMITTED") if server.on_trial else server, fallback=left
+        ), None
     if slot < 0:
         return world, None
     if server.on_trial and slot == server.active and server.previous < 0:
-        server = replace(server.ended("ROLLED_BACK"), active=-1)
+        server = replace(server.with_trial_ended("ROLLED_BACK"), active=-1)
     elif slot in (server.active, server.previous):
         return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
-    world = replace(world, server=server.filled(slot, ""))
+    world = replace(world, server=server.with_load(slot, ""))
     return replace(world, record=_forget_load(world, action.load_id)), None
 
 
@@ -174,7 +176,7 @@ def _load(world: World, digest: str, device: str) -> tuple[World, Result]:
     free = next((number for number in (0, 1) if not server.slots[number] and number != server.active), None)
     if free is None:
         return world, EffectFailure(FailureKind.TRANSIENT, "NO_FREE_SLOT", "")
-    server = server.filled(free, digest, device)
+    server = server.with_load(free, digest, device)
     return replace(world, server=server), act.Loaded(server.load_id(free))
 
 
@@ -182,7 +184,7 @@ def _probe(world: World, action: act.Probe) -> tuple[World, Result]:
     if world.server.holding(action.load_id) != world.server.active:
         return world, EffectFailure(FailureKind.TRANSIENT, "LOAD_UNKNOWN", "")
     if world.card is Card.SPIKY and world.server.serving_on == CARD:
-        return runs_out(world), act.Probed(0, 1)
+        return run_out_of_memory(world), act.Probed(0, 1)
     return world, act.Probed(1, 0)
 
 
@@ -190,8 +192,8 @@ def _on_hub(world: World, revision: str) -> Published | None:
     return next((row for row in world.hub if row.revision == revision), None)
 
 
-def _forget_life(world: World) -> ModelRecord:
-    """Ids are never used twice in earnest: what the record remembers of the dead life matches nothing any more."""
+def _forget_incarnation(world: World) -> ModelRecord:
+    """Ids are not reused by a real server: those in the record match nothing after its end."""
     update = world.record.update
     if update is None:
         return world.record

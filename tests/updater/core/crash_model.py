@@ -1,15 +1,14 @@
 """Every crash of either process at every boundary, explored breadth first: `python -m tests.updater.core.crash_model`.
 
-The model imports the shipped `decide` and `apply_result`; everything that is not a decision is the small
-world of `crash_world`. From each reachable state all of this may happen: a step goes through; the
-updater dies before its effect, or after it and before the record is written; the server crashes, or is
-stopped in good order, and comes back; a trial lease runs out; callers come; a revision is published, or
-published again with other content; an operator rolls back, holds, resumes, approves, releases, updates,
-resets a breaker; a card runs out of memory under what answers, and the breaker before it waits.
+The model imports the shipped `refresh`, `decide` and `apply_result`; everything that is not a decision is the small
+world of `crash_world`. From each reachable state all of this may happen: a step is taken; the updater dies before its
+effect, or after it and before the record is written; the server crashes, or is stopped in good order, and starts again;
+a trial lease expires; callers send requests; a revision is published, or published again with other content; operators
+send commands; a card runs out of memory under the active slot, and the open time of the device breaker passes.
 
-In each state the invariants are checked, and each is let settle without further faults: at rest what
-serves is what is committed, no slot is left over, and the newest good revision is committed unless a
-person has to decide.
+In each state the invariants are checked, and each state is followed without further faults until it rests: then what
+serves is what is committed, no other load is left, and the newest good revision is committed unless a person has to
+decide.
 """
 
 import gc
@@ -20,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.updater.core import crash_mutations
-from tests.updater.core.crash_effects import boots, callers_come, dies, runs_out, waited
-from tests.updater.core.crash_rules import broken, restless, wrong
+from tests.updater.core.crash_effects import end_server, let_breaker_wait, run_out_of_memory, send_traffic, start_server
+from tests.updater.core.crash_rules import rest_violations, state_violations, step_violations
 from tests.updater.core.crash_step import plain, step
 from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
 from updater.core.breaker import BreakerState
@@ -36,17 +35,17 @@ _NOTHING = Budget()
 
 @dataclass(slots=True)
 class Report:
-    """What was found."""
+    """Result of an exploration."""
 
     states: int = 0
     edges: int = 0
     longest_settle: int = 0
-    violations: dict[str, str] = field(default_factory=dict)  # rule → the shortest way there
+    violations: dict[str, str] = field(default_factory=dict)  # rule → the shortest path to a violation
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One step of the updater, and what is wrong with it."""
+    """One step of the updater, and the rules that it violates."""
 
     name: str
     after: World  # its effect is there, its record is not written
@@ -55,46 +54,46 @@ class _Step:
 
 
 @dataclass(slots=True)
-class _Calm:
-    """A world in which nothing more may go wrong, and what follows from it.
+class _Undisturbed:
+    """A world without a budget for faults, and the steps from it.
 
-    No decision, effect or rule of a step reads the budget or what is still to be published: a calm world's step is the
-    step of every world that differs from it in these alone, and is computed once for all of them.
+    No decision, effect or rule of a step reads the budget or what is still to be published: the step of this world is
+    the step of every world that differs from it in these alone, and is computed once for all of them.
     """
 
     world: World
     step: _Step | None = None
     asked: dict[str, _Step | None] = field(default_factory=dict)  # by what an operator says
-    unrest: list[str] | None = None  # what is wrong where it comes to rest; None: not yet computed
+    violations: list[str] | None = None  # of the world where it comes to rest; None: not computed yet
     steps: int = 0  # until it rests
 
     def take(self) -> _Step:
-        """Compute its step, or return what was computed before."""
+        """Its step, computed once."""
         if self.step is None:
             decided, after, written = step(self.world)
             stages = (self.world.record.stage, written.record.stage)
             name = " to ".join(stages) if isinstance(decided, Transition) else type(decided).__name__
-            self.step = _Step(name, after, written, wrong(self.world, after, written))
+            self.step = _Step(name, after, written, step_violations(self.world, after, written))
         return self.step
 
     def ask(self, name: str) -> _Step | None:
-        """The step that obeys an operator; None if there is nothing to apply. Computed once, too."""
+        """The step that applies an operator's command, computed once; None if there is nothing to apply."""
         if name not in self.asked:
             self.asked[name] = _applied(self.world, name)
         return self.asked[name]
 
 
-class _Calms(dict[World, _Calm]):
-    """Each calm world that was met, once."""
+class _UndisturbedWorlds(dict[World, _Undisturbed]):
+    """Every undisturbed world that was reached, once."""
 
-    def __missing__(self, world: World) -> _Calm:
-        calm = self[world] = _Calm(world)
-        return calm
+    def __missing__(self, world: World) -> _Undisturbed:
+        undisturbed = self[world] = _Undisturbed(world)
+        return undisturbed
 
 
 def explore(starts: list[World]) -> Report:
-    """Visit everything that can happen from these worlds."""
-    gc.disable()  # nothing here is ever garbage, and there is a lot of it
+    """Visit every state that can be reached from these worlds."""
+    gc.disable()  # nothing here becomes garbage
     try:
         return _explore(starts)
     finally:
@@ -103,30 +102,30 @@ def explore(starts: list[World]) -> Report:
 
 def _explore(starts: list[World]) -> Report:
     report = Report()
-    came: dict[World, tuple[str, World | None]] = {}
-    calms = _Calms()
+    reached_from: dict[World, tuple[str, World | None]] = {}
+    undisturbed_worlds = _UndisturbedWorlds()
     queue: deque[World] = deque()
     for start in starts:
-        came.setdefault(start, (_title(start), None))
+        reached_from.setdefault(start, (_title(start), None))
         queue.append(start)
     while queue:
         world = queue.popleft()
-        calm = calms[replace(world, budget=_NOTHING, coming=())]
-        violated = [*broken(world), *_unrest(calm, calms, report)]
-        for name, after, rules in _happenings(world, calm):
+        undisturbed = undisturbed_worlds[replace(world, budget=_NOTHING, coming=())]
+        violated = [*state_violations(world), *_violations_at_rest(undisturbed, undisturbed_worlds, report)]
+        for name, after, rules in _successors(world, undisturbed):
             report.edges += 1
             violated += rules
             way = (name, world)
-            if came.setdefault(after, way) is way:
+            if reached_from.setdefault(after, way) is way:
                 queue.append(after)
         for rule in violated:
-            report.violations.setdefault(rule, _way(world, came))
-    report.states = len(came)
+            report.violations.setdefault(rule, _path(world, reached_from))
+    report.states = len(reached_from)
     return report
 
 
 def all_worlds() -> list[World]:
-    """First installs and updates, of every kind of revision, with what may go wrong beside."""
+    """First installs and updates, of every kind of revision, with budgets for faults."""
     worlds: list[World] = []
     for kind in Kind:
         faults = Budget(2 if kind in (Kind.GOOD, Kind.FAILING) else 1, server_deaths=1, server_stops=1, expiries=1)
@@ -150,64 +149,64 @@ def all_worlds() -> list[World]:
 # What may happen.
 
 
-def _happenings(world: World, calm: _Calm) -> Iterator[tuple[str, World, list[str]]]:
+def _successors(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, World, list[str]]]:
     budget = world.budget
-    taken = calm.take()
+    taken = undisturbed.take()
     yield taken.name, replace(taken.written, budget=budget, coming=world.coming), taken.rules
     if budget.updater_deaths:
         spent = replace(budget, updater_deaths=budget.updater_deaths - 1)
-        if world.begun:
-            yield "updater dies before its step", replace(world, begun=False, budget=spent), []
-        if taken.after != calm.world:
-            dead = replace(taken.after, begun=False, budget=spent, coming=world.coming)
-            yield f"updater dies after {taken.name}", dead, wrong(calm.world, taken.after, dead)
-    yield from _server_happenings(world)
+        if world.has_begun:
+            yield "updater dies before its step", replace(world, has_begun=False, budget=spent), []
+        if taken.after != undisturbed.world:
+            dead = replace(taken.after, has_begun=False, budget=spent, coming=world.coming)
+            yield f"updater dies after {taken.name}", dead, step_violations(undisturbed.world, taken.after, dead)
+    yield from _server_events(world)
     if world.coming:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
         yield f"{new.revision} ({new.kind}) is published", replace(world, hub=hub, coming=world.coming[1:]), []
-    if budget.commands and world.begun:
-        yield from _wished(world, calm)
+    if budget.commands and world.has_begun:
+        yield from _command_events(world, undisturbed)
 
 
-def _server_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
+def _server_events(world: World) -> Iterator[tuple[str, World, list[str]]]:
     budget, server = world.budget, world.server
     if not server.is_up:
-        yield "server comes back", boots(world), []
+        yield "server starts", start_server(world), []
         return
     if budget.server_deaths:
         spent = replace(world, budget=replace(budget, server_deaths=budget.server_deaths - 1))
-        yield "server crashes", dies(spent, orderly=False), []
+        yield "server crashes", end_server(spent, orderly=False), []
     if budget.server_stops:
         spent = replace(world, budget=replace(budget, server_stops=budget.server_stops - 1))
-        yield "server is stopped", dies(spent, orderly=True), []
+        yield "server is stopped", end_server(spent, orderly=True), []
     if server.on_trial and server.previous >= 0 and budget.expiries:
         spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
-        yield "term runs out", replace(spent, server=server.back("LEASE_EXPIRED")), []
+        yield "trial lease expires", replace(spent, server=server.with_previous_active("LEASE_EXPIRED")), []
     if server.on_trial and not server.traffic:
-        yield "callers come", callers_come(world), []
-    yield from _memory_happenings(world)
+        yield "callers send requests", send_traffic(world), []
+    yield from _memory_events(world)
 
 
-def _memory_happenings(world: World) -> Iterator[tuple[str, World, list[str]]]:
-    """The card runs out under what answers; the breaker's time passes, or its probe's."""
+def _memory_events(world: World) -> Iterator[tuple[str, World, list[str]]]:
+    """The card runs out under the active slot; the open time of the breaker passes, or the time of its probe."""
     budget, server, device = world.budget, world.server, world.record.device
-    if budget.falls and server.serving_on == CARD and (server.previous >= 0 or not server.on_trial):
-        spent = replace(world, budget=replace(budget, falls=budget.falls - 1))
-        yield "the card runs out", runs_out(spent), []
-    if budget.waits and device.state is BreakerState.OPEN and device.left_seconds > 0:
-        spent = replace(world, budget=replace(budget, waits=budget.waits - 1))
-        yield "the breaker has waited", waited(spent), []
+    if budget.card_failures and server.serving_on == CARD and (server.previous >= 0 or not server.on_trial):
+        spent = replace(world, budget=replace(budget, card_failures=budget.card_failures - 1))
+        yield "the card runs out", run_out_of_memory(spent), []
+    if budget.breaker_waits and device.state is BreakerState.OPEN and device.left_seconds > 0:
+        spent = replace(world, budget=replace(budget, breaker_waits=budget.breaker_waits - 1))
+        yield "the breaker has waited", let_breaker_wait(spent), []
     if budget.expiries and device.state is BreakerState.HALF_OPEN:
         late = replace(world.record, device=replace(device, left_seconds=1.0))  # over in the next step
         yield "the probe is late", replace(world, record=late, budget=replace(budget, expiries=budget.expiries - 1)), []
 
 
-def _wished(world: World, calm: _Calm) -> Iterator[tuple[str, World, list[str]]]:
+def _command_events(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, World, list[str]]]:
     name, *rest = world.budget.commands
     spent = replace(world.budget, commands=tuple(rest))
     yield f"no {name.lower()}", replace(world, budget=spent), []
-    applied = calm.ask(name)
+    applied = undisturbed.ask(name)
     if applied is not None:
         yield applied.name, replace(applied.written, budget=spent, coming=world.coming), applied.rules
 
@@ -220,9 +219,9 @@ def _applied(world: World, name: str) -> _Step | None:
     if not isinstance(decided, CommandResult):
         return None
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
-    is_owed = written.owes_wait and command.kind is not CommandKind.RESET_BREAKER
-    written = replace(written, crashed=world.crashed or is_back, owes_wait=is_owed)
-    return _Step(f"operator: {name.lower()}", after, written, wrong(world, after, written, is_asked=True))
+    is_owed = written.must_wait_for_breaker and command.kind is not CommandKind.RESET_BREAKER
+    written = replace(written, crashed=world.crashed or is_back, must_wait_for_breaker=is_owed)
+    return _Step(f"operator: {name.lower()}", after, written, step_violations(world, after, written, is_command=True))
 
 
 def _command(world: World, name: str) -> OperatorCommand | None:
@@ -245,65 +244,65 @@ def _command(world: World, name: str) -> OperatorCommand | None:
 # At rest.
 
 
-def _unrest(calm: _Calm, calms: _Calms, report: Report) -> list[str]:
-    """What is wrong when nothing goes wrong any more."""
-    unrest = _settle(calm, calms) if calm.unrest is None else calm.unrest
-    report.longest_settle = max(report.longest_settle, calm.steps)
-    return unrest
+def _violations_at_rest(undisturbed: _Undisturbed, undisturbed_worlds: _UndisturbedWorlds, report: Report) -> list[str]:
+    """Rules that are violated where an undisturbed world comes to rest."""
+    violations = _settle(undisturbed, undisturbed_worlds) if undisturbed.violations is None else undisturbed.violations
+    report.longest_settle = max(report.longest_settle, undisturbed.steps)
+    return violations
 
 
-def _settle(start: _Calm, calms: _Calms) -> list[str]:
-    """Follow a calm world until it rests; all worlds on the way rest there as well."""
-    way: list[_Calm] = []
-    calm = start
-    while calm.unrest is None and len(way) < MAX_SETTLE_STEPS:
-        after = _healthy(calm)
-        if after == calm.world:
-            calm.unrest = list(restless(after))
+def _settle(start: _Undisturbed, undisturbed_worlds: _UndisturbedWorlds) -> list[str]:
+    """Follow an undisturbed world until it rests; all worlds on its path rest there as well."""
+    way: list[_Undisturbed] = []
+    undisturbed = start
+    while undisturbed.violations is None and len(way) < MAX_SETTLE_STEPS:
+        after = _undisturbed_step(undisturbed)
+        if after == undisturbed.world:
+            undisturbed.violations = list(rest_violations(after))
         else:
-            way.append(calm)
-            calm = calms[after]
-    unrest = ["it never comes to rest"] if calm.unrest is None else calm.unrest
-    for steps, passed in enumerate(reversed(way), calm.steps + 1):
-        passed.unrest, passed.steps = unrest, steps
-    return unrest
+            way.append(undisturbed)
+            undisturbed = undisturbed_worlds[after]
+    violations = ["it never comes to rest"] if undisturbed.violations is None else undisturbed.violations
+    for steps, passed in enumerate(reversed(way), undisturbed.steps + 1):
+        passed.violations, passed.steps = violations, steps
+    return violations
 
 
-def _healthy(calm: _Calm) -> World:
-    """One step of a world in which nothing goes wrong: the server is there and callers come."""
-    world = calm.world
+def _undisturbed_step(undisturbed: _Undisturbed) -> World:
+    """One step of an undisturbed world: the server runs and callers send requests."""
+    world = undisturbed.world
     if not world.server.is_up:
-        return boots(world)
+        return start_server(world)
     if world.server.on_trial and not world.server.traffic:
-        return callers_come(world)
-    after = calm.take().written
+        return send_traffic(world)
+    after = undisturbed.take().written
     is_waiting = after.record.device.state is BreakerState.OPEN and after.record.device.left_seconds > 0
     # Where the next return fails too, its rest is to wait.
-    return waited(after) if after == world and is_waiting and world.card is Card.GOOD else after
+    return let_breaker_wait(after) if after == world and is_waiting and world.card is Card.GOOD else after
 
 
 # Worlds and words.
 
 
 def _with_card() -> Iterator[World]:
-    """A model that has left its card, and one that may still have to."""
+    """A model that has fallen back to the CPU, and one that may."""
     newer = (Published("1.1.0", Kind.GOOD, "two"),)
     for card in Card:
-        faults = Budget(1, server_deaths=1, server_stops=1, expiries=1, waits=1 if card is Card.GOOD else 2)
-        yield _fallen(_installed((), faults), card)
-        yield _fallen(_installed(newer, Budget(1, server_deaths=1, waits=1)), card)
+        faults = Budget(1, server_deaths=1, server_stops=1, expiries=1, breaker_waits=1 if card is Card.GOOD else 2)
+        yield _on_cpu_fallback(_installed((), faults), card)
+        yield _on_cpu_fallback(_installed(newer, Budget(1, server_deaths=1, breaker_waits=1)), card)
         if card in (Card.FULL, Card.TIGHT):  # operators meet them as they meet one that is spiky
             continue
         for commands in (("PAUSE", "RESUME"), ("RESET", "RESET"), ("UPDATE", "ROLLBACK"), ("ROLLBACK", "UNQUARANTINE")):
-            yield _fallen(_installed(newer, Budget(1, waits=1, commands=commands)), card)
+            yield _on_cpu_fallback(_installed(newer, Budget(1, breaker_waits=1, commands=commands)), card)
     for kind in (Kind.GOOD, Kind.FAILING):
         coming = (Published("1.1.0", kind, "two"),)
-        world = _installed(coming, Budget(1, falls=2, waits=1))
-        yield replace(world, card=Card.GOOD, server=world.server.filled(0, FIRST.bundle_digest, CARD))
+        world = _installed(coming, Budget(1, card_failures=2, breaker_waits=1))
+        yield replace(world, card=Card.GOOD, server=world.server.with_load(0, FIRST.bundle_digest, CARD))
 
 
-def _fallen(world: World, card: Card) -> World:
-    return replace(world, card=card, fallback=1, fallbacks=1, owes_wait=True)
+def _on_cpu_fallback(world: World, card: Card) -> World:
+    return replace(world, card=card, fallback=1, fallbacks=1, must_wait_for_breaker=True)
 
 
 def _first_install(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:
@@ -314,7 +313,7 @@ def _installed(coming: tuple[Published, ...], budget: Budget) -> World:
     committed = Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
     record = plain(ModelRecord("model", committed=committed, min_version=FIRST.revision, has_garbage=False))
     server = Server(slots=(FIRST.bundle_digest, ""), active=0)
-    return World(record, (FIRST,), coming, server, budget, committed, frozenset({FIRST.bundle_digest}), begun=True)
+    return World(record, (FIRST,), coming, server, budget, committed, frozenset({FIRST.bundle_digest}), has_begun=True)
 
 
 def _title(world: World) -> str:
@@ -322,11 +321,11 @@ def _title(world: World) -> str:
     return f"[{'first install' if world.record.committed is None else 'installed'}: {rows}]"
 
 
-def _way(world: World, came: dict[World, tuple[str, World | None]]) -> str:
+def _path(world: World, reached_from: dict[World, tuple[str, World | None]]) -> str:
     names: list[str] = []
     here: World | None = world
     while here is not None:
-        name, before = came[here]
+        name, before = reached_from[here]
         names.append(f"{name} → {here.record.stage}" if before is not None else name)
         here = before
     return " · ".join(reversed(names))

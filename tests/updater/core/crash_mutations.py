@@ -26,14 +26,14 @@ _fail_failback = transitions.fail_failback
 
 @contextlib.contextmanager
 def no_reconcile() -> Iterator[None]:
-    """Nothing ever puts back what is committed."""
+    """What is committed is never restored."""
     with patch.object(reconcile, "restore", lambda *_, **__: None):
         yield
 
 
 @contextlib.contextmanager
 def commit_before_observe() -> Iterator[None]:
-    """A trial is committed as soon as it is there."""
+    """A trial is committed as soon as it has begun."""
 
     def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
         is_there = facts.server is not None and facts.server.trial is not None
@@ -47,14 +47,14 @@ def commit_before_observe() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_quarantine() -> Iterator[None]:
-    """What failed is not written down."""
+    """What failed is not put into quarantine."""
     with patch.object(transitions, "quarantine", lambda record, *_: record):
         yield
 
 
 @contextlib.contextmanager
-def floor_raised_at_activation() -> Iterator[None]:
-    """The floor rises with the trial, not with the commit."""
+def min_version_raised_at_activation() -> Iterator[None]:
+    """The minimal version rises with the trial, not with the commit."""
 
     def activated(record: ModelRecord, result: Activated, facts: Facts) -> Transition:
         record, events = _activated(record, result, facts)
@@ -65,8 +65,8 @@ def floor_raised_at_activation() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def return_without_waiting() -> Iterator[None]:
-    """A fallback is answered by going back at once."""
+def failback_without_waiting() -> Iterator[None]:
+    """A failback starts right after the fallback."""
 
     def is_due(record: ModelRecord, facts: Facts) -> bool:
         ready = replace(record, device=replace(record.device, state=BreakerState.OPEN, left_seconds=0.0))
@@ -80,8 +80,8 @@ def return_without_waiting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quarantine_on_failed_return() -> Iterator[None]:
-    """What a device did is blamed on the revision."""
+def quarantine_on_failed_failback() -> Iterator[None]:
+    """A failure of the device is blamed on the revision."""
 
     def fail(record: ModelRecord, facts: Facts, reason: str, message: str, **evidence: Any) -> Transition:  # noqa: ANN401
         update = record.under_way
@@ -93,23 +93,23 @@ def quarantine_on_failed_return() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def return_outlives_its_breaker() -> Iterator[None]:
-    """A return that was cut off goes on."""
+def failback_outlives_its_breaker() -> Iterator[None]:
+    """A failback continues after its probe was cut off."""
     with patch.object(failback, "interrupt", lambda *_: None):
         yield
 
 
 @contextlib.contextmanager
 def unproven_device_kept() -> Iterator[None]:
-    """A trial of another device that was left behind is committed by the way back to order."""
+    """An unfinished trial of another device is committed when what is committed is restored."""
     with patch.object(reconcile, "_is_change_of_device", lambda *_: False):
         yield
 
 
 def worlds(all_of_them: list[World], name: str) -> list[World]:
-    """Enough for a mutation: without operators, with few faults; for one of returns, with nothing else to do."""
+    """Enough worlds for a mutation: without commands, with few faults; for failback, without new revisions."""
     plain = [world for world in all_of_them if not world.budget.commands]
-    if name in OF_RETURNS:
+    if name in OF_FAILBACKS:
         return [world for world in plain if world.card is not None and not world.coming]
     return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
 
@@ -120,16 +120,16 @@ def _decisions(stage: Stage, decide: Callable[..., Step]) -> AbstractContextMana
     return patch.object(machine, "_STAGES", stages)
 
 
-OF_RETURNS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "return without waiting": return_without_waiting,
-    "quarantine on failed return": quarantine_on_failed_return,
-    "return outlives its breaker": return_outlives_its_breaker,
+OF_FAILBACKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "failback without waiting": failback_without_waiting,
+    "quarantine on failed failback": quarantine_on_failed_failback,
+    "failback outlives its breaker": failback_outlives_its_breaker,
     "unproven device kept": unproven_device_kept,
 }
 ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "no reconcile": no_reconcile,
     "commit before observe": commit_before_observe,
     "no quarantine": no_quarantine,
-    "floor raised at activation": floor_raised_at_activation,
-    **OF_RETURNS,
+    "min_version raised at activation": min_version_raised_at_activation,
+    **OF_FAILBACKS,
 }

@@ -1,4 +1,4 @@
-"""What must hold in the small world: in every state, in every step, and at rest."""
+"""Invariants of the small world: of every state, of every step, and at rest."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
 from updater.core.versions import is_after, version_of
 
-_UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a return
+_UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a failback
 
 
-def broken(world: World) -> Iterator[str]:
-    """What is wrong with a state."""
+def state_violations(world: World) -> Iterator[str]:
+    """Invariants that a state violates."""
     pointer, record, server = world.pointer, world.record, world.server
     if pointer is not None:
         if pointer.bundle_digest not in world.sealed:
@@ -24,7 +24,7 @@ def broken(world: World) -> Iterator[str]:
     if record.committed is not None and record.is_quarantined(record.committed.source_digest):
         yield "what is committed is in quarantine"
     if server.serving and world.kind_of(server.serving) in (Kind.CORRUPT, Kind.REFUSED):
-        yield "callers meet what failed verification or its gate"
+        yield "what failed verification or its gate answers callers"
     if server.is_up and pointer is not None and not server.serving:
         yield "nothing answers"
     if not world.crashed:
@@ -33,17 +33,17 @@ def broken(world: World) -> Iterator[str]:
             yield "a good revision is in quarantine though nothing has crashed"
 
 
-def wrong(before: World, effect: World, after: World, *, is_asked: bool = False) -> list[str]:
-    """What is wrong with a step; one that an operator asks for may end a return by touching revisions."""
+def step_violations(before: World, effect: World, after: World, *, is_command: bool = False) -> list[str]:
+    """Invariants that a step violates; a command may end a failback and change revisions."""
     rules: list[str] = []
     record = before.record
     floors = (record.min_version, after.record.min_version)
     if floors[0] != floors[1] and not is_after(floors[1], floors[0], RULES.policy):
-        rules.append("the version floor went down")
+        rules.append("the minimal version was lowered")
     if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
-        rules.append("the version floor rose without a commit")
+        rules.append("the minimal version rose without a commit")
     began = effect.server.on_trial and not before.server.on_trial
-    rules += [] if is_asked else _wrong_return(before, effect, after)
+    rules += [] if is_command else _failback_violations(before, effect, after)
     if began:
         source = effect.server.serving.replace("bundle", "source", 1)
         if record.is_quarantined(source):
@@ -51,39 +51,39 @@ def wrong(before: World, effect: World, after: World, *, is_asked: bool = False)
         is_committed = record.committed is not None and record.committed.bundle_digest == effect.server.serving
         is_change = effect.server.previous >= 0 and effect.server.slots[0] == effect.server.slots[1]
         if is_change and not (is_failback(before) and record.stage is Stage.ACTIVATING):
-            rules.append("a device is tried on callers before it is written down")
+            rules.append("a device is tried on callers before that is recorded")
         if not is_committed and record.stage is not Stage.ACTIVATING:
-            rules.append("a trial begins before it is written down")
+            rules.append("a trial begins before that is recorded")
     moved = effect.pointer != before.pointer
     if moved and effect.pointer != record.committed and record.stage is not Stage.COMMITTING:
-        rules.append("the pointer moves before a commit is written down")
+        rules.append("the pointer changes before a commit is recorded")
     return rules
 
 
-def _wrong_return(before: World, effect: World, after: World) -> list[str]:
-    """What is wrong with a step of the way back to a device."""
+def _failback_violations(before: World, effect: World, after: World) -> list[str]:
+    """Invariants of a failback that a step violates."""
     rules: list[str] = []
     if is_failback(after) and not is_failback(before):
-        if before.owes_wait:
-            rules.append("a return begins without the breaker's wait")
+        if before.must_wait_for_breaker:
+            rules.append("a failback begins before the breaker's open time is over")
         if before.record.stage is not Stage.IDLE or before.record.paused:
-            rules.append("a return begins while something else is to be decided")
+            rules.append("a failback begins outside of IDLE, or while updates are paused")
     if before.fallback and not effect.fallback and before.record.stage is not Stage.COMMITTING:
-        rules.append("a device is kept before it is proven")
+        rules.append("a device is committed before it is proven")
     if not is_failback(before):
         return rules
     is_tried = before.record.stage in (Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING)
     if is_tried and effect.server != before.server and before.record.device.state is not BreakerState.HALF_OPEN:
-        rules.append("a return goes on though its time is over")
+        rules.append("a failback continues after its probe time")
     if any(getattr(before.record, name) != getattr(after.record, name) for name in _UNTOUCHED):
-        rules.append("a return touches what it must not")
+        rules.append("a failback changes revisions")
     if effect.pointer != before.pointer and before.pointer == before.record.committed:
-        rules.append("a return moves the pointer")
+        rules.append("a failback changes the pointer")
     return rules
 
 
-def restless(world: World) -> Iterator[str]:
-    """What is wrong with a world at rest."""
+def rest_violations(world: World) -> Iterator[str]:
+    """Invariants that a world at rest violates."""
     record, server = world.record, world.server
     committed = "" if record.committed is None else record.committed.bundle_digest
     if record.stage not in (Stage.IDLE, Stage.HELD):
@@ -95,25 +95,25 @@ def restless(world: World) -> Iterator[str]:
     if server.on_trial:
         yield "at rest a trial goes on"
     if any(bundle and number != server.active for number, bundle in enumerate(server.slots)):
-        yield "at rest a slot is left over"
+        yield "at rest another load is left"
     if server.serving and world.kind_of(server.serving) not in (Kind.GOOD, Kind.DOUBTED):
         yield "at rest a bad model serves"
-    yield from _undecided(world)
-    yield from _away(world)
+    yield from _hold_violations(world)
+    yield from _fallback_violations(world)
 
 
-def _undecided(world: World) -> Iterator[str]:
-    """Only what a person must decide is held, and a good revision is not waited with."""
+def _hold_violations(world: World) -> Iterator[str]:
+    """Only what a person must decide is held, and every good revision is taken."""
     record = world.record
     allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
     if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
     if record.stage is Stage.IDLE and not record.paused:
-        yield from _untaken(world)
+        yield from _missed_revisions(world)
 
 
-def _away(world: World) -> Iterator[str]:
-    """A fallback is answered by the breaker, and a good device is gone back to."""
+def _fallback_violations(world: World) -> Iterator[str]:
+    """A fallback opens the breaker, and a good device is returned to."""
     record, server = world.record, world.server
     if record.device.state is BreakerState.HALF_OPEN:
         yield "at rest a probe is still out"
@@ -122,11 +122,11 @@ def _away(world: World) -> Iterator[str]:
     if world.fallback and record.device.state is BreakerState.CLOSED:
         yield "a fallback has opened no breaker"
     if world.card is Card.GOOD and (world.fallback or server.serving_on != CARD):
-        yield "a good device is never gone back to"
+        yield "a good device is never returned to"
 
 
-def _untaken(world: World) -> Iterator[str]:
-    """A healthy cycle takes the newest good revision without help."""
+def _missed_revisions(world: World) -> Iterator[str]:
+    """The newest good revision is taken without an operator."""
     record = world.record
     for row in world.hub:
         version = version_of(row.revision, RULES.policy)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_failback, perform
-from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, seen
+from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
 from updater.core.facts import OperatorCommand
@@ -30,21 +30,21 @@ def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | C
         after, result = perform(world, decided)
         record = refresh(after.record, facts, RULES).record  # which may have lost the id of a load that is gone now
         record = apply_result(record, decided, result, facts, RULES).record
-    written = replace(after, record=plain(record), begun=True)
+    written = replace(after, record=plain(record), has_begun=True)
     if is_failback(written) and not is_failback(world):
-        written = replace(written, owes_wait=True)
+        written = replace(written, must_wait_for_breaker=True)
     return decided, after, written
 
 
 def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
-    """What the updater sees."""
+    """The facts of a step."""
     return Facts(
         now=NOW,
         elapsed_seconds=10.0,
-        is_first=not world.begun,
+        is_first=not world.has_begun,
         fresh_id="update",
         jitter=0.5,
-        server=seen(world),
+        server=server_state(world),
         pointer=world.pointer,
         golden=GOLDEN,
         sealed=world.sealed,
@@ -53,7 +53,7 @@ def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
 
 
 def plain(record: ModelRecord) -> ModelRecord:
-    """A record without what only counts or is only told: states that behave alike are one."""
+    """A record without counters and messages, so that states that behave alike are one."""
     watch = replace(record.watch, seconds_to_poll=0.0, polls=0, last_polled_at=None, newest="", message="")
     watch = replace(watch, listing="", changed_at=None, highest="", highest_at=None)
     update = record.update
@@ -74,5 +74,5 @@ def plain(record: ModelRecord) -> ModelRecord:
 
 
 def _plain_breaker(breaker: Breaker) -> Breaker:
-    """Whether work may begin, and whether a probe is out; how long that lasts is left to events."""
+    """A breaker without counts; its open time passes by an event of the model."""
     return Breaker(breaker.name, breaker.state, left_seconds=LEFT_SECONDS if breaker.left_seconds > 0 else 0.0)

@@ -1,7 +1,7 @@
 """A world small enough to be explored whole: one model, a hub, a server with two slots, a disk, an updater.
 
 Every value is hashable and counters that change nothing are left out, so that two states that behave
-alike are one. What the server does here is what its slots do: it boots what the pointer names, a trial is
+alike are one. What the server does here is what its slots do: it start_server what the pointer names, a trial is
 in memory only, a rollback puts the previous slot back.
 """
 
@@ -32,7 +32,7 @@ LEFT_SECONDS = 1e6  # of any breaker that still waits: only an event lets that t
 
 
 class Kind(StrEnum):
-    """What is the matter with a revision."""
+    """The quality of a revision."""
 
     GOOD = "good"
     CORRUPT = "corrupt"  # its bytes are not what was listed
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
 
 class Card(StrEnum):
-    """What happens on the card, where there is one."""
+    """The behaviour of the card, where there is one."""
 
     GOOD = "good"
     FULL = "full"  # no load fits
@@ -60,12 +60,12 @@ class Published:
 
     @property
     def source_digest(self) -> str:
-        """Names what is published."""
+        """Names the published content."""
         return f"source {self.content} {self.kind}"
 
     @property
     def bundle_digest(self) -> str:
-        """Names what it becomes."""
+        """Names the bundle converted from it."""
         return f"bundle {self.content} {self.kind}"
 
 
@@ -74,7 +74,7 @@ FIRST = Published("1.0.0", Kind.GOOD, "one")  # what is committed where somethin
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server's memory; gone when it dies."""
+    """The server's memory; lost when its process ends."""
 
     is_up: bool = True
     slots: tuple[str, str] = ("", "")  # bundle digests
@@ -98,7 +98,7 @@ class Server:
         return self.devices[self.active] if self.serving else ""
 
     def load_id(self, number: int) -> str:
-        """How a slot's load is named; empty if it holds none."""
+        """Id of a slot's load; empty if it holds none."""
         name = f"{'ab'[number]}:{self.slots[number]}"
         return "" if not self.slots[number] else name if self.devices[number] == CPU else f"{name} on the card"
 
@@ -106,39 +106,39 @@ class Server:
         """The slot of a load; -1 if it is gone."""
         return next((number for number in (0, 1) if load_id and load_id == self.load_id(number)), -1)
 
-    def filled(self, number: int, bundle: str, device: str = CPU) -> "Server":
-        """A slot holds something else, or nothing."""
+    def with_load(self, number: int, bundle: str, device: str = CPU) -> "Server":
+        """With another load in a slot, or none."""
         slots, devices = list(self.slots), list(self.devices)
         slots[number], devices[number] = bundle, device
         return replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
 
-    def ended(self, outcome: str, reason: str = "") -> "Server":
-        """The trial is over; whoever is active stays active."""
+    def with_trial_ended(self, outcome: str, reason: str = "") -> "Server":
+        """With the trial ended; the active slot is not changed."""
         last = (self.serving, outcome, reason)
         return replace(self, on_trial=False, previous=-1, traffic=False, last_trial=last)
 
-    def back(self, outcome: str, reason: str = "") -> "Server":
-        """The trial is over and the previous slot answers."""
+    def with_previous_active(self, outcome: str, reason: str = "") -> "Server":
+        """With the trial ended and the previous slot active."""
         previous = self.previous
-        return replace(self.ended(outcome, reason), active=previous)
+        return replace(self.with_trial_ended(outcome, reason), active=previous)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may still go wrong, and how often operators may still speak."""
+    """Faults that may still happen, and commands that may still be sent."""
 
     updater_deaths: int = 0
     server_deaths: int = 0
     server_stops: int = 0
     expiries: int = 0
-    falls: int = 0  # how often the card runs out under what answers
-    waits: int = 0  # how often the device breaker's time passes
+    card_failures: int = 0  # how often the card runs out under what answers
+    breaker_waits: int = 0  # how often the device breaker's time passes
     commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All of it."""
+    """One state of the model."""
 
     record: ModelRecord
     hub: tuple[Published, ...]
@@ -147,15 +147,17 @@ class World:
     budget: Budget
     pointer: Installed | None = None
     sealed: frozenset[str] = frozenset()
-    begun: bool = False  # this life of the updater has written its first step
+    has_begun: bool = False  # this life of the updater has written its first step
     crashed: bool = False  # a server has died in a trial, or an operator has taken something back
     card: Card | None = None  # the configured device, if there is one
     fallback: int = 0  # that the server remembers on disk, by number; 0: none
     fallbacks: int = 0  # so far
-    owes_wait: bool = False  # no return may begin before the breaker's time has passed, or a person wants it
+    must_wait_for_breaker: bool = (
+        False  # no return may begin before the breaker's time has passed, or a person wants it
+    )
 
     def kind_of(self, bundle: str) -> Kind:
-        """What is the matter with a bundle."""
+        """The quality of a bundle."""
         return Kind(bundle.rsplit(" ", 1)[1])
 
 
@@ -184,8 +186,8 @@ _DEVICES_WITH_CARD = (*_DEVICES, DeviceSnapshot(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, min_accuracy=0.5)
 
 
-def seen(world: World) -> ServerState | None:
-    """What the updater sees of the server."""
+def server_state(world: World) -> ServerState | None:
+    """The server's state as the updater reads it; None while it is down."""
     server = world.server
     if not server.is_up:
         return None
@@ -219,14 +221,14 @@ def seen(world: World) -> ServerState | None:
 
 
 def fallback_of(world: World) -> CpuFallback | None:
-    """What the server says of it."""
+    """The CPU fallback that the server reports."""
     if not world.fallback:
         return None
     return CpuFallback(CARD, CPU, "", NOW + timedelta(seconds=world.fallback), "OUT_OF_MEMORY")
 
 
-def answers_of(world: World, slot: int) -> GateAnswers:
-    """What a run of the gate learns of a slot."""
+def gate_answers(world: World, slot: int) -> GateAnswers:
+    """The golden answers of a slot."""
     bundle, device = world.server.slots[slot], world.server.devices[slot]
     kind = world.kind_of(bundle)
     has_active = world.record.committed is not None
@@ -241,8 +243,8 @@ def answers_of(world: World, slot: int) -> GateAnswers:
     return GateAnswers("golden", device, "float32", asked, min_accuracy=GOLDEN.min_accuracy)
 
 
-def released(published: Published) -> Release:
-    """How the hub lists a revision."""
+def release_of(published: Published) -> Release:
+    """A revision as the hub lists it."""
     return Release(published.revision, (), published.source_digest)
 
 

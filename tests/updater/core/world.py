@@ -27,7 +27,7 @@ from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
 from updater.core.rules import GateRules, ObserveRules, Rules
-from updater.loop import CrashPoints, LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.perform import Ports
 from updater.stages.commands import Refusal
 
@@ -155,7 +155,7 @@ class World:
         wake, self.stopping = threading.Event(), threading.Event()
         self.operators, self.crash = Operators(wake), SimulatedCrash()
         self.loop = ModelLoop(
-            LoopParts(
+            LoopDependencies(
                 model=MODEL,
                 ports=Ports(self.hub, self.server, self.golden, self.store, self.converter, self.clock),
                 journal=SimJournal(self.disk),

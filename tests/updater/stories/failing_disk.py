@@ -1,4 +1,4 @@
-"""The disk as the updater meets it, which fails, or ends the process, at any operation of the real store.
+"""A disk that fails, or ends the updater's process, at any operation of the real store.
 
 Counted are: opening a file to write, each write, fsync, rename, replace, mkdir, chmod, unlink, rmdir, and every
 statement of the journal. What the store does stays real; only the chosen operation does not happen, or happens and is
@@ -20,14 +20,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Killed(BaseException):
-    """SIGKILL: nothing after it is done, no matter who would clean up."""
+    """SIGKILL: nothing is done after it, not even cleaning up."""
 
 
 class FailingDisk:
     """One story's disk."""
 
     def __init__(self, journal: Path) -> None:
-        """Be well.
+        """Start without faults.
 
         Args:
             journal: whose bytes are kept as they lie on the disk at a kill.
@@ -46,10 +46,10 @@ class FailingDisk:
             (os, "fdopen", self._stream(os.fdopen)),
             (sqlite3, "connect", self._connector(sqlite3.connect)),
         ]
-        self._faults = 0  # so many operations were denied
+        self._faults = 0  # operations that failed
 
     def fails(self, code: int, where: str, after: int, times: int) -> None:
-        """Deny `times` operations with an errno, after `after` that go well.
+        """Fail `times` operations with an errno, after `after` that succeed.
 
         Args:
             code: the errno.
@@ -60,16 +60,16 @@ class FailingDisk:
         self._code, self._where, self._left_until_fault, self._left_to_fail = code, where, after, times
 
     def heals(self) -> None:
-        """Deny nothing any more."""
+        """Fail no further operation."""
         self._left_to_fail = 0
 
     def kills(self, after: int | None, where: str = "") -> None:
-        """End the updater's life at the operation after `after` others of the same name; None: at none."""
+        """Kill the updater at the operation after `after` others of the same name; None: at none."""
         self._left_to_live, self._deadly = after, where
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[None]:
-        """What is done within meets this disk."""
+        """Within the block, all operations of the store go through this disk."""
         well = [(place, name, getattr(place, name)) for place, name, _ in self._risks]
         try:
             for place, name, risky in self._risks:
@@ -81,7 +81,7 @@ class FailingDisk:
 
     @contextlib.contextmanager
     def overlooked(self) -> Iterator[None]:
-        """What is done within, by a test that looks, is no operation."""
+        """Within the block, operations are a test's own and are not counted."""
         self._is_overlooked = True
         try:
             yield
@@ -89,7 +89,7 @@ class FailingDisk:
             self._is_overlooked = False
 
     def forget_life(self) -> None:
-        """The process is gone: its open files are, and the journal lies as it lay at the kill."""
+        """Drop the killed process's open files; the journal is restored as it was at the kill."""
         kept, self._kept = self._kept, None
         for connection in self._connections:
             connection.close()
@@ -102,7 +102,7 @@ class FailingDisk:
                 path.write_bytes(content)
 
     def passes(self, where: str) -> bool:
-        """One operation is about to be done.
+        """Called before each operation.
 
         Args:
             where: its name.
@@ -131,7 +131,7 @@ class FailingDisk:
         self._left_to_fail -= 1
         self._faults += 1
         if self._code == errno.EIO and self._faults % 2:
-            return True  # a device may have done what it could not confirm
+            return True  # a device may have written what it did not confirm
         raise OSError(self._code, os.strerror(self._code))
 
     def _risky(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,14 +178,14 @@ class FailingDisk:
         def connect(*args: object, **kwargs: object) -> sqlite3.Connection:
             connection = call(*args, factory=Connection, **kwargs)
             self._connections.append(connection)
-            connection.execute("PRAGMA cache_size=2")  # so that a change reaches the file before its commit
+            connection.execute("PRAGMA cache_size=2")  # so that changes reach the file before their commit
             return connection
 
         return connect
 
 
 class _Stream:
-    """A file of which half a write may be all that fits."""
+    """A file whose write may fail half done."""
 
     def __init__(self, disk: FailingDisk, file: Any) -> None:  # noqa: ANN401  binary, of any kind
         self._disk = disk

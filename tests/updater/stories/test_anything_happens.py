@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, on the real store: the seven promises of the fault list hold.
+"""Random events in random order, on the real store: the seven promises of the fault list hold.
 
 The loop, its decisions, the SQLite journal, staging, sealing, collection, the pointer and the folder hub are the
 shipped ones; the server and the answers of models are simulated. `HOTSLOT_TEST_STORIES=10000` tells so many stories of
@@ -51,7 +51,7 @@ HUB_FAULTS = [
 ]
 SPOILT = b"spoilt"
 FAR = timedelta(days=300)
-STAGES = st.sampled_from([None, None, *Stage])  # that the updater comes to first, if it does
+STAGES = st.sampled_from([None, None, *Stage])  # that the updater reaches first, if it does
 CALLS = st.sampled_from(["", "journal", "journal", "write", "replace", "fsync"])  # "": any
 FEW = st.one_of(st.integers(0, 2), st.integers(0, 90))  # operations
 
@@ -62,19 +62,19 @@ class Anything(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = StoryWorld()
-        self.name_of: dict[str, str] = {}  # of a quality, by bundle digest
+        self.name_of: dict[str, str] = {}  # names of qualities, by bundle digest
         self.contents: dict[str, str] = {}  # bundle digest by revision, of what is on the hub
-        self.short: dict[str, bytes] = {}  # what is still to come of a revision's weights
+        self.short: dict[str, bytes] = {}  # missing end of a revision's weights
         self.outside = self.world.outside()
         self.minor = 0
         self.floor = ""
         self.activated = 0
         self.lost = 0
-        self.is_blind = True  # the server began its life with nothing to load
+        self.is_blind = True  # the server started with nothing to load
 
     @initialize(is_installed=st.sampled_from([True, True, True, False]))
     def begin(self, *, is_installed: bool) -> None:
-        """Mostly something serves already."""
+        """Mostly a revision is committed already."""
         if is_installed:
             self.publish("good", 0)
             self.world.settle(400.0)
@@ -87,7 +87,7 @@ class Anything(RuleBasedStateMachine):
         jump=st.sampled_from([0, 0, 0, 1, 7]),
     )
     def publish(self, name: str, jump: int) -> None:
-        """A revision appears."""
+        """A revision is published."""
         self.minor += 1
         self._put(f"{1 + jump}.{self.minor}.0", name)
 
@@ -100,7 +100,7 @@ class Anything(RuleBasedStateMachine):
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        """A revision is gone from the hub."""
+        """A revision is deleted from the hub."""
         revision = self._some(data)
         self._nothing_outside_changed()
         (self.world.hub_folder / revision).rename(self.world.folder / f"gone-{self.minor}-{len(self.contents)}")
@@ -111,7 +111,7 @@ class Anything(RuleBasedStateMachine):
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
     def upload(self, data: st.DataObject) -> None:
-        """The end of a revision's weights is missing, or arrives."""
+        """The end of a revision's weights is missing, or is uploaded."""
         revision = self._some(data)
         self._nothing_outside_changed()
         weights = self.world.hub_folder / revision / WEIGHTS
@@ -130,7 +130,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(mangles=st.lists(st.sampled_from(["short", "flipped", "long"]), min_size=1, max_size=3))
     def line_spoils(self, mangles: list[str]) -> None:
-        """What is read next of weights does not come as it is."""
+        """The next reads of weights are cut, changed or extended."""
         self.world.hub.mangles = mangles
 
     # Time, processes and the disk.
@@ -142,7 +142,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(stage=st.sampled_from([*Stage]))
     def tick_until(self, stage: Stage) -> None:
-        """The updater comes as far as a stage, or does not for a while."""
+        """The updater steps until it reaches a stage, or for a while."""
         self._until(stage)
 
     @rule(stage=STAGES, where=CALLS, operations=FEW)
@@ -159,21 +159,21 @@ class Anything(RuleBasedStateMachine):
 
     @rule(stage=STAGES, where=CALLS, operations=FEW)
     def both_die(self, stage: Stage | None, where: str, operations: int) -> None:
-        """The machine is gone for a moment."""
+        """The machine loses power."""
         self.updater_dies(stage, where, operations)
         self.world.end_updater()
         self.server_ends(orderly=False)
 
     @rule()
     def updater_stops(self) -> None:
-        """The updater is asked to stop, and comes back."""
+        """The updater is stopped in good order and started."""
         self.world.end_updater(orderly=True)
 
     @rule(orderly=st.booleans())
     def server_ends(self, *, orderly: bool) -> None:
-        """The server is killed or stopped, and comes back."""
+        """The server is killed, or stopped, and started."""
         if self.is_blind:
-            self.lost = self.world.server.lost  # who came before anything was there met nothing
+            self.lost = self.world.server.lost  # requests before the first install had no model
         self.world.server.end(orderly=orderly)
         self.world.server.start()
         self.is_blind = not self.world.server.serving
@@ -181,12 +181,12 @@ class Anything(RuleBasedStateMachine):
 
     @rule()
     def slot_is_needed(self) -> None:
-        """A trial yields."""
+        """The server ends a trial because it needs the slot."""
         self.world.server.yields()
 
     @rule(seconds=st.sampled_from([1.0, 20.0, 400.0, 4000.0]))
     def time_passes(self, seconds: float) -> None:
-        """The updater is asleep for a while."""
+        """The updater does not run for a while."""
         self.world.passes(seconds)
 
     @rule(days=st.sampled_from([-400, -1, 1, 400]))
@@ -202,18 +202,18 @@ class Anything(RuleBasedStateMachine):
         times=st.sampled_from([1, 1, 2, 5, 40]),
     )
     def disk_fails(self, code: int, stage: Stage | None, where: str, after: int, times: int) -> None:
-        """Some operations are denied, sooner or later."""
+        """Some operations on the disk fail, sooner or later."""
         self._until(stage)
         self.world.disk.fails(code, where, after, times)
 
     @rule()
     def disk_heals(self) -> None:
-        """Somebody has made room."""
+        """The disk works again."""
         self.world.disk.heals()
 
     @rule()
     def pointer_is_lost(self) -> None:
-        """Somebody has spoilt the pointer file."""
+        """The pointer file is overwritten with garbage."""
         path = self.world.state / "committed.json"
         if path.exists():
             path.write_bytes(SPOILT)
@@ -222,25 +222,25 @@ class Anything(RuleBasedStateMachine):
 
     @rule(gib=st.sampled_from([0, 0, 3, 6, 9]), plan=st.sampled_from(["honest", "kind", "blind"]))
     def card_fills(self, gib: int, plan: str) -> None:
-        """Strangers take memory of the card, or give it back."""
+        """Other processes take memory of the card, or release it."""
         self.world.card.strangers, self.world.card.plan = gib * GIB, plan
 
     # Operators.
 
     @rule(kind=st.sampled_from([CommandKind.PAUSE, CommandKind.RESUME, CommandKind.ROLLBACK, CommandKind.CHECK_NOW]))
     def operator_speaks(self, kind: CommandKind) -> None:
-        """An operator asks for something."""
+        """An operator sends a command."""
         self.world.leave(OperatorCommand(kind))
 
     @rule(name=st.sampled_from(["hub", "activation", "device"]))
     def operator_resets(self, name: str) -> None:
-        """An operator closes a breaker."""
+        """An operator resets a breaker."""
         self.world.leave(OperatorCommand(CommandKind.RESET_BREAKER, name))
 
     @precondition(lambda self: self.world.record.quarantine)
     @rule(data=st.data())
     def operator_releases(self, data: st.DataObject) -> None:
-        """An operator lets a digest out of quarantine."""
+        """An operator takes a digest out of quarantine."""
         rows = [row.source_digest for row in self.world.record.quarantine]
         self.world.leave(OperatorCommand(CommandKind.UNQUARANTINE, rows[data.draw(st.integers(0, len(rows) - 1))]))
 
@@ -253,19 +253,19 @@ class Anything(RuleBasedStateMachine):
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
     def operator_updates(self, data: st.DataObject) -> None:
-        """An operator names a revision."""
+        """An operator requests a revision."""
         self.world.leave(OperatorCommand(CommandKind.UPDATE, self._some(data)))
 
-    # What must hold, always.
+    # Invariants.
 
     @invariant()
     def what_serves_is_committed_or_on_trial(self) -> None:
-        """And something serves, once something was committed and could be read at the server's start."""
+        """No call is lost, once something was committed and could be read at the server's start."""
         server, record = self.world.server, self.world.record
         committed = "" if record.committed is None else record.committed.bundle_digest
         pointer = self.world.pointer()
         if not pointer and record.stage is Stage.COMMITTING:
-            pointer = record.under_way.bundle_digest  # it said so before a person spoilt it
+            pointer = record.under_way.bundle_digest  # it was written before it was overwritten
         if server.serving and not server.is_on_trial:
             assert server.serving in (committed, pointer)
         if self.is_blind:
@@ -276,7 +276,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def nothing_bad_is_committed(self) -> None:
-        """The pointer is whole, unless a person spoilt it, and names a bundle that is whole and was good enough."""
+        """The pointer is readable, unless it was overwritten, and names a complete bundle of a good revision."""
         path = self.world.state / "committed.json"
         bundle = self.world.pointer()
         assert bundle or not path.exists() or path.read_bytes() == SPOILT or not read_committed(self.world.state)
@@ -293,14 +293,14 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def every_trial_was_written_down_and_allowed(self) -> None:
-        """Intent before effect; nothing in quarantine, nothing that failed before."""
+        """A trial is recorded before it begins; nothing in quarantine, nothing that failed before, is tried."""
         assert not self.world.violations
         for bundle in self.world.server.activated[self.activated :]:
             assert self.name_of[bundle] not in NEVER_ACTIVATED
         self.activated = len(self.world.server.activated)
 
     def teardown(self) -> None:
-        """Healed, it comes to rest by itself, and the next good revision is taken."""
+        """Without further faults it comes to rest by itself, and the next good revision is taken."""
         try:
             self._heals()
             self._comes_to_rest()
@@ -340,7 +340,7 @@ class Anything(RuleBasedStateMachine):
         self.the_floor_never_goes_down()
 
     def _takes_what_is_good(self) -> None:
-        """A good revision above the floor is taken, unless somebody or something has to decide first."""
+        """A good revision after the minimal version is taken, unless a person or a breaker has to decide first."""
         world, record = self.world, self.world.record
         if record.stage is Stage.HELD:
             assert record.under_way.reason in {*HeldFor}
@@ -358,7 +358,7 @@ class Anything(RuleBasedStateMachine):
             assert not (is_allowed and is_good), f"{revision} was never taken: {record.watch.message}"
 
     def _leaves_nothing(self) -> None:
-        """The next start collects whatever no longer serves anything, old as it is then."""
+        """The next start collects all files without references."""
         world = self.world
         world.end_updater()
         world.clock.wall = datetime.now(UTC) + FAR

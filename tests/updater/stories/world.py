@@ -33,7 +33,7 @@ from updater.core.facts import OperatorCommand
 from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.hub.folder import DirectoryHub
-from updater.loop import CrashPoints, Interrupted, LoopParts, ModelLoop, StepGuard
+from updater.loop import CrashPoints, Interrupted, LoopDependencies, ModelLoop, StepGuard
 from updater.perform import Ports
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References
@@ -51,23 +51,23 @@ RULES = replace(
 
 
 class StoryHub(DirectoryHub):
-    """A folder hub on a bad line."""
+    """A folder hub with faults on command."""
 
     faults: list[EffectFailure]
     mangles: list[str]  # what befalls the next reads of weights: "short", "flipped", "long"
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
-        """As it is there, unless the line fails."""
+        """As published, unless a fault is due."""
         self._may_fail()
         return super().revisions(deadline_seconds)
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
-        """As it is there, unless the line fails."""
+        """As published, unless a fault is due."""
         self._may_fail()
         return super().release(revision, deadline_seconds)
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
-        """As it is there, unless the line fails or spoils it."""
+        """As published, unless a fault is due or the content is changed."""
         self._may_fail()
         how = self.mangles.pop(0) if name == WEIGHTS and self.mangles else ""
         for piece in super().read(revision, name, offset, deadline_seconds):
@@ -84,10 +84,10 @@ class StoryHub(DirectoryHub):
 
 
 class Book:
-    """Follows, as an operator would, which contents have failed."""
+    """Follows by events which contents have failed."""
 
     def __init__(self) -> None:
-        """Nothing has yet."""
+        """Start empty."""
         self.condemned: set[str] = set()  # source digests that failed and were not let out since
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
@@ -101,16 +101,16 @@ class Book:
         self.condemned -= set(record.unquarantined)
 
     def report_error(self, model: str, error: str, message: str) -> None:
-        """No content's fault."""
+        """Ignored: no content is to blame."""
 
 
 class StoryJournal(Journal):
-    """Knows what a write that did not end may have left: all of it, or nothing."""
+    """Checks after a write that did not end that all of it, or nothing of it, is there."""
 
     possible: list[tuple[ModelRecord | None, int]]  # the record, and how many events there are
 
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Write, and remember what may be there now."""
+        """Write, and remember the records that may be on the disk now."""
         whole = [(record, number + len(events)) for _, number in self.possible]
         before = [*self.possible]
         self.possible[:] = [*before, *whole]
@@ -118,13 +118,13 @@ class StoryJournal(Journal):
         self.possible[:] = whole
 
     def found(self) -> tuple[ModelRecord | None, int]:
-        """What is there."""
+        """The record, which must be one of those that may be there."""
         (row,) = self._database.rows("SELECT count(*) FROM events")
         return self.load(MODEL), int(str(row[0]))
 
 
 class StoryServer(SimServer):
-    """Looks at what is written down before it begins a trial."""
+    """Checks that the journal says so before it begins a trial."""
 
     world: "StoryWorld"
 
@@ -145,7 +145,7 @@ class StoryServer(SimServer):
 
 
 class StoryWorld:
-    """Lives of an updater; close it."""
+    """An updater with its restarts; must be closed."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="story-", dir=MEMORY if MEMORY.is_dir() else None))
@@ -196,15 +196,15 @@ class StoryWorld:
 
     @property
     def hub_folder(self) -> Path:
-        """Where the model's revisions lie."""
+        """Folder of the model's revisions."""
         return self.folder / "hub" / MODEL
 
     def leave(self, command: OperatorCommand) -> None:
-        """An operator asks the updater that is there."""
+        """Put an operator's command into the queue."""
         self._commands.leave(command)
 
     def step(self) -> None:
-        """One step of the updater, and the time that it takes; a supervisor starts one that is gone."""
+        """One step of the updater, and the time that it takes; an updater that has died is started."""
         if self._loop is None and not self._begin():
             self.passes(5.0)
             return
@@ -220,7 +220,7 @@ class StoryWorld:
         self.passes(pause or 0.01)
 
     def end_updater(self, *, orderly: bool = False) -> None:
-        """It is gone; asked to stop, it writes that down."""
+        """End the updater; if it is asked to stop, it records that."""
         if orderly and self._loop is not None:
             self._stopping.set()
             with contextlib.suppress(Killed, JournalUnusable), self.disk.mounted():
@@ -230,7 +230,7 @@ class StoryWorld:
         self.disk.forget_life()
 
     def passes(self, seconds: float) -> None:
-        """Time passes and callers come."""
+        """Time passes and callers send requests."""
         self.clock.passes(seconds)
         self.server.passes(seconds)
         requests = round(2.0 * seconds)
@@ -238,7 +238,7 @@ class StoryWorld:
             self.server.answers(requests, lambda bundle: self.qualities[bundle].fails_callers)
 
     def settle(self, seconds: float) -> None:
-        """Step until nothing is under way, and has not been for two looks at the hub."""
+        """Step until nothing is under way, and has not been for two polls of the hub."""
         ends, looks = self.clock.seconds + seconds, -1
         while self.clock.seconds < ends:
             self.step()
@@ -255,7 +255,7 @@ class StoryWorld:
 
     @property
     def record(self) -> ModelRecord:
-        """As the updater knows it, or knew it last."""
+        """The updater's latest record."""
         return self._last if self._loop is None else self._loop.publisher.snapshot.record
 
     def pointer(self) -> str:
@@ -266,7 +266,7 @@ class StoryWorld:
         return ""
 
     def committed_revisions(self) -> set[str]:
-        """Revisions that were ever committed, as the history tells."""
+        """Revisions that were ever committed, by the history."""
         assert self._journal is not None
         past = [row for _, row in self._journal.history(MODEL, 1000, 0)]
         return {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
@@ -295,7 +295,7 @@ class StoryWorld:
         return found
 
     def check_intent(self, bundle: str) -> None:
-        """A trial begins only if the journal on the disk says so."""
+        """Fail unless the journal on the disk says that a trial begins."""
         assert self._journal is not None
         with self.disk.overlooked():
             record = self._journal.load(MODEL) or ModelRecord(MODEL)
@@ -307,12 +307,12 @@ class StoryWorld:
             self.violations.append(f"a trial began while the journal said {record.stage}")
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Remove the story's folder."""
         self.end_updater()
         shutil.rmtree(self.folder)
 
     def _begin(self) -> bool:
-        """A new life of the updater; False if its journal cannot be used now."""
+        """Start the updater; False if its journal cannot be used now."""
         self.starts += 1
         self._commands, self._stopping = Operators(threading.Event()), threading.Event()
         try:
@@ -334,7 +334,7 @@ class StoryWorld:
         self._possible[:] = [found]
         journal.possible = self._possible
 
-    def _parts(self, journal: Journal) -> LoopParts:
+    def _parts(self, journal: Journal) -> LoopDependencies:
         guard = StepGuard(self._commands, self._stopping)
         shared = StoreOptions(self.state, StagingLimits(reserve_bytes=0))
         ports = Ports(
@@ -345,7 +345,7 @@ class StoryWorld:
             converter=ChildConverter(self.state, ConvertLimits(), convert_scripted),
             clock=self.clock,
         )
-        return LoopParts(
+        return LoopDependencies(
             model=MODEL,
             ports=ports,
             journal=journal,
