@@ -102,7 +102,7 @@ class Anything(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         """A revision is deleted from the hub."""
         revision = self._some(data)
-        self._nothing_outside_changed()
+        self._assert_nothing_outside_changed()
         (self.world.hub_folder / revision).rename(self.world.folder / f"gone-{self.minor}-{len(self.contents)}")
         del self.contents[revision]
         self.short.pop(revision, None)
@@ -113,7 +113,7 @@ class Anything(RuleBasedStateMachine):
     def upload(self, data: st.DataObject) -> None:
         """The end of a revision's weights is missing, or is uploaded."""
         revision = self._some(data)
-        self._nothing_outside_changed()
+        self._assert_nothing_outside_changed()
         weights = self.world.hub_folder / revision / WEIGHTS
         if revision in self.short:
             weights.write_bytes(weights.read_bytes() + self.short.pop(revision))
@@ -129,7 +129,7 @@ class Anything(RuleBasedStateMachine):
         self.world.hub.faults = [fault] * times
 
     @rule(mangles=st.lists(st.sampled_from(["short", "flipped", "long"]), min_size=1, max_size=3))
-    def line_spoils(self, mangles: list[str]) -> None:
+    def transfer_is_corrupted(self, mangles: list[str]) -> None:
         """The next reads of weights are cut, changed or extended."""
         self.world.hub.mangles = mangles
 
@@ -207,7 +207,7 @@ class Anything(RuleBasedStateMachine):
         self.world.disk.fails(code, where, after, times)
 
     @rule()
-    def disk_heals(self) -> None:
+    def disk_recovers(self) -> None:
         """The disk works again."""
         self.world.disk.heals()
 
@@ -221,14 +221,14 @@ class Anything(RuleBasedStateMachine):
     # The card.
 
     @rule(gib=st.sampled_from([0, 0, 3, 6, 9]), plan=st.sampled_from(["honest", "kind", "blind"]))
-    def card_fills(self, gib: int, plan: str) -> None:
+    def card_memory_changes(self, gib: int, plan: str) -> None:
         """Other processes take memory of the card, or release it."""
         self.world.card.strangers, self.world.card.plan = gib * GIB, plan
 
     # Operators.
 
     @rule(kind=st.sampled_from([CommandKind.PAUSE, CommandKind.RESUME, CommandKind.ROLLBACK, CommandKind.CHECK_NOW]))
-    def operator_speaks(self, kind: CommandKind) -> None:
+    def operator_sends_command(self, kind: CommandKind) -> None:
         """An operator sends a command."""
         self.world.leave(OperatorCommand(kind))
 
@@ -239,7 +239,7 @@ class Anything(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.record.quarantine)
     @rule(data=st.data())
-    def operator_releases(self, data: st.DataObject) -> None:
+    def operator_unquarantines(self, data: st.DataObject) -> None:
         """An operator takes a digest out of quarantine."""
         rows = [row.source_digest for row in self.world.record.quarantine]
         self.world.leave(OperatorCommand(CommandKind.UNQUARANTINE, rows[data.draw(st.integers(0, len(rows) - 1))]))
@@ -285,14 +285,14 @@ class Anything(RuleBasedStateMachine):
             assert self.name_of[bundle] not in NEVER_COMMITTED
 
     @invariant()
-    def the_floor_never_goes_down(self) -> None:
+    def the_minimal_version_is_never_lowered(self) -> None:
         """Neither by faults nor by operators."""
         floor = self.world.record.min_version
         assert floor == self.floor or is_after(floor, self.floor, RULES.policy)
         self.floor = floor
 
     @invariant()
-    def every_trial_was_written_down_and_allowed(self) -> None:
+    def every_trial_was_recorded_and_allowed(self) -> None:
         """A trial is recorded before it begins; nothing in quarantine, nothing that failed before, is tried."""
         assert not self.world.violations
         for bundle in self.world.server.activated[self.activated :]:
@@ -302,21 +302,21 @@ class Anything(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Without further faults it comes to rest by itself, and the next good revision is taken."""
         try:
-            self._heals()
-            self._comes_to_rest()
-            self._takes_what_is_good()
-            self._leaves_nothing()
-            self._nothing_outside_changed()
+            self._end_all_faults()
+            self._assert_rest()
+            self._assert_good_revision_taken()
+            self._assert_no_garbage()
+            self._assert_nothing_outside_changed()
         finally:
             self.world.close()
 
-    def _heals(self) -> None:
+    def _end_all_faults(self) -> None:
         world = self.world
         world.hub.faults, world.hub.mangles = [], []
         world.disk.heals()
         world.disk.kills(None)
         world.card.strangers, world.card.plan = 0, "honest"
-        self._nothing_outside_changed()
+        self._assert_nothing_outside_changed()
         for revision in list(self.short):
             weights = world.hub_folder / revision / WEIGHTS
             weights.write_bytes(weights.read_bytes() + self.short.pop(revision))
@@ -325,7 +325,7 @@ class Anything(RuleBasedStateMachine):
         self.minor += 1
         self._put(f"{1 if version is None else version.first}.{self.minor}.0", "good")
 
-    def _comes_to_rest(self) -> None:
+    def _assert_rest(self) -> None:
         world = self.world
         world.settle(40_000.0)
         record, bundle = world.record, world.pointer()
@@ -336,10 +336,10 @@ class Anything(RuleBasedStateMachine):
         assert record.min_version in world.committed_revisions() | {""}, "the floor rose without a commit"
         for each in (self.what_serves_is_committed_or_on_trial, self.nothing_bad_is_committed):
             each()
-        self.every_trial_was_written_down_and_allowed()
-        self.the_floor_never_goes_down()
+        self.every_trial_was_recorded_and_allowed()
+        self.the_minimal_version_is_never_lowered()
 
-    def _takes_what_is_good(self) -> None:
+    def _assert_good_revision_taken(self) -> None:
         """A good revision after the minimal version is taken, unless a person or a breaker has to decide first."""
         world, record = self.world, self.world.record
         if record.stage is Stage.HELD:
@@ -357,7 +357,7 @@ class Anything(RuleBasedStateMachine):
             is_good = self.name_of[bundle] in ("good", "better")
             assert not (is_allowed and is_good), f"{revision} was never taken: {record.watch.message}"
 
-    def _leaves_nothing(self) -> None:
+    def _assert_no_garbage(self) -> None:
         """The next start collects all files without references."""
         world = self.world
         world.end_updater()
@@ -377,11 +377,11 @@ class Anything(RuleBasedStateMachine):
         updates = {path.name for path in (world.state / "incoming").glob("*")}
         assert updates <= ({update.update_id} if update is not None else set())
 
-    def _nothing_outside_changed(self) -> None:
+    def _assert_nothing_outside_changed(self) -> None:
         assert self.outside == self.world.outside()
 
     def _put(self, revision: str, name: str) -> None:
-        self._nothing_outside_changed()
+        self._assert_nothing_outside_changed()
         script = {"fail_convert": "WEIGHTS_BROKEN"} if name == "unconvertible" else {}
         configuration = {"plugins": ["odd"]} if name == "asking for code" else None
         bundle = self.world.publish(revision, QUALITIES[name], configuration, **script)
