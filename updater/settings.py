@@ -102,7 +102,9 @@ class PolicySection(Section):
 
     mode: Annotated[
         Mode,
-        Field(description="auto: install what passes; approve: ask an operator first; manual: only requested revisions"),
+        Field(
+            description="auto: install what passes; approve: ask an operator first; manual: only requested revisions"
+        ),
     ] = Mode.AUTO
     pattern: Annotated[
         str,
