@@ -1,6 +1,6 @@
 """`make bench-update`: what an update of a model takes, step by step, beside the least that this machine can do it in.
 
-A revision goes the whole way of the shipped updater: over HTTP from the stand-in hub, verified, converted, sealed,
+A revision goes the whole way of the shipped updater: over HTTP from the folder hub, verified, converted, sealed,
 loaded beside the one that serves, asked the golden items, put on trial and committed. Both revisions have the same
 weights, so no verdict depends on chance. The floor is measured in the same run, before and after; it receives from
 memory, so the hub's files are in the page cache when the update begins.
