@@ -1,4 +1,4 @@
-"""`hotslot updates …`: an operator's hand on the updater, over its own socket."""
+"""`hotslot updates …`: watch and control updates, through the updater's own socket."""
 
 import contextlib
 import threading
@@ -17,24 +17,35 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 
 TIMEOUT_SECONDS = 30.0
-CHECK_SECONDS = 120.0  # a look at the hub goes over the network
+HUB_SECONDS = 120.0  # for commands that wait for the hub
 WATCH_SECONDS = 0.5
 MIN_DIGEST_DIGITS = 4
 
 app = typer.Typer(no_args_is_help=True)
 breaker_app = typer.Typer(no_args_is_help=True)
-app.add_typer(breaker_app, name="breaker", help="The circuit breakers.")
+app.add_typer(
+    breaker_app,
+    name="breaker",
+    help="Close circuit breakers.",
+    epilog="Example:  hotslot updates breaker reset activation\n\nNext:  `hotslot updates status` shows open breakers.",
+)
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME", help="Needed where several models are served.", show_default=False),
+    typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
 ]
-Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="Source digest, or its first digits.")]
+Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="Source digest, or at least its first 4 digits.")]
 
 
-@app.command(epilog="Example:  hotslot updates status")
+@app.command(
+    epilog="Example:  hotslot updates status\n\nNext:  `hotslot updates show ID` explains the update in progress."
+)
 def status(*, model: Model = "", state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Show where each model's updates stand, and what to do if something must be done."""
+    """Show the update state of each model, with advice if something must be done.
+
+    For each model: the stage of the update in progress, the committed revision
+    and its origin, open circuit breakers, and revisions in quarantine.
+    """
     with _updater(state_dir) as stub:
         response = stub.GetStatus(pb.GetStatusRequest(model=model), timeout=TIMEOUT_SECONDS)
     if as_json:
@@ -43,10 +54,12 @@ def status(*, model: Model = "", state_dir: StateDir = None, as_json: AsJson = F
         out.print(show_status(response))
 
 
-@app.command(epilog="Example:  hotslot updates watch")
+@app.command(
+    epilog="Example:  hotslot updates watch\n\nNext:  `hotslot updates history` lists the updates that have ended."
+)
 def watch(*, model: Model = "", state_dir: StateDir = None) -> None:
-    """Show the same and keep it fresh, a transfer's bar among it, until Ctrl-C."""
-    rest = threading.Event()
+    """Show the same as `status` and refresh it twice a second, until Ctrl-C."""
+    never = threading.Event()
     with (
         _updater(state_dir) as stub,
         Live(console=out, auto_refresh=False) as live,
@@ -55,14 +68,16 @@ def watch(*, model: Model = "", state_dir: StateDir = None) -> None:
         while True:
             response = stub.GetStatus(pb.GetStatusRequest(model=model), timeout=TIMEOUT_SECONDS)
             live.update(show_status(response), refresh=True)
-            rest.wait(WATCH_SECONDS)
+            never.wait(WATCH_SECONDS)
 
 
-@app.command(epilog="Example:  hotslot updates history --limit 5")
+@app.command(
+    epilog="Example:  hotslot updates history --limit 5\n\nNext:  `hotslot updates show ID` explains one of them."
+)
 def history(
     *,
     model: Model = "",
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Most updates to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Largest number of updates to show.")] = 20,
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,14 +90,21 @@ def history(
         out.print(show_history(response))
 
 
-@app.command(epilog="Example:  hotslot updates show 20260821-101500-3f2a")
+@app.command(
+    epilog="Example:  hotslot updates show 20260821-101500-3f2a91\n\n"
+    "Next:  follow the line `what to do`, for example `hotslot updates approve DIGEST`."
+)
 def show(
     update_id: Annotated[str, typer.Argument(metavar="ID", help="Id of an update; `history` lists them.")],
     *,
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell one update whole: what happened, when, why, and what to do."""
+    """Show one update: what happened, when and why, and what to do.
+
+    Includes the measurements of the gate and of the trial, and the first golden
+    items that the candidate and the active model answered differently.
+    """
     with _updater(state_dir) as stub:
         response = stub.GetUpdate(pb.GetUpdateRequest(update_id=update_id), timeout=TIMEOUT_SECONDS)
     if as_json:
@@ -91,87 +113,118 @@ def show(
         out.print(show_update(response))
 
 
-@app.command(epilog="Example:  hotslot updates check")
+@app.command(epilog="Example:  hotslot updates check\n\nNext:  `hotslot updates watch` follows an update that starts.")
 def check(*, model: Model = "", state_dir: StateDir = None) -> None:
-    """Look at the hub now."""
+    """Poll the hub now instead of at the next poll.
+
+    Prints the newest revision that the policy allows, or why none is installed.
+    """
     with _updater(state_dir) as stub:
-        response = stub.CheckNow(pb.CheckNowRequest(model=model), timeout=CHECK_SECONDS)
-    print_text(response.message or "the hub was asked")
+        response = stub.CheckNow(pb.CheckNowRequest(model=model), timeout=HUB_SECONDS)
+    print_text(response.message or "the hub was polled")
 
 
-@app.command(epilog="Example:  hotslot updates update v1.2.0")
+@app.command(epilog="Example:  hotslot updates update v1.2.0\n\nNext:  `hotslot updates watch` follows it.")
 def update(
     revision: Annotated[str, typer.Argument(metavar="REV", help="Revision on the hub.")],
     *,
     model: Model = "",
     state_dir: StateDir = None,
 ) -> None:
-    """Start an update to one revision, past a hold and the tag pattern; never past quarantine or the gate."""
+    """Start an update to one revision.
+
+    Works also while updates are paused, in mode `manual`, and for a revision that
+    does not match the tag pattern. It is verified and gated as any other; one in
+    quarantine, or older than what was committed, is refused.
+    """
     with _updater(state_dir) as stub:
-        response = stub.Update(pb.UpdateRequest(model=model, revision=revision), timeout=CHECK_SECONDS)
-    _tell_begun(response.update)
+        response = stub.Update(pb.UpdateRequest(model=model, revision=revision), timeout=HUB_SECONDS)
+    _print_started(response.update)
 
 
-@app.command(epilog="Example:  hotslot updates rollback")
+@app.command(
+    epilog="Example:  hotslot updates rollback\n\nNext:  `hotslot updates resume` once a better revision is published."
+)
 def rollback(*, model: Model = "", state_dir: StateDir = None) -> None:
-    """Go back to the previous committed revision, quarantine what serves, and hold updates."""
+    """Go back to the previous committed revision, and pause updates.
+
+    The source digest of the active revision is quarantined; on trial, that is the
+    candidate. An update that does not serve yet is only abandoned.
+    """
     with _updater(state_dir) as stub:
         response = stub.Rollback(pb.RollbackRequest(model=model), timeout=TIMEOUT_SECONDS)
-    print_text((response.update.revision, "bold"), " is taken back and quarantined, and updates are on hold; see")
+    print_text((response.update.revision, "bold"), " is being rolled back, and updates are paused; see")
     print_text(f"    hotslot updates show {response.update.update_id}")
 
 
-@app.command(epilog='Example:  hotslot updates pause --reason "release freeze"')
+@app.command(
+    epilog='Example:  hotslot updates pause --reason "release freeze"\n\n'
+    "Next:  `hotslot updates resume` continues updates."
+)
 def pause(
     *,
     model: Model = "",
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="For the history.", show_default=False)] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Recorded in the history.", show_default=False)] = "",
     state_dir: StateDir = None,
 ) -> None:
-    """Take no updates until `resume`; one under way is rolled back."""
+    """Pause updates until `resume`. An update in progress is stopped or rolled back."""
     with _updater(state_dir) as stub:
         response = stub.Pause(pb.PauseRequest(model=model, reason=reason), timeout=TIMEOUT_SECONDS)
-    print_text((response.state.model, "bold"), " takes no updates until `hotslot updates resume`")
+    print_text((response.state.model, "bold"), ": updates are paused until `hotslot updates resume`")
 
 
-@app.command(epilog="Example:  hotslot updates resume")
+@app.command(epilog="Example:  hotslot updates resume\n\nNext:  `hotslot updates status` shows what is installed next.")
 def resume(*, model: Model = "", state_dir: StateDir = None) -> None:
-    """Take updates again."""
+    """Continue updates after `pause` or `rollback`, and retry an update that is HELD."""
     with _updater(state_dir) as stub:
         response = stub.Resume(pb.ResumeRequest(model=model), timeout=TIMEOUT_SECONDS)
-    print_text((response.state.model, "bold"), " takes updates again")
+    print_text((response.state.model, "bold"), ": updates continue")
 
 
-@app.command(epilog="Example:  hotslot updates approve 3f2a91bc")
+@app.command(epilog="Example:  hotslot updates approve 3f2a91bc\n\nNext:  `hotslot updates watch` follows it.")
 def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
-    """Let one held digest go on; never one that failed verification."""
+    """Approve the update that is HELD, by its source digest.
+
+    Possible if it is held for policy, agreement, noise, cost, or a missing golden
+    set; never if verification failed. `hotslot updates show ID` shows the evidence.
+    """
     with _updater(state_dir) as stub:
         state = _state_of(stub, model)
-        whole = _whole_digest(digest, [state.current.source_digest], "held")
+        whole = _complete_digest(digest, [state.current.source_digest], "held")
         request = pb.ApproveRequest(model=state.model, source_digest=whole)
         response = stub.Approve(request, timeout=TIMEOUT_SECONDS)
-    _tell_begun(response.update)
+    _print_started(response.update)
 
 
-@app.command(epilog="Example:  hotslot updates unquarantine 3f2a91bc")
+@app.command(
+    epilog="Example:  hotslot updates unquarantine 3f2a91bc\n\n"
+    "Next:  `hotslot updates check` polls the hub for it at once."
+)
 def unquarantine(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
-    """Take a source digest out of quarantine: it may be tried again."""
+    """Remove a source digest from quarantine, so that it may be installed again."""
     with _updater(state_dir) as stub:
         state = _state_of(stub, model)
-        whole = _whole_digest(digest, [entry.source_digest for entry in state.quarantine], "in quarantine")
+        whole = _complete_digest(digest, [entry.source_digest for entry in state.quarantine], "in quarantine")
         request = pb.UnquarantineRequest(model=state.model, source_digest=whole)
         stub.Unquarantine(request, timeout=TIMEOUT_SECONDS)
-    print_text((f"{whole[:19]} ", GOOD), "is out of quarantine")
+    print_text((f"{whole[:19]} ", GOOD), "is no longer in quarantine")
 
 
-@breaker_app.command(epilog="Example:  hotslot updates breaker reset activation")
+@breaker_app.command(
+    epilog="Example:  hotslot updates breaker reset activation\n\n"
+    "Next:  `hotslot updates status` shows the next attempt."
+)
 def reset(
     breaker: Annotated[str, typer.Argument(metavar="NAME", help="hub, activation or device.")],
     *,
     model: Model = "",
     state_dir: StateDir = None,
 ) -> None:
-    """Close a circuit breaker by hand."""
+    """Close a circuit breaker, so that the next attempt happens at once.
+
+    hub: polls of the hub; activation: updates, after too many failed;
+    device: the return from the CPU to a device that ran out of memory.
+    """
     with _updater(state_dir) as stub:
         request = pb.ResetBreakerRequest(model=model, breaker=breaker)
         response = stub.ResetBreaker(request, timeout=TIMEOUT_SECONDS)
@@ -185,24 +238,30 @@ def _updater(state_dir: StateDir) -> Iterator[UpdatesServiceStub]:
 
 
 def _state_of(stub: UpdatesServiceStub, model: str) -> pb.ModelUpdates:
-    """The one model that is meant."""
+    """The state of the named model, or of the only one."""
     models = stub.GetStatus(pb.GetStatusRequest(model=model), timeout=TIMEOUT_SECONDS).models
     if len(models) != 1:
-        raise WronglyUsed(f"name a model with --model: {', '.join(one.model for one in models)}")
+        raise WronglyUsed(
+            f"several models are served, choose one with --model: {', '.join(one.model for one in models)}"
+        )
     return models[0]
 
 
-def _whole_digest(given: str, known: list[str], what: str) -> str:
-    """The one digest that begins so."""
+def _complete_digest(given: str, known: list[str], what: str) -> str:
+    """The only known digest that starts with the given digits."""
     digits = given.lower().removeprefix("sha256:")
     if len(digits) < MIN_DIGEST_DIGITS:
         raise WronglyUsed(f"give at least {MIN_DIGEST_DIGITS} digits of the digest; `hotslot updates status` shows it")
     found = [digest for digest in known if digest.removeprefix("sha256:").startswith(digits)]
     if len(found) != 1:
-        raise CommandFailed(f"no digest that is {what} begins with {digits}; `hotslot updates status` shows them")
+        raise CommandFailed(
+            f"no digest that is {what} starts with {digits}, or several do; `hotslot updates status` shows them"
+        )
     return found[0]
 
 
-def _tell_begun(update_: pb.UpdateSummary) -> None:
-    print_text((update_.revision or "the update", "bold"), f" is under way as {update_.update_id}; follow it with")
+def _print_started(update_: pb.UpdateSummary) -> None:
+    print_text(
+        (update_.revision or "the update", "bold"), f" is being installed as update {update_.update_id}; follow it with"
+    )
     print_text(f"    hotslot updates show {update_.update_id}")

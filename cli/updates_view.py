@@ -1,4 +1,4 @@
-"""Updates on the screen: where they stand, what happened, why, and what to do."""
+"""Renders update states, the history and single updates for the terminal."""
 
 from collections.abc import Iterator
 
@@ -21,14 +21,14 @@ _OUTCOME_STYLES = {
 
 
 def show_status(response: pb.GetStatusResponse) -> RenderableType:
-    """All models, one below the other."""
+    """The update state of all models."""
     return Group(*(part for state in response.models for part in (*_model(state), text(""))))
 
 
 def show_history(response: pb.ListHistoryResponse) -> RenderableType:
     """A table of past updates."""
     if not response.updates:
-        return text(("no update yet", DIM))
+        return text(("no updates yet", DIM))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("began", "id", "model", "revision", "outcome", "took", "why"):
         table.add_column(heading, overflow="fold")
@@ -40,7 +40,7 @@ def show_history(response: pb.ListHistoryResponse) -> RenderableType:
 
 
 def show_update(response: pb.GetUpdateResponse) -> RenderableType:
-    """One update, told to somebody who was not there."""
+    """One update: its outcome, reason, advice, events and measurements."""
     one = response.update
     head = text(
         (f"{one.model} {one.revision}", "bold"), "  ", (_outcome(one), _OUTCOME_STYLES.get(one.outcome, DOUBTFUL))
@@ -61,8 +61,8 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     stage = enum_word(pb.UpdateStage.DESCRIPTOR, state.stage)
     style = {"idle": GOOD, "held": BAD}.get(stage, DOUBTFUL)
     share = f" {state.stage_fraction:.0%}" if 0 < state.stage_fraction < 1 else ""
-    held = ("  on hold", BAD) if state.paused else ""
-    yield text((state.model, "bold"), "  ", (stage.replace("_", " ") + share, style), held)
+    paused = ("  paused", BAD) if state.paused else ""
+    yield text((state.model, "bold"), "  ", (stage.replace("_", " ") + share, style), paused)
     table = Table.grid(padding=(0, 2, 0, 0))
     committed = f"{state.committed_revision} {short(state.committed_source_digest)}" if state.committed_revision else ""
     table.add_row(text(("committed", DIM)), text(committed or ABSENT))
@@ -75,11 +75,11 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
         if one.message:
             table.add_row(text(("why", DIM)), text(one.message))
     if state.expected_bytes:
-        table.add_row(text(("fetched", DIM)), _fetched(state))
+        table.add_row(text(("downloaded", DIM)), _show_download(state))
     checked = _when(state.last_checked_at) if state.HasField("last_checked_at") else "never"
     table.add_row(text(("hub answered", DIM)), text(checked))
     if state.HasField("listing_changed_at"):
-        newest = f", the newest came {_when(state.newest_listed_at)}" if state.HasField("newest_listed_at") else ""
+        newest = f", newest release since {_when(state.newest_listed_at)}" if state.HasField("newest_listed_at") else ""
         table.add_row(text(("listing changed", DIM)), text(_when(state.listing_changed_at) + newest))
     _add_troubles(table, state)
     for entry in state.quarantine:
@@ -90,8 +90,8 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
         yield text(("what to do: ", DOUBTFUL), state.advice)
 
 
-def _fetched(state: pb.ModelUpdates) -> RenderableType:
-    """A bar, and the bytes that are here."""
+def _show_download(state: pb.ModelUpdates) -> RenderableType:
+    """A progress bar, and the downloaded bytes."""
     row = Table.grid(padding=(0, 1, 0, 0))
     bar = ProgressBar(total=state.expected_bytes, completed=state.received_bytes, width=BAR_CELLS)
     row.add_row(bar, text(f"{size(state.received_bytes)} of {size(state.expected_bytes)}"))
@@ -99,11 +99,11 @@ def _fetched(state: pb.ModelUpdates) -> RenderableType:
 
 
 def _add_troubles(table: Table, state: pb.ModelUpdates) -> None:
-    """What is not as it should be by itself: a device that was left, breakers that wait."""
-    if state.HasField("fallback"):
-        away = state.fallback
+    """Add a CPU fallback and open breakers."""
+    if state.HasField("cpu_fallback"):
+        away = state.cpu_fallback
         shown = f"to {away.fallback_device} since {_when(away.since)}: {away.reason} on {away.device}"
-        table.add_row(text(("fallen back", DIM)), text((shown, BAD)))
+        table.add_row(text(("CPU fallback", DIM)), text((shown, BAD)))
     for breaker in state.breakers:
         if breaker.state != "CLOSED":
             table.add_row(text((f"breaker {breaker.name}", DIM)), text((_breaker(breaker), BAD)))
@@ -114,12 +114,12 @@ def _breaker(breaker: pb.Breaker) -> str:
     left = breaker.open_left.ToTimedelta().total_seconds()
     shown = f"{breaker.state.lower().replace('_', ' ')}, {breaker.failures} failures, "
     if breaker.state == "HALF_OPEN":
-        return shown + f"one try is out, for at most {seconds(left)}"
-    return shown + (f"tries again in {seconds(left)}" if left > 0 else "tries again as soon as nothing else is done")
+        return shown + f"one attempt in progress, for at most {seconds(left)}"
+    return shown + (f"next attempt in {seconds(left)}" if left > 0 else "next attempt as soon as the updater is idle")
 
 
 def _add_provenance(table: Table, row: pb.Provenance) -> None:
-    """Where a bundle came from, and what it passed."""
+    """Add the origin of a bundle, and the checks that it passed."""
     came = format_origin(row.hub_kind, row.endpoint, row.hub_model, row.revision, _when(row.fetched_at))
     table.add_row(text(("from", DIM)), text(came))
     when = f"{_when(row.verified_at)}: " if row.HasField("verified_at") else ""
@@ -159,8 +159,8 @@ def _events(response: pb.GetUpdateResponse) -> RenderableType:
 
 def _measurements(response: pb.GetUpdateResponse) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
-    for heading in ("measured", "candidate", "active", "held against", ""):
-        table.add_column(heading, justify="right" if heading in ("candidate", "active", "held against") else "left")
+    for heading in ("measured", "candidate", "active", "limit", ""):
+        table.add_column(heading, justify="right" if heading in ("candidate", "active", "limit") else "left")
     for one in response.measurements:
         verdict = ("within", GOOD) if one.passed else ("beyond", BAD)
         numbers = (f"{value:.4g}" for value in (one.candidate, one.active, one.threshold))
@@ -170,7 +170,7 @@ def _measurements(response: pb.GetUpdateResponse) -> RenderableType:
 
 def _differing(response: pb.GetUpdateResponse) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
-    for heading in ("item", "asked", "expected", "active said", "candidate said"):
+    for heading in ("item", "text", "expected", "active", "candidate"):
         table.add_column(heading, overflow="fold")
     for one in response.differing:
         cells = (one.item, one.text, one.expected or ABSENT, one.active, one.candidate)
@@ -191,5 +191,5 @@ def _took(one: pb.UpdateSummary) -> str:
 
 
 def _when(at: Timestamp) -> str:
-    """UTC, to the second: an audit trail is read in many time zones."""
+    """UTC, to the second: the audit trail is read in many time zones."""
     return at.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ") if at.seconds else ABSENT

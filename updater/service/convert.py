@@ -55,7 +55,7 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
         if at is not None:
             field.CopyFrom(to_timestamp(at))
     if record.cpu_fallback is not None:
-        message.fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
+        message.cpu_fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
     for row in record.quarantine:
         entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
         entry.since.CopyFrom(to_timestamp(row.since))

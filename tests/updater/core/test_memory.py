@@ -124,9 +124,9 @@ def test_status_shows_the_fallback_and_when_the_failback_is_tried(carded: World)
     state = to_model_updates(StatusSnapshot(carded.record))
 
     assert (
-        state.fallback.device,
-        state.fallback.fallback_device,
-        state.fallback.reason,
+        state.cpu_fallback.device,
+        state.cpu_fallback.fallback_device,
+        state.cpu_fallback.reason,
     ) == (CARD, CPU, "OUT_OF_MEMORY")
     (device,) = [row for row in state.breakers if row.name == "device"]
     assert (device.state, device.open_left.seconds > 0) == ("OPEN", True)

@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class UpdatesServiceStub:
-    """Watches, asks for and takes back updates.
+    """Shows, starts, stops and rolls back updates.
 
-    Every call names its model; it may be left out while one model is
+    Every request names its model; the name may be empty if only one model is
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
-    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (JOURNAL_UNREADABLE: nothing
-    is changed while the journal cannot be trusted; GetStatus answers).
+    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
+    JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
+    GetStatus still works).
     """
 
     def __init__(self, channel):
@@ -98,32 +99,34 @@ class UpdatesServiceStub:
 
 
 class UpdatesServiceServicer:
-    """Watches, asks for and takes back updates.
+    """Shows, starts, stops and rolls back updates.
 
-    Every call names its model; it may be left out while one model is
+    Every request names its model; the name may be empty if only one model is
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
-    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (JOURNAL_UNREADABLE: nothing
-    is changed while the journal cannot be trusted; GetStatus answers).
+    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
+    JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
+    GetStatus still works).
     """
 
     def GetStatus(self, request, context):
-        """Where each model's updates stand.
+        """Returns the update state of each model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckNow(self, request, context):
-        """Looks at the hub now instead of at the next poll. Returns when it has
-        looked. Errors: UNAVAILABLE (HUB_UNREACHABLE, BREAKER_OPEN).
+        """Polls the hub now instead of at the next poll, and returns when it has
+        answered. Errors: UNAVAILABLE (HUB_UNREACHABLE, BREAKER_OPEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Starts an update to one named revision, past policy `hold` and the tag
-        pattern, never past quarantine or the gate. Errors: NOT_FOUND
+        """Starts an update to one revision, also while updates are paused, in mode
+        `manual`, and if it does not match the tag pattern. It is verified and gated
+        as any other. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
         BELOW_MIN_VERSION).
         """
@@ -133,7 +136,8 @@ class UpdatesServiceServicer:
 
     def Rollback(self, request, context):
         """Goes back to the previous committed revision, quarantines the source digest
-        of what serves and holds updates. Errors: FAILED_PRECONDITION
+        of the active one (on trial: the candidate), and pauses updates. An update
+        that does not serve yet is only abandoned. Errors: FAILED_PRECONDITION
         (NOTHING_TO_ROLL_BACK_TO).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,21 +145,22 @@ class UpdatesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stops taking updates until Resume. An update under way is rolled back.
+        """Pauses updates until Resume. An update in progress is stopped or rolled
+        back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Takes updates again.
+        """Continues updates after Pause or Rollback, and retries a HELD update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Approve(self, request, context):
-        """Releases one named digest that is HELD for policy, agreement, noise or a
+        """Approves the update that is HELD for policy, agreement, noise, cost or a
         missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
         NOT_APPROVABLE: it failed verification).
         """
@@ -164,7 +169,7 @@ class UpdatesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Unquarantine(self, request, context):
-        """Takes a source digest out of quarantine. Errors: NOT_FOUND
+        """Removes a source digest from quarantine. Errors: NOT_FOUND
         (NOT_QUARANTINED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -172,21 +177,21 @@ class UpdatesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResetBreaker(self, request, context):
-        """Closes a circuit breaker by hand. Errors: NOT_FOUND (BREAKER_UNKNOWN).
+        """Closes a circuit breaker. Errors: NOT_FOUND (BREAKER_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListHistory(self, request, context):
-        """Past updates, newest first.
+        """Lists past updates, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpdate(self, request, context):
-        """One update with all its events and evidence. Errors: NOT_FOUND
+        """Returns one update with its events and evidence. Errors: NOT_FOUND
         (UPDATE_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -260,12 +265,13 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UpdatesService:
-    """Watches, asks for and takes back updates.
+    """Shows, starts, stops and rolls back updates.
 
-    Every call names its model; it may be left out while one model is
+    Every request names its model; the name may be empty if only one model is
     configured. Errors of all calls: NOT_FOUND (MODEL_UNKNOWN), INVALID_ARGUMENT
-    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (JOURNAL_UNREADABLE: nothing
-    is changed while the journal cannot be trusted; GetStatus answers).
+    (MODEL_REQUIRED, MESSAGE_MALFORMED), UNAVAILABLE (UPDATER_BUSY;
+    JOURNAL_UNREADABLE: the journal cannot be trusted, so nothing is changed;
+    GetStatus still works).
     """
 
     @staticmethod
