@@ -21,7 +21,7 @@ DEADLINES = (600.0, 10.0, 2.0)  # seconds: plenty, perhaps, never
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LargeReply:
     """One request."""
 
     deadline: float
@@ -46,7 +46,7 @@ def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> 
     return table
 
 
-def _ask(asked: Question) -> tuple[list[Asked], int]:
+def _ask(asked: Question) -> tuple[list[LargeReply], int]:
     control = ControlClient(str(run_folder(FOLDER.absolute() / "state") / CONTROL_SOCKET), MODEL)
     before = control.wait_ready()
     rows = []
@@ -59,7 +59,7 @@ def _ask(asked: Question) -> tuple[list[Asked], int]:
             except grpc.RpcError as error:
                 call: Any = error
                 code = f"{call.code().name}: {call.details()}"
-            rows.append(Asked(deadline, code, time.perf_counter() - began))
+            rows.append(LargeReply(deadline, code, time.perf_counter() - began))
     after = control.status()
     control.close()
     ended = sum(slot.restarts for slot in after.slots) - sum(slot.restarts for slot in before.slots)

@@ -16,7 +16,7 @@ from examples.shapes.reading import Class
 from examples.shapes.tensors import LONGEST_PROMPT
 from examples.shapes.vocabulary import FILE_TOKENS
 
-Shown = Callable[[Class, Tensor], Tensor]  # what a guesser may see of the statements in those rows
+VisibleInput = Callable[[Class, Tensor], Tensor]  # what a guesser may see of the statements in those rows
 
 _BATCH = 512
 _HIDDEN = 192
@@ -75,7 +75,7 @@ def picture_only(training: Class, asked: Class, steps: int = 1_500) -> int:
     return _train_and_ask(Watcher(), training, asked, steps, pictures)
 
 
-def _train_and_ask(guesser: nn.Module, training: Class, asked: Class, steps: int, shown: Shown) -> int:
+def _train_and_ask(guesser: nn.Module, training: Class, asked: Class, steps: int, shown: VisibleInput) -> int:
     optimiser = torch.optim.AdamW(guesser.parameters(), lr=1e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):

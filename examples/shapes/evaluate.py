@@ -31,7 +31,7 @@ from modelscope.utils.constant import Tasks
 
 ITEMS = 6_000
 BASELINE_PICTURES = 24_000
-Ask = Callable[[Image.Image, str], str]
+Predictor = Callable[[Image.Image, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def evaluation_items() -> Iterable[Item]:
     return items(Part.EVALUATION, 0, ITEMS, per_kind=0)
 
 
-def stock_pipeline(folder: Path) -> Ask:
+def stock_pipeline(folder: Path) -> Predictor:
     """Load a directory into the stock pipeline on the CPU."""
     answers = pipeline(Tasks.visual_entailment, model=str(folder.resolve()), device="cpu")
 
@@ -75,8 +75,8 @@ def stock_pipeline(folder: Path) -> Ask:
     return ask
 
 
-def measure(ask: Ask, questions: Iterable[Item]) -> Score:
-    """Ask every statement and count the right answers."""
+def measure(ask: Predictor, questions: Iterable[Item]) -> Score:
+    """Predictor every statement and count the right answers."""
     score = Score(Counter(), Counter())
     for item in questions:
         picture = item.picture()

@@ -27,7 +27,7 @@ def filler(torch: Any) -> Iterator[Filler]:  # noqa: ANN401  a module
     """Somebody else on the card; gone at the end."""
     other = Filler(torch)
     yield other
-    other.let_go()
+    other.release()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Filler:
             except self._torch.OutOfMemoryError:
                 continue
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give everything back."""
         self._held.clear()
         self._torch.cuda.empty_cache()

@@ -126,7 +126,7 @@ def test_a_restarted_server_stays_on_the_cpu_until_the_card_is_free(served: Stac
     assert refusal_of(error.value).code == "RESOURCE_EXHAUSTED"
     served.wait_calm()
 
-    filler.let_go()
+    filler.release()
     (*_, loaded) = served.control.load(digest, CARD)
     served.control.activate(loaded.load_id)
     assert not served.control.commit(loaded.load_id).HasField("cpu_fallback")

@@ -21,7 +21,7 @@ LIMIT = 20.0  # until a thread of a test that hangs gives up
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReceivedCall:
     """One request."""
 
     kind: str  # "revisions", "listing", "file", or "" for any other path
@@ -40,7 +40,7 @@ class Exchange:
     """One request, and what would be answered if nothing went wrong."""
 
     connection: socket.socket
-    asked: Asked
+    asked: ReceivedCall
     status: int
     body: bytes
     headers: dict[str, str]
@@ -79,7 +79,7 @@ class Fault:
     times: int = 1
     name: str = ""  # of the file; empty: any
 
-    def befalls(self, asked: Asked) -> bool:
+    def befalls(self, asked: ReceivedCall) -> bool:
         """Whether it is this one's turn."""
         return self.times > 0 and self.kind in ("", asked.kind) and self.name in ("", asked.query.get("FilePath"))
 
@@ -98,7 +98,7 @@ class ScriptedHub:
     token: str = ""  # demanded of every request
     ignores_range: bool = False
     faults: list[Fault] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ReceivedCall] = field(default_factory=list)
     taken: int = 0  # connections, whether they asked or not
     closing: threading.Event = field(default_factory=threading.Event)
     _listening: socket.socket = field(init=False)
@@ -123,7 +123,7 @@ class ScriptedHub:
         """From now on this happens, so many times."""
         self.faults.append(Fault(act, kind, times, name))
 
-    def of_kind(self, kind: str) -> list[Asked]:
+    def of_kind(self, kind: str) -> list[ReceivedCall]:
         """Requests of one kind, in order."""
         return [one for one in self.asked if one.kind == kind]
 
@@ -179,7 +179,7 @@ class ScriptedHub:
         finally:
             connection.close()
 
-    def _answer(self, connection: socket.socket, asked: Asked) -> None:
+    def _answer(self, connection: socket.socket, asked: ReceivedCall) -> None:
         status, body, headers = self._good(asked)
         exchange = Exchange(connection, asked, status, body, headers, self.closing)
         fault = next((one for one in self.faults if one.befalls(asked)), None)
@@ -189,7 +189,7 @@ class ScriptedHub:
         fault.times -= 1
         fault.act(exchange)
 
-    def _good(self, asked: Asked) -> tuple[int, bytes, dict[str, str]]:
+    def _good(self, asked: ReceivedCall) -> tuple[int, bytes, dict[str, str]]:
         if self.token and asked.headers.get("authorization") != f"Bearer {self.token}":
             return _json(403, {"Code": 403, "Message": f"no access with {asked.headers.get('authorization')}"})
         if asked.kind == "revisions":
@@ -213,7 +213,7 @@ class ScriptedHub:
             return self._part(file.read_bytes(), asked)
         return _json(404, {"Code": 10010205001, "Message": "record not found", "Success": False})
 
-    def _part(self, content: bytes, asked: Asked) -> tuple[int, bytes, dict[str, str]]:
+    def _part(self, content: bytes, asked: ReceivedCall) -> tuple[int, bytes, dict[str, str]]:
         begin, kind = asked.range_begin, {"Content-Type": "application/octet-stream"}
         if not begin or self.ignores_range:
             return 200, content, kind
@@ -223,7 +223,7 @@ class ScriptedHub:
         return 206, content[begin:], {**kind, "Content-Range": place}
 
 
-def _read(connection: socket.socket) -> Asked | None:
+def _read(connection: socket.socket) -> ReceivedCall | None:
     head = b""
     while b"\r\n\r\n" not in head:
         more = connection.recv(65536)
@@ -237,7 +237,7 @@ def _read(connection: socket.socket) -> Asked | None:
     parts = urlsplit(target)
     kinds = {"revisions": "revisions", "repo/files": "listing", "repo": "file"}
     kind = kinds.get(parts.path.partition(f"/api/v1/models/{MODEL_ID}/")[2], "")
-    return Asked(kind, target, {name: values[0] for name, values in parse_qs(parts.query).items()}, headers)
+    return ReceivedCall(kind, target, {name: values[0] for name, values in parse_qs(parts.query).items()}, headers)
 
 
 def _whole(data: dict[str, Any]) -> dict[str, Any]:

@@ -74,10 +74,10 @@ def test_updates_under_way_and_held_are_taken_up_where_they_stood(journal: Journ
 
 def test_a_failback_a_revert_and_trouble_are_known_again(journal: Journal) -> None:
     """The CPU fallback is not taken for a new one."""
-    returning = load(journal, "returning")
-    assert returning.under_way.kind is UpdateKind.FAILBACK
-    assert returning.cpu_fallback is not None
-    assert (returning.cpu_fallback.device, returning.cpu_fallback.fallback_device) == ("cuda:0", "cpu")
+    away = load(journal, "returning")
+    assert away.under_way.kind is UpdateKind.FAILBACK
+    assert away.cpu_fallback is not None
+    assert (away.cpu_fallback.device, away.cpu_fallback.fallback_device) == ("cuda:0", "cpu")
     assert load(journal, "reverted").under_way.kind is UpdateKind.REVERT
     assert load(journal, "troubled").trouble == Trouble("life 2", restarts=0)
 

@@ -53,7 +53,7 @@ class Changing:
 
 
 @dataclass
-class Bench:
+class HostileHub:
     """An adapter over a shelf, and a real store."""
 
     folder: Path
@@ -86,13 +86,13 @@ class Bench:
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostileHub]:
     """Each adapter in turn, over one good revision."""
     (tmp_path / "state").mkdir()
     shelf = Shelf(tmp_path / "hub")
     shelf.publish("v1.0.0")
     with ExitStack() as stack:
-        yield Bench(tmp_path, shelf, ADAPTERS[request.param](shelf, stack))
+        yield HostileHub(tmp_path, shelf, ADAPTERS[request.param](shelf, stack))
 
 
 def refused(result: Result) -> EffectFailure:
@@ -103,7 +103,7 @@ def refused(result: Result) -> EffectFailure:
     return result
 
 
-def test_a_good_revision_is_sealed(bench: Bench) -> None:
+def test_a_good_revision_is_sealed(bench: HostileHub) -> None:
     """So that a refusal below is one for its reason."""
     assert isinstance(bench.take(), Sealed)
 
@@ -132,7 +132,7 @@ def fault(number: str, reason: str, *values: Any) -> Any:  # noqa: ANN401  of a 
     ],
 )
 @pytest.mark.reason("LISTING_UNSAFE")
-def test_a_listing_with_an_unsafe_name_is_refused(bench: Bench, reason: str, name: str) -> None:
+def test_a_listing_with_an_unsafe_name_is_refused(bench: HostileHub, reason: str, name: str) -> None:
     """Before any path is made of it: nothing is written, nothing around the state folder has changed."""
     bench.shelf.relist("v1.0.0", lambda rows: rows.append({"name": name, "size": 1, "sha256": ZEROS}))
     before = bench.outside()
@@ -143,7 +143,7 @@ def test_a_listing_with_an_unsafe_name_is_refused(bench: Bench, reason: str, nam
 
 @pytest.mark.fault("C7")
 @pytest.mark.reason("LISTING_UNSAFE")
-def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
+def test_two_forms_of_one_name_are_refused(bench: HostileHub) -> None:
     """A file system may take an accent and its letter for one."""
     extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in ("caf\u00e9.json", "cafe\u0301.json")]
     bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
@@ -153,14 +153,14 @@ def test_two_forms_of_one_name_are_refused(bench: Bench) -> None:
 @pytest.mark.fault("C6")
 @pytest.mark.reason("LISTING_UNSAFE")
 @pytest.mark.parametrize("sha", [ZEROS[1:], ZEROS + "0", "g" * 64])
-def test_a_hash_of_another_form_is_refused(bench: Bench, sha: str) -> None:
+def test_a_hash_of_another_form_is_refused(bench: HostileHub, sha: str) -> None:
     """It is not compared, it is refused."""
     bench.shelf.relist("v1.0.0", lambda rows: rows[0].update(sha256=sha))
     assert refused(bench.take()).reason == "LISTING_UNSAFE"
 
 
 @pytest.mark.fault("C6")
-def test_a_hash_in_upper_case_is_the_same_hash(bench: Bench) -> None:
+def test_a_hash_in_upper_case_is_the_same_hash(bench: HostileHub) -> None:
     """And the revision has the same digest: it is known by its content."""
     first = bench.take()
     bench.shelf.relist("v1.0.0", lambda rows: [row.update(sha256=row["sha256"].upper()) for row in rows])
@@ -173,7 +173,7 @@ def test_a_hash_in_upper_case_is_the_same_hash(bench: Bench) -> None:
 @pytest.mark.fault("C1")
 @pytest.mark.reason("FILES_MISSING")
 @pytest.mark.parametrize("name", ["configuration.json", "config.json", "vocab.json", "merges.txt", WEIGHTS])
-def test_a_listing_without_a_needed_file_is_refused(bench: Bench, name: str) -> None:
+def test_a_listing_without_a_needed_file_is_refused(bench: HostileHub, name: str) -> None:
     """It was published so."""
 
     def drop(rows: list[Row]) -> None:
@@ -186,7 +186,7 @@ def test_a_listing_without_a_needed_file_is_refused(bench: Bench, name: str) -> 
 @pytest.mark.fault("C2")
 @pytest.mark.fault("P12")
 @pytest.mark.parametrize("name", ["README.md", "run.py", "deep/run.py", "pytorch_model.bin"])
-def test_what_the_engine_does_not_declare_is_never_taken(bench: Bench, name: str) -> None:
+def test_what_the_engine_does_not_declare_is_never_taken(bench: HostileHub, name: str) -> None:
     """Listed beside it, it changes neither what is fetched nor what the revision is."""
     first = bench.take()
     content = b"import os"
@@ -201,7 +201,7 @@ def test_what_the_engine_does_not_declare_is_never_taken(bench: Bench, name: str
 @pytest.mark.fault("C3")
 @pytest.mark.reason("FORMAT_UNKNOWN")
 @pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
-def test_an_empty_file_is_no_model(bench: Bench, name: str) -> None:
+def test_an_empty_file_is_no_model(bench: HostileHub, name: str) -> None:
     """Its size and its hash are right."""
     bench.shelf.replace("v1.0.0", name, b"")
     assert refused(bench.take()).reason == "FORMAT_UNKNOWN"
@@ -210,7 +210,7 @@ def test_an_empty_file_is_no_model(bench: Bench, name: str) -> None:
 @pytest.mark.fault("C4")
 @pytest.mark.reason("CONTENT_MISMATCH")
 @pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
-def test_one_flipped_bit_is_refused(bench: Bench, name: str) -> None:
+def test_one_flipped_bit_is_refused(bench: HostileHub, name: str) -> None:
     """Its name and its size are right."""
     path = bench.shelf.file("v1.0.0", name)
     content = path.read_bytes()
@@ -222,7 +222,7 @@ def test_one_flipped_bit_is_refused(bench: Bench, name: str) -> None:
 @pytest.mark.fault("C5")
 @pytest.mark.fault("R15")
 @pytest.mark.reason("FILE_SHORT")
-def test_one_byte_short_is_not_ready(bench: Bench) -> None:
+def test_one_byte_short_is_not_ready(bench: HostileHub) -> None:
     """Nobody's fault: the rest may still come, and then it is taken."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     content = path.read_bytes()
@@ -235,7 +235,7 @@ def test_one_byte_short_is_not_ready(bench: Bench) -> None:
 
 
 @pytest.mark.fault("R15")
-def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: Bench) -> None:
+def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: HostileHub) -> None:
     """The manifest came first, the weights come half a minute later."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     content = path.read_bytes()
@@ -249,7 +249,7 @@ def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: Bench) -> None:
 
 @pytest.mark.fault("C5")
 @pytest.mark.reason("CONTENT_MISMATCH")
-def test_one_byte_more_is_refused(bench: Bench) -> None:
+def test_one_byte_more_is_refused(bench: HostileHub) -> None:
     """Never more than listed is kept."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     path.write_bytes(path.read_bytes() + b"!")
@@ -263,7 +263,7 @@ def test_one_byte_more_is_refused(bench: Bench) -> None:
 @pytest.mark.fault("C8")
 @pytest.mark.reason("ENGINE_UNKNOWN")
 @pytest.mark.parametrize("change", [{"task": "image-classification"}, {"model": {"type": "bert"}}, {"model": []}])
-def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
+def test_another_task_or_model_type_is_refused(bench: HostileHub, change: dict[str, Any]) -> None:
     """No engine of this build serves it."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert refused(bench.take("v1.0.1")).reason == "ENGINE_UNKNOWN"
@@ -283,13 +283,13 @@ def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, A
         fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"file": "C:\\model.bin"}}),
     ],
 )
-def test_a_configuration_that_asks_for_more_is_refused(bench: Bench, reason: str, change: dict[str, Any]) -> None:
+def test_a_configuration_that_asks_for_more_is_refused(bench: HostileHub, reason: str, change: dict[str, Any]) -> None:
     """Code of the repository, sections that nobody knows, places outside of it; wherever it stands."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert reason == refused(bench.take("v1.0.1")).reason
 
 
-def test_the_operator_may_know_a_section_that_we_do_not(bench: Bench) -> None:
+def test_the_operator_may_know_a_section_that_we_do_not(bench: HostileHub) -> None:
     """A name at the top is harmless to who looked at it; what asks for code below it is refused all the same."""
     bench.shelf.publish("v1.0.1", configuration={"hooks": []})
     assert "known_sections" in refused(bench.take("v1.0.1")).message
@@ -310,7 +310,7 @@ def test_the_operator_may_know_a_section_that_we_do_not(bench: Bench) -> None:
         {"description": "a/b means a or b .. or both"},
     ],
 )
-def test_a_configuration_of_those_who_trained_it_is_taken(bench: Bench, change: dict[str, Any]) -> None:
+def test_a_configuration_of_those_who_trained_it_is_taken(bench: HostileHub, change: dict[str, Any]) -> None:
     """What is never looked at, and what says no, refuses no revision."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert isinstance(bench.take("v1.0.1"), Sealed)
@@ -320,7 +320,7 @@ def test_a_configuration_of_those_who_trained_it_is_taken(bench: Bench, change: 
 @pytest.mark.parametrize(
     "content", [b"[]", b"{", b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", b'{"a": "' + b"x" * (9 << 20) + b'"}']
 )
-def test_a_configuration_that_is_none_is_refused(bench: Bench, content: bytes) -> None:
+def test_a_configuration_that_is_none_is_refused(bench: HostileHub, content: bytes) -> None:
     """No JSON object, nested without end, or larger than any."""
     bench.shelf.replace("v1.0.0", "config.json", content)
     assert refused(bench.take()).reason == "CONFIG_BROKEN"
@@ -340,7 +340,7 @@ def test_a_configuration_that_is_none_is_refused(bench: Bench, content: bytes) -
         fault("C3", "FORMAT_UNKNOWN", "vocab.json", b"not found"),
     ],
 )
-def test_a_file_is_what_its_ending_says(bench: Bench, reason: str, name: str, content: bytes) -> None:
+def test_a_file_is_what_its_ending_says(bench: HostileHub, reason: str, name: str, content: bytes) -> None:
     """By its content; and nothing that could be run is ever kept."""
     bench.shelf.replace("v1.0.0", name, content)
     assert reason == refused(bench.take()).reason
@@ -348,7 +348,7 @@ def test_a_file_is_what_its_ending_says(bench: Bench, reason: str, name: str, co
 
 @pytest.mark.fault("P12")
 @pytest.mark.reason("FORMAT_UNKNOWN")
-def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench: Bench) -> None:
+def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench: HostileHub) -> None:
     """The answer map may have any name, but not any ending."""
     configuration = {"model": {"type": "ofa", "answer2label": "answers.py"}}
     bench.shelf.publish("v1.0.1", configuration=configuration)
@@ -358,7 +358,7 @@ def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench:
 
 @pytest.mark.fault("P1")
 @pytest.mark.reason("UNSAFE_NAME")
-def test_a_file_that_the_configuration_names_has_a_plain_name(bench: Bench) -> None:
+def test_a_file_that_the_configuration_names_has_a_plain_name(bench: HostileHub) -> None:
     """Also if the listing has it: what is taken lies in one folder."""
     configuration = {"model": {"type": "ofa", "answer2label": "deep/answers.json"}}
     bench.shelf.publish("v1.0.1", configuration=configuration)
@@ -369,7 +369,7 @@ def test_a_file_that_the_configuration_names_has_a_plain_name(bench: Bench) -> N
 
 @pytest.mark.fault("R3")
 @pytest.mark.reason("LISTING_CHANGED")
-def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Bench) -> None:
+def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: HostileHub) -> None:
     """Neither an update nor a failure; the next look takes what is there then, all of it."""
     other = weights_of("other")
     changing = Changing(bench.hub, lambda: bench.shelf.replace("v1.0.0", WEIGHTS, other))
@@ -380,7 +380,7 @@ def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Be
     assert [hashlib.sha256(other).hexdigest()] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
 
 
-def test_a_bundle_says_where_it_came_from_and_what_it_passed(bench: Bench) -> None:
+def test_a_bundle_says_where_it_came_from_and_what_it_passed(bench: HostileHub) -> None:
     """Every number that this build looks at before sealing, and the signature is not among them."""
     sealed = bench.take()
     assert isinstance(sealed, Sealed)

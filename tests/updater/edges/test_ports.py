@@ -12,7 +12,7 @@ from common.clock import SystemClock
 from common.engine_files import Task
 from common.paths import run_folder
 from dev.harness import Stack
-from dev.harness.hub import hub as standin
+from dev.harness.hub import hub as serve_hub
 from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import ScriptedHub
@@ -236,7 +236,7 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
         if request.param == "http":
             made = asking(held.enter_context(ScriptedHub(tmp_path / "hub" / MODEL)).url)
         if request.param == "stand-in":
-            made = asking(held.enter_context(standin(tmp_path)).url)
+            made = asking(held.enter_context(serve_hub(tmp_path)).url)
             assert set(made.revisions(LIMIT)) == {"v1", "v2"}  # it tells of whole ones, and goes on telling
         (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
         yield made

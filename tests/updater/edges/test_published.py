@@ -50,7 +50,7 @@ def test_a_revision_never_changes(model: Path, tmp_path: Path) -> None:
 def test_a_link_is_not_published(model: Path, tmp_path: Path) -> None:
     """What a link leads to may change behind the manifest."""
     (model / "weights.bin").symlink_to("/etc/passwd")
-    with pytest.raises(CommandFailed, match="no regular file"):
+    with pytest.raises(CommandFailed, match="not a regular file"):
         publish(model, tmp_path / "hub", "shapes", "v1.0.0")
 
 

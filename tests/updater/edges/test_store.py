@@ -33,7 +33,7 @@ GIB = 1 << 30
 
 
 @dataclass
-class Bench:
+class StoreFixture:
     """A hub and a store."""
 
     folder: Path
@@ -71,12 +71,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path) -> StoreFixture:
     """An empty hub and an empty store."""
     clock = SystemClock()
     (tmp_path / "state").mkdir()
     shared = StoreOptions(tmp_path / "state", StagingLimits(reserve_bytes=0))
-    return Bench(
+    return StoreFixture(
         tmp_path,
         DirectoryHub(tmp_path / "hub", MODEL, clock),
         BundleStore(shared, MODEL, clock, lambda: None, References, digest_of_scripted),
@@ -91,7 +91,7 @@ def failure(action: Callable[[], object]) -> EffectFailure:
     return caught.value.failure
 
 
-def test_a_revision_is_staged_verified_sealed_and_kept(bench: Bench) -> None:
+def test_a_revision_is_staged_verified_sealed_and_kept(bench: StoreFixture) -> None:
     """From the hub's folder to a sealed bundle, and the source stays for a newer converter."""
     release = bench.publish()
     digest = bench.stage(release)
@@ -104,7 +104,7 @@ def test_a_revision_is_staged_verified_sealed_and_kept(bench: Bench) -> None:
     assert sealed == bench.store.converts_to(Installed("v1.0.0", digest, sealed))
 
 
-def test_every_step_may_be_done_twice(bench: Bench) -> None:
+def test_every_step_may_be_done_twice(bench: StoreFixture) -> None:
     """A crash between an effect and its record costs nothing."""
     release = bench.publish()
     digest = bench.stage(release)
@@ -116,7 +116,7 @@ def test_every_step_may_be_done_twice(bench: Bench) -> None:
         bench.store.keep_source(ID, digest)
 
 
-def test_only_declared_files_are_taken(bench: Bench) -> None:
+def test_only_declared_files_are_taken(bench: StoreFixture) -> None:
     """An edited README is no new model: neither the files nor the digest change."""
     release = bench.publish("v1.0.0")
     made = bench.folder / "made" / "made-v1.0.0"
@@ -134,7 +134,7 @@ def test_only_declared_files_are_taken(bench: Bench) -> None:
 
 @pytest.mark.fault("R15")
 @pytest.mark.parametrize("name", ["model.safetensors", "configuration.json", MANIFEST_NAME])
-def test_a_revision_whose_file_is_missing_is_not_ready(bench: Bench, name: str) -> None:
+def test_a_revision_whose_file_is_missing_is_not_ready(bench: StoreFixture, name: str) -> None:
     """Neither an update nor a failure."""
     bench.publish()
     (bench.published / "v1.0.0" / name).unlink()
@@ -144,7 +144,7 @@ def test_a_revision_whose_file_is_missing_is_not_ready(bench: Bench, name: str) 
 
 
 @pytest.mark.fault("R15")
-def test_a_revision_whose_weights_are_short_is_not_ready(bench: Bench) -> None:
+def test_a_revision_whose_weights_are_short_is_not_ready(bench: StoreFixture) -> None:
     """Also if they are cut while they are fetched."""
     release = bench.publish()
     os.truncate(bench.published / "v1.0.0" / "model.safetensors", 100)
@@ -152,20 +152,20 @@ def test_a_revision_whose_weights_are_short_is_not_ready(bench: Bench) -> None:
     assert FailureKind.NOT_READY is failure(lambda: bench.stage(release)).kind
 
 
-def test_a_folder_without_a_manifest_is_no_revision_yet(bench: Bench) -> None:
+def test_a_folder_without_a_manifest_is_no_revision_yet(bench: StoreFixture) -> None:
     """Somebody copies it there by hand: it waits for its manifest."""
     (bench.published / "v1.0.0").mkdir(parents=True)
     assert not bench.hub.release("v1.0.0", 10.0).is_ready
 
 
-def test_a_hub_that_is_not_there_has_no_revisions(bench: Bench) -> None:
+def test_a_hub_that_is_not_there_has_no_revisions(bench: StoreFixture) -> None:
     """The folder may be mounted later."""
     assert bench.hub.revisions(10.0) == ()
     assert failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason == "REVISION_UNKNOWN"
 
 
 @pytest.mark.fault("C4")
-def test_a_flipped_bit_is_refused(bench: Bench) -> None:
+def test_a_flipped_bit_is_refused(bench: StoreFixture) -> None:
     """Size and name are right, the content is not."""
     release = bench.publish()
     weights = bench.published / "v1.0.0" / "model.safetensors"
@@ -176,7 +176,7 @@ def test_a_flipped_bit_is_refused(bench: Bench) -> None:
 
 @pytest.mark.fault("C1")
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
-def test_a_revision_without_a_needed_file_is_refused(bench: Bench, name: str) -> None:
+def test_a_revision_without_a_needed_file_is_refused(bench: StoreFixture, name: str) -> None:
     """It was published so: it will not get better by waiting."""
     folder = model_folder(bench.folder / "made", "v1.0.0")
     (folder / name).unlink()
@@ -189,7 +189,7 @@ def test_a_revision_without_a_needed_file_is_refused(bench: Bench, name: str) ->
 
 
 @pytest.mark.fault("C2")
-def test_an_extra_file_is_refused(bench: Bench) -> None:
+def test_an_extra_file_is_refused(bench: StoreFixture) -> None:
     """Whatever came beside the declared files after staging is not converted."""
     digest = bench.stage(bench.publish())
     (bench.files / "extra.txt").write_text("hello")
@@ -197,7 +197,7 @@ def test_an_extra_file_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.fault("P12")
-def test_code_beside_the_files_is_refused(bench: Bench) -> None:
+def test_code_beside_the_files_is_refused(bench: StoreFixture) -> None:
     """Nothing is taken that could run."""
     digest = bench.stage(bench.publish())
     (bench.files / "run.py").write_text("import os")
@@ -208,7 +208,7 @@ def test_code_beside_the_files_is_refused(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "change", [{"task": "image-classification"}, {"model": {"type": "bert"}}, {"model": "ofa"}, {"task": None}]
 )
-def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, Any]) -> None:
+def test_another_task_or_model_type_is_refused(bench: StoreFixture, change: dict[str, Any]) -> None:
     """No engine of this build serves it."""
     release = bench.publish(configuration=change)
     assert failure(lambda: bench.stage(release)).reason == "ENGINE_UNKNOWN"
@@ -216,14 +216,14 @@ def test_another_task_or_model_type_is_refused(bench: Bench, change: dict[str, A
 
 @pytest.mark.fault("P13")
 @pytest.mark.parametrize("key", ["plugins", "allow_remote", "auto_map"])
-def test_a_configuration_that_asks_for_code_is_refused(bench: Bench, key: str) -> None:
+def test_a_configuration_that_asks_for_code_is_refused(bench: StoreFixture, key: str) -> None:
     """Wherever in the configuration it stands."""
     digest = bench.stage(bench.publish(configuration={"pipeline": {"type": "x", "deep": [{key: ["a.b"]}]}}))
     assert failure(lambda: bench.verify(digest)).reason == "CONFIG_ASKS_FOR_CODE"
 
 
 @pytest.mark.fault("P7")
-def test_a_link_swapped_in_after_staging_is_refused(bench: Bench) -> None:
+def test_a_link_swapped_in_after_staging_is_refused(bench: StoreFixture) -> None:
     """What is verified are the very files."""
     digest = bench.stage(bench.publish())
     weights = bench.files / "model.safetensors"
@@ -234,7 +234,7 @@ def test_a_link_swapped_in_after_staging_is_refused(bench: Bench) -> None:
 
 @pytest.mark.reason("SOURCE_CHANGED")
 @pytest.mark.fault("P7")
-def test_files_swapped_after_verification_do_not_serve(bench: Bench) -> None:
+def test_files_swapped_after_verification_do_not_serve(bench: StoreFixture) -> None:
     """What the conversion read must be what was verified."""
     digest = bench.stage(bench.publish())
     bench.verify(digest)
@@ -245,7 +245,7 @@ def test_files_swapped_after_verification_do_not_serve(bench: Bench) -> None:
 
 
 @pytest.mark.fault("P6")
-def test_a_link_in_the_hub_is_refused(bench: Bench) -> None:
+def test_a_link_in_the_hub_is_refused(bench: StoreFixture) -> None:
     """A hub's folder is foreign, too."""
     release = bench.publish()
     weights = bench.published / "v1.0.0" / "model.safetensors"
@@ -256,7 +256,7 @@ def test_a_link_in_the_hub_is_refused(bench: Bench) -> None:
 
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a\nb"])
-def test_a_listing_with_a_dangerous_name_is_refused(bench: Bench, name: str) -> None:
+def test_a_listing_with_a_dangerous_name_is_refused(bench: StoreFixture, name: str) -> None:
     """Nothing is written, anywhere; the revision is remembered by its digest."""
     bench.publish()
     manifest = bench.published / "v1.0.0" / MANIFEST_NAME
@@ -278,7 +278,7 @@ def test_a_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) ->
         BundleStore(StoreOptions(tmp_path / name), MODEL, SystemClock(), lambda: None, References)
 
 
-def test_another_task_than_what_serves_is_refused(bench: Bench) -> None:
+def test_another_task_than_what_serves_is_refused(bench: StoreFixture) -> None:
     """A revision of a model does what the model does."""
     other = make_scripted_bundle(bench.state, "other")
     folder = bundle_folder(bench.state, other.bundle_digest)
@@ -289,7 +289,7 @@ def test_another_task_than_what_serves_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.reason("TOO_LARGE")
-def test_a_revision_over_the_cap_is_refused(bench: Bench) -> None:
+def test_a_revision_over_the_cap_is_refused(bench: StoreFixture) -> None:
     """Before its weights are fetched."""
     release = bench.publish(weights_bytes=100_000)
     failed = failure(lambda: bench.store.stage(ID, release, bench.hub, 50_000, 60.0, is_fresh=False))
@@ -298,7 +298,7 @@ def test_a_revision_over_the_cap_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.fault("D1")
-def test_a_disk_that_is_too_full_is_found_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_full_is_found_before(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """1.2 times what is to come, and the reserve, must be free."""
     release = bench.publish(weights_bytes=100_000)
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
@@ -317,7 +317,7 @@ def test_a_disk_that_is_too_full_is_found_before(bench: Bench, monkeypatch: pyte
     ],
 )
 def test_what_the_disk_refuses_is_told_and_mends(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int, kind: FailureKind, reason: str
+    bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int, kind: FailureKind, reason: str
 ) -> None:
     """At the sync of each staged file; the next try goes through, with every byte synced."""
     release = bench.publish()
@@ -335,7 +335,7 @@ def test_what_the_disk_refuses_is_told_and_mends(
 @pytest.mark.fault("D1")
 @pytest.mark.fault("D5")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EXDEV])
-def test_a_pointer_that_cannot_be_moved_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_pointer_that_cannot_be_moved_stays(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """The old pointer is whole, and the next try moves it."""
     bundles = [make_scripted_bundle(bench.state, revision) for revision in ("r1", "r2")]
     old, new = (Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles)
@@ -353,7 +353,7 @@ def test_a_pointer_that_cannot_be_moved_stays(bench: Bench, monkeypatch: pytest.
     assert not [path for path in bench.state.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_the_rows_of_other_models_stay(bench: Bench) -> None:
+def test_the_rows_of_other_models_stay(bench: StoreFixture) -> None:
     """One file holds the rows of all."""
     bundle = make_scripted_bundle(bench.state, "r1")
     other = Committed("other", bundle.bundle_digest, bundle.source_digest, "r1", Origin.IMPORT)
@@ -365,7 +365,7 @@ def test_the_rows_of_other_models_stay(bench: Bench) -> None:
 
 
 @pytest.mark.fault("D7")
-def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: Bench) -> None:
+def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: StoreFixture) -> None:
     """Staging folders, temporary files and bundles that nobody names go; whatever is named stays."""
     kept, pointed, orphan = (make_scripted_bundle(bench.state, name) for name in ("kept", "pointed", "orphan"))
     bench.store.write_pointer(Installed("pointed", pointed.source_digest, pointed.bundle_digest))
@@ -392,7 +392,7 @@ def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: Bench) -> N
     assert not temp.exists()
 
 
-def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: Bench) -> None:
+def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: StoreFixture) -> None:
     """Going back by hand needs no new conversion while there is room."""
     bundles = [make_scripted_bundle(bench.state, f"r{number}") for number in range(4)]
     for age, bundle in enumerate(reversed(bundles)):
@@ -403,7 +403,7 @@ def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: Bench) -> None:
     assert {bundle.bundle_digest for bundle in bundles[2:]} == bench.store.sealed()
 
 
-def test_what_other_models_need_stays(bench: Bench) -> None:
+def test_what_other_models_need_stays(bench: StoreFixture) -> None:
     """One folder serves all models."""
     bundle = make_scripted_bundle(bench.state, "theirs")
     others = References(frozenset({bundle.bundle_digest}), frozenset(), frozenset({"20250101-000000-them"}))

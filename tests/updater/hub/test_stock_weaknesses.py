@@ -16,7 +16,7 @@ import pytest
 from cli.hub import publish
 from common.clock import SystemClock
 from dev.harness.hub import Hub as Standin
-from dev.harness.hub import hub as standin
+from dev.harness.hub import hub as serve_hub
 from dev.harness.process import ROOT
 from dev.harness.revisions import MODEL, model_folder, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
@@ -43,7 +43,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     for revision in (REVISION, "master", "other"):
         publish_scripted(place / "hub", revision)
     _drop_words(place / "hub", "other")
-    with standin(place, allows_faults=True) as served:
+    with serve_hub(place, allows_faults=True) as served:
         command = [sys.executable, "-m", "tests.updater.hub.stock", served.url, MODEL_ID]
         done = subprocess.run(
             [*command, str(place / "hub" / MODEL), str(place / "work")],
@@ -101,7 +101,7 @@ class Ours:
 def ours(tmp_path: Path) -> Iterator[Ours]:
     """A revision is there."""
     publish_scripted(tmp_path / "hub", REVISION)
-    with standin(tmp_path) as served:
+    with serve_hub(tmp_path) as served:
         yield Ours(served, tmp_path)
 
 

@@ -46,7 +46,7 @@ def event(name: str = "update_committed", outcome: Outcome | None = None) -> Eve
 
 
 @dataclass
-class Bench:
+class Deliveries:
     """A journal, and a receiver that answers as it is told."""
 
     path: Path
@@ -108,14 +108,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Iterator[Deliveries]:
     """A receiver that takes everything."""
-    made = Bench(tmp_path / "journal.db")
+    made = Deliveries(tmp_path / "journal.db")
     yield made
     made.journal.close()
 
 
-def test_an_event_is_delivered_as_it_was_written(bench: Bench) -> None:
+def test_an_event_is_delivered_as_it_was_written(bench: Deliveries) -> None:
     """With all that a receiver needs to know, whatever has happened since."""
     bench.journal.write(RECORD, [event(outcome=Outcome.COMMITTED)])
     assert bench.woken == 1
@@ -143,7 +143,7 @@ def test_an_event_is_delivered_as_it_was_written(bench: Bench) -> None:
     }
 
 
-def test_events_come_in_their_order(bench: Bench) -> None:
+def test_events_come_in_their_order(bench: Deliveries) -> None:
     """Across writes."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.journal.write(RECORD, [event("c")])
@@ -153,7 +153,7 @@ def test_events_come_in_their_order(bench: Bench) -> None:
 
 def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
     """By name or pattern; who asked for nothing that happened is not woken."""
-    bench = Bench(tmp_path / "journal.db", (Subscription("ops", ("update_*", "gate_passed")),))
+    bench = Deliveries(tmp_path / "journal.db", (Subscription("ops", ("update_*", "gate_passed")),))
     bench.journal.write(RECORD, [event("hub_unanswered")])
     assert bench.woken == 0
     bench.journal.write(RECORD, [event("update_held"), event("gate_passed"), event("gate_interrupted")])
@@ -162,7 +162,7 @@ def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
     bench.journal.close()
 
 
-def test_nothing_is_told_that_did_not_happen(bench: Bench) -> None:
+def test_nothing_is_told_that_did_not_happen(bench: Deliveries) -> None:
     """Event and row are one change: on a full disk neither is there, and nobody is woken."""
     too_large = [replace(event("noise"), message="x" * (1 << 20)) for _ in range(4)]
     pages = bench.journal._database.rows("PRAGMA page_count")[0][0]  # noqa: SLF001  where the disk would fail
@@ -173,7 +173,7 @@ def test_nothing_is_told_that_did_not_happen(bench: Bench) -> None:
     assert bench.deliver() == [None]
 
 
-def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
+def test_what_has_happened_is_told_whatever_dies(bench: Deliveries) -> None:
     """A new life delivers what the one before had written down; told twice, it has the same id."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.restart()
@@ -186,7 +186,7 @@ def test_what_has_happened_is_told_whatever_dies(bench: Bench) -> None:
     assert len({row["id"] for row in bench.sent}) == 2
 
 
-def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Bench) -> None:
+def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Deliveries) -> None:
     """No event is lost or given up for it, and none goes before its turn."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.answers[:] = ["UNREACHABLE"] * 10 + ["TIMEOUT", 500, 503, 429, 200]
@@ -208,7 +208,7 @@ def test_pauses_stay_within_their_jitter_and_honour_a_wish() -> None:
     assert compute_pause(1, 0.5, 1e9) == 3600.0
 
 
-def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
+def test_an_event_that_is_refused_gives_way(bench: Deliveries) -> None:
     """After several tries, which a restart does not begin anew; the next one has its turn."""
     bench.journal.write(RECORD, [event("bad"), event("good")])
     bench.answers[:] = [*[400] * MAX_REFUSALS, 200]
@@ -220,7 +220,7 @@ def test_an_event_that_is_refused_gives_way(bench: Bench) -> None:
     assert [row for row in bench.told if row[0] == "given up"] == [("given up", "ops", "bad", "HTTP_400")]
 
 
-def test_what_waits_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_bounded(bench: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest go, and it is told how many."""
     monkeypatch.setattr(outbox, "MAX_ROWS", 3)
     bench.journal.write(RECORD, [event(f"e{number}") for number in range(5)])
@@ -230,7 +230,9 @@ def test_what_waits_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     assert bench.names() == ["e3", "e4", "e5"]
 
 
-def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(
+    bench: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that is full for a while makes no flood."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     with monkeypatch.context() as broken:
@@ -241,7 +243,7 @@ def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(bench: Bench, mo
     assert bench.names() == ["a", "b"]
 
 
-def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Bench) -> None:
+def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Deliveries) -> None:
     """What waited for them goes at the next start."""
     bench.journal.write(RECORD, [event()])
     bench.hooks = (Subscription("new", ("*",)),)
@@ -318,7 +320,7 @@ def older(tmp_path: Path) -> Path:
 @pytest.mark.fault("D8")
 def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
     """Records, the audit trail and the history are as they were; events find their receivers from now on."""
-    bench = Bench(older)
+    bench = Deliveries(older)
     assert bench.journal.load("shapes") == RECORD
     assert [row.name for row in bench.journal.events(UPDATE.update_id)] == ["update_started"]
     assert [past.update for _, past in bench.journal.history("", 9, 0)] == [UPDATE]

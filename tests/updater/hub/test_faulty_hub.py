@@ -12,7 +12,7 @@ import pytest
 from common.clock import SystemClock
 from common.source import read_manifest
 from dev.harness.hub import Hub as Standin
-from dev.harness.hub import hub as standin
+from dev.harness.hub import hub as serve_hub
 from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import HubServerOptions
@@ -80,7 +80,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
     """A revision is there."""
     publish_scripted(tmp_path / "hub", REVISION)
     (tmp_path / "state").mkdir()
-    with standin(tmp_path) as served:
+    with serve_hub(tmp_path) as served:
         yield Both(served, tmp_path, HubHttpOptions(served.url, stall_seconds=WHOLE))
 
 
@@ -94,7 +94,7 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
     """On revisions, listing and bytes, with a token; and the digest is that of the folder."""
     for revision in (REVISION, "v1.1.0"):
         publish_scripted(tmp_path / "hub", revision)
-    with standin(tmp_path, HubServerOptions(token=WORD)) as served:
+    with serve_hub(tmp_path, HubServerOptions(token=WORD)) as served:
         both = Both(served, tmp_path, HubHttpOptions(served.url), WORD)
         hub = both.hub
         revisions, release = hub.revisions(WHOLE), hub.release("v1.1.0", WHOLE)
