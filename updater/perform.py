@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from updater.core import checks
-from updater.core.checks import refused
+from updater.core.checks import make_check_failure
 from updater.core.effects import (
     Activated,
     ActivateLoad,
@@ -130,7 +130,7 @@ def _stage(effect: StageRevision, ports: Ports) -> Result:
     after = _ready_release(effect, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
     if after.files != before.files:
         message = f"{effect.revision} changed while it was fetched"
-        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
+        raise make_check_failure(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
     return Staged(staged)
 
 
@@ -141,7 +141,7 @@ def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> 
         raise EffectFailed.not_ready("NOT_READY", release.missing)
     if effect.source_digest and release.source_digest not in ("", effect.source_digest):
         message = f"{effect.revision} is not what it was when it was listed"
-        raise refused(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
+        raise make_check_failure(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
     return release
 
 

@@ -1,7 +1,7 @@
-"""The numbered list that a revision passes before it may serve, and which reason belongs to which number.
+"""The numbered checks that a revision must pass before it may serve, and the reasons of their failures.
 
-The code carries the numbers: `perform`, then `staging`, `verify`, `configuration`, `formats` and `compatible` in
-`store`, the conversion's child in `inference/runner`. docs/verification.md is printed from this table, with the tests.
+They run in `perform`, `store/staging`, `store/verify`, `store/formats` and, for 14, in the conversion's child process.
+docs/verification.md is generated from this table.
 """
 
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from updater.core.ports import EffectFailed
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One number of the list."""
+    """One check."""
 
     number: int
     name: str  # short, for people
-    what: str  # whole sentences
-    where: str  # at which moment it is done
-    reasons: tuple[str, ...]  # of a refusal, for machines; empty: a place that is kept free
+    what: str  # what must hold, in whole sentences
+    where: str  # when it runs
+    reasons: tuple[str, ...]  # of a failure, for machines; empty for a reserved number
 
     @property
     def title(self) -> str:
-        """As a sealed bundle says it was passed."""
+        """Number and name, as recorded in a sealed bundle."""
         return f"{self.number} {self.name}"
 
 
 class CheckFailed(EffectFailed):
-    """A revision does not pass one number of the list.
+    """A revision has failed a check.
 
     Attributes:
-        check: which.
+        check: the failed one.
     """
 
     def __init__(self, check: Check, failed: EffectFailure) -> None:
@@ -41,106 +41,107 @@ class CheckFailed(EffectFailed):
 STATE_FOLDER = Check(
     1,
     "state folder",
-    "No part of the state folder's own path is a name by which the hub's library would run a model's code.",
+    "No part of the path of the state folder is a name for which the hub's library would run code of a model.",
     "at every start",
     ("STATE_DIR_TRUSTED",),
 )
 NAMES = Check(
     2,
     "names",
-    "Every listed name is relative, of plain parts, without `..`, backslash, drive letter or control character, not"
-    " longer than a file system takes, and stands once, also after NFC and case folding. A taken file has one part.",
-    "on the listing, before any path is made of it, and on what was staged",
+    "Every listed name is a relative path without `..`, backslash, drive letter or control characters, not longer than"
+    " file systems allow, and unique, also after NFC normalization and case folding. Declared files are at the top"
+    " level.",
+    "on the listing, before any path is built from it, and on the staged files",
     ("LISTING_UNSAFE", "UNSAFE_NAME"),
 )
 REGULAR = Check(
     3,
     "regular files",
-    "No link, folder, device or socket, and no file with a second name by which it could be changed.",
-    "while fetching, and on what was staged",
+    "There are no links, folders, devices or sockets, and no files with a second hard link.",
+    "during the download, and on the staged files",
     ("NOT_REGULAR",),
 )
 FILE_SET = Check(
     4,
     "file set",
-    "Exactly the files that the engine declares: none more, none less.",
-    "on the listing, and on what was staged",
+    "The files are exactly those that the engine declares.",
+    "on the listing, and on the staged files",
     ("FILES_MISSING", "FILES_UNKNOWN"),
 )
 SIZES = Check(
     5,
     "sizes",
-    "Each file has the listed size, and all together are not more than `max_revision_bytes`. Less than listed may"
-    " still arrive: such a revision is not ready, which blames nothing.",
-    "on the listing, while fetching, and on what was staged",
+    "Each file has the listed size, and the total is at most `max_revision_bytes`. A file that is shorter than listed"
+    " may still be uploading: the revision is not ready yet, and is not quarantined.",
+    "on the listing, during the download, and on the staged files",
     ("TOO_LARGE", "FILE_SHORT", "SIZE_MISMATCH"),
 )
 HASHES = Check(
     6,
     "SHA-256",
-    "Each file has the listed SHA-256: while it comes, and read again from the disk after it was synced there.",
-    "while fetching, and on what was staged",
+    "Each file has the listed SHA-256, computed during the download and again from the synced file on disk.",
+    "during the download, and on the staged files",
     ("CONTENT_MISMATCH",),
 )
 SOURCE = Check(
     7,
     "source digest",
-    "Together they are the revision that was decided for, by its digest.",
-    "on what was staged",
+    "The files together have the source digest of the update.",
+    "on the staged files",
     ("SOURCE_MISMATCH",),
 )
 SIGNATURE = Check(
     8,
     "signature",
-    "The place of signatures, kept free: nothing is checked here yet, and no bundle says that it was.",
-    "never yet",
+    "Reserved for signatures: nothing is checked yet, and no bundle records this check.",
+    "not implemented",
     (),
 )
 NOT_EXECUTABLE = Check(
     9,
     "nothing executable",
-    "No file may be run: none has an executable mode, or begins as a program, a library or a script does.",
-    "on what was staged",
+    "No file has an executable mode, or starts like a program, a library or a script.",
+    "on the staged files",
     ("EXECUTABLE",),
 )
 FORMATS = Check(
     10,
     "formats",
-    "Each file is of an allow-listed format by its ending and by its content: JSON, text, safetensors, an archive of"
-    " tensors.",
-    "on what was staged",
+    "Each file has an allow-listed format, by its extension and its content: JSON, text, safetensors, or a PyTorch"
+    " archive.",
+    "on the staged files",
     ("FORMAT_UNKNOWN",),
 )
 CONFIGURATION_KEYS = Check(
     11,
     "configuration keys",
-    "Sections of `configuration.json` are allow-listed (`known_sections` in `hotslot.toml` adds to them); no key"
-    " anywhere asks for code of the repository (`plugins`, `allow_remote`, `auto_map` …),"
-    " and no value leads out of the folder.",
-    "on what was staged",
+    "The top-level keys of `configuration.json` are allow-listed (`known_sections` in `hotslot.toml` adds more); no key"
+    " anywhere would run code of the repository (`plugins`, `allow_remote`, `auto_map` …), and no value is a path that"
+    " leaves the folder.",
+    "on the staged files",
     ("CONFIG_BROKEN", "CONFIG_KEY_UNKNOWN", "CONFIG_ASKS_FOR_CODE", "CONFIG_HAS_PATH"),
 )
 ENGINE = Check(
     12,
     "engine",
-    "An engine of this build serves its task and model type.",
-    "on the listing, and on what was staged",
+    "This build has an engine for its task and model type.",
+    "on the listing, and on the staged files",
     ("ENGINE_UNKNOWN",),
 )
 UNCHANGED = Check(
     13,
     "nothing changed",
-    "The hub lists the same at the end as at the beginning, and no staged file was touched while it was checked or"
-    " converted. Nobody is blamed: it is looked at again.",
-    "after fetching, after checking, after converting",
+    "The hub lists the same files after the download as before, and no staged file was changed during the checks or the"
+    " conversion. Otherwise the revision is tried again later.",
+    "after the download, after the checks, after the conversion",
     ("LISTING_CHANGED", "FILES_CHANGED", "SOURCE_CHANGED"),
 )
 WEIGHTS = Check(
     14,
     "weights and configuration",
-    "Names, types, shapes and finiteness of all tensors, the vocabulary and the answers are those that the"
-    " configuration promises. A child with limits reads them; nothing of them is run.",
-    "while converting",
+    "The names, types and shapes of all tensors, the vocabulary and the answers match the configuration, and all"
+    " numbers are finite. A child process with limits reads them; no code of the revision is run.",
+    "during the conversion",
     (
         "CONFIG_UNSUPPORTED",
         "WEIGHTS_BROKEN",
@@ -153,10 +154,10 @@ WEIGHTS = Check(
 COMPATIBLE = Check(
     15,
     "compatible",
-    "It does what serves does: the same task, engine, model type and picture size, the same labels in the same order,"
-    " every word under its number (new ones may come behind). Nothing to compare with at a first install; what a"
-    " bundle of an older hotslot does not say of itself is not compared.",
-    "the task before converting, the rest after it",
+    "It has the same task, engine, model type and picture size as the serving bundle, the same labels in the same"
+    " order, and the same number for every word (new words may be appended). A first install is not compared, and"
+    " neither is what a bundle of an older build does not record.",
+    "the task before the conversion, the rest after it",
     ("TASK_CHANGED", "TYPE_CHANGED", "PICTURE_SIZE_CHANGED", "VOCABULARY_CHANGED", "LABELS_CHANGED"),
 )
 
@@ -179,20 +180,22 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def refused(check: Check, reason: str, message: str, kind: FailureKind = FailureKind.PERMANENT) -> CheckFailed:
-    """The failure of a revision at one number of the list.
+def make_check_failure(
+    check: Check, reason: str, message: str, kind: FailureKind = FailureKind.PERMANENT
+) -> CheckFailed:
+    """Make the failure of a check.
 
     Raises:
-        RuntimeError: the reason is not one of this number's.
+        RuntimeError: the reason does not belong to the check.
     """
     if reason not in check.reasons:
-        raise RuntimeError(f"{reason} is no reason of check {check.title}")
+        raise RuntimeError(f"check {check.title} has no reason {reason}")
     return CheckFailed(check, EffectFailure(kind, reason, f"check {check.title}: {message}"))
 
 
-def by_reason(reason: str, message: str) -> CheckFailed | EffectFailed:
-    """The same for a reason that comes from code which does not know the list."""
+def make_failure_by_reason(reason: str, message: str) -> CheckFailed | EffectFailed:
+    """Make the failure for a reason of code that does not know the checks, for example the converter."""
     check = next((row for row in CHECKS if reason in row.reasons), None)
     if check is None:
         return EffectFailed.permanent(reason, message)
-    return refused(check, reason, message)
+    return make_check_failure(check, reason, message)

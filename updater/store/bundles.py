@@ -24,7 +24,7 @@ from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
 from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
 from common.source import ManifestBroken, check_files, read_listing_file
 from updater.core import checks
-from updater.core.checks import by_reason, refused
+from updater.core.checks import make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
 from updater.core.ports import EffectFailed, Hub, Release
 from updater.core.record import Installed
@@ -135,14 +135,16 @@ class BundleStore:
             check_files(listed or ())
             engine, passed = verify(folder, source_digest, listed, self._check_stop, self._options.known_sections)
         except FileNotFoundError as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", "the staged files are missing") from error
+            raise make_check_failure(checks.HASHES, "CONTENT_MISMATCH", "the staged files are missing") from error
         except ManifestBroken as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", f"the stored listing is damaged: {error}") from error
+            raise make_check_failure(
+                checks.HASHES, "CONTENT_MISMATCH", f"the stored listing is damaged: {error}"
+            ) from error
         except OSError as error:
             raise classify_disk_error(error, "the staged files cannot be read") from error
         if serving is not None and engine.task.value != serving.task:  # checked before the costly conversion
             message = f"its task is {engine.task.value!r}, the serving bundle's is {serving.task!r}"
-            raise refused(checks.COMPATIBLE, "TASK_CHANGED", message)
+            raise make_check_failure(checks.COMPATIBLE, "TASK_CHANGED", message)
         known = None if serving is None or serving.source_digest != source_digest else serving.provenance
         return build_provenance(folder.parent / ORIGIN_NAME, passed, self._clock.now(), known)
 
@@ -289,10 +291,10 @@ class ChildConverter:
             )
         except ConversionRefused as error:
             if error.reason in checks.UNCHANGED.reasons:
-                raise refused(checks.UNCHANGED, error.reason, str(error), FailureKind.TRANSIENT) from error
+                raise make_check_failure(checks.UNCHANGED, error.reason, str(error), FailureKind.TRANSIENT) from error
             if error.reason in _NOT_REVISIONS_FAULT:
                 raise EffectFailed.transient(error.reason, str(error)) from error
-            raise by_reason(error.reason, str(error)) from error  # check 14
+            raise make_failure_by_reason(error.reason, str(error)) from error  # check 14
         except OSError as error:
             raise classify_disk_error(error, "the bundle cannot be written") from error
         return bundle.bundle_digest

@@ -12,7 +12,7 @@ from common.durable import NotRegular, sync_folder, write_atomic
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
-from updater.core.checks import by_reason, refused
+from updater.core.checks import make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
 from updater.core.ports import EffectFailed, Hub, Release
 from updater.revision import UnsupportedRevision, find_declared_files
@@ -116,7 +116,7 @@ class Stager:
         try:
             check_files(files)
         except ManifestBroken as error:
-            raise refused(checks.NAMES, "LISTING_UNSAFE", f"the listing is unsafe: {error}") from error
+            raise make_check_failure(checks.NAMES, "LISTING_UNSAFE", f"the listing is unsafe: {error}") from error
         return {file.name: file for file in files}
 
     def _find_declared(self, listed: dict[str, BundleFile], check_stop: Callable[[], None]) -> tuple[str, ...]:
@@ -129,13 +129,13 @@ class Stager:
         try:
             return find_declared_files({name: file.size for name, file in listed.items()}, read).names
         except UnsupportedRevision as error:
-            raise by_reason(error.reason, str(error)) from error
+            raise make_failure_by_reason(error.reason, str(error)) from error
 
     def _check_space(self, wanted: list[BundleFile], max_bytes: int) -> None:
         total = sum(file.size for file in wanted)
         if total > max_bytes:
             message = f"the revision has {total} bytes; max_revision_bytes is {max_bytes}"
-            raise refused(checks.SIZES, "TOO_LARGE", message)
+            raise make_check_failure(checks.SIZES, "TOO_LARGE", message)
         kept = sum(path.stat().st_size for path in self._files.iterdir() if path.is_file())
         needed = int(DISK_FACTOR * max(0, total - kept)) + self._limits.reserve_bytes
         free = shutil.disk_usage(self._files).free
@@ -156,13 +156,13 @@ class Stager:
             try:
                 fetch_file(source, target, file, check_stop)
             except TransferShort as error:
-                raise refused(checks.SIZES, "FILE_SHORT", str(error), FailureKind.NOT_READY) from error
+                raise make_check_failure(checks.SIZES, "FILE_SHORT", str(error), FailureKind.NOT_READY) from error
             except TransferBroken:  # once more from the first byte: the network can corrupt data
                 fetch_file(source, target, file, check_stop)
         except TransferBroken as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
+            raise make_check_failure(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
         except NotRegular as error:
-            raise refused(checks.REGULAR, "NOT_REGULAR", str(error)) from error
+            raise make_check_failure(checks.REGULAR, "NOT_REGULAR", str(error)) from error
 
     def _track(self, pieces: Generator[bytes], done: int) -> Iterator[bytes]:
         """Pass pieces on and update the progress, once the total size is known."""

@@ -15,7 +15,7 @@ from common.durable import NotRegular, open_within, read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, EngineFiles
 from common.source import MAX_FILE_BYTES, ManifestBroken, check_files
 from updater.core import checks
-from updater.core.checks import COMPATIBLE, Check, CheckFailed, by_reason, refused
+from updater.core.checks import COMPATIBLE, Check, CheckFailed, make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
 from updater.revision import UnsupportedRevision, find_declared_files, parse_json_object, select_engine
 from updater.store.formats import HEAD_BYTES, find_config_problem, find_format_problem, is_executable
@@ -74,7 +74,7 @@ def _check_merges(candidate: Path, serving: Path) -> None:
     new, known = (read_bounded(path, MAX_WORDS_BYTES).split(b"\n") for path in (candidate, serving))
     known = known[:-1] if not known[-1] else known
     if new[: len(known)] != known:
-        raise refused(
+        raise make_check_failure(
             COMPATIBLE,
             "VOCABULARY_CHANGED",
             "its tokenizer splits words differently from the serving bundle's" + _ADVICE,
@@ -97,7 +97,9 @@ def _join(labels: Sequence[str]) -> str:
 
 
 def _changed(reason: str, what: str, found: object, known: object) -> CheckFailed:
-    return refused(COMPATIBLE, reason, f"{what} is {found!r}, in the serving bundle it is {known!r}" + _ADVICE)
+    return make_check_failure(
+        COMPATIBLE, reason, f"{what} is {found!r}, in the serving bundle it is {known!r}" + _ADVICE
+    )
 
 
 _Stat = tuple[int, int, int, int]  # inode, size in bytes, mtime and ctime in ns
@@ -155,17 +157,17 @@ def _check_names(staged: StagedFolder) -> None:
     try:
         check_files([BundleFile(name, 0, "0" * 64) for name in staged.names])
     except ManifestBroken as error:
-        raise refused(checks.NAMES, "UNSAFE_NAME", str(error)) from error
+        raise make_check_failure(checks.NAMES, "UNSAFE_NAME", str(error)) from error
 
 
 def _check_regular(staged: StagedFolder) -> None:
     for name in staged.names:
         seen = (staged.folder / name).lstat()
         if not stat.S_ISREG(seen.st_mode):
-            raise refused(checks.REGULAR, "NOT_REGULAR", f"{name} is not a regular file")
+            raise make_check_failure(checks.REGULAR, "NOT_REGULAR", f"{name} is not a regular file")
         if seen.st_nlink != 1:
             message = f"{name} has a second hard link, by which it could be changed"
-            raise refused(checks.REGULAR, "NOT_REGULAR", message)
+            raise make_check_failure(checks.REGULAR, "NOT_REGULAR", message)
 
 
 def _check_set(staged: StagedFolder) -> None:
@@ -173,22 +175,22 @@ def _check_set(staged: StagedFolder) -> None:
     try:
         found = find_declared_files(sizes, lambda name: _read(staged, name))
     except UnsupportedRevision as error:
-        raise by_reason(error.reason, str(error)) from error
+        raise make_failure_by_reason(error.reason, str(error)) from error
     more, less = sorted(set(staged.names) - set(found.names)), sorted(set(found.names) - set(staged.names))
     if less:
-        raise refused(checks.FILE_SET, "FILES_MISSING", f"the revision lacks {less[0]}")
+        raise make_check_failure(checks.FILE_SET, "FILES_MISSING", f"the revision lacks {less[0]}")
     if more:
         message = f"{more[0]} is not declared by the engine {found.engine.engine}"
-        raise refused(checks.FILE_SET, "FILES_UNKNOWN", message)
+        raise make_check_failure(checks.FILE_SET, "FILES_UNKNOWN", message)
     if staged.listed is not None and {file.name for file in staged.listed} != set(staged.names):
-        raise refused(checks.FILE_SET, "FILES_UNKNOWN", "the staged files are not the listed ones")
+        raise make_check_failure(checks.FILE_SET, "FILES_UNKNOWN", "the staged files are not the listed ones")
 
 
 def _check_sizes(staged: StagedFolder) -> None:
     for file in staged.listed or ():
         size = staged.before[file.name][1]
         if size != file.size:
-            raise refused(checks.SIZES, "SIZE_MISMATCH", f"{file.name} has {size} bytes, listed {file.size}")
+            raise make_check_failure(checks.SIZES, "SIZE_MISMATCH", f"{file.name} has {size} bytes, listed {file.size}")
 
 
 def _check_hashes(staged: StagedFolder) -> None:
@@ -199,10 +201,10 @@ def _check_hashes(staged: StagedFolder) -> None:
         try:
             file = hash_file(staged.folder, name, row.size if row else MAX_FILE_BYTES, staged.check_stop)
         except (TransferBroken, NotRegular) as error:
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
+            raise make_check_failure(checks.HASHES, "CONTENT_MISMATCH", str(error)) from error
         if row is not None and file != row:
             message = f"{name}: SHA-256 {file.sha256[:12]}… on disk, {row.sha256[:12]}… listed"
-            raise refused(checks.HASHES, "CONTENT_MISMATCH", message)
+            raise make_check_failure(checks.HASHES, "CONTENT_MISMATCH", message)
         found.append(file)
     staged.found = tuple(found)
 
@@ -210,14 +212,14 @@ def _check_hashes(staged: StagedFolder) -> None:
 def _check_source(staged: StagedFolder) -> None:
     if compute_source_digest(staged.found) != staged.digest:
         message = "the files do not have the source digest of this update"
-        raise refused(checks.SOURCE, "SOURCE_MISMATCH", message)
+        raise make_check_failure(checks.SOURCE, "SOURCE_MISMATCH", message)
 
 
 def _check_not_executable(staged: StagedFolder) -> None:
     for name in staged.names:
         mode = (staged.folder / name).lstat().st_mode
         if mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH) or is_executable(_read_head(staged, name)):
-            raise refused(checks.NOT_EXECUTABLE, "EXECUTABLE", f"{name} is executable")
+            raise make_check_failure(checks.NOT_EXECUTABLE, "EXECUTABLE", f"{name} is executable")
 
 
 def _check_formats(staged: StagedFolder) -> None:
@@ -225,7 +227,7 @@ def _check_formats(staged: StagedFolder) -> None:
         with open_within(staged.folder, file.name) as opened:
             problem = find_format_problem(file.name, file.size, opened)
         if problem:
-            raise refused(checks.FORMATS, "FORMAT_UNKNOWN", problem)
+            raise make_check_failure(checks.FORMATS, "FORMAT_UNKNOWN", problem)
 
 
 def _check_keys(staged: StagedFolder) -> None:
@@ -234,14 +236,14 @@ def _check_keys(staged: StagedFolder) -> None:
             continue
         problem = find_config_problem(_read_object(staged, name), name, staged.known_sections)
         if problem is not None:
-            raise refused(checks.CONFIGURATION_KEYS, problem.reason, problem.message)
+            raise make_check_failure(checks.CONFIGURATION_KEYS, problem.reason, problem.message)
 
 
 def _check_engine(staged: StagedFolder) -> None:
     try:
         staged.engine = select_engine(_read_object(staged, CONFIGURATION))
     except UnsupportedRevision as error:
-        raise by_reason(error.reason, str(error)) from error
+        raise make_failure_by_reason(error.reason, str(error)) from error
 
 
 def _check_unchanged(staged: StagedFolder) -> None:
@@ -249,7 +251,7 @@ def _check_unchanged(staged: StagedFolder) -> None:
         staged
     ):
         message = "a staged file was changed while it was checked"
-        raise refused(checks.UNCHANGED, "FILES_CHANGED", message, FailureKind.TRANSIENT)
+        raise make_check_failure(checks.UNCHANGED, "FILES_CHANGED", message, FailureKind.TRANSIENT)
 
 
 # Check 8 (signatures) does not exist yet; 14 and 15 run during and after conversion.
@@ -282,7 +284,7 @@ def _read_object(staged: StagedFolder, name: str) -> dict[str, Any]:
     try:
         return parse_json_object(_read(staged, name), name)
     except UnsupportedRevision as error:
-        raise by_reason(error.reason, str(error)) from error
+        raise make_failure_by_reason(error.reason, str(error)) from error
 
 
 def _read(staged: StagedFolder, name: str) -> bytes:
@@ -290,8 +292,8 @@ def _read(staged: StagedFolder, name: str) -> bytes:
         with open_within(staged.folder, name) as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
     except NotRegular as error:
-        raise refused(checks.REGULAR, "NOT_REGULAR", str(error)) from error
+        raise make_check_failure(checks.REGULAR, "NOT_REGULAR", str(error)) from error
     if len(content) > MAX_CONFIG_BYTES:
         message = f"{name} has more than {MAX_CONFIG_BYTES} bytes"
-        raise refused(checks.CONFIGURATION_KEYS, "CONFIG_BROKEN", message)
+        raise make_check_failure(checks.CONFIGURATION_KEYS, "CONFIG_BROKEN", message)
     return content

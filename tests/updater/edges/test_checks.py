@@ -15,7 +15,7 @@ from common.bundle import Bundle, BundleFile, Interface, compute_source_digest, 
 from dev.harness.revisions import model_folder
 from dev.harness.scripted_engine import make_scripted_bundle
 from dev.scripts import verification
-from updater.core.checks import CHECKS, CheckFailed, by_reason, refused
+from updater.core.checks import CHECKS, CheckFailed, make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
 from updater.store.state_folder import check_state_path, read_fetch_record
 from updater.store.verify import STEPS, check_compatible, verify
@@ -56,7 +56,7 @@ def test_a_reason_belongs_to_one_number() -> None:
     assert len(reasons) == len(set(reasons))
     assert all(re.fullmatch(r"[A-Z0-9_]{3,63}", reason) for reason in reasons)
     with pytest.raises(RuntimeError):
-        refused(CHECKS[1], "EXECUTABLE", "of another number")
+        make_check_failure(CHECKS[1], "EXECUTABLE", "of another number")
 
 
 def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
@@ -75,7 +75,7 @@ def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
     known = {reason for row in CHECKS for reason in row.reasons}
     assert {"WEIGHTS_BROKEN", "CONFIG_UNSUPPORTED"} <= found
     assert found - known - blameless == set()
-    assert by_reason("WEIGHTS_BROKEN", "a tensor is missing").failure.message.startswith("check 14 ")
+    assert make_failure_by_reason("WEIGHTS_BROKEN", "a tensor is missing").failure.message.startswith("check 14 ")
 
 
 def test_the_page_is_fresh() -> None:
@@ -86,7 +86,7 @@ def test_the_page_is_fresh() -> None:
 def test_every_reason_has_a_test() -> None:
     """And no test claims one that is not on the list."""
     known = {reason for row in CHECKS for reason in row.reasons}
-    assert known == set(verification.tests_by_reason())
+    assert known == set(verification.list_tests_by_reason())
 
 
 @pytest.mark.reason("STATE_DIR_TRUSTED")
