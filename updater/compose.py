@@ -25,7 +25,7 @@ from updater.core.rules import (
     ReleasePolicy,
     Rules,
 )
-from updater.core.versions import version_of
+from updater.core.versions import parse_version
 from updater.golden_files import GoldenFiles
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
@@ -184,7 +184,7 @@ def _open_hub(shared: UpdaterDependencies, name: str) -> Hub:
         shared.settings.updater,
         section.hub_model,
         shared.clock,
-        lambda one: version_of(one, policy) is not None,
+        lambda one: parse_version(one, policy) is not None,
     )
 
 

@@ -31,7 +31,7 @@ from updater.core.effects import (
     WritePointer,
 )
 from updater.core.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
-from updater.stages.watch import worth_listing
+from updater.stages.watch import select_names
 
 _STATE_SECONDS = 10.0
 
@@ -102,7 +102,7 @@ def _poll(effect: PollHub, ports: Ports) -> Result:
     ends = ports.clock.monotonic() + effect.deadline_seconds
     names = ports.hub.revisions(effect.deadline_seconds)
     releases: list[Release] = []
-    for name in worth_listing(names, effect):
+    for name in select_names(names, effect):
         left = ends - ports.clock.monotonic()
         if left <= 0:
             raise EffectFailed.transient("HUB_SLOW", "looking at the hub took too long")

@@ -115,14 +115,14 @@ def begin_probe(breaker: Breaker, rules: BreakerRules) -> Breaker:
 
 def cut_off(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str) -> Breaker:
     """Open again after a probe that came to no result: it waits as long as before, not longer."""
-    seconds = open_seconds(breaker.openings, rules, jitter)
+    seconds = compute_open_seconds(breaker.openings, rules, jitter)
     return replace(breaker, state=BreakerState.OPEN, left_seconds=seconds, reason=reason)
 
 
 def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, at_least: float = 0.0) -> Breaker:
     """Open it, whatever its count; an open one stays open at least as long as before."""
     openings = breaker.openings if breaker.state is BreakerState.OPEN else breaker.openings + 1
-    seconds = max(open_seconds(openings, rules, jitter), min(at_least, rules.cap_seconds))
+    seconds = max(compute_open_seconds(openings, rules, jitter), min(at_least, rules.cap_seconds))
     return Breaker(
         name=breaker.name,
         state=BreakerState.OPEN,
@@ -133,7 +133,7 @@ def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, a
     )
 
 
-def open_seconds(openings: int, rules: BreakerRules, jitter: float) -> float:
+def compute_open_seconds(openings: int, rules: BreakerRules, jitter: float) -> float:
     """Seconds of the n-th opening: doubling up to the cap, plus or minus the jitter."""
     plain = min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(max(openings, 1) - 1, 32))
     return plain * (1.0 + rules.jitter * (2.0 * min(max(jitter, 0.0), 1.0) - 1.0))

@@ -27,7 +27,7 @@ class PollHub:
     """Ask the hub for its revisions, and list the files of those that may be taken.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
-    `watch.worth_listing(names, effect)`. Result: `Listed`.
+    `watch.select_names(names, effect)`. Result: `Listed`.
     """
 
     policy: ReleasePolicy

@@ -51,6 +51,7 @@ _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
 _RENAMED_EVENTS: Mapping[str, str] = {
     "quarantine_released": "quarantine_lifted",
     "return_failed": "failback_failed",
+    "update_asked": "update_requested",
     "updates_held": "updates_paused",
     "wish_refused": "command_refused",
 }

@@ -43,7 +43,7 @@ class Version:
 _RELEASED: tuple[Part, ...] = ((2, 0, ""),)
 
 
-def version_of(name: str, policy: ReleasePolicy) -> Version | None:
+def parse_version(name: str, policy: ReleasePolicy) -> Version | None:
     """Read a hub's name; None if it is no release: a branch, or not of the pattern."""
     if not name or len(name) > MAX_NAME_CHARS:
         return None
@@ -52,15 +52,15 @@ def version_of(name: str, policy: ReleasePolicy) -> Version | None:
 
 def is_after(name: str, min_version: str, policy: ReleasePolicy) -> bool:
     """Whether a release is strictly greater than the minimal version; any release is, while there is none."""
-    version, least = version_of(name, policy), version_of(min_version, policy)
+    version, least = parse_version(name, policy), parse_version(min_version, policy)
     if version is None:
         return False
     return not min_version or (least is not None and version > least)
 
 
-def refused_by_name(version: Version, name: str, min_version: str, policy: ReleasePolicy) -> str:
+def find_policy_refusal(version: Version, name: str, min_version: str, policy: ReleasePolicy) -> str:
     """Why policy takes no release of this name, for people; empty if it may."""
-    least = version_of(min_version, policy)
+    least = parse_version(min_version, policy)
     if policy.pin not in ("", name):
         return f"policy pins {policy.pin}"
     if name in policy.deny:
@@ -74,13 +74,13 @@ def refused_by_name(version: Version, name: str, min_version: str, policy: Relea
 
 def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
     """Whether two names are the same version."""
-    version = version_of(one, policy)
-    return version is not None and version == version_of(other, policy)
+    version = parse_version(one, policy)
+    return version is not None and version == parse_version(other, policy)
 
 
-def higher(first: str, second: str, policy: ReleasePolicy) -> str:
+def choose_higher(first: str, second: str, policy: ReleasePolicy) -> str:
     """The higher of two revisions; one that is no release loses."""
-    one, other = version_of(first, policy), version_of(second, policy)
+    one, other = parse_version(first, policy), parse_version(second, policy)
     if one is None or (other is not None and other > one):
         return second if other is not None else first or second
     return first

@@ -22,7 +22,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
         return Wait(rules.look_seconds, "the server is about to end")
     if server.trial is not None and not transitions.is_on_trial(update, server):
         return _apply_lost(record, facts, rules, "TRIAL_UNKNOWN", "another revision is on trial")
-    slot = transitions.slot_of(update, server)
+    slot = transitions.find_slot(update, server)
     if slot is None or (slot.state != "LOADED" and server.trial is None):
         return _apply_lost(record, facts, rules, "CANDIDATE_GONE", "the candidate's runner is gone")
     return ActivateLoad(slot.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)

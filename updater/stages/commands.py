@@ -10,7 +10,7 @@ from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.ports import Facts
 from updater.core.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
-from updater.core.versions import is_after, is_same, version_of
+from updater.core.versions import is_after, is_same, parse_version
 from updater.stages import failback, reconcile, transitions
 from updater.stages.reconcile import BY_HAND
 from updater.stages.transitions import Transition
@@ -102,7 +102,7 @@ class CommandResult:
         return self.transition.record
 
 
-def effect_of(record: ModelRecord, kind: CommandKind) -> CommandEffect:
+def find_effect(record: ModelRecord, kind: CommandKind) -> CommandEffect:
     """The cell of the table for a record."""
     rows = FAILBACK_TABLE if failback.is_under_way(record) and kind in FAILBACK_TABLE else TABLE
     return rows[kind][record.stage]
@@ -110,7 +110,7 @@ def effect_of(record: ModelRecord, kind: CommandKind) -> CommandEffect:
 
 def must_wait(record: ModelRecord, kind: CommandKind) -> bool:
     """Whether the command is applied only when the stage has ended."""
-    return effect_of(record, kind) is CommandEffect.WAIT
+    return find_effect(record, kind) is CommandEffect.WAIT
 
 
 def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Rules) -> CommandResult:
@@ -119,7 +119,7 @@ def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Ru
     Raises:
         RuntimeError: it must wait.
     """
-    effect = effect_of(record, command.kind)
+    effect = find_effect(record, command.kind)
     refusal = _refuse(record, effect, command, facts, rules)
     if refusal is None:
         return CommandResult(command, _APPLY[effect](record, command, facts))
@@ -157,7 +157,7 @@ def _refuse_request(record: ModelRecord, revision: str, rules: Rules) -> Refusal
     if any(row.revision == revision for row in record.quarantine):
         return Refusal("QUARANTINED", f"{revision} is in quarantine; `hotslot updates unquarantine` its digest first")
     least = record.min_version
-    is_known = version_of(revision, rules.policy) is not None and version_of(least, rules.policy) is not None
+    is_known = parse_version(revision, rules.policy) is not None and parse_version(least, rules.policy) is not None
     is_below = is_known and not is_after(revision, least, rules.policy) and not is_same(revision, least, rules.policy)
     if is_below:
         return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {least}, which was committed")
@@ -182,12 +182,12 @@ def _poll(record: ModelRecord, _command: OperatorCommand, _facts: Facts) -> Tran
 def _request(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
     """Remember the revision for the next poll, which is due now."""
     record = replace(_poll_now(record), requested_revision=command.argument)
-    return transitions.with_event(record, facts, "update_asked", f"an operator asked for {command.argument}")
+    return transitions.with_event(record, facts, "update_requested", f"an operator requested {command.argument}")
 
 
 def _supersede(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
     record, events = _request(record, command, facts)
-    record, abandoned = transitions.abandon(record, facts, "SUPERSEDED", f"an operator asked for {command.argument}")
+    record, abandoned = transitions.abandon(record, facts, "SUPERSEDED", f"an operator requested {command.argument}")
     return Transition(record, (*events, *abandoned))
 
 

@@ -89,7 +89,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
         return Wait(rules.look_seconds, "the server cannot be reached")
     if server.trial is not None and transitions.is_on_trial(update, server):
         return CommitLoad(server.trial.load_id, update.update_id, server.generation)
-    reason = observe.why_over(record, facts)
+    reason = observe.find_end_reason(record, facts)
     if reason == "COMMITTED" or server.cpu_fallback is None:
         return commit(record, facts, rules)
     return observe.end_trial(record, facts, rules, reason)

@@ -12,7 +12,7 @@ from updater.core.effects import CommitLoad, Effect, EffectFailure, Result, Wait
 from updater.core.ports import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
-from updater.core.versions import higher
+from updater.core.versions import choose_higher
 from updater.stages import failback, observe, reconcile, transitions
 from updater.stages.transitions import Transition
 
@@ -23,7 +23,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
         return failback.decide_commit(record, facts, rules)
     update, server = record.under_way, facts.server
     is_written = facts.pointer_is_readable and facts.pointer == update.installed
-    reason = "" if is_written or is_committed(record, facts) else observe.why_over(record, facts)
+    reason = "" if is_written or is_committed(record, facts) else observe.find_end_reason(record, facts)
     if reason:
         return observe.end_trial(record, facts, rules, reason)
     if server is None:
@@ -53,7 +53,7 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
         return False
     if facts.pointer_is_readable and facts.pointer == record.under_way.installed:
         return True
-    return observe.why_over(record, facts) == "COMMITTED" or _has_started_with(record, facts)
+    return observe.find_end_reason(record, facts) == "COMMITTED" or _has_started_with(record, facts)
 
 
 def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
@@ -92,7 +92,7 @@ def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
         record,
         committed=update.installed,
         previous=record.committed if record.committed != update.installed else record.previous,
-        min_version=higher(update.revision, record.min_version, rules.policy) or record.min_version,
+        min_version=choose_higher(update.revision, record.min_version, rules.policy) or record.min_version,
         activation=breaker.report(record.activation, breaker.WorkResult.SUCCESS, limits, facts.jitter),
         unquarantined=tuple(digest for digest in record.unquarantined if digest != update.source_digest),
         approved=tuple(digest for digest in record.approved if digest != update.source_digest),

@@ -64,11 +64,11 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
     checks: tuple[Callable[[], _Check], ...] = (
-        lambda: _failures(asked, answers.device),
-        lambda: _memory(answers),
-        lambda: _accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
-        lambda: _agreement([row for row in fitting if not row.expected and row.active is not None], rules),
-        lambda: _cost(answers, rules),
+        lambda: _check_failures(asked, answers.device),
+        lambda: _check_memory(answers),
+        lambda: _check_accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
+        lambda: _check_agreement([row for row in fitting if not row.expected and row.active is not None], rules),
+        lambda: _check_cost(answers, rules),
     )
     for check in checks:
         rows, found = check()
@@ -80,12 +80,14 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
                 GateVerdict.HOLD, "NO_DATA", "nothing that both models could answer was asked", HeldFor.INCONCLUSIVE
             )
         )
-    evidence = Evidence(tuple(measured), _differing(asked, rules.max_differing), on_probes=not answers.golden_digest)
+    evidence = Evidence(
+        tuple(measured), _list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
+    )
     for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
         first = next((finding for finding in findings if finding.verdict is verdict), None)
         if first is not None:
             return replace(first, evidence=evidence)
-    return GateJudgement(GateVerdict.PASS, "PASSED", _summary(measured, len(asked)), evidence=evidence)
+    return GateJudgement(GateVerdict.PASS, "PASSED", _summarize(measured, len(asked)), evidence=evidence)
 
 
 def _is_void(row: GoldenQuestion) -> bool:
@@ -93,7 +95,7 @@ def _is_void(row: GoldenQuestion) -> bool:
     return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
 
 
-def _failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
+def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     """No question that the active model answers may fail."""
     failed = [row for row in asked if row.candidate.failure]
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
@@ -114,7 +116,7 @@ def _failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
     return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
 
 
-def _memory(answers: GateAnswers) -> _Check:
+def _check_memory(answers: GateAnswers) -> _Check:
     if not answers.planned_bytes or not answers.candidate_bytes:
         return [], []
     fits = answers.candidate_bytes <= answers.planned_bytes
@@ -123,7 +125,7 @@ def _memory(answers: GateAnswers) -> _Check:
     return [measured], [] if fits else [GateJudgement(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
 
 
-def _accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateRules) -> _Check:
+def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateRules) -> _Check:
     if not asked:
         return [], []
     right = [row.candidate.text == row.expected for row in asked]
@@ -137,7 +139,7 @@ def _accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateR
         if share < min_accuracy:
             by_chance = under_by_chance(sum(right), len(right), min_accuracy)
             findings.append(
-                _worse(
+                _judge_worse(
                     "BELOW_MIN_ACCURACY",
                     f"accuracy {share:.3f}, at least {min_accuracy:.3f} is required",
                     by_chance,
@@ -145,7 +147,7 @@ def _accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateR
                 )
             )
     if has_active:
-        rows, found = _against(right, active, rules)
+        rows, found = _compare_with_active(right, active, rules)
         measured += rows
         findings += found
     elif min_accuracy == 0:
@@ -153,7 +155,7 @@ def _accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateR
     return measured, findings
 
 
-def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
+def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
     """Accuracy and negative flips, by the exact paired test."""
     negative, positive = negative_flips(active, right), positive_flips(active, right)
     by_chance = worse_by_chance(negative, positive)
@@ -167,20 +169,22 @@ def _against(right: Sequence[bool], active: Sequence[bool], rules: GateRules) ->
     numbers = f"{negative} questions lost and {positive} won of {len(right)}"
     if share < least:
         text = f"accuracy {share:.3f}, the active model's {before:.3f} ({numbers})"
-        return measured, [_worse("ACCURACY", text, by_chance, rules)]
+        return measured, [_judge_worse("ACCURACY", text, by_chance, rules)]
     if flips > rules.max_negative_flips:
-        return measured, [_worse("NEGATIVE_FLIPS", f"{numbers}: too many that were right before", by_chance, rules)]
+        return measured, [
+            _judge_worse("NEGATIVE_FLIPS", f"{numbers}: too many that were right before", by_chance, rules)
+        ]
     return measured, []
 
 
-def _worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
+def _judge_worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
     if by_chance <= rules.significance:
         return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
     text += f"; it may be chance ({by_chance:.0%}): a larger golden set can show it"
     return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 
 
-def _agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
+def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
     pairs = [
         (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
     ]
@@ -196,7 +200,7 @@ def _agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
     return [measured], [GateJudgement(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
 
 
-def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
+def _check_cost(answers: GateAnswers, rules: GateRules) -> _Check:
     """Compares device seconds, since wall clock would count the live load beside the candidate too.
 
     They vary with what else the machine does, and a slower model may be worth it: a person decides.
@@ -210,7 +214,7 @@ def _cost(answers: GateAnswers, rules: GateRules) -> _Check:
     return [measured], [] if cost <= most else [GateJudgement(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
 
 
-def _differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
+def _list_differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
     """The first questions on which the two differ, or the candidate is wrong."""
     rows: list[Differing] = []
     for row in asked:
@@ -222,7 +226,7 @@ def _differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, .
     return tuple(rows[:most])
 
 
-def _summary(measured: Sequence[Measured], questions: int) -> str:
+def _summarize(measured: Sequence[Measured], questions: int) -> str:
     named = {row.name: row for row in measured}
     if "accuracy" in named:
         row = named["accuracy"]
@@ -245,17 +249,17 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     update, server = record.under_way, facts.server
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is tried again")
-    problem = golden_problem(record, facts)
+    problem = find_golden_problem(record, facts)
     if problem is not None and not update.approved and not failback.is_under_way(record):
-        return transitions.hold(record, facts, problem, _golden_advice(problem, facts))
+        return transitions.hold(record, facts, problem, _advise_on_golden(problem, facts))
     if server is None or server.is_draining:
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
         return Wait(rules.look_seconds, "what is committed is being loaded")
-    slot = transitions.slot_of(update, server)
+    slot = transitions.find_slot(update, server)
     if slot is None or server.loaded(slot.load_id) is None or slot.load_id != update.load_id:
         return _load(record, server, slot)
-    key = gate_key(record, facts, slot)
+    key = build_gate_key(record, facts, slot)
     if update.gate_passed == key:
         return _pass(record, facts, server, rules)
     golden = facts.golden if key.golden_digest else None
@@ -277,7 +281,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
             return reconcile.apply_result(record, effect, result, facts, rules)
 
 
-def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
+def find_golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
     """Why there is nothing to judge a candidate by; a first install may be judged by built-in probes."""
     if facts.golden.problem:
         return HeldFor.GOLDEN_UNUSABLE
@@ -286,7 +290,7 @@ def golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
     return None
 
 
-def gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> GateKey:
+def build_gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> GateKey:
     """What the verdict depends on. At a first install a set without expectations cannot judge anything."""
     golden = facts.golden
     is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
@@ -359,7 +363,7 @@ def _pass(
         Stage.ACTIVATING,
         server_incarnation=server.incarnation,
         orderly=False,
-        at_activation=transitions.counts_of(update, server),
+        at_activation=transitions.find_counts(update, server),
     )
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
     return transitions.with_event(record, facts, "gate_passed", message, evidence=evidence)
@@ -379,13 +383,13 @@ def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
 
 def _load(record: ModelRecord, server: ServerState, slot: SlotSnapshot | None) -> Effect:
     update = record.under_way
-    spare = transitions.spare_slots(server)
+    spare = transitions.list_spare_slots(server)
     if slot is None and spare and len(server.occupied) >= len(server.slots):
         return RetireLoad(spare[0].load_id, update.update_id, server.generation)
     return LoadBundle(update.bundle_digest, update.device, update.update_id, server.generation)
 
 
-def _golden_advice(problem: HeldFor, facts: Facts) -> str:
+def _advise_on_golden(problem: HeldFor, facts: Facts) -> str:
     if problem is HeldFor.GOLDEN_UNUSABLE:
         return f"the golden set cannot be used ({facts.golden.problem}); `hotslot golden show` says why"
     return (

@@ -14,7 +14,7 @@ from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, 
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Rules
-from updater.core.versions import version_of
+from updater.core.versions import parse_version
 from updater.stages import (
     activate,
     commands,
@@ -145,7 +145,7 @@ def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transitio
     installed = facts.pointer
     if installed is None:
         raise RuntimeError("there is no pointer")
-    is_release = version_of(installed.revision, rules.policy) is not None
+    is_release = parse_version(installed.revision, rules.policy) is not None
     least = installed.revision if is_release else record.min_version
     record = replace(record, committed=installed, min_version=least)
     return transitions.with_event(record, facts, "pointer_adopted", f"{installed.revision} was there before")

@@ -64,20 +64,23 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
     computed, and latency with what the previous slot answered during the trial: wall clock depends as much on what else
     the machine does as on a revision.
     """
-    counted = since(transitions.counts_of(update, server), update.at_activation)
+    counted = subtract_counts(transitions.find_counts(update, server), update.at_activation)
     total = counted.answered + counted.failed
     is_enough = total >= rules.min_answers
-    measured = (*_measured(update, counted, trial.baseline, rules), *_compared(counted, server, trial, rules))
+    measured = (
+        *_measure(update, counted, trial.baseline, rules),
+        *_compare_with_previous(counted, server, trial, rules),
+    )
     evidence = Evidence(measured, on_probes=not is_enough)
     numbers = f"{counted.failed} of {total} requests failed, {counted.restarts} deaths"
-    at_once = _at_once(update, counted, rules)
+    at_once = _find_early_end(update, counted, rules)
     if at_once:
-        return TrialJudgement(_verdict_on(counted), at_once, numbers, evidence)
+        return TrialJudgement(_choose_verdict(counted), at_once, numbers, evidence)
     if is_enough:
         wrong = next((row for row in measured if not row.passed and row.name not in _MAY_BE_NOISE), None)
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
-            return TrialJudgement(_verdict_on(counted), wrong.name.upper(), message, evidence)
+            return TrialJudgement(_choose_verdict(counted), wrong.name.upper(), message, evidence)
     judgement = _judge_window(update, counted, rules, numbers, evidence)
     # Once, when nothing else is left to wait for: a test that is repeated at every look finds noise sooner or later.
     slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)
@@ -87,7 +90,7 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
     return TrialJudgement(TrialVerdict.SLOWER, slower.name.upper(), f"{message}; {numbers}", evidence)
 
 
-def since(now: Counts, before: Counts) -> Counts:
+def subtract_counts(now: Counts, before: Counts) -> Counts:
     """The counters' increase between two moments of one incarnation of the server."""
     latency = tuple(max(0, a - b) for a, b in zip(now.latency, before.latency or (0,) * len(now.latency), strict=False))
     costs = subtract_costs(now.costs, before.costs)
@@ -117,7 +120,7 @@ def percentile(counts: Counts, share: float) -> float:
     return lower
 
 
-def _at_once(update: Update, counted: Counts, rules: ObserveRules) -> str:
+def _find_early_end(update: Update, counted: Counts, rules: ObserveRules) -> str:
     """Reason to end the trial before its window is over; empty if there is none."""
     total = counted.answered + counted.failed
     if counted.not_finite > rules.max_not_finite:
@@ -158,13 +161,13 @@ def _judge_window(  # noqa: PLR0911  one line a case
     return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
 
 
-def _verdict_on(counted: Counts) -> TrialVerdict:
+def _choose_verdict(counted: Counts) -> TrialVerdict:
     """ROLL_BACK, or DOES_NOT_FIT where most failures are for want of memory."""
     is_memory = counted.out_of_memory > 0 and counted.out_of_memory * 2 >= counted.failed and not counted.not_finite
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
 
 
-def _measured(update: Update, counted: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
+def _measure(update: Update, counted: Counts, baseline: Counts, rules: ObserveRules) -> tuple[Measured, ...]:
     total, before = counted.answered + counted.failed, baseline.answered + baseline.failed
     errors = counted.failed / total if total else 0.0
     errors_before = baseline.failed / before if before else 0.0
@@ -181,7 +184,9 @@ def _measured(update: Update, counted: Counts, baseline: Counts, rules: ObserveR
     return tuple(rows)
 
 
-def _compared(counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> list[Measured]:
+def _compare_with_previous(
+    counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules
+) -> list[Measured]:
     """Cost and latency compared with the previous slot's, where there is enough of both."""
     slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
     previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
@@ -193,7 +198,7 @@ def _compared(counted: Counts, server: ServerState, trial: TrialSnapshot, rules:
         is_good = costs.by_chance > rules.significance
         rows.append(Measured(COST, costs.candidate_seconds, costs.active_seconds, most, is_good))
         rows.append(Measured("slower_by_chance", costs.by_chance, None, rules.significance, is_good))
-    beside = since(previous, trial.baseline)
+    beside = subtract_counts(previous, trial.baseline)
     if min(sum(beside.latency), sum(counted.latency)) >= rules.min_compared and beside.latency_bounds:
         slow, slow_beside = percentile(counted, 0.95), percentile(beside, 0.95)
         longest = max(slow_beside * rules.max_latency_factor, slow_beside + rules.latency_margin_seconds)
@@ -209,13 +214,13 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.observe.look_seconds, "the server cannot be reached")
-    reason = why_over(record, facts)
+    reason = find_end_reason(record, facts)
     if reason:
         return end_trial(record, facts, rules, reason)
     trial = server.trial
     if trial is None:
         raise RuntimeError("a trial that is not over is there")
-    judgement = judge(update, server, trial, rules_of(update, rules))
+    judgement = judge(update, server, trial, adapt_rules(update, rules))
     if judgement.verdict in _KEPT:
         return _keep(record, facts, judgement)
     if judgement.verdict not in _UNDECIDED:
@@ -238,7 +243,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     return reconcile.apply_result(record, effect, result, facts, rules)
 
 
-def why_over(record: ModelRecord, facts: Facts) -> str:
+def find_end_reason(record: ModelRecord, facts: Facts) -> str:
     """Why the update's trial is over, for machines; empty if it is not, or if the server cannot be asked."""
     update, server = record.under_way, facts.server
     if server is None:
@@ -253,7 +258,7 @@ def why_over(record: ModelRecord, facts: Facts) -> str:
 
 
 def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> Transition:
-    """The trial is over without a commit; the reason of `why_over` tells whose fault that was."""
+    """The trial is over without a commit; the reason says what is to blame."""
     update = record.under_way
     if reason == "SERVER_STOPPED":
         return _apply_server_stopped(record, facts, rules)
@@ -267,7 +272,7 @@ def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> T
     return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
 
 
-def rules_of(update: Update, rules: Rules) -> ObserveRules:
+def adapt_rules(update: Update, rules: Rules) -> ObserveRules:
     """How an update's trial is judged.
 
     The bundle of a failback is known to be good: a verdict needs no callers, and one death, or one answer that is not

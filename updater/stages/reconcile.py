@@ -33,7 +33,7 @@ from updater.core.record import (
 )
 from updater.core.rules import Rules
 from updater.stages import transitions
-from updater.stages.transitions import Transition, spare_slots
+from updater.stages.transitions import Transition, list_spare_slots
 
 BROKEN, BY_HAND = "COMMITTED_BROKEN", "ROLLED_BACK_BY_HAND"  # reasons
 _MAX_PAUSE_SECONDS = 60.0
@@ -53,7 +53,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
     Returns:
         None if nothing is left to do.
     """
-    server, pointer = facts.server, _pointer(record, facts)
+    server, pointer = facts.server, _repair_pointer(record, facts)
     if server is None or server.is_draining:
         return pointer or Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     step = _serve(record, server, rules)
@@ -72,7 +72,7 @@ def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
     if trouble.failed_loads >= rules.max_failed_loads:
         return True
     server = facts.server
-    if server is None or server.incarnation != trouble.server_incarnation or _answers(record, server):
+    if server is None or server.incarnation != trouble.server_incarnation or _is_answering(record, server):
         return False
     return sum(slot.restarts for slot in server.slots) - trouble.restarts >= rules.max_restarts
 
@@ -89,7 +89,7 @@ def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
     if record.committed is None or server is None:
         return record
     active = server.active
-    if _answers(record, server):
+    if _is_answering(record, server):
         return record if record.trouble is None else replace(record, trouble=None)
     if active is None or server.trial is not None or active.bundle_digest != record.committed.bundle_digest:
         return record
@@ -120,7 +120,7 @@ def revert(record: ModelRecord, facts: Facts) -> Transition:
         raise RuntimeError("nothing is committed")
     record, events = _abandon_current(record, facts, BROKEN)
     message = f"{broken.revision} no longer loads here"
-    update = _rollback_of(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
+    update = _build_rollback(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
     if can_go_back(record, facts) and record.previous is not None:
         message += f"; {record.previous.revision} is put back"
         record = transitions.block(record, broken.bundle_digest)
@@ -140,7 +140,7 @@ def roll_back_committed(record: ModelRecord, facts: Facts) -> Transition:
         record = transitions.block(record, bad.bundle_digest)
     else:
         record = transitions.quarantine(record, facts, bad.source_digest, bad.revision, BY_HAND)
-    update = _rollback_of(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
+    update = _build_rollback(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
     message = f"an operator took {bad.revision} back; {good.revision} serves"
     update = replace(update, reason=BY_HAND, message=message)
     record = replace(record, committed=good, previous=None, trouble=None, warm_seconds_left=0.0)
@@ -190,13 +190,13 @@ def _load(record: ModelRecord, server: ServerState, target: str, name: str, rule
     if holder is not None and holder.state == "LOADED":
         return ActivateLoad(holder.load_id, rules.observe.trial_lease_seconds, name, server.generation)
     if holder is None:
-        rows = spare_slots(server)
+        rows = list_spare_slots(server)
         if len(server.occupied) >= len(server.slots) and rows:
             return RetireLoad(rows[0].load_id, name, server.generation)
     return LoadBundle(target, "", name, server.generation)
 
 
-def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
+def _repair_pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
     committed = record.committed
     if not facts.pointer_is_readable:
         return WritePointer(committed)
@@ -208,7 +208,7 @@ def _pointer(record: ModelRecord, facts: Facts) -> WritePointer | None:
 
 def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | None:
     name = record.update.update_id if record.update is not None else "reconcile"
-    for slot in spare_slots(server):
+    for slot in list_spare_slots(server):
         if slot.bundle_digest == keep or (slot.role == "PREVIOUS" and record.warm_seconds_left > 0):
             continue
         return RetireLoad(slot.load_id, name, server.generation)
@@ -221,14 +221,14 @@ def _is_change_of_device(server: ServerState, trial: TrialSnapshot) -> bool:
     return previous is not None and previous.bundle_digest == trial.bundle_digest
 
 
-def _answers(record: ModelRecord, server: ServerState) -> bool:
+def _is_answering(record: ModelRecord, server: ServerState) -> bool:
     active = server.active
     committed = record.committed
     is_it = active is not None and committed is not None and active.bundle_digest == committed.bundle_digest
     return is_it and active is not None and active.state == "LOADED"
 
 
-def _rollback_of(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:
+def _build_rollback(bad: Installed, facts: Facts, kind: UpdateKind, ending: Ending) -> Update:
     return Update(
         update_id=facts.fresh_id,
         kind=kind,

@@ -8,7 +8,7 @@ from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Sta
 from updater.core.ports import Facts
 from updater.core.record import ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
-from updater.core.versions import version_of
+from updater.core.versions import parse_version
 from updater.stages import reconcile, transitions
 from updater.stages.transitions import Transition
 
@@ -73,7 +73,7 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
         return give_up_until_next_poll(record, facts, rules, f"{update.revision} changed while it was fetched")
     if record.is_quarantined(result.source_digest):
         return refuse_quarantined(record, facts)
-    version = version_of(update.revision, rules.policy)
+    version = parse_version(update.revision, rules.policy)
     if version is not None:
         known = record.known_digests.get(version.text)
         if known not in (None, result.source_digest) and not update.forced:

@@ -201,25 +201,25 @@ def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:
     return replace(record, blocked=(*record.blocked, bundle_digest))
 
 
-def slot_of(update: Update, server: ServerState) -> SlotSnapshot | None:
+def find_slot(update: Update, server: ServerState) -> SlotSnapshot | None:
     """The slot that holds the update's bundle, on the update's device if it names one."""
     return server.holding(update.bundle_digest, update.device)
 
 
 def is_on_trial(update: Update, server: ServerState) -> bool:
     """Whether the server's trial is of this update."""
-    trial, slot = server.trial, slot_of(update, server)
+    trial, slot = server.trial, find_slot(update, server)
     if trial is None or trial.bundle_digest != update.bundle_digest:
         return False
     return not update.device or (slot is not None and slot.load_id == trial.load_id)
 
 
-def counts_of(update: Update, server: ServerState) -> Counts:
+def find_counts(update: Update, server: ServerState) -> Counts:
     """What the server has counted of the update's bundle since it started."""
     return server.counts_of(update.bundle_digest, update.device)
 
 
-def spare_slots(server: ServerState) -> list[SlotSnapshot]:
+def list_spare_slots(server: ServerState) -> list[SlotSnapshot]:
     """Loads that may be retired: not the active one, and not the server's own load of a CPU fallback."""
     return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
 

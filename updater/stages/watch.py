@@ -10,7 +10,7 @@ from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.ports import Facts, Release
 from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind, Watch
 from updater.core.rules import Mode, ReleasePolicy, Rules
-from updater.core.versions import Version, is_after, is_same, refused_by_name, version_of
+from updater.core.versions import Version, find_policy_refusal, is_after, is_same, parse_version
 from updater.stages import transitions
 from updater.stages.transitions import MAX_ALARMS, Transition
 
@@ -18,7 +18,7 @@ MAX_LISTED = 5  # revisions that one poll lists, beside those in quarantine and 
 MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were published again
 
 
-def worth_listing(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
+def select_names(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
     """Choose the names whose files one poll lists: the highest releases and the committed one.
 
     A name that an operator requests is listed whatever it looks like. Of the names that policy refuses only the highest
@@ -28,14 +28,14 @@ def worth_listing(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
         return (look.only,) if look.only in names else ()
     found: list[tuple[Version, str]] = []
     for name in dict.fromkeys(names):
-        version = version_of(name, look.policy)
+        version = parse_version(name, look.policy)
         if version is None or look.policy.pin not in ("", name):
             continue
         if is_after(name, look.min_version, look.policy) or is_same(name, look.min_version, look.policy):
             found.append((version, name))
     ordered = sorted(found, reverse=True)
     bad = [name for _, name in ordered if name in look.known_bad]
-    refused = [name for version, name in ordered if refused_by_name(version, name, look.min_version, look.policy)]
+    refused = [name for version, name in ordered if find_policy_refusal(version, name, look.min_version, look.policy)]
     wanted = [name for _, name in ordered if name not in {*bad, *refused}]
     chosen = [name for name in refused if name not in bad][:1] + wanted[:MAX_LISTED] + bad[:MAX_LISTED_BAD]
     if look.committed_revision in names and look.committed_revision not in chosen:
@@ -72,10 +72,10 @@ def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rule
     record = _note_answer(record, listed, facts, rules)
     if requested:
         return _take_requested(replace(record, requested_revision=""), requested, listed, facts)
-    record, alarms = _alarms(record, listed, facts, rules)
+    record, alarms = _raise_alarms(record, listed, facts, rules)
     choice = choose(record, listed, rules)
     record = replace(record, watch=replace(record.watch, newest=choice.newest, message=choice.why_not))
-    why_not = _why_not_now(record, choice, rules)
+    why_not = _find_delay(record, choice, rules)
     if choice.release is None or why_not:
         watch = replace(record.watch, message=why_not or choice.why_not)
         return Transition(replace(record, watch=watch), alarms)
@@ -87,8 +87,8 @@ def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rule
 
 def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
     watch = replace(
-        _compare(record.watch, listed, facts, rules),
-        seconds_to_poll=_poll_seconds(facts, rules),
+        _note_listing(record.watch, listed, facts, rules),
+        seconds_to_poll=_draw_poll_seconds(facts, rules),
         polls=record.watch.polls + 1,
         last_polled_at=facts.now,
         message="" if listed.names else "the hub lists no revision",
@@ -101,13 +101,13 @@ def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules
     return replace(record, hub=hub)
 
 
-def _compare(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
+def _note_listing(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
     """Record since when the listing is what it is: a mirror that has stopped answers, and never changes."""
     rows = sorted(listed.names)  # a poll for one requested revision lists the files of that one alone
     listing = sha256("\n".join(rows).encode()).hexdigest()
     if listing != watch.listing:
         watch = replace(watch, listing=listing, changed_at=facts.now)
-    known = [(version, name) for name in listed.names if (version := version_of(name, rules.policy)) is not None]
+    known = [(version, name) for name in listed.names if (version := parse_version(name, rules.policy)) is not None]
     highest = max(known)[1] if known else ""
     if highest != watch.highest:
         watch = replace(watch, highest=highest, highest_at=facts.now if highest else None)
@@ -123,7 +123,7 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
         result = breaker.WorkResult.NEUTRAL if is_neutral else breaker.WorkResult.FAILURE
         wait = failed.retry_after_seconds
         hub = breaker.report(breaker.begin(hub, limits), result, limits, facts.jitter, reason=why, at_least=wait)
-    pause = max(_poll_seconds(facts, rules), min(failed.retry_after_seconds, limits.cap_seconds))
+    pause = max(_draw_poll_seconds(facts, rules), min(failed.retry_after_seconds, limits.cap_seconds))
     watch = replace(record.watch, seconds_to_poll=pause, message=why)
     record = replace(record, hub=hub, watch=watch, requested_revision="")
     events: tuple[Event, ...] = (transitions.make_event(record, facts, "hub_unanswered", why),)
@@ -132,7 +132,7 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
     return Transition(record, events)
 
 
-def _poll_seconds(facts: Facts, rules: Rules) -> float:
+def _draw_poll_seconds(facts: Facts, rules: Rules) -> float:
     """Seconds to the next poll; spread, so that the machines of a fleet do not poll together."""
     return rules.poll_seconds * (1.0 + rules.poll_jitter * facts.jitter)
 
@@ -149,10 +149,10 @@ class Choice:
 def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
     """The highest release that is whole, allowed and not in quarantine."""
     newest, why_not = "", ""
-    for version, release in _by_version(listed, rules.policy):
+    for version, release in _sort_by_version(listed, rules.policy):
         if not _is_news(record, release, rules):
             continue
-        reason = refusal(record, version, release, rules)
+        reason = find_refusal(record, version, release, rules)
         if reason:
             why_not = why_not or reason
             continue
@@ -163,11 +163,11 @@ def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
     return Choice(None, newest, why_not)
 
 
-def refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:
+def find_refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:
     """Why a newer release is not taken, for people; empty if it may be."""
     name = release.revision
     known = record.known_digests.get(version.text)
-    by_name = refused_by_name(version, name, record.min_version, rules.policy)
+    by_name = find_policy_refusal(version, name, record.min_version, rules.policy)
     if by_name:
         return by_name
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
@@ -187,14 +187,14 @@ def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
     return is_unquarantined and is_same(release.revision, record.min_version, rules.policy)
 
 
-def _by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
+def _sort_by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
     """Releases, highest first, without the old ones that only stand there to be compared."""
-    found = [(version_of(release.revision, policy), release) for release in listed.releases]
+    found = [(parse_version(release.revision, policy), release) for release in listed.releases]
     known = [(version, release) for version, release in found if version is not None]
     return sorted(known, key=lambda row: (row[0], row[1].revision), reverse=True)
 
 
-def _why_not_now(record: ModelRecord, choice: Choice, rules: Rules) -> str:
+def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
     """Why an acceptable release has to wait; empty if it does not."""
     if choice.release is None:
         return ""
@@ -241,10 +241,10 @@ def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind)
     return transitions.start(record, update, Stage.STAGING, facts)
 
 
-def _alarms(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
+def _raise_alarms(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
     """A known version with another digest: an event the first time it is listed; it is never taken."""
     events: list[Event] = []
-    for version, release in _by_version(listed, rules.policy):
+    for version, release in _sort_by_version(listed, rules.policy):
         known = record.known_digests.get(version.text)
         mark = f"{version.text} {release.source_digest}"
         if known in (None, release.source_digest) or not release.source_digest or mark in record.watch.alarms:

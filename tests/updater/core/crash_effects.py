@@ -19,7 +19,7 @@ from tests.updater.core.crash_world import (
 from updater.core import effects as act
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result
 from updater.core.record import ModelRecord, Stage, UpdateKind
-from updater.stages.watch import worth_listing
+from updater.stages.watch import select_names
 
 _MOVED = EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 
@@ -28,7 +28,7 @@ def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0
     """The world after an effect, and its result."""
     match action:
         case act.PollHub():
-            wanted = worth_listing([row.revision for row in world.hub], action)
+            wanted = select_names([row.revision for row in world.hub], action)
             rows = tuple(release_of(row) for row in world.hub if row.revision in wanted)
             return world, act.Listed(tuple(row.revision for row in world.hub), rows)
         case act.StageRevision():

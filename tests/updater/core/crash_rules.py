@@ -6,7 +6,7 @@ from tests.updater.core.crash_effects import is_failback
 from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
 from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
-from updater.core.versions import is_after, version_of
+from updater.core.versions import is_after, parse_version
 
 _UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a failback
 
@@ -129,7 +129,7 @@ def _missed_revisions(world: World) -> Iterator[str]:
     """The newest good revision is taken without an operator."""
     record = world.record
     for row in world.hub:
-        version = version_of(row.revision, RULES.policy)
+        version = parse_version(row.revision, RULES.policy)
         known = None if version is None else record.known_digests.get(version.text)
         is_new = is_after(row.revision, record.min_version, RULES.policy)
         is_itself = known in (None, row.source_digest) and not record.is_quarantined(row.source_digest)

@@ -17,7 +17,7 @@ from updater.core.breaker import (
     advance,
     assume_safe,
     begin,
-    open_seconds,
+    compute_open_seconds,
     report,
     resume,
     trip,
@@ -105,12 +105,12 @@ def test_neutral_results_neither_trip_nor_close() -> None:
 @pytest.mark.fault("B6")
 def test_the_open_time_doubles_up_to_its_cap_within_its_jitter() -> None:
     """Plus or minus a fifth."""
-    plain = [open_seconds(number, RULES, 0.5) for number in range(1, 7)]
+    plain = [compute_open_seconds(number, RULES, 0.5) for number in range(1, 7)]
     assert plain == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
     for number in (1, 2, 60):
-        middle = open_seconds(number, RULES, 0.5)
-        assert pytest.approx(0.8 * middle) == open_seconds(number, RULES, 0.0)
-        assert pytest.approx(1.2 * middle) == open_seconds(number, RULES, 1.0)
+        middle = compute_open_seconds(number, RULES, 0.5)
+        assert pytest.approx(0.8 * middle) == compute_open_seconds(number, RULES, 0.0)
+        assert pytest.approx(1.2 * middle) == compute_open_seconds(number, RULES, 1.0)
 
 
 def test_a_day_without_failures_resets_the_openings() -> None:

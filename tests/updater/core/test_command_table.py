@@ -8,7 +8,7 @@ from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Outcome, Stage, UpdateKind
-from updater.stages.commands import FAILBACK_TABLE, TABLE, CommandEffect, effect_of
+from updater.stages.commands import FAILBACK_TABLE, TABLE, CommandEffect, find_effect
 
 pytestmark = pytest.mark.fault("H20")
 
@@ -186,6 +186,6 @@ def test_a_failback_is_not_what_a_rollback_means(two: World) -> None:
     """It changes a device: the revision that serves from it is what is taken back, and an update need not wait."""
     bring(two, Stage.OBSERVING)
     failback = two.record.with_update(kind=UpdateKind.FAILBACK)
-    assert effect_of(failback, CommandKind.ROLLBACK) is CommandEffect.REVERT
-    assert effect_of(failback, CommandKind.UPDATE) is CommandEffect.SUPERSEDE
-    assert effect_of(failback, CommandKind.PAUSE) is CommandEffect.ABANDON
+    assert find_effect(failback, CommandKind.ROLLBACK) is CommandEffect.REVERT
+    assert find_effect(failback, CommandKind.UPDATE) is CommandEffect.SUPERSEDE
+    assert find_effect(failback, CommandKind.PAUSE) is CommandEffect.ABANDON

@@ -10,8 +10,8 @@ from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.facts import CommandKind
 from updater.core.record import Outcome, Stage
 from updater.core.rules import Mode, ReleasePolicy
-from updater.core.versions import is_after, version_of
-from updater.stages.watch import worth_listing
+from updater.core.versions import is_after, parse_version
+from updater.stages.watch import select_names
 
 SEMVER = ReleasePolicy()
 
@@ -93,7 +93,7 @@ def test_a_prefix_makes_no_other_version(world: World) -> None:
     """v1.1.0 follows 1.0.0."""
     world.install("v1.1.0")
 
-    assert version_of("v1.1.0", SEMVER) == version_of("1.1.0", SEMVER)
+    assert parse_version("v1.1.0", SEMVER) == parse_version("1.1.0", SEMVER)
     assert not is_after("1.1.0", "v1.1.0", SEMVER)
 
 
@@ -115,7 +115,7 @@ def test_a_pattern_of_groups_orders_other_names() -> None:
 
     assert is_after("mgeo-base-v1-20230815", "mgeo-base-v1-20221201", policy)
     assert is_after("mgeo-base-v10-20230101", "mgeo-base-v9-20231231", policy)
-    assert version_of("mgeo-large-v1-20230815", policy) is None
+    assert parse_version("mgeo-large-v1-20230815", policy) is None
 
 
 @pytest.mark.fault("R8")
@@ -282,10 +282,10 @@ def test_one_poll_lists_only_names_that_may_be_taken() -> None:
     names = [f"1.{number}.0" for number in range(200)] + ["master"]
     look = PollHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
 
-    chosen = worth_listing(names, look)
+    chosen = select_names(names, look)
 
     assert chosen == ("1.198.0", "1.197.0", "1.196.0", "1.195.0", "1.194.0", "1.199.0", "1.100.0")
-    assert worth_listing(["1.101.0"], PollHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9")) == ()
+    assert select_names(["1.101.0"], PollHub(SEMVER, "1.100.0", "1.100.0", only="9.9.9")) == ()
 
 
 def test_an_empty_listing_is_an_answer(world: World) -> None:

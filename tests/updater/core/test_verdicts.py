@@ -19,7 +19,7 @@ from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection
 from updater.stages.gate import GateVerdict, judge
-from updater.stages.observe import TrialVerdict, percentile, since
+from updater.stages.observe import TrialVerdict, percentile, subtract_counts
 from updater.stages.observe import judge as judge_trial
 
 RULES = GateRules()
@@ -274,7 +274,7 @@ def test_counts_before_activation_do_not_count_for_the_trial() -> None:
     before = Counts(answered=5, failed=9, latency=(5,), costs=(costs(1.0),))
     now = Counts(answered=6, failed=9, latency=(6,), costs=(costs(1.0, 3.0), costs(2.0, at_most=4)))
     added = Counts(answered=1, latency=(1,), costs=(costs(3.0), costs(2.0, at_most=4)))
-    assert since(now, before) == added
+    assert subtract_counts(now, before) == added
     assert TrialVerdict.WAIT is trial(1.0, Counts(failed=9), at_activation=Counts(failed=9))
 
 

@@ -22,7 +22,7 @@ from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import HeldFor, Stage
-from updater.core.versions import is_after, version_of
+from updater.core.versions import is_after, parse_version
 from updater.store.state_folder import STATE_ENTRIES
 
 QUALITIES = {
@@ -321,7 +321,7 @@ class Anything(RuleBasedStateMachine):
             weights = world.hub_folder / revision / WEIGHTS
             weights.write_bytes(weights.read_bytes() + self.short.pop(revision))
         self.outside = world.outside()
-        version = version_of(self.floor, RULES.policy)
+        version = parse_version(self.floor, RULES.policy)
         self.minor += 1
         self._put(f"{1 if version is None else version.first}.{self.minor}.0", "good")
 
@@ -347,9 +347,9 @@ class Anything(RuleBasedStateMachine):
             return
         if record.paused or record.activation.state is not BreakerState.CLOSED:
             return
-        least = version_of(record.min_version, RULES.policy)
+        least = parse_version(record.min_version, RULES.policy)
         for revision, bundle in self.contents.items():
-            version, source = version_of(revision, RULES.policy), world.sources[bundle]
+            version, source = parse_version(revision, RULES.policy), world.sources[bundle]
             is_new = is_after(revision, record.min_version, RULES.policy)
             is_near = version is not None and (least is None or version.first <= least.first + 1)
             is_known = record.known_digests.get(revision, source) == source
