@@ -31,6 +31,20 @@ from updater.stages import (
 from updater.stages.commands import CommandResult
 from updater.stages.transitions import Transition
 
+# The stages that each stage may lead to, in one transition; docs/explanation/update-states.md is printed from it.
+TRANSITIONS: Mapping[Stage, frozenset[Stage]] = MappingProxyType(
+    {
+        Stage.IDLE: frozenset({Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ROLLING_BACK}),
+        Stage.STAGING: frozenset({Stage.VERIFYING, Stage.ROLLING_BACK, Stage.IDLE}),
+        Stage.VERIFYING: frozenset({Stage.GATING, Stage.STAGING, Stage.ROLLING_BACK, Stage.IDLE}),
+        Stage.GATING: frozenset({Stage.ACTIVATING, Stage.STAGING, Stage.ROLLING_BACK}),
+        Stage.ACTIVATING: frozenset({Stage.OBSERVING, Stage.ROLLING_BACK}),
+        Stage.OBSERVING: frozenset({Stage.COMMITTING, Stage.ROLLING_BACK}),
+        Stage.COMMITTING: frozenset({Stage.IDLE, Stage.ROLLING_BACK}),
+        Stage.ROLLING_BACK: frozenset({Stage.IDLE, Stage.GATING, Stage.HELD}),
+        Stage.HELD: frozenset({Stage.STAGING, Stage.GATING, Stage.ROLLING_BACK, Stage.IDLE}),
+    }
+)
 Step = Effect | Wait | Transition
 _Decide = Callable[[ModelRecord, Facts, Rules], Step]
 _ApplyResult = Callable[[ModelRecord, Effect, Result, Facts, Rules], Transition]
@@ -59,6 +73,9 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandRes
         facts: drawn just now.
         rules: thresholds, limits and policies of this model.
 
+    Raises:
+        RuntimeError: a stage led to one that is not in `TRANSITIONS`; nothing has changed.
+
     Returns:
         An effect to be performed; or a pause; or, where no effect is needed, the record after the step: a transition,
         or the result of the operator's command in the facts.
@@ -68,10 +85,10 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandRes
     command = facts.command
     if command is not None and not commands.must_wait(record, command.kind):
         result = commands.apply(record, command, facts, rules)
-        return replace(result, transition=failback.report_probe(result.transition, facts, rules))
+        return replace(result, transition=_complete(record, result.transition, facts, rules))
     interruption = _over_limit(record, facts, rules) or failback.interrupt(record, facts)
     step = interruption or _STAGES[record.stage].decide(record, facts, rules)
-    return failback.report_probe(step, facts, rules) if isinstance(step, Transition) else step
+    return _complete(record, step, facts, rules) if isinstance(step, Transition) else step
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
@@ -93,6 +110,14 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
             transition = _apply_collected(record, result, facts)
         case _:
             transition = _STAGES[record.stage].apply_result(record, effect, result, facts, rules)
+    return _complete(record, transition, facts, rules)
+
+
+def _complete(record: ModelRecord, transition: Transition, facts: Facts, rules: Rules) -> Transition:
+    """Report the end of a failback to its breaker; an illegal transition raises, and nothing of it is written."""
+    before, after = record.stage, transition.record.stage
+    if after is not before and after not in TRANSITIONS[before]:
+        raise RuntimeError(f"{before} must not lead to {after}")
     return failback.report_probe(transition, facts, rules)
 
 

@@ -40,6 +40,7 @@ class Report:
     states: int = 0
     edges: int = 0
     longest_settle: int = 0
+    transitions: set[tuple[Stage, Stage]] = field(default_factory=set)  # between stages, as they were taken
     violations: dict[str, str] = field(default_factory=dict)  # rule → the shortest path to a violation
 
 
@@ -115,6 +116,7 @@ def _explore(starts: list[World]) -> Report:
         for name, after, rules in _successors(world, undisturbed):
             report.edges += 1
             violated += rules
+            report.transitions.add((world.record.stage, after.record.stage))
             way = (name, world)
             if reached_from.setdefault(after, way) is way:
                 queue.append(after)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
+from dev.scripts import update_states
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Outcome, Stage, UpdateKind
+from updater.stages import machine
 from updater.stages.commands import FAILBACK_TABLE, TABLE, CommandEffect, find_effect
 
 pytestmark = pytest.mark.fault("H20")
@@ -180,6 +182,20 @@ def test_every_command_has_a_cell_for_every_stage() -> None:
     """A new command or stage cannot be forgotten."""
     assert {(kind, stage) for kind, row in TABLE.items() for stage in row} == set(_CELLS)
     assert set(FAILBACK_TABLE) <= set(TABLE)
+
+
+def test_the_page_is_fresh() -> None:
+    """`python -m dev.scripts.update_states` changes nothing."""
+    assert update_states.PAGE.read_text(encoding="utf-8") == update_states.render()
+
+
+def test_an_illegal_transition_raises_and_changes_nothing(two: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record on the disk is the one before."""
+    bring(two, Stage.STAGING)
+    monkeypatch.setattr(machine, "TRANSITIONS", {**machine.TRANSITIONS, Stage.STAGING: frozenset({Stage.IDLE})})
+    with pytest.raises(RuntimeError, match="STAGING must not lead to VERIFYING"):
+        two.tick_until(Stage.VERIFYING)
+    assert two.stage is Stage.STAGING
 
 
 def test_a_failback_is_not_what_a_rollback_means(two: World) -> None:
