@@ -26,8 +26,9 @@ from common.bundle import (
     update_pointer,
 )
 from common.clock import SystemClock
-from common.sealing import PRECISIONS, Convert, ConvertLimits, find_source, run_convert
+from common.sealing import Convert, ConvertLimits, run_convert
 from common.settings import settings_path
+from common.source import PRECISIONS, find_source
 from updater.settings import JOURNAL_NAME
 
 NO_PROVENANCE = "unknown: sealed by an older hotslot"

@@ -10,8 +10,8 @@ from rich.table import Table
 from cli.output import BAD, DIM, err, text
 from common.bundle import BundleBroken
 from common.exit_codes import ExitCode
-from common.sealing import ConversionRefused
 from common.settings import Mistake, SettingsInvalid
+from common.source import ConversionRefused
 
 
 class CommandFailed(Exception):

@@ -24,7 +24,7 @@ from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.clock import SystemClock
 from common.exit_codes import to_shell_code
-from common.sealing import PRECISIONS
+from common.source import PRECISIONS
 
 EXAMPLE = """Example:  hotslot serve --demo
 

@@ -20,9 +20,11 @@ from types import TracebackType
 from typing import NoReturn, Self, TextIO, cast
 
 import structlog
-from structlog.typing import FilteringBoundLogger as Logger
+from structlog.typing import FilteringBoundLogger
 
 from common.clock import Clock, SystemClock
+
+Logger = FilteringBoundLogger
 
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 MAX_QUEUED_LINES = 8192
@@ -32,7 +34,6 @@ CLOSE_SECONDS = 2.0
 _FIXED = ("at", "level", "process", "event")
 _ATOMIC_BYTES = 4096  # PIPE_BUF: a pipe does not split a write of at most so many bytes
 
-__all__ = ["LEVELS", "LogWriter", "Logger", "configure", "count_dropped_lines", "format_line", "get_logger"]
 
 _Event = dict[str, object]
 

@@ -25,18 +25,7 @@ from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.exit_codes import ExitCode
 from common.settings import inherit_environment
-from common.source import PRECISIONS, ConversionRefused, Source, find_source
-
-__all__ = [
-    "PRECISIONS",
-    "ConversionRefused",
-    "Convert",
-    "ConvertLimits",
-    "Source",
-    "find_source",
-    "run_convert",
-    "seal",
-]
+from common.source import ConversionRefused, Source, find_source
 
 Progress = Callable[[int], None]  # receives the per cent of a conversion that are done
 _GIB = 1 << 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.engine_files import Task
 from common.golden_set import SET_NAME, GoldenBroken, GoldenFolder, GoldenItem, GoldenSet, read_folder
-from updater.core.ports import GoldenFacts
+from updater.core.facts import GoldenFacts
 
 _SIDE_PIXELS = 64
 _COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from common.clock import Clock
 from updater.commands import CommandQueue
 from updater.core.effects import EffectFailure, Result, Wait
-from updater.core.ports import EffectFailed, Facts, Journal, ServerState
+from updater.core.facts import Facts, ServerState
+from updater.core.ports import EffectFailed, Journal
 from updater.core.record import Installed, ModelRecord
 from updater.core.rules import Rules
 from updater.metrics import Observer

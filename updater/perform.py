@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.clock import Clock
 from updater.core import checks
 from updater.core.checks import make_check_failure
 from updater.core.effects import (
@@ -30,7 +31,8 @@ from updater.core.effects import (
     VerifyAndSeal,
     WritePointer,
 )
-from updater.core.ports import Clock, Control, Converter, EffectFailed, Golden, Hub, Release, Store
+from updater.core.facts import Release
+from updater.core.ports import Control, Converter, EffectFailed, Golden, Hub, Store
 from updater.stages.watch import select_names
 
 _STATE_SECONDS = 10.0

@@ -27,7 +27,8 @@ from common.bundle import Bundle
 from dev.bench.large_model import large_bundle, say, warm
 from dev.bench.large_request import ask
 from hotslot.runner.v1 import runner_pb2
-from inference.server.runner_client.process import RunnerEnding, RunnerProcess, RunnerSpec
+from inference.server.runner_client.process import RunnerProcess
+from inference.server.runner_client.protocol import RunnerEnding, RunnerSpec
 
 PICTURE = Path("tests/ofa/pictures/colour.png").read_bytes()
 STATEMENT = "there are two birds."

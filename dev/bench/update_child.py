@@ -18,7 +18,7 @@ from unittest import mock
 from common import sealing
 from updater import loop
 from updater.core.effects import CommitLoad, Effect, EffectFailure, Result
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
 from updater.daemon import main

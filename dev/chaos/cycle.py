@@ -17,9 +17,9 @@ from dev.harness.revisions import MODEL, convert_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_server import SimServer
 from updater.commands import CommandQueue
-from updater.core.facts import ServerState
+from updater.core.facts import GoldenFacts, ServerState
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
-from updater.core.ports import GoldenFacts, JournalUnusable
+from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import ObserveRules, Rules
 from updater.hub.folder import DirectoryHub

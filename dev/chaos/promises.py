@@ -12,11 +12,11 @@ from typing import Self
 from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
 from common.paths import RUN_FOLDER
 from dev.chaos.history import Moment, steps_back, strange_answers
-from dev.harness import eventually
 from dev.harness.load import Load, LoadReport, Refused
 from dev.harness.revisions import MODEL
 from dev.harness.settings import TRIAL_LEASE_SECONDS
 from dev.harness.supervised import ScriptedStack
+from dev.harness.waiting import eventually
 from updater.core.rules import ReleasePolicy
 from updater.core.versions import is_after
 from updater.store.journal import Journal, PastEvent, PastUpdate
@@ -205,6 +205,3 @@ def _files(folder: Path, but: Path) -> dict[str, tuple[int, int]]:
             seen = path.stat()
             found[str(path.relative_to(folder))] = (seen.st_size, seen.st_mtime_ns)
     return found
-
-
-__all__ = ["Promises"]

@@ -17,7 +17,8 @@ from common.bundle import (
     read_bundle,
     write_bundle,
 )
-from common.sealing import ConversionRefused, ConvertLimits, find_source, seal
+from common.sealing import ConvertLimits, seal
+from common.source import ConversionRefused, find_source
 from dev.harness.scripted_engine import CONVERTER, NAME, SCRIPT_NAME, Script
 
 MODEL = "shapes"

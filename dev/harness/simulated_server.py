@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 from updater.core.costs import CostBucket
 from updater.core.effects import EffectFailure, FailureKind, Shortage
-from updater.core.ports import (
+from updater.core.facts import (
     DeviceSnapshot,
-    EffectFailed,
     RevisionSnapshot,
     ServerState,
     SlotSnapshot,
     TrialEndSnapshot,
     TrialSnapshot,
 )
+from updater.core.ports import EffectFailed
 from updater.core.record import Counts, CpuFallback
 
 GIB = 1 << 30

@@ -18,7 +18,8 @@ from common.bundle import (
     read_committed,
     write_bundle,
 )
-from common.sealing import ConvertLimits, find_source
+from common.sealing import ConvertLimits
+from common.source import find_source
 from tests.cli.conftest import Hotslot
 
 FOREIGN = Committed("other", "sha256:" + "1" * 64, "sha256:" + "2" * 64, "v9", Origin.UPDATE)

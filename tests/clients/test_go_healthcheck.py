@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dev.harness import Stack, eventually
-from dev.harness.stack import ADDRESS, ENTAILMENT
+from dev.harness.stack import ADDRESS, ENTAILMENT, Stack
+from dev.harness.waiting import eventually
 
 SERVING, USAGE, NO_CONNECTION, CALL_FAILED, NOT_SERVING = range(5)
 

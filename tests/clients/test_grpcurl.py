@@ -11,9 +11,9 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from dev.harness import Question, Stack, question
+from dev.harness.answers import Question, question
 from dev.harness.process import ROOT
-from dev.harness.stack import ADDRESS, ENTAILMENT, STATUS
+from dev.harness.stack import ADDRESS, ENTAILMENT, STATUS, Stack
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cli.bundles import import_bundle
-from dev.harness import Stack
+from dev.harness.stack import Stack
 from tests.gpu.filler import Filler
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"

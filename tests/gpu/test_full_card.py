@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from common.sealing import ConvertLimits, run_convert
-from dev.harness import Question, Stack, eventually
-from dev.harness.answers import scores_of
+from dev.harness.answers import Question, scores_of
+from dev.harness.stack import Stack
+from dev.harness.waiting import eventually
 from tests.gpu.conftest import SHAPES
 from tests.gpu.filler import Filler
 from tests.stack.refusal import refusal_of

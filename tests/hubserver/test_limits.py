@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dev.harness import eventually
 from dev.harness.hub import FILES, MODEL, Hub, hub
 from dev.harness.process import ROOT
+from dev.harness.waiting import eventually
 from hubserver.http import (
     ANSWER_SECONDS,
     IDLE_SECONDS,

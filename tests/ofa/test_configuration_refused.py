@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.sealing import ConversionRefused
+from common.source import ConversionRefused
 from dev.parity.words import vocabulary
 from inference.runner.conversion.ofa_config import Architecture, PipelineConfig, read_architecture, read_pipeline
 from inference.runner.conversion.ofa_vocabulary import order_labels, read_vocabulary

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from common.sealing import ConversionRefused, ConvertLimits, run_convert
+from common.sealing import ConvertLimits, run_convert
+from common.source import ConversionRefused
 from dev.parity.make_model import Recipe, make_model
 from inference.runner.conversion.tensor_location import MAX_HEADER_BYTES, MAX_TENSORS
 from tests.ofa.conftest import Publish

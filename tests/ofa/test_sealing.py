@@ -12,7 +12,8 @@ import pytest
 
 from common.bundle import bundle_folder, read_bundle
 from common.exit_codes import ExitCode
-from common.sealing import ConversionRefused, ConvertLimits, find_source, run_convert, seal
+from common.sealing import ConvertLimits, run_convert, seal
+from common.source import ConversionRefused, find_source
 from dev.parity.items import questions
 from dev.parity.ours import ask, load_source
 from inference.runner.conversion.ofa import convert_ofa

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.bundle import read_bundle
-from common.sealing import ConversionRefused
+from common.source import ConversionRefused
 from dev.parity.make_model import draw_tensors
 from dev.parity.variants import VARIANTS
 from inference.runner.conversion.ofa import convert_ofa

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.server.runner_client.process import EndReason, RunnerEnding, RunnerProcess, RunnerSpec
+from inference.server.runner_client.process import RunnerProcess
+from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerSpec
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
 

@@ -11,7 +11,7 @@ from dev.harness.scripted_engine import THREADS_VARIABLE, expected_scores, make_
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.main import main
 from inference.runner.process import read_priority
-from inference.server.runner_client.process import EndReason, RunnerEnding
+from inference.server.runner_client.protocol import EndReason, RunnerEnding
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import THREADS, RunnerHarness
 

@@ -7,9 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Question, Stack, question
-from dev.harness.answers import scores_of
-from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
+from dev.harness.answers import Question, question, scores_of
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from tests.stack.refusal import refusal_of, status_refusal

@@ -6,8 +6,9 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Stack, eventually, question
-from dev.harness.stack import DEADLINE_SECONDS
+from dev.harness.answers import question
+from dev.harness.stack import DEADLINE_SECONDS, Stack
+from dev.harness.waiting import eventually
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 

@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
-from dev.harness import Stack, eventually, http2, question
-from dev.harness.stack import DEADLINE_SECONDS
+from dev.harness import http2
+from dev.harness.answers import question
+from dev.harness.stack import DEADLINE_SECONDS, Stack
+from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from tests.stack.wire import predict_raw
 

@@ -6,10 +6,10 @@ import grpc
 import pytest
 
 from common.bundle import bundle_folder
-from dev.harness import Stack, eventually, question
-from dev.harness.answers import scores_of
+from dev.harness.answers import question, scores_of
 from dev.harness.control import LIMIT_SECONDS
-from dev.harness.stack import commit_on_disk
+from dev.harness.stack import Stack, commit_on_disk
+from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2 as pb
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import Refusal, refusal_of, status_refusal

@@ -8,8 +8,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from dev.harness import Stack, eventually, question
-from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, commit_on_disk
+from dev.harness.answers import question
+from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, Stack, commit_on_disk
+from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of

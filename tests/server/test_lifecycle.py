@@ -16,9 +16,11 @@ from grpc_health.v1 import health_pb2
 
 from common.exit_codes import ExitCode
 from common.paths import CONTROL_SOCKET, RUN_FOLDER
-from dev.harness import ServerProcess, Stack, eventually, question
-from dev.harness.answers import scores_of
+from dev.harness.answers import question, scores_of
 from dev.harness.metrics import value_of
+from dev.harness.process import ServerProcess
+from dev.harness.stack import Stack
+from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack

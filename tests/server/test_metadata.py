@@ -8,8 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Stack, eventually, http2, question
-from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
+from dev.harness import http2
+from dev.harness.answers import question
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
+from dev.harness.waiting import eventually
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of, status_refusal
 from tests.stack.wire import one_item, results_of

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Stack, question
+from dev.harness.answers import question
 from dev.harness.metrics import families_of, value_of
 from dev.harness.process import ROOT
-from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT
+from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from tests.stack.wire import one_item, results_of
 
 GO_GRPC_PROMETHEUS = {

@@ -13,10 +13,12 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from dev.harness import Stack, eventually, question
+from dev.harness.answers import question
 from dev.harness.load import LoadReport
 from dev.harness.metrics import value_of
 from dev.harness.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
+from dev.harness.stack import Stack
+from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of

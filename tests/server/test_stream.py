@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Question, Stack, eventually, question
-from dev.harness.answers import scores_of
+from dev.harness.answers import Question, question, scores_of
 from dev.harness.metrics import value_of
-from dev.harness.stack import DEADLINE_SECONDS
+from dev.harness.stack import DEADLINE_SECONDS, Stack
+from dev.harness.waiting import eventually
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack

@@ -5,9 +5,11 @@ import signal
 import grpc
 import pytest
 
-from dev.harness import Load, Stack, eventually, question
-from dev.harness.answers import scores_of
+from dev.harness.answers import question, scores_of
+from dev.harness.load import Load
 from dev.harness.metrics import value_of
+from dev.harness.stack import Stack
+from dev.harness.waiting import eventually
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from tests.stack.refusal import refusal_of
 from tests.stack.wire import results_of

@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.harness import Stack, eventually, question
-from dev.harness.answers import scores_of
+from dev.harness.answers import question, scores_of
 from dev.harness.load import LoadReport
 from dev.harness.metrics import value_of
+from dev.harness.stack import Stack
+from dev.harness.waiting import eventually
 from tests.stack.refusal import refusal_of
 
 

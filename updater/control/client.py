@@ -15,7 +15,8 @@ from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from updater.control.prober import ComputeCost
 from updater.control.snapshot import convert_server_state
 from updater.core.effects import EffectFailure, FailureKind, Shortage
-from updater.core.ports import EffectFailed, ServerState
+from updater.core.facts import ServerState
+from updater.core.ports import EffectFailed
 
 MAX_MESSAGE_BYTES = 40 << 20  # 64 items of a probe
 UNREACHABLE = "SERVER_UNREACHABLE"

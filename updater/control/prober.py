@@ -13,8 +13,9 @@ from common.golden_set import MAX_ITEMS, GoldenBroken, canonicalize
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
+from updater.core.facts import GoldenFacts, ServerState
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
-from updater.core.ports import EffectFailed, GoldenFacts, ServerState
+from updater.core.ports import EffectFailed
 from updater.golden_files import GoldenFiles, ProbeItem, build_probes, read_probe_items
 
 MAX_CHUNK_ITEMS = 16  # of one call; the server's limit is 64

@@ -4,7 +4,7 @@ from datetime import UTC
 
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.costs import CostBucket
-from updater.core.ports import (
+from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
     ServerState,

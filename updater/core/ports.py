@@ -9,49 +9,14 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from common.bundle import HubLocation, Provenance
-from common.clock import Clock
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import (
-    DeviceSnapshot,
-    Facts,
     GoldenFacts,
-    HubFile,
     Release,
-    RevisionSnapshot,
     ServerState,
-    SlotSnapshot,
-    TrialEndSnapshot,
-    TrialSnapshot,
 )
 from updater.core.golden import GateAnswers
 from updater.core.record import Event, Installed, ModelRecord
-
-__all__ = [
-    "MAX_PIECE_BYTES",
-    "Clock",
-    "Control",
-    "Converter",
-    "DeviceSnapshot",
-    "EffectFailed",
-    "Facts",
-    "Golden",
-    "GoldenFacts",
-    "Hub",
-    "HubFile",
-    "HubLocation",
-    "Journal",
-    "JournalUnusable",
-    "LinkBroken",
-    "Provenance",
-    "Release",
-    "RevisionSnapshot",
-    "ServerState",
-    "SlotSnapshot",
-    "Store",
-    "TrialEndSnapshot",
-    "TrialSnapshot",
-]
-
 
 MAX_PIECE_BYTES = 1 << 20  # of what `Hub.read` yields at once
 

@@ -14,7 +14,8 @@ from common.durable import NotRegular, open_within, read_uncached
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, is_revision_name, read_listing
 from updater.core.effects import EffectFailure, FailureKind
-from updater.core.ports import EffectFailed, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed
 from updater.revision import IncompleteFile, UnsupportedRevision, describe_release
 
 MAX_REVISIONS = 10_000

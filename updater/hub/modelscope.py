@@ -22,7 +22,8 @@ from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.effects import FailureKind
-from updater.core.ports import EffectFailed, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed
 from updater.hub.client import (
     HubErrorResponse,
     HubHttpClient,

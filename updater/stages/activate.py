@@ -1,7 +1,7 @@
 """ACTIVATING: the candidate that has passed its gate is activated on trial. Pure."""
 
 from updater.core.effects import Activated, ActivateLoad, Effect, EffectFailure, Result, Wait
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import reconcile, transitions

@@ -6,8 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from updater.core.breaker import Breaker, BreakerName
-from updater.core.facts import CommandKind, OperatorCommand
-from updater.core.ports import Facts
+from updater.core.facts import CommandKind, Facts, OperatorCommand
 from updater.core.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import is_after, is_same, parse_version

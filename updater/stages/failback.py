@@ -14,8 +14,8 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName, BreakerState
 from updater.core.effects import CommitLoad, Effect, Wait
+from updater.core.facts import Facts
 from updater.core.golden import GateAnswers
-from updater.core.ports import Facts
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import observe, transitions

@@ -9,7 +9,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import CommitLoad, Effect, EffectFailure, Result, Wait, WritePointer
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.core.versions import choose_higher

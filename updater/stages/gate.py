@@ -16,6 +16,7 @@ from updater.core.effects import (
     RunGate,
     Wait,
 )
+from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.golden import (
     GateAnswers,
     GoldenQuestion,
@@ -26,7 +27,6 @@ from updater.core.golden import (
     under_by_chance,
     worse_by_chance,
 )
-from updater.core.ports import Facts, ServerState, SlotSnapshot
 from updater.core.record import APPROVABLE, Differing, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
 from updater.core.rules import GateRules, Mode, Rules
 from updater.stages import failback, reconcile, transitions

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, PollHub, Result, Wait
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import parse_version

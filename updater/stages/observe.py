@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
 from updater.core.effects import ActivateLoad, Effect, Probe, Probed, Result, Wait
-from updater.core.ports import Facts, ServerState, TrialSnapshot
+from updater.core.facts import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
     Evidence,

@@ -18,7 +18,7 @@ from updater.core.effects import (
     Wait,
     WritePointer,
 )
-from updater.core.ports import Facts, ServerState, TrialSnapshot
+from updater.core.facts import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Ending,
     EndsIn,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import ModelRecord, Outcome, Stage
 from updater.core.rules import Rules
 from updater.core.versions import parse_version

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, report, resume, trip
 from updater.core.effects import EffectFailure, Shortage
-from updater.core.ports import Facts, ServerState, SlotSnapshot
+from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
     Counts,
     Ending,

@@ -1,7 +1,7 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import reconcile, stage, transitions

@@ -7,7 +7,7 @@ from hashlib import sha256
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
-from updater.core.ports import Facts, Release
+from updater.core.facts import Facts, Release
 from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind, Watch
 from updater.core.rules import Mode, ReleasePolicy, Rules
 from updater.core.versions import Version, find_policy_refusal, is_after, is_same, parse_version

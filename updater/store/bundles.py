@@ -21,12 +21,13 @@ from common.bundle import (
 from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
-from common.sealing import PRECISIONS, ConversionRefused, Convert, ConvertLimits, run_convert
-from common.source import ManifestBroken, check_files, read_listing_file
+from common.sealing import Convert, ConvertLimits, run_convert
+from common.source import PRECISIONS, ConversionRefused, ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
-from updater.core.ports import EffectFailed, Hub, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed, Hub
 from updater.core.record import Installed
 from updater.revision import parse_json_object, select_engine
 from updater.status import Progress

@@ -14,7 +14,8 @@ from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
 from updater.core.checks import make_check_failure, make_failure_by_reason
 from updater.core.effects import FailureKind
-from updater.core.ports import EffectFailed, Hub, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed, Hub
 from updater.revision import UnsupportedRevision, find_declared_files
 from updater.status import Progress
 from updater.store.state_folder import (

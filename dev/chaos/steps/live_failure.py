@@ -4,8 +4,8 @@ import time
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
-from dev.harness import eventually
 from dev.harness.supervised import ScriptedStack
+from dev.harness.waiting import eventually
 
 TIMES = 5
 LIMIT_SECONDS = 5.0  # from the first request that it failed to the previous one back in its place

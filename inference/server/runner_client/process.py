@@ -17,8 +17,6 @@ from inference.server.runner_client.liveness import LivenessMonitor, Phase, Time
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
 from inference.wire import batch_frame, frame
 
-__all__ = ["EndReason", "RunnerEnding", "RunnerListener", "RunnerProcess", "RunnerSpec"]
-
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

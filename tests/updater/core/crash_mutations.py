@@ -11,7 +11,7 @@ from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
 from updater.core import breaker as breakers
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
 from updater.core.effects import Activated
-from updater.core.ports import Facts
+from updater.core.facts import Facts
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
 from updater.stages import activate, failback, machine, observe, reconcile, transitions

@@ -6,8 +6,7 @@ from tests.updater.core.crash_effects import is_failback, perform
 from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
-from updater.core.facts import OperatorCommand
-from updater.core.ports import Facts
+from updater.core.facts import Facts, OperatorCommand
 from updater.core.record import ModelRecord
 from updater.stages.commands import CommandResult
 from updater.stages.machine import Step, apply_result, decide, refresh

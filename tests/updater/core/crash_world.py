@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
-from updater.core.ports import (
+from updater.core.facts import (
     DeviceSnapshot,
     GoldenFacts,
     Release,
@@ -21,6 +20,7 @@ from updater.core.ports import (
     TrialEndSnapshot,
     TrialSnapshot,
 )
+from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
 from updater.core.rules import GateRules, ObserveRules, Rules
 

@@ -10,8 +10,7 @@ from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerName, BreakerState
 from updater.core.effects import EffectFailure, FailureKind, PollHub, RetireLoad, Wait
-from updater.core.facts import CommandKind
-from updater.core.ports import GoldenFacts, SlotSnapshot
+from updater.core.facts import CommandKind, GoldenFacts, SlotSnapshot
 from updater.core.record import Outcome, Stage, UpdateKind
 from updater.core.rules import Mode
 from updater.stages.machine import decide

@@ -4,8 +4,7 @@ import pytest
 
 from tests.updater.core.world import World
 from tests.updater.simulators import Quality, source_of
-from updater.core.facts import CommandKind
-from updater.core.ports import GoldenFacts
+from updater.core.facts import CommandKind, GoldenFacts
 from updater.core.record import HeldFor, Stage
 from updater.core.rules import Mode
 

@@ -8,8 +8,7 @@ from tests.updater.core.world import RULES, World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure, FailureKind
-from updater.core.facts import CommandKind
-from updater.core.ports import GoldenFacts
+from updater.core.facts import CommandKind, GoldenFacts
 from updater.core.record import HeldFor, Outcome, Stage
 from updater.core.rules import ObserveRules
 

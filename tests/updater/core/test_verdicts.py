@@ -12,9 +12,8 @@ from updater.compose import build_rules
 from updater.control.snapshot import convert_counts
 from updater.core.costs import CostBucket, compare_costs, t_tail
 from updater.core.effects import EffectFailure, FailureKind
-from updater.core.facts import CommandKind, OperatorCommand
+from updater.core.facts import CommandKind, OperatorCommand, RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion, at_least, under_by_chance, worse_by_chance
-from updater.core.ports import RevisionSnapshot, ServerState, SlotSnapshot, TrialSnapshot
 from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection

@@ -7,14 +7,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
-from dev.harness.simulated_server import Card
+from dev.harness.simulated_server import Card, SimServer
 from tests.updater.simulators import (
     Quality,
     SimConverter,
     SimGolden,
     SimHub,
     SimJournal,
-    SimServer,
     SimStore,
     bundle_of,
     content_of,
@@ -23,8 +22,7 @@ from tests.updater.simulators import (
 from tests.updater.simulators import SimDisk as Disk
 from updater.commands import CommandQueue, _Waiting
 from updater.core.breaker import BreakerState
-from updater.core.facts import CommandKind, OperatorCommand
-from updater.core.ports import Facts
+from updater.core.facts import CommandKind, Facts, OperatorCommand
 from updater.core.record import Event, Installed, ModelRecord, Outcome, Stage
 from updater.core.rules import GateRules, ObserveRules, Rules
 from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard

@@ -17,7 +17,8 @@ from common.clock import SystemClock
 from common.source import LISTING_SCHEMA, MANIFEST_NAME
 from dev.harness.revisions import MODEL, publish_scripted
 from tests.updater.scripted_hub import ScriptedHub
-from updater.core.ports import EffectFailed, Hub, HubFile, Release
+from updater.core.facts import HubFile, Release
+from updater.core.ports import EffectFailed, Hub
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.folder import DirectoryHub
 from updater.hub.modelscope import ModelScopeHub

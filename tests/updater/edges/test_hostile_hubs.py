@@ -18,7 +18,8 @@ from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
 from updater.core.checks import CHECKS
 from updater.core.effects import EffectFailure, FailureKind, Result, Sealed, Staged, StageRevision, VerifyAndSeal
-from updater.core.ports import Control, Golden, Hub, Release
+from updater.core.facts import Release
+from updater.core.ports import Control, Golden, Hub
 from updater.perform import Ports, perform
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References

@@ -11,22 +11,13 @@ import pytest
 from common.clock import SystemClock
 from common.engine_files import Task
 from common.paths import run_folder
-from dev.harness import Stack
 from dev.harness.hub import hub as serve_hub
 from dev.harness.revisions import MODEL, publish_scripted, write_golden
 from dev.harness.scripted_updater import digest_of_scripted
+from dev.harness.simulated_server import SimServer
+from dev.harness.stack import Stack
 from tests.updater.scripted_hub import ScriptedHub
-from tests.updater.simulators import (
-    Quality,
-    SimGolden,
-    SimHub,
-    SimJournal,
-    SimServer,
-    SimStore,
-    bundle_of,
-    content_of,
-    source_of,
-)
+from tests.updater.simulators import Quality, SimGolden, SimHub, SimJournal, SimStore, bundle_of, content_of, source_of
 from tests.updater.simulators import SimDisk as Disk
 from updater.control.client import ControlClient
 from updater.control.prober import Prober

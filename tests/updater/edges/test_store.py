@@ -20,7 +20,8 @@ from dev.harness.revisions import MODEL, convert_scripted, model_folder, publish
 from dev.harness.scripted_engine import make_scripted_bundle
 from dev.harness.scripted_updater import digest_of_scripted
 from updater.core.effects import EffectFailure, FailureKind
-from updater.core.ports import EffectFailed, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed
 from updater.core.record import Installed
 from updater.hub.folder import DirectoryHub
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions

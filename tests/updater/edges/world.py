@@ -12,13 +12,12 @@ import grpc
 from cli.hub import publish
 from common.bundle import bundle_folder, read_bundle
 from common.paths import RUN_FOLDER
-from dev.harness import Stack
 from dev.harness.answers import question
 from dev.harness.deployment import LIMIT_SECONDS, Deployment
 from dev.harness.process import ServerProcess, UpdaterProcess
 from dev.harness.revisions import MODEL, write_golden
 from dev.harness.settings import DEFAULTS, merged, write_settings
-from dev.harness.stack import RUNNER_DEFAULTS, SERVER_DEFAULTS
+from dev.harness.stack import RUNNER_DEFAULTS, SERVER_DEFAULTS, Stack
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.store.journal import Journal
 from updater.store.state_folder import STATE_ENTRIES

@@ -12,7 +12,8 @@ from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.scripted_hub import MODEL_ID, ScriptedHub
 from updater.core.effects import EffectFailure
-from updater.core.ports import EffectFailed, Release
+from updater.core.facts import Release
+from updater.core.ports import EffectFailed
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
 from updater.status import Progress

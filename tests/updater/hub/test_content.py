@@ -74,7 +74,8 @@ def _with_another_hash(bench: HubBench) -> Any:  # noqa: ANN401  an act
 def staged_by_the_core(bench: HubBench, digest: str) -> object:
     """What comes of the action, as the daemon performs it."""
     from common.sealing import ConvertLimits  # noqa: PLC0415  used here alone
-    from tests.updater.simulators import SimGolden, SimServer  # noqa: PLC0415
+    from dev.harness.simulated_server import SimServer  # noqa: PLC0415
+    from tests.updater.simulators import SimGolden  # noqa: PLC0415
     from updater.store.bundles import (  # noqa: PLC0415
         BundleStore,
         ChildConverter,

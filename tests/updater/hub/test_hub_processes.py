@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from dev.harness import eventually
 from dev.harness.revisions import MODEL
+from dev.harness.waiting import eventually
 from hotslot.updates.v1 import updates_pb2 as pb
 from tests.updater.edges.world import World
 from tests.updater.hub.conftest import WEIGHTS

@@ -29,8 +29,8 @@ from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure
-from updater.core.facts import OperatorCommand
-from updater.core.ports import EffectFailed, GoldenFacts, JournalUnusable, Release, ServerState
+from updater.core.facts import GoldenFacts, OperatorCommand, Release, ServerState
+from updater.core.ports import EffectFailed, JournalUnusable
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, Interrupted, LoopDependencies, ModelLoop, StepGuard
