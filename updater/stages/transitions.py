@@ -27,6 +27,14 @@ MAX_KNOWN = 500
 MAX_QUARANTINE = 500
 MAX_ALARMS = 100
 HOUR_SECONDS = 3600.0
+_STARTED = {
+    UpdateKind.RELEASE: "update to",
+    UpdateKind.REQUESTED: "requested update to",
+    UpdateKind.RECONVERT: "new conversion of",
+    UpdateKind.ROLLBACK: "rollback of",
+    UpdateKind.REVERT: "revert of",
+    UpdateKind.FAILBACK: "failback of",
+}
 
 
 class Transition(NamedTuple):
@@ -60,7 +68,7 @@ def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Tr
     """Start an update in its first stage; an update that is HELD is abandoned for it."""
     record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else Transition(record)
     record = replace(record, stage=stage, update=replace(update, steps=1))
-    what = f"{update.kind.lower()} of {update.revision}" + (f" to {update.device}" if update.device else "")
+    what = f"{_STARTED[update.kind]} {update.revision}" + (f" to {update.device}" if update.device else "")
     return Transition(record, (*events, make_event(record, facts, "update_started", what)))
 
 
