@@ -44,14 +44,14 @@ def check(folder: Path, rows: list[BundleFile], check_stop: Callable[[], None] =
     return verify(folder, compute_source_digest(rows), rows, check_stop)[1]
 
 
-def test_the_numbers_are_a_list() -> None:
-    """From 1 on without a gap; the code runs those that a folder can tell, in their order."""
+def test_the_checks_are_numbered_without_gaps() -> None:
+    """Those on a folder run in the order of their numbers."""
     assert list(range(1, len(CHECKS) + 1)) == [row.number for row in CHECKS]
     assert [row.number for row, _ in STEPS] == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13]
 
 
-def test_a_reason_belongs_to_one_number() -> None:
-    """Whoever reads it knows where to look."""
+def test_a_reason_belongs_to_one_check() -> None:
+    """So that it identifies the check."""
     reasons = [reason for row in CHECKS for reason in row.reasons]
     assert len(reasons) == len(set(reasons))
     assert all(re.fullmatch(r"[A-Z0-9_]{3,63}", reason) for reason in reasons)
@@ -59,8 +59,8 @@ def test_a_reason_belongs_to_one_number() -> None:
         make_check_failure(CHECKS[1], "EXECUTABLE", "of another number")
 
 
-def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
-    """The child that converts knows the list by its reasons only; what befalls the child blames nobody."""
+def test_every_reason_of_the_converter_belongs_to_a_check() -> None:
+    """Except failures of the child process itself, which are not the revision's fault."""
     root = Path(__file__).resolve().parents[3]
     paths = [*(root / "inference" / "runner").rglob("*.py"), root / "common" / "source.py", root / "common/sealing.py"]
     found = {
@@ -78,13 +78,13 @@ def test_no_reason_is_raised_that_the_list_does_not_know() -> None:
     assert make_failure_by_reason("WEIGHTS_BROKEN", "a tensor is missing").failure.message.startswith("check 14 ")
 
 
-def test_the_page_is_fresh() -> None:
+def test_the_page_is_up_to_date() -> None:
     """`python -m dev.scripts.verification` changes nothing."""
     assert verification.PAGE.read_text(encoding="utf-8") == verification.render()
 
 
 def test_every_reason_has_a_test() -> None:
-    """And no test claims one that is not on the list."""
+    """And no test is marked with an unknown reason."""
     known = {reason for row in CHECKS for reason in row.reasons}
     assert known == set(verification.list_tests_by_reason())
 
@@ -92,7 +92,7 @@ def test_every_reason_has_a_test() -> None:
 @pytest.mark.reason("STATE_DIR_TRUSTED")
 @pytest.mark.fault("P14")
 @pytest.mark.parametrize("name", ["damo", "iic", "iic--ofa", "damo/deep/state"])
-def test_a_state_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_state_folder_with_a_trusted_name_is_refused(tmp_path: Path, name: str) -> None:
     """At any part of its path."""
     with pytest.raises(ValueError, match=r"^check 1 state folder: ") as caught:
         check_state_path(tmp_path / name)
@@ -103,8 +103,8 @@ def test_a_state_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: s
 @pytest.mark.reason("NOT_REGULAR")
 @pytest.mark.fault("P6")
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "second name"])
-def test_only_regular_files_of_one_name_pass(staged: Path, kind: str) -> None:
-    """Whatever else stands there could be something else tomorrow."""
+def test_only_regular_files_with_one_hard_link_pass(staged: Path, kind: str) -> None:
+    """Anything else could be changed after the check."""
     rows, path = listed(staged), staged / "merges.txt"
     elsewhere = staged.parent / "elsewhere"
     path.rename(elsewhere)
@@ -121,8 +121,8 @@ def test_only_regular_files_of_one_name_pass(staged: Path, kind: str) -> None:
 @pytest.mark.reason("UNSAFE_NAME")
 @pytest.mark.fault("P4")
 @pytest.mark.parametrize("name", ["a\nb.json", "a\\b.json", "CONFIG.json"])
-def test_a_name_on_the_disk_is_as_safe_as_a_listed_one(staged: Path, name: str) -> None:
-    """Whoever put it there."""
+def test_names_on_disk_are_checked_too(staged: Path, name: str) -> None:
+    """Not only those of the listing."""
     rows = listed(staged)
     (staged / name).write_text("{}")
     assert reason_of(lambda: check(staged, rows)) == (2, "UNSAFE_NAME", FailureKind.PERMANENT)
@@ -131,8 +131,8 @@ def test_a_name_on_the_disk_is_as_safe_as_a_listed_one(staged: Path, name: str) 
 @pytest.mark.reason("FILES_UNKNOWN")
 @pytest.mark.fault("C2")
 @pytest.mark.parametrize("name", ["extra.txt", "run.py", "pytorch_model.bin"])
-def test_no_file_lies_beside_the_declared_ones(staged: Path, name: str) -> None:
-    """Whatever came there after staging is not converted."""
+def test_an_extra_staged_file_is_refused(staged: Path, name: str) -> None:
+    """It appeared after staging, and is not converted."""
     rows = listed(staged)
     (staged / name).write_text("import os")
     assert reason_of(lambda: check(staged, rows)) == (4, "FILES_UNKNOWN", FailureKind.PERMANENT)
@@ -141,8 +141,8 @@ def test_no_file_lies_beside_the_declared_ones(staged: Path, name: str) -> None:
 @pytest.mark.reason("SIZE_MISMATCH")
 @pytest.mark.fault("C5")
 @pytest.mark.parametrize("content", [b"", b"#version\n more"])
-def test_a_size_on_the_disk_is_the_listed_one(staged: Path, content: bytes) -> None:
-    """Told before anything is hashed."""
+def test_a_wrong_size_on_disk_is_refused(staged: Path, content: bytes) -> None:
+    """Before anything is hashed."""
     rows = listed(staged)
     (staged / "merges.txt").write_bytes(b"#version\n")
     rows = [replace(row, size=9) if row.name == "merges.txt" else row for row in rows]
@@ -152,8 +152,8 @@ def test_a_size_on_the_disk_is_the_listed_one(staged: Path, content: bytes) -> N
 
 @pytest.mark.reason("CONTENT_MISMATCH")
 @pytest.mark.fault("C4")
-def test_a_bit_that_flips_on_the_disk_is_found(staged: Path) -> None:
-    """What was hashed while it came is hashed again from where it lies."""
+def test_a_bit_that_flips_on_disk_is_found(staged: Path) -> None:
+    """Files that were hashed during the download are hashed again from disk."""
     rows, path = listed(staged), staged / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -162,7 +162,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(staged: Path) -> None:
 
 @pytest.mark.reason("SOURCE_MISMATCH")
 def test_files_of_another_revision_are_refused(staged: Path) -> None:
-    """Each as listed, and all together not what was decided for."""
+    """Each file matches the listing, but the digest is not that of the update."""
     rows = listed(staged)
     failed = reason_of(lambda: verify(staged, "sha256:" + "0" * 64, rows, lambda: None))
     assert failed == (7, "SOURCE_MISMATCH", FailureKind.PERMANENT)
@@ -171,8 +171,8 @@ def test_files_of_another_revision_are_refused(staged: Path) -> None:
 @pytest.mark.reason("EXECUTABLE")
 @pytest.mark.fault("P12")
 @pytest.mark.parametrize("mode", [0o100, 0o010, 0o001])
-def test_no_file_has_a_mode_to_be_run(staged: Path, mode: int) -> None:
-    """By nobody at all."""
+def test_an_executable_mode_is_refused(staged: Path, mode: int) -> None:
+    """For user, group and others."""
     rows = listed(staged)
     (staged / "vocab.json").chmod(0o600 | mode)
     assert reason_of(lambda: check(staged, rows)) == (9, "EXECUTABLE", FailureKind.PERMANENT)
@@ -181,8 +181,8 @@ def test_no_file_has_a_mode_to_be_run(staged: Path, mode: int) -> None:
 @pytest.mark.reason("FILES_CHANGED")
 @pytest.mark.fault("P7")
 @pytest.mark.parametrize("what", ["content", "swap", "another"])
-def test_a_file_that_is_touched_while_it_is_checked_is_noticed(staged: Path, what: str) -> None:
-    """By whoever can write there; the revision is not to blame, and it is looked at again."""
+def test_a_file_that_is_changed_during_the_checks_is_noticed(staged: Path, what: str) -> None:
+    """The revision is not at fault and is tried again."""
     rows, path, seen = listed(staged), staged / "config.json", [0]
 
     def touch() -> None:
@@ -200,8 +200,8 @@ def test_a_file_that_is_touched_while_it_is_checked_is_noticed(staged: Path, wha
     assert reason_of(lambda: check(staged, rows, touch)) == (13, "FILES_CHANGED", FailureKind.TRANSIENT)
 
 
-def test_where_it_came_from_decides_nothing(tmp_path: Path) -> None:
-    """Damaged or gone, the files pass as before; the bundle then does not say."""
+def test_the_recorded_origin_decides_nothing(tmp_path: Path) -> None:
+    """Without it, or if it is damaged, the files still pass; the bundle then has no provenance."""
     assert read_fetch_record(tmp_path / "gone") is None
     for text in ("", "{}", '{"place": {"kind": "other"}}', "[" * 5000):
         (tmp_path / "origin.json").write_text(text)
@@ -248,10 +248,10 @@ WORDS = {"a": 0, "b": 1, "ab": 2}
 @pytest.mark.reason("LABELS_CHANGED")
 @pytest.mark.reason("VOCABULARY_CHANGED")
 @pytest.mark.fault("C8")
-def test_what_callers_would_notice_does_not_change(
+def test_an_incompatible_bundle_is_refused(
     tmp_path: Path, reason: str, vocabulary: dict[str, int], merges: str, fields: dict[str, object]
 ) -> None:
-    """A revision of a model does what the model does; another one is a model of its own."""
+    """Another task, interface or vocabulary must be a separate model."""
     serving, candidate = sealed(tmp_path / "s", WORDS), sealed(tmp_path / "c", vocabulary, merges, **fields)
     failed = reason_of(lambda: check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s"))
     assert (15, reason, FailureKind.PERMANENT) == failed
@@ -266,16 +266,16 @@ def test_what_callers_would_notice_does_not_change(
         (WORDS, "#\na b\n", {"revision": "r2", "precision": "bfloat16", "notes": ("a note",)}),
     ],
 )
-def test_what_callers_do_not_notice_may_change(
+def test_a_compatible_bundle_passes(
     tmp_path: Path, vocabulary: dict[str, int], merges: str, fields: dict[str, object]
 ) -> None:
-    """New words, another precision, whatever older bundles did not say."""
+    """With appended words, another precision, or properties that older bundles do not record."""
     serving, candidate = sealed(tmp_path / "s", WORDS), sealed(tmp_path / "c", vocabulary, merges, **fields)
     check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s")
 
 
-def test_an_older_bundle_is_read_as_it_is(tmp_path: Path) -> None:
-    """Without a word of where it came from, and of what callers meet."""
+def test_a_bundle_of_an_older_build_is_read(tmp_path: Path) -> None:
+    """Without provenance and interface."""
     from common.bundle import MANIFEST_NAME, bundle_folder, read_bundle  # noqa: PLC0415  used here alone
 
     bundle = make_scripted_bundle(tmp_path, "r1")

@@ -37,8 +37,8 @@ def _newer_schema(path: Path) -> None:
 
 @pytest.mark.fault("D6")
 @pytest.mark.parametrize("damage", [_empty, _break_header, _newer_schema])
-def test_a_journal_that_cannot_be_read_costs_no_answer(make_world: MakeWorld, damage: object) -> None:
-    """Serving goes on; status says so and what to do; nothing is changed; put right, updates go on."""
+def test_a_damaged_journal_stops_updates_but_not_serving(make_world: MakeWorld, damage: object) -> None:
+    """The status says what to do, nothing is changed, and updates continue after a repair."""
     world = make_world()
     world.start()
     assert world.updater is not None
@@ -67,7 +67,7 @@ def test_a_journal_that_cannot_be_read_costs_no_answer(make_world: MakeWorld, da
 
 @pytest.mark.fault("U4")
 def test_another_user_cannot_reach_the_sockets(world: World) -> None:
-    """The run folder lets nobody in but its owner."""
+    """Only the owner can enter the run folder."""
     if os.getuid() != 0:
         pytest.skip("needs root to become somebody else")
     world.start_updater()
@@ -83,8 +83,8 @@ def test_another_user_cannot_reach_the_sockets(world: World) -> None:
 
 
 @pytest.mark.fault("S6")
-def test_a_revision_that_is_wrong_on_golden_answers_is_refused(make_world: MakeWorld) -> None:
-    """No caller meets it, the evidence names the numbers and the items, and it is not tried again."""
+def test_a_revision_with_wrong_golden_answers_is_refused(make_world: MakeWorld) -> None:
+    """It serves no request, the evidence has the numbers and items, and it is not tried again."""
     world = make_world(committed=None)
     write_expectations(world.golden, "good")
     world.start()
@@ -109,8 +109,8 @@ def test_a_revision_that_is_wrong_on_golden_answers_is_refused(make_world: MakeW
 
 
 @pytest.mark.fault("S7")
-def test_a_revision_that_fails_only_on_live_traffic_is_taken_back(make_world: MakeWorld) -> None:
-    """Right on golden items, NaN for callers: the previous revision answers, no call fails, and it goes."""
+def test_a_revision_that_fails_only_on_live_traffic_is_rolled_back(make_world: MakeWorld) -> None:
+    """It is right on golden items and returns NaN to callers: the previous revision answers, and no call fails."""
     world = make_world(observe={"window_seconds": 60.0, "max_seconds": 90.0})
     world.start_with_short_window()
     world.publish("v1.0.1")
@@ -122,8 +122,8 @@ def test_a_revision_that_fails_only_on_live_traffic_is_taken_back(make_world: Ma
 
 
 @pytest.mark.fault("S10")
-def test_a_candidate_that_is_gone_is_not_activated(world: World) -> None:
-    """Somebody emptied its slot between the gate and the swap: it is loaded and proven again."""
+def test_a_candidate_that_was_unloaded_is_not_activated(world: World) -> None:
+    """Its slot was emptied between gate and activation: it is loaded and gated again."""
     updater = world.start_updater(crash_at="stop:ACTIVATING")
     revision = world.publish_next()
     world.wait(updater.is_frozen, "frozen before the swap")
@@ -134,8 +134,8 @@ def test_a_candidate_that_is_gone_is_not_activated(world: World) -> None:
 
 
 @pytest.mark.fault("R15")
-def test_a_revision_that_arrives_piece_by_piece_waits_until_it_is_whole(world: World) -> None:
-    """Manifest first, weights later, short at first: never an update, never a failure, then committed."""
+def test_a_revision_is_installed_once_it_is_complete(world: World) -> None:
+    """The manifest comes first, then incomplete weights: no update and no failure until it is complete."""
     world.start_updater()
     before, revision = world.serving(), world.next_revision()
     whole = model_folder(world.folder / "slow", revision)

@@ -105,7 +105,7 @@ def refused(result: Result) -> EffectFailure:
 
 
 def test_a_good_revision_is_sealed(bench: HostileHub) -> None:
-    """So that a refusal below is one for its reason."""
+    """So that each refusal below has only the tested cause."""
     assert isinstance(bench.take(), Sealed)
 
 
@@ -134,7 +134,7 @@ def fault(number: str, reason: str, *values: Any) -> Any:  # noqa: ANN401  of a 
 )
 @pytest.mark.reason("LISTING_UNSAFE")
 def test_a_listing_with_an_unsafe_name_is_refused(bench: HostileHub, reason: str, name: str) -> None:
-    """Before any path is made of it: nothing is written, nothing around the state folder has changed."""
+    """Before any path is built from it: nothing is written, inside or outside of the state folder."""
     bench.shelf.relist("v1.0.0", lambda rows: rows.append({"name": name, "size": 1, "sha256": ZEROS}))
     before = bench.outside()
     assert reason == refused(bench.take()).reason
@@ -145,7 +145,7 @@ def test_a_listing_with_an_unsafe_name_is_refused(bench: HostileHub, reason: str
 @pytest.mark.fault("C7")
 @pytest.mark.reason("LISTING_UNSAFE")
 def test_two_forms_of_one_name_are_refused(bench: HostileHub) -> None:
-    """A file system may take an accent and its letter for one."""
+    """Some file systems treat both Unicode forms as one name."""
     extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in ("caf\u00e9.json", "cafe\u0301.json")]
     bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
     assert refused(bench.take()).reason == "LISTING_UNSAFE"
@@ -154,15 +154,15 @@ def test_two_forms_of_one_name_are_refused(bench: HostileHub) -> None:
 @pytest.mark.fault("C6")
 @pytest.mark.reason("LISTING_UNSAFE")
 @pytest.mark.parametrize("sha", [ZEROS[1:], ZEROS + "0", "g" * 64])
-def test_a_hash_of_another_form_is_refused(bench: HostileHub, sha: str) -> None:
-    """It is not compared, it is refused."""
+def test_a_malformed_hash_is_refused(bench: HostileHub, sha: str) -> None:
+    """It is not compared with anything."""
     bench.shelf.relist("v1.0.0", lambda rows: rows[0].update(sha256=sha))
     assert refused(bench.take()).reason == "LISTING_UNSAFE"
 
 
 @pytest.mark.fault("C6")
 def test_a_hash_in_upper_case_is_the_same_hash(bench: HostileHub) -> None:
-    """And the revision has the same digest: it is known by its content."""
+    """A hash of another length is refused."""
     first = bench.take()
     bench.shelf.relist("v1.0.0", lambda rows: [row.update(sha256=row["sha256"].upper()) for row in rows])
     second = bench.take()
@@ -187,8 +187,8 @@ def test_a_listing_without_a_needed_file_is_refused(bench: HostileHub, name: str
 @pytest.mark.fault("C2")
 @pytest.mark.fault("P12")
 @pytest.mark.parametrize("name", ["README.md", "run.py", "deep/run.py", "pytorch_model.bin"])
-def test_what_the_engine_does_not_declare_is_never_taken(bench: HostileHub, name: str) -> None:
-    """Listed beside it, it changes neither what is fetched nor what the revision is."""
+def test_undeclared_files_are_never_downloaded(bench: HostileHub, name: str) -> None:
+    """They change neither the staged files nor the source digest."""
     first = bench.take()
     content = b"import os"
     bench.shelf.file("v1.0.0", name).parent.mkdir(exist_ok=True)
@@ -202,8 +202,8 @@ def test_what_the_engine_does_not_declare_is_never_taken(bench: HostileHub, name
 @pytest.mark.fault("C3")
 @pytest.mark.reason("FORMAT_UNKNOWN")
 @pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
-def test_an_empty_file_is_no_model(bench: HostileHub, name: str) -> None:
-    """Its size and its hash are right."""
+def test_an_empty_weights_file_is_refused(bench: HostileHub, name: str) -> None:
+    """Its size and hash match the listing."""
     bench.shelf.replace("v1.0.0", name, b"")
     assert refused(bench.take()).reason == "FORMAT_UNKNOWN"
 
@@ -212,7 +212,7 @@ def test_an_empty_file_is_no_model(bench: HostileHub, name: str) -> None:
 @pytest.mark.reason("CONTENT_MISMATCH")
 @pytest.mark.parametrize("name", [WEIGHTS, "vocab.json"])
 def test_one_flipped_bit_is_refused(bench: HostileHub, name: str) -> None:
-    """Its name and its size are right."""
+    """Name and size match the listing."""
     path = bench.shelf.file("v1.0.0", name)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -224,7 +224,7 @@ def test_one_flipped_bit_is_refused(bench: HostileHub, name: str) -> None:
 @pytest.mark.fault("R15")
 @pytest.mark.reason("FILE_SHORT")
 def test_one_byte_short_is_not_ready(bench: HostileHub) -> None:
-    """Nobody's fault: the rest may still come, and then it is taken."""
+    """The rest may still be uploading; then it is installed."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -236,7 +236,7 @@ def test_one_byte_short_is_not_ready(bench: HostileHub) -> None:
 
 
 @pytest.mark.fault("R15")
-def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: HostileHub) -> None:
+def test_a_listed_file_that_is_missing_is_not_ready(bench: HostileHub) -> None:
     """The manifest came first, the weights come half a minute later."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     content = path.read_bytes()
@@ -251,7 +251,7 @@ def test_a_file_that_is_listed_and_not_there_is_not_ready(bench: HostileHub) -> 
 @pytest.mark.fault("C5")
 @pytest.mark.reason("CONTENT_MISMATCH")
 def test_one_byte_more_is_refused(bench: HostileHub) -> None:
-    """Never more than listed is kept."""
+    """Never more than the listed size is kept."""
     path = bench.shelf.file("v1.0.0", WEIGHTS)
     path.write_bytes(path.read_bytes() + b"!")
     result = bench.take()
@@ -284,14 +284,14 @@ def test_another_task_or_model_type_is_refused(bench: HostileHub, change: dict[s
         fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"file": "C:\\model.bin"}}),
     ],
 )
-def test_a_configuration_that_asks_for_more_is_refused(bench: HostileHub, reason: str, change: dict[str, Any]) -> None:
-    """Code of the repository, sections that nobody knows, places outside of it; wherever it stands."""
+def test_a_dangerous_configuration_is_refused(bench: HostileHub, reason: str, change: dict[str, Any]) -> None:
+    """Keys that run code of the repository, unknown sections, and paths outside of the folder, at any depth."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert reason == refused(bench.take("v1.0.1")).reason
 
 
-def test_the_operator_may_know_a_section_that_we_do_not(bench: HostileHub) -> None:
-    """A name at the top is harmless to who looked at it; what asks for code below it is refused all the same."""
+def test_known_sections_are_accepted(bench: HostileHub) -> None:
+    """But keys that run code are refused in them too."""
     bench.shelf.publish("v1.0.1", configuration={"hooks": []})
     assert "known_sections" in refused(bench.take("v1.0.1")).message
     bench.known_sections = frozenset({"hooks", "plugins"})
@@ -311,8 +311,8 @@ def test_the_operator_may_know_a_section_that_we_do_not(bench: HostileHub) -> No
         {"description": "a/b means a or b .. or both"},
     ],
 )
-def test_a_configuration_of_those_who_trained_it_is_taken(bench: HostileHub, change: dict[str, Any]) -> None:
-    """What is never looked at, and what says no, refuses no revision."""
+def test_sections_of_training_are_accepted(bench: HostileHub, change: dict[str, Any]) -> None:
+    """They are never read; a code key with the value false is harmless."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert isinstance(bench.take("v1.0.1"), Sealed)
 
@@ -321,8 +321,8 @@ def test_a_configuration_of_those_who_trained_it_is_taken(bench: HostileHub, cha
 @pytest.mark.parametrize(
     "content", [b"[]", b"{", b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", b'{"a": "' + b"x" * (9 << 20) + b'"}']
 )
-def test_a_configuration_that_is_none_is_refused(bench: HostileHub, content: bytes) -> None:
-    """No JSON object, nested without end, or larger than any."""
+def test_a_malformed_configuration_is_refused(bench: HostileHub, content: bytes) -> None:
+    """Not a JSON object, nested too deeply, or too large."""
     bench.shelf.replace("v1.0.0", "config.json", content)
     assert refused(bench.take()).reason == "CONFIG_BROKEN"
 
@@ -341,16 +341,16 @@ def test_a_configuration_that_is_none_is_refused(bench: HostileHub, content: byt
         fault("C3", "FORMAT_UNKNOWN", "vocab.json", b"not found"),
     ],
 )
-def test_a_file_is_what_its_ending_says(bench: HostileHub, reason: str, name: str, content: bytes) -> None:
-    """By its content; and nothing that could be run is ever kept."""
+def test_the_content_must_match_the_extension(bench: HostileHub, reason: str, name: str, content: bytes) -> None:
+    """And nothing executable is kept."""
     bench.shelf.replace("v1.0.0", name, content)
     assert reason == refused(bench.take()).reason
 
 
 @pytest.mark.fault("P12")
 @pytest.mark.reason("FORMAT_UNKNOWN")
-def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench: HostileHub) -> None:
-    """The answer map may have any name, but not any ending."""
+def test_a_code_file_named_by_the_configuration_is_refused(bench: HostileHub) -> None:
+    """The answer map may have any name, but not any extension."""
     configuration = {"model": {"type": "ofa", "answer2label": "answers.py"}}
     bench.shelf.publish("v1.0.1", configuration=configuration)
     bench.shelf.replace("v1.0.1", "answers.py", b"import os\n")
@@ -359,8 +359,8 @@ def test_code_that_the_configuration_calls_a_file_of_the_model_is_refused(bench:
 
 @pytest.mark.fault("P1")
 @pytest.mark.reason("UNSAFE_NAME")
-def test_a_file_that_the_configuration_names_has_a_plain_name(bench: HostileHub) -> None:
-    """Also if the listing has it: what is taken lies in one folder."""
+def test_a_file_in_a_subfolder_is_refused(bench: HostileHub) -> None:
+    """Even if the listing contains it: all files are at the top level."""
     configuration = {"model": {"type": "ofa", "answer2label": "deep/answers.json"}}
     bench.shelf.publish("v1.0.1", configuration=configuration)
     bench.shelf.file("v1.0.1", "deep").mkdir()
@@ -370,8 +370,8 @@ def test_a_file_that_the_configuration_names_has_a_plain_name(bench: HostileHub)
 
 @pytest.mark.fault("R3")
 @pytest.mark.reason("LISTING_CHANGED")
-def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: HostileHub) -> None:
-    """Neither an update nor a failure; the next look takes what is there then, all of it."""
+def test_a_listing_that_changes_during_the_download_is_tried_again(bench: HostileHub) -> None:
+    """The next poll installs the new content."""
     other = weights_of("other")
     changing = Changing(bench.hub, lambda: bench.shelf.replace("v1.0.0", WEIGHTS, other))
     failed = refused(bench.take(hub=changing))
@@ -381,8 +381,8 @@ def test_a_listing_that_changes_while_it_is_fetched_is_looked_at_again(bench: Ho
     assert [hashlib.sha256(other).hexdigest()] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
 
 
-def test_a_bundle_says_where_it_came_from_and_what_it_passed(bench: HostileHub) -> None:
-    """Every number that this build looks at before sealing, and the signature is not among them."""
+def test_a_bundle_records_its_origin_and_its_checks(bench: HostileHub) -> None:
+    """All checks that this build runs before sealing; signatures are not among them."""
     sealed = bench.take()
     assert isinstance(sealed, Sealed)
     folder = bench.folder / "state" / "bundles" / sealed.bundle_digest.replace(":", "-")

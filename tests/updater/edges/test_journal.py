@@ -39,15 +39,15 @@ def journal(path: Path) -> Iterator[Journal]:
 
 
 def test_a_record_is_read_as_it_was_written(journal: Journal) -> None:
-    """Every field comes back."""
+    """Every field is unchanged."""
     assert journal.load("shapes") is None
     journal.write(RECORD, ())
     assert journal.load("shapes") == RECORD
 
 
 @pytest.mark.fault("B4")
-def test_a_record_survives_the_process(journal: Journal, path: Path) -> None:
-    """What was written is there for the next life."""
+def test_a_record_survives_a_restart(journal: Journal, path: Path) -> None:
+    """The next process reads it."""
     journal.write(RECORD, [event("update_started")])
     journal.close()
     again = Journal(path)
@@ -56,8 +56,8 @@ def test_a_record_survives_the_process(journal: Journal, path: Path) -> None:
     again.close()
 
 
-def test_history_tells_an_update_as_it_stood_last(journal: Journal) -> None:
-    """One row an update, newest first, page by page."""
+def test_the_history_has_the_last_state_of_each_update(journal: Journal) -> None:
+    """One row for each update, newest first, in pages."""
     for number in range(5):
         update = replace(UPDATE, update_id=f"u-{number}")
         begun = replace(event("update_started"), update=update)
@@ -71,7 +71,7 @@ def test_history_tells_an_update_as_it_stood_last(journal: Journal) -> None:
 
 
 def test_evidence_is_kept_by_stage(journal: Journal) -> None:
-    """What the gate and the observation measured stand side by side."""
+    """Measurements of the gate and of the trial are both kept."""
     gate = Evidence((Measured("accuracy", 0.9, 0.95, 0.94, passed=False),))
     journal.write(RECORD, [replace(event("gate_refused", Stage.GATING), evidence=gate)])
     trial = Evidence((Measured("error_share", 0.0, None, 0.01, passed=True),))
@@ -92,8 +92,8 @@ def test_events_are_never_changed(journal: Journal, path: Path) -> None:
     ("content", "why"),
     [(b"", "empty"), (b"x" * 8192, "not a database"), (b"SQLite format 3\0" + b"\xff" * 8000, "journal")],
 )
-def test_a_damaged_journal_is_told_and_left_alone(path: Path, content: bytes, why: str) -> None:
-    """It is neither read nor replaced: a person may want to look at it."""
+def test_a_damaged_journal_is_reported_and_not_changed(path: Path, content: bytes, why: str) -> None:
+    """So that it can be examined."""
     path.write_bytes(content)
     with pytest.raises(JournalUnreadable, match=why):
         Journal(path)
@@ -101,8 +101,8 @@ def test_a_damaged_journal_is_told_and_left_alone(path: Path, content: bytes, wh
 
 
 @pytest.mark.fault("D6")
-def test_a_journal_cut_in_the_middle_is_told(journal: Journal, path: Path) -> None:
-    """Half a file is no file."""
+def test_a_truncated_journal_is_reported(journal: Journal, path: Path) -> None:
+    """It is neither read nor replaced."""
     for number in range(200):
         journal.write(RECORD, [event(f"event_{number}")])
     journal.close()
@@ -112,8 +112,8 @@ def test_a_journal_cut_in_the_middle_is_told(journal: Journal, path: Path) -> No
 
 
 @pytest.mark.fault("D6")
-def test_a_newer_schema_is_told(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older hotslot does not guess what a newer one wrote."""
+def test_a_newer_schema_is_reported(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older build does not try to read it."""
     journal.close()
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version={database.JOURNAL_SCHEMA + 1}")
@@ -122,8 +122,8 @@ def test_a_newer_schema_is_told(journal: Journal, path: Path, monkeypatch: pytes
 
 
 @pytest.mark.fault("D6")
-def test_a_record_that_this_build_does_not_know_is_told(journal: Journal, path: Path) -> None:
-    """A field from the future stops updates instead of steering them."""
+def test_an_unknown_field_of_a_record_is_reported(journal: Journal, path: Path) -> None:
+    """Updates stop rather than ignore it."""
     journal.write(RECORD, ())
     journal.close()
     with sqlite3.connect(path) as connection:
@@ -136,7 +136,7 @@ def test_a_record_that_this_build_does_not_know_is_told(journal: Journal, path: 
 
 @pytest.mark.fault("D1")
 def test_a_full_disk_changes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write fails as a whole, and the next one that fits goes through."""
+    """The write fails as a whole, and a later one succeeds."""
     journal.write(RECORD, ())
     too_large = [replace(event("noise"), message="x" * (1 << 20)) for _ in range(4)]
     database_ = journal._database  # noqa: SLF001  the fault is set where the disk would set it
@@ -151,14 +151,14 @@ def test_a_full_disk_changes_nothing(journal: Journal, monkeypatch: pytest.Monke
 
 
 @pytest.mark.fault("D3")
-def test_a_journal_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """A folder that is gone, or cannot be written, is an error to be tried again, not a damaged journal."""
+def test_a_journal_that_cannot_be_created_is_retried(tmp_path: Path) -> None:
+    """A missing or read-only folder is not a damaged journal."""
     with pytest.raises(JournalNotWritten):
         Journal(tmp_path / "gone" / "journal.db")
 
 
-def test_a_half_made_journal_is_made_again(path: Path) -> None:
-    """A crash while making it leaves only a temporary file, which the next start throws away."""
+def test_an_incompletely_created_journal_is_created_again(path: Path) -> None:
+    """A crash leaves only a temporary file, which the next start deletes."""
     path.with_name(".journal.db.new").write_bytes(b"half")
     Journal(path).close()
     assert [path] == [entry for entry in path.parent.iterdir() if not entry.name.endswith("-journal")]

@@ -104,37 +104,37 @@ def load(server: Server, digest: str, generation: int = 0) -> str:
     return server.control.load(digest, "", "test", generation, LIMIT)
 
 
-def test_a_load_is_asked_for_twice_and_done_once(server: Server) -> None:
-    """A crash between the load and its record costs nothing."""
+def test_a_repeated_load_is_done_once(server: Server) -> None:
+    """After a crash between the load and its record."""
     assert load(server, server.good) == load(server, server.good)
 
 
-def test_a_bundle_that_does_not_load_is_to_blame(server: Server) -> None:
-    """It will fail again."""
+def test_a_bundle_that_does_not_load_is_permanent(server: Server) -> None:
+    """The same load would fail again."""
     assert FailureKind.PERMANENT is failure(lambda: load(server, server.broken)).kind
 
 
-def test_a_world_that_has_moved_is_nobodys_fault(server: Server) -> None:
-    """Compare-and-set."""
+def test_a_generation_conflict_is_transient(server: Server) -> None:
+    """Commands compare and set the generation."""
     generation = server.control.state(LIMIT).generation
     failed = failure(lambda: load(server, server.good, generation + 7))
     assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "GENERATION_CONFLICT")
 
 
-def test_a_server_that_is_away_is_nobodys_fault(server: Server) -> None:
-    """It comes back."""
+def test_an_unreachable_server_is_transient(server: Server) -> None:
+    """It may be restarting."""
     failed = failure(lambda: server.unreachable.state(2.0))
     assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "SERVER_UNREACHABLE")
 
 
 def test_a_load_that_is_gone_cannot_be_activated(server: Server) -> None:
-    """The candidate was lost: it is loaded again."""
+    """The candidate was lost and must be loaded again."""
     failed = failure(lambda: server.control.activate("nobody", 60.0, "test", 0, LIMIT))
     assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "LOAD_UNKNOWN")
 
 
-def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
-    """The previous slot stays beside it, and answers again when asked."""
+def test_a_trial_is_started_extended_and_rolled_back(server: Server) -> None:
+    """The previous slot stays loaded, and is activated again."""
     load_id = load(server, server.good)
     before = server.control.state(LIMIT)
     state = server.control.activate(load_id, 60.0, "test", before.generation, LIMIT)
@@ -153,7 +153,7 @@ def test_a_trial_is_begun_extended_and_taken_back(server: Server) -> None:
 
 
 def test_a_commit_ends_a_trial_and_may_be_repeated(server: Server, request: pytest.FixtureRequest) -> None:
-    """The previous slot is free to be retired."""
+    """Then the previous slot can be retired."""
     before = server.control.state(LIMIT).active_load_id
     load_id = load(server, server.good)
     server.control.activate(load_id, 60.0, "test", 0, LIMIT)
@@ -165,14 +165,14 @@ def test_a_commit_ends_a_trial_and_may_be_repeated(server: Server, request: pyte
     assert before not in {slot.load_id for slot in state.slots}
 
 
-def test_a_candidate_is_not_committed(server: Server) -> None:
-    """Only what is on trial is."""
+def test_only_a_trial_is_committed(server: Server) -> None:
+    """A loaded candidate is refused."""
     load_id = load(server, server.good)
     assert failure(lambda: server.control.commit(load_id, "test", 0, LIMIT)).reason == "NOT_ON_TRIAL"
 
 
-def test_what_answers_callers_is_not_retired(server: Server) -> None:
-    """Nor what a trial falls back on; a load that is gone is no error."""
+def test_the_active_slot_is_not_retired(server: Server) -> None:
+    """Nor the previous slot during a trial; an unknown load is no error."""
     active = server.control.state(LIMIT).active_load_id
     assert failure(lambda: server.control.retire(active, "test", 0, LIMIT)).reason == "SLOT_IN_USE"
     load_id = load(server, server.good)
@@ -181,8 +181,8 @@ def test_what_answers_callers_is_not_retired(server: Server) -> None:
     server.control.retire("nobody", "test", 0, LIMIT)
 
 
-def test_the_gate_asks_both_slots_every_question(server: Server) -> None:
-    """Side by side, with what they cost."""
+def test_the_gate_sends_every_question_to_both_slots(server: Server) -> None:
+    """And measures the cost of both."""
     facts = server.golden.facts()
     load_id = load(server, server.good)
     active = server.control.state(LIMIT).active_load_id
@@ -193,21 +193,21 @@ def test_the_gate_asks_both_slots_every_question(server: Server) -> None:
     assert (answers.device, answers.precision) == ("cpu", "float32")
 
 
-def test_the_gate_on_builtin_probes_asks_the_candidate_alone(server: Server) -> None:
-    """At a first install nothing serves beside it, and nothing is expected."""
+def test_the_gate_without_an_active_slot_probes_only_the_candidate(server: Server) -> None:
+    """At a first install, with built-in probes and no expectations."""
     answers = server.golden.run(load(server, server.good), "", "", LIMIT)
     assert answers.questions
     assert {(row.expected, row.active) for row in answers.questions} == {("", None)}
 
 
-def test_a_slot_that_is_gone_gives_no_verdict(server: Server) -> None:
-    """The gate has not run."""
+def test_an_emptied_slot_gives_no_verdict(server: Server) -> None:
+    """The gate must run again."""
     digest = server.golden.facts().digest
     assert FailureKind.TRANSIENT is failure(lambda: server.golden.run("nobody", "", digest, LIMIT)).kind
 
 
 def test_probes_are_counted(server: Server) -> None:
-    """So many asked, so many answered."""
+    """As many answers as probes."""
     assert server.golden.probe(load(server, server.good), 5, LIMIT) == (5, 0, 0)
 
 
@@ -240,32 +240,32 @@ def asking(url: str) -> ModelScopeHub:
 
 
 def test_a_hub_lists_its_revisions(hub: Hub) -> None:
-    """Whole or not."""
+    """Complete or not."""
     assert set(hub.revisions(LIMIT)) == {"v1", "v2"}
 
 
-def test_a_release_names_its_content(hub: Hub) -> None:
-    """The same whenever it is asked."""
+def test_a_release_has_a_stable_digest(hub: Hub) -> None:
+    """The same at each call, and different for different content."""
     release = hub.release("v1", LIMIT)
     assert release.is_ready
     assert release.source_digest
     assert release == hub.release("v1", LIMIT)
 
 
-def test_a_release_that_is_not_whole_says_what_is_missing(hub: Hub) -> None:
-    """Neither an update nor a failure."""
+def test_an_incomplete_release_says_what_is_missing(hub: Hub) -> None:
+    """It is not ready: neither an update nor a failure."""
     release = hub.release("v2", LIMIT)
     assert (release.is_ready, bool(release.missing)) == (False, True)
 
 
-def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
-    """By its own reason."""
+def test_an_unknown_revision_has_its_own_reason(hub: Hub) -> None:
+    """REVISION_UNKNOWN, which is permanent."""
     failed = failure(lambda: hub.release("v9", LIMIT))
     assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "REVISION_UNKNOWN")
 
 
 def test_a_file_is_read_from_any_offset(hub: Hub) -> None:
-    """So that a transfer goes on where it stopped."""
+    """So that a download can continue."""
     name = hub.release("v1", LIMIT).files[0].name
     whole = b"".join(hub.read("v1", name, 0, LIMIT))
     assert whole[2:] == b"".join(hub.read("v1", name, 2, LIMIT))
@@ -303,16 +303,16 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk2:
     return Disk2(store, DirectoryHub(tmp_path / "hub", MODEL, SystemClock()), *installed)
 
 
-def test_the_pointer_says_what_was_written(disk: Disk2) -> None:
-    """Or nothing."""
+def test_the_pointer_returns_what_was_written(disk: Disk2) -> None:
+    """None before the first write."""
     assert disk.store.pointer() is None
     for installed in (disk.one, disk.two, disk.two, None, None):
         disk.store.write_pointer(installed)
         assert installed == disk.store.pointer()
 
 
-def test_staging_gives_the_digest_that_was_listed(disk: Disk2) -> None:
-    """And again the same."""
+def test_staging_returns_the_listed_digest(disk: Disk2) -> None:
+    """Also when it is repeated."""
     release = disk.hub.release("v1", LIMIT)
     for is_fresh in (False, False, True):
         staged = disk.store.stage(ID, release, disk.hub, 1 << 30, LIMIT, is_fresh=is_fresh)
@@ -320,8 +320,8 @@ def test_staging_gives_the_digest_that_was_listed(disk: Disk2) -> None:
     disk.store.verify(disk.store.source_folder(ID, staged, is_kept=False), staged, "")
 
 
-def test_a_kept_source_is_found_and_may_be_kept_twice(disk: Disk2) -> None:
-    """A crash after it was moved costs nothing."""
+def test_keeping_a_source_is_idempotent(disk: Disk2) -> None:
+    """It may be repeated after a crash."""
     release = disk.hub.release("v1", LIMIT)
     digest = disk.store.stage(ID, release, disk.hub, 1 << 30, LIMIT, is_fresh=False)
     for _ in range(2):
@@ -329,14 +329,14 @@ def test_a_kept_source_is_found_and_may_be_kept_twice(disk: Disk2) -> None:
     assert disk.store.source_folder(ID, digest, is_kept=True)
 
 
-def test_collection_leaves_what_is_named(disk: Disk2) -> None:
-    """And nothing else, with no room to spare."""
+def test_collection_keeps_what_is_referenced(disk: Disk2) -> None:
+    """And deletes everything else if the cap is 0."""
     disk.store.collect(frozenset({disk.one.bundle_digest}), frozenset(), "", 0)
     assert {disk.one.bundle_digest} == disk.store.sealed()
 
 
-def test_a_source_that_is_not_kept_converts_to_nothing(disk: Disk2) -> None:
-    """Whatever it was."""
+def test_a_source_that_is_not_kept_has_no_predicted_bundle(disk: Disk2) -> None:
+    """There is nothing to convert."""
     assert disk.store.converts_to(disk.two) == ""
 
 
@@ -354,8 +354,8 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
     opened.close()
 
 
-def test_a_journal_gives_back_what_was_written_last(journal: Journal) -> None:
-    """Nothing before the first time."""
+def test_a_journal_returns_the_last_record(journal: Journal) -> None:
+    """None before the first write."""
     assert journal.load(MODEL) is None
     for stage in (Stage.STAGING, Stage.IDLE):
         record = ModelRecord(MODEL, stage, min_version="v1")

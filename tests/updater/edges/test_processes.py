@@ -18,8 +18,8 @@ NAN_TO = "there is a bird !nan@{}"  # callers whose question only this revision 
 
 @pytest.mark.fault("K1")
 @pytest.mark.parametrize("place", FORWARD + BETWEEN)
-def test_a_killed_updater_goes_on_and_commits(world: World, place: str) -> None:
-    """Killed right after entering any state, or between an effect and its record, the update still ends well."""
+def test_an_update_commits_after_the_updater_was_killed(world: World, place: str) -> None:
+    """Right after entering any stage, or between an effect and its record."""
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
     world.ask_until(lambda: updater.exit_code is not None, f"the updater dies at {place}")
@@ -33,8 +33,8 @@ def test_a_killed_updater_goes_on_and_commits(world: World, place: str) -> None:
 
 @pytest.mark.fault("K1")
 @pytest.mark.parametrize("place", ["ROLLING_BACK", "after:ActivatePrevious", "before:RetireLoad"])
-def test_a_killed_updater_goes_on_rolling_back(world: World, place: str) -> None:
-    """A rollback that was cut off is ended by the next life, and the revision stays in quarantine."""
+def test_a_rollback_completes_after_the_updater_was_killed(world: World, place: str) -> None:
+    """And the revision stays in quarantine."""
     before = world.serving()
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
@@ -48,8 +48,8 @@ def test_a_killed_updater_goes_on_rolling_back(world: World, place: str) -> None
 
 
 @pytest.mark.fault("K2")
-def test_a_server_killed_while_the_candidate_is_proven_costs_the_update_nothing(world: World) -> None:
-    """The gate has not run: it is run again, and the good revision is committed."""
+def test_the_gate_runs_again_after_the_server_was_killed(world: World) -> None:
+    """The revision is committed."""
     world.start_updater()
     revision = world.publish_next(load_seconds=0.5)
     world.wait_stage("GATING")
@@ -60,8 +60,8 @@ def test_a_server_killed_while_the_candidate_is_proven_costs_the_update_nothing(
 
 @pytest.mark.fault("K2")
 @pytest.mark.parametrize("place", ["ACTIVATING", "after:ActivateLoad", "OBSERVING", "ROLLING_BACK"])
-def test_a_server_killed_around_a_swap_serves_what_is_committed(world: World, place: str) -> None:
-    """What serves after a crash is what is committed; a crash on trial counts as the trial's."""
+def test_a_restarted_server_serves_the_committed_bundle(world: World, place: str) -> None:
+    """A crash during a trial counts against the candidate."""
     before = world.serving()
     is_bad = place == "ROLLING_BACK"
     updater = world.start_updater(crash_at=f"stop:{place}")
@@ -81,8 +81,8 @@ def test_a_server_killed_around_a_swap_serves_what_is_committed(world: World, pl
 
 @pytest.mark.fault("K3")
 @pytest.mark.parametrize("place", ["ACTIVATING", "OBSERVING", "COMMITTING", "after:WritePointer"])
-def test_both_killed_at_once_end_with_one_truth(world: World, place: str) -> None:
-    """Whatever the journal and the pointer said when both died, in the end they say the same, and it serves."""
+def test_journal_and_pointer_agree_after_both_were_killed(world: World, place: str) -> None:
+    """And the server serves that bundle."""
     before = world.serving()
     updater = world.start_updater(crash_at=place)
     revision = world.publish_next()
@@ -100,8 +100,8 @@ def test_both_killed_at_once_end_with_one_truth(world: World, place: str) -> Non
 
 
 @pytest.mark.fault("K16")
-def test_an_orderly_stop_in_a_trial_is_without_blame(world: World) -> None:
-    """Both asked to end while observing: no quarantine, and after a start the update is tried again and committed."""
+def test_an_orderly_stop_during_a_trial_does_not_quarantine(world: World) -> None:
+    """After a restart the update is tried again and committed."""
     updater = world.start_updater()
     revision = world.publish_next()
     world.wait_stage("OBSERVING")
@@ -115,8 +115,8 @@ def test_an_orderly_stop_in_a_trial_is_without_blame(world: World) -> None:
 
 
 @pytest.mark.fault("K16")
-def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld) -> None:
-    """Nothing is committed yet: the stop costs a second try, nothing else."""
+def test_an_orderly_stop_during_a_first_install_does_not_quarantine(make_world: MakeWorld) -> None:
+    """It is tried again."""
     world = make_world(committed=None, observe={"window_seconds": 2.0})
     world.start()
     world.publish("v1.0.0")
@@ -133,8 +133,8 @@ def test_an_orderly_stop_at_a_first_install_blames_nobody(make_world: MakeWorld)
 
 
 @pytest.mark.fault("K17")
-def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
-    """The server puts the previous revision back by itself; the next updater tries again, without blame."""
+def test_a_trial_without_updater_expires(make_world: MakeWorld) -> None:
+    """The server rolls it back, and the next updater tries it again."""
     world = make_world(observe={"window_seconds": 60.0, "max_seconds": 60.0, "trial_lease_seconds": 5.0})
     world.start_with_short_window()
     world.publish("v1.0.1")
@@ -152,8 +152,8 @@ def test_a_trial_whose_updater_is_dead_runs_out(make_world: MakeWorld) -> None:
 
 
 @pytest.mark.fault("U6")
-def test_a_second_updater_ends_with_its_own_code(world: World) -> None:
-    """Two would fight over the slots."""
+def test_a_second_updater_exits_with_its_own_code(world: World) -> None:
+    """Two updaters would conflict."""
     world.start_updater()
     world.status()
     second = UpdaterProcess(world.folder, world.stack.config)

@@ -25,7 +25,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_plain_folder_becomes_a_revision(model: Path, tmp_path: Path) -> None:
-    """Every file is there and listed; hidden ones stay behind."""
+    """With all files in its manifest, except hidden ones."""
     done = publish(model, tmp_path / "hub", "shapes", "v1.0.0")
     assert [file.name for file in read_manifest(done.folder)] == ["config.json", "sub/notes.txt"]
     assert (done.folder / "sub" / "notes.txt").read_text() == "notes"
@@ -33,30 +33,30 @@ def test_a_plain_folder_becomes_a_revision(model: Path, tmp_path: Path) -> None:
 
 
 def test_publishing_again_changes_nothing(model: Path, tmp_path: Path) -> None:
-    """The same content under the same name is done already."""
+    """The same content under the same name."""
     publish(model, tmp_path / "hub", "shapes", "v1.0.0")
     assert not publish(model, tmp_path / "hub", "shapes", "v1.0.0").is_new
     assert [path.name for path in (tmp_path / "hub" / "shapes").iterdir()] == ["v1.0.0"]
 
 
 def test_a_revision_never_changes(model: Path, tmp_path: Path) -> None:
-    """Other content needs another name."""
+    """Different content needs another name."""
     publish(model, tmp_path / "hub", "shapes", "v1.0.0")
     (model / "config.json").write_text("[]")
     with pytest.raises(CommandFailed, match="never changes"):
         publish(model, tmp_path / "hub", "shapes", "v1.0.0")
 
 
-def test_a_link_is_not_published(model: Path, tmp_path: Path) -> None:
-    """What a link leads to may change behind the manifest."""
+def test_a_symbolic_link_is_not_published(model: Path, tmp_path: Path) -> None:
+    """Its target could change later."""
     (model / "weights.bin").symlink_to("/etc/passwd")
     with pytest.raises(CommandFailed, match="not a regular file"):
         publish(model, tmp_path / "hub", "shapes", "v1.0.0")
 
 
 @pytest.mark.parametrize("revision", ["", "../v1", "a/b", ".hidden", "x" * 129, "v1\n"])
-def test_a_revision_needs_a_plain_name(model: Path, tmp_path: Path, revision: str) -> None:
-    """It becomes the name of a folder."""
+def test_a_revision_name_must_be_safe(model: Path, tmp_path: Path, revision: str) -> None:
+    """It becomes a folder name."""
     with pytest.raises(CommandFailed, match="cannot name"):
         publish(model, tmp_path / "hub", "shapes", revision)
 
@@ -78,24 +78,24 @@ def test_a_revision_needs_a_plain_name(model: Path, tmp_path: Path, revision: st
         pytest.param("./a", marks=pytest.mark.fault("P1")),
     ],
 )
-def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
-    """Before any path is made of it."""
+def test_an_unsafe_name_in_a_manifest_is_refused(name: str) -> None:
+    """Before any path is built from it."""
     with pytest.raises(ManifestBroken):
         check_names([name])
 
 
 @pytest.mark.fault("C7")
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "A"), ("caf\u00e9", "cafe\u0301")])
-def test_a_name_stands_once(names: tuple[str, str]) -> None:
-    """Also to a file system that ignores case or the form of accents."""
+def test_a_duplicate_name_is_refused(names: tuple[str, str]) -> None:
+    """Also one that differs only in case or Unicode form."""
     with pytest.raises(ManifestBroken, match="twice"):
         check_names(names)
 
 
 @pytest.mark.fault("C6")
 @pytest.mark.parametrize("sha", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64])
-def test_a_hash_has_one_form(sha: str) -> None:
-    """A hash of another form is not compared, it is refused."""
+def test_a_malformed_hash_in_a_manifest_is_refused(sha: str) -> None:
+    """It is not compared with anything."""
     with pytest.raises(ManifestBroken, match="SHA-256"):
         check_files([BundleFile("a", 1, sha)])
 
@@ -115,8 +115,8 @@ def test_a_hash_has_one_form(sha: str) -> None:
         " " * (3 << 20),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    """Nothing foreign is taken as it comes."""
+def test_a_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    """Its content is not trusted."""
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(ManifestBroken):
         read_manifest(tmp_path)

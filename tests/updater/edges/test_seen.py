@@ -49,8 +49,8 @@ class Refused(grpc.RpcError, grpc.Call):
         return False
 
 
-def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
-    """As far as the server knows: what it leaves out, or spoils, is not known."""
+def test_a_failed_load_reports_its_memory_shortage() -> None:
+    """Values that the server omits, or that are malformed, are unknown."""
     full = {"device": "cuda:0", "needed_bytes": "5000", "free_bytes": "0"}
     failed = classify_error(Refused("DOES_NOT_FIT", full))
     assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "DOES_NOT_FIT")
@@ -61,8 +61,8 @@ def test_a_load_that_does_not_fit_says_what_it_lacks() -> None:
     assert classify_error(Refused("OUT_OF_MEMORY", {})).shortage is None
 
 
-def test_a_fallback_and_why_a_trial_ended_are_seen() -> None:
-    """With the time by which one fallback is told from the next."""
+def test_a_fallback_and_the_end_of_a_trial_are_converted() -> None:
+    """With the start time, which distinguishes one fallback from the next."""
     since = datetime(2026, 6, 1, 12, 0, 0, 250_000, tzinfo=UTC)
     fallback = pb.CpuFallback(device="cuda:0", fallback_device="cpu", bundle_digest="b", reason="OUT_OF_MEMORY")
     fallback.since.FromDatetime(since)

@@ -25,8 +25,8 @@ PICTURE = SHAPES / "golden" / "shapes-001.png"
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_published_model_is_converted_proven_and_serves(make_world: MakeWorld, tmp_path: Path) -> None:
-    """First install by the updater alone; another revision waits for a person without a golden set; then back."""
+def test_a_published_model_is_converted_gated_and_served(make_world: MakeWorld, tmp_path: Path) -> None:
+    """A first install; then a revision that is held without a golden set; then a rollback."""
     world = make_world(golden=False, observe={"window_seconds": 1.0, "min_answers": 8})
     world.stack.start(until_ready=False)
     world.updater = UpdaterProcess(world.folder, world.stack.config, program="updater.daemon")
@@ -73,10 +73,10 @@ def _not_a_number(weights: Path) -> None:
         pytest.param(_not_a_number, "decoder.layers.1.fc2.weight holds NaN", marks=pytest.mark.fault("C11")),
     ],
 )
-def test_callers_never_notice_broken_weights(
+def test_broken_weights_do_not_affect_serving(
     spoil: Callable[[Path], None], sentence: str, make_world: MakeWorld, tmp_path: Path
 ) -> None:
-    """While the conversion of a broken revision meets its end, every call is answered by what serves."""
+    """Calls are answered while the conversion of a broken revision fails."""
     world = make_world()
     world.start()
     assert world.updater is not None

@@ -93,7 +93,7 @@ def failure(action: Callable[[], object]) -> EffectFailure:
 
 
 def test_a_revision_is_staged_verified_sealed_and_kept(bench: StoreFixture) -> None:
-    """From the hub's folder to a sealed bundle, and the source stays for a newer converter."""
+    """The source files are kept for a newer converter."""
     release = bench.publish()
     digest = bench.stage(release)
     assert release.source_digest == digest
@@ -105,7 +105,7 @@ def test_a_revision_is_staged_verified_sealed_and_kept(bench: StoreFixture) -> N
     assert sealed == bench.store.converts_to(Installed("v1.0.0", digest, sealed))
 
 
-def test_every_step_may_be_done_twice(bench: StoreFixture) -> None:
+def test_every_step_is_idempotent(bench: StoreFixture) -> None:
     """A crash between an effect and its record costs nothing."""
     release = bench.publish()
     digest = bench.stage(release)
@@ -117,8 +117,8 @@ def test_every_step_may_be_done_twice(bench: StoreFixture) -> None:
         bench.store.keep_source(ID, digest)
 
 
-def test_only_declared_files_are_taken(bench: StoreFixture) -> None:
-    """An edited README is no new model: neither the files nor the digest change."""
+def test_only_declared_files_are_staged(bench: StoreFixture) -> None:
+    """An edited README does not change the source digest."""
     release = bench.publish("v1.0.0")
     made = bench.folder / "made" / "made-v1.0.0"
     (made / "README.md").write_text("better words")
@@ -146,28 +146,28 @@ def test_a_revision_whose_file_is_missing_is_not_ready(bench: StoreFixture, name
 
 @pytest.mark.fault("R15")
 def test_a_revision_whose_weights_are_short_is_not_ready(bench: StoreFixture) -> None:
-    """Also if they are cut while they are fetched."""
+    """Also if they are truncated during the download."""
     release = bench.publish()
     os.truncate(bench.published / "v1.0.0" / "model.safetensors", 100)
     assert not bench.hub.release("v1.0.0", 10.0).is_ready
     assert FailureKind.NOT_READY is failure(lambda: bench.stage(release)).kind
 
 
-def test_a_folder_without_a_manifest_is_no_revision_yet(bench: StoreFixture) -> None:
-    """Somebody copies it there by hand: it waits for its manifest."""
+def test_a_folder_without_a_manifest_is_not_ready(bench: StoreFixture) -> None:
+    """It may still be being copied."""
     (bench.published / "v1.0.0").mkdir(parents=True)
     assert not bench.hub.release("v1.0.0", 10.0).is_ready
 
 
-def test_a_hub_that_is_not_there_has_no_revisions(bench: StoreFixture) -> None:
-    """The folder may be mounted later."""
+def test_a_missing_hub_folder_has_no_revisions(bench: StoreFixture) -> None:
+    """It may be mounted later."""
     assert bench.hub.revisions(10.0) == ()
     assert failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason == "REVISION_UNKNOWN"
 
 
 @pytest.mark.fault("C4")
 def test_a_flipped_bit_is_refused(bench: StoreFixture) -> None:
-    """Size and name are right, the content is not."""
+    """Size and name match the listing."""
     release = bench.publish()
     weights = bench.published / "v1.0.0" / "model.safetensors"
     weights.write_bytes(b"\x01" + weights.read_bytes()[1:])
@@ -178,7 +178,7 @@ def test_a_flipped_bit_is_refused(bench: StoreFixture) -> None:
 @pytest.mark.fault("C1")
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "model.safetensors"])
 def test_a_revision_without_a_needed_file_is_refused(bench: StoreFixture, name: str) -> None:
-    """It was published so: it will not get better by waiting."""
+    """Waiting does not help: its listing is complete."""
     folder = model_folder(bench.folder / "made", "v1.0.0")
     (folder / name).unlink()
     from cli.hub import publish  # noqa: PLC0415  used here alone
@@ -191,7 +191,7 @@ def test_a_revision_without_a_needed_file_is_refused(bench: StoreFixture, name: 
 
 @pytest.mark.fault("C2")
 def test_an_extra_file_is_refused(bench: StoreFixture) -> None:
-    """Whatever came beside the declared files after staging is not converted."""
+    """It appeared after staging."""
     digest = bench.stage(bench.publish())
     (bench.files / "extra.txt").write_text("hello")
     assert failure(lambda: bench.verify(digest)).reason == "FILES_UNKNOWN"
@@ -199,7 +199,7 @@ def test_an_extra_file_is_refused(bench: StoreFixture) -> None:
 
 @pytest.mark.fault("P12")
 def test_code_beside_the_files_is_refused(bench: StoreFixture) -> None:
-    """Nothing is taken that could run."""
+    """Nothing executable is kept."""
     digest = bench.stage(bench.publish())
     (bench.files / "run.py").write_text("import os")
     assert failure(lambda: bench.verify(digest)).reason == "FILES_UNKNOWN"
@@ -218,14 +218,14 @@ def test_another_task_or_model_type_is_refused(bench: StoreFixture, change: dict
 @pytest.mark.fault("P13")
 @pytest.mark.parametrize("key", ["plugins", "allow_remote", "auto_map"])
 def test_a_configuration_that_asks_for_code_is_refused(bench: StoreFixture, key: str) -> None:
-    """Wherever in the configuration it stands."""
+    """At any depth of the configuration."""
     digest = bench.stage(bench.publish(configuration={"pipeline": {"type": "x", "deep": [{key: ["a.b"]}]}}))
     assert failure(lambda: bench.verify(digest)).reason == "CONFIG_ASKS_FOR_CODE"
 
 
 @pytest.mark.fault("P7")
 def test_a_link_swapped_in_after_staging_is_refused(bench: StoreFixture) -> None:
-    """What is verified are the very files."""
+    """The verified files must be the converted ones."""
     digest = bench.stage(bench.publish())
     weights = bench.files / "model.safetensors"
     weights.rename(bench.folder / "elsewhere")
@@ -235,8 +235,8 @@ def test_a_link_swapped_in_after_staging_is_refused(bench: StoreFixture) -> None
 
 @pytest.mark.reason("SOURCE_CHANGED")
 @pytest.mark.fault("P7")
-def test_files_swapped_after_verification_do_not_serve(bench: StoreFixture) -> None:
-    """What the conversion read must be what was verified."""
+def test_files_swapped_after_verification_are_not_sealed(bench: StoreFixture) -> None:
+    """The converter must read the verified files."""
     digest = bench.stage(bench.publish())
     bench.verify(digest)
     (bench.files / "model.safetensors").write_bytes(b"another model")
@@ -247,7 +247,7 @@ def test_files_swapped_after_verification_do_not_serve(bench: StoreFixture) -> N
 
 @pytest.mark.fault("P6")
 def test_a_link_in_the_hub_is_refused(bench: StoreFixture) -> None:
-    """A hub's folder is foreign, too."""
+    """A folder hub is not trusted either."""
     release = bench.publish()
     weights = bench.published / "v1.0.0" / "model.safetensors"
     weights.rename(bench.folder / "elsewhere")
@@ -258,7 +258,7 @@ def test_a_link_in_the_hub_is_refused(bench: StoreFixture) -> None:
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a\nb"])
 def test_a_listing_with_a_dangerous_name_is_refused(bench: StoreFixture, name: str) -> None:
-    """Nothing is written, anywhere; the revision is remembered by its digest."""
+    """Nothing is written; the revision is identified by its digest."""
     bench.publish()
     manifest = bench.published / "v1.0.0" / MANIFEST_NAME
     row = json.loads(manifest.read_text())
@@ -273,14 +273,14 @@ def test_a_listing_with_a_dangerous_name_is_refused(bench: StoreFixture, name: s
 
 @pytest.mark.fault("P14")
 @pytest.mark.parametrize("name", ["damo", "iic", "damo--ofa"])
-def test_a_folder_that_would_be_trusted_is_refused(tmp_path: Path, name: str) -> None:
-    """The hub's own library runs a model's code for its folder's name alone."""
+def test_a_folder_with_a_trusted_name_is_refused(tmp_path: Path, name: str) -> None:
+    """The hub's library runs code of a model because of its folder's name."""
     with pytest.raises(UnsafeStateFolder):
         BundleStore(StoreOptions(tmp_path / name), MODEL, SystemClock(), lambda: None, References)
 
 
-def test_another_task_than_what_serves_is_refused(bench: StoreFixture) -> None:
-    """A revision of a model does what the model does."""
+def test_another_task_than_the_serving_one_is_refused(bench: StoreFixture) -> None:
+    """It must be configured as a separate model."""
     other = make_scripted_bundle(bench.state, "other")
     folder = bundle_folder(bench.state, other.bundle_digest)
     text = (folder / "bundle.json").read_text().replace("visual-entailment", "token-classification")
@@ -290,8 +290,8 @@ def test_another_task_than_what_serves_is_refused(bench: StoreFixture) -> None:
 
 
 @pytest.mark.reason("TOO_LARGE")
-def test_a_revision_over_the_cap_is_refused(bench: StoreFixture) -> None:
-    """Before its weights are fetched."""
+def test_a_revision_over_max_revision_bytes_is_refused(bench: StoreFixture) -> None:
+    """Before its weights are downloaded."""
     release = bench.publish(weights_bytes=100_000)
     failed = failure(lambda: bench.store.stage(ID, release, bench.hub, 50_000, 60.0, is_fresh=False))
     assert failed.reason == "TOO_LARGE"
@@ -299,8 +299,8 @@ def test_a_revision_over_the_cap_is_refused(bench: StoreFixture) -> None:
 
 
 @pytest.mark.fault("D1")
-def test_a_disk_that_is_too_full_is_found_before(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.2 times what is to come, and the reserve, must be free."""
+def test_a_full_disk_is_found_before_the_download(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free space must be 1.2 times the remaining bytes, plus the reserve."""
     release = bench.publish(weights_bytes=100_000)
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
@@ -317,10 +317,10 @@ def test_a_disk_that_is_too_full_is_found_before(bench: StoreFixture, monkeypatc
         pytest.param(errno.EDQUOT, FailureKind.TRANSIENT, "QUOTA_EXCEEDED", marks=pytest.mark.fault("D4")),
     ],
 )
-def test_what_the_disk_refuses_is_told_and_mends(
+def test_a_disk_error_is_reported_and_retried(
     bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int, kind: FailureKind, reason: str
 ) -> None:
-    """At the sync of each staged file; the next try goes through, with every byte synced."""
+    """At the sync of each file; the next attempt syncs every byte."""
     release = bench.publish()
 
     def fail(_descriptor: int) -> None:
@@ -336,8 +336,8 @@ def test_what_the_disk_refuses_is_told_and_mends(
 @pytest.mark.fault("D1")
 @pytest.mark.fault("D5")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EXDEV])
-def test_a_pointer_that_cannot_be_moved_stays(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """The old pointer is whole, and the next try moves it."""
+def test_a_failed_write_keeps_the_pointer(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The old pointer is intact, and the next attempt succeeds."""
     bundles = [make_scripted_bundle(bench.state, revision) for revision in ("r1", "r2")]
     old, new = (Installed(row.revision, row.source_digest, row.bundle_digest) for row in bundles)
     bench.store.write_pointer(old)
@@ -354,8 +354,8 @@ def test_a_pointer_that_cannot_be_moved_stays(bench: StoreFixture, monkeypatch: 
     assert not [path for path in bench.state.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_the_rows_of_other_models_stay(bench: StoreFixture) -> None:
-    """One file holds the rows of all."""
+def test_rows_of_other_models_are_kept(bench: StoreFixture) -> None:
+    """One file has the rows of all models."""
     bundle = make_scripted_bundle(bench.state, "r1")
     other = Committed("other", bundle.bundle_digest, bundle.source_digest, "r1", Origin.IMPORT)
     commit(bench.state, other)
@@ -366,8 +366,8 @@ def test_the_rows_of_other_models_stay(bench: StoreFixture) -> None:
 
 
 @pytest.mark.fault("D7")
-def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: StoreFixture) -> None:
-    """Staging folders, temporary files and bundles that nobody names go; whatever is named stays."""
+def test_orphans_are_collected_and_references_are_kept(bench: StoreFixture) -> None:
+    """Orphans are staging folders, temporary files and unreferenced bundles."""
     kept, pointed, orphan = (make_scripted_bundle(bench.state, name) for name in ("kept", "pointed", "orphan"))
     bench.store.write_pointer(Installed("pointed", pointed.source_digest, pointed.bundle_digest))
     bench.stage(bench.publish())
@@ -393,8 +393,8 @@ def test_orphans_are_collected_and_what_is_referred_to_is_not(bench: StoreFixtur
     assert not temp.exists()
 
 
-def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: StoreFixture) -> None:
-    """Going back by hand needs no new conversion while there is room."""
+def test_the_newest_unreferenced_bundles_are_kept_under_the_cap(bench: StoreFixture) -> None:
+    """So that a rollback by hand needs no conversion."""
     bundles = [make_scripted_bundle(bench.state, f"r{number}") for number in range(4)]
     for age, bundle in enumerate(reversed(bundles)):
         then = datetime.now(UTC).timestamp() - 100 * age
@@ -404,8 +404,8 @@ def test_the_newest_unnamed_bundles_stay_under_the_cap(bench: StoreFixture) -> N
     assert {bundle.bundle_digest for bundle in bundles[2:]} == bench.store.sealed()
 
 
-def test_what_other_models_need_stays(bench: StoreFixture) -> None:
-    """One folder serves all models."""
+def test_references_of_other_models_are_kept(bench: StoreFixture) -> None:
+    """All models share one state folder."""
     bundle = make_scripted_bundle(bench.state, "theirs")
     others = References(frozenset({bundle.bundle_digest}), frozenset(), frozenset({"20250101-000000-them"}))
     store = BundleStore(StoreOptions(bench.state), MODEL, SystemClock(), lambda: None, lambda: others)

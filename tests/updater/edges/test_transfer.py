@@ -56,22 +56,22 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "weights.bin"
 
 
-def test_a_file_arrives_whole(tmp_path: Path, target: Path) -> None:
-    """What was listed is what lies there."""
+def test_a_file_is_downloaded_completely(tmp_path: Path, target: Path) -> None:
+    """With the listed content."""
     assert len(CONTENT) == fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
     assert target.read_bytes() == CONTENT
 
 
-def test_a_file_that_is_there_is_not_fetched_again(tmp_path: Path, target: Path) -> None:
-    """The same again costs a hash, no transfer."""
+def test_a_complete_file_is_not_downloaded_again(tmp_path: Path, target: Path) -> None:
+    """It is only hashed."""
     target.write_bytes(CONTENT)
     remote = Remote(CONTENT, tmp_path)
     assert fetch_file(remote, target, listed(), go_on) == 0
     assert remote.offsets == []
 
 
-def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target: Path) -> None:
-    """Kept bytes are hashed again, and only the rest is fetched."""
+def test_an_interrupted_download_continues(tmp_path: Path, target: Path) -> None:
+    """Kept bytes are hashed again, and only the rest is downloaded."""
     target.write_bytes(CONTENT[:1000])
     remote = Remote(CONTENT, tmp_path)
     assert len(CONTENT) - 1000 == fetch_file(remote, target, listed(), go_on)
@@ -79,8 +79,8 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path, target
     assert target.read_bytes() == CONTENT
 
 
-def test_kept_bytes_that_changed_are_found(tmp_path: Path, target: Path) -> None:
-    """A damaged beginning never becomes part of a file that counts as whole; the next attempt starts anew."""
+def test_a_damaged_partial_file_is_found(tmp_path: Path, target: Path) -> None:
+    """The next attempt starts from the beginning."""
     target.write_bytes(b"x" * 1000)
     with pytest.raises(TransferBroken, match="SHA-256"):
         fetch_file(Remote(CONTENT, tmp_path), target, listed(), go_on)
@@ -89,7 +89,7 @@ def test_kept_bytes_that_changed_are_found(tmp_path: Path, target: Path) -> None
 
 @pytest.mark.fault("C4")
 def test_one_flipped_bit_is_found(tmp_path: Path, target: Path) -> None:
-    """The listed SHA-256 decides."""
+    """By the listed SHA-256."""
     wrong = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     with pytest.raises(TransferBroken, match="SHA-256"):
         fetch_file(Remote(wrong, tmp_path), target, listed(), go_on)
@@ -97,31 +97,31 @@ def test_one_flipped_bit_is_found(tmp_path: Path, target: Path) -> None:
 
 @pytest.mark.fault("C5")
 def test_one_byte_short_is_found(tmp_path: Path, target: Path) -> None:
-    """The beginning is kept: a revision may still be arriving."""
+    """The partial file is kept: the rest may still be uploading."""
     with pytest.raises(TransferBroken, match="ends after"):
         fetch_file(Remote(CONTENT[:-1], tmp_path), target, listed(), go_on)
     assert len(CONTENT) - 1 == target.stat().st_size
 
 
 def test_one_byte_more_is_found(tmp_path: Path, target: Path) -> None:
-    """Nothing is read beyond the declared size but the one byte that shows it."""
+    """At most one byte more than the listed size is read."""
     with pytest.raises(TransferBroken, match="longer"):
         fetch_file(Remote(CONTENT + b"x", tmp_path), target, listed(), go_on)
 
 
 @pytest.mark.fault("C3")
-def test_an_empty_file_is_one_too(tmp_path: Path, target: Path) -> None:
-    """Zero bytes are a size like any other."""
+def test_an_empty_file_is_downloaded(tmp_path: Path, target: Path) -> None:
+    """Zero bytes are a valid size."""
     assert fetch_file(Remote(b"", tmp_path), target, listed(b""), go_on) == 0
     assert target.read_bytes() == b""
 
 
 @pytest.mark.fault("D2")
 @pytest.mark.parametrize("failing", [1, 2, 3])
-def test_a_failed_fsync_is_not_made_good_by_asking_again(
+def test_a_failed_fsync_discards_the_file(
     failing: int, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After EIO the kernel may forget the lost pages, of the middle too: all is fetched again from nothing."""
+    """After EIO the kernel may drop dirty pages of any part, so everything is downloaded again."""
     syncs = iter(range(1, failing + 1))
 
     def fail(_descriptor: int) -> None:
@@ -136,8 +136,8 @@ def test_a_failed_fsync_is_not_made_good_by_asking_again(
     assert not target.exists()
 
 
-def test_a_file_goes_to_the_disk_as_it_grows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never more than some megabytes wait to be written: a sync of gigabytes would hold up all others of that disk."""
+def test_a_file_is_synced_while_it_grows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single sync of gigabytes would block all other syncs of that disk."""
     sizes: list[int] = []
     monkeypatch.setattr(transfer, "SYNC_BYTES", 1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
@@ -151,8 +151,8 @@ def test_a_file_goes_to_the_disk_as_it_grows(tmp_path: Path, target: Path, monke
 
 @pytest.mark.fault("P6")
 @pytest.mark.parametrize("name", ["link", "folder-link/file"])
-def test_no_link_is_followed(tmp_path: Path, name: str) -> None:
-    """Neither at the end of a name nor on the way to it."""
+def test_no_symbolic_link_is_followed(tmp_path: Path, name: str) -> None:
+    """Neither in the last part of a name nor in a folder."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(b"secret")
@@ -164,22 +164,22 @@ def test_no_link_is_followed(tmp_path: Path, name: str) -> None:
         open_within(hub, name)
 
 
-def test_a_pipe_is_no_file(tmp_path: Path) -> None:
-    """A reader must not wait for a writer that never comes."""
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Opening it would block."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NotRegular):
         open_within(tmp_path, "pipe")
 
 
-def test_a_hash_is_bounded(tmp_path: Path) -> None:
+def test_hashing_is_bounded(tmp_path: Path) -> None:
     """A file that is longer than listed is not read to its end."""
     (tmp_path / "long").write_bytes(b"x" * 100)
     with pytest.raises(TransferBroken):
         hash_file(tmp_path, "long", 99, go_on)
 
 
-def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
-    """An orderly end of the updater does not wait for gigabytes."""
+def test_a_download_can_be_stopped(tmp_path: Path, target: Path) -> None:
+    """An orderly stop does not wait for gigabytes."""
 
     def stop() -> None:
         raise InterruptedError
@@ -189,8 +189,8 @@ def test_a_transfer_can_be_stopped(tmp_path: Path, target: Path) -> None:
 
 
 @pytest.mark.fault("N9")
-def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) -> None:
-    """However fast it began: every minute has to bring its share."""
+def test_a_download_that_slows_down_is_cancelled(tmp_path: Path, target: Path) -> None:
+    """Even if it was fast at first: each window is checked."""
     clock = ManualClock()
 
     def source(_offset: int) -> Iterator[bytes]:
@@ -207,8 +207,8 @@ def test_a_transfer_that_slows_down_is_broken_off(tmp_path: Path, target: Path) 
     assert 9000 < target.stat().st_size < 9130, "what came is not kept"
 
 
-def test_a_slow_transfer_that_is_fast_enough_arrives(tmp_path: Path, target: Path) -> None:
-    """Its pauses are its own business."""
+def test_a_download_above_the_minimum_speed_completes(tmp_path: Path, target: Path) -> None:
+    """Pauses within a window do not matter."""
     clock = ManualClock()
 
     def source(_offset: int) -> Iterator[bytes]:
@@ -236,8 +236,8 @@ class Breaking:
 
 
 @pytest.mark.fault("N10")
-def test_a_link_that_breaks_with_progress_is_taken_up_at_once(target: Path) -> None:
-    """A large file comes through a line that never holds."""
+def test_a_broken_connection_with_progress_is_resumed_at_once(target: Path) -> None:
+    """So that a large file can be downloaded over a bad line."""
     content = bytes(3 * MIN_PROGRESS_BYTES)
     remote = Breaking(content, MIN_PROGRESS_BYTES)
     assert len(content) == fetch_file(remote, target, listed(content), go_on)
@@ -245,8 +245,8 @@ def test_a_link_that_breaks_with_progress_is_taken_up_at_once(target: Path) -> N
 
 
 @pytest.mark.fault("N10")
-def test_a_link_that_breaks_without_progress_is_told(target: Path) -> None:
-    """Who brings nothing is not asked again at once; what came is kept."""
+def test_a_broken_connection_without_progress_fails(target: Path) -> None:
+    """Downloaded bytes are kept."""
     content = bytes(3 * MIN_PROGRESS_BYTES)
     remote = Breaking(content, MIN_PROGRESS_BYTES - 1)
     with pytest.raises(LinkBroken):

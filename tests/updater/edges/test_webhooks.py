@@ -17,8 +17,8 @@ events = ["update_*", "bundle_sealed"]
 """
 
 
-def test_events_reach_a_receiver_that_was_down_through_a_kill(make_world: MakeWorld) -> None:
-    """An update is not held up by it; what happened meanwhile comes later, in order, each under one id."""
+def test_events_reach_a_receiver_that_was_down_after_a_crash(make_world: MakeWorld) -> None:
+    """The update is not delayed; the events come later, in order, each with one id."""
     with receiving() as receiver:
         receiver.answers[:] = [b"HTTP/1.1 503 Down\r\n\r\n"]
         world = make_world()

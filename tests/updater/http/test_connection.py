@@ -9,8 +9,8 @@ from updater.http.client import allow_any_address
 from updater.http.connection import Connector, Deadline
 
 
-def test_no_address_is_tried_once_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with many addresses that do not answer costs no more than the whole request may take."""
+def test_no_address_is_tried_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with many unreachable addresses does not exceed the time of the request."""
     clock, tried = ManualClock(), []
 
     class SlowSocket(socket.socket):

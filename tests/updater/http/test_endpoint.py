@@ -25,20 +25,20 @@ from updater.http.endpoint import is_private_by_name, is_public, parse_endpoint
         "nonsense",
     ],
 )
-def test_an_address_of_ones_own_network_is_not_public(address: str) -> None:
-    """However it is written."""
+def test_a_private_address_is_not_public(address: str) -> None:
+    """In any notation."""
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
-def test_an_address_of_the_open_network_is_public(address: str) -> None:
-    """However it is written."""
+def test_a_public_address_is_public(address: str) -> None:
+    """In any notation."""
     assert is_public(address)
 
 
 @pytest.mark.parametrize(("host", "is_private"), [("localhost", True), ("10.0.0.1", True), ("hub.example", False)])
-def test_a_name_that_only_a_proxy_resolves_is_judged_by_itself(host: str, *, is_private: bool) -> None:
-    """There is nothing else to judge by."""
+def test_a_host_behind_a_proxy_is_judged_by_its_name(host: str, *, is_private: bool) -> None:
+    """Its address is not known here."""
     assert is_private == is_private_by_name(host)
 
 
@@ -57,14 +57,14 @@ def test_a_name_that_only_a_proxy_resolves_is_judged_by_itself(host: str, *, is_
         "//hub.example",
     ],
 )
-def test_only_plain_addresses_are_asked(url: str) -> None:
-    """Nothing that two readers could read in two ways."""
+def test_ambiguous_urls_are_refused(url: str) -> None:
+    """Other schemes, user names, control characters, and URLs that are too long."""
     with pytest.raises(ValueError, match="is "):
         parse_endpoint(url)
 
 
-def test_an_address_has_one_form() -> None:
-    """A path is always there, a port where it is not the usual one: storages sign what they are called by."""
+def test_a_url_is_normalized() -> None:
+    """It always has a path, and a port only if it is not the default: signed URLs depend on it."""
     assert (
         parse_endpoint("https://hub.example:443").url
         == parse_endpoint("https://HUB.example").url

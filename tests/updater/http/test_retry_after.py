@@ -18,7 +18,7 @@ def parse(value: str) -> float:
 @pytest.mark.parametrize(
     ("value", "seconds"), [("0", 0.0), ("17", 17.0), (" 17 ", 17.0), ("1.5", 1.5), ("3601", HOUR), ("9" * 64, HOUR)]
 )
-def test_seconds_are_taken_up_to_the_bound(value: str, seconds: float) -> None:
+def test_seconds_are_limited_by_the_bound(value: str, seconds: float) -> None:
     """With or without a fraction, which some servers send."""
     assert parse(value) == seconds
 
@@ -37,8 +37,8 @@ def test_seconds_are_taken_up_to_the_bound(value: str, seconds: float) -> None:
         ("Fri, 31 Dec 9999 23:59:59 GMT", HOUR),
     ],
 )
-def test_a_date_is_counted_from_now_up_to_the_bound(value: str, seconds: float) -> None:
-    """One that has passed asks for nothing."""
+def test_a_date_is_relative_to_now_and_limited_by_the_bound(value: str, seconds: float) -> None:
+    """A date in the past gives 0."""
     assert parse(value) == seconds
 
 
@@ -63,6 +63,6 @@ def test_a_date_is_counted_from_now_up_to_the_bound(value: str, seconds: float) 
         "2026-01-02T03:04:35Z",
     ],
 )
-def test_what_is_neither_asks_for_nothing(value: str) -> None:
-    """Nor does it raise."""
+def test_an_invalid_value_gives_zero(value: str) -> None:
+    """It does not raise."""
     assert parse(value) == 0.0

@@ -35,8 +35,8 @@ def everything(bench: HubBench) -> set[str]:
     return {str(path) for path in files if bench.folder / "hub" not in path.parents}
 
 
-def test_a_release_is_what_the_folder_hub_says_it_is(bench: HubBench) -> None:
-    """The same files under the same digest, whichever way they are asked for."""
+def test_a_release_equals_that_of_the_folder_hub(bench: HubBench) -> None:
+    """The same files and the same digest over both adapters."""
     from updater.hub.folder import DirectoryHub  # noqa: PLC0415  used here alone
 
     assert DirectoryHub(bench.folder / "hub", MODEL, bench.clock).release(REVISION, WHOLE) == bench.release()
@@ -44,8 +44,8 @@ def test_a_release_is_what_the_folder_hub_says_it_is(bench: HubBench) -> None:
 
 
 @pytest.mark.fault("R3")
-def test_a_listing_that_changes_while_it_is_fetched_is_not_ready(bench: HubBench) -> None:
-    """What is listed at the end is what was listed at the beginning, or nothing of it is taken."""
+def test_a_listing_that_changes_during_the_download_is_not_ready(bench: HubBench) -> None:
+    """Nothing is installed unless the listing is the same before and after."""
     release = bench.release()
 
     def publish_again(exchange: Exchange) -> None:
@@ -95,7 +95,7 @@ def staged_by_the_core(bench: HubBench, digest: str) -> object:
 
 @pytest.mark.fault("R4")
 def test_a_branch_that_is_named_like_a_release_is_hidden(bench: HubBench) -> None:
-    """It can be moved to anything at any time; other branches a person may name."""
+    """A branch can be moved; other branches are listed, since an operator may request one."""
     for name in ("master", "v9.9.9"):
         bench.publish(name)
     bench.server.branches = ("master", "v9.9.9")
@@ -103,16 +103,16 @@ def test_a_branch_that_is_named_like_a_release_is_hidden(bench: HubBench) -> Non
 
 
 @pytest.mark.fault("R11")
-def test_a_tag_that_is_gone_is_unknown(bench: HubBench) -> None:
-    """The hub is well, and says so of this one alone."""
+def test_a_deleted_tag_is_unknown(bench: HubBench) -> None:
+    """Only this tag is missing; the hub works otherwise."""
     shutil.rmtree(bench.folder / "hub" / MODEL / REVISION)
     bench.publish("v1.0.1")
     failed = failure(bench.release)
     assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "REVISION_UNKNOWN")
 
 
-def test_a_hub_that_has_lost_everything_condemns_no_revision(bench: HubBench) -> None:
-    """Where nothing is found any more, the revision is not what is wrong."""
+def test_a_hub_that_denies_every_listing_is_not_the_revisions_fault(bench: HubBench) -> None:
+    """The revision is not quarantined."""
     bench.server.fails(says(404), "listing")
     failed = failure(bench.release)
     assert (failed.kind, failed.reason) == (FailureKind.NOT_READY, "NOT_LISTED")
@@ -123,8 +123,8 @@ def test_a_hub_that_has_lost_everything_condemns_no_revision(bench: HubBench) ->
 
 @pytest.mark.fault("R15")
 @pytest.mark.parametrize("name", ["configuration.json", WEIGHTS])
-def test_a_file_that_has_not_arrived_makes_no_release(bench: HubBench, name: str) -> None:
-    """The tag is there before the weights are: looked at again at the next poll."""
+def test_a_revision_with_a_missing_file_is_not_ready(bench: HubBench, name: str) -> None:
+    """The tag exists before the weights; it is checked again at the next poll."""
     place = bench.folder / "hub" / MODEL / REVISION / name
     content = place.read_bytes()
     hub = bench.hub
@@ -143,8 +143,8 @@ def test_a_file_that_has_not_arrived_makes_no_release(bench: HubBench, name: str
     assert bench.server.of_kind("file") == [], "what was seen whole is asked for again"
 
 
-def test_weights_that_go_away_again_are_not_ready(bench: HubBench) -> None:
-    """Between the look and the transfer."""
+def test_weights_that_disappear_before_the_download_are_not_ready(bench: HubBench) -> None:
+    """Between the poll and the download."""
     release = bench.release()
     weights = bench.folder / "hub" / MODEL / REVISION / WEIGHTS
     content = weights.read_bytes()
@@ -162,8 +162,8 @@ def _kind(failed: EffectFailure) -> tuple[FailureKind, str]:
 
 
 @pytest.mark.fault("C4")
-def test_one_flipped_bit_is_fetched_once_more(bench: HubBench) -> None:
-    """A link can flip one; twice, it is the revision."""
+def test_a_file_with_a_flipped_bit_is_downloaded_once_more(bench: HubBench) -> None:
+    """A second flipped bit is the revision's fault."""
     release = bench.release()
 
     def flips(exchange: Exchange) -> None:
@@ -179,7 +179,7 @@ def test_one_flipped_bit_is_fetched_once_more(bench: HubBench) -> None:
 
 @pytest.mark.fault("C4")
 def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBench) -> None:
-    """The look goes on, and staging says what is wrong."""
+    """The poll continues; staging reports the reason."""
     place = bench.folder / "hub" / MODEL / REVISION / "configuration.json"
     place.write_bytes(place.read_bytes()[:-1] + b" ")
     release = bench.release()
@@ -188,8 +188,8 @@ def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBe
 
 
 @pytest.mark.fault("C5")
-def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
-    """Whether the hub has it shorter, or the answer ends before its end."""
+def test_a_file_that_is_one_byte_short_is_not_ready(bench: HubBench) -> None:
+    """Whether the hub has a shorter file, or the response ends early."""
     release = bench.release()
     bench.server.fails(truncates_after(4095), "file", name=WEIGHTS)
     assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.TRANSIENT, "HUB_BROKE_OFF")
@@ -204,8 +204,8 @@ def test_one_byte_short_is_not_the_file(bench: HubBench) -> None:
     assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.NOT_READY, "FILE_SHORT")
 
 
-def test_kept_bytes_that_were_changed_behind_us_are_found(bench: HubBench) -> None:
-    """They are hashed again before anything is added, and the file comes anew."""
+def test_a_changed_partial_file_is_downloaded_again(bench: HubBench) -> None:
+    """Kept bytes are hashed again before the download continues."""
     release = bench.release()
     bench.server.fails(truncates_after(2000), "file", name=WEIGHTS)
     failure(lambda: bench.stage(release))
@@ -215,7 +215,7 @@ def test_kept_bytes_that_were_changed_behind_us_are_found(bench: HubBench) -> No
 
 @pytest.mark.fault("C6")
 def test_a_hash_in_upper_case_is_the_same_hash(bench: HubBench) -> None:
-    """And one of another length is none."""
+    """A hash of another length is refused."""
     plain = bench.release()
     changes(bench, WEIGHTS, Sha256=next(file.sha256 for file in plain.files if file.name == WEIGHTS).upper())
     assert plain.source_digest == bench.release().source_digest == bench.stage()
@@ -224,8 +224,8 @@ def test_a_hash_in_upper_case_is_the_same_hash(bench: HubBench) -> None:
         assert failure(bench.stage).reason == "LISTING_UNSAFE"
 
 
-def test_a_file_that_no_engine_takes_needs_no_hash(bench: HubBench) -> None:
-    """Nothing of it is fetched, and it is no part of what the revision is."""
+def test_an_undeclared_file_needs_no_hash(bench: HubBench) -> None:
+    """It is not downloaded and does not change the source digest."""
     plain = bench.release()
     listed(bench, Path="docs/README.md", Sha256="")
     assert plain == bench.release()
@@ -250,8 +250,8 @@ def test_a_file_that_no_engine_takes_needs_no_hash(bench: HubBench) -> None:
         pytest.param("config.json", marks=pytest.mark.fault("C7")),
     ],
 )
-def test_a_name_that_could_leave_its_folder_writes_nothing(bench: HubBench, path: str) -> None:
-    """The revision is refused by its listing alone, and remembered by it; no path is made of the name."""
+def test_an_unsafe_name_writes_nothing(bench: HubBench, path: str) -> None:
+    """The revision is refused by its listing, and no path is built from the name."""
     listed(bench, Path=path)
     before = everything(bench)
     release = bench.release()
@@ -264,15 +264,15 @@ def test_a_name_that_could_leave_its_folder_writes_nothing(bench: HubBench, path
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 41])
-def test_a_size_that_no_file_has_is_refused(bench: HubBench, size: int) -> None:
-    """Before anything is fetched."""
+def test_an_invalid_size_is_refused(bench: HubBench, size: int) -> None:
+    """Before anything is downloaded."""
     changes(bench, WEIGHTS, Size=size)
     assert bench.release().is_ready
     assert failure(bench.stage).reason == "LISTING_UNSAFE"
 
 
-def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) -> None:
-    """A configuration can name a file; only a plain name of the listing is taken."""
+def test_a_path_in_the_configuration_is_not_followed(bench: HubBench) -> None:
+    """Only top-level names of the listing are allowed."""
     configuration = {"model": {"type": "ofa", "answer2label": "../../answers.json"}}
     made = model_folder(bench.folder / "made2", "v1.0.1", configuration)
     from cli.hub import publish  # noqa: PLC0415  used here alone
@@ -282,8 +282,8 @@ def test_an_answer_map_that_is_named_elsewhere_is_not_followed(bench: HubBench) 
     assert failure(lambda: bench.stage(release)).reason == "FILES_MISSING"
 
 
-def test_the_model_s_name_is_asked_for_as_it_is(bench: HubBench) -> None:
-    """Owner and name, in the protocol's own paths."""
+def test_the_model_name_is_part_of_the_request_path(bench: HubBench) -> None:
+    """Owner and name, as in the protocol."""
     bench.hub.revisions(WHOLE)
     (asked,) = bench.server.asked
     assert asked.target == f"/api/v1/models/{MODEL_ID}/revisions"

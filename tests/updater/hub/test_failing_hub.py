@@ -109,7 +109,7 @@ def committed(world: StoryWorld) -> str:
 @pytest.mark.fault("N1")
 @pytest.mark.parametrize("how", ["500", "stall"])
 def test_a_hub_that_fails_once_delays_an_update(line: Line, how: str) -> None:
-    """When it is asked, and when it is fetched from."""
+    """During a poll, and during a download."""
     world = line.world
     world.publish("v1.1.0", Quality())
     line.fails(how, 1)
@@ -125,8 +125,8 @@ def test_a_hub_that_fails_once_delays_an_update(line: Line, how: str) -> None:
 
 
 @pytest.mark.fault("N2")
-def test_a_hub_that_keeps_failing_is_polled_less_and_less(line: Line) -> None:
-    """The breaker opens; what serves goes on; when the hub is back the update follows by itself."""
+def test_polls_of_a_failing_hub_back_off(line: Line) -> None:
+    """The breaker opens, serving goes on, and the update follows when the hub works again."""
     world = line.world
     began = line.asked()
     line.steps(300.0)
@@ -145,8 +145,8 @@ def test_a_hub_that_keeps_failing_is_polled_less_and_less(line: Line) -> None:
 
 
 @pytest.mark.fault("N3")
-def test_retry_after_of_the_hub_is_honoured(line: Line) -> None:
-    """No question before its time, though nothing else is wrong."""
+def test_retry_after_of_the_hub_is_respected(line: Line) -> None:
+    """No request is sent before that time."""
     world = line.world
     line.fails("429", 1)
     while "RATE_LIMITED" not in world.record.watch.message:
@@ -158,8 +158,8 @@ def test_retry_after_of_the_hub_is_honoured(line: Line) -> None:
 
 
 @pytest.mark.fault("N4")
-def test_a_hub_that_denies_does_not_trip_the_breaker(line: Line) -> None:
-    """Somebody has to change a setting, and is told so; then it goes on."""
+def test_denied_access_does_not_open_the_breaker(line: Line) -> None:
+    """The operator is advised to change a setting; then updates continue."""
     world = line.world
     line.fails("403", 40)
     line.steps(200.0)
@@ -172,8 +172,8 @@ def test_a_hub_that_denies_does_not_trip_the_breaker(line: Line) -> None:
 
 
 @pytest.mark.fault("N1")
-def test_an_outage_of_minutes_costs_no_byte_that_is_here(line: Line) -> None:
-    """The same update goes on: what it had fetched would be lost with it."""
+def test_an_outage_of_minutes_keeps_downloaded_bytes(line: Line) -> None:
+    """The same update continues."""
     world = line.world
     world.publish("v1.1.0", Quality())
     while world.record.stage is not Stage.STAGING:
@@ -188,8 +188,8 @@ def test_an_outage_of_minutes_costs_no_byte_that_is_here(line: Line) -> None:
 
 
 @pytest.mark.fault("N8")
-def test_a_transfer_that_stalls_is_taken_up_again(line: Line) -> None:
-    """Without blame, and within the same update."""
+def test_a_stalled_download_is_resumed(line: Line) -> None:
+    """Within the same update, without quarantine."""
     world = line.world
     world.publish("v1.1.0", Quality())
     while world.record.stage is not Stage.STAGING:

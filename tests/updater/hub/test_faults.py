@@ -10,8 +10,8 @@ IN_THE_MIDDLE = {HttpFailure.STALLED, HttpFailure.BROKE_OFF, HttpFailure.RESPONS
 
 
 @pytest.mark.parametrize("failure", HttpFailure)
-def test_every_failure_has_a_meaning(failure: HttpFailure) -> None:
-    """Only a connection that ended in the middle is taken up at once."""
+def test_every_http_failure_is_classified(failure: HttpFailure) -> None:
+    """Only a broken connection is resumed at once."""
     effect = classify_failure(HttpFailed(failure, "detail"), "hub.example")
     assert effect.failure.reason
     assert "{" not in effect.failure.message

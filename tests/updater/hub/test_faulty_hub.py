@@ -128,8 +128,8 @@ def test_stock_client_adapter_and_stand_in_agree(tmp_path: Path) -> None:
         pytest.param("redirect={target}", "TRANSIENT", "REDIRECT_CIRCLE", marks=pytest.mark.fault("N15")),
     ],
 )
-def test_what_goes_wrong_means_what_it_should(both: Both, wrong: str, kind: str, reason: str) -> None:
-    """Whatever was asked for; and once it is over, it is over."""
+def test_every_injected_fault_is_classified(both: Both, wrong: str, kind: str, reason: str) -> None:
+    """For every kind of request; afterwards everything works again."""
     release = both.hub.release(REVISION, WHOLE)
     questions: dict[str, Callable[[], object]] = {
         "revisions": lambda: both.hub.revisions(WHOLE),
@@ -146,8 +146,8 @@ def test_what_goes_wrong_means_what_it_should(both: Both, wrong: str, kind: str,
 
 
 @pytest.mark.fault("N9")
-def test_a_byte_now_and_then_is_not_waited_for(both: Both) -> None:
-    """The file that drips is broken off, and goes on where it was."""
+def test_a_file_sent_byte_by_byte_is_cancelled(both: Both) -> None:
+    """It continues where it was."""
     both.pace = PaceRules(min_bytes_a_second=1e6, window_seconds=0.5)
     both.served.arm(f"file:{WEIGHTS} drip after=100 rate=20 skip=1")
     assert asked_in_vain(both, both.stage) == ("TRANSIENT", "HUB_SLOW")
@@ -158,8 +158,8 @@ def test_a_byte_now_and_then_is_not_waited_for(both: Both) -> None:
 
 
 @pytest.mark.fault("N12")
-def test_what_never_ends_is_cut_where_it_should_have_ended(both: Both) -> None:
-    """A listing by its cap, a file by its size."""
+def test_endless_responses_are_cut_off(both: Both) -> None:
+    """A listing at its size limit, a file at its listed size."""
     both.served.arm("revisions endless", "files endless times=1", f"file:{WEIGHTS} endless skip=1")
     assert asked_in_vain(both, lambda: both.hub.revisions(WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
     assert asked_in_vain(both, lambda: both.hub.release(REVISION, WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
@@ -167,14 +167,14 @@ def test_what_never_ends_is_cut_where_it_should_have_ended(both: Both) -> None:
 
 
 @pytest.mark.fault("C4")
-def test_a_bit_that_flips_once_costs_a_second_transfer(both: Both) -> None:
+def test_a_bit_that_flips_once_costs_a_second_download(both: Both) -> None:
     """And no more."""
     both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1 times=1")
     assert both.hub.release(REVISION, WHOLE).source_digest == both.stage()
 
 
 @pytest.mark.fault("C4")
-def test_a_bit_that_flips_every_time_is_the_revision_s(both: Both) -> None:
+def test_a_bit_that_flips_every_time_is_the_revisions_fault(both: Both) -> None:
     """It is refused."""
     both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1")
     assert asked_in_vain(both, both.stage) == ("PERMANENT", "CONTENT_MISMATCH")
@@ -191,15 +191,15 @@ def test_a_bit_that_flips_every_time_is_the_revision_s(both: Both) -> None:
         pytest.param("e" * 300, marks=pytest.mark.fault("P5")),
     ],
 )
-def test_a_name_that_leads_out_is_refused(both: Both, name: str) -> None:
-    """The stock download writes it; ours makes no path of it."""
+def test_a_name_outside_of_the_folder_is_refused(both: Both, name: str) -> None:
+    """The stock download writes it; ours builds no path from it."""
     both.served.arm(f"files list={name}")
     assert (FailureKind.PERMANENT.value, "LISTING_UNSAFE") == asked_in_vain(both, both.stage)
     assert list((both.folder / "state").rglob("evil*")) == []
 
 
 def test_files_without_a_hash_are_refused(both: Both) -> None:
-    """The stock download never checks them."""
+    """The stock download does not check them."""
     both.served.arm("files unhashed")
     release = both.hub.release(REVISION, WHOLE)
     assert not any(file.sha256 for file in release.files)

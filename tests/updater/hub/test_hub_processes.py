@@ -62,8 +62,8 @@ def transferred(world: World) -> tuple[int, int]:
 
 @pytest.mark.fault("N14")
 @pytest.mark.parametrize("place", ["VERIFYING", "GATING", "ACTIVATING", "OBSERVING", "COMMITTING"])
-def test_a_hub_that_is_down_does_not_matter_to_what_is_here(world: World, server: ScriptedHub, place: str) -> None:
-    """Once the files are here the update needs nobody; no call fails meanwhile."""
+def test_a_staged_update_needs_no_hub(world: World, server: ScriptedHub, place: str) -> None:
+    """After the download the update completes without the hub, and no call fails."""
     updater = world.start_updater(crash_at=f"stop:{place}")
     revision = world.publish_next()
     world.ask_until(updater.is_frozen, f"frozen at {place}")
@@ -75,8 +75,8 @@ def test_a_hub_that_is_down_does_not_matter_to_what_is_here(world: World, server
     assert asked == len(server.of_kind("file"))
 
 
-def test_a_transfer_goes_on_after_the_updater_was_killed(world: World, server: ScriptedHub) -> None:
-    """What lies there is hashed again, and only the rest is fetched; status tells how far it is."""
+def test_a_download_continues_after_the_updater_was_killed(world: World, server: ScriptedHub) -> None:
+    """Kept bytes are hashed again and only the rest is downloaded; the status shows the progress."""
     server.fails(_after_the_look(stalls_after(3 * MIB), server), "file", name=WEIGHTS)
     updater = world.start_updater()
     revision = world.publish_next(weights_bytes=8 * MIB)
@@ -109,8 +109,8 @@ def _after_the_look(act: Callable[[Exchange], None], server: ScriptedHub) -> Cal
     return choose
 
 
-def test_an_operator_is_told_what_the_hub_said(world: World, server: ScriptedHub) -> None:
-    """At once, in a sentence, without an address."""
+def test_a_check_reports_the_error_of_the_hub(world: World, server: ScriptedHub) -> None:
+    """At once, without a URL."""
     world.start_updater()
     eventually(lambda: list(world.status().breakers), what="the updater has read its journal")
     server.fails(resets_after(0), times=FOREVER)

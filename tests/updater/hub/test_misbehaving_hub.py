@@ -67,8 +67,8 @@ def _questions(bench: HubBench, seconds: float) -> list[tuple[str, Callable[[], 
 
 @pytest.mark.fault("N1")
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_server_that_fails_is_asked_again_later(bench: HubBench, status: int) -> None:
-    """Whatever it was asked for."""
+def test_a_server_error_is_transient(bench: HubBench, status: int) -> None:
+    """For every kind of request."""
     assert reason_of(bench, says(status)) == ("HUB_FAILED",) * 3
 
 
@@ -77,16 +77,16 @@ def test_a_server_that_fails_is_asked_again_later(bench: HubBench, status: int) 
     ("value", "seconds"),
     [("17", 17.0), ("1.5", 1.5), ("", 0.0), ("-3", 0.0), ("soon", 0.0), ("9" * 9, 86400.0), ("1" * 400, 0.0)],
 )
-def test_patience_is_asked_for_in_seconds(bench: HubBench, value: str, seconds: float) -> None:
-    """What is no number of seconds asks for none; a day is the most."""
+def test_retry_after_in_seconds_is_respected(bench: HubBench, value: str, seconds: float) -> None:
+    """Invalid values are ignored; a day is the maximum."""
     bench.server.fails(says(429, Retry_After=value))
     failed = failure(lambda: bench.hub.revisions(WHOLE))
     assert ("RATE_LIMITED", seconds) == (failed.reason, failed.retry_after_seconds)
 
 
 @pytest.mark.fault("N3")
-def test_patience_may_be_asked_for_as_a_date(bench: HubBench) -> None:
-    """By the wall clock; one that has passed asks for nothing."""
+def test_retry_after_as_a_date_is_respected(bench: HubBench) -> None:
+    """By the wall clock; a date in the past is ignored."""
     for year, is_far in (("2020", False), ("2199", True)):
         bench.server.fails(says(503, Retry_After=f"Wed, 21 Oct {year} 07:28:00 GMT"))
         assert (86400.0 if is_far else 0.0) == failure(lambda: bench.hub.revisions(WHOLE)).retry_after_seconds
@@ -94,8 +94,8 @@ def test_patience_may_be_asked_for_as_a_date(bench: HubBench) -> None:
 
 @pytest.mark.fault("N4")
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_hub_that_denies_needs_a_person(bench: HubBench, status: int) -> None:
-    """No waiting helps."""
+def test_denied_access_needs_a_setting(bench: HubBench, status: int) -> None:
+    """Waiting does not help."""
     bench.server.fails(says(status), times=3)
     for _, ask in _questions(bench, WHOLE):
         failed = failure(ask)
@@ -104,16 +104,16 @@ def test_a_hub_that_denies_needs_a_person(bench: HubBench, status: int) -> None:
 
 
 @pytest.mark.fault("N4")
-def test_a_hub_says_by_its_own_code_that_it_denies(bench: HubBench) -> None:
-    """Its status alone says that the question was wrong."""
+def test_denied_access_is_recognised_by_the_hubs_own_code(bench: HubBench) -> None:
+    """The HTTP status alone would mean a bad request."""
     body = b'{"Code": 10010103009, "Message": "token", "Success": false}'
     for status in (400, 200):
         bench.server.fails(says(status, body, Content_Type="application/json"))
         assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "HUB_DENIED"
 
 
-def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None:
-    """The signature that the hub gave has run out: the hub gives another."""
+def test_denied_access_by_the_storage_is_transient(bench: HubBench) -> None:
+    """The signature of the URL has expired; the hub issues a new one."""
     with ScriptedHub(bench.folder / "nothing") as storage:
         storage.fails(says(403))
         bench.server.fails(redirects_to(f"{storage.url}/signed"), "file")
@@ -122,8 +122,8 @@ def test_a_storage_that_denies_has_not_been_asked_by_us(bench: HubBench) -> None
 
 
 @pytest.mark.fault("N5")
-def test_a_name_that_does_not_resolve(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is away, or the endpoint is misspelt."""
+def test_an_unresolvable_host_is_transient(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is down, or the endpoint is misspelt."""
 
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -134,8 +134,8 @@ def test_a_name_that_does_not_resolve(bench: HubBench, monkeypatch: pytest.Monke
 
 
 @pytest.mark.fault("N6")
-def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> None:
-    """Nothing is asked of who shows it; with its own certificate named, all is well."""
+def test_an_untrusted_certificate_is_refused(bench: HubBench) -> None:
+    """No request is sent; with hub_ca_file it is trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     with ScriptedHub(bench.folder / "hub" / MODEL, context) as secure:
@@ -149,15 +149,15 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(bench: HubBench) -> No
 
 
 @pytest.mark.fault("N6")
-def test_a_server_that_speaks_no_tls_is_not_spoken_to(bench: HubBench) -> None:
-    """Https is never silently something else."""
+def test_a_server_without_tls_gets_no_request(bench: HubBench) -> None:
+    """There is no fallback from https to http."""
     bench.rules = replace(bench.rules, endpoint=bench.server.url.replace("http:", "https:"))
     assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "TLS_FAILED"
 
 
 @pytest.mark.fault("N7")
-def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
-    """A full queue answers nobody; a closed port says so at once."""
+def test_a_connection_that_is_not_accepted_is_transient(bench: HubBench) -> None:
+    """A full backlog times out; a closed port fails at once."""
     bench.impatient()
     with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
         waiting = [socket.socket() for _ in range(3)]
@@ -175,24 +175,24 @@ def test_a_connection_that_is_not_taken(bench: HubBench) -> None:
 
 @pytest.mark.fault("N8")
 @pytest.mark.parametrize("act", [stalls, stalls_after(0), stalls_after(2)])
-def test_a_hub_that_falls_silent_is_not_waited_for(bench: HubBench, act: Act) -> None:
-    """Before its answer, or in it."""
+def test_a_stalled_response_is_cut_off(bench: HubBench, act: Act) -> None:
+    """Before the response, or in the middle of it."""
     bench.impatient()
     assert reason_of(bench, act) == ("HUB_STALLED",) * 3
 
 
 @pytest.mark.fault("N9")
 @pytest.mark.parametrize("act", [drips, drips_head])
-def test_a_hub_that_is_never_quite_silent_has_an_end(bench: HubBench, act: Act) -> None:
-    """A byte at a time keeps every single read in time: the whole has a limit of its own."""
+def test_a_response_byte_by_byte_is_cut_off(bench: HubBench, act: Act) -> None:
+    """Each read is in time, but the deadline covers the whole response."""
     for kind, ask in _questions(bench, SHORT):
         bench.server.fails(act, kind)
         assert failure(ask).reason == "HUB_SLOW"
 
 
 @pytest.mark.fault("N9")
-def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> None:
-    """Long before its deadline; what came is kept."""
+def test_a_slow_download_is_cancelled(bench: HubBench) -> None:
+    """Long before its deadline; downloaded bytes are kept."""
     bench.pace = PaceRules(min_bytes_a_second=1e6, window_seconds=0.5)
     release = bench.release()
     bench.server.fails(drips, "file", name=WEIGHTS)
@@ -205,14 +205,14 @@ def test_a_transfer_that_brings_too_little_is_broken_off(bench: HubBench) -> Non
 
 @pytest.mark.fault("N10")
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_a_connection_that_is_reset_is_told(bench: HubBench, count: int) -> None:
-    """Wherever in the answer."""
+def test_a_reset_connection_is_transient(bench: HubBench, count: int) -> None:
+    """At any point of the response."""
     assert reason_of(bench, resets_after(count)) == ("HUB_BROKE_OFF",) * 3
 
 
 @pytest.mark.fault("N10")
-def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
-    """What came is kept, hashed again, and only the rest is asked for."""
+def test_a_reset_download_continues_where_it_broke(bench: HubBench) -> None:
+    """Kept bytes are hashed again, and only the rest is requested."""
     release = bench.release()
     bench.server.fails(resets_after(1000), "file", name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
@@ -226,14 +226,14 @@ def test_a_reset_transfer_goes_on_where_it_broke(bench: HubBench) -> None:
 
 @pytest.mark.fault("N11")
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_an_answer_that_ends_too_early_is_no_answer(bench: HubBench, count: int) -> None:
-    """Its own length says that it is not whole."""
+def test_a_truncated_response_is_transient(bench: HubBench, count: int) -> None:
+    """It is shorter than its Content-Length."""
     assert reason_of(bench, truncates_after(count)) == ("HUB_BROKE_OFF",) * 3
 
 
 @pytest.mark.fault("N12")
-def test_an_answer_without_an_end_is_not_read_to_its_end(bench: HubBench) -> None:
-    """A listing has a cap; a file ends where it was listed to end, and one byte more is a fault."""
+def test_an_endless_response_is_cut_off(bench: HubBench) -> None:
+    """A listing has a size limit; a file must not be longer than listed."""
     for kind in ("revisions", "listing"):
         bench.server.fails(endless, kind)
     assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "HUB_NOT_UNDERSTOOD"
@@ -247,8 +247,8 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(bench: HubBench) -> Non
 
 @pytest.mark.fault("N13")
 @pytest.mark.parametrize("act", [shows_page, shows_disguised_page])
-def test_a_page_for_people_is_no_answer(bench: HubBench, act: Act) -> None:
-    """A network that wants a login first: no file of a revision is to blame."""
+def test_a_web_page_is_not_a_response(bench: HubBench, act: Act) -> None:
+    """For example a login page of the network; the revision is not at fault."""
     assert reason_of(bench, act) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
@@ -271,20 +271,20 @@ def test_a_page_for_people_is_no_answer(bench: HubBench, act: Act) -> None:
         b"\xff\xfe",
     ],
 )
-def test_an_answer_of_another_form_is_no_empty_hub(bench: HubBench, body: bytes) -> None:
-    """An error that looks like "nothing there" would look like deleted revisions."""
+def test_a_response_in_an_unknown_format_is_not_an_empty_hub(bench: HubBench, body: bytes) -> None:
+    """Otherwise revisions would look deleted."""
     for kind, ask in _questions(bench, WHOLE)[:2]:
         bench.server.fails(says(200, body, Content_Type="application/json"), kind)
         assert failure(ask).reason == "HUB_NOT_UNDERSTOOD"
 
 
-def test_a_packed_answer_is_not_unpacked(bench: HubBench) -> None:
-    """A few bytes can unpack to any number; none were asked for."""
+def test_a_compressed_response_is_refused(bench: HubBench) -> None:
+    """It was not requested, and could decompress to any size."""
     assert reason_of(bench, says(200, b"x" * 100, Content_Encoding="gzip")) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
-def test_what_does_not_speak_http_is_told(bench: HubBench) -> None:
-    """Somebody else listens there."""
+def test_a_server_that_does_not_speak_http_is_transient(bench: HubBench) -> None:
+    """Another service listens on the port."""
     for answer in (b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 abc\r\n\r\n"):
         assert reason_of(bench, lambda exchange, answer=answer: exchange.send(answer)) == ("HUB_NOT_UNDERSTOOD",) * 3  # type: ignore[misc]
 
@@ -292,7 +292,7 @@ def test_what_does_not_speak_http_is_told(bench: HubBench) -> None:
 @pytest.mark.fault("N15")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_to_a_storage_is_followed_without_the_token(bench: HubBench, status: int) -> None:
-    """Nor does any later request of the same way carry it."""
+    """Later requests of the same chain carry no token either."""
     bench.token = bench.server.token = WORD
     with ScriptedHub(bench.folder / "hub" / MODEL) as storage:
         release = bench.release()
@@ -310,8 +310,8 @@ def test_a_redirect_to_a_storage_is_followed_without_the_token(bench: HubBench, 
 
 
 @pytest.mark.fault("N15")
-def test_a_redirect_that_comes_back_finds_no_token(bench: HubBench) -> None:
-    """Who was elsewhere brings a question that somebody else has written."""
+def test_a_redirect_back_to_the_hub_carries_no_token(bench: HubBench) -> None:
+    """The redirecting host may have chosen the URL."""
     bench.token = WORD
     with ScriptedHub(bench.folder / "nothing") as other:
         other.fails(redirects_to(f"{bench.server.url}/back"))
@@ -321,8 +321,8 @@ def test_a_redirect_that_comes_back_finds_no_token(bench: HubBench) -> None:
 
 
 @pytest.mark.fault("N15")
-def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From an endpoint with a public one; unless the operator has named that host."""
+def test_a_redirect_to_a_private_address_is_refused(bench: HubBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before connecting, unless the endpoint is private or the host is configured."""
     monkeypatch.setattr("updater.hub.redirects.is_public", lambda address: address == "127.0.0.1")
     with ScriptedHub(bench.folder / "hub" / MODEL, host="127.0.0.2") as private:
         bench.server.fails(redirects_to(f"{private.url}TARGET"), times=2)
@@ -334,8 +334,8 @@ def test_a_redirect_to_a_private_address_is_not_even_tried(bench: HubBench, monk
 
 
 @pytest.mark.fault("N15")
-def test_a_redirect_in_a_circle_ends(bench: HubBench) -> None:
-    """To itself, or to ever new places."""
+def test_a_redirect_loop_ends(bench: HubBench) -> None:
+    """Whether it repeats a URL or always uses a new one."""
     bench.server.fails(redirects_to("TARGET"))
     assert failure(lambda: bench.hub.revisions(WHOLE)).reason == "REDIRECT_CIRCLE"
     bench.server.asked.clear()
@@ -348,28 +348,28 @@ def test_a_redirect_in_a_circle_ends(bench: HubBench) -> None:
     assert len(bench.server.asked) == 6
 
 
-def test_a_redirect_without_a_place_is_told(bench: HubBench) -> None:
-    """It leads nowhere."""
+def test_a_redirect_without_a_location_is_transient(bench: HubBench) -> None:
+    """There is no URL to follow."""
     assert reason_of(bench, says(302)) == ("HUB_NOT_UNDERSTOOD",) * 3
 
 
-def test_a_part_that_was_not_asked_for_is_not_taken(bench: HubBench) -> None:
-    """Bytes of another place would spoil what is kept."""
+def test_a_different_range_is_refused(bench: HubBench) -> None:
+    """Its bytes would damage the partial file."""
     for place in ("bytes 0-9/4096", "bytes 5-9/4096", "", "bytes */4096"):
         bench.server.fails(says(206, b"0123456789", Content_Range=place))
         failed = failure(lambda: list(bench.hub.read(REVISION, WEIGHTS, 100, WHOLE)))
         assert failed.reason == "HUB_NOT_UNDERSTOOD"
 
 
-def test_a_hub_that_ignores_range_is_passed_over(bench: HubBench) -> None:
-    """It costs its bytes, and the result is the same."""
+def test_a_hub_that_ignores_range_works(bench: HubBench) -> None:
+    """The earlier bytes are skipped."""
     whole = read_weights(bench)
     bench.server.ignores_range = True
     assert whole[7:] == b"".join(bench.hub.read(REVISION, WEIGHTS, 7, WHOLE))
 
 
-def test_a_link_that_breaks_again_and_again_brings_a_large_file_in_one_go(bench: HubBench) -> None:
-    """While every try brings its share, the next follows at once, and what came is not hashed again."""
+def test_a_repeatedly_broken_connection_still_brings_a_large_file(bench: HubBench) -> None:
+    """Each attempt that makes progress is resumed at once, without hashing again."""
     bench.publish("v1.0.1", weights_bytes=20 * MIB)
     release = bench.hub.release("v1.0.1", WHOLE)
     bench.server.asked.clear()
@@ -381,8 +381,8 @@ def test_a_link_that_breaks_again_and_again_brings_a_large_file_in_one_go(bench:
     assert hashlib.sha256(content).hexdigest() == next(f.sha256 for f in release.files if f.name == WEIGHTS)
 
 
-def test_how_far_a_transfer_has_come_is_told_while_it_runs(bench: HubBench) -> None:
-    """Bytes that are here, of bytes that will be; nothing once it is over."""
+def test_the_progress_of_a_download_is_shown(bench: HubBench) -> None:
+    """Downloaded and total bytes; nothing afterwards."""
     seen: list[Share] = []
     release = bench.release()
 

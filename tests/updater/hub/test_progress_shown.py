@@ -21,14 +21,14 @@ def shown(share: Share) -> str:
     return captured.get()
 
 
-def test_a_transfer_under_way_has_a_bar() -> None:
-    """And the bytes that are here."""
+def test_a_download_has_a_progress_bar() -> None:
+    """With the downloaded bytes."""
     page = shown(Share(3 * MIB, 12 * MIB))
     assert "3.0 MiB of 12 MiB" in page
     assert "25%" in page
     assert 7 <= page.count("━") <= 30
 
 
-def test_without_a_transfer_there_is_none() -> None:
-    """Nobody waits for anything."""
-    assert "fetched" not in shown(Share())
+def test_without_a_download_there_is_no_progress_bar() -> None:
+    """Whether nothing is in progress, or another stage."""
+    assert "downloaded" not in shown(Share())

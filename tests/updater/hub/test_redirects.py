@@ -16,8 +16,8 @@ def refused(chain: RedirectChain, location: str) -> str:
 
 
 @pytest.mark.fault("N15")
-def test_a_token_stays_at_the_endpoint_once_a_redirect_has_left_it() -> None:
-    """Another host, port or scheme is elsewhere; who comes back is not trusted again."""
+def test_the_token_is_not_sent_after_a_redirect_has_left_the_origin() -> None:
+    """Another host, port or scheme; a redirect back does not change that."""
     chain = start_chain(HUB, "/file")
     assert chain.may_carry_token
     assert follow_redirect(chain, "/other").may_carry_token
@@ -28,16 +28,16 @@ def test_a_token_stays_at_the_endpoint_once_a_redirect_has_left_it() -> None:
 
 
 @pytest.mark.fault("N15")
-def test_a_redirect_to_what_is_not_plain_is_refused() -> None:
-    """Neither another protocol, nor a way out of https."""
+def test_a_redirect_to_an_invalid_url_is_refused() -> None:
+    """Also another scheme, and http after https."""
     chain = start_chain(HUB, "/file")
     for location in ("http://hub.example/base/file", "gopher://hub.example/", "https://a:b@hub.example/"):
         assert refused(chain, location) == "REDIRECT_REFUSED"
 
 
 @pytest.mark.fault("N15")
-def test_a_circle_ends() -> None:
-    """Where one has been, or after five."""
+def test_a_loop_is_refused() -> None:
+    """After a repeated URL, or five redirects."""
     chain = start_chain(HUB, "/file")
     assert refused(chain, "/base/file") == "REDIRECT_CIRCLE"
     for number in range(5):
@@ -47,7 +47,7 @@ def test_a_circle_ends() -> None:
 
 @pytest.mark.fault("N15")
 def test_a_redirect_reaches_no_private_address() -> None:
-    """Unless the endpoint has one itself, or the operator has named the host."""
+    """Unless the endpoint is private, or the operator has configured the host."""
     asked = start_chain(HUB, "/file")
     assert asked.may_reach("10.0.0.1", frozenset())
     away = follow_redirect(asked.with_address("8.8.8.8"), "https://storage.example/file")

@@ -40,7 +40,7 @@ def opened(bench: HubBench, **settings: object) -> ModelScopeHub:
 def test_a_token_comes_from_a_file_or_a_variable(
     bench: HubBench, token_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is read anew for every question: a new one needs no restart."""
+    """It is read for every request, so a new one needs no restart."""
     bench.server.token = WORD
     hub = opened(bench, hub_token_file=str(token_file))
     assert hub.revisions(WHOLE) == (REVISION,)
@@ -52,10 +52,10 @@ def test_a_token_comes_from_a_file_or_a_variable(
     assert hub.revisions(WHOLE) == (REVISION,)
 
 
-def test_a_token_that_nobody_has_configured_is_not_sent(
+def test_a_token_that_is_not_configured_is_not_sent(
     bench: HubBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the hub's own client would take from the environment and the home folder stays where it is."""
+    """Tokens that the hub's own client finds in the environment or the home folder are not used."""
     home = tmp_path / "home"
     (home / ".modelscope" / "credentials").mkdir(parents=True)
     (home / ".modelscope" / "credentials" / "cookies").write_bytes(b"not even opened")
@@ -73,8 +73,8 @@ def test_a_token_that_nobody_has_configured_is_not_sent(
 
 
 @pytest.mark.parametrize("content", ["", "two words", "a\nb", "é", "semi;colon", "x" * 5000])
-def test_what_is_no_token_is_not_sent(bench: HubBench, token_file: Path, content: str) -> None:
-    """It would end a header and begin another; nobody is asked with half of it."""
+def test_a_malformed_token_is_not_sent(bench: HubBench, token_file: Path, content: str) -> None:
+    """It could end the header and start another one."""
     token_file.write_text(content)
     failed = failure(lambda: opened(bench, hub_token_file=str(token_file)).revisions(WHOLE))
     assert (failed.kind, failed.reason) == (FailureKind.DENIED, "TOKEN_UNREADABLE")
@@ -86,7 +86,7 @@ def test_what_is_no_token_is_not_sent(bench: HubBench, token_file: Path, content
 
 
 def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not by an error, though the hub sends it back; not in the log of any library; not by what holds it."""
+    """Not in an error, even if the hub echoes it; not in logs of libraries; not in a repr."""
     caplog.set_level(logging.DEBUG)
     hub = opened(bench, hub_token_file=str(token_file))
     shown = [repr(hub), repr(vars(hub)), repr(TokenReader(token_file, ""))]
@@ -102,8 +102,8 @@ def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytes
     assert WORD not in caplog.text
 
 
-def test_an_http_proxy_is_asked_in_the_hub_s_place(bench: HubBench) -> None:
-    """It is told the whole address, resolves the name, and gets its own name and password, which the hub does not."""
+def test_an_http_proxy_gets_the_request(bench: HubBench) -> None:
+    """With the full URL and the proxy's credentials, which the hub does not get."""
     bench.rules = replace(bench.rules, endpoint="http://hub.example")
     bench.proxy = bench.server.url.replace("://", "://me:secret@")
     assert bench.hub.revisions(WHOLE) == (REVISION,)
@@ -113,8 +113,8 @@ def test_an_http_proxy_is_asked_in_the_hub_s_place(bench: HubBench) -> None:
     assert asked.headers["host"] == "hub.example"
 
 
-def test_a_proxy_tunnels_what_is_secret(bench: HubBench) -> None:
-    """TLS ends at the hub: the proxy sees a name."""
+def test_an_https_request_is_tunnelled_through_the_proxy(bench: HubBench) -> None:
+    """TLS ends at the hub: the proxy sees only the host name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     with ScriptedHub(bench.folder / "hub" / MODEL, tunnels_to=context) as proxy:
@@ -127,7 +127,7 @@ def test_a_proxy_tunnels_what_is_secret(bench: HubBench) -> None:
 
 
 def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None:
-    """It would resolve and connect where we would not."""
+    """It could connect to hosts that are refused here."""
     bench.rules = replace(bench.rules, endpoint="http://hub.example")
     bench.proxy = bench.server.url
     bench.server.fails(redirects_to("http://169.254.169.254/latest/"))
@@ -136,16 +136,16 @@ def test_a_proxy_is_not_used_to_reach_a_private_address(bench: HubBench) -> None
     assert len(bench.server.asked) == 1
 
 
-def test_a_proxy_of_another_kind_is_told(bench: HubBench) -> None:
-    """Never silently past it."""
+def test_an_unsupported_proxy_fails(bench: HubBench) -> None:
+    """There is no silent direct connection."""
     bench.proxy = "socks5://127.0.0.1:1080"
     failed = failure(lambda: bench.hub.revisions(WHOLE))
     assert (failed.kind, failed.reason) == (FailureKind.DENIED, "PROXY_UNSUPPORTED")
     assert bench.server.asked == []
 
 
-def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for every other program, exceptions included."""
+def test_the_proxy_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for other programs, including NO_PROXY."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -165,8 +165,8 @@ def test_the_proxy_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None
         ("https://Hub.Example/models/", "https://hub.example/models"),
     ],
 )
-def test_an_endpoint_has_one_form(given: str, kept: str) -> None:
-    """Whatever its slashes."""
+def test_an_endpoint_is_normalized(given: str, kept: str) -> None:
+    """Trailing slashes do not matter."""
     assert kept == UpdaterSection(hub_endpoint=given).hub_endpoint
 
 
@@ -182,8 +182,8 @@ def test_an_endpoint_has_one_form(given: str, kept: str) -> None:
         {"hub_token_variable": "A-B"},
     ],
 )
-def test_what_cannot_be_meant_is_a_mistake(settings: dict[str, str]) -> None:
-    """Found before anything runs."""
+def test_invalid_hub_settings_are_reported(settings: dict[str, str]) -> None:
+    """Before anything runs."""
     with pytest.raises(ValidationError):
         UpdaterSection.model_validate(settings)
 
@@ -200,15 +200,15 @@ def test_what_cannot_be_meant_is_a_mistake(settings: dict[str, str]) -> None:
         {"hub_model": "acme/shapes?a"},
     ],
 )
-def test_a_model_has_one_place_to_come_from(settings: dict[str, str]) -> None:
-    """A folder, or OWNER/NAME on the hub."""
+def test_a_model_has_one_source(settings: dict[str, str]) -> None:
+    """Either a folder, or OWNER/NAME on the hub."""
     with pytest.raises(ValidationError):
         ModelUpdatesSection.model_validate(settings)
     assert ModelUpdatesSection(hub_model="acme/shapes").hub_model == "acme/shapes"
 
 
-def test_without_an_endpoint_it_is_the_public_hub() -> None:
-    """As the hub's own client names it."""
+def test_the_default_endpoint_is_the_public_hub() -> None:
+    """As defined by the hub's own client."""
     hub = open_hub(UpdaterSection(), MODEL_ID, SystemClock(), lambda _: False)
     client: HubHttpClient = hub._client  # noqa: SLF001
     assert client._options.endpoint.startswith("https://modelscope.")  # noqa: SLF001

@@ -107,8 +107,8 @@ def ours(tmp_path: Path) -> Iterator[Ours]:
 
 @pytest.mark.fault("P1")
 @pytest.mark.fault("P2")
-def test_a_listing_cannot_lead_out_of_our_folder(stock: Facts, ours: Ours, tmp_path: Path) -> None:
-    """The stock download writes beside its folder; ours makes no path of such a name."""
+def test_a_listing_cannot_write_outside_of_the_folder(stock: Facts, ours: Ours, tmp_path: Path) -> None:
+    """The stock download writes beside its folder; ours builds no path from such a name."""
     assert stock["names_lead_outside"] == {"climbed": True, "absolute": True}
     for name in ("../../climbed", str(tmp_path / "absolute")):
         ours.served.arm(f"files list={name}")
@@ -116,16 +116,16 @@ def test_a_listing_cannot_lead_out_of_our_folder(stock: Facts, ours: Ours, tmp_p
     assert [*tmp_path.rglob("climbed"), *tmp_path.rglob("absolute")] == []
 
 
-def test_a_file_without_a_hash_is_not_taken(stock: Facts, ours: Ours) -> None:
-    """The stock download takes it, flipped bit and all."""
+def test_a_file_without_a_hash_is_refused(stock: Facts, ours: Ours) -> None:
+    """The stock download accepts it, even with a flipped bit."""
     assert stock["files_without_a_hash_are_not_checked"]["is_wrong"]
     ours.served.arm("files unhashed", f"file:{WEIGHTS} flip at=3")
     assert ((failed := ours.refused()).kind, failed.reason) == (FailureKind.PERMANENT, "LISTING_UNSAFE")
 
 
 @pytest.mark.fault("C1")
-def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> None:
-    """The stock download hands out later what it could not finish; ours asks for the rest, and verifies the whole."""
+def test_an_incomplete_download_is_never_used(stock: Facts, ours: Ours) -> None:
+    """The stock download returns it at the next call; ours downloads the rest and verifies all files."""
     assert stock["an_incomplete_snapshot_counts_later"] == {"failed": True, "has_weights": False}
     ours.served.arm(f"file:{WEIGHTS} status=404")
     for _ in range(2):
@@ -140,15 +140,15 @@ def test_what_is_incomplete_is_never_handed_out(stock: Facts, ours: Ours) -> Non
 
 
 @pytest.mark.fault("C1")
-def test_a_file_that_cannot_be_had_is_not_dropped(stock: Facts, ours: Ours) -> None:
-    """The stock download can be told to go on without it, and says so in a warning; ours cannot."""
+def test_a_file_that_cannot_be_downloaded_is_not_skipped(stock: Facts, ours: Ours) -> None:
+    """The stock download can skip it with a warning; ours cannot."""
     assert stock["a_file_is_dropped_with_a_warning"] == {"has_weights": False, "has_others": True}
     ours.served.arm(f"file:{WEIGHTS} status=500")
     assert ((failed := ours.refused()).kind, failed.reason) == (FailureKind.TRANSIENT, "HUB_FAILED")
 
 
-def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> None:
-    """The stock download rewrites a moved branch in place and keeps what was deleted; ours is another digest apart."""
+def test_downloaded_files_are_never_rewritten(stock: Facts, ours: Ours) -> None:
+    """The stock download rewrites a moved branch in place; ours stores it under another digest."""
     assert all(stock["a_moved_branch_is_rewritten_in_place"].values())
     first = ours.stage()
     before = (ours.staged() / WEIGHTS).read_bytes()
@@ -160,8 +160,8 @@ def test_what_was_fetched_once_is_never_rewritten(stock: Facts, ours: Ours) -> N
     assert before != (ours.staged("20260102-030405-fedcba") / WEIGHTS).read_bytes()
 
 
-def test_a_hub_that_is_down_takes_nothing_away(stock: Facts, ours: Ours) -> None:
-    """The stock download fails though all is there; what ours has fetched stays verified, and needs no hub."""
+def test_downloaded_files_stay_usable_without_the_hub(stock: Facts, ours: Ours) -> None:
+    """The stock download fails although all files are there."""
     assert stock["a_hub_that_is_down_fails_what_is_cached"] == {"is_there": True, "failed": True}
     digest = ours.stage()
     ours.served.arm("any status=503")

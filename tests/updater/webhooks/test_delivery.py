@@ -115,8 +115,8 @@ def bench(tmp_path: Path) -> Iterator[Deliveries]:
     made.journal.close()
 
 
-def test_an_event_is_delivered_as_it_was_written(bench: Deliveries) -> None:
-    """With all that a receiver needs to know, whatever has happened since."""
+def test_an_event_is_delivered_as_it_was_recorded(bench: Deliveries) -> None:
+    """The body has all fields of docs/webhooks.md, with the values at the time of the event."""
     bench.journal.write(RECORD, [event(outcome=Outcome.COMMITTED)])
     assert bench.woken == 1
     assert bench.deliver() == [0.0, None]
@@ -143,16 +143,16 @@ def test_an_event_is_delivered_as_it_was_written(bench: Deliveries) -> None:
     }
 
 
-def test_events_come_in_their_order(bench: Deliveries) -> None:
-    """Across writes."""
+def test_events_are_delivered_in_order(bench: Deliveries) -> None:
+    """Also across journal writes."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.journal.write(RECORD, [event("c")])
     bench.deliver()
     assert bench.names() == ["a", "b", "c"]
 
 
-def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
-    """By name or pattern; who asked for nothing that happened is not woken."""
+def test_a_receiver_gets_the_events_it_subscribed_to(tmp_path: Path) -> None:
+    """By name or pattern; without a matching event nothing is queued and no thread is woken."""
     bench = Deliveries(tmp_path / "journal.db", (Subscription("ops", ("update_*", "gate_passed")),))
     bench.journal.write(RECORD, [event("hub_unanswered")])
     assert bench.woken == 0
@@ -162,8 +162,8 @@ def test_a_receiver_gets_what_it_asked_for(tmp_path: Path) -> None:
     bench.journal.close()
 
 
-def test_nothing_is_told_that_did_not_happen(bench: Deliveries) -> None:
-    """Event and row are one change: on a full disk neither is there, and nobody is woken."""
+def test_an_event_that_was_not_recorded_is_not_delivered(bench: Deliveries) -> None:
+    """Event and queue row are one transaction: on a full disk neither is written."""
     too_large = [replace(event("noise"), message="x" * (1 << 20)) for _ in range(4)]
     pages = bench.journal._database.rows("PRAGMA page_count")[0][0]  # noqa: SLF001  where the disk would fail
     bench.journal._database.rows(f"PRAGMA max_page_count={pages}")  # noqa: SLF001
@@ -173,8 +173,8 @@ def test_nothing_is_told_that_did_not_happen(bench: Deliveries) -> None:
     assert bench.deliver() == [None]
 
 
-def test_what_has_happened_is_told_whatever_dies(bench: Deliveries) -> None:
-    """A new life delivers what the one before had written down; told twice, it has the same id."""
+def test_a_recorded_event_is_delivered_after_a_crash(bench: Deliveries) -> None:
+    """The next process delivers it; a second delivery has the same id."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.restart()
     first = bench.journal.outbox.next("ops")
@@ -186,8 +186,8 @@ def test_what_has_happened_is_told_whatever_dies(bench: Deliveries) -> None:
     assert len({row["id"] for row in bench.sent}) == 2
 
 
-def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Deliveries) -> None:
-    """No event is lost or given up for it, and none goes before its turn."""
+def test_retries_to_an_unreachable_receiver_back_off(bench: Deliveries) -> None:
+    """No event is lost, given up or overtaken."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     bench.answers[:] = ["UNREACHABLE"] * 10 + ["TIMEOUT", 500, 503, 429, 200]
     pauses = [bench.worker.step() or 0.0 for _ in range(14)]
@@ -200,16 +200,16 @@ def test_a_receiver_that_is_down_is_asked_less_and_less(bench: Deliveries) -> No
     assert not [row for row in bench.told if row[0] == "given up"]
 
 
-def test_pauses_stay_within_their_jitter_and_honour_a_wish() -> None:
-    """Never shorter than asked for, never longer than an hour for a wish."""
+def test_pauses_stay_within_their_jitter_and_respect_retry_after() -> None:
+    """Never shorter than Retry-After, which counts for at most an hour."""
     assert (compute_pause(1, 0.0), compute_pause(1, 1.0)) == (1.5, 2.5)
     assert compute_pause(10**6, 1.0) == 750.0
     assert compute_pause(1, 0.5, 90.0) == 90.0
     assert compute_pause(1, 0.5, 1e9) == 3600.0
 
 
-def test_an_event_that_is_refused_gives_way(bench: Deliveries) -> None:
-    """After several tries, which a restart does not begin anew; the next one has its turn."""
+def test_an_event_that_is_refused_repeatedly_is_given_up(bench: Deliveries) -> None:
+    """Refusals are counted across restarts; then the next event is sent."""
     bench.journal.write(RECORD, [event("bad"), event("good")])
     bench.answers[:] = [*[400] * MAX_REFUSALS, 200]
     for _ in range(MAX_REFUSALS):
@@ -220,8 +220,8 @@ def test_an_event_that_is_refused_gives_way(bench: Deliveries) -> None:
     assert [row for row in bench.told if row[0] == "given up"] == [("given up", "ops", "bad", "HTTP_400")]
 
 
-def test_what_waits_is_bounded(bench: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest go, and it is told how many."""
+def test_the_queue_is_bounded(bench: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest events are dropped, and their number is reported."""
     monkeypatch.setattr(outbox, "MAX_ROWS", 3)
     bench.journal.write(RECORD, [event(f"e{number}") for number in range(5)])
     bench.journal.write(RECORD, [event("e5")])
@@ -230,10 +230,10 @@ def test_what_waits_is_bounded(bench: Deliveries, monkeypatch: pytest.MonkeyPatc
     assert bench.names() == ["e3", "e4", "e5"]
 
 
-def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(
+def test_a_delivered_event_is_not_sent_again_while_the_journal_cannot_be_written(
     bench: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that is full for a while makes no flood."""
+    """On a disk that is full for a while."""
     bench.journal.write(RECORD, [event("a"), event("b")])
     with monkeypatch.context() as broken:
         broken.setattr(bench.journal.outbox, "remove", _full)
@@ -243,8 +243,8 @@ def test_a_delivery_that_cannot_be_taken_down_is_not_sent_again(
     assert bench.names() == ["a", "b"]
 
 
-def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Deliveries) -> None:
-    """What waited for them goes at the next start."""
+def test_events_of_removed_receivers_are_deleted(bench: Deliveries) -> None:
+    """At the next start."""
     bench.journal.write(RECORD, [event()])
     bench.hooks = (Subscription("new", ("*",)),)
     bench.restart()
@@ -252,8 +252,8 @@ def test_receivers_that_are_no_longer_configured_leave_nothing(bench: Deliveries
     assert bench.journal.outbox.count_waiting("ops") == 0
 
 
-def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: Path) -> None:
-    """Over real HTTP and threads: one takes everything, one is silent; writing goes on, metrics tell."""
+def test_a_stalled_receiver_delays_neither_the_journal_nor_other_receivers(tmp_path: Path) -> None:
+    """Over real HTTP and threads; the metrics show its queue."""
     registry, silent = CollectorRegistry(), threading.Event()
     with receiving() as good, receiving() as bad, logs.configure("test", "error"):
         bad.answers[:] = [lambda _connection: (silent.wait(20.0) and None) or None]
@@ -273,8 +273,8 @@ def test_a_dead_receiver_holds_up_neither_the_journal_nor_the_others(tmp_path: P
         journal.close()
 
 
-def test_a_long_sentence_is_cut() -> None:
-    """A message of a stranger's length does not fill the journal."""
+def test_a_long_message_is_truncated() -> None:
+    """So that it cannot fill the journal."""
     assert len(encode_event(replace(event(), message="x" * 10**6), "i", "n")) < 4000
 
 
@@ -318,8 +318,8 @@ def older(tmp_path: Path) -> Path:
 
 
 @pytest.mark.fault("D8")
-def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
-    """Records, the audit trail and the history are as they were; events find their receivers from now on."""
+def test_a_journal_of_schema_1_is_upgraded(older: Path) -> None:
+    """Records, audit trail and history are unchanged, and new events are queued."""
     bench = Deliveries(older)
     assert bench.journal.load("shapes") == RECORD
     assert [row.name for row in bench.journal.events(UPDATE.update_id)] == ["update_started"]
@@ -337,8 +337,8 @@ def test_a_journal_of_the_schema_before_is_brought_up(older: Path) -> None:
 
 @pytest.mark.fault("D8")
 @pytest.mark.fault("D1")
-def test_a_journal_that_cannot_be_brought_up_stays_as_it_was(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step is whole or did not happen; the next try, with room on the disk, takes it."""
+def test_a_failed_upgrade_leaves_the_journal_unchanged(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start, with free disk space, upgrades it."""
     before = older.read_bytes()
     pages = os.stat(older).st_size // 4096  # noqa: PTH116  one number
     with monkeypatch.context() as full:

@@ -40,7 +40,7 @@ def failure(url: str, seconds: float = SECONDS, token_file: Path | None = None) 
 
 
 def test_an_event_is_posted_with_its_id(receiver: LocalReceiver) -> None:
-    """The path and the query as configured, and headers by which duplicates are told apart."""
+    """To the configured path and query, with the headers that identify duplicates."""
     assert DeliveryVerdict.DELIVERED is send(receiver.url("/a/b?c=d"))
     (request,) = receiver.requests
     assert (request.line, request.body) == ("POST /a/b?c=d HTTP/1.1", b'{"a":1}')
@@ -53,7 +53,7 @@ def test_an_event_is_posted_with_its_id(receiver: LocalReceiver) -> None:
 
 
 def test_a_token_is_read_for_each_delivery(receiver: LocalReceiver, tmp_path: Path) -> None:
-    """So that it can be changed without a restart."""
+    """So that it can be replaced without a restart."""
     for token in ("first", "second"):
         (tmp_path / "token").write_text(f"{token}\n")
         send(receiver.url(), token_file=tmp_path / "token")
@@ -61,8 +61,10 @@ def test_a_token_is_read_for_each_delivery(receiver: LocalReceiver, tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"a b", b"\xff", b"x" * 5000])
-def test_nothing_is_sent_without_its_token(receiver: LocalReceiver, tmp_path: Path, content: bytes | None) -> None:
-    """A file that is gone, or holds no token, is mended by somebody; until then the event waits."""
+def test_nothing_is_sent_without_the_configured_token(
+    receiver: LocalReceiver, tmp_path: Path, content: bytes | None
+) -> None:
+    """While the token file is missing or malformed the event waits."""
     if content is not None:
         (tmp_path / "token").write_bytes(content)
     assert failure(receiver.url(), token_file=tmp_path / "token") == "TOKEN_UNREADABLE"
@@ -70,7 +72,7 @@ def test_nothing_is_sent_without_its_token(receiver: LocalReceiver, tmp_path: Pa
 
 
 def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
-    """Neither the event nor the token goes to a host that an answer names."""
+    """Neither event nor token is sent to another host."""
     with receiving() as other:
         receiver.answers[:] = [f"HTTP/1.1 307 T\r\nLocation: {other.url()}\r\n\r\n".encode()]
         assert DeliveryVerdict.REFUSED is send(receiver.url())
@@ -78,8 +80,8 @@ def test_a_redirect_is_not_followed(receiver: LocalReceiver) -> None:
 
 
 @pytest.mark.parametrize(("status", "verdict"), [(200, "delivered"), (500, "later"), (429, "later"), (404, "refused")])
-def test_the_status_decides(receiver: LocalReceiver, status: int, verdict: str) -> None:
-    """And nothing else of the answer."""
+def test_only_the_status_decides(receiver: LocalReceiver, status: int, verdict: str) -> None:
+    """The body of the response is ignored."""
     receiver.answers[:] = [f"HTTP/1.1 {status} X\r\nContent-Length: 1000000000000\r\n\r\n".encode()]
     assert DeliveryVerdict(verdict) is send(receiver.url())
 
@@ -94,8 +96,8 @@ def test_the_status_decides(receiver: LocalReceiver, status: int, verdict: str) 
         ("-1", 0.0),
     ],
 )
-def test_a_receiver_may_ask_for_a_pause(receiver: LocalReceiver, value: str, seconds: float) -> None:
-    """In seconds or by a date, up to an hour; what is neither asks for none."""
+def test_retry_after_sets_the_pause(receiver: LocalReceiver, value: str, seconds: float) -> None:
+    """In seconds or as a date, up to an hour; invalid values are ignored."""
     receiver.answers[:] = [f"HTTP/1.1 503 X\r\nRetry-After: {value}\r\n\r\n".encode()]
     clock = ManualClock()
     clock.wall = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -104,7 +106,7 @@ def test_a_receiver_may_ask_for_a_pause(receiver: LocalReceiver, value: str, sec
 
 
 def test_proxies_of_the_environment_are_not_used(receiver: LocalReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event goes where the settings say."""
+    """Events go only to the configured host."""
     with receiving() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url())
         monkeypatch.setenv("all_proxy", proxy.url())
@@ -133,31 +135,31 @@ def drip(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("how", [hold, drip])
 def test_a_slow_receiver_is_cut_off(receiver: LocalReceiver, how: Callable[[socket.socket], None]) -> None:
-    """Whether it says nothing, or a byte at a time."""
+    """Whether it sends nothing, or one byte at a time."""
     receiver.answers[:] = [how]
     assert failure(receiver.url(), SHORT) == "TIMEOUT"
 
 
-def test_a_receiver_that_is_down_is_told() -> None:
-    """Nobody listens there."""
+def test_a_refused_connection_is_unreachable() -> None:
+    """The port is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert failure(f"http://127.0.0.1:{port}/") == "UNREACHABLE"
 
 
-def test_a_host_that_is_none_is_told() -> None:
-    """A name without an address."""
+def test_an_unresolvable_host_is_unreachable() -> None:
+    """The name has no address."""
     assert failure("http://nobody.invalid/") == "UNREACHABLE"
 
 
 @pytest.mark.parametrize("answer", [b"hello\r\n\r\n", b"", b"HTTP/1.1 2x0 OK\r\n\r\n"])
-def test_an_answer_that_is_no_http_is_told(receiver: LocalReceiver, answer: bytes) -> None:
-    """Or none at all."""
+def test_an_invalid_http_response_fails(receiver: LocalReceiver, answer: bytes) -> None:
+    """Also if the connection is closed without a response."""
     receiver.answers[:] = [answer]
     assert failure(receiver.url()) in ("ANSWER_BROKEN", "UNREACHABLE")
 
 
-def test_a_peer_without_tls_is_told(receiver: LocalReceiver) -> None:
-    """It is not spoken to in the clear."""
+def test_a_peer_without_tls_fails(receiver: LocalReceiver) -> None:
+    """Nothing is sent to it unencrypted."""
     receiver.greeting = b"HTTP/1.1 400 X\r\n\r\n"
     assert failure(receiver.url().replace("http:", "https:")) == "TLS_FAILED"

@@ -37,13 +37,13 @@ def _names_of(node: ast.AST) -> Iterator[str]:
 
 
 def test_the_page_lists_every_event() -> None:
-    """And none that is gone."""
+    """And no event that does not exist."""
     table = PAGE.split("## Events", 1)[1].split("\n## ", 1)[0]
     assert names_in_code() == set(re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE))
 
 
-def test_the_page_shows_what_is_sent() -> None:
-    """The example has the very fields, in their order."""
+def test_the_page_shows_the_fields_that_are_sent() -> None:
+    """The example has exactly these fields, in order."""
     now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     update = Update("u", UpdateKind.RELEASE, "v1.1.0", now)
     sent = json.loads(encode_event(Event(now, "m", Stage.IDLE, "e", "", update), "id", "node"))

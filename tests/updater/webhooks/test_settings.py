@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from updater.settings import UpdaterSection, WebhookSection
 
 
-def test_a_webhook_is_called_after_its_host() -> None:
-    """Unless it has a name; its path, which may be a secret, is no part of it."""
+def test_the_default_name_of_a_webhook_is_its_host() -> None:
+    """The path is not part of it, since it may be a secret."""
     assert WebhookSection(url="https://ops.example:8080/secret?x=y").shown_name == "ops.example:8080"
     assert WebhookSection(url="https://ops.example/", name="pager").shown_name == "pager"
 
@@ -28,8 +28,8 @@ def test_a_webhook_is_called_after_its_host() -> None:
         "https://ops.example/\x01",
     ],
 )
-def test_a_url_that_cannot_be_meant_is_a_mistake(url: str) -> None:
-    """Said when the settings are read, not when the first event is lost."""
+def test_an_invalid_url_is_reported(url: str) -> None:
+    """When the settings are read, not when the first event is sent."""
     with pytest.raises(ValidationError):
         WebhookSection(url=url)
 
@@ -46,7 +46,7 @@ def test_a_url_that_cannot_be_meant_is_a_mistake(url: str) -> None:
     ],
 )
 def test_a_token_is_not_sent_unencrypted(url: str, *, is_fine: bool) -> None:
-    """But on this machine."""
+    """Except on this machine."""
     if is_fine:
         WebhookSection(url=url, token_file=Path("token"))
     else:
@@ -54,8 +54,8 @@ def test_a_token_is_not_sent_unencrypted(url: str, *, is_fine: bool) -> None:
             WebhookSection(url=url, token_file=Path("token"))
 
 
-def test_two_webhooks_have_two_names() -> None:
-    """Their events and numbers would be one otherwise."""
+def test_two_webhooks_must_have_different_names() -> None:
+    """Otherwise their queues and metrics would be one."""
     twice = (WebhookSection(url="https://ops.example/a"), WebhookSection(url="https://ops.example/b"))
     with pytest.raises(ValidationError, match="set different names"):
         UpdaterSection(webhooks=twice)
