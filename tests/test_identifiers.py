@@ -30,7 +30,7 @@ REPLACED = {
     "DeviceFallback": "CpuFallback",
     "DeviceSeen": "DeviceSnapshot",
     "Door": "HubHttpClient",
-    "DoorRules": "HubHttpRules",
+    "DoorRules": "HubHttpOptions",
     "Entrance": "AdmissionController",
     "Eyes": "ImageEncoder",
     "FrontAsked": "the server's liveness probe",
