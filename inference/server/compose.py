@@ -13,10 +13,11 @@ from inference.server.api import convert
 from inference.server.api.entailment import PredictRules
 from inference.server.api.stream import StreamRules
 from inference.server.events import Emit
-from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
+from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
-from inference.server.model.options import ModelOptions, RespawnRules
+from inference.server.model.options import ModelOptions
+from inference.server.model.policy import RespawnRules
 from inference.server.request import EntailmentInput
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
@@ -40,12 +41,11 @@ def build_models(
     clock: Clock,
     emit: Emit,
     drain: Drain,
-    is_stopping: Callable[[], bool],
     warn: Callable[[str], None],
 ) -> Models:
     """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
     cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
-    shared = _SharedDependencies(clock, emit, drain, is_stopping, list_engines(settings), cpu_fallback_file)
+    shared = _SharedDependencies(clock, emit, drain, list_engines(settings), cpu_fallback_file)
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
@@ -106,7 +106,6 @@ class _SharedDependencies:
     clock: Clock
     emit: Emit
     drain: Drain
-    is_stopping: Callable[[], bool]
     engines: Mapping[str, Task]
     cpu_fallback_file: CpuFallbackFile
 
@@ -143,7 +142,6 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,
         engines=shared.engines,
-        is_stopping=shared.is_stopping,
     )
 
 

@@ -54,13 +54,12 @@ class InferenceServer:
         self._clock = clock
         self._log = log
         self._drain = Drain()
-        self._is_stopping = False
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._metrics = EventMetrics()
         self._emit = emit_to_all([EventLogger(log), self._metrics])
         self.models: Models = compose.build_models(
-            settings, clock, self._emit, self._drain, lambda: self._is_stopping, self._warn_of_fallback_file
+            settings, clock, self._emit, self._drain, self._warn_of_fallback_file
         )
         self._lag = LoopLag(clock.monotonic)
         self._health = HealthRegistry(self._health_names())
@@ -151,7 +150,6 @@ class InferenceServer:
             yield server, port
         finally:
             await server.stop(0)
-            self._is_stopping = True
             seconds = 0.0 if self._hurry.is_set() else STOP_SECONDS
             await asyncio.gather(*(commands.stop(seconds) for commands in self.models.commands()))
             self._log.info("server_stopped")
@@ -203,7 +201,7 @@ class InferenceServer:
             ),
             "hotslot_queue_requests": (
                 "Accepted requests without an outcome.",
-                lambda: float(sum(manager.waiting for manager in self.models.all())),
+                lambda: float(sum(manager.requests.waiting for manager in self.models.all())),
             ),
         }
         add_gauges(self._metrics.registry, gauges)
@@ -237,7 +235,7 @@ class InferenceServer:
         """Update the readiness of each model, each service, and of the whole server."""
         is_leaving = self._drain.is_leaving
         managers = self.models.all()
-        ready = {manager.options.model: manager.roles.is_ready() and not is_leaving for manager in managers}
+        ready = {manager.options.model: manager.pair.is_ready() and not is_leaving for manager in managers}
         is_all_ready = all(ready.values())
         entailment_models = [
             manager.options.model for manager in managers if manager.options.task.value == "visual-entailment"
@@ -248,7 +246,7 @@ class InferenceServer:
             entailment.SERVICE: bool(entailment_models) and all(ready[model] for model in entailment_models),
             address.SERVICE: False,
             status.SERVICE: not is_leaving,
-            LIVENESS: not any(manager.recovery.has_given_up for manager in managers),
+            LIVENESS: not any(manager.has_given_up for manager in managers),
         }
         for name, state in self._health.update(states):
             self._log.info("health_changed", service=name, serving=state)

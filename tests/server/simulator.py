@@ -10,10 +10,12 @@ from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Event
 from inference.server.model.commands import SlotCommands
-from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
+from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
-from inference.server.model.options import ModelOptions, RespawnRules
-from inference.server.model.slot import Load, Slot
+from inference.server.model.options import ModelOptions
+from inference.server.model.pair import Pair, SlotRecord
+from inference.server.model.policy import RespawnRules
+from inference.server.model.slot import LoadProgress
 from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
@@ -194,11 +196,9 @@ class World:
             "self_test_seconds": 10.0,
             "make_process": lambda listener: SimRunner(listener, self),
             "engines": {"scripted": Task.VISUAL_ENTAILMENT},
-            "is_stopping": lambda: False,
         }
         self.manager = ModelManager(ModelOptions(**{**options, **changes}))  # type: ignore[arg-type]
         self.commands = SlotCommands(self.manager)
-        self.roles = self.manager.roles
 
     def bundle(self, revision: str) -> Bundle:
         """A sealed bundle."""
@@ -222,13 +222,13 @@ class World:
         await self.settle()
         return self
 
-    async def candidate(self, revision: str = "r2") -> Load:
+    async def candidate(self, revision: str = "r2") -> LoadProgress:
         """Load a second revision."""
         load = self.commands.load(self.bundle(revision).bundle_digest, "", "t1", 0)
         await self.settle()
         return load
 
-    async def trial(self, revision: str = "r2", term: float = 60.0) -> Load:
+    async def trial(self, revision: str = "r2", term: float = 60.0) -> LoadProgress:
         """Load a second revision and let it answer on trial."""
         load = await self.candidate(revision)
         self.commands.activate(load.load_id, term, "t1", 0)
@@ -237,7 +237,7 @@ class World:
 
     def ask(self, statement: str = "two red circles", seconds: float = 30.0) -> PendingRequest:
         """Send a request."""
-        return self.manager.predict(ask(statement), self.clock.seconds + seconds)
+        return self.manager.requests.predict(ask(statement), self.clock.seconds + seconds)
 
     async def settle(self) -> None:
         """Let everything happen that needs no time."""
@@ -253,15 +253,26 @@ class World:
 
     def runner(self, slot: str) -> SimRunner:
         """The runner in a slot."""
-        process = self.roles.slots[slot].process
+        process = self.manager.machine.slots[slot].process
         assert isinstance(process, SimRunner)
         return process
 
     @property
-    def active(self) -> Slot:
+    def pair(self) -> Pair:
+        """Both slots."""
+        return self.manager.pair
+
+    @property
+    def active(self) -> SlotRecord:
         """The slot that is to answer."""
-        assert self.roles.active is not None
-        return self.roles.active
+        assert self.pair.active_slot is not None
+        return self.pair.active_slot
+
+    @property
+    def previous(self) -> SlotRecord:
+        """The slot that answered before."""
+        assert self.pair.previous is not None
+        return self.pair[self.pair.previous]
 
     def changes(self) -> list[str]:
         """Names of what happened."""

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import Interrupted
 from hotslot.runner.v1 import runner_pb2
-from inference.server.model.roles import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
+from inference.server.model.route import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
 from tests.server.simulator import SimRunner, World
 
@@ -51,8 +51,7 @@ async def test_after_a_rollback_a_hung_request_is_handed_over_within_its_deadlin
     await world.trial()
     pending = world.ask("!hang@r2", seconds=1.5)
     await world.settle()
-    previous = world.roles.previous
-    assert previous is not None
+    previous = world.previous
     assert previous.load is not None
     world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
 
@@ -68,20 +67,19 @@ async def test_a_failed_slot_that_is_retired_restarts_as_standby(tmp_path: Path)
     for _ in range(2):
         world.runner("b").end()
         await world.settle()
-        if world.roles.slots["b"].process is None:
+        if not world.pair["b"].has_process:
             break
         await world.settle()
-    assert world.roles.slots["b"].state.name == "FAILED"
-    previous = world.roles.previous
-    assert previous is not None
+    assert world.pair["b"].state.name == "FAILED"
+    previous = world.previous
     assert previous.load is not None
     world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
     world.commands.retire(load.load_id, 0)
 
     await world.wait(3)
 
-    assert world.roles.slots["b"].state.name == "READY"
-    assert world.roles.slots["b"].load is None
+    assert world.pair["b"].state.name == "READY"
+    assert world.pair["b"].load is None
 
 
 async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> None:
@@ -89,18 +87,17 @@ async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> No
     world = await World(tmp_path, standby=False).serving()
     load = await world.trial()
     for _ in range(2):
-        if world.roles.slots["b"].process is not None:
+        if world.pair["b"].has_process:
             world.runner("b").end()
             await world.settle()
-    previous = world.roles.previous
-    assert previous is not None
+    previous = world.previous
     assert previous.load is not None
     world.commands.activate(previous.load.load_id, 0.0, "t2", 0)
     world.commands.retire(load.load_id, 0)
 
     await world.wait(3)
 
-    assert world.roles.slots["b"].state.name == "EMPTY"
+    assert world.pair["b"].state.name == "EMPTY"
 
 
 @pytest.mark.fault("K6")

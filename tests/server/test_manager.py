@@ -22,8 +22,8 @@ async def test_boot_loads_the_committed_bundle_and_keeps_a_standby(tmp_path: Pat
     answer = await world.ask().outcome
 
     assert (answer.served_by.revision, answer.served_by.slot) == ("r1", "a")
-    assert world.roles.slots["b"].state.name == "READY"
-    assert world.roles.is_ready()
+    assert world.pair["b"].state.name == "READY"
+    assert world.pair.is_ready()
 
 
 async def test_without_a_committed_bundle_requests_are_not_ready(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ async def test_the_death_of_the_active_runner_fails_no_request(tmp_path: Path) -
     world.holds_loads = True
     world.runner("a").end()
     await world.settle()
-    assert not world.roles.is_ready()
+    assert not world.pair.is_ready()
 
     world.holds_batches = world.holds_loads = False
     world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
@@ -52,8 +52,8 @@ async def test_the_death_of_the_active_runner_fails_no_request(tmp_path: Path) -
 
     answers = [await pending.outcome for pending in (held, *waiting)]
     assert {answer.served_by.slot for answer in answers} == {"b"}
-    assert world.roles.is_ready()
-    assert world.roles.slots["a"].state.name == "READY"
+    assert world.pair.is_ready()
+    assert world.pair["a"].state.name == "READY"
 
 
 async def test_suspect_requests_are_retried_alone(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_restart_pauses_grow_until_liveness_fails(tmp_path: Path) -> None:
 
     assert early <= 6
     assert len(world.runners) <= 24
-    assert world.manager.recovery.has_given_up
+    assert world.manager.has_given_up
 
 
 async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_a_candidate_gets_no_requests_until_it_is_activated(tmp_path: Path
     load = await world.candidate()
     assert (await world.ask().outcome).served_by.revision == "r1"
 
-    world.commands.activate(load.load_id, 60.0, "t1", world.roles.generation)
+    world.commands.activate(load.load_id, 60.0, "t1", world.pair.generation)
 
     assert (await world.ask().outcome).served_by.revision == "r2"
     assert world.runner("b").serving is True
@@ -155,7 +155,7 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
 
     assert (await old.outcome).served_by.revision == "r1"
     assert world.runners[0].has_ended
-    assert world.roles.slots["a"].state.name == "READY"
+    assert world.pair["a"].state.name == "READY"
 
 
 @pytest.mark.parametrize("fault", ["NOT_FINITE", "ENGINE_FAILED", "OUT_OF_MEMORY"])
@@ -274,18 +274,17 @@ async def test_a_trial_whose_lease_expires_is_rolled_back(tmp_path: Path) -> Non
     await world.wait(2)
 
     assert (await world.ask().outcome).served_by.revision == "r1"
-    assert world.roles.last_trial is not None
-    assert world.roles.last_trial.outcome == "LEASE_EXPIRED"
+    assert world.pair.last_trial is not None
+    assert world.pair.last_trial.outcome == "LEASE_EXPIRED"
 
 
 async def test_activating_the_previous_slot_rolls_back_the_trial(tmp_path: Path) -> None:
     """At once; the old generation is refused afterwards."""
     world = await World(tmp_path).serving()
     await world.trial()
-    previous = world.roles.previous
-    assert previous is not None
+    previous = world.previous
     assert previous.load is not None
-    seen = world.roles.generation
+    seen = world.pair.generation
 
     with pytest.raises(Conflict):
         world.commands.activate(previous.load.load_id, 0.0, "t1", seen - 1)
@@ -317,7 +316,7 @@ async def test_a_candidate_that_fails_to_load_frees_its_slot(tmp_path: Path) -> 
 
     assert load.failure is not None
     assert load.failure.reason == "BUNDLE_BROKEN"
-    assert world.roles.slots["b"].state.name == "READY"
+    assert world.pair["b"].state.name == "READY"
     assert (await world.ask().outcome).served_by.revision == "r1"
 
 
@@ -340,7 +339,7 @@ async def test_neither_the_active_nor_the_previous_slot_of_a_trial_can_be_retire
     world = await World(tmp_path).serving()
     await world.trial()
 
-    for slot in world.roles.slots.values():
+    for slot in world.pair:
         assert slot.load is not None
         with pytest.raises(Conflict) as error:
             world.commands.retire(slot.load.load_id, 0)
@@ -363,7 +362,7 @@ async def test_admission_refuses_over_the_limit_and_recovers(tmp_path: Path) -> 
     await world.settle()
 
     assert [await pending.outcome for pending in pending]
-    assert world.manager.waiting == 0
+    assert world.manager.requests.waiting == 0
 
 
 async def test_an_expired_request_is_not_sent_to_the_runner(tmp_path: Path) -> None:
@@ -391,13 +390,11 @@ async def test_a_cancelled_request_releases_its_admission_and_leases(tmp_path: P
     pending = world.ask()
     await world.settle()
 
-    world.manager.cancel_request(pending)
+    world.manager.requests.cancel(pending)
 
-    load = world.active.load
-    assert load is not None
-    assert world.manager.waiting == 0
+    assert world.manager.requests.waiting == 0
     assert world.runner("a").cancelled == [pending.id]
-    assert load.leases == 1, "the batch still reads these weights"
+    assert world.manager.machine.slots["a"].is_leased, "the batch still reads these weights"
 
 
 async def test_a_draining_server_refuses_requests(tmp_path: Path) -> None:
@@ -413,9 +410,9 @@ async def test_a_draining_server_refuses_requests(tmp_path: Path) -> None:
 async def test_readiness_falls_with_a_failed_self_test(tmp_path: Path) -> None:
     """Without traffic a self-test runs; if it fails, the model is not ready."""
     world = await World(tmp_path).serving()
-    assert world.roles.is_ready()
+    assert world.pair.is_ready()
     world.runner("a").always = "ENGINE_FAILED"
 
     await world.wait(11)
 
-    assert not world.roles.is_ready()
+    assert not world.pair.is_ready()

@@ -10,10 +10,9 @@ import pytest
 
 from common.errors import Conflict, DeadlineMissed, HotslotError, Interrupted, Overloaded
 from inference.server.events import CpuFallbackChanged
-from inference.server.model.cpu_fallback import PAUSE_SECONDS
-from inference.server.model.cpu_fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallbackFile, CpuFallbackRow
-from inference.server.model.roles import Role
-from inference.server.model.shortage import (
+from inference.server.model.fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallbackFile
+from inference.server.model.pair import CpuFallbackRow, Role
+from inference.server.model.policy import (
     DevicePolicy,
     ShortageAction,
     SlotFacts,
@@ -21,6 +20,7 @@ from inference.server.model.shortage import (
     decide_after_load,
 )
 from inference.server.model.stats import StatsKey
+from inference.server.model.step import PAUSE_SECONDS
 from tests.server.simulator import World
 
 CARD, CPU = "cuda:0", "cpu"
@@ -142,11 +142,16 @@ def test_a_device_policy_allows_devices(policy: str, named: tuple[bool, ...]) ->
 # With simulated runners.
 
 
-async def on_card(state: Path, **changes: object) -> World:
+async def on_card(state: Path, load_seconds: float = 0.0, **changes: object) -> World:
     """A world with r1 on the GPU."""
     world = World(state, device="auto", **changes)
     world.devices = [CARD, CPU]
+    world.holds_loads = True
     await world.serving()
+    world.clock.seconds += load_seconds
+    world.holds_loads = False
+    world.runner("a").load(world.runner("a").loaded)  # type: ignore[arg-type]
+    await world.settle()
     assert (await world.ask().outcome).served_by.device == CARD
     return world
 
@@ -167,16 +172,16 @@ async def test_the_gpu_slot_stays_active_until_the_cpu_has_answered(tmp_path: Pa
     world.holds_loads = True
     short = world.ask(SHORT_ON_CARD)
     await world.settle()
-    assert (world.roles.role_of(world.roles.slots["b"]), world.active.name) == (Role.FALLBACK, "a")
+    assert (world.pair.role_of("b"), world.active.name) == (Role.FALLBACK, "a")
     assert (await world.ask().outcome).served_by.device == CARD
-    assert world.roles.is_ready()
+    assert world.pair.is_ready()
 
     world.holds_loads = False
     world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
     await world.settle()
 
     assert (await short.outcome).served_by.device == CPU
-    assert (world.active.name, world.roles.is_ready()) == ("b", True)
+    assert (world.active.name, world.pair.is_ready()) == ("b", True)
     assert world.runners[0].has_ended
     assert world.runner("b").serving is True
     assert moves(world) == ["cpu_fallback_begun", "cpu_fallback_taken"]
@@ -184,9 +189,7 @@ async def test_the_gpu_slot_stays_active_until_the_cpu_has_answered(tmp_path: Pa
 
 async def test_a_request_with_a_short_deadline_is_refused_at_once(tmp_path: Path) -> None:
     """With the remaining load time as retry delay."""
-    world = await on_card(tmp_path)
-    assert world.active.load is not None
-    world.active.load.load_seconds = 5.0
+    world = await on_card(tmp_path, load_seconds=5.0)
     world.holds_loads = True
 
     hurried, patient = world.ask(SHORT_ON_CARD, seconds=3.0), world.ask(SHORT_ON_CARD, seconds=30.0)
@@ -211,7 +214,7 @@ async def test_a_fallback_that_does_not_fit_leaves_the_gpu_slot_active(tmp_path:
     with pytest.raises(Overloaded) as error:
         short.outcome.result()
     assert refused(error) == ("OUT_OF_MEMORY", PAUSE_SECONDS)
-    assert (world.active.name, world.roles.is_ready()) == ("a", True)
+    assert (world.active.name, world.pair.is_ready()) == ("a", True)
     assert (await world.ask().outcome).served_by.device == CARD
 
     again = world.ask(SHORT_ON_CARD)
@@ -219,7 +222,7 @@ async def test_a_fallback_that_does_not_fit_leaves_the_gpu_slot_active(tmp_path:
     with pytest.raises(Overloaded):
         again.outcome.result()
     assert moves(world) == ["cpu_fallback_begun", "cpu_fallback_failed"]
-    assert world.manager.cpu_fallback.current is None
+    assert world.pair.cpu_fallback is None
 
     world.refused.clear()
     await world.wait(PAUSE_SECONDS + 1)
@@ -246,7 +249,7 @@ async def test_a_cpu_slot_that_fails_before_its_first_answer_is_abandoned(tmp_pa
     assert short.is_done
     with pytest.raises(HotslotError):
         short.outcome.result()
-    assert (world.active.name, world.roles.fallback) == ("a", None)
+    assert (world.active.name, world.pair.fallback) == ("a", None)
     last = [event for event in world.events if isinstance(event, CpuFallbackChanged)][-1]
     assert (last.change, last.detail.partition(":")[0]) == ("cpu_fallback_failed", told)
     assert (await world.ask().outcome).served_by.device == CARD
@@ -264,7 +267,7 @@ async def test_a_gpu_slot_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     world.holds_batches = False
     world.runner("a").end()
     await world.settle()
-    assert (world.roles.role_of(world.roles.slots["b"]), world.roles.is_ready()) == (Role.FALLBACK, False)
+    assert (world.pair.role_of("b"), world.pair.is_ready()) == (Role.FALLBACK, False)
 
     world.holds_loads = False
     world.runner("a").load(world.runner("a").loaded)  # type: ignore[arg-type]
@@ -274,7 +277,7 @@ async def test_a_gpu_slot_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     await world.settle()
 
     assert {(await pending.outcome).served_by.device for pending in (short, held)} == {CPU}
-    assert world.roles.slots["a"].state.name == "READY"
+    assert world.pair["a"].state.name == "READY"
 
 
 async def test_a_previous_slot_without_memory_hands_over_to_the_trial(tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ async def test_a_previous_slot_without_memory_hands_over_to_the_trial(tmp_path: 
     answer = await world.ask(f"{SHORT}@r1", seconds=0.15).outcome  # no room for both: straight to r1
 
     assert answer.served_by.revision == "r2"
-    assert world.roles.trial is not None
+    assert world.pair.trial is not None
     assert world.manager.stats.get(StatsKey(world.bundle("r1").bundle_digest, CARD)).failed == {"OUT_OF_MEMORY": 1}
 
 
@@ -296,8 +299,8 @@ async def test_a_trial_that_runs_out_after_its_previous_slot_yields(tmp_path: Pa
     answer = await world.ask(SHORT_ON_CARD, seconds=0.15).outcome
 
     assert (answer.served_by.revision, answer.served_by.device) == ("r1", CPU)
-    assert world.roles.last_trial is not None
-    assert (world.roles.last_trial.outcome, world.roles.last_trial.reason) == ("YIELDED", "OUT_OF_MEMORY")
+    assert world.pair.last_trial is not None
+    assert (world.pair.last_trial.outcome, world.pair.last_trial.reason) == ("YIELDED", "OUT_OF_MEMORY")
     assert "trial_yielded" in world.changes()
     assert not world.manager.stats.get(StatsKey(world.bundle("r2").bundle_digest, CARD)).failed
 
@@ -308,7 +311,7 @@ async def test_the_slot_of_a_cpu_fallback_is_in_use(tmp_path: Path) -> None:
     world.holds_loads = True
     world.ask(SHORT_ON_CARD)
     await world.settle()
-    load = world.roles.slots["b"].load
+    load = world.pair["b"].load
     assert load is not None
 
     for act, reason in (
@@ -325,7 +328,7 @@ async def test_the_fallback_waits_for_a_retiring_slot(tmp_path: Path) -> None:
     """A candidate that is already retiring is not marked as failed; its slot is used when it is empty."""
     world = await on_card(tmp_path)
     load = await world.candidate()
-    lease = world.roles.slots["b"].lease()
+    lease = world.manager.machine.slots["b"].lease()
     world.commands.retire(load.load_id, 0)
     short = world.ask(SHORT_ON_CARD)
     await world.settle()
@@ -343,7 +346,7 @@ async def test_a_self_test_without_memory_falls_back_without_traffic(tmp_path: P
     world.runner("a").always = "OUT_OF_MEMORY"
     await world.wait(11)
 
-    assert (world.active.name, world.roles.is_ready()) == ("b", True)
+    assert (world.active.name, world.pair.is_ready()) == ("b", True)
     assert (await world.ask().outcome).served_by.device == CPU
 
 
@@ -381,7 +384,10 @@ async def test_a_restarted_server_keeps_the_fallback_for_any_bundle(tmp_path: Pa
 
     assert (await world.ask().outcome).served_by.device == CPU
     assert moves(world) == ["cpu_fallback_kept"]
-    assert (await world.candidate()).device == CPU
+    await world.candidate()
+    candidate = world.pair["b"].load
+    assert candidate is not None
+    assert candidate.device == CPU
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class EntailmentApi:
     def cancel_request(self, pending: PendingRequest) -> None:
         """Cancel a request whose caller is gone."""
         for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
-            manager.cancel_request(pending)
+            manager.requests.cancel(pending)
 
     def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
         """Convert the outcome of one item."""
@@ -123,7 +123,7 @@ class EntailmentApi:
         payload = convert.parse_entailment(request, self._rules.inputs)
         limit = self._rules.max_deadline_seconds
         seconds = limit if left is None else min(left, limit)
-        return manager.predict(payload, self._clock.monotonic() + seconds)
+        return manager.requests.predict(payload, self._clock.monotonic() + seconds)
 
     def _emit_future(self, model: str, pending: PendingRequest, future: Any) -> None:  # noqa: ANN401  the type of a future
         if not future.cancelled():

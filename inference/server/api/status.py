@@ -15,7 +15,7 @@ from inference.server.api.interceptors import Context
 from inference.server.health import LoopLag
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
-from inference.server.model.slot import Slot
+from inference.server.model.pair import SlotRecord
 from inference.server.scheduling.admission import Drain
 
 SERVICE = status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name
@@ -90,35 +90,39 @@ class StatusApi:
         return process
 
     def _capability(self, manager: ModelManager) -> status_pb2.CapabilityHealth:
-        is_ready = manager.roles.is_ready() and not self._drain.is_leaving
+        is_ready = manager.pair.is_ready() and not self._drain.is_leaving
         level, reason = _judge(manager, is_ready=is_ready)
         capability = status_pb2.CapabilityHealth(
-            model=manager.options.model, level=_LEVELS[level], ready=is_ready, waiting=manager.waiting, reason=reason
+            model=manager.options.model,
+            level=_LEVELS[level],
+            ready=is_ready,
+            waiting=manager.requests.waiting,
+            reason=reason,
         )
-        row = manager.cpu_fallback.current
+        row = manager.pair.cpu_fallback
         if row is not None:
             capability.fallback.device, capability.fallback.fallback_device = row.device, row.fallback_device
             capability.fallback.digest, capability.fallback.reason = row.bundle_digest, row.reason
             capability.fallback.since.FromDatetime(row.since)
-        if manager.last_good_at is not None:
-            age = self._clock.monotonic() - manager.last_good_at
+        if manager.requests.last_good_at is not None:
+            age = self._clock.monotonic() - manager.requests.last_good_at
             capability.last_inference_at.FromNanoseconds(int((self._clock.now().timestamp() - age) * 1e9))
-            capability.last_inference_latency.FromNanoseconds(int(manager.last_good_seconds * 1e9))
+            capability.last_inference_latency.FromNanoseconds(int(manager.requests.last_good_seconds * 1e9))
         return capability
 
     def _model(self, manager: ModelManager) -> status_pb2.Model:
-        roles = manager.roles
-        answering = roles.answering_slot()
+        pair = manager.pair
+        answering = pair.answering_slot()
         model = status_pb2.Model(
             name=manager.options.model,
             task=manager.options.task.value,
             active_slot="" if answering is None else answering.name,
-            slots=[_slot(manager, slot) for slot in roles.slots.values()],
+            slots=[_slot(manager, slot) for slot in pair],
         )
-        if roles.trial is not None:
-            model.trial.slot = roles.trial.slot.name
-            model.trial.started_at.FromDatetime(roles.trial.started_at)
-            left = max(0.0, roles.trial.lease_ends - self._clock.monotonic())
+        if pair.trial is not None:
+            model.trial.slot = pair.trial.slot
+            model.trial.started_at.FromDatetime(pair.trial.started_at)
+            left = max(0.0, pair.trial.lease_ends - self._clock.monotonic())
             model.trial.term_left.FromNanoseconds(int(left * 1e9))
         if manager.committed is not None:
             committed = manager.committed
@@ -128,16 +132,17 @@ class StatusApi:
         return model
 
 
-def _slot(manager: ModelManager, slot: Slot) -> status_pb2.Slot:
+def _slot(manager: ModelManager, slot: SlotRecord) -> status_pb2.Slot:
     message = status_pb2.Slot(
         name=slot.name,
         state=status_pb2.SlotState.Value(f"SLOT_STATE_{slot.state.value}"),
-        role=status_pb2.SlotRole.Value(f"SLOT_ROLE_{manager.roles.role_of(slot).value}"),
+        role=status_pb2.SlotRole.Value(f"SLOT_ROLE_{manager.pair.role_of(slot.name).value}"),
         restarts=slot.restarts,
         last_failure=slot.last_failure,
     )
-    if slot.process is not None:
-        message.pid, message.resident_bytes = slot.process.pid, slot.process.resident_bytes
+    process = manager.machine.slots[slot.name].process
+    if process is not None:
+        message.pid, message.resident_bytes = process.pid, process.resident_bytes
     if slot.load is not None:
         bundle = slot.load.bundle
         message.revision, message.digest = bundle.revision, bundle.bundle_digest
@@ -148,15 +153,15 @@ def _slot(manager: ModelManager, slot: Slot) -> status_pb2.Slot:
 
 def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
     """Health level (0 OK, 1 DEGRADED, 2 FAILED) and reason of one model."""
-    roles = manager.roles
+    pair, active = manager.pair, manager.pair.active_slot
     if not is_ready:
-        if roles.active is None:
+        if active is None:
             return 2, "no model is loaded; nothing is committed yet"
-        last = f"; {roles.active.last_failure}" if roles.active.last_failure else ""
-        return 2, f"slot {roles.active.name} is {roles.active.state.lower()}{last}"
-    if roles.answering_slot() is not roles.active and roles.active is not None:
-        return 1, f"slot {roles.active.name} is on trial and not loaded; the previous slot answers"
-    row = manager.cpu_fallback.current
+        last = f"; {active.last_failure}" if active.last_failure else ""
+        return 2, f"slot {active.name} is {active.state.lower()}{last}"
+    if active is not None and pair.answering_slot() is not active:
+        return 1, f"slot {active.name} is on trial and not loaded; the previous slot answers"
+    row = manager.pair.cpu_fallback
     if row is not None:
         return 1, f"runs on {row.fallback_device} because {row.device} ran out of memory ({row.reason})"
     return 0, ""
@@ -170,11 +175,11 @@ def _resources(machine: health.MachineResources, managers: list[ModelManager]) -
     ]
     gpus: dict[str, status_pb2.GpuMemory] = {}
     for manager in managers:
-        for slot in manager.roles.slots.values():
-            beat = slot.heartbeat
-            if slot.load is not None and beat.device_total_bytes:
-                gpus[slot.load.device] = status_pb2.GpuMemory(
-                    device=slot.load.device, used_bytes=beat.device_used_bytes, total_bytes=beat.device_total_bytes
+        for slot in manager.pair:
+            load, beat = slot.load, manager.machine.slots[slot.name].heartbeat
+            if load is not None and beat.device_total_bytes:
+                gpus[load.device] = status_pb2.GpuMemory(
+                    device=load.device, used_bytes=beat.device_used_bytes, total_bytes=beat.device_total_bytes
                 )
     found += [health.judge_usage(health.GPU_MEMORY, gpu.used_bytes, gpu.total_bytes) for gpu in gpus.values()]
     return status_pb2.ResourceHealth(

@@ -12,11 +12,12 @@ from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFou
 from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import InputLimits, build_entailment_response, parse, parse_entailment
 from inference.server.api.interceptors import Context, current_call
-from inference.server.model.commands import SlotCommands, find_slot
+from inference.server.model.commands import SlotCommands
+from inference.server.model.effects import PairMachine
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
-from inference.server.model.roles import Roles
-from inference.server.model.slot import Load, Slot
+from inference.server.model.pair import SlotRecord
+from inference.server.model.slot import LoadProgress
 from inference.server.model.stats import RevisionStats
 from inference.server.request import PendingRequest
 
@@ -95,7 +96,7 @@ class ControlApi:
                 field="entailment.requests",
             )
         manager = self._models.get(request.model)
-        slot = find_slot(manager.roles, request.load_id)
+        slot = manager.pair.find_slot(request.load_id)
         if slot is None:
             raise NotFound("no slot holds this load", reason="LOAD_UNKNOWN", field="load_id")
         left = context.time_remaining()
@@ -105,7 +106,7 @@ class ControlApi:
         probes: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                probes.append(manager.probe_slot(slot, parse_entailment(item, self._limits), deadline))
+                probes.append(manager.requests.probe(slot.name, parse_entailment(item, self._limits), deadline))
             except InputRefused as error:
                 probes.append(error)
         response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in probes])
@@ -136,8 +137,9 @@ class ControlApi:
         request = parse(control_pb2.RetireSlotRequest, raw)
         commands = self._begin(request.change)
         with _StateOnConflict(commands, self._clock):
-            slot = find_slot(commands.manager.roles, request.load_id) if request.load_id else None
-            process = None if slot is None else slot.process
+            machine = commands.manager.machine
+            slot = machine.pair.slot_holding(request.load_id)
+            process = None if slot is None else machine.slots[slot.name].process
             commands.retire(request.load_id, request.change.expected_generation)
             if process is not None:
                 await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
@@ -157,21 +159,21 @@ class ControlApi:
         current_call.get().fields.update(model=change.model, transaction_id=change.transaction_id)
         return self._models.get_commands(change.model)
 
-    async def _follow(self, commands: SlotCommands, load: Load, context: Context) -> None:
+    async def _follow(self, commands: SlotCommands, load: LoadProgress, context: Context) -> None:
         """Write progress until the load has ended; the load continues if the caller hangs up."""
-        roles = commands.manager.roles
+        machine = commands.manager.machine
         while True:
             changed = load.changed.next()
             if load.failure is not None:
-                await _wait_until_emptied(roles, load)
+                await _wait_until_emptied(machine, load)
                 raise load.failure
-            slot = roles.slot_holding(load.load_id)
+            slot = machine.pair.slot_holding(load.load_id)
             progress = control_pb2.LoadSlotResponse(
                 load_id=load.load_id,
                 phase=_PHASES.get(load.phase, control_pb2.LOAD_PHASE_UNSPECIFIED),
                 fraction=load.fraction,
                 slot="" if slot is None else slot.name,
-                generation=roles.generation,
+                generation=machine.pair.generation,
             )
             is_last = load.is_loaded  # read before the write, during which the load continues
             await context.write(progress)
@@ -180,11 +182,12 @@ class ControlApi:
             await changed.wait()
 
 
-async def _wait_until_emptied(roles: Roles, load: Load) -> None:
+async def _wait_until_emptied(machine: PairMachine, load: LoadProgress) -> None:
     """Wait until the slot of a failed load is free, so that the caller can load another bundle at once."""
-    for slot in roles.slots.values():
-        if slot.load is load and slot.process is not None:
-            await asyncio.wait_for(slot.process.wait_ended(), _RETIRE_LIMIT_SECONDS)
+    for slot in machine.pair:
+        process = machine.slots[slot.name].process
+        if slot.load is not None and slot.load.load_id == load.load_id and process is not None:
+            await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
 
 
 class _StateOnConflict:
@@ -219,27 +222,28 @@ def _serialize(message: Message) -> bytes:
 
 def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
     """The state of one model: slots, trial, counters."""
-    roles = manager.roles
+    pair = manager.pair
     state = control_pb2.ModelState(
         model=manager.options.model,
         task=manager.options.task.value,
-        generation=roles.generation,
-        slots=[_slot(manager, slot) for slot in roles.slots.values()],
-        ready=roles.is_ready() and not manager.options.drain.is_leaving,
+        generation=pair.generation,
+        slots=[_slot(manager, slot) for slot in pair],
+        ready=pair.is_ready() and not manager.options.drain.is_leaving,
         stats=[build_stats(row) for row in manager.stats.rows()],
     )
-    if roles.active is not None and roles.active.load is not None:
-        state.active_load_id = roles.active.load.load_id
+    active = pair.active_slot
+    if active is not None and active.load is not None:
+        state.active_load_id = active.load.load_id
     if manager.committed is not None:
         state.committed_digest = manager.committed.bundle_digest
-    if roles.trial is not None:
+    if pair.trial is not None:
         _fill_trial(state.trial, manager, clock)
-    if roles.last_trial is not None:
-        state.last_trial.bundle_digest = roles.last_trial.bundle_digest
-        state.last_trial.outcome = roles.last_trial.outcome.value
-        state.last_trial.ended_at.FromDatetime(roles.last_trial.ended_at)
-        state.last_trial.reason = roles.last_trial.reason
-    row = manager.cpu_fallback.current
+    if pair.last_trial is not None:
+        state.last_trial.bundle_digest = pair.last_trial.bundle_digest
+        state.last_trial.outcome = pair.last_trial.outcome.value
+        state.last_trial.ended_at.FromDatetime(pair.last_trial.ended_at)
+        state.last_trial.reason = pair.last_trial.reason
+    row = pair.cpu_fallback
     if row is not None:
         state.cpu_fallback.device, state.cpu_fallback.fallback_device = row.device, row.fallback_device
         state.cpu_fallback.bundle_digest, state.cpu_fallback.reason = row.bundle_digest, row.reason
@@ -251,7 +255,7 @@ def list_devices(managers: list[ModelManager]) -> list[control_pb2.DeviceState]:
     """The devices that the runners have reported."""
     found: dict[str, str] = {}
     for manager in managers:
-        for slot in manager.roles.slots.values():
+        for slot in manager.pair:
             found.update(slot.devices)
     return [control_pb2.DeviceState(device=device, precision=precision) for device, precision in found.items()]
 
@@ -283,16 +287,17 @@ def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
     return message
 
 
-def _slot(manager: ModelManager, slot: Slot) -> control_pb2.SlotStatus:
+def _slot(manager: ModelManager, slot: SlotRecord) -> control_pb2.SlotStatus:
     status = control_pb2.SlotStatus(
         slot=slot.name,
         state=slot.state.value,
-        role=manager.roles.role_of(slot).value,
+        role=manager.pair.role_of(slot.name).value,
         restarts=slot.restarts,
         last_failure=slot.last_failure,
     )
-    if slot.process is not None:
-        status.pid, status.resident_bytes = slot.process.pid, slot.process.resident_bytes
+    process = manager.machine.slots[slot.name].process
+    if process is not None:
+        status.pid, status.resident_bytes = process.pid, process.resident_bytes
     load = slot.load
     if load is not None:
         status.load_id = load.load_id
@@ -303,15 +308,16 @@ def _slot(manager: ModelManager, slot: Slot) -> control_pb2.SlotStatus:
 
 
 def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: Clock) -> None:
-    trial = manager.roles.trial
+    pair, trial, baseline = manager.pair, manager.pair.trial, manager.stats.baseline
     if trial is None:
         return
-    if trial.slot.load is not None:
-        message.load_id = trial.slot.load.load_id
-        message.bundle_digest = trial.slot.load.bundle.bundle_digest
-    if trial.previous is not None and trial.previous.load is not None:
-        message.previous_load_id = trial.previous.load.load_id
+    load = pair[trial.slot].load
+    if load is not None:
+        message.load_id, message.bundle_digest = load.load_id, load.bundle.bundle_digest
+    previous = None if pair.previous_of_trial is None else pair.previous_of_trial.load
+    if previous is not None:
+        message.previous_load_id = previous.load_id
     message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
     message.started_at.FromDatetime(trial.started_at)
-    if trial.baseline is not None:
-        message.baseline.CopyFrom(build_stats(trial.baseline))
+    if baseline is not None:
+        message.baseline.CopyFrom(build_stats(baseline))

@@ -6,9 +6,11 @@ import uuid
 
 from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
+from inference.server.model import messages as m
 from inference.server.model.manager import ModelManager
-from inference.server.model.roles import Roles
-from inference.server.model.slot import DEVICE_POLICIES, Load, Slot, SlotState
+from inference.server.model.pair import DEVICE_POLICIES, Load, Pair, SlotState
+from inference.server.model.slot import LoadProgress
+from inference.server.model.transitions import default_device
 
 
 class SlotCommands:
@@ -17,7 +19,11 @@ class SlotCommands:
     def __init__(self, manager: ModelManager) -> None:
         self.manager = manager
         self._options = manager.options
-        self._roles: Roles = manager.roles
+        self._machine = manager.machine
+
+    @property
+    def _pair(self) -> Pair:
+        return self._machine.pair
 
     def boot(self) -> str:
         """Start the processes and load the committed bundle.
@@ -25,23 +31,18 @@ class SlotCommands:
         Returns:
             Why no load has begun, for the log; empty if one has.
         """
-        first, second = self._roles.slots.values()
         reason = "nothing is committed yet; import a model or let the updater install one"
-        self.manager.cpu_fallback.restore()
         try:
-            committed = read_committed(self._options.state_dir).get(self._options.model)
+            committed = self._read_committed()
             self.manager.committed = committed
             bundle = None if committed is None else self._open_bundle(committed.bundle_digest)
         except (BundleBroken, errors.HotslotError) as error:
             bundle, reason = None, str(error)
-        if bundle is not None:
-            self._roles.active = first
-            first.assign(self._new_load(bundle, self.manager.cpu_fallback.default_device(), "boot"))
-        if self._options.standby:
-            second.spawn()
+        load = None if bundle is None else self._new_load(bundle, "", "boot")
+        self._machine.apply(m.Boot(load, self._options.cpu_fallback_file.get(self._options.model)))
         return reason if bundle is None else ""
 
-    def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> Load:
+    def load(self, digest: str, device: str, transaction_id: str, expected_generation: int) -> LoadProgress:
         """Load a bundle into the free slot, or return the existing load of the same bundle and device.
 
         Raises:
@@ -56,17 +57,14 @@ class SlotCommands:
         device = self._choose_device(device)
         running = self._find_load(digest, device)
         if running is not None:
-            return running
+            return self._machine.progress_of(running.load_id)
         self._check_generation(expected_generation)
         if self._options.drain.is_draining:
             raise errors.Conflict("this server is draining", reason="DRAINING")
         bundle = self._open_bundle(digest)
-        slot = self._roles.free_slot()
-        if slot is None:
-            raise errors.Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
         load = self._new_load(bundle, device, transaction_id)
-        slot.assign(load)
-        return load
+        self._machine.apply(m.LoadBundle(load))
+        return self._machine.progress_of(load.load_id)
 
     def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str, expected_generation: int) -> None:
         """Begin or extend a trial, or roll back to the previous slot.
@@ -77,7 +75,7 @@ class SlotCommands:
         self._check_generation(expected_generation)
         if self._options.drain.is_draining:
             raise errors.Conflict("this server is draining", reason="DRAINING")
-        self.manager.trials.activate(load_id, trial_lease_seconds, transaction_id)
+        self._machine.apply(m.Activate(load_id, trial_lease_seconds, transaction_id))
 
     def commit(self, load_id: str, transaction_id: str, expected_generation: int) -> None:
         """End the trial and keep its revision.
@@ -86,8 +84,7 @@ class SlotCommands:
             HotslotError: an error of CommitSlot; nothing has changed.
         """
         self._check_generation(expected_generation)
-        self.manager.trials.commit(load_id, transaction_id)
-        self.manager.cpu_fallback.on_committed(load_id)
+        self._machine.apply(m.Commit(load_id, transaction_id))
         with contextlib.suppress(BundleBroken):
             self.manager.committed = self._read_committed() or self.manager.committed
 
@@ -98,23 +95,17 @@ class SlotCommands:
             HotslotError: an error of RetireSlot; nothing has changed.
         """
         self._check_generation(expected_generation)
-        slot = self.manager.trials.find_retirable(load_id)
-        if slot is None:
-            return
-        if slot is self._roles.previous:
-            self._roles.previous = None
-        slot.retire("RetireSlot")
+        self._machine.apply(m.Retire(load_id))
 
     async def stop(self, seconds: float) -> None:
         """Retire all processes; kill those that have not ended after `seconds`."""
-        slots = [slot for slot in self._roles.slots.values() if slot.process is not None]
-        waits = [asyncio.ensure_future(slot.process.wait_ended()) for slot in slots if slot.process is not None]
-        for slot in slots:
-            slot.retire("the server stops")
+        processes = [slot.process for slot in self._machine.slots.values() if slot.process is not None]
+        waits = [asyncio.ensure_future(process.wait_ended()) for process in processes]
+        self._machine.apply(m.Stop())
         if waits:
             _, late = await asyncio.wait(waits, timeout=seconds)
-            for slot in slots if late else ():
-                slot.kill("the server stops")
+            if late:
+                self._machine.apply(m.Stop(at_once=True))
             await asyncio.wait(waits, timeout=2.0)
 
     def _read_committed(self) -> Committed | None:
@@ -122,12 +113,11 @@ class SlotCommands:
 
     def _choose_device(self, requested: str) -> str:
         """The device to load on: the requested one, else that of the active load, else the default."""
-        active = self._roles.active
+        active, row = self._pair.active_slot, self._pair.cpu_fallback
         held = None if active is None else active.load
         if not requested:
-            return self.manager.cpu_fallback.default_device() if held is None else held.device
-        known = {device for slot in self._roles.slots.values() for device, _ in slot.devices}
-        row = self.manager.cpu_fallback.current
+            return default_device(self._pair, self._options.policy) if held is None else held.device
+        known = {device for slot in self._pair for device, _ in slot.devices}
         is_fallback = row is not None and requested == row.fallback_device
         if requested not in known and not is_fallback and not (requested == "cpu" and not known):
             raise errors.InputRefused(
@@ -138,11 +128,9 @@ class SlotCommands:
         return requested
 
     def _find_load(self, digest: str, device: str) -> Load | None:
-        for slot in self._roles.slots.values():
+        for slot in self._pair:
             load = slot.load
-            if load is None or load.failure is not None or load.bundle.bundle_digest != digest:
-                continue
-            if slot.state is SlotState.RETIRING:
+            if load is None or load.bundle.bundle_digest != digest or slot.state is SlotState.RETIRING:
                 continue
             if load.device == device or {load.device, device} & set(DEVICE_POLICIES):
                 return load
@@ -182,12 +170,7 @@ class SlotCommands:
         )
 
     def _check_generation(self, expected_generation: int) -> None:
-        if expected_generation not in (0, self._roles.generation):
+        if expected_generation not in (0, self._pair.generation):
             raise errors.Conflict(
-                f"the generation is {self._roles.generation}, not {expected_generation}", reason="GENERATION_CONFLICT"
+                f"the generation is {self._pair.generation}, not {expected_generation}", reason="GENERATION_CONFLICT"
             )
-
-
-def find_slot(roles: Roles, load_id: str) -> Slot | None:
-    """The slot that holds a load, or the active slot for an empty id; None if there is none."""
-    return roles.slot_holding(load_id) if load_id else roles.active

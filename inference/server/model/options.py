@@ -8,30 +8,14 @@ from common.clock import Clock
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Emit
-from inference.server.model.cpu_fallback_file import CpuFallbackFile
-from inference.server.model.slot import Load
+from inference.server.model.fallback_file import CpuFallbackFile
+from inference.server.model.pair import Load
+from inference.server.model.policy import DevicePolicy, Policy, RespawnRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.dispatcher import LimitRules
 from inference.server.scheduling.queue import BatchBudget
-
-
-@dataclass(frozen=True, slots=True)
-class RespawnRules:
-    """Pauses before restarts of a runner."""
-
-    first_seconds: float  # pause after the second death in a row; there is none after the first
-    cap_seconds: float
-    give_up: int  # deaths in a row after which liveness fails; restarts continue every cap_seconds
-    steady_seconds: float = 60.0  # a model loaded for this long resets the count of deaths
-
-
-def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
-    """Seconds to wait before the next start: 0 after the first death, then doubling up to the cap."""
-    if deaths_in_row <= 1:
-        return 0.0
-    return min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(deaths_in_row - 2, 32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +46,12 @@ class ModelOptions:
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
-    is_stopping: Callable[[], bool]
+
+    @property
+    def policy(self) -> Policy:
+        """What the decisions on the two slots need of these settings."""
+        device = DevicePolicy(self.device, self.allow_cpu_fallback)
+        return Policy(self.model, device, self.respawn, self.standby)
 
     def make_load_request(self, load: Load) -> runner_pb2.LoadBundle:
         """The message that makes a runner load a bundle."""

@@ -77,6 +77,7 @@ class StatsTable:
     def __init__(self, max_revisions: int = 32) -> None:
         self._max = max_revisions
         self._rows: OrderedDict[StatsKey, RevisionStats] = OrderedDict()
+        self.baseline: RevisionStats | None = None  # of the revision before the trial, at its activation
 
     def get(self, key: StatsKey) -> RevisionStats:
         """The counters of one revision; created at zero if absent."""
@@ -95,6 +96,10 @@ class StatsTable:
         row.answered_by_previous += 1
         if attribution.reason:
             row.count_failure(attribution.reason)
+
+    def freeze_baseline(self, key: StatsKey | None) -> None:
+        """Keep a copy of the present counters of a revision as the baseline; none without a key."""
+        self.baseline = None if key is None else self.get(key).copy()
 
     def rows(self) -> list[RevisionStats]:
         """All counters, the most recently used last."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle import bundle_folder, read_bundle, read_committed
-from inference.server.model.cpu_fallback_file import FILE_NAME, CpuFallbackFile
+from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from updater.core.record import EndsIn, HeldFor, ModelRecord, Outcome, Stage, Trouble, UpdateKind
 from updater.core.record_json import RECORD_SCHEMA
 from updater.store.database import JournalUnreadable

@@ -1,30 +1,26 @@
-"""Decides what follows when memory runs out. Pure; the reasons are in docs/explanation/decisions/out-of-memory.md."""
+"""The operator's settings that the pair of slots needs, and what follows from them. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from inference.server.model.roles import Role
-
-CPU_DEVICE = "cpu"
-
-
-class ShortageAction(StrEnum):
-    """What the server does after a shortage."""
-
-    USE_OTHER_SLOT = "USE_OTHER_SLOT"  # the other slot takes the request
-    FALL_BACK_TO_CPU = "FALL_BACK_TO_CPU"  # the active bundle is loaded on the CPU
-    ROLL_BACK_TRIAL = "ROLL_BACK_TRIAL"  # the revision on trial does not fit; the previous slot becomes active
-    ROLL_BACK_TRIAL_AND_FALL_BACK = "ROLL_BACK_TRIAL_AND_FALL_BACK"  # both ran out; not counted against the trial
-    ABANDON_LOAD = "ABANDON_LOAD"  # no caller depends on this load
-    REFUSE = "REFUSE"  # the caller gets an error; a load is tried again
+from inference.server.model.pair import CPU_DEVICE, Role
 
 
 @dataclass(frozen=True, slots=True)
-class SlotFacts:
-    """The facts about a slot that the decision needs."""
+class RespawnRules:
+    """Pauses before restarts of a runner."""
 
-    role: Role
-    device: str = ""  # of the load; empty if the slot holds none
+    first_seconds: float  # pause after the second death in a row; there is none after the first
+    cap_seconds: float
+    give_up: int  # deaths in a row after which the model has given up; restarts continue every cap_seconds
+    steady_seconds: float = 60.0  # a model loaded for this long resets the count of deaths
+
+
+def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
+    """Seconds to wait before the next start: 0 after the first death, then doubling up to the cap."""
+    if deaths_in_row <= 1:
+        return 0.0
+    return min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(deaths_in_row - 2, 32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +39,35 @@ class DevicePolicy:
         if self.device == "auto":
             return True
         return device.startswith("cuda:") if self.device == "cuda" else device == self.device
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What `transitions.apply` needs of a model's settings."""
+
+    model: str
+    device: DevicePolicy
+    respawn: RespawnRules
+    standby: bool  # whether an idle process is kept in the free slot
+
+
+class ShortageAction(StrEnum):
+    """What the server does after a shortage; the reasons are in docs/explanation/decisions/out-of-memory.md."""
+
+    USE_OTHER_SLOT = "USE_OTHER_SLOT"  # the other slot takes the request
+    FALL_BACK_TO_CPU = "FALL_BACK_TO_CPU"  # the active bundle is loaded on the CPU
+    ROLL_BACK_TRIAL = "ROLL_BACK_TRIAL"  # the revision on trial does not fit; the previous slot becomes active
+    ROLL_BACK_TRIAL_AND_FALL_BACK = "ROLL_BACK_TRIAL_AND_FALL_BACK"  # both ran out; not counted against the trial
+    ABANDON_LOAD = "ABANDON_LOAD"  # no caller depends on this load
+    REFUSE = "REFUSE"  # the caller gets an error; a load is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """The facts about a slot that the decision needs."""
+
+    role: Role
+    device: str = ""  # of the load; empty if the slot holds none
 
 
 def decide_after_item(

@@ -2,27 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from common.durable import read_bounded, write_atomic
+from inference.server.model.pair import CpuFallbackRow
 
 FILE_NAME = "fallbacks.json"
 FALLBACKS_SCHEMA = 1
 MAX_FILE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class CpuFallbackRow:
-    """A model that was moved to the CPU because its device ran out of memory."""
-
-    model: str
-    device: str  # that ran out of memory
-    fallback_device: str
-    bundle_digest: str  # that was loaded then
-    since: datetime  # with its zone
-    reason: str  # "OUT_OF_MEMORY", "DOES_NOT_FIT"
 
 
 class CpuFallbackFile:

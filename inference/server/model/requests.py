@@ -1,0 +1,377 @@
+"""A request's whole life, in reading order: admit, route, submit; answered or failed; handed over or run again.
+
+Every rule of "a trial costs no answer" is in this file: which slot is tried, for how long, which slot answers then,
+and what of it is counted against the trial.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+from common import errors
+from hotslot.runner.v1 import runner_pb2
+from inference.server.events import BatchSent, RequestHandedOver
+from inference.server.model import messages as m
+from inference.server.model.effects import PairMachine
+from inference.server.model.options import ModelOptions
+from inference.server.model.pair import OUT_OF_MEMORY, Load, Pair, Role
+from inference.server.model.policy import ShortageAction
+from inference.server.model.route import RouteDecision, choose_route
+from inference.server.model.slot import Slot
+from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
+from inference.server.model.transitions import after_item
+from inference.server.request import Attribution, Failure, Payload, PendingRequest, Prediction
+from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, draining_error
+from inference.server.scheduling.dispatcher import Computed, Dispatcher
+
+MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
+RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
+SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
+MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
+_NOT_FAILURES = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
+
+
+class Requests:
+    """The requests of one model, from acceptance until their outcome is set, exactly once. Loop thread only."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+        self.stats = StatsTable()
+        self.admission = AdmissionController(options.capacity)
+        self.last_good_at: float | None = None  # clock.monotonic()
+        self.last_good_seconds = 0.0
+        self._deaths = DeathTracker()
+        self._open: dict[int, PendingRequest] = {}
+        self._held: list[PendingRequest] = []  # for the CPU fallback's load; bounded by admission
+        self._left: dict[str, tuple[list[PendingRequest], list[PendingRequest]]] = {}  # by ended slot: held, waiting
+        self._self_test: PendingRequest | None = None
+        self._self_test_sent_at = 0.0
+        self.machine = PairMachine(options, self.stats, self)
+
+    @property
+    def pair(self) -> Pair:
+        """The two slots as they are now."""
+        return self.machine.pair
+
+    # Admitted, routed, submitted.
+
+    def predict(self, payload: Payload, deadline: float) -> PendingRequest:
+        """Accept a request and queue it on a slot.
+
+        Args:
+            payload: checked input of the model's task.
+            deadline: clock.monotonic() at which the request fails.
+
+        Returns:
+            The pending request; its `outcome` is set once, to a Prediction or a HotslotError.
+
+        Raises:
+            HotslotError: refused; no state has changed.
+        """
+        if self.options.drain.is_draining:
+            raise draining_error()
+        now, pair = self.options.clock.monotonic(), self.pair
+        decision = choose_route(pair, self.machine.slots, payload.rows, now, deadline)
+        load = None if decision is None else pair[decision.slot].load
+        if decision is None or load is None:
+            raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
+        if load.loaded_at == 0.0 and pair.answering_slot() is None:
+            raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
+        expected = self.machine.slots[decision.slot].dispatcher.cost.at_best(payload.rows)
+        self.admission.admit(AdmissionRequest(payload.size_bytes, deadline - now, expected))
+        request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future())
+        request.on_done = self._on_done
+        self._open[request.id] = request
+        self._submit(request, decision)
+        return request
+
+    def probe(self, slot: str, payload: Payload, deadline: float) -> PendingRequest:
+        """Send a probe or self-test to one slot, whatever its role. Admission and traffic counters do not apply.
+
+        Raises:
+            Conflict: the slot holds no loaded model.
+        """
+        if not self.pair[slot].is_loaded:
+            raise errors.Conflict("the slot holds no loaded model", reason="NOT_LOADED")
+        now = self.options.clock.monotonic()
+        request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future(), internal=True)
+        request.on_done = self._forget
+        self._open[request.id] = request
+        self.machine.slots[slot].submit(request)
+        return request
+
+    def cancel(self, request: PendingRequest) -> None:
+        """Cancel a request whose caller is gone; the runner skips it if it has not begun."""
+        request.outcome.cancel()
+        for slot in self.machine.slots.values():
+            slot.dispatcher.cancel(request)
+        request.release()
+
+    @property
+    def waiting(self) -> int:
+        """Accepted requests without an answer."""
+        return self.admission.requests
+
+    def _submit(self, request: PendingRequest, decision: RouteDecision) -> None:
+        request.try_until = decision.try_until
+        if decision.previous is not None:
+            request.leases.append(self.machine.slots[decision.previous].lease())
+        self.machine.slots[decision.slot].submit(request)
+
+    def make_dispatcher(self, slot: Slot) -> Dispatcher:
+        """A queue for a slot's next process; its outcomes come back here."""
+        return Dispatcher(_Outcomes(self, slot), self.options.clock, self.options.budget, self.options.limits)
+
+    # Answered.
+
+    def on_answer(self, slot: str, request: PendingRequest, computed: Computed) -> None:
+        """Finish a request with its prediction; during a trial the first slot to answer wins."""
+        load = self.pair[slot].load
+        if load is None or request.is_done:
+            return
+        now = self.options.clock.monotonic()
+        seconds = now - request.accepted_at
+        prediction = Prediction(
+            outcome=computed.outcome,
+            served_by=load.served_by(self.options.model, slot, self.options.node),
+            queued_seconds=max(0.0, request.sent_at - request.accepted_at),
+            prepared_seconds=computed.prepared_seconds,
+            computed_seconds=computed.computed_seconds,
+        )
+        if not request.internal:
+            self.stats.get(load.key).count_answer(seconds)
+            if request.attribution is not None:
+                self._count_against_trial(request.attribution)
+        if not load.is_proven or slot == self.pair.fallback:
+            self.machine.apply(m.Proven(slot))
+        answering = self.pair.answering_slot()
+        if answering is not None and slot == answering.name:
+            self.last_good_at, self.last_good_seconds = now, seconds
+        request.finish(prediction)
+
+    def _count_against_trial(self, attribution: Attribution) -> None:
+        """Count what a trial has failed, now that another slot has answered it."""
+        self.stats.count_attribution(attribution)
+        if attribution.reason == OUT_OF_MEMORY:
+            self.machine.apply(m.TrialRanOut(StatsKey(attribution.bundle_digest, attribution.device)))
+
+    # Failed.
+
+    def on_failure(self, slot: str, request: PendingRequest, failure: Failure) -> None:
+        """Hand a request that the trial failed to the previous slot; finish any other with its error."""
+        if request.is_done or request.on_slot != slot:
+            return
+        if failure.is_input_error:
+            request.finish(errors.InputRefused(failure.message, reason=failure.reason, field=failure.field))
+            return
+        if failure.reason in _NOT_FAILURES and not request.try_until:
+            request.finish(errors.DeadlineMissed("the deadline passed before it was computed"))
+            return
+        load = self.pair[slot].load
+        if load is not None and request is self._self_test:
+            self.machine.apply(m.SelfTestFailed(slot, failure.reason))
+        if failure.reason == OUT_OF_MEMORY and load is not None:
+            self._run_out_of_memory(slot, request, load)
+            return
+        if request.try_until:
+            self._hand_over(slot, request, "TOO_SLOW" if failure.reason in _NOT_FAILURES else failure.reason)
+            return
+        if not request.internal and request.attribution is None and load is not None:
+            self.stats.get(load.key).count_failure(failure.reason)
+        request.finish(errors.Failed(failure.message or "the model failed", reason=failure.reason))
+
+    def _hand_over(self, slot: str, request: PendingRequest, reason: str) -> None:
+        """Give a request that the trial failed to the previous slot; the failure counts once that slot has answered."""
+        request.try_until = 0.0
+        load, target = self.pair[slot].load, self.pair.takeover_slot(slot)
+        if load is None or target is None:
+            request.finish(errors.Failed("the model failed", reason=reason))
+            return
+        request.attribution = Attribution(load.bundle.bundle_digest, load.device, reason)
+        self.options.emit(RequestHandedOver(self.options.model, load.bundle.revision, reason))
+        self.machine.slots[slot].dispatcher.cancel(request)
+        self.machine.slots[target.name].submit(request)
+
+    def expire(self, now: float) -> None:
+        """Finish what is past its deadline; hand over what the trial has had for too long; end stuck runners."""
+        for request in list(self._open.values()):
+            if now >= request.deadline:
+                request.finish(errors.DeadlineMissed("the deadline passed while it waited"))
+            elif request.try_until and now >= request.try_until and self.pair.takeover_slot(request.on_slot):
+                self._hand_over(request.on_slot, request, "TOO_SLOW")
+        for slot in self.machine.slots.values():
+            over = slot.dispatcher.overdue_seconds(now)
+            if over > 0:
+                self.machine.apply(m.Stuck(slot.name, f"no progress within its limit, {over:.2f} s over"))
+
+    # Out of memory at a single item.
+
+    def _run_out_of_memory(self, slot: str, request: PendingRequest, load: Load) -> None:
+        """Hand the request to the other slot, hold it for the CPU fallback, or fail it."""
+        request.out_of_memory_on += (load.placement,)
+        pair = self.pair
+        other = pair.other(slot)
+        other_failed = other.load is not None and other.load.placement in request.out_of_memory_on
+        event = m.OutOfMemory(
+            slot,
+            is_probe=request.internal,
+            other_failed=other_failed or request.attribution is not None,
+            new_load_id=uuid.uuid4().hex[:12],
+        )
+        action = after_item(pair, event, self.options.clock.monotonic(), self.options.policy)
+        self.machine.apply(event)
+        is_previous = self.pair.role_of(slot) is Role.PREVIOUS
+        if action is ShortageAction.USE_OTHER_SLOT and not is_previous:
+            self._hand_over(slot, request, OUT_OF_MEMORY)
+            return
+        is_void = action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK
+        if not request.internal and request.attribution is None and not is_void:
+            self.stats.get(load.key).count_failure(OUT_OF_MEMORY)
+        if action is ShortageAction.USE_OTHER_SLOT:
+            request.try_until = 0.0
+            self.machine.slots[other.name].submit(request)
+        elif action is ShortageAction.REFUSE or request.internal:
+            request.finish(self._out_of_memory_error())
+        else:
+            request.attribution = None  # no slot had memory for it: not counted against the trial
+            self._hold(request)
+
+    def _hold(self, request: PendingRequest) -> None:
+        """Hold a request until the CPU can answer it; fail it at once if its deadline is sooner."""
+        now, pair = self.options.clock.monotonic(), self.pair
+        target = pair.fallback or (pair.active if pair.move.pending_load is None else None)
+        is_ready = target is not None and pair[target].is_loaded
+        expected = 0.0 if is_ready else max(0.0, pair.move.expected_seconds - (now - pair.move.begun_at))
+        if request.deadline - now <= expected:
+            request.finish(self._out_of_memory_error(expected))
+            return
+        request.release_leases()  # its lease would keep the slot that must be emptied first
+        request.try_until = 0.0
+        if target is None:
+            self._held.append(request)
+        else:
+            self.machine.slots[target].submit(request)
+
+    def submit_held(self, slot: str) -> None:
+        """Queue the requests that were held for the CPU fallback."""
+        held, self._held = self._held, []
+        for request in held:
+            if not request.is_done:
+                self.machine.slots[slot].submit(request)
+
+    def _out_of_memory_error(self, retry_seconds: float = 0.0) -> errors.Overloaded:
+        pause = self.pair.move.not_before - self.options.clock.monotonic()
+        return errors.Overloaded(
+            "the device has no memory left for this request",
+            reason=OUT_OF_MEMORY,
+            retry_after_seconds=max(RETRY_SECONDS, retry_seconds, pause),
+        )
+
+    # Run again: the process has ended.
+
+    def on_runner_ended(
+        self, event: m.Died, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
+    ) -> None:
+        """Apply the end of a process that held the suspect requests, and for which the others waited."""
+        self._left[event.slot] = (suspect_requests, waiting)
+        is_input_at_fault = any(request.deaths + 1 >= MAX_DEATHS for request in suspect_requests)
+        self.machine.apply(replace(event, is_input_at_fault=is_input_at_fault))
+
+    def record_death(self, slot: str, key: StatsKey, *, is_trial: bool) -> None:
+        """Record the end of a process; it is counted when the requests that it held have been run again."""
+        suspect_requests, _ = self._left[slot]
+        held = {request.id for request in suspect_requests if not request.internal}
+        self._deaths.add(RunnerDeath(self.stats.get(key), held, failed=len(held) if is_trial else 0))
+        for request in suspect_requests:
+            request.deaths += 1
+            if is_trial:
+                request.attribution = Attribution(key.bundle_digest, key.device, reason="")
+            if request.deaths >= MAX_DEATHS:
+                self._deaths.mark_input_at_fault(request.id)
+
+    def move(self, slot: str, target: str | None) -> None:
+        """Run what waited for an ended process on another slot, then what it held: each alone, last."""
+        left = self._left.pop(slot, None)
+        suspect_requests, waiting = self.machine.slots[slot].close_queue() if left is None else left
+        for request in waiting:
+            self._run_again(request, target)
+        for request in suspect_requests:
+            if request.internal:
+                request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
+            elif request.deaths >= MAX_DEATHS:
+                request.finish(errors.Failed("this input ended two runner processes", reason="POISON_INPUT"))
+            else:
+                request.alone = True
+                self._run_again(request, target)
+
+    def _run_again(self, request: PendingRequest, target: str | None) -> None:
+        if request.is_done:
+            request.release()
+        elif target is None or self.pair[target].load is None or request.internal:
+            request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
+        else:
+            request.try_until = 0.0
+            self.machine.slots[target].submit(request)
+
+    # Self-tests take the way of a caller's request: after each load, and when nothing has succeeded for a while.
+
+    def send_self_test(self, slot: str) -> None:
+        """Send a self-test to a slot."""
+        now = self._self_test_sent_at = self.options.clock.monotonic()
+        limit = max(MIN_SELF_TEST_TIMEOUT_SECONDS, self.machine.slots[slot].dispatcher.limit_of(1))
+        self._self_test = self.probe(slot, self.options.self_test, now + limit)
+
+    def send_self_test_if_due(self, now: float) -> None:
+        """Test the answering slot if no request has succeeded for `self_test_seconds`, or if it is not proven."""
+        slot = self.pair.answering_slot()
+        if slot is None or slot.load is None or (self._self_test is not None and not self._self_test.is_done):
+            return
+        since = max(self.last_good_at or 0.0, slot.load.loaded_at)
+        is_due = now - since >= self.options.self_test_seconds or not slot.load.is_proven
+        if is_due and now - self._self_test_sent_at >= SELF_TEST_PAUSE_SECONDS:
+            self.send_self_test(slot.name)
+
+    # Settled.
+
+    def _on_done(self, request: PendingRequest) -> None:
+        self.admission.release(request.payload.size_bytes)
+        self._forget(request)
+        self._deaths.on_request_done(request.id)
+
+    def _forget(self, request: PendingRequest) -> None:
+        self._open.pop(request.id, None)
+        if request.internal and request.outcome.done() and not request.outcome.cancelled():
+            request.outcome.exception()  # read it, or asyncio logs that it was never retrieved
+
+
+class _Outcomes:
+    """Receives what a slot's dispatcher reports."""
+
+    def __init__(self, requests: Requests, slot: Slot) -> None:
+        self._requests = requests
+        self._slot = slot
+
+    def on_answer(self, request: PendingRequest, computed: Computed) -> None:
+        """An item was answered."""
+        self._requests.on_answer(self._slot.name, request, computed)
+
+    def on_failure(self, request: PendingRequest, failure: Failure) -> None:
+        """An item failed."""
+        self._requests.on_failure(self._slot.name, request, failure)
+
+    def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
+        """A batch was sent: it takes a lease, and its size is emitted."""
+        self._slot.begin_batch()
+        options, load = self._requests.options, self._requests.pair[self._slot.name].load
+        revision = "" if load is None else load.bundle.revision
+        rows = sum(request.payload.rows for request in requests)
+        options.emit(BatchSent(options.model, revision, len(requests), rows))
+
+    def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:
+        """The runner has finished a batch: count its cost, CPU seconds on a CPU, device seconds elsewhere."""
+        load = self._requests.pair[self._slot.name].load
+        if load is not None:
+            seconds = reply.cpu_seconds if load.device == "cpu" else reply.computed_seconds
+            self._requests.stats.get(load.key).count_batch(seconds, reply.rows)
+        self._slot.end_batch()

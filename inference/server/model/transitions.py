@@ -1,0 +1,323 @@
+"""Which slot answers, as one pure function: (pair, event, now, policy) → (pair, effects).
+
+It holds every decision on the two slots of a model: roles, trials and their leases, deaths and restarts, the CPU
+fallback. `effects` performs what it returns. The picture of the slot states is docs/explanation/slot-states.svg.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from common.errors import Conflict, InputRefused
+from inference.server.model import messages as m
+from inference.server.model.pair import (
+    ANSWERING_ROLES,
+    OUT_OF_MEMORY,
+    SHORTAGES,
+    SLOT_NAMES,
+    Pair,
+    Role,
+    SlotEvent,
+    SlotState,
+    TrialOutcome,
+)
+from inference.server.model.policy import (
+    Policy,
+    ShortageAction,
+    decide_after_item,
+)
+from inference.server.model.step import Now, Step, facts_of
+
+MIN_TRIAL_LEASE_SECONDS = 1.0
+MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
+PAUSE_SECONDS = 30.0  # after a failed CPU fallback, before another is begun
+
+
+def apply(pair: Pair, event: m.Event, now: Now, policy: Policy) -> tuple[Pair, tuple[m.Effect, ...]]:
+    """The pair after an event, and what is to be done, in order.
+
+    Raises:
+        HotslotError: a command that is not possible now; nothing has changed.
+        RuntimeError: the event cannot happen.
+    """
+    step = _Transition(pair, now, policy)
+    HANDLERS[type(event)](step, event)
+    return step.pair, tuple(step.effects)
+
+
+def default_device(pair: Pair, policy: Policy) -> str:
+    """The device for a load that names none: the CPU during a fallback, else the configured device."""
+    return policy.device.device if pair.cpu_fallback is None else pair.cpu_fallback.fallback_device
+
+
+def has_given_up(pair: Pair, policy: Policy) -> bool:
+    """Whether the active slot's process has ended too often in a row."""
+    active = pair.active_slot
+    return active is not None and active.deaths_in_row >= policy.respawn.give_up
+
+
+def after_item(pair: Pair, event: m.OutOfMemory, now: float, policy: Policy) -> ShortageAction:
+    """What follows when a slot had no memory for a single item; decides the request's fate too."""
+    action = decide_after_item(
+        facts_of(pair, event.slot),
+        facts_of(pair, pair.other(event.slot).name),
+        policy.device,
+        is_probe=event.is_probe,
+        other_failed=event.other_failed,
+    )
+    begins = action in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK)
+    return ShortageAction.REFUSE if begins and (now < pair.move.not_before or pair.is_stopping) else action
+
+
+class _Transition(Step):
+    """A method for each event."""
+
+    # A slot's process.
+
+    def boot(self, event: m.Boot) -> None:
+        """Load the committed bundle; start the other process."""
+        row, policy = event.saved, self.policy.device
+        self.change(cpu_fallback=row)
+        if row is not None and policy.allows(row.device) and policy.may_move_to_cpu(row.device):
+            self.emit_fallback("cpu_fallback_kept", row.device, row.bundle_digest, row.reason)
+        elif row is not None:
+            self.clear_fallback(row, "the settings changed")
+        first, second = SLOT_NAMES
+        if event.load is not None:
+            self.change(active=first)
+            self.assign(first, replace(event.load, device=default_device(self.pair, self.policy)))
+        if self.policy.standby:
+            self.spawn(second)
+
+    def hello(self, event: m.Hello) -> None:
+        """The process is idle: load what the slot holds."""
+        slot = self.pair[event.slot]
+        if slot.state is SlotState.RETIRING:
+            return
+        self.advance(slot.name, SlotEvent.HELLO_RECEIVED)
+        self.change_slot(slot.name, devices=event.devices)
+        self.emit_slot(slot.name, "runner_ready")
+        row, names = self.pair.cpu_fallback, [name for name, _ in event.devices]
+        if row is not None and names and row.device not in names:
+            self.clear_fallback(row, "the device is gone")
+        if slot.load is not None:
+            self.begin_load(slot.name)
+
+    def loaded(self, event: m.Loaded) -> None:
+        """The slot can answer: test it, and send it what waits."""
+        slot, now = self.pair[event.slot], self.now.seconds
+        if slot.load is None or slot.state is not SlotState.LOADING:
+            return
+        load = replace(
+            slot.load,
+            device=event.device or slot.load.device,
+            precision=event.precision,
+            is_loaded=True,
+            loaded_at=now,
+            load_seconds=now - slot.load.begun_at,
+        )
+        self.advance(slot.name, SlotEvent.LOAD_ENDED)
+        self.change_slot(slot.name, load=load)
+        self.emit_slot(slot.name, "load_ended")
+        if self.pair.role_of(slot.name) in ANSWERING_ROLES:
+            self.add(m.Prioritise(slot.name))
+        self.add(m.SendSelfTest(slot.name), m.OpenQueue(slot.name, event.row_seconds))
+        self.add(m.NotifyLoad(load.load_id, "loaded"))
+
+    def load_failed(self, event: m.LoadFailed) -> None:
+        """Give up a candidate; any other load is tried again in a new process, after growing pauses."""
+        name = event.slot
+        if self.pair[name].load is None or self.pair[name].state is not SlotState.LOADING:
+            return
+        detail = f"{event.reason}: {event.message}"
+        self.emit_slot(name, "load_failed", detail, event.reason)
+        if event.reason in SHORTAGES:
+            self.after_load_shortage(name, event.reason)
+        slot = self.pair[name]
+        if slot.state is SlotState.RETIRING:
+            return
+        if slot.load is not None and self.pair.role_of(name) is Role.CANDIDATE:
+            self.add(m.FailLoad(slot.load.load_id, event.error))
+            self.empty_slot(name, f"load failed: {event.reason}")
+        else:
+            self.add(m.Kill(name, f"load failed: {detail}"))
+
+    def died(self, event: m.Died) -> None:
+        """Count the death, choose the slot that continues, schedule a restart, and move the requests."""
+        name, slot = event.slot, self.pair[event.slot]
+        was_requested = slot.state is SlotState.RETIRING
+        self.advance(name, SlotEvent.PROCESS_ENDED)
+        if was_requested:
+            self.change_slot(name, load=None)
+        else:
+            self.change_slot(
+                name, restarts=slot.restarts + 1, deaths_in_row=slot.deaths_in_row + 1, last_failure=event.detail
+            )
+        self.emit_slot(name, "runner_retired" if was_requested else "runner_died", event.detail)
+        role, load = self.pair.role_of(name), self.pair[name].load
+        if load is not None and role is not Role.CANDIDATE:
+            self.add(m.RecordDeath(name, load.key, is_trial=role is Role.TRIAL))
+            if event.is_input_at_fault:  # a caller's input must not make the restart pauses grow
+                self.change_slot(name, deaths_in_row=0)
+        target = self.choose_successor(name, role, event)
+        self.use_emptied_slot(name)
+        self.schedule_restart(name)
+        self.add(m.MoveRequests(name, target))
+
+    def stuck(self, event: m.Stuck) -> None:
+        """End a process that makes no progress."""
+        self.add(m.Kill(event.slot, event.detail))
+
+    def lease_over(self, event: m.LeaseOver) -> None:
+        """End a retiring process with its last lease."""
+        slot = self.pair[event.slot]
+        if slot.state is SlotState.RETIRING and slot.load is not None and slot.load.is_loaded:
+            self.add(m.EndProcess(slot.name))
+
+    # A slot's requests.
+
+    def proven(self, event: m.Proven) -> None:
+        """The slot has answered; that of the CPU fallback becomes active by it."""
+        load = self.pair[event.slot].load
+        if load is not None:
+            self.change_slot(event.slot, load=replace(load, is_proven=True))
+        if event.slot == self.pair.fallback:
+            self.activate_fallback(event.slot, OUT_OF_MEMORY)
+
+    def self_test_failed(self, event: m.SelfTestFailed) -> None:
+        """The slot is not ready; a CPU fallback whose slot fails its self-test is abandoned."""
+        load = self.pair[event.slot].load
+        if load is not None:
+            self.change_slot(event.slot, load=replace(load, is_proven=False))
+        if event.slot == self.pair.fallback:
+            self.abandon_fallback(f"its self-test failed: {event.reason}")
+            self.empty_slot(event.slot, "its self-test failed")
+
+    def out_of_memory(self, event: m.OutOfMemory) -> None:
+        """Begin the CPU fallback, if that is what follows."""
+        action = after_item(self.pair, event, self.now.seconds, self.policy)
+        if action not in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK):
+            return
+        if action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK:
+            self.roll_back("", TrialOutcome.YIELDED, OUT_OF_MEMORY)
+        active = self.pair.active_slot
+        if active is not None and active.load is not None:
+            self.begin_fallback(active.name, active.load, event.new_load_id)
+
+    def trial_ran_out(self, event: m.TrialRanOut) -> None:
+        """Roll back a trial that had no memory for an item which the previous slot has answered."""
+        trial = self.pair.trial
+        load = None if trial is None else self.pair[trial.slot].load
+        if load is not None and load.key == event.key:
+            self.roll_back("", TrialOutcome.ROLLED_BACK, OUT_OF_MEMORY)
+
+    # Commands.
+
+    def load_bundle(self, event: m.LoadBundle) -> None:
+        """Load into the free slot."""
+        slot = self.pair.free_slot()
+        if slot is None:
+            raise Conflict("both slots hold a load; retire one", reason="NO_FREE_SLOT")
+        self.assign(slot.name, event.load)
+
+    def activate(self, event: m.Activate) -> None:
+        """Begin a trial, extend its lease, or roll back."""
+        slot, trial, seconds = self.get_slot_holding(event.load_id), self.pair.trial, event.trial_lease_seconds
+        if trial is not None and slot.name == trial.previous:
+            self.roll_back(event.transaction_id, TrialOutcome.ROLLED_BACK)
+            return
+        if not MIN_TRIAL_LEASE_SECONDS <= seconds <= MAX_TRIAL_LEASE_SECONDS:
+            raise InputRefused(
+                f"a trial lease is {MIN_TRIAL_LEASE_SECONDS:.0f} s to {MAX_TRIAL_LEASE_SECONDS:.0f} s, "
+                f"not {seconds:.3f} s",
+                reason="LEASE_OUT_OF_RANGE",
+                field="trial_lease",
+            )
+        lease_ends = self.now.seconds + seconds
+        if slot.name == self.pair.active:
+            if trial is not None:
+                self.change(trial=replace(trial, lease_ends=lease_ends))
+            return
+        if not slot.is_loaded or slot.name == self.pair.fallback:
+            raise Conflict("the load is not complete, or is a CPU fallback", reason="NOT_LOADED")
+        if trial is not None:
+            raise Conflict("another revision is on trial", reason="GENERATION_CONFLICT")
+        self.begin_trial(slot.name, lease_ends, event.transaction_id)
+
+    def commit(self, event: m.Commit) -> None:
+        """End the trial and keep its revision; on another device than the CPU that ends the fallback too."""
+        slot, row = self.get_slot_holding(event.load_id), self.pair.cpu_fallback
+        if slot.name != self.pair.active:
+            raise Conflict("this load is not active", reason="NOT_ON_TRIAL")
+        if self.pair.trial is not None:
+            self.close_trial(TrialOutcome.COMMITTED)
+            self.emit_swap("trial_committed", slot.name, "", event.transaction_id, with_roles=True)
+        if row is not None and slot.load is not None and slot.load.device != row.fallback_device:
+            self.clear_fallback(row, f"committed on {slot.load.device}")
+
+    def retire(self, event: m.Retire) -> None:
+        """Empty the slot that holds a load; does nothing if no slot does.
+
+        A first install on trial has no previous slot: retiring it is its rollback.
+        """
+        slot, trial = self.pair.slot_holding(event.load_id), self.pair.trial
+        if slot is None:
+            return
+        if slot.name == self.pair.fallback:
+            raise Conflict("the slot is loading the CPU fallback", reason="SLOT_IN_USE")
+        if trial is not None and slot.name == trial.slot and trial.previous is None:
+            self.close_trial(TrialOutcome.ROLLED_BACK)
+            self.set_active(None)
+        elif slot.name == self.pair.active or (trial is not None and slot.name == trial.previous):
+            role = self.pair.role_of(slot.name).lower()
+            raise Conflict(f"the slot is {role}, it cannot be retired now", reason="SLOT_IN_USE")
+        if slot.name == self.pair.previous:
+            self.change(previous=None)
+        self.empty_slot(slot.name, "RetireSlot")
+
+    def tick(self, _event: m.Tick) -> None:
+        """Forget old deaths, end an expired trial, start the processes whose pause has passed."""
+        now, trial = self.now.seconds, self.pair.trial
+        for slot in self.pair:
+            loaded_at = slot.load.loaded_at if slot.load is not None and slot.load.is_loaded else None
+            if loaded_at is not None and slot.deaths_in_row and now - loaded_at >= self.policy.respawn.steady_seconds:
+                self.change_slot(slot.name, deaths_in_row=0)
+        if trial is not None and now >= trial.lease_ends and trial.previous is not None:
+            self.roll_back("", TrialOutcome.LEASE_EXPIRED)
+        for slot in self.pair:
+            if slot.respawn_at is None or now < slot.respawn_at or self.pair.is_stopping:
+                continue
+            if slot.load is not None or self.policy.standby:
+                self.spawn(slot.name)
+            else:
+                self.change_slot(slot.name, respawn_at=None)
+
+    def stop(self, event: m.Stop) -> None:
+        """Retire all processes, or kill them."""
+        self.change(is_stopping=True)
+        for slot in self.pair:
+            if slot.has_process and event.at_once:
+                self.add(m.Kill(slot.name, "the server stops"))
+            elif slot.has_process:
+                self.empty_slot(slot.name, "the server stops")
+
+
+HANDLERS: dict[type[m.Event], Callable[[_Transition, Any], None]] = {
+    m.Hello: _Transition.hello,
+    m.Loaded: _Transition.loaded,
+    m.LoadFailed: _Transition.load_failed,
+    m.Died: _Transition.died,
+    m.Stuck: _Transition.stuck,
+    m.LeaseOver: _Transition.lease_over,
+    m.Proven: _Transition.proven,
+    m.SelfTestFailed: _Transition.self_test_failed,
+    m.OutOfMemory: _Transition.out_of_memory,
+    m.TrialRanOut: _Transition.trial_ran_out,
+    m.Boot: _Transition.boot,
+    m.LoadBundle: _Transition.load_bundle,
+    m.Activate: _Transition.activate,
+    m.Commit: _Transition.commit,
+    m.Retire: _Transition.retire,
+    m.Tick: _Transition.tick,
+    m.Stop: _Transition.stop,
+}
