@@ -158,6 +158,31 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
     assert world.pair["a"].state.name == "READY"
 
 
+async def test_a_restarted_slot_retires_after_its_last_request(tmp_path: Path) -> None:
+    """Retried requests hold leases on the new process; none of them moves to another revision."""
+    world = await World(tmp_path).serving()
+    load = await world.candidate()
+    world.holds_batches = True
+    pending = [world.ask(f"item {number}") for number in range(3)]
+    await world.settle()
+    world.runner("a").end()
+    await world.settle()
+    old_load = world.active.load
+    assert old_load is not None
+    world.commands.activate(load.load_id, 60.0, "t1", 0)
+    world.commands.commit(load.load_id, "t1", 0)
+    world.commands.retire(old_load.load_id, 0)
+
+    runner = world.runner("a")
+    for _ in range(5):
+        for batch in list(runner.batches):
+            runner.answer(batch)
+        await world.settle()
+
+    assert [request.is_done and request.outcome.result().served_by.revision for request in pending] == ["r1"] * 3
+    assert runner.has_ended
+
+
 @pytest.mark.parametrize("fault", ["NOT_FINITE", "ENGINE_FAILED", "OUT_OF_MEMORY"])
 async def test_the_previous_slot_answers_what_a_trial_fails(tmp_path: Path, fault: str) -> None:
     """The failure is counted against the trial; the caller gets the previous revision's answer."""

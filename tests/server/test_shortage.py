@@ -280,6 +280,26 @@ async def test_a_gpu_slot_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     assert world.pair["a"].state.name == "READY"
 
 
+async def test_requests_that_wait_for_a_failed_gpu_slot_move_to_the_cpu(tmp_path: Path) -> None:
+    """The GPU slot's process ends twice while the CPU loads; the CPU slot answers what waits when it is active."""
+    world = await on_card(tmp_path)
+    world.holds_loads = True
+    world.ask(SHORT_ON_CARD)
+    await world.settle()
+    for _ in range(2):
+        world.runner("a").end()
+        await world.settle()
+    assert world.pair["a"].state.name == "FAILED"
+    waiting = world.ask("waits for the card")
+
+    world.holds_loads = False
+    world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
+    await world.settle()
+
+    assert waiting.is_done
+    assert waiting.outcome.result().served_by.device == CPU
+
+
 async def test_a_previous_slot_without_memory_hands_over_to_the_trial(tmp_path: Path) -> None:
     """A request whose deadline allowed one slot only; the trial goes on."""
     world = await on_card(tmp_path)

@@ -30,7 +30,6 @@ from inference.server.model.step import Now, Step, facts_of
 
 MIN_TRIAL_LEASE_SECONDS = 1.0
 MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
-PAUSE_SECONDS = 30.0  # after a failed CPU fallback, before another is begun
 
 
 def apply(pair: Pair, event: m.Event, now: Now, policy: Policy) -> tuple[Pair, tuple[m.Effect, ...]]:

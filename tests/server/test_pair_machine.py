@@ -1,0 +1,63 @@
+"""Which slot answers, for every order of events: the shipped transitions explored, and their rules shown to bite."""
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from common.errors import Conflict
+from inference.server.model import messages as m
+from inference.server.model.pair import CPU_DEVICE, Pair, SlotEvent, SlotState, next_state
+from inference.server.model.step import Now
+from inference.server.model.transitions import HANDLERS, apply
+from tests.server import pair_mutations
+from tests.server.pair_model import CARD, SETUPS, explore, new_load
+
+MIN_STATES = 20_000  # fewer would say that the exploration has lost a part of its world
+NOW = Now(1.0, datetime(2030, 1, 1, tzinfo=UTC))
+POLICY = SETUPS[0].policy
+
+
+@pytest.mark.timeout(240)
+def test_every_rule_holds_in_every_state() -> None:
+    """Two slots, card and CPU, trials, fallback and failback, with a caller waiting or not: no order breaks a rule."""
+    began = time.process_time()
+    report = explore()
+
+    seconds = time.process_time() - began
+    print(f"{report.states} states of the pair, {report.steps} steps, {seconds:.1f} s of CPU")  # noqa: T201
+    assert report.states > MIN_STATES
+    assert report.violations == {}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", pair_mutations.ALL)
+def test_a_defence_that_is_taken_out_is_noticed(name: str) -> None:
+    """Each defence of the transitions is there for a rule that fails without it."""
+    with pair_mutations.ALL[name]():
+        report = explore(is_patient=False)
+
+    assert len(report.violations) == 1
+
+
+def test_every_event_has_its_transition() -> None:
+    """The table of handlers names each event once."""
+    assert set(HANDLERS) == set(m.Event.__args__)
+
+
+def test_a_refused_command_changes_nothing() -> None:
+    """Both slots hold a load: a third is refused, and the pair is a value that nothing has touched."""
+    pair, _ = apply(Pair(), m.Boot(new_load("r1", CARD), None), NOW, POLICY)
+    pair, _ = apply(pair, m.LoadBundle(new_load("r2", CPU_DEVICE)), NOW, POLICY)
+
+    with pytest.raises(Conflict) as error:
+        apply(pair, m.LoadBundle(new_load("r2", CARD)), NOW, POLICY)
+
+    assert error.value.reason == "NO_FREE_SLOT"
+    assert pair.generation == 1
+
+
+def test_an_event_that_cannot_happen_raises() -> None:
+    """An empty slot cannot end its load."""
+    with pytest.raises(RuntimeError, match="EMPTY cannot handle LOAD_ENDED"):
+        next_state(SlotState.EMPTY, SlotEvent.LOAD_ENDED)
