@@ -7,15 +7,15 @@ from pathlib import Path
 from inference.server.model.pair import SLOT_STATES, SlotEvent, SlotState
 
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "slot-states.svg"
-WIDTH, HEIGHT = 1000, 430
+WIDTH, HEIGHT = 1000, 440
 BOX_WIDTH, BOX_HEIGHT = 112, 44
 PLACES = {  # centre of each state
-    SlotState.EMPTY: (90, 210),
-    SlotState.STARTING: (300, 90),
-    SlotState.READY: (500, 90),
-    SlotState.LOADING: (700, 90),
-    SlotState.LOADED: (900, 90),
-    SlotState.FAILED: (600, 210),
+    SlotState.EMPTY: (90, 205),
+    SlotState.STARTING: (300, 205),
+    SlotState.READY: (500, 205),
+    SlotState.LOADING: (700, 205),
+    SlotState.LOADED: (900, 205),
+    SlotState.FAILED: (600, 45),
     SlotState.RETIRING: (600, 350),
 }
 STYLE = """

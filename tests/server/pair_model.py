@@ -456,19 +456,25 @@ def check_step(before: Pair, after: World, event: m.Event) -> None:
         expect("what holds the slot of the fallback is on its way out", holds=state is SlotState.RETIRING)
 
 
+def check_pair(pair: Pair) -> None:
+    """The rules of every state that need only the pair."""
+    expect("at most one slot is active", holds=pair.active is None or pair.active != pair.fallback)
+    expect("the trial is the active slot", holds=pair.trial is None or pair.trial.slot == pair.active)
+    if pair.is_stopping:
+        return
+    net = pair.previous_of_trial
+    has_net = net is None or (net.load is not None and net.name != pair.active)
+    expect("a trial keeps its previous slot", holds=has_net)
+    if pair.active_slot is not None:
+        expect("the active slot answers, loads, or waits to", holds=_is_on_its_way(pair.active_slot))
+    if pair.fallback is not None:
+        expect("the fallback's slot answers, loads, or waits to", holds=_is_on_its_way(pair[pair.fallback]))
+
+
 def check_state(world: World) -> None:
     """The rules of every state."""
     pair, caller = world.pair, world.caller
-    used = [pair.active, pair.fallback]
-    expect("at most one slot is active", holds=pair.active is None or len(set(used)) == len(used))
-    expect("the trial is the active slot", holds=pair.trial is None or pair.trial.slot == pair.active)
-    net = pair.previous_of_trial
-    has_net = net is None or (net.load is not None and net.name != pair.active)
-    expect("a trial keeps its previous slot", holds=has_net or pair.is_stopping)
-    if pair.active_slot is not None and not pair.is_stopping:
-        expect("the active slot answers, loads, or waits to", holds=_is_on_its_way(pair.active_slot))
-    if pair.fallback is not None and not pair.is_stopping:
-        expect("the fallback's slot answers, loads, or waits to", holds=_is_on_its_way(pair[pair.fallback]))
+    check_pair(pair)
     if pair.is_stopping:
         return
     for slot in pair:
@@ -478,8 +484,7 @@ def check_state(world: World) -> None:
     if caller is not None and caller.at == HELD:
         expect("what is held waits for a load", holds=pair.move.pending_load is not None)
     elif caller is not None:
-        slot = pair[caller.at]
-        expect("a caller waits in no slot without a model", holds=slot.load is not None)
+        expect("a caller waits in no slot without a model", holds=pair[caller.at].load is not None)
 
 
 def _is_on_its_way(slot: SlotRecord) -> bool:

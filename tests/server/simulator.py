@@ -86,7 +86,7 @@ class SimRunner:
         batch.items.extend(item for item, _ in items)
         self.batches.append(batch)
         self.seen.append([item.entailment.statements[0] for item in batch.items])
-        self._soon(lambda: self._compute(batch))
+        self._soon(lambda: self.compute(batch))
 
     def cancel(self, item_ids: Sequence[int]) -> None:
         """Remember."""
@@ -137,7 +137,8 @@ class SimRunner:
             precisions = ["float32"] * len(devices)
             self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=devices, precisions=precisions))
 
-    def _compute(self, batch: runner_pb2.ComputeBatch) -> None:
+    def compute(self, batch: runner_pb2.ComputeBatch) -> None:
+        """Answer a batch, die or hang of it, as the world's script says."""
         if self.has_ended or batch not in self.batches:
             return
         faults = [self._fault(item) for item in batch.items]

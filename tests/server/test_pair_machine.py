@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from common.errors import Conflict
+from dev.scripts.pair import PICTURE, draw
 from inference.server.model import messages as m
 from inference.server.model.pair import CPU_DEVICE, Pair, SlotEvent, SlotState, next_state
 from inference.server.model.step import Now
@@ -61,3 +62,8 @@ def test_an_event_that_cannot_happen_raises() -> None:
     """An empty slot cannot end its load."""
     with pytest.raises(RuntimeError, match="EMPTY cannot handle LOAD_ENDED"):
         next_state(SlotState.EMPTY, SlotEvent.LOAD_ENDED)
+
+
+def test_the_picture_of_the_slot_states_is_up_to_date() -> None:
+    """It is drawn from the table: `python -m dev.scripts.pair`."""
+    assert PICTURE.read_text(encoding="utf-8") == draw()

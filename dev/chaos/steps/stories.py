@@ -15,14 +15,14 @@ TEST = "tests/updater/stories"
 LAST_CHARS = 12_000  # of the output of a failure
 
 
-def run(task: Task) -> Findings:
-    """Run the stories, until one fails."""
+def run(task: Task, test: str = TEST) -> Findings:
+    """Run the stories of a test, until one fails."""
     findings = Findings()
     chance, wanted = random.Random(task.seed), task.count or STORIES
     while findings.count < wanted and not findings.troubles:
         stories, seed = min(AT_ONCE, wanted - findings.count), chance.randrange(1 << 32)
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", TEST],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", test],
             cwd=ROOT,
             env={**os.environ, "HOTSLOT_TEST_STORIES": str(stories)},
             capture_output=True,

@@ -1,0 +1,15 @@
+"""How many files of the server a reader must open to follow one Predict."""
+
+from pathlib import Path
+
+from tests.server.request_path import list_visited
+
+MAX_FILES = 14
+
+
+async def test_a_predict_visits_few_files(tmp_path: Path) -> None:
+    """From the interceptor to the answer, without the runner's process: `python -m dev.scripts.visited` lists them."""
+    files = await list_visited(tmp_path)
+
+    assert files[0] == "inference/server/api/interceptors.py"
+    assert len(files) <= MAX_FILES
