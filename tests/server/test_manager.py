@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Conflict, DeadlineMissed, Failed, InputRefused, NotFound, NotReady, Overloaded
+from inference.server.events import Event, SlotChanged
 from inference.server.model.stats import StatsKey
 from tests.server.simulator import World
 
@@ -441,3 +442,23 @@ async def test_readiness_falls_with_a_failed_self_test(tmp_path: Path) -> None:
     await world.wait(11)
 
     assert not world.pair.is_ready()
+
+
+async def test_an_effect_that_raises_does_not_keep_back_the_others(tmp_path: Path) -> None:
+    """The command fails, but the pair has changed: the process gets its priority, and the new revision answers."""
+    events: list[Event] = []
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if getattr(event, "change", "") == "slot_activated":
+            raise OSError("the log is full")
+
+    world = await World(tmp_path, emit=emit).serving()
+    load = await world.candidate()
+
+    with pytest.raises(OSError, match="full"):
+        world.commands.activate(load.load_id, 60.0, "t1", 0)
+
+    assert (await world.ask().outcome).served_by.revision == "r2"
+    assert world.runner("b").serving is True
+    assert [event.change for event in events if isinstance(event, SlotChanged)][-2:] == ["role_changed"] * 2
