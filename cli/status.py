@@ -230,7 +230,7 @@ def fetch_status(address: str) -> StatusReport:
 
 
 def watch_status(address: str, pause: Callable[[], bool], *, as_json: bool) -> None:
-    """Show the status repeatedly while `pause`, which is called after each time, returns true.
+    """Show the status, call `pause`, and repeat as long as `pause` returns true.
 
     If the server does not answer, the error is shown instead, and the next attempt follows.
     """

@@ -149,7 +149,7 @@ def rollback(*, model: Model = "", state_dir: StateDir = None) -> None:
     """Go back to the previous committed revision, and pause updates.
 
     The source digest of the active revision is quarantined; on trial, that is the
-    candidate. An update that does not serve yet is only abandoned.
+    candidate. An update whose candidate does not serve yet is only abandoned.
     """
     with _updater(state_dir) as stub:
         response = stub.Rollback(pb.RollbackRequest(model=model), timeout=TIMEOUT_SECONDS)

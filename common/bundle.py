@@ -27,7 +27,7 @@ class BundleBroken(ValueError):
 
 
 class Origin(StrEnum):
-    """What moved the committed pointer."""
+    """The cause of a change of the committed pointer."""
 
     UPDATE = "update"
     IMPORT = "import"

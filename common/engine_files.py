@@ -21,7 +21,7 @@ class EngineFiles:
     """The files of a revision that one engine needs.
 
     `weights` and `vocabulary` list alternatives; the first that is complete is used. A name that ends in `.index.json`
-    stands for the shards that it lists.
+    means the shards that the file lists.
     """
 
     engine: str
@@ -111,7 +111,7 @@ def list_shards(index: Mapping[str, object]) -> list[str]:
 
 
 def _answer_map(configuration: Mapping[str, object]) -> list[str]:
-    """The file that `answer2label` names; it stands under `model`, in older repositories at the top level."""
+    """The file that `answer2label` names; the key is under `model`, in older repositories at the top level."""
     model = configuration.get("model")
     name = model.get("answer2label") if isinstance(model, Mapping) else None
     name = name or configuration.get("answer2label")

@@ -1,6 +1,6 @@
-"""Error classes, and the gRPC code of each: the only place that knows gRPC codes.
+"""Error classes, and the gRPC code of each; no other module maps errors to gRPC codes.
 
-The class says whose fault an error is and what to do; `reason` is stable, for programs.
+The class of an error shows its cause and what to do; `reason` is stable, for programs.
 """
 
 from collections.abc import Mapping

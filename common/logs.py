@@ -220,7 +220,7 @@ def format_line(process: str, event: Mapping[str, object]) -> bytes:
 
 
 class _Connected:
-    """The log configuration of this process."""
+    """What `get_logger` writes to: the writer of the configured log, if any."""
 
     writer: LogWriter | None = None
     level: int = LEVELS["info"]

@@ -162,7 +162,7 @@ def _check_names(models: tuple[ModelSettings, ...]) -> None:
 
 
 def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
-    """Leave out "too short" of a list that is short only because its entries are wrong."""
+    """The mistakes without those that only follow from another: a list is "too short" if its entries were rejected."""
     keys = {mistake.key for mistake in mistakes}
     return [one for one in mistakes if not any(key.startswith(f"{one.key}[") for key in keys)]
 

@@ -82,7 +82,7 @@ def main() -> int:
 def make_monitor(
     run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]
 ) -> ProcessMonitor:
-    """A monitor of server and updater that knows the processes that run already."""
+    """A monitor of server and updater, initialised with the processes that are already running."""
 
     def kill(pid: int) -> None:
         kill_child(pid, supervisord)

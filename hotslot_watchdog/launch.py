@@ -1,4 +1,4 @@
-"""Starts a program of hotslot, once it is certain that Python imports hotslot's own modules for it.
+"""Starts a program of hotslot after checking that Python imports hotslot's own modules.
 
 hotslot's packages have common names (`inference`, `common`, `cli` …). Another distribution in the same environment may
 bring packages of the same names, and then hides hotslot's, or has replaced some of their files. That is checked before
@@ -70,7 +70,7 @@ def _check_or_exit() -> None:
 
 
 def _check_package(package: str, folder: Path) -> None:
-    """Ask Python where it would import a package from; nothing of it is run."""
+    """Check the folder that Python would import a package from, without running the package's code."""
     ours = {folder / package, folder / "protos" / package}  # generated code has a folder of its own in the source tree
     try:
         spec = importlib.util.find_spec(package)

@@ -92,7 +92,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ProgramState:
-    """What is known of one program."""
+    """The recorded state of one program."""
 
     pid: int = 0  # 0: it does not run, or its process is unknown
     started_at: float = 0.0  # clock.monotonic()
@@ -157,7 +157,7 @@ class ProcessMonitor:
     """Follows supervisord's events; at each tick it checks every program that is due."""
 
     def __init__(self, dependencies: MonitorDependencies) -> None:
-        """Knows of no running process yet."""
+        """Record no running process yet."""
         self._dependencies = dependencies
         self._states = dict.fromkeys(dependencies.probes, ProgramState())
         self._checked_at = -MIN_CHECK_INTERVAL_SECONDS

@@ -46,7 +46,7 @@ class ServerEndpoint(Section):
 
     @property
     def address(self) -> str | None:
-        """Where to reach the server; None if it takes a free port, which only the server knows."""
+        """The address of the server; None if the port is 0, which the server chooses."""
         return local_address(self.host, self.port) if self.port else None
 
 

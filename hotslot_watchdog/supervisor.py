@@ -1,4 +1,4 @@
-"""supervisord as its event listener meets it: the event protocol, the list of running processes, killing a child."""
+"""supervisord's interface for its event listener: events, the list of running processes, killing a child."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """Reads a folder hub: models, revisions and their files.
 
-A revision is there when it has a manifest and every file of it in full: what is still being copied is not told of.
-The manifest's hashes are told as they stand; whoever downloads compares them with what came.
+A revision is listed once its manifest and all files in it are complete, so a copy in progress is not listed.
+Hashes are taken from the manifest without checking them; the client that downloads a file checks its hash.
 """
 
 import os
@@ -38,7 +38,7 @@ class HubFolder:
     """Reads `<folder>/<model>/<revision>/…`; from any thread. A complete revision is checked only once."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder; it may appear later."""
+        """Store the path; the folder may be created later."""
         self._folder = folder
         self._lock = threading.Lock()
         self._seen: dict[Path, tuple[_Stamp, HubRevision]] = {}
@@ -70,7 +70,7 @@ class HubFolder:
         """One revision.
 
         Raises:
-            NotOnHub: it is not there, or not in full.
+            NotOnHub: it does not exist or is incomplete.
             OSError: it cannot be read.
         """
         found = self._look(self._place(model) / name) if is_revision_name(name) else None
@@ -83,7 +83,7 @@ class HubFolder:
         """A file of a revision and its row of the manifest; the caller closes the file.
 
         Raises:
-            NotOnHub: it is not listed, or gone.
+            NotOnHub: the file is not listed or no longer exists.
             OSError: it cannot be read.
         """
         listed = {file.name: file for file in self.revision(model, revision).files}

@@ -27,7 +27,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class RequestRejected(Exception):
-    """A request that gets an error response with this sentence."""
+    """A request is invalid; the client gets the message in an error response."""
 
     def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
@@ -105,7 +105,7 @@ def read_head(head: bytes) -> IncomingRequest:
     """Parse the head of a request, without its final empty line.
 
     Raises:
-        RequestRejected: it is none, or of a kind that is not answered here.
+        RequestRejected: the head is malformed, or the kind of request is not supported.
     """
     first, *rest = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
@@ -132,7 +132,7 @@ def range_of(text: str, size: int) -> tuple[int, int] | None:
     """First byte and number of bytes of a `Range` header; None if it is not supported.
 
     Args:
-        text: the header's value; several ranges count as not understood, so that the whole file is sent.
+        text: the header's value; several ranges are not supported, so that the whole file is sent.
         size: bytes of the file.
 
     Raises:
@@ -172,7 +172,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
         if not colon or not name or name != name.strip() or not value.isprintable():
             raise RequestRejected(HTTPStatus.BAD_REQUEST, "a header is malformed")
         if name.lower() in headers and name.lower() in ("content-length", "transfer-encoding", "authorization"):
-            raise RequestRejected(HTTPStatus.BAD_REQUEST, f"{name.lower()} stands twice")
+            raise RequestRejected(HTTPStatus.BAD_REQUEST, f"the header {name.lower()} appears twice")
         headers[name.lower()] = value.strip()
     return headers
 
@@ -213,7 +213,7 @@ class ClientConnection:
     """One client's connection; used by one thread."""
 
     def __init__(self, connection: socket.socket, clock: Clock) -> None:
-        """Take over a connected socket; closing it stays the caller's.
+        """Use a connected socket; the caller closes it.
 
         Args:
             connection: connected, its TLS handshake done.
@@ -228,7 +228,7 @@ class ClientConnection:
         """The next request's head without its final empty line; None if none comes in time.
 
         Raises:
-            HeadTooLarge: it is larger than any that is read.
+            HeadTooLarge: it exceeds MAX_HEAD_BYTES.
             OSError: the client is gone.
         """
         self.sent_bytes = 0
@@ -244,10 +244,10 @@ class ClientConnection:
         return head
 
     def receive_body(self, count: int) -> bytes:
-        """A request's small body of so many bytes.
+        """Read a request's body of `count` bytes.
 
         Raises:
-            OSError: it is not there in time, or the client is gone.
+            OSError: it did not arrive in time, or the client has disconnected.
         """
         ends = self.clock.monotonic() + REQUEST_SECONDS
         while len(self._received) < count:
@@ -257,7 +257,7 @@ class ClientConnection:
         return body
 
     def await_end(self, until: float) -> bool:
-        """Wait until the client disconnects or a time of the clock; returns whether it disconnected."""
+        """Wait until the client disconnects, at most until `until`; returns whether it disconnected."""
         while self.clock.monotonic() < until:
             if len(self._received) > MAX_HEAD_BYTES:
                 return True
@@ -272,7 +272,7 @@ class ClientConnection:
         """Send a response.
 
         Raises:
-            OSError: the client is gone, or too slow; `sent_bytes` says how far it came.
+            OSError: the client has disconnected or is too slow; `sent_bytes` is the number of bytes sent.
         """
         ends = self.clock.monotonic() + ANSWER_SECONDS + answer.size / MIN_BYTES_PER_SECOND
         headers = {**answer.headers, "Content-Length": str(answer.size)}
@@ -287,7 +287,7 @@ class ClientConnection:
             self.send_parts((first, *rest), ends)
 
     def send_parts(self, parts: Sequence[BodyPart], ends: float) -> None:
-        """Send parts of a body before a time of the clock, and count their bytes.
+        """Send parts of a body before the deadline `ends`, and count their bytes.
 
         Raises:
             OSError: the client is gone, or too slow.
@@ -300,7 +300,7 @@ class ClientConnection:
                 self.sent_bytes += len(part)
 
     def send_bytes(self, content: bytes, ends: float) -> None:
-        """Send bytes before a time of the clock.
+        """Send bytes before the deadline `ends`.
 
         Raises:
             OSError: the client is gone, or too slow.

@@ -1,6 +1,6 @@
 """The part of ModelScope's protocol that its clients need to list and download models: maps requests to responses.
 
-The owner in `owner/name` is not looked at: a folder hub has none, and the real one keeps several models under two.
+The owner in `owner/name` is ignored: a folder hub has no owners, and the real hub lists some models under two owners.
 """
 
 import hmac
@@ -21,11 +21,11 @@ DEFAULT_REVISION = "master"
 GREETING = b"A folder hub of hotslot: it speaks ModelScope's protocol. Point MODELSCOPE_ENDPOINT at it.\n"
 _MODEL = re.compile(r"/(openapi/v1|api/v1)/models/([^/]+)/([^/]+)(/revisions|/repo/files|/repo)?")
 _REGION = "/api/v1/repos/internalAccelerationInfo"
-_LARGE_BYTES = 1 << 20  # the real hub keeps larger files in object storage, and says so
+_LARGE_BYTES = 1 << 20  # the real hub keeps larger files in object storage, and marks them in its listing
 
 
 class HubResource(StrEnum):
-    """What a request asks for."""
+    """The kind of resource that a request names."""
 
     HOME = "home"
     REGION = "region"
@@ -38,7 +38,7 @@ class HubResource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HubRoute:
-    """What a request asks for, with its parameters."""
+    """The resource that a request names, with its parameters."""
 
     kind: HubResource
     owner: str = ""
@@ -53,7 +53,7 @@ def route_of(request: IncomingRequest) -> HubRoute:
     """Parse a request's path and parameters.
 
     Raises:
-        RequestRejected: nothing that this hub has.
+        RequestRejected: the path is not part of the protocol that this hub supports.
     """
     if request.path == "/":
         return HubRoute(HubResource.HOME)
@@ -80,7 +80,7 @@ def check_token(request: IncomingRequest, token: str) -> None:
     """Check the token, in the header or in the cookie that older clients send.
 
     Raises:
-        RequestRejected: none is shown, or another.
+        RequestRejected: the token is missing or wrong.
     """
     shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip() or _cookie(request)
     if not shown:
@@ -94,15 +94,15 @@ def answer(route: HubRoute, request: IncomingRequest, folder: HubFolder, request
 
     Args:
         route: of the request.
-        request: its range counts where a file is asked for.
-        folder: what there is.
-        request_id: is told in the answer, so that both sides' logs can be brought together.
+        request: its Range header applies to files.
+        folder: the models.
+        request_id: sent in the response, so that the logs of both sides can be correlated.
 
     Returns:
-        The answer; the caller closes it.
+        The response; the caller closes it.
 
     Raises:
-        RequestRejected: it is not there, or asked for in a way that cannot be served.
+        RequestRejected: the resource does not exist, or the request is not supported for it.
         OSError: the folder cannot be read.
     """
     try:

@@ -47,9 +47,9 @@ class HubServer:
         """Prepare; `start` listens.
 
         Args:
-            folder: what is handed out.
+            folder: the models.
             options: address, token and limits.
-            log: is told one event a request.
+            log: receives one event for each request.
             hook: alters responses.
             clock: measures the limits.
         """
@@ -76,7 +76,7 @@ class HubServer:
         """Listen.
 
         Raises:
-            OSError: the address is taken or not of this host.
+            OSError: the address is in use or does not belong to this host.
         """
         self._listener.start(self._options.host, self._options.port, BACKLOG)
 

@@ -26,7 +26,7 @@ class CommandQueue:
     """A queue with one reader. From any thread."""
 
     def __init__(self, wake: threading.Event) -> None:
-        """Start empty; `wake` is set when something has come."""
+        """Start empty; `wake` is set when a command is put into the queue."""
         self._wake = wake
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
@@ -35,7 +35,7 @@ class CommandQueue:
         """Put a command into the queue and wait until its result is durable.
 
         Raises:
-            NotReady: the model was busy for so long; the command was not applied, and will not be.
+            NotReady: the model was busy for all of `seconds`; the command was not applied and was removed.
         """
         waiting = _Waiting(command)
         with self._lock:

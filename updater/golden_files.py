@@ -39,7 +39,7 @@ class GoldenFiles:
         Args:
             folder: of the set; None if none is configured.
             task: of the model.
-            min_accuracy: of the settings; the higher one of it and the set's own counts.
+            min_accuracy: from the settings. The effective value is the higher of this and the set's own.
         """
         self._folder = folder
         self.min_accuracy = min_accuracy

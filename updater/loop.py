@@ -1,4 +1,4 @@
-"""One model's loop: look at the facts, refresh the record, decide one step, perform it, write the record. Again."""
+"""One model's loop: read the facts, refresh the record, decide one step, perform it, write the record, repeat."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ _STOP_PREFIX = "stop:"
 
 
 class CrashPoints:
-    """Points at which a test can kill or freeze this process: exact where no other fault injection is.
+    """Points at which a test can kill or freeze this process, more exactly than by a signal from outside.
 
     A test arms one point by the variable HOTSLOT_CRASH_AT, for example "OBSERVING"; the process then kills itself
     (SIGKILL):
@@ -183,7 +183,7 @@ class ModelLoop:
                 return result, apply_result(record, step, result, facts, self._dependencies.rules)
 
     def _write(self, after: Transition, *, must: bool = False) -> bool:
-        """Make a step durable, unless only a little time has passed; False if that failed and nothing has changed."""
+        """Write a step to the journal, unless only timers have advanced a little; False if nothing could be written."""
         dependencies, (record, events) = self._dependencies, after
         before = self._record.stage
         if must or events or is_worth_writing(self._written, record):
@@ -201,7 +201,7 @@ class ModelLoop:
         return True
 
     def _look(self, now: float) -> Facts:
-        """Draw the facts."""
+        """Read the facts."""
         dependencies, ports = self._dependencies, self._dependencies.ports
         pointer, is_readable = self._pointer()
         committed = self._record.committed

@@ -137,7 +137,7 @@ def _stage(effect: StageRevision, ports: Ports) -> Result:
 
 
 def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> Release:
-    """The revision as it is listed now, if it is still what the effect was decided for."""
+    """List the revision again; fails if the listing differs from the one that the effect was decided for."""
     release = hub.release(effect.revision, deadline_seconds)
     if not release.is_ready:
         raise EffectFailed.not_ready("NOT_READY", release.missing)

@@ -1,4 +1,4 @@
-"""What a listing says of a revision: its engine, the declared files, its digest, and whether it is ready."""
+"""Describes a revision from its listing: engine, declared files, digest, and whether it is complete."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ def find_declared_files(sizes: Mapping[str, int], read: Callable[[str], bytes]) 
 
 
 class IncompleteFile(Exception):
-    """A file that determines the declared files is not complete on the hub yet; the message says what is missing."""
+    """A configuration file or weights index, needed to find the declared files, is incomplete on the hub."""
 
 
 def describe_release(

@@ -1,12 +1,12 @@
-"""`make bench-load`: how fast and how lean a runner takes a large OFA, over and over.
+"""`make bench-load`: measures time and memory of repeated loads of a large OFA by a runner.
 
-473 M parameters with drawn weights, sealed in float32 and in bfloat16, in the page cache. A runner as the server starts
-it: its imports, then load and warm-up, then requests. Memory is what the kernel counts for the process (resident, with
-the mapped weights), above what the runner has after its imports, as a share of the weights. A load that callers wait
-for computes on all threads; one beside what serves on one thread (the table's last column). `--requests` answers of
-one statement, and one of 32, are computed before "serving" is read. The request of 32 statements then goes the whole
-way through a server, with three deadlines. At last as many runners one after another as `--cycles` says: what the last
-took beside the first, and what is left in the process that started them.
+The model has 473 M parameters with random weights, sealed in float32 and in bfloat16, in the page cache. The runner is
+started as the server starts it: imports, load and warm-up, then requests. Memory is the resident memory of the process,
+including the mapped weights, minus that after the imports, as a share of the weights. A load that callers wait for uses
+all threads; a load beside a serving model uses one (last column of the table). "Serving" is measured after `--requests`
+requests of one statement and one request of 32. The request of 32 statements is then sent through a server with three
+deadlines. Finally `--cycles` runners are started one after another: the last is compared with the first, and the memory
+left in the parent process is measured.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main() -> int:
 
 
 async def life(folder: Path, precision: str, threads: int, requests: int, *, is_awaited: bool = True) -> Taken:
-    """One runner from its start to its end; callers wait for it, or it is loaded beside what serves."""
+    """One runner from its start to its end; callers wait for it, or it is loaded beside the serving model."""
     ear = Ear()
     process = RunnerProcess(RunnerSpec(engine="ofa"), ear)
     began = time.perf_counter()

@@ -49,7 +49,7 @@ class Operator:
         return (self._stub.GetStatus(request, timeout=10, wait_for_ready=True)).models[0]
 
     def wait_ready(self, revision: str) -> None:
-        """Wait until the updater runs and knows what is committed."""
+        """Wait until the updater runs and knows the committed revision."""
 
         def is_ready() -> bool:
             with contextlib.suppress(grpc.RpcError, IndexError):

@@ -25,12 +25,12 @@ What each command does in each stage. WAIT: it is applied when the stage has end
 """
 MEANINGS: dict[CommandEffect, str] = {
     CommandEffect.POLL: "the hub is polled now",
-    CommandEffect.REQUEST: "the hub is polled for the named revision, which is taken past policy",
+    CommandEffect.REQUEST: "the hub is polled for the named revision, which bypasses the policy",
     CommandEffect.SUPERSEDE: "the failback under way is abandoned, then as REQUEST",
-    CommandEffect.REVERT: "the revision committed before is restored; what is committed goes into quarantine",
-    CommandEffect.TAKE_BACK: "the trial ends, and its revision goes into quarantine; what is committed stays",
-    CommandEffect.ABANDON: "the update under way stops without blame, and updates are paused; what is committed stays",
-    CommandEffect.PAUSE: "no update starts by itself",
+    CommandEffect.REVERT: "the previous committed revision is restored; the current one goes into quarantine",
+    CommandEffect.TAKE_BACK: "the trial ends, and its revision goes into quarantine; the committed one stays",
+    CommandEffect.ABANDON: "the update under way is abandoned, and updates are paused; the committed one stays",
+    CommandEffect.PAUSE: "no update starts automatically",
     CommandEffect.RESUME: "updates start again",
     CommandEffect.DECLINE: "the held update is given up, then as RESUME",
     CommandEffect.APPROVE: "the held update continues",

@@ -111,7 +111,7 @@ class TorchHardware:
         return [(choice.name, choice.precision) for choice in device.list_devices()]
 
     def memory_bytes(self, device: str) -> tuple[int, int]:
-        """Ask the driver; creates the device's context if there is none."""
+        """Query the driver; creates the device's context if there is none."""
         from inference.runner.device import memory_bytes  # noqa: PLC0415  imports torch
 
         return memory_bytes(device)

@@ -1,4 +1,4 @@
-"""What the runner sends to the server besides results: heartbeats and log lines. Frames of both sockets pass here."""
+"""The runner's heartbeats and log lines, and the writer of frames that both sockets use."""
 
 import json
 import os

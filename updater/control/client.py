@@ -143,7 +143,7 @@ class ControlClient:
             return self._stub.ProbeSlot(request, timeout=deadline_seconds)
 
     def measure_cost(self, load_id: str, deadline_seconds: float) -> ComputeCost:
-        """What the bundle of a load has computed on its device so far; zero if the load is gone."""
+        """Rows and device seconds of a load's bundle so far; zero if the load is gone."""
         with _classified_errors():
             response = self._stub.GetStatus(pb.GetStatusRequest(model=self._model), timeout=deadline_seconds)
         (model,) = response.models
@@ -220,7 +220,7 @@ def _read_status(call: grpc.Call) -> tuple[str, str, Shortage | None]:
 
 
 def _read_shortage(metadata: Mapping[str, str]) -> Shortage | None:
-    """The memory that a load lacked, as far as the server knows."""
+    """The memory that a load lacked, as far as the server reports it."""
     device = metadata.get("device", "")
     if not device:
         return None

@@ -1,4 +1,4 @@
-"""Circuit breakers: after consecutive failures nothing is tried for a growing time, then one probe decides. Pure.
+"""Circuit breakers: after consecutive failures no attempt is made for a growing time, then one probe decides. Pure.
 
 A breaker delays new work of its kind, never a rollback, a status or serving. It reads no clock: callers pass the
 monotonic seconds since the last call, and at a start the time away by the wall clock, which is clamped, so that a clock
@@ -18,7 +18,7 @@ class BreakerName(StrEnum):
 
 
 class BreakerState(StrEnum):
-    """Whether work may begin."""
+    """The states of a circuit breaker: work may begin, may not, or one probe may."""
 
     CLOSED = "CLOSED"
     OPEN = "OPEN"
@@ -42,7 +42,7 @@ class BreakerRules:
     cap_seconds: float
     probe_seconds: float  # a probe without a result is a failure after this
     jitter: float = 0.2  # share of the open time, to either side
-    calm_seconds: float = 86400.0  # closed for so long without a failure: the next opening is a first one
+    calm_seconds: float = 86400.0  # time closed without a failure after which the number of openings is reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Breaker:
 
     @property
     def may_begin(self) -> bool:
-        """Whether work may begin: freely, or as the probe."""
+        """Whether work may begin, without limit or as the one probe."""
         return self.state is BreakerState.CLOSED or (self.state is BreakerState.OPEN and self.left_seconds <= 0)
 
 
@@ -103,7 +103,7 @@ def report(
 
 
 def begin_probe(breaker: Breaker, rules: BreakerRules) -> Breaker:
-    """Begin work that is a probe in any state, also where an operator has closed the breaker.
+    """Begin work as a probe, even if the breaker is closed because an operator has reset it.
 
     Raises:
         RuntimeError: it may not begin; nothing has changed.
@@ -114,13 +114,13 @@ def begin_probe(breaker: Breaker, rules: BreakerRules) -> Breaker:
 
 
 def cut_off(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str) -> Breaker:
-    """Open again after a probe that came to no result: it waits as long as before, not longer."""
+    """Open again after a probe without a result, for as long as before."""
     seconds = compute_open_seconds(breaker.openings, rules, jitter)
     return replace(breaker, state=BreakerState.OPEN, left_seconds=seconds, reason=reason)
 
 
 def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, at_least: float = 0.0) -> Breaker:
-    """Open it, whatever its count; an open one stays open at least as long as before."""
+    """Open the breaker regardless of its count; an open one stays open at least as long as before."""
     openings = breaker.openings if breaker.state is BreakerState.OPEN else breaker.openings + 1
     seconds = max(compute_open_seconds(openings, rules, jitter), min(at_least, rules.cap_seconds))
     return Breaker(
@@ -134,13 +134,13 @@ def trip(breaker: Breaker, rules: BreakerRules, jitter: float, *, reason: str, a
 
 
 def compute_open_seconds(openings: int, rules: BreakerRules, jitter: float) -> float:
-    """Seconds of the n-th opening: doubling up to the cap, plus or minus the jitter."""
+    """Seconds that the n-th opening lasts: doubled each time up to the cap, plus or minus the jitter."""
     plain = min(rules.cap_seconds, rules.first_seconds * 2.0 ** min(max(openings, 1) - 1, 32))
     return plain * (1.0 + rules.jitter * (2.0 * min(max(jitter, 0.0), 1.0) - 1.0))
 
 
 def advance(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
-    """Advance by monotonic seconds; a probe that is out for longer than its limit has failed."""
+    """Advance by monotonic seconds; a probe that exceeds its time limit has failed."""
     seconds = max(0.0, seconds)
     if breaker.state is BreakerState.CLOSED:
         calm = min(breaker.calm_seconds + seconds, rules.calm_seconds)
@@ -153,7 +153,7 @@ def advance(breaker: Breaker, seconds: float, rules: BreakerRules, jitter: float
 
 
 def resume(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: float) -> Breaker:
-    """Continue after a start of the updater: a probe that was out is cut off; the wall clock can be wrong.
+    """Restore a breaker at a start of the updater; a probe in progress is cut off. The wall clock may be wrong.
 
     Args:
         breaker: the state as it was written.
@@ -171,7 +171,7 @@ def resume(breaker: Breaker, away_seconds: float, rules: BreakerRules, jitter: f
 
 
 def assume_safe(name: BreakerName, rules: BreakerRules) -> Breaker:
-    """The safe state of a breaker that cannot be read: open, but closed for the hub."""
+    """The state assumed for a breaker that cannot be read: closed for `hub`, open for all others."""
     if name is BreakerName.HUB:
         return Breaker(name)
     return trip(Breaker(name), rules, 0.5, reason="its state could not be read")

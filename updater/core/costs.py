@@ -9,7 +9,7 @@ _MAX_DEGREES = 1000  # of freedom: beyond it the distribution is the normal one
 
 @dataclass(frozen=True, slots=True)
 class CostBucket:
-    """Seconds a row of batches of about one size on one device; on a CPU the runner's CPU seconds."""
+    """Cost per row, in seconds, of batches of similar size on one device; on a CPU the runner's CPU seconds."""
 
     device: str
     at_most_rows: int  # rows of a batch: such sizes are compared with each other alone
@@ -20,7 +20,7 @@ class CostBucket:
 
 @dataclass(frozen=True, slots=True)
 class CostComparison:
-    """What two revisions cost on batches of the same sizes, and whether chance explains the difference."""
+    """The costs of two revisions on batches of the same sizes, and the probability that they differ by chance."""
 
     candidate_batches: int
     active_batches: int
@@ -32,7 +32,7 @@ class CostComparison:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Mean and variance of one side of one size."""
+    """Mean and variance of one revision's costs at one batch size."""
 
     batches: int
     mean: float
@@ -48,11 +48,11 @@ def compare_costs(
     Welch's one-sided t-test of means with unequal variances (B. L. Welch, "The generalization of 'Student's' problem
     when several different population variances are involved", Biometrika 34, 1947), on the mean difference over
     sizes of batches, each weighted by n·m / (n + m) as in the test of Cochran (Biometrics 10, 1954). Strata are
-    needed because a row costs less in a large batch: more or fewer callers than before must not look like another
+    needed because a row costs less in a large batch: a change in the number of callers must not appear as a change in
     cost. The degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
 
-    Batches of the same minute are not independent, and a neighbour of the machine costs CPU seconds too: the test
-    alone would find differences that are none, which is what the factor is for.
+    Batches of the same minute are not independent, and other processes on the machine raise CPU seconds too, so the
+    test alone would report false differences; the factor prevents that.
     """
     pairs = list(_pairs(candidate, active))
     weights = [a.batches * b.batches / (a.batches + b.batches) for a, b in pairs]
@@ -114,7 +114,7 @@ def t_tail(t: float, degrees: int) -> float:
 
 
 def _pairs(candidate: Iterable[CostBucket], active: Iterable[CostBucket]) -> Iterator[tuple[_Sample, _Sample]]:
-    """The two sides of each device and size of which both have a variance."""
+    """Both revisions' samples for each device and size where both have a variance."""
     others = {(row.device, row.at_most_rows): row for row in active if row.batches > 1}
     for row in candidate:
         other = others.get((row.device, row.at_most_rows))
@@ -129,7 +129,7 @@ def _sample(row: CostBucket) -> _Sample:
 
 
 def _by_chance(difference: float, parts: list[tuple[float, int]]) -> float:
-    """The tail of t for a difference whose variance is a sum of parts, each with its degrees of freedom."""
+    """The tail probability of a difference whose variance is a sum of parts, each with its degrees of freedom."""
     variance = sum(part for part, _ in parts)
     if variance <= 0.0:
         return 0.0 if difference > 0.0 else 1.0

@@ -1,8 +1,7 @@
-"""Everything that the updater can do to the world, and everything that it can learn by it: two closed sets.
+"""Effects, which are all actions of the updater outside of its process, and their results: two closed sets.
 
-An effect is decided from the durable record, which was written before; performing it twice is the same as performing it
-once, and every one has a deadline. What comes of it is a result: what was learnt, None if there is nothing to learn, or
-a `EffectFailure`.
+An effect is decided from the durable record, which was written before. It is idempotent and has a deadline. Its result
+is a record of what was found, None if there is nothing to report, or an `EffectFailure`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class PollHub:
-    """Ask the hub for its revisions, and list the files of those that may be taken.
+    """List the hub's revisions, and the files of those that policy allows.
 
     Perform: `names = hub.revisions()`, then `hub.release(name)` for each of
     `watch.select_names(names, effect)`. Result: `Listed`.
@@ -42,7 +41,7 @@ class PollHub:
 class StageRevision:
     """Fetch a revision's declared files into this update's staging folder, bounded and resumable.
 
-    Perform: list again before and after; another listing than `source_digest` says is
+    Perform: list again before and after; if the listing's digest is not `source_digest` the result is
     `EffectFailure(NOT_READY, "LISTING_CHANGED")`. Result: `Staged`.
     """
 
@@ -56,11 +55,11 @@ class StageRevision:
 
 @dataclass(frozen=True, slots=True)
 class VerifyAndSeal:
-    """Verify what was staged (the numbered list), convert it and seal the bundle.
+    """Run the numbered checks on the staged files, convert them and seal the bundle.
 
-    For a new conversion of what is committed, the kept source files are taken instead. Sealed
-    already: the same answer at once. Result: `Sealed`. What the content is to blame for is
-    `EffectFailure(PERMANENT)`; reason `CONTENT_MISMATCH` if bytes are not what the listing says.
+    A reconversion of the committed revision uses the kept source files instead. If the bundle is sealed already, the
+    same result is returned at once. Result: `Sealed`. If the content is at fault: `EffectFailure(PERMANENT)`, with
+    reason `CONTENT_MISMATCH` if the bytes differ from the listing.
     """
 
     update_id: str
@@ -85,7 +84,7 @@ class LoadBundle:
 
 @dataclass(frozen=True, slots=True)
 class RunGate:
-    """Ask the candidate and the active slot all golden questions, or the built-in probes. Result: `Gated`.
+    """Send all golden questions, or the built-in probes, to the candidate and the active slot. Result: `Gated`.
 
     An interrupted gate counts as not run.
     """
@@ -109,7 +108,7 @@ class ActivateLoad:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask one slot some items in place of missing traffic. Result: `Probed`."""
+    """Send items to one slot in place of missing traffic. Result: `Probed`."""
 
     load_id: str
     items: int
@@ -156,9 +155,9 @@ class RetireLoad:
 
 @dataclass(frozen=True, slots=True)
 class CollectGarbage:
-    """Delete bundles, kept sources, staging folders and temporary files that nothing refers to.
+    """Delete unreferenced bundles, kept sources, staging folders and temporary files.
 
-    Named ones are kept, and of the others the newest, while all together are under the cap.
+    The named ones are kept, and the newest of the others as long as the total size is below the cap.
     Result: `Collected`.
     """
 
@@ -187,7 +186,7 @@ Effect = (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What the hub has."""
+    """The hub's revisions."""
 
     names: tuple[str, ...]  # all revisions, as the hub names them
     releases: tuple[Release, ...]  # the listed ones
@@ -195,7 +194,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A revision's declared files lie in the staging folder, each of the size and digest listed."""
+    """A revision's declared files are in the staging folder; sizes and digests match the listing."""
 
     source_digest: str
 
@@ -217,7 +216,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """The gate was run to its end; `gate.judge` judges the answers."""
+    """The gate is complete; `gate.judge` judges the answers."""
 
     answers: GateAnswers
 

@@ -119,7 +119,7 @@ class ServerState:
     generation: int
     slots: tuple[SlotSnapshot, ...]
     active_load_id: str  # empty if nothing is designated to answer
-    is_ready: bool  # health says SERVING for the model
+    is_ready: bool  # grpc.health.v1 reports SERVING for the model
     is_draining: bool = False
     last_ended_orderly: bool = False  # the incarnation before this one ended by a drain, as far as is known
     trial: TrialSnapshot | None = None
@@ -165,7 +165,7 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that a decision depends on beside the record and the rules; drawn for every step."""
+    """Everything that a decision depends on besides the record and the rules; read anew for every step."""
 
     now: datetime  # of the wall clock: for people, and clamped for the time away
     elapsed_seconds: float  # monotonic, since the step before; 0 in the first step of a process

@@ -60,7 +60,7 @@ def agreement(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def worse_by_chance(negative: int, positive: int) -> float:
-    """How likely an equally good candidate loses at least so often: the exact paired (McNemar) test, one-sided.
+    """Probability that an equally good candidate has at least this many negative flips: exact McNemar test, one-sided.
 
     Args:
         negative: questions that only the active model has right.
@@ -70,12 +70,12 @@ def worse_by_chance(negative: int, positive: int) -> float:
 
 
 def under_by_chance(right: int, questions: int, min_accuracy: float) -> float:
-    """Probability that a candidate of exactly this accuracy has so few right answers or fewer: exact binomial."""
+    """Probability that a candidate of accuracy `min_accuracy` has at most `right` right answers: exact binomial."""
     return at_least(questions - right, questions, 1.0 - min_accuracy)
 
 
 def at_least(successes: int, trials: int, chance: float) -> float:
-    """Probability of at least so many successes in so many trials."""
+    """Probability of at least `successes` successes in `trials` trials."""
     if successes <= 0:
         return 1.0
     if successes > trials or chance <= 0.0:

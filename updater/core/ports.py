@@ -63,11 +63,11 @@ class JournalUnusable(Exception):
 
 
 class Hub(Protocol):
-    """Where revisions are published. Its content is untrusted: nothing of it is checked yet."""
+    """A hub that publishes revisions. Its content is untrusted and unchecked."""
 
     @property
     def place(self) -> HubLocation:
-        """Which hub, and which repository of it; recorded in the bundles made from it."""
+        """The hub and the repository; recorded in the bundles that are converted from it."""
         ...
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class Hub(Protocol):
         ...
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
-        """List one revision. One that is not there: EffectFailed(PERMANENT, "REVISION_UNKNOWN")."""
+        """List one revision. If it does not exist: EffectFailed(PERMANENT, "REVISION_UNKNOWN")."""
         ...
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
@@ -92,18 +92,18 @@ class Control(Protocol):
     Reasons of failure are those of control.v1. Refusals map so: GENERATION_CONFLICT, DRAINING,
     NO_FREE_SLOT, LOAD_YIELDED, LOAD_UNKNOWN, NOT_LOADED, NOT_ON_TRIAL, SLOT_IN_USE and a server that
     cannot be reached (SERVER_UNREACHABLE) are TRANSIENT; LOAD_FAILED, LOAD_STALLED, DOES_NOT_FIT,
-    OUT_OF_MEMORY (both with the numbers, where the server knows them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
+    OUT_OF_MEMORY (both with the numbers of bytes, if the server reports them), BUNDLE_UNKNOWN, BUNDLE_BROKEN,
     BUNDLE_FOREIGN are PERMANENT.
     """
 
     def state(self, deadline_seconds: float) -> ServerState:
-        """GetStatus, reduced."""
+        """Call GetStatus; returns the fields that decisions use."""
         ...
 
     def load(
         self, bundle_digest: str, device: str, transaction_id: str, expected_generation: int, deadline_seconds: float
     ) -> str:
-        """LoadSlot to its end; returns the load id."""
+        """Call LoadSlot and wait until the load ends; returns the load id."""
         ...
 
     def activate(
@@ -114,44 +114,44 @@ class Control(Protocol):
         expected_generation: int,
         deadline_seconds: float,
     ) -> ServerState:
-        """ActivateSlot: begin a trial, extend its lease, or activate the previous slot again (lease 0)."""
+        """Call ActivateSlot: begin a trial, extend its lease, or activate the previous slot again (lease 0)."""
         ...
 
     def commit(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
     ) -> ServerState:
-        """CommitSlot."""
+        """Call CommitSlot."""
         ...
 
     def retire(
         self, load_id: str, transaction_id: str, expected_generation: int, deadline_seconds: float
     ) -> ServerState:
-        """RetireSlot."""
+        """Call RetireSlot."""
         ...
 
 
 class Golden(Protocol):
-    """The golden set of one model; asks a slot its questions, or built-in probes."""
+    """The golden set of one model; sends its questions, or built-in probes, to slots."""
 
     def facts(self) -> GoldenFacts:
         """The set as it is now; cheap, since every step calls it."""
         ...
 
     def run(self, load_id: str, active_load_id: str, digest: str, deadline_seconds: float) -> GateAnswers:
-        """Ask both slots all items of the set with this digest; empty digest: the built-in probes.
+        """Send all items of the set with this digest to both slots; empty digest: the built-in probes.
 
-        A set that has changed meanwhile: EffectFailed(INCONCLUSIVE, "GOLDEN_CHANGED"). A slot that is
-        gone: EffectFailed(TRANSIENT).
+        If the set has changed meanwhile: EffectFailed(INCONCLUSIVE, "GOLDEN_CHANGED"). If a slot was
+        emptied: EffectFailed(TRANSIENT).
         """
         ...
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
-        """Ask one slot some items; returns how many were answered, failed, and failed by NaN."""
+        """Send some items to one slot; returns how many were answered, failed, and failed by NaN."""
         ...
 
 
 class Store(Protocol):
-    """hotslot's folder on disk, of one model: staging folders, sealed bundles, kept sources, the pointer."""
+    """One model's part of the state folder: staging folders, sealed bundles, kept sources, the committed pointer."""
 
     def stage(
         self,
@@ -171,14 +171,14 @@ class Store(Protocol):
         ...
 
     def verify(self, folder: Path, source_digest: str, compatible_with: str) -> Provenance | None:
-        """Check a folder by the numbered list; what the revision is to blame for is EffectFailed(PERMANENT).
+        """Run the numbered checks on a folder; if the revision is at fault: EffectFailed(PERMANENT).
 
-        Returns where it came from and what it passed, to be sealed with it; None if that was not recorded.
+        Returns the provenance to seal into the bundle; None if it was not recorded.
         """
         ...
 
     def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
-        """Compare a sealed bundle with what serves (empty: nothing does): otherwise EffectFailed(PERMANENT)."""
+        """Compare a sealed bundle with the serving one (empty: none); if incompatible: EffectFailed(PERMANENT)."""
         ...
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
@@ -190,11 +190,11 @@ class Store(Protocol):
         ...
 
     def converts_to(self, installed: Installed) -> str:
-        """Bundle digest that this build makes of a kept source in its precision; empty if it is not kept."""
+        """Digest of the bundle that this build converts a kept source to, in its precision; empty if it is not kept."""
         ...
 
     def pointer(self) -> Installed | None:
-        """The model's row in the committed pointer. Unreadable: EffectFailed(PERMANENT)."""
+        """The model's row in the committed pointer. If it cannot be read: EffectFailed(PERMANENT)."""
         ...
 
     def write_pointer(self, installed: Installed | None) -> None:
@@ -204,7 +204,7 @@ class Store(Protocol):
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
     ) -> tuple[int, int]:
-        """Delete what nothing refers to; returns bytes freed and bytes still used."""
+        """Delete unreferenced files; returns bytes freed and bytes still used."""
         ...
 
 
@@ -214,7 +214,7 @@ class Converter(Protocol):
     def seal(
         self, folder: Path, revision: str, precision: str, deadline_seconds: float, provenance: Provenance | None
     ) -> str:
-        """Convert and seal; returns the bundle digest; at once if it is sealed already, as it was sealed then."""
+        """Convert a folder and seal the bundle; returns its digest. A bundle that is sealed already is not changed."""
         ...
 
 
@@ -233,6 +233,6 @@ class Journal(Protocol):
         """Write record and events in one transaction; after it returns they survive a power cut.
 
         Raises:
-            OSError: nothing was written; the caller goes on with the record that it had.
+            OSError: nothing was written; the caller continues with the previous record.
         """
         ...

@@ -37,7 +37,7 @@ class Differing:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The numbers and items that a verdict rests on."""
+    """The numbers and items that a verdict is based on."""
 
     measured: tuple[Measured, ...] = ()
     differing: tuple[Differing, ...] = ()  # the first ones
@@ -45,7 +45,7 @@ class Evidence:
 
 
 class Stage(StrEnum):
-    """The stage of an update; a stage `…ING` ends by itself."""
+    """The stage of an update; stages whose names end in ING are left without an operator."""
 
     IDLE = "IDLE"  # nothing to do
     STAGING = "STAGING"  # its files are being fetched
@@ -54,8 +54,8 @@ class Stage(StrEnum):
     ACTIVATING = "ACTIVATING"  # its trial is being started
     OBSERVING = "OBSERVING"  # it answers callers on trial
     COMMITTING = "COMMITTING"  # it is being committed
-    ROLLING_BACK = "ROLLING_BACK"  # what is committed is being restored
-    HELD = "HELD"  # a person must decide; what serves is untouched
+    ROLLING_BACK = "ROLLING_BACK"  # the committed revision is being restored
+    HELD = "HELD"  # a person must decide; the serving model is not changed
 
 
 class UpdateKind(StrEnum):
@@ -65,8 +65,8 @@ class UpdateKind(StrEnum):
     REQUESTED = "REQUESTED"  # an operator named a revision
     RECONVERT = "RECONVERT"  # this build converts the committed source into another bundle
     ROLLBACK = "ROLLBACK"  # an operator goes back to the previous committed revision
-    REVERT = "REVERT"  # what is committed no longer loads: the revision committed before is restored
-    FAILBACK = "FAILBACK"  # what is committed returns to the device that ran out of memory
+    REVERT = "REVERT"  # the committed revision no longer loads: the previous one is restored
+    FAILBACK = "FAILBACK"  # the committed revision returns to the device that ran out of memory
 
 
 class Outcome(StrEnum):
@@ -74,25 +74,25 @@ class Outcome(StrEnum):
 
     COMMITTED = "COMMITTED"  # it is committed
     REFUSED = "REFUSED"  # refused before it answered a caller
-    ROLLED_BACK = "ROLLED_BACK"  # it answered callers, and what was committed before was restored
-    ABANDONED = "ABANDONED"  # stopped without blame
+    ROLLED_BACK = "ROLLED_BACK"  # it served on trial, and the committed revision was restored
+    ABANDONED = "ABANDONED"  # stopped without counting a failure
 
 
 class HeldFor(StrEnum):
-    """What a person has to decide about."""
+    """The reason why an update waits for a person's decision."""
 
-    APPROVAL = "APPROVAL"  # policy asks a person
+    APPROVAL = "APPROVAL"  # the policy requires approval
     AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
     NOISE = "NOISE"  # it is worse, but not significantly: the golden set is too small
     SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model
     NO_GOLDEN = "NO_GOLDEN"  # there is no golden set
     GOLDEN_UNUSABLE = "GOLDEN_UNUSABLE"  # empty, unreadable or of another task
-    DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory, beside what serves
-    INCONCLUSIVE = "INCONCLUSIVE"  # the gate or the observation came to no verdict
+    DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory, beside the serving model
+    INCONCLUSIVE = "INCONCLUSIVE"  # the gate or the trial reached no verdict
     CONVERSION = "CONVERSION"  # this build's conversion of the committed source fails
     SERVER_CRASHED = "SERVER_CRASHED"  # the server died too often during a first install
     TAKEN_BACK = "TAKEN_BACK"  # the trial was ended by another client of the server
-    COMMITTED_BROKEN = "COMMITTED_BROKEN"  # what was committed no longer loads
+    COMMITTED_BROKEN = "COMMITTED_BROKEN"  # the committed revision no longer loads
     STUCK = "STUCK"  # too many steps, or a stage took too long
 
 
@@ -145,7 +145,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class GateKey:
-    """What a gate's verdict depends on: with the same key the gate is not run again."""
+    """Everything that a gate's verdict depends on: with the same key the gate is not run again."""
 
     bundle_digest: str
     golden_digest: str  # empty: built-in probes
@@ -160,7 +160,7 @@ class Ending:
     ends_in: EndsIn
     outcome: Outcome = Outcome.ABANDONED
     held_for: HeldFor | None = None
-    blamed: bool = False  # what was tried has failed; for a failback, the device
+    blamed: bool = False  # the candidate is at fault; for a failback, the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +181,11 @@ class Update:
     attempts: int = 0  # failed attempts of this stage's effect
     crashes: int = 0  # of the server, while it was on trial
     steps: int = 0  # stages entered, and starts of the updater; too many end in HELD
-    fresh_staging: bool = False  # the staged files did not verify: they are fetched once more from the beginning
+    fresh_staging: bool = False  # the staged files failed verification: they are fetched once more from the beginning
     stage_seconds: float = 0.0  # spent in this stage, restarts of the updater included
     retry_in_seconds: float = 0.0  # wait before the effect is tried again
     server_incarnation: str = ""  # of the server at activation
-    orderly: bool = False  # the server, or this updater, was stopped in good order during the trial
+    orderly: bool = False  # the server or the updater was stopped orderly during the trial
     at_activation: Counts = Counts()  # the bundle's counters before the trial
     probes_good: int = 0
     probes_bad: int = 0
@@ -197,7 +197,7 @@ class Update:
 
     @property
     def installed(self) -> Installed:
-        """What it becomes when it is committed."""
+        """The committed revision that this update becomes when it is committed."""
         return Installed(self.revision, self.source_digest, self.bundle_digest)
 
 
@@ -221,7 +221,7 @@ class KnownVersion:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the polls of the hub have shown."""
+    """The results of polling the hub."""
 
     seconds_to_poll: float = 0.0
     polls: int = 0  # how often the hub has answered
@@ -237,7 +237,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What is committed does not answer; since when, by the server's own counters."""
+    """The committed revision does not answer: since when, and the server's counters at that time."""
 
     server_incarnation: str
     restarts: int  # of all slots, when the trouble began
@@ -247,7 +247,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class CpuFallback:
-    """The server keeps the model off a device, because memory ran out there."""
+    """The server runs the model on the CPU, because a device ran out of memory."""
 
     device: str  # that ran out, for example "cuda:0"
     fallback_device: str  # the one in use instead
@@ -264,7 +264,7 @@ class ModelRecord:
     stage: Stage = Stage.IDLE
     update: Update | None = None
     committed: Installed | None = None
-    previous: Installed | None = None  # what was committed before it, kept on disk
+    previous: Installed | None = None  # the previous committed revision, kept on disk
     min_version: str = ""  # highest revision that was ever committed; never lowered
     quarantine: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()  # bundle digests that failed although their source is good

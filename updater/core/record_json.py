@@ -1,7 +1,7 @@
-"""A record as a plain JSON object and back: the one place where its form on disk is decided. Pure.
+"""Converts a record to a JSON object and back; defines its form on disk. Pure.
 
-The form follows the dataclasses by name. Whatever is not exactly as expected is refused, so that a record that cannot
-be trusted stops updates instead of steering them: an unknown key, another type, a newer schema. An older schema is
+The keys are the names of the dataclasses' fields. An unknown key, a wrong type or a newer schema is refused, so that a
+record that cannot be trusted stops updates instead of controlling them. An older schema is
 upgraded while it is read: keys and values that were renamed since get their new names, and what was added since gets
 its default.
 """
@@ -64,7 +64,7 @@ class RecordUnreadable(ValueError):
 
 
 def to_json(value: object) -> dict[str, Any]:
-    """A record, or a part of one that stands alone (an update, evidence), as a JSON object with its schema version."""
+    """A record, or a part of one that is stored separately (update, evidence), as a JSON object with schema version."""
     return {"schema_version": RECORD_SCHEMA, **_plain(value)}
 
 
@@ -72,7 +72,7 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
     """Read a record.
 
     Args:
-        row: what `to_json` made, by this build or an earlier one.
+        row: written by `to_json` of this build or an earlier one.
         rules: if given, a breaker that cannot be read is replaced by the safe one.
 
     Raises:
@@ -86,7 +86,7 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
 
 
 def read(kind: type[T], row: Mapping[str, Any]) -> T:
-    """Read a part of a record that stands alone, for example an `Evidence` of the audit trail.
+    """Read a part of a record that is stored separately, for example an `Evidence` of the audit trail.
 
     Such rows had no schema version in schema 1.
 

@@ -19,7 +19,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReleasePolicy:
-    """Which of the hub's names are releases, and which of those may be taken."""
+    """Which of the hub's revision names are releases, and which of those may be installed."""
 
     pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
     prereleases: bool = False
@@ -58,12 +58,12 @@ class ObserveRules:
     significance: float = 0.01  # of the test that compares them
     min_compared: int = 30  # batches, or answers, of each of the two before cost, or latency, is judged
     max_latency_factor: float = 2.0  # 95th percentile, of the previous slot's during the trial …
-    latency_margin_seconds: float = 0.05  # … and so much above it: less is noise
+    latency_margin_seconds: float = 0.05  # … and this much above it; smaller differences are noise
     probes_allowed: bool = True  # whether a trial without traffic may be committed on probes
     probes_at_once: int = 10
-    look_seconds: float = 1.0  # pause between two looks
-    trial_lease_seconds: float = 60.0  # without a renewal for so long the server ends the trial by itself
-    keep_warm_seconds: float = 60.0  # the previous slot is retired so long after a commit
+    look_seconds: float = 1.0  # pause between two readings of the server's state
+    trial_lease_seconds: float = 60.0  # the server ends the trial this long after the last renewal
+    keep_warm_seconds: float = 60.0  # time between a commit and the retirement of the previous slot
 
 
 def _stage_seconds() -> Mapping[Stage, float]:
@@ -108,14 +108,14 @@ class Rules:
     poll_jitter: float = 0.2  # share of it, on top
     max_steps: int = 40  # stages entered and starts of the updater in one update
     max_attempts: int = 3  # of one effect that fails without blame
-    max_fetch_attempts: int = 8  # of a transfer: with its pauses over eight minutes; given up, it begins anew
+    max_fetch_attempts: int = 8  # of a download, with pauses of more than 8 minutes in all; then the update is given up
     max_crashes: int = 3  # of the server during a first install
-    max_failed_loads: int = 3  # of what is committed, before the last committed is taken
-    max_restarts: int = 5  # of the slot that should answer, before the last committed is taken
+    max_failed_loads: int = 3  # of the committed bundle, before the updater reverts to the previous committed one
+    max_restarts: int = 5  # of the runner of the active slot, before the updater reverts to the previous committed one
     max_failures_an_hour: int = 3  # more failed updates open the activation breaker
     retry_seconds: float = 2.0  # pause before an effect that failed without blame is tried again
-    look_seconds: float = 1.0  # pause between two looks at the server, and after a failed effect
+    look_seconds: float = 1.0  # pause between two readings of the server's state, and after a failed effect
     abandoned_seconds: float = 600.0  # pause after an update that transient faults ended
     max_staged_bytes: int = 64 << 30
-    cap_bytes: int = 64 << 30  # of all bundles and sources that nothing refers to
+    cap_bytes: int = 64 << 30  # of all unreferenced bundles and sources
     device: str = "auto"  # `device` of the model's settings: where a first install is loaded

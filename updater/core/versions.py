@@ -1,4 +1,4 @@
-"""Versions: how a hub's revision names are read, ordered and held against the release policy. Pure."""
+"""Parses a hub's revision names as versions, orders them, and checks them by the release policy. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ Part = tuple[int, int, str]  # numbers before words, a missing pre-release after
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
-    """A release's place in the order of all releases of its model."""
+    """A parsed version; versions are ordered by precedence."""
 
     parts: tuple[Part, ...]
     prerelease: tuple[Part, ...]  # a release proper sorts behind its pre-releases
 
     @property
     def is_prerelease(self) -> bool:
-        """Whether it comes before a release proper."""
+        """Whether the version has a pre-release suffix, so that it is lower than the release itself."""
         return self.prerelease != _RELEASED
 
     @property
     def first(self) -> int:
-        """The first number, by which jumps are limited."""
+        """The major version; `max_major_jump` limits its increase."""
         return self.parts[0][1] if self.parts else 0
 
     @property
@@ -44,14 +44,14 @@ _RELEASED: tuple[Part, ...] = ((2, 0, ""),)
 
 
 def parse_version(name: str, policy: ReleasePolicy) -> Version | None:
-    """Read a hub's name; None if it is no release: a branch, or not of the pattern."""
+    """Parse a revision name; None if it is not a release: a branch, or a name that does not match the pattern."""
     if not name or len(name) > MAX_NAME_CHARS:
         return None
     return _by_pattern(name, policy.pattern) if policy.pattern else _by_semver(name)
 
 
 def is_after(name: str, min_version: str, policy: ReleasePolicy) -> bool:
-    """Whether a release is strictly greater than the minimal version; any release is, while there is none."""
+    """Whether a release is greater than the minimal version; always true without a minimal version."""
     version, least = parse_version(name, policy), parse_version(min_version, policy)
     if version is None:
         return False
@@ -59,7 +59,7 @@ def is_after(name: str, min_version: str, policy: ReleasePolicy) -> bool:
 
 
 def find_policy_refusal(version: Version, name: str, min_version: str, policy: ReleasePolicy) -> str:
-    """Why policy takes no release of this name, for people; empty if it may."""
+    """Why the policy does not allow a release of this name, for people; empty if it does."""
     least = parse_version(min_version, policy)
     if policy.pin not in ("", name):
         return f"policy pins {policy.pin}"
@@ -79,7 +79,7 @@ def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
 
 
 def choose_higher(first: str, second: str, policy: ReleasePolicy) -> str:
-    """The higher of two revisions; one that is no release loses."""
+    """The higher of two revisions; a name that is not a release is the lower one."""
     one, other = parse_version(first, policy), parse_version(second, policy)
     if one is None or (other is not None and other > one):
         return second if other is not None else first or second

@@ -1,6 +1,6 @@
-"""A local folder as a hub: `<hub>/<model>/<revision>/…` with a manifest. The default, and the way without a network.
+"""A local folder as a hub: `<hub>/<model>/<revision>/…` with a manifest. The default; needs no network.
 
-A revision may still be in the middle of being published: it is ready once every declared file is complete.
+A revision is ready once every declared file is complete; until then it is still being published.
 """
 
 import os

@@ -29,11 +29,11 @@ class RedirectChain:
 
     @property
     def may_carry_token(self) -> bool:
-        """Rule 4."""
+        """Whether the next request may carry the token (rule 4)."""
         return not self.has_left and self.current.origin == self.home.origin
 
     def may_reach(self, address: str, private_hosts: frozenset[str]) -> bool:
-        """Rule 2, for an IP address of the current host."""
+        """Whether an IP address of the current host is allowed (rule 2)."""
         is_configured = len(self.visited) == 1  # named by the operator, not by a redirect
         return is_configured or self.is_home_private or self.current.host in private_hosts or is_public(address)
 

@@ -28,7 +28,7 @@ class TokenReader:
         """The token; empty if none is configured.
 
         Raises:
-            EffectFailed: DENIED: the configured token is missing or malformed.
+            EffectFailed: the configured token is missing or malformed; of the kind DENIED.
         """
         if self._file is not None:
             return _check_token(self._read_file(self._file), "updater.hub_token_file")

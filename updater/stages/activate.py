@@ -12,7 +12,7 @@ _MAX_LOST = 2  # ends of the server in this stage: whether the trial had begun i
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
-    """Begin the trial. If it has begun and the record was not written, the same call extends its lease."""
+    """Begin the trial. If an earlier call has begun it and the record was not written, this call extends its lease."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
@@ -57,7 +57,7 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
 
 
 def _apply_lost(record: ModelRecord, facts: Facts, rules: Rules, reason: str, message: str) -> Transition:
-    """The server, or the candidate's load, is gone before it was known whether the trial had begun."""
+    """The server or the candidate's load ended before it was known whether the trial had begun."""
     update = record.under_way
     is_orderly = update.orderly or (facts.server is not None and facts.server.last_ended_orderly)
     if update.kind is UpdateKind.FAILBACK and not is_orderly:

@@ -19,12 +19,12 @@ class CommandEffect(StrEnum):
     """What a command does; see `TABLE`."""
 
     POLL = "POLL"  # the hub is polled now
-    REQUEST = "REQUEST"  # the hub is polled for the named revision, which is taken past policy
+    REQUEST = "REQUEST"  # the hub is polled for the named revision, which bypasses the policy
     SUPERSEDE = "SUPERSEDE"  # the failback under way is abandoned, then as REQUEST
-    REVERT = "REVERT"  # the revision committed before is restored; what is committed goes into quarantine
-    TAKE_BACK = "TAKE_BACK"  # the trial ends; its revision goes into quarantine; what is committed stays
-    ABANDON = "ABANDON"  # the update under way stops without blame, and updates are paused; what is committed stays
-    PAUSE = "PAUSE"  # no update starts by itself
+    REVERT = "REVERT"  # the previous committed revision is restored; the current one goes into quarantine
+    TAKE_BACK = "TAKE_BACK"  # the trial ends; its revision goes into quarantine; the committed one stays
+    ABANDON = "ABANDON"  # the update under way is abandoned, and updates are paused; the committed revision stays
+    PAUSE = "PAUSE"  # no update starts automatically
     RESUME = "RESUME"  # updates start again
     DECLINE = "DECLINE"  # the held update is given up, then as RESUME
     APPROVE = "APPROVE"  # the held update goes on
@@ -47,7 +47,8 @@ def _row(default: CommandEffect, *changes: tuple[tuple[Stage, ...], CommandEffec
     return MappingProxyType({stage: named.get(stage, default) for stage in Stage})
 
 
-# What each command does in each stage. A rollback takes back the newest: the update under way, or what is committed.
+# What each command does in each stage. A rollback applies to the update under way or, without one, to the committed
+# revision.
 TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
     {
         CommandKind.CHECK_NOW: _row(CommandEffect.POLL),
@@ -69,7 +70,7 @@ TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
         CommandKind.RESET_BREAKER: _row(CommandEffect.RESET),
     }
 )
-# Where a failback is under way: it changes a device and no revision, so that it is not what these commands are about.
+# While a failback is under way: it changes the device, not the revision, so these commands do not apply to it.
 FAILBACK_TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
     {
         CommandKind.UPDATE: _row(CommandEffect.SUPERSEDE, (_ENDING, CommandEffect.WAIT)),
@@ -80,7 +81,7 @@ FAILBACK_TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a command is refused, in the words of updates.v1."""
+    """Why a command is refused; the reasons are those of updates.v1."""
 
     reason: str  # for machines
     message: str  # for people
@@ -161,7 +162,7 @@ def _refuse_request(record: ModelRecord, revision: str, rules: Rules) -> Refusal
     if is_below:
         return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {least}, which was committed")
     if record.committed is not None and record.committed.revision == revision:
-        return Refusal("BELOW_MIN_VERSION", f"{revision} is what is committed")
+        return Refusal("BELOW_MIN_VERSION", f"{revision} is the committed revision")
     return None
 
 
@@ -179,7 +180,7 @@ def _poll(record: ModelRecord, _command: OperatorCommand, _facts: Facts) -> Tran
 
 
 def _request(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
-    """Remember the revision for the next poll, which is due now."""
+    """Record the revision for the next poll, which is due now."""
     record = replace(_poll_now(record), requested_revision=command.argument)
     return transitions.with_event(record, facts, "update_requested", f"an operator requested {command.argument}")
 
@@ -196,7 +197,7 @@ def _revert(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Tra
 
 def _take_back(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
     record, update = _pause_by_rollback(record), record.under_way
-    if update.kind is UpdateKind.RECONVERT:  # its source is what is committed
+    if update.kind is UpdateKind.RECONVERT:  # its source digest is the committed one
         record = transitions.block(record, update.bundle_digest)
     else:
         record = transitions.quarantine(record, facts, update.source_digest, update.revision, BY_HAND)
@@ -205,9 +206,9 @@ def _take_back(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> 
 
 
 def _abandon(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
-    """By a pause, or by a rollback of an update that no caller has met."""
+    """Abandon the update for a pause, or for a rollback before the candidate has served."""
     if command.kind is CommandKind.ROLLBACK:
-        message = f"an operator took {record.under_way.revision} back before it served; what is committed stays"
+        message = f"an operator took {record.under_way.revision} back before it served; the committed revision stays"
         return transitions.abandon(_pause_by_rollback(record), facts, BY_HAND, message)
     record, events = _pause(record, command, facts)
     record, abandoned = transitions.abandon(record, facts, "PAUSED", "an operator paused updates")

@@ -1,12 +1,12 @@
-"""Failback: what is committed returns to the device that ran out of memory. Pure.
+"""Failback: moves the committed revision back to the device that ran out of memory. Pure.
 
-The server falls back to the CPU by itself; coming back is a command, so it is the updater's. The `device` breaker opens
-once for each fallback. When its open time is over and nothing else is under way, an update of the kind FAILBACK loads
-the committed bundle on that device in the free slot, compares its answers with the serving slot's, tries it on callers
-with that slot still warm, and commits it. A failure is blamed on the device alone: the breaker opens again, for longer.
+The server falls back to the CPU by itself; the updater commands the return. The `device` breaker opens once for each
+fallback. When its open time is over and no update is under way, an update of the kind FAILBACK loads the committed
+bundle on that device in the free slot, compares its answers with the serving slot's, puts it on trial while that slot
+stays warm, and commits it. A failure counts only against the device: the breaker opens again, for longer.
 
-A release that appears meanwhile waits: a failback ends by itself within the breaker's probe time, and then the release
-is proven on the device that it will serve from. A revision that an operator requests does not wait.
+A release that appears meanwhile waits: a failback ends within the breaker's probe time, and the release is then tested
+on the device that it will serve from. A revision that an operator requests does not wait.
 """
 
 from dataclasses import replace
@@ -50,7 +50,7 @@ def start_if_due(record: ModelRecord, facts: Facts, rules: Rules) -> Transition 
 
 
 def is_due(record: ModelRecord, facts: Facts) -> bool:
-    """Whether the breaker allows a failback, and the model serves from its fallback device as the record says."""
+    """Whether the breaker allows a failback, and the model serves from the fallback device in the record."""
     server, fallback, committed = facts.server, record.cpu_fallback, record.committed
     if server is None or fallback is None or committed is None or record.paused:
         return False
@@ -63,7 +63,7 @@ def is_due(record: ModelRecord, facts: Facts) -> bool:
 
 
 def interrupt(record: ModelRecord, facts: Facts) -> Transition | None:
-    """Abandon a failback that has lost its reason; from COMMITTING on it is brought to its end."""
+    """Abandon a failback that is no longer needed or allowed; from COMMITTING on it is completed."""
     if not is_under_way(record) or record.stage not in _TRIED:
         return None
     if record.device.state is not BreakerState.HALF_OPEN:
@@ -74,16 +74,16 @@ def interrupt(record: ModelRecord, facts: Facts) -> Transition | None:
 
 
 def self_test(answers: GateAnswers) -> GateAnswers:
-    """For a failback the gate checks only that the candidate answers, and as the serving slot does.
+    """For a failback the gate checks only that the candidate answers and that its answers match the serving slot's.
 
-    Expectations and cost were judged when the bundle was committed; device seconds of two devices cannot be compared.
+    Expected answers and cost were judged when the bundle was committed; costs on two devices cannot be compared.
     """
     questions = tuple(replace(row, expected="") for row in answers.questions)
     return replace(answers, questions=questions, min_accuracy=0.0, candidate_seconds=0.0, active_seconds=0.0)
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
-    """COMMITTING of a failback: the server commits; the pointer says the same as before."""
+    """COMMITTING of a failback: the server commits; the pointer does not change."""
     update, server = record.under_way, facts.server
     if server is None:
         return Wait(rules.look_seconds, "the server cannot be reached")
@@ -96,7 +96,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
 
 
 def commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """The model answers from its device again: the breaker closes, and nothing else changes."""
+    """End a failback: the model serves from its device again, and the breaker closes."""
     update, server = record.under_way, facts.server
     is_told = server is not None and transitions.is_on_trial(update, server)
     if is_told or (server is not None and server.cpu_fallback is None):  # not if it has fallen back again since
@@ -109,7 +109,7 @@ def commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
 
 
 def note_fallback(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """Follow the server's CPU fallback: each opens the device breaker once, whenever it is first reported."""
+    """Record the server's CPU fallback; each one opens the device breaker once, when it is first reported."""
     server, limits = facts.server, rules.breakers[BreakerName.DEVICE]
     if server is None:
         return Transition(record)
@@ -130,10 +130,10 @@ def note_fallback(record: ModelRecord, facts: Facts, rules: Rules) -> Transition
 
 
 def report_probe(transition: Transition, facts: Facts, rules: Rules) -> Transition:
-    """Report to the device breaker how its probe ended, in the same transition in which that is decided.
+    """Report the end of a failback to the device breaker, in the transition that decides it.
 
-    A failback that was rolled back for what the device did has failed. One that was interrupted says nothing of the
-    device, and the next waits as long as this one did.
+    A failback that was rolled back because of the device counts as a failure. An interrupted one is neutral; the next
+    one waits as long as this one did.
     """
     record, events = transition
     if record.device.state is not BreakerState.HALF_OPEN:

@@ -1,7 +1,8 @@
 """COMMITTING and ROLLING_BACK: how an update ends. Pure.
 
-A commit is ordered: the stage is written, then the pointer, then the trial is ended for good, then the record says
-committed. Before the pointer is written a lost trial is rolled back; after it the commit stands, whatever happens.
+A commit has a fixed order: write the stage, write the pointer, commit the trial at the server, write the record as
+committed. A trial that is lost before the pointer is written is rolled back; after that the commit is completed in any
+case.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from updater.stages.transitions import Transition
 
 
 def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
-    """The pointer first, then the server, then the record; a failback changes no pointer."""
+    """Write the pointer, then commit at the server, then update the record; a failback writes no pointer."""
     if failback.is_under_way(record):
         return failback.decide_commit(record, facts, rules)
     update, server = record.under_way, facts.server
@@ -36,7 +37,7 @@ def decide_commit(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | W
 
 
 def apply_commit_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """The pointer is written, or the trial is committed: then the record is."""
+    """Apply the result of writing the pointer, or of committing the trial, after which the update ends."""
     if isinstance(result, EffectFailure):
         return reconcile.apply_result(record, effect, result, facts, rules)
     if not isinstance(effect, CommitLoad):
@@ -45,9 +46,10 @@ def apply_commit_result(record: ModelRecord, effect: Effect, result: Result, fac
 
 
 def is_committed(record: ModelRecord, facts: Facts) -> bool:
-    """Whether a commit has passed the point from which it stands.
+    """Whether a commit can no longer be rolled back.
 
-    The pointer says so; or it did, since the server has committed, or has started with it, and it was lost since.
+    That is so if the pointer names the candidate, or if it must have done so before it was lost: the server has
+    committed the candidate or has started with it.
     """
     if record.stage is not Stage.COMMITTING or failback.is_under_way(record):
         return False
@@ -57,7 +59,7 @@ def is_committed(record: ModelRecord, facts: Facts) -> bool:
 
 
 def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
-    """Restore what is committed; when it serves, the update ends as was recorded."""
+    """Restore the committed revision; once it serves, the update ends as recorded in `Ending`."""
     if reconcile.is_broken(record, facts, rules) and reconcile.can_go_back(record, facts):
         return reconcile.revert(record, facts)
     step = reconcile.restore(record, facts, rules)
@@ -74,10 +76,10 @@ def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect |
 
 
 def apply_stuck(record: ModelRecord, facts: Facts, _rules: Rules, why: str) -> Transition:
-    """Too many steps, or too much time: roll back, then a person decides."""
+    """Roll back an update that took too many steps or too much time, then hold it."""
     if record.stage is not Stage.ROLLING_BACK:
         return transitions.hold(record, facts, HeldFor.STUCK, why)
-    if failback.is_under_way(record):  # what is committed goes on being restored from IDLE
+    if failback.is_under_way(record):  # the committed revision goes on being restored from IDLE
         return transitions.end(record, facts, Outcome.ABANDONED, HeldFor.STUCK.value, why)
     ending = record.under_way.ending or Ending(EndsIn.HELD)
     ending = replace(ending, ends_in=EndsIn.HELD, held_for=ending.held_for or HeldFor.STUCK)
@@ -85,7 +87,7 @@ def apply_stuck(record: ModelRecord, facts: Facts, _rules: Rules, why: str) -> T
 
 
 def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """It serves for good: `min_version` rises, the activation breaker closes, the revision before is kept."""
+    """Commit the update: raises `min_version`, closes the activation breaker, keeps the previous revision."""
     update = record.under_way
     limits = rules.breakers[BreakerName.ACTIVATION]
     record = replace(
@@ -104,7 +106,7 @@ def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
 
 
 def _has_started_with(record: ModelRecord, facts: Facts) -> bool:
-    """Whether a restarted server serves the update, and the pointer that it started with cannot be read now."""
+    """Whether a restarted server serves the update although the pointer cannot be read now."""
     update, server = record.under_way, facts.server
     if facts.pointer_is_readable or server is None or server.trial is not None:
         return False
@@ -113,7 +115,7 @@ def _has_started_with(record: ModelRecord, facts: Facts) -> bool:
 
 
 def _try_again(record: ModelRecord, facts: Facts) -> Transition:
-    """The same sealed bundle is gated and tried once more, unless an operator has decided otherwise since."""
+    """Gate and try the same sealed bundle again, unless an operator's command forbids it."""
     update = record.under_way
     if record.is_quarantined(update.source_digest) and not (record.paused and not update.forced):
         return transitions.end(record, facts, Outcome.REFUSED, "QUARANTINED")
@@ -126,6 +128,6 @@ def _try_again(record: ModelRecord, facts: Facts) -> Transition:
 
 
 def _hold(record: ModelRecord, facts: Facts) -> Transition:
-    """A person must decide; nothing of the update is loaded any more."""
+    """Enter HELD, after the candidate was retired; a person must decide."""
     record = replace(transitions.enter(record, Stage.HELD, load_id=""), has_garbage=True)
     return transitions.with_event(record, facts, "update_held", record.under_way.message)

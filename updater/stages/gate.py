@@ -34,7 +34,7 @@ from updater.stages.transitions import Transition
 
 
 class GateVerdict(StrEnum):
-    """What follows from the gate."""
+    """The verdict of the gate."""
 
     PASS = "PASS"  # noqa: S105  a verdict, no password
     REFUSE = "REFUSE"  # its source digest goes into quarantine
@@ -43,7 +43,7 @@ class GateVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GateJudgement:
-    """A verdict, of one rule or of the whole gate."""
+    """The verdict of one rule or of the whole gate, with its reason."""
 
     verdict: GateVerdict
     reason: str  # for machines
@@ -57,9 +57,9 @@ _Check = tuple[list[Measured], list[GateJudgement]]
 
 
 def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
-    """Judge a gate's answers by the rules; one refusal refuses, and one hold holds."""
+    """Judge a gate's answers by the rules; the worst verdict of a rule is the result."""
     asked = [row for row in answers.questions if not _is_void(row)]
-    # An answer that ran out of memory is no wrong answer.
+    # A question that failed because memory ran out is not a wrong answer.
     fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
     measured: list[Measured] = []
     findings: list[GateJudgement] = []
@@ -76,9 +76,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
         findings += found
     if not asked:
         findings.append(
-            GateJudgement(
-                GateVerdict.HOLD, "NO_DATA", "nothing that both models could answer was asked", HeldFor.INCONCLUSIVE
-            )
+            GateJudgement(GateVerdict.HOLD, "NO_DATA", "no question was answered by both models", HeldFor.INCONCLUSIVE)
         )
     evidence = Evidence(
         tuple(measured), _list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
@@ -91,12 +89,12 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
 
 
 def _is_void(row: GoldenQuestion) -> bool:
-    """Whether both models failed the question: then the item is to blame."""
+    """Whether both models failed the question, so that the item is at fault."""
     return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
 
 
 def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
-    """No question that the active model answers may fail."""
+    """Refuse if the candidate fails a question that the active model answers."""
     failed = [row for row in asked if row.candidate.failure]
     not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
     measured = [
@@ -156,7 +154,7 @@ def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules:
 
 
 def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
-    """Accuracy and negative flips, by the exact paired test."""
+    """Compare accuracy and negative flips with the active model's, by the exact paired test."""
     negative, positive = negative_flips(active, right), positive_flips(active, right)
     by_chance = worse_by_chance(negative, positive)
     share, before, flips = accuracy(right), accuracy(active), negative / len(right)
@@ -201,9 +199,9 @@ def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Chec
 
 
 def _check_cost(answers: GateAnswers, rules: GateRules) -> _Check:
-    """Compares device seconds, since wall clock would count the live load beside the candidate too.
+    """Compare device seconds; wall-clock time would include the live load beside the candidate.
 
-    They vary with what else the machine does, and a slower model may be worth it: a person decides.
+    Device seconds vary with the load of the machine, and a slower model may be acceptable, so a person decides.
     """
     cost, before = answers.candidate_seconds, answers.active_seconds
     if min(cost, before) < rules.min_cost_seconds and not before >= rules.min_cost_seconds:
@@ -245,7 +243,7 @@ _LOST_BUNDLE = frozenset({"BUNDLE_UNKNOWN", "BUNDLE_BROKEN"})
 
 
 def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
-    """Load the candidate beside what serves, then ask both the golden questions."""
+    """Load the candidate beside the active slot, then send the golden questions to both."""
     update, server = record.under_way, facts.server
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is tried again")
@@ -255,7 +253,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     if server is None or server.is_draining:
         return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
     if record.committed is not None and (server.active is None or server.loaded(server.active_load_id) is None):
-        return Wait(rules.look_seconds, "what is committed is being loaded")
+        return Wait(rules.look_seconds, "the committed revision is being loaded")
     slot = transitions.find_slot(update, server)
     if slot is None or server.loaded(slot.load_id) is None or slot.load_id != update.load_id:
         return _load(record, server, slot)
@@ -267,7 +265,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """The candidate is loaded, or judged, or neither could be done."""
+    """Apply the result of the candidate's load or of the gate."""
     match effect:
         case LoadBundle() if _is_candidate(record, effect) and isinstance(result, Loaded):
             return _apply_loaded(record, result, facts)
@@ -282,7 +280,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def find_golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
-    """Why there is nothing to judge a candidate by; a first install may be judged by built-in probes."""
+    """Why the golden set cannot be used to judge a candidate; a first install may use built-in probes instead."""
     if facts.golden.problem:
         return HeldFor.GOLDEN_UNUSABLE
     if not facts.golden.digest and record.committed is not None:
@@ -291,7 +289,7 @@ def find_golden_problem(record: ModelRecord, facts: Facts) -> HeldFor | None:
 
 
 def build_gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> GateKey:
-    """What the verdict depends on. At a first install a set without expectations cannot judge anything."""
+    """The inputs of the verdict. At a first install a set without expected answers cannot be used."""
     golden = facts.golden
     is_usable = bool(golden.digest) and not golden.problem and (golden.expected > 0 or record.committed is not None)
     digest = golden.digest if is_usable else ""
@@ -299,7 +297,7 @@ def build_gate_key(record: ModelRecord, facts: Facts, slot: SlotSnapshot) -> Gat
 
 
 def _is_candidate(record: ModelRecord, load: LoadBundle) -> bool:
-    """Whether a load is the candidate's; what is committed may have to be loaded again meanwhile."""
+    """Whether a load is the candidate's and not a reload of the committed revision."""
     update = record.under_way
     return (load.bundle_digest, load.device) == (update.bundle_digest, update.device)
 
@@ -310,7 +308,7 @@ def _apply_loaded(record: ModelRecord, result: Loaded, facts: Facts) -> Transiti
 
 
 def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:  # noqa: PLR0911  one line a case
-    """The candidate does not fit, is broken, is missing on disk, or its slot was needed."""
+    """Apply a failed load: the candidate does not fit, is broken, is missing on disk, or its slot was needed."""
     update, why = record.under_way, f"{failed.reason}: {failed.message}"
     if failed.reason in MOVED:
         return Transition(record.with_update(retry_in_seconds=rules.look_seconds))
@@ -331,7 +329,7 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
 
 
 def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules) -> Transition:
-    """The gate ran to its end: activate, refuse, or hold."""
+    """Judge a completed gate, then activate, refuse, or hold."""
     update, answers, server = record.under_way, result.answers, facts.server
     if server is None:
         raise RuntimeError("the gate was run without a server")
@@ -352,7 +350,7 @@ def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules)
 def _pass(
     record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, judgement: GateJudgement | None = None
 ) -> Transition:
-    """The candidate may be tried on callers, unless policy asks a person first."""
+    """Activate the candidate, or hold it if the policy requires approval."""
     update, evidence = record.under_way, None if judgement is None else judgement.evidence
     is_wanted = update.approved or update.forced or failback.is_under_way(record)
     if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
@@ -370,13 +368,13 @@ def _pass(
 
 
 def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
-    """The gate was interrupted: it counts as not run, and one that never comes to an end passes nothing."""
+    """Retry an interrupted gate, which counts as not run; hold after too many attempts."""
     why = f"{failed.reason}: {failed.message}"
     if failed.reason in transitions.MEMORY_REASONS:
         message = transitions.describe_shortage(record.under_way.revision, failed)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if record.under_way.attempts + 1 >= rules.max_attempts:
-        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate came to no verdict: {why}")
+        return transitions.hold(record, facts, HeldFor.INCONCLUSIVE, f"the gate reached no verdict: {why}")
     record = transitions.retry_later(record.with_update(load_id=""), rules)
     return transitions.with_event(record, facts, "gate_interrupted", why)
 
@@ -391,7 +389,7 @@ def _load(record: ModelRecord, server: ServerState, slot: SlotSnapshot | None) -
 
 def _advise_on_golden(problem: HeldFor, facts: Facts) -> str:
     if problem is HeldFor.GOLDEN_UNUSABLE:
-        return f"the golden set cannot be used ({facts.golden.problem}); `hotslot golden show` says why"
+        return f"the golden set cannot be used ({facts.golden.problem}); `hotslot golden show` shows why"
     return (
         "there is no golden set to prove it on: keep the active model's answers with `hotslot golden record FOLDER`, "
         "name the folder in hotslot.toml, and resume; or approve this digest"

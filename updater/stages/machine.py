@@ -1,8 +1,8 @@
 """The updater's state machine: `refresh`, `decide`, `apply_result`. Pure.
 
-The loop repeats one sentence: look at the facts, refresh the record, decide one step, perform its effect if it has one,
-apply the result, write the record. The record is written before the next effect, so that a stage is durable before
-anything of that stage happens; what is found half done is done again.
+The loop repeats: read the facts, refresh the record, decide one step, perform its effect if it has one, apply the
+result, write the record. The record is written before the next effect, so that a stage is durable before its effects
+are performed; an effect that was interrupted is performed again.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,14 +49,13 @@ Step = Effect | Wait | Transition
 _Decide = Callable[[ModelRecord, Facts, Rules], Step]
 _ApplyResult = Callable[[ModelRecord, Effect, Result, Facts, Rules], Transition]
 _RESTING = frozenset({Stage.IDLE, Stage.HELD})
-_ROLLBACK_STEPS = 20  # a rollback may take so many more steps than an update before it is given up
+_ROLLBACK_STEPS = 20  # steps that a rollback may take beyond the limit of an update
 
 
 def refresh(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """The record brought up to the facts: time has passed, and the server reports what it reports.
+    """The record updated by the facts: timers are advanced, and the server's reports are recorded.
 
-    In the first step of a process this is all that happens: that the process has started is written before anything
-    else.
+    The first step of a process does only this, so that the start of the process is written before anything else.
     """
     if facts.is_first:
         return Transition(transitions.begin_life(record, facts, rules))
@@ -70,7 +69,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandRes
 
     Args:
         record: refreshed with these facts.
-        facts: drawn just now.
+        facts: read just now.
         rules: thresholds, limits and policies of this model.
 
     Raises:
@@ -95,10 +94,10 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     """The record after an effect.
 
     Args:
-        record: the one that the effect was decided from.
-        effect: what was decided and performed.
-        result: what came of it.
-        facts: the ones that the effect was decided from.
+        record: from which the effect was decided.
+        effect: was performed.
+        result: of the effect.
+        facts: from which the effect was decided.
         rules: thresholds, limits and policies of this model.
     """
     match effect:
@@ -114,7 +113,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def _complete(record: ModelRecord, transition: Transition, facts: Facts, rules: Rules) -> Transition:
-    """Report the end of a failback to its breaker; an illegal transition raises, and nothing of it is written."""
+    """Report the end of a failback to its breaker; raises RuntimeError for an illegal transition."""
     before, after = record.stage, transition.record.stage
     if after is not before and after not in TRANSITIONS[before]:
         raise RuntimeError(f"{before} must not lead to {after}")
@@ -134,7 +133,7 @@ def _over_limit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition |
     if limit is None or update.stage_seconds <= limit:
         return None
     if is_rollback and (server is None or server.is_draining):
-        return None  # a server that comes back serves what is committed
+        return None  # a restarted server serves the committed revision
     apply_deadline = _STAGES[record.stage].apply_deadline
     return apply_deadline(record, facts, rules, f"{record.stage} took more than {limit:.0f} s")
 
@@ -147,7 +146,7 @@ def _retry_after_deadline(record: ModelRecord, facts: Facts, _rules: Rules, mess
 
 
 def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
-    """Restore what is committed; then start an update of our own; then collect garbage; then poll the hub."""
+    """In order: restore the committed revision, start a failback or reconversion, collect garbage, poll the hub."""
     if record.committed is None and facts.pointer is not None:
         return _adopt_pointer(record, facts, rules)
     may_revert = record.stage is Stage.IDLE or reconcile.can_go_back(record, facts)
@@ -166,7 +165,7 @@ def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
 
 
 def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """A pointer that is there before the record knows of anything committed, for example of an imported bundle."""
+    """Adopt the committed pointer into a record without a committed revision, for example after an import."""
     installed = facts.pointer
     if installed is None:
         raise RuntimeError("there is no pointer")
@@ -177,7 +176,7 @@ def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transitio
 
 
 def _start_reconversion(record: ModelRecord, facts: Facts) -> Transition | None:
-    """Convert what is committed again, if this build converts it otherwise; it is proven as any candidate."""
+    """Start a reconversion of the committed source if this build converts it differently; it is gated as any update."""
     committed, wanted = record.committed, facts.committed_converts_to
     if committed is None or record.paused or not wanted or not record.activation.may_begin:
         return None
@@ -217,7 +216,7 @@ def _apply_collected(record: ModelRecord, result: Result, facts: Facts) -> Trans
     return Transition(record)
 
 
-# STAGING, VERIFYING and GATING: the server still serves what is committed, or is made to first.
+# STAGING, VERIFYING and GATING: the committed revision serves, or is restored first.
 
 
 def _decide_staging(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
@@ -234,7 +233,7 @@ def _decide_gating(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
 
 
 def _restore_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Step | None:
-    """A step that restores what is committed; None if it serves, or if the server cannot be reached."""
+    """A step that restores the committed revision; None if it serves, or if the server cannot be reached."""
     if reconcile.is_broken(record, facts, rules):
         return reconcile.revert(record, facts)
     if record.committed is None and facts.server is not None and facts.server.trial is None:
@@ -244,7 +243,7 @@ def _restore_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str
 
 
 class _StageFunctions(NamedTuple):
-    """One stage: its step, what follows from its effects, and what follows if it takes too long."""
+    """The functions of one stage: decide a step, apply a result, and apply an exceeded deadline."""
 
     decide: _Decide
     apply_result: _ApplyResult = reconcile.apply_result

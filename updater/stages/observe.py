@@ -1,4 +1,4 @@
-"""OBSERVING: the candidate answers callers on trial, until it is kept, taken back or held. Pure."""
+"""OBSERVING: the candidate serves on trial, until it is kept, rolled back or held. Pure."""
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -49,7 +49,7 @@ _HELD_FOR = {
 
 @dataclass(frozen=True, slots=True)
 class TrialJudgement:
-    """A verdict and the numbers that it rests on."""
+    """A verdict and the numbers that it is based on."""
 
     verdict: TrialVerdict
     reason: str = ""
@@ -60,9 +60,9 @@ class TrialJudgement:
 def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: ObserveRules) -> TrialJudgement:
     """Judge a trial by what was counted since activation.
 
-    Failures are compared with the baseline frozen then, device seconds with all that the previous revision has
-    computed, and latency with what the previous slot answered during the trial: wall clock depends as much on what else
-    the machine does as on a revision.
+    Failures are compared with the baseline at activation, device seconds with those of all batches of the previous
+    revision, and latency with that of the previous slot's answers during the trial, because wall-clock time depends on
+    the load of the machine as much as on the revision.
     """
     counted = subtract_counts(transitions.find_counts(update, server), update.at_activation)
     total = counted.answered + counted.failed
@@ -82,7 +82,7 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
             return TrialJudgement(_choose_verdict(counted), wrong.name.upper(), message, evidence)
     judgement = _judge_window(update, counted, rules, numbers, evidence)
-    # Once, when nothing else is left to wait for: a test that is repeated at every look finds noise sooner or later.
+    # Tested once, at the end of the window: a test that is repeated at every step finds noise sooner or later.
     slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)
     if judgement.verdict not in _KEPT or slower is None or update.may_be_slower:
         return judgement
@@ -107,7 +107,7 @@ def subtract_counts(now: Counts, before: Counts) -> Counts:
 
 
 def percentile(counts: Counts, share: float) -> float:
-    """Seconds within which this share of the answers came, from bucket counts; 0 without answers."""
+    """Latency within which this share of the requests was answered, from bucket counts; 0 without answers."""
     latency, bounds = counts.latency, counts.latency_bounds
     wanted, passed = share * sum(latency), 0.0
     if wanted <= 0 or not bounds:
@@ -138,7 +138,7 @@ def _find_early_end(update: Update, counted: Counts, rules: ObserveRules) -> str
 def _judge_window(  # noqa: PLR0911  one line a case
     update: Update, counted: Counts, rules: ObserveRules, numbers: str, evidence: Evidence
 ) -> TrialJudgement:
-    """The verdict by time and number of answers, where no measured number has failed."""
+    """The verdict by time and number of answers, if no measured number exceeds its threshold."""
     total = counted.answered + counted.failed
     if update.stage_seconds < rules.window_seconds:
         return TrialJudgement(TrialVerdict.WAIT, message=numbers, evidence=evidence)
@@ -150,7 +150,7 @@ def _judge_window(  # noqa: PLR0911  one line a case
             return TrialJudgement(TrialVerdict.PROBE, message=numbers, evidence=evidence)
         failed = counted.failed + update.probes_bad
         if total + asked < rules.min_answers:
-            return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", "neither requests nor probes got through", evidence)
+            return TrialJudgement(TrialVerdict.NO_DATA, "NO_DATA", "no requests and no probes were answered", evidence)
         if failed <= max(1.0, rules.error_margin * (total + asked)):
             message = f"{numbers}, {update.probes_good} of {asked} probes answered"
             return TrialJudgement(TrialVerdict.KEEP_ON_PROBES, "KEPT_ON_PROBES", message, evidence)
@@ -162,7 +162,7 @@ def _judge_window(  # noqa: PLR0911  one line a case
 
 
 def _choose_verdict(counted: Counts) -> TrialVerdict:
-    """ROLL_BACK, or DOES_NOT_FIT where most failures are for want of memory."""
+    """ROLL_BACK, or DOES_NOT_FIT if most failures are out-of-memory errors."""
     is_memory = counted.out_of_memory > 0 and counted.out_of_memory * 2 >= counted.failed and not counted.not_finite
     return TrialVerdict.DOES_NOT_FIT if is_memory else TrialVerdict.ROLL_BACK
 
@@ -187,7 +187,7 @@ def _measure(update: Update, counted: Counts, baseline: Counts, rules: ObserveRu
 def _compare_with_previous(
     counted: Counts, server: ServerState, trial: TrialSnapshot, rules: ObserveRules
 ) -> list[Measured]:
-    """Cost and latency compared with the previous slot's, where there is enough of both."""
+    """Cost and latency compared with the previous slot's, if there are enough measurements of both."""
     slot = next((row for row in server.slots if row.load_id and row.load_id == trial.previous_load_id), None)
     previous = trial.baseline if slot is None else server.counts_of(slot.bundle_digest, slot.device)
     rows = []
@@ -235,7 +235,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """Probes were answered, or the lease was extended; after a failure the next facts show how things are."""
+    """Count the probes' answers, or the renewed lease; a failed effect needs no action before the next facts."""
     if isinstance(result, Probed):
         update = record.under_way
         good, bad = update.probes_good + result.good, update.probes_bad + result.bad
@@ -244,7 +244,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def find_end_reason(record: ModelRecord, facts: Facts) -> str:
-    """Why the update's trial is over, for machines; empty if it is not, or if the server cannot be asked."""
+    """Reason for the end of the update's trial; empty if it goes on or the server cannot be reached."""
     update, server = record.under_way, facts.server
     if server is None:
         return ""
@@ -258,7 +258,7 @@ def find_end_reason(record: ModelRecord, facts: Facts) -> str:
 
 
 def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> Transition:
-    """The trial is over without a commit; the reason says what is to blame."""
+    """End an update whose trial ended without a commit; the reason decides whether the candidate is at fault."""
     update = record.under_way
     if reason == "SERVER_STOPPED":
         return _apply_server_stopped(record, facts, rules)
@@ -268,15 +268,15 @@ def end_trial(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> T
         return transitions.fail_failback(record, facts, reason, "its trial ran out before there was a verdict")
     if reason in _BLAMELESS_ENDS:
         return transitions.retry(record, facts, reason, "the trial ended without blame")
-    message = f"the trial of {update.revision} was ended from elsewhere"
+    message = f"the trial of {update.revision} was ended by another client of the server"
     return transitions.hold(record, facts, HeldFor.TAKEN_BACK, message)
 
 
 def adapt_rules(update: Update, rules: Rules) -> ObserveRules:
-    """How an update's trial is judged.
+    """The rules for an update's trial.
 
-    The bundle of a failback is known to be good: a verdict needs no callers, and one death, or one answer that is not
-    finite, says enough of the device.
+    The bundle of a failback is known to be good, so a verdict needs no requests, and one crash of the runner or one
+    answer with NaN is enough to fail it.
     """
     if update.kind is not UpdateKind.FAILBACK:
         return rules.observe
@@ -284,7 +284,7 @@ def adapt_rules(update: Update, rules: Rules) -> ObserveRules:
 
 
 def note_draining(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Record whether the server drains during the trial; an orderly stop of this updater alone is forgotten."""
+    """Record whether the server drains during the trial; an orderly stop of the updater alone is cleared."""
     if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING) or facts.server is None:
         return record
     if facts.server.incarnation != record.under_way.server_incarnation:
@@ -293,7 +293,7 @@ def note_draining(record: ModelRecord, facts: Facts) -> ModelRecord:
 
 
 def _keep(record: ModelRecord, facts: Facts, judgement: TrialJudgement) -> Transition:
-    """The candidate has proven itself on callers: only the commit is left."""
+    """The candidate has passed its trial: commit it."""
     record = transitions.enter(
         record,
         Stage.COMMITTING,
@@ -312,7 +312,7 @@ def _take_back(record: ModelRecord, facts: Facts, rules: Rules, judgement: Trial
 
 
 def _apply_server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
-    """An orderly stop blames nothing; a crash is blamed on the candidate, at a first install only if it repeats."""
+    """Retry after an orderly stop; a crash counts against the candidate, at a first install only if it repeats."""
     update, server = record.under_way, facts.server
     if update.orderly or (server is not None and server.last_ended_orderly):
         return transitions.retry(record, facts, "SERVER_STOPPED", "the server was stopped in good order")
@@ -327,7 +327,7 @@ def _apply_server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Tr
 
 
 def _ran_out_of_memory(record: ModelRecord, facts: Facts) -> bool:
-    """Whether the server ended the trial for want of memory on its device, and not because the slot was needed."""
+    """Whether the server ended the trial because memory ran out, and not because the slot was needed."""
     last = None if facts.server is None else facts.server.last_trial
     if last is None or last.reason not in transitions.MEMORY_REASONS:
         return False

@@ -1,6 +1,6 @@
-"""Restoring what is committed, from any state of the server. Pure.
+"""Restores the committed revision, from any state of the server. Pure.
 
-Used at rest, while an update has not touched the server yet, and to roll back: one mechanism for all.
+Used in IDLE and HELD, in the stages before a candidate is loaded, and for rollbacks.
 """
 
 from dataclasses import replace
@@ -40,13 +40,13 @@ _MAX_PAUSE_SECONDS = 60.0
 
 
 def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Effect | Wait | None:
-    """One step towards a server that serves what is committed, a pointer that says so, and no other load.
+    """One step towards this state: the committed revision serves, the pointer names it, and no other load exists.
 
-    Serving comes before the pointer, and the pointer before the end of a trial.
+    Serving is restored before the pointer, and the pointer before a trial is ended.
 
     Args:
-        record: what is committed.
-        facts: how things are.
+        record: names the committed revision.
+        facts: the current state.
         rules: limits.
         keep: bundle digest of a candidate that is not retired.
 
@@ -65,7 +65,7 @@ def restore(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") 
 
 
 def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
-    """Whether what is committed has failed to load so often that it is given up."""
+    """Whether the committed bundle has failed to load so often that it is given up."""
     trouble = record.trouble
     if trouble is None or record.committed is None:
         return False
@@ -78,13 +78,13 @@ def is_broken(record: ModelRecord, facts: Facts, rules: Rules) -> bool:
 
 
 def can_go_back(record: ModelRecord, facts: Facts) -> bool:
-    """Whether the previous committed bundle is there to go back to."""
+    """Whether the previous committed bundle still exists, so that it can be restored."""
     previous = record.previous
     return previous is not None and previous.bundle_digest in facts.sealed
 
 
 def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
-    """Record since when what is committed does not answer, or that it answers."""
+    """Record since when the committed revision does not answer, or that it answers."""
     server = facts.server
     if record.committed is None or server is None:
         return record
@@ -101,7 +101,7 @@ def note_trouble(record: ModelRecord, facts: Facts) -> ModelRecord:
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """A step of `restore` is done, or failed; the next facts show what is left to do."""
+    """Apply the result of a step of `restore`; the next facts show which steps remain."""
     if isinstance(result, EffectFailure):
         if isinstance(effect, LoadBundle):
             return _apply_load_failed(record, result, facts, rules)
@@ -114,7 +114,10 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def revert(record: ModelRecord, facts: Facts) -> Transition:
-    """What is committed no longer loads: restore the last committed revision, then hold. `min_version` stays."""
+    """Restore the previous committed revision, because the current one no longer loads, then hold.
+
+    `min_version` stays.
+    """
     broken = record.committed
     if broken is None:
         raise RuntimeError("nothing is committed")
@@ -122,7 +125,7 @@ def revert(record: ModelRecord, facts: Facts) -> Transition:
     message = f"{broken.revision} no longer loads here"
     update = _build_rollback(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
     if can_go_back(record, facts) and record.previous is not None:
-        message += f"; {record.previous.revision} is put back"
+        message += f"; {record.previous.revision} is restored"
         record = transitions.block(record, broken.bundle_digest)
         record = replace(record, committed=record.previous, previous=None, trouble=None)
     update = replace(update, reason=BROKEN, message=message)
@@ -131,7 +134,7 @@ def revert(record: ModelRecord, facts: Facts) -> Transition:
 
 
 def roll_back_committed(record: ModelRecord, facts: Facts) -> Transition:
-    """An operator takes back what is committed; `can_go_back` must hold."""
+    """Roll back the committed revision at an operator's command; `can_go_back` must hold."""
     bad, good = record.committed, record.previous
     if bad is None or good is None:
         raise RuntimeError("there is nothing to roll back to")
@@ -166,7 +169,7 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
 
 
 def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | Wait | None:
-    """One step towards serving what is committed; None if it is what answers."""
+    """One step towards serving the committed revision; None if it is active."""
     target = "" if record.committed is None else record.committed.bundle_digest
     name = record.update.update_id if record.update is not None else "reconcile"
     trial, active = server.trial, server.active
@@ -176,7 +179,7 @@ def _serve(record: ModelRecord, server: ServerState, rules: Rules) -> Effect | W
         return RetireLoad(trial.load_id, name, server.generation)
     if trial is not None:
         if server.loaded(trial.load_id) is None:
-            return Wait(rules.look_seconds, "what is committed is being loaded again")
+            return Wait(rules.look_seconds, "the committed revision is being loaded again")
         return CommitLoad(trial.load_id, name, server.generation)
     if not target or (active is not None and active.bundle_digest == target):
         return None
@@ -216,7 +219,7 @@ def _clear(record: ModelRecord, server: ServerState, keep: str) -> RetireLoad | 
 
 
 def _is_change_of_device(server: ServerState, trial: TrialSnapshot) -> bool:
-    """Whether the previous slot holds the same bundle: the trial of a failback, which was not proven to its end."""
+    """Whether the previous slot holds the same bundle, so that the trial is of a failback."""
     previous = next((slot for slot in server.occupied if slot.load_id == trial.previous_load_id), None)
     return previous is not None and previous.bundle_digest == trial.bundle_digest
 

@@ -12,12 +12,12 @@ from updater.core.versions import parse_version
 from updater.stages import reconcile, transitions
 from updater.stages.transitions import Transition
 
-# What is wrong on this machine says nothing about the hub.
+# Errors of this machine, which are not failures of the hub.
 LOCAL_REASONS = frozenset({"DISK_FULL", "QUOTA_EXCEEDED", "READ_ONLY", "IO_FAILED", "TOO_LARGE"})
 
 
 def decide(record: ModelRecord, _facts: Facts, rules: Rules) -> Effect | Wait:
-    """Fetch, or wait before the next attempt."""
+    """Fetch the files, or wait before the next attempt."""
     update = record.under_way
     if update.retry_in_seconds > 0:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is fetched again")
@@ -31,7 +31,7 @@ def decide(record: ModelRecord, _facts: Facts, rules: Rules) -> Effect | Wait:
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """The files are there, or could not be fetched."""
+    """Apply the result of a download."""
     match result:
         case Staged():
             return _apply_staged(record, result, facts, rules)
@@ -42,32 +42,32 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def apply_deadline(record: ModelRecord, facts: Facts, rules: Rules, message: str) -> Transition:
-    """The stage, or VERIFYING, took too long."""
+    """Give up an update whose STAGING or VERIFYING took too long."""
     return give_up(record, facts, rules, f"DEADLINE: {message}")
 
 
 def give_up(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Transition:
-    """Stop without blame; the revision is taken up again after `abandoned_seconds`."""
+    """Abandon the update; the revision is tried again after `abandoned_seconds`."""
     record, events = transitions.abandon(record, facts, why.partition(":")[0], why)
     watch = replace(record.watch, seconds_to_poll=rules.abandoned_seconds, message=why)
     return Transition(replace(record, watch=watch), events)
 
 
 def give_up_until_next_poll(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Transition:
-    """The revision is not complete on the hub: neither an update nor a failure."""
+    """Abandon the update until the next poll, since the revision is not complete on the hub; no failure is counted."""
     record, events = transitions.abandon(record, facts, "NOT_READY", why)
     pause = max(record.watch.seconds_to_poll, rules.look_seconds)
     return Transition(replace(record, watch=replace(record.watch, seconds_to_poll=pause, message=why)), events)
 
 
 def refuse_quarantined(record: ModelRecord, facts: Facts) -> Transition:
-    """The content is in quarantine under another name: nothing is learnt by refusing it again."""
+    """Abandon an update whose content is already in quarantine under another name; no failure is counted."""
     message = f"the content of {record.under_way.revision} is in quarantine"
     return transitions.end(record, facts, Outcome.REFUSED, "QUARANTINED", message)
 
 
 def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rules) -> Transition:
-    """From now on this is the content of the version."""
+    """Record the staged digest as the content of the version, then verify it."""
     update = record.under_way
     if update.source_digest and result.source_digest != update.source_digest:
         return give_up_until_next_poll(record, facts, rules, f"{update.revision} changed while it was fetched")

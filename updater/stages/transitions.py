@@ -53,19 +53,19 @@ def make_event(
     outcome: Outcome | None = None,
     evidence: Evidence | None = None,
 ) -> Event:
-    """An event with the update as it stands in this record."""
+    """An event with this record's update."""
     return Event(facts.now, record.model, record.stage, name, message, record.update, outcome, evidence)
 
 
 def with_event(
     record: ModelRecord, facts: Facts, name: str, message: str = "", *, evidence: Evidence | None = None
 ) -> Transition:
-    """The record as it is, and one event."""
+    """The unchanged record with one event."""
     return Transition(record, (make_event(record, facts, name, message, evidence=evidence),))
 
 
 def start(record: ModelRecord, update: Update, stage: Stage, facts: Facts) -> Transition:
-    """Start an update in its first stage; an update that is HELD is abandoned for it."""
+    """Start an update in its first stage; abandons an update that is HELD."""
     record, events = end(record, facts, Outcome.ABANDONED, "SUPERSEDED") if record.update else Transition(record)
     record = replace(record, stage=stage, update=replace(update, steps=1))
     what = f"{_STARTED[update.kind]} {update.revision}" + (f" to {update.device}" if update.device else "")
@@ -85,7 +85,7 @@ def retry_later(record: ModelRecord, rules: Rules) -> ModelRecord:
 
 
 def end(record: ModelRecord, facts: Facts, outcome: Outcome, reason: str = "", message: str = "") -> Transition:
-    """End the update under way. The server must serve what is committed already, or be restored from IDLE."""
+    """End the update under way. The server must serve the committed revision already, or be restored from IDLE."""
     update = record.under_way
     record = record.with_update(reason=reason or update.reason, message=message or update.message, ending=None)
     ended = replace(record, stage=Stage.IDLE)
@@ -103,9 +103,9 @@ def roll_back(
     evidence: Evidence | None = None,
     name: str = "rollback_began",
 ) -> Transition:
-    """Begin to restore what is committed; how the update ends after that is recorded now.
+    """Begin to restore the committed revision; `ending` records how the update ends after that.
 
-    A failback is never retried by itself: its next attempt is up to the device breaker.
+    A failback is not retried: the device breaker decides about the next attempt.
     """
     if record.under_way.kind is UpdateKind.FAILBACK and ending.ends_in is not EndsIn.IDLE:
         ending = Ending(EndsIn.IDLE, Outcome.ABANDONED)
@@ -114,12 +114,12 @@ def roll_back(
 
 
 def retry(record: ModelRecord, facts: Facts, reason: str, message: str) -> Transition:
-    """Roll back without blame; the sealed bundle is then gated and tried again, as long as its steps last."""
+    """Roll back without counting a failure; the sealed bundle is then gated again, within the limit of steps."""
     return roll_back(record, facts, Ending(EndsIn.RETRY), reason, message)
 
 
 def abandon(record: ModelRecord, facts: Facts, reason: str, message: str) -> Transition:
-    """Stop the update under way without blame; whatever it has loaded is retired first."""
+    """Stop the update under way without counting a failure; its load is retired first."""
     if record.stage in (Stage.STAGING, Stage.VERIFYING):
         return end(record, facts, Outcome.ABANDONED, reason, message)
     return roll_back(record, facts, Ending(EndsIn.IDLE, Outcome.ABANDONED), reason, message)
@@ -128,7 +128,7 @@ def abandon(record: ModelRecord, facts: Facts, reason: str, message: str) -> Tra
 def hold(
     record: ModelRecord, facts: Facts, held_for: HeldFor, message: str, *, evidence: Evidence | None = None
 ) -> Transition:
-    """Leave the decision to a person; the candidate is retired first. A failback fails instead."""
+    """Hold the update for a person's decision; the candidate is retired first. A failback fails instead."""
     if record.under_way.kind is UpdateKind.FAILBACK:
         return fail_failback(record, facts, held_for.value, message, evidence=evidence)
     ending = Ending(EndsIn.HELD, held_for=held_for)
@@ -162,7 +162,7 @@ def refuse(
 def fail_failback(
     record: ModelRecord, facts: Facts, reason: str, message: str, *, evidence: Evidence | None = None
 ) -> Transition:
-    """A failback has failed: the model stays on its fallback device, and only the device is to blame."""
+    """End a failed failback: the model stays on its fallback device; the failure counts only against the device."""
     was_on_trial = record.stage in (Stage.OBSERVING, Stage.COMMITTING)
     outcome = Outcome.ROLLED_BACK if was_on_trial else Outcome.ABANDONED
     ending = Ending(EndsIn.IDLE, outcome, blamed=True)
@@ -203,7 +203,7 @@ def remember_version(record: ModelRecord, version: str, source_digest: str) -> M
 
 
 def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:
-    """Record a bundle digest that is never loaded again, although its source may be converted otherwise."""
+    """Block a bundle digest from being loaded again; its source digest is not quarantined."""
     if not bundle_digest or bundle_digest in record.blocked:
         return record
     return replace(record, blocked=(*record.blocked, bundle_digest))
@@ -223,12 +223,12 @@ def is_on_trial(update: Update, server: ServerState) -> bool:
 
 
 def find_counts(update: Update, server: ServerState) -> Counts:
-    """What the server has counted of the update's bundle since it started."""
+    """The server's counters of the update's bundle since the server started."""
     return server.counts_of(update.bundle_digest, update.device)
 
 
 def list_spare_slots(server: ServerState) -> list[SlotSnapshot]:
-    """Loads that may be retired: not the active one, and not the server's own load of a CPU fallback."""
+    """Loads that may be retired: all but the active one and the server's own load of a CPU fallback."""
     return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
 
 
@@ -240,14 +240,14 @@ def describe_shortage(revision: str, fault: EffectFailure) -> str:
     """Why a load did not fit, for people.
 
     Args:
-        revision: that was loaded.
-        fault: with one of `MEMORY_REASONS`.
+        revision: whose load failed.
+        fault: its reason is one of `MEMORY_REASONS`.
     """
     shortage = fault.shortage or Shortage("")
     where = f" on {shortage.device}" if shortage.device else " in memory"
     if fault.reason == "DOES_NOT_FIT":
-        return f"{revision} does not fit beside what serves{where}" + _numbers(shortage)
-    return f"{revision} ran out of memory{where} beside what serves" + _numbers(shortage)
+        return f"{revision} does not fit beside the serving model{where}" + _numbers(shortage)
+    return f"{revision} ran out of memory{where} beside the serving model" + _numbers(shortage)
 
 
 def _numbers(shortage: Shortage) -> str:
@@ -257,7 +257,7 @@ def _numbers(shortage: Shortage) -> str:
     return f": it needs {shortage.needed_bytes / _GIB:.2f} GiB{free}"
 
 
-_LAZY_SECONDS = 10.0  # by so much the timers of the written record may lag behind
+_LAZY_SECONDS = 10.0  # by which the timers of the written record may lag behind
 _UNDER_WAY = frozenset(Stage) - {Stage.IDLE, Stage.HELD}
 
 
@@ -285,10 +285,10 @@ def let_time_pass(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecor
 
 
 def begin_life(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
-    """The first step of a process: a start of the updater counts as a step of the update under way.
+    """Record the start of the updater, which counts as a step of the update under way.
 
-    Breakers were open while the updater was away; how long that was is the wall clock's word, which can only shorten a
-    wait that ends anyway.
+    Open breakers are advanced by the time since the last write, by the wall clock. A wrong clock can only shorten that
+    wait.
     """
     away = 0.0 if record.written_at is None else (facts.now - record.written_at).total_seconds()
     record = replace(
@@ -305,14 +305,14 @@ def begin_life(record: ModelRecord, facts: Facts, rules: Rules) -> ModelRecord:
 
 
 def note_orderly_stop(record: ModelRecord) -> ModelRecord:
-    """The last write of a process that was asked to stop: if the whole stack stops, the trial ends without blame."""
+    """Record an orderly stop of the updater, so that a trial that ends with the whole stack counts as no failure."""
     if record.stage not in (Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING):
         return record
     return record.with_update(orderly=True)
 
 
 def is_worth_writing(written: ModelRecord, record: ModelRecord) -> bool:
-    """Whether a record differs from the written one by more than a little time."""
+    """Whether a record differs from the written one by more than a short advance of the timers."""
     if written.stage is not record.stage or _timeless(written) != _timeless(record):
         return True
     pairs = zip(_timers(written), _timers(record), strict=True)

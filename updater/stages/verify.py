@@ -8,7 +8,7 @@ from updater.stages import reconcile, stage, transitions
 from updater.stages.transitions import Transition
 
 DEFAULT_PRECISION = "float32"
-# Bytes on our disk that are not what was listed.
+# The bytes on disk differ from the listing.
 _FETCHED_AGAIN = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH"})
 _PRECISION_SECONDS = 30.0  # longest wait for a server that has not reported its devices
 
@@ -20,7 +20,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait:
         return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is verified again")
     precision = _precision_of(facts, rules)
     if not precision and update.stage_seconds < _PRECISION_SECONDS:
-        return Wait(rules.look_seconds, "the server has not said what it computes with")
+        return Wait(rules.look_seconds, "the server has not reported its devices yet")
     return VerifyAndSeal(
         update_id=update.update_id,
         revision=update.revision,
@@ -32,7 +32,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait:
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
-    """A bundle is sealed, or the files were refused."""
+    """Apply the result of verification and sealing."""
     match result:
         case Sealed():
             return _apply_sealed(record, result, facts, rules)
@@ -47,7 +47,7 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
     if record.is_quarantined(result.source_digest):
         return stage.refuse_quarantined(record, facts)
     if result.source_digest != update.source_digest:
-        return transitions.refuse(record, facts, rules, "SOURCE_MISMATCH", "what was sealed is not what was listed")
+        return transitions.refuse(record, facts, rules, "SOURCE_MISMATCH", "the sealed source is not the listed one")
     if result.bundle_digest in record.blocked:
         return transitions.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
     record = transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
@@ -55,7 +55,7 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
-    """Bytes that are not what was listed are fetched once more; what is wrong with the content is refused."""
+    """Fetch files once more if their bytes differ from the listing; refuse the revision for any other fault."""
     update = record.under_way
     why = f"{failed.reason}: {failed.message}"
     is_ours = update.kind is UpdateKind.RECONVERT

@@ -1,4 +1,4 @@
-"""Watching the hub: when it is polled, which names are listed, and which release is taken, if any. Pure."""
+"""Watches the hub: when it is polled, which revisions are listed, and which release is chosen. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were publis
 def select_names(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
     """Choose the names whose files one poll lists: the highest releases and the committed one.
 
-    A name that an operator requests is listed whatever it looks like. Of the names that policy refuses only the highest
-    is, so that it can be reported: many of them must not hide one that may be taken.
+    A name that an operator requests is always listed. Of the names that policy refuses only the highest is listed, for
+    the report; more of them would use up the limit and hide a release that is allowed.
     """
     if look.only:
         return (look.only,) if look.only in names else ()
@@ -44,7 +44,7 @@ def select_names(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
 
 
 def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
-    """Ask the hub, if it is time and the hub breaker allows it."""
+    """Poll the hub if the next poll is due and the hub breaker allows it."""
     is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
     if not is_due or not record.hub.may_begin:
         return None
@@ -58,16 +58,16 @@ def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
 
 
 def apply_result(record: ModelRecord, result: Listed | EffectFailure, facts: Facts, rules: Rules) -> Transition:
-    """The hub has answered, or not."""
+    """Apply the result of a poll."""
     if isinstance(result, Listed):
         return _apply_listed(record, result, facts, rules)
-    if result.reason == "REVISION_UNKNOWN":  # deleted between two questions: the hub is well
+    if result.reason == "REVISION_UNKNOWN":  # deleted between two requests; not a failure of the hub
         return _apply_listed(record, Listed((), ()), facts, rules)
     return _apply_failed(record, result, facts, rules)
 
 
 def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
-    """Take the requested revision, or the highest acceptable release, or say why none is taken."""
+    """Start an update to the requested revision or the highest acceptable release, or record why there is none."""
     requested = record.requested_revision
     record = _note_answer(record, listed, facts, rules)
     if requested:
@@ -102,7 +102,7 @@ def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules
 
 
 def _note_listing(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
-    """Record since when the listing is what it is: a mirror that has stopped answers, and never changes."""
+    """Record when the listing last changed: a mirror that is no longer updated returns the same listing for ever."""
     rows = sorted(listed.names)  # a poll for one requested revision lists the files of that one alone
     listing = sha256("\n".join(rows).encode()).hexdigest()
     if listing != watch.listing:
@@ -115,7 +115,7 @@ def _note_listing(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> W
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
-    """The hub breaker counts it, unless a person must change a permission; the next poll waits as the hub asks."""
+    """Count a failed poll at the hub breaker, unless a permission is missing; honours the hub's Retry-After."""
     why = f"{failed.reason}: {failed.message}"
     limits, hub, is_open = rules.breakers[BreakerName.HUB], record.hub, not record.hub.may_begin
     if not is_open:
@@ -133,7 +133,7 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
 
 
 def _draw_poll_seconds(facts: Facts, rules: Rules) -> float:
-    """Seconds to the next poll; spread, so that the machines of a fleet do not poll together."""
+    """Seconds until the next poll, with jitter, so that the machines of a fleet do not poll at the same time."""
     return rules.poll_seconds * (1.0 + rules.poll_jitter * facts.jitter)
 
 
@@ -142,12 +142,12 @@ class Choice:
     """The release chosen from a listing, if any."""
 
     release: Release | None = None  # to be taken
-    newest: str = ""  # the highest that policy allows
+    newest: str = ""  # the highest release that policy allows
     why_not: str = ""  # for people: why the highest release is not taken
 
 
 def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
-    """The highest release that is whole, allowed and not in quarantine."""
+    """Choose the highest release that is complete, allowed and not in quarantine."""
     newest, why_not = "", ""
     for version, release in _sort_by_version(listed, rules.policy):
         if not _is_news(record, release, rules):
@@ -171,7 +171,7 @@ def find_refusal(record: ModelRecord, version: Version, release: Release, rules:
     if by_name:
         return by_name
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
-        return f"{name} has the same content as what is committed"
+        return f"{name} has the same content as the committed revision"
     if record.is_quarantined(release.source_digest):
         return f"{name} is in quarantine"
     if release.source_digest and known not in (None, release.source_digest):
@@ -180,7 +180,7 @@ def find_refusal(record: ModelRecord, version: Version, release: Release, rules:
 
 
 def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
-    """Whether a release is greater than the minimal version, or equals it and was let out of quarantine."""
+    """Whether a release is greater than the minimal version, or equals it and was taken out of quarantine."""
     if is_after(release.revision, record.min_version, rules.policy):
         return True
     is_unquarantined = release.source_digest in record.unquarantined
@@ -188,7 +188,7 @@ def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
 
 
 def _sort_by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
-    """Releases, highest first, without the old ones that only stand there to be compared."""
+    """Releases, highest first, without those that were listed only to compare their digests."""
     found = [(parse_version(release.revision, policy), release) for release in listed.releases]
     known = [(version, release) for version, release in found if version is not None]
     return sorted(known, key=lambda row: (row[0], row[1].revision), reverse=True)
@@ -207,21 +207,21 @@ def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
     if record.paused:
         return f"{name} waits: updates are paused"
     if rules.mode is Mode.MANUAL:
-        return f"{name} waits: policy takes nothing by itself"
+        return f"{name} waits: in this mode an operator starts updates"
     if not record.activation.may_begin:
         return f"{name} waits: {record.activation.reason or 'too many updates failed'}"
     return ""
 
 
 def _take_requested(record: ModelRecord, name: str, listed: Listed, facts: Facts) -> Transition:
-    """An operator named it: past policy, never past quarantine or the gate."""
+    """Start the update that an operator requested; it bypasses the policy, but not quarantine or the gate."""
     release = next((release for release in listed.releases if release.revision == name), None)
     if release is None:
         return transitions.with_event(record, facts, "revision_unknown", f"the hub has no {name}")
     if record.is_quarantined(release.source_digest):
         return transitions.with_event(record, facts, "revision_quarantined", f"{name} is in quarantine")
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
-        return transitions.with_event(record, facts, "revision_committed", f"{name} is what is committed")
+        return transitions.with_event(record, facts, "revision_committed", f"{name} is the committed revision")
     if not release.is_ready:
         message = f"{name} is not complete: {release.missing}"
         return transitions.with_event(record, facts, "revision_not_ready", message)
@@ -242,7 +242,7 @@ def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind)
 
 
 def _raise_alarms(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
-    """A known version with another digest: an event the first time it is listed; it is never taken."""
+    """Raise an alarm, once, for each known version that is listed with another digest; such a release is not taken."""
     events: list[Event] = []
     for version, release in _sort_by_version(listed, rules.policy):
         known = record.known_digests.get(version.text)

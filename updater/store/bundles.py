@@ -207,7 +207,7 @@ class BundleStore:
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
     ) -> tuple[int, int]:
-        """Delete what nothing refers to; returns bytes freed and bytes still used."""
+        """Delete unreferenced files; returns bytes freed and bytes still used."""
         updates = frozenset({keep_update_id} - {""})
         references = self._others() | garbage.References(keep_bundles, keep_sources, updates)
         try:

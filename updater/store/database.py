@@ -1,4 +1,4 @@
-"""The journal's file: SQLite with a rollback journal and one connection; a commit is on the disk when it returns.
+"""The journal's file: SQLite with a rollback journal and one connection; a commit is on disk when the call returns.
 
 Rules that make it safe:
  1. One connection, held under an exclusive lock: no other process reads or writes the file meanwhile.
@@ -68,11 +68,11 @@ class Database:
     """The one connection. From any thread; a lock serialises changes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the journal; make it if it is not there.
+        """Open the journal; create it if it is missing.
 
         Raises:
-            JournalUnreadable: it is there, and cannot be trusted.
-            JournalNotWritten: it cannot be made, or not be brought up to this schema.
+            JournalUnreadable: the file exists and cannot be trusted.
+            JournalNotWritten: it cannot be created, or cannot be upgraded to this schema.
         """
         self._path = path
         self._lock = threading.RLock()
@@ -87,7 +87,7 @@ class Database:
             self._connection.close()
 
     def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        """Read.
+        """Read the rows of a query.
 
         Raises:
             JournalUnreadable: it cannot be read any more.
@@ -122,7 +122,7 @@ class Database:
                 raise
 
     def _open_anew_if_suspect(self) -> None:
-        """Reopen the file after a failed write, as after a crash: after a failed sync only the disk is trusted."""
+        """Reopen the file after a failed write, as after a crash: the page cache may differ from the disk."""
         if self._is_suspect:
             self._connection.close()
             self._connection = _open(self._path)

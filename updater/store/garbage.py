@@ -1,4 +1,4 @@
-"""Deletes what nothing refers to. A folder is renamed first, so that no half-deleted folder keeps its name."""
+"""Deletes unreferenced files and folders. A folder is renamed first, so that no half-deleted folder keeps its name."""
 
 import contextlib
 import os

@@ -30,7 +30,7 @@ class PastEvent:
 
 @dataclass(frozen=True, slots=True)
 class PastUpdate:
-    """An update as it stood at its last event."""
+    """An update in its state at its last event."""
 
     model: str
     update: Update
@@ -40,19 +40,19 @@ class PastUpdate:
 
 
 class Journal:
-    """From any thread; a failed write leaves everything as it was."""
+    """The journal. From any thread; a failed write changes nothing."""
 
     def __init__(self, path: Path, rules: Rules | None = None, subscribers: Subscribers | None = None) -> None:
-        """Open it; make it if it is not there.
+        """Open the journal; create it if it is missing.
 
         Args:
             path: of the file; its folder exists.
-            rules: give breakers that cannot be read their safe state.
+            rules: used for the safe state of breakers that cannot be read.
             subscribers: receivers for which events are queued; default: none.
 
         Raises:
-            JournalUnreadable: it is there, and cannot be trusted.
-            JournalNotWritten: it cannot be made.
+            JournalUnreadable: the file exists and cannot be trusted.
+            JournalNotWritten: it cannot be created.
         """
         self._rules = rules
         self._database = Database(path)
@@ -75,7 +75,7 @@ class Journal:
             return from_json(_object(rows[0][0]), self._rules)
 
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
-        """Write record and events in one transaction; when it returns they survive everything.
+        """Write record and events in one transaction; after the call returns they survive a power cut.
 
         Raises:
             JournalNotWritten: an OSError; nothing was written.
@@ -142,7 +142,7 @@ class Journal:
         ]
 
     def evidence(self, update_id: str) -> list[Evidence]:
-        """What was measured of one update, by stage."""
+        """The measurements of one update, by stage."""
         rows = self._database.rows("SELECT row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))
         with _trusted():
             return [read(Evidence, _object(row)) for (row,) in rows]

@@ -132,7 +132,7 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
     if (row.revision, record.committed.revision, record.min_version) != (wanted, wanted, wanted):
         return f"pointer {row.revision}, record {record.committed.revision}, floor {record.min_version}, not {wanted}"
     if cycle.serving != row.bundle_digest:
-        return "what serves is not what is committed"
+        return "what serves is not the committed revision"
     if (BAD in revision) != any(entry.revision == revision for entry in record.quarantine):
         return f"quarantine: {[entry.revision for entry in record.quarantine]}"
     bundle = read_bundle(bundle_folder(state, row.bundle_digest))

@@ -23,7 +23,7 @@ def strange(*answers: Answered) -> list[str]:
 
 
 def test_committed_revisions_and_trials_explain_their_answers() -> None:
-    """What is committed, what is newer and on trial, and calls that were under way at a commit."""
+    """The committed revision, what is newer and on trial, and calls that were under way at a commit."""
     assert (
         strange(
             answered(50.0, "v1"),

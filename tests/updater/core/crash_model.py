@@ -7,7 +7,7 @@ a trial lease expires; callers send requests; a revision is published, or publis
 send commands; a card runs out of memory under the active slot, and the open time of the device breaker passes.
 
 In each state the invariants are checked, and each state is followed without further faults until it rests: then what
-serves is what is committed, no other load is left, and the newest good revision is committed unless a person has to
+serves is the committed one, no other load is left, and the newest good revision is committed unless a person has to
 decide.
 """
 

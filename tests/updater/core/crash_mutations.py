@@ -26,7 +26,7 @@ _fail_failback = transitions.fail_failback
 
 @contextlib.contextmanager
 def no_reconcile() -> Iterator[None]:
-    """What is committed is never restored."""
+    """The committed revision is never restored."""
     with patch.object(reconcile, "restore", lambda *_, **__: None):
         yield
 
@@ -101,7 +101,7 @@ def failback_outlives_its_breaker() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unproven_device_kept() -> Iterator[None]:
-    """An unfinished trial of another device is committed when what is committed is restored."""
+    """An unfinished trial of another device is committed when the committed revision is restored."""
     with patch.object(reconcile, "_is_change_of_device", lambda *_: False):
         yield
 

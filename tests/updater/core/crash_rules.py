@@ -20,9 +20,9 @@ def state_violations(world: World) -> Iterator[str]:
         if world.kind_of(pointer.bundle_digest) not in (Kind.GOOD, Kind.DOUBTED):
             yield "a bad model is committed"
     if record.committed is not None and record.committed.bundle_digest not in world.sealed:
-        yield "what is committed is not on disk"
+        yield "the committed revision is not on disk"
     if record.committed is not None and record.is_quarantined(record.committed.source_digest):
-        yield "what is committed is in quarantine"
+        yield "the committed revision is in quarantine"
     if server.serving and world.kind_of(server.serving) in (Kind.CORRUPT, Kind.REFUSED):
         yield "what failed verification or its gate answers callers"
     if server.is_up and pointer is not None and not server.serving:
@@ -91,7 +91,7 @@ def rest_violations(world: World) -> Iterator[str]:
     if server.serving != committed:
         yield "at rest another model serves than is committed"
     if world.pointer != record.committed:
-        yield "at rest the pointer is not what is committed"
+        yield "at rest the pointer is not the committed revision"
     if server.on_trial:
         yield "at rest a trial goes on"
     if any(bundle and number != server.active for number, bundle in enumerate(server.slots)):

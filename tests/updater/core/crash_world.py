@@ -69,7 +69,7 @@ class Published:
         return f"bundle {self.content} {self.kind}"
 
 
-FIRST = Published("1.0.0", Kind.GOOD, "one")  # what is committed where something is
+FIRST = Published("1.0.0", Kind.GOOD, "one")  # the committed revision where something is
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,13 +142,13 @@ def test_each_cell_of_the_table_is_what_happens(two: World, kind: CommandKind, s
 
 @pytest.mark.parametrize("stage", [Stage.STAGING, Stage.VERIFYING, Stage.GATING])
 def test_a_rollback_before_an_update_serves_abandons_the_update_alone(two: World, stage: Stage) -> None:
-    """What is committed stays, nothing is blamed, the sentence says so, and a second rollback goes further back."""
+    """The committed revision stays, no failure is counted, and a second rollback goes back further."""
     bring(two, stage)
     two.command(CommandKind.ROLLBACK)
     two.settle()
     assert (two.serving, two.committed, two.quarantined) == ("1.1.0", "1.1.0", set())
     assert two.last("update_abandoned").message == (
-        "an operator took 1.2.0 back before it served; what is committed stays"
+        "an operator took 1.2.0 back before it served; the committed revision stays"
     )
 
     two.command(CommandKind.ROLLBACK)

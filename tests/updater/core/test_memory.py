@@ -81,7 +81,7 @@ def test_the_message_says_how_much_memory_is_missing(carded: World) -> None:
     """In GiB, with the device."""
     candidate_planned(carded)
     carded.tick_until(Stage.HELD)
-    expected = "1.1.0 does not fit beside what serves on cuda:0: it needs 5.00 GiB, 2.00 GiB are free"
+    expected = "1.1.0 does not fit beside the serving model on cuda:0: it needs 5.00 GiB, 2.00 GiB are free"
     assert expected == carded.record.under_way.message
 
 

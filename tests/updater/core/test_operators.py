@@ -87,7 +87,7 @@ def test_a_rollback_restores_the_revision_before_pauses_and_quarantines(world: W
 
 
 def test_a_rollback_during_a_trial_takes_back_the_trial(world: World) -> None:
-    """What is committed is not touched."""
+    """The committed revision is not touched."""
     world.publish("1.1.0")
     world.tick_until(Stage.OBSERVING)
     world.command(CommandKind.ROLLBACK)

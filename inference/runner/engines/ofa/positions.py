@@ -1,8 +1,8 @@
 """Attention biases that depend on positions only.
 
-The encoder's tokens are the picture's patches followed by the text. A bias is the product of two learned projections of
-absolute positions, shared by all layers, plus a learned value for the relative position within the picture or the text,
-of each layer (or shared by all).
+The encoder's tokens are the picture's patches followed by the text. A bias is the sum of two terms: the product of
+two learned projections of absolute positions, which all layers share, and a learned value for the relative position
+within the picture or the text, which each layer has of its own (or which all layers share).
 """
 
 import sys
