@@ -1,6 +1,6 @@
-"""Lists the files of the server that one Predict visits, in order: `python -m dev.scripts.visited`."""
+"""Lists the files that one Predict and one update visit, in order: `python -m dev.scripts.visited`."""
 
 import runpy
 
 if __name__ == "__main__":
-    runpy.run_module("tests.server.request_path", run_name="__main__")  # it stands beside the simulator that it needs
+    runpy.run_module("tests.visits", run_name="__main__")  # it needs the tests' simulators
