@@ -115,7 +115,7 @@ class PolicySection(Section):
     ] = ""
     prereleases: Annotated[bool, Field(description="whether pre-releases such as 1.2.0-rc.1 are installed")] = False
     max_major_jump: Annotated[
-        int, Field(ge=0, le=10**9, description="most steps of the first number at once; 0: any")
+        int, Field(ge=0, le=10**9, description="largest allowed increase of the major version; 0 = unlimited")
     ] = 1
     deny: Annotated[tuple[str, ...], Field(max_length=1000, description="revisions that are never installed")] = ()
     pin: Annotated[str, Field(max_length=200, description="the only revision that may be installed; empty: any")] = ""
@@ -223,7 +223,9 @@ class ModelUpdatesSection(Section):
         Field(max_length=200, pattern=HUB_MODEL_PATTERN, description="OWNER/NAME on the hub, instead of hub_folder"),
     ] = ""
     golden: Annotated[Path | None, Field(description="folder of the golden set; without one, updates are HELD")] = None
-    golden_min_accuracy: Annotated[Share, Field(description="lowest accuracy that passes, beside the set's own")] = 0.0
+    golden_min_accuracy: Annotated[
+        Share, Field(description="lowest accuracy that passes; the golden set's own minimum applies too")
+    ] = 0.0
     poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="time between two polls of the hub")] = 60.0
     policy: PolicySection = PolicySection()
     gate: GateSection = GateSection()

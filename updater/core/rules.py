@@ -23,7 +23,7 @@ class ReleasePolicy:
 
     pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
     prereleases: bool = False
-    max_major_jump: int = 1  # most steps of the first number at once; 0: no cap
+    max_major_jump: int = 1  # largest allowed increase of the major version; 0 = unlimited
     deny: tuple[str, ...] = ()  # revisions that are never taken
     pin: str = ""  # the only revision that may be taken; empty: any
 

@@ -164,7 +164,7 @@ class Span(_message.Message):
     or "road".
     """
     text: _builtins.str
-    """The part as it stands in the address."""
+    """The part, as written in the address."""
     start: _builtins.int
     """First code point, from 0."""
     end: _builtins.int

@@ -216,7 +216,7 @@ class ModelState(_message.Message):
     active_load_id: _builtins.str
     """Load id of the active slot. Empty if there is none."""
     ready: _builtins.bool
-    """Whether grpc.health.v1 says SERVING under the model's name."""
+    """Whether grpc.health.v1 reports SERVING for the model's name."""
     committed_digest: _builtins.str
     """Bundle digest in the committed pointer, as the server last read it. Empty if
     there is none.

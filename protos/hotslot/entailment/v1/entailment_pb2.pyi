@@ -3,11 +3,11 @@
 isort:skip_file
 Visual entailment: does this picture show what this sentence says?
 
-Every error that the server itself answers carries google.rpc.ErrorInfo with
-domain "hotslot" and a reason from the lists below, and where they fit
+Every error from the server itself carries google.rpc.ErrorInfo with
+domain "hotslot" and a reason from the lists below, and where they apply
 google.rpc.BadRequest (path of the field), google.rpc.RetryInfo and
-google.rpc.ResourceInfo. The transport's own errors carry none of these: a
-message over the transport's cap (32 MiB by default) ends its call with
+google.rpc.ResourceInfo. Errors of the transport carry none of these: a
+message over the transport's limit (32 MiB by default) ends its call with
 RESOURCE_EXHAUSTED.
 """
 
@@ -59,7 +59,7 @@ Global___Label: _TypeAlias = Label  # noqa: Y015
 
 @_typing.final
 class PredictRequest(_message.Message):
-    """One picture and what is to be judged about it."""
+    """One picture and the statements to judge."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,7 +73,7 @@ class PredictRequest(_message.Message):
     Errors: MODEL_UNKNOWN, MODEL_REQUIRED.
     """
     premise: _builtins.str
-    """A sentence to be taken as given together with the picture, for all
+    """A sentence that is assumed to be true for the picture, for all
     statements. 0 to 1,000 characters (configurable). Default: none.
     Errors: PREMISE_TOO_LONG.
     """
@@ -86,8 +86,8 @@ class PredictRequest(_message.Message):
     @_builtins.property
     def statements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The sentences to judge, 1 to 32, each 1 to 1,000 characters (configurable)
-        and not blank. What exceeds the model's own token limit is cut as its
-        authors cut it. Errors: STATEMENTS_MISSING, STATEMENTS_TOO_MANY,
+        and not blank. Longer texts than the model's token limit are
+        truncated as in ModelScope's pipeline. Errors: STATEMENTS_MISSING, STATEMENTS_TOO_MANY,
         STATEMENT_EMPTY, STATEMENT_TOO_LONG.
         """
 
@@ -136,7 +136,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class PredictResponse(_message.Message):
-    """What the model says of each statement."""
+    """The model's answers to the statements."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -172,7 +172,7 @@ Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
 
 @_typing.final
 class StatementResult(_message.Message):
-    """What the model says of one statement."""
+    """The model's answer to one statement."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

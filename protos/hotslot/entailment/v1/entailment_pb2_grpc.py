@@ -31,8 +31,8 @@ class EntailmentServiceStub:
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 
@@ -60,8 +60,8 @@ class EntailmentServiceServicer:
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 
@@ -72,15 +72,15 @@ class EntailmentServiceServicer:
         revision of the model.
 
         Errors (code, reason):
-        INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that are no PredictRequest),
+        INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
         IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
         STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
         PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
         RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-        this request; RetryInfo says when to come back);
-        UNAVAILABLE: NOT_READY (nothing is loaded yet), DRAINING;
-        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before it cost anything),
+        this request; RetryInfo has the retry delay);
+        UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
+        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
         DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
         twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
@@ -101,7 +101,7 @@ class EntailmentServiceServicer:
         drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
         items without an answer can be sent again elsewhere. The server reads ahead
         only a bounded number of items; a caller that does not read its answers is
-        held back by flow control.
+        slowed down by flow control.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +134,8 @@ class EntailmentService:
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 

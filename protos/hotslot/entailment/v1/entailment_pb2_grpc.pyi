@@ -3,11 +3,11 @@
 isort:skip_file
 Visual entailment: does this picture show what this sentence says?
 
-Every error that the server itself answers carries google.rpc.ErrorInfo with
-domain "hotslot" and a reason from the lists below, and where they fit
+Every error from the server itself carries google.rpc.ErrorInfo with
+domain "hotslot" and a reason from the lists below, and where they apply
 google.rpc.BadRequest (path of the field), google.rpc.RetryInfo and
-google.rpc.ResourceInfo. The transport's own errors carry none of these: a
-message over the transport's cap (32 MiB by default) ends its call with
+google.rpc.ResourceInfo. Errors of the transport carry none of these: a
+message over the transport's limit (32 MiB by default) ends its call with
 RESOURCE_EXHAUSTED.
 """
 
@@ -40,8 +40,8 @@ class EntailmentServiceStub:
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 
@@ -56,15 +56,15 @@ class EntailmentServiceStub:
     revision of the model.
 
     Errors (code, reason):
-    INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that are no PredictRequest),
+    INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
       IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
       STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-      this request; RetryInfo says when to come back);
-    UNAVAILABLE: NOT_READY (nothing is loaded yet), DRAINING;
-    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before it cost anything),
+      this request; RetryInfo has the retry delay);
+    UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
+    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
       twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
@@ -81,7 +81,7 @@ class EntailmentServiceStub:
     drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
     items without an answer can be sent again elsewhere. The server reads ahead
     only a bounded number of items; a caller that does not read its answers is
-    held back by flow control.
+    slowed down by flow control.
     """
 
 @_typing.type_check_only
@@ -91,8 +91,8 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 
@@ -104,15 +104,15 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     revision of the model.
 
     Errors (code, reason):
-    INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that are no PredictRequest),
+    INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
       IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
       STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-      this request; RetryInfo says when to come back);
-    UNAVAILABLE: NOT_READY (nothing is loaded yet), DRAINING;
-    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before it cost anything),
+      this request; RetryInfo has the retry delay);
+    UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
+    DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
       twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
@@ -129,7 +129,7 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
     items without an answer can be sent again elsewhere. The server reads ahead
     only a bounded number of items; a caller that does not read its answers is
-    held back by flow control.
+    slowed down by flow control.
     """
 
 class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -138,8 +138,8 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
     Calls are pure: sending one again is safe. A deadline is the gRPC deadline of
     the call; a call without one gets the server's configured maximum. Metadata:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
-    `traceparent` are kept, logged and echoed in the initial metadata; where the
-    caller sends neither, the id that the server makes comes in the trailing
+    `traceparent` are logged and echoed in the initial metadata; if the caller
+    sends neither, the server generates a request id and sends it in the trailing
     metadata.
     """
 
@@ -155,15 +155,15 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         revision of the model.
 
         Errors (code, reason):
-        INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that are no PredictRequest),
+        INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
           IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
           STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
         RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-          this request; RetryInfo says when to come back);
-        UNAVAILABLE: NOT_READY (nothing is loaded yet), DRAINING;
-        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before it cost anything),
+          this request; RetryInfo has the retry delay);
+        UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
+        DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
           DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
           twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
@@ -186,7 +186,7 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
         items without an answer can be sent again elsewhere. The server reads ahead
         only a bounded number of items; a caller that does not read its answers is
-        held back by flow control.
+        slowed down by flow control.
         """
 
 def add_EntailmentServiceServicer_to_server(servicer: EntailmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

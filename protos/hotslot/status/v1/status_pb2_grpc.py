@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class StatusServiceStub:
-    """Tells what is served. Exempt from admission: it answers while the queue is
-    full and while the server drains.
+    """Reports the served models and the server's health. Exempt from admission:
+    answers while the queue is full and while the server drains.
     """
 
     def __init__(self, channel):
@@ -49,8 +49,8 @@ class StatusServiceStub:
 
 
 class StatusServiceServicer:
-    """Tells what is served. Exempt from admission: it answers while the queue is
-    full and while the server drains.
+    """Reports the served models and the server's health. Exempt from admission:
+    answers while the queue is full and while the server drains.
     """
 
     def GetServerStatus(self, request, context):
@@ -91,8 +91,8 @@ def add_StatusServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StatusService:
-    """Tells what is served. Exempt from admission: it answers while the queue is
-    full and while the server drains.
+    """Reports the served models and the server's health. Exempt from admission:
+    answers while the queue is full and while the server drains.
     """
 
     @staticmethod
