@@ -224,7 +224,7 @@ class ModelUpdatesSection(Section):
     ] = ""
     golden: Annotated[Path | None, Field(description="folder of the golden set; without one, updates are HELD")] = None
     golden_min_accuracy: Annotated[
-        Share, Field(description="lowest accuracy that passes; the golden set's own minimum applies too")
+        Share, Field(description="lowest accuracy that passes, if the golden set requires none higher")
     ] = 0.0
     poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="time between two polls of the hub")] = 60.0
     policy: PolicySection = PolicySection()
