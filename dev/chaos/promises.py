@@ -145,7 +145,9 @@ class Promises:
             self.broken.append("3: the journal has no record")
             return
         above = [name for name in self.committed if is_after(name, record.min_version, _POLICY)]
-        self._note(so=not above, otherwise=f"3: the floor is {record.min_version}, and {above} were committed")
+        self._note(
+            so=not above, otherwise=f"3: the minimal version is {record.min_version}, and {above} were committed"
+        )
         again = _activated_again(past)
         self._note(so=not again, otherwise=f"5: activated in quarantine: {again}")
 

@@ -27,7 +27,7 @@ MEANINGS: dict[CommandEffect, str] = {
     CommandEffect.POLL: "the hub is polled now",
     CommandEffect.REQUEST: "the hub is polled for the named revision, which bypasses the policy",
     CommandEffect.SUPERSEDE: "the failback under way is abandoned, then as REQUEST",
-    CommandEffect.REVERT: "the previous committed revision is restored; the current one goes into quarantine",
+    CommandEffect.ROLL_BACK_COMMITTED: "the revision committed before is restored; the current one is quarantined",
     CommandEffect.TAKE_BACK: "the trial ends, and its revision goes into quarantine; the committed one stays",
     CommandEffect.ABANDON: "the update under way is abandoned, and updates are paused; the committed one stays",
     CommandEffect.PAUSE: "no update starts automatically",

@@ -32,7 +32,7 @@ class PollHub:
     policy: ReleasePolicy
     min_version: str
     committed_revision: str
-    known_bad: tuple[str, ...] = ()  # revisions in quarantine: not worth listing
+    quarantined_revisions: tuple[str, ...] = ()  # revisions in quarantine: not worth listing
     only: str = ""  # one named revision, whatever the policy; empty: by policy
     deadline_seconds: float = 60.0
 

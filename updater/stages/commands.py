@@ -21,7 +21,9 @@ class CommandEffect(StrEnum):
     POLL = "POLL"  # the hub is polled now
     REQUEST = "REQUEST"  # the hub is polled for the named revision, which bypasses the policy
     SUPERSEDE = "SUPERSEDE"  # the failback under way is abandoned, then as REQUEST
-    REVERT = "REVERT"  # the previous committed revision is restored; the current one goes into quarantine
+    ROLL_BACK_COMMITTED = (
+        "ROLL_BACK_COMMITTED"  # the previous committed revision is restored; the current one goes into quarantine
+    )
     TAKE_BACK = "TAKE_BACK"  # the trial ends; its revision goes into quarantine; the committed one stays
     ABANDON = "ABANDON"  # the update under way is abandoned, and updates are paused; the committed revision stays
     PAUSE = "PAUSE"  # no update starts automatically
@@ -37,7 +39,6 @@ class CommandEffect(StrEnum):
 
 _Row = Mapping[Stage, CommandEffect]
 _RESTING = (Stage.IDLE, Stage.HELD)
-_FETCHED = (Stage.STAGING, Stage.VERIFYING)  # nothing is loaded
 _TRIED = (Stage.ACTIVATING, Stage.OBSERVING)
 _ENDING = (Stage.COMMITTING, Stage.ROLLING_BACK)
 
@@ -57,7 +58,7 @@ TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
         ),
         CommandKind.ROLLBACK: _row(
             CommandEffect.ABANDON,
-            (_RESTING, CommandEffect.REVERT),
+            (_RESTING, CommandEffect.ROLL_BACK_COMMITTED),
             (_TRIED, CommandEffect.TAKE_BACK),
             (_ENDING, CommandEffect.WAIT),
         ),
@@ -74,7 +75,7 @@ TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
 FAILBACK_TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
     {
         CommandKind.UPDATE: _row(CommandEffect.SUPERSEDE, (_ENDING, CommandEffect.WAIT)),
-        CommandKind.ROLLBACK: _row(CommandEffect.REVERT, (_ENDING, CommandEffect.WAIT)),
+        CommandKind.ROLLBACK: _row(CommandEffect.ROLL_BACK_COMMITTED, (_ENDING, CommandEffect.WAIT)),
     }
 )
 
@@ -137,7 +138,7 @@ def _refuse(  # noqa: PLR0911  one line a case
             return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
         case CommandEffect.REQUEST | CommandEffect.SUPERSEDE:
             return _refuse_request(record, command.argument, rules)
-        case CommandEffect.REVERT if not reconcile.can_go_back(record, facts):
+        case CommandEffect.ROLL_BACK_COMMITTED if not reconcile.can_go_back(record, facts):
             return Refusal("NOTHING_TO_ROLL_BACK_TO", "no earlier committed revision is kept")
         case CommandEffect.TAKE_BACK if record.committed is None:
             message = f"nothing is committed yet: without {record.under_way.revision} nothing would answer"
@@ -283,7 +284,7 @@ _APPLY: Mapping[CommandEffect, Callable[[ModelRecord, OperatorCommand, Facts], T
         CommandEffect.POLL: _poll,
         CommandEffect.REQUEST: _request,
         CommandEffect.SUPERSEDE: _supersede,
-        CommandEffect.REVERT: _revert,
+        CommandEffect.ROLL_BACK_COMMITTED: _revert,
         CommandEffect.TAKE_BACK: _take_back,
         CommandEffect.ABANDON: _abandon,
         CommandEffect.PAUSE: _pause,

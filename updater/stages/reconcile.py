@@ -114,7 +114,7 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def revert(record: ModelRecord, facts: Facts) -> Transition:
-    """Restore the previous committed revision, because the current one no longer loads, then hold.
+    """Restore the revision committed before the current one, which no longer loads, then hold.
 
     `min_version` stays.
     """

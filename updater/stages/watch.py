@@ -34,7 +34,7 @@ def select_names(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
         if is_after(name, look.min_version, look.policy) or is_same(name, look.min_version, look.policy):
             found.append((version, name))
     ordered = sorted(found, reverse=True)
-    bad = [name for _, name in ordered if name in look.known_bad]
+    bad = [name for _, name in ordered if name in look.quarantined_revisions]
     refused = [name for version, name in ordered if find_policy_refusal(version, name, look.min_version, look.policy)]
     wanted = [name for _, name in ordered if name not in {*bad, *refused}]
     chosen = [name for name in refused if name not in bad][:1] + wanted[:MAX_LISTED] + bad[:MAX_LISTED_BAD]
@@ -52,7 +52,7 @@ def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
         policy=rules.policy,
         min_version=record.min_version,
         committed_revision="" if record.committed is None else record.committed.revision,
-        known_bad=tuple(row.revision for row in record.quarantine),
+        quarantined_revisions=tuple(row.revision for row in record.quarantine),
         only=record.requested_revision,
     )
 

@@ -96,7 +96,7 @@ def _closes_the_breaker(world: World) -> None:
 _SHOWS: dict[CommandEffect, Callable[[World], None]] = {
     CommandEffect.POLL: _polls,
     CommandEffect.REQUEST: _requests,
-    CommandEffect.REVERT: _reverts,
+    CommandEffect.ROLL_BACK_COMMITTED: _reverts,
     CommandEffect.TAKE_BACK: _takes_back,
     CommandEffect.ABANDON: _abandons,
     CommandEffect.PAUSE: _pauses,
@@ -202,6 +202,6 @@ def test_a_failback_is_not_what_a_rollback_means(two: World) -> None:
     """It changes a device: the revision that serves from it is what is taken back, and an update need not wait."""
     bring(two, Stage.OBSERVING)
     failback = two.record.with_update(kind=UpdateKind.FAILBACK)
-    assert find_effect(failback, CommandKind.ROLLBACK) is CommandEffect.REVERT
+    assert find_effect(failback, CommandKind.ROLLBACK) is CommandEffect.ROLL_BACK_COMMITTED
     assert find_effect(failback, CommandKind.UPDATE) is CommandEffect.SUPERSEDE
     assert find_effect(failback, CommandKind.PAUSE) is CommandEffect.ABANDON

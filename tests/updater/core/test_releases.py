@@ -280,7 +280,7 @@ def test_mode_manual_takes_nothing_by_itself(world: World) -> None:
 def test_one_poll_lists_only_names_that_may_be_taken() -> None:
     """However many tags there are."""
     names = [f"1.{number}.0" for number in range(200)] + ["master"]
-    look = PollHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", known_bad=("1.199.0",))
+    look = PollHub(SEMVER, min_version="1.100.0", committed_revision="1.100.0", quarantined_revisions=("1.199.0",))
 
     chosen = select_names(names, look)
 
