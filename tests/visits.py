@@ -7,45 +7,16 @@ with the scripted engine; the update runs the shipped loop on simulated ports.
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class Visits:
-    """Records the files of some folders in the order of the first call of one of their functions."""
-
-    def __init__(self, *folders: str) -> None:
-        self._prefixes = tuple(f"{ROOT / folder}/" for folder in folders)
-        self.files: list[str] = []
-
-    def trace(self, frame: FrameType, event: str, _argument: object) -> None:
-        """A function for `sys.settrace` that sees calls only."""
-        path = frame.f_code.co_filename
-        if event == "call" and path.startswith(self._prefixes):
-            name = str(Path(path).relative_to(ROOT))
-            if name not in self.files:
-                self.files.append(name)
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the calls of this thread."""
-        sys.settrace(self.trace)
-        try:
-            yield
-        finally:
-            sys.settrace(None)
+from tests.runner.visits import list_runner_files
+from tests.server.visits import list_server_files
+from tests.updater.core.visits import list_update_files
 
 
 def main() -> int:
     """Write the files of each, and how many they are."""
-    from tests.runner.visits import list_runner_files  # noqa: PLC0415  these import this module
-    from tests.server.visits import list_server_files  # noqa: PLC0415
-    from tests.updater.core.visits import list_update_files  # noqa: PLC0415
-
     visited: dict[str, Callable[[Path], list[str]]] = {
         "one Predict in the server": lambda folder: asyncio.run(list_server_files(folder)),
         "the same in the runner, without the engine": lambda folder: asyncio.run(list_runner_files(folder)),

@@ -11,7 +11,7 @@ from types import FrameType
 
 from dev.harness import scripted_engine
 from inference.runner.main import main
-from tests.visits import ROOT
+from tests.call_trace import ROOT
 
 _FOLDERS = (f"{ROOT / 'inference' / 'runner'}/", f"{ROOT / 'inference'}/wire.py")
 _ENGINES = f"{ROOT / 'inference' / 'runner' / 'engines'}/"

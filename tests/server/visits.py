@@ -17,8 +17,8 @@ from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.stream import StreamRules
 from inference.server.compose import SELF_TEST
 from inference.server.model.models import Models
+from tests.call_trace import Visits
 from tests.server.simulator import World
-from tests.visits import Visits
 
 METHOD = "/hotslot.entailment.v1.EntailmentService/Predict"
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.call_trace import Visits
 from tests.updater.core.world import World
-from tests.visits import Visits
 from updater.core.record import Stage
 
 _PURE = ("updater/core", "updater/stages")
