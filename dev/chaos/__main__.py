@@ -1,15 +1,15 @@
 """`make chaos`: fault-injection steps on real processes that take too long for `make test`.
 
-Each step provokes faults that docs/faults.md numbers, measures, and says what should not have been. A step that fails
-does not stop the others; the exit code is 1 if any did. What was found goes to docs/chaos-report.json, a row a step
-with its commit, seed, date and machine; commit it, and `python -m dev.scripts.faults` puts it on docs/faults.md.
+Each step injects faults, numbered as in docs/faults.md, measures, and reports violations. A failed step does not stop
+the others; the exit code is 1 if any failed. The results are written to docs/chaos-report.json, one row per step with
+commit, seed, date and machine; commit it, and `python -m dev.scripts.faults` copies it into docs/faults.md.
 
-    make chaos                                  everything, an hour and more
-    make chaos ARGS="--list"                    what there is
+    make chaos                                  all steps, more than an hour
+    make chaos ARGS="--list"                    lists the steps
     make chaos ARGS="deaf random"               two steps
     make chaos ARGS="random --seed 7"           the same faults again
-    make chaos ARGS="random --seconds 3600"     a longer run of what has no end of its own
-    make chaos ARGS="flat --count 20"           a shorter run of what counts
+    make chaos ARGS="random --seconds 3600"     a longer run of a step without an end of its own
+    make chaos ARGS="flat --count 20"           a shorter run of a step that counts
 """
 
 import argparse
@@ -37,7 +37,7 @@ TOLD_TROUBLES = 20
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for."""
+    """The parsed command line."""
 
     seed: int
     seconds: float | None
@@ -45,13 +45,13 @@ class Options:
 
 
 def main() -> int:
-    """Run what was chosen; 0 if nothing failed."""
+    """Run the chosen steps; returns 0 if none failed."""
     parser = _parser()
     given = parser.parse_args()
     try:
         steps = chosen(given.steps)
     except KeyError as error:
-        parser.error(f"there is no step {error}; --list tells what there is")
+        parser.error(f"there is no step {error}; --list shows all steps")
     if given.list:
         return _list()
     options = Options(random.randrange(MAX_SEED) if given.seed is None else given.seed, given.seconds, given.count)
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def run(step: Step, options: Options) -> Row:
-    """One step in a process of its own, within its limit; nothing of it is left afterwards."""
+    """Run one step in its own process with a time limit; all its processes have ended afterwards."""
     _say(f"▶ {step.name} ({', '.join(step.faults)}): {step.about}; at most {step.limit_seconds:.0f} s")
     machine, clock = this_machine(), SystemClock()
     began = clock.monotonic()
@@ -103,12 +103,12 @@ def _findings(step: Step, options: Options) -> Findings:
             finally:
                 _end_all(mark)
         if not out.exists():
-            return Findings(troubles=[f"the step ended with {child.returncode} and told nothing"])
+            return Findings(troubles=[f"the step ended with {child.returncode} and wrote no result"])
         return Findings(**json.loads(out.read_text(encoding="utf-8")))
 
 
 def _end_all(mark: str) -> None:
-    """End whatever a step has left; what it left is no secret, its processes carry its mark."""
+    """End the processes that a step left running; they are recognised by the step's mark in their environment."""
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark:

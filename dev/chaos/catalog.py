@@ -1,4 +1,4 @@
-"""The steps of `make chaos`: what each provokes, how long it may take, and where it stands."""
+"""The steps of `make chaos`: faults, time limit and module of each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,76 +12,76 @@ class Step:
     name: str
     faults: tuple[str, ...]  # numbers of docs/faults.md
     about: str  # a sentence, for `--list`
-    limit_seconds: float  # then it is ended, and has failed
+    limit_seconds: float  # after which it is killed and has failed
     module: str  # that has `run(task: Task) -> Findings`
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a step is given."""
+    """The inputs of a step."""
 
-    folder: Path  # its own, empty; gone afterwards
+    folder: Path  # the step's own, initially empty; deleted afterwards
     seed: int
-    seconds: float | None  # how long a step without an end of its own goes on; None: its own default
-    count: int | None  # how often a step that counts does it; None: its own default
-    say: Callable[[str], None]  # a line for who watches
+    seconds: float | None  # duration of a step without an end of its own; None: its default
+    count: int | None  # repetitions of a step that counts; None: its default
+    say: Callable[[str], None]  # prints a line of progress
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a step found. Without troubles and without a reason to skip it has passed."""
+    """The result of a step; it passed if there are no violations and no reason to skip it."""
 
-    count: int = 0  # of what the step is about: points, swaps, clients
-    numbers: dict[str, float | str] = field(default_factory=dict)  # measured; the unit stands in the name
-    troubles: list[str] = field(default_factory=list)  # what should not have been
-    skipped: str = ""  # what is missing here
+    count: int = 0  # repetitions: points, swaps, clients
+    numbers: dict[str, float | str] = field(default_factory=dict)  # measurements; the unit is part of the name
+    troubles: list[str] = field(default_factory=list)  # violations
+    skipped: str = ""  # what this machine lacks
 
     def expect(self, *, so: bool, otherwise: str) -> None:
-        """Note what should have been."""
+        """Record `otherwise` as a violation unless `so` is true."""
         if not so:
             self.troubles.append(otherwise)
 
     @property
     def result(self) -> str:
-        """In one word."""
+        """The outcome in one word: passed, failed or skipped."""
         return "failed" if self.troubles else "skipped" if self.skipped else "passed"
 
 
 class Skipped(Exception):
-    """This machine lacks what the step needs; the sentence says what."""
+    """The machine lacks something that the step needs; the message names it."""
 
 
 STEPS: tuple[Step, ...] = (
-    Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes something last",
+    Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes a change durable",
          1200.0, "dev.chaos.steps.sweep"),
     Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"),
-         "random stories of the updater's decisions and its store, ten thousand unless --count says less",
+         "random sequences of events for the updater's decisions and store; 10,000 or --count",
          7200.0, "dev.chaos.steps.stories"),
     Step("server-stories", ("K5", "K7", "K13", "K14", "K15", "K17"),
-         "random stories of a model's two slots with simulated runners, ten thousand unless --count says less",
+         "random sequences of events for a model's two slots, with simulated runners; 10,000 or --count",
          7200.0, "dev.chaos.steps.server_stories"),
     Step("clock", ("B9",), "the wall clock jumps a year while a breaker is open, and while a trial is observed",
          600.0, "dev.chaos.steps.clock"),
-    Step("pauses", ("B10",), "processes stand still for minutes, idle and in an update, and go on",
+    Step("pauses", ("B10",), "processes are stopped for minutes, idle and during an update, and resumed",
          1500.0, "dev.chaos.steps.pauses"),
-    Step("deaf", ("U7",), "supervisord stands still for half a minute under load: who reads the logs is gone",
+    Step("deaf", ("U7",), "supervisord, which reads the logs, is stopped for half a minute under load",
          300.0, "dev.chaos.steps.deaf"),
-    Step("live-failure", ("S7",), "a revision that fails only on callers' traffic is taken back",
+    Step("live-failure", ("S7",), "a revision that fails only on live traffic is rolled back",
          300.0, "dev.chaos.steps.live_failure"),
-    Step("rollback", ("S8",), "the demo model is rolled back by hand, warm and cold",
+    Step("rollback", ("S8",), "an operator rolls the demo model back, warm and cold",
          600.0, "dev.chaos.steps.rollback"),
-    Step("flat", ("S9",), "a hundred swaps leave memory, descriptors and threads where they were",
+    Step("flat", ("S9",), "memory, descriptors and threads do not grow over a hundred swaps",
          1800.0, "dev.chaos.steps.flat"),
     Step("swaps", ("S1",), "fifty swaps under load, ten of them of bad revisions",
          1200.0, "dev.chaos.steps.swaps"),
-    Step("gone-clients", ("I14",), "ten thousand clients are gone in the middle of their calls",
+    Step("gone-clients", ("I14",), "ten thousand clients disconnect during their calls",
          600.0, "dev.chaos.steps.gone_clients"),
-    Step("idle-clients", ("I17",), "a thousand idle connections stand beside those that call",
+    Step("idle-clients", ("I17",), "a thousand idle connections beside active clients",
          300.0, "dev.chaos.steps.idle_clients"),
-    Step("disk", ("D1",), "the disk is really full while an update is staged, sealed, written down, committed",
+    Step("disk", ("D1",), "the disk is full while an update is staged, sealed, recorded, committed",
          900.0, "dev.chaos.steps.disk"),
     Step("random", ("K1", "K2", "K3", "K5", "K7", "D1", "N1", "B9"),
-         "kills, a hub that errs, a full disk and a jumping clock, at random under load, ten minutes or --seconds",
+         "kills, hub errors, a full disk and clock jumps, at random under load; ten minutes or --seconds",
          3600.0, "dev.chaos.steps.storm"),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """One whole update in one thread: `python -m dev.chaos.cycle FOLDER`. Real loop, store, journal and folder hub.
 
-The conversion and the server are simulated; the server's memory lies in FOLDER/server.pickle and outlives this process.
-Every reading of the clock is half a second later than the one before, so that nothing waits.
+The conversion and the server are simulated; the server's state is kept in FOLDER/server.pickle across processes.
+Each reading of the clock advances it by half a second, so that nothing waits.
 """
 
 import pickle
@@ -59,9 +59,9 @@ _MEMORY = (
 
 
 class PersistentServer(SimServer):
-    """A simulated server whose memory outlives the updater's process, as a real one does.
+    """A simulated server whose state persists across updater processes.
 
-    Its file is written in place and never synced, so that a sweep of system calls meets only the updater's own.
+    Its file is written in place and never synced, so that the sweep of system calls counts only the updater's.
     """
 
     def __init__(self, file: Path, state: Path) -> None:
@@ -81,7 +81,7 @@ class PersistentServer(SimServer):
             self._save()
 
     def state(self, deadline_seconds: float) -> ServerState:
-        """Callers have called since the last look; every call of the port ends with this."""
+        """The server's state, after requests since the last call; every call of the port ends with this."""
         bad = bad_bundles(self._state)
         self.answers(ANSWERS_A_LOOK, lambda digest: "NOT_FINITE" if digest in bad else "")
         state = super().state(deadline_seconds)
@@ -101,7 +101,7 @@ class PersistentServer(SimServer):
 
 
 class PerfectGolden:
-    """A golden set on which every model is right."""
+    """A golden set that every model answers as expected."""
 
     def facts(self) -> GoldenFacts:
         """Twenty questions."""
@@ -123,15 +123,15 @@ class PerfectGolden:
 
 
 class RunningClock:
-    """Every look is half a second later."""
+    """A clock that advances by half a second at each reading."""
 
     def __init__(self) -> None:
-        """Begin at some moment."""
+        """Start at a fixed time."""
         self._begun = datetime(2026, 1, 1, tzinfo=UTC)
         self._looks = count()
 
     def monotonic(self) -> float:
-        """Half a second later."""
+        """Advance by half a second; returns the seconds."""
         return 0.5 * next(self._looks)
 
     def now(self) -> datetime:
@@ -154,14 +154,14 @@ def bad_bundles(state: Path) -> frozenset[str]:
 
 
 class Cycle:
-    """One life of the updater."""
+    """One run of the updater process."""
 
     def __init__(self, folder: Path) -> None:
         """Open everything.
 
         Raises:
-            JournalUnusable: the journal is damaged; that must never be.
-            OSError: the journal cannot be made now.
+            JournalUnusable: the journal is damaged, which is a violation.
+            OSError: the journal cannot be created.
         """
         self.state = folder / "state"
         self.state.mkdir(parents=True, exist_ok=True)
@@ -198,10 +198,10 @@ class Cycle:
         self.loop = ModelLoop(parts)
 
     def run(self) -> ModelRecord:
-        """Step until everything rests.
+        """Step until the updater is at rest.
 
         Raises:
-            RuntimeError: it never does.
+            RuntimeError: it does not come to rest.
         """
         rests = 0
         for _ in range(MAX_STEPS):
@@ -225,7 +225,7 @@ class Cycle:
 
 
 def main() -> int:
-    """Run one life in the folder that is named."""
+    """Run one updater in the given folder."""
     folder = Path(sys.argv[1])
     for _ in range(3):  # a supervisor starts it again
         try:

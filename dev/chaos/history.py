@@ -1,9 +1,10 @@
-"""Whether what callers were answered is one story: only what was committed, or on trial, has answered, and never older.
+"""Checks that all answers came from the committed revision or a trial, and never from an older revision.
 
 A revision answers because the committed pointer named it while the call lasted, or because it is newer than what was
-committed: then it was on trial. For a trial lease the revision before may answer on, since the pointer moves before
-the server hears of it, and whoever tells the server may be killed between the two. Anything else is a revision that
-came back, or one that nobody committed and that stayed. The pointer itself only goes forward.
+committed: then it was on trial. For the duration of a trial lease the previous revision may still
+answer, since the pointer is written before the server commits, and the updater may be killed in between. Any other
+answer is a violation: an old revision serves again, or an uncommitted one stayed. The pointer never moves to an older
+revision.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +13,12 @@ from itertools import pairwise
 
 from dev.harness.load import Answered
 
-SLACK_SECONDS = 0.5  # of whoever watches the pointer, on a busy machine
+SLACK_SECONDS = 0.5  # by which the pointer may be read late on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The committed pointer, from then on."""
+    """A value of the committed pointer, and when it was first seen."""
 
     since: float  # time.monotonic()
     revision: str
@@ -30,10 +31,10 @@ def strange_answers(
     term: float,
     slack: float = SLACK_SECONDS,
 ) -> list[str]:
-    """Answers that no committed revision and no trial explains.
+    """Descriptions of answers that neither a committed revision nor a trial explains.
 
     Args:
-        answers: of all callers, in any order; `at` is when the answer had come.
+        answers: of all callers, in any order; `at` is the time of the answer.
         pointer: in the order of time; at least one.
         is_after: whether the first revision is newer than the second.
         term: seconds of a trial.
@@ -51,13 +52,13 @@ def strange_answers(
 
 
 def steps_back(pointer: Sequence[Moment], is_after: Callable[[str, str], bool]) -> list[str]:
-    """Places where the committed pointer went to an older revision."""
+    """Changes of the committed pointer to an older revision."""
     rows = pairwise(pointer)
     return [f"{one.revision} to {two.revision}" for one, two in rows if not is_after(two.revision, one.revision)]
 
 
 def _committed(pointer: Sequence[Moment], since: float, until: float) -> list[Moment]:
-    """What the pointer named in a stretch of time; before it was first seen, what it named first."""
+    """The pointer's values during an interval; its first value also holds for the time before."""
     begins = [float("-inf"), *(moment.since for moment in pointer[1:])]
     ends = [*(moment.since for moment in pointer[1:]), float("inf")]
     rows = zip(pointer, begins, ends, strict=True)
@@ -65,6 +66,6 @@ def _committed(pointer: Sequence[Moment], since: float, until: float) -> list[Mo
 
 
 def _before(pointer: Sequence[Moment], moment: Moment, since: float) -> str:
-    """What was committed before a moment, if that is not longer ago."""
+    """The revision committed before a moment, unless that ended before `since`."""
     place = pointer.index(moment)
     return pointer[place - 1].revision if place and moment.since >= since else ""

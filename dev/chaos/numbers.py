@@ -1,4 +1,4 @@
-"""Numbers of a load: how long answers took, and which came when."""
+"""Statistics of a load: latencies and gaps."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from dev.harness.load import LoadReport
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that a share of all does not exceed; 0 without any."""
+    """The percentile for a share; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 def took_between(report: LoadReport, since: float, until: float) -> list[float]:
-    """Seconds of each answer that came in a time, time.monotonic()."""
+    """Latency of each answer in an interval of time.monotonic(), seconds."""
     return [one.seconds for one in report.answers if since <= one.at < until]
 
 
 def gap_outside(report: LoadReport, spans: Sequence[tuple[float, float]]) -> float:
-    """Longest time without any answer, seconds, but for gaps that reach into a span of time.monotonic()."""
+    """Longest time without any answer, seconds, except gaps that overlap a span of time.monotonic()."""
     pairs = pairwise(one.at for one in report.answers)
     gaps = [(a, b) for a, b in pairs if not any(a <= until and b >= since for since, until in spans)]
     return max((b - a for a, b in gaps), default=0.0)

@@ -16,7 +16,7 @@ LAST_LINES = 12
 
 
 def main() -> int:
-    """Run it, and leave what it found in a file."""
+    """Run the step and write its findings to a file."""
     parser = argparse.ArgumentParser(prog="python -m dev.chaos.one")
     parser.add_argument("step")
     parser.add_argument("out", type=Path)
@@ -32,19 +32,19 @@ def main() -> int:
 
 
 def perform(step: Step, task: Task) -> Findings:
-    """Run a step; whatever it raises is what it found."""
+    """Run a step; an exception is recorded as a finding."""
     try:
         findings: Findings = importlib.import_module(step.module).run(task)
     except Skipped as reason:
         return Findings(skipped=str(reason))
-    except Exception as error:  # noqa: BLE001  told with its place; the other steps go on
+    except Exception as error:  # noqa: BLE001  reported with its location; the other steps continue
         say("".join(traceback.format_exception(error)))
         return Findings(troubles=["\n".join(_last_lines(f"{type(error).__name__}: {error}"))])
     return findings
 
 
 def say(line: str) -> None:
-    """A line for who watches."""
+    """Print a line of progress."""
     sys.stdout.write(f"    {line}\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What must hold after every fault: the seven promises, watched while a step runs and looked at when it is over."""
+"""The seven promises, which must hold after every fault; checked while a step runs and at its end."""
 
 import contextlib
 import threading
@@ -31,7 +31,7 @@ _IN_STATE = STATE_ENTRIES | {RUN_FOLDER}
 
 @dataclass(slots=True)
 class Promises:
-    """Watches the committed pointer from the start on; `kept` asks for the rest at the end."""
+    """Watches the committed pointer during a step; `kept` checks the other promises at its end."""
 
     stack: ScriptedStack
     pointer: list[Moment] = field(default_factory=list)  # committed revisions, in their order
@@ -46,7 +46,7 @@ class Promises:
         return [moment.revision for moment in self.pointer]
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start watching."""
         self._outside = _files(self.stack.folder, self.stack.state)
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
@@ -55,7 +55,7 @@ class Promises:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._ends.set()
         if self._watching is not None:
             self._watching.join(10)
@@ -67,12 +67,12 @@ class Promises:
         is_excused: Callable[[Refused], bool] = lambda _: False,
         limit: float = NEXT_SECONDS,
     ) -> list[str]:
-        """Publish a healthy revision, see it through, end the stack, and look at everything.
+        """Publish a healthy revision, wait for its commit, stop the stack, and check all promises.
 
         Args:
             next_revision: newer than all before.
-            load: the callers; they call while the healthy update goes on, and then end.
-            is_excused: a call without an answer that no server could have answered: its own server was killed.
+            load: the callers; they continue during the healthy update, and are stopped then.
+            is_excused: whether a call without an answer is excused because its server was killed.
             limit: of the healthy update, seconds.
 
         Returns:
@@ -152,7 +152,7 @@ class Promises:
         self._note(so=not again, otherwise=f"5: activated in quarantine: {again}")
 
     def _new_files_by_us(self, revision: str) -> None:
-        """Publish; what that changes outside the state folder is our doing."""
+        """Publish a revision; changes that this makes outside of the state folder are expected."""
         before = _files(self.stack.folder, self.stack.state)
         changed = sorted(name for name in {*before, *self._outside} if before.get(name) != self._outside.get(name))
         strange = [name for name in changed if not name.startswith(_OURS)]
@@ -161,7 +161,7 @@ class Promises:
         self._outside = _files(self.stack.folder, self.stack.state)
 
     def _is_small(self) -> bool:
-        """Two committed bundles with their sources, as each is; no more."""
+        """Whether the folder contains only two committed bundles with their sources."""
         rows = [*(self.stack.state / "bundles").glob("sha256-*"), *(self.stack.state / "sources").glob("sha256-*")]
         return len(rows) <= 2 * 2 and not any((self.stack.state / "incoming").glob("*"))
 
@@ -185,7 +185,7 @@ def _is_newer(one: str, other: str) -> bool:
 
 
 def _activated_again(past: list[tuple[PastUpdate, list[PastEvent]]]) -> list[str]:
-    """Revisions whose trial began after the same content had gone into quarantine; by order, since clocks jump."""
+    """Revisions whose trial began after their content was quarantined; by order of events, since clocks jump."""
     quarantined: set[str] = set()
     again = []
     for update, events in reversed(past):  # the oldest first
@@ -198,7 +198,7 @@ def _activated_again(past: list[tuple[PastUpdate, list[PastEvent]]]) -> list[str
 
 
 def _files(folder: Path, but: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder but those below another: its size and when it was changed. The stack's log grows."""
+    """Size and modification time of every file below a folder, except those below another; the stack's log grows."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_relative_to(but) or path.name == "stack.log" or not path.is_file():

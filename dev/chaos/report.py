@@ -1,6 +1,6 @@
-"""docs/chaos-report.json: what the slow steps found when they last ran, each with its commit, seed and count.
+"""docs/chaos-report.json: the last results of the steps, with commit, seed and count.
 
-A row a step. A run of some steps replaces their rows and leaves the others, so each row names its own commit.
+One row per step. A run of some steps replaces only their rows, so each row names its own commit.
 """
 
 import json
@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran."""
+    """The machine of a run."""
 
     cores: int
     processor: str
@@ -63,19 +63,19 @@ def read_report(path: Path = REPORT) -> dict[str, Row]:
 
 
 def write_report(new: Iterable[Row], path: Path = REPORT) -> None:
-    """Put rows in the place of those before; rows of steps that are no more go."""
+    """Replace the rows of these steps; rows of removed steps are dropped."""
     rows = {**read_report(path), **{row.step: row for row in new}}
     kept = [asdict(rows[step.name]) for step in STEPS if step.name in rows]
     path.write_text(json.dumps({"steps": kept}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def this_machine() -> Machine:
-    """Where we are, as it is now."""
+    """This machine."""
     return Machine(os.cpu_count() or 0, _processor(), round(os.getloadavg()[0], 2))
 
 
 def this_commit() -> str:
-    """The commit that is checked out; says whether files were changed since."""
+    """The checked-out commit, marked if files have changed."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     ours = str(REPORT.relative_to(ROOT))
     changed = [line for line in _git("status", "--porcelain", "--untracked-files=no").splitlines() if ours not in line]

@@ -1,7 +1,7 @@
 """B9: the machine's wall clock jumps a year forward and back while a breaker is open and while a trial is observed.
 
-libfaketime gives all processes of the stack a wall clock of the step's; the monotonic clock stays, as it does when
-somebody sets a clock. Files keep their true times.
+libfaketime shifts the wall clock of all processes of the stack; the monotonic clock is unchanged, as when a clock is
+set. Files keep their real times.
 """
 
 import signal
@@ -31,13 +31,13 @@ class Clock:
     file: Path
 
     def set(self, offset: str) -> None:
-        """Let it jump, at once and for all; by one rename, since it is read at any moment."""
+        """Set the shift for all processes, by one rename since it may be read at any time."""
         fresh = self.file.with_suffix(".new")
         fresh.write_text(f"{offset}\n", encoding="utf-8")
         fresh.rename(self.file)
 
     def environment(self, library: str) -> dict[str, str]:
-        """What makes a process look at it."""
+        """The environment variables that load libfaketime."""
         return {
             "LD_PRELOAD": library,
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -48,7 +48,7 @@ class Clock:
 
 
 def run(task: Task) -> Findings:
-    """Jump in a trial, then before an open breaker, then between two lives of the updater."""
+    """Jump during a trial, then with an open breaker, then across a restart of the updater."""
     clock = Clock(task.folder / "clock")
     clock.set(TRUE)
     findings = Findings()
@@ -71,10 +71,10 @@ def run(task: Task) -> Findings:
 
 
 def library() -> str:
-    """Where libfaketime lies.
+    """The path of libfaketime.
 
     Raises:
-        Skipped: it is not there.
+        Skipped: it is not installed.
     """
     found = [path for place in PLACES for path in Path("/").glob(f"{place[1:]}/{LIBRARY}")]
     if not found:
@@ -83,7 +83,7 @@ def library() -> str:
 
 
 def is_faked(stack: ScriptedStack, clock: Clock) -> bool:
-    """Whether the updater sees what is set: when the hub last answered is told by its clock."""
+    """Whether the updater uses the shifted clock, by the time that it reports for the hub's last answer."""
     clock.set(YEAR_FORWARD)
     now = time.time()
 
@@ -97,7 +97,7 @@ def is_faked(stack: ScriptedStack, clock: Clock) -> bool:
 
 
 def in_observation(stack: ScriptedStack, clock: Clock, findings: Findings) -> None:
-    """The window lasts as long as it lasts; the good revision is committed."""
+    """The clock jumps during a trial: its duration does not change, and the good revision is committed."""
     for number, offsets in enumerate([(YEAR_FORWARD, TRUE), (YEAR_BACK, TRUE), (YEAR_FORWARD, YEAR_BACK)], 1):
         revision = f"v1.{number}.0"
         stack.publish(revision)
@@ -118,7 +118,7 @@ def in_observation(stack: ScriptedStack, clock: Clock, findings: Findings) -> No
 
 
 def while_open(stack: ScriptedStack, clock: Clock, findings: Findings) -> None:
-    """An open breaker stays open as long as it should: neither freed nor locked, in one life and over a restart."""
+    """The clock jumps while a breaker is open: its open time does not change, also across a restart."""
 
     def restarting() -> None:
         restarted(stack, clock, YEAR_BACK)
@@ -147,7 +147,7 @@ def while_open(stack: ScriptedStack, clock: Clock, findings: Findings) -> None:
         findings.numbers[f"open_{number}"] = (
             f"{name}: {left:.1f} s were left, tried again and committed {took:.1f} s later"
         )
-        findings.expect(so=took >= left - SLACK_SECONDS, otherwise=f"{name}: the breaker let go after {took:.1f} s")
+        findings.expect(so=took >= left - SLACK_SECONDS, otherwise=f"{name}: the breaker closed after {took:.1f} s")
         stack.wait_alone()
         stack.operator.ResetBreaker(pb.ResetBreakerRequest(breaker="activation"), timeout=10)
         findings.count += 1
@@ -163,13 +163,13 @@ def open_breaker(stack: ScriptedStack, number: int) -> None:
 
 
 def open_left(stack: ScriptedStack) -> float:
-    """Seconds until the breaker lets something through; 0 if it does."""
+    """Seconds until the breaker allows an attempt; 0 if it does."""
     (breaker,) = [row for row in stack.status().breakers if row.name == "activation"]
     return breaker.open_left.ToNanoseconds() / 1e9 if breaker.state == OPEN else 0.0
 
 
 def restarted(stack: ScriptedStack, clock: Clock, offset: str) -> None:
-    """The clock jumps between two lives of the updater."""
+    """Restart the updater with the clock shifted in between."""
     old = stack.send_signal("updater", signal.SIGKILL)
     clock.set(offset)
     stack.wait(lambda: stack.pid("updater") not in (0, old), "another updater runs")

@@ -1,4 +1,4 @@
-"""U7: supervisord stands still for half a minute under load, so nobody reads the logs: no answer waits for a line."""
+"""U7: supervisord is stopped for half a minute under load, so the logs are not read: logging must not delay answers."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ LATE_FACTOR, LATE_LEAST_SECONDS = 5.0, 0.5  # of the slowest before; a busy mach
 
 
 def run(task: Task) -> Findings:
-    """Stop it, and compare."""
+    """Stop supervisord, and compare latencies."""
     findings = Findings()
     with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load(CALLERS, PACE_SECONDS) as load:
         began = time.monotonic()
@@ -25,7 +25,7 @@ def run(task: Task) -> Findings:
         time.sleep(task.seconds or SECONDS)
         woken = time.monotonic()
         stack.send_signal("supervisord", signal.SIGCONT)
-        dropped = stack.wait(lambda: dropped_lines(stack), "the server tells how many lines it dropped")
+        dropped = stack.wait(lambda: dropped_lines(stack), "the server reports dropped lines")
         findings.troubles += promises.kept("v1.1.0", load)
         report = load.report()
     before = took_between(report, began, stopped)
@@ -48,7 +48,7 @@ def run(task: Task) -> Findings:
 
 
 def dropped_lines(stack: ScriptedStack) -> int:
-    """What the server says it has dropped."""
+    """The number of dropped lines that the server reports."""
     lines = stack.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [json.loads(line) for line in lines if '"log_lines_dropped"' in line]
     return sum(int(row["lines"]) for row in rows if row["process"] == "server")

@@ -1,7 +1,7 @@
-"""D1: the disk under hotslot's folder is really full: at the first byte, mid-file, at seal, record and pointer.
+"""D1: the disk of the state folder is full: at the first byte, mid-file, at seal, record and pointer.
 
-The folder is a file system of its own of a few MB; a file of ours fills it to the last byte. While it is full callers
-are answered and nothing is committed; with room again the update goes on by itself.
+The state folder is a separate file system of a few MB, and a ballast file fills it completely. While it is full,
+callers are answered and nothing is committed; when there is space again, the update continues without an operator.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dev.harness.supervised import ScriptedStack
 DISK_MB, REVISION_BYTES = 24, 4 << 20
 FULL_SECONDS = 3.0  # two tries of an effect; after three the update waits for ten minutes
 CHUNK = 1 << 12
-# Where the updater stands still while the disk fills up.
+# Points at which the updater is stopped while the disk is filled.
 PLACES = {
     "first byte": "before:StageRevision",
     "seal": "before:VerifyAndSeal",
@@ -35,7 +35,7 @@ MID_FILE, AFTER_COMMIT = "mid-file", "collection"
 
 
 def run(task: Task) -> Findings:
-    """Fill it at one place after the other."""
+    """Fill the disk at one point after the other."""
     findings = Findings()
     with small_disk(task.folder / "state") as state:
         whole = ScriptedStack(task.folder, state=state)
@@ -54,7 +54,7 @@ def small_disk(place: Path) -> Iterator[Path]:
     """A file system of a few MB.
 
     Raises:
-        Skipped: nobody may mount here.
+        Skipped: mounting is not permitted.
     """
     place.mkdir()
     mount = shutil.which("mount")
@@ -70,7 +70,7 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 def fill_at(stack: ScriptedStack, place: str, revision: str, findings: Findings, load: Load) -> None:
-    """Let the disk be full there for a while, and see the update to its end."""
+    """Fill the disk at a point for a while, then wait for the end of the update."""
     before = stack.committed()
     if place == MID_FILE:
         stack.publish(revision, weights_bytes=REVISION_BYTES)
@@ -81,7 +81,7 @@ def fill_at(stack: ScriptedStack, place: str, revision: str, findings: Findings,
         old = stack.send_signal("updater", signal.SIGKILL)
         stack.wait(lambda: stack.pid("updater") not in (0, old), "another updater runs")
         stack.publish(revision, weights_bytes=REVISION_BYTES)
-        stack.wait(lambda: is_frozen(stack), f"the updater stands still at {point}")
+        stack.wait(lambda: is_frozen(stack), f"the updater is stopped at {point}")
     ballast = stack.state / RUN_FOLDER / "ballast"
     fill(ballast)
     answers, told = load.answers, len(stack.log_path.read_bytes())
@@ -91,7 +91,7 @@ def fill_at(stack: ScriptedStack, place: str, revision: str, findings: Findings,
     row = "nothing" if after is None else after.revision
     is_kept = after == before or place == AFTER_COMMIT
     findings.expect(so=is_kept, otherwise=f"{place}: {row} was committed on a full disk")
-    findings.expect(so=load.answers > answers, otherwise=f"{place}: nobody was answered on a full disk")
+    findings.expect(so=load.answers > answers, otherwise=f"{place}: no request was answered while the disk was full")
     began = time.monotonic()
     ballast.unlink()
     stack.wait_committed(revision)
@@ -105,7 +105,7 @@ def fill_at(stack: ScriptedStack, place: str, revision: str, findings: Findings,
 
 
 def freeze_in_transfer(stack: ScriptedStack, revision: str) -> None:
-    """Stop the updater while a file of this revision is half there."""
+    """Stop the updater while a file of this revision is partly downloaded."""
     updater = stack.pid("updater")
     ends = time.monotonic() + 60
     while time.monotonic() < ends:
@@ -120,12 +120,12 @@ def freeze_in_transfer(stack: ScriptedStack, revision: str) -> None:
 
 
 def fill(ballast: Path) -> None:
-    """Write until nothing more goes."""
+    """Write until the disk is full."""
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * CHUNK)
 
 
 def is_frozen(stack: ScriptedStack) -> bool:
-    """Whether some process of the stack stands still."""
+    """Whether a process of the stack is stopped."""
     return any(process.status() == "stopped" for process in stack.living())

@@ -1,8 +1,8 @@
-"""S9: a hundred swaps through the updater: memory, descriptors and threads of server and updater stay where they were.
+"""S9: a hundred swaps through the updater: memory, descriptors and threads of server and updater do not grow.
 
-After the first swaps (imports, caches, the allocator's arenas) each is followed by a look. Memory is judged by the
-slope of a straight line through all looks, times a hundred swaps; descriptors and threads by their most in the last
-fifth against their most in the first fifth.
+After the first swaps (imports, caches, the allocator's arenas) each swap is followed by a sample. Memory is judged by
+the slope of a straight line through all samples, times a hundred swaps; descriptors and threads by their maximum in the
+last fifth compared with that in the first fifth.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One process after one swap."""
+    """A sample of one process after one swap."""
 
     resident_mib: float
     descriptors: int
@@ -33,7 +33,7 @@ class Look:
 
 
 def run(task: Task) -> Findings:
-    """Swap, and look each time."""
+    """Swap, and take a sample each time."""
     swaps = task.count or SWAPS
     findings = Findings()
     looks: dict[str, list[Look]] = {"server": [], "updater": []}
@@ -57,13 +57,13 @@ def run(task: Task) -> Findings:
 
 
 def look(pid: int) -> Look:
-    """One process as it is."""
+    """Take a sample of a process."""
     process = psutil.Process(pid)
     return Look(process.memory_info().rss / _MIB, process.num_fds(), process.num_threads())
 
 
 def judge(program: str, rows: Sequence[Look], findings: Findings) -> None:
-    """Compare the end with the beginning."""
+    """Compare the last samples with the first."""
     growth = 100 * slope([row.resident_mib for row in rows])
     findings.numbers[f"{program}_resident_mib"] = round(rows[-1].resident_mib, 1)
     findings.numbers[f"{program}_growth_mib_per_100_swaps"] = round(growth, 2)
@@ -77,5 +77,5 @@ def judge(program: str, rows: Sequence[Look], findings: Findings) -> None:
 
 
 def slope(values: Sequence[float]) -> float:
-    """Of the straight line through values at 0, 1, 2, …; 0 for fewer than two."""
+    """The slope of the regression line through values at 0, 1, 2, …; 0 for fewer than two."""
     return float(np.polyfit(range(len(values)), values, 1)[0]) if len(values) > 1 else 0.0

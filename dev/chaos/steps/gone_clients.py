@@ -1,7 +1,7 @@
-"""I14: ten thousand clients that are gone in the middle of their calls leave nothing, and hold nobody up.
+"""I14: ten thousand clients that disconnect during their calls leave nothing behind and do not delay others.
 
-They come as fast as a server on two cores can take them in. Faster is another thing, overload: beyond a thousand calls
-that nobody has looked at yet gRPC turns new ones away by itself (CANCELLED), whoever they are from.
+They connect as fast as a server on two cores can accept them. A higher rate would be overload: with a thousand calls
+that were not started yet, gRPC refuses new ones (CANCELLED) from any client.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ REPORT_EVERY = 2000
 
 
 def run(task: Task) -> Findings:
-    """Come and go."""
+    """Run all clients."""
     clients = task.count or CLIENTS
     findings = Findings(count=clients)
     message = question("!slow 0.002").request().SerializeToString()
@@ -65,7 +65,7 @@ def run(task: Task) -> Findings:
 
 
 def come_and_go(port: int, whole: bytes, number: int, began: float) -> None:
-    """One client, in its turn: a request whole or cut, then a reset or a quiet end, before any answer."""
+    """Run one client: a complete or truncated request, then a reset or a normal close before any answer."""
     time.sleep(max(0.0, began + number / CLIENTS_A_SECOND - time.monotonic()))
     with contextlib.suppress(OSError), http2.connect(port) as way:
         way.sendall(cut(whole, number))
@@ -74,5 +74,5 @@ def come_and_go(port: int, whole: bytes, number: int, began: float) -> None:
 
 
 def cut(whole: bytes, number: int) -> bytes:
-    """Half of them are whole, the others end anywhere."""
+    """The request of a client: every second one complete, the others truncated at various points."""
     return whole if number % 4 < 2 else whole[: 30 + number % (len(whole) - 30)]  # noqa: PLR2004  half

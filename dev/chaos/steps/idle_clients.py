@@ -1,4 +1,4 @@
-"""I17: a thousand connections that say hello and nothing more; what those that call notice of them."""
+"""I17: a thousand connections that send only HTTP/2's opening, and their effect on active clients."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ SLOWER_FACTOR, SLOWER_SECONDS = 1.5, 0.010  # of the median before, and a machin
 
 
 def run(task: Task) -> Findings:
-    """Measure without them, then beside them."""
+    """Measure without the idle connections, then with them."""
     connections, seconds = task.count or CONNECTIONS, task.seconds or SECONDS
     findings = Findings(count=connections)
     with ScriptedStack(task.folder) as stack, Promises(stack) as promises, stack.load() as load:

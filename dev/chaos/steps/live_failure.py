@@ -1,4 +1,4 @@
-"""S7: revisions that only callers' traffic can find out: nobody's call fails, and they are gone within seconds."""
+"""S7: revisions that fail only on live traffic: no call fails, and they are rolled back within seconds."""
 
 import time
 

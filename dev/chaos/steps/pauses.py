@@ -1,4 +1,4 @@
-"""B10: processes stand still for minutes (SIGSTOP) and go on (SIGCONT), idle and in the middle of an update.
+"""B10: processes are stopped for minutes (SIGSTOP) and resumed (SIGCONT), idle and during an update.
 
 The watchdog would restart a stopped process, which the last part shows; for the others it has a high failure threshold.
 """
@@ -27,12 +27,12 @@ class PauseRun:
     stack: ScriptedStack
     findings: Findings
     seconds: float
-    asleep: list[tuple[float, float]]  # when nothing of the stack moved, time.monotonic()
+    asleep: list[tuple[float, float]]  # intervals in which all processes were stopped, time.monotonic()
 
     def expect_same(self, program: str, pid: int) -> None:
         """Check that a program was not restarted."""
         now = self.stack.pid(program)
-        self.findings.expect(so=now == pid, otherwise=f"the {program} was started anew: {pid}, then {now}")
+        self.findings.expect(so=now == pid, otherwise=f"the {program} was restarted: {pid}, then {now}")
 
 
 def run(task: Task) -> Findings:
@@ -45,11 +45,11 @@ def run(task: Task) -> Findings:
     with patient as stack, Promises(stack) as promises, stack.load() as load:
         run = PauseRun(stack, findings, seconds, [])
         idle(run, load)
-        task.say("updater and watchdog stood still while nothing was to be done")
+        task.say("updater and watchdog were stopped while idle")
         in_a_trial(run)
-        task.say("the updater stood still in a trial")
+        task.say("the updater was stopped during a trial")
         whole(run)
-        task.say("everything stood still")
+        task.say("all processes were stopped")
 
         def is_excused(call: Refused) -> bool:
             return any(since <= call.at <= until + AFTER_SECONDS for since, until in run.asleep)
@@ -65,13 +65,13 @@ def run(task: Task) -> Findings:
 
 
 def idle(run: PauseRun, load: Load) -> None:
-    """Nothing is under way: callers notice nothing, and what is published meanwhile is taken afterwards."""
+    """Stop the idle updater: callers are not affected, and a revision published meanwhile is installed later."""
     stack = run.stack
     stopped = {program: stack.send_signal(program, signal.SIGSTOP) for program in ("updater", "watchdog")}
     stack.publish("v1.1.0")
     before = load.answers
     time.sleep(run.seconds)
-    run.findings.expect(so=load.answers > before, otherwise="nothing was answered while the updater stood still")
+    run.findings.expect(so=load.answers > before, otherwise="no request was answered while the updater was stopped")
     run.findings.expect(so=stack.serving() == FIRST, otherwise=f"{stack.serving()} serves without an updater")
     for program in stopped:
         stack.send_signal(program, signal.SIGCONT)
@@ -83,7 +83,7 @@ def idle(run: PauseRun, load: Load) -> None:
 
 
 def in_a_trial(run: PauseRun) -> None:
-    """The server takes the trial back when its lease is over; the updater begins again, without blame."""
+    """Stop the updater during a trial: the server rolls back when the lease expires, and the updater retries."""
     stack = run.stack
     stack.arm("stop:OBSERVING")
     stack.send_signal("updater", signal.SIGKILL)
@@ -105,7 +105,7 @@ def in_a_trial(run: PauseRun) -> None:
 
 
 def whole(run: PauseRun) -> None:
-    """A machine that stands still, server and runners and all: afterwards everything goes on."""
+    """Stop all processes, as a suspended machine does: afterwards everything continues."""
     stack = run.stack
     pids = {program: stack.pid(program) for program in ("server", "updater", "watchdog")}
     began = time.monotonic()
@@ -123,12 +123,12 @@ def whole(run: PauseRun) -> None:
 
 
 def watched(run: PauseRun) -> None:
-    """With the watchdog as it ships, an updater that stands still in an update is ended, and the next one goes on."""
+    """With the default watchdog, an updater that is stopped during an update is killed, and its successor continues."""
     stack = run.stack
     stack.arm("stop:GATING")
     stack.send_signal("updater", signal.SIGKILL)
     stack.publish("v1.1.0")
-    stopped = stack.wait(lambda: _stopped(stack), "the updater stands still")
+    stopped = stack.wait(lambda: _stopped(stack), "the updater is stopped")
     began = time.monotonic()
     stack.wait(lambda: stack.pid("updater") not in (0, stopped), "another updater runs", PATIENCE_SECONDS)
     run.findings.numbers["watchdog_started_anew_seconds"] = round(time.monotonic() - began, 1)
@@ -137,7 +137,7 @@ def watched(run: PauseRun) -> None:
 
 
 def tell(findings: Findings, report: LoadReport, run: PauseRun) -> None:
-    """What callers saw of it."""
+    """Record what callers measured."""
     ((_, until),) = run.asleep
     findings.numbers |= {
         "seconds_each": run.seconds,

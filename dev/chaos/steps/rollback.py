@@ -1,7 +1,7 @@
-"""S8: an operator takes the demo model back: warm, while the model before it still stands ready, and cold.
+"""S8: an operator rolls the demo model back: warm, while the previous model is still loaded, and cold.
 
-The real engine, the real conversion, the demo's stack and its callers. Timed from the operator's call to the last
-answer of the revision that is taken back, as callers see it.
+Uses the real engine and conversion, the demo's stack and its callers. Measures the time from the operator's call to the
+last answer of the old revision, as callers see it.
 """
 
 import time
@@ -20,7 +20,7 @@ STEADY_SECONDS = 2.0
 
 
 def run(task: Task) -> Findings:
-    """Commit, take back warm; commit again, wait until the one before is gone, take back cold."""
+    """Commit and roll back warm; commit again, wait until the previous model is unloaded, and roll back cold."""
     task.say("making revisions, and computing their right answers with the bare engine")
     demo = build(task.folder / "demo", KEEP_WARM_SECONDS)
     findings = Findings()
@@ -54,7 +54,7 @@ def commit(demo: DemoStack, operator: Operator, revision: str, task: Task) -> No
 
 
 def roll_back(stack: SupervisedStack, operator: Operator, load: Load, revision: str) -> float:
-    """Seconds from the call to the last answer of the revision that is taken back."""
+    """Roll back; returns the seconds from the call to the last answer of the old revision."""
     time.sleep(STEADY_SECONDS)
     began = time.monotonic()
     operator.rollback()
@@ -64,7 +64,7 @@ def roll_back(stack: SupervisedStack, operator: Operator, load: Load, revision: 
 
 
 def judge(findings: Findings, report: LoadReport, warm: float, cold: float) -> None:
-    """Hold it against the limits."""
+    """Compare the times with the limits."""
     findings.count = 2
     findings.numbers = {
         "warm_ms": ms(warm),

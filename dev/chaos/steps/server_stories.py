@@ -1,4 +1,4 @@
-"""Random stories of one model of the server: the state machine of the tests, with other seeds and far more stories."""
+"""Random sequences of events for a model of the server: the tests' state machine, other seeds and many more runs."""
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.steps import stories

@@ -1,4 +1,4 @@
-"""Random stories of the updater: the state machine of the tests, with another seed each time and far more stories."""
+"""Random sequences of events for the updater: the tests' state machine with other seeds and many more runs."""
 
 import os
 import random

@@ -1,11 +1,11 @@
 """Random faults on a running stack under load, while good and bad revisions are published.
 
-Processes are killed, the hub errs or the disk is full for a while, the wall clock jumps by a year. Without the right to
-mount, or without libfaketime, the storm goes on without disk, or clock, and says so. The seed gives the faults, their
+Processes are killed, the hub fails or the disk is full for a while, the wall clock jumps by a year. Without permission
+to mount, or without libfaketime, disk or clock faults are left out, which is reported. The seed gives the faults, their
 order and the pauses between them; their effects differ from run to run.
 
-When the storm is over, the seven promises must hold. A call that a killed server held, or that came while no server
-lived, has nobody who could answer it: such calls are excused, counted and told.
+At the end the seven promises must hold. Calls that a killed server held, or that arrived while no server ran, are
+excused, counted and reported.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SECONDS = 600.0
 PAUSE_SECONDS = (0.3, 4.0)
 BAD_SHARE = 0.3
 # A model that dies three times a minute is given longer and longer pauses, which protects a machine from a crash loop.
-# Here it is no crash loop: it is us, far more often than any machine, and whoever waits out the pauses is lost.
+# Kills are far more frequent here than on any real machine, so the pauses of a crash loop would only cost time.
 PAUSES = {"respawn_cap_seconds": 1.0}
 SERVER_REST_SECONDS = 6.0  # supervisord gives a program up that dies again and again before it counts as running
 BACK_SECONDS = 2.0  # until every caller has dialled a new server
@@ -102,7 +102,7 @@ class Storm:
         self.counts[name] = self.counts.get(name, 0) + actions[name]()
 
     def publish(self, number: int) -> None:
-        """Somebody publishes a revision; three of ten are bad."""
+        """Publish a revision; three of ten are bad."""
         revision = f"v1.{number}.0"
         self.published.append(revision)
         if self.chance.random() < BAD_SHARE:
@@ -112,7 +112,7 @@ class Storm:
             self.stack.publish(revision)
 
     def is_excused(self, call: Refused) -> bool:
-        """Whether no server lived that could have answered."""
+        """Whether no server was running that could have answered."""
         return call.code == "UNAVAILABLE" and any(since <= call.at <= until for since, until in self.away)
 
     def _updater(self) -> bool:
@@ -160,7 +160,7 @@ class Storm:
 
 
 def run(task: Task) -> Findings:
-    """Let it storm, then look."""
+    """Inject faults, then check the promises."""
     findings = Findings()
     clock = _clock(task)
     with hub(task.folder) as served, _state(task) as (state, is_small):
@@ -224,7 +224,7 @@ def _state(task: Task) -> Iterator[tuple[Path, bool]]:
 
 
 def run_storm(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
-    """Publish and kill until the time is over."""
+    """Publish revisions and inject faults until the time is over."""
     ends, numbers = time.monotonic() + seconds, itertools.count(1)
     while time.monotonic() < ends:
         if not storm.published or _has_ended(storm.stack, storm.published[-1]):
@@ -235,7 +235,7 @@ def run_storm(storm: Storm, seconds: float, say: Callable[[str], None]) -> None:
 
 
 def _has_ended(stack: ScriptedStack, revision: str) -> bool:
-    """Whether an update is over; one that nobody can be asked about is not."""
+    """Whether an update has ended; false while the updater does not answer."""
     try:
         return bool(stack.outcome(revision, limit=1.0))
     except grpc.RpcError:

@@ -1,4 +1,4 @@
-"""S1: callers without retries across fifty swaps, of which ten are of bad revisions: nothing is lost, nothing mixed."""
+"""S1: callers without retries over fifty swaps, ten of bad revisions: no request fails, no answer mixes revisions."""
 
 import random
 
@@ -42,7 +42,7 @@ def run(task: Task) -> Findings:
 
 
 def swap(stack: ScriptedStack, revision: str, *, is_bad: bool, findings: Findings) -> str:
-    """Publish a revision and see it to its end; how that should be."""
+    """Publish a revision and wait for its end; returns the expected outcome."""
     if is_bad:
         stack.publish_bad(revision)
     else:

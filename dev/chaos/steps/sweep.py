@@ -1,8 +1,8 @@
 """K4: the updater is killed at every system call that makes something durable.
 
 For each of fsync, fdatasync, rename, unlink and unlinkat, and for every N of them in one whole update (a first
-install, a second revision, one that is taken back): a process is killed as it enters the N-th, or the N-th fails with
-EIO or ENOSPC; a second life goes on, and then everything must be as if nothing had happened.
+install, a second revision, one that is rolled back): a process is killed as it enters the N-th call, or the call fails
+with EIO or ENOSPC; a second process continues, and the result must be the same as without the fault.
 """
 
 import re
@@ -31,7 +31,7 @@ _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place of one sweep."""
+    """One fault at one system call."""
 
     revision: str  # that is published
     call: str
@@ -40,7 +40,7 @@ class Point:
 
 
 def run(task: Task) -> Findings:
-    """Sweep; with a count, so many points spread over the whole."""
+    """Run all points, or `count` of them, evenly spread."""
     if shutil.which("strace") is None:
         raise Skipped("strace is not there: apt-get install strace")
     points = list(_points(task.folder))
@@ -57,7 +57,7 @@ def run(task: Task) -> Findings:
 
 
 def _points(folder: Path) -> Iterator[Point]:
-    """Every call of a cycle that is not disturbed."""
+    """All points, from the calls of a cycle without faults."""
     for revision in (OLD, GOOD, WORSE):
         template = _template(folder, revision)
         run = folder / f"count-{revision}"
@@ -89,7 +89,7 @@ def _template(folder: Path, revision: str) -> Path:
 
 
 def _try(folder: Path, number: int, point: Point) -> str:
-    """Disturb one life at one point, let a second one go on, and look.
+    """Inject one fault, let a second process continue, and check the result.
 
     Returns:
         What is wrong; empty if nothing is.
@@ -103,14 +103,14 @@ def _try(folder: Path, number: int, point: Point) -> str:
         if not is_kill and done.returncode:
             return f"the disturbed life ended with {done.returncode}: {done.stderr[-500:]}"
         return _wrong_between(run, point.revision) or _wrong_at_the_end(run, point.revision)
-    except Exception as error:  # noqa: BLE001  every end that is not good is told with its point
+    except Exception as error:  # noqa: BLE001  every failure is reported with its point
         return f"{type(error).__name__}: {error}"
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
 
 def _wrong_between(run: Path, revision: str) -> str:
-    """What the server meets while no updater lives: a pointer to a whole bundle."""
+    """Check the state that the server sees while no updater runs: the pointer names a complete bundle."""
     row = read_committed(run / "state").get(MODEL)
     if row is None:
         return "" if revision == OLD else "the committed pointer is gone"
@@ -132,7 +132,7 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
     if (row.revision, record.committed.revision, record.min_version) != (wanted, wanted, wanted):
         return f"pointer {row.revision}, record {record.committed.revision}, floor {record.min_version}, not {wanted}"
     if cycle.serving != row.bundle_digest:
-        return "what serves is not the committed revision"
+        return "the serving revision is not the committed one"
     if (BAD in revision) != any(entry.revision == revision for entry in record.quarantine):
         return f"quarantine: {[entry.revision for entry in record.quarantine]}"
     bundle = read_bundle(bundle_folder(state, row.bundle_digest))
