@@ -1,8 +1,8 @@
-"""`python -m dev.bench.card`, the second half of `make gpu`: the large OFA on a card, by rows a device call.
+"""`python -m dev.bench.card`, the second half of `make gpu`: the large OFA on a GPU, by rows per device call.
 
-473 M parameters with drawn weights, in bfloat16, each row with a picture of its own. For every number of rows: items a
-second, p50 and p95 of a call, and the share of the fastest matrix product that the card showed between the calls, by
-the operations that the model is made of. `--device cpu --source examples/shapes/v1.0.0` shows the table without a card.
+473 M parameters with random weights, in bfloat16, each row with its own picture. For every number of rows: items per
+second, p50 and p95 of a call, and the model FLOPs utilization: the model's operations per second as a share of the
+fastest matrix product measured between the calls. `--device cpu --source examples/shapes/v1.0.0` needs no GPU.
 """
 
 import argparse
@@ -32,12 +32,12 @@ ROWS = (1, 2, 4, 8, 16, 32)
 STATEMENT = "there are two birds."
 SIDE = 256  # pixels of a drawn picture
 PEAK_SIDES = (4096, 8192)  # of square matrices; a CPU is spared the larger
-PRODUCTS = 8  # in a row: a card is told of one while it computes another
+PRODUCTS = 8  # consecutive: a GPU receives one while it computes another
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One number of rows."""
+    """The measurements for one number of rows."""
 
     rows: int
     seconds: tuple[float, ...]  # of a call
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def measure(source: Path, device: str, calls: int) -> list[Point]:
-    """All numbers of rows that the engine takes in one call on this device."""
+    """Measure all numbers of rows up to the engine's limit for one call on this device."""
     folder, bundle = sealed_bundle(source, "bfloat16")
     engine = load_ofa(folder, bundle, LoadOptions(device, "bfloat16", 0), nobody)
     engine.warm_up(nobody)
@@ -94,7 +94,7 @@ def measure(source: Path, device: str, calls: int) -> list[Point]:
 
 
 def peak(device: str) -> float:
-    """Operations a second of the fastest square product that is tried."""
+    """Operations per second of the fastest square matrix product tried."""
     sides = PEAK_SIDES if device.startswith("cuda") else PEAK_SIDES[:1]
     return max(_product(side, device) for side in sides)
 
@@ -102,7 +102,7 @@ def peak(device: str) -> float:
 def _calls(engine: OfaEngine, pictures: Sequence[bytes], calls: int) -> tuple[float, ...]:
     """Seconds of calls in which every picture is new; the answers are on the host when a call returns.
 
-    The first call of a number of rows chooses kernels, and is not counted.
+    The first call selects kernels and is not counted.
     """
     seconds = []
     for _ in track(range(calls + 1), f"{len(pictures)} rows", console=Console(stderr=True)):

@@ -1,10 +1,10 @@
-"""`make bench-engine`: what an answer of the large OFA takes, and how much of this machine's peak that is.
+"""`make bench-engine`: the time of an answer of the large OFA, and its share of this machine's peak.
 
-473 M parameters with drawn weights. For 1 and 2 threads, float32 and bfloat16, each in a process of its own: the first
-statement about a picture and the second, p50 and p95; the operations of an answer, counted from shapes; the fastest
-matrix product that this machine showed between the items, and our share of it: by the operations that the model is
-made of, and by those that our engine executes, which are fewer. With the parity environment
-(`make parity` makes it) the stock pipeline is measured in the same run.
+473 M parameters with random weights. For 1 and 2 threads, float32 and bfloat16, each in its own process: p50 and p95 of
+the first and the second statement about a picture; the operations of an answer, counted from shapes; the fastest matrix
+product measured between the items, and the engine's share of it, both by the operations of the model and by those that
+the engine executes, which are fewer. With the parity environment (built by `make parity`) the stock pipeline is
+measured in the same run.
 """
 
 import argparse

@@ -28,7 +28,7 @@ STATEMENTS = ("there are two birds.", "a man is reading on the street")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one process has seen. Seconds on a clock; operations a second."""
+    """The measurements of one process: wall-clock seconds, operations per second."""
 
     precision: str
     threads: int
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
-    """The whole of it."""
+    """Measure everything."""
     torch.set_num_threads(threads)
     engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", precision, threads), nobody)
     engine.warm_up(nobody)
@@ -73,7 +73,7 @@ def measure(folder: Path, precision: str, threads: int, items: int) -> Measured:
 
 
 def _parts(engine: OfaEngine, item: OfaPreparedItem, items: int) -> dict[str, float]:
-    """Seconds of a first statement, part by part; apart, since looking costs a little."""
+    """Seconds of a first statement, by part; measured separately, since timing costs a little."""
     times = PartTimes()
     with times.watching(engine):
         for _ in range(items):
@@ -83,7 +83,7 @@ def _parts(engine: OfaEngine, item: OfaPreparedItem, items: int) -> dict[str, fl
 
 
 def peak(precision: str) -> float:
-    """Operations a second of the fastest matrix product that is tried."""
+    """Operations per second of the fastest matrix product tried."""
     return max(_product(*shape, torch_dtype(precision)) for shape in PEAK_SHAPES)
 
 
@@ -96,19 +96,19 @@ def _product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long something takes, on a clock."""
+    """The wall-clock seconds of a call."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
 def percentile(values: tuple[float, ...], share: float) -> float:
-    """The value that so large a share of them does not exceed."""
+    """The percentile for a share."""
     return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]
 
 
 def nobody(_phase: str, _share: float) -> None:
-    """Nobody waits for progress."""
+    """Ignore progress."""
 
 
 if __name__ == "__main__":

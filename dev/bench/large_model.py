@@ -1,4 +1,4 @@
-"""A model of the published large size with drawn weights, made once and sealed in each precision."""
+"""A model of the published large size with random weights, generated once and sealed in each precision."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def large_source() -> Path:
-    """Folder of the published model, 473 M parameters, made the first time."""
+    """Folder of the published model, 473 M parameters; generated at the first call."""
     folder = FOLDER / "large"
     if not (folder / _COMPLETE).exists():
         say("making a model of 473 M parameters (once, some 20 s, 1.9 GB)")
@@ -32,7 +32,7 @@ def large_bundle(precision: str) -> tuple[Path, Bundle]:
 
 
 def sealed_bundle(source: Path, precision: str) -> tuple[Path, Bundle]:
-    """Folder and description of a sealed bundle; sealing what is sealed costs a second."""
+    """Folder and manifest of a sealed bundle; takes a second if it is sealed already."""
     state = FOLDER / "state"
     state.mkdir(parents=True, exist_ok=True)
     say(f"sealing it in {precision}")
@@ -41,7 +41,7 @@ def sealed_bundle(source: Path, precision: str) -> tuple[Path, Bundle]:
 
 
 def warm(files: Iterable[Path]) -> None:
-    """Have files in the page cache."""
+    """Read files into the page cache."""
     for path in files:
         with path.open("rb") as file:
             while file.read(_PIECE_BYTES):
@@ -49,5 +49,5 @@ def warm(files: Iterable[Path]) -> None:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     sys.stderr.write(f"hotslot: {text}\n")

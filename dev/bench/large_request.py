@@ -1,4 +1,4 @@
-"""The largest request on a large model by the whole way: answered or refused in time, and never taken for a hang."""
+"""The largest request to a large model through a server: answered or refused in time, and not mistaken for a hang."""
 
 import time
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class LargeReply:
 
 
 def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> Table:
-    """Serve a bundle, and ask as many statements with each deadline."""
+    """Serve a bundle, and send the statements with each deadline."""
     state = FOLDER.absolute() / "state"
     commit(state, Committed(MODEL, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT))
     settings = SETTINGS.replace('precision = "float32"', f'precision = "{precision}"').replace("threads = 1", "")

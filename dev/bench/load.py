@@ -40,7 +40,7 @@ AIMS = ("aims", "", "≤ 2 s", "", "< 1.15", "< 1.4", "", "")
 
 @dataclass(slots=True)
 class Taken:
-    """What one runner took."""
+    """The measurements of one runner."""
 
     imports: float  # seconds from its start to its Hello
     base: int  # bytes resident then
@@ -54,7 +54,7 @@ class Taken:
 
 @dataclass(slots=True)
 class Ear:
-    """Hears a runner."""
+    """Receives the events of a runner."""
 
     hello: runner_pb2.Hello | None = None
     loaded: runner_pb2.LoadOutcome | None = None
@@ -63,33 +63,33 @@ class Ear:
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_hello(self, hello: runner_pb2.Hello) -> None:
-        """It can load."""
+        """The runner is ready to load."""
         self.hello = hello
         self.heard.set()
 
     def on_load_progress(self, progress: runner_pb2.LoadProgress) -> None:
-        """Not waited for."""
+        """Ignored."""
 
     def on_load_outcome(self, outcome: runner_pb2.LoadOutcome) -> None:
-        """It can answer, or never will."""
+        """The load has succeeded or failed."""
         self.loaded = outcome
         self.heard.set()
 
     def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Some answers."""
+        """Answers have arrived."""
         self.outcomes.update({outcome.item_id: outcome for outcome in reply.outcomes})
         self.heard.set()
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
-        """Not waited for."""
+        """Ignored."""
 
     def on_end(self, ending: RunnerEnding) -> None:
-        """It is gone."""
+        """The runner has ended."""
         self.ending = ending
         self.heard.set()
 
     async def until(self, fact: Callable[[], object]) -> None:
-        """Wait for something that is heard.
+        """Wait until an event makes `fact` true.
 
         Raises:
             RuntimeError: the runner ended first.
@@ -129,7 +129,7 @@ def main() -> int:
 
 
 async def life(folder: Path, precision: str, threads: int, requests: int, *, is_awaited: bool = True) -> Taken:
-    """One runner from its start to its end; callers wait for it, or it is loaded beside the serving model."""
+    """Measure one runner from start to end; callers wait for it, or it is loaded beside a serving model."""
     ear = Ear()
     process = RunnerProcess(RunnerSpec(engine="ofa"), ear)
     began = time.perf_counter()
@@ -181,7 +181,7 @@ async def asked(process: RunnerProcess, ear: Ear, number: int, statements: int) 
 
 
 def cycles(folder: Path, weights: int, count: int, threads: int) -> Table:
-    """Load and unload, again and again."""
+    """Load and unload repeatedly."""
     rows, left = [], []
     for _ in track(range(count), "loading and unloading", console=Console(stderr=True)):
         rows.append(asyncio.run(life(folder, "bfloat16", threads, 0)))
@@ -193,7 +193,7 @@ def cycles(folder: Path, weights: int, count: int, threads: int) -> Table:
     ends = (rows[:few], rows[-few:])
     table.add_row("load", *(f"{statistics.median(row.load for row in end):.2f} s" for end in ends))
     table.add_row("peak", *(share(statistics.median(row.peak - row.base for row in end), weights) for end in ends))
-    table.add_row("who starts them", *(f"{left[at][0] / MIB:.0f} MiB, {left[at][1]} files" for at in (few - 1, -1)))
+    table.add_row("parent process", *(f"{left[at][0] / MIB:.0f} MiB, {left[at][1]} files" for at in (few - 1, -1)))
     return table
 
 
@@ -220,7 +220,7 @@ def weights_of(bundle: Bundle) -> int:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Bytes by the kernel's names."""
+    """Memory of a process in bytes, by the kernel's names."""
     rows = (line.split() for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines())
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 

@@ -1,4 +1,4 @@
-"""An engine that does nothing, at once: what is left is the server's own cost."""
+"""An engine that computes nothing, to measure the server's own cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ _ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
 
 @dataclass(frozen=True, slots=True)
 class NullItem:
-    """Nothing, of so many rows."""
+    """An item with a number of rows."""
 
     rows: int
 
 
 class NullEngine:
-    """Answers every statement alike."""
+    """Returns the same answer for every statement."""
 
     device = "cpu"
     precision = "float32"
@@ -34,11 +34,11 @@ class NullEngine:
         return [(_ANSWER,) * part.rows for part in ranges]
 
     def warm_up(self, progress: Progress) -> None:
-        """Nothing to warm."""
+        """Do nothing."""
         progress("warming_up", 1.0)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
 
 def load(_folder: Path, _bundle: Bundle, _options: LoadOptions, progress: Progress) -> NullEngine:

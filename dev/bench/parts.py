@@ -1,4 +1,4 @@
-"""Where the time of an answer goes, part by part: each module's own time, without what it calls."""
+"""The time of an answer by part: each module's own time, without that of the modules that it calls."""
 
 import contextlib
 import time
@@ -19,7 +19,7 @@ PARTS = (RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST)
 
 
 class PartTimes:
-    """Seconds by part, of everything that is computed while it watches."""
+    """Seconds by part, of all calls within `watching`."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -73,7 +73,7 @@ class PartTimes:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that is a part, or has a time of its own within one."""
+    """Every module whose time is measured, with the name of its part."""
     yield RESNET, model.get_submodule("image_encoder")
     yield DECODER, model.get_submodule("decoder")
     for module in model.get_submodule("encoder").modules():

@@ -1,4 +1,4 @@
-"""`make bench-server`: what the server itself costs, with an engine that does nothing.
+"""`make bench-server`: the server's own cost, with an engine that computes nothing.
 
 The server has one core; the load generator and the runner have the other. One run prints every row.
 """
@@ -119,7 +119,7 @@ def seal(state: Path) -> Bundle:
 
 
 def wait_until_serving(child: subprocess.Popen[bytes]) -> None:
-    """Ask the health service until it says SERVING."""
+    """Poll the health service until it returns SERVING."""
     with grpc.insecure_channel(f"127.0.0.1:{PORT}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for _ in range(300):

@@ -1,4 +1,4 @@
-"""The stock pipeline's seconds an item, in the parity environment. Prints the median."""
+"""The stock pipeline's seconds per item, in the parity environment. Prints the median."""
 
 import argparse
 import statistics

@@ -1,8 +1,8 @@
-"""`make bench-swap`: what callers notice of swaps and deaths, on the demo model.
+"""`make bench-swap`: the effect of swaps and crashes on callers, with the demo model.
 
-Sixteen clients without retries, 10 s deadlines, every attempt counted, every answer compared with what the bare engine
-says of that revision. Swaps between v1.0.0 and v1.0.1 (the same weights with permuted answers); then the active runner
-is killed (SIGKILL), then stopped (SIGSTOP).
+Sixteen clients without retries, 10 s deadlines, every attempt counted, every answer compared with that of
+the revision's engine without a server. Swaps between v1.0.0 and v1.0.1 (the same weights with permuted answers); then
+the active runner is killed (SIGKILL), then stopped (SIGSTOP).
 """
 
 import argparse
@@ -43,7 +43,7 @@ MIN_DISAGREEMENT = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that was done under load."""
+    """One operation under load."""
 
     what: str
     gap_ms: float  # longest time without any answer

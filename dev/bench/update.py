@@ -1,9 +1,9 @@
-"""`make bench-update`: what an update of a model takes, step by step, beside the least that this machine can do it in.
+"""`make bench-update`: the time of an update by step, compared with the minimum time on this machine.
 
-A revision goes the whole way of the shipped updater: over HTTP from the folder hub, verified, converted, sealed,
-loaded beside the one that serves, asked the golden items, put on trial and committed. Both revisions have the same
-weights, so no verdict depends on chance. The floor is measured in the same run, before and after; it receives from
-memory, so the hub's files are in the page cache when the update begins.
+The shipped updater installs a revision: download over HTTP from the folder hub, verification, conversion, sealing, load
+beside the serving model, golden items, trial and commit. Both revisions have the same weights, so no verdict depends on
+chance. The minimum is measured in the same run, before and after; it receives from memory, so the hub's files are in
+the page cache when the update begins.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> Run:
-    """The whole run, in a folder of its own on the disk that is measured."""
+    """Do the whole run, in a new folder on the disk to measure."""
     first = first_revision(options.size)
     say("importing the revision that serves")
     imported = import_bundle(first, folder / "state", MODEL, FIRST, options.precision)
@@ -115,7 +115,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Run:
 
 
 def steps_of(seen: Seen) -> dict[str, float]:
-    """Seconds of each step, from what the stop-watch saw."""
+    """Seconds of each step, from the stop-watch's measurements."""
     seconds, at = seen.seconds, seen.at
     return {
         "transfer": seconds["StageRevision"],
@@ -173,7 +173,7 @@ def _cells(took: float, floors: list[float] | None) -> list[str]:
 
 
 def _write_golden(folder: Path, count: int) -> None:
-    """The first items of the demo's set without what is expected: drawn weights know nothing."""
+    """The first items of the demo's set without expected answers, since the weights are random."""
     folder.mkdir()
     rows = [json.loads(line) for line in (SHAPES / "golden" / "golden.jsonl").read_text().splitlines()[:count]]
     for row in rows:
@@ -204,7 +204,7 @@ def _hub(folder: Path) -> Iterator[str]:
 
 
 def _update(folder: Path) -> Seen:
-    """Run the updater until it has committed the next revision; what its stop-watch saw."""
+    """Run the updater until it has committed the next revision; returns the stop-watch's measurements."""
     report = folder / "report.json"
     with (folder / "updater.log").open("wb") as log:
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """The shipped updater, timed step by step: `python -m dev.bench.update_child REPORT`, settings as the updater's.
 
-It takes one update, ends by itself when that is committed or will not be, and leaves a report in JSON.
+It performs one update, exits when that has ended, and writes a report in JSON.
 """
 
 import json
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the stop-watch saw of one update."""
+    """The stop-watch's measurements of one update."""
 
     is_committed: bool
     seconds: dict[str, float]  # by effect of the updater, and by parts of verifying and sealing
@@ -42,7 +42,7 @@ class Seen:
 
 
 class StopWatch:
-    """Seconds by what was done; one thread."""
+    """Measures seconds by operation; from one thread."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -50,7 +50,7 @@ class StopWatch:
         self.is_committed = False
 
     def timed(self, name: str, work: Callable[..., T]) -> Callable[..., T]:
-        """The same, measured; what is done several times adds up."""
+        """Wrap a function so that its time is added under `name`."""
 
         def run(*arguments: Any, **named: Any) -> T:  # noqa: ANN401  whatever it takes
             began = time.perf_counter()
@@ -62,7 +62,7 @@ class StopWatch:
         return run
 
     def perform(self, effect: Effect, ports: Ports) -> Result:
-        """The updater's, measured by the effect's name."""
+        """Call the updater's `perform`, measured under the effect's name."""
         name = type(effect).__name__
         self.at.setdefault(f"{name} begins", time.perf_counter())
         done: Result = self.timed(name, perform)(effect, ports)
@@ -73,14 +73,14 @@ class StopWatch:
         return done
 
     def decide(self, record: ModelRecord, facts: Facts, rules: Rules) -> Step | CommandResult:
-        """The updater's; an update that is not committed ends this process too."""
+        """Call the updater's `decide`; ends this process if the update was not committed."""
         if record.stage in (Stage.HELD, Stage.ROLLING_BACK):
             os.kill(os.getpid(), signal.SIGTERM)
         return decide(record, facts, rules)
 
 
 def seen_by(watch: StopWatch) -> Seen:
-    """What it saw, and what this process and its largest child needed."""
+    """Its measurements, and the peak memory of this process and its largest child."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Seen(watch.is_committed, watch.seconds, watch.at, 1024 * int(peak.split()[1]), 1024 * children.ru_maxrss)

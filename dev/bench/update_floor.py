@@ -1,6 +1,6 @@
-"""What an update costs this machine at the very least: the same bytes through the least code, one step after the other.
+"""The minimum time of an update on this machine: the same bytes processed with minimal code, one step after the other.
 
-Nothing here checks, resumes or reports; it receives, hashes, writes and reads, a megabyte at a time in one thread.
+It does not verify, resume or report: it receives, hashes, writes and reads, a megabyte at a time in one thread.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ class Floor:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all steps."""
         return self.receive + self.read + self.write
 
 
 def measure(folder: Path, source_bytes: int, bundle_bytes: int) -> Floor:
-    """Do it once, in a folder on the disk that the update uses too.
+    """Measure once, in a folder on the disk that the update uses.
 
     Args:
-        folder: exists; what is written there is removed.
+        folder: must exist; files written to it are removed.
         source_bytes: of the published files together.
         bundle_bytes: of what they are converted to.
     """

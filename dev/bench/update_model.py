@@ -1,4 +1,4 @@
-"""Two revisions of a model with drawn weights, which differ in one word: so the update itself is what is measured."""
+"""Two revisions of a model with random weights, which differ in one word of the configuration."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _MIDDLE = Recipe(
 
 
 def first_revision(size: str) -> Path:
-    """Folder of a model, made the first time: of 18 MB, 136 MB, or the published 1.96 GB."""
+    """Folder of a model, generated at the first call: 18 MB, 136 MB, or the published size of 1.96 GB."""
     if size == "large":
         return large_source()
     folder = FOLDER / size
@@ -40,7 +40,7 @@ def first_revision(size: str) -> Path:
 
 
 def next_revision(first: Path, folder: Path) -> Path:
-    """The same weights under another configuration: other bytes of a declared file, so another revision."""
+    """The same weights with another configuration: a declared file differs, so it is another revision."""
     folder.mkdir(parents=True)
     for path in first.iterdir():
         if path.name == "configuration.json":

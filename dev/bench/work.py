@@ -1,9 +1,8 @@
-"""How many floating-point operations an OFA's answer takes, counted from its shapes. Pure.
+"""Counts the floating-point operations of an OFA's answer from its shapes. Pure.
 
-A multiplication and an addition count as two. Norms, softmax and other work that is linear in the
-numbers is left out, as is usual. A share of a machine's peak by the operations that the model is made of,
-whoever computes it and how, is what "PaLM: Scaling Language Modeling with Pathways" (2022, appendix B)
-calls model FLOPs utilization.
+A multiplication and an addition count as two. Norms, softmax and other linear work are left out, as is
+usual. The model's operations per second as a share of the machine's peak, regardless of how they are computed, are the
+model FLOPs utilization of "PaLM: Scaling Language Modeling with Pathways" (2022, appendix B).
 """
 
 from dataclasses import dataclass
@@ -26,17 +25,17 @@ class Work:
 
     @property
     def model(self) -> int:
-        """What the model is made of."""
+        """Operations of the model as published."""
         return self.resnet + self.encoder + self.decoder
 
     @property
     def executed(self) -> int:
-        """What our engine executes, position biases left out."""
+        """Operations that the engine executes, without position biases."""
         return self.resnet + self.encoder + self.decoder_executed
 
 
 def work_of(config: EngineConfig, text: int) -> Work:
-    """Count.
+    """Count the operations.
 
     Args:
         config: of the model.

@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def give(folder: Path, console: Console) -> int:
-    """The whole demo; 0 if everything was as promised."""
+    """Run the whole demo; 0 if all expectations were met."""
     console.print("making revisions, and computing their right answers with the bare engine …")
     demo = build(folder)
     with demo.stack as stack:
@@ -59,7 +59,7 @@ def give(folder: Path, console: Console) -> int:
 
 
 def verdict(run: DemoRun) -> int:
-    """0 if nothing failed; otherwise say what did."""
+    """0 if nothing failed; otherwise print the failures."""
     report = run.load.report()
     if not (report.failed or report.wrong or run.troubles):
         return 0
@@ -84,14 +84,14 @@ def run_scenes(run: DemoRun) -> None:
 
 
 def better_is_committed(run: DemoRun) -> None:
-    """A better model: nobody does anything but publish it."""
+    """Publish a better model: it is committed without further commands."""
     followed = publish(run, BETTER, "a better model")
     run.operator.follow(followed, stage_listener(run, followed))
     report_end(run, followed, "COMMITTED")
 
 
 def runner_is_killed(run: DemoRun) -> None:
-    """The process that answers dies; the one that stands ready takes over what it held."""
+    """Kill the active runner: the standby process runs its requests again."""
     standby(run)
     pid = run.control.active_pid()
     run.load.phase, run.killed_at = "runner killed", time.monotonic()
@@ -115,15 +115,15 @@ def standby(run: DemoRun) -> None:
 
 
 def worse_is_refused(run: DemoRun) -> None:
-    """A worse model: no caller meets it."""
-    followed = publish(run, WORSE, "a model that somebody compressed too far")
+    """Publish a worse model: it never answers a caller."""
+    followed = publish(run, WORSE, "an over-compressed model")
     run.operator.follow(followed, stage_listener(run, followed))
     report_end(run, followed, "REFUSED")
     run.expect(so=run.load.report().first_of(WORSE) is None, otherwise=f"{WORSE} answered a caller")
 
 
 def overflowing_is_taken_back(run: DemoRun) -> None:
-    """A model that only callers can find out: right on every golden item, no number for one word."""
+    """Publish a model that fails only on live traffic: right on every golden item, NaN for one word."""
     followed = publish(run, OVERFLOWING, "a model that is right on all golden items, and fails on one word")
 
     def on_stage(stage: str) -> None:
@@ -137,11 +137,11 @@ def overflowing_is_taken_back(run: DemoRun) -> None:
     run.load.questions = run.demo.questions
     state = run.control.status()
     run.by_previous = sum(row.answered_by_previous for row in state.stats)
-    run.expect(so=run.by_previous > 0, otherwise="the trial failed nobody's request: nothing was proven")
+    run.expect(so=run.by_previous > 0, otherwise="the trial failed no request, so the test is void")
 
 
 def updater_is_killed(run: DemoRun) -> None:
-    """The updater dies in the middle of an update, and finds its way by what it wrote down."""
+    """Kill the updater during an update: it continues from its record."""
     followed = publish(run, AGAIN, "the good model again, in other bytes")
     has_killed = False
 
@@ -168,13 +168,13 @@ def publish(run: DemoRun, revision: str, what: str) -> Followed:
 
 
 def stage_listener(run: DemoRun, followed: Followed) -> "StageListener":
-    """What tells a stage, and names the phase after it."""
+    """A listener that prints each stage and names the phase after it."""
     return StageListener(run, followed)
 
 
 @dataclass(frozen=True, slots=True)
 class StageListener:
-    """Tells each stage of an update as it begins."""
+    """Prints each stage of an update as it begins."""
 
     run: DemoRun
     followed: Followed
@@ -186,7 +186,7 @@ class StageListener:
 
 
 def report_end(run: DemoRun, followed: Followed, wanted: str) -> None:
-    """Say how an update ended and on which evidence; note if it should have ended otherwise."""
+    """Print how an update ended and the evidence; records an unexpected end."""
     run.load.phase = "steady"
     took = time.monotonic() - followed.published
     colour = "green" if followed.outcome == wanted else "red"

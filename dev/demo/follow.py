@@ -1,4 +1,4 @@
-"""The updater as its operator sees it: `updates.v1` over its own socket."""
+"""The updater's interface for operators: `updates.v1` over its own socket."""
 
 import contextlib
 import time
@@ -37,14 +37,14 @@ class Followed:
 
 
 class Operator:
-    """Asks the updater; while it is away, waits for it."""
+    """Calls the updater; waits for it while it does not run."""
 
     def __init__(self, state: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix:{run_folder(state) / UPDATES_SOCKET}", options=RECONNECT_OPTIONS)
         self._stub = updates_pb2_grpc.UpdatesServiceStub(self._channel)
 
     def status(self) -> updates_pb2.ModelUpdates:
-        """Where updates stand."""
+        """The update state of the model."""
         request = updates_pb2.GetStatusRequest(model=MODEL)
         return (self._stub.GetStatus(request, timeout=10, wait_for_ready=True)).models[0]
 
@@ -70,7 +70,7 @@ class Operator:
         return followed
 
     def evidence(self, followed: Followed) -> updates_pb2.GetUpdateResponse:
-        """All that is kept of an update."""
+        """The recorded events and evidence of an update."""
         return self._stub.GetUpdate(updates_pb2.GetUpdateRequest(update_id=followed.update_id), timeout=10)
 
     def rollback(self) -> None:
@@ -78,11 +78,11 @@ class Operator:
         self._stub.Rollback(updates_pb2.RollbackRequest(model=MODEL), timeout=10)
 
     def resume(self) -> None:
-        """Take updates again."""
+        """Resume updates."""
         self._stub.Resume(updates_pb2.ResumeRequest(model=MODEL), timeout=10)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the channel."""
         self._channel.close()
 
     def _look(self, followed: Followed, told: Callable[[str], None]) -> bool:

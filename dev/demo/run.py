@@ -28,12 +28,12 @@ class DemoRun:
     back_at: float = 0.0  # when the model was ready again
 
     def say(self, sentence: str) -> None:
-        """A line with the time since the demo began."""
+        """Print a line with the time since the demo began."""
         since = f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]"
         self.console.print(f"{since}  {sentence}", highlight=False, soft_wrap=True)
 
     def expect(self, *, so: bool, otherwise: str) -> None:
-        """Note what should have been."""
+        """Record `otherwise` as a failure unless `so` is true."""
         if not so:
             self.troubles.append(otherwise)
             self.say(f"[red]{otherwise}[/red]")

@@ -71,7 +71,7 @@ class DemoStack:
     expected: Expected  # the bare engine's answers
 
     def source(self, revision: str) -> Path:
-        """A revision as somebody downloaded or trained it."""
+        """The folder of a revision, as downloaded or trained."""
         return _source(self.folder, revision)
 
     def load(self) -> Load:
@@ -115,7 +115,7 @@ def build(folder: Path, keep_warm_seconds: int = 2) -> DemoStack:
 
 
 def publish_again(folder: Path, out: Path) -> None:
-    """Copy a model directory with the same numbers in other bytes: a new revision that answers as the old one."""
+    """Copy a model folder with the same weights in other bytes: a new revision with the same answers."""
     shutil.copytree(folder, out)
     weights = torch.load(folder / WEIGHTS, weights_only=True)
     table = weights[TABLE].to(torch.float32)

@@ -12,7 +12,7 @@ LOADING = ("STAGING", "VERIFYING", "GATING")
 
 
 def show(run: DemoRun, console: Console) -> None:
-    """Print what callers saw."""
+    """Print the callers' results."""
     report, updates = run.load.report(), run.updates
     table = Table(title="What callers saw", show_header=False)
     table.add_column(no_wrap=True)
@@ -55,7 +55,7 @@ def _way(report: LoadReport, followed: Followed) -> str:
 
 
 def _taken_back(report: LoadReport, followed: Followed | None) -> str:
-    """How long it answered, and how fast it was gone once it was judged."""
+    """How long the revision answered, and the time from the verdict to its last answer."""
     if followed is None:
         return "never"
     first, last, judged = report.first_of(OVERFLOWING), report.last_of(OVERFLOWING), followed.began("ROLLING_BACK")

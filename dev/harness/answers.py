@@ -1,4 +1,4 @@
-"""What the bare engine answers, computed without any server: the truth that every answer is held against."""
+"""The engine's answers, computed without a server: the reference for every answer."""
 
 import itertools
 import re
@@ -26,7 +26,7 @@ class Question:
     premise: str = ""
 
     def request(self, model: str = "") -> pb.PredictRequest:
-        """As a message."""
+        """The question as a protobuf request."""
         return pb.PredictRequest(
             model=model, image=pb.Image(content=self.image), statements=self.statements, premise=self.premise
         )
@@ -39,7 +39,7 @@ def question(*statements: str, image: bytes = b"", premise: str = "") -> Questio
 
 
 class Answers:
-    """The answers of bundles to questions, from engines that no server has touched."""
+    """Reference answers of bundles to questions, from engines without a server."""
 
     def __init__(self, state: Path) -> None:
         self._state = state
@@ -47,7 +47,7 @@ class Answers:
         self._known: dict[tuple[str, Question], Scores] = {}
 
     def add(self, bundle: Bundle) -> None:
-        """Remember a bundle by its revision."""
+        """Add a bundle, by its revision."""
         self._bundles[bundle.revision] = bundle
 
     def compute(self, questions: Sequence[Question], revisions: Sequence[str]) -> Mapping[tuple[str, Question], Scores]:
@@ -69,7 +69,7 @@ class Answers:
         return self._bundles[revision].bundle_digest
 
     def _compute(self, bundle: Bundle, asked: Question) -> Scores:
-        """Nothing where the engine fails, or would take the test with it."""
+        """The reference answer; empty if the engine fails or would end the test process."""
         text = "\n".join(asked.statements)
         if any(scope in ("", bundle.revision) for scope in _FAULT.findall(text)):
             return ()

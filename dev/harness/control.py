@@ -1,4 +1,4 @@
-"""A client of the control socket, as the updater is one, and the options of all channels here."""
+"""A client of the server's control socket, and the options of all channels here."""
 
 import contextlib
 import itertools
@@ -108,7 +108,7 @@ class ControlClient:
         return self.stub.ActivateSlot(request, timeout=LIMIT_SECONDS).state
 
     def commit(self, load_id: str, generation: int = 0) -> pb.ModelState:
-        """End a trial for good."""
+        """Commit a trial."""
         request = pb.CommitSlotRequest(change=self.change(generation), load_id=load_id)
         return self.stub.CommitSlot(request, timeout=LIMIT_SECONDS).state
 
@@ -118,7 +118,7 @@ class ControlClient:
         return self.stub.RetireSlot(request, timeout=LIMIT_SECONDS).state
 
     def probe(self, questions: Sequence[Question], load_id: str = "") -> list[pb.ProbeOutcome]:
-        """Ask one slot."""
+        """Send questions to one slot."""
         items = pb.EntailmentItems(requests=[asked.request() for asked in questions])
         request = pb.ProbeSlotRequest(model=self.model, load_id=load_id, entailment=items)
         return list(self.stub.ProbeSlot(request, timeout=LIMIT_SECONDS).outcomes)

@@ -1,4 +1,4 @@
-"""What every whole stack has, however its processes are started: a hub folder, settings, clients, and waits."""
+"""The common part of all stacks: a hub folder, settings, clients, and functions that wait."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +95,7 @@ class Deployment:
         return state is not None and state.HasField("trial")
 
     def status(self) -> pb.ModelUpdates:
-        """Where updates stand, as the updater reports it."""
+        """The update state that the updater reports."""
         (model,) = self.operator.GetStatus(pb.GetStatusRequest(), timeout=CALL_SECONDS, wait_for_ready=True).models
         return model
 

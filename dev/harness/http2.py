@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, as far as is needed to misbehave: connections that idle, crawl or ask with a past deadline."""
+"""Hand-written HTTP/2 for misbehaving clients: connections that idle, send slowly, or use a past deadline."""
 
 import socket
 import struct
@@ -15,7 +15,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def opening() -> bytes:
-    """What a client says first."""
+    """The opening of a client: preface and settings."""
     return PREFACE + frame(_SETTINGS, 0, 0, b"")
 
 
@@ -36,7 +36,7 @@ def call(path: str, message: bytes, metadata: Mapping[str, str], stream: int = 1
 
 
 def connect(port: int) -> socket.socket:
-    """A connection that has said nothing yet."""
+    """A new connection, on which nothing was sent."""
     return socket.create_connection(("127.0.0.1", port), timeout=10)
 
 

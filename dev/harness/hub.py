@@ -1,4 +1,4 @@
-"""A folder hub over HTTP in this process, with faults on command, and a client that follows no redirects."""
+"""A folder hub over HTTP in this process, with fault injection, and a client that follows no redirects."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ FILES: Mapping[str, bytes] = {
 
 @dataclass(frozen=True)
 class Got:
-    """An answer, whole."""
+    """A complete response."""
 
     status: int
     headers: Mapping[str, str]  # names in lower case
@@ -48,7 +48,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     content: bytes | None = None,
 ) -> Got:
-    """Ask a hub, on a connection of its own; redirects are not followed."""
+    """Send a request to a hub on a new connection; redirects are not followed."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
     try:
@@ -61,7 +61,7 @@ def ask(
 
 @dataclass
 class Hub:
-    """A running hub, and what it has events its log."""
+    """A running hub and its log."""
 
     server: HubServer
     folder: Path
@@ -69,12 +69,12 @@ class Hub:
     faults: FaultPlan
 
     def arm(self, *lines: str) -> None:
-        """Let this go wrong from now on, and nothing else."""
+        """Replace the injected faults by these."""
         self.faults.arm(parse_faults(lines))
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The hub's URL."""
         return self.server.url
 
     def publish(self, revision: str, files: Mapping[str, bytes] | None = None, model: str = MODEL) -> None:
@@ -89,11 +89,11 @@ class Hub:
     def get(
         self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> Got:
-        """Ask on a connection of its own."""
+        """Send a request on a new connection."""
         return ask(self.url, target, method, headers, content)
 
     def file(self, name: str, revision: str = "v1.0.0", **headers: str) -> Got:
-        """Ask for a file; a header's name has underscores instead of dashes."""
+        """Request a file; a header's name has underscores instead of dashes."""
         shown = {key.replace("_", "-"): value for key, value in headers.items()}
         return self.get(f"/api/v1/models/any/{MODEL}/repo?Revision={revision}&FilePath={name}", headers=shown)
 
@@ -115,7 +115,7 @@ def _logger(events: list[dict[str, Any]]) -> Logger:
 
 @contextmanager
 def hub(place: Path, options: HubServerOptions | None = None, *, allows_faults: bool = False) -> Iterator[Hub]:
-    """A hub that runs for a while, on an empty folder.
+    """Run a hub on an empty folder.
 
     Args:
         place: the hub's folder is made in it.

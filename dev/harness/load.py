@@ -1,4 +1,4 @@
-"""Callers without retries: every attempt is counted, and every answer is compared with the bare engine's."""
+"""Callers without retries: every attempt is counted, and every answer is compared with the engine's."""
 
 import math
 import threading
@@ -44,7 +44,7 @@ class Refused:
 
 @dataclass(slots=True)
 class LoadReport:
-    """What the callers saw."""
+    """The callers' results."""
 
     attempts: int = 0
     failed: list[str] = field(default_factory=list)  # code and message
@@ -90,7 +90,7 @@ class Load:
         clients: each with a connection of its own.
         deadline: of a call, seconds.
         pace: pause of one client between two calls, seconds.
-        tolerance: of a probability; a real engine's batches move its last bits.
+        tolerance: of a probability; a real engine's last bits depend on the batch.
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class Load:
         return sum(len(row.answers) for row in self._rows)
 
     def wait_answers(self, count: int) -> None:
-        """Wait until so many more answers have come."""
+        """Wait for `count` more answers."""
         goal = self.answers + count
         eventually(lambda: self.answers >= goal, what=f"{count} more answers")
 
     def report(self) -> LoadReport:
-        """What was seen so far; complete once stopped."""
+        """The results so far; complete once stopped."""
         report = LoadReport()
         for row in self._rows:
             answers = list(row.answers)
@@ -205,7 +205,7 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """What one client has seen."""
+    """The results of one client."""
 
     number: int
     attempts: int = 0

@@ -1,4 +1,4 @@
-"""Processes of the stack: started with a settings file, read by their log, ended so that nothing is left."""
+"""Processes of the stack: started with a settings file, observed by their log, ended with all their children."""
 
 import contextlib
 import json
@@ -198,7 +198,7 @@ class ServerProcess(HotslotProcess):
 
 
 class UpdaterProcess(HotslotProcess):
-    """One updater; with a stand-in for the conversion unless another program is named.
+    """One updater process; with a stub for the conversion unless another program is named.
 
     Args:
         folder: of its log.

@@ -1,4 +1,4 @@
-"""Revisions that look published and become scripted bundles: verified for real, converted by a stand-in."""
+"""Revisions that pass the real verification and are converted to scripted bundles by a stub."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def model_folder(
     weights_bytes: int = 4096,
     **script: Any,  # noqa: ANN401  of Script
 ) -> Path:
-    """A model as somebody downloads it; `script` sets fields of Script, `configuration` replaces keys of its file."""
+    """Write a model folder; `script` sets fields of Script, `configuration` replaces keys of configuration.json."""
     folder = place / f"made-{revision}"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"script": {"revision": revision, **script}})
@@ -52,7 +52,7 @@ def model_folder(
 
 
 def weights_of(revision: str, size: int = 4096) -> bytes:
-    """A file of tensors, as far as its header goes."""
+    """The content of a safetensors file with a valid header."""
     count = size - 8 - 200
     rows = {"__metadata__": {"of": revision}, "w": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}
     return (200).to_bytes(8, "little") + json.dumps(rows).encode().ljust(200) + b"." * count
@@ -73,7 +73,7 @@ def convert_scripted(
     digest: str = "",
     provenance: Provenance | None = None,
 ) -> Bundle:
-    """What `run_convert` does, without torch: the script in config.json becomes a bundle of the scripted engine."""
+    """Like `run_convert`, without torch: converts the script in config.json to a bundle of the scripted engine."""
     found = find_source(source).digest()
     sealed = compute_bundle_digest(digest or found, NAME, CONVERTER, precision)
     try:
@@ -107,7 +107,7 @@ def convert_scripted(
 
 
 def write_golden(folder: Path) -> None:
-    """A set of a few pictures without expectations."""
+    """Write a golden set of a few pictures without expected answers."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(4):

@@ -1,4 +1,4 @@
-"""An engine without torch, with predictable answers and faults on command.
+"""An engine without torch, with predictable answers and injected faults.
 
 It runs in the real runner, so that tests use real processes that start in milliseconds. Answers depend only on the
 bundle's salt, the picture's bytes and the statement. A command is a word in a statement: `!crash`, `!slow 0.2`;

@@ -1,7 +1,7 @@
-"""The updater with a stand-in for the conversion: `python -m dev.harness.scripted_updater`.
+"""The updater with a stub for the conversion: `python -m dev.harness.scripted_updater`.
 
-The place that the file of HOTSLOT_TEST_ARM names becomes the crash point of the next process, once: a supervisor that
-starts the updater again does not kill it again.
+The file that HOTSLOT_TEST_ARM names contains the crash point of the next process. It is removed when it is read, so
+that a restarted updater does not crash again.
 """
 
 import os
@@ -17,7 +17,7 @@ from updater.settings import CRASH_VARIABLE
 
 
 def digest_of_scripted(_folder: Path, source: str, precision: str) -> str:
-    """What `convert_scripted` makes of a source."""
+    """The digest of the bundle that `convert_scripted` makes of a source."""
     return compute_bundle_digest(source, NAME, CONVERTER, precision)
 
 

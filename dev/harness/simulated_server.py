@@ -1,4 +1,4 @@
-"""A server in memory: two slots, trials, numbers by revision, lives that end, a card that can be full."""
+"""A server in memory: two slots, trials, counters by revision, restarts, a GPU whose memory can run out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ CPU, CARD = "cpu", "cuda:0"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a slot holds."""
+    """The load of a slot."""
 
     load_id: str
     bundle_digest: str
@@ -38,7 +38,7 @@ class Card:
     """The memory of a device."""
 
     total: int = 10 * GIB
-    strangers: int = 0  # taken by somebody else
+    strangers: int = 0  # used by other processes
     weights: int = 3 * GIB  # of any bundle
     working: int = 2 * GIB  # that one item needs
     plan: str = "honest"  # "kind" forgets what items need; "blind" cannot be made, so that a load tries it
@@ -46,7 +46,7 @@ class Card:
 
 @dataclass(slots=True)
 class SimServer:
-    """Implements the port Control. `boot_from` says what the committed pointer names."""
+    """Implements the port Control. `boot_from` returns the committed bundle."""
 
     boot_from: Callable[[], str]
     loads: Callable[[str], str]  # bundle digest → reason with which its load fails, empty if it does not
@@ -77,7 +77,7 @@ class SimServer:
     # What happens to it.
 
     def start(self) -> None:
-        """A new life: loads what the pointer names; nothing else is left."""
+        """Start a new incarnation, which loads the committed bundle."""
         digest = self.boot_from()
         self.is_up, self.is_draining, self.lives = True, False, self.lives + 1
         self.slots, self.active, self.previous, self.is_on_trial = [None, None], -1, -1, False
@@ -89,28 +89,28 @@ class SimServer:
                 self._fall_back("DOES_NOT_FIT")
 
     def end(self, *, orderly: bool) -> None:
-        """The process is gone."""
+        """End the process."""
         self.is_up, self.ended_orderly = False, orderly
 
     def respawns(self) -> None:
-        """The runner that should answer dies again."""
+        """The active runner crashes again."""
         held = self.slots[self.active]
         if held is not None:
             self.slots[self.active] = replace(held, restarts=held.restarts + 1)
 
     def yields(self) -> None:
-        """The trial's slot is needed for something else."""
+        """The trial's slot is needed for the CPU fallback."""
         self._back("YIELDED")
 
     def passes(self, seconds: float) -> None:
-        """Time passes: a trial lease may run out."""
+        """Advance the time; a trial lease may expire."""
         if self.is_up and self.is_on_trial:
             self.lease_left -= seconds
             if self.lease_left <= 0 and self.previous >= 0:
                 self._back("LEASE_EXPIRED")
 
     def answers(self, requests: int, fails: Callable[[str], str]) -> None:
-        """Callers come; what a trial fails the previous slot answers."""
+        """Serve requests; the previous slot answers those that a trial fails."""
         held = self.slots[self.active] if self.is_up and self.active >= 0 else None
         if held is None or held.state != "LOADED":
             self.lost += requests
@@ -124,30 +124,30 @@ class SimServer:
         self._count(held, requests, reason)
 
     def bundle_of(self, load_id: str) -> str | None:
-        """What a load holds; None if it is gone."""
+        """The bundle digest of a load; None if it is gone."""
         number = self._find(load_id) if self.is_up else -1
         held = self.slots[number] if number >= 0 else None
         return None if held is None else held.bundle_digest
 
     def device_of(self, load_id: str) -> str:
-        """Where a load is; empty if it is gone."""
+        """The device of a load; empty if it is gone."""
         number = self._find(load_id)
         return "" if number < 0 else self._held(number).device
 
     def overflows(self, load_id: str) -> bool:
-        """Whether a single item is too much for the device of a load."""
+        """Whether a single item exceeds the memory of a load's device."""
         if self.card is None or self.device_of(load_id) != CARD or self.bundle_of(load_id) == self.frugal:
             return False
         return self.card.working > self._free()
 
     @property
     def serving_on(self) -> str:
-        """Device of what answers; empty if nothing does."""
+        """Device of the active slot; empty if there is none."""
         return self._held(self.active).device if self.serving else ""
 
     @property
     def serving(self) -> str:
-        """Bundle digest of what answers; empty if nothing does."""
+        """Bundle digest of the active slot; empty if there is none."""
         held = self.slots[self.active] if self.is_up and self.active >= 0 else None
         return "" if held is None or held.state != "LOADED" else held.bundle_digest
 
@@ -300,13 +300,13 @@ class SimServer:
         return CPU if self.card is None else CARD
 
     def _free(self) -> int:
-        """Bytes of the card that nobody has."""
+        """Free bytes of the GPU."""
         assert self.card is not None
         loads = sum(held is not None and held.device == CARD for held in self.slots)
         return self.card.total - self.card.strangers - self.card.weights * loads
 
     def _shortage(self, bundle_digest: str, device: str) -> EffectFailure | None:
-        """Why a load, that is not in its slot yet, does not fit."""
+        """The failure of a load that does not fit; None if it fits."""
         if self.card is None or device != CARD:
             return None
         is_there = any(
@@ -321,7 +321,7 @@ class SimServer:
         return EffectFailure(FailureKind.PERMANENT, reason, "it does not fit", shortage=lacks)
 
     def _runs_out(self, held: Held) -> None:
-        """A single item of what answers was too much: the previous slot answers it, or the CPU does."""
+        """Apply an out-of-memory error of the active slot: the previous slot answers the item, or the CPU does."""
         if not (self.is_on_trial and self.previous >= 0):
             self._fall_back("OUT_OF_MEMORY")
             return
@@ -333,7 +333,7 @@ class SimServer:
             self._back("ROLLED_BACK", "OUT_OF_MEMORY")
 
     def _fall_back(self, reason: str) -> None:
-        """The same bundle answers from the CPU, in the other slot, whatever that held."""
+        """Move the bundle to the CPU in the other slot, which is emptied first."""
         held, other = self._held(self.active), 1 - self.active
         beside = self.slots[other]
         if beside is None or (beside.bundle_digest, beside.device) != (held.bundle_digest, CPU):
@@ -362,7 +362,7 @@ class SimServer:
 
 
 def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:
-    """One batch of one row a request; every other one takes a tenth longer."""
+    """Add one batch of one row per request; every second one takes 10 % longer."""
     longer = batches // 2
     old = before.costs[0] if before.costs else CostBucket(device, 1, 0, 0.0, 0.0)
     bucket = CostBucket(

@@ -1,4 +1,4 @@
-"""A stack: the real server in a state folder of its own, with scripted bundles, and every way to talk to it."""
+"""A stack: the real server in a state folder of its own, with scripted bundles, and clients of all its interfaces."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ class Stack:
         folder: state folder; bundles and logs lie in it.
         server, runner: settings beside a test's defaults.
         committed: revision to be served from the start; None for a first install.
-        models: names of what is served.
+        models: names of the served models.
         script: fields of `Script` of the committed bundle.
         model: settings of every model beside its name.
     """
@@ -118,7 +118,7 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; after a failed test by force, so that its own reason is told."""
+        """Close; after a failed test by force, so that the original failure is reported."""
         if error is None:
             self.close()
             return
@@ -129,11 +129,11 @@ class Stack:
     # What a caller does.
 
     def predict(self, asked: Question, timeout: float = DEADLINE_SECONDS) -> pb.PredictResponse:
-        """Ask once, without retries."""
+        """Send one request, without retries."""
         return self.entailment.Predict(asked.request(), timeout=timeout)
 
     def check(self, asked: Question, timeout: float = DEADLINE_SECONDS) -> str:
-        """Ask once; the answer must be that of the revision that it names. Returns the revision."""
+        """Send one request; the answer must match the reference of its revision. Returns the revision."""
         response = self.predict(asked, timeout)
         revision = response.served_by.revision
         assert scores_of(response) == self.answers.of(revision, asked), f"not the answer of {revision}"
@@ -158,24 +158,24 @@ class Stack:
         return Load(self.address, asked, self.answers.compute(asked, revisions), clients, deadline)
 
     def is_serving(self, name: str = "") -> bool:
-        """What health says under a name."""
+        """Whether health reports SERVING for a name."""
         state = self.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS).status
         return bool(state == health_pb2.HealthCheckResponse.SERVING)
 
     # What an operator does.
 
     def wait_ready(self) -> None:
-        """Wait until the server says that it serves, with a process standing by if one should."""
+        """Wait until the server reports SERVING, with a standby process if configured."""
         eventually(self.is_serving, what="the server is ready")
 
     def wait_calm(self) -> None:
-        """Wait until it serves and the other slot's process stands ready without a model."""
+        """Wait until it serves and the other slot has a standby process."""
 
         def is_calm() -> bool:
             states = sorted(slot.state for slot in self.control.status().slots)
             return states == ["LOADED", "READY"] and self.is_serving()
 
-        eventually(is_calm, what="one slot answers, the other stands ready")
+        eventually(is_calm, what="one slot answers, the other has a standby process")
 
     def calm(self, revision: str = "r1") -> None:
         """Bring a shared stack back: one revision answers, nothing is on trial, the other slot is free."""
@@ -189,7 +189,7 @@ class Stack:
         self.wait_calm()
 
     def serve(self, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
-        """Let another revision answer for good, alone."""
+        """Commit another revision and wait until only it is loaded."""
         bundle = self.bundle(revision, **script)
         self._retire_other()
         self.control.commit(self.control.trial(bundle.bundle_digest))
@@ -198,8 +198,8 @@ class Stack:
         return bundle
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to one process of this stack, never to anybody else's."""
-        assert pid in self.process.living(), f"process {pid} is none of ours"
+        """Send a signal to one process of this stack, never to others."""
+        assert pid in self.process.living(), f"process {pid} does not belong to this stack"
         os.kill(pid, number)
 
     def active_pid(self) -> int:

@@ -144,13 +144,13 @@ class SupervisedStack(Deployment):
         return pid
 
     def send_signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to every process of the stack, as a machine that stands still does."""
+        """Send a signal to every process of the stack, as a suspended machine does."""
         for process in self.living():
             process.send_signal(number)
 
 
 class ScriptedStack(SupervisedStack):
-    """A supervised stack on the scripted engine; the conversion alone is a stand-in.
+    """A supervised stack on the scripted engine; only the conversion is a stub.
 
     Args:
         folder: everything lies in it.
@@ -194,7 +194,7 @@ class ScriptedStack(SupervisedStack):
         return self
 
     def publish(self, revision: str, **script: Any) -> None:  # noqa: ANN401  of Script
-        """Publish a revision, and compute what it will answer."""
+        """Publish a revision, and compute its answers."""
         made = self.folder / "made"
         publish_scripted(self.hub, revision, made, **script)
         bundle = convert_scripted(made / f"made-{revision}", self.folder / "bare", revision, ConvertLimits())
@@ -202,7 +202,7 @@ class ScriptedStack(SupervisedStack):
         self.answers.compute(QUESTIONS, [revision])
 
     def publish_bad(self, revision: str) -> None:
-        """Publish a revision that no gate can find out: it answers NaN to one word of the callers'."""
+        """Publish a revision that passes the gate: it answers NaN only to one word in the callers' statements."""
         self.publish(revision, overflows_on=WORD)
 
     def load(self, clients: int = CALLERS, pace: float = CALLER_PAUSE_SECONDS) -> Load:
@@ -210,7 +210,7 @@ class ScriptedStack(SupervisedStack):
         return Load(self.address, QUESTIONS, self.answers.compute(QUESTIONS, [FIRST]), clients, pace=pace)
 
     def arm(self, place: str) -> None:
-        """Let the next updater process die or freeze at a place; see `updater.loop.CrashPoints`."""
+        """Make the next updater process crash or freeze at a crash point; see `updater.loop.CrashPoints`."""
         self._arm.write_text(place, encoding="utf-8")
 
     def is_serving(self) -> bool:

@@ -1,4 +1,4 @@
-"""Waiting for a fact: asked again and again until it holds or a generous limit is over."""
+"""Waits until a condition holds, by polling, up to a generous limit."""
 
 import time
 from collections.abc import Callable
@@ -10,12 +10,12 @@ PAUSE_SECONDS = 0.01
 
 
 def eventually(ask: Callable[[], T], limit: float = LIMIT_SECONDS, what: str = "", pause: float = PAUSE_SECONDS) -> T:
-    """Ask until the answer is true.
+    """Call `ask` until its result is true.
 
     Args:
         ask: called about a hundred times a second, unless another pause is given.
         limit: seconds after which the test fails.
-        what: said when it fails.
+        what: for the message of the failure.
         pause: between two calls, seconds.
 
     Returns:

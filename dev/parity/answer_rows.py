@@ -2,7 +2,7 @@
 
 With random rows one answer wins everywhere. These lie, 120 degrees apart, in the plane in which the
 decoder's last token moves most from question to question, and across its mean, so that none is
-preferred. Rounded and committed, so that everybody's model is the same: `python -m dev.parity.answer_rows [VARIANT …]`.
+preferred. Rounded and committed, so that models do not differ: `python -m dev.parity.answer_rows [VARIANT …]`.
 """
 
 import json
@@ -26,7 +26,7 @@ from inference.runner.engines.ofa.engine import OfaEngine
 
 _STRENGTH = 2.0  # deviation of a score from question to question
 _PREFERENCE = 2.0  # for a token that two answers go on by
-_ROUNDS = 4  # the words "yes" and "no" stand in questions too, so the rows move what they look at
+_ROUNDS = 4  # the words "yes" and "no" occur in questions too, so new rows change the decoder's states
 
 
 def main(arguments: Sequence[str]) -> int:

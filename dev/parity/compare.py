@@ -1,12 +1,12 @@
-"""Ask the oracle and our engine the same questions, live, and print how far they are apart.
+"""Send the same questions to the oracle and the engine, and print the differences.
 
     python -m dev.parity.compare                         the made-up models
     python -m dev.parity.compare --folder DIR            a published folder as well, on the demo's golden set
     python -m dev.parity.compare --large                 a made-up model of 473 M parameters as well (minutes)
 
-A model whose every parameter was drawn and one as it is before training ("fresh") are asked 512 items each, the
-others fewer. Exit code 1 if in float32 a probability is more than 1e-5 apart or a label flips, or if of a model that is
-asked many items a label is rarer than a fifth, or one is more than 2e-2 apart in bfloat16. All else is counted.
+A model with random parameters and an untrained one ("fresh") are tested with 512 items each, the others with fewer. The
+exit code is 1 if in float32 a probability differs by more than 1e-5 or a label differs, or if for a model with many
+items a label is rarer than a fifth or a probability differs by more than 2e-2 in bfloat16. All else is only printed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _GOLDEN = Path(__file__).resolve().parents[2] / "examples" / "shapes" / "golden"
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How far two lists of answers are apart."""
+    """The differences between two lists of answers."""
 
     items: int
     max_gap: float
@@ -49,9 +49,9 @@ class Gap:
     median_margin: float  # between the oracle's best and second
 
     def is_good(self, precision: str) -> bool:
-        """Whether they agree, on a record that proves something.
+        """Whether they agree, on enough items.
 
-        In bfloat16 only the large records are judged: a small model may magnify what rounding does to one item.
+        In bfloat16 only the large records are judged: a small model may amplify rounding errors.
         """
         if precision != "float32":
             return self.items < MIN_ITEMS or not self.beyond
@@ -70,7 +70,7 @@ def gap_between(theirs: Sequence[Scores], ours: Sequence[Scores], tolerance: flo
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare everything that was asked for and return the exit code."""
+    """Compare the requested models and return the exit code."""
     parser = argparse.ArgumentParser(prog="compare", description="Compare our engine with the stock pipeline.")
     parser.add_argument("--folder", type=Path, action="append", default=[], help="a published folder to compare on")
     parser.add_argument("--large", action="store_true", help="compare at 473 M parameters too")

@@ -1,7 +1,7 @@
-"""Ask the oracle and record its answers; or ask again and hold the answers against the record.
+"""Record the oracle's answers, or compare them with the recorded ones.
 
 python -m dev.parity.fixtures            write tests/ofa/fixtures/*.json
-python -m dev.parity.fixtures --check    make them again and compare; exit code 1 if they differ
+python -m dev.parity.fixtures --check    generate them again and compare; exit code 1 if they differ
 """
 
 import argparse
@@ -30,10 +30,10 @@ MIN_SHARE = 0.2  # of each answer among the items
 
 
 def record(variant: str, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the oracle says of a made-up model.
+    """All answers of the oracle about a generated model.
 
     Raises:
-        RuntimeError: an answer is too rare for the record to prove anything.
+        RuntimeError: an answer is too rare for a meaningful comparison.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,7 +62,7 @@ def _item(oracle: Oracle, question: Question) -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """What differs between two records, in sentences; probabilities may by the tolerance."""
+    """What differs between two records, in sentences; probabilities may differ by the tolerance."""
     found = [
         f"{key}: {recorded[key]} is now {made[key]}"
         for key in ("oracle", "variant", "answers")
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _to_json(made: Mapping[str, Any]) -> str:
-    """One line an item, so that a change can be read."""
+    """JSON with one line per item, for readable diffs."""
     head = {key: value for key, value in made.items() if key != "items"}
     lines = ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in made["items"])
     return json.dumps(head, indent=1)[:-2] + ',\n "items": [\n' + lines + "\n ]\n}\n"

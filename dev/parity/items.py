@@ -1,4 +1,4 @@
-"""The questions that the oracle is asked: every picture, texts of every kind, with and without premise."""
+"""The questions for the oracle: every picture, texts of every kind, with and without premise."""
 
 import itertools
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Question:
 
 
 def questions() -> Iterator[Question]:
-    """All items, pictures outermost; each statement and each premise meets several pictures."""
+    """All items, pictures outermost; each statement and premise is used with several pictures."""
     for number, picture in enumerate(PICTURES):
         for step in range(5):
             statement = _STATEMENTS[(number + 3 * step) % len(_STATEMENTS)]
@@ -59,7 +59,7 @@ def questions() -> Iterator[Question]:
 
 
 def many_questions() -> Iterator[Question]:
-    """512 items: half of all pictures × statements × premises or none, so that each meets each other kind."""
+    """512 items: half of all pictures × statements × premises or none, so that all kinds are combined."""
     premises = ("", *_PREMISES)
     combinations = itertools.product(PICTURES, _STATEMENTS, premises)
     for number, (picture, statement, premise) in enumerate(combinations):

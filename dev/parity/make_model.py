@@ -1,4 +1,4 @@
-"""Make an OFA directory of the real architecture from a seed: every parameter is drawn, none is left at its default.
+"""Generate an OFA folder of the real architecture from a seed: all parameters are random, none has its default.
 
 Batch norms, biases, norms, heads' scales and tables of distances all matter then, so an engine that
 forgets one disagrees with the oracle. Numbers come from PCG64's raw output, which no version changes,
@@ -61,7 +61,7 @@ _PIPELINES: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What model to make."""
+    """The parameters of a generated model."""
 
     size: str = "tiny"  # or "large"
     variant: str = ""  # whose rows of answers it gets; empty for rows that are drawn
@@ -96,7 +96,7 @@ def make_model(folder: Path, recipe: Recipe) -> None:
 
 
 def draw_tensors(architecture: Architecture, recipe: Recipe) -> dict[str, Tensor]:
-    """All parameters; the index tables are left to whoever loads them."""
+    """All parameters except the index tables, which are computed on load."""
     expected = expected_tensors(architecture)
     tensors = {name: _draw(name, shape, recipe).to(recipe.dtype) for name, shape in expected.required.items()}
     if recipe.variant:
@@ -133,7 +133,7 @@ def _configuration(recipe: Recipe) -> dict[str, object]:
 def _put_answer_rows(table: Tensor, variant: str) -> None:
     """Replace the rows of the tokens by which answers part by those that `dev.parity.answer_rows` chose.
 
-    With rows that are drawn, nearly every question has the same answer.
+    With random rows, nearly every question has the same answer.
     """
     words = vocabulary(1024)
     chosen = json.loads(ANSWERS_FILE.read_text(encoding="utf-8"))[variant]
@@ -142,7 +142,7 @@ def _put_answer_rows(table: Tensor, variant: str) -> None:
 
 
 def _draw(name: str, shape: tuple[int, ...], recipe: Recipe) -> Tensor:
-    """One parameter, of the size that keeps a network's numbers in bounds."""
+    """One parameter, scaled so that activations stay bounded."""
     center, deviation = _size(name, shape)
     if recipe.is_fresh and (len(shape) == 1 or "rel_pos_table" in name):
         return torch.full(shape, 0.0 if name.endswith(("bias", "mean")) or len(shape) > 1 else center)
@@ -153,7 +153,7 @@ def _draw(name: str, shape: tuple[int, ...], recipe: Recipe) -> Tensor:
 
 
 def _size(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and deviation that a tensor of such a name has in life."""
+    """Typical mean and deviation of a tensor with this name in trained models."""
     named = {
         "running_var": (1.0, 0.3),
         "running_mean": (0.0, 0.1),

@@ -1,4 +1,4 @@
-"""The stock pipeline of a published folder, with its ear tapped: it returns the winner, this all three probabilities.
+"""The stock pipeline of a published folder, patched to return all three probabilities instead of only the best answer.
 
 Runs in the parity environment only.
 """
@@ -26,12 +26,12 @@ VERSIONED = ("modelscope", "torch", "transformers", "tokenizers", "torchvision",
 
 
 def versions() -> dict[str, str]:
-    """What the oracle is made of."""
+    """Versions of the oracle's packages."""
     return {name: importlib.metadata.version(name) for name in VERSIONED}
 
 
 class _TappedFunctions:
-    """Stands before torch.nn.functional in the pipeline's own module and remembers its last softmax."""
+    """Replaces torch.nn.functional in the pipeline's module and records its last softmax."""
 
     def __init__(self) -> None:
         self.heard: Tensor | None = None
@@ -48,10 +48,10 @@ class Oracle:
     """The stock pipeline of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the folder and make sure that the pipeline holds the folder's weights.
+        """Load the folder and check that the pipeline uses its weights.
 
         Raises:
-            RuntimeError: it initialised some of them anew.
+            RuntimeError: it initialised some of them randomly.
         """
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
@@ -67,7 +67,7 @@ class Oracle:
             self._pipeline.preprocessor.preprocess.prompt_type = "none"
 
     def check_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what the pipeline loaded against what the files hold.
+        """Compare the pipeline's weights with those in the files.
 
         Raises:
             RuntimeError: they differ.
@@ -83,7 +83,7 @@ class Oracle:
         """Probability of each label's answer.
 
         Raises:
-            RuntimeError: the pipeline said something else than its softmax.
+            RuntimeError: the pipeline's answer differs from its softmax.
         """
         item = _item_of(picture, statement, premise)
         if not self._traverses:
@@ -91,11 +91,11 @@ class Oracle:
         found, result = self._heard(lambda: self._pipeline(item))
         label = self._labels[result["labels"]]
         if label != max(found, key=found.__getitem__) or abs(result["scores"] - found[label]) > 0:
-            raise RuntimeError("the tap heard something else than the pipeline said")
+            raise RuntimeError("the recorded softmax differs from the pipeline's answer")
         return found
 
     def _heard(self, ask: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-        """The last softmax of what is asked, by label, and what it returned."""
+        """The last softmax of a call, by label, and the call's result."""
         self._tap.heard = None
         with torch.no_grad():
             result = ask()
@@ -105,14 +105,14 @@ class Oracle:
         return {self._labels[answers[place]]: float(p) for place, p in enumerate(self._tap.heard[0])}, result
 
     def _ask_model(self, item: Mapping[str, str]) -> dict[str, float]:
-        """Let the stock model traverse the answers by itself.
+        """Call the stock model's traversal of the answers directly.
 
-        A pipeline that generates says 1.0 of every answer, and one whose decoder is to begin with
+        A pipeline that generates returns 1.0 for every answer, and one whose decoder begins with
         nothing but the begin token ("prompt_type": "none"), or with the whole prompt ("src"), fails
         on every item.
 
         Raises:
-            RuntimeError: a pipeline that does answer says something else.
+            RuntimeError: the pipeline gives another answer.
         """
         sample = self._sample(item)
         inputs = {"input_ids": sample["source"][None], "patch_images": sample["patch_image"][None]}
@@ -128,16 +128,16 @@ class Oracle:
         return found
 
     def tokens(self, picture: Path, statement: str, premise: str) -> list[int]:
-        """Ids that the pipeline makes of a prompt, begin and end included."""
+        """The pipeline's token ids of a prompt, begin and end included."""
         ids: list[int] = self._sample(_item_of(picture, statement, premise))["source"].tolist()
         return ids
 
     def _sample(self, item: Mapping[str, str]) -> Mapping[str, Tensor]:
-        """What the pipeline's preprocessor makes of an item, before it becomes a batch of one."""
+        """The pipeline's preprocessed item, before it is batched."""
         sample: Mapping[str, Tensor] = self._pipeline.preprocessor.preprocess(dict(item))
         return sample
 
 
 def _item_of(picture: Path, statement: str, premise: str) -> dict[str, str]:
-    """An item in the pipeline's terms: a file, so that it treats a picture as it does in life."""
+    """An item in the pipeline's terms: a file, so that the picture is handled as in production."""
     return {"image": str(picture.resolve()), "text": statement, **({"text2": premise} if premise else {})}

@@ -24,7 +24,7 @@ def load_source(source: Path, precision: str = "float32", threads: int = 1) -> O
 
 
 def ask(engine: OfaEngine, questions: Sequence[Question], together: int = 1) -> list[Scores]:
-    """Answer questions, so many in one device call."""
+    """Answer questions, `together` in one device call."""
     answers: list[Scores] = []
     for start in range(0, len(questions), together):
         chunks = [RowRange(engine.prepare(item_of(one)), 0, 1) for one in questions[start : start + together]]

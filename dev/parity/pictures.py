@@ -1,6 +1,6 @@
-"""Draw the small pictures that the fixtures ask about: ordinary ones, and every odd kind that a camera or a tool makes.
+"""Draw the small pictures that the fixtures ask about: ordinary ones, and unusual formats of cameras and tools.
 
-Made once and committed, since encoders change with their versions: `python -m dev.parity.pictures`.
+Generated once and committed, since the output of encoders depends on their versions: `python -m dev.parity.pictures`.
 """
 
 import sys

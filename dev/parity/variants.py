@@ -1,4 +1,4 @@
-"""The made-up models that the fixtures are about: one ordinary, the others with everything else that is supported."""
+"""The generated models of the fixtures: one ordinary, the others with all other supported options."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Makes the generated code beside the .proto files: `python -m dev.scripts.protos`."""
+"""Generates the code beside the .proto files: `python -m dev.scripts.protos`."""
 
 import os
 import subprocess
@@ -11,14 +11,14 @@ PROTOS = ROOT / "protos"
 
 
 class GenerationFailed(RuntimeError):
-    """protoc refused; carries what it said."""
+    """protoc failed; has its output."""
 
 
 def generate(target: Path) -> list[Path]:
-    """Write the Python modules and type stubs of every contract under `target`.
+    """Write the Python modules and type stubs of all protos under `target`.
 
     Returns:
-        What was written, relative to `target`, sorted.
+        The written files, relative to `target`, sorted.
 
     Raises:
         GenerationFailed: a .proto file is wrong, or a plugin is not installed.

@@ -39,7 +39,7 @@ def test_wrong_arguments_are_1(go_healthcheck: Path, stack: Stack) -> None:
 
 
 def test_no_connection_is_2(go_healthcheck: Path) -> None:
-    """Nobody listens there."""
+    """No server listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert run(go_healthcheck, f"-addr=127.0.0.1:{port}", "-connect-timeout=300ms") == NO_CONNECTION

@@ -168,7 +168,7 @@ def test_a_stream_answers_every_item(curl: Curl, stack: Stack) -> None:
     ],
 )
 def test_a_rich_error_is_decoded(curl: Curl, change: dict[str, Any], code: grpc.StatusCode, shown: list[str]) -> None:
-    """Reason, domain and field of an error are shown by name, and the exit code tells the gRPC code."""
+    """Reason, domain and field of an error are shown by name, and the exit code contains the gRPC code."""
     done = curl(f"{ENTAILMENT}/Predict", data=json.dumps({**as_json(question()), **change}))
 
     assert done.returncode == EXIT_BASE + code.value[0]
@@ -187,7 +187,7 @@ def test_health_is_checked_and_listed(curl: Curl) -> None:
 
 
 def test_health_is_watched(grpcurl: Path, make_stack: Callable[..., Stack]) -> None:
-    """Watch tells SERVING, then NOT_SERVING when the server drains, and then ends by itself with exit code 0."""
+    """Watch prints SERVING, then NOT_SERVING when the server drains, and ends with exit code 0."""
     stack = make_stack()
     line = [str(grpcurl), "-plaintext", "-d", '{"service": "shapes"}', stack.address, f"{HEALTH}/Watch"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
@@ -203,7 +203,7 @@ def test_health_is_watched(grpcurl: Path, make_stack: Callable[..., Stack]) -> N
 
 
 def test_the_status_service_answers(curl: Curl) -> None:
-    """Status and models for whoever has nothing but grpcurl."""
+    """Status and models can be read with grpcurl."""
     (told,) = curl.answers(f"{STATUS}/GetServerStatus")
     assert told["capabilities"][0]["model"] == "shapes"
     (models,) = curl.answers(f"{STATUS}/ListModels")

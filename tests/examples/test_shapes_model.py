@@ -55,7 +55,7 @@ def test_directory_is_whole() -> None:
 
 
 def test_vocabulary_files_are_the_generators() -> None:
-    """The vocabulary, merges and answers on disk are those that the generator's sentences are made of."""
+    """The vocabulary, merges and answers on disk match the generator's sentences."""
     kept = json.loads((MODEL / VOCABULARY).read_text(encoding="utf-8"))
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     lines = (MODEL / MERGES).read_text(encoding="utf-8").splitlines()

@@ -24,7 +24,7 @@ def torch() -> Any:  # noqa: ANN401  a module
 
 @pytest.fixture
 def filler(torch: Any) -> Iterator[Filler]:  # noqa: ANN401  a module
-    """Somebody else on the card; gone at the end."""
+    """Another process that uses the GPU's memory; ended after the test."""
     other = Filler(torch)
     yield other
     other.release()

@@ -18,7 +18,7 @@ class Filler:
         self._held: list[Any] = []
 
     def fill(self) -> None:
-        """Take everything that is free now, to the last piece; what others give back can be taken again."""
+        """Allocate all free memory; may be repeated when others have freed some."""
         for piece in _PIECES:
             try:
                 while True:

@@ -38,7 +38,7 @@ def ask(stack: Stack, count: int = 2) -> tuple[str, list[float]]:
 
 
 def fill_until_on_cpu(stack: Stack, filler: Filler) -> None:
-    """Take what the runner gives back, too, until it has nothing left for a single item; every call is answered."""
+    """Allocate the memory that the runner frees, until a single item does not fit; every call is answered."""
 
     def is_on_cpu() -> bool:
         filler.fill()
@@ -48,7 +48,7 @@ def fill_until_on_cpu(stack: Stack, filler: Filler) -> None:
 
 
 def fallback_of(stack: Stack) -> tuple[str, str]:
-    """The fallback that stands; empty if none does."""
+    """The current fallback; empty if there is none."""
     row = stack.control.status().cpu_fallback
     return row.device, row.fallback_device
 

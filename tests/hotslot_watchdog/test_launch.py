@@ -47,7 +47,7 @@ def test_an_environment_of_its_own_is_used(site: Path) -> None:
 
 @pytest.mark.parametrize("foreign", ["inference/__init__.py", "common.py", "cli/__init__.py"])
 def test_a_package_that_comes_first_is_named(site: Path, tmp_path: Path, foreign: str) -> None:
-    """A folder in PYTHONPATH, for example; nothing of it is run."""
+    """For example a folder in PYTHONPATH; its code is not run."""
     file = tmp_path / "first" / foreign
     file.parent.mkdir(parents=True)
     file.write_text("raise SystemExit('it was run')\n")
@@ -64,7 +64,7 @@ def test_a_file_that_another_package_replaced_is_named_with_its_owner(site: Path
 
 
 def test_a_file_that_hotslot_replaced_does_no_harm(site: Path) -> None:
-    """The other package was installed before hotslot; what it has left beside hotslot's modules is not imported."""
+    """The other package was installed before hotslot; its remaining files beside hotslot's modules are not imported."""
     install(site, {"inference/core/models.py": "raise SystemExit('it was run')\n"}, "inference-0.50.0")
     with (site / "inference-0.50.0.dist-info" / "RECORD").open("a") as record:
         record.write("inference/__init__.py,sha256=other,1\n")
@@ -94,7 +94,7 @@ def test_another_system_than_linux_is_refused(site: Path) -> None:
 
 
 def test_the_source_tree_is_an_environment_too() -> None:
-    """Nothing is recorded there; the packages are looked for where they stand."""
+    """There is no record; only the locations of the packages are checked."""
     check_environment(ROOT)
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert sorted(Path(name).name for name in shipped["packages"]) == sorted(PACKAGES)
@@ -113,7 +113,7 @@ def test_a_wrong_environment_ends_a_program_with_one_line(tmp_path: Path) -> Non
 
 
 def test_the_program_s_own_arguments_and_folder_are_its_own(tmp_path: Path) -> None:
-    """What it is called with reaches it, and nothing is imported from the folder where it is started."""
+    """The program gets its arguments, and nothing is imported from the working folder."""
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "__init__.py").write_text("raise SystemExit('it was run')\n")
     command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.server.server", "--help"]

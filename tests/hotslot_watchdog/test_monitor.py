@@ -84,7 +84,7 @@ class FakeProbe:
 
 
 class World:
-    """A monitor of one program, and what it has done."""
+    """A monitor of one program, and its recorded actions."""
 
     def __init__(self) -> None:
         self.clock, self.probe = StoppedClock(), FakeProbe()

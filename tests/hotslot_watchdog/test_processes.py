@@ -94,7 +94,7 @@ def test_only_a_child_of_the_given_parent_is_killed() -> None:
 
 
 def test_server_and_updater_stop_together_and_the_watchdog_last() -> None:
-    """Supervisord stops groups one after the other, so both stand in one group; each gets SIGTERM and time to stop."""
+    """Supervisord stops groups one after the other, so both are in one group; each gets SIGTERM and time to stop."""
     config = configparser.RawConfigParser(inline_comment_prefixes=None)
     config.read(ROOT / "supervisor.conf")
     server, updater, watchdog = (

@@ -36,7 +36,7 @@ class ServeProcess:
         self.url = str(self._first_line()["url"])
 
     def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, list[dict[str, Any]], str]:
-        """Ask it to end; its exit code, its log, and what it said to whoever started it."""
+        """Stop it; returns its exit code, its log, and its standard error."""
         self._process.send_signal(number)
         out, err = self._process.communicate(timeout=LIMIT_SECONDS)
         return self._process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()

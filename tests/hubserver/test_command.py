@@ -19,7 +19,7 @@ from tests.hubserver.process import FAULTY, serve
 
 __all__ = ["hotslot"]  # a fixture
 
-# The stock download, as its users call it. It says what it has listed and where the files are.
+# The stock download, as its users call it. It prints the listing and the paths of the files.
 STOCK_DOWNLOAD = """
 import json, sys
 from modelscope import snapshot_download
@@ -82,7 +82,7 @@ def test_the_stock_download_works(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_hub_ends_in_order_when_it_is_asked(folder: Path, number: signal.Signals) -> None:
-    """Ctrl-C is how it is meant to end; every request before stands in the log."""
+    """Ctrl-C stops it in good order; all earlier requests are in the log."""
     with serve(folder) as hub:
         assert ask(hub.url, f"/api/v1/models/any/{MODEL}/revisions").status == 200
         code, log, said = hub.end(number)
@@ -102,7 +102,7 @@ def test_faults_can_be_armed_from_the_start(folder: Path) -> None:
 
 
 def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where the updater asks, and no longer than the stack; what it asks for is there, still without a revision."""
+    """It listens at the updater's endpoint while the stack runs; the configured model exists without a revision."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(CommandFailed, match="cannot listen"), serve_hub_while(tmp_path, endpoint, ()):

@@ -1,4 +1,4 @@
-"""What goes wrong on command goes wrong exactly so: nothing is proven by a fault that does not happen."""
+"""Each injected fault happens exactly as specified, so that tests that use it are valid."""
 
 import contextlib
 import http.client
@@ -42,7 +42,7 @@ def body(content: bytes) -> bytes:
 
 
 def test_a_status_comes_as_often_as_it_was_armed(serving: Hub) -> None:
-    """After some that went well, and with what it was told."""
+    """The fault applies after `skip` requests, with its parameters."""
     serving.arm("revisions status=429 retry-after=7 skip=1 times=2")
     got = [serving.get(f"{API}/revisions") for _ in range(4)]
     assert [one.status for one in got] == [200, 429, 429, 200]
@@ -103,7 +103,7 @@ def test_a_drip_is_so_many_bytes_a_second(serving: Hub) -> None:
 
 
 def test_a_reset_breaks_off_in_the_middle(serving: Hub) -> None:
-    """The other side is told so."""
+    """The peer gets a reset."""
     serving.arm("file reset after=1000")
     content, end = raw(serving)
     assert (end, WEIGHTS.startswith(body(content))) == ("reset", True)
@@ -136,7 +136,7 @@ def test_one_bit_is_turned_over(serving: Hub) -> None:
 
 
 def test_one_byte_is_missing_and_the_length_agrees(serving: Hub) -> None:
-    """Only the listing tells that there should be one more."""
+    """Only the listing shows that a byte is missing."""
     serving.arm("file short")
     got = serving.file("weights.bin")
     assert (WEIGHTS[:-1], str(len(WEIGHTS) - 1)) == (got.body, got.headers["content-length"])
@@ -171,7 +171,7 @@ def test_hashes_can_be_left_out(serving: Hub) -> None:
 
 
 def test_a_fault_stands_in_the_log(serving: Hub) -> None:
-    """Nobody looks for a cause that was armed."""
+    """The log names the injected fault."""
     serving.arm("file:empty status=500")
     serving.file("empty")
     assert [line["altered"] for line in serving.answered()] == ["file:empty status=500"]
@@ -203,9 +203,9 @@ def test_a_hub_that_misbehaves_ends_at_once(tmp_path: Path) -> None:
         ("file status", "needs a value"),
         ("file stall=3", "has no value"),
         ("file status=200", "none from 400"),
-        ("file status=500 after=3", "says nothing of status"),
-        ("file stall after=-3", "says nothing of stall"),
-        ("file stall after=many", "says nothing of stall"),
+        ("file status=500 after=3", "is not a parameter of status"),
+        ("file stall after=-3", "is not a parameter of stall"),
+        ("file stall after=many", "is not a parameter of stall"),
     ],
 )
 def test_a_line_that_is_no_fault_is_told_what_is(line: str, says: str) -> None:
@@ -220,7 +220,7 @@ def test_comments_and_empty_lines_are_passed_over() -> None:
 
 
 def test_faults_are_armed_over_http_where_that_is_allowed(tmp_path: Path) -> None:
-    """Told, armed, disarmed; a wrong line changes nothing."""
+    """Faults are listed, replaced and removed over HTTP; an invalid line changes nothing."""
     with hub(tmp_path, allows_faults=True) as made:
         made.publish("v1.0.0")
         assert made.get("/_faults", "PUT", content=b"revisions status=500\nfile html\n").status == 200

@@ -1,4 +1,4 @@
-"""What a stranger may take of the stand-in hub: connections, bytes and time have an end."""
+"""Limits of the hub server for any client: connections, bytes and time."""
 
 import http.client
 import socket
@@ -112,7 +112,7 @@ def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
 
 
 def test_a_client_that_has_no_more_to_ask_is_let_go() -> None:
-    """Its connection is somebody else's then."""
+    """Its connection is then available to another client."""
     here, there = socket.socketpair()
     with here, there:
         assert ClientConnection(here, Ticking(IDLE_SECONDS)).receive_head() is None
@@ -142,7 +142,7 @@ class _Trickle(socket.socket):
 
 
 def test_a_client_that_takes_too_little_is_let_go() -> None:
-    """What it is sent must go at some speed on the whole, however steadily it takes a little."""
+    """A client that reads steadily but below the minimum average speed is disconnected."""
     size = MIN_BYTES_PER_SECOND * 100
     here, there = socket.socketpair()
     with here, there:

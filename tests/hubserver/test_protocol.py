@@ -1,4 +1,4 @@
-"""What a client of ModelScope's asks, and what the stand-in hub answers."""
+"""Requests of ModelScope's clients, and the hub server's responses."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_a_part_of_a_file_can_be_asked_for(serving: Hub, wanted: str, first: int
 
 
 def test_a_part_beyond_the_end_is_refused_with_the_size(serving: Hub) -> None:
-    """So that a client knows what it has too much of."""
+    """The response names the limit that was exceeded."""
     got = serving.file("weights.bin", range="bytes=262144-")
     assert (got.status, got.headers["content-range"]) == (416, "bytes */262144")
 
@@ -128,7 +128,7 @@ def test_a_revision_that_is_still_being_copied_is_not_told_of(serving: Hub) -> N
 
 
 def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
-    """Whoever wrote it by hand."""
+    """A hand-written manifest is handled like any other."""
     broken = serving.folder / MODEL / "v0.9.0"
     broken.mkdir()
     row = {"schema_version": 1, "files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]}
@@ -139,7 +139,7 @@ def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
 
 @pytest.mark.parametrize(("shown", "status"), [({}, 401), ({"Authorization": "Bearer guess"}, 403)])
 def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int) -> None:
-    """Without it nothing is told, not even which models there are; and it stands in no line of the log."""
+    """Without it every request is refused, also listings; and it is never logged."""
     with hub(tmp_path, HubServerOptions(token=WORD)) as made:
         made.publish("v1.0.0")
         assert status == made.get(f"{API}/revisions", headers=shown).status
@@ -150,7 +150,7 @@ def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int
 
 
 def test_a_hub_is_read_only(serving: Hub) -> None:
-    """Nobody publishes over HTTP."""
+    """Publishing over HTTP is not supported."""
     for method in ("POST", "PUT", "DELETE"):
         assert serving.get(f"{API}/repo?Revision=v1.0.0&FilePath=empty", method).status == 405
 

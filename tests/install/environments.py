@@ -72,7 +72,7 @@ class Environment:
         _uv("pip", "uninstall", "--python", str(self.python), name)
 
     def run(self, *command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program in a folder, with nothing of the environment that the tests run in."""
+        """Run a program in a folder, without the environment variables of the tests."""
         return subprocess.run(
             list(map(str, command)),
             cwd=folder or self.folder,

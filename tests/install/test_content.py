@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_packages_and_supervisor_conf_and_nothing_else(wheel
 
 
 def test_nothing_in_the_wheel_fails_on_command(wheel: Path) -> None:
-    """Fault injection, stand-ins and simulators belong to the source tree's tests."""
+    """Fault injection, stubs and simulators are only in the source tree."""
     words = re.compile(r"inject|falsif|faulty|misdeliver|scripted|simulat|stand_?in|fake|mock")
     assert sorted(name for name in read_wheel(wheel)[0] if words.search(name)) == []
 

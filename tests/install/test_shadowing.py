@@ -51,7 +51,7 @@ def test_alone_every_program_starts(environment: Environment, wheel: Path) -> No
 def test_beside_a_package_called_watchdog_every_program_starts(
     environment: Environment, wheel: Path, tmp_path: Path, *, comes_first: bool
 ) -> None:
-    """None of its files is one of ours, whichever was installed first."""
+    """None of its files has the name of one of hotslot's, in either order of installation."""
     other = build_small_wheel(tmp_path, "watchdog", "6.0.0", WATCHDOG)
     environment.install(*((other, wheel) if comes_first else (wheel, other)))
     assert starts(environment) == [(0, "")] * (1 + len(PROGRAMS))
@@ -68,7 +68,7 @@ def test_a_package_called_inference_that_came_before_does_no_harm(
 def test_a_package_called_inference_that_came_later_is_named(
     environment: Environment, wheel: Path, tmp_path: Path
 ) -> None:
-    """It has replaced a file; nothing of it is run."""
+    """It has replaced a file; its code is not run."""
     environment.install(wheel, build_small_wheel(tmp_path, "inference", "0.50.0", INFERENCE))
     assert_refused(environment, environment.site_packages / "inference" / "__init__.py")
     assert "(inference-0.50.0 brings one of the same name)" in environment.run(environment.hotslot).stderr

@@ -30,7 +30,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def refusal(content: bytes, limits: PictureLimits = LIMITS) -> InputRefused:
-    """What a caller hears of a picture."""
+    """The error that a caller gets for a picture."""
     with pytest.raises(InputRefused) as caught:
         decode(content, SIZE, limits)
     assert caught.value.field == "image.content"

@@ -18,7 +18,7 @@ from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerH
 
 pytestmark = pytest.mark.asyncio
 
-SOON = 2.0  # for what the kernel tells at once
+SOON = 2.0  # for events that the kernel reports at once
 QUICK = {"silence_seconds": 0.4, "load_stall_seconds": 0.4}
 
 

@@ -70,7 +70,7 @@ class World:
 
     pair: Pair
     caller: Caller | None = None
-    ending: frozenset[str] = frozenset()  # slots whose process was told to end
+    ending: frozenset[str] = frozenset()  # slots whose process was asked to end
     awaits: frozenset[str] = frozenset()  # slots that send LeaseOver
 
     def is_leased(self, name: str) -> bool:
@@ -515,7 +515,7 @@ def _normal_load(load: Load, load_id: str) -> Load:
 
 
 def _symmetric(world: World) -> World:
-    """The same state with the active slot called a, and what it holds called r1."""
+    """The same state with the active slot called a, and its bundle called r1."""
     if world.pair.active == "b":
         world = _with_slots_swapped(world)
     active = world.pair.active_slot

@@ -107,7 +107,7 @@ def candidate_keeps_its_slot() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_requests_stay() -> Iterator[None]:
-    """The pending load gets its slot, and the requests that wait for it are not told."""
+    """The pending load gets its slot, and the requests that wait for it get no answer."""
     use = Step.use_emptied_slot
 
     def use_emptied_slot(self: Step, name: str) -> None:
@@ -132,7 +132,7 @@ def waiting_requests_stay() -> Iterator[None]:
 
 @contextlib.contextmanager
 def two_processes_in_a_slot() -> Iterator[None]:
-    """A bundle is loaded by a new process although the old one stands ready."""
+    """A bundle is loaded by a new process although the standby process is ready."""
 
     def assign(self: Step, name: str, load: Load) -> None:
         is_ready = self.pair[name].state is SlotState.READY

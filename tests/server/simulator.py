@@ -26,7 +26,7 @@ UNIT_SECONDS = 0.01
 
 
 class ManualClock:
-    """A clock that stands until it is moved."""
+    """A clock that only a test advances."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -41,7 +41,7 @@ class ManualClock:
 
 
 class SimRunner:
-    """A runner that does what the test says; answers at once unless told to hold."""
+    """A runner that does what the test says; answers at once unless configured to hold."""
 
     next_pid = 100
 

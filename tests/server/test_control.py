@@ -38,7 +38,7 @@ def test_a_bundle_is_loaded_probed_activated_committed_and_retired(stack: Stack)
     phases = [pb.LoadPhase.Name(row.phase).removeprefix("LOAD_PHASE_") for row in said]
     assert phases == sorted(phases, key=["STARTING", "READING", "WARMING_UP", "LOADED"].index)
     assert phases[-1] == "LOADED"
-    assert "READING" in phases  # of what comes fast, the newest is told
+    assert "READING" in phases  # of messages in quick succession only the newest is sent
     assert len({(row.load_id, row.slot) for row in said}) == 1
     assert said[-1].fraction == 1.0
     load_id = said[-1].load_id

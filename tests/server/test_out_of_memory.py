@@ -43,11 +43,11 @@ class FilledCard:
         self.path.touch()
 
     def clear(self) -> None:
-        """Others let go."""
+        """Others free memory."""
         self.path.unlink()
 
     def script(self, where: str = "fail_load") -> dict[str, str]:
-        """A bundle that meets it, while it is loaded or warmed up."""
+        """A bundle that runs out of memory while it is loaded or warmed up."""
         return {where: "oom", "fail_while": str(self.path), "faulty_devices": "cuda"}
 
 

@@ -42,7 +42,7 @@ NOTHING = SlotFacts(Role.FREE)
             SlotFacts(Role.PREVIOUS, CARD),
             False,
             ShortageAction.FALL_BACK_TO_CPU,
-        ),  # another revision answers nobody
+        ),  # the other revision serves no callers
         (A_CARD, SlotFacts(Role.FALLBACK, CPU), False, ShortageAction.FALL_BACK_TO_CPU),
         (SlotFacts(Role.ACTIVE, CPU), NOTHING, False, ShortageAction.REFUSE),
         (SlotFacts(Role.TRIAL, CARD), SlotFacts(Role.PREVIOUS, CARD), False, ShortageAction.USE_OTHER_SLOT),

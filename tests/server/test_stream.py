@@ -151,7 +151,7 @@ def test_cancelled_calls_release_everything(stack: Stack) -> None:
     stack.check(question())
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
     stack.control.commit(load_id)
-    stack.control.retire(stack.control.other().load_id)  # would wait for ever for a lease that nobody gives back
+    stack.control.retire(stack.control.other().load_id)  # would wait for ever for a lease that is never ended
     assert stack.check(question()) == "r2"
     assert descriptors_of(stack) <= before + 8
 

@@ -15,7 +15,7 @@ from tests.stack.refusal import refusal_of
 from tests.stack.wire import results_of
 
 SWAPS = 20
-ENDED = r"two runner|[Dd]eadline"  # what a caller is told whose input ends its runner slowly
+ENDED = r"two runner|[Dd]eadline"  # errors of a caller whose input ends its runner slowly
 
 
 def swap(stack: Stack, load: Load, revision: str) -> None:

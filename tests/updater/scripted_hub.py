@@ -51,7 +51,7 @@ class Exchange:
         self.connection.sendall(data)
 
     def head(self, **changed: str | None) -> bytes:
-        """Status line and headers; underscores stand for dashes, None leaves a header out."""
+        """Status line and headers; underscores become dashes, None leaves a header out."""
         headers = {"Content-Length": str(len(self.body)), "Connection": "close", **self.headers}
         headers |= {name.replace("_", "-"): value for name, value in changed.items() if value is not None}
         left_out = {name.replace("_", "-") for name, value in changed.items() if value is None}
@@ -93,7 +93,7 @@ class ScriptedHub:
     host: str = "127.0.0.1"
     tunnels_to: ssl.SSLContext | None = None  # a proxy that is the hub itself behind its tunnels
     tunnels: list[str] = field(default_factory=list)  # that were asked for
-    branches: tuple[str, ...] = ()  # names that are told as branches
+    branches: tuple[str, ...] = ()  # names that are listed as branches
     change_rows: Callable[[list[dict[str, Any]]], None] = lambda _: None  # of a listing
     token: str = ""  # demanded of every request
     ignores_range: bool = False
@@ -136,7 +136,7 @@ class ScriptedHub:
         self.close()
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         self.closing.set()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -252,7 +252,7 @@ def _json(status: int, row: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]
 
 
 def says(status: int, body: bytes = b"", **headers: str) -> Act:
-    """Answer with another status; underscores in names of headers stand for dashes."""
+    """Answer with another status; underscores in names of headers become dashes."""
 
     def act(exchange: Exchange) -> None:
         exchange.status, exchange.body = status, body
@@ -313,7 +313,7 @@ def truncates_after(count: int) -> Act:
 
 
 def endless(exchange: Exchange) -> None:
-    """Send chunks as long as somebody reads."""
+    """Send chunks while the client reads."""
     exchange.send(exchange.head(Content_Length=None, Transfer_Encoding="chunked"))
     chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
     while not exchange.closing.is_set():
@@ -332,7 +332,7 @@ def shows_disguised_page(exchange: Exchange) -> None:
 
 
 def redirects_to(location: str, status: int = 302) -> Act:
-    """Send elsewhere; "TARGET" stands for what was asked."""
+    """Redirect; "TARGET" is replaced by the request's target."""
 
     def act(exchange: Exchange) -> None:
         says(status, b"", Location=location.replace("TARGET", exchange.asked.target))(exchange)

@@ -1,1 +1,1 @@
-"""A folder hub that goes wrong on command: the shipped hub server with faults injected through its hook."""
+"""A folder hub with fault injection: the shipped hub server with faults injected through its hook."""

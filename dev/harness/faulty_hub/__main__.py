@@ -1,4 +1,4 @@
-"""A folder hub over HTTP that goes wrong on command; docs/hub.md lists the faults.
+"""A folder hub over HTTP with fault injection; docs/hub.md lists the faults.
 
 python -m dev.harness.faulty_hub state/hub --fault "revisions status=429 retry-after=30 times=3"
 """

@@ -18,7 +18,7 @@ _SHARED_KEYS = ("skip", "times")
 
 
 class HubFaultKind(StrEnum):
-    """What goes wrong."""
+    """The kind of an injected fault."""
 
     STATUS = "status"
     HTML = "html"
@@ -35,7 +35,7 @@ class HubFaultKind(StrEnum):
     UNHASHED = "unhashed"
 
 
-# What each fault may be told, beside skip and times.
+# Parameters of each fault, beside skip and times.
 _KEYS: dict[HubFaultKind, tuple[str, ...]] = {
     HubFaultKind.STATUS: ("retry-after",),
     HubFaultKind.STALL: ("after",),
@@ -50,12 +50,12 @@ _FIRST_ERROR, _LAST_STATUS = 400, 599
 
 
 class FaultUnknown(ValueError):
-    """A line names no fault; says what is allowed."""
+    """A line is not a valid fault; the message lists what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubFault:
-    """One thing that goes wrong."""
+    """One injected fault."""
 
     text: str  # as it was written
     where: str  # a HubResource, or ANYWHERE
@@ -70,7 +70,7 @@ class HubFault:
     times: int = 0  # requests that it happens to; 0: all
 
     def concerns(self, route: HubRoute) -> bool:
-        """Whether it could happen to this request."""
+        """Whether the fault applies to this request."""
         if self.kind is HubFaultKind.LIST and route.kind is HubResource.FILE:
             return route.name == self.value  # what is listed on command is handed out too
         if self.kind in _OF_LISTINGS and route.kind is not HubResource.FILES:
@@ -84,25 +84,25 @@ class FaultPlan:
     """The faults that are armed, and how often each has happened; from any thread."""
 
     def __init__(self, faults: Iterable[HubFault] = ()) -> None:
-        """Arm these."""
+        """Start with these faults."""
         self._lock = threading.Lock()
         self._faults: tuple[HubFault, ...] = ()
         self._met: list[int] = []
         self.arm(faults)
 
     def arm(self, faults: Iterable[HubFault]) -> None:
-        """Arm these instead of what was armed before."""
+        """Replace the armed faults."""
         with self._lock:
             self._faults = tuple(faults)
             self._met = [0] * len(self._faults)
 
     def lines(self) -> list[str]:
-        """Every armed fault as it was written, and how many requests it was looked at for."""
+        """Every armed fault as it was written, with the number of requests that it matched."""
         with self._lock:
             return [f"{fault.text}  # met {met}" for fault, met in zip(self._faults, self._met, strict=True)]
 
     def take(self, route: HubRoute) -> HubFault | None:
-        """What goes wrong with this request: the first armed fault that concerns it and is due."""
+        """The fault to inject for this request: the first that matches it and is due."""
         with self._lock:
             for place, fault in enumerate(self._faults):
                 if not fault.concerns(route):
@@ -165,6 +165,6 @@ def _number_of(word: str, kind: HubFaultKind) -> tuple[str, int]:
     allowed = (*_KEYS.get(kind, ()), *_SHARED_KEYS)
     if key not in allowed or not (number.isascii() and number.isdigit() and len(number) < 16):
         raise FaultUnknown(
-            f"{word!r} says nothing of {kind}; it may be told {', '.join(f'{one}=N' for one in allowed)}"
+            f"{word!r} is not a parameter of {kind}; allowed: {', '.join(f'{one}=N' for one in allowed)}"
         )
     return key, int(number)

@@ -26,13 +26,13 @@ _TARGET = "{target}"
 def alter_response(
     answer: OutgoingResponse, fault: HubFault, route: HubRoute, request: IncomingRequest
 ) -> OutgoingResponse:
-    """The answer with its fault; the right one where the fault lies in how it is sent.
+    """The faulty response; the original one if the fault affects only how it is sent.
 
     Args:
-        answer: the right one; its files stay open, or are closed where they are not needed any more.
-        fault: what goes wrong.
+        answer: the original response; its files are closed if they are not needed any more.
+        fault: to inject.
         route: of the request.
-        request: what was asked.
+        request: of the client.
     """
     if fault.kind in (HubFaultKind.STATUS, HubFaultKind.HTML, HubFaultKind.REDIRECT):
         answer.close()
@@ -87,7 +87,7 @@ def _smuggled_row(path: str) -> dict[str, Any]:
 
 
 def _flipped(parts: tuple[BodyPart, ...], offset: int) -> tuple[BodyPart, ...]:
-    """The parts with one bit of the file's byte at `offset` turned over, if that byte is among them."""
+    """The parts with one bit of the file's byte at `offset` inverted, if that byte is among them."""
     flipped: list[BodyPart] = []
     for part in parts:
         first, size = (part.first, part.count) if isinstance(part, FileSpan) else (0, len(part))
@@ -104,11 +104,11 @@ def _flipped(parts: tuple[BodyPart, ...], offset: int) -> tuple[BodyPart, ...]:
 MAX_FAULT_SECONDS = 600.0
 FAULTS_OF_SENDING = (HubFaultKind.STALL, HubFaultKind.DRIP, HubFaultKind.RESET, HubFaultKind.CUT, HubFaultKind.ENDLESS)
 _ENDLESS_BYTES = 64 * 1024
-_HARD = struct.pack("ii", 1, 0)  # linger no time: what is unsent is thrown away, and the other side is told by a reset
+_HARD = struct.pack("ii", 1, 0)  # linger no time: unsent data is dropped, and the peer gets a reset
 
 
 def send_with_fault(fault: HubFault, connection: ClientConnection, answer: OutgoingResponse) -> None:
-    """Send an answer wrongly; the connection is of no more use.
+    """Send a response with a fault; the connection cannot be used afterwards.
 
     Raises:
         OSError: the client is gone.
@@ -131,7 +131,7 @@ def send_with_fault(fault: HubFault, connection: ClientConnection, answer: Outgo
 
 
 def _drops(connection: ClientConnection, size: int, ends: float) -> Iterator[int]:
-    """Offsets of what is sent, one a second, as long as the client listens."""
+    """Offsets of the bytes to send, one per second, while the client is connected."""
     now = connection.clock.monotonic()
     while connection.sent_bytes < size and now < ends:
         yield connection.sent_bytes

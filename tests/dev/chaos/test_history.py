@@ -45,12 +45,12 @@ def test_a_revision_that_came_back_is_strange() -> None:
 
 
 def test_the_revision_before_may_answer_for_a_term() -> None:
-    """The updater may be killed before it tells the server of a commit; after one trial lease nothing is forgiven."""
+    """The updater may be killed between pointer and CommitSlot; after one trial lease an old answer is a violation."""
     assert strange(answered(219.0, "v1"), answered(319.0, "v2")) == []
     assert len(strange(answered(222.0, "v1"), answered(319.0, "v1"), answered(319.0, "v3"))) == 3
 
 
 def test_the_pointer_goes_forward() -> None:
-    """Each place where it does not is told."""
+    """Each change to an older revision is reported."""
     assert steps_back(POINTER, is_after) == []
     assert steps_back([*POINTER, Moment(400.0, "v2")], is_after) == ["v4 to v2"]

@@ -39,7 +39,7 @@ class PlainHealth(health_pb2_grpc.HealthServicer):
 
 @pytest.fixture
 def health() -> PlainHealth:
-    """The servicer, to look at what it saw."""
+    """The servicer, whose recorded requests are checked."""
     return PlainHealth()
 
 

@@ -115,7 +115,7 @@ def worlds(all_of_them: list[World], name: str) -> list[World]:
 
 
 def _decisions(stage: Stage, decide: Callable[..., Step]) -> AbstractContextManager[Any]:
-    stages = dict(machine._STAGES)  # noqa: SLF001  a mutation reaches where nobody else may
+    stages = dict(machine._STAGES)  # noqa: SLF001  a mutation changes private tables
     stages[stage] = stages[stage]._replace(decide=decide)
     return patch.object(machine, "_STAGES", stages)
 

@@ -56,7 +56,7 @@ class Published:
 
     revision: str
     kind: Kind
-    content: str  # names what it holds: published again, it is another
+    content: str  # identifies the content; another one if republished
 
     @property
     def source_digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Every operator's command in every stage: what it does to the record, the server and the pause."""
+"""Every operator's command in every stage: its effect on the record, the server and the pause."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def two() -> World:
 
 
 def bring(world: World, stage: Stage) -> None:
-    """Publish 1.2.0, and step until its update stands in a stage."""
+    """Publish 1.2.0, and step until its update is in a stage."""
     if stage is Stage.IDLE:
         return
     held, rolled_back = Quality(agrees=2), Quality(fails_callers="NOT_FINITE")
@@ -199,7 +199,7 @@ def test_an_illegal_transition_raises_and_changes_nothing(two: World, monkeypatc
 
 
 def test_a_failback_is_not_what_a_rollback_means(two: World) -> None:
-    """It changes a device: the revision that serves from it is what is taken back, and an update need not wait."""
+    """A failback changes only the device: a rollback applies to the committed revision, and an update does not wait."""
     bring(two, Stage.OBSERVING)
     failback = two.record.with_update(kind=UpdateKind.FAILBACK)
     assert find_effect(failback, CommandKind.ROLLBACK) is CommandEffect.ROLL_BACK_COMMITTED

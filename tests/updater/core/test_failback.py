@@ -78,7 +78,7 @@ def is_failback(world: World) -> bool:
 
 
 def until_failback(world: World, stage: Stage = Stage.GATING) -> None:
-    """Wait for the breaker's open time, and step until the failback stands in a stage."""
+    """Wait for the breaker's open time, and step until the failback is in a stage."""
     world.tick_until(stage, 60_000)
     assert is_failback(world)
 

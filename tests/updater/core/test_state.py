@@ -99,7 +99,7 @@ def test_a_pointer_that_disagrees_is_repaired_from_the_record(world: World, *, i
 
 @pytest.mark.fault("K3")
 def test_a_pointer_lost_during_a_commit_is_written_again(empty: World) -> None:
-    """The server has committed already: the commit stands."""
+    """The server has committed already, so the commit is completed."""
     empty.publish("1.0.0")
     empty.tick_until(Stage.COMMITTING)
     empty.tick()

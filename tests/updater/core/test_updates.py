@@ -203,7 +203,7 @@ def test_an_orderly_stop_in_a_trial_is_without_blame(world: World, empty: World,
     here = empty if is_first else world
     here.publish("1.1.0")
     here.tick_until(Stage.OBSERVING)
-    if who == "both":  # the server does not say so; the updater was told to stop with it
+    if who == "both":  # the server does not report it; the updater was stopped too
         here.stop_updater()
         here.crash_server()
         here.start_updater()

@@ -86,7 +86,7 @@ def test_a_first_install_is_judged_by_expectation_alone() -> None:
     [
         ({"candidate_seconds": 1.6, "active_seconds": 1.0}, GateVerdict.HOLD, HeldFor.SLOWER),
         ({"candidate_seconds": 1.4, "active_seconds": 1.0}, GateVerdict.PASS, None),
-        ({"candidate_seconds": 0.04, "active_seconds": 0.01}, GateVerdict.PASS, None),  # too little to tell
+        ({"candidate_seconds": 0.04, "active_seconds": 0.01}, GateVerdict.PASS, None),  # too little for a comparison
         ({"candidate_bytes": 11, "planned_bytes": 10}, GateVerdict.HOLD, HeldFor.DOES_NOT_FIT),
     ],
 )

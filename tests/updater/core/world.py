@@ -38,7 +38,7 @@ MODEL = "shapes"
 
 
 class ManualClock:
-    """Time stands still until it is moved; the wall clock can be moved alone."""
+    """A clock that only a test advances; the wall clock can be set separately."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -57,10 +57,10 @@ class ManualClock:
 
 
 class Operators(CommandQueue):
-    """Operators whose commands are applied by later steps; nobody waits in a thread."""
+    """Operators whose commands are applied by later steps; no thread waits."""
 
     def leave(self, command: OperatorCommand) -> _Waiting:
-        """Put a command into the queue; its result stands in what is returned."""
+        """Put a command into the queue; the returned object gets its result."""
         waiting = _Waiting(command)
         self._queue.append(waiting)
         return waiting
@@ -86,7 +86,7 @@ class SimulatedCrash(CrashPoints):
 
 
 class NoObserver:
-    """Metrics and logs that nobody reads."""
+    """Discards metrics and logs."""
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None: ...
 
@@ -142,7 +142,7 @@ class World:
         assert revision == self.committed
 
     def imported(self, revision: str) -> None:
-        """Somebody has sealed a bundle and moved the pointer by hand."""
+        """Seal a bundle and write the pointer, as an import does."""
         self.qualities[revision] = Quality()
         self.disk.sealed.add(bundle_of(revision))
         self.disk.pointer = Installed(revision, source_of(revision), bundle_of(revision))
@@ -255,7 +255,7 @@ class World:
 
     @property
     def stage(self) -> Stage:
-        """Where it stands."""
+        """The stage of the update."""
         return self.record.stage
 
     @property

@@ -1,4 +1,4 @@
-"""Revisions as somebody published them, to be spoiled by a test, and every adapter of the hub's port over them.
+"""Published revisions that a test can damage, and every adapter of the hub's port over them.
 
 An adapter's tests are those of `test_hostile_hubs`: who adds one, adds a row to ADAPTERS.
 """

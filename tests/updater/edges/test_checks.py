@@ -1,4 +1,4 @@
-"""The numbered list itself: on what was staged, and against what serves; and the page that tells of it."""
+"""The numbered checks: on staged files and against the serving bundle; and the generated page."""
 
 import ast
 import json
@@ -208,7 +208,7 @@ def test_the_recorded_origin_decides_nothing(tmp_path: Path) -> None:
         assert read_fetch_record(tmp_path / "origin.json") is None
 
 
-# Against what serves.
+# Against the serving bundle.
 
 
 def sealed(folder: Path, vocabulary: dict[str, int], merges: str = "#\na b\n", **fields: Any) -> Bundle:  # noqa: ANN401  of Bundle

@@ -1,4 +1,4 @@
-"""Damaged journals, strangers, bad and half-copied revisions: real processes, seen by a caller and an operator."""
+"""Damaged journals, unauthorised users, bad and half-copied revisions: real processes, with callers and operators."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a stranger may list and send, through every adapter of the hub's port: sealed, or refused by its number."""
+"""Hostile listings and files, through every adapter of the hub's port: refused by a numbered check, or harmless."""
 
 import hashlib
 import json
@@ -257,7 +257,7 @@ def test_one_byte_more_is_refused(bench: HostileHub) -> None:
     result = bench.take()
     if isinstance(result, EffectFailure):
         assert (result.kind, result.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
-    else:  # an adapter that asks for no more than what is listed never meets it
+    else:  # an adapter that requests only listed bytes is not affected
         assert isinstance(result, Sealed)
 
 

@@ -228,7 +228,7 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
             made = asking(held.enter_context(ScriptedHub(tmp_path / "hub" / MODEL)).url)
         if request.param == "stand-in":
             made = asking(held.enter_context(serve_hub(tmp_path)).url)
-            assert set(made.revisions(LIMIT)) == {"v1", "v2"}  # it tells of whole ones, and goes on telling
+            assert set(made.revisions(LIMIT)) == {"v1", "v2"}  # complete ones are listed, again and again
         (tmp_path / "hub" / MODEL / "v2" / "model.safetensors").unlink()
         yield made
 

@@ -15,7 +15,7 @@ SHA = "0" * 64
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model as somebody downloaded it."""
+    """A model folder as downloaded."""
     folder = tmp_path / "download"
     (folder / "sub").mkdir(parents=True)
     (folder / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The shipped way with a real model: published, converted in its child, proven, swapped in, taken back by hand."""
+"""The shipped updater with a real model: published, converted in a child process, gated, activated, rolled back."""
 
 import os
 import pickle

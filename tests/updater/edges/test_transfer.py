@@ -31,7 +31,7 @@ def listed(content: bytes = CONTENT) -> BundleFile:
 
 
 def go_on() -> None:
-    """Nobody stops it."""
+    """Never stop."""
 
 
 class Remote:

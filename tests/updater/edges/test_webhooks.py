@@ -23,7 +23,7 @@ def test_events_reach_a_receiver_that_was_down_after_a_crash(make_world: MakeWor
         receiver.answers[:] = [b"HTTP/1.1 503 Down\r\n\r\n"]
         world = make_world()
         world.add_settings(_HOOK.format(url=receiver.url()))
-        world.start()  # the first revision is committed while nobody takes an event
+        world.start()  # the first revision is committed while no receiver accepts events
         assert receiver.came.acquire(timeout=30.0)
         assert world.updater is not None
         world.updater.kill()

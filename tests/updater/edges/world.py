@@ -113,7 +113,7 @@ class World(Deployment):
         self.stack.start(until_ready=False)
 
     def publish_next(self, **script: Any) -> str:  # noqa: ANN401  fields of Script
-        """Somebody publishes the next revision; returns its name."""
+        """Publish the next revision; returns its name."""
         revision = self.next_revision()
         self.publish(revision, **script)
         return revision
@@ -179,7 +179,7 @@ class World(Deployment):
         active = next((slot for slot in state.slots if slot.load_id == state.active_load_id), None)
         if row is not None:
             assert active is not None, "nothing serves"
-            assert active.bundle_digest == row.bundle_digest, "what serves is not committed"
+            assert active.bundle_digest == row.bundle_digest, "the serving bundle is not the committed one"
             assert self.serving() == row.revision
             read_bundle(bundle_folder(self.state, row.bundle_digest))
         journal = Journal(self.state / "journal.db")

@@ -1,4 +1,4 @@
-"""The hub's own download, put before a hub that goes wrong: a program that says what came of it, as JSON.
+"""Runs the hub's stock download against a faulty hub, and prints the result as JSON.
 
     python -m tests.updater.hub.stock URL MODEL HUB_FOLDER PLACE
 
@@ -49,7 +49,7 @@ class Stock:
         return {"climbed": (self.place / "outside" / "climbed").exists(), "absolute": absolute.exists()}
 
     def files_without_a_hash_are_not_checked(self) -> Facts:
-        """A flipped bit that nobody notices."""
+        """A flipped bit that the download does not detect."""
         self.arm("files unhashed", f"file:{WEIGHTS} flip at=3")
         content = (self.download("unhashed") / WEIGHTS).read_bytes()
         return {"is_wrong": content != (self.hub / "v1.0.0" / WEIGHTS).read_bytes()}
@@ -68,7 +68,7 @@ class Stock:
         return {"has_weights": (folder / WEIGHTS).exists(), "has_others": (folder / "configuration.json").exists()}
 
     def a_moved_branch_is_rewritten_in_place(self) -> Facts:
-        """What somebody has open changes under him, and what was deleted stays."""
+        """Open files change, and deleted files stay."""
         self.arm()
         before = self.download("moved", "master")
         first = (before / WEIGHTS).read_bytes()
@@ -92,7 +92,7 @@ class Stock:
 def _fails(action: Callable[[], object]) -> bool:
     try:
         action()
-    except Exception:  # noqa: BLE001  whichever: only that it fails is told
+    except Exception:  # noqa: BLE001  of any class: only the failure is reported
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""What a hub lists and sends, over HTTP: nothing of it is taken as it comes."""
+"""A hub's listings and files over HTTP: everything is checked."""
 
 import shutil
 from typing import Any
@@ -72,7 +72,7 @@ def _with_another_hash(bench: HubBench) -> Any:  # noqa: ANN401  an act
 
 
 def staged_by_the_core(bench: HubBench, digest: str) -> object:
-    """What comes of the action, as the daemon performs it."""
+    """The result of the action, performed as in the daemon."""
     from common.sealing import ConvertLimits  # noqa: PLC0415  used here alone
     from dev.harness.simulated_server import SimServer  # noqa: PLC0415
     from tests.updater.simulators import SimGolden  # noqa: PLC0415

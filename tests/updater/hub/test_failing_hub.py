@@ -1,4 +1,4 @@
-"""A hub that fails, seen by the whole updater: once in memory, once over HTTP. What serves never notices."""
+"""A failing hub, with the whole updater: once in memory, once over HTTP. Serving is not affected."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Our adapter on the stand-in hub: it agrees with the hub's own client, and what goes wrong means what it should."""
+"""The adapter on the hub server: it agrees with the hub's own client, and classifies every injected fault."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ print(json.dumps({
 
 @dataclass
 class Both:
-    """A stand-in hub, and what takes from it."""
+    """A hub server, and the adapter that downloads from it."""
 
     served: Standin
     folder: Path

@@ -1,4 +1,4 @@
-"""A hub that misbehaves, on a real socket: what it means, and that the next question is answered again."""
+"""A misbehaving hub on a real socket: the failure is classified, and the next request succeeds."""
 
 import hashlib
 import socket

@@ -91,7 +91,7 @@ def test_a_token_is_never_shown(bench: HubBench, token_file: Path, caplog: pytes
     hub = opened(bench, hub_token_file=str(token_file))
     shown = [repr(hub), repr(vars(hub)), repr(TokenReader(token_file, ""))]
     bench.server.token = WORD[::-1]
-    shown.append(str(failure(lambda: hub.revisions(WHOLE))))  # the scripted hub quotes what it was sent
+    shown.append(str(failure(lambda: hub.revisions(WHOLE))))  # the scripted hub quotes the request
     assert WORD in str(bench.server.asked)
     for status in (400, 404, 429, 500):
         bench.server.fails(says(status, WORD.encode(), X_Request_Id=WORD, Retry_After=WORD))

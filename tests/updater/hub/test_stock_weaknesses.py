@@ -60,7 +60,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Facts:
 
 
 def _drop_words(hub: Path, revision: str) -> None:
-    """Publish a revision again without its vocabulary: somebody deleted a file."""
+    """Publish a revision again without its vocabulary: a file was deleted."""
     made = model_folder(hub.parent / "fewer", revision)
     (made / "vocab.json").unlink()
     shutil.rmtree(hub / MODEL / revision)

@@ -41,7 +41,7 @@ QUALITIES = {
     "failing callers": Quality(fails_callers="NOT_FINITE"),
     "crashing": Quality(fails_callers="RUNNER_DIED"),
 }
-# At a first install there is nothing to be slower than, and nobody to disagree with.
+# At a first install there is no active model to compare cost and answers with.
 NEVER_COMMITTED = set(QUALITIES) - {"good", "better", "noisy", "doubtful", "slow"}
 NEVER_ACTIVATED = {"corrupt", "unconvertible", "asking for code", "worse", "not finite", "too large", "not loading"}
 HUB_FAULTS = [

@@ -46,7 +46,7 @@ RULES = replace(
     COMMON_RULES,
     observe=replace(COMMON_RULES.observe, look_seconds=4.0),
     look_seconds=4.0,  # few steps without news
-    cap_bytes=0,  # what nobody needs is deleted at once
+    cap_bytes=0,  # unreferenced files are deleted at once
 )
 
 
@@ -105,7 +105,7 @@ class Book:
 
 
 class StoryJournal(Journal):
-    """Checks after a write that did not end that all of it, or nothing of it, is there."""
+    """Check after an interrupted write that either all of it or nothing was written."""
 
     possible: list[tuple[ModelRecord | None, int]]  # the record, and how many events there are
 
@@ -152,7 +152,7 @@ class StoryWorld:
         self.state = self.folder / "state"
         self.state.mkdir()
         self.clock = ManualClock()
-        self.clock.wall = datetime(2020, 1, 1, tzinfo=UTC)  # files are younger, until somebody sets the clock
+        self.clock.wall = datetime(2020, 1, 1, tzinfo=UTC)  # files are newer, until the clock is set
         self.disk = FailingDisk(self.state / "journal.db")
         self.hub = StoryHub(self.folder / "hub", MODEL, self.clock)
         self.hub.faults, self.hub.mangles = [], []

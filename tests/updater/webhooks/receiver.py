@@ -1,4 +1,4 @@
-"""A receiver of webhooks on this machine, that answers as it is told."""
+"""A local receiver of webhooks with configured responses."""
 
 import socket
 import threading
@@ -24,7 +24,7 @@ class LocalReceiver:
 
     port: int
     answers: list[bytes | Callable[[socket.socket], None]] = field(default_factory=lambda: [OK])
-    greeting: bytes = b""  # said before anything is heard, then it hangs up
+    greeting: bytes = b""  # sent before anything is read; then the connection is closed
     requests: list[Request] = field(default_factory=list)
     came: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 

@@ -1,4 +1,4 @@
-"""Events wait in the journal until their receivers have them; nobody waits for a receiver."""
+"""Events stay in the journal until they are delivered; updates never wait for a receiver."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def event(name: str = "update_committed", outcome: Outcome | None = None) -> Eve
 
 @dataclass
 class Deliveries:
-    """A journal, and a receiver that answers as it is told."""
+    """A journal, and a receiver with configured responses."""
 
     path: Path
     hooks: tuple[Subscription, ...] = (Subscription("ops", ("*",)),)
