@@ -33,7 +33,7 @@ from inference.server.model.pair import (
     SlotState,
 )
 from inference.server.model.policy import DevicePolicy, Policy, RespawnRules, ShortageAction
-from inference.server.model.route import choose_route
+from inference.server.model.requests import choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
 
@@ -308,7 +308,7 @@ class Explorer:
 
     def hand_over(self, world: World, caller: Caller) -> World:
         """The previous slot takes what the trial failed."""
-        target = world.pair.takeover_slot(caller.at)
+        target = choose_handover_slot(world.pair, caller.at)
         is_on_trial = world.pair.role_of(caller.at) is Role.TRIAL and caller.is_tried
         expect("what a trial fails, its previous slot takes", holds=target is not None or not is_on_trial)
         if target is None:

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import Interrupted
 from hotslot.runner.v1 import runner_pb2
-from inference.server.model.route import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
+from inference.server.model.requests import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
 from tests.server.simulator import SimRunner, World
 

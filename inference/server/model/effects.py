@@ -1,6 +1,8 @@
 """Performs what the transitions return.
 
-The only code that starts, loads, retires, kills and re-prioritises a process, writes the fallback file, and emits.
+The only code that starts, loads and re-prioritises a slot's process, decides when it ends, writes the fallback file, and
+emits events of slots, trials and the CPU fallback. A process that exceeds a timeout ends itself (`runner_client/process`);
+events of requests are emitted by `requests` and `api`.
 """
 
 from collections import deque

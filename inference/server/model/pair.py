@@ -286,8 +286,3 @@ class Pair:
         """Whether the answering slot has passed its last self-test."""
         slot = self.answering_slot()
         return slot is not None and slot.load is not None and slot.load.is_proven
-
-    def takeover_slot(self, name: str) -> SlotRecord | None:
-        """The slot for requests that a slot fails: the previous one in a trial, after a rollback the active one."""
-        target = self.active if self.active != name else self.previous
-        return None if target is None or self[target].load is None else self[target]

@@ -1,13 +1,13 @@
 """A request's whole life, in reading order: admit, route, submit; answered or failed; handed over or run again.
 
-Every rule of "a trial costs no answer" is in this file: which slot is tried, for how long, which slot answers then,
-and what of it is counted against the trial.
+Every rule of "a trial costs no answer" is in this file: which slot is tried and for how long (`choose_route`), which
+slot answers then (`choose_handover_slot`), and what is counted against the trial (`on_answer`, `record_death`).
 """
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from common import errors
 from hotslot.runner.v1 import runner_pb2
@@ -15,9 +15,8 @@ from inference.server.events import BatchSent, RequestHandedOver
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import OUT_OF_MEMORY, Load, Pair, Role
+from inference.server.model.pair import OUT_OF_MEMORY, Load, Pair, Role, SlotRecord
 from inference.server.model.policy import ShortageAction
-from inference.server.model.route import RouteDecision, choose_route
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
 from inference.server.model.transitions import after_item
@@ -30,6 +29,19 @@ RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
 _NOT_FAILURES = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
+
+# Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
+HANDOVER_SECONDS = 0.2  # at least
+HANDOVER_SHARE = 0.25  # of the time left until the deadline
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """The slot that a request goes to."""
+
+    slot: str
+    previous: str | None = None  # answers if the trial fails the request
+    try_until: float = 0.0  # clock.monotonic() at which `previous` takes over; 0 for never
 
 
 class Requests:
@@ -184,7 +196,7 @@ class Requests:
     def _hand_over(self, slot: str, request: PendingRequest, reason: str) -> None:
         """Give a request that the trial failed to the previous slot; the failure counts once that slot has answered."""
         request.try_until = 0.0
-        load, target = self.pair[slot].load, self.pair.takeover_slot(slot)
+        load, target = self.pair[slot].load, choose_handover_slot(self.pair, slot)
         if load is None or target is None:
             request.finish(errors.Failed("the model failed", reason=reason))
             return
@@ -198,7 +210,7 @@ class Requests:
         for request in list(self._open.values()):
             if now >= request.deadline:
                 request.finish(errors.DeadlineMissed("the deadline passed while it waited"))
-            elif request.try_until and now >= request.try_until and self.pair.takeover_slot(request.on_slot):
+            elif request.try_until and now >= request.try_until and choose_handover_slot(self.pair, request.on_slot):
                 self._hand_over(request.on_slot, request, "TOO_SLOW")
         for slot in self.machine.slots.values():
             over = slot.dispatcher.overdue_seconds(now)
@@ -343,6 +355,54 @@ class Requests:
         self._open.pop(request.id, None)
         if request.internal and request.outcome.done() and not request.outcome.cancelled():
             request.outcome.exception()  # read it, or asyncio logs that it was never retrieved
+
+
+def choose_route(pair: Pair, slots: Mapping[str, Slot], rows: int, now: float, deadline: float) -> RouteDecision | None:
+    """Choose the slot for a request; None if no slot is active.
+
+    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on
+    trial if the deadline leaves enough time for both slots, else the previous slot. While the previous slot is
+    being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
+    """
+    active = pair.active_slot
+    if active is None:
+        return None
+    previous = pair.previous_of_trial
+    if previous is None or previous.load is None:
+        return RouteDecision(active.name)
+    if not active.is_loaded:
+        return RouteDecision(previous.name)
+    if not previous.is_loaded:
+        return RouteDecision(active.name, previous.name, deadline)
+    dispatcher = slots[previous.name].dispatcher
+    need = dispatcher.limit_of(rows) if dispatcher.cost.row_seconds == 0 else 0.0
+    need = need or 2 * dispatcher.expected_seconds(rows)
+    try_until = trial_limit(now, deadline, slots[active.name].dispatcher.limit_of(rows), need)
+    if try_until is None:
+        return RouteDecision(previous.name)
+    return RouteDecision(active.name, previous.name, try_until)
+
+
+def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:
+    """The time at which the previous slot must take over from a trial; None if the deadline is too short for both.
+
+    Args:
+        now: the clock, seconds.
+        deadline: of the request, on the same clock.
+        own_limit: the trial's time limit, from its own measured cost, seconds.
+        previous_need: seconds that the previous slot needs.
+    """
+    left = deadline - now
+    room = left - previous_need - max(HANDOVER_SECONDS, HANDOVER_SHARE * left)
+    if room <= 0:
+        return None
+    return now + min(own_limit, room)
+
+
+def choose_handover_slot(pair: Pair, name: str) -> SlotRecord | None:
+    """The slot for requests that a slot fails: the previous one in a trial, after a rollback the active one."""
+    target = pair.active if pair.active != name else pair.previous
+    return None if target is None or pair[target].load is None else pair[target]
 
 
 class _Outcomes:
