@@ -102,7 +102,7 @@ class PendingRequest:
     deaths: int = 0  # runners that ended while computing it
     alone: bool = False  # must be computed in a batch of its own
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
-    try_until: float = 0.0  # clock.monotonic() at which the previous slot takes over from a trial; 0 for never
+    handover_at: float | None = None  # clock.monotonic() at which a trial must have answered; None: no handover
     attribution: Attribution | None = None  # set when the trial has failed it
     sent_at: float = 0.0
     internal: bool = False  # probe or self-test: not subject to admission, not counted as traffic
@@ -114,6 +114,11 @@ class PendingRequest:
     def is_done(self) -> bool:
         """Whether the outcome is set or cancelled."""
         return self.outcome.done()
+
+    @property
+    def can_hand_over(self) -> bool:
+        """Whether another slot answers if the trial fails it."""
+        return self.handover_at is not None
 
     def finish(self, result: Prediction | HotslotError) -> bool:
         """Set the outcome, unless it is set, and release the leases and the admission.

@@ -32,7 +32,7 @@ from inference.server.model.pair import (
     SlotRecord,
     SlotState,
 )
-from inference.server.model.policy import DevicePolicy, Policy, RespawnRules, ShortageAction
+from inference.server.model.policy import DeviceRules, RespawnRules, ShortageAction, SlotRules
 from inference.server.model.requests import choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
@@ -91,9 +91,9 @@ class Setup:
     is_fallen: bool = False
 
     @property
-    def policy(self) -> Policy:
-        """The policy of the transitions."""
-        return Policy("shapes", DevicePolicy(self.device, self.allow_cpu_fallback), RESPAWN, self.standby)
+    def rules(self) -> SlotRules:
+        """The rules of the transitions."""
+        return SlotRules("shapes", DeviceRules(self.device, self.allow_cpu_fallback), RESPAWN, self.standby)
 
     def start(self) -> m.Boot:
         """The first event."""
@@ -137,9 +137,9 @@ def explore(setups: tuple[Setup, ...] = SETUPS, *, is_patient: bool = True) -> R
         is_patient: goes on after a violation, to the end.
     """
     report = Report()
-    seen: dict[Policy, dict[World, tuple[World | None, str]]] = {}
+    seen: dict[SlotRules, dict[World, tuple[World | None, str]]] = {}
     for setup in setups:
-        explorer, ways = Explorer(setup), seen.setdefault(setup.policy, {})
+        explorer, ways = Explorer(setup), seen.setdefault(setup.rules, {})
         first = explorer.normal(explorer.apply(World(Pair()), setup.start()))
         queue = deque([] if first in ways else [first])
         ways.setdefault(first, (None, f"{setup.name}: boot"))
@@ -175,7 +175,7 @@ class Explorer:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.policy = setup.policy
+        self.rules = setup.rules
         self.devices = tuple((device, "float32") for device in setup.devices)
 
     # What may happen.
@@ -237,7 +237,7 @@ class Explorer:
         active = pair.active_slot
         held = None if active is None else active.load
         if held is None:
-            yield "r1", transitions.default_device(pair, self.policy)
+            yield "r1", transitions.default_device(pair, self.rules)
             return
         yield ("r2" if held.bundle.revision == "r1" else "r1"), held.device
         if held.device == CPU_DEVICE and CARD in self.setup.devices:
@@ -318,7 +318,7 @@ class Explorer:
     def run_out(self, world: World, caller: Caller, event: m.OutOfMemory) -> World:
         """Its slot had no memory for it."""
         name, other = caller.at, world.pair.other(caller.at).name
-        action = transitions.after_item(world.pair, event, NOW, self.policy)
+        action = transitions.after_item(world.pair, event, NOW, self.rules)
         world = self.apply(world, event)
         if action is ShortageAction.USE_OTHER_SLOT:
             if world.pair.role_of(name) is Role.PREVIOUS:
@@ -364,7 +364,7 @@ class Explorer:
             world = replace(world, caller=replace(world.caller, lease=""))
         if is_at_fault:
             world = self.settle(world)  # it is answered POISON_INPUT
-        return self.apply(world, m.Died(name, "", is_input_at_fault=is_at_fault))
+        return self.apply(world, m.ProcessEnded(name, "", is_input_at_fault=is_at_fault))
 
     def command(self, world: World, event: m.Event) -> World:
         """A command, which may be refused; then nothing changes."""
@@ -381,7 +381,7 @@ class Explorer:
         for name in SLOTS:
             if before[name].is_leased != world.is_leased(name):
                 before = before.with_leased(name, is_leased=world.is_leased(name))
-        pair, effects = transitions.apply(before, event, Now(NOW, WALL), self.policy)
+        pair, effects = transitions.apply(before, event, Now(NOW, WALL), self.rules)
         after = replace(world, pair=pair)
         for effect in effects:
             after = self.perform(after, effect, before, event)
@@ -402,9 +402,9 @@ class Explorer:
                 expect("no model that can answer is killed", holds=is_broken or not is_loaded)
                 return replace(world, ending=world.ending | {name})
             case m.Spawn(name):
-                had_process = before[name].has_process and not isinstance(event, m.Died)
+                had_process = before[name].has_process and not isinstance(event, m.ProcessEnded)
                 expect("a slot has one process", holds=not had_process)
-            case m.SubmitHeld(name):
+            case m.SubmitAwaitingCpu(name):
                 if world.caller is not None and world.caller.at == HELD:
                     return self.move_caller(world, name)
             case m.MoveRequests(name, target):

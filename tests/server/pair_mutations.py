@@ -97,9 +97,9 @@ def candidate_keeps_its_slot() -> Iterator[None]:
     """The CPU fallback waits for a candidate instead of taking its slot."""
     begin = Step.begin_fallback
 
-    def begin_fallback(self: Step, active: str, held: Load, load_id: str) -> None:
+    def begin_fallback(self: Step, active: str, load: Load, load_id: str) -> None:
         if self.pair.role_of(self.pair.other(active).name) is not Role.CANDIDATE:
-            begin(self, active, held, load_id)
+            begin(self, active, load, load_id)
 
     with patch.object(Step, "begin_fallback", begin_fallback):
         yield
@@ -112,7 +112,7 @@ def held_requests_stay() -> Iterator[None]:
 
     def use_emptied_slot(self: Step, name: str) -> None:
         use(self, name)
-        self.effects = [effect for effect in self.effects if not isinstance(effect, m.SubmitHeld)]
+        self.effects = [effect for effect in self.effects if not isinstance(effect, m.SubmitAwaitingCpu)]
 
     with patch.object(Step, "use_emptied_slot", use_emptied_slot):
         yield

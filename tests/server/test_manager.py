@@ -11,9 +11,9 @@ from tests.server.simulator import World
 
 
 def stats(world: World, revision: str) -> tuple[int, dict[str, int], int, int, int]:
-    """Answered, failed, answered by previous, restarts, void restarts."""
+    """Answered, failed, answered by previous, deaths, void deaths."""
     row = world.manager.stats.get(StatsKey(world.bundle(revision).bundle_digest, "cpu"))
-    return row.answered, row.failed, row.answered_by_previous, row.restarts, row.void_restarts
+    return row.answered, row.failed, row.answered_by_previous, row.deaths, row.void_deaths
 
 
 async def test_boot_loads_the_committed_bundle_and_keeps_a_standby(tmp_path: Path) -> None:

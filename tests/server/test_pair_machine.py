@@ -16,7 +16,7 @@ from tests.server.pair_model import CARD, SETUPS, explore, new_load
 
 MIN_STATES = 20_000  # fewer would say that the exploration has lost a part of its world
 NOW = Now(1.0, datetime(2030, 1, 1, tzinfo=UTC))
-POLICY = SETUPS[0].policy
+RULES = SETUPS[0].rules
 
 
 @pytest.mark.timeout(240)
@@ -48,11 +48,11 @@ def test_every_event_has_its_transition() -> None:
 
 def test_a_refused_command_changes_nothing() -> None:
     """Both slots hold a load: a third is refused, and the pair is a value that nothing has touched."""
-    pair, _ = apply(Pair(), m.Boot(new_load("r1", CARD), None), NOW, POLICY)
-    pair, _ = apply(pair, m.LoadBundle(new_load("r2", CPU_DEVICE)), NOW, POLICY)
+    pair, _ = apply(Pair(), m.Boot(new_load("r1", CARD), None), NOW, RULES)
+    pair, _ = apply(pair, m.LoadBundle(new_load("r2", CPU_DEVICE)), NOW, RULES)
 
     with pytest.raises(Conflict) as error:
-        apply(pair, m.LoadBundle(new_load("r2", CARD)), NOW, POLICY)
+        apply(pair, m.LoadBundle(new_load("r2", CARD)), NOW, RULES)
 
     assert error.value.reason == "NO_FREE_SLOT"
     assert pair.generation == 1

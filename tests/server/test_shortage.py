@@ -13,7 +13,7 @@ from inference.server.events import CpuFallbackChanged
 from inference.server.model.fallback_file import FILE_NAME, MAX_FILE_BYTES, CpuFallbackFile
 from inference.server.model.pair import CpuFallbackRow, Role
 from inference.server.model.policy import (
-    DevicePolicy,
+    DeviceRules,
     ShortageAction,
     SlotFacts,
     decide_after_item,
@@ -26,7 +26,7 @@ from tests.server.simulator import World
 CARD, CPU = "cuda:0", "cpu"
 SHORT = "!OUT_OF_MEMORY"  # everywhere
 SHORT_ON_CARD = f"{SHORT}@{CARD}"
-ALLOW, FORBID = DevicePolicy("auto", allow_cpu_fallback=True), DevicePolicy("auto", allow_cpu_fallback=False)
+ALLOW, FORBID = DeviceRules("auto", allow_cpu_fallback=True), DeviceRules("auto", allow_cpu_fallback=False)
 
 A_CARD = SlotFacts(Role.ACTIVE, CARD)
 NOTHING = SlotFacts(Role.FREE)
@@ -115,12 +115,12 @@ def test_action_after_a_load(slot: SlotFacts, other: SlotFacts, action: Shortage
 def test_no_fallback_from_the_cpu_or_where_it_is_forbidden() -> None:
     """For all combinations of roles."""
     for here, there, probe, failed in product(Role, Role, (False, True), (False, True)):
-        for policy, device in ((FORBID, CARD), (ALLOW, CPU)):
+        for rules, device in ((FORBID, CARD), (ALLOW, CPU)):
             slots = SlotFacts(here, device), SlotFacts(there, device)
-            action = decide_after_item(*slots, policy, is_probe=probe, other_failed=failed)
+            action = decide_after_item(*slots, rules, is_probe=probe, other_failed=failed)
             assert action in (ShortageAction.USE_OTHER_SLOT, ShortageAction.REFUSE)
             assert not (probe and action is ShortageAction.USE_OTHER_SLOT), "a probe means one slot"
-            assert decide_after_load(*slots, policy) is not ShortageAction.FALL_BACK_TO_CPU
+            assert decide_after_load(*slots, rules) is not ShortageAction.FALL_BACK_TO_CPU
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_no_fallback_from_the_cpu_or_where_it_is_forbidden() -> None:
 def test_a_device_policy_allows_devices(policy: str, named: tuple[bool, ...]) -> None:
     """The devices that a setting includes."""
     assert named == tuple(
-        DevicePolicy(policy, allow_cpu_fallback=True).allows(device) for device in ("cuda:0", "cuda:1", "cpu")
+        DeviceRules(policy, allow_cpu_fallback=True).allows(device) for device in ("cuda:0", "cuda:1", "cpu")
     )
 
 

@@ -137,7 +137,7 @@ def _slot(manager: ModelManager, slot: SlotRecord) -> status_pb2.Slot:
         name=slot.name,
         state=status_pb2.SlotState.Value(f"SLOT_STATE_{slot.state.value}"),
         role=status_pb2.SlotRole.Value(f"SLOT_ROLE_{manager.pair.role_of(slot.name).value}"),
-        restarts=slot.restarts,
+        restarts=slot.deaths,
         last_failure=slot.last_failure,
     )
     process = manager.machine.slots[slot.name].process

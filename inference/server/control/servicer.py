@@ -268,8 +268,8 @@ def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
         answered=row.answered,
         failed=row.failed,
         answered_by_previous=row.answered_by_previous,
-        restarts=row.restarts,
-        void_restarts=row.void_restarts,
+        restarts=row.deaths,
+        void_restarts=row.void_deaths,
         rows=row.rows,
     )
     message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
@@ -292,7 +292,7 @@ def _slot(manager: ModelManager, slot: SlotRecord) -> control_pb2.SlotStatus:
         slot=slot.name,
         state=slot.state.value,
         role=manager.pair.role_of(slot.name).value,
-        restarts=slot.restarts,
+        restarts=slot.deaths,
         last_failure=slot.last_failure,
     )
     process = manager.machine.slots[slot.name].process

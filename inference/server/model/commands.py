@@ -8,7 +8,7 @@ from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
 from inference.server.model import messages as m
 from inference.server.model.manager import ModelManager
-from inference.server.model.pair import DEVICE_POLICIES, Load, Pair, SlotState
+from inference.server.model.pair import UNRESOLVED_DEVICES, Load, Pair, SlotState
 from inference.server.model.slot import LoadProgress
 from inference.server.model.transitions import default_device
 
@@ -114,9 +114,9 @@ class SlotCommands:
     def _choose_device(self, requested: str) -> str:
         """The device to load on: the requested one, else that of the active load, else the default."""
         active, row = self._pair.active_slot, self._pair.cpu_fallback
-        held = None if active is None else active.load
+        load = None if active is None else active.load
         if not requested:
-            return default_device(self._pair, self._options.policy) if held is None else held.device
+            return default_device(self._pair, self._options.rules) if load is None else load.device
         known = {device for slot in self._pair for device, _ in slot.devices}
         is_fallback = row is not None and requested == row.fallback_device
         if requested not in known and not is_fallback and not (requested == "cpu" and not known):
@@ -132,7 +132,7 @@ class SlotCommands:
             load = slot.load
             if load is None or load.bundle.bundle_digest != digest or slot.state is SlotState.RETIRING:
                 continue
-            if load.device == device or {load.device, device} & set(DEVICE_POLICIES):
+            if load.device == device or {load.device, device} & set(UNRESOLVED_DEVICES):
                 return load
         return None
 

@@ -1,8 +1,8 @@
 """Performs what the transitions return.
 
-The only code that starts, loads and re-prioritises a slot's process, decides when it ends, writes the fallback file, and
-emits events of slots, trials and the CPU fallback. A process that exceeds a timeout ends itself (`runner_client/process`);
-events of requests are emitted by `requests` and `api`.
+The only code that starts, loads, retires and re-prioritises a slot's process, writes the fallback file, and emits
+events of slots, trials and the CPU fallback. A `RunnerProcess` that exceeds a timeout kills its process itself; events
+of requests are emitted by `requests` and `api`.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ class RequestEffects(Protocol):
         ...
 
     def on_runner_ended(
-        self, event: m.Died, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
+        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
     ) -> None:
         """Apply the end of a process that held requests."""
         ...
@@ -43,12 +43,12 @@ class RequestEffects(Protocol):
         """Record the end of a process against a revision."""
         ...
 
-    def move(self, slot: str, target: str | None) -> None:
+    def run_elsewhere(self, slot: str, target: str | None) -> None:
         """Run what an ended process held, and what waited for it, on another slot."""
         ...
 
-    def submit_held(self, slot: str) -> None:
-        """Queue the requests that were held for the CPU fallback."""
+    def submit_awaiting_cpu(self, slot: str) -> None:
+        """Queue the requests that await the CPU fallback."""
         ...
 
 
@@ -58,7 +58,7 @@ class PairMachine:
     def __init__(self, options: ModelOptions, stats: StatsTable, requests: RequestEffects) -> None:
         self.pair = Pair()
         self._options = options
-        self._policy = options.policy
+        self._rules = options.rules
         self._stats = stats
         self._requests = requests
         self._progress: dict[str, LoadProgress] = {}  # by load id, of the loads in the pair
@@ -79,7 +79,7 @@ class PairMachine:
             m.SendSelfTest: self._send_self_test,
             m.RecordDeath: self._record_death,
             m.MoveRequests: self._move_requests,
-            m.SubmitHeld: self._submit_held,
+            m.SubmitAwaitingCpu: self._submit_awaiting_cpu,
             m.FailLoad: self._fail_load,
             m.NotifyLoad: self._notify_load,
             m.FreezeBaseline: self._freeze_baseline,
@@ -119,17 +119,17 @@ class PairMachine:
         for slot in self.slots.values():
             if self.pair[slot.name].is_leased != slot.is_leased:
                 self.pair = self.pair.with_leased(slot.name, is_leased=slot.is_leased)
-        self.pair, effects = apply(self.pair, event, Now(clock.monotonic(), clock.now()), self._policy)
+        self.pair, effects = apply(self.pair, event, Now(clock.monotonic(), clock.now()), self._rules)
         for effect in effects:
             try:
                 self._performers[type(effect)](effect)
             except Exception as error:  # noqa: BLE001  the pair has changed: the other effects must follow it
                 errors.append(error)
         if effects:
-            held = [slot.load.load_id for slot in self.pair if slot.load is not None]
+            load_ids = [slot.load.load_id for slot in self.pair if slot.load is not None]
             pending = self.pair.move.pending_load
-            held += [] if pending is None else [pending.load_id]
-            self._progress = {load_id: progress for load_id, progress in self._progress.items() if load_id in held}
+            load_ids += [] if pending is None else [pending.load_id]
+            self._progress = {load_id: progress for load_id, progress in self._progress.items() if load_id in load_ids}
         return errors
 
     # Events of the slots that are not for the pair alone.
@@ -141,7 +141,7 @@ class PairMachine:
             self.progress_of(load.load_id).report(phase, fraction)
 
     def on_runner_ended(
-        self, event: m.Died, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
+        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
     ) -> None:
         """Apply the end of a process that held requests."""
         self._requests.on_runner_ended(event, suspect_requests, waiting)
@@ -197,10 +197,10 @@ class PairMachine:
         self._requests.record_death(effect.slot, effect.key, is_trial=effect.is_trial)
 
     def _move_requests(self, effect: m.MoveRequests) -> None:
-        self._requests.move(effect.slot, effect.target)
+        self._requests.run_elsewhere(effect.slot, effect.target)
 
-    def _submit_held(self, effect: m.SubmitHeld) -> None:
-        self._requests.submit_held(effect.slot)
+    def _submit_awaiting_cpu(self, effect: m.SubmitAwaitingCpu) -> None:
+        self._requests.submit_awaiting_cpu(effect.slot)
 
     # Effects on records and files.
 

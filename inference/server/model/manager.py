@@ -27,7 +27,7 @@ class ModelManager:
     @property
     def has_given_up(self) -> bool:
         """Whether the active slot's process has ended too often in a row."""
-        return has_given_up(self.pair, self.options.policy)
+        return has_given_up(self.pair, self.options.rules)
 
     def tick(self) -> None:
         """Check deadlines, stuck runners, the trial lease, restarts and the self-test; called about every 50 ms."""

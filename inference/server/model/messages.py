@@ -1,4 +1,4 @@
-"""What the pair of slots is told (events) and what is to be done then (effects). Records only."""
+"""Events of the pair of slots, and the effects that follow from them. Records only."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
+class ProcessEnded:
     """The process has ended, after a retire or unexpectedly."""
 
     slot: str
@@ -156,7 +156,7 @@ Event = (
     Hello
     | Loaded
     | LoadFailed
-    | Died
+    | ProcessEnded
     | Stuck
     | LeaseOver
     | Proven
@@ -256,8 +256,8 @@ class MoveRequests:
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitHeld:
-    """Queue the requests that were held for the CPU fallback."""
+class SubmitAwaitingCpu:
+    """Queue the requests that await the CPU fallback."""
 
     slot: str
 
@@ -324,7 +324,7 @@ Effect = (
     | SendSelfTest
     | RecordDeath
     | MoveRequests
-    | SubmitHeld
+    | SubmitAwaitingCpu
     | FailLoad
     | NotifyLoad
     | FreezeBaseline

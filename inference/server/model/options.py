@@ -10,7 +10,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Emit
 from inference.server.model.fallback_file import CpuFallbackFile
 from inference.server.model.pair import Load
-from inference.server.model.policy import DevicePolicy, Policy, RespawnRules
+from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
@@ -48,10 +48,10 @@ class ModelOptions:
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
 
     @property
-    def policy(self) -> Policy:
+    def rules(self) -> SlotRules:
         """What the decisions on the two slots need of these settings."""
-        device = DevicePolicy(self.device, self.allow_cpu_fallback)
-        return Policy(self.model, device, self.respawn, self.standby)
+        device = DeviceRules(self.device, self.allow_cpu_fallback)
+        return SlotRules(self.model, device, self.respawn, self.standby)
 
     def make_load_request(self, load: Load) -> runner_pb2.LoadBundle:
         """The message that makes a runner load a bundle."""

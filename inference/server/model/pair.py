@@ -15,7 +15,7 @@ CPU_DEVICE = "cpu"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"  # reason: memory ran out at a single item, while loading or while warming up
 DOES_NOT_FIT = "DOES_NOT_FIT"  # reason: the memory plan of a load exceeds the free memory
 SHORTAGES = frozenset({OUT_OF_MEMORY, DOES_NOT_FIT})
-DEVICE_POLICIES = ("auto", "cuda")  # settings that name no single device
+UNRESOLVED_DEVICES = ("auto", "cuda")  # settings that name no single device
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class SlotRecord:
     state: SlotState = SlotState.EMPTY
     load: Load | None = None
     is_leased: bool = False  # a request or a batch holds a lease on its process
-    restarts: int = 0
+    deaths: int = 0  # unexpected ends of its processes
     deaths_in_row: int = 0
     last_failure: str = ""
     respawn_at: float | None = None  # clock.monotonic() of the next start; None if none is due

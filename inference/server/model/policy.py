@@ -24,7 +24,7 @@ def pause_seconds(deaths_in_row: int, rules: RespawnRules) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class DevicePolicy:
+class DeviceRules:
     """The operator's settings for a model's device."""
 
     device: str  # "auto", "cpu", "cuda", "cuda:N"
@@ -42,11 +42,11 @@ class DevicePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class SlotRules:
     """What `transitions.apply` needs of a model's settings."""
 
     model: str
-    device: DevicePolicy
+    device: DeviceRules
     respawn: RespawnRules
     standby: bool  # whether an idle process is kept in the free slot
 
@@ -71,39 +71,39 @@ class SlotFacts:
 
 
 def decide_after_item(
-    slot: SlotFacts, other: SlotFacts, policy: DevicePolicy, *, is_probe: bool, other_failed: bool
+    slot: SlotFacts, other: SlotFacts, rules: DeviceRules, *, is_probe: bool, other_failed: bool
 ) -> ShortageAction:
     """Decide what follows when a single item did not fit into memory.
 
     Args:
         slot: the slot that ran out of memory.
         other: the other slot.
-        policy: of the model.
+        rules: of the model.
         is_probe: the item is a probe or self-test, which tests one slot and is never given to another.
         other_failed: the other slot has already failed the same request.
     """
-    takes_over = other.role in (Role.ACTIVE, Role.TRIAL) or (slot.role is Role.TRIAL and other.role is Role.PREVIOUS)
-    if takes_over and other.device and not is_probe and not other_failed:
+    can_hand_over = other.role in (Role.ACTIVE, Role.TRIAL) or (slot.role is Role.TRIAL and other.role is Role.PREVIOUS)
+    if can_hand_over and other.device and not is_probe and not other_failed:
         return ShortageAction.USE_OTHER_SLOT
-    if slot.role is Role.ACTIVE and policy.may_move_to_cpu(slot.device):
+    if slot.role is Role.ACTIVE and rules.may_move_to_cpu(slot.device):
         return ShortageAction.FALL_BACK_TO_CPU
     if other_failed and not is_probe and {slot.role, other.role} == {Role.TRIAL, Role.PREVIOUS}:
         previous = slot if slot.role is Role.PREVIOUS else other
-        if policy.may_move_to_cpu(previous.device):
+        if rules.may_move_to_cpu(previous.device):
             return ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK
     return ShortageAction.REFUSE
 
 
-def decide_after_load(slot: SlotFacts, other: SlotFacts, policy: DevicePolicy) -> ShortageAction:
+def decide_after_load(slot: SlotFacts, other: SlotFacts, rules: DeviceRules) -> ShortageAction:
     """Decide what follows when a load did not fit into memory.
 
     Args:
         slot: the slot that was loading.
         other: the other slot.
-        policy: of the model.
+        rules: of the model.
     """
     if slot.role in (Role.CANDIDATE, Role.FALLBACK):
         return ShortageAction.ABANDON_LOAD
     if slot.role is Role.TRIAL:
         return ShortageAction.ROLL_BACK_TRIAL if other.role is Role.PREVIOUS else ShortageAction.REFUSE
-    return ShortageAction.FALL_BACK_TO_CPU if policy.may_move_to_cpu(slot.device) else ShortageAction.REFUSE
+    return ShortageAction.FALL_BACK_TO_CPU if rules.may_move_to_cpu(slot.device) else ShortageAction.REFUSE

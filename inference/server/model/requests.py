@@ -28,7 +28,7 @@ MAX_DEATHS = 2  # a request that ended two runners, the second time computed alo
 RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
-_NOT_FAILURES = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
+_CALLER_ENDED_REASONS = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
 
 # Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
 HANDOVER_SECONDS = 0.2  # at least
@@ -41,7 +41,7 @@ class RouteDecision:
 
     slot: str
     previous: str | None = None  # answers if the trial fails the request
-    try_until: float = 0.0  # clock.monotonic() at which `previous` takes over; 0 for never
+    handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
 
 
 class Requests:
@@ -55,7 +55,7 @@ class Requests:
         self.last_good_seconds = 0.0
         self._deaths = DeathTracker()
         self._open: dict[int, PendingRequest] = {}
-        self._held: list[PendingRequest] = []  # for the CPU fallback's load; bounded by admission
+        self._awaiting_cpu: list[PendingRequest] = []  # until the CPU fallback has a slot; bounded by admission
         self._left: dict[str, tuple[list[PendingRequest], list[PendingRequest]]] = {}  # by ended slot: held, waiting
         self._self_test: PendingRequest | None = None
         self._self_test_sent_at = 0.0
@@ -126,7 +126,7 @@ class Requests:
         return self.admission.requests
 
     def _submit(self, request: PendingRequest, decision: RouteDecision) -> None:
-        request.try_until = decision.try_until
+        request.handover_at = decision.handover_at
         if decision.previous is not None:
             request.leases.append(self.machine.slots[decision.previous].lease())
         self.machine.slots[decision.slot].submit(request)
@@ -177,7 +177,7 @@ class Requests:
         if failure.is_input_error:
             request.finish(errors.InputRefused(failure.message, reason=failure.reason, field=failure.field))
             return
-        if failure.reason in _NOT_FAILURES and not request.try_until:
+        if failure.reason in _CALLER_ENDED_REASONS and not request.can_hand_over:
             request.finish(errors.DeadlineMissed("the deadline passed before it was computed"))
             return
         load = self.pair[slot].load
@@ -186,8 +186,8 @@ class Requests:
         if failure.reason == OUT_OF_MEMORY and load is not None:
             self._run_out_of_memory(slot, request, load)
             return
-        if request.try_until:
-            self._hand_over(slot, request, "TOO_SLOW" if failure.reason in _NOT_FAILURES else failure.reason)
+        if request.can_hand_over:
+            self._hand_over(slot, request, "TOO_SLOW" if failure.reason in _CALLER_ENDED_REASONS else failure.reason)
             return
         if not request.internal and request.attribution is None and load is not None:
             self.stats.get(load.key).count_failure(failure.reason)
@@ -195,7 +195,7 @@ class Requests:
 
     def _hand_over(self, slot: str, request: PendingRequest, reason: str) -> None:
         """Give a request that the trial failed to the previous slot; the failure counts once that slot has answered."""
-        request.try_until = 0.0
+        request.handover_at = None
         load, target = self.pair[slot].load, choose_handover_slot(self.pair, slot)
         if load is None or target is None:
             request.finish(errors.Failed("the model failed", reason=reason))
@@ -210,7 +210,11 @@ class Requests:
         for request in list(self._open.values()):
             if now >= request.deadline:
                 request.finish(errors.DeadlineMissed("the deadline passed while it waited"))
-            elif request.try_until and now >= request.try_until and choose_handover_slot(self.pair, request.on_slot):
+            elif (
+                request.handover_at is not None
+                and now >= request.handover_at
+                and choose_handover_slot(self.pair, request.on_slot)
+            ):
                 self._hand_over(request.on_slot, request, "TOO_SLOW")
         for slot in self.machine.slots.values():
             over = slot.dispatcher.overdue_seconds(now)
@@ -220,7 +224,7 @@ class Requests:
     # Out of memory at a single item.
 
     def _run_out_of_memory(self, slot: str, request: PendingRequest, load: Load) -> None:
-        """Hand the request to the other slot, hold it for the CPU fallback, or fail it."""
+        """Hand the request to the other slot, keep it for the CPU fallback, or fail it."""
         request.out_of_memory_on += (load.placement,)
         pair = self.pair
         other = pair.other(slot)
@@ -231,7 +235,7 @@ class Requests:
             other_failed=other_failed or request.attribution is not None,
             new_load_id=uuid.uuid4().hex[:12],
         )
-        action = after_item(pair, event, self.options.clock.monotonic(), self.options.policy)
+        action = after_item(pair, event, self.options.clock.monotonic(), self.options.rules)
         self.machine.apply(event)
         is_previous = self.pair.role_of(slot) is Role.PREVIOUS
         if action is ShortageAction.USE_OTHER_SLOT and not is_previous:
@@ -241,16 +245,16 @@ class Requests:
         if not request.internal and request.attribution is None and not is_void:
             self.stats.get(load.key).count_failure(OUT_OF_MEMORY)
         if action is ShortageAction.USE_OTHER_SLOT:
-            request.try_until = 0.0
+            request.handover_at = None
             self.machine.slots[other.name].submit(request)
         elif action is ShortageAction.REFUSE or request.internal:
             request.finish(self._out_of_memory_error())
         else:
             request.attribution = None  # no slot had memory for it: not counted against the trial
-            self._hold(request)
+            self._await_cpu(request)
 
-    def _hold(self, request: PendingRequest) -> None:
-        """Hold a request until the CPU can answer it; fail it at once if its deadline is sooner."""
+    def _await_cpu(self, request: PendingRequest) -> None:
+        """Keep a request until the CPU can answer it; fail it at once if its deadline is sooner."""
         now, pair = self.options.clock.monotonic(), self.pair
         target = pair.fallback or (pair.active if pair.move.pending_load is None else None)
         is_ready = target is not None and pair[target].is_loaded
@@ -259,16 +263,16 @@ class Requests:
             request.finish(self._out_of_memory_error(expected))
             return
         request.release_leases()  # its lease would keep the slot that must be emptied first
-        request.try_until = 0.0
+        request.handover_at = None
         if target is None:
-            self._held.append(request)
+            self._awaiting_cpu.append(request)
         else:
             self.machine.slots[target].submit(request)
 
-    def submit_held(self, slot: str) -> None:
-        """Queue the requests that were held for the CPU fallback."""
-        held, self._held = self._held, []
-        for request in held:
+    def submit_awaiting_cpu(self, slot: str) -> None:
+        """Queue the requests that await the CPU fallback."""
+        requests, self._awaiting_cpu = self._awaiting_cpu, []
+        for request in requests:
             if not request.is_done:
                 self.machine.slots[slot].submit(request)
 
@@ -283,7 +287,7 @@ class Requests:
     # Run again: the process has ended.
 
     def on_runner_ended(
-        self, event: m.Died, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
+        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
     ) -> None:
         """Apply the end of a process that held the suspect requests, and for which the others waited."""
         self._left[event.slot] = (suspect_requests, waiting)
@@ -293,8 +297,8 @@ class Requests:
     def record_death(self, slot: str, key: StatsKey, *, is_trial: bool) -> None:
         """Record the end of a process; it is counted when the requests that it held have been run again."""
         suspect_requests, _ = self._left[slot]
-        held = {request.id for request in suspect_requests if not request.internal}
-        self._deaths.add(RunnerDeath(self.stats.get(key), held, failed=len(held) if is_trial else 0))
+        in_flight = {request.id for request in suspect_requests if not request.internal}
+        self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if is_trial else 0))
         for request in suspect_requests:
             request.deaths += 1
             if is_trial:
@@ -302,8 +306,12 @@ class Requests:
             if request.deaths >= MAX_DEATHS:
                 self._deaths.mark_input_at_fault(request.id)
 
-    def move(self, slot: str, target: str | None) -> None:
-        """Run what waited for an ended process on another slot, then what it held: each alone, last."""
+    def run_elsewhere(self, slot: str, target: str | None) -> None:
+        """Run a slot's requests on the target; fail them if there is none.
+
+        After the end of a process these are the requests that waited for it, then those that it computed, each alone.
+        For a slot that is emptied without a process they are what its queue holds.
+        """
         left = self._left.pop(slot, None)
         suspect_requests, waiting = self.machine.slots[slot].close_queue() if left is None else left
         for request in waiting:
@@ -323,7 +331,7 @@ class Requests:
         elif target is None or self.pair[target].load is None or request.internal:
             request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
         else:
-            request.try_until = 0.0
+            request.handover_at = None
             self.machine.slots[target].submit(request)
 
     # Self-tests take the way of a caller's request: after each load, and when nothing has succeeded for a while.
@@ -377,14 +385,14 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], rows: int, now: float, d
     dispatcher = slots[previous.name].dispatcher
     need = dispatcher.limit_of(rows) if dispatcher.cost.row_seconds == 0 else 0.0
     need = need or 2 * dispatcher.expected_seconds(rows)
-    try_until = trial_limit(now, deadline, slots[active.name].dispatcher.limit_of(rows), need)
-    if try_until is None:
+    handover_at = trial_limit(now, deadline, slots[active.name].dispatcher.limit_of(rows), need)
+    if handover_at is None:
         return RouteDecision(previous.name)
-    return RouteDecision(active.name, previous.name, try_until)
+    return RouteDecision(active.name, previous.name, handover_at)
 
 
 def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:
-    """The time at which the previous slot must take over from a trial; None if the deadline is too short for both.
+    """The time until which a trial may use a request before its handover; None if the deadline is too short for both.
 
     Args:
         now: the clock, seconds.

@@ -52,7 +52,7 @@ class SlotListener(Protocol):
         ...
 
     def on_runner_ended(
-        self, event: m.Died, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
+        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
     ) -> None:
         """The process has ended; it held the suspect requests, and the waiting ones were queued for it."""
         ...
@@ -170,7 +170,7 @@ class Slot:
         self.process = None
         self.heartbeat = runner_pb2.Heartbeat()
         has_stalled = ending.reason is EndReason.LOAD_STALLED
-        event = m.Died(self.name, f"{ending.reason}: {ending.detail}", has_stalled=has_stalled)
+        event = m.ProcessEnded(self.name, f"{ending.reason}: {ending.detail}", has_stalled=has_stalled)
         self._listener.on_runner_ended(event, *self.close_queue())
 
 

@@ -36,8 +36,8 @@ class RevisionStats:
     answered_by_previous: int = 0
     latency_bounds: tuple[float, ...] = LATENCY_BOUNDS
     latency: list[int] = field(default_factory=list)  # answers per bucket; the last bucket has no upper bound
-    restarts: int = 0
-    void_restarts: int = 0
+    deaths: int = 0
+    void_deaths: int = 0
     computed_seconds: float = 0.0
     rows: int = 0
     costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the largest batch size in rows, a power of two
@@ -145,8 +145,8 @@ class DeathTracker:
         for death in [death for death in self._open if not death.suspect_requests]:
             self._open.remove(death)
             if death.is_void:
-                death.stats.void_restarts += 1
+                death.stats.void_deaths += 1
                 continue
-            death.stats.restarts += 1
+            death.stats.deaths += 1
             for _ in range(death.failed):
                 death.stats.count_failure("RUNNER_DIED")

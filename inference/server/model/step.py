@@ -9,8 +9,8 @@ from inference.server.events import CpuFallbackChanged, SwapDone
 from inference.server.model import messages as m
 from inference.server.model.pair import (
     CPU_DEVICE,
-    DEVICE_POLICIES,
     OUT_OF_MEMORY,
+    UNRESOLVED_DEVICES,
     CpuFallbackRow,
     Load,
     Pair,
@@ -23,7 +23,7 @@ from inference.server.model.pair import (
     TrialOutcome,
     next_state,
 )
-from inference.server.model.policy import Policy, ShortageAction, SlotFacts, decide_after_load, pause_seconds
+from inference.server.model.policy import ShortageAction, SlotFacts, SlotRules, decide_after_load, pause_seconds
 
 PAUSE_SECONDS = 30.0  # after a failed CPU fallback, before another is begun
 
@@ -45,11 +45,11 @@ def facts_of(pair: Pair, name: str) -> SlotFacts:
 class Step:
     """One transition in the making: the pair so far, and the effects so far."""
 
-    def __init__(self, pair: Pair, now: Now, policy: Policy) -> None:
+    def __init__(self, pair: Pair, now: Now, rules: SlotRules) -> None:
         self.pair = pair
         self.effects: list[m.Effect] = []
         self.now = now
-        self.policy = policy
+        self.rules = rules
 
     def change(self, **changes: Any) -> None:  # noqa: ANN401  fields of Pair
         """Change fields of the pair."""
@@ -91,7 +91,7 @@ class Step:
         load, devices = self.pair[name].load, self.pair[name].devices
         if load is None:
             raise RuntimeError(f"slot {name} holds no load")
-        if load.device in DEVICE_POLICIES and devices:
+        if load.device in UNRESOLVED_DEVICES and devices:
             load = replace(load, device=devices[0][0])  # the runner lists the allowed devices, best first
         self.advance(name, SlotEvent.LOAD_BEGUN)
         self.change_slot(name, load=load)
@@ -114,39 +114,49 @@ class Step:
     def schedule_restart(self, name: str) -> None:
         """Start a process again: at once after an orderly end or the first death, else after a growing pause."""
         slot = self.pair[name]
-        if self.pair.is_stopping or (slot.load is None and not self.policy.standby):
+        if self.pair.is_stopping or (slot.load is None and not self.rules.standby):
             return
         is_failed = slot.state is SlotState.FAILED
-        pause = pause_seconds(slot.deaths_in_row, self.policy.respawn) if is_failed else 0.0
+        pause = pause_seconds(slot.deaths_in_row, self.rules.respawn) if is_failed else 0.0
         self.change_slot(name, respawn_at=self.now.seconds + pause)
         if pause == 0.0:
             self.spawn(name)
 
     # The end of a process.
 
-    def choose_successor(self, name: str, role: Role, event: m.Died) -> str | None:
-        """The slot that continues after the end of a process; the load may move there. None if there is none."""
-        slot, trial = self.pair[name], self.pair.trial
+    def choose_successor(self, name: str, role: Role) -> str | None:
+        """Choose the slot that continues after the end of a process; None if there is none. Changes nothing."""
+        trial, standby = self.pair.trial, self.pair.other(name)
+        if not self._is_load_needed(name, role):
+            return self.successor()
+        if role is Role.TRIAL and trial is not None:
+            return trial.previous or name
+        is_free = self.pair.role_of(standby.name) is Role.FREE
+        if role is Role.ACTIVE and is_free and standby.state in (SlotState.READY, SlotState.STARTING):
+            return standby.name
+        return name
+
+    def reload_or_drop(self, event: m.ProcessEnded, role: Role, successor: str | None) -> None:
+        """Reload what an ended process held: in its slot, or in the standby process; drop what no caller depends on."""
+        name, slot = event.slot, self.pair[event.slot]
         if role is Role.FALLBACK:
             self.abandon_fallback(f"the process ended: {slot.last_failure}")
-        if slot.load is None or role in (Role.CANDIDATE, Role.FREE, Role.FALLBACK):
+        if slot.load is None or not self._is_load_needed(name, role):
+            if role is Role.PREVIOUS:
+                self.change(previous=None)
             self._drop_load(name, event)
-            return self.successor()
-        if role is Role.PREVIOUS and (trial is None or trial.previous != name):
-            self.change(previous=None)
-            self._drop_load(name, event)
-            return self.pair.active
+            return
         load = slot.load.reset(self.now.seconds)
         self.change_slot(name, load=load)
         self.add(m.NotifyLoad(load.load_id, "starting"))
-        if role is Role.TRIAL and trial is not None:
-            return trial.previous or name
-        standby = self.pair.other(name)
-        is_free = self.pair.role_of(standby.name) is Role.FREE
-        if role is Role.ACTIVE and is_free and standby.state in (SlotState.READY, SlotState.STARTING):
-            self._take_over(name, standby.name, load)
-            return standby.name
-        return name
+        if role is Role.ACTIVE and successor is not None and successor != name:
+            self._reload_in_standby(name, successor, load)
+
+    def _is_load_needed(self, name: str, role: Role) -> bool:
+        """Whether callers depend on what a slot holds: it is active, or answers what the trial fails."""
+        if role is Role.PREVIOUS:
+            return self.pair.trial is not None and self.pair.trial.previous == name
+        return role in (Role.ACTIVE, Role.TRIAL) and self.pair[name].load is not None
 
     def successor(self) -> str | None:
         """The slot that can answer now, else the active one."""
@@ -159,9 +169,9 @@ class Step:
         if pending is not None and self.pair[name].load is None and name != self.pair.active:
             self.change_slot(name, load=pending, deaths_in_row=0)
             self.change(fallback=name, move=replace(self.pair.move, pending_load=None))
-            self.add(m.SubmitHeld(name))
+            self.add(m.SubmitAwaitingCpu(name))
 
-    def _take_over(self, name: str, standby: str, load: Load) -> None:
+    def _reload_in_standby(self, name: str, standby: str, load: Load) -> None:
         """Load in the standby process what the ended one held; its slot becomes active."""
         self.change_slot(standby, deaths_in_row=self.pair[name].deaths_in_row)
         self.change_slot(name, load=None)
@@ -170,7 +180,7 @@ class Step:
         self.assign(standby, load)
         self.emit_swap("slot_took_over", standby, load.bundle.bundle_digest, "")
 
-    def _drop_load(self, name: str, event: m.Died) -> None:
+    def _drop_load(self, name: str, event: m.ProcessEnded) -> None:
         """Remove a load that no caller depends on."""
         load = self.pair[name].load
         self.change_slot(name, load=None)
@@ -188,8 +198,8 @@ class Step:
     def begin_trial(self, name: str, lease_ends: float, transaction_id: str) -> None:
         """Make a candidate active, on trial; the slot that was active answers what it fails."""
         previous = self.pair.active_slot
-        held = None if previous is None else previous.load
-        self.add(m.FreezeBaseline(None if held is None else held.key))
+        load = None if previous is None else previous.load
+        self.add(m.FreezeBaseline(None if load is None else load.key))
         trial = Trial(name, self.pair.active, transaction_id, self.now.wall, lease_ends)
         self.change(previous=self.pair.active, trial=trial)
         self.set_active(name)
@@ -230,18 +240,18 @@ class Step:
 
     # The CPU fallback.
 
-    def begin_fallback(self, active: str, held: Load, load_id: str) -> None:
+    def begin_fallback(self, active: str, load: Load, load_id: str) -> None:
         """Begin to move the active bundle to the CPU, unless that has begun."""
         if self.pair.move.pending_load is not None or self.pair.fallback is not None:
             return
         now, other = self.now.seconds, self.pair.other(active)
-        if self._is_loaded_on_cpu(other, held):
+        if self._is_loaded_on_cpu(other, load):
             self.activate_fallback(other.name, OUT_OF_MEMORY)
             return
         # The time that this load took is an estimate: the load time on the CPU is not known yet.
-        self.change(move=replace(self.pair.move, begun_at=now, expected_seconds=held.load_seconds))
-        load = Load(load_id, held.bundle, held.folder, CPU_DEVICE, "", now)
-        self.emit_fallback("cpu_fallback_begun", held.device, held.bundle.bundle_digest, OUT_OF_MEMORY)
+        self.change(move=replace(self.pair.move, begun_at=now, expected_seconds=load.load_seconds))
+        cpu_load = Load(load_id, load.bundle, load.folder, CPU_DEVICE, "", now)
+        self.emit_fallback("cpu_fallback_begun", load.device, load.bundle.bundle_digest, OUT_OF_MEMORY)
         if other.load is not None:
             self._vacate(other)
         other = self.pair[other.name]
@@ -249,9 +259,9 @@ class Step:
             self.change(fallback=other.name)
             if other.has_process:
                 self.add(m.Prioritise(other.name))
-            self.assign(other.name, load)
+            self.assign(other.name, cpu_load)
         else:
-            self.change(move=replace(self.pair.move, pending_load=load))
+            self.change(move=replace(self.pair.move, pending_load=cpu_load))
 
     def activate_fallback(self, name: str, reason: str) -> None:
         """Make the slot on the CPU active; the slot that it replaces retires after its last lease."""
@@ -279,7 +289,7 @@ class Step:
     def after_load_shortage(self, name: str, reason: str) -> None:
         """Change the device or the trial after a load that did not fit; the process is ended by the caller."""
         other = self.pair.other(name).name
-        action = decide_after_load(facts_of(self.pair, name), facts_of(self.pair, other), self.policy.device)
+        action = decide_after_load(facts_of(self.pair, name), facts_of(self.pair, other), self.rules.device)
         if name == self.pair.fallback:
             self.abandon_fallback(f"it did not fit on the CPU: {reason}")
         elif action is ShortageAction.ROLL_BACK_TRIAL:
@@ -316,19 +326,19 @@ class Step:
         self._save_fallback(load, reason)
         if is_active and move.pending_load is not None:
             self.change(move=replace(move, pending_load=None))
-            self.add(m.SubmitHeld(name))
+            self.add(m.SubmitAwaitingCpu(name))
 
     def _is_loaded_on_cpu(self, other: SlotRecord, load: Load) -> bool:
-        held = other.load
+        its = other.load
         return (
-            held is not None
+            its is not None
             and other.is_loaded
-            and (held.bundle.bundle_digest, held.device) == (load.bundle.bundle_digest, CPU_DEVICE)
+            and (its.bundle.bundle_digest, its.device) == (load.bundle.bundle_digest, CPU_DEVICE)
         )
 
     def _save_fallback(self, load: Load, reason: str) -> None:
         digest = load.bundle.bundle_digest
-        row = CpuFallbackRow(self.policy.model, load.device, CPU_DEVICE, digest, self.now.wall, reason)
+        row = CpuFallbackRow(self.rules.model, load.device, CPU_DEVICE, digest, self.now.wall, reason)
         self.change(cpu_fallback=row)
         self.add(m.SaveFallback(row))
         self.emit_fallback("cpu_fallback_taken", row.device, digest, reason)
@@ -345,7 +355,7 @@ class Step:
         """Emit a change of the active slot or the end of a trial, and both slots' roles."""
         slot = self.pair[name]
         event = SwapDone(
-            model=self.policy.model,
+            model=self.rules.model,
             change=change,
             slot=name,
             revision="" if slot.load is None else slot.load.bundle.revision,
@@ -360,4 +370,4 @@ class Step:
 
     def emit_fallback(self, change: str, device: str, digest: str, detail: str) -> None:
         """Emit a change of the CPU fallback."""
-        self.add(m.Emit(CpuFallbackChanged(self.policy.model, change, device, CPU_DEVICE, digest, detail)))
+        self.add(m.Emit(CpuFallbackChanged(self.rules.model, change, device, CPU_DEVICE, digest, detail)))

@@ -1,4 +1,4 @@
-"""Which slot answers, as one pure function: (pair, event, now, policy) → (pair, effects).
+"""Which slot answers, as one pure function: (pair, event, now, rules) → (pair, effects).
 
 It holds every decision on the two slots of a model: roles, trials and their leases, deaths and restarts, the CPU
 fallback. `effects` performs what it returns. The picture of the slot states is docs/explanation/slot-states.svg.
@@ -22,8 +22,8 @@ from inference.server.model.pair import (
     TrialOutcome,
 )
 from inference.server.model.policy import (
-    Policy,
     ShortageAction,
+    SlotRules,
     decide_after_item,
 )
 from inference.server.model.step import Now, Step, facts_of
@@ -32,35 +32,35 @@ MIN_TRIAL_LEASE_SECONDS = 1.0
 MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
 
-def apply(pair: Pair, event: m.Event, now: Now, policy: Policy) -> tuple[Pair, tuple[m.Effect, ...]]:
+def apply(pair: Pair, event: m.Event, now: Now, rules: SlotRules) -> tuple[Pair, tuple[m.Effect, ...]]:
     """The pair after an event, and what is to be done, in order.
 
     Raises:
         HotslotError: a command that is not possible now; nothing has changed.
         RuntimeError: the event cannot happen.
     """
-    step = _Transition(pair, now, policy)
+    step = _Transition(pair, now, rules)
     HANDLERS[type(event)](step, event)
     return step.pair, tuple(step.effects)
 
 
-def default_device(pair: Pair, policy: Policy) -> str:
+def default_device(pair: Pair, rules: SlotRules) -> str:
     """The device for a load that names none: the CPU during a fallback, else the configured device."""
-    return policy.device.device if pair.cpu_fallback is None else pair.cpu_fallback.fallback_device
+    return rules.device.device if pair.cpu_fallback is None else pair.cpu_fallback.fallback_device
 
 
-def has_given_up(pair: Pair, policy: Policy) -> bool:
+def has_given_up(pair: Pair, rules: SlotRules) -> bool:
     """Whether the active slot's process has ended too often in a row."""
     active = pair.active_slot
-    return active is not None and active.deaths_in_row >= policy.respawn.give_up
+    return active is not None and active.deaths_in_row >= rules.respawn.give_up
 
 
-def after_item(pair: Pair, event: m.OutOfMemory, now: float, policy: Policy) -> ShortageAction:
+def after_item(pair: Pair, event: m.OutOfMemory, now: float, rules: SlotRules) -> ShortageAction:
     """What follows when a slot had no memory for a single item; decides the request's fate too."""
     action = decide_after_item(
         facts_of(pair, event.slot),
         facts_of(pair, pair.other(event.slot).name),
-        policy.device,
+        rules.device,
         is_probe=event.is_probe,
         other_failed=event.other_failed,
     )
@@ -75,17 +75,17 @@ class _Transition(Step):
 
     def boot(self, event: m.Boot) -> None:
         """Load the committed bundle; start the other process."""
-        row, policy = event.saved, self.policy.device
+        row, device = event.saved, self.rules.device
         self.change(cpu_fallback=row)
-        if row is not None and policy.allows(row.device) and policy.may_move_to_cpu(row.device):
+        if row is not None and device.allows(row.device) and device.may_move_to_cpu(row.device):
             self.emit_fallback("cpu_fallback_kept", row.device, row.bundle_digest, row.reason)
         elif row is not None:
             self.clear_fallback(row, "the settings changed")
         first, second = SLOT_NAMES
         if event.load is not None:
             self.change(active=first)
-            self.assign(first, replace(event.load, device=default_device(self.pair, self.policy)))
-        if self.policy.standby:
+            self.assign(first, replace(event.load, device=default_device(self.pair, self.rules)))
+        if self.rules.standby:
             self.spawn(second)
 
     def hello(self, event: m.Hello) -> None:
@@ -141,7 +141,7 @@ class _Transition(Step):
         else:
             self.add(m.Kill(name, f"load failed: {detail}"))
 
-    def died(self, event: m.Died) -> None:
+    def process_ended(self, event: m.ProcessEnded) -> None:
         """Count the death, choose the slot that continues, schedule a restart, and move the requests."""
         name, slot = event.slot, self.pair[event.slot]
         was_requested = slot.state is SlotState.RETIRING
@@ -150,7 +150,7 @@ class _Transition(Step):
             self.change_slot(name, load=None)
         else:
             self.change_slot(
-                name, restarts=slot.restarts + 1, deaths_in_row=slot.deaths_in_row + 1, last_failure=event.detail
+                name, deaths=slot.deaths + 1, deaths_in_row=slot.deaths_in_row + 1, last_failure=event.detail
             )
         self.emit_slot(name, "runner_retired" if was_requested else "runner_died", event.detail)
         role, load = self.pair.role_of(name), self.pair[name].load
@@ -158,10 +158,11 @@ class _Transition(Step):
             self.add(m.RecordDeath(name, load.key, is_trial=role is Role.TRIAL))
             if event.is_input_at_fault:  # a caller's input must not make the restart pauses grow
                 self.change_slot(name, deaths_in_row=0)
-        target = self.choose_successor(name, role, event)
+        successor = self.choose_successor(name, role)
+        self.reload_or_drop(event, role, successor)
         self.use_emptied_slot(name)
         self.schedule_restart(name)
-        self.add(m.MoveRequests(name, target))
+        self.add(m.MoveRequests(name, successor))
 
     def stuck(self, event: m.Stuck) -> None:
         """End a process that makes no progress."""
@@ -194,7 +195,7 @@ class _Transition(Step):
 
     def out_of_memory(self, event: m.OutOfMemory) -> None:
         """Begin the CPU fallback, if that is what follows."""
-        action = after_item(self.pair, event, self.now.seconds, self.policy)
+        action = after_item(self.pair, event, self.now.seconds, self.rules)
         if action not in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK):
             return
         if action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK:
@@ -279,14 +280,14 @@ class _Transition(Step):
         now, trial = self.now.seconds, self.pair.trial
         for slot in self.pair:
             loaded_at = slot.load.loaded_at if slot.load is not None and slot.load.is_loaded else None
-            if loaded_at is not None and slot.deaths_in_row and now - loaded_at >= self.policy.respawn.steady_seconds:
+            if loaded_at is not None and slot.deaths_in_row and now - loaded_at >= self.rules.respawn.steady_seconds:
                 self.change_slot(slot.name, deaths_in_row=0)
         if trial is not None and now >= trial.lease_ends and trial.previous is not None:
             self.roll_back("", TrialOutcome.LEASE_EXPIRED)
         for slot in self.pair:
             if slot.respawn_at is None or now < slot.respawn_at or self.pair.is_stopping:
                 continue
-            if slot.load is not None or self.policy.standby:
+            if slot.load is not None or self.rules.standby:
                 self.spawn(slot.name)
             else:
                 self.change_slot(slot.name, respawn_at=None)
@@ -305,7 +306,7 @@ HANDLERS: dict[type[m.Event], Callable[[_Transition, Any], None]] = {
     m.Hello: _Transition.hello,
     m.Loaded: _Transition.loaded,
     m.LoadFailed: _Transition.load_failed,
-    m.Died: _Transition.died,
+    m.ProcessEnded: _Transition.process_ended,
     m.Stuck: _Transition.stuck,
     m.LeaseOver: _Transition.lease_over,
     m.Proven: _Transition.proven,
