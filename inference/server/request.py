@@ -9,6 +9,7 @@ from typing import Protocol
 from common.errors import HotslotError
 from inference.wire import EntailmentScores
 
+MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
 _request_ids = itertools.count(1)
 
 
@@ -119,6 +120,10 @@ class PendingRequest:
     def can_hand_over(self) -> bool:
         """Whether another slot answers if the trial fails it."""
         return self.handover_at is not None
+
+    def is_handover_due(self, now: float) -> bool:
+        """Whether the trial has had the request for as long as it may."""
+        return self.handover_at is not None and now >= self.handover_at
 
     def finish(self, result: Prediction | HotslotError) -> bool:
         """Set the outcome, unless it is set, and release the leases and the admission.

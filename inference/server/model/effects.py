@@ -17,7 +17,6 @@ from inference.server.model.slot import LoadProgress, Slot
 from inference.server.model.stats import StatsKey, StatsTable
 from inference.server.model.step import Now
 from inference.server.model.transitions import apply
-from inference.server.request import PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
 from inference.server.scheduling.dispatcher import Dispatcher
 
@@ -27,12 +26,6 @@ class RequestEffects(Protocol):
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
         """A queue for a slot's next process."""
-        ...
-
-    def on_runner_ended(
-        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
-    ) -> None:
-        """Apply the end of a process that held requests."""
         ...
 
     def send_self_test(self, slot: str) -> None:
@@ -132,19 +125,13 @@ class PairMachine:
             self._progress = {load_id: progress for load_id, progress in self._progress.items() if load_id in load_ids}
         return errors
 
-    # Events of the slots that are not for the pair alone.
+    # Progress of a slot's load: not an event of the pair.
 
     def on_load_progress(self, slot: str, phase: str, fraction: float) -> None:
         """Report the progress of a load to its callers."""
         load = self.pair[slot].load
         if load is not None:
             self.progress_of(load.load_id).report(phase, fraction)
-
-    def on_runner_ended(
-        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
-    ) -> None:
-        """Apply the end of a process that held requests."""
-        self._requests.on_runner_ended(event, suspect_requests, waiting)
 
     # Effects on processes.
 

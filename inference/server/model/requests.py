@@ -7,7 +7,7 @@ slot answers then (`choose_handover_slot`), and what is counted against the tria
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common import errors
 from hotslot.runner.v1 import runner_pb2
@@ -20,11 +20,10 @@ from inference.server.model.policy import ShortageAction
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
 from inference.server.model.transitions import after_item
-from inference.server.request import Attribution, Failure, Payload, PendingRequest, Prediction
+from inference.server.request import MAX_DEATHS, Attribution, Failure, Payload, PendingRequest, Prediction
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, draining_error
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
 
-MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
 RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
@@ -56,7 +55,6 @@ class Requests:
         self._deaths = DeathTracker()
         self._open: dict[int, PendingRequest] = {}
         self._awaiting_cpu: list[PendingRequest] = []  # until the CPU fallback has a slot; bounded by admission
-        self._left: dict[str, tuple[list[PendingRequest], list[PendingRequest]]] = {}  # by ended slot: held, waiting
         self._self_test: PendingRequest | None = None
         self._self_test_sent_at = 0.0
         self.machine = PairMachine(options, self.stats, self)
@@ -210,11 +208,7 @@ class Requests:
         for request in list(self._open.values()):
             if now >= request.deadline:
                 request.finish(errors.DeadlineMissed("the deadline passed while it waited"))
-            elif (
-                request.handover_at is not None
-                and now >= request.handover_at
-                and choose_handover_slot(self.pair, request.on_slot)
-            ):
+            elif request.is_handover_due(now) and choose_handover_slot(self.pair, request.on_slot):
                 self._hand_over(request.on_slot, request, "TOO_SLOW")
         for slot in self.machine.slots.values():
             over = slot.dispatcher.overdue_seconds(now)
@@ -286,17 +280,9 @@ class Requests:
 
     # Run again: the process has ended.
 
-    def on_runner_ended(
-        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
-    ) -> None:
-        """Apply the end of a process that held the suspect requests, and for which the others waited."""
-        self._left[event.slot] = (suspect_requests, waiting)
-        is_input_at_fault = any(request.deaths + 1 >= MAX_DEATHS for request in suspect_requests)
-        self.machine.apply(replace(event, is_input_at_fault=is_input_at_fault))
-
     def record_death(self, slot: str, key: StatsKey, *, is_trial: bool) -> None:
         """Record the end of a process; it is counted when the requests that it held have been run again."""
-        suspect_requests, _ = self._left[slot]
+        suspect_requests = self.machine.slots[slot].in_flight_at_end
         in_flight = {request.id for request in suspect_requests if not request.internal}
         self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if is_trial else 0))
         for request in suspect_requests:
@@ -312,8 +298,7 @@ class Requests:
         After the end of a process these are the requests that waited for it, then those that it computed, each alone.
         For a slot that is emptied without a process they are what its queue holds.
         """
-        left = self._left.pop(slot, None)
-        suspect_requests, waiting = self.machine.slots[slot].close_queue() if left is None else left
+        suspect_requests, waiting = self.machine.slots[slot].take_requests()
         for request in waiting:
             self._run_again(request, target)
         for request in suspect_requests:

@@ -9,7 +9,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Broadcast
 from inference.server.model import messages as m
 from inference.server.model.pair import SHORTAGES
-from inference.server.request import PendingRequest
+from inference.server.request import MAX_DEATHS, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerHandle
 from inference.server.scheduling.dispatcher import Dispatcher
 
@@ -49,12 +49,6 @@ class SlotListener(Protocol):
 
     def on_load_progress(self, slot: str, phase: str, fraction: float) -> None:
         """A load has come further."""
-        ...
-
-    def on_runner_ended(
-        self, event: m.ProcessEnded, suspect_requests: list[PendingRequest], waiting: list[PendingRequest]
-    ) -> None:
-        """The process has ended; it held the suspect requests, and the waiting ones were queued for it."""
         ...
 
 
@@ -97,6 +91,7 @@ class Slot:
         self._precision = precision  # empty: the default of each device
         self._leases = Leases()
         self._batch_leases: list[SlotLease] = []
+        self._left: tuple[list[PendingRequest], list[PendingRequest]] | None = None  # by an ended process
         self.dispatcher = make_dispatcher(self)
 
     @property
@@ -130,8 +125,22 @@ class Slot:
         """Send LeaseOver when the last lease has ended."""
         self._leases.on_idle = lambda: self._listener.apply(m.LeaseOver(self.name))
 
-    def close_queue(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
-        """Begin with an empty queue and without leases; returns what the process held, and what waited."""
+    def take_requests(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
+        """Remove and return the requests that the process computed, and those that waited.
+
+        After the end of a process these are its own; before, what the queue holds now.
+        """
+        computed, waiting = self._close_queue() if self._left is None else self._left
+        self._left = None
+        return computed, waiting
+
+    @property
+    def in_flight_at_end(self) -> list[PendingRequest]:
+        """The requests that the process computed when it ended, until they are taken."""
+        return [] if self._left is None else self._left[0]
+
+    def _close_queue(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
+        """Begin with an empty queue and without leases; returns what the process computed, and what waited."""
         self._leases, self._batch_leases = Leases(), []
         left = self.dispatcher.close()
         self.dispatcher = self._make_dispatcher(self)
@@ -169,9 +178,15 @@ class Slot:
         """The process has ended, after a retire or unexpectedly."""
         self.process = None
         self.heartbeat = runner_pb2.Heartbeat()
-        has_stalled = ending.reason is EndReason.LOAD_STALLED
-        event = m.ProcessEnded(self.name, f"{ending.reason}: {ending.detail}", has_stalled=has_stalled)
-        self._listener.on_runner_ended(event, *self.close_queue())
+        self._left = self._close_queue()
+        self._listener.apply(
+            m.ProcessEnded(
+                self.name,
+                f"{ending.reason}: {ending.detail}",
+                has_stalled=ending.reason is EndReason.LOAD_STALLED,
+                is_input_at_fault=any(request.deaths + 1 >= MAX_DEATHS for request in self.in_flight_at_end),
+            )
+        )
 
 
 def _load_error(outcome: runner_pb2.LoadOutcome) -> HotslotError:

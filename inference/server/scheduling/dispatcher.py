@@ -218,5 +218,5 @@ def _item(request: PendingRequest, now: float) -> runner_pb2.BatchItem:
     request.sent_at = now
     payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
-    seconds_left = (request.handover_at or request.deadline) - now
+    seconds_left = (request.handover_at if request.handover_at is not None else request.deadline) - now
     return runner_pb2.BatchItem(item_id=request.id, seconds_left=seconds_left, entailment=task)
