@@ -1,6 +1,6 @@
-"""What docs/faults.md says that runs here must really have run: the end of a whole run fails otherwise.
+"""Fails a full test run if a test that docs/faults.md lists did not run and pass.
 
-Only of a whole run: with paths, -k, -m, --lf or anything deselected nobody expects all of them.
+Only for full runs: not with paths, -k, -m, --lf, or deselected tests.
 """
 
 import re
@@ -27,7 +27,7 @@ def listed(page: str) -> set[tuple[str, str]]:
 
 
 class FaultsRan:
-    """Compares the page with what passed."""
+    """Compares the page with the tests that passed."""
 
     def __init__(self, config: pytest.Config, page: str) -> None:
         self._config = config
@@ -38,7 +38,7 @@ class FaultsRan:
         self._missing: list[str] = []
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        """Somebody asked for less."""
+        """Record that the run is not a full one."""
         self._is_cut = self._is_cut or bool(items)
 
     @pytest.hookimpl(wrapper=True)

@@ -247,7 +247,7 @@ class Pair:
 
     @property
     def previous_of_trial(self) -> SlotRecord | None:
-        """The slot that answers what the trial fails; None without a trial or at a first install."""
+        """The slot that answers the requests that the trial fails; None without a trial or at a first install."""
         return None if self.trial is None or self.trial.previous is None else self[self.trial.previous]
 
     def role_of(self, name: str) -> Role:
