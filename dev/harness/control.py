@@ -19,7 +19,7 @@ CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries"
 RECONNECT_OPTIONS = [
     *CHANNEL_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # gRPC's time limit of one connection attempt: a busy server is no dead one
+    ("grpc.min_reconnect_backoff_ms", 5000),  # also the limit of one connection attempt
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 LIMIT_SECONDS = 60.0
