@@ -1,4 +1,4 @@
-"""Whether a revision needs more device time than another: a test on what their batches cost. Pure."""
+"""Tests whether a revision needs more device time than another, from the measured cost of their batches. Pure."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -216,7 +216,7 @@ def _build_breaker_advice(record: ModelRecord) -> str:
 
 
 def _build_failback_advice(record: ModelRecord) -> str:
-    """A failback also waits while updates are held or paused."""
+    """The addition to an advice that the failback, if there is one, waits for the same reason."""
     return "" if record.cpu_fallback is None else f"; the failback to {record.cpu_fallback.device} waits for this too"
 
 

@@ -67,7 +67,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def shorten(name: object) -> str:
-    """Return a foreign name, truncated for a message; the type's name of what is not a string."""
+    """Return a name from a weight file, truncated for a message; if it is not a string, the name of its type."""
     return name[:_MAX_SHOWN] if isinstance(name, str) else type(name).__name__
 
 
