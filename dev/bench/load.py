@@ -131,7 +131,7 @@ def main() -> int:
 async def life(folder: Path, precision: str, threads: int, requests: int, *, is_awaited: bool = True) -> Taken:
     """Measure one runner from start to end; callers wait for it, or it is loaded beside a serving model."""
     ear = Ear()
-    process = RunnerProcess(RunnerSpec(engine="ofa"), ear)
+    process = RunnerProcess(RunnerSpec("ofa", start_seconds=60.0, load_stall_seconds=60.0), ear)
     began = time.perf_counter()
     process.spawn()
     await ear.until(lambda: ear.hello)

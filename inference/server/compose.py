@@ -17,7 +17,7 @@ from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.options import ModelOptions
-from inference.server.model.policy import RespawnRules
+from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.request import EntailmentInput
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
@@ -120,9 +120,13 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
     return ModelOptions(
         model=model.name,
         task=model.task,
-        device=model.device,
+        rules=SlotRules(
+            model=model.name,
+            device=DeviceRules(model.device, allow_cpu_fallback=model.cpu_fallback == "allow"),
+            respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
+            standby=runner.standby,
+        ),
         precision="" if model.precision == "auto" else model.precision,
-        allow_cpu_fallback=model.cpu_fallback == "allow",
         cpu_fallback_file=shared.cpu_fallback_file,
         node=settings.node_name,
         state_dir=Path(settings.state_dir),
@@ -132,8 +136,6 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
         budget=BatchBudget(runner.max_batch_items, runner.max_batch_rows, MAX_FRAME_PAYLOAD_BYTES),
         limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor),
-        respawn=RespawnRules(runner.respawn_first_seconds, runner.respawn_cap_seconds, runner.respawn_give_up),
-        standby=runner.standby,
         threads=runner.threads,
         max_call_seconds=runner.max_call_seconds,
         max_image_pixels=server.max_image_pixels,

@@ -99,7 +99,6 @@ class PendingRequest:
     deadline: float  # clock.monotonic() at which it fails
     outcome: asyncio.Future[Prediction]
     id: int = field(default_factory=_request_ids.__next__)
-    runs: int = 0  # times it was sent to a runner
     deaths: int = 0  # runners that ended while computing it
     alone: bool = False  # must be computed in a batch of its own
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored

@@ -14,7 +14,7 @@ from inference.server.runner_client.protocol import RunnerEnding, RunnerSpec
 
 LIMIT_SECONDS = 10.0  # after which a waiting test fails
 THREADS = 3  # requested by every load
-SPEC = RunnerSpec(engine=NAME, extra_engines=ENGINES, heartbeat_seconds=0.02)
+SPEC = RunnerSpec(NAME, start_seconds=60.0, load_stall_seconds=60.0, extra_engines=ENGINES, heartbeat_seconds=0.02)
 
 
 class RecordingListener:

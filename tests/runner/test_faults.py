@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerSpec
+from inference.server.runner_client.protocol import EndReason, RunnerEnding
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
 
@@ -28,7 +29,7 @@ async def test_a_crash_is_reported_with_its_signal(runner: RunnerHarness) -> Non
     runner.send(["fine"])
     runner.send(["!crash"])
     ending = await runner.ended(SOON)
-    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL", -9)
+    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL")
     assert list(runner.listener.outcomes) == [1]
 
 
@@ -36,7 +37,7 @@ async def test_an_exit_without_retirement_is_a_failure(runner: RunnerHarness) ->
     """Whatever the exit code."""
     await runner.load()
     runner.send(["!exit"])
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 1", 1)
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 1")
 
 
 async def test_a_kill_from_outside_is_a_failure(runner: RunnerHarness) -> None:
@@ -50,7 +51,7 @@ async def test_a_lost_device_ends_the_process(runner: RunnerHarness) -> None:
     """Only a new process can use the device again."""
     await runner.load()
     runner.send(["!lost"])
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 74", 74)
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 74")
 
 
 async def test_a_crash_during_retirement_is_a_failure(runner: RunnerHarness) -> None:
@@ -87,7 +88,7 @@ async def test_a_hung_device_call_is_seen_in_the_heartbeat(make_runner: MakeRunn
     )
     assert runner.listener.endings == []
     runner.process.kill("over its time")
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time", -9)
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time")
 
 
 @pytest.mark.parametrize("fault", ["hang", "gil"])
@@ -127,10 +128,10 @@ async def test_a_runner_without_hello_exceeds_the_start_timeout(make_runner: Mak
 async def test_an_engine_that_cannot_be_imported_ends_the_runner() -> None:
     """It has an exit code of its own and comes before Hello."""
     listener = RecordingListener()
-    process = RunnerProcess(RunnerSpec(engine="none", extra_engines={"none": "tests.no_such:engine"}), listener)
+    process = RunnerProcess(replace(SPEC, engine="none", extra_engines={"none": "tests.no_such:engine"}), listener)
     process.spawn()
     await asyncio.wait_for(process.wait_ended(), LIMIT_SECONDS)
-    assert listener.endings == [RunnerEnding(EndReason.DIED, "exit code 78", 78)]
+    assert listener.endings == [RunnerEnding(EndReason.DIED, "exit code 78")]
     assert process.resident_bytes == 0
 
 
@@ -164,7 +165,7 @@ async def test_an_invalid_frame_of_the_server_ends_the_runner(runner: RunnerHarn
     """The runner exits with PROTOCOL_ERROR."""
     await runner.load()
     runner.process._data.send([b"\xff" * 64])  # noqa: SLF001  no other way to say nonsense
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 65", 65)
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 65")
 
 
 async def test_a_listener_s_bug_costs_no_later_message(runner: RunnerHarness) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, write_bundle
 from common.engine_files import Task
@@ -14,7 +15,7 @@ from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import Pair, SlotRecord
-from inference.server.model.policy import RespawnRules
+from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.model.slot import LoadProgress
 from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
@@ -114,7 +115,7 @@ class SimRunner:
         if not self.has_ended:
             self.has_ended = True
             self.gone.set()
-            self.listener.on_end(RunnerEnding(reason, detail, None))
+            self.listener.on_end(RunnerEnding(reason, detail))
 
     def answer(self, batch: runner_pb2.ComputeBatch) -> None:
         """Answer a batch as the world's script says."""
@@ -172,7 +173,7 @@ class World:
         self.events: list[Event] = []
         self.complaints: list[str] = []
         self.drain = Drain()
-        options = {
+        options: dict[str, Any] = {
             "model": "shapes",
             "task": Task.VISUAL_ENTAILMENT,
             "device": "cpu",
@@ -198,7 +199,10 @@ class World:
             "make_process": lambda listener: SimRunner(listener, self),
             "engines": {"scripted": Task.VISUAL_ENTAILMENT},
         }
-        self.manager = ModelManager(ModelOptions(**{**options, **changes}))  # type: ignore[arg-type]
+        options |= changes
+        device = DeviceRules(options.pop("device"), options.pop("allow_cpu_fallback"))
+        rules = SlotRules(options["model"], device, options.pop("respawn"), options.pop("standby"))
+        self.manager = ModelManager(ModelOptions(**options, rules=rules))
         self.commands = SlotCommands(self.manager)
 
     def bundle(self, revision: str) -> Bundle:

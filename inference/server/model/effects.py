@@ -141,7 +141,7 @@ class PairMachine:
         try:
             slot.process.spawn()
         except OSError as error:  # no process or descriptor left: nothing was started, and no other end is reported
-            slot.on_end(RunnerEnding(EndReason.DIED, f"cannot start: {error.strerror}", None))
+            slot.on_end(RunnerEnding(EndReason.DIED, f"cannot start: {error.strerror}"))
             return
         if effect.role in ANSWERING_ROLES:
             slot.process.set_serving(True)

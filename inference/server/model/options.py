@@ -10,7 +10,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Emit
 from inference.server.model.fallback_file import CpuFallbackFile
 from inference.server.model.pair import Load
-from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
+from inference.server.model.policy import SlotRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
@@ -24,9 +24,8 @@ class ModelOptions:
 
     model: str
     task: Task
-    device: str  # policy: "auto", "cpu", "cuda", "cuda:N"
+    rules: SlotRules
     precision: str  # "float32", "bfloat16"; empty: the default of each device
-    allow_cpu_fallback: bool  # whether the model may move to the CPU when a GPU runs out of memory
     cpu_fallback_file: CpuFallbackFile
     node: str
     state_dir: Path
@@ -36,8 +35,6 @@ class ModelOptions:
     capacity: Capacity
     budget: BatchBudget
     limits: LimitRules
-    respawn: RespawnRules
-    standby: bool  # whether an idle process is kept in the free slot
     threads: int
     max_call_seconds: float
     max_image_pixels: int
@@ -46,12 +43,6 @@ class ModelOptions:
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
-
-    @property
-    def rules(self) -> SlotRules:
-        """What the decisions on the two slots need of these settings."""
-        device = DeviceRules(self.device, self.allow_cpu_fallback)
-        return SlotRules(self.model, device, self.respawn, self.standby)
 
     def make_load_request(self, load: Load) -> runner_pb2.LoadBundle:
         """The message that makes a runner load a bundle."""

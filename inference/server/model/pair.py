@@ -209,7 +209,7 @@ class FallbackMove:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two slots of one model. Only `transitions.apply` decides what the next one is."""
+    """The two slots of one model. Apart from `with_leased`, only `transitions.apply` makes the next one."""
 
     a: SlotRecord = SlotRecord("a")
     b: SlotRecord = SlotRecord("b")

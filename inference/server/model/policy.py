@@ -28,7 +28,7 @@ class DeviceRules:
     """The operator's settings for a model's device."""
 
     device: str  # "auto", "cpu", "cuda", "cuda:N"
-    allow_cpu_fallback: bool
+    allow_cpu_fallback: bool  # whether the model may move to the CPU when a GPU runs out of memory
 
     def may_move_to_cpu(self, device: str) -> bool:
         """Whether a model may be moved from this device to the CPU."""

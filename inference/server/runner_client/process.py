@@ -198,7 +198,7 @@ class RunnerProcess:
         exit_text = describe_exit(self._exit_code if self._exit_code is not None else 0)
         is_retired = self._is_retiring and self._exit_code == 0
         reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
-        self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail, self._exit_code)))
+        self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail)))
 
 
 _TIMEOUT_CAUSES = {

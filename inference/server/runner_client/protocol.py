@@ -14,12 +14,12 @@ class RunnerSpec:
     """How runners are started, and their timeouts."""
 
     engine: str  # imported before Hello; "" for none
+    start_seconds: float  # from start to Hello
+    load_stall_seconds: float  # without progress of a load
     extra_engines: Mapping[str, str] = field(default_factory=dict)  # name to "module:function", from settings only
     device_policy: str = "auto"  # "auto", "cpu", "cuda", "cuda:N": which devices Hello may name
     heartbeat_seconds: float = 0.1
     silence_seconds: float = 2.0  # without a heartbeat, the runner is stuck
-    start_seconds: float = 60.0  # from start to Hello
-    load_stall_seconds: float = 60.0  # without progress of a load
     retire_seconds: float = 10.0  # from retire to kill
     oom_score_adj: int = 0  # added to the inherited value until the runner serves
     prepare_threads: int = 2
@@ -48,7 +48,6 @@ class RunnerEnding:
 
     reason: EndReason
     detail: str  # for logs: exit code, signal, or the argument of `kill`
-    exit_code: int | None  # negative for a signal
 
 
 class RunnerListener(Protocol):

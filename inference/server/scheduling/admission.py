@@ -35,9 +35,15 @@ def check_admission(
             reason="DEADLINE_TOO_SHORT",
         )
     if waiting_requests >= capacity.max_requests:
-        return Overloaded(f"{waiting_requests} requests wait, limit {capacity.max_requests}", retry_after_seconds=0.5)
+        return Overloaded(
+            f"{waiting_requests} accepted requests are unanswered, limit {capacity.max_requests}",
+            retry_after_seconds=0.5,
+        )
     if waiting_bytes + request.size_bytes > capacity.max_bytes and waiting_requests:
-        return Overloaded(f"{waiting_bytes} bytes wait, limit {capacity.max_bytes}", retry_after_seconds=0.5)
+        return Overloaded(
+            f"accepted, unanswered requests hold {waiting_bytes} bytes, limit {capacity.max_bytes}",
+            retry_after_seconds=0.5,
+        )
     return None
 
 

@@ -214,7 +214,6 @@ class Dispatcher:
 
 def _item(request: PendingRequest, now: float) -> runner_pb2.BatchItem:
     """The runner's message for a request, without its picture."""
-    request.runs += 1
     request.sent_at = now
     payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
