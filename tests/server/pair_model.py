@@ -220,7 +220,9 @@ class Explorer:
     def run_out_in_self_test(self, world: World, name: str) -> World:
         """The two events that `requests` makes of it."""
         world = self.apply(world, m.SelfTestFailed(name, OUT_OF_MEMORY))
-        return self.apply(world, _oom(name)) if world.pair[name].is_loaded else world
+        return (
+            self.apply(world, self.out_of_memory(world, name, is_probe=True)) if world.pair[name].is_loaded else world
+        )
 
     def _of_commands(self, world: World, slot: SlotRecord) -> Iterator[tuple[str, Callable[[], World]]]:
         name, load_id = slot.name, slot.name
@@ -276,9 +278,8 @@ class Explorer:
             yield "the caller is answered after the trial ran out", lambda: self.answer(world, caller, ran_out)
         yield "the caller's request fails", lambda: self.fail(world, caller)
         for other_failed in (False, True):
-            event = m.OutOfMemory(slot.name, is_probe=False, other_failed=other_failed, new_load_id="cpu")
             way = f"the caller's request: {OUT_OF_MEMORY}{', there too' if other_failed else ''}"
-            yield way, partial(self.run_out, world, caller, event)
+            yield way, partial(self.run_out, world, caller, other_failed=other_failed)
         yield f"{slot.name} is stuck", lambda: self.apply(world, m.Stuck(slot.name, ""))
 
     # The caller's way, as `requests` goes it.
@@ -315,11 +316,11 @@ class Explorer:
             return self.settle(world)
         return self.move_caller(world, target.name, lease=caller.at)
 
-    def run_out(self, world: World, caller: Caller, event: m.OutOfMemory) -> World:
+    def run_out(self, world: World, caller: Caller, *, other_failed: bool) -> World:
         """Its slot had no memory for it."""
         name, other = caller.at, world.pair.other(caller.at).name
-        action = transitions.after_item(world.pair, event, NOW, self.rules)
-        world = self.apply(world, event)
+        event = self.out_of_memory(world, name, other_failed=other_failed)
+        action, world = event.action, self.apply(world, event)
         if action is ShortageAction.USE_OTHER_SLOT:
             if world.pair.role_of(name) is Role.PREVIOUS:
                 return self.move_caller(world, other, lease=name)
@@ -327,6 +328,14 @@ class Explorer:
         if action is ShortageAction.REFUSE:
             return self.settle(world)
         return self.hold(world)
+
+    def out_of_memory(
+        self, world: World, name: str, *, is_probe: bool = False, other_failed: bool = False
+    ) -> m.OutOfMemory:
+        """The event of a slot that had no memory for an item."""
+        pair, rules = world.pair, self.rules
+        action = transitions.after_item(pair, name, NOW, rules, is_probe=is_probe, other_failed=other_failed)
+        return m.OutOfMemory(name, action, new_load_id="cpu")
 
     def hold(self, world: World) -> World:
         """It waits for the CPU, without its leases: they would keep the slot that must be emptied first."""
@@ -494,10 +503,6 @@ def _is_on_its_way(slot: SlotRecord) -> bool:
     if slot.state is SlotState.FAILED:
         return slot.respawn_at is not None
     return slot.state in (SlotState.STARTING, SlotState.LOADING, SlotState.LOADED)
-
-
-def _oom(name: str, *, is_probe: bool = True, other_failed: bool = False) -> m.OutOfMemory:
-    return m.OutOfMemory(name, is_probe=is_probe, other_failed=other_failed, new_load_id="cpu")
 
 
 def _with_slot(pair: Pair, slot: SlotRecord) -> Pair:

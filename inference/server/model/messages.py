@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from common.errors import HotslotError
 from inference.server.events import CpuFallbackChanged, SwapDone
 from inference.server.model.pair import CpuFallbackRow, Load, Role, SlotRecord
+from inference.server.model.policy import ShortageAction
 from inference.server.model.stats import StatsKey
 
 # Events of a slot's process.
@@ -86,8 +87,7 @@ class OutOfMemory:
     """The slot had no memory for a single item."""
 
     slot: str
-    is_probe: bool  # a probe or self-test tests one slot and is never given to another
-    other_failed: bool  # the other slot has failed the same request
+    action: ShortageAction  # what follows, by `after_item`: it decides the fate of the request too
     new_load_id: str  # of the load on the CPU, if one begins
 
 

@@ -223,14 +223,15 @@ class Requests:
         pair = self.pair
         other = pair.other(slot)
         other_failed = other.load is not None and other.load.placement in request.out_of_memory_on
-        event = m.OutOfMemory(
+        action = after_item(
+            pair,
             slot,
+            self.options.clock.monotonic(),
+            self.options.rules,
             is_probe=request.internal,
             other_failed=other_failed or request.attribution is not None,
-            new_load_id=uuid.uuid4().hex[:12],
         )
-        action = after_item(pair, event, self.options.clock.monotonic(), self.options.rules)
-        self.machine.apply(event)
+        self.machine.apply(m.OutOfMemory(slot, action, new_load_id=uuid.uuid4().hex[:12]))
         is_previous = self.pair.role_of(slot) is Role.PREVIOUS
         if action is ShortageAction.USE_OTHER_SLOT and not is_previous:
             self._hand_over(slot, request, OUT_OF_MEMORY)

@@ -55,14 +55,25 @@ def has_given_up(pair: Pair, rules: SlotRules) -> bool:
     return active is not None and active.deaths_in_row >= rules.respawn.give_up
 
 
-def after_item(pair: Pair, event: m.OutOfMemory, now: float, rules: SlotRules) -> ShortageAction:
-    """What follows when a slot had no memory for a single item; decides the request's fate too."""
+def after_item(
+    pair: Pair, slot: str, now: float, rules: SlotRules, *, is_probe: bool, other_failed: bool
+) -> ShortageAction:
+    """What follows when a slot had no memory for a single item; for the request, and for the pair by `OutOfMemory`.
+
+    Args:
+        pair: the two slots now.
+        slot: had no memory.
+        now: clock.monotonic().
+        rules: of the model.
+        is_probe: the item is a probe or self-test, which tests one slot and is never given to another.
+        other_failed: the other slot has failed the same request.
+    """
     action = decide_after_item(
-        facts_of(pair, event.slot),
-        facts_of(pair, pair.other(event.slot).name),
+        facts_of(pair, slot),
+        facts_of(pair, pair.other(slot).name),
         rules.device,
-        is_probe=event.is_probe,
-        other_failed=event.other_failed,
+        is_probe=is_probe,
+        other_failed=other_failed,
     )
     begins = action in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK)
     return ShortageAction.REFUSE if begins and (now < pair.move.not_before or pair.is_stopping) else action
@@ -195,10 +206,9 @@ class _Transition(Step):
 
     def out_of_memory(self, event: m.OutOfMemory) -> None:
         """Begin the CPU fallback, if that is what follows."""
-        action = after_item(self.pair, event, self.now.seconds, self.rules)
-        if action not in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK):
+        if event.action not in (ShortageAction.FALL_BACK_TO_CPU, ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK):
             return
-        if action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK:
+        if event.action is ShortageAction.ROLL_BACK_TRIAL_AND_FALL_BACK:
             self.roll_back("", TrialOutcome.YIELDED, OUT_OF_MEMORY)
         active = self.pair.active_slot
         if active is not None and active.load is not None:
