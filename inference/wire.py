@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_FRAME_BYTES = 64 << 20
+LABELS = ("yes", "no", "maybe")
 HEADER = struct.Struct(">I")
 
 _SEVEN_BITS = 0x7F  # payload bits of each byte of a varint
@@ -25,6 +26,12 @@ class EntailmentScores:
     yes: float
     no: float
     maybe: float
+
+    @property
+    def label(self) -> str:
+        """The most probable answer; of equal ones the first of "yes", "no", "maybe"."""
+        values = (self.yes, self.no, self.maybe)
+        return LABELS[values.index(max(values))]
 
 
 class FrameError(ValueError):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,28 @@ class CallEnded:
     fields: tuple[tuple[str, object], ...] = ()  # log fields set by the handler
 
 
+class ItemOutcome(StrEnum):
+    """What became of an item."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"  # valid, but turned away: overloaded, no memory on the device, not ready, draining
+    INVALID = "invalid"  # wrong input, or an unknown model
+    EXPIRED = "expired"  # its deadline had passed on arrival, or passed before it was answered
+    CANCELLED = "cancelled"  # the caller has cancelled it, or is gone
+    FAILED = "failed"  # accepted, and failed by the server, the runner or the engine
+
+
 @dataclass(frozen=True, slots=True)
 class ItemEnded:
-    """An item (a unary request or a stream item) has its outcome."""
+    """An item (a unary request or a stream item) has its outcome; emitted once for each."""
 
-    model: str
-    revision: str  # that answered; empty after an error
-    outcome: str  # "OK", or the error reason
-    seconds: float
+    model: str  # empty if none was found
+    revision: str  # that answered or failed it, or had it last; empty if it was not accepted
+    device: str  # of that revision's slot
+    outcome: ItemOutcome
+    reason: str = ""  # of the error; empty for an answer
+    labels: tuple[str, ...] = ()  # answers, one a row: "yes", "no", "maybe"
+    seconds: float = 0.0  # since it was accepted
     queued_seconds: float = 0.0
     prepared_seconds: float = 0.0
     computed_seconds: float = 0.0

@@ -1,15 +1,17 @@
 """Logs and metrics of the events. Only this module imports the metrics library."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inference.server import events
+from inference.wire import LABELS
 
 _CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _MODEL_LABELS = ("model", "revision")
+_ITEM_LABELS = (*_MODEL_LABELS, "device", "outcome", "reason")
 _FALLBACK_LABELS = ("model", "device", "fallback_device")
 MAX_REVISIONS = 32  # whose series are kept, over all models; revisions in slots are always kept
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -88,7 +90,9 @@ class EventMetrics:
         self._received = count("grpc_server_msg_received", "Messages received.", *_CALL_LABELS)
         self._sent = count("grpc_server_msg_sent", "Messages sent.", *_CALL_LABELS)
         self._seconds = spread("grpc_server_handling_seconds", "Duration of calls.", _SECONDS, *_CALL_LABELS)
-        self._items = count("hotslot_items", "Items completed, by outcome.", *_MODEL_LABELS, "outcome")
+        text = "Items (unary requests and stream items), each counted once by what became of it."
+        self._items = count("hotslot_items", text, *_ITEM_LABELS)
+        self._answers = count("hotslot_answers", "Statements answered, by answer.", *_MODEL_LABELS, "label")
         self._item_seconds = spread(
             "hotslot_item_seconds", "Time of answered items, by stage.", _SECONDS, *_MODEL_LABELS, "stage"
         )
@@ -107,7 +111,7 @@ class EventMetrics:
         self._fallback = Gauge("hotslot_cpu_fallback", text, _FALLBACK_LABELS, registry=self.registry)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
-        self._by_items: dict[tuple[str, str], _ItemSeries] = {}
+        self._answered: dict[tuple[str, str, str], _AnswerSeries] = {}  # by model, revision and device
         self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -159,19 +163,28 @@ class EventMetrics:
         series.seconds.observe(event.seconds)
 
     def _item(self, event: events.ItemEnded) -> None:
-        if event.outcome != "OK":
-            self._items.labels(event.model, event.revision, event.outcome).inc()
+        key = (event.model, event.revision, event.device)
+        if event.outcome is not events.ItemOutcome.ANSWERED:
+            self._items.labels(*key, event.outcome.value, event.reason).inc()
             return
-        key = (event.model, event.revision)
-        series = self._by_items.get(key)
+        series = self._answered.get(key)
         if series is None:
-            stages = [self._item_seconds.labels(*key, stage) for stage in ("queue", "prepare", "compute", "total")]
-            series = self._by_items[key] = _ItemSeries(self._items.labels(*key, "OK"), *stages)
-        series.ok.inc()
+            series = self._answered[key] = self._answer_series(*key)
+        series.items.inc()
+        for label in event.labels:
+            series.labels[label].inc()
         series.queue.observe(event.queued_seconds)
         series.prepare.observe(event.prepared_seconds)
         series.compute.observe(event.computed_seconds)
         series.total.observe(event.seconds)
+
+    def _answer_series(self, model: str, revision: str, device: str) -> "_AnswerSeries":
+        stages = ("queue", "prepare", "compute", "total")
+        return _AnswerSeries(
+            self._items.labels(model, revision, device, events.ItemOutcome.ANSWERED.value, ""),
+            {label: self._answers.labels(model, revision, label) for label in LABELS},
+            *(self._item_seconds.labels(model, revision, stage) for stage in stages),
+        )
 
     def _cpu_fallback_changed(self, event: events.CpuFallbackChanged) -> None:
         labels = (event.model, event.device, event.fallback_device)
@@ -205,8 +218,9 @@ class EventMetrics:
         gone = [key for key in self._revisions if key not in in_slots]
         for key in gone[: max(0, len(self._revisions) - MAX_REVISIONS)]:
             del self._revisions[key]
-            self._by_items.pop(key, None)
-            for metric in (self._items, self._item_seconds, self._batch_items, self._handed_over):
+            for answered in [row for row in self._answered if row[:2] == key]:
+                del self._answered[answered]
+            for metric in (self._items, self._answers, self._item_seconds, self._batch_items, self._handed_over):
                 metric.remove_by_labels(dict(zip(_MODEL_LABELS, key, strict=True)))
 
 
@@ -219,13 +233,16 @@ class _CallSeries:
         self.started, self.ok, self.received, self.sent, self.seconds = started, ok, received, sent, seconds
 
 
-class _ItemSeries:
-    """The metric series of one revision, looked up once."""
+@dataclass(frozen=True, slots=True)
+class _AnswerSeries:
+    """The metric series of the answers of one revision on one device, looked up once."""
 
-    __slots__ = ("compute", "ok", "prepare", "queue", "total")
-
-    def __init__(self, ok: Counter, queue: Histogram, prepare: Histogram, compute: Histogram, total: Histogram) -> None:
-        self.ok, self.queue, self.prepare, self.compute, self.total = ok, queue, prepare, compute, total
+    items: Counter
+    labels: dict[str, Counter]
+    queue: Histogram
+    prepare: Histogram
+    compute: Histogram
+    total: Histogram
 
 
 def add_gauges(registry: CollectorRegistry, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:

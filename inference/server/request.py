@@ -102,10 +102,13 @@ class PendingRequest:
     deaths: int = 0  # runners that ended while computing it
     alone: bool = False  # must be computed in a batch of its own
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
+    revision: str = ""  # of the load that it was last given to
+    device: str = ""  # of that load
     handover_at: float | None = None  # clock.monotonic() at which a trial must have answered; None: no handover
     attribution: Attribution | None = None  # set when the trial has failed it
     sent_at: float = 0.0
     internal: bool = False  # probe or self-test: not subject to admission, not counted as traffic
+    has_expired: bool = False  # its call was ended by the deadline; the outcome is cancelled
     out_of_memory_on: tuple[str, ...] = ()  # placements of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
     on_done: Callable[["PendingRequest"], None] | None = None

@@ -27,7 +27,8 @@ GO_GRPC_PROMETHEUS = {
     "grpc_server_handling_seconds_sum": set(),
 }
 OURS = {
-    "hotslot_items_total": {"model", "revision", "outcome"},
+    "hotslot_items_total": {"model", "revision", "device", "outcome", "reason"},
+    "hotslot_answers_total": {"model", "revision", "label"},
     "hotslot_item_seconds_bucket": {"model", "revision", "stage", "le"},
     "hotslot_batch_items_bucket": {"model", "revision", "le"},
     "hotslot_swaps_total": {"model", "change"},
@@ -85,17 +86,17 @@ def test_calls_are_counted_by_method_and_code(stack: Stack) -> None:
 def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
     """Answered ones by the revision that answered, with their stages; refused ones by their reason."""
     stack.control.trial(stack.answers.digest_of("r2"))
-    before = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK")
-    failed = value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED")
+    before = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="answered")
+    failed = value_of(stack, "hotslot_items_total", outcome="failed", reason="ENGINE_FAILED")
 
     with stack.load(("r1", "r2"), clients=4) as load:
         load.wait_answers(50)
     with pytest.raises(grpc.RpcError):
         stack.predict(question("!error"))
 
-    count = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="OK") - before
+    count = value_of(stack, "hotslot_items_total", model="shapes", revision="r2", outcome="answered") - before
     assert count == load.report().revisions["r2"]
-    assert value_of(stack, "hotslot_items_total", outcome="ENGINE_FAILED") == failed + 1
+    assert value_of(stack, "hotslot_items_total", outcome="failed", reason="ENGINE_FAILED") == failed + 1
     for stage in ("queue", "prepare", "compute", "total"):
         assert value_of(stack, "hotslot_item_seconds_count", revision="r2", stage=stage) >= count
     assert (

@@ -9,7 +9,6 @@ from google.protobuf.message import DecodeError, Message
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.request import EntailmentInput, Prediction, ServedBy
-from inference.wire import EntailmentScores
 
 M = TypeVar("M", bound=Message)
 
@@ -17,7 +16,11 @@ MAX_STATEMENTS = 32
 MAX_STREAM_ITEMS = 64
 MAX_ITEM_ID_CHARS = 128
 
-_LABELS = (entailment_pb2.LABEL_YES, entailment_pb2.LABEL_NO, entailment_pb2.LABEL_MAYBE)
+_LABELS = {
+    "yes": entailment_pb2.LABEL_YES,
+    "no": entailment_pb2.LABEL_NO,
+    "maybe": entailment_pb2.LABEL_MAYBE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,11 @@ def parse_entailment(request: entailment_pb2.PredictRequest, limits: InputLimits
     return EntailmentInput(image, statements, request.premise)
 
 
-def check_item_id(item_id: str) -> None:
+def check_item_id(item_id: str, *, is_duplicate: bool) -> None:
     """Check the id of a stream item.
 
     Raises:
-        InputRefused: the id is missing or too long.
+        InputRefused: the id is missing, too long, or that of an unanswered item.
     """
     if not item_id:
         raise InputRefused("item_id is required", reason="ITEM_ID_MISSING", field="item_id")
@@ -98,6 +101,8 @@ def check_item_id(item_id: str) -> None:
             reason="ITEM_ID_TOO_LONG",
             field="item_id",
         )
+    if is_duplicate:
+        raise InputRefused("item_id is already used by an unanswered item", reason="ITEM_ID_DUPLICATE", field="item_id")
 
 
 def check_item_count(count: int) -> None:
@@ -118,19 +123,13 @@ def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictR
     """Convert a prediction."""
     response = entailment_pb2.PredictResponse(served_by=_served_by(prediction.served_by))
     for scores in prediction.outcome:
-        result = response.results.add(label=choose_label(scores))
+        result = response.results.add(label=_LABELS[scores.label])
         result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
     timing = response.timing
     _set(timing.queued, prediction.queued_seconds)
     _set(timing.prepared, prediction.prepared_seconds)
     _set(timing.computed, prediction.computed_seconds)
     return response
-
-
-def choose_label(scores: EntailmentScores) -> entailment_pb2.Label.ValueType:
-    """The most probable label; of equal ones the first of yes, no, maybe."""
-    values = (scores.yes, scores.no, scores.maybe)
-    return _LABELS[values.index(max(values))]
 
 
 def _check_statement(statement: str, position: int, limit: int) -> None:

@@ -1,7 +1,6 @@
 """EntailmentService: judges statements about a picture, one request a call or in a stream."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 
@@ -10,9 +9,10 @@ from common.engine_files import Task
 from common.errors import HotslotError, to_status
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
-from inference.server.api.interceptors import Context, current_call
+from inference.server.api.interceptors import Context, current_call, has_reached_deadline
 from inference.server.api.stream import ItemStream, StreamRules
-from inference.server.events import Emit, ItemEnded
+from inference.server.events import Emit
+from inference.server.items import IncomingItem
 from inference.server.model.models import Models
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain
@@ -59,18 +59,14 @@ class EntailmentApi:
         Raises:
             HotslotError: one of the errors in entailment.proto.
         """
-        left = context.time_remaining()
-        request = convert.parse(entailment_pb2.PredictRequest, raw)
-        pending = self._begin(request, left)
+        with IncomingItem(self._emit) as item:
+            request = convert.parse(entailment_pb2.PredictRequest, raw)
+            pending = self._begin(item, request, context.time_remaining())
         try:
             prediction = await pending.outcome
-        except HotslotError as error:
-            self._emit_item(request.model, pending, error)
-            raise
         finally:
             if not pending.outcome.done() or pending.outcome.cancelled():
-                self.cancel_request(pending)
-        self._emit_item(request.model, pending, prediction)
+                self.cancel_request(pending, has_expired=has_reached_deadline(context))
         response = convert.build_entailment_response(prediction)
         _note_fields(request, response, prediction)
         return response
@@ -87,24 +83,28 @@ class EntailmentApi:
 
     def parse_items(self, raw: bytes) -> list[tuple[str, entailment_pb2.PredictRequest]]:
         """Parse a stream message into item ids and requests."""
-        message = convert.parse(entailment_pb2.StreamPredictRequest, raw)
-        convert.check_item_count(len(message.items))
+        with IncomingItem(self._emit):
+            message = convert.parse(entailment_pb2.StreamPredictRequest, raw)
+            convert.check_item_count(len(message.items))
         return [(item.item_id, item.request) for item in message.items]
 
     def begin(
-        self, item_id: str, request: entailment_pb2.PredictRequest, deadline_seconds: float | None
+        self,
+        item_id: str,
+        request: entailment_pb2.PredictRequest,
+        deadline_seconds: float | None,
+        *,
+        is_duplicate: bool,
     ) -> PendingRequest:
         """Accept one item."""
-        convert.check_item_id(item_id)
-        pending = self._begin(request, deadline_seconds)
-        model = request.model
-        pending.outcome.add_done_callback(lambda future: self._emit_future(model, pending, future))
-        return pending
+        with IncomingItem(self._emit) as item:
+            convert.check_item_id(item_id, is_duplicate=is_duplicate)
+            return self._begin(item, request, deadline_seconds)
 
-    def cancel_request(self, pending: PendingRequest) -> None:
+    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
         for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
-            manager.requests.cancel(pending)
+            manager.requests.cancel(pending, has_expired=has_expired)
 
     def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
         """Convert the outcome of one item."""
@@ -118,35 +118,13 @@ class EntailmentApi:
 
     # Helpers.
 
-    def _begin(self, request: entailment_pb2.PredictRequest, left: float | None) -> PendingRequest:
+    def _begin(self, item: IncomingItem, request: entailment_pb2.PredictRequest, left: float | None) -> PendingRequest:
         manager = self._models.find_for_call(request.model, Task.VISUAL_ENTAILMENT)
+        item.model = manager.options.model
         payload = convert.parse_entailment(request, self._rules.inputs)
         limit = self._rules.max_deadline_seconds
         seconds = limit if left is None else min(left, limit)
         return manager.requests.predict(payload, self._clock.monotonic() + seconds)
-
-    def _emit_future(self, model: str, pending: PendingRequest, future: Any) -> None:  # noqa: ANN401  the type of a future
-        if not future.cancelled():
-            self._emit_item(model, pending, future.exception() or future.result())
-
-    def _emit_item(self, model: str, pending: PendingRequest, result: Prediction | BaseException) -> None:
-        seconds = self._clock.monotonic() - pending.accepted_at
-        if isinstance(result, Prediction):
-            served = result.served_by
-            self._emit(
-                ItemEnded(
-                    model=served.model,
-                    revision=served.revision,
-                    outcome="OK",
-                    seconds=seconds,
-                    queued_seconds=result.queued_seconds,
-                    prepared_seconds=result.prepared_seconds,
-                    computed_seconds=result.computed_seconds,
-                )
-            )
-            return
-        reason = result.reason if isinstance(result, HotslotError) else "INTERNAL"
-        self._emit(ItemEnded(model=model, revision="", outcome=reason, seconds=seconds))
 
 
 def _note_fields(

@@ -20,6 +20,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _REQUEST_ID_FORM = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_DEADLINE_SLACK_SECONDS = 0.02
+_DEADLINE_SLACK = 0.01  # of the timeout
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,6 +40,7 @@ class Call:
     traceparent: str
     started: float  # clock.monotonic()
     is_echoed: bool  # the caller sent an id or a trace
+    timeout: float | None  # seconds until its deadline at its start; None: it has none
     received: int = 0
     sent: int = 0
     reason: str = ""
@@ -121,7 +124,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 traceparent = value
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
-        call = Call(service, method, kind, call_id, traceparent, self._clock.monotonic(), is_echoed)
+        started, timeout = self._clock.monotonic(), context.time_remaining()
+        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout)
         if kind == "unary":
             call.received = 1
         current_call.set(call)
@@ -194,9 +198,22 @@ async def _refuse_missing_handler(_request: object, _context: object) -> None:
     raise RuntimeError("a method has no handler")
 
 
+def has_reached_deadline(context: Context) -> bool:
+    """Whether a call that ends now by cancellation has reached its deadline."""
+    return is_deadline_reached(context.time_remaining(), current_call.get().timeout)
+
+
+def is_deadline_reached(left: float | None, timeout: float | None) -> bool:
+    """Whether a cancelled call with `left` of `timeout` seconds was ended by its deadline and not by its caller.
+
+    The caller's clock ends it earlier than the server's: the timeout is rounded up by 1 % at most on its way, and
+    starts here when it has arrived.
+    """
+    return left is not None and timeout is not None and left <= _DEADLINE_SLACK_SECONDS + _DEADLINE_SLACK * timeout
+
+
 def _cancel_code(context: Context) -> grpc.StatusCode:
-    left = context.time_remaining()
-    return grpc.StatusCode.DEADLINE_EXCEEDED if left is not None and left <= 0 else grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.DEADLINE_EXCEEDED if has_reached_deadline(context) else grpc.StatusCode.CANCELLED
 
 
 def _as_coroutine(behaviour: Behaviour | None) -> Behaviour:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import grpc
 
 from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady
-from inference.server.api.interceptors import Context, current_call
+from inference.server.api.interceptors import Context, current_call, has_reached_deadline
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 
@@ -26,16 +26,23 @@ class StreamTask(Protocol):
         """
         ...
 
-    def begin(self, item_id: str, request: Any, deadline_seconds: float | None) -> PendingRequest:  # noqa: ANN401
-        """Accept one item.
+    def begin(
+        self,
+        item_id: str,
+        request: Any,  # noqa: ANN401  the message of a task
+        deadline_seconds: float | None,
+        *,
+        is_duplicate: bool,
+    ) -> PendingRequest:
+        """Accept one item; `is_duplicate`: an unanswered item of the stream has its id.
 
         Raises:
             HotslotError: the item is refused.
         """
         ...
 
-    def cancel_request(self, pending: PendingRequest) -> None:
-        """Cancel an item whose caller is gone."""
+    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
+        """Cancel an item whose caller is gone; `has_expired`: its deadline has passed."""
         ...
 
     def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
@@ -99,8 +106,9 @@ class ItemStream:
         finally:
             reader.cancel()
             drained.cancel()
+            has_expired = bool(self._open) and has_reached_deadline(self._context)
             for pending in list(self._open.values()):
-                self._task.cancel_request(pending)
+                self._task.cancel_request(pending, has_expired=has_expired)
             self._call.fields["items"] = self._call.received
 
     async def _read_all(self) -> None:
@@ -123,7 +131,7 @@ class ItemStream:
             self._call.received += 1
             self._unwritten += 1
             try:
-                pending = self._accept(item_id, request, left)
+                pending = self._task.begin(item_id, request, left, is_duplicate=item_id in self._open)
             except HotslotError as error:
                 self._finish(item_id, error)
                 continue
@@ -131,13 +139,6 @@ class ItemStream:
             pending.outcome.add_done_callback(self._when_done(item_id))
         if self._unwritten >= self._rules.max_outstanding:
             self._room.clear()
-
-    def _accept(self, item_id: str, request: Any, left: float | None) -> PendingRequest:  # noqa: ANN401
-        if item_id in self._open:
-            raise InputRefused(
-                "item_id is already used by an unanswered item", reason="ITEM_ID_DUPLICATE", field="item_id"
-            )
-        return self._task.begin(item_id, request, left)
 
     def _when_done(self, item_id: str) -> Callable[[asyncio.Future[Prediction]], None]:
         def finish_item(future: asyncio.Future[Prediction]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from common import errors
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import BatchSent, RequestHandedOver
+from inference.server.items import describe_item
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
@@ -108,11 +109,17 @@ class Requests:
         request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future(), internal=True)
         request.on_done = self._forget
         self._open[request.id] = request
-        self.machine.slots[slot].submit(request)
+        self._give(request, slot)
         return request
 
-    def cancel(self, request: PendingRequest) -> None:
-        """Cancel a request whose caller is gone; the runner skips it if it has not begun."""
+    def cancel(self, request: PendingRequest, *, has_expired: bool = False) -> None:
+        """Cancel a request whose caller is gone; the runner skips it if it has not begun.
+
+        Args:
+            request: to cancel; nothing happens if it is done.
+            has_expired: its caller is gone because its deadline has passed.
+        """
+        request.has_expired = has_expired
         request.outcome.cancel()
         for slot in self.machine.slots.values():
             slot.dispatcher.cancel(request)
@@ -127,7 +134,18 @@ class Requests:
         request.handover_at = decision.handover_at
         if decision.previous is not None:
             request.leases.append(self.machine.slots[decision.previous].lease())
-        self.machine.slots[decision.slot].submit(request)
+        self._give(request, decision.slot)
+
+    def _give(self, request: PendingRequest, slot: str) -> None:
+        """Queue a request on a slot, and keep on record which revision has it."""
+        self.record_place(request, slot)
+        self.machine.slots[slot].submit(request)
+
+    def record_place(self, request: PendingRequest, slot: str) -> None:
+        """Record the revision and device that a request is given to."""
+        load = self.pair[slot].load
+        if load is not None:
+            request.revision, request.device = load.bundle.revision, load.device
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
         """A queue for a slot's next process; its outcomes come back here."""
@@ -201,7 +219,7 @@ class Requests:
         request.attribution = Attribution(load.bundle.bundle_digest, load.device, reason)
         self.options.emit(RequestHandedOver(self.options.model, load.bundle.revision, reason))
         self.machine.slots[slot].dispatcher.cancel(request)
-        self.machine.slots[target.name].submit(request)
+        self._give(request, target.name)
 
     def expire(self, now: float) -> None:
         """Finish what is past its deadline; hand over what the trial has had for too long; end stuck runners."""
@@ -241,7 +259,7 @@ class Requests:
             self.stats.get(load.key).count_failure(OUT_OF_MEMORY)
         if action is ShortageAction.USE_OTHER_SLOT:
             request.handover_at = None
-            self.machine.slots[other.name].submit(request)
+            self._give(request, other.name)
         elif action is ShortageAction.REFUSE or request.internal:
             request.finish(self._out_of_memory_error())
         else:
@@ -262,14 +280,14 @@ class Requests:
         if target is None:
             self._awaiting_cpu.append(request)
         else:
-            self.machine.slots[target].submit(request)
+            self._give(request, target)
 
     def submit_awaiting_cpu(self, slot: str) -> None:
         """Queue the requests that await the CPU fallback."""
         requests, self._awaiting_cpu = self._awaiting_cpu, []
         for request in requests:
             if not request.is_done:
-                self.machine.slots[slot].submit(request)
+                self._give(request, slot)
 
     def _out_of_memory_error(self, retry_seconds: float = 0.0) -> errors.Overloaded:
         pause = self.pair.move.not_before - self.options.clock.monotonic()
@@ -318,7 +336,7 @@ class Requests:
             request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
         else:
             request.handover_at = None
-            self.machine.slots[target].submit(request)
+            self._give(request, target)
 
     # Self-tests take the way of a caller's request: after each load, and when nothing has succeeded for a while.
 
@@ -344,6 +362,7 @@ class Requests:
         self.admission.release(request.payload.size_bytes)
         self._forget(request)
         self._deaths.on_request_done(request.id)
+        self.options.emit(describe_item(self.options.model, request, self.options.clock.monotonic()))
 
     def _forget(self, request: PendingRequest) -> None:
         self._open.pop(request.id, None)
@@ -417,6 +436,8 @@ class _Outcomes:
     def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
         """A batch was sent: it takes a lease, and its size is emitted."""
         self._slot.begin_batch()
+        for request in requests:  # the device is known since the load
+            self._requests.record_place(request, self._slot.name)
         options, load = self._requests.options, self._requests.pair[self._slot.name].load
         revision = "" if load is None else load.bundle.revision
         rows = sum(request.payload.rows for request in requests)

@@ -1,0 +1,144 @@
+"""Each item has one ItemEnded event, with its outcome, reason, revision and device."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import (
+    DeadlineMissed,
+    Failed,
+    HotslotError,
+    InputRefused,
+    Interrupted,
+    NotFound,
+    NotReady,
+    Overloaded,
+)
+from inference.server.api.interceptors import is_deadline_reached
+from inference.server.events import ItemEnded, ItemOutcome
+from inference.server.items import IncomingItem, classify_error
+from tests.server.simulator import World
+
+
+def ended(world: World) -> list[tuple[str, str, str, str]]:
+    """Outcome, reason, revision and device of each item that has ended."""
+    found = [event for event in world.events if isinstance(event, ItemEnded)]
+    assert {event.model for event in found} <= {"shapes"}
+    return [(event.outcome.value, event.reason, event.revision, event.device) for event in found]
+
+
+async def test_an_answered_item_carries_its_answers(tmp_path: Path) -> None:
+    """Revision, device and the answer to each statement; the self-test after the load is not an item."""
+    world = await World(tmp_path).serving()
+
+    await world.ask().outcome
+
+    (event,) = [event for event in world.events if isinstance(event, ItemEnded)]
+    assert (event.outcome, event.reason, event.labels) == (ItemOutcome.ANSWERED, "", ("yes",))
+    assert (event.model, event.revision, event.device) == ("shapes", "r1", "cpu")
+
+
+async def test_a_failed_item_carries_the_revision_and_device_that_failed(tmp_path: Path) -> None:
+    """Also when no process is left to name them: the input ended two runners."""
+    world = await World(tmp_path).serving()
+
+    failed, refused, poison = world.ask("!ENGINE_FAILED"), world.ask("!OUT_OF_MEMORY"), world.ask("!crash")
+    await world.wait(5)
+
+    assert all(request.outcome.exception() for request in (failed, refused, poison))
+    assert sorted(ended(world)) == [
+        ("failed", "ENGINE_FAILED", "r1", "cpu"),
+        ("failed", "POISON_INPUT", "r1", "cpu"),
+        ("refused", "OUT_OF_MEMORY", "r1", "cpu"),
+    ]
+
+
+@pytest.mark.parametrize(("has_expired", "expected"), [(False, "cancelled"), (True, "expired")])
+async def test_an_item_without_a_caller_is_cancelled_or_expired(
+    tmp_path: Path, *, has_expired: bool, expected: str
+) -> None:
+    """As its call has ended; it is counted once, though the runner reports it too."""
+    world = await World(tmp_path).serving()
+    world.holds_batches = True
+    pending = world.ask()
+    await world.settle()
+
+    world.manager.requests.cancel(pending, has_expired=has_expired)
+    world.manager.requests.cancel(pending)
+    world.runner("a").answer(world.runner("a").batches[0])
+    await world.wait(40)
+
+    reason = "DEADLINE_EXPIRED" if has_expired else "CANCELLED"
+    assert ended(world) == [(expected, reason, "r1", "cpu")]
+
+
+async def test_an_item_whose_deadline_passes_is_expired(tmp_path: Path) -> None:
+    """It carries the revision that it waited for."""
+    world = await World(tmp_path).serving()
+    world.holds_batches = True
+    world.ask(seconds=0.5)
+
+    await world.wait(1)
+
+    assert ended(world) == [("expired", "DEADLINE_EXPIRED", "r1", "cpu")]
+
+
+async def test_a_handed_over_item_is_counted_once_where_it_ended(tmp_path: Path) -> None:
+    """By the previous revision that answered it, or the last one that failed it."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+
+    world.ask("!ENGINE_FAILED@r2")
+    await world.settle()
+    world.ask("!ENGINE_FAILED")
+    await world.settle()
+
+    assert ended(world) == [("answered", "", "r1", "cpu"), ("failed", "ENGINE_FAILED", "r1", "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InputRefused("bad", reason="IMAGE_MISSING"), ("invalid", "IMAGE_MISSING")),
+        (NotFound("no"), ("invalid", "MODEL_UNKNOWN")),
+        (Overloaded("full"), ("refused", "QUEUE_FULL")),
+        (NotReady("drains", reason="DRAINING"), ("refused", "DRAINING")),
+        (DeadlineMissed("short", reason="DEADLINE_TOO_SHORT"), ("refused", "DEADLINE_TOO_SHORT")),
+        (DeadlineMissed("late"), ("expired", "DEADLINE_EXPIRED")),
+        (Failed("broken", reason="RUNNER_DIED"), ("failed", "RUNNER_DIED")),
+        (Interrupted("other"), ("failed", "LOAD_FAILED")),
+        (ValueError("a bug"), ("failed", "INTERNAL")),
+    ],
+)
+def test_an_error_at_acceptance_is_the_items_outcome(error: Exception, expected: tuple[str, str]) -> None:
+    """One event, with the model as far as it was found, and the error goes on."""
+    events: list[object] = []
+
+    item = IncomingItem(events.append)
+    item.model = "shapes"
+
+    with pytest.raises(type(error)), item:
+        raise error
+
+    (outcome, reason) = expected
+    assert events == [ItemEnded("shapes", "", "", ItemOutcome(outcome), reason)]
+    assert classify_error(error) == (ItemOutcome(outcome), reason)
+    assert isinstance(error, HotslotError) or reason == "INTERNAL"
+
+
+@pytest.mark.parametrize(
+    ("left", "timeout", "expected"),
+    [
+        (0.0, 1.0, True),
+        (-3.0, 1.0, True),
+        (0.025, 1.0, True),
+        (0.2, 20.0, True),
+        (0.5, 1.0, False),
+        (None, None, False),
+    ],
+)
+def test_a_cancelled_call_has_reached_its_deadline(
+    left: float | None, timeout: float | None, *, expected: bool
+) -> None:
+    """The caller's clock may end it a little before the server's does."""
+    assert is_deadline_reached(left, timeout) is expected
