@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 SECTIONS = {
     "K": "kill and crash", "D": "disk", "N": "hub and network", "R": "release", "C": "content", "P": "paths and code",
-    "S": "swap and serving", "I": "input", "B": "breaker and time", "U": "supervision",
+    "S": "swap and serving", "I": "input", "B": "breaker and time", "U": "supervision", "L": "load and neighbours",
 }  # fmt: skip
 _RULE = "|---|---|--:|--:|--:|---|---|"
 HEAD = """# Injected faults, and the tests that inject them

@@ -27,6 +27,7 @@ from inference.server.scheduling.queue import BatchBudget
 from inference.server.settings import ServerSettings
 
 CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
+LOOKAHEAD_BYTES = 128 << 10  # buffered of a message that the server has not asked for; an ordinary picture fits
 MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of one batch; below the maximum frame size of 64 MiB
 
 # 16 × 16 grey pixels: valid input for any picture model.
@@ -91,6 +92,8 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", server.max_message_bytes),
         ("grpc.max_send_message_length", 4 << 20),
         ("grpc.max_concurrent_streams", 256),
+        ("grpc.http2.bdp_probe", 0),  # it lets each stream buffer megabytes that the server has not asked for
+        ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
         ("grpc.max_connection_age_ms", int(server.max_connection_age_seconds * 1000)),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -18,6 +18,7 @@ REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+CANCEL_SECONDS = 0.5  # within which gRPC reports that a caller has left, after a write has failed
 _REQUEST_ID_FORM = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _DEADLINE_SLACK_SECONDS = 0.02
@@ -103,6 +104,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 code = _CODES.get(_code_number(context.code()), grpc.StatusCode.UNKNOWN)
                 raise
+            except grpc.aio.InternalError:  # a message could not be written: the caller has left
+                code = _cancel_code(context)
+                await asyncio.sleep(CANCEL_SECONDS)  # gRPC cancels this task meanwhile
+                raise
             except Exception as error:  # noqa: BLE001  every error becomes a status
                 known = self._convert_error(error, call)
                 code = _CODES[errors.get_code(known)]
@@ -177,7 +182,11 @@ async def _abort(context: Context, error: errors.HotslotError, call: Call) -> No
         trailers.append((REQUEST_ID, call.request_id))
     if error.retry_after_seconds is not None:
         trailers.append((PUSHBACK_KEY, str(int(error.retry_after_seconds * 1000))))
-    await context.abort(_CODES[status.code], status.message, tuple(trailers))
+    try:
+        await context.abort(_CODES[status.code], status.message, tuple(trailers))
+    except grpc.aio.InternalError:  # the caller has left
+        await asyncio.sleep(CANCEL_SECONDS)  # gRPC logs the error as its own unless it knows that the caller has left
+        raise
 
 
 async def _send_ids(context: Context, call: Call) -> None:

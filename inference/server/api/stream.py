@@ -13,6 +13,7 @@ from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
+HALF_CLOSE_SECONDS = 0.003  # for so long a cancelled call looks like a half-closed one: gRPC reports the rest later
 
 
 class StreamTask(Protocol):
@@ -99,7 +100,6 @@ class ItemStream:
                     self._woken.clear()
                     if not self._ready:
                         await self._woken.wait()
-            await asyncio.sleep(0)  # until the next turn of the loop, a cancelled call looks like a half-closed one
             if drained.done():
                 raise draining_error()
             reader.result()
@@ -116,6 +116,7 @@ class ItemStream:
             await self._room.wait()
             raw = await self._context.read()
             if raw is grpc.aio.EOF:
+                await asyncio.sleep(HALF_CLOSE_SECONDS)
                 return
             self._take(raw)
 
@@ -125,6 +126,7 @@ class ItemStream:
         except InputRefused as error:
             self._unwritten += 1
             self._finish("", error)
+            self._pause_if_full()
             return
         left = self._context.time_remaining()
         for item_id, request in items:
@@ -137,6 +139,9 @@ class ItemStream:
                 continue
             self._open[item_id] = pending
             pending.outcome.add_done_callback(self._when_done(item_id))
+        self._pause_if_full()
+
+    def _pause_if_full(self) -> None:
         if self._unwritten >= self._rules.max_outstanding:
             self._room.clear()
 
