@@ -33,6 +33,7 @@ class EntailmentInput:
 
 
 Payload = EntailmentInput  # the input types of all tasks
+RELEASED = EntailmentInput(image=b"", statements=(), premise="")  # the payload of a request that is done
 Outcome = tuple[EntailmentScores, ...]  # one per row
 
 
@@ -94,7 +95,7 @@ class Lease(Protocol):
 class PendingRequest:
     """An accepted request, until its outcome is set, exactly once."""
 
-    payload: Payload
+    payload: Payload  # RELEASED once it is done: a runner that still computes it must not keep it in memory
     accepted_at: float  # clock.monotonic()
     deadline: float  # clock.monotonic() at which it fails
     outcome: asyncio.Future[Prediction]
@@ -112,6 +113,12 @@ class PendingRequest:
     out_of_memory_on: tuple[str, ...] = ()  # placements of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)
     on_done: Callable[["PendingRequest"], None] | None = None
+    rows: int = field(init=False)  # device rows of the payload
+    size_bytes: int = field(init=False)  # of the payload
+
+    def __post_init__(self) -> None:
+        """Keep the facts that outlive the payload."""
+        self.rows, self.size_bytes = self.payload.rows, self.payload.size_bytes
 
     @property
     def is_done(self) -> bool:
@@ -148,9 +155,13 @@ class PendingRequest:
         self.leases.clear()
 
     def release(self) -> None:
-        """End the leases and the admission; cancels the outcome if it is not set. A second call does nothing."""
+        """End the leases and the admission, and drop the payload; cancels the outcome if it is not set.
+
+        A second call does nothing.
+        """
         if not self.outcome.done():
             self.outcome.cancel()
+        self.payload = RELEASED
         self.release_leases()
         if self.on_done is not None:
             on_done, self.on_done = self.on_done, None

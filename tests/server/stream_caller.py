@@ -23,7 +23,7 @@ class StreamCaller:
         self._reads = asyncio.Semaphore(0)
         self.sent = 0  # messages that the server has read
         self.results: list[pb.StreamResult] = []
-        current_call.set(Call("service", "method", "bidi_stream", "id", "", 0.0, is_echoed=False))
+        current_call.set(Call("service", "method", "bidi_stream", "id", "", 0.0, is_echoed=False, timeout=None))
 
     @property
     def context(self) -> Context:

@@ -359,7 +359,7 @@ class Requests:
     # Settled.
 
     def _on_done(self, request: PendingRequest) -> None:
-        self.admission.release(request.payload.size_bytes)
+        self.admission.release(request.size_bytes)
         self._forget(request)
         self._deaths.on_request_done(request.id)
         self.options.emit(describe_item(self.options.model, request, self.options.clock.monotonic()))
@@ -440,7 +440,7 @@ class _Outcomes:
             self._requests.record_place(request, self._slot.name)
         options, load = self._requests.options, self._requests.pair[self._slot.name].load
         revision = "" if load is None else load.bundle.revision
-        rows = sum(request.payload.rows for request in requests)
+        rows = sum(request.rows for request in requests)
         options.emit(BatchSent(options.model, revision, len(requests), rows))
 
     def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:

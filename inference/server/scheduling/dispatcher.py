@@ -129,7 +129,7 @@ class Dispatcher:
         for outcome in reply.outcomes:
             request = batch.requests.pop(outcome.item_id, None)
             if request is not None:
-                batch.rows_left -= request.payload.rows
+                batch.rows_left -= request.rows
                 self._report_outcome(request, outcome)
         batch.progress_at = now
         if reply.done:
@@ -185,7 +185,7 @@ class Dispatcher:
         items = [(_item(request, now), request.payload.image) for request in requests]
         self._in_flight[batch.batch_id] = _Batch(
             requests={request.id: request for request in requests},
-            rows_left=sum(request.payload.rows for request in requests),
+            rows_left=sum(request.rows for request in requests),
             progress_at=now,
             is_alone=any(request.alone for request in requests),
         )

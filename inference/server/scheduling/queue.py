@@ -51,9 +51,8 @@ class WaitingQueue:
             if request.is_done:
                 self._requests.popleft()
                 continue
-            payload = request.payload
-            rows += payload.rows
-            size += payload.size_bytes
+            rows += request.rows
+            size += request.size_bytes
             is_over = rows > budget.max_rows or size > budget.max_bytes or len(batch) >= budget.max_items
             if batch and (is_over or request.alone):
                 break
