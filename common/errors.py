@@ -96,6 +96,9 @@ class Failed(HotslotError):
 
 
 DOMAIN = "hotslot"
+# A status and its details are trailers of the call. gRPC replaces a status whose trailers exceed 8 KiB with
+# RESOURCE_EXHAUSTED; a message is in them up to four times.
+MAX_MESSAGE_CHARS = 300
 
 CODES: dict[type[HotslotError], int] = {
     InputRefused: code_pb2.INVALID_ARGUMENT,
@@ -117,19 +120,21 @@ def to_status(error: HotslotError, *more: message.Message) -> status_pb2.Status:
         error: to convert.
         more: further details, for example the actual state for a conflict.
     """
-    status = status_pb2.Status(code=get_code(error), message=str(error))
+    text = str(error)
+    text = text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 1]}…"
+    status = status_pb2.Status(code=get_code(error), message=text)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details: list[message.Message] = [info]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error), reason=error.reason
+            field=error.field, description=text, reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_after_seconds)))
     if error.resource is not None:
         kind, name = error.resource
-        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=str(error)))
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=text))
     for detail in (*details, *more):
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -191,7 +191,11 @@ async def _wait_until_emptied(machine: PairMachine, load: LoadProgress) -> None:
 
 
 class _StateOnConflict:
-    """Adds the current ModelState to the details of a conflict error."""
+    """Adds the current ModelState, without counters, to the details of a conflict error.
+
+    The details are in the trailers. gRPC replaces a status whose trailers exceed 8 KiB with RESOURCE_EXHAUSTED, at
+    random up to 16 KiB; the counters of 32 revisions need more than that.
+    """
 
     def __init__(self, commands: SlotCommands, clock: Clock) -> None:
         self._commands = commands
@@ -204,7 +208,8 @@ class _StateOnConflict:
         """Add the state if the error is a conflict."""
         del kind, trace
         if isinstance(error, Conflict):
-            current_call.get().details.append(build_model_state(self._commands.manager, self._clock))
+            state = build_model_state(self._commands.manager, self._clock, with_stats=False)
+            current_call.get().details.append(state)
 
 
 async def _outcome(probe: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
@@ -220,8 +225,8 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelState:
-    """The state of one model: slots, trial, counters."""
+def build_model_state(manager: ModelManager, clock: Clock, *, with_stats: bool = True) -> control_pb2.ModelState:
+    """The state of one model: slots, trial, and, `with_stats`, the counters."""
     pair = manager.pair
     state = control_pb2.ModelState(
         model=manager.options.model,
@@ -229,7 +234,7 @@ def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelS
         generation=pair.generation,
         slots=[_slot(manager, slot) for slot in pair],
         ready=pair.is_ready() and not manager.options.drain.is_leaving,
-        stats=[build_stats(row) for row in manager.stats.rows()],
+        stats=[build_stats(row) for row in manager.stats.rows()] if with_stats else (),
     )
     active = pair.active_slot
     if active is not None and active.load is not None:
@@ -237,7 +242,7 @@ def build_model_state(manager: ModelManager, clock: Clock) -> control_pb2.ModelS
     if manager.committed is not None:
         state.committed_digest = manager.committed.bundle_digest
     if pair.trial is not None:
-        _fill_trial(state.trial, manager, clock)
+        _fill_trial(state.trial, manager, clock, with_stats=with_stats)
     if pair.last_trial is not None:
         state.last_trial.bundle_digest = pair.last_trial.bundle_digest
         state.last_trial.outcome = pair.last_trial.outcome.value
@@ -307,7 +312,7 @@ def _slot(manager: ModelManager, slot: SlotRecord) -> control_pb2.SlotStatus:
     return status
 
 
-def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: Clock) -> None:
+def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: Clock, *, with_stats: bool) -> None:
     pair, trial, baseline = manager.pair, manager.pair.trial, manager.stats.baseline
     if trial is None:
         return
@@ -319,5 +324,5 @@ def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: C
         message.previous_load_id = previous.load_id
     message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
     message.started_at.FromDatetime(trial.started_at)
-    if baseline is not None:
+    if baseline is not None and with_stats:
         message.baseline.CopyFrom(build_stats(baseline))

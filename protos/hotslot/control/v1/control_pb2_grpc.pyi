@@ -6,9 +6,9 @@ domain socket in a directory of mode 0700. Not a public API.
 
 Every call names a model. A change carries the expected generation
 (compare-and-set): if it does not match, the call fails with
-FAILED_PRECONDITION, reason GENERATION_CONFLICT, and the current ModelState in
-the details. No call takes a path: a bundle is named by its digest and must be
-sealed in the server's state directory.
+FAILED_PRECONDITION, reason GENERATION_CONFLICT, and the current ModelState,
+without counters, in the details. No call takes a path: a bundle is named by
+its digest and must be sealed in the server's state directory.
 """
 
 from collections import abc as _abc
