@@ -444,6 +444,19 @@ async def test_readiness_falls_with_a_failed_self_test(tmp_path: Path) -> None:
     assert not world.pair.is_ready()
 
 
+async def test_a_trial_that_fails_its_self_tests_leaves_the_model_ready(tmp_path: Path) -> None:
+    """The previous slot answers what the trial fails; when neither passes, the model is not ready."""
+    world = await World(tmp_path).serving()
+    await world.trial(term=600.0)
+    world.runner("b").always = "ENGINE_FAILED"
+    await world.wait(11)
+    assert world.pair.answering_slot() == world.pair["b"]
+
+    answered = await world.ask().outcome
+
+    assert (answered.served_by.slot, world.pair["b"].is_proven, world.pair.is_ready()) == ("a", False, True)
+
+
 async def test_an_effect_that_raises_does_not_keep_back_the_others(tmp_path: Path) -> None:
     """The command fails, but the pair has changed: the process gets its priority, and the new revision answers."""
     events: list[Event] = []

@@ -150,6 +150,11 @@ class SlotRecord:
         return self.state not in (SlotState.EMPTY, SlotState.FAILED)
 
     @property
+    def is_proven(self) -> bool:
+        """Whether what it holds has answered, and has passed its last self-test."""
+        return self.load is not None and self.load.is_proven
+
+    @property
     def digest(self) -> str:
         """Digest of the bundle that it holds; empty if it holds none."""
         return "" if self.load is None else self.load.bundle.bundle_digest
@@ -283,6 +288,9 @@ class Pair:
         return None
 
     def is_ready(self) -> bool:
-        """Whether the answering slot has passed its last self-test."""
-        slot = self.answering_slot()
-        return slot is not None and slot.load is not None and slot.load.is_proven
+        """Whether the active slot, or the previous slot of a trial, can answer and has passed its last self-test.
+
+        A trial that fails its self-tests, or has not been tested yet, fails no request: the previous slot answers it.
+        """
+        slots = (self.active_slot, self.previous_of_trial)
+        return any(slot is not None and slot.is_loaded and slot.is_proven for slot in slots)
