@@ -53,7 +53,7 @@ class Skipped(Exception):
 
 STEPS: tuple[Step, ...] = (
     Step("sweep", ("K4",), "the updater is killed, or its disk fails, at every system call that makes a change durable",
-         1200.0, "dev.chaos.steps.sweep"),
+         2400.0, "dev.chaos.steps.sweep"),
     Step("stories", ("K1", "K3", "D1", "N1", "R11", "R16", "B9"),
          "random sequences of events for the updater's decisions and store; 10,000 or --count",
          7200.0, "dev.chaos.steps.stories"),

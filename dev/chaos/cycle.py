@@ -1,12 +1,14 @@
 """One whole update in one thread: `python -m dev.chaos.cycle FOLDER`. Real loop, store, journal and folder hub.
 
-The conversion and the server are simulated; the server's state is kept in FOLDER/server.pickle across processes.
+The conversion, the server and an operator are simulated; the server's state is kept in FOLDER/server.pickle across
+processes. The operator pauses and resumes updates, and approves the update, which is held until then.
 Each reading of the clock advances it by half a second, so that nothing waits.
 """
 
 import pickle
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -17,15 +19,16 @@ from dev.harness.revisions import MODEL, convert_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from dev.harness.simulated_server import SimServer
 from updater.commands import CommandQueue
-from updater.core.facts import GoldenFacts, ServerState
+from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, ServerState
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import JournalUnusable
-from updater.core.record import ModelRecord, Stage
-from updater.core.rules import ObserveRules, Rules
+from updater.core.record import HeldFor, ModelRecord, Stage
+from updater.core.rules import Mode, ObserveRules, Rules
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.metrics import BroadcastObserver
 from updater.perform import Ports
+from updater.stages.commands import CommandResult
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.database import JournalNotWritten
 from updater.store.garbage import References
@@ -35,6 +38,7 @@ from updater.store.staging import StagingLimits
 BAD = "bad"  # revisions that say so in their names fail on live traffic
 MAX_STEPS = 400
 _RULES = Rules(
+    mode=Mode.APPROVE,
     observe=ObserveRules(window_seconds=2.0, max_seconds=60.0, min_answers=20, keep_warm_seconds=2.0),
     poll_seconds=1.0,
     retry_seconds=0.1,
@@ -122,6 +126,46 @@ class PerfectGolden:
         return items, 0, 0
 
 
+class Operator(CommandQueue):
+    """An operator in the loop's own thread, so that every run gives the same commands at the same steps.
+
+    Pauses updates once while the updater is idle, resumes them whenever they are paused, and approves an update that is
+    held for approval. After a fault, a new operator finds the record as it is, and does the same.
+    """
+
+    def __init__(self, wake: threading.Event, record: Callable[[], ModelRecord]) -> None:
+        """Give commands for the record that `record` returns."""
+        super().__init__(wake)
+        self._record = record
+        self._has_paused = False
+        self._command: OperatorCommand | None = None  # given, not answered yet
+
+    def oldest(self) -> OperatorCommand | None:
+        """The next command; the same one until it is answered."""
+        if self._command is None:
+            self._command = self._choose(self._record())
+        return self._command
+
+    def take(self, command: OperatorCommand) -> bool:
+        """Its caller never gives up."""
+        return command is self._command
+
+    def answer(self, result: CommandResult) -> None:
+        """Continue with the next command."""
+        self._has_paused |= result.command.kind is CommandKind.PAUSE
+        self._command = None
+
+    def _choose(self, record: ModelRecord) -> OperatorCommand | None:
+        if record.paused:
+            return OperatorCommand(CommandKind.RESUME)
+        ending = None if record.update is None else record.update.ending
+        if record.stage is Stage.HELD and ending is not None and ending.held_for is HeldFor.APPROVAL:
+            return OperatorCommand(CommandKind.APPROVE, record.under_way.source_digest)
+        if record.stage is Stage.IDLE and not self._has_paused:
+            return OperatorCommand(CommandKind.PAUSE, "maintenance")
+        return None
+
+
 class RunningClock:
     """A clock that advances by half a second at each reading."""
 
@@ -167,7 +211,7 @@ class Cycle:
         self.state.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.state / "journal.db")
         clock, wake, stopping = RunningClock(), threading.Event(), threading.Event()
-        commands = CommandQueue(wake)
+        commands = Operator(wake, lambda: self.record)
         shared = StoreOptions(self.state, StagingLimits(reserve_bytes=0))
         self._server = PersistentServer(folder / "server.pickle", self.state)
         names = count(1)
