@@ -5,8 +5,8 @@ import signal
 import time
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import ms, percentile, took_between
 from dev.chaos.promises import Promises
+from dev.harness.numbers import ms, percentile, took_between
 from dev.harness.supervised import ScriptedStack
 
 SECONDS, BEFORE_SECONDS = 30.0, 8.0

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
 from dev.chaos.steps.flat import look
 from dev.harness import http2
 from dev.harness.answers import question
+from dev.harness.numbers import ms, percentile
 from dev.harness.supervised import ScriptedStack
 
 CLIENTS, AT_ONCE = 10_000, 4

@@ -4,10 +4,10 @@ import contextlib
 import time
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import ms, percentile, took_between
 from dev.chaos.promises import Promises
 from dev.chaos.steps.flat import look
 from dev.harness import http2
+from dev.harness.numbers import ms, percentile, took_between
 from dev.harness.supervised import ScriptedStack
 
 CONNECTIONS, SECONDS = 1000, 15.0

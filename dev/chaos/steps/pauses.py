@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import gap_outside
 from dev.chaos.promises import Promises
 from dev.harness.load import Load, LoadReport, Refused
+from dev.harness.numbers import gap_outside
 from dev.harness.supervised import FIRST, ScriptedStack
 
 SECONDS = 120.0

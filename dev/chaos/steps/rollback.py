@@ -7,10 +7,10 @@ last answer of the old revision, as callers see it.
 import time
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import ms
 from dev.demo.follow import Followed, Operator
 from dev.demo.stack import AGAIN, BETTER, FIRST, DemoStack, build
 from dev.harness.load import Load, LoadReport
+from dev.harness.numbers import ms
 from dev.harness.supervised import SupervisedStack
 
 WARM_SECONDS, COLD_SECONDS = 1.0, 60.0  # the limits

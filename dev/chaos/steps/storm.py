@@ -22,12 +22,12 @@ import psutil
 
 from common.paths import RUN_FOLDER
 from dev.chaos.catalog import Findings, Skipped, Task
-from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
 from dev.chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from dev.chaos.steps.disk import fill, small_disk
 from dev.harness.hub import Hub, hub
 from dev.harness.load import Refused
+from dev.harness.numbers import ms, percentile
 from dev.harness.revisions import MODEL
 from dev.harness.settings import Sections
 from dev.harness.supervised import ScriptedStack

@@ -3,8 +3,8 @@
 import random
 
 from dev.chaos.catalog import Findings, Task
-from dev.chaos.numbers import ms, percentile
 from dev.chaos.promises import Promises
+from dev.harness.numbers import ms, percentile
 from dev.harness.supervised import ScriptedStack
 
 SWAPS, BAD_SHARE = 50, 0.2
