@@ -52,7 +52,7 @@ bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates
 	@$(bin)/python -m dev.bench.load $(ARGS)
 
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
-	@$(bin)/python -m dev.bench.server --loadgen .tools/bin/loadgen $(ARGS)
+	@$(bin)/python -m dev.bench.server $(ARGS)
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)

@@ -23,10 +23,12 @@ from rich.table import Table
 
 from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, compute_bundle_digest, write_bundle
 from common.engine_files import Task
+from dev.harness.loadgen import Group, play
+from dev.harness.numbers import percentile
 from hotslot.entailment.v1 import entailment_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE_BYTES = 100_000
+PICTURE = os.urandom(100_000)
 PORT = 50171
 AIMS = {"calls": 1500.0, "unary_ms": 0.6, "stream_ms": 0.35, "resident_mib": 120.0}
 SETTINGS = f"""
@@ -61,18 +63,13 @@ class Row:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loadgen", type=Path, required=True, help="the built load generator")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each row")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     loads = [("unary", 1, 1), ("unary", 16, 1), ("stream", 1, 1), ("stream", 1, 16), ("stream", 16, 1)]
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as process:
-        request = Path(folder) / "request.bin"
-        message = entailment_pb2.PredictRequest(statements=["there are two red circles"])
-        message.image.content = os.urandom(PICTURE_BYTES)
-        request.write_bytes(message.SerializeToString())
-        measure(options.loadgen, request, process, ("unary", 4, 1), 2.0)  # warm
-        rows = [measure(options.loadgen, request, process, load, options.seconds) for load in loads]
+    with tempfile.TemporaryDirectory() as name, server(Path(name)) as process:
+        measure(Path(name), process, ("unary", 4, 1), 2.0)  # warm
+        rows = [measure(Path(name), process, load, options.seconds) for load in loads]
         resident = process.memory_info().rss / (1 << 20)
     if options.json:
         print(json.dumps({"rows": [row.__dict__ for row in rows], "resident_mib": resident}))
@@ -134,29 +131,25 @@ def wait_until_serving(child: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("the server does not serve")
 
 
-def measure(loadgen: Path, request: Path, process: psutil.Process, load: tuple[str, int, int], seconds: float) -> Row:
+def measure(folder: Path, process: psutil.Process, load: tuple[str, int, int], seconds: float) -> Row:
     """One load, on core 1."""
     mode, clients, window = load
-    method = "StreamPredict" if mode == "stream" else "Predict"
+    request = entailment_pb2.PredictRequest(statements=["there are two red circles"])
+    request.image.content = PICTURE
     before = sum(process.cpu_times()[:2])
-    command = [
-        "taskset", "-c", "1", str(loadgen), "-addr", f"127.0.0.1:{PORT}", "-mode", mode,
-        "-method", f"/hotslot.entailment.v1.EntailmentService/{method}", "-clients", str(clients),
-        "-window", str(window), "-seconds", str(seconds), "-request", str(request),
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, timeout=seconds + 60)
-    result = json.loads(done.stdout)
+    group = Group("callers", [request], mode, clients, window)
+    played = play(f"127.0.0.1:{PORT}", [group], seconds, folder, connections=clients, processors="1")
     spent = sum(process.cpu_times()[:2]) - before
-    answered = result["answered"]
+    took = [one.took for one in played.outcomes if one.is_answer]
     return Row(
-        mode, clients, window, answered, result["failed"], answered / result["seconds"],
-        result["p50_ms"], result["p99_ms"], 1000 * spent / max(1, answered),
+        mode, clients, window, len(took), len(played.outcomes) - len(took), len(took) / seconds,
+        1000 * percentile(took, 0.5), 1000 * percentile(took, 0.99), 1000 * spent / max(1, len(took)),
     )  # fmt: skip
 
 
 def show(rows: list[Row], resident: float) -> None:
     """Print the table with its aims."""
-    table = Table(title=f"server, one core, {PICTURE_BYTES // 1000} KB pictures, an engine that does nothing")
+    table = Table(title=f"server, one core, {len(PICTURE) // 1000} KB pictures, an engine that does nothing")
     for name in ("mode", "clients", "window", "answered", "failed", "a second", "p50 ms", "p99 ms", "CPU ms each"):
         table.add_column(name, justify="left" if name == "mode" else "right")
     for row in rows:

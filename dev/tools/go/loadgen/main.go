@@ -1,194 +1,188 @@
-// Command loadgen sends one request over and over from many clients and says how it went.
+// Command loadgen plays a load on a gRPC server and writes every outcome as a JSON line.
 //
-// It never retries: every attempt is counted. One connection a client. In a stream every client keeps
-// -window items outstanding; each item carries an id of its own.
+//	loadgen plan.json
+//
+// It never retries: each call or item is one outcome. The connections are shared by the groups of the plan, so that two
+// kinds of callers can be put on one connection or on different ones.
 package main
 
 import (
-	"context"
+	"bufio"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// rawCodec passes bytes through: the load is prepared once, outside.
+// plan is the whole load.
+type plan struct {
+	Address     string  `json:"address"`
+	Connections int     `json:"connections"`
+	Seconds     float64 `json:"seconds"`
+	Seed        uint64  `json:"seed"`
+	Groups      []group `json:"groups"`
+}
+
+// group is a number of callers of one kind.
+type group struct {
+	Method      string            `json:"method"`
+	Mode        string            `json:"mode"`         // "unary" or "stream"
+	Clients     int               `json:"clients"`      // closed loop: callers; streams: how many
+	Window      int               `json:"window"`       // items outstanding a stream
+	Rate        float64           `json:"rate"`         // open loop: calls a second of the whole group; 0: closed loop
+	Arrivals    string            `json:"arrivals"`     // open loop: "poisson" or "uniform"
+	Deadline    float64           `json:"deadline"`     // seconds of a unary call; of a stream after its last item
+	Requests    []string          `json:"requests"`     // files with serialized requests, sent in turn
+	Metadata    map[string]string `json:"metadata"`     // sent with each call
+	Connections []int             `json:"connections"`  // that these callers use in turn; all if empty
+	Begin       float64           `json:"begin"`        // seconds after the start of the load
+	End         float64           `json:"end"`          // 0: the end of the load
+	Pause       float64           `json:"pause"`        // closed loop: seconds between two calls of a caller
+	ReadPause   float64           `json:"read_pause"`   // streams: seconds before each message is read
+	CancelShare float64           `json:"cancel_share"` // of unary calls that the caller cancels …
+	CancelAfter float64           `json:"cancel_after"` // … at a random time up to this many seconds
+	Digest      bool              `json:"digest"`       // whether outcomes carry the digest of the answer
+
+	number int
+	bodies [][]byte
+}
+
+// outcome is one line of the output.
+type outcome struct {
+	Group    int     `json:"g"`
+	Request  int     `json:"q"`                  // index of the request file
+	Caller   int     `json:"c"`                  // number of the caller in its group; of an open loop, of the call
+	At       float64 `json:"at"`                 // when it was sent, seconds after the start of the load
+	Took     float64 `json:"took"`               // seconds until its outcome
+	Code     int     `json:"code"`               // of gRPC; -1: a result that belongs to no item
+	Reason   string  `json:"reason,omitempty"`   // ErrorInfo's
+	Retry    float64 `json:"retry,omitempty"`    // RetryInfo's delay, seconds
+	Pushback string  `json:"pushback,omitempty"` // trailing metadata grpc-retry-pushback-ms
+	Revision string  `json:"revision,omitempty"` // that answered
+	Digest   string  `json:"digest,omitempty"`   // of the results in the answer
+	Detail   string  `json:"detail,omitempty"`   // message of a failure
+}
+
+// load is a plan that runs.
+type load struct {
+	plan        plan
+	began       time.Time
+	connections []*grpc.ClientConn
+	outcomes    chan outcome
+}
+
+// rawCodec passes bytes through: the requests are prepared once, outside.
 type rawCodec struct{}
 
-func (rawCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
-func (rawCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = slices.Clone(data); return nil }
-func (rawCodec) Name() string                       { return "proto" }
-
-type result struct {
-	Answered  int            `json:"answered"`
-	Failed    int            `json:"failed"`
-	Codes     map[string]int `json:"codes"`
-	Seconds   float64        `json:"seconds"`
-	P50Ms     float64        `json:"p50_ms"`
-	P99Ms     float64        `json:"p99_ms"`
-	LongestMs float64        `json:"longest_ms"`
-	GapMs     float64        `json:"gap_ms"` // longest time without any answer
+func (rawCodec) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), data...)
+	return nil
 }
-
-type tally struct {
-	mutex   sync.Mutex
-	took    []time.Duration
-	failed  int
-	codes   map[string]int
-	last    time.Time
-	longest time.Duration
-}
-
-func (t *tally) add(started time.Time, err error) {
-	now := time.Now()
-	t.mutex.Lock()
-	defer t.mutex.Unlock()
-	if err != nil {
-		t.failed++
-		t.codes[status.Code(err).String()]++
-		return
-	}
-	t.took = append(t.took, now.Sub(started))
-	t.longest = max(t.longest, now.Sub(t.last))
-	t.last = now
-}
+func (rawCodec) Name() string { return "proto" }
 
 func main() {
-	address := flag.String("addr", "127.0.0.1:50051", "server")
-	method := flag.String("method", "/hotslot.entailment.v1.EntailmentService/Predict", "full method")
-	mode := flag.String("mode", "unary", "unary or stream")
-	clients := flag.Int("clients", 1, "clients, one connection each")
-	window := flag.Int("window", 1, "items outstanding a stream")
-	seconds := flag.Float64("seconds", 5, "how long")
-	deadline := flag.Float64("deadline", 10, "seconds a unary call may take")
-	path := flag.String("request", "", "file with the bytes of one request")
-	flag.Parse()
-	body, err := os.ReadFile(*path)
+	if len(os.Args) != 2 {
+		fail("name a plan")
+	}
+	chosen, err := read(os.Args[1])
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "loadgen: name a request file:", err)
-		os.Exit(2)
+		fail(err)
 	}
 	encoding.RegisterCodec(rawCodec{})
-	counts := &tally{codes: map[string]int{}, last: time.Now()}
-	begun := time.Now()
-	end := begun.Add(time.Duration(*seconds * float64(time.Second)))
-	var clientsDone sync.WaitGroup
-	for range *clients {
-		clientsDone.Go(func() {
-			connection, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-			if err != nil {
-				counts.add(begun, err)
-				return
-			}
-			defer connection.Close()
-			if *mode == "stream" {
-				runStream(connection, *method, body, *window, end, counts)
-				return
-			}
-			runUnary(connection, *method, body, time.Duration(*deadline*float64(time.Second)), end, counts)
-		})
-	}
-	clientsDone.Wait()
-	report(counts, time.Since(begun))
-}
-
-func runUnary(connection *grpc.ClientConn, method string, body []byte, deadline time.Duration, end time.Time, counts *tally) {
-	for time.Now().Before(end) {
-		started := time.Now()
-		ctx, cancel := context.WithTimeout(context.Background(), deadline)
-		var answer []byte
-		err := connection.Invoke(ctx, method, &body, &answer)
-		cancel()
-		counts.add(started, err)
+	run := &load{plan: chosen, outcomes: make(chan outcome, 4096)}
+	for range chosen.Connections {
+		connection, err := grpc.NewClient(chosen.Address,
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(), grpc.WithNoProxy())
 		if err != nil {
-			time.Sleep(time.Millisecond)
+			fail(err)
 		}
+		defer connection.Close()
+		connection.Connect()
+		run.connections = append(run.connections, connection)
 	}
+	var written sync.WaitGroup
+	run.began = time.Now()
+	written.Go(func() { write(run) })
+	var groups sync.WaitGroup
+	for number := range chosen.Groups {
+		groups.Go(func() { run.play(&chosen.Groups[number]) })
+	}
+	groups.Wait()
+	close(run.outcomes)
+	written.Wait()
 }
 
-func runStream(connection *grpc.ClientConn, method string, body []byte, window int, end time.Time, counts *tally) {
-	ctx, cancel := context.WithDeadline(context.Background(), end.Add(10*time.Second))
-	defer cancel()
-	description := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
-	stream, err := connection.NewStream(ctx, description, method)
+func read(path string) (plan, error) {
+	chosen := plan{Connections: 1}
+	text, err := os.ReadFile(path)
 	if err != nil {
-		counts.add(time.Now(), err)
-		return
+		return chosen, err
 	}
-	sent := make([]time.Time, window)
-	send := func(slot int) error {
-		sent[slot] = time.Now()
-		message := item(fmt.Sprint(slot), body)
-		return stream.SendMsg(&message)
+	if err := json.Unmarshal(text, &chosen); err != nil {
+		return chosen, err
 	}
-	for slot := range window {
-		if err = send(slot); err != nil {
-			counts.add(time.Now(), err)
-			return
+	for number := range chosen.Groups {
+		group := &chosen.Groups[number]
+		group.number = number
+		if group.End == 0 {
+			group.End = chosen.Seconds
 		}
-	}
-	for outstanding := window; outstanding > 0; {
-		var answer []byte
-		if err = stream.RecvMsg(&answer); err != nil {
-			counts.add(time.Now(), err)
-			return
-		}
-		for _, slot := range slots(answer) {
-			counts.add(sent[slot], nil)
-			outstanding--
-			if time.Now().Before(end) && send(slot) == nil {
-				outstanding++
+		for _, path := range group.Requests {
+			body, err := os.ReadFile(path)
+			if err != nil {
+				return chosen, err
 			}
+			group.bodies = append(group.bodies, body)
+		}
+		if len(group.bodies) == 0 {
+			return chosen, fmt.Errorf("group %d has no requests", number)
 		}
 	}
-	_ = stream.CloseSend()
+	return chosen, nil
 }
 
-// item is a StreamPredictRequest {items: [{item_id, request}]}.
-func item(id string, request []byte) []byte {
-	inner := protowire.AppendTag(nil, 1, protowire.BytesType)
-	inner = protowire.AppendString(inner, id)
-	inner = protowire.AppendTag(inner, 2, protowire.BytesType)
-	inner = protowire.AppendBytes(inner, request)
-	outer := protowire.AppendTag(nil, 1, protowire.BytesType)
-	return protowire.AppendBytes(outer, inner)
-}
-
-// slots are the item ids of a StreamPredictResponse.
-func slots(answer []byte) []int {
-	var found []int
-	for len(answer) > 0 {
-		_, _, tag := protowire.ConsumeTag(answer)
-		result, size := protowire.ConsumeBytes(answer[tag:])
-		_, _, inner := protowire.ConsumeTag(result)
-		id, _ := protowire.ConsumeString(result[inner:])
-		var slot int
-		fmt.Sscan(id, &slot)
-		found = append(found, slot)
-		answer = answer[tag+size:]
-	}
-	return found
-}
-
-func report(counts *tally, took time.Duration) {
-	slices.Sort(counts.took)
-	at := func(share float64) float64 {
-		if len(counts.took) == 0 {
-			return 0
+// write prints the head, then each outcome within a tenth of a second.
+func write(run *load) {
+	out := bufio.NewWriterSize(os.Stdout, 1<<16)
+	encoder := json.NewEncoder(out)
+	_ = encoder.Encode(map[string]float64{"began": float64(run.began.UnixNano()) / 1e9})
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case row, open := <-run.outcomes:
+			if !open {
+				_ = out.Flush()
+				return
+			}
+			_ = encoder.Encode(row)
+		case <-tick.C:
+			_ = out.Flush()
 		}
-		return float64(counts.took[int(share*float64(len(counts.took)-1))].Microseconds()) / 1000
 	}
-	_ = json.NewEncoder(os.Stdout).Encode(result{
-		Answered: len(counts.took), Failed: counts.failed, Codes: counts.codes, Seconds: took.Seconds(),
-		P50Ms: at(0.5), P99Ms: at(0.99), LongestMs: at(1), GapMs: float64(counts.longest.Microseconds()) / 1000,
-	})
+}
+
+func (run *load) since(moment time.Time) float64 { return moment.Sub(run.began).Seconds() }
+
+func (run *load) at(seconds float64) time.Time {
+	return run.began.Add(time.Duration(seconds * float64(time.Second)))
+}
+
+// connection is the one of a group's n-th caller.
+func (run *load) connection(group *group, number int) *grpc.ClientConn {
+	if len(group.Connections) == 0 {
+		return run.connections[number%len(run.connections)]
+	}
+	return run.connections[group.Connections[number%len(group.Connections)]]
+}
+
+func fail(why any) {
+	fmt.Fprintln(os.Stderr, "loadgen:", why)
+	os.Exit(2)
 }

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// play runs one group to its end; all its calls have ended then.
+func (run *load) play(group *group) {
+	time.Sleep(time.Until(run.at(group.Begin)))
+	var callers sync.WaitGroup
+	if group.Rate > 0 {
+		run.arrive(group, &callers)
+	} else {
+		for number := range group.Clients {
+			callers.Go(func() { run.call(group, number) })
+		}
+	}
+	callers.Wait()
+}
+
+// arrive begins calls at random or equal intervals, whether or not earlier ones have ended.
+func (run *load) arrive(group *group, callers *sync.WaitGroup) {
+	chance := rand.New(rand.NewPCG(run.plan.Seed, uint64(group.number)))
+	for next, number := run.at(group.Begin), 0; ; number++ {
+		interval := 1 / group.Rate
+		if group.Arrivals != "uniform" {
+			interval *= chance.ExpFloat64()
+		}
+		next = next.Add(time.Duration(interval * float64(time.Second)))
+		if !next.Before(run.at(group.End)) {
+			return
+		}
+		time.Sleep(time.Until(next))
+		callers.Go(func() { run.unary(group, number, number) })
+	}
+}
+
+// call is one caller of a closed loop.
+func (run *load) call(group *group, number int) {
+	if group.Mode == "stream" {
+		for begun := 0; time.Now().Before(run.at(group.End)); begun++ {
+			if begun > 0 {
+				time.Sleep(100 * time.Millisecond) // the one before has failed
+			}
+			run.stream(group, number)
+		}
+		return
+	}
+	for turn := number; time.Now().Before(run.at(group.End)); turn++ {
+		if !run.unary(group, number, turn) {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Duration(group.Pause * float64(time.Second)))
+	}
+}
+
+func (run *load) unary(group *group, number, turn int) bool {
+	request := turn % len(group.bodies)
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(group.context(), time.Duration(group.Deadline*float64(time.Second)))
+	defer cancel()
+	if group.CancelShare > rand.Float64() {
+		time.AfterFunc(time.Duration(rand.Float64()*group.CancelAfter*float64(time.Second)), cancel)
+	}
+	var answer []byte
+	var trailer metadata.MD
+	err := run.connection(group, number).Invoke(ctx, group.Method, &group.bodies[request], &answer, grpc.Trailer(&trailer))
+	row := run.outcome(group, number, sent{request, started})
+	if err != nil {
+		row.failed(status.Convert(err))
+		if values := trailer.Get("grpc-retry-pushback-ms"); len(values) > 0 {
+			row.Pushback = values[0]
+		}
+	} else {
+		row.answered(answer, group.Digest)
+	}
+	run.outcomes <- row
+	return err == nil
+}
+
+func (group *group) context() context.Context {
+	return metadata.NewOutgoingContext(context.Background(), metadata.New(group.Metadata))
+}
+
+// items are those of one stream that have no outcome yet.
+type items struct {
+	caller int
+	mutex  sync.Mutex
+	open   map[int]sent
+}
+
+type sent struct {
+	request int
+	at      time.Time
+}
+
+// stream keeps a window of items outstanding until the group's end, and waits for their outcomes.
+func (run *load) stream(group *group, number int) {
+	ctx, cancel := context.WithDeadline(group.context(), run.at(group.End+group.Deadline))
+	defer cancel()
+	description := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+	stream, err := run.connection(group, number).NewStream(ctx, description, group.Method)
+	if err != nil {
+		row := run.outcome(group, number, sent{at: time.Now()})
+		row.failed(status.Convert(err))
+		run.outcomes <- row
+		return
+	}
+	waiting := &items{caller: number, open: map[int]sent{}}
+	free := make(chan int, group.Window)
+	for slot := range group.Window {
+		free <- slot
+	}
+	over, ended := context.WithDeadline(ctx, run.at(group.End))
+	defer ended()
+	var sending sync.WaitGroup
+	sending.Go(func() { group.send(over, stream, waiting, free, number) })
+	for err == nil {
+		time.Sleep(time.Duration(group.ReadPause * float64(time.Second)))
+		var answer []byte
+		if err = stream.RecvMsg(&answer); err == nil {
+			for _, result := range results(answer) {
+				run.settle(group, waiting, free, result)
+			}
+		}
+	}
+	ended()
+	cancel()
+	sending.Wait()
+	for _, item := range waiting.open { // the call ended without their outcomes
+		row := run.outcome(group, waiting.caller, item)
+		row.failed(status.Convert(err))
+		run.outcomes <- row
+	}
+}
+
+// send sends an item for each free place, then half-closes.
+func (group *group) send(ctx context.Context, stream grpc.ClientStream, waiting *items, free chan int, turn int) {
+	for ; ; turn++ {
+		select {
+		case <-ctx.Done():
+			_ = stream.CloseSend()
+			return
+		case slot := <-free:
+			request := turn % len(group.bodies)
+			message := item(fmt.Sprint(slot), group.bodies[request])
+			waiting.mutex.Lock()
+			waiting.open[slot] = sent{request, time.Now()}
+			waiting.mutex.Unlock()
+			if stream.SendMsg(&message) != nil {
+				return
+			}
+		}
+	}
+}
+
+// settle records the outcome of an item and frees its place.
+func (run *load) settle(group *group, waiting *items, free chan int, result result) {
+	waiting.mutex.Lock()
+	item, known := waiting.open[result.slot]
+	delete(waiting.open, result.slot)
+	waiting.mutex.Unlock()
+	row := run.outcome(group, waiting.caller, item)
+	switch {
+	case !known:
+		row = run.outcome(group, waiting.caller, sent{at: time.Now()})
+		row.Code, row.Detail = -1, "a result for no item"
+	case result.err != nil:
+		row.failed(result.err)
+	default:
+		row.answered(result.response, group.Digest)
+	}
+	run.outcomes <- row
+	if known {
+		free <- result.slot
+	}
+}
+
+// outcome is the outcome, now, of what was sent.
+func (run *load) outcome(group *group, caller int, of sent) outcome {
+	return outcome{
+		Group: group.number, Request: of.request, Caller: caller,
+		At: run.since(of.at), Took: time.Since(of.at).Seconds(),
+	}
+}
