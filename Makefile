@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-swap bench-update parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-overload bench-swap bench-update parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -53,6 +53,9 @@ bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates
 
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server $(ARGS)
+
+bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to 4 times what they compute
+	@$(bin)/python -m dev.bench.overload $(ARGS)
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)

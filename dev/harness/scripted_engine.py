@@ -12,6 +12,7 @@ is unreadable.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import math
@@ -46,6 +47,9 @@ NAME = "scripted"
 WHERE = "dev.harness.scripted_engine:load_scripted"
 ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
 THREADS_VARIABLE = "SCRIPTED_THREADS"  # path of a file: receives the number of threads set, one a line
+CALLS_VARIABLE = "SCRIPTED_CALLS"  # path of a file: receives a JSON line for each device call
+# Path of a file: engines of several processes compute their rows one at a time, as on one device.
+SHARED_DEVICE_VARIABLE = "SCRIPTED_SHARED_DEVICE"
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports
 SCRIPT_NAME = "script.json"
 CONVERTER = "scripted-1"
@@ -101,7 +105,7 @@ class ScriptedItem:
 
 def expected_scores(salt: str, image: bytes, statement: str, premise: str = "") -> EntailmentScores:
     """Return the answer of a bundle with this salt."""
-    return _scores(salt, _picture(image), premise, statement)
+    return _scores(salt, picture_key(image), premise, statement)
 
 
 def make_scripted_bundle(state: Path, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
@@ -166,7 +170,7 @@ class ScriptedEngine:
         for number, statement in enumerate(item.statements):
             if "refuse" in dict(self._commands(statement)):
                 raise InputRefused("refused on command", reason="STATEMENT_REFUSED", field=f"statements[{number}]")
-        return ScriptedItem(_picture(item.image), item.premise, item.statements)
+        return ScriptedItem(picture_key(item.image), item.premise, item.statements)
 
     def compute(self, ranges: Sequence[RowRange[PreparedItem]]) -> list[tuple[RowResult, ...]]:
         """Answer, and apply the commands in the statements."""
@@ -174,9 +178,30 @@ class ScriptedEngine:
         rows = sum(part.rows for part in ranges)
         if script.memory_rows and self.is_faulty and rows > script.memory_rows:
             raise OutOfMemoryError("on command")
-        _pause(script.call_seconds + script.row_seconds * rows)
+        began = time.monotonic()
+        self._take_time(rows)
+        answers = [self._answers(cast("ScriptedItem", part.item), part.start, part.stop) for part in ranges]
+        self._note_call(ranges, time.monotonic() - began)
+        return answers
+
+    def _take_time(self, rows: int) -> None:
+        script, shared = self._script, os.environ.get(SHARED_DEVICE_VARIABLE)
+        if shared:
+            for number in range(rows):
+                with Path(shared).open("wb") as device:
+                    fcntl.flock(device, fcntl.LOCK_EX)
+                    _pause(script.row_seconds + (0 if number else script.call_seconds))
+        else:
+            _pause(script.call_seconds + script.row_seconds * rows)
         _burn(script.cpu_row_seconds * rows)
-        return [self._answers(cast("ScriptedItem", part.item), part.start, part.stop) for part in ranges]
+
+    def _note_call(self, ranges: Sequence[RowRange[PreparedItem]], seconds: float) -> None:
+        path = os.environ.get(CALLS_VARIABLE)
+        if path:
+            rows = [[cast("ScriptedItem", part.item).picture, part.rows] for part in ranges]
+            call = {"revision": self._scopes[1], "ended": time.time(), "seconds": seconds, "rows": rows}
+            with Path(path).open("a", encoding="ascii") as file:
+                file.write(f"{json.dumps(call)}\n")
 
     def apply_fault(self, fault: str) -> None:
         """Apply a load fault if the script enables it for this device now."""
@@ -258,7 +283,8 @@ def _read_script(folder: Path) -> Script:
     return Script(**{name.name: row[name.name] for name in fields(Script) if name.name in row})
 
 
-def _picture(image: bytes) -> str:
+def picture_key(image: bytes) -> str:
+    """How a picture is named in answers and in the list of device calls."""
     return f"{len(image)}:{zlib.crc32(image)}"
 
 

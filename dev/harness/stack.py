@@ -50,6 +50,7 @@ class Stack:
         models: names of the served models.
         script: fields of `Script` of the committed bundle.
         model: settings of every model beside its name.
+        environment: variables of the server and its runners.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Stack:
         models: tuple[str, ...] = ("shapes",),
         script: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._environment = environment
         self.answers = Answers(folder)
         self._model = models[0]
         self.config = folder / "hotslot.toml"
@@ -81,7 +84,7 @@ class Stack:
 
     def start(self, *, until_ready: bool = True) -> Self:
         """Start the server; wait until it listens, or until it serves."""
-        self.process = ServerProcess(self.folder, self.config)
+        self.process = ServerProcess(self.folder, self.config, self._environment)
         started = self.process.wait_event("server_started")
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
         self.address = f"127.0.0.1:{self.port}"
