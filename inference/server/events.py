@@ -60,8 +60,8 @@ class ItemEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSent:
-    """A batch was sent to a runner."""
+class DeviceCallEnded:
+    """A runner has computed rows in one device call."""
 
     model: str
     revision: str
@@ -123,7 +123,14 @@ class CpuFallbackChanged:
 
 
 Event = (
-    CallStarted | CallEnded | ItemEnded | BatchSent | SlotChanged | SwapDone | RequestHandedOver | CpuFallbackChanged
+    CallStarted
+    | CallEnded
+    | ItemEnded
+    | DeviceCallEnded
+    | SlotChanged
+    | SwapDone
+    | RequestHandedOver
+    | CpuFallbackChanged
 )
 Emit = Callable[[Event], None]
 

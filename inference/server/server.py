@@ -6,7 +6,6 @@ Run as `python -m inference.server.server`; settings are read from hotslot.toml,
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -20,16 +19,20 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
+from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
+from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
 from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.control import servicer
+from inference.server.event_log import EventLogger
 from inference.server.health import HealthRegistry, LoopLag
-from inference.server.metrics import EventLogger, EventMetrics, add_gauges, emit_to_all
+from inference.server.metrics import EventMetrics, emit_to_all
 from inference.server.model.models import Models
+from inference.server.readings import ServerReader
 from inference.server.scheduling.admission import Drain
 from inference.server.settings import ServerSettings
 
@@ -126,7 +129,7 @@ class InferenceServer:
         rules = compose.predict_rules(settings)
         facts = status.ServerFacts(
             node=settings.node_name,
-            version=version(),
+            version=installed_version(),
             started_at=self._started_at,
             state_dir=Path(settings.state_dir),
             limits=compose.advertised_limits(settings),
@@ -189,22 +192,8 @@ class InferenceServer:
     @contextlib.asynccontextmanager
     async def _serve_metrics(self) -> AsyncIterator[int]:
         section = self._settings.server
-        gauges = {
-            "hotslot_draining": ("1 while the server drains, else 0.", lambda: float(self._stop_requested.is_set())),
-            "hotslot_log_lines_dropped": (
-                "Log lines dropped because they were not read in time.",
-                lambda: float(logs.count_dropped_lines()),
-            ),
-            "hotslot_loop_lag_seconds": (
-                "Longest event-loop lag of the last minute.",
-                lambda: self._lag.worst_seconds,
-            ),
-            "hotslot_queue_requests": (
-                "Accepted requests without an outcome.",
-                lambda: float(sum(manager.requests.waiting for manager in self.models.all())),
-            ),
-        }
-        add_gauges(self._metrics.registry, gauges)
+        ReadingCollector(make_process_reader(installed_version()), self._metrics.registry)
+        ReadingCollector(self._reader().read, self._metrics.registry)
         if section.metrics_port < 0:
             yield -1
             return
@@ -217,6 +206,16 @@ class InferenceServer:
             yield endpoint.port
         finally:
             endpoint.stop()
+
+    def _reader(self) -> ServerReader:
+        """Reads the metrics that no event counts."""
+        return ServerReader(
+            models=self.models,
+            health=self._health,
+            lag=self._lag,
+            is_draining=self._stop_requested.is_set,
+            max_held_bytes=self._settings.server.max_waiting_bytes,
+        )
 
     def _interceptor(self) -> CallInterceptor:
         return CallInterceptor(self._clock, self._emit, self._log_crash)
@@ -250,14 +249,6 @@ class InferenceServer:
         }
         for name, state in self._health.update(states):
             self._log.info("health_changed", service=name, serving=state)
-
-
-def version() -> str:
-    """The installed version of hotslot."""
-    try:
-        return importlib.metadata.version("hotslot")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
 
 
 def main() -> int:

@@ -85,8 +85,12 @@ def test_sigterm_under_load_answers_all_accepted_requests(make_stack: MakeStack,
     idle.send("early")
     for number in range(20):
         busy.send(str(number), "!slow 0.02")
-    eventually(lambda: idle.answered["early"] and value_of(stack, "hotslot_queue_requests") > 0, what="work is inside")
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") + sum(busy.answered.values()) >= 20, what="all inside")
+    eventually(
+        lambda: idle.answered["early"] and value_of(stack, "hotslot_unanswered_requests") > 0, what="work is inside"
+    )
+    eventually(
+        lambda: value_of(stack, "hotslot_unanswered_requests") + sum(busy.answered.values()) >= 20, what="all inside"
+    )
 
     begun = time.monotonic()
     (stack.process.send_all if to_all else stack.process.send)(signal.SIGTERM)
@@ -146,7 +150,7 @@ def test_a_second_signal_stops_at_once(make_stack: MakeStack, second: signal.Sig
     """The process and its runners end without waiting for calls."""
     stack = make_stack(runner={"min_timeout_seconds": 60.0})
     call: Any = stack.entailment.Predict.future(question("!slow 30").request(), timeout=40)
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the call is inside")
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="the call is inside")
     stack.process.send(signal.SIGTERM)
     stack.process.wait_event("drain_begun")
 
@@ -163,7 +167,7 @@ def test_a_hung_runner_does_not_delay_the_drain(make_stack: MakeStack) -> None:
     """It is killed after its time limit; the exit code is still 0."""
     stack = make_stack(server={"grace_seconds": 15.0})
     call: Any = stack.entailment.Predict.future(question("!hang").request(), timeout=40)
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the call is inside")
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="the call is inside")
     stack.process.send(signal.SIGTERM)
 
     assert stack.process.wait_exit(13.0) == 0

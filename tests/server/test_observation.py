@@ -15,30 +15,17 @@ from dev.harness.answers import question
 from dev.harness.metrics import families_of, value_of
 from dev.harness.process import ROOT
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
+from inference.server.metric_catalog import CATALOG
 from tests.stack.wire import one_item, results_of
 
-GO_GRPC_PROMETHEUS = {
-    "grpc_server_started_total": set(),
-    "grpc_server_handled_total": {"grpc_code"},
-    "grpc_server_msg_received_total": set(),
-    "grpc_server_msg_sent_total": set(),
-    "grpc_server_handling_seconds_bucket": {"le"},
-    "grpc_server_handling_seconds_count": set(),
-    "grpc_server_handling_seconds_sum": set(),
-}
-OURS = {
-    "hotslot_items_total": {"model", "revision", "device", "outcome", "reason"},
-    "hotslot_answers_total": {"model", "revision", "label"},
-    "hotslot_item_seconds_bucket": {"model", "revision", "stage", "le"},
-    "hotslot_batch_items_bucket": {"model", "revision", "le"},
-    "hotslot_swaps_total": {"model", "change"},
-    "hotslot_slot_info": {"model", "slot", "state", "role", "revision"},
-    "hotslot_load_seconds_count": {"model", "device"},
-    "hotslot_queue_requests": set(),
-    "hotslot_draining": set(),
-    "hotslot_log_lines_dropped": set(),
-    "hotslot_loop_lag_seconds": set(),
-}
+GO_GRPC_PROMETHEUS = (
+    "grpc_server_started_total",
+    "grpc_server_handled_total",
+    "grpc_server_msg_received_total",
+    "grpc_server_msg_sent_total",
+    "grpc_server_handling_seconds_bucket",
+)
+PARTS = ("", "_bucket", "_sum", "_count")
 
 
 def handled(stack: Stack, method: str, code: str) -> float:
@@ -46,18 +33,31 @@ def handled(stack: Stack, method: str, code: str) -> float:
     return value_of(stack, "grpc_server_handled_total", grpc_method=method, grpc_service=ENTAILMENT, grpc_code=code)
 
 
-def test_the_names_are_those_of_go_grpc_prometheus(stack: Stack) -> None:
-    """Existing dashboards work: names and labels of calls, and our series by model and revision."""
+def test_the_endpoint_serves_what_the_catalog_lists(stack: Stack) -> None:
+    """Every series has a name and the labels that docs/metrics.md gives; dashboards of go-grpc-prometheus work."""
     stack.check(question())
     stack.control.trial(stack.answers.digest_of("r2"))
+    labels = {f"{spec.name}{part}": set(spec.labels) for spec in CATALOG.metrics for part in PARTS}
 
     samples = [row for family in families_of(stack).values() for row in family.samples]
 
-    call = {"grpc_type", "grpc_service", "grpc_method"}
-    for name, labels in {**{key: call | more for key, more in GO_GRPC_PROMETHEUS.items()}, **OURS}.items():
-        found = [set(row.labels) for row in samples if row.name == name]
-        assert found, name
-        assert all(row == labels for row in found), name
+    for row in samples:
+        assert set(row.labels) - {"le"} == labels[row.name], row.name
+    assert set(GO_GRPC_PROMETHEUS) - {row.name for row in samples} == set()
+
+
+def test_processes_and_readiness_are_shown(stack: Stack) -> None:
+    """CPU time, memory, descriptors and threads of the server and its runners; readiness of each service name."""
+    stack.check(question())
+    slot = stack.control.active().slot
+
+    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_threads"):
+        assert value_of(stack, name) > 0, name
+    for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "threads"):
+        assert value_of(stack, f"hotslot_runner_{name}", model="shapes", slot=slot) > 0, name
+    assert value_of(stack, "hotslot_ready", service="shapes") == 1
+    assert value_of(stack, "hotslot_ready", service="hotslot.address.v1.AddressTaggingService") == 0
+    assert value_of(stack, "hotslot_build_info", grpc=grpc.__version__) == 1
 
 
 def test_calls_are_counted_by_method_and_code(stack: Stack) -> None:
@@ -101,8 +101,8 @@ def test_items_are_counted_by_model_and_revision(stack: Stack) -> None:
         assert value_of(stack, "hotslot_item_seconds_count", revision="r2", stage=stage) >= count
     assert (
         0
-        < value_of(stack, "hotslot_batch_items_count", revision="r2")
-        <= value_of(stack, "hotslot_batch_items_sum", revision="r2")
+        < value_of(stack, "hotslot_device_call_items_count", revision="r2")
+        <= value_of(stack, "hotslot_device_call_items_sum", revision="r2")
     )
 
 
@@ -111,7 +111,7 @@ def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
     names = ("slot_activated", "trial_rolled_back")
     before = [value_of(stack, "hotslot_swaps_total", model="shapes", change=name) for name in names]
     deaths = value_of(stack, "hotslot_runner_deaths_total", model="shapes")
-    given = value_of(stack, "hotslot_handed_over_total", model="shapes", revision="r2", reason="ENGINE_FAILED")
+    given = value_of(stack, "hotslot_handovers_total", model="shapes", revision="r2", reason="ENGINE_FAILED")
 
     stack.control.trial(stack.answers.digest_of("r2"))
     stack.check(question("!error@r2"))
@@ -123,7 +123,7 @@ def test_swaps_handovers_and_deaths_are_counted(stack: Stack) -> None:
         count + 1 for count in before
     ]
     assert value_of(stack, "hotslot_runner_deaths_total", model="shapes") == deaths + 1
-    assert value_of(stack, "hotslot_handed_over_total", revision="r2", reason="ENGINE_FAILED") == given + 1
+    assert value_of(stack, "hotslot_handovers_total", revision="r2", reason="ENGINE_FAILED") == given + 1
     assert value_of(stack, "hotslot_slot_info", model="shapes", revision="r1", role="ACTIVE", state="LOADED") == 1
     assert value_of(stack, "hotslot_slot_info", model="shapes") == 2, "one row a slot, old ones are gone"
 

@@ -185,7 +185,7 @@ def test_a_boot_on_a_full_card_serves_from_the_cpu(make_stack: MakeStack, card: 
     labels = {"model": "shapes", "device": CARD, "fallback_device": CPU}
     assert value_of(stack, "hotslot_cpu_fallback", **labels) == 1
     assert value_of(stack, "hotslot_cpu_fallbacks_total", **labels) == 1
-    assert value_of(stack, "hotslot_loads_failed_total", model="shapes", device=CARD, reason="OUT_OF_MEMORY") == 1
+    assert value_of(stack, "hotslot_load_failures_total", model="shapes", device=CARD, reason="OUT_OF_MEMORY") == 1
     event = stack.process.wait_event("cpu_fallback_taken")
     assert (event["device"], event["fallback_device"], event["level"]) == (CARD, CPU, "warning")
 

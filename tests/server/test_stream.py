@@ -97,7 +97,7 @@ def test_ten_thousand_items_are_answered(stack: Stack) -> None:
             seen[result.item_id] += 1
             assert scores_of(result.response) == stack.answers.of("r1", pool[int(result.item_id) % 50])
         if len(seen) % 1000 == 0:
-            most = max(most, int(value_of(stack, "hotslot_queue_requests")))
+            most = max(most, int(value_of(stack, "hotslot_unanswered_requests")))
 
     assert len(seen) == 10_000
     assert set(seen.values()) == {1}
@@ -122,14 +122,14 @@ def test_a_client_that_never_reads_is_not_read_further(make_stack: MakeStack) ->
     held = wait_still(lambda: sent)
     try:
         assert held < 5_000, "the server did not stop reading"
-        assert value_of(stack, "hotslot_queue_requests") <= 64
+        assert value_of(stack, "hotslot_unanswered_requests") <= 64
         for _ in range(20):
             stack.check(question())
         assert held == sent
     finally:
         stop.set()
         cancel(call)
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 0, what="nothing is left of the caller")
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 0, what="nothing is left of the caller")
 
 
 @pytest.mark.fault("I14")
@@ -147,7 +147,7 @@ def test_cancelled_calls_release_everything(stack: Stack) -> None:
             future: Any = stack.entailment.Predict.future(question("!slow 0.001").request(), timeout=DEADLINE_SECONDS)
             future.cancel()
 
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 0, what="every place is free again")
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 0, what="every place is free again")
     stack.check(question())
     load_id = stack.control.trial(stack.answers.digest_of("r2"))
     stack.control.commit(load_id)

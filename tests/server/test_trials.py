@@ -150,7 +150,7 @@ def test_requests_of_a_hung_trial_are_answered_after_a_rollback(stack: Stack) ->
     previous = stack.control.status().trial.previous_load_id
     asked = question("!hang@r2")
     call: Any = stack.entailment.Predict.future(asked.request(), timeout=1.5)
-    eventually(lambda: value_of(stack, "hotslot_queue_requests") == 1, what="the trial holds it")
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") == 1, what="the trial holds it")
 
     stack.control.activate(previous)
 

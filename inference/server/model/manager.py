@@ -7,6 +7,7 @@ from inference.server.model.options import ModelOptions
 from inference.server.model.pair import Pair
 from inference.server.model.requests import Requests
 from inference.server.model.transitions import has_given_up
+from inference.server.scheduling.queue import QueueDepth
 
 
 class ModelManager:
@@ -28,6 +29,12 @@ class ModelManager:
     def has_given_up(self) -> bool:
         """Whether the active slot's process has ended too often in a row."""
         return has_given_up(self.pair, self.options.rules)
+
+    def read_queue(self) -> dict[str, QueueDepth]:
+        """What waits for a runner, by priority; from any thread."""
+        depths = [slot.dispatcher.queue.depth() for slot in self.machine.slots.values()]
+        total = QueueDepth(sum(depth.requests for depth in depths), sum(depth.rows for depth in depths))
+        return {"interactive": total}
 
     def tick(self) -> None:
         """Check deadlines, stuck runners, the trial lease, restarts and the self-test; called about every 50 ms."""

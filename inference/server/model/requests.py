@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from common import errors
 from hotslot.runner.v1 import runner_pb2
-from inference.server.events import BatchSent, RequestHandedOver
+from inference.server.events import DeviceCallEnded, RequestHandedOver
 from inference.server.items import describe_item
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import OUT_OF_MEMORY, Load, Pair, Role, SlotRecord
+from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
 from inference.server.model.policy import ShortageAction
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
@@ -137,15 +137,11 @@ class Requests:
         self._give(request, decision.slot)
 
     def _give(self, request: PendingRequest, slot: str) -> None:
-        """Queue a request on a slot, and keep on record which revision has it."""
-        self.record_place(request, slot)
-        self.machine.slots[slot].submit(request)
-
-    def record_place(self, request: PendingRequest, slot: str) -> None:
-        """Record the revision and device that a request is given to."""
+        """Queue a request on a slot, and record which revision has it."""
         load = self.pair[slot].load
         if load is not None:
             request.revision, request.device = load.bundle.revision, load.device
+        self.machine.slots[slot].submit(request)
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
         """A queue for a slot's next process; its outcomes come back here."""
@@ -362,6 +358,9 @@ class Requests:
         self.admission.release(request.size_bytes)
         self._forget(request)
         self._deaths.on_request_done(request.id)
+        if request.device in UNRESOLVED_DEVICES:  # it was accepted before the load
+            load = self.pair[request.on_slot].load
+            request.device = "" if load is None or load.device in UNRESOLVED_DEVICES else load.device
         self.options.emit(describe_item(self.options.model, request, self.options.clock.monotonic()))
 
     def _forget(self, request: PendingRequest) -> None:
@@ -436,12 +435,10 @@ class _Outcomes:
     def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
         """A batch was sent: it takes a lease, and its size is emitted."""
         self._slot.begin_batch()
-        for request in requests:  # the device is known since the load
-            self._requests.record_place(request, self._slot.name)
         options, load = self._requests.options, self._requests.pair[self._slot.name].load
         revision = "" if load is None else load.bundle.revision
         rows = sum(request.rows for request in requests)
-        options.emit(BatchSent(options.model, revision, len(requests), rows))
+        options.emit(DeviceCallEnded(options.model, revision, len(requests), rows))
 
     def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:
         """The runner has finished a batch: count its cost, CPU seconds on a CPU, device seconds elsewhere."""

@@ -15,6 +15,14 @@ class BatchBudget:
     max_bytes: int  # of payload; a single request may exceed it
 
 
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """What waits."""
+
+    requests: int
+    rows: int
+
+
 class WaitingQueue:
     """First in, first out; a suspect request gets a batch of its own."""
 
@@ -23,6 +31,11 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    def depth(self) -> QueueDepth:
+        """The requests that wait and are not done; from any thread."""
+        waiting = [request for request in list(self._requests) if not request.is_done]
+        return QueueDepth(len(waiting), sum(request.rows for request in waiting))
 
     def put(self, request: PendingRequest) -> None:
         """Append a request."""

@@ -1,0 +1,90 @@
+"""The metrics of the server that are read at each scrape, on the scrape's thread.
+
+What is read is an attribute, an immutable record, or /proc: nothing that the event loop may be changing.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common import logs
+from common.metric_catalog import Reading
+from common.process_metrics import ProcessUsage, read_usage
+from inference.server import metric_catalog as catalog
+from inference.server.health import HealthRegistry, LoopLag
+from inference.server.model.manager import ModelManager
+from inference.server.model.models import Models
+
+Values = dict[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReader:
+    """Reads the server's metrics that are not counted by events."""
+
+    models: Models
+    health: HealthRegistry
+    lag: LoopLag
+    is_draining: Callable[[], bool]
+    max_held_bytes: int
+
+    def read(self) -> list[Reading]:
+        """All values now."""
+        return [*self._read_process(), *self._read_requests(), *self._read_runners(), *self._read_devices()]
+
+    def _read_process(self) -> list[Reading]:
+        ready: Values = {(name,): float(is_serving) for name, is_serving in self.health.snapshot().items()}
+        return [
+            Reading(catalog.READY, ready),
+            Reading(catalog.DRAINING, {(): float(self.is_draining())}),
+            Reading(catalog.LOOP_LAG, {(): self.lag.worst_seconds}),
+            Reading(catalog.LOG_LINES_DROPPED, {(): float(logs.count_dropped_lines())}),
+        ]
+
+    def _read_requests(self) -> list[Reading]:
+        unanswered: Values = {}
+        requests: Values = {}
+        rows: Values = {}
+        for manager in self.models.all():
+            model = manager.options.model
+            unanswered[(model,)] = float(manager.requests.waiting)
+            for priority, depth in manager.read_queue().items():
+                requests[model, priority], rows[model, priority] = float(depth.requests), float(depth.rows)
+        return [
+            Reading(catalog.UNANSWERED_REQUESTS, unanswered),
+            Reading(catalog.WAITING_REQUESTS, requests),
+            Reading(catalog.WAITING_ROWS, rows),
+            Reading(catalog.HELD_BYTES, {(): float(self.models.count_held_bytes())}),
+            Reading(catalog.MAX_HELD_BYTES, {(): float(self.max_held_bytes)}),
+        ]
+
+    def _read_runners(self) -> list[Reading]:
+        usages = {key: usage for manager in self.models.all() for key, usage in _read_usages(manager).items()}
+        return [
+            Reading(catalog.RUNNER_CPU, {key: usage.cpu_seconds for key, usage in usages.items()}),
+            Reading(catalog.RUNNER_MEMORY, {key: float(usage.resident_bytes) for key, usage in usages.items()}),
+            Reading(catalog.RUNNER_FILES, {key: float(usage.open_files) for key, usage in usages.items()}),
+            Reading(catalog.RUNNER_THREADS, {key: float(usage.threads) for key, usage in usages.items()}),
+        ]
+
+    def _read_devices(self) -> list[Reading]:
+        used: Values = {}
+        total: Values = {}
+        for manager in self.models.all():
+            for record in manager.pair:
+                beat = manager.machine.slots[record.name].heartbeat
+                if record.load is not None and beat.device_total_bytes:
+                    used[(record.load.device,)] = float(beat.device_used_bytes)
+                    total[(record.load.device,)] = float(beat.device_total_bytes)
+        return [Reading(catalog.DEVICE_MEMORY_USED, used), Reading(catalog.DEVICE_MEMORY_TOTAL, total)]
+
+
+def _read_usages(manager: ModelManager) -> dict[tuple[str, str], ProcessUsage]:
+    """What the runners of a model use, by model and slot; a process that is gone has no row."""
+    found = {}
+    for slot in manager.machine.slots.values():
+        process = slot.process
+        usage = None if process is None else read_usage(process.pid)
+        if usage is not None and usage.parent == os.getpid():  # or the id was given to another process
+            found[manager.options.model, slot.name] = usage
+    return found

@@ -1,0 +1,109 @@
+"""The server's metrics are those of its catalog; what is read at a scrape is read from the models."""
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from common.metric_catalog import MetricKind
+from common.metrics import ReadingCollector
+from common.process_metrics import PROCESS_METRICS, make_process_reader, read_usage
+from inference.server.health import HealthRegistry, LoopLag
+from inference.server.metric_catalog import CATALOG
+from inference.server.metrics import EventMetrics
+from inference.server.model.models import Models
+from inference.server.readings import ServerReader
+from tests.server.simulator import World
+
+
+def reader(world: World) -> ServerReader:
+    """A reader of one model."""
+    health = HealthRegistry(["", "shapes"])
+    health.update({"": False, "shapes": True})
+    return ServerReader(
+        Models([world.manager]), health, LoopLag(world.clock.monotonic), lambda: world.drain.is_draining, 1000
+    )
+
+
+def registry_of(world: World) -> CollectorRegistry:
+    """A registry of what is read."""
+    registry = CollectorRegistry()
+    ReadingCollector(reader(world).read, registry)
+    return registry
+
+
+async def test_the_catalog_lists_every_metric_once(tmp_path: Path) -> None:
+    """Counted and read ones together are the catalog, with its types; counters end with _total."""
+    world = await World(tmp_path).serving()
+    seen = EventMetrics()
+    ReadingCollector(reader(world).read, seen.registry)
+    ReadingCollector(make_process_reader("1.2.3"), seen.registry)
+
+    families = [(family.name, family.type) for family in seen.registry.collect()]
+
+    listed = [(spec.name.removesuffix("_total"), spec.kind.value) for spec in CATALOG.metrics]
+    assert sorted(families) == sorted(listed)
+    for spec in CATALOG.metrics:
+        assert spec.name.endswith("_total") == (spec.kind is MetricKind.COUNTER), spec.name
+        assert {*spec.labels} <= {*CATALOG.labels}, spec.name
+    assert {label for spec in CATALOG.metrics for label in spec.labels} | {"le"} == {*CATALOG.labels}
+
+
+async def test_waiting_is_not_running(tmp_path: Path) -> None:
+    """What a runner has is unanswered, but does not wait; a cancelled request is neither."""
+    world = await World(tmp_path).serving()
+    registry = registry_of(world)
+    labels = {"model": "shapes", "priority": "interactive"}
+    world.holds_batches = world.holds_loads = True
+
+    kept, cancelled = world.ask("kept"), world.ask("cancelled")
+    await world.settle()
+    assert registry.get_sample_value("hotslot_unanswered_requests", {"model": "shapes"}) == 2
+    assert registry.get_sample_value("hotslot_waiting_requests", labels) == 0
+
+    world.runner("a").end()
+    await world.settle()
+    assert registry.get_sample_value("hotslot_waiting_requests", labels) == 2
+
+    world.manager.requests.cancel(cancelled)
+    assert registry.get_sample_value("hotslot_unanswered_requests", {"model": "shapes"}) == 1
+    assert registry.get_sample_value("hotslot_waiting_requests", labels) == 1
+    assert registry.get_sample_value("hotslot_waiting_rows", labels) == 1
+    assert registry.get_sample_value("hotslot_held_bytes") == kept.size_bytes
+    assert registry.get_sample_value("hotslot_max_held_bytes") == 1000
+
+
+async def test_readiness_has_a_series_for_each_service_name(tmp_path: Path) -> None:
+    """The whole server is the empty name."""
+    world = await World(tmp_path).serving()
+    registry = registry_of(world)
+
+    assert registry.get_sample_value("hotslot_ready", {"service": ""}) == 0
+    assert registry.get_sample_value("hotslot_ready", {"service": "shapes"}) == 1
+
+
+async def test_a_process_that_is_not_ours_has_no_row(tmp_path: Path) -> None:
+    """Its id was a runner's, and was given to another process."""
+    world = await World(tmp_path).serving()
+    world.runner("a").pid = os.getppid()
+    registry = registry_of(world)
+
+    assert read_usage(os.getppid()) is not None
+    assert registry.get_sample_value("hotslot_runner_threads", {"model": "shapes", "slot": "a"}) is None
+
+
+def test_a_process_reads_what_it_uses() -> None:
+    """CPU time, memory, descriptors, threads and versions; a process that is gone reads nothing."""
+    registry = CollectorRegistry()
+    ReadingCollector(make_process_reader("1.2.3"), registry)
+
+    for spec in PROCESS_METRICS:
+        if not spec.labels:
+            assert (registry.get_sample_value(spec.name) or 0) > 0, spec.name
+    assert 'hotslot_build_info{grpc="' in generate_latest(registry).decode()
+    assert read_usage(0) is None
+
+
+def test_no_counter_has_a_second_series() -> None:
+    """Prometheus does not use when a counter was created."""
+    assert "_created" not in generate_latest(EventMetrics().registry).decode()
