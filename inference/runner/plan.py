@@ -63,7 +63,17 @@ def split_by_item(call: Call) -> list[Call]:
 
 
 CLEAR_ABOVE = 0.9  # share of the card in use by all processes above which cached memory is freed
-_OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory",  # the CPU's allocator
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cublasCreate has no memory for a handle
+    "CUDNN_STATUS_NOT_INITIALIZED",  # cudnnCreate, likewise
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    # torch tries every algorithm of a convolution, ignores why each failed, and reports this: no workspace was left.
+    "unable to find an engine to execute this computation",
+)
 GOOD_CALLS_TO_GROW = 64  # at the learnt limit, before it is doubled
 
 
@@ -73,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
-    # A CPU's allocator, the driver and cuBLAS raise plain RuntimeErrors.
+    # A CPU's allocator, the driver, cuBLAS and cuDNN raise plain RuntimeErrors.
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES)
 
 
