@@ -57,6 +57,18 @@ def test_loading_reports_progress(staged: tuple[Path, Bundle]) -> None:
     assert (engine.device, engine.precision) == ("cpu", "float32")
 
 
+def test_warming_up_encodes_as_many_pictures_at_once_as_the_largest_call(staged: tuple[Path, Bundle]) -> None:
+    """The first full batch of callers finds its memory allocated and its kernels chosen."""
+    engine = load_ofa(*staged, CPU, ignore_progress)
+    encoder = engine.model.image_encoder
+    seen: list[int] = []
+    encoder.register_forward_pre_hook(lambda _module, arguments: seen.append(len(arguments[0])))
+
+    engine.warm_up(ignore_progress)
+
+    assert seen == [1, engine.max_call_rows]
+
+
 def test_names_in_the_file_are_those_of_layout_ofa_1(staged: tuple[Path, Bundle]) -> None:
     """Builds before and after an upgrade read the same bundles, whatever the model's attributes are called."""
     with safe_open(staged[0] / WEIGHTS_NAME, "pt") as file:

@@ -181,7 +181,7 @@ class OfaEngine:
     def warm_up(self, progress: Progress) -> None:
         """Run the smallest and the largest call, which allocates memory and selects kernels.
 
-        One row of each call has the longest prompt.
+        One row of each call has the longest prompt; the largest call has as many pictures as the ResNet takes at once.
         """
         size = self._config.image_size
         blank = np.zeros((size, size, 3), np.uint8)
@@ -189,7 +189,9 @@ class OfaEngine:
         calls = sorted({1, self.max_call_rows})
         for step, rows in enumerate(calls):
             prompts = (self._prompt(longest, ""), *(self._prompt("a", "") for _ in range(rows - 1)))
-            self.compute([RowRange(OfaPreparedItem(blank, b"", prompts), 0, rows)])
+            keys = [b"%d" % (number % self._max_pictures) for number in range(rows)]
+            items = [OfaPreparedItem(blank, key, (prompt,)) for key, prompt in zip(keys, prompts, strict=True)]
+            self.compute([RowRange(item, 0, 1) for item in items])
             progress("warming_up", (step + 1) / len(calls))
 
     def close(self) -> None:
