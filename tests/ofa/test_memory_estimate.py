@@ -44,6 +44,14 @@ def test_larger_calls_of_a_gpu_need_more_memory(sealed: tuple[Path, Bundle]) -> 
     assert cpu.total == cpu.weights + cpu.working
 
 
+def test_a_gpu_needs_memory_for_libraries_whatever_the_size_of_the_model(sealed: tuple[Path, Bundle]) -> None:
+    """A small model takes hundreds of MiB of a GPU: workspaces and kernels."""
+    card = estimate_ofa_memory(*sealed, LoadOptions("cuda:0", "bfloat16", 1))
+
+    assert card.weights < 32 << 20
+    assert card.working > 200 << 20
+
+
 def test_a_bundle_without_weights_has_no_estimate(tmp_path: Path, sealed: tuple[Path, Bundle]) -> None:
     """The missing file is an OSError, as documented."""
     with pytest.raises(OSError, match="No such file"):

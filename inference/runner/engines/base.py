@@ -137,7 +137,7 @@ class MemoryEstimate:
     """Device memory that a load is expected to take, in bytes."""
 
     weights: int  # at the precision of the computation
-    working: int  # tables derived from the weights, and the activations of the largest call
+    working: int  # tables derived from the weights, activations of the largest call, and what libraries allocate
 
     @property
     def total(self) -> int:

@@ -29,6 +29,8 @@ from inference.runner.engines.ofa.positions import BIAS_BUFFER_BYTES, PREFIX, Po
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 
 _PICTURES = {"cpu": 1, "cuda": 32}  # in one call of the ResNet
+# Workspaces of cuBLAS and cuBLASLt (32 MiB each on Hopper), and kernels, which are loaded on first use.
+_LIBRARY_BYTES = {"cpu": 0, "cuda": 256 << 20}
 _STEM_CHANNELS = 256  # of the ResNet's widest activations, at a quarter of the picture's side
 _LIVE_TENSORS = 4  # activations of one size that a layer holds at once
 _STORED_BYTES = {"F32": 4, "BF16": 2, "I32": 4}  # dtypes that `convert` writes
@@ -44,7 +46,7 @@ def estimate_ofa_memory(folder: Path, _bundle: Bundle, options: LoadOptions) -> 
     kind = options.device.partition(":")[0]
     float_bytes = torch_dtype(options.precision or default_precision(options.device)).itemsize
     config = read_config(folder)
-    working = _bias_bytes(config, float_bytes, kind) + _call_bytes(config, float_bytes, kind)
+    working = _bias_bytes(config, float_bytes, kind) + _call_bytes(config, float_bytes, kind) + _LIBRARY_BYTES[kind]
     return MemoryEstimate(count_weight_bytes(folder / WEIGHTS_NAME, float_bytes), working)
 
 
