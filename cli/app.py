@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, golden, healthcheck, hub, predict, serve, status, updates
+from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, updates
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -64,6 +64,12 @@ app.add_typer(
     name="config",
     help="Check, show and document the settings.",
     epilog="Example:  hotslot config check\n\nNext:  `hotslot serve` starts with these settings.",
+)
+app.add_typer(
+    metrics.app,
+    name="metrics",
+    help="Document the metrics.",
+    epilog="Example:  hotslot metrics reference",
 )
 
 

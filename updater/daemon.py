@@ -27,14 +27,16 @@ from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
+from common.metrics import ReadingCollector, create_registry
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
+from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid, load_settings, use_settings_file
 from updater.compose import Conversion, ModelUpdater, UpdaterDependencies, build_model
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.loop import CrashPoints
-from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer, create_registry
+from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
 from updater.service.servicer import ModelHandle, UpdatesApi
 from updater.settings import JOURNAL_NAME, UpdaterSettings, check_names, read_crash_point
 from updater.store.bundles import StoreOptions
@@ -83,6 +85,7 @@ class Updater:
         self._state = Path(settings.state_dir).absolute()
         self._run_folder = run_folder(self._state)
         self._registry = create_registry()
+        ReadingCollector(make_process_reader(installed_version()), self._registry)
         self._observer: Observer = BroadcastObserver(LogObserver(log), MetricsObserver(self._registry))
         hooks = settings.updater.webhooks
         reporter = DeliveryReporter(log, self._registry, tuple(one.shown_name for one in hooks))

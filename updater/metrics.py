@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from common.logs import Logger
+from common.metrics import create_counter, create_gauge
+from updater import metric_catalog as catalog
 from updater.core.breaker import BreakerState
 from updater.core.record import Event, ModelRecord, Stage
 
@@ -28,11 +30,6 @@ class Observer(Protocol):
             message: for people.
         """
         ...
-
-
-def create_registry() -> CollectorRegistry:
-    """An empty registry for the metrics of this process."""
-    return CollectorRegistry()
 
 
 class LogObserver:
@@ -62,32 +59,17 @@ class MetricsObserver:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the metrics."""
-        self._outcomes = Counter(
-            "hotslot_updates_total",
-            "Updates that have ended, by outcome.",
-            ["model", "outcome", "reason"],
-            registry=registry,
-        )
-        self._errors = Counter(
-            "hotslot_updater_errors_total", "Errors of the updater itself.", ["model", "error"], registry=registry
-        )
-
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(f"hotslot_{name}", meaning, ["model", *labels], registry=registry)
-
-        self._stage = gauge("update_stage", "1 for the current stage of a model's updates.", "stage")
-        self._quarantine = gauge("quarantined_revisions", "Source digests in quarantine.")
-        self._paused = gauge("updates_paused", "1 while updates are paused.")
-        self._committed = gauge("committed_info", "1 for the committed revision.", "revision")
-        self._breakers = gauge("breaker_state", "0 closed, 1 half open, 2 open.", "breaker")
-        meaning = "Open: time until the next attempt; half open: time until its attempt counts as failed; closed: 0."
-        self._breaker_left = gauge("breaker_left_seconds", meaning, "breaker")
-        meaning = "1 while a model runs on the CPU because its device ran out of memory."
-        self._fallback = gauge("cpu_fallback", meaning)
-        self._hub_answered = gauge("hub_answered_timestamp_seconds", "When the hub last answered.")
-        meaning = "When the hub's listing last changed; a stale mirror answers but never changes."
-        self._changed = gauge("hub_listing_changed_timestamp_seconds", meaning)
-        self._newest = gauge("hub_newest_listed_timestamp_seconds", "When the highest release was first listed.")
+        self._outcomes = create_counter(catalog.UPDATES, registry)
+        self._errors = create_counter(catalog.ERRORS, registry)
+        self._stage = create_gauge(catalog.STAGE, registry)
+        self._quarantine = create_gauge(catalog.QUARANTINED, registry)
+        self._paused = create_gauge(catalog.PAUSED, registry)
+        self._committed = create_gauge(catalog.COMMITTED_INFO, registry)
+        self._breakers = create_gauge(catalog.BREAKER_STATE, registry)
+        self._breaker_left = create_gauge(catalog.BREAKER_LEFT, registry)
+        self._hub_answered = create_gauge(catalog.HUB_ANSWERED, registry)
+        self._changed = create_gauge(catalog.HUB_CHANGED, registry)
+        self._newest = create_gauge(catalog.HUB_NEWEST, registry)
         self._snapshot: dict[str, str] = {}
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
@@ -98,7 +80,6 @@ class MetricsObserver:
         for breaker in (record.hub, record.activation, record.device):
             self._breakers.labels(model, breaker.name.value).set(_BREAKER_NUMBERS[breaker.state])
             self._breaker_left.labels(model, breaker.name.value).set(breaker.left_seconds)
-        self._fallback.labels(model).set(record.cpu_fallback is not None)
         watch = record.watch
         times = (
             (self._hub_answered, watch.last_polled_at),

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from common.logs import Logger
+from common.metrics import create_counter, create_gauge
+from updater import metric_catalog as catalog
 
 
 class DeliveryObserver(Protocol):
@@ -43,18 +45,14 @@ class DeliveryReporter:
         self._failing: set[str] = set()  # a failure of these has been logged
         if not hooks:
             return
-        meaning = "Events that wait for a webhook receiver."
-        self._waiting = Gauge("hotslot_webhook_queued_events", meaning, ["hook"], registry=registry)
-        meaning = "Events that a webhook receiver has accepted."
-        self._delivered = Counter("hotslot_webhook_delivered_total", meaning, ["hook"], registry=registry)
-        meaning = "Failed delivery attempts; the same event may be sent again."
-        self._failed = Counter("hotslot_webhook_failures_total", meaning, ["hook", "reason"], registry=registry)
-        meaning = "Events that were never delivered: refused too often, or dropped from a full queue."
-        self._lost = Counter("hotslot_webhook_lost_total", meaning, ["hook", "why"], registry=registry)
+        self._waiting = create_gauge(catalog.WEBHOOK_QUEUED, registry)
+        self._delivered = create_counter(catalog.WEBHOOK_DELIVERED, registry)
+        self._failed = create_counter(catalog.WEBHOOK_FAILURES, registry)
+        self._lost = create_counter(catalog.WEBHOOK_LOST, registry)
         for hook in hooks:
             self._delivered.labels(hook)
-            for why in ("refused", "overflow"):
-                self._lost.labels(hook, why)
+            for reason in ("refused", "overflow"):
+                self._lost.labels(hook, reason)
 
     def watch(self, hook: str, waiting: Callable[[], float]) -> None:
         """Export the queue length of a receiver; `waiting` is called at each scrape, from any thread."""
