@@ -239,11 +239,6 @@ def update_pointer(
     return before
 
 
-def commit(state: Path, row: Committed) -> Committed | None:
-    """Make a restart load this row for its model; see `update_pointer`."""
-    return update_pointer(state, row.model, lambda _: row)
-
-
 def parse_provenance(row: Mapping[str, Any]) -> Provenance:
     """The inverse of `dataclasses.asdict` for a `Provenance`.
 

@@ -9,7 +9,6 @@ from updater.core.effects import (
     Activated,
     ActivateLoad,
     ActivatePrevious,
-    Collected,
     CollectGarbage,
     CommitLoad,
     Effect,
@@ -77,7 +76,8 @@ def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line
             return None
         case CollectGarbage():
             keep = (effect.keep_bundles, effect.keep_sources, effect.keep_update_id)
-            return Collected(*ports.store.collect(*keep, effect.cap_bytes))
+            ports.store.collect(*keep, effect.cap_bytes)
+            return None
         case _:
             return _change_slots(effect, ports.control)
 

@@ -14,21 +14,14 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from common.bundle import (
-    Bundle,
-    Committed,
-    Origin,
-    bundle_folder,
-    commit,
-    compute_bundle_digest,
-    write_bundle,
-)
+from common.bundle import Bundle, bundle_folder, compute_bundle_digest, write_bundle
 from common.paths import CONTROL_SOCKET, run_folder
 from dev.bench.engine_child import percentile
 from dev.bench.large_model import FOLDER, say
 from dev.harness.answers import Question
 from dev.harness.control import CHANNEL_OPTIONS, ControlClient
 from dev.harness.demo_model import MODEL
+from dev.harness.pointer import commit_bundle
 from dev.harness.process import free_port, running_server
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 from hotslot.status.v1 import status_pb2
@@ -77,7 +70,7 @@ class ServerRow:
 def measure(bundle: Bundle, device: str, seconds: float) -> list[ServerRow]:
     """Serve a bundle of `large_model.FOLDER` with each of SETUPS, and call it."""
     state = FOLDER.absolute() / "state"
-    commit(state, Committed(MODEL, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT))
+    commit_bundle(state, bundle, MODEL)
     other = _copy(state, bundle)
     questions = _questions()
     rows = []

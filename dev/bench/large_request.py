@@ -7,12 +7,13 @@ from typing import Any
 import grpc
 from rich.table import Table
 
-from common.bundle import Bundle, Committed, Origin, commit
+from common.bundle import Bundle
 from common.paths import CONTROL_SOCKET, run_folder
 from dev.bench.large_model import FOLDER
 from dev.harness.answers import Question
 from dev.harness.control import ControlClient
 from dev.harness.demo_model import MODEL, SETTINGS
+from dev.harness.pointer import commit_bundle
 from dev.harness.process import running_server
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 
@@ -32,7 +33,7 @@ class LargeReply:
 def ask(bundle: Bundle, precision: str, image: bytes, statements: list[str]) -> Table:
     """Serve a bundle, and send the statements with each deadline."""
     state = FOLDER.absolute() / "state"
-    commit(state, Committed(MODEL, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT))
+    commit_bundle(state, bundle, MODEL)
     settings = SETTINGS.replace('precision = "float32"', f'precision = "{precision}"').replace("threads = 1", "")
     with running_server(FOLDER.absolute(), settings.format(state=state, port=PORT)):
         rows, restarts = _ask(Question(image, tuple(statements)))

@@ -21,10 +21,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 
-from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, compute_bundle_digest, write_bundle
+from common.bundle import Bundle, bundle_folder, compute_bundle_digest, write_bundle
 from common.engine_files import Task
 from dev.harness.loadgen import Group, play
 from dev.harness.numbers import percentile
+from dev.harness.pointer import commit_bundle
 from hotslot.entailment.v1 import entailment_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ def server(folder: Path) -> Iterator[psutil.Process]:
     """A server on core 0 with its runners on core 1."""
     state = folder / "state"
     bundle = seal(state)
-    commit(state, Committed("null", bundle.bundle_digest, bundle.source_digest, "v0", Origin.IMPORT))
+    commit_bundle(state, bundle, "null")
     settings = folder / "hotslot.toml"
     settings.write_text(SETTINGS.format(state=state))
     environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}

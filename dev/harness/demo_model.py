@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.bundle import Bundle, Committed, Origin, bundle_folder, commit
+from common.bundle import Bundle, bundle_folder
 from common.sealing import ConvertLimits, run_convert
 from dev.harness.answers import Question, Scores
 from dev.harness.load import Expected
+from dev.harness.pointer import commit_bundle
 from dev.harness.process import ROOT
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.ofa.load import load_ofa
@@ -38,8 +39,7 @@ def seal_revisions(state: Path, folders: Mapping[str, Path]) -> dict[str, Bundle
     """Convert revisions, and commit the first."""
     state.mkdir(parents=True, exist_ok=True)
     bundles = {name: run_convert(path, state, name, ConvertLimits(), "float32") for name, path in folders.items()}
-    first = next(iter(bundles.values()))
-    commit(state, Committed(MODEL, first.bundle_digest, first.source_digest, first.revision, Origin.IMPORT))
+    commit_bundle(state, next(iter(bundles.values())), MODEL)
     return bundles
 
 

@@ -12,12 +12,13 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from common.bundle import Bundle, Committed, Origin, commit
+from common.bundle import Bundle
 from common.paths import CONTROL_SOCKET, run_folder
 from dev.harness.answers import Answers, Question, question, scores_of
 from dev.harness.control import CHANNEL_OPTIONS, ControlClient
 from dev.harness.load import DEADLINE_SECONDS as LOAD_DEADLINE_SECONDS
 from dev.harness.load import Load
+from dev.harness.pointer import commit_bundle
 from dev.harness.process import ServerProcess
 from dev.harness.scripted_engine import ENGINES, make_scripted_bundle
 from dev.harness.settings import write_settings
@@ -74,7 +75,7 @@ class Stack:
         if committed is not None:
             bundle = self.bundle(committed, **(script or {}))
             for name in models:
-                commit(folder, _row(name, bundle))
+                commit_bundle(folder, bundle, name)
 
     def bundle(self, revision: str, **script: Any) -> Bundle:  # noqa: ANN401  fields of Script
         """Make a sealed bundle of a revision."""
@@ -217,11 +218,7 @@ class Stack:
 
 def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:
     """Move the committed pointer, as the updater does before CommitSlot."""
-    commit(stack.folder, _row(model, bundle))
-
-
-def _row(model: str, bundle: Bundle) -> Committed:
-    return Committed(model, bundle.bundle_digest, bundle.source_digest, bundle.revision, Origin.IMPORT)
+    commit_bundle(stack.folder, bundle, model)
 
 
 def _default_questions() -> list[Question]:

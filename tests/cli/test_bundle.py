@@ -13,13 +13,13 @@ from common.bundle import (
     Origin,
     Provenance,
     bundle_folder,
-    commit,
     hash_file,
     read_committed,
     write_bundle,
 )
 from common.sealing import ConvertLimits
 from common.source import find_source
+from dev.harness.pointer import commit_row
 from tests.cli.conftest import Hotslot
 
 FOREIGN = Committed("other", "sha256:" + "1" * 64, "sha256:" + "2" * 64, "v9", Origin.UPDATE)
@@ -77,7 +77,7 @@ def sealed(source: Path, state: Path) -> Bundle:
 
 def test_an_import_commits_and_keeps_other_models(source: Path, state: Path) -> None:
     """The pointer gets a row with origin import; the other row is unchanged."""
-    commit(state, FOREIGN)
+    commit_row(state, FOREIGN)
 
     done = import_bundle(source, state, "shapes", "v1", "float32", convert=seal)
 
@@ -110,7 +110,7 @@ def test_the_same_import_again_changes_nothing(hotslot: Hotslot, source: Path, s
 
 def test_an_import_says_what_it_replaced(hotslot: Hotslot, source: Path, state: Path, sealed: Bundle) -> None:
     """The output names the previous revision, so that it can be restored."""
-    commit(state, FOREIGN)
+    commit_row(state, FOREIGN)
     ended = hotslot("bundle", "import", str(source), "--model", "other", "--state-dir", str(state))
     assert "(before: v9 111111111111)" in ended.out
 
@@ -195,7 +195,7 @@ def test_a_model_that_the_updater_manages_is_not_imported(
     settings = f'state_dir = "{state}"\n[[models]]\nname = "shapes"\n'
     kept = f'{settings}[updater.models.shapes]\nhub_folder = "hub"\n'
     (tmp_path / "hotslot.toml").write_text(kept)
-    commit(state, committed)
+    commit_row(state, committed)
     (state / "journal.db").touch()
 
     refused = hotslot(*words)

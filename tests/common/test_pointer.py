@@ -16,7 +16,6 @@ from common.bundle import (
     Origin,
     Provenance,
     bundle_folder,
-    commit,
     lock_pointer,
     read_committed,
     update_pointer,
@@ -24,6 +23,7 @@ from common.bundle import (
 from common.clock import SystemClock
 from common.durable import LockTimeout
 from common.sealing import ConvertLimits
+from dev.harness.pointer import commit_row
 from updater.core.record import Installed
 from updater.store.bundles import BundleStore, StoreOptions
 from updater.store.garbage import References
@@ -113,7 +113,7 @@ def test_two_processes_lose_no_row_of_each_other(tmp_path: Path) -> None:
 
 def test_a_writer_waits_no_longer_than_its_limit(tmp_path: Path) -> None:
     """If the lock is not released in time, the writer raises, with a message that says so."""
-    commit(tmp_path, ROW)
+    commit_row(tmp_path, ROW)
     with lock_pointer(tmp_path), pytest.raises(LockTimeout) as caught:
         update_pointer(tmp_path, "b", lambda _: ROW, wait_seconds=0.0)
     assert caught.value.strerror == "another process has held this lock for 0 s"
@@ -123,7 +123,7 @@ def test_a_writer_waits_no_longer_than_its_limit(tmp_path: Path) -> None:
 def test_a_writer_goes_on_when_the_lock_is_released(tmp_path: Path) -> None:
     """The lock also excludes threads of one process."""
     with lock_pointer(tmp_path):
-        writer = threading.Thread(target=commit, args=(tmp_path, ROW))
+        writer = threading.Thread(target=commit_row, args=(tmp_path, ROW))
         writer.start()
         assert read_committed(tmp_path) == {}
     writer.join(30.0)
@@ -132,7 +132,7 @@ def test_a_writer_goes_on_when_the_lock_is_released(tmp_path: Path) -> None:
 
 def test_an_unchanged_row_is_not_written(tmp_path: Path) -> None:
     """A change that returns the current row leaves the file untouched."""
-    assert commit(tmp_path, ROW) is None
+    assert commit_row(tmp_path, ROW) is None
     before = (tmp_path / POINTER_NAME).stat()
     assert update_pointer(tmp_path, "a", lambda row: row) == ROW
     assert (tmp_path / POINTER_NAME).stat().st_ino == before.st_ino
@@ -140,7 +140,7 @@ def test_an_unchanged_row_is_not_written(tmp_path: Path) -> None:
 
 def test_a_change_that_fails_writes_nothing(tmp_path: Path) -> None:
     """The error is raised, the pointer is unchanged, and the lock is released."""
-    commit(tmp_path, ROW)
+    commit_row(tmp_path, ROW)
 
     def fail(_row: Committed | None) -> Committed:
         raise BundleBroken("gone")
@@ -155,7 +155,7 @@ def test_a_malformed_pointer_is_replaced_only_on_request(tmp_path: Path) -> None
     """The updater restores it from its journal; an import must not delete the rows of other models."""
     (tmp_path / POINTER_NAME).write_text("{")
     with pytest.raises(BundleBroken):
-        commit(tmp_path, ROW)
+        commit_row(tmp_path, ROW)
     update_pointer(tmp_path, "a", lambda _: ROW, replace_broken=True)
     assert read_committed(tmp_path) == {"a": ROW}
 

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from common.bundle import Bundle, Committed, Origin, bundle_folder, commit, write_bundle
+from common.bundle import Bundle, bundle_folder, write_bundle
 from common.engine_files import Task
+from dev.harness.pointer import commit_bundle
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Event
 from inference.server.model.commands import SlotCommands
@@ -220,9 +221,7 @@ class World:
 
     async def serving(self, revision: str = "r1") -> "World":
         """Boot with a committed revision."""
-        bundle = self.bundle(revision)
-        row = Committed("shapes", bundle.bundle_digest, bundle.source_digest, revision, Origin.IMPORT)
-        commit(self.state, row)
+        commit_bundle(self.state, self.bundle(revision), "shapes")
         assert self.commands.boot() == ""
         await self.settle()
         return self

@@ -145,13 +145,10 @@ class SimStore:
 
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
-    ) -> tuple[int, int]:
-        before = len(self.disk.sealed) + len(self.disk.staged)
+    ) -> None:
         self.disk.sealed &= keep_bundles
         self.disk.sources &= {digest.removeprefix("source ") for digest in keep_sources}
         self.disk.staged = {name: row for name, row in self.disk.staged.items() if name == keep_update_id}
-        after = len(self.disk.sealed) + len(self.disk.staged)
-        return before - after, after
 
 
 @dataclass(slots=True)

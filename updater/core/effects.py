@@ -158,7 +158,6 @@ class CollectGarbage:
     """Delete unreferenced bundles, kept sources, staging folders and temporary files.
 
     The named ones are kept, and the newest of the others as long as the total size is below the cap.
-    Result: `Collected`.
     """
 
     keep_bundles: frozenset[str]
@@ -237,14 +236,6 @@ class Probed:
     not_finite: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """Bytes that were deleted, and bytes that are left."""
-
-    freed_bytes: int
-    used_bytes: int
-
-
 class FailureKind(StrEnum):
     """What a failure means for the next attempt."""
 
@@ -275,4 +266,4 @@ class EffectFailure:
     shortage: Shortage | None = None  # of memory, if that is why
 
 
-Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | Collected | EffectFailure | None
+Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | EffectFailure | None

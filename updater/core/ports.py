@@ -203,8 +203,8 @@ class Store(Protocol):
 
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
-    ) -> tuple[int, int]:
-        """Delete unreferenced files; returns bytes freed and bytes still used."""
+    ) -> None:
+        """Delete unreferenced files."""
         ...
 
 

@@ -206,8 +206,8 @@ class BundleStore:
 
     def collect(
         self, keep_bundles: frozenset[str], keep_sources: frozenset[str], keep_update_id: str, cap_bytes: int
-    ) -> tuple[int, int]:
-        """Delete unreferenced files; returns bytes freed and bytes still used."""
+    ) -> None:
+        """Delete unreferenced files."""
         updates = frozenset({keep_update_id} - {""})
         references = self._others() | garbage.References(keep_bundles, keep_sources, updates)
         try:
@@ -218,7 +218,7 @@ class BundleStore:
                 named = garbage.References(
                     frozenset(row.bundle_digest for row in rows), frozenset(row.source_digest for row in rows)
                 )
-                return garbage.collect(self._state, references | named, cap_bytes, self._clock.now(), self._check_stop)
+                garbage.collect(self._state, references | named, cap_bytes, self._clock.now(), self._check_stop)
         except BundleBroken as error:
             raise EffectFailed.permanent("POINTER_BROKEN", str(error)) from error
         except OSError as error:

@@ -37,18 +37,14 @@ class _StoredFolder:
     is_referenced: bool
 
 
-def collect(
-    state: Path, references: References, cap_bytes: int, now: datetime, check_stop: Callable[[], None]
-) -> tuple[int, int]:
+def collect(state: Path, references: References, cap_bytes: int, now: datetime, check_stop: Callable[[], None]) -> None:
     """Delete orphans, then the oldest unreferenced bundles and sources until all fit into the cap.
-
-    Returns:
-        Bytes freed, and bytes that bundles and sources still use.
 
     Raises:
         OSError: something could not be deleted; the next run tries the rest.
     """
-    freed = sum(delete(path) for path in _find_orphans(state, references, now))
+    for path in _find_orphans(state, references, now):
+        delete(path)
     stored = sorted(_list_stored(state, references), key=lambda one: (not one.is_referenced, -one.changed))
     used = 0
     for one in stored:
@@ -56,26 +52,21 @@ def collect(
         if one.is_referenced or used + one.size <= cap_bytes:
             used += one.size
         else:
-            freed += delete(one.path)
-    return freed, used
+            delete(one.path)
 
 
-def delete(path: Path) -> int:
-    """Delete a file or a folder, if it exists; returns its size in bytes."""
-    try:
-        size = _measure(path)
+def delete(path: Path) -> None:
+    """Delete a file or a folder, if it exists."""
+    with contextlib.suppress(FileNotFoundError):
         if not path.is_dir() or path.is_symlink():
             path.unlink()
-            return size
+            return
         target = path if path.name.startswith(DROPPED_PREFIX) else path.with_name(DROPPED_PREFIX + path.name)
         if target != path:
             if target.exists():
                 shutil.rmtree(target)
             path.rename(target)
         shutil.rmtree(target)
-    except FileNotFoundError:
-        return 0
-    return size
 
 
 def list_sealed(state: Path) -> frozenset[str]:

@@ -38,7 +38,7 @@ def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0
         case act.WritePointer(installed):
             return replace(world, pointer=installed), None
         case act.CollectGarbage():
-            return replace(world, sealed=world.sealed & action.keep_bundles), act.Collected(0, 0)
+            return replace(world, sealed=world.sealed & action.keep_bundles), None
         case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
             return _ask_server(world, action) if world.server.is_up else (world, _MOVED)
         case act.CommitLoad() | act.RetireLoad():
