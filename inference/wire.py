@@ -13,9 +13,9 @@ LABELS = ("yes", "no", "maybe")
 HEADER = struct.Struct(">I")
 
 _SEVEN_BITS = 0x7F  # payload bits of each byte of a varint
-_BATCH_TAG = b"\x12"  # of RunnerRequest.batch: field 2, length-delimited
-_ITEM_TAG = b"\x12"  # of ComputeBatch.items: field 2, length-delimited
-_ENTAILMENT_TAG = b"\x1a"  # of BatchItem.entailment: field 3, length-delimited
+_ITEMS_TAG = b"\x12"  # of RunnerRequest.items: field 2, length-delimited
+_ITEM_TAG = b"\x12"  # of ComputeItems.items: field 2, length-delimited
+_ENTAILMENT_TAG = b"\x1a"  # of Item.entailment: field 3, length-delimited
 _IMAGE_TAG = b"\x0a"  # of EntailmentTask.image: field 1, length-delimited
 
 
@@ -98,28 +98,30 @@ def frame(payload: bytes) -> list[bytes]:
     return [_header(len(payload)), payload]
 
 
-def batch_frame(batch: bytes, items: Sequence[tuple[bytes, bytes]] = ()) -> list[bytes]:
-    """Build one frame with `RunnerRequest(batch=…)`, as buffers to send in order; no picture is copied.
+def items_frame(items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """Build one frame with `RunnerRequest(items=…)`, as buffers to send in order; no picture is copied.
 
     The protobuf library copies a message that is put into another one. The encoding of a nested message is a tag,
     a length and the same bytes, so the tags and lengths are written here. The picture of an item follows as a
     second `entailment` field that contains only the picture: parsers merge repeated occurrences of a message field.
 
     Args:
-        batch: the serialised ComputeBatch, without `items`.
-        items: further items, each a serialised BatchItem without its picture, and the picture.
+        items: each a serialised Item without its picture, and the picture; empty for an item that has none.
 
     Raises:
         FrameError: the frame exceeds the maximum size.
     """
-    parts = [b"", batch]
+    parts = [b""]
     for item, image in items:
+        if not image:
+            parts.append(_ITEM_TAG + _varint(len(item)) + item)
+            continue
         picture = _IMAGE_TAG + _varint(len(image))
         task = _ENTAILMENT_TAG + _varint(len(picture) + len(image)) + picture
         parts.append(_ITEM_TAG + _varint(len(item) + len(task) + len(image)) + item + task)
         parts.append(image)
     size = sum(map(len, parts))
-    wrapper = _BATCH_TAG + _varint(size)
+    wrapper = _ITEMS_TAG + _varint(size)
     parts[0] = _header(len(wrapper) + size) + wrapper
     return parts
 

@@ -87,7 +87,7 @@ REPLACED = {
     "kit": "options or dependencies",
     "let_go": "release",
     "limit_floor_seconds": "min_timeout_seconds",
-    "max_batch_units": "max_batch_rows",
+    "max_batch_units": "max_call_rows",
     "max_call_units": "max_call_rows",
     "may_obey_now": "may_apply_now",
     "obey": "apply",

@@ -188,7 +188,7 @@ class ObserveSection(Section):
         Field(
             ge=2,
             le=10**6,
-            description="batches (for cost) or answers (for latency) of each model before they are compared",
+            description="device calls (for cost) or answers (for latency) of each model before they are compared",
         ),
     ] = 30
     max_latency_factor: Annotated[

@@ -41,10 +41,10 @@ drain_delay_seconds = 0
 [runner]
 min_timeout_seconds = 30.0
 prepare_threads = {threads}
-max_batch_items = {items}
+max_call_rows = {items}
 """
 CLIENTS = (1, 16, 64)
-SETUPS = ((2, 16), (8, 32))  # threads that decode pictures, requests in a batch; the first are the defaults
+SETUPS = ((2, 16), (8, 32))  # threads that decode pictures, most rows of a device call
 PICTURES = 256
 SIZE = (640, 480)  # pixels
 GRAIN = 16  # a drawn picture is enlarged by this factor: as many bytes as a photograph
@@ -75,7 +75,7 @@ def measure(bundle: Bundle, device: str, seconds: float) -> list[ServerRow]:
     questions = _questions()
     rows = []
     for threads, items in SETUPS:
-        say(f"serving with {threads} threads that decode, {items} requests a batch")
+        say(f"serving with {threads} threads that decode, {items} rows a call")
         port = free_port()
         settings = SETTINGS.format(state=state, device=device, port=port, threads=threads, items=items)
         with running_server(FOLDER.absolute(), settings):
@@ -105,7 +105,7 @@ def table(rows: Sequence[ServerRow]) -> Table:
     """All rows."""
     picture = f"a JPEG of {SIZE[0]} × {SIZE[1]} a call"
     grid = Table(title=f"an OFA in bfloat16 through a server with {os.cpu_count()} CPUs; {picture}")
-    titles = ("decoding threads", "batch", "callers", "answers/s", "p50, ms", "p95, ms", "failed")
+    titles = ("decoding threads", "rows a call", "callers", "answers/s", "p50, ms", "p95, ms", "failed")
     for title in (*titles, "load beside", "in use"):
         grid.add_column(title, justify="right")
     for row in rows:

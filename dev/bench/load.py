@@ -75,7 +75,7 @@ class Ear:
         self.loaded = outcome
         self.heard.set()
 
-    def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
+    def on_items_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Answers have arrived."""
         self.outcomes.update({outcome.item_id: outcome for outcome in reply.outcomes})
         self.heard.set()
@@ -167,13 +167,9 @@ async def asked(process: RunnerProcess, ear: Ear, number: int, statements: int) 
     Raises:
         RuntimeError: it was not answered.
     """
-    item = runner_pb2.BatchItem(
-        item_id=number,
-        seconds_left=LIMIT_SECONDS,
-        entailment=runner_pb2.EntailmentTask(image=PICTURE, statements=[STATEMENT] * statements),
-    )
+    task = runner_pb2.EntailmentTask(statements=[STATEMENT] * statements)
     began = time.perf_counter()
-    process.send_batch(runner_pb2.ComputeBatch(batch_id=number, items=[item]))
+    process.send_items([(runner_pb2.Item(item_id=number, seconds_left=LIMIT_SECONDS, entailment=task), PICTURE)])
     await ear.until(lambda: number in ear.outcomes)
     if ear.outcomes[number].HasField("failure"):
         raise RuntimeError(ear.outcomes[number].failure.message)

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -15,39 +14,14 @@ from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
-from inference.runner.prepare import PendingBatch, PendingItem, PreparePool, open_batch
+from inference.runner.items import ReceivedItems
+from inference.runner.prepare import PreparePool
 from inference.runner.process import bind_to_parent, keep_freed_memory
 from inference.runner.reporting import DeviceProgress, EventLog, FrameWriter, start_heartbeat
 from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame
 
 RETIRE_SECONDS = 1.0  # longest delay of the Retire frame, on the control socket, after the data socket was closed
-
-
-@dataclass(slots=True)
-class CancellableItems:
-    """Received items by id, for cancelling; removed when their batch is done. Any thread."""
-
-    _items: dict[int, PendingItem] = field(default_factory=dict)
-    _batches: list[PendingBatch] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, batch: PendingBatch) -> None:
-        """Add the items of a batch; removes those of finished batches."""
-        with self._lock:
-            for done in [known for known in self._batches if known.is_done]:
-                self._batches.remove(done)
-                for item in done.items:
-                    self._items.pop(item.item_id, None)
-            self._batches.append(batch)
-            self._items.update({item.item_id: item for item in batch.items})
-
-    def cancel(self, item_ids: Sequence[int]) -> None:
-        """Mark items as cancelled; unknown ones are finished."""
-        with self._lock:
-            for item_id in item_ids:
-                if item_id in self._items:
-                    self._items[item_id].is_cancelled = True
 
 
 class Runner:
@@ -62,22 +36,22 @@ class Runner:
         self._data = socket.socket(fileno=arguments.data_fd)
         self._control = socket.socket(fileno=arguments.control_fd)
         self._send = FrameWriter(self._control, self._on_disconnect).send
-        self._cancellable = CancellableItems()
+        self._received = ReceivedItems()
         self._retiring = threading.Event()
-        self._pool = PreparePool(arguments.prepare_threads, clock, log.event)
         self._progress = DeviceProgress(clock)
         send_data = FrameWriter(self._data, self._on_disconnect).send
         callbacks = WorkerCallbacks(send_data, self._send, log.event, self._exit, self._send_hello)
         extra = dict(arguments.extra_engine)
-        self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks)
+        self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks, self._received)
+        self._pool = PreparePool(arguments.prepare_threads, clock, log.event, self._worker.on_prepared)
         self._heartbeat_seconds: float = arguments.heartbeat_seconds
 
     def run(self) -> None:
         """Serve until the server retires this runner or disconnects. Does not return."""
         threading.excepthook = self._on_thread_error
         self._apply(is_serving=False)
-        start_heartbeat(self._progress, self._heartbeat_seconds, self._send)
-        threading.Thread(target=self._receive_batches, name="data", daemon=True).start()
+        start_heartbeat(self._make_heartbeat, self._heartbeat_seconds, self._send)
+        threading.Thread(target=self._receive_items, name="data", daemon=True).start()
         self._worker.start()
         self._receive_control()
 
@@ -88,26 +62,31 @@ class Runner:
         )
         self._send(runner_pb2.RunnerReply(hello=hello))
 
-    def _receive_batches(self) -> None:
+    def _make_heartbeat(self) -> runner_pb2.Heartbeat:
+        heartbeat = self._progress.make_heartbeat()
+        heartbeat.waiting_items = len(self._received)
+        heartbeat.preparing_items, heartbeat.oldest_preparation_seconds = self._pool.measure()
+        return heartbeat
+
+    def _receive_items(self) -> None:
         while (request := self._read_request(self._data)) is not None:
-            if request.WhichOneof("body") != "batch" or not request.batch.items:
+            if request.WhichOneof("body") != "items" or not request.items.items:
                 self._exit(ExitCode.PROTOCOL_ERROR)
-            batch = open_batch(request.batch, self._clock.monotonic())
-            self._cancellable.add(batch)
-            self._pool.submit(self._worker.engine, batch)
-            self._worker.put(batch)
-        # A server closes the data socket after its last batch and sends Retire; without Retire it has ended.
+            now, engine = self._clock.monotonic(), self._worker.engine
+            for item in [self._received.add(message, now) for message in request.items.items]:
+                self._pool.submit(engine, item)
+        # A server closes the data socket after its last item and sends Retire; without Retire it has ended.
         if not self._retiring.wait(RETIRE_SECONDS):
             self._on_disconnect()
-        self._worker.put(None)
+        self._worker.finish()
 
     def _receive_control(self) -> None:
         while (request := self._read_request(self._control)) is not None:
             match request.WhichOneof("body"):
                 case "load":
-                    self._worker.put(request.load)
+                    self._worker.load(request.load)
                 case "cancel":
-                    self._cancellable.cancel(request.cancel.item_ids)
+                    self._received.cancel(request.cancel.item_ids)
                 case "priority":
                     self._apply(is_serving=request.priority.serving)
                 case "retire":
@@ -172,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves one model on one device. Started by the server, which passes two sockets. "
         "Ends with the server and ignores SIGINT and SIGTERM.",
     )
-    parser.add_argument("--data-fd", type=int, required=True, help="socket for batches and their replies")
+    parser.add_argument("--data-fd", type=int, required=True, help="socket for items and their outcomes")
     parser.add_argument("--control-fd", type=int, required=True, help="socket for all other messages")
     parser.add_argument("--parent", type=int, required=True, help="process id of the server")
     parser.add_argument("--engine", default="", help="engine to import before Hello is sent")

@@ -1,12 +1,12 @@
-"""Pure decisions about the device: how many rows a call carries, how a failed call is split, whether a load fits."""
+"""Pure decisions about the device: which rows a call carries, what an error means, whether a load fits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.runner.engines.base import MemoryEstimate, RowRange
 
-Call = tuple[RowRange[int], ...]  # `item` is the index in the batch
+Call = tuple[RowRange[int], ...]  # `item` is the item's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +34,55 @@ def limit_rows(limits: CallLimits, row_seconds: float, memory_rows: int | None) 
     return max(1, allowed)
 
 
-def next_call(waiting: Sequence[RowRange[int]], max_rows: int) -> Call:
-    """Choose the rows of the next call, in order.
+@dataclass(frozen=True, slots=True)
+class WaitingRows:
+    """The rows of a prepared item that are not computed yet."""
 
-    An item that fits into one call is not split, because its rows share work (the picture). A larger item is split and
-    fills the remaining capacity.
+    item: int  # its id
+    start: int  # first row
+    stop: int  # row after the last
+    deadline: float  # of the item
+    is_alone: bool = False  # shares no call with other items
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, at least 1."""
+        return self.stop - self.start
+
+
+def choose_call(
+    waiting: Sequence[WaitingRows], max_rows: int, now: float, expected_seconds: Callable[[int], float]
+) -> Call:
+    """Choose the rows of the next call: the first item's, and as many of the others as fit.
+
+    An item that fits into one call is not split, because its rows share work (the picture); one that does not fit into
+    what is left waits for the next call, and those behind it may go first. An item that is larger than a call is split
+    and fills the remaining capacity. An item joins the call only if the call is then expected to end early enough for
+    it and for all before it: no item is made late by those behind it.
 
     Args:
-        waiting: remaining rows of each item, none of them empty.
+        waiting: the items, in the order in which they are to be computed; at least one.
         max_rows: at least 1.
+        now: the clock, seconds; deadlines are on the same clock.
+        expected_seconds: of a call of so many rows; 0 if unknown.
     """
     call: list[RowRange[int]] = []
-    capacity = max_rows
+    capacity, must_end = max_rows, math.inf
     for part in waiting:
-        if part.rows <= capacity:
-            call.append(part)
-            capacity -= part.rows
+        if part.is_alone and call:
             continue
-        if part.rows > max_rows and capacity:
-            call.append(RowRange(part.item, part.start, part.start + capacity))
-        break
+        rows = min(part.rows, capacity) if part.rows > max_rows else part.rows
+        if rows == 0 or rows > capacity:
+            continue
+        # The rows that are left after this call need time too.
+        must_end_with = min(must_end, part.deadline - expected_seconds(part.rows - rows))
+        if call and now + expected_seconds(max_rows - capacity + rows) > must_end_with:
+            continue
+        call.append(RowRange(part.item, part.start, part.start + rows))
+        capacity, must_end = capacity - rows, must_end_with
+        if part.is_alone or capacity == 0:
+            break
     return tuple(call)
-
-
-def split_by_item(call: Call) -> list[Call]:
-    """Split a call into one call for each item, so that an item that breaks the engine fails alone."""
-    return [(part,) for part in call]
 
 
 CLEAR_ABOVE = 0.9  # share of the card in use by all processes above which cached memory is freed
@@ -96,32 +119,12 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
-def halve_call(call: Call) -> list[Call]:
-    """Split a call into two of half the rows; empty if it is a single row."""
-    half = sum(part.rows for part in call) // 2
-    if half == 0:
-        return []
-    left: list[RowRange[int]] = []
-    right: list[RowRange[int]] = []
-    for part in call:
-        taken = min(part.rows, half - sum(other.rows for other in left))
-        if taken:
-            left.append(RowRange(part.item, part.start, part.start + taken))
-        if taken < part.rows:
-            right.append(RowRange(part.item, part.start + taken, part.stop))
-    return [tuple(left), tuple(right)]
-
-
 class MemoryLimit:
     """Limit of rows in a call, learnt from memory errors; each halves it, `GOOD_CALLS_TO_GROW` calls double it."""
 
     def __init__(self) -> None:
         self.rows: int | None = None  # None: no limit
         self._good_calls = 0
-
-    def is_exceeded_by(self, rows: int) -> bool:
-        """Whether a call of `rows` is above the limit."""
-        return self.rows is not None and rows > self.rows
 
     def record_failure(self, rows: int) -> None:
         """Record that a call of `rows` ran out of memory."""

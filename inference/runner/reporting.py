@@ -24,45 +24,48 @@ class DeviceProgress:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._step_start: float | None = None
+        self._rows = 0
         self.steps = 0
-        self.batch_id = 0
         self.device_used_bytes = 0
         self.device_total_bytes = 0
 
-    def begin(self, batch_id: int) -> None:
-        """Record the start of a batch, or of a load with 0."""
-        self.batch_id = batch_id
+    def begin(self, rows: int) -> None:
+        """Record the start of a device call, or of a load with 0."""
+        self._rows = rows
         self._step_start = self._clock.monotonic()
 
     def advance(self) -> None:
-        """Record the end of a device call or of a step of a load."""
+        """Record the end of a step of a load."""
         self.steps += 1
         self._step_start = self._clock.monotonic()
 
     def end(self) -> None:
-        """Record that the device thread waits for work."""
+        """Record the end of a device call or of a load."""
+        self.steps += 1
         self._step_start = None
-        self.batch_id = 0
+        self._rows = 0
 
     def make_heartbeat(self) -> runner_pb2.Heartbeat:
         """Return the current values. Any thread."""
         start = self._step_start
         return runner_pb2.Heartbeat(
             progress=self.steps,
-            batch_id=self.batch_id,
+            rows_on_step=self._rows,
             seconds_on_step=0.0 if start is None else max(0.0, self._clock.monotonic() - start),
             device_used_bytes=self.device_used_bytes,
             device_total_bytes=self.device_total_bytes,
         )
 
 
-def start_heartbeat(progress: DeviceProgress, seconds: float, send: Callable[[runner_pb2.RunnerReply], None]) -> None:
+def start_heartbeat(
+    make_heartbeat: Callable[[], runner_pb2.Heartbeat], seconds: float, send: Callable[[runner_pb2.RunnerReply], None]
+) -> None:
     """Send a heartbeat every `seconds` from a daemon thread."""
     never = threading.Event()
 
     def send_heartbeats() -> None:
         while True:
-            send(runner_pb2.RunnerReply(heartbeat=progress.make_heartbeat()))
+            send(runner_pb2.RunnerReply(heartbeat=make_heartbeat()))
             never.wait(seconds)
 
     threading.Thread(target=send_heartbeats, name="heartbeat", daemon=True).start()

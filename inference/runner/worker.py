@@ -1,28 +1,25 @@
-"""The device thread: imports the engine, loads one model and computes batches in order; no other code runs on it."""
+"""The device thread: imports the engine, loads one model and computes items; no other code runs on it."""
 
-import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.clock import Clock
 from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
-from inference.runner.batch import BatchRun, DeviceLost, ExecutionContext
+from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Engine, loader_for
 from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for
+from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
 from inference.runner.plan import CallLimits
-from inference.runner.prepare import PendingBatch
 from inference.runner.reporting import DeviceProgress, describe_error
 
 # While not serving, a runner computes on one thread: the threads of one call synchronise several hundred times, and
 # beside a busy process each synchronisation waits for the scheduler. A load of 2 s took minutes that way.
 STANDBY_THREADS = 1
 PROGRESS_SECONDS = 0.05  # least interval between two progress reports of one phase
-
-Job = runner_pb2.LoadBundle | PendingBatch | None  # None: no more jobs will follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +33,79 @@ class WorkerCallbacks:
     on_ready: Callable[[Hardware], None]  # called when the engine is imported
 
 
+@dataclass(slots=True)
+class Work:
+    """What has come for the device thread since it last looked."""
+
+    loads: list[runner_pb2.LoadBundle] = field(default_factory=list)
+    items: list[PendingItem] = field(default_factory=list)  # prepared
+    is_last: bool = False  # no more will come
+
+
+class WorkQueue:
+    """What waits for the device thread. Any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._work = Work()
+
+    def put_load(self, request: runner_pb2.LoadBundle) -> None:
+        """Add a load."""
+        with self._changed:
+            self._work.loads.append(request)
+            self._changed.notify()
+
+    def put_item(self, item: PendingItem) -> None:
+        """Add a prepared item."""
+        with self._changed:
+            self._work.items.append(item)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Record that no more will come."""
+        with self._changed:
+            self._work.is_last = True
+            self._changed.notify()
+
+    def take(self, *, may_wait: bool) -> Work:
+        """Remove and return what has come; waits for something if `may_wait`."""
+        with self._changed:
+            while may_wait and not (self._work.loads or self._work.items or self._work.is_last):
+                self._changed.wait()
+            work, self._work = self._work, Work()
+            return work
+
+
 class Worker:
-    """The device thread and its queue of jobs.
+    """The device thread.
 
     Args:
         engine: imported before `on_ready` is called; "" for none.
         extra: additional engines, name to "module:function".
+        received: the items without an outcome.
     """
 
     def __init__(
-        self, engine: str, extra: Mapping[str, str], progress: DeviceProgress, clock: Clock, callbacks: WorkerCallbacks
+        self,
+        engine: str,
+        extra: Mapping[str, str],
+        progress: DeviceProgress,
+        clock: Clock,
+        callbacks: WorkerCallbacks,
+        received: ReceivedItems,
     ) -> None:
         self._engine_name = engine
         self._extra = extra
         self._progress = progress
         self._clock = clock
         self._callbacks = callbacks
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._received = received
+        self._queue = WorkQueue()
+        self._is_finishing = False
         self._hardware: Hardware = CpuOnly()
         self._memory = CardMemoryMonitor(self._hardware, clock)
         self._context: ExecutionContext | None = None
+        self._calls: DeviceCalls | None = None
         self._last_report = ("", float("-inf"))  # phase, time
         self._is_serving = False
         self._serving_threads = 0
@@ -71,9 +121,24 @@ class Worker:
         """Start the thread, which imports the engine first."""
         self._thread.start()
 
-    def put(self, job: Job) -> None:
-        """Queue a job; jobs run in order. Any thread."""
-        self._jobs.put(job)
+    def load(self, request: runner_pb2.LoadBundle) -> None:
+        """Load a bundle. Any thread."""
+        self._queue.put_load(request)
+
+    def on_prepared(self, item: PendingItem) -> None:
+        """Compute an item whose preparation has succeeded; send the outcome of one that has failed. Any thread."""
+        if item.outcome is None:
+            self._queue.put_item(item)
+            return
+        item.outcome.prepared_seconds = item.prepared_seconds
+        self._send_reply(runner_pb2.ItemsReply(outcomes=[item.outcome]))
+        if self._is_finishing:
+            self._queue.close()
+
+    def finish(self) -> None:
+        """End the process when every received item has its outcome; no more will be received. Any thread."""
+        self._is_finishing = True
+        self._queue.close()
 
     def set_serving(self, *, is_serving: bool) -> None:
         """Set whether the runner serves callers, which decides the threads of later calls. Any thread."""
@@ -81,13 +146,17 @@ class Worker:
 
     def _work(self) -> None:
         self._import_engine()
-        while (job := self._jobs.get()) is not None:
-            if isinstance(job, PendingBatch):
-                self._compute(job)
-                job.is_done = True
-            else:
-                self._load(job)
-            self._progress.end()
+        while True:
+            work = self._queue.take(may_wait=not self._calls)
+            for request in work.loads:
+                self._load(request)
+            if self._context is not None and self._calls is not None:
+                for item in work.items:
+                    self._calls.add(item)
+                if self._calls:
+                    self._compute(self._context, self._calls)
+            if self._is_finishing and not self._received:
+                break
         if self._context is not None:
             self._context.engine.close()
         self._callbacks.exit(ExitCode.DONE)
@@ -108,6 +177,7 @@ class Worker:
             outcome = self._try_load(request)
         else:
             outcome = _refuse_load(request, LoadRefused("LOAD_FAILED", "this runner has loaded a bundle before"))
+        self._progress.end()
         self._callbacks.send_control(runner_pb2.RunnerReply(load_outcome=outcome))
 
     def _try_load(self, request: runner_pb2.LoadBundle) -> runner_pb2.LoadOutcome:
@@ -131,26 +201,23 @@ class Worker:
             self._clock,
             self._callbacks.log,
         )
+        self._calls = DeviceCalls(self._context, self._send_reply)
         self._sample_memory(self._context)
         return runner_pb2.LoadOutcome(
             device=engine.device,
             precision=engine.precision,
             row_seconds=loaded.row_seconds,
             needed_bytes=loaded.needed_bytes,
+            call_rows=self._context.call_rows,
         )
 
-    def _compute(self, batch: PendingBatch) -> None:
-        self._progress.begin(batch.batch_id)
-        context = self._context
-        if context is None:
-            self._refuse_batch(batch)
-            return
+    def _compute(self, context: ExecutionContext, calls: DeviceCalls) -> None:
         threads = self._choose_threads()
         if threads != self._used_threads:
             self._hardware.use_threads(threads)
             self._used_threads = threads
         try:
-            BatchRun(context, batch, self._send_reply).run()
+            calls.run_one()
         except DeviceLost as error:
             self._callbacks.log(
                 "device_lost",
@@ -164,13 +231,9 @@ class Worker:
     def _choose_threads(self) -> int:
         return self._serving_threads if self._is_serving else STANDBY_THREADS
 
-    def _refuse_batch(self, batch: PendingBatch) -> None:
-        batch.is_prepared.wait()  # without a model, preparing fails every item
-        outcomes = [item.outcome for item in batch.items if item.outcome is not None]
-        self._send_reply(runner_pb2.BatchReply(batch_id=batch.batch_id, outcomes=outcomes, done=True))
-
-    def _send_reply(self, reply: runner_pb2.BatchReply) -> None:
-        self._callbacks.send_data(runner_pb2.RunnerReply(batch=reply))
+    def _send_reply(self, reply: runner_pb2.ItemsReply) -> None:
+        self._callbacks.send_data(runner_pb2.RunnerReply(items=reply))
+        self._received.remove([outcome.item_id for outcome in reply.outcomes])
 
     def _sample_memory(self, context: ExecutionContext) -> None:
         sample = self._memory.sample(context.engine.device)

@@ -23,12 +23,10 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.dispatcher import LimitRules
-from inference.server.scheduling.queue import BatchBudget
 from inference.server.settings import ServerSettings
 
 CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
 LOOKAHEAD_BYTES = 128 << 10  # buffered of a message that the server has not asked for; an ordinary picture fits
-MAX_FRAME_PAYLOAD_BYTES = 48 << 20  # of one batch; below the maximum frame size of 64 MiB
 
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
@@ -137,9 +135,9 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         emit=shared.emit,
         drain=shared.drain,
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
-        budget=BatchBudget(runner.max_batch_items, runner.max_batch_rows, MAX_FRAME_PAYLOAD_BYTES),
         limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor),
         threads=runner.threads,
+        max_call_rows=runner.max_call_rows,
         max_call_seconds=runner.max_call_seconds,
         max_image_pixels=server.max_image_pixels,
         max_image_side=server.max_image_side_pixels,

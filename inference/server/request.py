@@ -101,7 +101,8 @@ class PendingRequest:
     outcome: asyncio.Future[Prediction]
     id: int = field(default_factory=_request_ids.__next__)
     deaths: int = 0  # runners that ended while computing it
-    alone: bool = False  # must be computed in a batch of its own
+    priority: int = 0  # 0: interactive, 1: bulk
+    alone: bool = False  # must be computed while the runner holds nothing else
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
     revision: str = ""  # of the load that it was last given to
     device: str = ""  # of that load

@@ -71,19 +71,20 @@ class ServerSection(Section):
 
 
 class RunnerSection(Section):
-    """`[runner]`: runner processes, batches, timeouts."""
+    """`[runner]`: runner processes, device calls, timeouts."""
 
     standby: Annotated[bool, Field(description="whether an idle process is kept in the free slot")] = True
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
     prepare_threads: Annotated[int, Field(ge=1, le=64, description="threads that decode pictures")] = 2
-    max_batch_items: Annotated[int, Field(ge=1, le=1024, description="largest number of requests per batch")] = 16
-    max_batch_rows: Annotated[int, Field(ge=1, le=4096, description="largest number of statements per batch")] = 64
+    max_call_rows: Annotated[
+        int, Field(ge=0, le=4096, description="most statements in one device call; 0 = chosen by the engine")
+    ] = 0
     max_call_seconds: Annotated[
         float, Field(gt=0, le=600, description="longest expected device call; more work is split into several")
     ] = 2.0
-    min_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="smallest time limit of a batch")] = 2.0
+    min_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="smallest time limit of a device call")] = 2.0
     limit_factor: Annotated[
-        float, Field(ge=1.5, le=100, description="time limit of a batch, as a multiple of its expected time")
+        float, Field(ge=1.5, le=100, description="time limit of a device call, as a multiple of its expected time")
     ] = 8.0
     silence_seconds: Annotated[
         float, Field(ge=0.3, le=600, description="a runner without a heartbeat for this long is killed")

@@ -24,7 +24,7 @@ class RecordingListener:
         self.hello: runner_pb2.Hello | None = None
         self.progress: list[runner_pb2.LoadProgress] = []
         self.loaded: runner_pb2.LoadOutcome | None = None
-        self.replies: list[runner_pb2.BatchReply] = []
+        self.replies: list[runner_pb2.ItemsReply] = []
         self.heartbeat = runner_pb2.Heartbeat()
         self.endings: list[RunnerEnding] = []
         self.after_end: list[str] = []
@@ -46,13 +46,13 @@ class RecordingListener:
         self.loaded = outcome
         self._note("load_outcome")
 
-    def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
+    def on_items_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Record it, or raise the error that a test has set."""
         bug, self.bug = self.bug, None
         if bug is not None:
             raise bug
         self.replies.append(reply)
-        self._note("batch_reply")
+        self._note("items_reply")
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
         """Record the last one."""
@@ -68,6 +68,11 @@ class RecordingListener:
     def outcomes(self) -> dict[int, runner_pb2.ItemOutcome]:
         """All outcomes so far, by item."""
         return {outcome.item_id: outcome for reply in self.replies for outcome in reply.outcomes}
+
+    @property
+    def calls(self) -> list[runner_pb2.DeviceCall]:
+        """All device calls so far."""
+        return [call for reply in self.replies for call in reply.calls]
 
     async def until(self, condition: Callable[[], object], limit_seconds: float = LIMIT_SECONDS) -> None:
         """Wait until recorded messages make a condition true."""
@@ -90,7 +95,6 @@ class RunnerHarness:
         self.state = state
         self.process = RunnerProcess(dataclasses.replace(SPEC, **spec), self.listener)  # type: ignore[arg-type]
         self._ids = itertools.count(1)
-        self._batches = itertools.count(1)
 
     async def start(self) -> None:
         """Spawn the process and wait for Hello."""
@@ -111,23 +115,26 @@ class RunnerHarness:
         folder = bundle_folder(self.state, bundle.bundle_digest)
         self.process.load(runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS))
 
-    def send(self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0) -> list[int]:
-        """Send one batch of items, each a list of statements; return the items' ids."""
-        rows = [
-            runner_pb2.BatchItem(
+    def send(
+        self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0, priority: int = 0
+    ) -> list[int]:
+        """Send items, each a list of statements, in one frame; return their ids."""
+        messages = [
+            runner_pb2.Item(
                 item_id=next(self._ids),
                 seconds_left=seconds_left,
-                entailment=runner_pb2.EntailmentTask(image=image, statements=statements),
+                entailment=runner_pb2.EntailmentTask(statements=statements),
+                priority=priority,
             )
             for statements in items
         ]
-        self.process.send_batch(runner_pb2.ComputeBatch(batch_id=next(self._batches), items=rows))
-        return [row.item_id for row in rows]
+        self.process.send_items([(message, image) for message in messages])
+        return [message.item_id for message in messages]
 
     async def ask(
         self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0
     ) -> list[runner_pb2.ItemOutcome]:
-        """Send one batch and wait for its outcomes, in the items' order."""
+        """Send items and wait for their outcomes, in the items' order."""
         ids = self.send(*items, image=image, seconds_left=seconds_left)
         await self.listener.until(lambda: set(ids) <= set(self.listener.outcomes))
         return [self.listener.outcomes[item_id] for item_id in ids]

@@ -1,5 +1,6 @@
-"""How a batch is packed into device calls, and how calls are split when memory runs out."""
+"""Which rows a device call carries, and what is learnt when memory runs out."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -7,35 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dev.harness.scripted_engine import AcceleratorError, OutOfMemoryError
-from inference.runner.engines.base import RowRange
 from inference.runner.plan import (
     GOOD_CALLS_TO_GROW,
     Call,
     CallLimits,
     MemoryLimit,
-    halve_call,
+    WaitingRows,
+    choose_call,
     is_device_lost,
     is_out_of_memory,
     limit_rows,
-    next_call,
     should_clear,
-    split_by_item,
 )
 
 ITEMS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-def items(*rows: int) -> list[RowRange[int]]:
-    """Whole items of so many rows."""
-    return [RowRange(place, 0, count) for place, count in enumerate(rows)]
-
-
 def all_calls(rows: Sequence[int], max_rows: int) -> list[Call]:
-    """Pack until nothing is left, as the device thread does."""
+    """Choose calls until nothing is left, as the device thread does."""
     done = [0] * len(rows)
     calls = []
-    while left := [RowRange(place, done[place], count) for place, count in enumerate(rows) if done[place] < count]:
-        calls.append(next_call(left, max_rows))
+    while left := [
+        WaitingRows(place, done[place], count, math.inf) for place, count in enumerate(rows) if done[place] < count
+    ]:
+        calls.append(choose_call(left, max_rows, 0.0, lambda _: 0.0))
         for cut in calls[-1]:
             done[cut.item] = cut.stop
     return calls
@@ -48,13 +44,50 @@ def all_calls(rows: Sequence[int], max_rows: int) -> list[Call]:
         ([32], 8, [[(0, 0, 8)], [(0, 8, 16)], [(0, 16, 24)], [(0, 24, 32)]]),  # a large one is cut
         ([5, 5], 8, [[(0, 0, 5)], [(1, 0, 5)]]),  # one that fits whole is not cut
         ([5, 20], 8, [[(0, 0, 5), (1, 0, 3)], [(1, 3, 11)], [(1, 11, 19)], [(1, 19, 20)]]),  # one that cannot is
+        ([5, 5, 2, 1], 8, [[(0, 0, 5), (2, 0, 2), (3, 0, 1)], [(1, 0, 5)]]),  # small ones fill what is left
         ([2, 1], 1, [[(0, 0, 1)], [(0, 1, 2)], [(1, 0, 1)]]),
     ],
 )
-def test_items_are_packed_in_order(rows: list[int], max_rows: int, expected: list[list[tuple[int, int, int]]]) -> None:
-    """Items share calls, and are split only if no call could hold them."""
+def test_items_share_calls_and_are_split_only_if_no_call_could_hold_them(
+    rows: list[int], max_rows: int, expected: list[list[tuple[int, int, int]]]
+) -> None:
+    """In order; what is left of a call is filled with items that fit."""
     calls = [[(cut.item, cut.start, cut.stop) for cut in call] for call in all_calls(rows, max_rows)]
     assert expected == calls
+
+
+def test_an_item_that_must_be_alone_shares_no_call() -> None:
+    """It waits until it is first, and then takes a call of its own."""
+    first, alone, last = (WaitingRows(place, 0, 1, math.inf, is_alone=place == 1) for place in range(3))
+    chosen = [[cut.item for cut in choose_call(row, 8, 0.0, float)] for row in ([first, alone, last], [alone, last])]
+    assert chosen == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "expected"),
+    [
+        ([9.0, 9.0, 9.0], [0, 1, 2]),
+        ([1.5, 9.0, 9.0], [0]),  # two rows would make the first one late
+        ([2.5, 9.0, 9.0], [0, 1]),
+        ([9.0, 1.5, 9.0], [0, 2]),  # the second would be late itself, so it must not hold back the third
+        ([0.5, 9.0, 9.0], [0]),  # the first one is always taken: its cost may be less than expected
+    ],
+)
+def test_an_item_is_not_made_late_by_those_behind_it(deadlines: list[float], expected: list[int]) -> None:
+    """At one second a row, rows are added while the call is expected to end before the earliest deadline in it."""
+    waiting = [WaitingRows(place, 0, 1, deadline) for place, deadline in enumerate(deadlines)]
+    assert expected == [cut.item for cut in choose_call(waiting, 8, 0.0, float)]
+
+
+def test_a_large_item_must_have_time_for_its_other_calls() -> None:
+    """Its rows after this call are counted too: ten rows in calls of four need two seconds a row."""
+    large = WaitingRows(0, 0, 10, 10.0)
+    small = [WaitingRows(place, 0, 1, math.inf) for place in (1, 2)]
+    assert [cut.item for cut in choose_call([small[0], large, small[1]], 4, 0.0, float)] == [1, 2]
+    assert [(cut.item, cut.rows) for cut in choose_call([small[0], large, small[1]], 4, -1.0, float)] == [
+        (1, 1),
+        (0, 3),
+    ]
 
 
 @given(ITEMS, st.integers(1, 16))
@@ -82,32 +115,6 @@ def test_the_least_limit_decides(
 ) -> None:
     """Limits are the maximum of rows, the expected time and what memory has allowed."""
     assert expected == limit_rows(limits, row_seconds, memory_rows)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([1], []),  # cannot be split: the item's own failure
-        ([2], [[(0, 0, 1)], [(0, 1, 2)]]),
-        ([1, 1], [[(0, 0, 1)], [(1, 0, 1)]]),
-        ([3, 2], [[(0, 0, 2)], [(0, 2, 3), (1, 0, 2)]]),
-        ([1, 1, 1, 5], [[(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1)], [(3, 1, 5)]]),
-    ],
-)
-def test_a_failed_call_is_halved(rows: list[int], expected: list[list[tuple[int, int, int]]]) -> None:
-    """Both halves keep the order of the rows."""
-    assert expected == [[(cut.item, cut.start, cut.stop) for cut in half] for half in halve_call(tuple(items(*rows)))]
-
-
-@given(ITEMS)
-def test_both_halves_together_are_the_call(rows: list[int]) -> None:
-    """Neither half is much larger than the other."""
-    call = items(*rows)
-    halves = halve_call(tuple(call))
-    computed = sorted((cut.item, row) for half in halves for cut in half for row in range(cut.start, cut.stop))
-    whole = [(cut.item, row) for cut in call for row in range(cut.start, cut.stop)]
-    assert (computed == whole) if len(whole) > 1 else (halves == [])
-    assert all(half for half in halves)
 
 
 def test_the_memory_limit_is_learnt_and_raised_again() -> None:
@@ -166,8 +173,3 @@ def test_cached_memory_is_freed_only_on_a_full_card() -> None:
     assert not should_clear(0, 0)
     assert not should_clear(90, 100)
     assert should_clear(91, 100)
-
-
-def test_items_of_a_failed_call_are_computed_one_by_one() -> None:
-    """The item that breaks the engine then fails alone."""
-    assert split_by_item(tuple(items(2, 3))) == [(RowRange(0, 0, 2),), (RowRange(1, 0, 3),)]

@@ -23,9 +23,10 @@ SOON = 2.0  # for events that the kernel reports at once
 QUICK = {"silence_seconds": 0.4, "load_stall_seconds": 0.4}
 
 
-async def test_a_crash_is_reported_with_its_signal(runner: RunnerHarness) -> None:
+async def test_a_crash_is_reported_with_its_signal(make_runner: MakeRunner) -> None:
     """Answers that were sent before the crash are delivered."""
-    await runner.load()
+    runner = make_runner(prepare_threads=1)  # so that items are prepared in order
+    await runner.load(max_call_rows=1)
     runner.send(["fine"])
     runner.send(["!crash"])
     ending = await runner.ended(SOON)
@@ -84,7 +85,7 @@ async def test_a_hung_device_call_is_seen_in_the_heartbeat(make_runner: MakeRunn
     await runner.load()
     runner.send(["!hang"])
     await runner.listener.until(
-        lambda: runner.listener.heartbeat.batch_id == 1 and runner.listener.heartbeat.seconds_on_step > 0.6
+        lambda: runner.listener.heartbeat.rows_on_step == 1 and runner.listener.heartbeat.seconds_on_step > 0.6
     )
     assert runner.listener.endings == []
     runner.process.kill("over its time")
@@ -173,7 +174,7 @@ async def test_a_listener_s_bug_costs_no_later_message(runner: RunnerHarness) ->
     reported: list[str] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(repr(context.get("exception"))))
-    await runner.load()
+    await runner.load(max_call_rows=1)
     runner.listener.bug = ZeroDivisionError()
     runner.send(["a"])
     await runner.ask(["b"])

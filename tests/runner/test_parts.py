@@ -8,14 +8,14 @@ from PIL import Image
 
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
-from inference.runner import prepare
+from inference.runner import items, prepare
 from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem
 from inference.runner.hardware import SAMPLE_SECONDS, CardMemoryMonitor, CpuOnly, filter_devices
 from inference.runner.loading import make_sample_item
 from inference.runner.process import can_lower_niceness
 from inference.runner.reporting import DeviceProgress
 from inference.wire import EntailmentScores
-from tests.runner.test_batch import StandingClock
+from tests.runner.test_device_calls import StandingClock
 
 DEVICES = [("cuda:0", "bfloat16"), ("cuda:1", "float32"), ("cpu", "float32")]
 
@@ -68,38 +68,49 @@ def test_the_sample_picture_is_valid() -> None:
 
 def test_items_are_read_and_results_written() -> None:
     """For both tasks."""
-    row = runner_pb2.BatchItem(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
+    row = runner_pb2.Item(item_id=1, address=runner_pb2.AddressTask(addresses=["a", "b"]))
     assert prepare.read_item(row) == AddressItem(("a", "b"))
-    outcome = prepare.answer_outcome(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
+    outcome = items.answer_outcome(1, [(AddressSpan("city", 0, 3, 0.5),), ()])
     assert [len(address.spans) for address in outcome.address.addresses] == [1, 0]
     assert outcome.address.addresses[0].spans[0].kind == "city"
     asked = runner_pb2.EntailmentTask(image=b"p", statements=["s"], premise="q")
-    assert prepare.read_item(runner_pb2.BatchItem(entailment=asked)) == EntailmentItem(b"p", ("s",), "q")
+    assert prepare.read_item(runner_pb2.Item(entailment=asked)) == EntailmentItem(b"p", ("s",), "q")
     with pytest.raises(prepare.TaskMissing):
-        prepare.read_item(runner_pb2.BatchItem(item_id=1))
+        prepare.read_item(runner_pb2.Item(item_id=1))
+
+
+def test_a_cancellation_may_come_before_its_item() -> None:
+    """They travel on two sockets."""
+    received = items.ReceivedItems()
+    received.cancel([1, 3])
+    arrived = [received.add(runner_pb2.Item(item_id=number), 0.0) for number in (1, 2, 3)]
+    received.cancel([2])
+    received.remove([1, 2])
+    assert [item.is_cancelled for item in arrived] == [True, True, True]
+    assert len(received) == 1
 
 
 def test_a_result_is_finite_if_all_its_numbers_are() -> None:
     """Checked for both tasks."""
-    assert prepare.is_finite(EntailmentScores(0.2, 0.3, 0.5))
-    assert not prepare.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
-    assert prepare.is_finite(())
-    assert not prepare.is_finite((AddressSpan("city", 0, 1, float("inf")),))
+    assert items.is_finite(EntailmentScores(0.2, 0.3, 0.5))
+    assert not items.is_finite(EntailmentScores(0.2, 0.3, float("nan")))
+    assert items.is_finite(())
+    assert not items.is_finite((AddressSpan("city", 0, 1, float("inf")),))
 
 
 def test_a_heartbeat_reports_seconds_since_the_last_step() -> None:
-    """Seconds on a step restart with the batch and with each device call; an idle runner reports zero."""
+    """Seconds on a step restart with each device call and each step of a load; an idle runner reports zero."""
     clock = StandingClock()
     progress = DeviceProgress(clock)
     assert progress.make_heartbeat() == runner_pb2.Heartbeat()
     progress.begin(7)
     clock.time += 2.0
-    assert progress.make_heartbeat() == runner_pb2.Heartbeat(batch_id=7, seconds_on_step=2.0)
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(rows_on_step=7, seconds_on_step=2.0)
     progress.advance()
     clock.time += 1.0
-    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1, batch_id=7, seconds_on_step=1.0)
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1, rows_on_step=7, seconds_on_step=1.0)
     progress.end()
-    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1)
+    assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=2)
 
 
 class GrowingCache(CpuOnly):

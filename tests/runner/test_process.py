@@ -1,4 +1,4 @@
-"""Real runner processes without faults: hello, load, batches, cancellation, deadlines, retirement."""
+"""Real runner processes without faults: hello, load, items, cancellation, deadlines, retirement."""
 
 import os
 from pathlib import Path
@@ -79,8 +79,8 @@ async def test_32_statements_are_split_into_calls_and_answered_together(runner: 
     assert [expected_scores("r1", b"picture", text).yes for text in texts] == [
         score.yes for score in outcome.entailment.scores
     ]
-    assert runner.listener.replies[-1].rows == 32
-    assert runner.listener.replies[-1].done
+    assert [call.rows for call in runner.listener.calls] == [8] * 4
+    assert outcome.computed_rows == 32
     await runner.listener.until(lambda: runner.listener.heartbeat.progress >= before + 4)
 
 
@@ -120,11 +120,11 @@ async def test_calls_that_do_not_fit_are_split(runner: RunnerHarness) -> None:
 
 
 async def test_cancelled_items_are_not_computed(runner: RunnerHarness) -> None:
-    """Items queued after a slow one and cancelled meanwhile end as cancelled; the others are answered."""
+    """Items queued behind a slow one and cancelled meanwhile end as cancelled; the others are answered."""
     await runner.load()
     [slow] = runner.send(["!slow 0.3"])
+    await runner.listener.until(lambda: runner.listener.heartbeat.rows_on_step == 1)
     [unwanted, wanted] = runner.send(["!crash"], ["fine"])
-    await runner.listener.until(lambda: runner.listener.heartbeat.batch_id == 1)
     runner.process.cancel([unwanted, 999])
     await runner.listener.until(lambda: {slow, unwanted, wanted} <= set(runner.listener.outcomes))
     reasons = [runner.listener.outcomes[item].failure.reason for item in (slow, unwanted, wanted)]
@@ -137,18 +137,19 @@ async def test_expired_items_are_not_computed(runner: RunnerHarness) -> None:
     [late] = await runner.ask(["!crash"], seconds_left=0.0)
     assert late.failure.reason == "DEADLINE_EXPIRED"
     runner.send(["!slow 0.3"])
+    await runner.listener.until(lambda: runner.listener.heartbeat.rows_on_step == 1)
     [waited] = await runner.ask(["!crash"], seconds_left=0.1)
     assert waited.failure.reason == "DEADLINE_EXPIRED"
 
 
-async def test_a_heartbeat_reports_batch_and_seconds_of_the_device_call(runner: RunnerHarness) -> None:
+async def test_a_heartbeat_reports_rows_and_seconds_of_the_device_call(runner: RunnerHarness) -> None:
     """Both are zero when the device is idle."""
     await runner.load()
     runner.send(["!slow 0.3"])
     await runner.listener.until(
-        lambda: runner.listener.heartbeat.batch_id == 1 and runner.listener.heartbeat.seconds_on_step > 0.1
+        lambda: runner.listener.heartbeat.rows_on_step == 1 and runner.listener.heartbeat.seconds_on_step > 0.1
     )
-    await runner.listener.until(lambda: runner.listener.heartbeat.batch_id == 0)
+    await runner.listener.until(lambda: runner.listener.heartbeat.rows_on_step == 0)
     assert runner.listener.heartbeat.seconds_on_step == 0
 
 
@@ -192,14 +193,13 @@ async def test_a_second_load_is_refused(runner: RunnerHarness) -> None:
 
 
 async def test_without_a_model_items_fail_one_by_one(runner: RunnerHarness) -> None:
-    """A batch that arrives before a load gets outcomes."""
+    """Items that arrive before a load get outcomes."""
     await runner.start()
     outcomes = await runner.ask(["a"], ["b"])
     assert [outcome.failure.reason for outcome in outcomes] == ["ENGINE_FAILED"] * 2
-    assert runner.listener.replies[-1].done
 
 
-async def test_retirement_answers_received_batches_first(runner: RunnerHarness) -> None:
+async def test_retirement_answers_received_items_first(runner: RunnerHarness) -> None:
     """Then the process exits with 0."""
     await runner.load()
     ids = runner.send(["!slow 0.1"]) + runner.send(["a"]) + runner.send(["b"], ["c"], image=bytes(1 << 20))

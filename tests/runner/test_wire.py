@@ -14,8 +14,8 @@ from inference.wire import (
     MAX_FRAME_BYTES,
     FrameDecoder,
     FrameError,
-    batch_frame,
     frame,
+    items_frame,
     read_frame,
     unsent,
     write_frame,
@@ -79,18 +79,22 @@ def test_a_payload_over_the_cap_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 100_000, 1 << 21])
-def test_a_hand_written_batch_frame_parses_as_protobuf(size: int) -> None:
-    """Tag and length written by hand parse as RunnerRequest(batch=…)."""
-    item = runner_pb2.BatchItem(item_id=7, entailment=runner_pb2.EntailmentTask(image=bytes(size)))
-    batch = runner_pb2.ComputeBatch(batch_id=3, items=[item])
-    [payload] = FrameDecoder().feed(b"".join(batch_frame(batch.SerializeToString())))
-    assert runner_pb2.RunnerRequest(batch=batch) == runner_pb2.RunnerRequest.FromString(payload)
+def test_a_hand_written_frame_of_items_parses_as_protobuf(size: int) -> None:
+    """Tags and lengths written by hand parse as RunnerRequest(items=…), with and without a picture."""
+    items = [
+        runner_pb2.Item(item_id=7, entailment=runner_pb2.EntailmentTask(statements=["a cat", "a dog"])),
+        runner_pb2.Item(item_id=8, priority=1, address=runner_pb2.AddressTask(addresses=["x"])),
+    ]
+    parts = items_frame([(items[0].SerializeToString(), bytes(size)), (items[1].SerializeToString(), b"")])
+    [payload] = FrameDecoder().feed(b"".join(parts))
+    items[0].entailment.image = bytes(size)
+    assert runner_pb2.RunnerRequest.FromString(payload).items == runner_pb2.ComputeItems(items=items)
 
 
-def test_a_batch_frame_over_the_cap_is_not_sent() -> None:
-    """The hand-written tag and length count too."""
+def test_a_frame_of_items_over_the_cap_is_not_sent() -> None:
+    """The hand-written tags and lengths count too."""
     with pytest.raises(FrameError, match="maximum"):
-        batch_frame(bytes(MAX_FRAME_BYTES - 2))
+        items_frame([(b"", bytes(MAX_FRAME_BYTES - 2))])
 
 
 def test_blocking_reader_and_writer_use_the_same_frames() -> None:

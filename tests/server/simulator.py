@@ -22,7 +22,6 @@ from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.dispatcher import LimitRules
-from inference.server.scheduling.queue import BatchBudget
 
 UNIT_SECONDS = 0.01
 
@@ -53,8 +52,10 @@ class SimRunner:
         self.resident_bytes = 1 << 20
         self.listener = listener
         self.world = world
-        self.batches: list[runner_pb2.ComputeBatch] = []
-        self.seen: list[list[str]] = []  # first statement of each item, by batch
+        self.items: list[runner_pb2.Item] = []  # without an outcome
+        self.received: list[str] = []  # first statement of each item
+        self.calls: list[list[str]] = []  # the same, by device call
+        self.is_hung = False
         self.cancelled: list[int] = []
         self.serving: bool | None = None
         self.loaded: runner_pb2.LoadBundle | None = None
@@ -75,20 +76,19 @@ class SimRunner:
         if request.device.startswith("cuda"):
             reason = reason or self.world.card
         device = request.device
-        outcome = runner_pb2.LoadOutcome(device=device, precision="float32", row_seconds=UNIT_SECONDS)
+        outcome = runner_pb2.LoadOutcome(
+            device=device, precision="float32", row_seconds=UNIT_SECONDS, call_rows=self.world.call_rows
+        )
         if reason:
             outcome = runner_pb2.LoadOutcome(failure=runner_pb2.Failure(reason=reason, message="bad"), device=device)
         if not self.world.holds_loads:
             self._soon(lambda: self.listener.on_load_outcome(outcome))
 
-    def send_batch(
-        self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
-    ) -> None:
-        """Take a batch; answer it unless held."""
-        batch.items.extend(item for item, _ in items)
-        self.batches.append(batch)
-        self.seen.append([item.entailment.statements[0] for item in batch.items])
-        self._soon(lambda: self.compute(batch))
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+        """Take items; compute them unless held."""
+        self.items += [item for item, _ in items]
+        self.received += [item.entailment.statements[0] for item, _ in items]
+        self._soon(self.compute)
 
     def cancel(self, item_ids: Sequence[int]) -> None:
         """Remember."""
@@ -118,11 +118,13 @@ class SimRunner:
             self.gone.set()
             self.listener.on_end(RunnerEnding(reason, detail))
 
-    def answer(self, batch: runner_pb2.ComputeBatch) -> None:
-        """Answer a batch as the world's script says."""
-        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True, rows=1, computed_seconds=UNIT_SECONDS)
-        for item in batch.items:
-            outcome = reply.outcomes.add(item_id=item.item_id)
+    def answer(self, *items: runner_pb2.Item) -> None:
+        """Answer items in one device call, as the world's script says."""
+        rows = sum(len(item.entailment.statements) for item in items)
+        reply = runner_pb2.ItemsReply(call_rows=self.world.call_rows)
+        reply.calls.add(items=len(items), rows=rows, computed_seconds=rows * UNIT_SECONDS)
+        for item in items:
+            outcome = reply.outcomes.add(item_id=item.item_id, computed_rows=len(item.entailment.statements))
             fault = self._fault(item)
             if fault:
                 outcome.failure.reason = fault
@@ -130,8 +132,19 @@ class SimRunner:
                 continue
             for _ in item.entailment.statements:
                 outcome.entailment.scores.add(yes=0.7, no=0.2, maybe=0.1)
-        self.batches.remove(batch)
-        self.listener.on_batch_reply(reply)
+        self._reply(reply)
+
+    def refuse(self, reason: str) -> None:
+        """Fail all items that the runner holds."""
+        reply = runner_pb2.ItemsReply()
+        for item in self.items:
+            reply.outcomes.add(item_id=item.item_id).failure.reason = reason
+        self._reply(reply)
+
+    def _reply(self, reply: runner_pb2.ItemsReply) -> None:
+        done = {outcome.item_id for outcome in reply.outcomes}
+        self.items = [item for item in self.items if item.item_id not in done]
+        self.listener.on_items_reply(reply)
 
     def _hello(self) -> None:
         if not self.has_ended:
@@ -139,17 +152,21 @@ class SimRunner:
             precisions = ["float32"] * len(devices)
             self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=devices, precisions=precisions))
 
-    def compute(self, batch: runner_pb2.ComputeBatch) -> None:
-        """Answer a batch, die or hang of it, as the world's script says."""
-        if self.has_ended or batch not in self.batches:
+    def compute(self) -> None:
+        """Compute what the runner holds in one device call: answer, die or hang of it, as the world's script says."""
+        if self.has_ended or self.world.holds_items or not self.items or self.is_hung:
             return
-        faults = [self._fault(item) for item in batch.items]
+        items = sorted(self.items, key=lambda item: item.priority)
+        self.calls.append([item.entailment.statements[0] for item in items])
+        faults = [self._fault(item) for item in items]
         if "crash" in faults:
             self.end()
-        elif "hang" not in faults and not self.world.holds_batches:
-            self.answer(batch)
+        elif "hang" in faults:
+            self.is_hung = True
+        else:
+            self.answer(*items)
 
-    def _fault(self, item: runner_pb2.BatchItem) -> str:
+    def _fault(self, item: runner_pb2.Item) -> str:
         """What goes wrong: `!fault` in a statement for all revisions, `!fault@r2` for one, or for a device."""
         text, _, scope = item.entailment.statements[0].partition("@")
         scopes = ("", *((self.world.revision_of(self.loaded), self.loaded.device) if self.loaded else ()))
@@ -167,7 +184,8 @@ class World:
         self.clock = ManualClock()
         self.runners: list[SimRunner] = []
         self.refused: dict[str, str] = {}  # folder name → reason
-        self.holds_batches = False
+        self.holds_items = False
+        self.call_rows = 4  # most rows of a device call
         self.holds_loads = False
         self.devices = ["cpu"]
         self.card = ""  # why no load fits on a card
@@ -187,11 +205,11 @@ class World:
             "emit": self.events.append,
             "drain": self.drain,
             "capacity": Capacity(max_requests=8, max_bytes=1000),
-            "budget": BatchBudget(max_items=4, max_rows=8, max_bytes=1000),
             "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
             "standby": True,
             "threads": 1,
+            "max_call_rows": 0,
             "max_call_seconds": 1.0,
             "max_image_pixels": 1_000_000,
             "max_image_side": 1000,

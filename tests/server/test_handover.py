@@ -5,20 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import Interrupted
-from hotslot.runner.v1 import runner_pb2
 from inference.server.model.requests import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
-from tests.server.simulator import SimRunner, World
-
-
-def refuse(runner: SimRunner, reason: str) -> None:
-    """Fail all items that a runner holds, with a reason."""
-    for batch in list(runner.batches):
-        reply = runner_pb2.BatchReply(batch_id=batch.batch_id, done=True)
-        for item in batch.items:
-            reply.outcomes.add(item_id=item.item_id).failure.reason = reason
-        runner.batches.remove(batch)
-        runner.listener.on_batch_reply(reply)
+from tests.server.simulator import World
 
 
 @pytest.mark.fault("K15")
@@ -28,19 +17,19 @@ async def test_late_failures_of_a_handed_over_request_are_ignored(tmp_path: Path
     world = await World(tmp_path).serving()
     await world.trial()
     await world.wait(1)
-    world.holds_batches = True
+    world.holds_items = True
     pending = world.ask(seconds=1.5)
     await world.settle()
     trial, previous = world.runner("b"), world.runner("a")
-    assert trial.batches
+    assert trial.items
     await world.wait(1.4)
-    assert previous.batches, "it was handed over"
+    assert previous.items, "it was handed over"
 
-    refuse(trial, reason)
+    trial.refuse(reason)
     await world.settle()
     assert not pending.is_done
 
-    previous.answer(previous.batches[0])
+    previous.answer(*previous.items)
     assert (await pending.outcome).served_by.revision == "r1"
 
 

@@ -59,13 +59,13 @@ async def test_an_item_without_a_caller_is_cancelled_or_expired(
 ) -> None:
     """As its call has ended; it is counted once, though the runner reports it too."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     pending = world.ask()
     await world.settle()
 
     world.manager.requests.cancel(pending, has_expired=has_expired)
     world.manager.requests.cancel(pending)
-    world.runner("a").answer(world.runner("a").batches[0])
+    world.runner("a").answer(*world.runner("a").items)
     await world.wait(40)
 
     reason = "DEADLINE_EXPIRED" if has_expired else "CANCELLED"
@@ -75,7 +75,7 @@ async def test_an_item_without_a_caller_is_cancelled_or_expired(
 async def test_an_item_whose_deadline_passes_is_expired(tmp_path: Path) -> None:
     """It carries the revision that it waited for."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     world.ask(seconds=0.5)
 
     await world.wait(1)

@@ -40,14 +40,14 @@ async def test_without_a_committed_bundle_requests_are_not_ready(tmp_path: Path)
 async def test_the_death_of_the_active_runner_fails_no_request(tmp_path: Path) -> None:
     """The standby process answers its requests; until then the model is not ready."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     held, waiting = world.ask("held"), [world.ask(f"waits {number}") for number in range(5)]
     world.holds_loads = True
     world.runner("a").end()
     await world.settle()
     assert not world.pair.is_ready()
 
-    world.holds_batches = world.holds_loads = False
+    world.holds_items = world.holds_loads = False
     world.runner("b").load(world.runner("b").loaded)  # type: ignore[arg-type]
     await world.settle()
 
@@ -58,20 +58,22 @@ async def test_the_death_of_the_active_runner_fails_no_request(tmp_path: Path) -
 
 
 async def test_suspect_requests_are_retried_alone(tmp_path: Path) -> None:
-    """Each is computed in a batch of its own."""
-    world = await World(tmp_path).serving()
-    world.holds_batches = True
+    """Each is computed while the runner holds nothing else."""
+    world = World(tmp_path)
+    world.call_rows = 1  # so that the runner holds two of them
+    await world.serving()
+    world.holds_items = True
     pending = []
     for number in range(6):
         pending.append(world.ask(f"item {number}"))
         await world.settle()
     world.runner("a").end()
-    world.holds_batches = False
+    world.holds_items = False
     await world.settle()
 
     assert [await pending.outcome for pending in pending]
-    runs = [batch for batch in world.runner("b").seen if batch != ["self-test"]]
-    assert sum(len(batch) for batch in runs) == len(pending)
+    runs = [call for call in world.runner("b").calls if call != ["self-test"]]
+    assert sum(len(call) for call in runs) == len(pending)
     assert runs[-2:] == [["item 0"], ["item 1"]], "suspect_requests come last, and singly"
 
 
@@ -79,11 +81,11 @@ async def test_suspect_requests_are_retried_alone(tmp_path: Path) -> None:
 async def test_a_poison_input_fails_and_the_others_are_answered(tmp_path: Path) -> None:
     """An input that ends two runners fails as POISON_INPUT; the other requests get their answers."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     first = world.ask("first")
     neighbours = [world.ask(f"item {number}") for number in range(2)]
     poison = world.ask("!crash")
-    world.holds_batches = False
+    world.holds_items = False
     await world.wait(10)
 
     assert [await pending.outcome for pending in (first, *neighbours)]
@@ -98,11 +100,11 @@ async def test_a_poison_input_fails_and_the_others_are_answered(tmp_path: Path) 
 async def test_a_hung_runner_is_killed_and_its_requests_are_answered(tmp_path: Path) -> None:
     """A runner that exceeds its time limit is killed; its requests are retried in the other slot."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     pending = world.ask()
     await world.wait(1.9)
     assert not world.runners[0].has_ended
-    world.holds_batches = False
+    world.holds_items = False
     await world.wait(0.3)
 
     assert "limit" in world.runners[0].killed_by
@@ -140,7 +142,7 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
     """A swap affects new requests only; the old slot retires after its last answer."""
     world = await World(tmp_path).serving()
     load = await world.candidate()
-    world.holds_batches = True
+    world.holds_items = True
     old = world.ask()
     await world.settle()
     old_load = world.active.load
@@ -151,7 +153,7 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
     await world.settle()
     assert not world.runners[0].has_ended, "it still holds a request"
 
-    world.runner("a").answer(world.runner("a").batches[0])
+    world.runner("a").answer(*world.runner("a").items)
     await world.settle()
 
     assert (await old.outcome).served_by.revision == "r1"
@@ -163,7 +165,7 @@ async def test_a_restarted_slot_retires_after_its_last_request(tmp_path: Path) -
     """Retried requests hold leases on the new process; none of them moves to another revision."""
     world = await World(tmp_path).serving()
     load = await world.candidate()
-    world.holds_batches = True
+    world.holds_items = True
     pending = [world.ask(f"item {number}") for number in range(3)]
     await world.settle()
     world.runner("a").end()
@@ -176,8 +178,7 @@ async def test_a_restarted_slot_retires_after_its_last_request(tmp_path: Path) -
 
     runner = world.runner("a")
     for _ in range(5):
-        for batch in list(runner.batches):
-            runner.answer(batch)
+        runner.answer(*runner.items)
         await world.settle()
 
     assert [request.is_done and request.outcome.result().served_by.revision for request in pending] == ["r1"] * 3
@@ -258,10 +259,10 @@ async def test_the_death_of_a_trial_loses_no_request_and_counts_once(tmp_path: P
     """The previous slot answers all its requests."""
     world = await World(tmp_path).serving()
     await world.trial()
-    world.holds_batches = True
+    world.holds_items = True
     pending = [world.ask(f"item {number}") for number in range(4)]
     await world.settle()
-    world.holds_batches = False
+    world.holds_items = False
     world.runner("b").end()
     await world.wait(1)
 
@@ -375,16 +376,15 @@ async def test_neither_the_active_nor_the_previous_slot_of_a_trial_can_be_retire
 async def test_admission_refuses_over_the_limit_and_recovers(tmp_path: Path) -> None:
     """A request over the limit is refused with a retry delay; an answer frees its place."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     pending = [world.ask(f"item {number}") for number in range(8)]
     with pytest.raises(Overloaded) as error:
         world.ask()
     assert error.value.retry_after_seconds
 
-    world.holds_batches = False
+    world.holds_items = False
     await world.settle()
-    for batch in list(world.runner("a").batches):
-        world.runner("a").answer(batch)
+    world.runner("a").compute()
     await world.settle()
 
     assert [await pending.outcome for pending in pending]
@@ -393,8 +393,10 @@ async def test_admission_refuses_over_the_limit_and_recovers(tmp_path: Path) -> 
 
 async def test_an_expired_request_is_not_sent_to_the_runner(tmp_path: Path) -> None:
     """It fails when its deadline passes in the queue."""
-    world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world = World(tmp_path)
+    world.call_rows = 1
+    await world.serving()
+    world.holds_items = True
     busy = []
     for number in range(2):
         busy.append(world.ask(f"busy {number}"))
@@ -404,23 +406,23 @@ async def test_an_expired_request_is_not_sent_to_the_runner(tmp_path: Path) -> N
 
     with pytest.raises(DeadlineMissed):
         await late.outcome
-    assert all("late" not in batch for batch in world.runner("a").seen)
+    assert "late" not in world.runner("a").received
     assert not any(pending.is_done for pending in busy)
 
 
 @pytest.mark.fault("I14")
 async def test_a_cancelled_request_releases_its_admission_and_leases(tmp_path: Path) -> None:
-    """The batch keeps its own lease."""
+    """The item in the runner keeps a lease of its own."""
     world = await World(tmp_path).serving()
-    world.holds_batches = True
+    world.holds_items = True
     pending = world.ask()
     await world.settle()
 
     world.manager.requests.cancel(pending)
 
     assert world.manager.requests.waiting == 0
-    assert world.runner("a").cancelled == [pending.id]
-    assert world.manager.machine.slots["a"].is_leased, "the batch still reads these weights"
+    assert world.runner("a").cancelled == [item.item_id for item in world.runner("a").items]
+    assert world.manager.machine.slots["a"].is_leased, "the device still reads these weights"
 
 
 async def test_a_draining_server_refuses_requests(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ async def test_waiting_is_not_running(tmp_path: Path) -> None:
     world = await World(tmp_path).serving()
     registry = registry_of(world)
     labels = {"model": "shapes", "priority": "interactive"}
-    world.holds_batches = world.holds_loads = True
+    world.holds_items = world.holds_loads = True
 
     kept, cancelled = world.ask("kept"), world.ask("cancelled")
     await world.settle()

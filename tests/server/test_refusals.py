@@ -27,7 +27,7 @@ async def test_a_conflict_fits_into_the_trailers_with_counters_of_many_revisions
         row = world.manager.stats.get(StatsKey(f"sha256:{number:064}", "cpu"))
         row.count_answer(0.1)
         for rows in (1, 2, 4, 8):
-            row.count_batch(0.1, rows)
+            row.count_call(0.1, rows)
     state_bytes = build_model_state(world.manager, world.clock).ByteSize()
     assert state_bytes > MAX_TRAILER_BYTES
     call = Call("ControlService", "ActivateSlot", "unary", "id", "", 0.0, is_echoed=False, timeout=None)

@@ -124,11 +124,11 @@ class AnyOrder(RuleBasedStateMachine):
             self._do(self._release_loads)
 
     @rule(holds=st.booleans())
-    def hold_batches(self, *, holds: bool) -> None:
-        """Batches take long, or are computed at once."""
-        self.world.holds_batches = holds
+    def hold_items(self, *, holds: bool) -> None:
+        """Items take long, or are computed at once."""
+        self.world.holds_items = holds
         if not holds:
-            self._do(self._release_batches)
+            self._do(self._release_items)
 
     @rule(name=NAMES, fault=st.sampled_from(["", "", "OUT_OF_MEMORY", "ENGINE_FAILED"]))
     def break_runner(self, name: str, fault: str) -> None:
@@ -190,11 +190,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _end(self) -> None:
         self.world.refused.clear()
-        self.world.card, self.world.holds_loads, self.world.holds_batches = "", False, False
+        self.world.card, self.world.holds_loads, self.world.holds_items = "", False, False
         for runner in self.world.runners:
             runner.always = ""
         self._do(self._release_loads)
-        self._do(self._release_batches)
+        self._do(self._release_items)
         self._wait(END_SECONDS, 1.0)
         self.pair_is_sound()
         self.requests_are_counted_once()
@@ -250,10 +250,9 @@ class AnyOrder(RuleBasedStateMachine):
             if is_loading and isinstance(process, SimRunner) and process.loaded is not None:
                 process.load(process.loaded)
 
-    def _release_batches(self) -> None:
+    def _release_items(self) -> None:
         for runner in self.world.runners:
-            for batch in [] if runner.has_ended else list(runner.batches):
-                runner.compute(batch)
+            runner.compute()
 
     def _settle(self) -> None:
         """Read every outcome, or asyncio logs that one was never retrieved."""

@@ -261,10 +261,10 @@ async def test_a_gpu_slot_that_dies_while_the_cpu_loads(tmp_path: Path) -> None:
     world.holds_loads = True
     short = world.ask(SHORT_ON_CARD)
     await world.settle()
-    world.holds_batches, world.card = True, "OUT_OF_MEMORY"
+    world.holds_items, world.card = True, "OUT_OF_MEMORY"
     held = world.ask("held")
     await world.settle()
-    world.holds_batches = False
+    world.holds_items = False
     world.runner("a").end()
     await world.settle()
     assert (world.pair.role_of("b"), world.pair.is_ready()) == (Role.FALLBACK, False)

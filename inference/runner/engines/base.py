@@ -68,7 +68,7 @@ ItemT_co = TypeVar("ItemT_co", covariant=True)
 class RowRange(Generic[ItemT_co]):
     """Consecutive rows of one item; the unit that device calls are composed of."""
 
-    item: ItemT_co  # the prepared item, or its index in the batch while calls are planned
+    item: ItemT_co  # the prepared item, or its id while calls are planned
     start: int  # first row
     stop: int  # row after the last
 

@@ -285,7 +285,7 @@ def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
     for at_most, sums in sorted(row.costs.items()):
         message.costs.add(
             at_most_rows=at_most,
-            batches=sums.batches,
+            batches=sums.calls,
             row_seconds=sums.row_seconds,
             row_seconds_squared=sums.row_seconds_squared,
         )

@@ -51,7 +51,7 @@ class ProcessEnded:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """The process makes no progress within the limit of its batch."""
+    """The process makes no progress within the limit of its device call."""
 
     slot: str
     detail: str

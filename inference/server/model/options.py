@@ -15,7 +15,6 @@ from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.dispatcher import LimitRules
-from inference.server.scheduling.queue import BatchBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,9 @@ class ModelOptions:
     emit: Emit
     drain: Drain
     capacity: Capacity
-    budget: BatchBudget
     limits: LimitRules
     threads: int
+    max_call_rows: int  # 0: chosen by the engine
     max_call_seconds: float
     max_image_pixels: int
     max_image_side: int  # pixels
@@ -50,6 +49,7 @@ class ModelOptions:
             directory=str(load.folder),
             device=load.device,
             precision=self.precision,
+            max_call_rows=self.max_call_rows,
             max_call_seconds=self.max_call_seconds,
             threads=self.threads,
             max_image_pixels=self.max_image_pixels,

@@ -132,7 +132,7 @@ class SlotRecord:
     name: str
     state: SlotState = SlotState.EMPTY
     load: Load | None = None
-    is_leased: bool = False  # a request or a batch holds a lease on its process
+    is_leased: bool = False  # a request, or an item in its process, holds a lease on it
     deaths: int = 0  # unexpected ends of its processes
     deaths_in_row: int = 0
     last_failure: str = ""

@@ -6,7 +6,7 @@ slot answers then (`choose_handover_slot`), and what is counted against the tria
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common import errors
@@ -145,7 +145,7 @@ class Requests:
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
         """A queue for a slot's next process; its outcomes come back here."""
-        return Dispatcher(_Outcomes(self, slot), self.options.clock, self.options.budget, self.options.limits)
+        return Dispatcher(_Outcomes(self, slot), self.options.clock, self.options.limits)
 
     # Answered.
 
@@ -432,18 +432,20 @@ class _Outcomes:
         """An item failed."""
         self._requests.on_failure(self._slot.name, request, failure)
 
-    def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
-        """A batch was sent: it takes a lease, and its size is emitted."""
-        self._slot.begin_batch()
-        options, load = self._requests.options, self._requests.pair[self._slot.name].load
-        revision = "" if load is None else load.bundle.revision
-        rows = sum(request.rows for request in requests)
-        options.emit(DeviceCallEnded(options.model, revision, len(requests), rows))
+    def on_busy(self) -> None:
+        """The process gets its first item: it takes a lease."""
+        self._slot.begin_computing()
 
-    def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:
-        """The runner has finished a batch: count its cost, CPU seconds on a CPU, device seconds elsewhere."""
-        load = self._requests.pair[self._slot.name].load
-        if load is not None:
-            seconds = reply.cpu_seconds if load.device == "cpu" else reply.computed_seconds
-            self._requests.stats.get(load.key).count_batch(seconds, reply.rows)
-        self._slot.end_batch()
+    def on_call(self, call: runner_pb2.DeviceCall) -> None:
+        """A device call has ended: count its cost, CPU seconds on a CPU, device seconds elsewhere."""
+        options, load = self._requests.options, self._requests.pair[self._slot.name].load
+        if load is None:
+            return
+        seconds = call.cpu_seconds if load.device == "cpu" else call.computed_seconds
+        self._requests.stats.get(load.key).count_call(seconds, call.rows)
+        if call.rows:
+            options.emit(DeviceCallEnded(options.model, load.bundle.revision, call.items, call.rows))
+
+    def on_idle(self) -> None:
+        """The process holds no item any more."""
+        self._slot.end_computing()

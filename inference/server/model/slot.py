@@ -90,13 +90,13 @@ class Slot:
         self._make_dispatcher = make_dispatcher
         self._precision = precision  # empty: the default of each device
         self._leases = Leases()
-        self._batch_leases: list[SlotLease] = []
+        self._computing: SlotLease | None = None  # while the process holds items
         self._left: tuple[list[PendingRequest], list[PendingRequest]] | None = None  # by an ended process
         self.dispatcher = make_dispatcher(self)
 
     @property
     def is_leased(self) -> bool:
-        """Whether a request or a batch holds a lease."""
+        """Whether a request, or an item in the process, holds a lease."""
         return self._leases.count > 0
 
     def lease(self) -> SlotLease:
@@ -109,17 +109,18 @@ class Slot:
         request.leases.append(self.lease())
         self.dispatcher.submit(request)
 
-    def begin_batch(self) -> None:
-        """Take a lease for a batch.
+    def begin_computing(self) -> None:
+        """Take a lease while the process holds items.
 
         A caller that hangs up ends its request's lease while the device still reads these weights.
         """
-        self._batch_leases.append(self.lease())
+        self._computing = self._computing or self.lease()
 
-    def end_batch(self) -> None:
-        """End the lease of the oldest batch."""
-        if self._batch_leases:
-            self._batch_leases.pop(0).end()
+    def end_computing(self) -> None:
+        """End this lease: the process holds no item."""
+        lease, self._computing = self._computing, None
+        if lease is not None:
+            lease.end()
 
     def await_leases(self) -> None:
         """Send LeaseOver when the last lease has ended."""
@@ -141,7 +142,7 @@ class Slot:
 
     def _close_queue(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Begin with an empty queue and without leases; returns what the process computed, and what waited."""
-        self._leases, self._batch_leases = Leases(), []
+        self._leases, self._computing = Leases(), None
         left = self.dispatcher.close()
         self.dispatcher = self._make_dispatcher(self)
         return left
@@ -164,9 +165,10 @@ class Slot:
             failure = outcome.failure
             self._listener.apply(m.LoadFailed(self.name, failure.reason, failure.message, _load_error(outcome)))
         else:
+            self.dispatcher.set_call_rows(outcome.call_rows)
             self._listener.apply(m.Loaded(self.name, outcome.device, outcome.precision, outcome.row_seconds))
 
-    def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
+    def on_items_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Pass outcomes of items to the dispatcher."""
         self.dispatcher.on_reply(reply)
 

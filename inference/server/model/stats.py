@@ -18,12 +18,12 @@ class StatsKey:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchCosts:
-    """Seconds a row, over batches of about one size: the sums for a mean and a variance."""
+class CallCosts:
+    """Seconds a row, over device calls of about one size: the sums for a mean and a variance."""
 
-    batches: int = 0
-    row_seconds: float = 0.0  # sum over the batches
-    row_seconds_squared: float = 0.0  # sum of the squares over the batches
+    calls: int = 0
+    row_seconds: float = 0.0  # sum over the calls
+    row_seconds_squared: float = 0.0  # sum of the squares over the calls
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class RevisionStats:
     void_deaths: int = 0
     computed_seconds: float = 0.0
     rows: int = 0
-    costs: dict[int, BatchCosts] = field(default_factory=dict)  # by the largest batch size in rows, a power of two
+    costs: dict[int, CallCosts] = field(default_factory=dict)  # by the largest size of a call in rows, a power of two
 
     def __post_init__(self) -> None:
         """Start all buckets at zero."""
@@ -55,15 +55,15 @@ class RevisionStats:
         """Count a request that this revision failed."""
         self.failed[reason] = self.failed.get(reason, 0) + 1
 
-    def count_batch(self, seconds: float, rows: int) -> None:
-        """Count a computed batch of `rows` rows; `seconds` is CPU time on a CPU, device time elsewhere."""
+    def count_call(self, seconds: float, rows: int) -> None:
+        """Count a device call of `rows` rows, 0 if it failed; `seconds` is CPU time on a CPU, device time elsewhere."""
         self.computed_seconds += seconds
         self.rows += rows
         if rows > 0:
             at_most, cost = 1 << (rows - 1).bit_length(), seconds / rows
-            sums = self.costs.get(at_most, BatchCosts())
-            self.costs[at_most] = BatchCosts(
-                sums.batches + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost
+            sums = self.costs.get(at_most, CallCosts())
+            self.costs[at_most] = CallCosts(
+                sums.calls + 1, sums.row_seconds + cost, sums.row_seconds_squared + cost * cost
             )
 
     def copy(self) -> "RevisionStats":

@@ -15,7 +15,7 @@ from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
 from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
-from inference.wire import batch_frame, frame
+from inference.wire import frame, items_frame
 
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
@@ -59,18 +59,15 @@ class RunnerProcess:
         self._liveness.enter_phase(Phase.LOADING)
         self._send_control(runner_pb2.RunnerRequest(load=request))
 
-    def send_batch(
-        self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
-    ) -> None:
-        """Compute a batch; `items` are further items, each with its picture, so that no picture is copied.
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+        """Compute items, each with its picture (empty if it has none), so that no picture is copied.
 
-        Bytes that the socket does not accept are buffered; the dispatcher's in-flight limit bounds them.
+        Bytes that the socket does not accept are buffered; the dispatcher's window bounds them.
 
         Raises:
-            FrameError: the batch exceeds the maximum frame size; nothing was sent.
+            FrameError: the items exceed the maximum frame size; nothing was sent.
         """
-        parts = [(item.SerializeToString(), image) for item, image in items]
-        self._data.send(batch_frame(batch.SerializeToString(), parts))
+        self._data.send(items_frame([(item.SerializeToString(), image) for item, image in items]))
 
     def cancel(self, item_ids: Sequence[int]) -> None:
         """Cancel items; the runner skips those that it has not begun."""
@@ -86,7 +83,7 @@ class RunnerProcess:
             return
         self._is_retiring = True
         self._send_control(runner_pb2.RunnerRequest(retire=runner_pb2.Retire()))
-        self._data.finish()  # end of stream after the last batch: the runner answers all before it
+        self._data.finish()  # end of stream after the last item: the runner answers all before it
         limit = self._spec.retire_seconds
         self._later(limit, lambda: self._kill_because(EndReason.RETIRED, f"killed: still running after {limit:g} s"))
 
@@ -118,10 +115,10 @@ class RunnerProcess:
         reply = self._parse_reply(payload)
         if reply is None:
             return
-        if reply.WhichOneof("body") != "batch":
-            self._kill_because(EndReason.GARBAGE, "not a batch reply on the data socket")
+        if reply.WhichOneof("body") != "items":
+            self._kill_because(EndReason.GARBAGE, "not a reply to items on the data socket")
             return
-        self._notify(lambda: self._listener.on_batch_reply(reply.batch))
+        self._notify(lambda: self._listener.on_items_reply(reply.items))
 
     def _on_control(self, payload: bytes) -> None:
         reply = self._parse_reply(payload)

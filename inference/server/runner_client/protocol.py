@@ -68,8 +68,8 @@ class RunnerListener(Protocol):
         """A load has succeeded or failed."""
         ...
 
-    def on_batch_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Outcomes of items."""
+    def on_items_reply(self, reply: runner_pb2.ItemsReply) -> None:
+        """Outcomes of items, and device calls that have ended."""
         ...
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
@@ -102,10 +102,8 @@ class RunnerHandle(Protocol):
         """Load a bundle."""
         ...
 
-    def send_batch(
-        self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
-    ) -> None:
-        """Compute a batch; `items` are further items, each with its picture."""
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+        """Compute items, each with its picture."""
         ...
 
     def cancel(self, item_ids: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Sends queued requests to one runner in batches, and tracks the batches in flight."""
+"""Sends queued requests to one runner, one by one, while it holds fewer rows than a small window."""
 
 import asyncio
 import itertools
@@ -10,10 +10,12 @@ from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
 from inference.server.request import Failure, Outcome, PendingRequest
-from inference.server.scheduling.queue import BatchBudget, WaitingQueue
+from inference.server.scheduling.queue import WaitingQueue
 from inference.wire import EntailmentScores
 
-IN_FLIGHT_LIMIT = 2  # batches: one being computed, one being prepared
+WINDOW_CALLS = 2  # rows sent and not computed, in device calls: one is computed, one is prepared
+MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
+INTERACTIVE = 0  # the priority that is computed first
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class LimitRules:
 
     min_timeout_seconds: float  # lower bound of every limit
     factor: float  # times the expected time
-    prepare_seconds: float = 0.5  # allowance per batch for decoding
+    prepare_seconds: float = 0.5  # allowance for decoding
 
 
 def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
@@ -33,10 +35,8 @@ def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
 class RunnerPort(Protocol):
     """The part of a runner process that the dispatcher uses."""
 
-    def send_batch(
-        self, batch: runner_pb2.ComputeBatch, items: Sequence[tuple[runner_pb2.BatchItem, bytes]] = ()
-    ) -> None:
-        """Send a batch; `items` are further items, each with its picture, so that no picture is copied."""
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+        """Send items, each with its picture, so that no picture is copied."""
         ...
 
     def cancel(self, item_ids: Sequence[int]) -> None:
@@ -54,7 +54,11 @@ class Computed:
 
 
 class DispatchListener(Protocol):
-    """Receives the outcomes of items and batches, on the loop's thread."""
+    """Receives the outcomes of items, on the loop's thread."""
+
+    def on_busy(self) -> None:
+        """The runner gets its first item; it uses the slot until `on_idle`."""
+        ...
 
     def on_answer(self, request: PendingRequest, computed: Computed) -> None:
         """An item was answered."""
@@ -64,36 +68,106 @@ class DispatchListener(Protocol):
         """An item failed."""
         ...
 
-    def on_batch_sent(self, requests: Sequence[PendingRequest]) -> None:
-        """A batch was sent; it uses the slot until `on_batch_done`."""
+    def on_call(self, call: runner_pb2.DeviceCall) -> None:
+        """The runner has ended a device call."""
         ...
 
-    def on_batch_done(self, reply: runner_pb2.BatchReply) -> None:
-        """The runner has finished a batch."""
+    def on_idle(self) -> None:
+        """Every item that was sent has its outcome."""
         ...
 
 
-@dataclass(slots=True)
-class _Batch:
-    """A batch in flight."""
+class InFlight:
+    """The requests that a runner holds, until their outcomes: cancelled ones too. Pure."""
 
-    requests: dict[int, PendingRequest]  # without an outcome, by item id
-    rows_left: int
-    progress_at: float  # when it became the oldest batch, or last made progress
-    is_alone: bool
+    def __init__(self) -> None:
+        self._requests: dict[int, PendingRequest] = {}  # by item id
+        self._cancelled: set[int] = set()  # item ids
+        self.size_bytes = 0
+        self._rows: dict[int, int] = {}  # by priority
+        self._computed_rows = 0  # of items whose outcome is still to come
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def requests(self) -> list[PendingRequest]:
+        """The requests that are not done, each once."""
+        return list({request.id: request for request in self._requests.values() if not request.is_done}.values())
+
+    @property
+    def rows_left(self) -> int:
+        """Rows sent and not computed."""
+        return max(0, sum(self._rows.values()) - self._computed_rows)
+
+    def rows_of(self, priority: int) -> int:
+        """Rows of the items of a priority."""
+        return self._rows.get(priority, 0)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the runner holds a request that must be computed alone."""
+        return any(request.alone for request in self._requests.values())
+
+    def add(self, item_id: int, request: PendingRequest) -> None:
+        """Add a request that is sent as this item."""
+        self._requests[item_id] = request
+        self.size_bytes += request.size_bytes
+        self._rows[request.priority] = self.rows_of(request.priority) + request.rows
+
+    def count_computed(self, rows: int) -> None:
+        """Count the rows of a device call."""
+        self._computed_rows += rows
+
+    def cancel(self, request: PendingRequest) -> list[int]:
+        """Mark the items of a request as cancelled; returns their ids."""
+        found = [item_id for item_id, held in self._requests.items() if held is request]
+        self._cancelled.update(found)
+        return found
+
+    def is_cancelled(self, item_id: int) -> bool:
+        """Whether an item was cancelled: its failure concerns nobody, its request may be in another slot by now."""
+        return item_id in self._cancelled
+
+    def remove(self, item_id: int, computed_rows: int) -> PendingRequest | None:
+        """Remove and return the request of an outcome; None if it is unknown."""
+        request = self._requests.pop(item_id, None)
+        if request is not None:
+            self.size_bytes -= request.size_bytes
+            self._rows[request.priority] -= request.rows
+            self._computed_rows -= computed_rows
+            self._cancelled.discard(item_id)
+        return request
+
+
+def may_send(request: PendingRequest, held: InFlight, call_rows: int) -> bool:
+    """Whether the next request of the queue is sent now. Pure.
+
+    A window of `WINDOW_CALLS` device calls keeps the device busy while further items are prepared; what is sent beyond
+    that could no longer be overtaken by a request whose turn comes first. An interactive request is sent although bulk
+    requests fill the window, so that it waits for the running device call only.
+    """
+    if not held:
+        return True
+    if request.alone or held.is_alone or held.size_bytes + request.size_bytes > MAX_IN_FLIGHT_BYTES:
+        return False
+    if held.rows_left < WINDOW_CALLS * call_rows:
+        return True
+    return request.priority == INTERACTIVE and held.rows_of(INTERACTIVE) < call_rows
 
 
 class Dispatcher:
-    """One runner's queue and its batches in flight. Loop thread only."""
+    """One runner's queue and the items that it holds. Loop thread only."""
 
-    def __init__(self, listener: DispatchListener, clock: Clock, budget: BatchBudget, rules: LimitRules) -> None:
+    def __init__(self, listener: DispatchListener, clock: Clock, rules: LimitRules) -> None:
         self._listener = listener
         self._clock = clock
-        self._budget = budget
         self._rules = rules
         self._runner: RunnerPort | None = None
-        self._in_flight: dict[int, _Batch] = {}
-        self._batch_ids = itertools.count(1)
+        self._held = InFlight()
+        self._call_rows = 1  # most rows of a device call, as the runner says
+        self._progress_at = 0.0  # when the runner got its first item, or last ended a device call
+        self._item_ids = itertools.count(1)
         self._is_dispatch_due = False
         self.queue = WaitingQueue()
         self.cost = RowCost()
@@ -104,59 +178,69 @@ class Dispatcher:
         self.cost = RowCost(row_seconds)
         self.dispatch()
 
+    def set_call_rows(self, rows: int) -> None:
+        """Set the most rows of a device call."""
+        self._call_rows = max(1, rows)
+
     def submit(self, request: PendingRequest) -> None:
-        """Queue a request; it is sent in this turn of the loop if the runner is below its in-flight limit."""
+        """Queue a request; it is sent in this turn of the loop if the window has room for it."""
         self.queue.put(request)
-        if self._runner is not None and len(self._in_flight) < IN_FLIGHT_LIMIT:
-            self._dispatch_soon()
+        self._dispatch_soon()
 
     def dispatch(self) -> None:
-        """Send batches while requests wait and the runner is below its in-flight limit."""
-        while self._runner is not None and self.queue and len(self._in_flight) < IN_FLIGHT_LIMIT:
-            if self._in_flight and (self.queue.next_is_alone() or any(f.is_alone for f in self._in_flight.values())):
-                return
-            requests = self.queue.take(self._budget)
-            if not requests:
-                return
-            self._send(self._runner, requests)
-
-    def on_reply(self, reply: runner_pb2.BatchReply) -> None:
-        """Process a runner's reply; unknown batches and items are ignored."""
-        batch = self._in_flight.get(reply.batch_id)
-        if batch is None:
+        """Send requests, in the queue's order, while the window has room for the next one."""
+        if self._runner is None:
             return
-        now = self._clock.monotonic()
+        now, items = self._clock.monotonic(), []
+        while (request := self.queue.peek()) is not None and may_send(request, self._held, self._call_rows):
+            self.queue.take()
+            if not self._held:
+                self._progress_at = now
+                self._listener.on_busy()
+            item = _item(next(self._item_ids), request, now)
+            self._held.add(item.item_id, request)
+            items.append((item, request.payload.image))
+        if items:
+            self._runner.send_items(items)
+
+    def on_reply(self, reply: runner_pb2.ItemsReply) -> None:
+        """Process a runner's reply; unknown items are ignored."""
+        held, was_busy = self._held, bool(self._held)
+        self.set_call_rows(reply.call_rows or self._call_rows)
+        for call in reply.calls:
+            self._progress_at = self._clock.monotonic()
+            held.count_computed(call.rows)
+            self.cost.learn(call.computed_seconds, call.rows)
+            self._listener.on_call(call)
         for outcome in reply.outcomes:
-            request = batch.requests.pop(outcome.item_id, None)
+            is_cancelled = held.is_cancelled(outcome.item_id)
+            request = held.remove(outcome.item_id, outcome.computed_rows)
             if request is not None:
-                batch.rows_left -= request.rows
-                self._report_outcome(request, outcome)
-        batch.progress_at = now
-        if reply.done:
-            self._end_batch(reply, batch, now)
-            if self.queue:
-                self._dispatch_soon()
+                self._report_outcome(request, outcome, is_cancelled=is_cancelled)
+        if was_busy and not held and held is self._held:  # an outcome may have moved the requests to the other slot
+            self._listener.on_idle()
+        self._dispatch_soon()
 
     def cancel(self, request: PendingRequest) -> None:
-        """Cancel a request in the runner, which skips it if it has not begun."""
-        if self._runner is not None and any(request.id in batch.requests for batch in self._in_flight.values()):
-            self._runner.cancel([request.id])
+        """Cancel a request: it leaves the queue, or the runner skips it if it has not begun."""
+        self.queue.remove(request)
+        item_ids = self._held.cancel(request)
+        if self._runner is not None and item_ids:
+            self._runner.cancel(item_ids)
 
     def overdue_seconds(self, now: float) -> float:
-        """Seconds by which the oldest batch exceeds its time limit; 0 or less if it does not."""
-        head = next(iter(self._in_flight.values()), None)
-        if head is None:
+        """Seconds by which the device call exceeds its time limit; 0 or less if it does not."""
+        if not self._held:
             return 0.0
-        return now - head.progress_at - limit_seconds(self.cost, head.rows_left, self._rules)
+        return now - self._progress_at - self.limit_of(min(self._call_rows, self._held.rows_left))
 
     def limit_of(self, rows: int) -> float:
         """The time limit for `rows` rows on this runner, seconds."""
         return limit_seconds(self.cost, rows, self._rules)
 
     def expected_seconds(self, rows: int) -> float:
-        """Expected seconds until `rows` further rows are answered, after the batches in flight."""
-        ahead = sum(batch.rows_left for batch in self._in_flight.values())
-        return self.cost.expected(rows + ahead)
+        """Expected seconds until `rows` further rows are answered, after what the runner holds."""
+        return self.cost.expected(rows + self._held.rows_left)
 
     def close(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Stop sending: the runner has ended.
@@ -165,13 +249,12 @@ class Dispatcher:
             The requests in flight (suspects, if it died), and the queued requests.
         """
         self._runner = None
-        batches, self._in_flight = self._in_flight, {}
-        held = [request for batch in batches.values() for request in batch.requests.values()]
-        return [request for request in held if not request.is_done], self.queue.take_all()
+        held, self._held = self._held, InFlight()
+        return held.requests, self.queue.take_all()
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
-        if not self._is_dispatch_due:
+        if self._runner is not None and not self._is_dispatch_due and self.queue:
             self._is_dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch_now)
 
@@ -179,43 +262,22 @@ class Dispatcher:
         self._is_dispatch_due = False
         self.dispatch()
 
-    def _send(self, runner: RunnerPort, requests: list[PendingRequest]) -> None:
-        now = self._clock.monotonic()
-        batch = runner_pb2.ComputeBatch(batch_id=next(self._batch_ids))
-        items = [(_item(request, now), request.payload.image) for request in requests]
-        self._in_flight[batch.batch_id] = _Batch(
-            requests={request.id: request for request in requests},
-            rows_left=sum(request.rows for request in requests),
-            progress_at=now,
-            is_alone=any(request.alone for request in requests),
-        )
-        self._listener.on_batch_sent(requests)
-        runner.send_batch(batch, items)
-
-    def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome) -> None:
+    def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome, *, is_cancelled: bool) -> None:
         kind = outcome.WhichOneof("outcome")
         if kind == "entailment":
             scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
             self._listener.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
             return
+        if is_cancelled:
+            return
         failure = outcome.failure
         self._listener.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
 
-    def _end_batch(self, reply: runner_pb2.BatchReply, batch: _Batch, now: float) -> None:
-        del self._in_flight[reply.batch_id]
-        for request in batch.requests.values():
-            self._listener.on_failure(request, Failure("ENGINE_FAILED", "the runner finished the batch without it"))
-        for waiting in self._in_flight.values():
-            waiting.progress_at = now
-            break
-        self.cost.learn(reply.computed_seconds, reply.rows)
-        self._listener.on_batch_done(reply)
 
-
-def _item(request: PendingRequest, now: float) -> runner_pb2.BatchItem:
+def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
     """The runner's message for a request, without its picture."""
     request.sent_at = now
     payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
     seconds_left = (request.handover_at if request.handover_at is not None else request.deadline) - now
-    return runner_pb2.BatchItem(item_id=request.id, seconds_left=seconds_left, entailment=task)
+    return runner_pb2.Item(item_id=item_id, seconds_left=seconds_left, entailment=task, priority=request.priority)

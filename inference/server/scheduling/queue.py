@@ -7,15 +7,6 @@ from inference.server.request import PendingRequest
 
 
 @dataclass(frozen=True, slots=True)
-class BatchBudget:
-    """Limits of one batch."""
-
-    max_items: int  # requests
-    max_rows: int  # device rows
-    max_bytes: int  # of payload; a single request may exceed it
-
-
-@dataclass(frozen=True, slots=True)
 class QueueDepth:
     """What waits."""
 
@@ -24,7 +15,7 @@ class QueueDepth:
 
 
 class WaitingQueue:
-    """First in, first out; a suspect request gets a batch of its own."""
+    """First in, first out. Requests that are done are dropped when their turn comes."""
 
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] = deque()
@@ -38,42 +29,29 @@ class WaitingQueue:
         return QueueDepth(len(waiting), sum(request.rows for request in waiting))
 
     def put(self, request: PendingRequest) -> None:
-        """Append a request."""
+        """Add a request."""
         self._requests.append(request)
+
+    def peek(self) -> PendingRequest | None:
+        """The request that `take` would return, if any."""
+        while self._requests and self._requests[0].is_done:
+            self._requests.popleft()
+        return self._requests[0] if self._requests else None
+
+    def take(self) -> PendingRequest | None:
+        """Remove and return the next request, if any."""
+        request = self.peek()
+        if request is not None:
+            self._requests.popleft()
+        return request
+
+    def remove(self, request: PendingRequest) -> None:
+        """Forget a request whose caller is gone, if it is in the queue."""
+        if request in self._requests:
+            self._requests.remove(request)
 
     def take_all(self) -> list[PendingRequest]:
         """Empty the queue and return the requests that are not done."""
         requests = [request for request in self._requests if not request.is_done]
         self._requests.clear()
         return requests
-
-    def next_is_alone(self) -> bool:
-        """Whether the next request must be computed alone."""
-        self._drop_done()
-        return bool(self._requests) and self._requests[0].alone
-
-    def take(self, budget: BatchBudget) -> list[PendingRequest]:
-        """Take the next batch: the requests at the front that fit the budget, and at least one if any waits.
-
-        Requests that are done are dropped.
-        """
-        batch: list[PendingRequest] = []
-        rows = size = 0
-        while self._requests:
-            request = self._requests[0]
-            if request.is_done:
-                self._requests.popleft()
-                continue
-            rows += request.rows
-            size += request.size_bytes
-            is_over = rows > budget.max_rows or size > budget.max_bytes or len(batch) >= budget.max_items
-            if batch and (is_over or request.alone):
-                break
-            batch.append(self._requests.popleft())
-            if request.alone:
-                break
-        return batch
-
-    def _drop_done(self) -> None:
-        while self._requests and self._requests[0].is_done:
-            self._requests.popleft()

@@ -245,8 +245,8 @@ def test_latency_bounds_are_what_the_server_sends() -> None:
     row = RevisionStats(StatsKey("b", "cpu"), latency_bounds=(1.0, 2.0, 8.0))
     for _ in range(100):
         row.count_answer(3.0)
-    row.count_batch(0.6, 3)
-    row.count_batch(0.2, 0)
+    row.count_call(0.6, 3)
+    row.count_call(0.2, 0)
     counts = convert_counts(build_stats(row))
 
     assert counts.latency_bounds == (1.0, 2.0, 8.0)

@@ -551,12 +551,12 @@ class RevisionStats(_message.Message):
 
     @_builtins.property
     def computed(self) -> _duration_pb2.Duration:
-        """Device time of all batches; on a CPU the runner's CPU time."""
+        """Device time of all device calls; on a CPU the runner's CPU time."""
 
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostBucket]:
-        """Cost of batches by size, in ascending order, to compare two revisions on
-        batches of the same size. Sizes that did not occur are omitted.
+        """Cost of device calls by size, in ascending order, to compare two revisions on
+        calls of the same size. Sizes that did not occur are omitted.
         """
 
     def __init__(
@@ -584,7 +584,7 @@ Global___RevisionStats: _TypeAlias = RevisionStats  # noqa: Y015
 
 @_typing.final
 class CostBucket(_message.Message):
-    """Seconds per row, over batches of about one size: device seconds, on a CPU the
+    """Seconds per row, over device calls of about one size: device seconds, on a CPU the
     runner's CPU seconds. Includes probes and self-tests.
     """
 
@@ -595,15 +595,15 @@ class CostBucket(_message.Message):
     ROW_SECONDS_FIELD_NUMBER: _builtins.int
     ROW_SECONDS_SQUARED_FIELD_NUMBER: _builtins.int
     at_most_rows: _builtins.int
-    """Largest number of rows of such a batch, a power of two; the smallest is half
+    """Largest number of rows of such a call, a power of two; the smallest is half
     of it plus one.
     """
     batches: _builtins.int
-    """Batches counted. At least 1."""
+    """Device calls counted. At least 1."""
     row_seconds: _builtins.float
-    """Sum over the batches of the seconds per row."""
+    """Sum over the calls of the seconds per row."""
     row_seconds_squared: _builtins.float
-    """Sum over the batches of the squares of the seconds per row."""
+    """Sum over the calls of the squares of the seconds per row."""
     def __init__(
         self,
         *,

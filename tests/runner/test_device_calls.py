@@ -1,4 +1,4 @@
-"""One batch on a toy engine: outcomes, retries and replies, without a process."""
+"""Items on a toy engine: device calls, outcomes, retries and replies, without a process."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ import pytest
 
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
-from inference.runner.batch import BatchRun, DeviceLost, ExecutionContext
+from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Item, PreparedItem, Progress, RowRange, RowResult
+from inference.runner.items import PendingItem
 from inference.runner.plan import CallLimits
-from inference.runner.prepare import PendingBatch, PendingItem
 from inference.runner.reporting import DeviceProgress
 from inference.wire import EntailmentScores
 
@@ -79,30 +79,42 @@ def _ignore(*_: object, **__: object) -> None:
 
 
 class Scene:
-    """A batch on a toy engine, and the replies."""
+    """Prepared items on a toy engine, and the replies."""
 
     def __init__(self, engine: ToyEngine, *items: tuple[str, int], max_rows: int = 8) -> None:
         self.clock = StandingClock()
-        self.replies: list[runner_pb2.BatchReply] = []
+        self.replies: list[runner_pb2.ItemsReply] = []
         self.cleared = 0
-        self.items = [PendingItem(number, math.inf, None) for number in range(1, len(items) + 1)]
-        for item, (name, rows) in zip(self.items, items, strict=True):
-            item.prepared = ToyItem(name, rows)
-        self.batch = PendingBatch(1, self.items, 0.0)
-        self.batch.is_prepared.set()
+        self.names: set[str] = set()
         progress = DeviceProgress(self.clock)
         limits = CallLimits(max_rows, 0.0)
         self.context = ExecutionContext(
             engine, limits, RowCost(0.0), self.clear_cache, progress, self.clock, lambda *_, **__: None
         )
+        self.calls = DeviceCalls(self.context, self.replies.append)
+        self.items: list[PendingItem] = []
+        for name, rows in items:
+            self.add(name, rows)
+
+    def add(self, name: str, rows: int, priority: int = 0, deadline: float = math.inf) -> None:
+        """Add a prepared item."""
+        number = len(self.items) + 1
+        self.items.append(PendingItem(number, priority, number, deadline, None, prepared=ToyItem(name, rows)))
+        self.calls.add(self.items[-1])
+
+    def add_once(self, name: str, rows: int) -> None:
+        """Add an item unless one of this name was added."""
+        if name not in self.names:
+            self.names.add(name)
+            self.add(name, rows)
 
     def clear_cache(self) -> None:
         self.cleared += 1
 
     def run(self) -> list[str]:
-        """Compute the batch; return each item's answer kind or failure reason, in order."""
-        BatchRun(self.context, self.batch, self.replies.append).run()
-        assert [reply.done for reply in self.replies] == [False] * (len(self.replies) - 1) + [True]
+        """Compute all items; return each one's answer kind or failure reason, in order."""
+        while self.calls:
+            self.calls.run_one()
         sent = [outcome for reply in self.replies for outcome in reply.outcomes]
         assert len(sent) == len({outcome.item_id for outcome in sent}), "an item has two outcomes"
         words = {outcome.item_id: outcome.failure.reason or outcome.WhichOneof("outcome") for outcome in sent}
@@ -124,7 +136,8 @@ def test_a_large_item_is_cut_and_put_together_in_order() -> None:
     scene.run()
     [outcome] = scene.replies[-1].outcomes
     assert [float(row) for row in range(32)] == [score.yes for score in outcome.entailment.scores]
-    assert scene.replies[-1].rows == 32
+    assert outcome.computed_rows == 32
+    assert [call.rows for reply in scene.replies for call in reply.calls] == [8] * 4
 
 
 def test_items_are_answered_as_soon_as_they_are_complete() -> None:
@@ -132,6 +145,40 @@ def test_items_are_answered_as_soon_as_they_are_complete() -> None:
     scene = Scene(ToyEngine(), ("small", 1), ("large", 20))
     scene.run()
     assert [[outcome.item_id for outcome in reply.outcomes] for reply in scene.replies] == [[1], [], [2]]
+
+
+def test_an_item_joins_the_next_call_although_others_came_before() -> None:
+    """A call takes what is prepared when the device is free: nothing is bound to an earlier group."""
+    engine = ToyEngine()
+    scene = Scene(engine, ("a", 1), max_rows=4)
+    engine.on_call = lambda _: scene.add_once("late", 1)
+    scene.add("b", 6)
+    scene.run()
+    assert engine.calls == [
+        [("a", 0, 1), ("b", 0, 3)],
+        [("b", 3, 6), ("late", 0, 1)],
+    ]
+
+
+def test_items_of_a_lower_number_of_priority_go_first() -> None:
+    """Also between the calls of a large item that has begun."""
+    engine = ToyEngine()
+    scene = Scene(engine, max_rows=4)
+    scene.add("bulk", 8, priority=1)
+    engine.on_call = lambda _: scene.add_once("urgent", 2)
+    assert scene.run() == ["entailment", "entailment"]
+    assert engine.calls == [[("bulk", 0, 4)], [("urgent", 0, 2)], [("bulk", 4, 8)]]
+
+
+def test_an_item_that_cannot_be_computed_in_time_costs_no_call() -> None:
+    """Its deadline has not passed, but at the lowest cost that was measured it would."""
+    engine = ToyEngine()
+    scene = Scene(engine, ("first", 4), max_rows=4)
+    engine.on_call = lambda chunks: setattr(scene.clock, "time", scene.clock.time + sum(c.rows for c in chunks))
+    scene.add("hopeless", 3, deadline=106.5)
+    scene.add("in time", 2, deadline=106.5)
+    assert scene.run() == ["entailment", "DEADLINE_EXPIRED", "entailment"]
+    assert engine.calls == [[("first", 0, 4)], [("in time", 0, 2)]]
 
 
 def test_a_call_without_memory_is_halved_until_it_fits() -> None:
@@ -199,24 +246,23 @@ def test_expired_and_cancelled_items_cost_no_call() -> None:
 
 
 def test_an_item_that_expires_between_its_calls_is_dropped() -> None:
-    """The remaining rows of a large item are not computed."""
+    """The remaining rows of a large item are not computed when they would take longer than is left."""
     scene = Scene(engine := ToyEngine(), ("a", 32), ("b", 1))
     scene.items[0].deadline = 101.0
     engine.on_call = lambda _: setattr(scene.clock, "time", scene.clock.time + 0.6)
     assert scene.run() == ["DEADLINE_EXPIRED", "entailment"]
-    assert len(engine.calls) == 3
+    assert engine.calls == [[("a", 0, 8)], [("b", 0, 1)]]
 
 
-def test_items_refused_in_preparation_are_answered_before_the_first_call() -> None:
+def test_cancelled_items_are_answered_before_the_next_call() -> None:
     """They do not wait for the other items' device call."""
-    scene = Scene(ToyEngine(), ("refused", 1), ("good", 1))
-    scene.items[0].fail(("IMAGE_UNREADABLE", "no picture"), "image.content")
-    assert scene.run() == ["IMAGE_UNREADABLE", "entailment"]
+    scene = Scene(ToyEngine(), ("cancelled", 1), ("good", 1))
+    scene.items[0].is_cancelled = True
+    assert scene.run() == ["CANCELLED", "entailment"]
     assert [[outcome.item_id for outcome in reply.outcomes] for reply in scene.replies] == [[1], [2]]
-    assert scene.replies[0].outcomes[0].failure.field == "image.content"
 
 
-def test_a_lost_device_ends_the_batch() -> None:
+def test_a_lost_device_ends_the_runner() -> None:
     """Nothing is answered on a device whose context is broken; the process must exit."""
 
     def lost(_: Call) -> None:
@@ -229,14 +275,14 @@ def test_a_lost_device_ends_the_batch() -> None:
 
 
 def test_computed_seconds_are_the_sum_of_the_item_s_calls() -> None:
-    """An item counts the calls it was part of, the batch counts all of them."""
+    """An item counts the calls that it was part of."""
     engine = ToyEngine()
     scene = Scene(engine, ("a", 1), ("b", 16))
     engine.on_call = lambda _: setattr(scene.clock, "time", scene.clock.time + 1.0)
     scene.run()
     seconds = {outcome.item_id: outcome.computed_seconds for reply in scene.replies for outcome in reply.outcomes}
     assert seconds == {1: 1.0, 2: 3.0}
-    assert scene.replies[-1].computed_seconds == 3.0
+    assert [call.computed_seconds for reply in scene.replies for call in reply.calls] == [1.0] * 3
 
 
 def test_call_size_follows_the_measured_cost() -> None:

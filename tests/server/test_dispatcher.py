@@ -1,0 +1,182 @@
+"""The dispatcher: which request is sent when, and what an outcome means for it."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from hotslot.runner.v1 import runner_pb2
+from inference.server.request import EntailmentInput, Failure, PendingRequest
+from inference.server.scheduling.dispatcher import (
+    MAX_IN_FLIGHT_BYTES,
+    Computed,
+    Dispatcher,
+    InFlight,
+    LimitRules,
+    may_send,
+)
+from tests.server.simulator import ManualClock
+
+CALL_ROWS = 4
+
+
+def request(rows: int = 1, *, priority: int = 0, size: int = 0, alone: bool = False) -> PendingRequest:
+    """A request that nothing has answered."""
+    payload = EntailmentInput(bytes(size), ("",) * rows, "")
+    outcome = asyncio.get_running_loop().create_future()
+    return PendingRequest(payload, 0.0, math.inf, outcome, priority=priority, alone=alone)
+
+
+def holding(*requests: PendingRequest) -> InFlight:
+    """What a runner holds."""
+    held = InFlight()
+    for item_id, one in enumerate(requests, 1):
+        held.add(item_id, one)
+    return held
+
+
+async def test_a_window_of_two_device_calls_is_filled() -> None:
+    """Further bulk requests wait in the queue, where others may still overtake them."""
+    bulk = request(4, priority=1)
+    assert may_send(bulk, holding(), CALL_ROWS)
+    assert may_send(bulk, holding(request(7, priority=1)), CALL_ROWS)
+    assert not may_send(bulk, holding(request(8, priority=1)), CALL_ROWS)
+
+
+async def test_computed_rows_make_room_before_the_item_is_complete() -> None:
+    """A large item is computed in several calls; each makes room for what comes behind it."""
+    held = holding(request(32, priority=1))
+    held.count_computed(24)
+    assert not may_send(request(priority=1), held, CALL_ROWS)
+    held.count_computed(1)
+    assert may_send(request(priority=1), held, CALL_ROWS)
+    held.remove(1, computed_rows=25)
+    assert held.rows_left == 0
+
+
+async def test_an_interactive_request_passes_the_bulk_ones_that_fill_the_window() -> None:
+    """As many as one device call takes: it waits for the running call only."""
+    bulk = [request(8, priority=1)]
+    assert may_send(request(), holding(*bulk), CALL_ROWS)
+    assert may_send(request(), holding(*bulk, request(3)), CALL_ROWS)
+    assert not may_send(request(), holding(*bulk, request(4)), CALL_ROWS)
+
+
+async def test_a_suspect_request_is_sent_when_nothing_is_held_and_then_nothing_else_is() -> None:
+    """If it ends the runner, it alone is the cause."""
+    assert may_send(request(alone=True), holding(), CALL_ROWS)
+    assert not may_send(request(alone=True), holding(request()), CALL_ROWS)
+    assert not may_send(request(), holding(request(alone=True)), CALL_ROWS)
+
+
+async def test_the_bytes_in_flight_are_bounded() -> None:
+    """They fit into one frame; a single larger request is sent by itself."""
+    half = MAX_IN_FLIGHT_BYTES // 2
+    assert may_send(request(size=half), holding(request(size=half)), CALL_ROWS)
+    assert not may_send(request(size=half), holding(request(size=half + 1)), CALL_ROWS)
+    assert may_send(request(size=3 * half), holding(), CALL_ROWS)
+
+
+@dataclass
+class Log:
+    """The listener and the runner of a dispatcher; keeps what they were told."""
+
+    sent: list[runner_pb2.Item] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+        """Keep the items."""
+        self.sent += [item for item, _ in items]
+
+    def cancel(self, item_ids: Sequence[int]) -> None:
+        """Keep the ids."""
+        self.cancelled += item_ids
+
+    def on_busy(self) -> None:
+        """Keep it."""
+        self.events.append("busy")
+
+    def on_answer(self, request: PendingRequest, computed: Computed) -> None:
+        """Keep it."""
+        del request, computed
+        self.events.append("answer")
+
+    def on_failure(self, request: PendingRequest, failure: Failure) -> None:
+        """Keep the reason."""
+        del request
+        self.events.append(failure.reason)
+
+    def on_call(self, call: runner_pb2.DeviceCall) -> None:
+        """Keep the rows."""
+        self.events.append(f"call of {call.rows}")
+
+    def on_idle(self) -> None:
+        """Keep it."""
+        self.events.append("idle")
+
+
+@pytest.fixture
+def log() -> Log:
+    """An empty log."""
+    return Log()
+
+
+async def open_dispatcher(log: Log) -> Dispatcher:
+    """A dispatcher that sends to the log."""
+    dispatcher = Dispatcher(log, ManualClock(), LimitRules(2.0, 8.0))
+    dispatcher.set_call_rows(CALL_ROWS)
+    dispatcher.open(log, 0.01)
+    return dispatcher
+
+
+async def test_one_lease_spans_all_that_the_runner_holds(log: Log) -> None:
+    """From the first item to the last outcome, cancelled items included."""
+    dispatcher = await open_dispatcher(log)
+    gone, waiting = request(2), request(1)
+    dispatcher.submit(gone)
+    dispatcher.submit(waiting)
+    await asyncio.sleep(0)
+    dispatcher.cancel(gone)
+    first, second = log.sent
+    reply = runner_pb2.ItemsReply(call_rows=CALL_ROWS)
+    reply.calls.add(items=1, rows=1, computed_seconds=0.01)
+    reply.outcomes.add(item_id=second.item_id, computed_rows=1).entailment.SetInParent()
+    dispatcher.on_reply(reply)
+    assert log.events == ["busy", "call of 1", "answer"]
+    assert log.cancelled == [first.item_id]
+
+    reply = runner_pb2.ItemsReply()
+    reply.outcomes.add(item_id=first.item_id).failure.reason = "CANCELLED"
+    dispatcher.on_reply(reply)
+    assert log.events[3:] == ["idle"]
+
+
+async def test_an_item_that_was_cancelled_does_not_fail_its_request(log: Log) -> None:
+    """The request may have come back meanwhile, as another item: only that one's outcome counts."""
+    dispatcher = await open_dispatcher(log)
+    again = request()
+    for _ in range(2):
+        dispatcher.submit(again)
+        await asyncio.sleep(0)
+        if not log.cancelled:
+            dispatcher.cancel(again)
+    first, second = log.sent
+    for item, reason in ((first, "CANCELLED"), (second, "ENGINE_FAILED")):
+        reply = runner_pb2.ItemsReply()
+        reply.outcomes.add(item_id=item.item_id).failure.reason = reason
+        dispatcher.on_reply(reply)
+    assert log.events == ["busy", "ENGINE_FAILED", "idle"]
+
+
+async def test_the_runner_tells_how_many_rows_a_call_takes(log: Log) -> None:
+    """The window follows: a model that turns out slow is sent less ahead."""
+    dispatcher = await open_dispatcher(log)
+    dispatcher.on_reply(runner_pb2.ItemsReply(call_rows=1))
+    for _ in range(5):
+        dispatcher.submit(request(priority=1))
+    await asyncio.sleep(0)
+    assert len(log.sent) == 2
+    assert dispatcher.queue.take_all()
