@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-overload bench-swap bench-update parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-overload bench-fair bench-swap bench-update parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -56,6 +56,9 @@ bench-server: env tools ## Measure the server's own cost with an engine that doe
 
 bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to 4 times what they compute
 	@$(bin)/python -m dev.bench.overload $(ARGS)
+
+bench-fair: env tools ## Measure unary calls beside saturating streams, behind Envoy too, and two models on one device
+	@$(bin)/python -m dev.bench.fair $(ARGS)
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)

@@ -14,45 +14,20 @@ import itertools
 import json
 import os
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from dev.bench.beside import run_beside
 from dev.bench.overload_case import Case, Measured, run_case
 
 RESULTS = Path(".bench/overload.json")
 ENGINES, LOADS, DEADLINES, ROWS = (4.0, 200.0), (1.25, 2.0, 4.0), (10.0, 1.0), (1, 8)
 SECONDS = 60.0
 WIDTH = 150  # characters
-
-
-class Cores:
-    """Computing power that cases take and give back, so that those beside one another do not starve."""
-
-    def __init__(self, cores: float) -> None:
-        self._free, self._all = cores, cores
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def taken(self, cores: float) -> Iterator[None]:
-        """Wait until there is enough; a case that needs more than there is runs alone."""
-        wanted = min(cores, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= wanted - 1e-9)
-            self._free -= wanted
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
 
 
 def main() -> int:
@@ -64,7 +39,7 @@ def main() -> int:
             options.engine or ENGINES, options.load or LOADS, options.deadline or DEADLINES, options.rows or ROWS
         )
     ]
-    found = run_all(cases, options.seconds, options.cores)
+    found = run_beside(cases, lambda case, folder: run_case(case, folder, options.seconds), options.cores)
     console = Console(width=WIDTH)
     console.print(table_of(found))
     for one in found:
@@ -74,22 +49,6 @@ def main() -> int:
     options.results.write_text(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
     console.print(f"machine load {os.getloadavg()[0]:.1f}; {options.results}")
     return 1 if any(one.misses for one in found) else 0
-
-
-def run_all(cases: Sequence[Case], seconds: float, cores: float) -> list[Measured]:
-    """Run the cases, the hardest first, beside one another where computing power allows; in the order given."""
-    free = Cores(cores)
-
-    def run(case: Case) -> Measured:
-        with free.taken(case.cores), tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
-            found = run_case(case, Path(folder), seconds)
-        sys.stderr.write(f"{case}: {', '.join(found.misses) or 'good'}\n")
-        return found
-
-    with ThreadPoolExecutor(len(cases)) as pool:
-        hardest = sorted(cases, key=lambda case: -case.cores)
-        results = dict(zip(hardest, pool.map(run, hardest), strict=True))
-    return [results[case] for case in cases]
 
 
 def table_of(found: Sequence[Measured]) -> Table:

@@ -11,6 +11,7 @@ is unreadable.
     !garbage  invalid frame           !half  half a frame, then hangs   !lost    the device is lost
 """
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -23,7 +24,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -48,7 +49,7 @@ WHERE = "dev.harness.scripted_engine:load_scripted"
 ENGINES = {NAME: WHERE}  # for RunnerSpec.extra_engines
 THREADS_VARIABLE = "SCRIPTED_THREADS"  # path of a file: receives the number of threads set, one a line
 CALLS_VARIABLE = "SCRIPTED_CALLS"  # path of a file: receives a JSON line for each device call
-# Path of a file: engines of several processes compute their rows one at a time, as on one device.
+# Path of a file: engines of several processes compute one call at a time, in turn, as on one device.
 SHARED_DEVICE_VARIABLE = "SCRIPTED_SHARED_DEVICE"
 DEVICES_VARIABLE = "SCRIPTED_DEVICES"  # for example "cuda:0,cpu": devices that the runner reports
 SCRIPT_NAME = "script.json"
@@ -185,15 +186,10 @@ class ScriptedEngine:
         return answers
 
     def _take_time(self, rows: int) -> None:
-        script, shared = self._script, os.environ.get(SHARED_DEVICE_VARIABLE)
-        if shared:
-            for number in range(rows):
-                with Path(shared).open("wb") as device:
-                    fcntl.flock(device, fcntl.LOCK_EX)
-                    _pause(script.row_seconds + (0 if number else script.call_seconds))
-        else:
+        script = self._script
+        with _shared_device():
             _pause(script.call_seconds + script.row_seconds * rows)
-        _burn(script.cpu_row_seconds * rows)
+            _burn(script.cpu_row_seconds * rows)
 
     def _note_call(self, ranges: Sequence[RowRange[PreparedItem]], seconds: float) -> None:
         path = os.environ.get(CALLS_VARIABLE)
@@ -257,6 +253,20 @@ class ScriptedHardware:
     def use_threads(self, threads: int) -> None:
         """Append the number to the file that a test reads."""
         _note_threads(threads)
+
+
+@contextlib.contextmanager
+def _shared_device() -> Iterator[None]:
+    """Wait for the device that several processes share; who has waited is next."""
+    path = os.environ.get(SHARED_DEVICE_VARIABLE)
+    if not path:
+        yield
+        return
+    with Path(path).open("wb") as device:
+        with Path(f"{path}.next").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(device, fcntl.LOCK_EX)
+        yield
 
 
 def _note_threads(threads: int) -> None:
