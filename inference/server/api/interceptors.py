@@ -21,8 +21,9 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 CANCEL_SECONDS = 0.5  # within which gRPC reports that a caller has left, after a write has failed
 _REQUEST_ID_FORM = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_DEADLINE_SLACK_SECONDS = 0.02
-_DEADLINE_SLACK = 0.01  # of the timeout
+_ARRIVAL_SECONDS = 0.1  # a call's way to the server
+_ARRIVAL_SHARE = 0.2  # of the timeout, at most
+_ROUNDING = 0.01  # of the timeout
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -215,10 +216,12 @@ def has_reached_deadline(context: Context) -> bool:
 def is_deadline_reached(left: float | None, timeout: float | None) -> bool:
     """Whether a cancelled call with `left` of `timeout` seconds was ended by its deadline and not by its caller.
 
-    The caller's clock ends it earlier than the server's: the timeout is rounded up by 1 % at most on its way, and
-    starts here when it has arrived.
+    The caller's clock ends it earlier than the server's: gRPC rounds the timeout up, by 1 % at most, and it starts here
+    when the call has arrived.
     """
-    return left is not None and timeout is not None and left <= _DEADLINE_SLACK_SECONDS + _DEADLINE_SLACK * timeout
+    if left is None or timeout is None:
+        return False
+    return left <= min(_ARRIVAL_SECONDS, _ARRIVAL_SHARE * timeout) + _ROUNDING * timeout
 
 
 def _cancel_code(context: Context) -> grpc.StatusCode:
