@@ -48,7 +48,7 @@ def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
         revision=served.revision,
         device=served.device,
         outcome=ItemOutcome.ANSWERED,
-        labels=tuple(scores.label for scores in prediction.outcome),
+        labels=tuple([scores.label for scores in prediction.outcome]),
         seconds=seconds,
         queued_seconds=prediction.queued_seconds,
         prepared_seconds=prediction.prepared_seconds,

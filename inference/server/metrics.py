@@ -95,8 +95,9 @@ class EventMetrics:
         if series is None:
             series = self._answered[key] = self._answer_series(*key)
         series.items.inc()
-        for label in event.labels:
-            series.labels[label].inc()
+        for label, answers in series.labels:
+            if count := event.labels.count(label):
+                answers.inc(count)
         series.queue.observe(event.queued_seconds)
         series.prepare.observe(event.prepared_seconds)
         series.compute.observe(event.computed_seconds)
@@ -106,7 +107,7 @@ class EventMetrics:
         stages = ("queue", "prepare", "compute", "total")
         return _AnswerSeries(
             self._items.labels(model, revision, device, events.ItemOutcome.ANSWERED.value, ""),
-            {label: self._answers.labels(model, revision, label) for label in LABELS},
+            [(label, self._answers.labels(model, revision, label)) for label in LABELS],
             *(self._item_seconds.labels(model, revision, stage) for stage in stages),
         )
 
@@ -125,6 +126,7 @@ class EventMetrics:
         labels = (*slot, event.state, event.role, event.revision)
         self._slot_labels[slot] = labels
         self._slots.labels(*labels).set(1)
+        self._deaths.labels(*slot)  # begins at 0, so that the first death is an increase
         if event.revision:
             self._keep(event.model, event.revision)
         if event.change == "runner_died":
@@ -162,7 +164,7 @@ class _AnswerSeries:
     """The metric series of the answers of one revision on one device, looked up once."""
 
     items: Counter
-    labels: dict[str, Counter]
+    labels: list[tuple[str, Counter]]
     queue: Histogram
     prepare: Histogram
     compute: Histogram

@@ -17,6 +17,7 @@ from common.errors import (
 from inference.server.api.interceptors import is_deadline_reached
 from inference.server.events import ItemEnded, ItemOutcome
 from inference.server.items import IncomingItem, classify_error
+from inference.wire import EntailmentScores
 from tests.server.simulator import World
 
 
@@ -135,3 +136,19 @@ def test_a_cancelled_call_has_reached_its_deadline(
 ) -> None:
     """The caller's clock may end it a little before the server's does."""
     assert is_deadline_reached(left, timeout) is expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((0.5, 0.3, 0.2), "yes"),
+        ((0.2, 0.5, 0.3), "no"),
+        ((0.2, 0.3, 0.5), "maybe"),
+        ((0.4, 0.4, 0.2), "yes"),
+        ((0.4, 0.2, 0.4), "yes"),
+        ((0.2, 0.4, 0.4), "no"),
+    ],
+)
+def test_the_answer_is_the_most_probable_label(scores: tuple[float, float, float], expected: str) -> None:
+    """Of equal ones the first."""
+    assert EntailmentScores(*scores).label == expected
