@@ -67,6 +67,7 @@ class DeviceCallEnded:
     revision: str
     items: int
     rows: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,13 @@ DEVICE_CALL_ROWS = histogram(
     buckets=_SIZES,
     use="See hotslot_device_call_items. Its sum is the number of rows computed.",
 )
+DEVICE_CALL_SECONDS = histogram(
+    "hotslot_device_call_seconds",
+    "Duration of device calls.",
+    *_REVISION,
+    buckets=_SECONDS,
+    use="The rate of its sum is the share of time that the device computes; an interactive item waits for one call.",
+)
 
 # Revisions, slots and trials.
 SLOT_INFO = gauge(
@@ -212,7 +219,7 @@ LOG_LINES_DROPPED = counter(
 _METRICS: tuple[MetricSpec, ...] = (
     *(CALLS_STARTED, CALLS_HANDLED, MESSAGES_RECEIVED, MESSAGES_SENT, CALL_SECONDS),
     *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, HELD_BYTES, MAX_HELD_BYTES),
-    *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS),
+    *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(READY, DRAINING, LOOP_LAG, LOG_LINES_DROPPED),

@@ -28,6 +28,7 @@ class EventMetrics:
         self._item_seconds = create_histogram(catalog.ITEM_SECONDS, registry)
         self._call_items = create_histogram(catalog.DEVICE_CALL_ITEMS, registry)
         self._call_rows = create_histogram(catalog.DEVICE_CALL_ROWS, registry)
+        self._call_seconds = create_histogram(catalog.DEVICE_CALL_SECONDS, registry)
         self._swaps = create_counter(catalog.SWAPS, registry)
         self._handovers = create_counter(catalog.HANDOVERS, registry)
         self._slots = create_gauge(catalog.SLOT_INFO, registry)
@@ -37,10 +38,12 @@ class EventMetrics:
         self._fallbacks = create_counter(catalog.CPU_FALLBACKS, registry)
         self._fallback = create_gauge(catalog.CPU_FALLBACK, registry)
         counters = (self._items, self._answers, self._handovers)
-        self._by_revision = (*counters, self._item_seconds, self._call_items, self._call_rows)
+        calls = (self._call_items, self._call_rows, self._call_seconds)
+        self._by_revision = (*counters, self._item_seconds, *calls)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._answered: dict[tuple[str, str, str], _AnswerSeries] = {}  # by model, revision and device
+        self._device_calls: dict[tuple[str, str], list[Histogram]] = {}  # by model and revision
         self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
     def __call__(self, event: events.Event) -> None:
@@ -52,8 +55,7 @@ class EventMetrics:
         elif isinstance(event, events.ItemEnded):
             self._item(event)
         elif isinstance(event, events.DeviceCallEnded):
-            self._call_items.labels(event.model, event.revision).observe(event.items)
-            self._call_rows.labels(event.model, event.revision).observe(event.rows)
+            self._device_call(event)
         elif isinstance(event, events.SlotChanged):
             self._slot(event)
         elif isinstance(event, events.SwapDone):
@@ -111,6 +113,15 @@ class EventMetrics:
             *(self._item_seconds.labels(model, revision, stage) for stage in stages),
         )
 
+    def _device_call(self, event: events.DeviceCallEnded) -> None:
+        key = (event.model, event.revision)
+        series = self._device_calls.get(key)
+        if series is None:
+            metrics = (self._call_items, self._call_rows, self._call_seconds)
+            series = self._device_calls[key] = [metric.labels(*key) for metric in metrics]
+        for metric, value in zip(series, (event.items, event.rows, event.seconds), strict=True):
+            metric.observe(value)
+
     def _cpu_fallback_changed(self, event: events.CpuFallbackChanged) -> None:
         labels = (event.model, event.device, event.fallback_device)
         if event.change == "cpu_fallback_taken":
@@ -144,6 +155,7 @@ class EventMetrics:
         gone = [key for key in self._revisions if key not in in_slots]
         for key in gone[: max(0, len(self._revisions) - MAX_REVISIONS)]:
             del self._revisions[key]
+            self._device_calls.pop(key, None)
             for answered in [row for row in self._answered if row[:2] == key]:
                 del self._answered[answered]
             for metric in self._by_revision:

@@ -41,7 +41,7 @@ def test_series_of_the_least_recently_loaded_revisions_are_removed() -> None:
         revision = f"r{number}"
         seen(slot_changed("b", revision))
         seen(answered(revision))
-        seen(events.DeviceCallEnded("shapes", revision, 1, 1))
+        seen(events.DeviceCallEnded("shapes", revision, 1, 1, 0.01))
         seen(answered("steady"))
 
     assert count_answered(seen, "steady") == 101.0

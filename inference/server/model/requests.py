@@ -444,7 +444,8 @@ class _Outcomes:
         seconds = call.cpu_seconds if load.device == "cpu" else call.computed_seconds
         self._requests.stats.get(load.key).count_call(seconds, call.rows)
         if call.rows:
-            options.emit(DeviceCallEnded(options.model, load.bundle.revision, call.items, call.rows))
+            revision, elapsed = load.bundle.revision, call.computed_seconds
+            options.emit(DeviceCallEnded(options.model, revision, call.items, call.rows, elapsed))
 
     def on_idle(self) -> None:
         """The process holds no item any more."""
