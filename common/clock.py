@@ -1,5 +1,6 @@
 """The clocks; all other code receives a `Clock` as an argument."""
 
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -32,3 +33,14 @@ class SystemClock:
 def read_cpu_seconds() -> float:
     """CPU seconds that this process has used, all threads, user and system."""
     return time.process_time()
+
+
+class ThreadCpuClock:
+    """CPU seconds of the thread that creates it, user and system. Any thread may read it while that thread lives."""
+
+    def __init__(self) -> None:
+        self._clock_id = time.pthread_getcpuclockid(threading.get_ident())
+
+    def read_seconds(self) -> float:
+        """CPU seconds that the thread has used."""
+        return time.clock_gettime(self._clock_id)

@@ -8,6 +8,7 @@ is unreadable.
     !crash  the process dies          !hang  the call never returns     !gil S   holds the interpreter S s
     !nan    an answer with NaN         !oom   no memory for this row    !error   an exception
     !slow S  S seconds more           !refuse  refused as wrong input   !exit    the process exits with 1
+    !burn S  S seconds of CPU time    !unprepared S  S seconds of preparation
     !garbage  invalid frame           !half  half a frame, then hangs   !lost    the device is lost
 """
 
@@ -169,7 +170,9 @@ class ScriptedEngine:
         if item.image.startswith(b"!bad"):
             raise InputRefused("the picture cannot be read", reason="IMAGE_UNREADABLE", field="image.content")
         for number, statement in enumerate(item.statements):
-            if "refuse" in dict(self._commands(statement)):
+            commands = dict(self._commands(statement))
+            _pause(commands.get("unprepared", 0.0))
+            if "refuse" in commands:
                 raise InputRefused("refused on command", reason="STATEMENT_REFUSED", field=f"statements[{number}]")
         return ScriptedItem(picture_key(item.image), item.premise, item.statements)
 
@@ -353,6 +356,7 @@ _FAULTS: dict[str, Callable[[float], object]] = {
     "error": lambda _: _raise(RuntimeError("on command")),
     "lost": lambda _: _raise(AcceleratorError("CUDA error: on command")),
     "slow": time.sleep,
+    "burn": _burn,
     "garbage": lambda _: _send_raw(b"\xff" * 64),
     "half": _half_frame,
 }

@@ -9,10 +9,64 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from common.clock import Clock
+from common.clock import Clock, ThreadCpuClock
 from hotslot.runner.v1 import runner_pb2
 from inference.wire import write_frame
+
+AWAKE_SHARE = 0.01  # of a CPU between two samples: a thread that used less, and is not ready to run, sleeps
+
+
+class ThreadMeter:
+    """CPU seconds and scheduling state of one thread of this process. Any thread may read."""
+
+    def __init__(self) -> None:
+        """Measure the calling thread."""
+        self._cpu = ThreadCpuClock()
+        self._stat = Path(f"/proc/self/task/{threading.get_native_id()}/stat")
+
+    def read_cpu_seconds(self) -> float:
+        """CPU seconds that the thread has used."""
+        return self._cpu.read_seconds()
+
+    def is_runnable(self) -> bool:
+        """Whether the thread computes, or would if it were given a CPU."""
+        try:
+            # "tid (name) state …"; the name may contain anything.
+            return self._stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "R"
+        except (OSError, IndexError):
+            return True  # unknown: the longer limit applies
+
+
+class Meter(Protocol):
+    """CPU seconds and scheduling state of the device thread."""
+
+    def read_cpu_seconds(self) -> float:
+        """CPU seconds used."""
+        ...
+
+    def is_runnable(self) -> bool:
+        """Whether the thread computes, or would if it were given a CPU."""
+        ...
+
+
+class SleepWatch:
+    """Measures for how long the device thread has slept in a device call, from regular samples. One thread."""
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._awake_at = 0.0
+        self._sampled_at = 0.0
+        self._cpu_seconds = 0.0
+
+    def sample(self, step: int, now: float, cpu_seconds: float, *, is_runnable: bool) -> float:
+        """Add a sample of the device call `step`; returns the seconds for which the thread has slept."""
+        used, elapsed = cpu_seconds - self._cpu_seconds, now - self._sampled_at
+        if step != self._step or is_runnable or used > AWAKE_SHARE * elapsed:
+            self._awake_at = now
+        self._step, self._sampled_at, self._cpu_seconds = step, now, cpu_seconds
+        return now - self._awake_at
 
 
 class DeviceProgress:
@@ -23,14 +77,22 @@ class DeviceProgress:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._meter: Meter | None = None
+        self._sleep = SleepWatch()
         self._step_start: float | None = None
+        self._step_cpu = 0.0  # CPU seconds of the thread when the step began
         self._rows = 0
         self.steps = 0
         self.device_used_bytes = 0
         self.device_total_bytes = 0
 
+    def use_meter(self, meter: Meter) -> None:
+        """Measure the device thread with this meter."""
+        self._meter = meter
+
     def begin(self, rows: int) -> None:
         """Record the start of a device call, or of a load with 0."""
+        self._step_cpu = self._meter.read_cpu_seconds() if self._meter else 0.0
         self._rows = rows
         self._step_start = self._clock.monotonic()
 
@@ -46,15 +108,22 @@ class DeviceProgress:
         self._rows = 0
 
     def make_heartbeat(self) -> runner_pb2.Heartbeat:
-        """Return the current values. Any thread."""
-        start = self._step_start
-        return runner_pb2.Heartbeat(
-            progress=self.steps,
-            rows_on_step=self._rows,
-            seconds_on_step=0.0 if start is None else max(0.0, self._clock.monotonic() - start),
+        """Return the current values. One thread at regular intervals."""
+        start, rows, step = self._step_start, self._rows, self.steps
+        now = self._clock.monotonic()
+        heartbeat = runner_pb2.Heartbeat(
+            progress=step,
+            rows_on_step=rows,
+            seconds_on_step=0.0 if start is None else max(0.0, now - start),
             device_used_bytes=self.device_used_bytes,
             device_total_bytes=self.device_total_bytes,
         )
+        if rows and self._meter is not None:
+            cpu_seconds = self._meter.read_cpu_seconds()
+            heartbeat.cpu_seconds_on_step = max(0.0, cpu_seconds - self._step_cpu)
+            is_runnable = self._meter.is_runnable()
+            heartbeat.seconds_asleep = self._sleep.sample(step, now, cpu_seconds, is_runnable=is_runnable)
+        return heartbeat
 
 
 def start_heartbeat(

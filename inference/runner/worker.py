@@ -14,7 +14,7 @@ from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hard
 from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
 from inference.runner.plan import CallLimits
-from inference.runner.reporting import DeviceProgress, describe_error
+from inference.runner.reporting import DeviceProgress, ThreadMeter, describe_error
 
 # While not serving, a runner computes on one thread: the threads of one call synchronise several hundred times, and
 # beside a busy process each synchronisation waits for the scheduler. A load of 2 s took minutes that way.
@@ -145,6 +145,7 @@ class Worker:
         self._is_serving = is_serving
 
     def _work(self) -> None:
+        self._progress.use_meter(ThreadMeter())
         self._import_engine()
         while True:
             work = self._queue.take(may_wait=not self._calls)

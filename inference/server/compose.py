@@ -22,7 +22,7 @@ from inference.server.request import EntailmentInput
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.dispatcher import LimitRules
+from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSettings
 
 CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
@@ -135,7 +135,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         emit=shared.emit,
         drain=shared.drain,
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
-        limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor),
+        limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor, runner.prepare_timeout_seconds),
         threads=runner.threads,
         max_call_rows=runner.max_call_rows,
         max_call_seconds=runner.max_call_seconds,

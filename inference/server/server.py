@@ -234,7 +234,7 @@ class InferenceServer:
         """Update the readiness of each model, each service, and of the whole server."""
         is_leaving = self._drain.is_leaving
         managers = self.models.all()
-        ready = {manager.options.model: manager.pair.is_ready() and not is_leaving for manager in managers}
+        ready = {manager.options.model: manager.is_ready and not is_leaving for manager in managers}
         is_all_ready = all(ready.values())
         entailment_models = [
             manager.options.model for manager in managers if manager.options.task.value == "visual-entailment"

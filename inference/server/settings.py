@@ -76,6 +76,9 @@ class RunnerSection(Section):
     standby: Annotated[bool, Field(description="whether an idle process is kept in the free slot")] = True
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
     prepare_threads: Annotated[int, Field(ge=1, le=64, description="threads that decode pictures")] = 2
+    prepare_timeout_seconds: Annotated[
+        float, Field(gt=0, le=600, description="time limit for decoding and tokenising one item")
+    ] = 30.0
     max_call_rows: Annotated[
         int, Field(ge=0, le=4096, description="most statements in one device call; 0 = chosen by the engine")
     ] = 0
@@ -84,7 +87,13 @@ class RunnerSection(Section):
     ] = 2.0
     min_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="smallest time limit of a device call")] = 2.0
     limit_factor: Annotated[
-        float, Field(ge=1.5, le=100, description="time limit of a device call, as a multiple of its expected time")
+        float,
+        Field(
+            ge=1.5,
+            le=100,
+            description="time limit of a device call, as a multiple of its expected time; on a CPU in CPU seconds, "
+            "and ten times as much in all",
+        ),
     ] = 8.0
     silence_seconds: Annotated[
         float, Field(ge=0.3, le=600, description="a runner without a heartbeat for this long is killed")

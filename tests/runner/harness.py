@@ -28,6 +28,7 @@ class RecordingListener:
         self.heartbeat = runner_pb2.Heartbeat()
         self.endings: list[RunnerEnding] = []
         self.after_end: list[str] = []
+        self.on_beat: Callable[[runner_pb2.Heartbeat], object] = lambda _: None
         self.bug: Exception | None = None  # raised once
         self._has_message = asyncio.Event()
 
@@ -57,6 +58,7 @@ class RecordingListener:
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
         """Record the last one."""
         self.heartbeat = heartbeat
+        self.on_beat(heartbeat)
         self._note("heartbeat")
 
     def on_end(self, ending: RunnerEnding) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
+from inference.server.scheduling.limits import find_hang
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import LIMIT_SECONDS, SPEC, RecordingListener, RunnerHarness
 
@@ -79,17 +81,56 @@ async def test_a_held_interpreter_exceeds_the_silence_timeout(make_runner: MakeR
     assert (await runner.ended(0.4 * 1.3 + SOON)).reason is EndReason.SILENT
 
 
-async def test_a_hung_device_call_is_seen_in_the_heartbeat(make_runner: MakeRunner) -> None:
-    """The heartbeat goes on and reports the seconds of the call, and kill works."""
+@pytest.mark.fault("K8")
+@pytest.mark.parametrize(
+    ("statement", "expected"), [("!hang", "of sleep, limit 0.50 s"), ("!burn 60", "of CPU time, limit 0.50 s")]
+)
+async def test_a_hung_device_call_is_seen_in_the_heartbeat(
+    make_runner: MakeRunner, statement: str, expected: str
+) -> None:
+    """The heartbeat goes on and reports for how long the call has slept or computed, and kill works."""
     runner = make_runner(**QUICK)
     await runner.load()
-    runner.send(["!hang"])
-    await runner.listener.until(
-        lambda: runner.listener.heartbeat.rows_on_step == 1 and runner.listener.heartbeat.seconds_on_step > 0.6
-    )
+    runner.send([statement])
+    await runner.listener.until(lambda: find_hang(runner.listener.heartbeat, 0.5, 60.0, is_cpu=True))
+    assert expected in find_hang(runner.listener.heartbeat, 0.5, 60.0, is_cpu=True)
     assert runner.listener.endings == []
     runner.process.kill("over its time")
     assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time")
+
+
+@pytest.mark.fault("L12")
+async def test_a_call_that_gets_a_tenth_of_a_cpu_does_not_hang(make_runner: MakeRunner) -> None:
+    """As under a quota of the container: it takes ten times as long, and no heartbeat shows a hang."""
+    runner = make_runner()
+    await runner.load()
+    hangs: list[str] = []
+    runner.listener.on_beat = lambda beat: hangs.append(find_hang(beat, 0.4, 60.0, is_cpu=True))
+    [item_id] = runner.send(["!burn 0.2"])
+    began = time.monotonic()
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while item_id not in runner.listener.outcomes:
+            os.kill(runner.process.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.045)
+            os.kill(runner.process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.005)
+    assert time.monotonic() - began > 3 * 0.4
+    assert set(hangs) == {""}
+
+
+@pytest.mark.fault("L9")
+async def test_a_slow_preparation_has_a_clock_of_its_own(make_runner: MakeRunner) -> None:
+    """It is no device call, and does not hold up others."""
+    runner = make_runner()
+    await runner.load()
+    runner.send(["!unprepared 0.5"])
+    await runner.listener.until(lambda: runner.listener.heartbeat.oldest_preparation_seconds > 0.1)
+    assert "a preparation takes" in find_hang(runner.listener.heartbeat, 60.0, 0.1, is_cpu=True)
+    assert (runner.listener.heartbeat.preparing_items, runner.listener.heartbeat.rows_on_step) == (1, 0)
+    await runner.ask(["another"])
+    await runner.listener.until(lambda: runner.listener.heartbeat.waiting_items == 1)
+    await runner.listener.until(lambda: runner.listener.heartbeat.waiting_items == 0)
+    assert runner.listener.heartbeat.oldest_preparation_seconds == 0
 
 
 @pytest.mark.parametrize("fault", ["hang", "gil"])

@@ -13,7 +13,7 @@ from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentIt
 from inference.runner.hardware import SAMPLE_SECONDS, CardMemoryMonitor, CpuOnly, filter_devices
 from inference.runner.loading import make_sample_item
 from inference.runner.process import can_lower_niceness
-from inference.runner.reporting import DeviceProgress
+from inference.runner.reporting import DeviceProgress, SleepWatch
 from inference.wire import EntailmentScores
 from tests.runner.test_device_calls import StandingClock
 
@@ -111,6 +111,23 @@ def test_a_heartbeat_reports_seconds_since_the_last_step() -> None:
     assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=1, rows_on_step=7, seconds_on_step=1.0)
     progress.end()
     assert progress.make_heartbeat() == runner_pb2.Heartbeat(progress=2)
+
+
+@pytest.mark.fault("L12")
+def test_a_thread_sleeps_while_it_neither_computes_nor_could() -> None:
+    """A thread that waits for a CPU does not sleep, nor does one that uses little of one; a new call starts at zero."""
+    watch = SleepWatch()
+    samples = [
+        (1, 0.0, 0.0, False),  # step, now, CPU seconds, whether it is ready to run
+        (1, 1.0, 0.0, False),
+        (1, 2.0, 0.0, True),
+        (1, 3.0, 0.0, False),
+        (1, 4.0, 0.02, False),
+        (1, 5.0, 0.025, False),  # it wakes up to see that there is nothing to do
+        (2, 6.0, 0.025, False),
+    ]
+    asleep = [watch.sample(step, now, cpu, is_runnable=is_runnable) for step, now, cpu, is_runnable in samples]
+    assert asleep == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
 
 
 class GrowingCache(CpuOnly):

@@ -21,7 +21,7 @@ from inference.server.model.slot import LoadProgress
 from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.dispatcher import LimitRules
+from inference.server.scheduling.limits import LimitRules
 
 UNIT_SECONDS = 0.01
 
@@ -56,6 +56,8 @@ class SimRunner:
         self.received: list[str] = []  # first statement of each item
         self.calls: list[list[str]] = []  # the same, by device call
         self.is_hung = False
+        self.is_silent = False
+        self.step_began: float | None = None  # the device call that is held, or hangs
         self.cancelled: list[int] = []
         self.serving: bool | None = None
         self.loaded: runner_pb2.LoadBundle | None = None
@@ -144,6 +146,7 @@ class SimRunner:
     def _reply(self, reply: runner_pb2.ItemsReply) -> None:
         done = {outcome.item_id for outcome in reply.outcomes}
         self.items = [item for item in self.items if item.item_id not in done]
+        self.step_began = self.world.clock.seconds if self.items else None
         self.listener.on_items_reply(reply)
 
     def _hello(self) -> None:
@@ -152,9 +155,25 @@ class SimRunner:
             precisions = ["float32"] * len(devices)
             self.listener.on_hello(runner_pb2.Hello(pid=self.pid, devices=devices, precisions=precisions))
 
+    def beat(self) -> None:
+        """Send a heartbeat: a device call that is held, or hangs, sleeps."""
+        rows, seconds = 0, 0.0
+        if self.step_began is not None and self.items:
+            rows = min(sum(len(item.entailment.statements) for item in self.items), self.world.call_rows)
+            seconds = self.world.clock.seconds - self.step_began
+        self.listener.on_heartbeat(
+            runner_pb2.Heartbeat(
+                rows_on_step=rows, seconds_on_step=seconds, seconds_asleep=seconds, waiting_items=len(self.items)
+            )
+        )
+
     def compute(self) -> None:
         """Compute what the runner holds in one device call: answer, die or hang of it, as the world's script says."""
-        if self.has_ended or self.world.holds_items or not self.items or self.is_hung:
+        if self.has_ended or not self.items or self.is_hung:
+            return
+        if self.step_began is None:
+            self.step_began = self.world.clock.seconds
+        if self.world.holds_items:
             return
         items = sorted(self.items, key=lambda item: item.priority)
         self.calls.append([item.entailment.statements[0] for item in items])
@@ -205,7 +224,7 @@ class World:
             "emit": self.events.append,
             "drain": self.drain,
             "capacity": Capacity(max_requests=8, max_bytes=1000),
-            "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0),
+            "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0, prepare_timeout_seconds=10.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
             "standby": True,
             "threads": 1,
@@ -270,6 +289,9 @@ class World:
         """Let time pass, ticking."""
         for _ in range(round(seconds / step)):
             self.clock.seconds += step
+            for runner in self.runners:
+                if not runner.has_ended and runner.loaded is not None:
+                    runner.beat()
             self.manager.tick()
             await self.settle()
 

@@ -14,9 +14,9 @@ from inference.server.scheduling.dispatcher import (
     Computed,
     Dispatcher,
     InFlight,
-    LimitRules,
     may_send,
 )
+from inference.server.scheduling.limits import LimitRules
 from tests.server.simulator import ManualClock
 
 CALL_ROWS = 4

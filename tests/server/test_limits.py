@@ -1,9 +1,10 @@
-"""The expected cost of a device call: the mean for time limits, the minimum for admission."""
+"""The expected cost of a device call, its time limit, and whether a heartbeat shows that it hangs."""
 
 import pytest
 
+from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
-from inference.server.scheduling.dispatcher import LimitRules, limit_seconds
+from inference.server.scheduling.limits import WALL_FACTOR, LimitRules, find_hang, limit_seconds
 
 
 def test_nothing_is_expected_before_anything_was_measured() -> None:
@@ -55,3 +56,33 @@ def test_the_mean_follows_the_calls() -> None:
     unknown = RowCost()
     unknown.learn(seconds=8.0, rows=4)
     assert unknown.row_seconds == 2.0
+
+
+CALL = {"rows_on_step": 8, "seconds_on_step": 5.0, "cpu_seconds_on_step": 1.0, "seconds_asleep": 1.0}
+
+
+@pytest.mark.fault("K8")
+@pytest.mark.fault("L12")
+@pytest.mark.parametrize(
+    ("changes", "is_cpu", "hangs"),
+    [
+        ({}, True, False),  # slowed down by others: it has had 1 s of a CPU in 5 s
+        ({}, False, True),  # a GPU is judged by wall-clock time
+        ({"seconds_on_step": 1.9}, False, False),
+        ({"cpu_seconds_on_step": 2.0}, True, True),  # it computes for ever
+        ({"seconds_asleep": 2.0}, True, True),  # it waits for something that does not come
+        ({"seconds_on_step": 2.0 * WALL_FACTOR}, True, True),
+        ({"rows_on_step": 0, "cpu_seconds_on_step": 9.0}, True, False),  # the step of a load, which has its own limit
+        ({"seconds_on_step": 1.0, "oldest_preparation_seconds": 2.9}, True, False),
+        ({"rows_on_step": 0, "oldest_preparation_seconds": 3.0}, True, True),
+    ],
+)
+def test_a_hang_is_seen_by_the_clock_of_what_hangs(
+    changes: dict[str, float],
+    is_cpu: bool,  # noqa: FBT001
+    hangs: bool,  # noqa: FBT001
+) -> None:
+    """A call on a CPU by its CPU time or its sleep, on a GPU by wall-clock time; a preparation by its own clock."""
+    heartbeat = runner_pb2.Heartbeat(**{**CALL, **changes})  # type: ignore[arg-type]
+
+    assert bool(find_hang(heartbeat, 2.0, 3.0, is_cpu=is_cpu)) == hangs

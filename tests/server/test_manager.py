@@ -96,21 +96,6 @@ async def test_a_poison_input_fails_and_the_others_are_answered(tmp_path: Path) 
     assert stats(world, "r1")[3] == 0, "a caller's input counts against no model"
 
 
-@pytest.mark.fault("K8")
-async def test_a_hung_runner_is_killed_and_its_requests_are_answered(tmp_path: Path) -> None:
-    """A runner that exceeds its time limit is killed; its requests are retried in the other slot."""
-    world = await World(tmp_path).serving()
-    world.holds_items = True
-    pending = world.ask()
-    await world.wait(1.9)
-    assert not world.runners[0].has_ended
-    world.holds_items = False
-    await world.wait(0.3)
-
-    assert "limit" in world.runners[0].killed_by
-    assert (await pending.outcome).served_by.slot == "b"
-
-
 async def test_restart_pauses_grow_until_liveness_fails(tmp_path: Path) -> None:
     """A bundle that no longer loads is retried with growing pauses."""
     world = await World(tmp_path).serving()

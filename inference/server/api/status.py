@@ -90,7 +90,7 @@ class StatusApi:
         return process
 
     def _capability(self, manager: ModelManager) -> status_pb2.CapabilityHealth:
-        is_ready = manager.pair.is_ready() and not self._drain.is_leaving
+        is_ready = manager.is_ready and not self._drain.is_leaving
         level, reason = _judge(manager, is_ready=is_ready)
         capability = status_pb2.CapabilityHealth(
             model=manager.options.model,
@@ -158,6 +158,8 @@ def _judge(manager: ModelManager, *, is_ready: bool) -> tuple[int, str]:
         if active is None:
             return 2, "no model is loaded; nothing is committed yet"
         last = f"; {active.last_failure}" if active.last_failure else ""
+        if manager.requests.is_stalled:
+            return 2, f"slot {active.name} does not answer in time"
         return 2, f"slot {active.name} is {active.state.lower()}{last}"
     if active is not None and pair.answering_slot() is not active:
         return 1, f"slot {active.name} is on trial and not loaded; the previous slot answers"

@@ -233,7 +233,7 @@ def build_model_state(manager: ModelManager, clock: Clock, *, with_stats: bool =
         task=manager.options.task.value,
         generation=pair.generation,
         slots=[_slot(manager, slot) for slot in pair],
-        ready=pair.is_ready() and not manager.options.drain.is_leaving,
+        ready=manager.is_ready and not manager.options.drain.is_leaving,
         stats=[build_stats(row) for row in manager.stats.rows()] if with_stats else (),
     )
     active = pair.active_slot

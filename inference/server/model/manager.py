@@ -26,6 +26,11 @@ class ModelManager:
         return self.machine.pair
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the model answers: it has passed its last self-test, and its runner does not seem to hang."""
+        return self.pair.is_ready() and not self.requests.is_stalled
+
+    @property
     def has_given_up(self) -> bool:
         """Whether the active slot's process has ended too often in a row."""
         return has_given_up(self.pair, self.options.rules)

@@ -14,7 +14,7 @@ from inference.server.model.policy import SlotRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
-from inference.server.scheduling.dispatcher import LimitRules
+from inference.server.scheduling.limits import LimitRules
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from inference.server.scheduling.dispatcher import Computed, Dispatcher
 RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
+STALLED_SHARE = 0.5  # of a time limit, after which the model is not ready until the call ends
 _CALLER_ENDED_REASONS = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
 
 # Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
@@ -225,9 +226,23 @@ class Requests:
             elif request.is_handover_due(now) and choose_handover_slot(self.pair, request.on_slot):
                 self._hand_over(request.on_slot, request, "TOO_SLOW")
         for slot in self.machine.slots.values():
-            over = slot.dispatcher.overdue_seconds(now)
-            if over > 0:
-                self.machine.apply(m.Stuck(slot.name, f"no progress within its limit, {over:.2f} s over"))
+            detail = self._find_hang(slot)
+            if detail:
+                self.machine.apply(m.Stuck(slot.name, detail))
+
+    def _find_hang(self, slot: Slot, share: float = 1.0) -> str:
+        load = self.pair[slot.name].load
+        is_cpu = load is None or load.device == "cpu"
+        return slot.dispatcher.find_hang(slot.heartbeat, is_cpu=is_cpu, share=share)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the answering slot seems to hang: its runner is silent, or half of a time limit has passed."""
+        record = self.pair.answering_slot()
+        if record is None:
+            return False
+        slot = self.machine.slots[record.name]
+        return (slot.process is not None and slot.process.is_silent) or bool(self._find_hang(slot, STALLED_SHARE))
 
     # Out of memory at a single item.
 

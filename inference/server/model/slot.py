@@ -173,8 +173,9 @@ class Slot:
         self.dispatcher.on_reply(reply)
 
     def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
-        """Keep the last heartbeat for status reports."""
+        """Keep the last heartbeat: it decides whether the process hangs."""
         self.heartbeat = heartbeat
+        self.dispatcher.on_heartbeat(heartbeat)
 
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""

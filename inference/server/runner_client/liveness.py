@@ -56,6 +56,12 @@ class LivenessMonitor:
         """Whether a load has begun and not ended."""
         return self._phase is Phase.LOADING
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether half of the silence timeout has passed without a heartbeat, from a runner that may be serving."""
+        seconds = (self._since_heartbeat - 1) * self._timeouts.tick_seconds
+        return self._phase is Phase.IDLE_OR_SERVING and seconds >= self._timeouts.silence_seconds / 2
+
     def enter_phase(self, phase: Phase) -> None:
         """Begin a phase; its counts start at zero."""
         self._phase = phase

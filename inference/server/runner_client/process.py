@@ -104,6 +104,11 @@ class RunnerProcess:
             return 0
         return int(pages) * PAGE_BYTES if not self._child.has_ended else 0
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether half of the time without a heartbeat has passed after which the process is killed."""
+        return self._liveness.is_silent
+
     def _send_control(self, request: runner_pb2.RunnerRequest) -> None:
         self._control.send(frame(request.SerializeToString()))
 

@@ -94,6 +94,11 @@ class RunnerHandle(Protocol):
         """Resident memory; 0 if it cannot be read."""
         ...
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether half of the time without a heartbeat has passed after which the process is killed."""
+        ...
+
     def spawn(self) -> None:
         """Start the process."""
         ...

@@ -10,26 +10,13 @@ from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.row_cost import RowCost
 from inference.server.request import Failure, Outcome, PendingRequest
+from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
 from inference.server.scheduling.queue import WaitingQueue
 from inference.wire import EntailmentScores
 
 WINDOW_CALLS = 2  # rows sent and not computed, in device calls: one is computed, one is prepared
 MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
 INTERACTIVE = 0  # the priority that is computed first
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRules:
-    """How a time limit is computed from measured cost."""
-
-    min_timeout_seconds: float  # lower bound of every limit
-    factor: float  # times the expected time
-    prepare_seconds: float = 0.5  # allowance for decoding
-
-
-def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
-    """The time limit for `rows` rows, seconds: a runner that exceeds it is killed as stuck."""
-    return max(rules.min_timeout_seconds, rules.prepare_seconds + rules.factor * cost.expected(rows))
 
 
 class RunnerPort(Protocol):
@@ -166,9 +153,9 @@ class Dispatcher:
         self._runner: RunnerPort | None = None
         self._held = InFlight()
         self._call_rows = 1  # most rows of a device call, as the runner says
-        self._progress_at = 0.0  # when the runner got its first item, or last ended a device call
         self._item_ids = itertools.count(1)
         self._is_dispatch_due = False
+        self._empty_heartbeats = 0  # in a row, while items have no outcome
         self.queue = WaitingQueue()
         self.cost = RowCost()
 
@@ -195,20 +182,20 @@ class Dispatcher:
         while (request := self.queue.peek()) is not None and may_send(request, self._held, self._call_rows):
             self.queue.take()
             if not self._held:
-                self._progress_at = now
                 self._listener.on_busy()
             item = _item(next(self._item_ids), request, now)
             self._held.add(item.item_id, request)
             items.append((item, request.payload.image))
         if items:
+            self._empty_heartbeats = 0
             self._runner.send_items(items)
 
     def on_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Process a runner's reply; unknown items are ignored."""
         held, was_busy = self._held, bool(self._held)
+        self._empty_heartbeats = 0
         self.set_call_rows(reply.call_rows or self._call_rows)
         for call in reply.calls:
-            self._progress_at = self._clock.monotonic()
             held.count_computed(call.rows)
             self.cost.learn(call.computed_seconds, call.rows)
             self._listener.on_call(call)
@@ -228,15 +215,20 @@ class Dispatcher:
         if self._runner is not None and item_ids:
             self._runner.cancel(item_ids)
 
-    def overdue_seconds(self, now: float) -> float:
-        """Seconds by which the device call exceeds its time limit; 0 or less if it does not."""
-        if not self._held:
-            return 0.0
-        return now - self._progress_at - self.limit_of(min(self._call_rows, self._held.rows_left))
-
     def limit_of(self, rows: int) -> float:
-        """The time limit for `rows` rows on this runner, seconds."""
+        """The time limit of a device call of `rows` rows on this runner, seconds."""
         return limit_seconds(self.cost, rows, self._rules)
+
+    def on_heartbeat(self, heartbeat: runner_pb2.Heartbeat) -> None:
+        """Count the heartbeats that report no item while items have no outcome."""
+        self._empty_heartbeats = self._empty_heartbeats + 1 if self._held and not heartbeat.waiting_items else 0
+
+    def find_hang(self, heartbeat: runner_pb2.Heartbeat, *, is_cpu: bool, share: float = 1.0) -> str:
+        """A sentence if the runner exceeds this share of a time limit, by its last heartbeat, or has lost items."""
+        if self._empty_heartbeats >= share * LOST_HEARTBEATS:
+            return f"{len(self._held)} items have no outcome, and the runner does not hold them"
+        call_limit = share * self.limit_of(heartbeat.rows_on_step)
+        return find_hang(heartbeat, call_limit, share * self._rules.prepare_timeout_seconds, is_cpu=is_cpu)
 
     def expected_seconds(self, rows: int) -> float:
         """Expected seconds until `rows` further rows are answered, after what the runner holds."""
