@@ -14,7 +14,7 @@ from inference.server.model import messages as m
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import ANSWERING_ROLES, SLOT_NAMES, Pair
 from inference.server.model.slot import LoadProgress, Slot
-from inference.server.model.stats import StatsKey, StatsTable
+from inference.server.model.stats import StatsTable
 from inference.server.model.step import Now
 from inference.server.model.transitions import apply
 from inference.server.runner_client.protocol import EndReason, RunnerEnding
@@ -28,19 +28,19 @@ class RequestEffects(Protocol):
         """A queue for a slot's next process."""
         ...
 
-    def send_self_test(self, slot: str) -> None:
+    def send_self_test(self, effect: m.SendSelfTest) -> None:
         """Send a self-test to a slot."""
         ...
 
-    def record_death(self, slot: str, key: StatsKey, *, is_trial: bool) -> None:
+    def record_death(self, effect: m.RecordDeath) -> None:
         """Record the end of a process against a revision."""
         ...
 
-    def run_elsewhere(self, slot: str, target: str | None) -> None:
+    def move_requests(self, effect: m.MoveRequests) -> None:
         """Run what an ended process held, and what waited for it, on another slot."""
         ...
 
-    def submit_awaiting_cpu(self, slot: str) -> None:
+    def submit_awaiting_cpu(self, effect: m.SubmitAwaitingCpu) -> None:
         """Queue the requests that await the CPU fallback."""
         ...
 
@@ -53,7 +53,6 @@ class PairMachine:
         self._options = options
         self._rules = options.rules
         self._stats = stats
-        self._requests = requests
         self._progress: dict[str, LoadProgress] = {}  # by load id, of the loads in the pair
         self._events: deque[m.Event] = deque()
         self._is_applying = False
@@ -69,10 +68,10 @@ class PairMachine:
             m.AwaitLeases: self._await_leases,
             m.Kill: self._kill,
             m.OpenQueue: self._open_queue,
-            m.SendSelfTest: self._send_self_test,
-            m.RecordDeath: self._record_death,
-            m.MoveRequests: self._move_requests,
-            m.SubmitAwaitingCpu: self._submit_awaiting_cpu,
+            m.SendSelfTest: requests.send_self_test,
+            m.RecordDeath: requests.record_death,
+            m.MoveRequests: requests.move_requests,
+            m.SubmitAwaitingCpu: requests.submit_awaiting_cpu,
             m.FailLoad: self._fail_load,
             m.NotifyLoad: self._notify_load,
             m.FreezeBaseline: self._freeze_baseline,
@@ -170,24 +169,10 @@ class PairMachine:
     def _await_leases(self, effect: m.AwaitLeases) -> None:
         self.slots[effect.slot].await_leases()
 
-    # Effects on requests.
-
     def _open_queue(self, effect: m.OpenQueue) -> None:
         slot = self.slots[effect.slot]
         if slot.process is not None:
             slot.dispatcher.open(slot.process, effect.row_seconds)
-
-    def _send_self_test(self, effect: m.SendSelfTest) -> None:
-        self._requests.send_self_test(effect.slot)
-
-    def _record_death(self, effect: m.RecordDeath) -> None:
-        self._requests.record_death(effect.slot, effect.key, is_trial=effect.is_trial)
-
-    def _move_requests(self, effect: m.MoveRequests) -> None:
-        self._requests.run_elsewhere(effect.slot, effect.target)
-
-    def _submit_awaiting_cpu(self, effect: m.SubmitAwaitingCpu) -> None:
-        self._requests.submit_awaiting_cpu(effect.slot)
 
     # Effects on records and files.
 

@@ -293,12 +293,12 @@ class Requests:
         else:
             self._give(request, target)
 
-    def submit_awaiting_cpu(self, slot: str) -> None:
+    def submit_awaiting_cpu(self, effect: m.SubmitAwaitingCpu) -> None:
         """Queue the requests that await the CPU fallback."""
         requests, self._awaiting_cpu = self._awaiting_cpu, []
         for request in requests:
             if not request.is_done:
-                self._give(request, slot)
+                self._give(request, effect.slot)
 
     def _out_of_memory_error(self, retry_seconds: float = 0.0) -> errors.Overloaded:
         pause = self.pair.move.not_before - self.options.clock.monotonic()
@@ -310,27 +310,27 @@ class Requests:
 
     # Run again: the process has ended.
 
-    def record_death(self, slot: str, key: StatsKey, *, is_trial: bool) -> None:
+    def record_death(self, effect: m.RecordDeath) -> None:
         """Record the end of a process; it is counted when the requests that it held have been run again."""
-        suspect_requests = self.machine.slots[slot].in_flight_at_end
+        suspect_requests, key = self.machine.slots[effect.slot].in_flight_at_end, effect.key
         in_flight = {request.id for request in suspect_requests if not request.internal}
-        self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if is_trial else 0))
+        self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if effect.is_trial else 0))
         for request in suspect_requests:
             request.deaths += 1
-            if is_trial:
+            if effect.is_trial:
                 request.attribution = Attribution(key.bundle_digest, key.device, reason="")
             if request.deaths >= MAX_DEATHS:
                 self._deaths.mark_input_at_fault(request.id)
 
-    def run_elsewhere(self, slot: str, target: str | None) -> None:
+    def move_requests(self, effect: m.MoveRequests) -> None:
         """Run a slot's requests on the target; fail them if there is none.
 
         After the end of a process these are the requests that waited for it, then those that it computed, each alone.
         For a slot that is emptied without a process they are what its queue holds.
         """
-        suspect_requests, waiting = self.machine.slots[slot].take_requests()
+        suspect_requests, waiting = self.machine.slots[effect.slot].take_requests()
         for request in waiting:
-            self._run_again(request, target)
+            self._run_again(request, effect.target)
         for request in suspect_requests:
             if request.internal:
                 request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
@@ -338,7 +338,7 @@ class Requests:
                 request.finish(errors.Failed("this input ended two runner processes", reason="POISON_INPUT"))
             else:
                 request.alone = True
-                self._run_again(request, target)
+                self._run_again(request, effect.target)
 
     def _run_again(self, request: PendingRequest, target: str | None) -> None:
         if request.is_done:
@@ -351,11 +351,11 @@ class Requests:
 
     # Self-tests take the way of a caller's request: after each load, and when nothing has succeeded for a while.
 
-    def send_self_test(self, slot: str) -> None:
+    def send_self_test(self, effect: m.SendSelfTest) -> None:
         """Send a self-test to a slot."""
         now = self._self_test_sent_at = self.options.clock.monotonic()
-        limit = max(MIN_SELF_TEST_TIMEOUT_SECONDS, self.machine.slots[slot].dispatcher.limit_of(1))
-        self._self_test = self.probe(slot, self.options.self_test, now + limit)
+        limit = max(MIN_SELF_TEST_TIMEOUT_SECONDS, self.machine.slots[effect.slot].dispatcher.limit_of(1))
+        self._self_test = self.probe(effect.slot, self.options.self_test, now + limit)
 
     def send_self_test_if_due(self, now: float) -> None:
         """Test the answering slot if no request has succeeded for `self_test_seconds`, or if it is not proven."""
@@ -365,7 +365,7 @@ class Requests:
         since = max(self.last_good_at or 0.0, slot.load.loaded_at)
         is_due = now - since >= self.options.self_test_seconds or not slot.load.is_proven
         if is_due and now - self._self_test_sent_at >= SELF_TEST_PAUSE_SECONDS:
-            self.send_self_test(slot.name)
+            self.send_self_test(m.SendSelfTest(slot.name))
 
     # Settled.
 
