@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_FRAME_BYTES = 64 << 20
+Picture = bytes | memoryview  # a view keeps the message in memory that the picture arrived in
 LABELS = ("yes", "no", "maybe")
 HEADER = struct.Struct(">I")
 
@@ -99,7 +100,7 @@ def frame(payload: bytes) -> list[bytes]:
     return [_header(len(payload)), payload]
 
 
-def items_frame(items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+def items_frame(items: Sequence[tuple[bytes, Picture]]) -> list[Picture]:
     """Build one frame with `RunnerRequest(items=…)`, as buffers to send in order; no picture is copied.
 
     The protobuf library copies a message that is put into another one. The encoding of a nested message is a tag,
@@ -112,7 +113,7 @@ def items_frame(items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
     Raises:
         FrameError: the frame exceeds the maximum size.
     """
-    parts = [b""]
+    parts: list[Picture] = [b""]
     for item, image in items:
         if not image:
             parts.append(_ITEM_TAG + _varint(len(item)) + item)

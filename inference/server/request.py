@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.errors import HotslotError
-from inference.wire import EntailmentScores
+from inference.wire import EntailmentScores, Picture
 
 MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
 _request_ids = itertools.count(1)
@@ -17,7 +17,7 @@ _request_ids = itertools.count(1)
 class EntailmentInput:
     """A checked request: one picture and the statements to judge."""
 
-    image: bytes  # JPEG, PNG or WebP file
+    image: Picture  # JPEG, PNG or WebP file
     statements: tuple[str, ...]  # 1..32
     premise: str  # may be empty
 

@@ -22,6 +22,7 @@ from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.limits import LimitRules
+from inference.wire import Picture
 
 UNIT_SECONDS = 0.01
 
@@ -86,7 +87,7 @@ class SimRunner:
         if not self.world.holds_loads:
             self._soon(lambda: self.listener.on_load_outcome(outcome))
 
-    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Take items; compute them unless held."""
         self.items += [item for item, _ in items]
         self.received += [item.entailment.statements[0] for item, _ in items]

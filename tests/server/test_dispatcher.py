@@ -17,6 +17,7 @@ from inference.server.scheduling.dispatcher import (
     may_send,
 )
 from inference.server.scheduling.limits import LimitRules
+from inference.wire import Picture
 from tests.server.simulator import ManualClock
 
 CALL_ROWS = 4
@@ -87,7 +88,7 @@ class Log:
     cancelled: list[int] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
-    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Keep the items."""
         self.sent += [item for item, _ in items]
 

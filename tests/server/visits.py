@@ -31,7 +31,7 @@ async def list_server_files(state: Path) -> list[str]:
     api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain)
     interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None)
     request = entailment_pb2.PredictRequest(statements=SELF_TEST.statements)
-    request.image.content = SELF_TEST.image
+    request.image.content = bytes(SELF_TEST.image)
     details: Any = SimpleNamespace(method=METHOD, invocation_metadata=())
     context: Any = SimpleNamespace(
         time_remaining=lambda: 30.0,

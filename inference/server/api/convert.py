@@ -1,4 +1,9 @@
-"""Conversion between protobuf messages and records. Pure; an invalid field is refused here, by name."""
+"""Conversion between protobuf messages and records. Pure; an invalid field is refused here, by name.
+
+A picture is held once: it stays in the bytes of its message, and only the other fields are parsed by protobuf, which
+would copy it twice. This holds for messages as clients encode them, where each field is present once. Any other message
+is parsed by protobuf as a whole, so that what is accepted does not depend on the encoding.
+"""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,12 +14,19 @@ from google.protobuf.message import DecodeError, Message
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.request import EntailmentInput, Prediction, ServedBy
+from inference.wire import Picture
 
 M = TypeVar("M", bound=Message)
 
 MAX_STATEMENTS = 32
 MAX_STREAM_ITEMS = 64
 MAX_ITEM_ID_CHARS = 128
+
+_ONE, _TWO, _THREE, _FOUR = 0x0A, 0x12, 0x1A, 0x22  # tags of the length-delimited fields 1 to 4
+_REQUEST_TAGS = (_ONE, _TWO, _THREE, _FOUR)  # model, image, statements, premise
+_MAX_SCANNED_FIELDS = 64  # of a request; protobuf is faster with more
+_MAX_LENGTH_BYTES = 5  # of the varint of a length
+_VARINT_MORE = 0x80
 
 _LABELS = {
     "yes": entailment_pb2.LABEL_YES,
@@ -29,6 +41,75 @@ class InputLimits:
 
     max_image_bytes: int
     max_statement_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request and its picture."""
+
+    fields: entailment_pb2.PredictRequest  # without `image`
+    image: Picture | None  # None: not given
+
+
+def parse_request(raw: bytes) -> ParsedRequest:
+    """Parse a request; the picture is a view of `raw` where that is possible.
+
+    Raises:
+        InputRefused: the bytes do not parse.
+    """
+    span = find_picture(raw, 0, len(raw))
+    found = None if span is None else _parse_around(raw, 0, len(raw), span)
+    return split_request(parse(entailment_pb2.PredictRequest, raw)) if found is None else found
+
+
+def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
+    """Parse a stream message into item ids and requests.
+
+    The picture of a single item is a view of `raw`; those of several are copied, so that no item keeps the pictures of
+    the others in memory.
+
+    Raises:
+        InputRefused: the bytes do not parse, or the number of items is wrong.
+    """
+    spans = _find_items(raw)
+    found = []
+    for start, end, item_id, picture in spans:
+        request = _parse_around(raw, start, end, picture)
+        if request is None:
+            spans = []
+            break
+        if len(spans) > 1:
+            request = ParsedRequest(request.fields, bytes(request.image or b""))
+        found.append((item_id, request))
+    if spans:
+        return found
+    message = parse(entailment_pb2.StreamPredictRequest, raw)
+    _check_item_count(len(message.items))
+    return [(item.item_id, split_request(item.request)) for item in message.items]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpan:
+    """Where the picture of a request is in its message."""
+
+    field: int  # index of the first byte of the field `image`
+    content: int  # index of the first byte of the picture
+    end: int  # index after both
+
+
+def find_picture(raw: bytes, at: int, end: int) -> PictureSpan | None:
+    """Find the first picture of an encoded request; None if only protobuf can say where it is. Pure."""
+    for _ in range(_MAX_SCANNED_FIELDS):
+        if at == end:
+            return None
+        tag, (body, stop) = raw[at], _find_body(raw, at + 1, end)
+        if stop < 0 or tag not in _REQUEST_TAGS:
+            return None
+        if tag == _TWO:
+            content, content_end = _find_body(raw, body + 1, stop) if raw[body : body + 1] == b"\x0a" else (-1, -1)
+            return PictureSpan(at, content, stop) if content < content_end == stop else None
+        at = stop
+    return None
 
 
 def parse(kind: type[M], raw: bytes) -> M:
@@ -50,15 +131,15 @@ def malformed_error(message: str) -> InputRefused:
     )
 
 
-def parse_entailment(request: entailment_pb2.PredictRequest, limits: InputLimits) -> EntailmentInput:
+def check_request(parsed: ParsedRequest, limits: InputLimits) -> EntailmentInput:
     """Check all fields of a request except `model`, and convert it.
 
     Raises:
         InputRefused: names the first invalid field and the limit.
     """
-    if request.image.WhichOneof("source") is None:
+    request, image = parsed.fields, parsed.image
+    if image is None:
         raise InputRefused("image is required", reason="IMAGE_MISSING", field="image.content")
-    image = request.image.content
     if not image:
         raise InputRefused("image.content is empty", reason="IMAGE_MISSING", field="image.content")
     if len(image) > limits.max_image_bytes:
@@ -105,12 +186,7 @@ def check_item_id(item_id: str, *, is_duplicate: bool) -> None:
         raise InputRefused("item_id is already used by an unanswered item", reason="ITEM_ID_DUPLICATE", field="item_id")
 
 
-def check_item_count(count: int) -> None:
-    """Check the number of items of a stream message.
-
-    Raises:
-        InputRefused: there are none, or too many.
-    """
+def _check_item_count(count: int) -> None:
     if count == 0:
         raise InputRefused("items is empty, 1 to 64 are needed", reason="ITEMS_MISSING", field="items")
     if count > MAX_STREAM_ITEMS:
@@ -159,3 +235,60 @@ def _served_by(served_by: ServedBy) -> entailment_pb2.ServedBy:
 def _set(duration: duration_pb2.Duration, seconds: float) -> None:
     duration.seconds = int(seconds)
     duration.nanos = int((seconds - int(seconds)) * 1e9)
+
+
+def split_request(request: entailment_pb2.PredictRequest) -> ParsedRequest:
+    """Take the picture out of a parsed request."""
+    image = None if request.image.WhichOneof("source") is None else request.image.content
+    request.ClearField("image")
+    return ParsedRequest(request, image)
+
+
+def _parse_around(raw: bytes, start: int, end: int, picture: PictureSpan) -> ParsedRequest | None:
+    """Parse the fields beside the picture, which is a view; None if there is a second one: protobuf merges them."""
+    fields = parse(entailment_pb2.PredictRequest, raw[start : picture.field] + raw[picture.end : end])
+    return None if fields.HasField("image") else ParsedRequest(fields, memoryview(raw)[picture.content : picture.end])
+
+
+def _find_items(raw: bytes) -> list[tuple[int, int, str, PictureSpan]]:
+    """Start, end, id and picture of each item's request; none if only protobuf can say what the message contains."""
+    found: list[tuple[int, int, str, PictureSpan]] = []
+    at, end = 0, len(raw)
+    while at < end:
+        body, stop = _find_body(raw, at + 1, end)
+        item = _find_item(raw, body, stop) if raw[at] == _ONE and stop >= 0 else None
+        if item is None or len(found) == MAX_STREAM_ITEMS:
+            return []
+        found.append(item)
+        at = stop
+    return found
+
+
+def _find_item(raw: bytes, at: int, end: int) -> tuple[int, int, str, PictureSpan] | None:
+    """The same of one item: its id, if it has one, and its request, once and in this order."""
+    item_id = b""
+    if at < end and raw[at] == _ONE:
+        body, at = _find_body(raw, at + 1, end)
+        item_id = raw[body:at]
+    if at < 0 or at >= end or raw[at] != _TWO:
+        return None
+    body, stop = _find_body(raw, at + 1, end)
+    picture = find_picture(raw, body, stop) if stop == end else None
+    if picture is None:
+        return None
+    try:
+        return body, stop, item_id.decode(), picture
+    except UnicodeDecodeError:
+        return None
+
+
+def _find_body(raw: bytes, at: int, end: int) -> tuple[int, int]:
+    """Start and end of what follows a length at this index; both are -1 if it does not fit before `end`."""
+    length = 0
+    for place in range(at, min(at + _MAX_LENGTH_BYTES, end)):
+        byte = raw[place]
+        length |= (byte & ~_VARINT_MORE) << 7 * (place - at)
+        if byte < _VARINT_MORE:
+            start = place + 1
+            return (start, start + length) if start + length <= end else (-1, -1)
+    return -1, -1

@@ -60,7 +60,7 @@ class EntailmentApi:
             HotslotError: one of the errors in entailment.proto.
         """
         with IncomingItem(self._emit) as item:
-            request = convert.parse(entailment_pb2.PredictRequest, raw)
+            request = convert.parse_request(raw)
             pending = self._begin(item, request, context.time_remaining())
         try:
             prediction = await pending.outcome
@@ -81,17 +81,15 @@ class EntailmentApi:
 
     # The StreamTask interface.
 
-    def parse_items(self, raw: bytes) -> list[tuple[str, entailment_pb2.PredictRequest]]:
+    def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
         """Parse a stream message into item ids and requests."""
         with IncomingItem(self._emit):
-            message = convert.parse(entailment_pb2.StreamPredictRequest, raw)
-            convert.check_item_count(len(message.items))
-        return [(item.item_id, item.request) for item in message.items]
+            return convert.parse_items(raw)
 
     def begin(
         self,
         item_id: str,
-        request: entailment_pb2.PredictRequest,
+        request: convert.ParsedRequest,
         deadline_seconds: float | None,
         *,
         is_duplicate: bool,
@@ -118,17 +116,17 @@ class EntailmentApi:
 
     # Helpers.
 
-    def _begin(self, item: IncomingItem, request: entailment_pb2.PredictRequest, left: float | None) -> PendingRequest:
-        manager = self._models.find_for_call(request.model, Task.VISUAL_ENTAILMENT)
+    def _begin(self, item: IncomingItem, request: convert.ParsedRequest, left: float | None) -> PendingRequest:
+        manager = self._models.find_for_call(request.fields.model, Task.VISUAL_ENTAILMENT)
         item.model = manager.options.model
-        payload = convert.parse_entailment(request, self._rules.inputs)
+        payload = convert.check_request(request, self._rules.inputs)
         limit = self._rules.max_deadline_seconds
         seconds = limit if left is None else min(left, limit)
         return manager.requests.predict(payload, self._clock.monotonic() + seconds)
 
 
 def _note_fields(
-    request: entailment_pb2.PredictRequest, response: entailment_pb2.PredictResponse, prediction: Prediction
+    request: convert.ParsedRequest, response: entailment_pb2.PredictResponse, prediction: Prediction
 ) -> None:
     """Record the log fields of a call; never the picture or the text."""
     first = response.results[0]
@@ -137,9 +135,9 @@ def _note_fields(
         revision=prediction.served_by.revision,
         slot=prediction.served_by.slot,
         device=prediction.served_by.device,
-        image_bytes=len(request.image.content),
-        statements=len(request.statements),
-        text_chars=sum(map(len, request.statements)),
+        image_bytes=len(request.image or b""),
+        statements=len(request.fields.statements),
+        text_chars=sum(map(len, request.fields.statements)),
         label=entailment_pb2.Label.Name(first.label),
         score=round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
         queued_seconds=round(prediction.queued_seconds, 6),

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from common.clock import Clock
 from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
 from hotslot.control.v1 import control_pb2
-from inference.server.api.convert import InputLimits, build_entailment_response, parse, parse_entailment
+from inference.server.api.convert import InputLimits, build_entailment_response, check_request, parse, split_request
 from inference.server.api.interceptors import Context, current_call
 from inference.server.model.commands import SlotCommands
 from inference.server.model.effects import PairMachine
@@ -106,7 +106,8 @@ class ControlApi:
         probes: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                probes.append(manager.requests.probe(slot.name, parse_entailment(item, self._limits), deadline))
+                payload = check_request(split_request(item), self._limits)
+                probes.append(manager.requests.probe(slot.name, payload, deadline))
             except InputRefused as error:
                 probes.append(error)
         response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in probes])

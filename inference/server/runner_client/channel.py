@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from inference.wire import FrameDecoder, FrameError, unsent
+from inference.wire import FrameDecoder, FrameError, Picture, unsent
 
 READ_BYTES = 64 << 10  # replies are small; a larger buffer would be mapped and unmapped for each read
 MAX_PARTS = 64  # buffers per sendmsg; far below IOV_MAX
@@ -38,7 +38,8 @@ class FrameChannel:
         self._on_end = on_end
         self._decoder = FrameDecoder()
         self._frames = 0
-        self._waiting: list[memoryview] = []
+        self._waiting: list[memoryview] = []  # the rest of each part that is not sent
+        self._parts: list[Picture] = []  # those parts: an object that is alive is counted as held
         self._is_armed = False  # whether the loop watches for writability
         self._is_finishing = False
         self._is_open = True
@@ -54,10 +55,11 @@ class FrameChannel:
         """Number of the frame that has arrived in part; None between two frames."""
         return self._frames if self._decoder.is_amid_frame else None
 
-    def send(self, parts: Sequence[bytes]) -> None:
+    def send(self, parts: Sequence[Picture]) -> None:
         """Send the parts of one frame; buffers what the socket does not accept now."""
         if not self._is_open or self._is_finishing:
             return
+        self._parts.extend(parts)
         self._waiting.extend(memoryview(part) for part in parts)
         if not self._is_armed:
             self._write()
@@ -75,7 +77,7 @@ class FrameChannel:
         self._is_open = False
         self._loop.remove_reader(self._connection)
         self._loop.remove_writer(self._connection)
-        self._waiting.clear()
+        self._clear()
         self._connection.close()
 
     def _read(self) -> None:
@@ -106,12 +108,17 @@ class FrameChannel:
                 self._watch_writability(is_wanted=True)
                 return
             except OSError:
-                self._waiting.clear()  # the peer is gone; the next read reports it
+                self._clear()  # the peer is gone; the next read reports it
                 break
             self._waiting = unsent(self._waiting, sent)
+            del self._parts[: len(self._parts) - len(self._waiting)]
         self._watch_writability(is_wanted=False)
         if self._is_finishing:
             self._shut_down_writing()
+
+    def _clear(self) -> None:
+        self._waiting.clear()
+        self._parts.clear()
 
     def _watch_writability(self, *, is_wanted: bool) -> None:
         if is_wanted and not self._is_armed:

@@ -15,7 +15,7 @@ from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
 from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
-from inference.wire import frame, items_frame
+from inference.wire import Picture, frame, items_frame
 
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
 
@@ -59,7 +59,7 @@ class RunnerProcess:
         self._liveness.enter_phase(Phase.LOADING)
         self._send_control(runner_pb2.RunnerRequest(load=request))
 
-    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Compute items, each with its picture (empty if it has none), so that no picture is copied.
 
         Bytes that the socket does not accept are buffered; the dispatcher's window bounds them.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.liveness import Timeouts
+from inference.wire import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class RunnerHandle(Protocol):
         """Load a bundle."""
         ...
 
-    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Compute items, each with its picture."""
         ...
 

@@ -12,7 +12,7 @@ from inference.row_cost import RowCost
 from inference.server.request import Failure, Outcome, PendingRequest
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
 from inference.server.scheduling.queue import WaitingQueue
-from inference.wire import EntailmentScores
+from inference.wire import EntailmentScores, Picture
 
 WINDOW_CALLS = 2  # rows sent and not computed, in device calls: one is computed, one is prepared
 MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
@@ -22,7 +22,7 @@ INTERACTIVE = 0  # the priority that is computed first
 class RunnerPort(Protocol):
     """The part of a runner process that the dispatcher uses."""
 
-    def send_items(self, items: Sequence[tuple[runner_pb2.Item, bytes]]) -> None:
+    def send_items(self, items: Sequence[tuple[runner_pb2.Item, Picture]]) -> None:
         """Send items, each with its picture, so that no picture is copied."""
         ...
 
