@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-server bench-overload bench-fair bench-swap bench-update parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-overload bench-fair bench-swap bench-update parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -50,6 +50,9 @@ bench-engine: env ## Measure the large OFA's latency against this machine's peak
 
 bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.load $(ARGS)
+
+bench-memory: env ## Measure the server's memory while callers misbehave, against its limit
+	@$(bin)/python -m dev.bench.memory $(ARGS)
 
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server $(ARGS)

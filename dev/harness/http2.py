@@ -21,18 +21,23 @@ def opening() -> bytes:
 
 def call(path: str, message: bytes, metadata: Mapping[str, str], stream: int = 1) -> bytes:
     """A whole unary gRPC call."""
-    headers = {
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return headers(path, stream, metadata) + frame(_DATA, _END_STREAM, stream, body)
+
+
+def headers(path: str, stream: int, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The beginning of a gRPC call."""
+    fields = {
         ":method": "POST",
         ":scheme": "http",
         ":path": path,
         ":authority": "test",
         "te": "trailers",
         "content-type": "application/grpc",
-        **metadata,
+        **(metadata or {}),
     }
-    block = b"".join(_literal(name, value) for name, value in headers.items())
-    body = b"\0" + struct.pack(">I", len(message)) + message
-    return frame(_HEADERS, _END_HEADERS, stream, block) + frame(_DATA, _END_STREAM, stream, body)
+    block = b"".join(_literal(name, value) for name, value in fields.items())
+    return frame(_HEADERS, _END_HEADERS, stream, block)
 
 
 def connect(port: int) -> socket.socket:
