@@ -3,6 +3,7 @@
 The class of an error shows its cause and what to do; `reason` is stable, for programs.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -150,7 +151,12 @@ def get_code(error: HotslotError) -> int:
     return code_pb2.INTERNAL
 
 
+def to_milliseconds(seconds: float) -> int:
+    """Milliseconds of a retry delay, rounded up: a caller must not come back too early."""
+    return math.ceil(seconds * 1000)
+
+
 def _duration(seconds: float) -> duration_pb2.Duration:
     duration = duration_pb2.Duration()
-    duration.FromMilliseconds(int(seconds * 1000))
+    duration.FromMilliseconds(to_milliseconds(seconds))
     return duration

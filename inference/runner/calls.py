@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from common.clock import Clock, read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
-from inference.row_cost import RowCost
+from inference.call_cost import CallCost
 from inference.runner.engines.base import Engine, PreparedItem, RowRange, RowResult
 from inference.runner.items import (
     ENGINE_FAILED,
@@ -42,7 +42,7 @@ class ExecutionContext:
 
     engine: Engine
     limits: CallLimits
-    cost: RowCost
+    cost: CallCost
     clear_cache: Callable[[], None]  # frees the device's cached memory
     progress: DeviceProgress
     clock: Clock

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from common.clock import Clock
 from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
-from inference.row_cost import RowCost
+from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Engine, loader_for
 from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for
@@ -196,7 +196,7 @@ class Worker:
         self._context = ExecutionContext(
             engine,
             CallLimits(max(1, request.max_call_rows or engine.max_call_rows), request.max_call_seconds),
-            RowCost(loaded.row_seconds),
+            CallCost(loaded.row_seconds),
             self._hardware.clear_cache,
             self._progress,
             self._clock,

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from hotslot.runner.v1 import runner_pb2
-from inference.row_cost import RowCost
+from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Item, PreparedItem, Progress, RowRange, RowResult
 from inference.runner.items import PendingItem
@@ -89,7 +89,7 @@ class Scene:
         progress = DeviceProgress(self.clock)
         limits = CallLimits(max_rows, 0.0)
         self.context = ExecutionContext(
-            engine, limits, RowCost(0.0), self.clear_cache, progress, self.clock, lambda *_, **__: None
+            engine, limits, CallCost(0.0), self.clear_cache, progress, self.clock, lambda *_, **__: None
         )
         self.calls = DeviceCalls(self.context, self.replies.append)
         self.items: list[PendingItem] = []

@@ -182,7 +182,7 @@ async def _abort(context: Context, error: errors.HotslotError, call: Call) -> No
     if not call.is_echoed:
         trailers.append((REQUEST_ID, call.request_id))
     if error.retry_after_seconds is not None:
-        trailers.append((PUSHBACK_KEY, str(int(error.retry_after_seconds * 1000))))
+        trailers.append((PUSHBACK_KEY, str(errors.to_milliseconds(error.retry_after_seconds))))
     try:
         await context.abort(_CODES[status.code], status.message, tuple(trailers))
     except grpc.aio.InternalError:  # the caller has left

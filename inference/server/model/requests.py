@@ -51,7 +51,7 @@ class Requests:
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
         self.stats = StatsTable()
-        self.admission = AdmissionController(options.capacity)
+        self.admission = AdmissionController(options.capacity, options.clock.monotonic())
         self.last_good_at: float | None = None  # clock.monotonic()
         self.last_good_seconds = 0.0
         self._deaths = DeathTracker()
@@ -90,8 +90,11 @@ class Requests:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if load.loaded_at == 0.0 and pair.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        expected = self.machine.slots[decision.slot].dispatcher.cost.at_best(payload.rows)
-        self.admission.admit(AdmissionRequest(payload.size_bytes, deadline - now, expected))
+        cost = self.machine.slots[decision.slot].dispatcher.cost
+        facts = AdmissionRequest(
+            payload.rows, payload.size_bytes, deadline - now, own_seconds=cost.at_best(payload.rows)
+        )
+        self.admission.admit(facts, cost, now)
         request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future())
         request.on_done = self._on_done
         self._open[request.id] = request
@@ -370,7 +373,7 @@ class Requests:
     # Settled.
 
     def _on_done(self, request: PendingRequest) -> None:
-        self.admission.release(request.size_bytes)
+        self.admission.release(request.size_bytes, request.rows)
         self._forget(request)
         self._deaths.on_request_done(request.id)
         if request.device in UNRESOLVED_DEVICES:  # it was accepted before the load
@@ -402,7 +405,7 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], rows: int, now: float, d
     if not previous.is_loaded:
         return RouteDecision(active.name, previous.name, deadline)
     dispatcher = slots[previous.name].dispatcher
-    need = dispatcher.limit_of(rows) if dispatcher.cost.row_seconds == 0 else 0.0
+    need = dispatcher.limit_of(rows) if not dispatcher.cost.is_known else 0.0
     need = need or 2 * dispatcher.expected_seconds(rows)
     handover_at = trial_limit(now, deadline, slots[active.name].dispatcher.limit_of(rows), need)
     if handover_at is None:

@@ -1,9 +1,14 @@
-"""Admission control: refuses a request at once if it exceeds a limit or cannot meet its deadline; and the drain."""
+"""Admission control: refuses a request at once if it exceeds a limit or would be answered too late; and the drain."""
 
 import asyncio
 from dataclasses import dataclass
 
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
+from inference.call_cost import CallCost
+from inference.server.scheduling.overload import OverloadRule, RetrySchedule
+
+WAIT_MARGIN = 1.1  # on the expected wait: a request at the limit must not be computed for a caller that has gone
+MIN_RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,59 +23,139 @@ class Capacity:
 class AdmissionRequest:
     """The facts about a request that admission decides by."""
 
+    rows: int
     size_bytes: int
     seconds_left: float  # until the caller's deadline
-    expected_seconds: float  # its own device time at best; 0 if unknown
+    in_flight_seconds: float = 0.0  # until the runner can compute it, were it sent now; 0 if unknown
+    queued_seconds: float = 0.0  # of device work that is before it in the queue, in fair order; 0 if unknown
+    own_seconds: float = 0.0  # its own device time at best; 0 if unknown
+    call_seconds: float = 0.0  # expected time of the device call that it shares with others, and of its further ones
+    quota_seconds: float = 0.0  # until it is within its caller's quota
+    is_stream_item: bool = False  # streams are held back, not refused
 
 
-def check_admission(
-    waiting_requests: int, waiting_bytes: int, capacity: Capacity, request: AdmissionRequest
-) -> HotslotError | None:
-    """The error to refuse a request with; None admits it."""
-    if request.seconds_left <= 0:
-        return DeadlineMissed("the deadline had passed on arrival", reason="DEADLINE_EXPIRED")
-    if request.seconds_left < request.expected_seconds:
-        return DeadlineMissed(
-            f"the deadline leaves {request.seconds_left:.3f} s, the model needs about {request.expected_seconds:.3f} s",
-            reason="DEADLINE_TOO_SHORT",
-        )
-    if waiting_requests >= capacity.max_requests:
-        return Overloaded(
-            f"{waiting_requests} accepted requests are unanswered, limit {capacity.max_requests}",
-            retry_after_seconds=0.5,
-        )
-    if waiting_bytes + request.size_bytes > capacity.max_bytes and waiting_requests:
-        return Overloaded(
-            f"accepted, unanswered requests hold {waiting_bytes} bytes, limit {capacity.max_bytes}",
-            retry_after_seconds=0.5,
-        )
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The present load of one model."""
+
+    requests: int  # accepted, unanswered
+    size_bytes: int
+    max_queued_seconds: float | None  # of work that may be before a request in the queue; None: up to the deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is refused."""
+
+    error: type[HotslotError]
+    reason: str
+    message: str
+    excess_seconds: float = 0.0  # for Overloaded: until the request itself would be admitted
+
+    @property
+    def is_for_load(self) -> bool:
+        """Whether the same request would be admitted by a model with less to do."""
+        return self.reason == "QUEUE_FULL"
+
+
+def check_admission(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
+    """Why a request is refused; None admits it."""
+    refusal = _check_own(request) or _check_bytes(load, capacity, request)
+    if refusal is not None or request.is_stream_item:
+        return refusal
+    return _check_limits(load, capacity, request) or _check_wait(load, request)
+
+
+def _check_own(request: AdmissionRequest) -> Refusal | None:
+    """Whether an idle server could answer it."""
+    left, own = request.seconds_left, request.own_seconds
+    if left <= 0:
+        return Refusal(DeadlineMissed, "DEADLINE_EXPIRED", "the deadline had passed on arrival")
+    if left < own:
+        text = f"the deadline leaves {left:.3f} s, the model needs about {own:.3f} s"
+        return Refusal(DeadlineMissed, "DEADLINE_TOO_SHORT", text)
+    return None
+
+
+def _check_bytes(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
+    if load.requests and load.size_bytes + request.size_bytes > capacity.max_bytes:
+        text = f"accepted, unanswered requests hold {load.size_bytes} bytes, limit {capacity.max_bytes}"
+        return Refusal(Overloaded, "QUEUE_FULL", text, request.queued_seconds)
+    return None
+
+
+def _check_limits(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
+    if request.quota_seconds > 0:
+        return Refusal(Overloaded, "QUOTA_EXCEEDED", "the caller's quota is used up", request.quota_seconds)
+    if load.requests >= capacity.max_requests:
+        text = f"{load.requests} accepted requests are unanswered, limit {capacity.max_requests}"
+        return Refusal(Overloaded, "QUEUE_FULL", text)
+    return None
+
+
+def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
+    """Whether it would be answered in time, behind the work that is before it."""
+    left, queued, limit = request.seconds_left, request.queued_seconds, load.max_queued_seconds
+    wait = (request.in_flight_seconds + queued) * WAIT_MARGIN
+    total = wait + max(request.own_seconds, request.call_seconds)
+    if wait > 0 and total > left:
+        text = f"it would be answered in about {total:.3f} s, the deadline leaves {left:.3f} s"
+        return Refusal(Overloaded, "QUEUE_FULL", text, total - left)
+    if limit is not None and queued > limit:
+        text = f"more is offered than served, and {queued:.3f} s of work are before it"
+        return Refusal(Overloaded, "QUEUE_FULL", text, queued - limit)
     return None
 
 
 class AdmissionController:
-    """Counts the accepted, unanswered requests of one model and refuses those over its limits."""
+    """Admits the requests of one model, counts those that are unanswered, and keeps the queue short in overload."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, now: float) -> None:
         self.capacity = capacity
         self.requests = 0
         self.size_bytes = 0
+        self.overload = OverloadRule(now)
+        self._retries = RetrySchedule()
 
-    def admit(self, request: AdmissionRequest) -> None:
+    def admit(self, request: AdmissionRequest, cost: CallCost, now: float) -> None:
         """Admit a request; `release` must follow.
 
+        Args:
+            request: to admit.
+            cost: of the slot that it would go to.
+            now: the clock, seconds.
+
         Raises:
-            HotslotError: refused; nothing was counted.
+            HotslotError: refused; nothing was counted but the demand.
         """
-        error = check_admission(self.requests, self.size_bytes, self.capacity, request)
-        if error is not None:
-            raise error
+        limit = self.overload.max_queued_seconds(cost.expected(self.overload.typical_rows), cost.overhead_seconds)
+        refusal = check_admission(Load(self.requests, self.size_bytes, limit), self.capacity, request)
+        if refusal is None or refusal.is_for_load:
+            self.overload.on_offered(request.rows)
+        if refusal is not None:
+            raise self._error(refusal, cost.expected(request.rows), now)
         self.requests += 1
         self.size_bytes += request.size_bytes
 
-    def release(self, size_bytes: int) -> None:
-        """Subtract an admitted request that is done."""
+    def release(self, size_bytes: int, served_rows: int) -> None:
+        """Subtract an admitted request that is done; `served_rows` is 0 if it was not computed."""
         self.requests -= 1
         self.size_bytes -= size_bytes
+        self.overload.on_served(served_rows)
+
+    def update(self, cost: CallCost, *, is_idle: bool, now: float) -> bool:
+        """Judge the load; called about every 50 ms. Returns whether the overload has begun or ended."""
+        if is_idle:
+            self.overload.on_idle()
+        return self.overload.update(cost.expected(self.overload.typical_rows), now)
+
+    def _error(self, refusal: Refusal, own_seconds: float, now: float) -> HotslotError:
+        retry: float | None = None
+        if refusal.is_for_load:
+            retry = max(MIN_RETRY_SECONDS, self._retries.reserve(refusal.excess_seconds, own_seconds, now))
+        elif refusal.error is Overloaded:
+            retry = max(MIN_RETRY_SECONDS, refusal.excess_seconds)
+        return refusal.error(refusal.message, reason=refusal.reason, retry_after_seconds=retry)
 
 
 class Drain:

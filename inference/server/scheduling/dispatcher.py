@@ -8,7 +8,7 @@ from typing import Protocol
 
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
-from inference.row_cost import RowCost
+from inference.call_cost import CallCost
 from inference.server.request import Failure, Outcome, PendingRequest
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
 from inference.server.scheduling.queue import WaitingQueue
@@ -157,12 +157,12 @@ class Dispatcher:
         self._is_dispatch_due = False
         self._empty_heartbeats = 0  # in a row, while items have no outcome
         self.queue = WaitingQueue()
-        self.cost = RowCost()
+        self.cost = CallCost()
 
     def open(self, runner: RunnerPort, row_seconds: float) -> None:
         """Begin to send to a runner that has loaded its model."""
         self._runner = runner
-        self.cost = RowCost(row_seconds)
+        self.cost = CallCost(row_seconds)
         self.dispatch()
 
     def set_call_rows(self, rows: int) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hotslot.runner.v1 import runner_pb2
-from inference.row_cost import RowCost
+from inference.call_cost import CallCost
 
 WALL_FACTOR = 10  # a device call on a CPU may take so many times its limit: other processes need CPUs too
 LOST_HEARTBEATS = 100  # in a row that report no item, while items have no outcome: the runner has lost them
@@ -18,7 +18,7 @@ class LimitRules:
     prepare_timeout_seconds: float = 30.0  # of one item
 
 
-def limit_seconds(cost: RowCost, rows: int, rules: LimitRules) -> float:
+def limit_seconds(cost: CallCost, rows: int, rules: LimitRules) -> float:
     """The time limit of a device call of `rows` rows, seconds: a runner that exceeds it is killed as stuck."""
     return max(rules.min_timeout_seconds, rules.factor * cost.expected(rows))
 

@@ -1,0 +1,116 @@
+"""Who calls, and with what rights: the caller's name, priority, weight and quota. Pure; time is an argument."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAX_NAME_CHARS = 128
+BURST_SECONDS = 1.0  # a quota may be used ahead by this much
+
+
+class Priority(IntEnum):
+    """The class of a request; a lower number goes first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CallerRules:
+    """One configured caller."""
+
+    name: str
+    priority: Priority | None = None  # None: unary calls are interactive, stream items are bulk
+    weight: float = 1.0  # share of device time, relative to other callers of the same priority
+    rows_per_second: float = 0.0  # quota; 0 for none
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Requests that are served in order: all unary calls of a caller, or the items of one stream."""
+
+    priority: Priority
+    caller: str
+    weight: float = 1.0  # of the caller
+    stream: int = 0  # number of the stream; 0 for unary calls
+
+
+INTERNAL = Flow(Priority.INTERACTIVE, "")  # self-tests and probes
+
+
+class Quota:
+    """Rows a second that a caller may use. A request may exceed what is left; the next then waits longer."""
+
+    def __init__(self, rows_per_second: float, now: float) -> None:
+        self._rate = rows_per_second
+        self._rows = rows_per_second * BURST_SECONDS
+        self._at = now
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until the next request is within the quota; 0 if it is now."""
+        self._refill(now)
+        return 0.0 if self._rows > 0 else -self._rows / self._rate + 1e-3
+
+    def use(self, rows: int, now: float) -> None:
+        """Count an admitted request."""
+        self._refill(now)
+        self._rows -= rows
+
+    def _refill(self, now: float) -> None:
+        self._rows = min(self._rate * BURST_SECONDS, self._rows + self._rate * max(0.0, now - self._at))
+        self._at = now
+
+
+class Caller:
+    """One caller of this server, for the time of a call."""
+
+    __slots__ = ("_rules", "name", "quota")
+
+    def __init__(self, rules: CallerRules, quota: Quota | None = None) -> None:
+        self._rules = rules
+        self.name = rules.name
+        self.quota = quota
+
+    def unary_flow(self) -> Flow:
+        """The flow of its unary calls."""
+        return self._flow(Priority.INTERACTIVE, 0)
+
+    def stream_flow(self, number: int) -> Flow:
+        """The flow of one of its streams; `number` is at least 1 and not used by another open stream."""
+        return self._flow(Priority.BULK, number)
+
+    def quota_wait(self, now: float) -> float:
+        """Seconds until its next request is within its quota; 0 without one."""
+        return 0.0 if self.quota is None else self.quota.wait_seconds(now)
+
+    def use_quota(self, rows: int, now: float) -> None:
+        """Count an admitted request against its quota."""
+        if self.quota is not None:
+            self.quota.use(rows, now)
+
+    def _flow(self, default: Priority, stream: int) -> Flow:
+        rules = self._rules
+        return Flow(default if rules.priority is None else rules.priority, rules.name, rules.weight, stream)
+
+
+class Callers:
+    """Finds the caller of a call by the configured metadata key, else by its connection."""
+
+    def __init__(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
+        self._key = metadata_key.lower()
+        self._configured: Mapping[str, Caller] = {
+            row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules
+        }
+
+    def find(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
+        """The caller of a call.
+
+        Args:
+            metadata: of the call.
+            peer: address of its connection, as gRPC writes it.
+        """
+        name = next((value for key, value in metadata if key == self._key), "") if self._key else ""
+        if isinstance(name, bytes):
+            name = name.decode("utf-8", "replace")
+        name = name[:MAX_NAME_CHARS] or peer
+        return self._configured.get(name) or Caller(CallerRules(name))

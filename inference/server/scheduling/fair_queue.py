@@ -1,0 +1,233 @@
+"""A queue that shares device time by rows: between priorities, their callers, and a caller's flows. Pure.
+
+Hierarchical start-time fair queueing. At each level, each node has a tag, rows served ÷ weight, and the waiting node
+with the smallest tag is next; its tag is then the time of the parent's clock. A node that begins to wait with a lower
+tag gets the time of the clock: there is no credit for not having waited. A node that was not known pays for its first
+request in advance, so that a new connection for each request is no way past those that wait.
+"""
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from inference.server.scheduling.callers import Flow, Priority
+
+T = TypeVar("T", bound=Hashable)
+
+_MAX_IDLE_NODES = 64  # beside those that wait, before those that owe nothing are removed
+
+
+@dataclass(slots=True, eq=False)
+class _Node(Generic[T]):
+    """A priority, a caller or a flow."""
+
+    weight: float
+    parent: "_Node[T] | None" = None
+    start: float = 0.0  # tag of its next service; valid while it waits
+    finish: float = 0.0  # tag after its latest service
+    rows: int = 0  # waiting, of all flows below
+    count: int = 0  # requests waiting
+    max_lag: float = 0.0  # by which its tag may be behind the clock when it begins to wait
+    clock: float = 0.0  # the highest tag with which a child was served
+    turn: int = 0  # number of its valid entry in the parent's heap; 0 if it does not wait
+    children: dict[Hashable, "_Node[T]"] = field(default_factory=dict)
+    heap: list[tuple[float, int, "_Node[T]"]] = field(default_factory=list)
+    entries: deque["_Entry[T]"] = field(default_factory=deque)  # of a flow
+
+    def next_start(self) -> float:
+        """The tag with which it waits, or would begin to wait."""
+        if self.count or self.parent is None:
+            return self.start
+        return max(self.parent.clock - self.max_lag, self.finish)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[T]):
+    """A waiting request; `item` is None once it was removed."""
+
+    item: T | None
+    rows: int
+    leaf: _Node[T]
+
+
+class FairQueue(Generic[T]):
+    """Waiting requests of any kind; each is in it at most once. Within a flow: first in, first out."""
+
+    def __init__(self, interactive_share: float = 0.5) -> None:
+        """Create an empty queue.
+
+        Args:
+            interactive_share: share of the rows that interactive requests are sure of while both priorities wait.
+        """
+        self._root: _Node[T] = _Node(1.0)
+        for priority, share in (
+            (Priority.INTERACTIVE, interactive_share),
+            (Priority.BULK, 1 - interactive_share),
+        ):
+            self._root.children[priority] = _Node(share, self._root)
+        self._entries: dict[T, _Entry[T]] = {}
+        self._turns = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._entries
+
+    @property
+    def rows(self) -> int:
+        """Rows of all waiting requests."""
+        return self._root.rows
+
+    def rows_of(self, priority: Priority) -> int:
+        """Rows of the waiting requests of one priority."""
+        return self._root.children[priority].rows
+
+    def set_ahead_rows(self, rows: int) -> None:
+        """Set how many bulk rows are taken before they are computed: an interactive request may overtake them."""
+        children = self._root.children
+        children[Priority.INTERACTIVE].max_lag = rows / children[Priority.BULK].weight
+
+    def put(self, item: T, rows: int, flow: Flow) -> None:
+        """Append a request to its flow."""
+        leaf = self._leaf(flow, rows)
+        entry = _Entry(item, rows, leaf)
+        self._entries[item] = entry
+        leaf.entries.append(entry)
+        for node in _path(leaf):
+            if node.count == 0 and node.parent is not None:
+                node.start = node.next_start()
+                self._push(node)
+            node.rows += rows
+            node.count += 1
+
+    def peek(self) -> T | None:
+        """The next request; it stays in the queue."""
+        leaf = self._next_leaf()
+        return None if leaf is None else leaf.entries[0].item
+
+    def pop(self) -> T | None:
+        """Remove and return the next request; its rows are charged to its flow, caller and priority."""
+        leaf = self._next_leaf()
+        if leaf is None:
+            return None
+        entry = leaf.entries.popleft()
+        if entry.item is None:
+            raise RuntimeError("a removed request was next")
+        del self._entries[entry.item]
+        for node in _path(leaf):
+            node.rows -= entry.rows
+            node.count -= 1
+            if node.parent is not None:
+                node.parent.clock = max(node.parent.clock, node.start)
+                node.start = node.finish = node.start + entry.rows / node.weight
+                node.turn = 0
+                if node.count:
+                    self._push(node)
+        return entry.item
+
+    def remove(self, item: T) -> bool:
+        """Remove a request, wherever it waits; nothing is charged. Returns whether it was waiting."""
+        entry = self._entries.pop(item, None)
+        if entry is None:
+            return False
+        entry.item = None
+        for node in _path(entry.leaf):
+            node.rows -= entry.rows
+            node.count -= 1
+            if node.count == 0:
+                node.turn = 0
+        leaf = entry.leaf
+        if len(leaf.entries) > 2 * leaf.count:
+            leaf.entries = deque(waiting for waiting in leaf.entries if waiting.item is not None)
+        return True
+
+    def take_all(self) -> list[T]:
+        """Empty the queue; returns the requests in the order in which they were put."""
+        items = list(self._entries)
+        for item in items:
+            self.remove(item)
+        return items
+
+    def charge(self, flow: Flow, rows: int) -> None:
+        """Charge rows that were not known when the request was taken; negative if they were fewer."""
+        for node in _path(self._leaf(flow, 0)):
+            if node.parent is None:
+                continue
+            node.finish = node.next_start() + rows / node.weight
+            if node.count:
+                node.start = node.finish
+                self._push(node)
+
+    def rows_before(self, flow: Flow, rows: int) -> float:
+        """Rows that would be served before a new request of `rows` rows, were it put now and nothing after it."""
+        need = float(rows)
+        node: _Node[T] | None = self._find(flow)
+        if node is not None:
+            need += node.rows
+        parents = self._parents(flow)
+        for weight, parent in zip((1.0, flow.weight, self._root.children[flow.priority].weight), parents, strict=True):
+            if parent is not None:
+                start = parent.clock + rows / weight if node is None else node.next_start()
+                end = start + need / weight
+                for sibling in parent.children.values():
+                    if sibling is not node and sibling.count:
+                        need += min(sibling.rows, max(0.0, end - sibling.start) * sibling.weight)
+            node = parent
+        return need - rows
+
+    def _leaf(self, flow: Flow, rows: int) -> _Node[T]:
+        """The node of a flow; created if absent, for a first request of `rows` rows."""
+        node = self._root.children[flow.priority]
+        for key, weight in ((flow.caller, flow.weight), (flow.stream, 1.0)):
+            child = node.children.get(key)
+            if child is None:
+                _remove_idle(node)
+                child = node.children[key] = _Node(weight, node, finish=node.clock + rows / weight)
+            node = child
+        return node
+
+    def _find(self, flow: Flow) -> _Node[T] | None:
+        caller = self._root.children[flow.priority].children.get(flow.caller)
+        return None if caller is None else caller.children.get(flow.stream)
+
+    def _parents(self, flow: Flow) -> tuple[_Node[T] | None, ...]:
+        """The caller, the priority and the root above a flow; the caller may have no node."""
+        priority = self._root.children[flow.priority]
+        return priority.children.get(flow.caller), priority, self._root
+
+    def _push(self, node: _Node[T]) -> None:
+        """Let a node wait with its present tag; an entry from before becomes invalid."""
+        if node.parent is not None:
+            node.turn = next(self._turns)
+            heapq.heappush(node.parent.heap, (node.start, node.turn, node))
+
+    def _next_leaf(self) -> _Node[T] | None:
+        node = self._root
+        while node.count:
+            if not node.children:
+                while node.entries[0].item is None:
+                    node.entries.popleft()
+                return node
+            while node.heap[0][1] != node.heap[0][2].turn:
+                heapq.heappop(node.heap)
+            node = node.heap[0][2]
+        return None
+
+
+def _path(node: "_Node[T] | None") -> Iterator[_Node[T]]:
+    """A node and those above it."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _remove_idle(node: _Node[T]) -> None:
+    """Remove children that wait for nothing and owe nothing, once there are many."""
+    if len(node.children) < _MAX_IDLE_NODES or len(node.children) < 2 * len(node.heap):
+        return
+    for key in [key for key, child in node.children.items() if not child.count and child.finish <= node.clock]:
+        del node.children[key]

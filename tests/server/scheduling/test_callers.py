@@ -1,0 +1,59 @@
+"""Callers: how they are found, which rights they have."""
+
+import pytest
+
+from inference.server.scheduling.callers import MAX_NAME_CHARS, Caller, CallerRules, Callers, Flow, Priority, Quota
+
+
+def test_a_caller_is_its_connection_without_a_metadata_key() -> None:
+    """What a caller writes into its metadata decides nothing then."""
+    callers = Callers([], "", 0.0)
+    assert callers.find([("tenant", "shop")], "ipv4:10.0.0.1:5000").name == "ipv4:10.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name"),
+    [
+        ([("x-tenant", "shop")], "shop"),
+        ([("x-tenant", b"shop")], "shop"),
+        ([("x-tenant", "")], "peer"),
+        ([], "peer"),
+        ([("x-tenant", "a" * 500)], "a" * MAX_NAME_CHARS),
+    ],
+)
+def test_a_caller_is_named_by_the_configured_metadata_key(metadata: list[tuple[str, str | bytes]], name: str) -> None:
+    """Behind a proxy; the name is bounded, and a call without one falls back to its connection."""
+    assert Callers([], "X-Tenant", 0.0).find(metadata, "peer").name == name
+
+
+def test_unary_calls_are_interactive_and_streams_are_bulk() -> None:
+    """Each stream is a flow, all unary calls are one."""
+    caller = Caller(CallerRules("shop", weight=2.0))
+    assert caller.unary_flow() == Flow(Priority.INTERACTIVE, "shop", 2.0, 0)
+    assert caller.stream_flow(7) == Flow(Priority.BULK, "shop", 2.0, 7)
+
+
+def test_a_configured_priority_holds_for_unary_calls_and_streams() -> None:
+    """A nightly job that calls Predict is bulk, an interactive stream is interactive."""
+    rules = [CallerRules("nightly", Priority.BULK), CallerRules("live", Priority.INTERACTIVE)]
+    callers = Callers(rules, "tenant", 0.0)
+    assert callers.find([("tenant", "nightly")], "").unary_flow().priority is Priority.BULK
+    assert callers.find([("tenant", "live")], "").stream_flow(1).priority is Priority.INTERACTIVE
+
+
+def test_a_quota_is_shared_by_all_calls_of_a_caller() -> None:
+    """Also over several connections."""
+    callers = Callers([CallerRules("shop", rows_per_second=10.0)], "tenant", 0.0)
+    callers.find([("tenant", "shop")], "one").use_quota(10, 0.0)
+    assert callers.find([("tenant", "shop")], "two").quota_wait(0.0) > 0
+    assert callers.find([("tenant", "other")], "two").quota_wait(0.0) == 0.0
+
+
+def test_a_quota_is_held_over_time() -> None:
+    """A caller that comes back when it is told uses its rate and no more, in requests of any size."""
+    quota, now, used = Quota(20.0, 0.0), 0.0, 0
+    while now < 60.0:
+        quota.use(32, now)
+        used += 32
+        now += quota.wait_seconds(now)
+    assert used / now == pytest.approx(20.0, rel=0.05)

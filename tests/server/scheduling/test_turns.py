@@ -1,0 +1,108 @@
+"""Turns to read: which stream reads next, and how much is read ahead."""
+
+import pytest
+
+from inference.server.scheduling.callers import Caller, CallerRules, Quota
+from inference.server.scheduling.turns import GRANT_SECONDS, TURN_ROWS, Reader, ReadTurns
+
+
+def streams(count: int, caller: Caller | None = None) -> list[Reader]:
+    """Streams of one caller."""
+    caller = caller or Caller(CallerRules("a"))
+    return [Reader(caller, caller.stream_flow(number)) for number in range(1, count + 1)]
+
+
+def test_a_stream_reads_at_once_while_little_waits() -> None:
+    """Without load nobody waits for a turn."""
+    turns = ReadTurns(0.5)
+    readers = streams(3)
+    for reader in readers:
+        turns.wait(reader)
+    assert turns.grant(look_ahead_rows=3 * TURN_ROWS, now=0.0) == readers
+
+
+def test_no_stream_reads_while_the_look_ahead_is_full() -> None:
+    """Rows that were read and not sent count, until they are sent."""
+    turns, (reader,) = ReadTurns(0.5), streams(1)
+    turns.unsent_rows = 8
+    turns.wait(reader)
+    assert turns.grant(8, 0.0) == []
+    turns.unsent_rows = 7
+    assert turns.grant(8, 0.0) == [reader]
+
+
+def test_what_may_be_read_counts() -> None:
+    """Each turn with its rows, until they are read."""
+    turns, readers = ReadTurns(0.5), streams(4)
+    for reader in readers:
+        turns.wait(reader)
+    assert turns.grant(2 * TURN_ROWS, 0.0) == readers[:2]
+    turns.on_read(readers[0], TURN_ROWS, 0.0)
+    assert turns.grant(2 * TURN_ROWS, 0.0) == readers[2:3]
+
+
+def test_small_messages_share_a_turn() -> None:
+    """A stream of single rows reads as many rows in its turn as a stream of large messages."""
+    turns, (reader,) = ReadTurns(0.5), streams(1)
+    turns.wait(reader)
+    turns.grant(1, 0.0)
+    for _ in range(TURN_ROWS - 1):
+        turns.on_read(reader, 1, 0.0)
+        assert reader.allowance > 0
+    turns.on_read(reader, 1, 0.0)
+    assert reader.allowance == 0
+
+
+def test_a_stream_without_a_message_holds_the_others_back_for_a_moment_only() -> None:
+    """It keeps its turn: what it sends later is read at once."""
+    turns, readers = ReadTurns(0.5), streams(2)
+    for reader in readers:
+        turns.wait(reader)
+    assert turns.grant(8, 0.0) == readers[:1]
+    assert turns.next_grant_at() == GRANT_SECONDS
+    assert turns.grant(8, GRANT_SECONDS) == readers[1:]
+    assert readers[0].allowance == TURN_ROWS
+
+
+def test_streams_are_charged_for_what_they_have_read() -> None:
+    """One that sends messages of 320 rows has its turn less often than one of 4."""
+    turns, (large, small) = ReadTurns(0.5), streams(2)
+    rows = {large: 320, small: 4}
+    read = dict.fromkeys(rows, 0)
+    for reader in rows:
+        turns.wait(reader)
+    for _ in range(900):
+        (reader,) = turns.grant(1, 0.0)
+        while reader.allowance:
+            turns.on_read(reader, rows[reader], 0.0)
+            read[reader] += rows[reader]
+        turns.wait(reader)
+    assert read[large] == pytest.approx(read[small], rel=0.05)
+
+
+def test_a_caller_over_its_quota_reads_when_it_is_within_it_again() -> None:
+    """Its streams are held back; others go on."""
+    limited = Caller(CallerRules("limited"), Quota(10.0, 0.0))
+    turns, (held,), (free,) = ReadTurns(0.5), streams(1, limited), streams(1)
+    turns.wait(held)
+    assert turns.grant(64, 0.0) == [held]
+    turns.on_read(held, 15, 0.0)
+    turns.wait(held)
+    turns.wait(free)
+    assert turns.grant(64, 0.0) == [free]
+    at = turns.next_grant_at()
+    assert at == pytest.approx(0.5, abs=0.01)
+    assert turns.grant(64, at or 0.0) == [held]
+
+
+@pytest.mark.parametrize("is_granted", [False, True])
+def test_a_stream_that_has_ended_is_forgotten(*, is_granted: bool) -> None:
+    """Whether it waits or has its turn."""
+    turns, (gone, other) = ReadTurns(0.5), streams(2)
+    turns.wait(gone)
+    if is_granted:
+        turns.grant(1, 0.0)
+    turns.leave(gone)
+    turns.wait(other)
+    assert turns.grant(1, 0.0) == [other]
+    assert len(turns) == 0
