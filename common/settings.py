@@ -88,6 +88,7 @@ class SettingsFile(BaseSettings):
     logs: LogSettings = LogSettings()
     server: Any = None
     runner: Any = None
+    health: Any = None
     updater: Any = None
     watchdog: Any = None
 

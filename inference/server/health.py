@@ -3,11 +3,24 @@
 import asyncio
 import resource
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from inference.server.events import Broadcast
+
+
+class Overall(StrEnum):
+    """How many of its models must be ready for a name that stands for several."""
+
+    ALL = "all"
+    ANY = "any"
+
+    def combine(self, ready: Iterable[bool]) -> bool:
+        """Whether a name is ready, from the readiness of its models; never without a model."""
+        states = list(ready)
+        return bool(states) and (all(states) if self is Overall.ALL else any(states))
 
 
 class HealthRegistry:

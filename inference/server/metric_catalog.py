@@ -204,6 +204,12 @@ READY = gauge(
     "service",
     use="Alert on 0 of a model's name.",
 )
+MODEL_GIVEN_UP = gauge(
+    "hotslot_model_given_up",
+    "1 while the model's runner has failed runner.respawn_give_up times in a row, else 0; it is still restarted.",
+    "model",
+    use="Alert on 1: the model will not recover by itself, or not soon.",
+)
 DRAINING = gauge("hotslot_draining", "1 while the server drains, else 0.", use="1 for long: callers do not leave.")
 LOOP_LAG = gauge(
     "hotslot_loop_lag_seconds",
@@ -222,7 +228,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
-    *(READY, DRAINING, LOOP_LAG, LOG_LINES_DROPPED),
+    *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOG_LINES_DROPPED),
     *PROCESS_METRICS,
 )
 _LABELS = {

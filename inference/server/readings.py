@@ -34,8 +34,10 @@ class ServerReader:
 
     def _read_process(self) -> list[Reading]:
         ready: Values = {(name,): float(is_serving) for name, is_serving in self.health.snapshot().items()}
+        given_up: Values = {(manager.options.model,): float(manager.has_given_up) for manager in self.models.all()}
         return [
             Reading(catalog.READY, ready),
+            Reading(catalog.MODEL_GIVEN_UP, given_up),
             Reading(catalog.DRAINING, {(): float(self.is_draining())}),
             Reading(catalog.LOOP_LAG, {(): self.lag.worst_seconds}),
             Reading(catalog.LOG_LINES_DROPPED, {(): float(logs.count_dropped_lines())}),

@@ -18,6 +18,7 @@ import grpc
 from common import logs
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
+from common.engine_files import Task
 from common.exit_codes import ExitCode
 from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
@@ -31,6 +32,7 @@ from inference.server.control import servicer
 from inference.server.event_log import EventLogger
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.metrics import EventMetrics, emit_to_all
+from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.readings import ServerReader
 from inference.server.scheduling.admission import Drain
@@ -66,6 +68,7 @@ class InferenceServer:
         )
         self._lag = LoopLag(clock.monotonic)
         self._health = HealthRegistry(self._health_names())
+        self._given_up: set[str] = set()  # models
         self._started_at = clock.now()
         self.addresses: Addresses | None = None
 
@@ -235,20 +238,32 @@ class InferenceServer:
         is_leaving = self._drain.is_leaving
         managers = self.models.all()
         ready = {manager.options.model: manager.is_ready and not is_leaving for manager in managers}
-        is_all_ready = all(ready.values())
-        entailment_models = [
-            manager.options.model for manager in managers if manager.options.task.value == "visual-entailment"
-        ]
+        overall = self._settings.health.overall
+        entailment_models = self.models.list_of_task(Task.VISUAL_ENTAILMENT)
         states = {
             **ready,
-            "": is_all_ready,
-            entailment.SERVICE: bool(entailment_models) and all(ready[model] for model in entailment_models),
+            "": overall.combine(ready.values()),
+            entailment.SERVICE: overall.combine(ready[manager.options.model] for manager in entailment_models),
             address.SERVICE: False,
             status.SERVICE: not is_leaving,
-            LIVENESS: not any(manager.has_given_up for manager in managers),
+            LIVENESS: True,  # answered at all: a restart of the server would not repair a model
         }
         for name, state in self._health.update(states):
             self._log.info("health_changed", service=name, serving=state)
+        self._log_given_up(managers)
+
+    def _log_given_up(self, managers: list[ModelManager]) -> None:
+        """Log the models that have given up since the last call, and those that have recovered."""
+        given_up = {manager.options.model for manager in managers if manager.has_given_up}
+        for manager in managers:
+            model, active = manager.options.model, manager.pair.active_slot
+            if model in given_up - self._given_up and active is not None:
+                self._log.error(
+                    "model_given_up", model=model, failures=active.deaths_in_row, detail=active.last_failure
+                )
+            elif model in self._given_up - given_up:
+                self._log.info("model_recovered", model=model)
+        self._given_up = given_up
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
+from inference.server.health import Overall
 
 MIB = 1 << 20
 
@@ -115,7 +116,13 @@ class RunnerSection(Section):
     ] = 0.5
     respawn_cap_seconds: Annotated[float, Field(gt=0, le=3600, description="longest pause before a restart")] = 30.0
     respawn_give_up: Annotated[
-        int, Field(ge=1, le=1000, description="deaths in a row after which liveness reports NOT_SERVING")
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="failed starts in a row after which a model has given up: model_given_up in the log, "
+            "hotslot_model_given_up 1, FAILED in the status; restarts continue, and liveness stays SERVING",
+        ),
     ] = 10
     extra_engines: Annotated[
         Mapping[str, str],
@@ -123,10 +130,23 @@ class RunnerSection(Section):
     ] = {}
 
 
+class HealthSection(Section):
+    """`[health]`: what the health service reports."""
+
+    overall: Annotated[
+        Overall,
+        Field(
+            description='which models must be ready for "" (the whole server) and for the name of a gRPC service: all '
+            "or any; a model's own name reports that model alone"
+        ),
+    ] = Overall.ALL
+
+
 class ServerSettings(SettingsFile):
     """All settings of the server process."""
 
     server: ServerSection = ServerSection()
+    health: HealthSection = HealthSection()
     runner: RunnerSection = RunnerSection()
 
     @property

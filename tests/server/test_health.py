@@ -9,9 +9,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from dev.harness.answers import question
+from dev.harness.metrics import value_of
+from dev.harness.pointer import commit_bundle
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, Stack, commit_on_disk
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
+from hotslot_watchdog.monitor import HealthProbe
+from inference.server.health import Overall
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 
@@ -141,16 +145,49 @@ def test_a_candidate_does_not_change_health(stack: Stack) -> None:
     assert len(stack.process.events("health_changed")) == changes
 
 
-def test_repeated_deaths_fail_liveness(make_stack: MakeStack) -> None:
-    """After the configured number of deaths in a row, liveness becomes NOT_SERVING."""
-    stack = make_stack(runner={"respawn_give_up": 3, "respawn_first_seconds": 0.05})
-    (stack.folder / "bundles" / stack.control.active().bundle_digest.replace(":", "-") / "script.json").unlink()
+@pytest.mark.fault("L13")
+def test_one_of_three_models_that_never_loads_leaves_the_others_ready(make_stack: MakeStack) -> None:
+    """Its own readiness is false, and log, metric and status report that it has given up; liveness stays true."""
+    models = ("shapes", "letters", "broken")
+    runner = {"respawn_give_up": 3, "respawn_first_seconds": 0.05, "standby": False}
+    environment = {"HOTSLOT_HEALTH__OVERALL": "any"}
+    stack = make_stack(is_started=False, models=models, runner=runner, environment=environment)
+    commit_bundle(stack.folder, stack.bundle("r-broken", fail_load="error"), "broken")
 
-    stack.kill(stack.active_pid())
+    with stack:
+        stack.process.wait_event("model_given_up")
+        eventually(lambda: stack.is_serving("shapes") and stack.is_serving("letters"), what="the others are ready")
+        told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
+        given_up = {model: value_of(stack, "hotslot_model_given_up", model=model) for model in models}
 
-    eventually(lambda: not stack.is_serving("shapes"), what="it is not ready")
-    eventually(lambda: not stack.is_serving("liveness"), what="respawn has given up")
-    assert stack.control.active().restarts + stack.control.other().restarts >= 3
+        assert listed(stack) == {
+            "shapes": True,
+            "letters": True,
+            "broken": False,
+            "": True,
+            ENTAILMENT: True,
+            ADDRESS: False,
+            STATUS: True,
+            "liveness": True,
+        }
+        assert HealthProbe(stack.address, DEADLINE_SECONDS).is_live(), "the watchdog restarts nothing"
+        assert [row["model"] for row in stack.process.events("model_given_up")] == ["broken"]
+        assert given_up == {"shapes": 0.0, "letters": 0.0, "broken": 1.0}
+        assert "times in a row" in told.capabilities[2].reason
+
+
+@pytest.mark.parametrize(
+    ("ready", "every", "some"),
+    [
+        ((True, True, True), True, True),
+        ((True, True, False), False, True),
+        ((False, False, False), False, False),
+        ((), False, False),
+    ],
+)
+def test_a_name_that_stands_for_several_models(ready: tuple[bool, ...], every: object, some: object) -> None:
+    """By the setting, every model must be ready or one."""
+    assert (Overall.ALL.combine(ready), Overall.ANY.combine(ready)) == (every, some)
 
 
 def test_without_traffic_self_tests_run(make_stack: MakeStack) -> None:

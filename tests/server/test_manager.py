@@ -96,7 +96,7 @@ async def test_a_poison_input_fails_and_the_others_are_answered(tmp_path: Path) 
     assert stats(world, "r1")[3] == 0, "a caller's input counts against no model"
 
 
-async def test_restart_pauses_grow_until_liveness_fails(tmp_path: Path) -> None:
+async def test_restart_pauses_grow_until_the_model_has_given_up(tmp_path: Path) -> None:
     """A bundle that no longer loads is retried with growing pauses."""
     world = await World(tmp_path).serving()
     folder = next((tmp_path / "bundles").iterdir()).name
