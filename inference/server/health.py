@@ -58,12 +58,13 @@ class HealthRegistry:
 
 
 class LoopLag:
-    """Measures event-loop lag over the last minute."""
+    """Measures event-loop lag over the last minute, and counts the loop's tasks."""
 
     def __init__(self, now: Callable[[], float], interval_seconds: float = 0.25) -> None:
         self._now = now
         self._interval = interval_seconds
         self._samples: list[float] = []
+        self.tasks = 0
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -73,6 +74,7 @@ class LoopLag:
             await asyncio.sleep(self._interval)
             self._samples.append(max(0.0, self._now() - before - self._interval))
             del self._samples[:-keep]
+            self.tasks = len(asyncio.all_tasks())
 
     @property
     def worst_seconds(self) -> float:

@@ -216,6 +216,11 @@ LOOP_LAG = gauge(
     "Longest event-loop lag of the last minute.",
     use="Above 0.5 health is DEGRADED: the machine's CPUs are too busy.",
 )
+LOOP_TASKS = gauge(
+    "hotslot_loop_tasks",
+    "Tasks of the event loop, counted four times a second.",
+    use="Grows with calls and connections; alert when it grows without end.",
+)
 LOG_LINES_DROPPED = counter(
     "hotslot_log_lines_dropped_total",
     "Log lines dropped because they were not read in time.",
@@ -228,7 +233,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
-    *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOG_LINES_DROPPED),
+    *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
     *PROCESS_METRICS,
 )
 _LABELS = {

@@ -40,6 +40,7 @@ class ServerReader:
             Reading(catalog.MODEL_GIVEN_UP, given_up),
             Reading(catalog.DRAINING, {(): float(self.is_draining())}),
             Reading(catalog.LOOP_LAG, {(): self.lag.worst_seconds}),
+            Reading(catalog.LOOP_TASKS, {(): float(self.lag.tasks)}),
             Reading(catalog.LOG_LINES_DROPPED, {(): float(logs.count_dropped_lines())}),
         ]
 

@@ -1,5 +1,6 @@
 """The server's metrics are those of its catalog; what is read at a scrape is read from the models."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -107,3 +108,16 @@ def test_a_process_reads_what_it_uses() -> None:
 def test_no_counter_has_a_second_series() -> None:
     """Prometheus does not use when a counter was created."""
     assert "_created" not in generate_latest(EventMetrics().registry).decode()
+
+
+async def test_the_tasks_of_the_loop_are_counted() -> None:
+    """A task that waits is one more."""
+    lag = LoopLag(asyncio.get_running_loop().time, interval_seconds=0.001)
+    waiting = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        measuring = tasks.create_task(lag.run())
+        others = [tasks.create_task(waiting.wait()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        assert lag.tasks == len(others) + 2
+        waiting.set()
+        measuring.cancel()
