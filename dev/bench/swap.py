@@ -1,8 +1,9 @@
 """`make bench-swap`: the effect of swaps and crashes on callers, with the demo model.
 
 Sixteen clients without retries, 10 s deadlines, every attempt counted, every answer compared with that of
-the revision's engine without a server. Swaps between v1.0.0 and v1.0.1 (the same weights with permuted answers); then
-the active runner is killed (SIGKILL), then stopped (SIGSTOP).
+the revision's engine without a server. Swaps between v1.0.0 and v1.0.1 (the same weights with permuted answers): first
+while the clients call as often as the server answers, then at a share of this; then the active runner is killed
+(SIGKILL), then stopped (SIGSTOP).
 """
 
 import argparse
@@ -11,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.paths import CONTROL_SOCKET, run_folder
+from dev.chaos.usage import Look, look
 from dev.harness.answers import Scores
 from dev.harness.control import ControlClient
 from dev.harness.demo_model import (
@@ -37,7 +39,9 @@ from examples.shapes.permute import permute_directory
 PORT = 50173
 CLIENTS = 16
 ITEMS = 200
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS, STEADY_SECONDS = 2.0, 0.5
+MAX_GAP_MS, MAX_SLOWER = 50, 1.5  # besides one call; of p99 while a candidate loads
+WIDTH = 130  # characters
 MIN_DISAGREEMENT = 0.3
 
 
@@ -47,19 +51,23 @@ class Row:
 
     what: str
     gap_ms: float  # longest time without any answer
-    aim: str
+    aim_ms: float  # 0: none
+    p99_ms: str = ""  # in the steady state, and while a candidate loads
+    is_missed: bool = False
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--swaps", type=int, default=20)
+    parser.add_argument("--swaps", type=int, default=20, help="with as many calls as the server answers")
+    parser.add_argument("--calm-swaps", type=int, default=50, help="with a share of these calls")
+    parser.add_argument("--share", type=float, default=0.4, help="of the calls that the server answers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hotslot-") as folder:
-        return measure(Path(folder), options.swaps)
+        return measure(Path(folder), options.swaps, options.calm_swaps, options.share)
 
 
-def measure(folder: Path, swaps: int) -> int:
+def measure(folder: Path, swaps: int, calm_swaps: int, share: float) -> int:
     """The whole run; 0 if nothing failed."""
     permute_directory(SHAPES / "v1.0.0", folder / "v1.0.1")
     state = folder / "state"
@@ -68,31 +76,62 @@ def measure(folder: Path, swaps: int) -> int:
     answers = {name: answers_of(state, bundle, items) for name, bundle in bundles.items()}
     disagreement = differing(answers["v1.0.0"], answers["v1.0.1"])
     questions, expected = [asked for _, asked in items], expected_of(answers, items)
+    digests = [bundles[name].bundle_digest for name in ("v1.0.1", "v1.0.0")]
     control = ControlClient(str(run_folder(state) / CONTROL_SOCKET))
-    with running_server(folder, SETTINGS.format(state=state, port=PORT)):
+    with running_server(folder, SETTINGS.format(state=state, port=PORT)) as process:
         control.wait_ready()
-        address = f"127.0.0.1:{PORT}"
-        with Load(address, questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:
-            began = time.monotonic()
+        with Load(f"127.0.0.1:{PORT}", questions, expected, CLIENTS, pace=0.0, tolerance=TOLERANCE) as load:
             time.sleep(SETTLE_SECONDS)
-            rows = [Row("steady", gap_ms(load, began), "")]
-            steady = sorted(one.seconds for one in load.report().answers)
-            gaps, loads = [], []
-            for number in range(swaps):
-                began = time.monotonic()
-                loads.append(control.swap(bundles[("v1.0.1", "v1.0.0")[number % 2]].bundle_digest))
-                gaps.append(gap_ms(load, began))
-            one_ms = 1000 * steady[len(steady) // 2]
-            rows.append(Row(f"{swaps} swaps", max(gaps), f"{one_ms:.0f} (one call) + 50"))
-            rows.append(end_runner(control, load, signal.SIGKILL, "1000"))
-            rows.append(end_runner(control, load, signal.SIGSTOP, "1000 + batch limit"))
+            rows = [swap_many(control, load, digests, swaps, f"{swaps} swaps, as many calls as are answered")]
+            load.pace = pace_for(load, share)
+            looks = [look(process.pid)]
+            rows.append(
+                swap_many(control, load, digests, calm_swaps, f"{calm_swaps} swaps, {share:.0%} of these calls")
+            )
+            looks.append(look(process.pid))
+            load.pace = 0.0
+            rows.append(end_runner(control, load, signal.SIGKILL, 1000))
+            rows.append(end_runner(control, load, signal.SIGSTOP, 0))
         control.close()
     report = load.report()
-    show(rows, report, disagreement, max(loads))
+    show(rows, report, disagreement, looks)
     return 1 if report.failed or report.wrong or disagreement < MIN_DISAGREEMENT else 0
 
 
-def end_runner(control: ControlClient, load: Load, number: signal.Signals, aim: str) -> Row:
+def pace_for(load: Load, share: float) -> float:
+    """The pause of each client with which they call a share as often as without one."""
+    before, began = load.answers, time.monotonic()
+    time.sleep(SETTLE_SECONDS)
+    rate = (load.answers - before) / (time.monotonic() - began)
+    one = CLIENTS / rate  # seconds of a call while all clients call, most of it waiting for each other
+    return max(0.0, CLIENTS / (share * rate) - share * one)
+
+
+def swap_many(control: ControlClient, load: Load, digests: Sequence[str], swaps: int, what: str) -> Row:
+    """Swap between two bundles, with pauses in which nothing but calls happens."""
+    gaps = []
+    steady, loading, other = (f"{phase}, {what}" for phase in ("steady", "loading", "other"))
+    for number in range(swaps):
+        load.phase = steady
+        time.sleep(STEADY_SECONDS)
+        began = time.monotonic()
+        load.phase = loading
+        before = control.status().active_load_id
+        load_id = control.candidate(digests[number % 2])
+        load.phase = other
+        control.activate(load_id)
+        control.commit(load_id)
+        control.retire(before)
+        gaps.append(gap_ms(load, began))
+    load.phase = ""
+    report = load.report()
+    took = sorted(one.seconds for one in report.answers if one.phase == steady)
+    aim = 1000 * took[len(took) // 2] + MAX_GAP_MS
+    calm, busy = 1000 * report.p99([steady]), 1000 * report.p99([loading])
+    return Row(what, max(gaps), aim, f"{calm:.0f}, {busy:.0f}", max(gaps) > aim or busy > MAX_SLOWER * calm)
+
+
+def end_runner(control: ControlClient, load: Load, number: signal.Signals, aim: float) -> Row:
     """Kill or stop the active runner, and wait until the model is ready again."""
     control.wait_ready()
     time.sleep(SETTLE_SECONDS)
@@ -100,7 +139,8 @@ def end_runner(control: ControlClient, load: Load, number: signal.Signals, aim: 
     os.kill(pid, number)
     control.wait_replaced(pid)
     time.sleep(SETTLE_SECONDS)
-    return Row(f"active runner: {number.name}", gap_ms(load, began), aim)
+    gap = gap_ms(load, began)
+    return Row(f"active runner: {number.name}", gap, aim, is_missed=bool(aim) and gap > aim)
 
 
 def differing(one: Mapping[str, Scores], other: Mapping[str, Scores]) -> float:
@@ -114,20 +154,23 @@ def gap_ms(load: Load, since: float) -> float:
     return 1000 * load.report().gap_between(since, time.monotonic())
 
 
-def show(rows: list[Row], report: LoadReport, disagreement: float, slowest_load: float) -> None:
+def show(rows: list[Row], report: LoadReport, disagreement: float, looks: list[Look]) -> None:
     """Print the table."""
     table = Table(title=f"{CLIENTS} clients without retries, demo model")
-    for name in ("what", "longest gap, ms", "aim, ms"):
+    for name in ("what", "longest gap, ms", "aim, ms", "p99 steady, while loading, ms", ""):
         table.add_column(name, justify="left" if name == "what" else "right")
     for row in rows:
-        table.add_row(row.what, f"{row.gap_ms:.0f}", row.aim)
-    console = Console()
+        aim = f"{row.aim_ms:.0f}" if row.aim_ms else ""
+        table.add_row(row.what, f"{row.gap_ms:.0f}", aim, row.p99_ms, "missed" if row.is_missed else "")
+    console = Console(width=WIDTH)
     console.print(table)
+    before, after = looks
     console.print(
         f"attempts {report.attempts}, failed {len(report.failed)}, "
         f"not their own revision's answer {len(report.wrong)}; "
         f"answers {dict(report.revisions)}; the revisions disagree on {disagreement:.0%} of the items; "
-        f"slowest load {slowest_load:.2f} s"
+        f"server before and after the second row: {before.resident_mib:.1f}, {after.resident_mib:.1f} MiB, "
+        f"{before.descriptors}, {after.descriptors} descriptors, {before.threads}, {after.threads} threads"
     )
     for sentence in sorted(set(report.failed))[:5]:
         console.print(sentence)

@@ -105,10 +105,10 @@ class Load:
     ) -> None:
         self.questions = tuple(questions)
         self.phase = ""  # noted with each answer
+        self.pace = pace  # may be changed meanwhile
         self._expected = expected
         self._address = address
         self._deadline = deadline
-        self._pace = pace
         self._tolerance = tolerance
         self._stop = threading.Event()
         self._rows: list[_Client] = []
@@ -176,7 +176,7 @@ class Load:
         with grpc.insecure_channel(self._address, options=RECONNECT_OPTIONS) as channel:
             stub = EntailmentServiceStub(channel)
             turn = row.number
-            while not self._stop.wait(self._pace):
+            while not self._stop.wait(self.pace):
                 turn += 1
                 questions = self.questions
                 self._ask(stub, row, questions[turn % len(questions)])

@@ -10,7 +10,12 @@ from dev.harness.stack import DEADLINE_SECONDS, Stack
 
 def families_of(stack: Stack) -> dict[str, Metric]:
     """All metric families by name."""
-    url = f"http://127.0.0.1:{stack.metrics_port}/metrics"
+    return read_families(stack.metrics_port)
+
+
+def read_families(port: int) -> dict[str, Metric]:
+    """All metric families that a port of this machine serves, by name."""
+    url = f"http://127.0.0.1:{port}/metrics"
     with urllib.request.urlopen(url, timeout=DEADLINE_SECONDS) as page:
         text = page.read().decode()
     return {family.name: family for family in text_string_to_metric_families(text)}

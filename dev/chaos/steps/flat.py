@@ -6,30 +6,19 @@ last fifth compared with that in the first fifth.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
 from dev.chaos.steps.swaps import swap
+from dev.chaos.usage import Look, look
 from dev.harness.supervised import ScriptedStack
 
 SWAPS, SETTLING = 100, 15
 MAX_GROWTH_MIB = 8.0  # a hundred swaps; the server has about 60 MiB, the updater about as much
 MAX_MORE = 3  # descriptors or threads: what happens to be open at a look differs by a few
 REPORT_EVERY = 20
-_MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A sample of one process after one swap."""
-
-    resident_mib: float
-    descriptors: int
-    threads: int
 
 
 def run(task: Task) -> Findings:
@@ -54,12 +43,6 @@ def run(task: Task) -> Findings:
     for program, rows in looks.items():
         judge(program, rows, findings)
     return findings
-
-
-def look(pid: int) -> Look:
-    """Take a sample of a process."""
-    process = psutil.Process(pid)
-    return Look(process.memory_info().rss / _MIB, process.num_fds(), process.num_threads())
 
 
 def judge(program: str, rows: Sequence[Look], findings: Findings) -> None:

@@ -13,7 +13,7 @@ import psutil
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
-from dev.chaos.steps.flat import look
+from dev.chaos.usage import look
 from dev.harness import http2
 from dev.harness.answers import question
 from dev.harness.numbers import ms, percentile

@@ -5,7 +5,7 @@ import time
 
 from dev.chaos.catalog import Findings, Task
 from dev.chaos.promises import Promises
-from dev.chaos.steps.flat import look
+from dev.chaos.usage import look
 from dev.harness import http2
 from dev.harness.numbers import ms, percentile, took_between
 from dev.harness.supervised import ScriptedStack
