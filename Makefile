@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-overload bench-fair bench-swap bench-update parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-overload bench-fair bench-swap bench-update soak parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -62,6 +62,9 @@ bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to
 
 bench-fair: env tools ## Measure unary calls beside saturating streams, behind Envoy too, and two models on one device
 	@$(bin)/python -m dev.bench.fair $(ARGS)
+
+soak: env tools ## Serve mixed traffic with faults and swaps for an hour and check every answer; ARGS="--minutes N"
+	@$(bin)/python -m dev.soak $(ARGS)
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)

@@ -201,7 +201,7 @@ def _row_seconds(case: Case, device_calls: Sequence[DeviceCall]) -> dict[str, fl
 
 def _used(group: Group, row_seconds: float, played: Played, device_calls: Sequence[DeviceCall]) -> tuple[float, float]:
     """Device seconds of a group's rows, a second: before the second part, and in it."""
-    pictures = {picture_key(request.image.content) for request in group.requests}
+    pictures = pictures_of(group)
     half = played.seconds / 2
 
     def within(since: float, until: float) -> float:
@@ -214,6 +214,11 @@ def _used(group: Group, row_seconds: float, played: Played, device_calls: Sequen
         return found / (until - since)
 
     return within(WARM_SECONDS, half), within(half + WARM_SECONDS, played.seconds)
+
+
+def pictures_of(group: Group) -> set[str]:
+    """The keys of the pictures that a group sends."""
+    return {picture_key(request.image.content) for request in group.requests if not isinstance(request, bytes)}
 
 
 def _least(outcomes: Sequence[Outcome], streams: int) -> float:

@@ -101,11 +101,19 @@ class Deployment:
 
     def outcome(self, revision: str, limit: float = LIMIT_SECONDS) -> str:
         """How the last update to a revision ended; empty if it has not."""
-        request = pb.ListHistoryRequest(page_size=20)
-        rows = self.operator.ListHistory(request, timeout=limit, wait_for_ready=True).updates
-        row = next((row for row in rows if row.revision == revision), None)
+        row = self._last_update(revision, limit)
         ended = row is not None and row.outcome != pb.UPDATE_OUTCOME_UNSPECIFIED
         return pb.UpdateOutcome.Name(row.outcome).removeprefix("UPDATE_OUTCOME_") if row is not None and ended else ""
+
+    def reason(self, revision: str) -> str:
+        """Why the last update to a revision ended without a commit; empty if it did not."""
+        row = self._last_update(revision, LIMIT_SECONDS)
+        return "" if row is None else row.reason
+
+    def _last_update(self, revision: str, limit: float) -> pb.UpdateSummary | None:
+        request = pb.ListHistoryRequest(page_size=20)
+        rows = self.operator.ListHistory(request, timeout=limit, wait_for_ready=True).updates
+        return next((row for row in rows if row.revision == revision), None)
 
     def is_quarantined(self, revision: str) -> bool:
         """Whether a revision is in quarantine."""

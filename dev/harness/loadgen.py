@@ -28,7 +28,7 @@ class Group:
     """Callers of one kind. A rate makes an open loop: calls begin whether or not earlier ones have ended."""
 
     name: str
-    requests: Sequence[pb.PredictRequest]  # sent in turn
+    requests: Sequence[pb.PredictRequest | bytes]  # sent in turn; bytes need not be a request
     mode: str = "unary"  # or "stream"
     clients: int = 1  # of a closed loop; number of streams
     window: int = 1  # items outstanding a stream
@@ -138,6 +138,13 @@ class Loadgen:
             raise AssertionError(f"the load generator ended with {self._process.returncode}")
         return Played(self.began, self._seconds, self.outcomes)
 
+    def take(self) -> list[Outcome]:
+        """The outcomes since the last look, which are kept no longer."""
+        count = len(self.outcomes)
+        taken = self.outcomes[:count]
+        del self.outcomes[:count]
+        return taken
+
     def stop(self) -> None:
         """End it by force if it still runs."""
         if self._process.poll() is None:
@@ -159,7 +166,7 @@ class Loadgen:
         return Outcome(
             group.name,
             row["q"],
-            len(group.requests[row["q"]].statements),
+            rows_of(group.requests[row["q"]]),
             row["c"],
             row["at"],
             row["took"],
@@ -171,6 +178,11 @@ class Loadgen:
             row.get("digest", ""),
             row.get("detail", ""),
         )
+
+
+def rows_of(request: pb.PredictRequest | bytes) -> int:
+    """Statements of a request; 0 for bytes."""
+    return 0 if isinstance(request, bytes) else len(request.statements)
 
 
 def play(
@@ -200,7 +212,7 @@ def _plan_of(group: Group, folder: Path, number: int) -> dict[str, Any]:
     paths = []
     for index, request in enumerate(group.requests):
         path = folder / f"request-{number}-{index}.bin"
-        path.write_bytes(request.SerializeToString())
+        path.write_bytes(request if isinstance(request, bytes) else request.SerializeToString())
         paths.append(str(path))
     method = "StreamPredict" if group.mode == "stream" else "Predict"
     return {

@@ -157,6 +157,7 @@ class ScriptedStack(SupervisedStack):
         state: hotslot's state folder, if it is to lie elsewhere.
         environment: variables of all its processes.
         sections: settings beside the defaults; see `dev.harness.settings.merged`.
+        script: fields of `Script` of every revision.
     """
 
     def __init__(
@@ -165,8 +166,10 @@ class ScriptedStack(SupervisedStack):
         state: Path | None = None,
         environment: Mapping[str, str] | None = None,
         sections: Sections | None = None,
+        script: Mapping[str, Any] | None = None,
     ) -> None:
         self._arm = folder / "arm"
+        self._script = dict(script or {})
         super().__init__(folder, state, {ARM_VARIABLE: str(self._arm), **(environment or {})}, SCRIPTED_UPDATER)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -196,7 +199,7 @@ class ScriptedStack(SupervisedStack):
     def publish(self, revision: str, **script: Any) -> None:  # noqa: ANN401  of Script
         """Publish a revision, and compute its answers."""
         made = self.folder / "made"
-        publish_scripted(self.hub, revision, made, **script)
+        publish_scripted(self.hub, revision, made, **{**self._script, **script})
         bundle = convert_scripted(made / f"made-{revision}", self.folder / "bare", revision, ConvertLimits())
         self.answers.add(bundle)
         self.answers.compute(QUESTIONS, [revision])

@@ -2,15 +2,14 @@
 
 import pytest
 
-from dev.bench.fair_case import CALL_ROWS, ROW_SECONDS, Case, groups_of, measure
+from dev.bench.fair_case import CALL_ROWS, ROW_SECONDS, Case, groups_of, measure, pictures_of
 from dev.harness.device_calls import DeviceCall
 from dev.harness.loadgen import Outcome, Played
-from dev.harness.scripted_engine import picture_key
 
 SECONDS = 10.0
 CASE = Case("unary callers", 2, 1, "same connection")
 GROUPS = groups_of(CASE, SECONDS)
-STREAM, UNARY = (picture_key(group.requests[0].image.content) for group in GROUPS)
+STREAM, UNARY = (pictures_of(group).pop() for group in GROUPS)
 
 
 def device_calls(unary_rows: int) -> list[DeviceCall]:
