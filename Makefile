@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-overload bench-fair bench-swap bench-update soak parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -56,6 +56,9 @@ bench-memory: env ## Measure the server's memory while callers misbehave, agains
 
 bench-server: env tools ## Measure the server's own cost with an engine that does nothing
 	@$(bin)/python -m dev.bench.server $(ARGS)
+
+bench-calls: env tools ## Measure what a server delivers of what its engine computes in full calls
+	@$(bin)/python -m dev.bench.calls $(ARGS)
 
 bench-overload: env tools ## Measure goodput of servers that are offered 1.25 to 4 times what they compute
 	@$(bin)/python -m dev.bench.overload $(ARGS)

@@ -81,6 +81,7 @@ class DeviceCalls:
         self._order: list[tuple[int, int, int]] = []  # priority, arrival and id of the active items, sorted
         self._outcomes: list[runner_pb2.ItemOutcome] = []  # to send
         self._calls: list[runner_pb2.DeviceCall] = []  # to send
+        self.idle_seconds = 0.0  # for which nothing was to be computed, since the last call
 
     def __len__(self) -> int:
         """Items without an outcome."""
@@ -140,8 +141,15 @@ class DeviceCalls:
         context.cpu_seconds = read_cpu_seconds()
         cpu_seconds = context.cpu_seconds - cpu_start
         self._calls.append(
-            runner_pb2.DeviceCall(items=len(call), rows=rows, computed_seconds=seconds, cpu_seconds=cpu_seconds)
+            runner_pb2.DeviceCall(
+                items=len(call),
+                rows=rows,
+                computed_seconds=seconds,
+                cpu_seconds=cpu_seconds,
+                idle_seconds=self.idle_seconds,
+            )
         )
+        self.idle_seconds = 0.0
 
     def _run_engine(self, call: Call) -> list[tuple[RowResult, ...]]:
         ranges = [RowRange(self._active[part.item].prepared, part.start, part.stop) for part in call]

@@ -148,7 +148,7 @@ class Worker:
         self._progress.use_meter(ThreadMeter())
         self._import_engine()
         while True:
-            work = self._queue.take(may_wait=not self._calls)
+            work = self._take_work()
             for request in work.loads:
                 self._load(request)
             if self._context is not None and self._calls is not None:
@@ -161,6 +161,16 @@ class Worker:
         if self._context is not None:
             self._context.engine.close()
         self._callbacks.exit(ExitCode.DONE)
+
+    def _take_work(self) -> Work:
+        """Take what has come; waits for something while there is nothing to compute."""
+        if self._calls:
+            return self._queue.take(may_wait=False)
+        began = self._clock.monotonic()
+        work = self._queue.take(may_wait=True)
+        if self._calls is not None:
+            self._calls.idle_seconds += self._clock.monotonic() - began
+        return work
 
     def _import_engine(self) -> None:
         try:

@@ -11,9 +11,13 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.request import EntailmentInput, Failure, PendingRequest
 from inference.server.scheduling.dispatcher import (
     MAX_IN_FLIGHT_BYTES,
+    MAX_WINDOW_CALLS,
+    WINDOW_CALLS,
+    WINDOW_GROWTH,
     Computed,
     Dispatcher,
     InFlight,
+    adapt_window,
     may_send,
 )
 from inference.server.scheduling.limits import LimitRules
@@ -70,6 +74,41 @@ async def test_a_suspect_request_is_sent_when_nothing_is_held_and_then_nothing_e
     assert may_send(request(alone=True), holding(), CALL_ROWS)
     assert not may_send(request(alone=True), holding(request()), CALL_ROWS)
     assert not may_send(request(), holding(request(alone=True)), CALL_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "idle_seconds", "is_backlogged", "expected"),
+    [
+        (CALL_ROWS, 0.0, True, WINDOW_CALLS),
+        (CALL_ROWS - 1, 0.0, True, WINDOW_CALLS),  # the last item did not fit
+        (CALL_ROWS // 2, 0.0, True, WINDOW_CALLS * WINDOW_GROWTH),
+        (CALL_ROWS, 0.1, True, WINDOW_CALLS * WINDOW_GROWTH),
+        (1, 9.0, False, WINDOW_CALLS),  # there was nothing to send
+    ],
+)
+def test_the_window_grows_while_requests_wait_and_the_device_does_too(
+    rows: int,
+    idle_seconds: float,
+    is_backlogged: bool,  # noqa: FBT001
+    expected: float,
+) -> None:
+    """Then sending and preparing takes longer than the window lasts; it shrinks again when calls are full."""
+    call = runner_pb2.DeviceCall(rows=rows, computed_seconds=1.0, idle_seconds=idle_seconds)
+    window = adapt_window(WINDOW_CALLS, call, CALL_ROWS, is_backlogged=is_backlogged)
+    assert window == expected
+    for _ in range(20):
+        window = adapt_window(window, call, CALL_ROWS, is_backlogged=is_backlogged)
+    assert window in (WINDOW_CALLS, MAX_WINDOW_CALLS)
+    full = runner_pb2.DeviceCall(rows=CALL_ROWS, computed_seconds=1.0)
+    for _ in range(300):
+        window = adapt_window(window, full, CALL_ROWS, is_backlogged=True)
+    assert window == WINDOW_CALLS
+
+
+async def test_a_wider_window_sends_more() -> None:
+    """In rows of device calls."""
+    assert may_send(request(priority=1), holding(request(8, priority=1)), CALL_ROWS, window_calls=2.5)
+    assert not may_send(request(priority=1), holding(request(10, priority=1)), CALL_ROWS, window_calls=2.5)
 
 
 async def test_the_bytes_in_flight_are_bounded() -> None:

@@ -14,7 +14,12 @@ from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find
 from inference.server.scheduling.queue import WaitingQueue
 from inference.wire import EntailmentScores, Picture
 
-WINDOW_CALLS = 2  # rows sent and not computed, in device calls: one is computed, one is prepared
+WINDOW_CALLS = 2.0  # rows sent and not computed, in device calls, at least: one is computed, one is prepared
+MAX_WINDOW_CALLS = 6.0
+WINDOW_GROWTH = 1.25  # after a device call that was not full, or came late, although requests waited here
+WINDOW_DECAY = 0.02  # device calls, after any other call
+FULL_SHARE = 0.75  # of the rows of a full call: the last item often does not fit
+IDLE_SHARE = 0.05  # of a device call's time before it, for which the device had nothing to compute
 MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
 INTERACTIVE = 0  # the priority that is computed first
 
@@ -127,18 +132,36 @@ class InFlight:
         return request
 
 
-def may_send(request: PendingRequest, held: InFlight, call_rows: int) -> bool:
+def adapt_window(window_calls: float, call: runner_pb2.DeviceCall, call_rows: int, *, is_backlogged: bool) -> float:
+    """The window, in device calls, after a device call. Pure.
+
+    While requests wait in the queue, calls should be full and follow each other without a pause. If they do not,
+    sending and preparing takes longer than the window lasts.
+
+    Args:
+        window_calls: the window before.
+        call: has ended.
+        call_rows: most rows of a call.
+        is_backlogged: whether requests waited in the queue.
+    """
+    is_late = call.idle_seconds > IDLE_SHARE * call.computed_seconds
+    if is_backlogged and (is_late or call.rows < FULL_SHARE * call_rows):
+        return min(MAX_WINDOW_CALLS, window_calls * WINDOW_GROWTH)
+    return max(WINDOW_CALLS, window_calls - WINDOW_DECAY)
+
+
+def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_calls: float = WINDOW_CALLS) -> bool:
     """Whether the next request of the queue is sent now. Pure.
 
-    A window of `WINDOW_CALLS` device calls keeps the device busy while further items are prepared; what is sent beyond
-    that could no longer be overtaken by a request whose turn comes first. An interactive request is sent although bulk
-    requests fill the window, so that it waits for the running device call only.
+    A window of two device calls keeps the device busy while further items are prepared, or a larger one if that takes
+    longer. What is sent beyond that could no longer be overtaken by a request whose turn comes first. An interactive
+    request is sent although bulk requests fill the window, so that it waits for the running device call only.
     """
     if not held:
         return True
     if request.alone or held.is_alone or held.size_bytes + request.size_bytes > MAX_IN_FLIGHT_BYTES:
         return False
-    if held.rows_left < WINDOW_CALLS * call_rows:
+    if held.rows_left < window_calls * call_rows:
         return True
     return request.priority == INTERACTIVE and held.rows_of(INTERACTIVE) < call_rows
 
@@ -153,6 +176,7 @@ class Dispatcher:
         self._runner: RunnerPort | None = None
         self._held = InFlight()
         self._call_rows = 1  # most rows of a device call, as the runner says
+        self._window_calls = WINDOW_CALLS
         self._item_ids = itertools.count(1)
         self._is_dispatch_due = False
         self._empty_heartbeats = 0  # in a row, while items have no outcome
@@ -179,7 +203,9 @@ class Dispatcher:
         if self._runner is None:
             return
         now, items = self._clock.monotonic(), []
-        while (request := self.queue.peek()) is not None and may_send(request, self._held, self._call_rows):
+        while (request := self.queue.peek()) is not None and may_send(
+            request, self._held, self._call_rows, self._window_calls
+        ):
             self.queue.take()
             if not self._held:
                 self._listener.on_busy()
@@ -198,6 +224,8 @@ class Dispatcher:
         for call in reply.calls:
             held.count_computed(call.rows)
             self.cost.learn(call.computed_seconds, call.rows)
+            is_backlogged = self.queue.peek() is not None
+            self._window_calls = adapt_window(self._window_calls, call, self._call_rows, is_backlogged=is_backlogged)
             self._listener.on_call(call)
         for outcome in reply.outcomes:
             is_cancelled = held.is_cancelled(outcome.item_id)

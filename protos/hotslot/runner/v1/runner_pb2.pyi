@@ -520,6 +520,7 @@ class DeviceCall(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COMPUTED_SECONDS_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     items: _builtins.int
     """Items with rows in the call."""
     rows: _builtins.int
@@ -530,6 +531,8 @@ class DeviceCall(_message.Message):
     """CPU seconds of the runner process since the call before, or since the first
     of its items arrived: what the call and the preparation of its items cost.
     """
+    idle_seconds: _builtins.float
+    """Seconds before the call for which the device had nothing to compute."""
     def __init__(
         self,
         *,
@@ -537,10 +540,11 @@ class DeviceCall(_message.Message):
         rows: _builtins.int = ...,
         computed_seconds: _builtins.float = ...,
         cpu_seconds: _builtins.float = ...,
+        idle_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_seconds", b"computed_seconds", "cpu_seconds", b"cpu_seconds", "items", b"items", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_seconds", b"computed_seconds", "cpu_seconds", b"cpu_seconds", "idle_seconds", b"idle_seconds", "items", b"items", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

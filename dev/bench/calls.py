@@ -1,0 +1,171 @@
+"""`make bench-calls`: what a server delivers, as a share of what its engine computes when it is called in full calls.
+
+The engine sleeps, so that the server and the load generator have the CPUs. Callers are in a closed loop.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from common.bundle import bundle_folder
+from dev.harness.device_calls import DeviceCall, read_device_calls
+from dev.harness.loadgen import Group, Played, play
+from dev.harness.numbers import percentile
+from dev.harness.scripted_engine import CALLS_VARIABLE, load_scripted, make_scripted_bundle
+from dev.harness.stack import Stack
+from hotslot.entailment.v1 import entailment_pb2 as pb
+from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
+
+PICTURE = os.urandom(10_000)
+CALL_ROWS = 8
+CONNECTIONS = 4
+WARM_SECONDS = 1.0  # left out at the start of each load
+BARE_SECONDS = 1.0
+AIM = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An engine, and how many callers it has."""
+
+    callers: int
+    call_seconds: float  # of a device call, besides its rows
+    row_seconds: float
+    prepare_seconds: float = 0.0
+    rows: int = 1  # of each request
+
+    @property
+    def script(self) -> dict[str, float]:
+        """The engine's script."""
+        return {
+            "call_seconds": self.call_seconds,
+            "row_seconds": self.row_seconds,
+            "prepare_seconds": self.prepare_seconds,
+            "max_call_rows": CALL_ROWS,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of a case."""
+
+    case: Case
+    bare: float  # rows a second of the engine in full calls
+    delivered: float  # rows a second that were answered
+    call_rows: float  # mean
+    busy: float  # share of the time in which the device computed
+    gaps: Sequence[float]  # seconds between two device calls
+    latency: float  # p50, seconds
+    failed: int
+
+    @property
+    def share(self) -> float:
+        """Delivered, as a share of bare."""
+        return self.delivered / self.bare
+
+
+# An engine whose calls cost something, one of the same speed without that, and one whose items take long to prepare.
+ENGINES = ((0.004, 0.002, 0.0), (0.0, 0.0025, 0.0), (0.004, 0.002, 0.004))
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of each load")
+    parser.add_argument("--callers", type=int, nargs="*", default=[8, 32, 64], help="callers in a closed loop")
+    parser.add_argument("--engines", type=int, nargs="*", default=range(len(ENGINES)), help="which of the engines")
+    options = parser.parse_args()
+    found = []
+    for number in options.engines:
+        for callers in options.callers:
+            with tempfile.TemporaryDirectory() as name:
+                found.append(run_case(Case(callers, *ENGINES[number]), Path(name), options.seconds))
+    Console(width=160).print(build_table(found))
+    return 1 if any(one.failed for one in found) else 0
+
+
+def run_case(case: Case, folder: Path, seconds: float) -> Measured:
+    """Measure the bare engine before and after the server."""
+    calls = folder / "calls.jsonl"
+    before = measure_bare(case, folder / "bare")
+    request = pb.PredictRequest(image=pb.Image(content=PICTURE), statements=["a cat"] * case.rows)
+    # A device that sleeps must not be taken for a hung one because this machine is busy.
+    runner = {"min_timeout_seconds": 20}
+    with Stack(folder, runner=runner, script=case.script, environment={CALLS_VARIABLE: str(calls)}) as stack:
+        played = play(stack.address, [Group("calls", [request], clients=case.callers)], seconds, folder, CONNECTIONS)
+    bare = statistics.mean((before, measure_bare(case, folder / "bare")))
+    return summarise(case, bare, played, list(read_device_calls(calls)))
+
+
+def measure_bare(case: Case, folder: Path) -> float:
+    """Rows a second of the engine, called directly in full calls of prepared items."""
+    bundle = make_scripted_bundle(folder, "r1", **{**case.script, "prepare_seconds": 0.0})
+    engine = load_scripted(bundle_folder(folder, bundle.bundle_digest), bundle, LoadOptions("cpu", "", 1), _ignore)
+    item = engine.prepare(EntailmentItem(PICTURE, ("a cat",) * CALL_ROWS, ""))
+    began, rows = time.monotonic(), 0
+    while time.monotonic() - began < BARE_SECONDS:
+        engine.compute([RowRange(item, 0, CALL_ROWS)])
+        rows += CALL_ROWS
+    return rows / (time.monotonic() - began)
+
+
+def summarise(case: Case, bare: float, played: Played, device_calls: Sequence[DeviceCall]) -> Measured:
+    """Count what was answered and computed while the load was steady."""
+    begin, end = played.began + WARM_SECONDS, played.began + played.seconds
+    calls = [call for call in device_calls if begin < call.ended - call.seconds and call.ended < end]
+    outcomes = [one for one in played.outcomes if begin < played.began + one.ended < end]
+    answered = sum(one.rows for one in outcomes if one.is_answer)
+    return Measured(
+        case,
+        bare,
+        answered / (end - begin),
+        statistics.mean(sum(count for _, count in call.rows) for call in calls),
+        sum(call.seconds for call in calls) / (calls[-1].ended - calls[0].ended + calls[0].seconds),
+        [after.ended - after.seconds - call.ended for call, after in pairwise(calls)],
+        percentile([one.took for one in outcomes], 0.5),
+        sum(not one.is_answer for one in outcomes),
+    )
+
+
+def build_table(found: Sequence[Measured]) -> Table:
+    """Show every case."""
+    table = Table(title=f"rows delivered, as a share of the bare engine in calls of {CALL_ROWS} rows")
+    for title in ("engine", "callers", "bare rows/s", "delivered", "share", "rows a call", "device busy"):
+        table.add_column(title, justify="right")
+    for title in ("gap p50, ms", "gap p99, ms", "latency p50, ms", "failed"):
+        table.add_column(title, justify="right")
+    for one in found:
+        case = one.case
+        engine = f"{1000 * case.call_seconds:g} + {1000 * case.row_seconds:g} ms a row"
+        engine += f", prepared in {1000 * case.prepare_seconds:g} ms" if case.prepare_seconds else ""
+        table.add_row(
+            engine,
+            str(case.callers),
+            f"{one.bare:.0f}",
+            f"{one.delivered:.0f}",
+            f"{one.share:.0%}",
+            f"{one.call_rows:.1f}",
+            f"{one.busy:.0%}",
+            f"{1000 * percentile(one.gaps, 0.5):.2f}",
+            f"{1000 * percentile(one.gaps, 0.99):.2f}",
+            f"{1000 * one.latency:.1f}",
+            str(one.failed),
+        )
+    return table
+
+
+def _ignore(_phase: str, _share: float) -> None:
+    """Progress that nobody watches."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
