@@ -126,7 +126,7 @@ class DeviceCalls:
         context = self._context
         rows = sum(part.rows for part in call)
         cpu_start = max(context.cpu_seconds, min(self._active[part.item].item.cpu_seconds for part in call))
-        context.progress.begin(rows)
+        context.progress.begin(rows, [part.item for part in call])
         start = context.clock.monotonic()
         try:
             results = self._run_engine(call)

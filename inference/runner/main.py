@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from common.clock import SystemClock
 from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
+from inference.call_record import CallRecord
 from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
 from inference.runner.items import ReceivedItems
@@ -38,7 +39,7 @@ class Runner:
         self._send = FrameWriter(self._control, self._on_disconnect).send
         self._received = ReceivedItems()
         self._retiring = threading.Event()
-        self._progress = DeviceProgress(clock)
+        self._progress = DeviceProgress(clock, CallRecord(arguments.call_record_fd))
         send_data = FrameWriter(self._data, self._on_disconnect).send
         callbacks = WorkerCallbacks(send_data, self._send, log.event, self._exit, self._send_hello)
         extra = dict(arguments.extra_engine)
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-fd", type=int, required=True, help="socket for items and their outcomes")
     parser.add_argument("--control-fd", type=int, required=True, help="socket for all other messages")
+    parser.add_argument("--call-record-fd", type=int, required=True, help="memory for the items of the device call")
     parser.add_argument("--parent", type=int, required=True, help="process id of the server")
     parser.add_argument("--engine", default="", help="engine to import before Hello is sent")
     parser.add_argument(

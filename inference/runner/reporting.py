@@ -7,12 +7,13 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from common.clock import Clock, ThreadCpuClock
 from hotslot.runner.v1 import runner_pb2
+from inference.call_record import CallRecord
 from inference.wire import write_frame
 
 AWAKE_SHARE = 0.01  # of a CPU between two samples: a thread that used less, and is not ready to run, sleeps
@@ -73,10 +74,14 @@ class DeviceProgress:
     """Progress of the device thread, for heartbeats.
 
     Only the device thread writes. Reads need no lock, because the values need not be consistent with each other.
+
+    Args:
+        record: receives the items of each device call.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, record: CallRecord | None = None) -> None:
         self._clock = clock
+        self._record = record
         self._meter: Meter | None = None
         self._sleep = SleepWatch()
         self._step_start: float | None = None
@@ -90,8 +95,10 @@ class DeviceProgress:
         """Measure the device thread with this meter."""
         self._meter = meter
 
-    def begin(self, rows: int) -> None:
+    def begin(self, rows: int, item_ids: Sequence[int] = ()) -> None:
         """Record the start of a device call, or of a load with 0."""
+        if self._record is not None:
+            self._record.write(item_ids)
         self._step_cpu = self._meter.read_cpu_seconds() if self._meter else 0.0
         self._rows = rows
         self._step_start = self._clock.monotonic()
@@ -106,6 +113,8 @@ class DeviceProgress:
         self.steps += 1
         self._step_start = None
         self._rows = 0
+        if self._record is not None:
+            self._record.write(())
 
     def make_heartbeat(self) -> runner_pb2.Heartbeat:
         """Return the current values. One thread at regular intervals."""

@@ -101,6 +101,7 @@ class PendingRequest:
     outcome: asyncio.Future[Prediction]
     id: int = field(default_factory=_request_ids.__next__)
     deaths: int = 0  # runners that ended while computing it
+    interruptions: int = 0  # runners that ended while they held it
     priority: int = 0  # 0: interactive, 1: bulk
     alone: bool = False  # must be computed while the runner holds nothing else
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored

@@ -31,8 +31,9 @@ async def test_a_crash_is_reported_with_its_signal(make_runner: MakeRunner) -> N
     await runner.load(max_call_rows=1)
     runner.send(["fine"])
     runner.send(["!crash"])
+    runner.send(["behind it"])
     ending = await runner.ended(SOON)
-    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL")
+    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL", computing=(2,))
     assert list(runner.listener.outcomes) == [1]
 
 
@@ -40,7 +41,7 @@ async def test_an_exit_without_retirement_is_a_failure(runner: RunnerHarness) ->
     """Whatever the exit code."""
     await runner.load()
     runner.send(["!exit"])
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 1")
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 1", computing=(1,))
 
 
 async def test_a_kill_from_outside_is_a_failure(runner: RunnerHarness) -> None:
@@ -54,7 +55,7 @@ async def test_a_lost_device_ends_the_process(runner: RunnerHarness) -> None:
     """Only a new process can use the device again."""
     await runner.load()
     runner.send(["!lost"])
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 74")
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.DIED, "exit code 74", computing=(1,))
 
 
 async def test_a_crash_during_retirement_is_a_failure(runner: RunnerHarness) -> None:
@@ -96,7 +97,7 @@ async def test_a_hung_device_call_is_seen_in_the_heartbeat(
     assert expected in find_hang(runner.listener.heartbeat, 0.5, 60.0, is_cpu=True)
     assert runner.listener.endings == []
     runner.process.kill("over its time")
-    assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time")
+    assert await runner.ended(SOON) == RunnerEnding(EndReason.KILLED, "over its time", computing=(1,))
 
 
 @pytest.mark.fault("L12")
@@ -237,7 +238,7 @@ async def test_an_idle_runner_ends_with_its_server(tmp_path: Path, state_code: s
 
 async def test_a_runner_whose_server_has_ended_exits_at_once() -> None:
     """The parent-death signal would come too late, so the runner checks its parent's id."""
-    arguments = ["--data-fd=0", "--control-fd=0", "--parent=0", f"--engine={SPEC.engine}"]
+    arguments = ["--data-fd=0", "--control-fd=0", "--call-record-fd=0", "--parent=0", f"--engine={SPEC.engine}"]
     command = [sys.executable, "-m", "inference.runner.main", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(*command, env=environment)

@@ -1,6 +1,7 @@
 """Small parts of the runner, without a process."""
 
 import io
+import os
 import resource
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
+from inference.call_record import MAX_ITEMS, CallRecord, create_memory
 from inference.runner import items, prepare
 from inference.runner.engines.base import AddressItem, AddressSpan, EntailmentItem
 from inference.runner.hardware import SAMPLE_SECONDS, CardMemoryMonitor, CpuOnly, filter_devices
@@ -77,6 +79,24 @@ def test_items_are_read_and_results_written() -> None:
     assert prepare.read_item(runner_pb2.Item(entailment=asked)) == EntailmentItem(b"p", ("s",), "q")
     with pytest.raises(prepare.TaskMissing):
         prepare.read_item(runner_pb2.Item(item_id=1))
+
+
+def test_the_items_of_the_device_call_outlive_their_runner() -> None:
+    """The server reads those of the call that was running; none between two calls."""
+    descriptor = create_memory()
+    theirs, ours = CallRecord(descriptor), CallRecord(descriptor)
+    os.close(descriptor)
+    assert ours.read() == ()
+    progress = DeviceProgress(StandingClock(), theirs)
+    progress.begin(8, [3, 1 << 40])
+    theirs.close()
+    assert ours.read() == (3, 1 << 40)
+
+    theirs = ours
+    theirs.write(list(range(MAX_ITEMS + 1)))
+    assert ours.read() == tuple(range(MAX_ITEMS))
+    theirs.write(())
+    assert ours.read() == ()
 
 
 def test_a_cancellation_may_come_before_its_item() -> None:

@@ -15,8 +15,8 @@ async def list_runner_files(state: Path) -> list[str]:
     listing = state / "files.txt"
     build = process._arguments  # noqa: SLF001  the runner's command line, with another module in it
 
-    def traced(spec: RunnerSpec, data_fd: int, control_fd: int) -> list[str]:
-        shipped = build(spec, data_fd, control_fd)
+    def traced(spec: RunnerSpec, *descriptors: int) -> list[str]:
+        shipped = build(spec, *descriptors)
         rest = shipped[shipped.index("inference.runner.main") + 1 :]
         return [sys.executable, "-m", "tests.runner.traced_main", str(listing), *rest]
 

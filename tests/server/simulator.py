@@ -119,7 +119,17 @@ class SimRunner:
         if not self.has_ended:
             self.has_ended = True
             self.gone.set()
-            self.listener.on_end(RunnerEnding(reason, detail))
+            self.listener.on_end(RunnerEnding(reason, detail, self.computing))
+
+    @property
+    def computing(self) -> tuple[int, ...]:
+        """The items of the device call that is held, hangs, or ends the runner."""
+        return tuple(item.item_id for item in self.call) if self.step_began is not None else ()
+
+    @property
+    def call(self) -> list[runner_pb2.Item]:
+        """The items of the next device call."""
+        return sorted(self.items, key=lambda item: item.priority)[: self.world.call_rows]
 
     def answer(self, *items: runner_pb2.Item) -> None:
         """Answer items in one device call, as the world's script says."""
@@ -176,7 +186,7 @@ class SimRunner:
             self.step_began = self.world.clock.seconds
         if self.world.holds_items:
             return
-        items = sorted(self.items, key=lambda item: item.priority)
+        items = self.call
         self.calls.append([item.entailment.statements[0] for item in items])
         faults = [self._fault(item) for item in items]
         if "crash" in faults:
@@ -185,6 +195,7 @@ class SimRunner:
             self.is_hung = True
         else:
             self.answer(*items)
+            self._soon(self.compute)
 
     def _fault(self, item: runner_pb2.Item) -> str:
         """What goes wrong: `!fault` in a statement for all revisions, `!fault@r2` for one, or for a device."""

@@ -11,6 +11,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.request import EntailmentInput, Failure, PendingRequest
 from inference.server.scheduling.dispatcher import (
     MAX_IN_FLIGHT_BYTES,
+    MAX_INTERRUPTIONS,
     MAX_WINDOW_CALLS,
     WINDOW_CALLS,
     WINDOW_GROWTH,
@@ -117,6 +118,21 @@ async def test_the_bytes_in_flight_are_bounded() -> None:
     assert may_send(request(size=half), holding(request(size=half)), CALL_ROWS)
     assert not may_send(request(size=half), holding(request(size=half + 1)), CALL_ROWS)
     assert may_send(request(size=3 * half), holding(), CALL_ROWS)
+
+
+async def test_only_what_the_device_computed_is_suspected_of_having_ended_the_runner() -> None:
+    """What was held besides is run again like any other; without a device call everything is suspected."""
+    computed, held = request(), request()
+    assert holding(computed, held).split([1]) == ([computed], [held])
+    assert holding(computed, held).split([]) == ([computed, held], [])
+
+
+async def test_what_several_runners_held_at_their_ends_is_suspected_too() -> None:
+    """An input that ends runners in its preparation, while the device computes others."""
+    poison = request()
+    for _ in range(MAX_INTERRUPTIONS):
+        assert holding(request(), poison).split([1])[1] == [poison]
+    assert poison in holding(request(), poison).split([1])[0]
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A slot's process, its queue and its leases. No decision is made here: events go to the pair."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -140,10 +140,10 @@ class Slot:
         """The requests that the process computed when it ended, until they are taken."""
         return [] if self._left is None else self._left[0]
 
-    def _close_queue(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
+    def _close_queue(self, computing: Sequence[int] = ()) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Begin with an empty queue and without leases; returns what the process computed, and what waited."""
         self._leases, self._computing = Leases(), None
-        left = self.dispatcher.close()
+        left = self.dispatcher.close(computing)
         self.dispatcher = self._make_dispatcher(self)
         return left
 
@@ -181,7 +181,7 @@ class Slot:
         """The process has ended, after a retire or unexpectedly."""
         self.process = None
         self.heartbeat = runner_pb2.Heartbeat()
-        self._left = self._close_queue()
+        self._left = self._close_queue(ending.computing)
         self._listener.apply(
             m.ProcessEnded(
                 self.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from hotslot.runner.v1 import runner_pb2
+from inference.call_record import CallRecord, create_memory
 from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
 from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
@@ -45,7 +46,10 @@ class RunnerProcess:
         self._loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             pairs = [_open_socketpair(ours, theirs) for _ in ("data", "control")]
-            ends = [their.fileno() for _, their in pairs]
+            memory = create_memory()
+            theirs.callback(os.close, memory)
+            self._call_record = CallRecord(memory)
+            ends = [*(their.fileno() for _, their in pairs), memory]
             self._child = Child(self._loop, _arguments(self._spec, *ends), ends, self._on_exit)
             ours.pop_all()
         (data, _), (control, _) = pairs
@@ -200,7 +204,9 @@ class RunnerProcess:
         exit_text = describe_exit(self._exit_code if self._exit_code is not None else 0)
         is_retired = self._is_retiring and self._exit_code == 0
         reason, detail = self._end_cause or (EndReason.RETIRED if is_retired else EndReason.DIED, exit_text)
-        self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail)))
+        computing = self._call_record.read()
+        self._call_record.close()
+        self._notify(lambda: self._listener.on_end(RunnerEnding(reason, detail, computing)))
 
 
 _TIMEOUT_CAUSES = {
@@ -216,7 +222,7 @@ def _open_socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -
     return ours.enter_context(our), theirs.enter_context(their)
 
 
-def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int) -> list[str]:
+def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_fd: int) -> list[str]:
     extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
     return [
         sys.executable,
@@ -227,6 +233,7 @@ def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int) -> list[str]:
         "inference.runner.main",
         f"--data-fd={data_fd}",
         f"--control-fd={control_fd}",
+        f"--call-record-fd={call_record_fd}",
         f"--parent={os.getpid()}",
         f"--engine={spec.engine}",
         f"--devices={spec.device_policy}",

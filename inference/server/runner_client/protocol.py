@@ -49,6 +49,7 @@ class RunnerEnding:
 
     reason: EndReason
     detail: str  # for logs: exit code, signal, or the argument of `kill`
+    computing: tuple[int, ...] = ()  # ids of the items in the device call that ran at the end
 
 
 class RunnerListener(Protocol):

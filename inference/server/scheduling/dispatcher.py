@@ -22,6 +22,7 @@ FULL_SHARE = 0.75  # of the rows of a full call: the last item often does not fi
 IDLE_SHARE = 0.05  # of a device call's time before it, for which the device had nothing to compute
 MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
 INTERACTIVE = 0  # the priority that is computed first
+MAX_INTERRUPTIONS = 2  # ends of runners that held a request without computing it, before it is a suspect itself
 
 
 class RunnerPort(Protocol):
@@ -110,6 +111,21 @@ class InFlight:
     def count_computed(self, rows: int) -> None:
         """Count the rows of a device call."""
         self._computed_rows += rows
+
+    def split(self, computing: Sequence[int]) -> tuple[list[PendingRequest], list[PendingRequest]]:
+        """The requests that may have ended the runner, and the others; none that is done.
+
+        Those in the device call that ran at the end are suspects; if none ran, all are. A request that was held by
+        several runners when they ended is one too: it may have ended them in its preparation.
+        """
+        running = {self._requests[item_id].id for item_id in computing if item_id in self._requests}
+        suspects: list[PendingRequest] = []
+        others: list[PendingRequest] = []
+        for request in self.requests:
+            request.interruptions += 1
+            is_suspect = not running or request.id in running or request.interruptions > MAX_INTERRUPTIONS
+            (suspects if is_suspect else others).append(request)
+        return suspects, others
 
     def cancel(self, request: PendingRequest) -> list[int]:
         """Mark the items of a request as cancelled; returns their ids."""
@@ -262,15 +278,19 @@ class Dispatcher:
         """Expected seconds until `rows` further rows are answered, after what the runner holds."""
         return self.cost.expected(rows + self._held.rows_left)
 
-    def close(self) -> tuple[list[PendingRequest], list[PendingRequest]]:
+    def close(self, computing: Sequence[int] = ()) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Stop sending: the runner has ended.
 
+        Args:
+            computing: ids of the items in the device call that ran at the end.
+
         Returns:
-            The requests in flight (suspects, if it died), and the queued requests.
+            The requests that may have ended it, and the others: those that it held too, and those of the queue.
         """
         self._runner = None
         held, self._held = self._held, InFlight()
-        return held.requests, self.queue.take_all()
+        suspects, others = held.split(computing)
+        return suspects, [*others, *self.queue.take_all()]
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
