@@ -78,6 +78,7 @@ bench-update: env ## Measure each step of an update against this machine's limit
 parity: env ## Compare the engine with the stock pipeline, in a separate environment (about 6 GB)
 	@dev/scripts/parity-env
 	.venv-parity/bin/python -m dev.parity.fixtures --check
+	.venv-parity/bin/python -m dev.parity.texts --check
 	.venv-parity/bin/python -m dev.parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
 
 gpu: env ## Test and measure on a real GPU, out of memory included (skipped without a CUDA device)

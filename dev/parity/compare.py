@@ -10,18 +10,17 @@ items a label is rarer than a fifth or a probability differs by more than 2e-2 i
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dev.parity.items import Question, many_questions, questions
+from dev.parity.items import Question, golden_questions, many_questions, questions
 from dev.parity.make_model import Recipe, make_model
 from dev.parity.oracle import Oracle, versions
 from dev.parity.ours import Scores, ask, load_source
@@ -34,7 +33,6 @@ MIN_ITEMS, MIN_SHARE = 500, 0.2  # of an answer among so many items
 _TOGETHER = 8  # questions in one padded call
 _FEW = 12  # questions to a model or a way of asking that is slow
 _MANY = ("plain", "fresh")  # models that are asked many
-_GOLDEN = Path(__file__).resolve().parents[2] / "examples" / "shapes" / "golden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +85,6 @@ def main(arguments: Sequence[str]) -> int:
     results = [_compare_recipe(name, recipe, asked) for name, recipe, asked in recipes]
     results += [_compare_folder(folder.name, folder, list(golden_questions()) or some) for folder in options.folder]
     return 0 if all(results) else 1
-
-
-def golden_questions() -> Iterator[Question]:
-    """The demo's golden set; paths of its pictures are absolute, which a question's picture may be."""
-    for line in (_GOLDEN / "golden.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        for statement in row["statements"]:
-            yield Question(str(_GOLDEN / row["image"]), statement, row.get("premise", ""))
 
 
 def _compare_recipe(name: str, recipe: Recipe, asked: Sequence[Question]) -> bool:

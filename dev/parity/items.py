@@ -1,11 +1,14 @@
 """The questions for the oracle: every picture, texts of every kind, with and without premise."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from dev.parity.pictures import PICTURES
 
+GOLDEN = Path(__file__).resolve().parents[2] / "examples" / "shapes" / "golden"
 _STATEMENTS = (
     "there are two birds.",
     "a man is reading",
@@ -66,3 +69,11 @@ def many_questions() -> Iterator[Question]:
         # Every second one, shifted from row to row: no statement is left without a premise or a picture.
         if (number + number // len(premises)) % 2:
             yield Question(picture, statement, premise)
+
+
+def golden_questions() -> Iterator[Question]:
+    """The demo's golden set; paths of its pictures are absolute, which a question's picture may be."""
+    for line in (GOLDEN / "golden.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for statement in row["statements"]:
+            yield Question(str(GOLDEN / row["image"]), statement, row.get("premise", ""))

@@ -132,6 +132,10 @@ class Oracle:
         ids: list[int] = self._sample(_item_of(picture, statement, premise))["source"].tolist()
         return ids
 
+    def find_special_tokens(self, *, enabled: bool) -> None:
+        """Turn the tokeniser's search for spelled special tokens on or off; it is on at first."""
+        self._pipeline.preprocessor.preprocess.tokenizer.split_special_tokens = not enabled
+
     def _sample(self, item: Mapping[str, str]) -> Mapping[str, Tensor]:
         """The pipeline's preprocessed item, before it is batched."""
         sample: Mapping[str, Tensor] = self._pipeline.preprocessor.preprocess(dict(item))

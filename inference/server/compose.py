@@ -58,7 +58,7 @@ def predict_rules(settings: ServerSettings) -> PredictRules:
     """The limits of a call."""
     server = settings.server
     return PredictRules(
-        inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars),
+        inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars, server.texts),
         stream=StreamRules(server.max_stream_outstanding),
         max_deadline_seconds=server.max_deadline_seconds,
     )

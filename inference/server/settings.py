@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
+from inference.server.api.texts import TextRule
 from inference.server.health import Overall
 
 MIB = 1 << 20
@@ -33,8 +34,16 @@ class ServerSection(Section):
         int, Field(ge=1, le=65535, description="largest width or height of a picture, in pixels")
     ] = 16384
     max_statement_chars: Annotated[
-        int, Field(ge=1, le=100_000, description="longest statement or premise, in characters")
+        int, Field(ge=1, le=65_536, description="longest statement or premise, in characters")
     ] = 1000
+    texts: Annotated[
+        TextRule,
+        Field(
+            description="what the model reads: as_seen = what a person sees (blanks of any kind become spaces,"
+            " characters that are not drawn are removed, letters and accents are composed); as_stock = unchanged, as in"
+            " ModelScope's pipeline"
+        ),
+    ] = TextRule.AS_SEEN
     max_waiting_requests: Annotated[
         int, Field(ge=1, le=100_000, description="largest number of accepted, unanswered requests per model")
     ] = 256

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from common.errors import InputRefused
+from dev.parity.odd_texts import odd_texts, read_record, vocabulary_of
 from dev.parity.pictures import FOLDER
 from dev.parity.words import merges, vocabulary
 from inference.runner.engines.base import EntailmentItem
@@ -90,6 +91,28 @@ def test_a_premise_changes_the_question() -> None:
     """With a premise the model is asked whether it and the picture together imply the statement."""
     assert build_prompt("A dog", "", 80) == ' does the image describe " a dog "?'
     assert build_prompt("A dog", "A man", 80) == ' can image and text1 " a man " imply text2 " a dog "?'
+
+
+@pytest.mark.fault("I9")
+def test_odd_texts_are_read_as_by_the_stock_tokeniser() -> None:
+    """2,700 texts: every kind of blank, hidden character, mark, script, digit; recorded by `dev.parity.texts`."""
+    record = read_record()
+    parts = record["merges"].split(" ")
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    tokenizer = Tokenizer(vocabulary_of(pairs), pairs)
+    longest = record["max_tokens"]
+
+    read = {}
+    for statement, premise, *_ in record["texts"]:
+        ids = tokenizer.encode(build_prompt(statement, premise, longest))[:longest]
+        read[statement, premise] = " ".join(map(str, (tokenizer.begin, *ids, tokenizer.end)))
+
+    assert [row for row in record["texts"] if read[row[0], row[1]] != row[2]] == []
+    assert [row[0] for row in record["texts"]] == odd_texts()
+    assert len(read) > 2000
+    spelled = [row for row in record["texts"] if len(row) > 3]
+    assert all("<" in row[0] + row[1] for row in spelled), "what else differs from the stock pipeline"
+    assert len(spelled) > 50
 
 
 def naive_merge(letters: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:

@@ -56,6 +56,8 @@ TABLE = [
     bad("33 statements", "I8", ask(*["a"] * 33), "STATEMENTS_TOO_MANY", "statements"),
     bad("an empty statement", "I8", ask("a", ""), "STATEMENT_EMPTY", "statements[1]"),
     bad("a blank statement", "I8", ask("a", "b", " \t\n\u3000"), "STATEMENT_EMPTY", "statements[2]"),
+    bad("an invisible statement", "I9", ask("a", "\u200b\ufeff\0"), "STATEMENT_EMPTY", "statements[1]"),
+    bad("an invisible premise", "I9", ask("a", premise="\u2060 "), "PREMISE_EMPTY", "premise"),
     bad("a statement of 1,001", "I8", ask("a" * 1001), "STATEMENT_TOO_LONG", "statements[0]"),
     bad("a statement of 10 MB", "I8", ask("a" * 10_000_000), "STATEMENT_TOO_LONG", "statements[0]"),
     bad("a premise of 1,001", "I8", ask("a", premise="b" * 1001), "PREMISE_TOO_LONG", "premise"),
@@ -184,23 +186,26 @@ def test_a_gzip_bomb_is_refused_by_its_unpacked_size(stack: Stack) -> None:
     stack.check(question())
 
 
-ODD_TEXTS = [
-    "\u200b",
-    "a\u0007b\x00c",
-    "\u202eright to left",
-    "🦊🏳️‍🌈",
-    "</s>",
-    "<code_1> <s> <mask>",
-    "ﬁ ①",
-    "a" * 1000,
-]
+ODD_TEXTS = {
+    "a\u0007b\x00c": "abc",
+    "\u202eright\tto\u3000left": "right to left",
+    "🦊🏳️‍🌈": "🦊🏳️‍🌈",
+    "</s>": "</s>",
+    "<code_1> <s> <mask>": "<code_1> <s> <mask>",
+    "ﬁ ①": "ﬁ ①",
+    "a" * 1000: "a" * 1000,
+}
 
 
 @pytest.mark.fault("I9")
-@pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
-def test_unusual_characters_are_accepted(stack: Stack, text: str) -> None:
-    """Control characters, right-to-left, emoji and the model's special tokens are answered like any text."""
-    assert stack.check(question(text, premise=text)) == "r1"
+@pytest.mark.parametrize(("sent", "read"), ODD_TEXTS.items(), ids=range(len(ODD_TEXTS)))
+def test_unusual_characters_are_accepted(stack: Stack, sent: str, read: str) -> None:
+    """The model reads what a person sees: emoji and spelled tokens as they are, controls and direction marks not."""
+    asked = question(sent, premise=sent)
+
+    response = stack.entailment.Predict(asked.request(), timeout=DEADLINE_SECONDS)
+
+    assert scores_of(response) == stack.answers.of("r1", Question(asked.image, (read,), read))
 
 
 @pytest.mark.fault("I6")

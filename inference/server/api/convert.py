@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
+from inference.server.api.texts import TextRule, read_text
 from inference.server.request import EntailmentInput, Prediction, ServedBy
 from inference.wire import Picture
 
@@ -37,10 +38,11 @@ _LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """Limits of a request."""
+    """Limits of a request, and how its texts are read."""
 
     max_image_bytes: int
     max_statement_chars: int
+    texts: TextRule = TextRule.AS_SEEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +159,11 @@ def check_request(parsed: ParsedRequest, limits: InputLimits) -> EntailmentInput
             reason="STATEMENTS_TOO_MANY",
             field="statements",
         )
-    for position, statement in enumerate(statements):
-        _check_statement(statement, position, limits.max_statement_chars)
-    if len(request.premise) > limits.max_statement_chars:
-        raise InputRefused(
-            f"premise has {len(request.premise)} characters, limit {limits.max_statement_chars}",
-            reason="PREMISE_TOO_LONG",
-            field="premise",
-        )
-    return EntailmentInput(image, statements, request.premise)
+    return EntailmentInput(
+        image,
+        tuple(_read_text(text, limits, f"statements[{place}]", "STATEMENT") for place, text in enumerate(statements)),
+        _read_text(request.premise, limits, "premise", "PREMISE") if request.premise else "",
+    )
 
 
 def check_item_id(item_id: str, *, is_duplicate: bool) -> None:
@@ -208,17 +206,16 @@ def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictR
     return response
 
 
-def _check_statement(statement: str, position: int, limit: int) -> None:
-    if not statement or statement.isspace():
+def _read_text(text: str, limits: InputLimits, field: str, kind: str) -> str:
+    if not text:
+        raise InputRefused(f"{field} is empty", reason=f"{kind}_EMPTY", field=field)
+    if len(text) > limits.max_statement_chars:
         raise InputRefused(
-            f"statements[{position}] is blank", reason="STATEMENT_EMPTY", field=f"statements[{position}]"
+            f"{field} has {len(text)} characters, limit {limits.max_statement_chars}",
+            reason=f"{kind}_TOO_LONG",
+            field=field,
         )
-    if len(statement) > limit:
-        raise InputRefused(
-            f"statements[{position}] has {len(statement)} characters, limit {limit}",
-            reason="STATEMENT_TOO_LONG",
-            field=f"statements[{position}]",
-        )
+    return read_text(text, limits.texts, field, f"{kind}_EMPTY")
 
 
 def _served_by(served_by: ServedBy) -> entailment_pb2.ServedBy:

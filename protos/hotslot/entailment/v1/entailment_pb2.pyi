@@ -74,8 +74,9 @@ class PredictRequest(_message.Message):
     """
     premise: _builtins.str
     """A sentence that is assumed to be true for the picture, for all
-    statements. 0 to 1,000 characters (configurable). Default: none.
-    Errors: PREMISE_TOO_LONG.
+    statements. 0 to 1,000 characters (configurable), read as a statement is.
+    Default: none. Errors: PREMISE_EMPTY (not empty, but a statement would be
+    refused for it), PREMISE_TOO_LONG.
     """
     @_builtins.property
     def image(self) -> Global___Image:
@@ -85,10 +86,26 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def statements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The sentences to judge, 1 to 32, each 1 to 1,000 characters (configurable)
-        and not blank. Longer texts than the model's token limit are
-        truncated as in ModelScope's pipeline. Errors: STATEMENTS_MISSING, STATEMENTS_TOO_MANY,
-        STATEMENT_EMPTY, STATEMENT_TOO_LONG.
+        """The sentences to judge, 1 to 32, each 1 to 1,000 characters (Unicode code
+        points; configurable).
+
+        The model reads what a person sees (setting `texts`, default "as_seen"):
+        a blank of any kind (tab, line end, no-break, ideographic, …) is a space;
+        characters that are not drawn are removed (controls, zero-width
+        characters, soft hyphens, direction marks, byte-order marks); joiners,
+        variation selectors and tags stay where they change the look of what is
+        before them (emoji, Persian, scripts of India); letters and combining marks
+        are composed (NFC). All else is unchanged: right-to-left text, emoji,
+        unassigned and private characters. With "as_stock" nothing is changed.
+        Then case, punctuation and surplus spaces are treated as in ModelScope's
+        pipeline, and what exceeds the model's token limit is cut off as there.
+        Spellings of the model's special tokens ("</s>", "<code_1>") are ordinary
+        text, unlike in the pipeline.
+
+        Refused under either setting: a text in which nothing is visible, and one
+        with nothing but the punctuation that the pipeline strips ("...", "?!").
+        Errors: STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
+        STATEMENT_TOO_LONG.
         """
 
     def __init__(

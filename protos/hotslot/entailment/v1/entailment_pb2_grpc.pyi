@@ -58,7 +58,7 @@ class EntailmentServiceStub:
     Errors (code, reason):
     INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
       IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
+      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -106,7 +106,7 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     Errors (code, reason):
     INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
       IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
+      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -157,7 +157,7 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors (code, reason):
         INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
           IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-          STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG,
+          STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
         RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
