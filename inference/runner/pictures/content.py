@@ -1,0 +1,110 @@
+"""Says what a content is that is no picture that can be decoded."""
+
+import re
+from collections.abc import Callable
+
+_SOME = 1024  # bytes that are looked at
+_HEX_SHOWN = 8  # bytes
+_SIGNATURES = (
+    (b"GIF87a", "a GIF file"),
+    (b"GIF89a", "a GIF file"),
+    (b"II*\0", "a TIFF file (or a camera's raw file)"),
+    (b"MM\0*", "a TIFF file (or a camera's raw file)"),
+    (b"II+\0", "a BigTIFF file"),
+    (b"MM\0+", "a BigTIFF file"),
+    (b"8BPS", "a Photoshop file"),
+    (b"\0\0\1\0", "an icon file (ICO)"),
+    (b"\xff\x0a", "a JPEG XL file"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL file"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 file"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
+    (b"%PDF", "a PDF file"),
+    (b"PK\3\4", "a zip archive (or an Office document)"),
+    (b"PK\5\6", "an empty zip archive"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"7z\xbc\xaf'\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x93NUMPY", "a NumPy array: send an encoded file"),
+    (b"\x80\4\x95", "a Python pickle"),
+    (b"\x80\5\x95", "a Python pickle"),
+    (b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
+    (b"version https://git-lfs", "a git-lfs pointer: fetch the file itself (git lfs pull)"),
+    (b"data:", "a data: URL: send the bytes that it encodes"),
+    (b"http://", "a URL: send the bytes of the file"),
+    (b"https://", "a URL: send the bytes of the file"),
+    (b"\x89PNG", "a PNG file damaged by a transfer in text mode"),
+    (b"\xef\xbf\xbdPNG", "a PNG file that was decoded as text: send the bytes"),
+    (b"\xef\xbf\xbd\xef\xbf\xbd", "binary data that was decoded as text: send the bytes"),
+    (b"\xc3\xbf\xc3\x98", "a JPEG file that was encoded as UTF-8: send the bytes"),
+    (b"\xc2\x89PNG", "a PNG file that was encoded as UTF-8: send the bytes"),
+)
+_BOXES = {
+    b"heic": "a HEIC file",
+    b"heix": "a HEIC file",
+    b"hevc": "a HEIC file",
+    b"hevx": "a HEIC file",
+    b"heim": "a HEIC file",
+    b"mif1": "a HEIF file",
+    b"msf1": "a HEIF file",
+    b"avif": "an AVIF file",
+    b"avis": "an AVIF file",
+}
+_URL = re.compile(rb"[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{64,}={0,2}\Z")
+_BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD")  # JPEG, PNG, RIFF, GIF
+_HEX = re.compile(rb"(?:0x|\\x)?(?:ffd8ff|89504e47|52494646)", re.IGNORECASE)
+_BYTES_LITERAL = re.compile(rb"b['\"]")
+_PATH = re.compile(rb"(?:/|~/|\./|[A-Za-z]:\\)[^\n]{1,1000}\Z")
+
+
+def name_content(content: bytes) -> str:
+    """What the content is, as the end of the sentence "the content is …"; never a part of the content as text."""
+    if not content:
+        return "nothing"
+    start = content[:_SOME]
+    known = next((name for signature, name in _SIGNATURES if start.startswith(signature)), "")
+    if known:
+        return known
+    if start[4:8] == b"ftyp":
+        return _BOXES.get(start[8:12], "a video (MP4 or MOV)")
+    if start.startswith(b"BM") and start[6:10] == bytes(4):
+        return "a BMP file"
+    if not any(start):
+        return "only zero bytes"
+    return _name_text(content) or f"of an unknown kind; it begins with the bytes {start[:_HEX_SHOWN].hex(' ')}"
+
+
+def _name_text(content: bytes) -> str:
+    text = content[:_SOME].removeprefix(b"\xef\xbb\xbf").strip()
+    if not text:
+        return "only blanks"
+    whole = len(content) <= _SOME
+    small = text.lower()
+    if small.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "HTML, perhaps an error page"
+    if small.startswith(b"<svg") or (small.startswith(b"<?xml") and b"<svg" in small):
+        return "an SVG drawing"
+    if small.startswith((b"<?xml", b"<")):
+        return "XML or HTML, perhaps an error message"
+    if _HEX.match(text):
+        return "hexadecimal text: send the bytes that it encodes"
+    joined = b"".join(text.splitlines())
+    if joined.strip(b"\"'").startswith(_BASE64_STARTS) or _BASE64.match(joined):
+        return "base64 text: send the bytes that it encodes"
+    checks: tuple[tuple[Callable[[bytes], object], str], ...] = (
+        (lambda data: data.startswith((b"{", b"[")), "JSON"),
+        (_BYTES_LITERAL.match, "the text of a Python bytes literal: send the bytes"),
+        (_URL.match, "a URL: send the bytes of the file"),
+        (lambda data: whole and _PATH.match(data), "the path of a file: send the bytes of the file"),
+        (_is_text, "text"),
+    )
+    return next((name for check, name in checks if check(text)), "")
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        # The last character may have been cut.
+        text = data.decode("utf-8") if len(data) < _SOME - 4 else data.decode("utf-8", errors="ignore")
+    except UnicodeDecodeError:
+        return False
+    return all(char.isprintable() or char.isspace() for char in text) and len(text) * 4 >= len(data)

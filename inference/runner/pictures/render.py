@@ -1,0 +1,152 @@
+"""Decodes a picture to the model's size: as a person sees it, or as ModelScope's pipeline does.
+
+A large picture is converted and turned in strips of rows, so that memory holds it once. The stock pipeline's result is
+made from the whole picture, because Pillow chooses which axis it resizes first by the size of both.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from inference.runner.pictures.colour import Convert, apply_gamma, apply_profile, conversion_as_seen
+from inference.runner.pictures.cost import STRIP_PIXELS
+from inference.runner.pictures.exif import UPRIGHT, read_orientation
+from inference.runner.pictures.file import Kind, PictureFile, unreadable
+
+_READERS: dict[Kind, Callable[[BytesIO], ImageFile]] = {
+    Kind.JPEG: JpegImageFile,
+    Kind.PNG: PngImageFile,
+    Kind.WEBP: WebPImageFile,
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_AXES = {5, 6, 7, 8}
+_FROM_THE_END = {3, 4, 7, 8}  # the first rows of the upright picture are the last rows or columns of the stored one
+_FILTER = Image.Resampling.BICUBIC
+_ORIENTATION = 0x0112  # the tag
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+def render_as_seen(file: PictureFile, side: int, reduction: int) -> Image.Image:
+    """Decode a picture as a viewer shows it, and resize it.
+
+    Transparent parts are white, all bits of a sample count, the EXIF orientation and the colour profile are applied.
+
+    Args:
+        file: its header.
+        side: pixels a side of the result.
+        reduction: of a JPEG, from `choose_reduction`; 1 for other formats.
+
+    Raises:
+        PictureRefused: the data is damaged or truncated.
+        MemoryError: there is too little memory.
+    """
+    decoded = _decode(file, reduction)
+    resized = _resize(decoded, side, read_orientation(file.exif), conversion_as_seen(decoded, file))
+    if file.gamma:
+        resized = apply_gamma(resized, file.gamma)
+    return apply_profile(resized, file.profile).convert("RGB")
+
+
+def render_as_stock(file: PictureFile, side: int) -> Image.Image:
+    """Decode a picture exactly as ModelScope's pipeline does: alpha is dropped, 16 bits are clipped, no profile.
+
+    The orientation is the one that Pillow finds, or, where Pillow fails on the metadata, that of `read_orientation`.
+
+    Raises:
+        PictureRefused: the data is damaged or truncated.
+        MemoryError: there is too little memory.
+    """
+    picture = _decode(file, 1)
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    turn = _TURNS.get(_read_stock_orientation(file))
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return picture.resize((side, side), _FILTER)
+
+
+def _decode(file: PictureFile, reduction: int) -> Image.Image:
+    """The decoded picture, in the mode of the file."""
+    try:
+        picture = _READERS[file.kind](BytesIO(file.essential))
+        is_consistent = picture.size == (file.width, file.height)
+        if is_consistent:
+            if reduction > 1:
+                picture.draft(None, (file.width // reduction, file.height // reduction))
+            picture.decodermaxblock = len(file.essential)  # one block: joining many takes long
+            picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds of errors on malformed data
+        how = "truncated" if "truncated" in str(error) else "damaged or truncated"
+        raise unreadable(file.kind, f"is {how}") from error
+    if not is_consistent:
+        raise unreadable(file.kind, "is damaged: its headers contradict each other")
+    return picture
+
+
+def _resize(decoded: Image.Image, side: int, orientation: int, convert: Convert | None) -> Image.Image:
+    """Convert, turn and resize a picture."""
+    turn = _TURNS.get(orientation)
+    if convert is None and turn is None:
+        return decoded.resize((side, side), _FILTER)
+    if decoded.width * decoded.height <= STRIP_PIXELS:
+        whole = decoded if convert is None else convert(decoded)
+        return (whole if turn is None else whole.transpose(turn)).resize((side, side), _FILTER)
+    width, height = decoded.size
+    if orientation in _SWAPS_AXES:
+        width, height = height, width
+    narrow: Image.Image | None = None
+    for top, bottom in _strips(width, height):
+        strip = decoded.crop(_stored_box(decoded.size, orientation, top, bottom))
+        strip = strip if convert is None else convert(strip)
+        strip = strip if turn is None else strip.transpose(turn)
+        strip = strip.resize((side, bottom - top), _FILTER)
+        narrow = narrow or Image.new(strip.mode, (side, height))
+        narrow.paste(strip, (0, top))
+    if narrow is None:
+        raise RuntimeError("the picture has no rows")
+    return narrow.resize((side, side), _FILTER)
+
+
+def _strips(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """First row, and row after the last, of each strip of the upright picture."""
+    rows = max(1, STRIP_PIXELS // width)
+    return ((top, min(height, top + rows)) for top in range(0, height, rows))
+
+
+def _stored_box(size: tuple[int, int], orientation: int, top: int, bottom: int) -> tuple[int, int, int, int]:
+    """Where rows of the upright picture are in the stored one: left, upper, right, lower."""
+    width, height = size
+    length = width if orientation in _SWAPS_AXES else height
+    first, last = (length - bottom, length - top) if orientation in _FROM_THE_END else (top, bottom)
+    return (first, 0, last, height) if orientation in _SWAPS_AXES else (0, first, width, last)
+
+
+def _read_stock_orientation(file: PictureFile) -> int:
+    """What Pillow's `exif_transpose` applies."""
+    try:
+        exif = Image.Exif()
+        if file.exif or file.text_exif:
+            exif.load(file.exif or file.text_exif)
+        found = exif.get(_ORIENTATION)
+        if found is not None:
+            return found if found in _TURNS else UPRIGHT
+    except Exception:  # noqa: BLE001  Pillow raises many kinds of errors on malformed metadata
+        return read_orientation(file.exif)
+    match = _XMP_ORIENTATION.search(file.xmp)
+    return int(match[1]) if match else UPRIGHT
