@@ -225,7 +225,7 @@ class Updater:
         names = tuple(model.name for model in self._settings.models if model.name in self._settings.updater.models)
         provenance = partial(read_provenance, self._state)
         api = UpdatesApi(self._handles, names, self._get_journal, provenance, self._log)
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(),))
         path = self._run_folder / UPDATES_SOCKET

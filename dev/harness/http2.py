@@ -1,11 +1,14 @@
 """Hand-written HTTP/2 for misbehaving clients: connections that idle, send slowly, or use a past deadline."""
 
+import asyncio
 import socket
 import struct
 from collections.abc import Mapping
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEADERS, _DATA, _SETTINGS = 1, 0, 4
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 6  # keys of SETTINGS
+ACK = 1  # flag of PING and SETTINGS
 _END_STREAM, _END_HEADERS = 1, 4
 
 
@@ -16,13 +19,28 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 def opening() -> bytes:
     """The opening of a client: preface and settings."""
-    return PREFACE + frame(_SETTINGS, 0, 0, b"")
+    return PREFACE + frame(SETTINGS, 0, 0, b"")
+
+
+def read_settings(payload: bytes) -> dict[int, int]:
+    """The values of a SETTINGS frame by key."""
+    return dict(struct.iter_unpack(">HI", payload))
+
+
+async def read_frame(source: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    """The next frame: kind, flags and payload.
+
+    Raises:
+        asyncio.IncompleteReadError: the server has closed the connection.
+    """
+    head = await source.readexactly(9)
+    return head[3], head[4], await source.readexactly(int.from_bytes(head[:3], "big"))
 
 
 def call(path: str, message: bytes, metadata: Mapping[str, str], stream: int = 1) -> bytes:
     """A whole unary gRPC call."""
     body = b"\0" + struct.pack(">I", len(message)) + message
-    return headers(path, stream, metadata) + frame(_DATA, _END_STREAM, stream, body)
+    return headers(path, stream, metadata) + frame(DATA, _END_STREAM, stream, body)
 
 
 def headers(path: str, stream: int, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -37,7 +55,7 @@ def headers(path: str, stream: int, metadata: Mapping[str, str] | None = None) -
         **(metadata or {}),
     }
     block = b"".join(_literal(name, value) for name, value in fields.items())
-    return frame(_HEADERS, _END_HEADERS, stream, block)
+    return frame(HEADERS, _END_HEADERS, stream, block)
 
 
 def connect(port: int) -> socket.socket:

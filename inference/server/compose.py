@@ -9,6 +9,7 @@ from common.clock import Clock
 from common.engine_files import ENGINES, Task
 from common.settings import ModelSettings
 from hotslot.status.v1 import status_pb2
+from inference.server import channel_arguments
 from inference.server.api import convert
 from inference.server.api.entailment import PredictRules
 from inference.server.api.stream import StreamRules
@@ -26,7 +27,6 @@ from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSettings
 
 CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
-LOOKAHEAD_BYTES = 128 << 10  # buffered of a message that the server has not asked for; an ordinary picture fits
 
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
@@ -82,22 +82,11 @@ def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
     return limits
 
 
-def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
-    """Channel arguments of gRPC; the reasons are in docs/explanation/decisions."""
+def server_arguments(settings: ServerSettings) -> channel_arguments.Arguments:
+    """Channel arguments of the public server."""
     server = settings.server
-    return [
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", server.max_message_bytes),
-        ("grpc.max_send_message_length", 4 << 20),
-        ("grpc.max_concurrent_streams", 256),
-        ("grpc.http2.bdp_probe", 0),  # it lets each stream buffer megabytes that the server has not asked for
-        ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
-        ("grpc.max_connection_age_ms", int(server.max_connection_age_seconds * 1000)),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ]
+    times = channel_arguments.ConnectionTimes(age=server.max_connection_age_seconds)
+    return channel_arguments.public_arguments(server.max_message_bytes, times)
 
 
 @dataclass(frozen=True, slots=True)

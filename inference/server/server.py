@@ -28,6 +28,7 @@ from common.settings import SettingsInvalid, format_mistake, load_settings, use_
 from inference.server import compose
 from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.interceptors import CallInterceptor
+from inference.server.channel_arguments import control_arguments
 from inference.server.control import servicer
 from inference.server.event_log import EventLogger
 from inference.server.health import HealthRegistry, LoopLag
@@ -128,7 +129,7 @@ class InferenceServer:
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
-        server = grpc.aio.server(interceptors=[self._interceptor()], options=compose.server_options(settings))
+        server = grpc.aio.server(interceptors=[self._interceptor()], options=compose.server_arguments(settings))
         rules = compose.predict_rules(settings)
         facts = status.ServerFacts(
             node=settings.node_name,
@@ -146,9 +147,8 @@ class InferenceServer:
             standard_services.HealthApi(self._health).handlers(),
         ]
         if section.reflection:
-            handlers.append(
-                standard_services.ReflectionApi([*_public_services(), standard_services.HEALTH_SERVICE]).handlers()
-            )
+            names = [*_public_services(), standard_services.HEALTH_SERVICE]
+            handlers += standard_services.ReflectionApi(names).handlers()
         server.add_generic_rpc_handlers(tuple(handlers))
         port = server.add_insecure_port(f"{section.host}:{section.port}")
         await server.start()
@@ -175,9 +175,7 @@ class InferenceServer:
         """The server on the control socket, and its address."""
         path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
         path.unlink(missing_ok=True)  # left by a killed server; this process holds the lock
-        server = grpc.aio.server(
-            interceptors=[self._interceptor()], options=[("grpc.max_receive_message_length", 32 << 20)]
-        )
+        server = grpc.aio.server(interceptors=[self._interceptor()], options=control_arguments())
         limits = compose.predict_rules(self._settings).inputs
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at)
         server.add_generic_rpc_handlers((api.handlers(),))

@@ -1,9 +1,9 @@
-"""The standard gRPC services: grpc.health.v1 and grpc.reflection.v1alpha."""
+"""The standard gRPC services: grpc.health.v1, and grpc.reflection in its versions v1 and v1alpha."""
 
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
@@ -13,7 +13,8 @@ from inference.server.api.interceptors import Context
 from inference.server.health import HealthRegistry
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-REFLECTION_SERVICE = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+REFLECTION_ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+REFLECTION = REFLECTION_ALPHA.replace(".v1alpha.", ".v1.")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -99,23 +100,38 @@ class _Pool:
         return getattr(self._pool, name)
 
 
+def _add_reflection_v1() -> None:
+    """Add grpc.reflection.v1, which the library lacks, to the descriptors: v1alpha in another package."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name, file.package = file.name.replace("v1alpha", "v1"), file.package.replace("v1alpha", "v1")
+    fields = [field for message in file.message_type for field in message.field if field.type_name]
+    methods = [method for service in file.service for method in service.method]
+    for field in fields:
+        field.type_name = field.type_name.replace("v1alpha", "v1")
+    for method in methods:
+        method.input_type = method.input_type.replace("v1alpha", "v1")
+        method.output_type = method.output_type.replace("v1alpha", "v1")
+    descriptor_pool.Default().Add(file)
+
+
 class ReflectionApi:
-    """The handler of grpc.reflection.v1alpha, used by grpcurl, buf, ghz and Postman."""
+    """The handlers of grpc.reflection, used by grpcurl, buf, ghz and Postman; both versions have the same messages."""
 
     def __init__(self, services: list[str]) -> None:
-        self._servicer = ReflectionServicer([*services, REFLECTION_SERVICE], pool=_Pool())
+        _add_reflection_v1()
+        self._servicer = ReflectionServicer([*services, REFLECTION, REFLECTION_ALPHA], pool=_Pool())
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What the server registers."""
-        return grpc.method_handlers_generic_handler(
-            REFLECTION_SERVICE,
-            {
-                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                    self.server_reflection_info,
-                    reflection_pb2.ServerReflectionRequest.FromString,
-                    reflection_pb2.ServerReflectionResponse.SerializeToString,
-                )
-            },
+        method = grpc.stream_stream_rpc_method_handler(
+            self.server_reflection_info,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        return tuple(
+            grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+            for service in (REFLECTION, REFLECTION_ALPHA)
         )
 
     async def server_reflection_info(self, requests: Any, context: Context) -> None:  # noqa: ANN401  gRPC's iterator
