@@ -40,7 +40,7 @@ metrics_port = -1
 drain_delay_seconds = 0
 [runner]
 min_timeout_seconds = 30.0
-prepare_threads = {threads}
+prepare_processes = {threads}
 max_call_rows = {items}
 """
 CLIENTS = (1, 16, 64)

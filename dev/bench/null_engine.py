@@ -24,6 +24,7 @@ class NullEngine:
     device = "cpu"
     precision = "float32"
     max_call_rows = 64
+    pictures = None
 
     def prepare(self, item: Item) -> NullItem:
         """Count the rows."""

@@ -38,6 +38,7 @@ from inference.runner.engines.base import (
     Item,
     LoadOptions,
     MemoryEstimate,
+    PictureFormat,
     PreparedItem,
     Progress,
     RowRange,
@@ -89,6 +90,7 @@ class Script:
     fail_while: str = ""  # path of a file: both faults apply only while it exists; always if empty
     faulty_devices: str = ""  # prefix of devices to which the faults above and `memory_rows` apply
     needs_bytes: int = 0  # memory estimate; 0 for none
+    picture_side: int = 0  # pixels; pictures are decoded to this size, as for a real model; 0: they may be any bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class ScriptedEngine:
         self.device = options.device or "cpu"
         self.precision = options.precision or "float32"
         self.max_call_rows = script.max_call_rows
+        self.pictures = PictureFormat(script.picture_side, options.pictures) if script.picture_side else None
         self.is_faulty = self.device.startswith(script.faulty_devices)
         self._script = script
         self._salt = script.salt or bundle.revision

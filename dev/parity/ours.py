@@ -10,8 +10,10 @@ from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.load import load_ofa
+from inference.runner.pictures.options import PictureOptions, Rendering
 from inference.wire import EntailmentScores
 
+STOCK = PictureOptions(rendering=Rendering.AS_STOCK)
 Scores = dict[str, float]  # label to probability
 
 
@@ -20,7 +22,7 @@ def load_source(source: Path, precision: str = "float32", threads: int = 1) -> O
     with tempfile.TemporaryDirectory() as name:
         bundle = convert_ofa(source, Path(name), "test", precision)
         # The weights stay mapped when the files are gone.
-        return load_ofa(Path(name), bundle, LoadOptions("cpu", precision, threads), lambda _phase, _share: None)
+        return load_ofa(Path(name), bundle, LoadOptions("cpu", precision, threads, STOCK), lambda _phase, _share: None)
 
 
 def ask(engine: OfaEngine, questions: Sequence[Question], together: int = 1) -> list[Scores]:

@@ -1,13 +1,12 @@
 """Devices of this machine as torch sees them, their default precision, and the number of CPU threads."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from inference.runner.process import count_usable_cpus
+
 CPU = "cpu"
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BFLOAT16_CAPABILITY = 8  # least major CUDA compute capability
 _CPU_BFLOAT16_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
@@ -75,26 +74,6 @@ def set_threads(threads: int) -> None:
     Device thread only: OpenMP keeps the setting per thread.
     """
     torch.set_num_threads(threads or count_usable_cpus())
-
-
-def count_usable_cpus() -> int:
-    """Number of CPUs that affinity and the container's quota let this process use, at least 1."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota = parse_cpu_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        quota = None  # no cgroup v2
-    return max(1, min(allowed, quota or allowed))
-
-
-def parse_cpu_quota(text: str) -> int | None:
-    """Return the CPUs, rounded up, of a cgroup's `cpu.max` ("quota period" in microseconds); None for "max".
-
-    Raises:
-        ValueError: the text is malformed.
-    """
-    quota, period = text.split()
-    return None if quota == "max" else -(-int(quota) // int(period))
 
 
 def memory_bytes(device: str) -> tuple[int, int]:

@@ -12,8 +12,6 @@ from common.engine_files import Task
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import (
     BUILT_IN,
-    DEFAULT_MAX_PIXELS,
-    DEFAULT_MAX_SIDE,
     AddressItem,
     BundleRefused,
     Engine,
@@ -26,6 +24,8 @@ from inference.runner.engines.base import (
     loader_for,
 )
 from inference.runner.hardware import Hardware, measure_free_bytes
+from inference.runner.pictures.cost import PictureLimits
+from inference.runner.pictures.options import PictureOptions, Rendering
 from inference.runner.plan import is_out_of_memory, plan_load
 from inference.runner.reporting import describe_error
 
@@ -113,14 +113,17 @@ def _read_bundle(request: runner_pb2.LoadBundle, context: LoadContext) -> tuple[
         raise LoadRefused("BUNDLE_BROKEN", str(error)) from error
     if bundle.engine not in {*BUILT_IN, *context.extra}:
         raise LoadRefused("BUNDLE_FOREIGN", f"this build has no engine {bundle.engine[:80]!r}")
-    options = LoadOptions(
-        request.device,
-        request.precision,
-        context.threads,
-        request.max_image_pixels or DEFAULT_MAX_PIXELS,
-        request.max_image_side_pixels or DEFAULT_MAX_SIDE,
+    pictures = read_picture_rules(request.pictures) if request.HasField("pictures") else PictureOptions()
+    return bundle, LoadOptions(request.device, request.precision, context.threads, pictures)
+
+
+def read_picture_rules(rules: runner_pb2.PictureRules) -> PictureOptions:
+    """Convert the server's message."""
+    limits = PictureLimits(
+        rules.max_pixels, rules.max_side_pixels, rules.max_scans, rules.max_seconds, rules.max_memory_bytes
     )
-    return bundle, options
+    rendering = Rendering.AS_STOCK if rules.as_stock else Rendering.AS_SEEN
+    return PictureOptions(limits, rendering, may_reduce=rules.reduced)
 
 
 def _check_memory(folder: Path, bundle: Bundle, options: LoadOptions, context: LoadContext) -> int:

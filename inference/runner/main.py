@@ -17,11 +17,12 @@ from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
 from inference.runner.items import ReceivedItems
 from inference.runner.prepare import PreparePool
-from inference.runner.process import bind_to_parent, keep_freed_memory
+from inference.runner.process import bind_to_parent, count_usable_cpus, keep_freed_memory
 from inference.runner.reporting import DeviceProgress, EventLog, FrameWriter, start_heartbeat
 from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame
 
+MAX_PREPARE_PROCESSES = 16  # by default
 RETIRE_SECONDS = 1.0  # longest delay of the Retire frame, on the control socket, after the data socket was closed
 
 
@@ -44,7 +45,14 @@ class Runner:
         callbacks = WorkerCallbacks(send_data, self._send, log.event, self._exit, self._send_hello)
         extra = dict(arguments.extra_engine)
         self._worker = Worker(arguments.engine, extra, self._progress, clock, callbacks, self._received)
-        self._pool = PreparePool(arguments.prepare_threads, clock, log.event, self._worker.on_prepared)
+        self._pool = PreparePool(
+            arguments.prepare_processes or min(MAX_PREPARE_PROCESSES, count_usable_cpus()),
+            arguments.prepare_memory_bytes,
+            arguments.prepare_timeout_seconds,
+            clock,
+            log.event,
+            self._worker.on_prepared,
+        )
         self._heartbeat_seconds: float = arguments.heartbeat_seconds
 
     def run(self) -> None:
@@ -117,7 +125,7 @@ class Runner:
 
     def _apply(self, *, is_serving: bool) -> None:
         self._worker.set_serving(is_serving=is_serving)
-        refused = self._priority.apply(is_serving=is_serving)
+        refused = self._priority.apply(self._pool.decoders.pids, is_serving=is_serving)
         if refused:
             self._log.event("runner_priority_refused", level="warning", serving=is_serving, refused=refused)
 
@@ -163,7 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", default="auto", help="auto, cpu, cuda or cuda:N: devices that Hello may list")
     parser.add_argument("--heartbeat-seconds", type=float, default=0.1, help="interval of heartbeats")
     parser.add_argument("--oom-score-adj", type=int, default=0, help="added to the inherited value while not serving")
-    parser.add_argument("--prepare-threads", type=int, default=2, help="threads for decoding and tokenising")
+    parser.add_argument("--prepare-processes", type=int, default=0, help="decoders of pictures that take long")
+    parser.add_argument("--prepare-memory-bytes", type=int, default=512 << 20, help="memory of all decoders together")
+    parser.add_argument("--prepare-timeout-seconds", type=float, default=30.0, help="after which this process is ended")
     return parser
 
 

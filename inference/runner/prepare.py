@@ -1,15 +1,35 @@
-"""Decodes and tokenises items on a small thread pool while the device computes others."""
+"""Decodes and tokenises items while the device computes others."""
 
-import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from common.clock import Clock
 from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.engines.base import AddressItem, Engine, EntailmentItem, Item
-from inference.runner.items import ENGINE_FAILED, NOT_LOADED, PendingItem
+from inference.runner.engines.base import AddressItem, Engine, EntailmentItem, Item, PictureFormat, Pixels
+from inference.runner.items import ENGINE_FAILED, EXPIRED, NOT_LOADED, Failure, PendingItem
+from inference.runner.pictures.channel import DecodeRequest
+from inference.runner.pictures.file import FIELD, PictureRefused
+from inference.runner.pictures.pool import DecoderPool
+from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
+from inference.runner.prepare_queue import PLACES_KEPT, QUICK_COST, Pace, PrepareJob, PrepareQueue
 from inference.runner.reporting import describe_error
+
+TIMEOUT_SHARE = 0.4  # of the limit on a preparation: a decoder ends before the server doubts this process
+PREPARE_TIMEOUT: Failure = ("PREPARE_TIMEOUT", "the picture was not decoded in time: the machine is overloaded")
+_FAILURES = {EndCause.UNWANTED: EXPIRED, EndCause.STARVED: PREPARE_TIMEOUT}
+MAX_CRASHES = 2  # decoders that one picture may end
+TOO_SLOW = "decoding the picture took many times what its header lets expect; it was stopped"
+CRASHED = "decoding the picture ended the decoder process, twice"
+
+
+class NotPrepared(Exception):
+    """The item fails although its input may be valid."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure[1])
+        self.failure = failure
 
 
 class TaskMissing(ValueError):
@@ -33,26 +53,37 @@ def read_item(message: runner_pb2.Item) -> Item:
 
 
 class PreparePool:
-    """Threads that prepare items, by priority and then in order of arrival.
+    """Threads that prepare items, by priority and then in order of arrival; decoder processes decode their pictures.
 
     Args:
+        processes: decoder processes that may work on pictures that take long, at once; PLACES_KEPT more work on others.
+        memory_bytes: of all pictures that are decoded at once, but the quick ones.
+        timeout_seconds: of one preparation, after which the server ends this process.
         on_end: called once for each submitted item, from any thread, when it has `prepared` or `outcome` set.
     """
 
     def __init__(
-        self, threads: int, clock: Clock, log: Callable[..., None], on_end: Callable[[PendingItem], None]
+        self,
+        processes: int,
+        memory_bytes: int,
+        timeout_seconds: float,
+        clock: Clock,
+        log: Callable[..., None],
+        on_end: Callable[[PendingItem], None],
     ) -> None:
         self._clock = clock
         self._log = log
         self._on_end = on_end
-        self._waiting: queue.PriorityQueue[tuple[int, int, Engine | None, PendingItem]] = queue.PriorityQueue()
+        places = max(1, processes) + PLACES_KEPT
+        self.decoders = DecoderPool(places, TIMEOUT_SHARE * timeout_seconds, clock, log)
+        self._queue = PrepareQueue(places, memory_bytes)
         self._begun: dict[int, float] = {}  # by item id: when its preparation began
-        for number in range(max(1, threads)):
+        for number in range(places):
             threading.Thread(target=self._work, name=f"prepare-{number}", daemon=True).start()
 
     def submit(self, engine: Engine | None, item: PendingItem) -> None:
         """Queue an item. Any thread."""
-        self._waiting.put((*item.order, engine, item))
+        self._queue.put(PrepareJob(engine, item))
 
     def measure(self) -> tuple[int, float]:
         """Return how many preparations have begun and not ended, and the seconds of the oldest. Any thread."""
@@ -61,25 +92,83 @@ class PreparePool:
 
     def _work(self) -> None:
         while True:
-            *_, engine, item = self._waiting.get()
+            job = self._queue.take()
+            item = job.item
             self._begun[item.item_id] = self._clock.monotonic()
-            self._prepare(engine, item)
-            item.prepared_seconds = self._clock.monotonic() - self._begun.pop(item.item_id)
-            self._on_end(item)
+            try:
+                self._prepare(job)
+            except PictureDropped:
+                has_ended = False
+            else:
+                has_ended = True
+            item.prepared_seconds += self._clock.monotonic() - self._begun.pop(item.item_id)
+            if has_ended:
+                self._queue.end(job)
+                self._on_end(item)
+            else:
+                self._queue.put_back(job)
 
-    def _prepare(self, engine: Engine | None, item: PendingItem) -> None:
+    def _prepare(self, job: PrepareJob) -> None:
+        """Prepare an item, or fail it.
+
+        Raises:
+            PictureDropped: there is no place for its picture now.
+        """
+        item, engine, message = job.item, job.engine, job.item.message
         drop_reason = item.find_drop_reason(self._clock.monotonic())
-        message, item.message = item.message, None
         if engine is None or message is None or drop_reason:
+            item.message = None
             item.fail(drop_reason or NOT_LOADED)
             return
         try:
-            item.prepared = engine.prepare(read_item(message))
+            item.prepared = engine.prepare(self._read(job, engine, message))
+        except PictureDropped:
+            raise
         except InputRefused as refusal:
             item.fail((refusal.reason, str(refusal)), refusal.field)
+        except PictureRefused as refusal:
+            item.fail((refusal.reason, str(refusal)), FIELD)
+        except NotPrepared as reason:
+            item.fail(item.find_drop_reason(self._clock.monotonic()) or reason.failure)
         except Exception as error:  # noqa: BLE001  an error of any kind fails this item only
             self._log("prepare_failed", level="warning", item_id=item.item_id, error=describe_error(error))
             item.fail(ENGINE_FAILED)
         else:
             if item.prepared.rows < 1:
                 item.fail(ENGINE_FAILED)
+        item.message = None
+
+    def _read(self, job: PrepareJob, engine: Engine, message: runner_pb2.Item) -> Item:
+        """The engine's item, its picture decoded if the engine wants that."""
+        item = read_item(message)
+        if engine.pictures is None or not isinstance(item, EntailmentItem):
+            return item
+        return replace(item, pixels=self._decode(job, item.image, engine.pictures))
+
+    def _decode(self, job: PrepareJob, content: bytes, pictures: PictureFormat) -> Pixels:
+        """Decode a picture; a decoder that crashes is replaced once, since the system may have killed it."""
+        for _ in range(MAX_CRASHES):
+            request = DecodeRequest(len(content), pictures.side, pictures.options, job.cost or QUICK_COST)
+            decoder = self.decoders.take()
+            try:
+                pixels = decoder.decode(
+                    request, content, lambda cost: self._queue.may_go_on(job, cost), lambda: self._is_wanted(job)
+                )
+            except DecoderEnded as end:
+                self.decoders.drop(decoder)
+                self._log("decoder_ended", level="warning", item_id=job.item.item_id, cause=end.cause.value)
+                if end.cause in _FAILURES:
+                    raise NotPrepared(_FAILURES[end.cause]) from end
+                if end.cause is EndCause.TOO_SLOW:
+                    raise PictureRefused(TOO_SLOW, reason="IMAGE_TOO_COSTLY") from end
+            except (PictureRefused, PictureDropped):
+                self.decoders.give_back(decoder)
+                raise
+            else:
+                self.decoders.give_back(decoder)
+                return pixels
+        raise PictureRefused(CRASHED, reason="IMAGE_TOO_COSTLY")
+
+    def _is_wanted(self, job: PrepareJob) -> bool:
+        """Whether a decoder goes on; one that is nearly done does in any case, since starting another costs more."""
+        return job.pace is not Pace.SLOW or job.item.find_drop_reason(self._clock.monotonic()) is None

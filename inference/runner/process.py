@@ -1,10 +1,11 @@
 """Settings of the runner's process: heap thresholds, priority, and the parent-death signal."""
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,12 @@ class Priority:
     added_oom_score: int
     can_lower: bool  # whether a raised niceness can be lowered again
 
-    def apply(self, *, is_serving: bool) -> list[str]:
+    def apply(self, children: Sequence[int] = (), *, is_serving: bool) -> list[str]:
         """Set niceness and OOM score for a process that serves, or that does not.
+
+        Args:
+            children: ids of processes that get the same niceness.
+            is_serving: whether callers wait for this process.
 
         Returns:
             Messages of refused settings; the process works without them.
@@ -65,6 +70,8 @@ class Priority:
             wanted = self.niceness if is_serving else min(MAX_NICENESS, self.niceness + CANDIDATE_NICENESS)
             try:
                 _renice(wanted)
+                for child in children:
+                    _set_niceness(child, wanted)
             except OSError as error:
                 refused.append(f"niceness: {error.strerror}")
         return refused
@@ -102,10 +109,12 @@ def _renice(wanted: int) -> None:
         if not unchanged:
             return
         for thread in unchanged:
-            try:
-                os.setpriority(os.PRIO_PROCESS, thread, wanted)
-            except ProcessLookupError:
-                continue  # the thread has ended
+            _set_niceness(thread, wanted)
+
+
+def _set_niceness(thread: int, wanted: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 
 def _threads() -> Iterator[int]:
@@ -153,3 +162,26 @@ def bind_to_parent(parent: int) -> bool:
         raise OSError(ctypes.get_errno(), "the parent-death signal cannot be set")
     # Checked after the signal is set, because a parent that died earlier sends none.
     return os.getppid() == parent
+
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def count_usable_cpus() -> int:
+    """Number of CPUs that affinity and the container's quota let this process use, at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota = parse_cpu_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        quota = None  # no cgroup v2
+    return max(1, min(allowed, quota or allowed))
+
+
+def parse_cpu_quota(text: str) -> int | None:
+    """Return the CPUs, rounded up, of a cgroup's `cpu.max` ("quota period" in microseconds); None for "max".
+
+    Raises:
+        ValueError: the text is malformed.
+    """
+    quota, period = text.split()
+    return None if quota == "max" else -(-int(quota) // int(period))

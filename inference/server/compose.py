@@ -8,6 +8,7 @@ from pathlib import Path
 from common.clock import Clock
 from common.engine_files import ENGINES, Task
 from common.settings import ModelSettings
+from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
 from inference.server import channel_arguments
 from inference.server.api import convert
@@ -24,7 +25,7 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.limits import LimitRules
-from inference.server.settings import ServerSettings
+from inference.server.settings import ServerSection, ServerSettings
 
 CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
 
@@ -128,12 +129,23 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         threads=runner.threads,
         max_call_rows=runner.max_call_rows,
         max_call_seconds=runner.max_call_seconds,
-        max_image_pixels=server.max_image_pixels,
-        max_image_side=server.max_image_side_pixels,
+        pictures=_picture_rules(server),
         self_test=SELF_TEST,
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,
         engines=shared.engines,
+    )
+
+
+def _picture_rules(server: ServerSection) -> runner_pb2.PictureRules:
+    return runner_pb2.PictureRules(
+        max_pixels=server.max_image_pixels,
+        max_side_pixels=server.max_image_side_pixels,
+        max_scans=server.max_image_scans,
+        max_seconds=server.max_image_seconds,
+        max_memory_bytes=server.max_image_memory_bytes,
+        as_stock=server.pictures == "as_stock",
+        reduced=server.reduced_decoding,
     )
 
 
@@ -149,6 +161,8 @@ def _spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
         start_seconds=runner.start_seconds,
         load_stall_seconds=runner.load_stall_seconds,
         retire_seconds=runner.retire_seconds,
-        prepare_threads=runner.prepare_threads,
+        prepare_processes=runner.prepare_processes,
+        prepare_memory_bytes=runner.prepare_memory_bytes,
+        prepare_timeout_seconds=runner.prepare_timeout_seconds,
         oom_score_adj=CANDIDATE_OOM_SCORE,
     )

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,40 @@ class ServerSection(Section):
     max_image_side_pixels: Annotated[
         int, Field(ge=1, le=65535, description="largest width or height of a picture, in pixels")
     ] = 16384
+    max_image_scans: Annotated[
+        int, Field(ge=1, le=1000, description="most scans of a JPEG; a progressive one usually has about 10")
+    ] = 100
+    max_image_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=60,
+            description="longest decoding of a picture, as estimated from its header for a core of a current server",
+        ),
+    ] = 2.0
+    max_image_memory_bytes: Annotated[
+        int,
+        Field(
+            ge=16 * MIB,
+            le=4096 * MIB,
+            description="most memory for decoding a picture, as estimated from its header; enforced in the process"
+            " that decodes it",
+        ),
+    ] = 272 * MIB
+    pictures: Annotated[
+        Literal["as_seen", "as_stock"],
+        Field(
+            description="what the model sees of a picture: what a person sees (white behind transparent parts, all 16"
+            " bits, colours by the profile), or what ModelScope's pipeline shows it (neither of these)"
+        ),
+    ] = "as_seen"
+    reduced_decoding: Annotated[
+        bool,
+        Field(
+            description="whether large JPEGs are decoded at a half, a quarter or an eighth of their size, but at least"
+            ' twice what the model needs; several times faster. Never with pictures = "as_stock"'
+        ),
+    ] = True
     max_statement_chars: Annotated[
         int, Field(ge=1, le=65_536, description="longest statement or premise, in characters")
     ] = 1000
@@ -85,7 +119,19 @@ class RunnerSection(Section):
 
     standby: Annotated[bool, Field(description="whether an idle process is kept in the free slot")] = True
     threads: Annotated[int, Field(ge=0, le=1024, description="compute threads on a CPU; 0 = chosen by the engine")] = 0
-    prepare_threads: Annotated[int, Field(ge=1, le=64, description="threads that decode pictures")] = 2
+    prepare_processes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="decoder processes that work at once on pictures that take long; two more are kept for others."
+            " 0 = one for each usable CPU, at most 16",
+        ),
+    ] = 0
+    prepare_memory_bytes: Annotated[
+        int,
+        Field(ge=16 * MIB, le=64 * 1024 * MIB, description="most memory of a runner for decoding pictures at once"),
+    ] = 512 * MIB
     prepare_timeout_seconds: Annotated[
         float, Field(gt=0, le=600, description="time limit for decoding and tokenising one item")
     ] = 30.0

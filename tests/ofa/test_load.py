@@ -16,10 +16,8 @@ from dev.parity.pictures import FOLDER
 from inference.runner.conversion.ofa import convert_ofa
 from inference.runner.device import (
     DeviceUnknown,
-    count_usable_cpus,
     default_precision,
     list_devices,
-    parse_cpu_quota,
     torch_device,
     torch_dtype,
 )
@@ -27,6 +25,7 @@ from inference.runner.engines.base import AddressItem, BundleRefused, Entailment
 from inference.runner.engines.ofa.config import WEIGHTS_NAME
 from inference.runner.engines.ofa.engine import OfaEngine, group_rows
 from inference.runner.engines.ofa.load import load_ofa
+from inference.runner.process import count_usable_cpus, parse_cpu_quota
 
 CPU = LoadOptions("cpu", "float32", 1)
 

@@ -4,10 +4,10 @@ import pytest
 from torch import nn
 
 from dev.parity.pictures import FOLDER
-from inference.runner.engines.base import EntailmentItem, RowRange
+from inference.runner.engines.base import EntailmentItem, PictureFormat, Pixels, RowRange
 from inference.runner.engines.ofa import engine as engine_module
 from inference.runner.engines.ofa.engine import OfaEngine
-from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
+from inference.runner.engines.ofa.picture import decode
 
 COLOUR = (FOLDER / "colour.png").read_bytes()
 GREY = (FOLDER / "grey.jpg").read_bytes()
@@ -56,9 +56,9 @@ def test_a_request_is_decoded_once(plain: OfaEngine, monkeypatch: pytest.MonkeyP
     """However many statements there are, the picture's file is decoded once."""
     decoded: list[bytes] = []
 
-    def decode_and_count(content: bytes, size: int, limits: PictureLimits) -> Pixels:
+    def decode_and_count(content: bytes, pictures: PictureFormat) -> Pixels:
         decoded.append(content)
-        return decode(content, size, limits)
+        return decode(content, pictures)
 
     monkeypatch.setattr(engine_module, "decode", decode_and_count)
 

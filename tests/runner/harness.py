@@ -95,6 +95,7 @@ class RunnerHarness:
     def __init__(self, state: Path, **spec: float | str) -> None:
         self.listener = RecordingListener()
         self.state = state
+        self.rules: runner_pb2.PictureRules | None = None  # of the next load
         self.process = RunnerProcess(dataclasses.replace(SPEC, **spec), self.listener)  # type: ignore[arg-type]
         self._ids = itertools.count(1)
 
@@ -115,7 +116,8 @@ class RunnerHarness:
         """Request a load without waiting for its outcome."""
         bundle = make_scripted_bundle(self.state, revision, **script)
         folder = bundle_folder(self.state, bundle.bundle_digest)
-        self.process.load(runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS))
+        request = runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS, pictures=self.rules)
+        self.process.load(request)
 
     def send(
         self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0, priority: int = 0

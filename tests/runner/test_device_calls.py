@@ -10,7 +10,7 @@ import pytest
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
-from inference.runner.engines.base import Item, PreparedItem, Progress, RowRange, RowResult
+from inference.runner.engines.base import Item, PictureFormat, PreparedItem, Progress, RowRange, RowResult
 from inference.runner.items import PendingItem
 from inference.runner.plan import CallLimits
 from inference.runner.reporting import DeviceProgress
@@ -54,6 +54,7 @@ class ToyEngine:
     device: str = "cpu"
     precision: str = "float32"
     max_call_rows: int = 8
+    pictures: PictureFormat | None = None
 
     def prepare(self, item: Item) -> ToyItem:
         raise NotImplementedError

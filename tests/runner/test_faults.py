@@ -25,16 +25,16 @@ SOON = 2.0  # for events that the kernel reports at once
 QUICK = {"silence_seconds": 0.4, "load_stall_seconds": 0.4}
 
 
-async def test_a_crash_is_reported_with_its_signal(make_runner: MakeRunner) -> None:
+async def test_a_crash_is_reported_with_its_signal(runner: RunnerHarness) -> None:
     """Answers that were sent before the crash are delivered."""
-    runner = make_runner(prepare_threads=1)  # so that items are prepared in order
     await runner.load(max_call_rows=1)
+    runner.send(["!slow 0.2"])  # meanwhile both of the others are prepared
     runner.send(["fine"])
     runner.send(["!crash"])
     runner.send(["behind it"])
     ending = await runner.ended(SOON)
-    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL", computing=(2,))
-    assert list(runner.listener.outcomes) == [1]
+    assert ending == RunnerEnding(EndReason.DIED, "signal SIGKILL", computing=(3,))
+    assert list(runner.listener.outcomes) == [1, 2]
 
 
 async def test_an_exit_without_retirement_is_a_failure(runner: RunnerHarness) -> None:

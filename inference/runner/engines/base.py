@@ -5,21 +5,31 @@ An engine's module is imported only when one of its bundles is loaded.
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.bundle import Bundle
+from inference.runner.pictures.options import PictureOptions
 from inference.wire import EntailmentScores
 
-DEFAULT_MAX_PIXELS = 64_000_000  # of one picture
-DEFAULT_MAX_SIDE = 16_384  # pixels
-
+Pixels = NDArray[np.uint8]  # (side, side, 3)
 Progress = Callable[[str, float], None]  # phase ("reading", "warming_up"), share done 0..1
 
 
 class BundleRefused(ValueError):
     """The bundle cannot be loaded by this engine; the message names the key or tensor and what is supported."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFormat:
+    """The decoded pictures that an engine takes: RGB, square; the aspect ratio is not kept."""
+
+    side: int  # pixels
+    options: PictureOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,7 @@ class EntailmentItem:
     image: bytes  # JPEG, PNG or WebP file
     statements: tuple[str, ...]  # 1..32
     premise: str  # may be empty
+    pixels: Pixels | None = None  # the decoded picture, where the engine has `pictures` and a runner prepares the item
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,7 @@ class LoadOptions:
     device: str  # "cpu" or "cuda:N"
     precision: str  # "float32", "bfloat16"; "" takes the device's default
     threads: int  # compute threads on a CPU; 0 takes the engine's default
-    max_image_pixels: int = DEFAULT_MAX_PIXELS
-    max_image_side: int = DEFAULT_MAX_SIDE  # pixels
+    pictures: PictureOptions = field(default_factory=PictureOptions)
 
 
 class Engine(Protocol):
@@ -98,6 +108,7 @@ class Engine(Protocol):
     device: str  # "cpu" or "cuda:N"
     precision: str  # of the computation
     max_call_rows: int  # rows in one device call beyond which throughput does not grow
+    pictures: PictureFormat | None  # in which a runner decodes the pictures of its items; None: not at all
 
     def prepare(self, item: Item) -> PreparedItem:
         """Decode and tokenise an item.

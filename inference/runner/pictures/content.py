@@ -1,7 +1,6 @@
 """Says what a content is that is no picture that can be decoded."""
 
 import re
-from collections.abc import Callable
 
 _SOME = 1024  # bytes that are looked at
 _HEX_SHOWN = 8  # bytes
@@ -75,30 +74,25 @@ def name_content(content: bytes) -> str:
 
 
 def _name_text(content: bytes) -> str:
+    """What a text is; empty if the content is no text."""
     text = content[:_SOME].removeprefix(b"\xef\xbb\xbf").strip()
-    if not text:
-        return "only blanks"
-    whole = len(content) <= _SOME
-    small = text.lower()
-    if small.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "HTML, perhaps an error page"
-    if small.startswith(b"<svg") or (small.startswith(b"<?xml") and b"<svg" in small):
-        return "an SVG drawing"
-    if small.startswith((b"<?xml", b"<")):
-        return "XML or HTML, perhaps an error message"
-    if _HEX.match(text):
-        return "hexadecimal text: send the bytes that it encodes"
-    joined = b"".join(text.splitlines())
-    if joined.strip(b"\"'").startswith(_BASE64_STARTS) or _BASE64.match(joined):
-        return "base64 text: send the bytes that it encodes"
-    checks: tuple[tuple[Callable[[bytes], object], str], ...] = (
-        (lambda data: data.startswith((b"{", b"[")), "JSON"),
-        (_BYTES_LITERAL.match, "the text of a Python bytes literal: send the bytes"),
-        (_URL.match, "a URL: send the bytes of the file"),
-        (lambda data: whole and _PATH.match(data), "the path of a file: send the bytes of the file"),
-        (_is_text, "text"),
+    is_whole = len(content) <= _SOME
+    small, joined = text.lower(), b"".join(text.splitlines())
+    checks: tuple[tuple[object, str], ...] = (
+        (not text, "only blanks"),
+        (small.startswith((b"<!doctype html", b"<html", b"<head", b"<body")), "HTML, perhaps an error page"),
+        (small.startswith(b"<svg") or (small.startswith(b"<?xml") and b"<svg" in small), "an SVG drawing"),
+        (small.startswith(b"<"), "XML or HTML, perhaps an error message"),
+        (_HEX.match(text), "hexadecimal text: send the bytes that it encodes"),
+        (joined.strip(b"\"'").startswith(_BASE64_STARTS), "base64 text: send the bytes that it encodes"),
+        (_BASE64.match(joined), "base64 text: send the bytes that it encodes"),
+        (text.startswith((b"{", b"[")), "JSON"),
+        (_BYTES_LITERAL.match(text), "the text of a Python bytes literal: send the bytes"),
+        (_URL.match(text), "a URL: send the bytes of the file"),
+        (is_whole and _PATH.match(text), "the path of a file: send the bytes of the file"),
+        (_is_text(text), "text"),
     )
-    return next((name for check, name in checks if check(text)), "")
+    return next((name for is_that, name in checks if is_that), "")
 
 
 def _is_text(data: bytes) -> bool:

@@ -36,8 +36,7 @@ class ModelOptions:
     threads: int
     max_call_rows: int  # 0: chosen by the engine
     max_call_seconds: float
-    max_image_pixels: int
-    max_image_side: int  # pixels
+    pictures: runner_pb2.PictureRules
     self_test: Payload
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
@@ -52,6 +51,5 @@ class ModelOptions:
             max_call_rows=self.max_call_rows,
             max_call_seconds=self.max_call_seconds,
             threads=self.threads,
-            max_image_pixels=self.max_image_pixels,
-            max_image_side_pixels=self.max_image_side,
+            pictures=self.pictures,
         )

@@ -239,6 +239,8 @@ def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_fd: 
         f"--devices={spec.device_policy}",
         f"--heartbeat-seconds={spec.heartbeat_seconds}",
         f"--oom-score-adj={spec.oom_score_adj}",
-        f"--prepare-threads={spec.prepare_threads}",
+        f"--prepare-processes={spec.prepare_processes}",
+        f"--prepare-memory-bytes={spec.prepare_memory_bytes}",
+        f"--prepare-timeout-seconds={spec.prepare_timeout_seconds}",
         *extra,
     ]

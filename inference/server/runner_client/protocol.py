@@ -23,7 +23,9 @@ class RunnerSpec:
     silence_seconds: float = 2.0  # without a heartbeat, the runner is stuck
     retire_seconds: float = 10.0  # from retire to kill
     oom_score_adj: int = 0  # added to the inherited value until the runner serves
-    prepare_threads: int = 2
+    prepare_processes: int = 0  # 0: one for each usable CPU
+    prepare_memory_bytes: int = 512 << 20
+    prepare_timeout_seconds: float = 30.0
 
     @property
     def timeouts(self) -> Timeouts:

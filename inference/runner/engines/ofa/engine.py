@@ -11,11 +11,21 @@ from torch import Tensor
 
 from common.errors import InputRefused
 from inference.runner.device import torch_dtype
-from inference.runner.engines.base import EntailmentItem, Item, PreparedItem, Progress, RowRange, RowResult
+from inference.runner.engines.base import (
+    EntailmentItem,
+    Item,
+    PictureFormat,
+    Pixels,
+    PreparedItem,
+    Progress,
+    RowRange,
+    RowResult,
+)
 from inference.runner.engines.ofa.model import OfaModel
-from inference.runner.engines.ofa.picture import PictureLimits, Pixels, decode
+from inference.runner.engines.ofa.picture import decode
 from inference.runner.engines.ofa.positions import PositionBiases
 from inference.runner.engines.ofa.tokenizer import Tokenizer
+from inference.runner.pictures.options import PictureOptions
 from inference.wire import EntailmentScores
 
 _LEADING = ",.!?*#:;~"
@@ -127,7 +137,7 @@ class OfaEngine:
         tokenizer: Tokenizer,
         device: str,
         precision: str,
-        limits: PictureLimits,
+        pictures: PictureOptions,
     ) -> None:
         """Use parts of one bundle, all on one device."""
         self.device = device
@@ -136,15 +146,15 @@ class OfaEngine:
         self.model = model
         self._biases = biases
         self._tokenizer = tokenizer
-        self._limits = limits
         self._config = config = model.config
+        self.pictures = PictureFormat(config.image_size, pictures)
         self.max_call_rows = choose_call_rows(self._kind, config.widest_row * torch_dtype(precision).itemsize)
         bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
         self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // bias_bytes)
         self._max_pictures = max(1, _RESNET_PIXELS[self._kind] // config.image_size**2)
 
     def prepare(self, item: Item) -> OfaPreparedItem:
-        """Decode and tokenise an item. Any thread.
+        """Tokenise an item, and decode its picture unless that is done. Any thread.
 
         Raises:
             InputRefused: the caller's item is invalid.
@@ -155,7 +165,7 @@ class OfaEngine:
         for number, statement in enumerate(item.statements):
             _check_length(statement, f"statements[{number}]")
         return OfaPreparedItem(
-            pixels=decode(item.image, self._config.image_size, self._limits),
+            pixels=decode(item.image, self.pictures) if item.pixels is None else item.pixels,
             picture=hashlib.sha256(item.image).digest(),
             prompts=tuple(self._prompt(statement, item.premise) for statement in item.statements),
         )

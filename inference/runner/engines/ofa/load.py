@@ -24,7 +24,6 @@ from inference.runner.engines.ofa.config import (
 )
 from inference.runner.engines.ofa.engine import OfaEngine, choose_call_rows
 from inference.runner.engines.ofa.model import OfaModel
-from inference.runner.engines.ofa.picture import PictureLimits
 from inference.runner.engines.ofa.positions import BIAS_BUFFER_BYTES, PREFIX, PositionBiases, select_tables
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 
@@ -130,8 +129,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"
         ) from error
     progress("reading", 1.0)
-    limits = PictureLimits(options.max_image_pixels, options.max_image_side)
-    return OfaEngine(model, biases, tokenizer, options.device, precision, limits)
+    return OfaEngine(model, biases, tokenizer, options.device, precision, options.pictures)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

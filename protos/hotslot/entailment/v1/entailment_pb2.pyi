@@ -81,7 +81,7 @@ class PredictRequest(_message.Message):
     @_builtins.property
     def image(self) -> Global___Image:
         """The picture. Required. Errors: IMAGE_MISSING, IMAGE_UNREADABLE,
-        IMAGE_TOO_LARGE.
+        IMAGE_TOO_LARGE, IMAGE_TOO_COSTLY.
         """
 
     @_builtins.property
@@ -126,15 +126,28 @@ Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture."""
+    """A picture, of which the model sees what a person sees in a browser (by
+    default; the operator may choose what ModelScope's pipeline makes of it):
+    transparent parts are white, all bits of a sample count, the EXIF orientation
+    is applied, and colours are converted to sRGB by the picture's ICC profile or,
+    in a PNG, by its gamma. Of an animation the first frame is used; of an animated PNG, its
+    default image. It is resized to the model's square without keeping the aspect ratio; a
+    large JPEG may be decoded at reduced size before (configurable).
+
+    Metadata that is broken, or not needed, is ignored. A truncated picture is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTENT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """The bytes of a JPEG, PNG or WebP file. 1 byte to 16 MiB (configurable),
-    at most 64 megapixels and 16,384 pixels a side (configurable). Errors:
-    IMAGE_UNREADABLE, IMAGE_TOO_LARGE.
+    """The bytes of a JPEG, PNG or WebP file (recognised by content). 1 byte to 16
+    MiB, at most 64 megapixels and 16,384 pixels a side; by what its header
+    lets expect, at most 2 seconds and 272 MiB of decoding (a WebP of about 17
+    megapixels, which cannot be decoded at reduced size); at most 100 scans of
+    a JPEG. All configurable. Errors: IMAGE_UNREADABLE (damaged, truncated,
+    or of another kind; the message says of which), IMAGE_TOO_LARGE (pixels),
+    IMAGE_TOO_COSTLY (seconds, memory, scans).
     """
     def __init__(
         self,

@@ -73,8 +73,9 @@ class EntailmentServiceServicer:
 
         Errors (code, reason):
         INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
-        IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-        STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
+        IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, IMAGE_TOO_COSTLY,
+        STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
+        STATEMENT_TOO_LONG, PREMISE_EMPTY,
         PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
         RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -83,7 +84,8 @@ class EntailmentServiceServicer:
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
         DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-        twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+        twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+        machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

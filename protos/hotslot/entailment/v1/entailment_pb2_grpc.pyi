@@ -57,8 +57,9 @@ class EntailmentServiceStub:
 
     Errors (code, reason):
     INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
-      IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
+      IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, IMAGE_TOO_COSTLY,
+      STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
+      STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -67,7 +68,8 @@ class EntailmentServiceStub:
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+      twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+      machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _grpc.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]
     """Judges a stream of items, each one item or a batch of them.
@@ -105,8 +107,9 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
 
     Errors (code, reason):
     INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
-      IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-      STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
+      IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, IMAGE_TOO_COSTLY,
+      STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
+      STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
     RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -115,7 +118,8 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+      twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+      machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _aio.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]  # type: ignore[assignment]
     """Judges a stream of items, each one item or a batch of them.
@@ -156,8 +160,9 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors (code, reason):
         INVALID_ARGUMENT: MESSAGE_MALFORMED (bytes that do not parse as PredictRequest),
-          IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, STATEMENTS_MISSING,
-          STATEMENTS_TOO_MANY, STATEMENT_EMPTY, STATEMENT_TOO_LONG, PREMISE_EMPTY,
+          IMAGE_MISSING, IMAGE_UNREADABLE, IMAGE_TOO_LARGE, IMAGE_TOO_COSTLY,
+          STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
+          STATEMENT_TOO_LONG, PREMISE_EMPTY,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
         RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
@@ -166,7 +171,8 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
           DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-          twice), ENGINE_FAILED, NOT_FINITE, INTERNAL.
+          twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+          machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
 
     @_abc_1.abstractmethod

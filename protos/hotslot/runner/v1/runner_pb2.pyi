@@ -135,8 +135,7 @@ class LoadBundle(_message.Message):
     MAX_CALL_ROWS_FIELD_NUMBER: _builtins.int
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
-    MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
-    MAX_IMAGE_SIDE_PIXELS_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Absolute folder of the sealed bundle."""
     device: _builtins.str
@@ -149,10 +148,10 @@ class LoadBundle(_message.Message):
     """Longest expected device call, in seconds. 0: no limit."""
     threads: _builtins.int
     """Compute threads on a CPU. 0: the engine's default."""
-    max_image_pixels: _builtins.int
-    """Largest picture, in pixels. 0: the engine's default."""
-    max_image_side_pixels: _builtins.int
-    """Largest width or height of a picture, in pixels. 0: the engine's default."""
+    @_builtins.property
+    def pictures(self) -> Global___PictureRules:
+        """How pictures are decoded. Unset: by the defaults."""
+
     def __init__(
         self,
         *,
@@ -162,16 +161,63 @@ class LoadBundle(_message.Message):
         max_call_rows: _builtins.int = ...,
         max_call_seconds: _builtins.float = ...,
         threads: _builtins.int = ...,
-        max_image_pixels: _builtins.int = ...,
-        max_image_side_pixels: _builtins.int = ...,
+        pictures: Global___PictureRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pictures", b"pictures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_rows", b"max_call_rows", "max_call_seconds", b"max_call_seconds", "max_image_pixels", b"max_image_pixels", "max_image_side_pixels", b"max_image_side_pixels", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_rows", b"max_call_rows", "max_call_seconds", b"max_call_seconds", "pictures", b"pictures", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadBundle: _TypeAlias = LoadBundle  # noqa: Y015
+
+@_typing.final
+class PictureRules(_message.Message):
+    """How pictures are decoded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_SIDE_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_SCANS_FIELD_NUMBER: _builtins.int
+    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    AS_STOCK_FIELD_NUMBER: _builtins.int
+    REDUCED_FIELD_NUMBER: _builtins.int
+    max_pixels: _builtins.int
+    """Largest picture, in pixels."""
+    max_side_pixels: _builtins.int
+    """Largest width or height of a picture, in pixels."""
+    max_scans: _builtins.int
+    """Most scans of a JPEG."""
+    max_seconds: _builtins.float
+    """Most CPU seconds of decoding, by the estimate."""
+    max_memory_bytes: _builtins.int
+    """Most memory of decoding, by the estimate. Bytes."""
+    as_stock: _builtins.bool
+    """Whether pictures are decoded as ModelScope's pipeline does, instead of as a
+    person sees them.
+    """
+    reduced: _builtins.bool
+    """Whether large JPEGs are decoded at reduced size."""
+    def __init__(
+        self,
+        *,
+        max_pixels: _builtins.int = ...,
+        max_side_pixels: _builtins.int = ...,
+        max_scans: _builtins.int = ...,
+        max_seconds: _builtins.float = ...,
+        max_memory_bytes: _builtins.int = ...,
+        as_stock: _builtins.bool = ...,
+        reduced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_stock", b"as_stock", "max_memory_bytes", b"max_memory_bytes", "max_pixels", b"max_pixels", "max_scans", b"max_scans", "max_seconds", b"max_seconds", "max_side_pixels", b"max_side_pixels", "reduced", b"reduced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PictureRules: _TypeAlias = PictureRules  # noqa: Y015
 
 @_typing.final
 class ComputeItems(_message.Message):

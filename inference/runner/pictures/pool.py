@@ -1,0 +1,117 @@
+"""The decoder processes of a runner: started when they are needed, replaced when they end, closed when idle."""
+
+import threading
+from collections.abc import Callable
+
+from common.clock import Clock
+from inference.runner.pictures.process import DecoderEnded, DecoderProcess
+
+IDLE_SECONDS = 30.0  # after which a process that is not needed is closed
+RETRY_SECONDS = 1.0  # after a process could not be started
+TAKE_SECONDS = 60.0  # longest wait for a process
+
+
+class DecodersMissing(Exception):
+    """No decoder process could be started in time."""
+
+
+class DecoderPool:
+    """Up to `most` processes, each used by one thread at a time; a picture may take `wall_seconds` by the clock.
+
+    While fewer than `most` exist, one is started ahead, so that a process that ends costs nobody its start.
+    """
+
+    def __init__(self, most: int, wall_seconds: float, clock: Clock, log: Callable[..., None]) -> None:
+        self._most = most
+        self._wall_seconds = wall_seconds
+        self._clock = clock
+        self._log = log
+        self._changed = threading.Condition()
+        self._idle: list[DecoderProcess] = []  # the last used one last
+        self._busy: set[DecoderProcess] = set()
+        self._keeper: threading.Thread | None = None
+        self.ended = 0  # processes that ended while they decoded
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes' ids. Any thread."""
+        with self._changed:
+            return [decoder.pid for decoder in (*self._idle, *self._busy)]
+
+    def take(self) -> DecoderProcess:
+        """Return an idle process, for this thread; waits for one if necessary.
+
+        Raises:
+            DecodersMissing: none could be started.
+        """
+        with self._changed:
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
+                self._keeper.start()
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._idle, TAKE_SECONDS):
+                raise DecodersMissing("no decoder process could be started")
+            decoder = self._idle.pop()
+            self._busy.add(decoder)
+            self._changed.notify_all()
+            return decoder
+
+    def give_back(self, decoder: DecoderProcess) -> None:
+        """Return a process that can be used again."""
+        with self._changed:
+            self._busy.discard(decoder)
+            decoder.idle_since = self._clock.monotonic()
+            self._idle.append(decoder)
+            self._changed.notify_all()
+
+    def drop(self, decoder: DecoderProcess) -> None:
+        """Forget a process that has ended; another one takes its place."""
+        with self._changed:
+            self._busy.discard(decoder)
+            self.ended += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the idle processes; none is started any more."""
+        with self._changed:
+            self._most = 0
+            idle, self._idle = self._idle, []
+            self._changed.notify_all()
+        for decoder in idle:
+            decoder.close()
+
+    def _keep(self) -> None:
+        """Start and close processes until the pool is closed: they end with the thread that started them."""
+        while self._most:
+            with self._changed:
+                self._changed.wait_for(self._needs_one, IDLE_SECONDS)
+                is_needed, unneeded = self._needs_one(), self._take_unneeded()
+            for decoder in unneeded:
+                decoder.close()
+            if is_needed:
+                self._start_one()
+
+    def _needs_one(self) -> bool:
+        return not self._idle and len(self._busy) < self._most
+
+    def _take_unneeded(self) -> list[DecoderProcess]:
+        since = self._clock.monotonic() - IDLE_SECONDS
+        unneeded = [decoder for decoder in self._idle[:-1] if decoder.idle_since < since]
+        self._idle = [decoder for decoder in self._idle if decoder not in unneeded]
+        return unneeded
+
+    def _start_one(self) -> None:
+        try:
+            decoder = DecoderProcess(self._clock, self._wall_seconds)
+            decoder.wait_ready()
+        except (OSError, DecoderEnded) as error:
+            self._log("decoder_not_started", level="error", error=str(error))
+            with self._changed:
+                self._changed.wait_for(lambda: False, RETRY_SECONDS)
+            return
+        with self._changed:
+            if self._most:
+                self._idle.insert(0, decoder)
+                self._changed.notify_all()
+                return
+        decoder.close()

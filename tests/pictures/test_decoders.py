@@ -1,0 +1,137 @@
+"""Real decoder processes: they decode as this process does, and one that fails costs only its own picture."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.clock import SystemClock
+from inference.runner.engines.base import Pixels
+from inference.runner.pictures import process as decoder_process
+from inference.runner.pictures.channel import NO_COST, DecodeRequest
+from inference.runner.pictures.cost import MIB, Cost, PictureLimits
+from inference.runner.pictures.decode import plan_picture, render
+from inference.runner.pictures.file import PictureRefused
+from inference.runner.pictures.options import PictureOptions
+from inference.runner.pictures.pool import DecoderPool
+from inference.runner.pictures.process import DecoderEnded, DecoderProcess, EndCause, PictureDropped
+from tests.pictures.files import draw, encode
+
+SIDE = 64
+OPTIONS = PictureOptions()
+SMALL = encode(draw(), "JPEG")
+LARGE = encode(draw(4000, 3000), "PNG", compress_level=1)
+WALL_SECONDS = 60.0
+ANY = Cost(60.0, 4096 * MIB)
+
+
+@pytest.fixture
+def decoder() -> Iterator[DecoderProcess]:
+    """A process that is ready."""
+    process = DecoderProcess(SystemClock(), WALL_SECONDS)
+    process.wait_ready()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[DecoderPool]:
+    """A pool of two processes."""
+    pool = DecoderPool(2, WALL_SECONDS, SystemClock(), lambda *_, **__: None)
+    yield pool
+    pool.close()
+
+
+def ask(
+    decoder: DecoderProcess,
+    content: bytes,
+    quick: Cost = ANY,
+    *,
+    options: PictureOptions = OPTIONS,
+    may_go_on: Callable[[Cost], bool] = lambda _: True,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> Pixels:
+    """Decode a picture there."""
+    return decoder.decode(DecodeRequest(len(content), SIDE, options, quick), content, may_go_on, is_wanted)
+
+
+def test_a_decoder_answers_picture_after_picture(decoder: DecoderProcess) -> None:
+    """Its pixels are those of decoding here; after a refusal and a drop it goes on."""
+    expected = render(plan_picture(SMALL, SIDE, OPTIONS), OPTIONS.rendering)
+    estimates: list[Cost] = []
+
+    def drop(cost: Cost) -> bool:
+        estimates.append(cost)
+        return False
+
+    with pytest.raises(PictureRefused, match="the content is text") as caught:
+        ask(decoder, b"hello")
+    with pytest.raises(PictureDropped):
+        ask(decoder, LARGE, NO_COST, may_go_on=drop)
+    with pytest.raises(PictureRefused, match="MiB"):
+        ask(decoder, LARGE, options=PictureOptions(PictureLimits(max_memory_bytes=20 * MIB)))
+
+    assert np.array_equal(ask(decoder, SMALL), np.asarray(expected))
+    assert np.array_equal(ask(decoder, SMALL, NO_COST), np.asarray(expected))
+    assert caught.value.reason == "IMAGE_UNREADABLE"
+    assert estimates == [plan_picture(LARGE, SIDE, OPTIONS).cost]
+
+
+@pytest.mark.fault("L8")
+def test_a_picture_that_takes_much_longer_than_estimated_ends_its_decoder(
+    decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner kills it, and says why."""
+    monkeypatch.setattr(decoder_process, "FIXED_LIMIT_SECONDS", -1000.0)
+
+    with pytest.raises(DecoderEnded) as caught:
+        ask(decoder, LARGE)
+
+    assert caught.value.cause is EndCause.TOO_SLOW
+
+
+def test_a_decoder_is_killed_when_its_picture_is_not_wanted_any_more(decoder: DecoderProcess) -> None:
+    """For example because the caller has gone."""
+    with pytest.raises(DecoderEnded) as caught:
+        ask(decoder, LARGE, is_wanted=lambda: False)
+
+    assert caught.value.cause is EndCause.UNWANTED
+
+
+@pytest.mark.fault("L8")
+def test_a_decoder_has_limits_of_its_own(decoder: DecoderProcess) -> None:
+    """Memory, CPU time, files; and the kernel takes it first when memory is short."""
+    ask(decoder, SMALL)
+
+    lines = Path(f"/proc/{decoder.pid}/limits").read_text(encoding="ascii").splitlines()
+    limits = {line[:26].strip(): line[26:].split()[0] for line in lines}
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii")) for pid in (decoder.pid, os.getpid())]
+
+    assert int(limits["Max address space"]) < 400 * MIB
+    assert int(limits["Max data size"]) < 400 * MIB
+    assert int(limits["Max cpu time"]) < 100
+    assert limits["Max file size"] == "0"
+    assert scores[0] > scores[1]
+
+
+def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:
+    """Another one takes its place; of several that are idle, the last used one is used again."""
+    first = pool.take()
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(DecoderEnded) as caught:
+        ask(first, SMALL)
+    pool.drop(first)
+
+    second = pool.take()
+    pixels = ask(second, SMALL)
+    pool.give_back(second)
+    third = pool.take()
+    pool.give_back(third)
+
+    assert caught.value.cause is EndCause.CRASHED
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert (pool.ended, second.pid != first.pid) == (1, True)
+    assert third is second
