@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, read_settings, state_folder
+from common.address import unix_target
 from common.engine_files import Task
 from common.paths import UPDATES_SOCKET, run_folder
 from common.settings import settings_path
@@ -91,7 +92,7 @@ def _format_status(status: status_pb2.Status) -> str:
 
 def updates_address(state_dir: Path | None) -> str:
     """The address of the updater's socket."""
-    return f"unix://{run_folder(state_folder(state_dir)) / UPDATES_SOCKET}"
+    return unix_target(run_folder(state_folder(state_dir)) / UPDATES_SOCKET)
 
 
 def hub_folder(given: Path | None, model: str = "") -> Path:

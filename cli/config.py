@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from cli.output import DIM, DOUBTFUL, GOOD, out, print_text, text
-from cli.settings import Config, Settings, listening_address, read_settings
+from cli.settings import Config, Settings, read_settings
+from common.address import find_fault, parse_address
 from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, run_folder, socket_path
 from common.settings import Mistake, SettingsInvalid, settings_path
 
@@ -68,15 +69,20 @@ def check(*, config: Config = None) -> None:
     if mistakes:
         raise SettingsInvalid(mistakes)
     server = settings.server
-    metrics = "off" if server.metrics_port < 0 else f"http://{server.metrics_host}:{server.metrics_port}/metrics"
+    listening = parse_address(server.host, server.port)
+    metrics = parse_address(server.metrics_host, server.metrics_port)
     rows = {
-        "gRPC": listening_address(settings) + ("" if server.port else " (a free port)"),
-        "metrics": metrics,
+        "gRPC": f"{listening}" + ("" if server.port or listening.path else " (a free port)"),
+        "metrics": "off" if server.metrics_port < 0 else f"http://{metrics}/metrics",
         "control": f"unix:{run_folder(settings.state_dir) / CONTROL_SOCKET}",
         "models": ", ".join(f"{model.name} ({model.task.value}, {model.device})" for model in settings.models),
     }
     print_text(("ok", GOOD), f"  {settings_path()}")
     _print_rows(rows)
+    for address in (listening, metrics):
+        fault = find_fault(address)
+        if fault:
+            print_text((f"on this machine: {fault}", DOUBTFUL))
 
 
 @app.command(

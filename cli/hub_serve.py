@@ -15,6 +15,7 @@ from cli.clients import hub_folder
 from cli.output import DIM, DOUBTFUL, GOOD, err, text
 from cli.problems import CommandFailed, WronglyUsed
 from common import logs
+from common.address import ListenAddress, ListenFailed, parse_address
 from common.durable import read_bounded
 from hubserver.folder import HubFolder
 from hubserver.handler import ResponseHook
@@ -32,7 +33,6 @@ or point an updater at it, in hotslot.toml or by variables:
   HOTSLOT_UPDATER__HUB_ENDPOINT=http://127.0.0.1:8090
   HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes"""
 _MAX_TOKEN_BYTES = 4096
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 Folder = Annotated[
@@ -77,7 +77,7 @@ def serve(
     OWNER/NAME. Every request is logged.
     """
     tls = _tls(tls_cert, tls_key)
-    listening = HubServerOptions(host, port, _token(token_file), max_connections, tls)
+    listening = HubServerOptions(_address(host, port), _token(token_file), max_connections, tls)
     place = hub_folder(folder)
     if not place.is_dir():
         raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
@@ -92,7 +92,7 @@ def serve_until_stopped(folder: Path, options: HubServerOptions, hook: ResponseH
     """
     with logs.configure("hub", "info"):
         log = logs.get_logger()
-        server = _start(HubServer(HubFolder(folder), options, log, hook), options)
+        server = _start(HubServer(HubFolder(folder), options, log, hook))
         log.info("hub_serving", url=server.url, folder=str(folder), needs_token=bool(options.token))
         _announce(server.url, options)
         try:
@@ -126,29 +126,35 @@ def serve_hub_while(folder: Path | None, endpoint: str, models: Iterable[str]) -
         (folder / model.rpartition("/")[2]).mkdir(parents=True, exist_ok=True)
     # The updater polls every few seconds and logs the results itself.
     with logs.configure("hub", "warning"):
-        listening = HubServerOptions(place.hostname, place.port)
-        server = _start(HubServer(HubFolder(folder), listening, logs.get_logger()), listening)
+        listening = HubServerOptions(_address(place.hostname, place.port))
+        server = _start(HubServer(HubFolder(folder), listening, logs.get_logger()))
         try:
             yield
         finally:
             server.stop()
 
 
-def _start(server: HubServer, listening: HubServerOptions) -> HubServer:
+def _address(host: str, port: int) -> ListenAddress:
+    try:
+        return parse_address(host, port)
+    except ValueError as error:
+        raise WronglyUsed(f"{host!r} {error}") from error
+
+
+def _start(server: HubServer) -> HubServer:
     try:
         server.start()
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise CommandFailed(f"the hub cannot listen at {listening.host}:{listening.port}: {why}") from error
+    except ListenFailed as error:
+        raise CommandFailed(f"the hub: {error}") from error
     return server
 
 
 def _announce(url: str, listening: HubServerOptions) -> None:
     err.print(text(("the hub serves at ", GOOD), (url, "bold"), ("  Ctrl-C stops it", DIM)), soft_wrap=True)
-    if not listening.token and listening.host not in _LOOPBACK:
+    if not listening.token and not listening.address.is_loopback:
         step = "no token is required: every client that reaches the port may download; require one with --token-file"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
-    if listening.token and listening.tls is None and listening.host not in _LOOPBACK:
+    if listening.token and listening.tls is None and not listening.address.is_loopback:
         step = "the token is sent without encryption; give --tls-cert and --tls-key, or use a TLS proxy"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
 

@@ -1,14 +1,14 @@
 """`hotslot serve`: runs the whole stack in the foreground, and prints what to try once it is ready."""
 
+import errno
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -22,6 +22,7 @@ from cli.hub_serve import serve_hub_while
 from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
+from common.address import ListenFailed, open_listener, parse_address
 from common.clock import SystemClock
 from common.exit_codes import to_shell_code
 from common.source import PRECISIONS
@@ -143,10 +144,10 @@ def _command_for(program: str) -> str:
 
 
 def check_ports(settings: Settings) -> None:
-    """Check that the ports of server and updater are free.
+    """Check that server and updater can listen on their addresses.
 
     Raises:
-        CommandFailed: a port is in use.
+        CommandFailed: an address is in use, or is not one of this machine.
     """
     server, updater = settings.server, settings.updater
     places = {
@@ -155,19 +156,13 @@ def check_ports(settings: Settings) -> None:
         "HOTSLOT_UPDATER__METRICS_PORT": (updater.metrics_host, updater.metrics_port),
     }
     for variable, (host, port) in places.items():
-        if port > 0 and _is_taken(host.strip("[]"), port):
-            step = f"stop the program that listens there, or set {variable} to another port (0: a free one)"
-            raise CommandFailed(f"{host}:{port} is in use; {step}")
-
-
-def _is_taken(host: str, port: int) -> bool:
-    with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port < 0:
+            continue
         try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+            open_listener(parse_address(host, port), 1).close()
+        except ListenFailed as error:
+            step = f"stop the program that listens there, or set {variable} to another port (0: a free one)"
+            raise CommandFailed(f"{error}; {step}" if error.errno == errno.EADDRINUSE else str(error)) from error
 
 
 def _import_demo(settings: Settings) -> None:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from common.address import join_host, parse_address
 from common.settings import (
     DEFAULT_HOST,
     DEFAULT_PORT,
     DEFAULT_STATE_DIR,
     load_settings,
-    local_address,
     settings_path,
     use_settings_file,
 )
@@ -82,9 +82,7 @@ def server_address(given: str | None) -> str:
     named = given or os.environ.get(ADDRESS_VARIABLE)
     if named:
         return named
-    return (
-        listening_address(read_settings()) if settings_path().is_file() else local_address(DEFAULT_HOST, DEFAULT_PORT)
-    )
+    return listening_address(read_settings()) if settings_path().is_file() else join_host(DEFAULT_HOST, DEFAULT_PORT)
 
 
 def silence_grpc_logs() -> None:
@@ -94,7 +92,7 @@ def silence_grpc_logs() -> None:
 
 def listening_address(settings: Settings) -> str:
     """The address at which a client on this machine reaches the server of these settings."""
-    return local_address(settings.server.host, settings.server.port)
+    return parse_address(settings.server.host, settings.server.port).client_target()
 
 
 def state_folder(given: Path | None) -> Path:

@@ -1,9 +1,11 @@
-"""A TCP listener that accepts connections on its own thread, for servers with one thread per connection."""
+"""A listener that accepts connections on its own thread, for servers with one thread per connection."""
 
 import contextlib
 import socket
 import threading
 from collections.abc import Callable
+
+from common.address import ListenAddress, open_listener
 
 _RETRY_SECONDS = 0.05
 
@@ -29,25 +31,23 @@ class Listener:
         return self._stopping.is_set()
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The host and port it listens on.
+    def port(self) -> int:
+        """The port it listens on; 0 for a Unix socket.
 
         Raises:
             RuntimeError: it does not listen.
         """
         if self._socket is None:
             raise RuntimeError("the listener was not started")
-        host, port = self._socket.getsockname()[:2]
-        return str(host), int(port)
+        return 0 if self._socket.family == socket.AF_UNIX else int(self._socket.getsockname()[1])
 
-    def start(self, host: str, port: int, backlog: int) -> None:
+    def start(self, address: ListenAddress, backlog: int) -> None:
         """Listen; port 0 takes a free one. At most once.
 
         Raises:
-            OSError: the address is in use or does not belong to this host.
+            ListenFailed: says what is wrong with the address.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=backlog)
+        self._socket = open_listener(address, backlog)
         self._thread.start()
 
     def stop(self, seconds: float) -> bool:
@@ -76,4 +76,4 @@ class Listener:
                 # The peer is gone already, or no descriptor is free; the pause keeps this loop from spinning.
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
-            self._on_connection(connection, str(peer[0]))
+            self._on_connection(connection, str(peer[0]) if peer else "unix")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
+from common.address import LOOPBACK, ListenAddress
 from common.clock import Clock, SystemClock
 from common.listener import Listener
 
@@ -27,17 +28,16 @@ class MetricsEndpoint:
     """Serves the metrics of one registry between `start` and `stop`; from any thread."""
 
     def __init__(
-        self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0, clock: Clock | None = None
+        self, registry: CollectorRegistry, address: ListenAddress = LOOPBACK, clock: Clock | None = None
     ) -> None:
         """Does not listen yet.
 
         Args:
             registry: the metrics to serve.
-            host: address to listen on.
-            port: 0 takes a free one.
+            address: to listen on; port 0 takes a free one.
             clock: limits how long a request may take to arrive.
         """
-        self._address = (host, port)
+        self._address = address
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = Listener("metrics-listener", self._on_connection)
         attributes = {"registry": registry, "clock": clock or SystemClock()}
@@ -50,15 +50,15 @@ class MetricsEndpoint:
         Raises:
             RuntimeError: it does not listen.
         """
-        return self._listener.address[1]
+        return self._listener.port
 
     def start(self) -> None:
         """Listen.
 
         Raises:
-            OSError: the address is in use or does not belong to this host.
+            ListenFailed: says what is wrong with the address.
         """
-        self._listener.start(*self._address, MAX_CONNECTIONS)
+        self._listener.start(self._address, MAX_CONNECTIONS)
 
     def stop(self) -> None:
         """Stop listening; does nothing if it was never started or is stopped already."""

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from common.address import MAX_SOCKET_PATH
 from common.settings import Mistake, SettingsInvalid
 
 RUN_FOLDER = "run"  # in the state folder; its files are only valid while the processes run
@@ -13,7 +14,6 @@ SERVER_LOCK, UPDATER_LOCK, STACK_LOCK = "server.lock", "updater.lock", "stack.lo
 HEARTBEAT = "updater.alive"  # file that the updater touches while its threads make progress
 LIVENESS = "liveness"  # service name in the server's health service
 
-MAX_SOCKET_PATH = 107  # bytes; sun_path has 108, including a NUL
 # supervisord binds NAME.PID and links it to NAME; a process id has at most seven digits.
 _SUPERVISOR_BINDS = f"{SUPERVISOR_SOCKET}.4194304"
 

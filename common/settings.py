@@ -22,7 +22,6 @@ CONFIG_VARIABLE = "HOTSLOT_CONFIG"
 DEFAULT_FILE = Path("hotslot.toml")
 DEFAULT_STATE_DIR = Path("state")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051  # the gRPC server's
-_ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104  compared with, not bound
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
@@ -117,11 +116,6 @@ def format_mistake(mistake: Mistake) -> str:
 def inherit_environment(*names: str) -> dict[str, str]:
     """The named variables of this process's environment, or all if none is named; for a child process."""
     return {name: value for name, value in os.environ.items() if not names or name in names}
-
-
-def local_address(host: str, port: int) -> str:
-    """The address at which a client on this machine reaches a listener on `host` and `port`."""
-    return f"{_ANY_HOSTS.get(host, host)}:{port}"
 
 
 def settings_path() -> Path:

@@ -13,9 +13,10 @@ from types import FrameType
 from typing import BinaryIO
 
 from common import logs
+from common.address import unix_target
 from common.clock import SystemClock
 from common.exit_codes import ExitCode
-from common.paths import HEARTBEAT, SUPERVISOR_SOCKET
+from common.paths import CONTROL_SOCKET, HEARTBEAT, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
 from hotslot_watchdog.monitor import (
     HealthProbe,
@@ -97,9 +98,10 @@ def make_monitor(
         log.error("settings_invalid", detail=str(error))
         settings = StackSettings.model_construct()
     section = settings.watchdog
-    probes: dict[str, LivenessProbe] = {UPDATER: HeartbeatProbe(run_folder / HEARTBEAT)}
-    if settings.server.address is not None:
-        probes[SERVER] = HealthProbe(settings.server.address, section.probe_timeout_seconds)
+    probes: dict[str, LivenessProbe] = {
+        UPDATER: HeartbeatProbe(run_folder / HEARTBEAT),
+        SERVER: HealthProbe(unix_target(run_folder / CONTROL_SOCKET), section.probe_timeout_seconds),
+    }
     policy = RestartPolicy(section.initial_delay_seconds, section.failure_threshold, section.max_restarts)
     monitor = ProcessMonitor(MonitorDependencies(probes, policy, SystemClock(), log, kill, give_up))
     try:

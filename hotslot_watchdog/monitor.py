@@ -30,13 +30,16 @@ class LivenessProbe(Protocol):
 
 
 class HealthProbe:
-    """Calls the server's health service for `liveness`, over a new connection each time."""
+    """Calls the server's health service for `liveness`, over a new connection each time.
+
+    On the control socket: there connections of clients cannot be in the way, nor TLS and tokens.
+    """
 
     def __init__(self, address: str, timeout_seconds: float) -> None:
         """Does not connect yet.
 
         Args:
-            address: host and port of the server.
+            address: gRPC target of the server's control socket.
             timeout_seconds: for connecting and the call together.
         """
         self._address = address

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile, local_address, settings_path
+from common.settings import Section, SettingsFile, settings_path
 
 
 class WatchdogSection(Section):
@@ -36,24 +36,9 @@ class WatchdogSection(Section):
     ] = 5
 
 
-class ServerEndpoint(Section):
-    """Host and port of `[server]`; the server itself checks the rest of the section."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
-
-    @property
-    def address(self) -> str | None:
-        """The address of the server; None if the port is 0, which the server chooses."""
-        return local_address(self.host, self.port) if self.port else None
-
-
 class StackSettings(SettingsFile):
     """The whole file, as the stack reads it."""
 
-    server: ServerEndpoint = ServerEndpoint()
     watchdog: WatchdogSection = WatchdogSection()
 
 

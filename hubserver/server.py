@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from common.address import LOOPBACK, ListenAddress, join_host
 from common.clock import Clock, SystemClock
 from common.listener import Listener
 from common.logs import Logger
@@ -26,8 +27,7 @@ _STOP_SECONDS = 2.0
 class HubServerOptions:
     """Address, token and limits of a hub server."""
 
-    host: str = "127.0.0.1"
-    port: int = 0  # 0 takes a free one
+    address: ListenAddress = LOOPBACK
     token: str = ""  # empty: everybody may ask
     max_connections: int = MAX_CONNECTIONS
     tls: ssl.SSLContext | None = None
@@ -69,16 +69,17 @@ class HubServer:
         Raises:
             RuntimeError: it does not listen.
         """
-        host, port = self._listener.address
-        return f"http{'s' if self._options.tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+        address = self._options.address
+        host = address.host or "localhost"  # of a Unix socket
+        return f"http{'s' if self._options.tls else ''}://{join_host(host, self._listener.port)}"
 
     def start(self) -> None:
         """Listen.
 
         Raises:
-            OSError: the address is in use or does not belong to this host.
+            ListenFailed: says what is wrong with the address.
         """
-        self._listener.start(self._options.host, self._options.port, BACKLOG)
+        self._listener.start(self._options.address, BACKLOG)
 
     def stop(self) -> None:
         """Stop listening and abort running responses; harmless when repeated or never started."""
@@ -137,6 +138,7 @@ class HubServer:
 
     def _secured(self, connection: socket.socket) -> socket.socket:
         connection.settimeout(REQUEST_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = self._options.tls
         return connection if tls is None else tls.wrap_socket(connection, server_side=True)

@@ -24,6 +24,7 @@ from types import FrameType
 import grpc
 
 from common import logs
+from common.address import parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
@@ -232,7 +233,7 @@ class Updater:
         path.unlink(missing_ok=True)  # left by a killed updater: we hold the instance lock
         mask = os.umask(0o177)
         try:
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(unix_target(path))
             server.start()
         finally:
             os.umask(mask)
@@ -247,7 +248,7 @@ class Updater:
         if section.metrics_port < 0:
             yield
             return
-        endpoint = MetricsEndpoint(self._registry, section.metrics_host, section.metrics_port)
+        endpoint = MetricsEndpoint(self._registry, parse_address(section.metrics_host, section.metrics_port))
         endpoint.start()
         try:
             yield

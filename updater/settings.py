@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from common.address import Host
 from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
 from updater.core.rules import (
     Mode,
@@ -273,9 +274,9 @@ class UpdaterSection(Section):
     hub_min_bytes_a_second: Annotated[
         int, Field(ge=0, le=1 << 30, description="a download slower than this for a minute is cancelled and retried")
     ] = 16384
-    metrics_host: Annotated[
-        str, Field(min_length=1, max_length=253, description="address of the /metrics endpoint")
-    ] = "127.0.0.1"
+    metrics_host: Annotated[Host, Field(description="address of the /metrics endpoint, spelt as server.host")] = (
+        "127.0.0.1"
+    )
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of the /metrics endpoint; 0: any free port, -1: off")
     ] = 9096

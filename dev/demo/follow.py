@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from common.address import unix_target
 from common.paths import UPDATES_SOCKET, run_folder
 from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.demo_model import MODEL
@@ -40,7 +41,9 @@ class Operator:
     """Calls the updater; waits for it while it does not run."""
 
     def __init__(self, state: Path) -> None:
-        self._channel = grpc.insecure_channel(f"unix:{run_folder(state) / UPDATES_SOCKET}", options=RECONNECT_OPTIONS)
+        self._channel = grpc.insecure_channel(
+            unix_target(run_folder(state) / UPDATES_SOCKET), options=RECONNECT_OPTIONS
+        )
         self._stub = updates_pb2_grpc.UpdatesServiceStub(self._channel)
 
     def status(self) -> updates_pb2.ModelUpdates:

@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import grpc
 from google.protobuf import duration_pb2
 
+from common.address import unix_target
 from dev.harness.answers import Question
 from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2 as pb
@@ -31,7 +33,7 @@ class ControlClient:
     """Calls the control service about one model."""
 
     def __init__(self, socket_path: str, model: str = "shapes") -> None:
-        self.channel = grpc.insecure_channel(f"unix:{socket_path}", options=RECONNECT_OPTIONS)
+        self.channel = grpc.insecure_channel(unix_target(Path(socket_path)), options=RECONNECT_OPTIONS)
         self.stub = ControlServiceStub(self.channel)
         self.model = model
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import psutil
 
+from common.address import unix_target
 from common.bundle import Committed, read_committed
 from common.paths import CONTROL_SOCKET, UPDATES_SOCKET, run_folder
 from dev.harness.control import RECONNECT_OPTIONS, ControlClient
@@ -53,7 +54,7 @@ class Deployment:
         """A client of the operators' socket."""
         if self._updates is None:
             socket = run_folder(self.state) / UPDATES_SOCKET
-            self._updates = grpc.insecure_channel(f"unix:{socket}", options=RECONNECT_OPTIONS)
+            self._updates = grpc.insecure_channel(unix_target(socket), options=RECONNECT_OPTIONS)
         return UpdatesServiceStub(self._updates)
 
     def disconnect(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 
 from common import logs
+from common.address import ListenFailed, add_port, parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.engine_files import Task
@@ -83,7 +84,7 @@ class InferenceServer:
         """Serve until a stop is requested, then drain.
 
         Raises:
-            RuntimeError: a port is in use.
+            ListenFailed: says what is wrong with an address.
         """
         async with (
             self._serve_metrics() as metrics_port,
@@ -150,7 +151,7 @@ class InferenceServer:
             names = [*_public_services(), standard_services.HEALTH_SERVICE]
             handlers += standard_services.ReflectionApi(names).handlers()
         server.add_generic_rpc_handlers(tuple(handlers))
-        port = server.add_insecure_port(f"{section.host}:{section.port}")
+        port = add_port(server, parse_address(section.host, section.port))
         await server.start()
         try:
             yield server, port
@@ -178,15 +179,15 @@ class InferenceServer:
         server = grpc.aio.server(interceptors=[self._interceptor()], options=control_arguments())
         limits = compose.predict_rules(self._settings).inputs
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at)
-        server.add_generic_rpc_handlers((api.handlers(),))
+        server.add_generic_rpc_handlers((api.handlers(), standard_services.HealthApi(self._health).handlers()))
         mask = os.umask(0o177)
         try:
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(unix_target(path))
             await server.start()
         finally:
             os.umask(mask)
         try:
-            yield f"unix:{path}"
+            yield unix_target(path)
         finally:
             await server.stop(0.5)
 
@@ -198,11 +199,9 @@ class InferenceServer:
         if section.metrics_port < 0:
             yield -1
             return
-        endpoint = MetricsEndpoint(self._metrics.registry, section.metrics_host, section.metrics_port)
-        try:
-            endpoint.start()
-        except OSError as error:
-            raise RuntimeError(f"cannot listen on the metrics port: {error.strerror}") from error
+        address = parse_address(section.metrics_host, section.metrics_port)
+        endpoint = MetricsEndpoint(self._metrics.registry, address)
+        endpoint.start()
         try:
             yield endpoint.port
         finally:
@@ -293,7 +292,7 @@ def _serve(settings: ServerSettings, log: logs.Logger) -> int:
     except AlreadyRunning:
         log.error("server_refused", detail="another server uses this state_dir")
         return ExitCode.BUSY
-    except RuntimeError as error:
+    except ListenFailed as error:
         log.error("server_refused", detail=str(error))
         return ExitCode.BUSY
     return 0

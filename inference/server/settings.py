@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from common.address import Host
 from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
 from inference.server.api.texts import TextRule
 from inference.server.health import Overall
@@ -16,9 +17,11 @@ MIB = 1 << 20
 class ServerSection(Section):
     """`[server]`: addresses, admission limits, drain."""
 
-    host: Annotated[str, Field(min_length=1, max_length=253, description="address to listen on")] = DEFAULT_HOST
+    host: Annotated[Host, Field(description="address or name to listen on, or unix:PATH; :: listens on IPv4 too")] = (
+        DEFAULT_HOST
+    )
     port: Annotated[int, Field(ge=0, le=65535, description="gRPC port; 0 = any free port")] = DEFAULT_PORT
-    metrics_host: Annotated[str, Field(min_length=1, max_length=253, description="address of /metrics")] = "127.0.0.1"
+    metrics_host: Annotated[Host, Field(description="address of /metrics, spelt as host")] = "127.0.0.1"
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of /metrics; 0 = any free port, -1 = off")
     ] = 9095

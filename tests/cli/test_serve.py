@@ -62,7 +62,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(hotslot: Hotslot, tmp_path: P
         write_settings(tmp_path, port)
         ended = hotslot("serve")
     assert ended.code == 1
-    assert f"127.0.0.1:{port} is in use" in ended.err
+    assert f"cannot listen on 127.0.0.1:{port}: in use by" in ended.err
     assert "HOTSLOT_SERVER__PORT" in ended.err
 
 
@@ -75,7 +75,7 @@ def test_the_updater_s_port_is_checked_too(hotslot: Hotslot, tmp_path: Path) -> 
             file.write(f"[updater]\nmetrics_port = {port}\n")
         ended = hotslot("serve")
     assert ended.code == 1
-    assert f"127.0.0.1:{port} is in use" in ended.err
+    assert f"cannot listen on 127.0.0.1:{port}: in use by" in ended.err
     assert "HOTSLOT_UPDATER__METRICS_PORT" in ended.err
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.paths import CONTROL_SOCKET, MAX_SOCKET_PATH, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
+from common.address import MAX_SOCKET_PATH
+from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, make_run_folder, run_folder, socket_path
 from common.settings import SettingsInvalid
 
 

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from common.address import unix_target
 from common.paths import CONTROL_SOCKET
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
@@ -62,7 +63,7 @@ class ControlClient:
             check_stop: called while a load is in progress; raises to stop waiting for it.
         """
         self._socket = run_folder / CONTROL_SOCKET
-        self._channel = grpc.insecure_channel(f"unix:{self._socket.absolute()}", options=list(_OPTIONS))
+        self._channel = grpc.insecure_channel(unix_target(self._socket), options=list(_OPTIONS))
         self._stub = ControlServiceStub(self._channel)
         self._model = model
         self._check_stop = check_stop

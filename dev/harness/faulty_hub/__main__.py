@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.hub_serve import serve_until_stopped
 from cli.problems import CommandFailed
+from common.address import parse_address
 from dev.harness.faulty_hub.faults import FaultPlan, FaultUnknown, parse_faults
 from dev.harness.faulty_hub.hook import FaultHook
 from hubserver.server import HubServerOptions
@@ -35,7 +36,9 @@ def main() -> int:
         parser.error(f"--fault: {error}")
     try:
         serve_until_stopped(
-            given.folder, HubServerOptions(given.host, given.port), FaultHook(plan, allows_http=given.allow_faults)
+            given.folder,
+            HubServerOptions(parse_address(given.host, given.port)),
+            FaultHook(plan, allows_http=given.allow_faults),
         )
     except CommandFailed as error:
         sys.stderr.write(f"{error}\n")
