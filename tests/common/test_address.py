@@ -75,10 +75,8 @@ def grpc_server(address: ListenAddress) -> Iterator[int]:
 def answers(target: str) -> bool:
     """Whether a gRPC server answers there."""
     with grpc.insecure_channel(target) as channel:
-        return (
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_SECONDS).status
-            == 1
-        )
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_SECONDS)
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @pytest.mark.parametrize(
