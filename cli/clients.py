@@ -8,6 +8,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from cli.healthcheck import to_target
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, read_settings, state_folder
 from common.address import unix_target
@@ -34,14 +35,14 @@ def connection(address: str, timeout_seconds: float) -> Iterator[grpc.Channel]:
     """Open a channel; a failed call inside the block is raised as `CommandFailed`.
 
     Args:
-        address: host and port, or unix:///path.
+        address: host and port, :PORT of this machine, or unix:///path.
         timeout_seconds: of the calls, for the error message.
 
     Raises:
         CommandFailed: a call failed.
     """
     # HTTP proxies of the environment are ignored: the server is usually on this machine.
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(to_target(address), options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             yield channel
         except grpc.RpcError as error:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 
 import grpc
 
@@ -18,7 +19,7 @@ usage: hotslot healthcheck -addr HOST:PORT [flags]
 
 Checks the health of a gRPC server once (grpc.health.v1), with the flags and exit codes of grpc_health_probe.
 
-  -addr HOST:PORT        where the server listens; also unix:///path (required)
+  -addr HOST:PORT        where the server listens; :PORT is this machine; also unix:///path (required)
   -service NAME          a service, a model, or "liveness" (default "": all models are ready)
   -connect-timeout 1s    limit of connecting; for example 250ms, 1.5s, 1m
   -rpc-timeout 1s        limit of the call
@@ -26,6 +27,7 @@ Checks the health of a gRPC server once (grpc.health.v1), with the flags and exi
   -user-agent NAME       (default "hotslot-healthcheck")
   -gzip                  compress the request
   -v                     print each step
+  -version               print the version
   -tls                   use TLS; the flags below need it
   -tls-ca-cert FILE      trusted certificates (default: those that come with gRPC)
   -tls-client-cert FILE  certificate to show; needs -tls-client-key
@@ -44,9 +46,22 @@ _DURATIONS = ("connect-timeout", "rpc-timeout")
 _SWITCHES = ("v", "gzip", "tls", "tls-no-verify")
 _HEADER = "rpc-header"
 _UNSUPPORTED = ("alts", "spiffe")
-_TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
+_TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+_PASSTHROUGH = "passthrough:///"
+_BRACKETED = re.compile(r"\[([^\]:]*)\](:.*)")
+
+
+def to_target(address: str) -> str:
+    """GRPC's target for an address as Go takes it: ":50051" is this machine, brackets may enclose any host."""
+    address = address.removeprefix(_PASSTHROUGH)
+    bracketed = _BRACKETED.fullmatch(address)
+    if bracketed:
+        return bracketed[1] + bracketed[2]
+    return f"localhost{address}" if address.startswith(":") else address
 
 
 class FlagsWrong(ValueError):
@@ -55,6 +70,10 @@ class FlagsWrong(ValueError):
 
 class HelpWanted(Exception):
     """The command line asks for the usage."""
+
+
+class VersionWanted(Exception):
+    """The command line asks for the version."""
 
 
 @dataclass(slots=True)
@@ -86,10 +105,11 @@ def parse_flags(arguments: Sequence[str]) -> ProbeFlags:
     Raises:
         FlagsWrong: a flag is unknown, lacks its value, or contradicts another.
         HelpWanted: it has -h or -help.
+        VersionWanted: it has -version.
     """
     flags = ProbeFlags()
     words = list(arguments)
-    while words:
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):  # as in Go, the rest is ignored
         name, value = _split(words.pop(0))
         if name in _SWITCHES:
             _set(flags, name, _switch(name, value))
@@ -114,18 +134,23 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: it is malformed.
     """
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    sign, bare = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    parts = _PART.findall(bare)
+    if bare == "0":
+        return 0.0
+    if not parts or "".join(number + unit for number, unit in parts) != bare:
         raise ValueError(text)
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return sign * sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
 
 
 def _split(word: str) -> tuple[str, str | None]:
-    if not word.startswith("-") or word in ("-", "--"):
-        raise FlagsWrong(f"unexpected argument {word!r}; flags begin with a dash")
     name, found, value = word.removeprefix("-").removeprefix("-").partition("=")
+    if not name or name.startswith("-"):
+        raise FlagsWrong(f"bad flag syntax: {word}")
     if name in ("h", "help"):
         raise HelpWanted
+    if name == "version":
+        raise VersionWanted
     return name, value if found else None
 
 
@@ -134,9 +159,9 @@ def _set(flags: ProbeFlags, name: str, value: str | float | bool) -> None:  # no
 
 
 def _switch(name: str, value: str | None) -> bool:
-    if value is None or value.lower() in _TRUE:
+    if value is None or value in _TRUE:
         return True
-    if value.lower() in _FALSE:
+    if value in _FALSE:
         return False
     raise FlagsWrong(f"invalid boolean value {value!r} for -{name}")
 
@@ -198,6 +223,9 @@ def check(arguments: Sequence[str]) -> int:
         credentials = _credentials(flags)
     except HelpWanted:
         _print(USAGE)
+        return SERVING
+    except VersionWanted:
+        _print(metadata.version("hotslot"))
         return SERVING
     except FlagsWrong as error:
         _print(f"error: {error}")
@@ -273,8 +301,8 @@ def _channel(flags: ProbeFlags, credentials: grpc.ChannelCredentials | None) -> 
     if flags.tls_server_name:
         options.append(("grpc.ssl_target_name_override", flags.tls_server_name))
     if credentials is None:
-        return grpc.insecure_channel(flags.address, options=options)
-    return grpc.secure_channel(flags.address, credentials, options=options)
+        return grpc.insecure_channel(to_target(flags.address), options=options)
+    return grpc.secure_channel(to_target(flags.address), credentials, options=options)
 
 
 def _credentials(flags: ProbeFlags) -> grpc.ChannelCredentials | None:

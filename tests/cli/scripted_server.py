@@ -24,7 +24,7 @@ REFUSALS: dict[str, errors.HotslotError] = {
 class ScriptedServer:
     """The server, its address, and the requests that it has received."""
 
-    def __init__(self, *, has_services: bool = True) -> None:
+    def __init__(self, *, has_services: bool = True, addresses: tuple[str, ...] = ("127.0.0.1:0",)) -> None:
         """Listen on a free port of this machine."""
         self.requests: list[entailment_pb2.PredictRequest] = []
         self.models = status_pb2.ListModelsResponse(models=[model_with_trial()])
@@ -35,7 +35,8 @@ class ScriptedServer:
             entailment_pb2_grpc.add_EntailmentServiceServicer_to_server(_Entailment(self), self._server)
             status_pb2_grpc.add_StatusServiceServicer_to_server(_Status(self), self._server)
             health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        ports = [self._server.add_insecure_port(address) for address in addresses]
+        self.address = f"127.0.0.1:{ports[0]}"
         self._server.start()
 
     def stop(self) -> None:

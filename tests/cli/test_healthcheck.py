@@ -1,13 +1,24 @@
 """`hotslot healthcheck` has the flags, messages and exit codes of grpc_health_probe."""
 
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from grpc_health.v1 import health_pb2
 
-from cli.healthcheck import FlagsWrong, decode_response, encode_request, parse_duration, parse_flags
+from cli.healthcheck import (
+    CONNECT_FAILED,
+    FlagsWrong,
+    check,
+    decode_response,
+    encode_request,
+    parse_duration,
+    parse_flags,
+)
 from cli.settings import PROJECT_FOLDER
+from tests.cli.probe_table import DIFFERENT, PROBE
 from tests.cli.scripted_server import ScriptedServer
 
 UNUSED = "127.0.0.1:1"
@@ -126,7 +137,6 @@ def test_durations_have_the_syntax_of_go(text: str, seconds: float) -> None:
         ("-addr a -tls -tls-client-cert f", "together"),
         ("-addr a -rpc-header x", "expected 'name: value'"),
         ("-addr a -v=perhaps", "invalid boolean value"),
-        ("-addr a b", "unexpected argument 'b'"),
         ("-addr a -spiffe", "not supported"),
     ],
 )
@@ -147,3 +157,25 @@ def test_flags_have_the_syntax_of_go() -> None:
         flags.tls_server_name,
         flags.verbose,
     ) == ("a:1", "s", False, True, "n", True)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    """Values of the table's placeholders: a server on IPv4, IPv6 and a Unix socket."""
+    folder = tmp_path_factory.mktemp("probe")
+    server = ScriptedServer(addresses=("[::]:0", f"unix:{folder / 'a.sock'}"))
+    with socket.create_server(("127.0.0.1", 0)) as freed:
+        free = freed.getsockname()[1]
+    port = server.address.rpartition(":")[2]
+    yield {"port": port, "unix": folder / "a.sock", "free": free, "missing": folder / "missing"}
+    server.stop()
+
+
+@pytest.mark.parametrize("line", PROBE)
+def test_the_real_probe_and_ours_agree(places: dict[str, object], line: str) -> None:
+    """On the exit code of every command line, but for those that differ on purpose."""
+    flags = line.format(**places).split()
+    expected = DIFFERENT.get(line, PROBE[line])
+    limits = ["-connect-timeout=100ms"] if expected == CONNECT_FAILED and "timeout" not in line else []
+
+    assert check([*limits, *flags]) == expected
