@@ -88,6 +88,8 @@ class SettingsFile(BaseSettings):
     server: Any = None
     runner: Any = None
     health: Any = None
+    scheduling: Any = None
+    callers: Any = None
     updater: Any = None
     watchdog: Any = None
 

@@ -20,10 +20,11 @@ from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
-from inference.server.request import EntailmentInput
+from inference.server.request import EntailmentInput, Priority
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.callers import CallerRules, Callers
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
 
@@ -53,6 +54,20 @@ def list_engines(settings: ServerSettings) -> Mapping[str, Task]:
     """The engines that the runners can load, with their task; a configured extra engine serves entailment."""
     built_in = {files.engine: files.task for files in ENGINES}
     return {**built_in, **dict.fromkeys(settings.runner.extra_engines, Task.VISUAL_ENTAILMENT)}
+
+
+def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
+    """Finds the caller of each call, with its configured rights."""
+    rules = [
+        CallerRules(
+            caller.name,
+            None if caller.priority == "auto" else Priority[caller.priority.upper()],
+            caller.weight,
+            caller.rows_per_second,
+        )
+        for caller in settings.callers
+    ]
+    return Callers(rules, settings.scheduling.caller_metadata_key, clock.monotonic())
 
 
 def predict_rules(settings: ServerSettings) -> PredictRules:
@@ -125,6 +140,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         emit=shared.emit,
         drain=shared.drain,
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
+        interactive_share=settings.scheduling.interactive_share,
         limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor, runner.prepare_timeout_seconds),
         threads=runner.threads,
         max_call_rows=runner.max_call_rows,

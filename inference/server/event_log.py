@@ -42,6 +42,8 @@ class EventLogger:
             self._log.info(fields.pop("change"), **fields)
         elif isinstance(event, events.RequestHandedOver):
             self._log.warning("request_handed_over", **asdict(event))
+        elif isinstance(event, events.OverloadChanged):
+            self._log.warning("overload_begun" if event.is_overloaded else "overload_ended", model=event.model)
         elif isinstance(event, events.CpuFallbackChanged):
             fields = asdict(event)
             name = fields.pop("change")

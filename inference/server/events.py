@@ -112,6 +112,14 @@ class RequestHandedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class OverloadChanged:
+    """A model is offered more than it serves, for long, so that its queue is kept short; or no longer."""
+
+    model: str
+    is_overloaded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CpuFallbackChanged:
     """A CPU fallback has begun, succeeded, failed, was kept at start, or has ended."""
 
@@ -131,6 +139,7 @@ Event = (
     | SlotChanged
     | SwapDone
     | RequestHandedOver
+    | OverloadChanged
     | CpuFallbackChanged
 )
 Emit = Callable[[Event], None]

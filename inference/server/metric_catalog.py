@@ -77,6 +77,12 @@ WAITING_ROWS = gauge(
     "priority",
     use="The work that waits; times the seconds of a row it is the wait.",
 )
+OVERLOADED = gauge(
+    "hotslot_overloaded",
+    "1 while a model is offered more than it serves, so that its queue is kept short, else 0.",
+    "model",
+    use="Alert if it lasts: items are refused. The log has overload_begun and overload_ended.",
+)
 HELD_BYTES = gauge(
     "hotslot_held_bytes",
     "Memory of requests that are received, waiting or running.",
@@ -229,7 +235,8 @@ LOG_LINES_DROPPED = counter(
 
 _METRICS: tuple[MetricSpec, ...] = (
     *(CALLS_STARTED, CALLS_HANDLED, MESSAGES_RECEIVED, MESSAGES_SENT, CALL_SECONDS),
-    *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, HELD_BYTES, MAX_HELD_BYTES),
+    *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, OVERLOADED),
+    *(HELD_BYTES, MAX_HELD_BYTES),
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),

@@ -62,7 +62,7 @@ class EventMetrics:
             self._swaps.labels(event.model, event.change).inc()
         elif isinstance(event, events.CpuFallbackChanged):
             self._cpu_fallback_changed(event)
-        else:
+        elif isinstance(event, events.RequestHandedOver):
             self._handovers.labels(event.model, event.revision, event.reason).inc()
 
     def _series(self, event: events.CallStarted | events.CallEnded) -> "_CallSeries":

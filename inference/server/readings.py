@@ -48,15 +48,18 @@ class ServerReader:
         unanswered: Values = {}
         requests: Values = {}
         rows: Values = {}
+        overloaded: Values = {}
         for manager in self.models.all():
             model = manager.options.model
             unanswered[(model,)] = float(manager.requests.waiting)
+            overloaded[(model,)] = float(manager.requests.intake.admission.overload.is_overloaded)
             for priority, depth in manager.read_queue().items():
                 requests[model, priority], rows[model, priority] = float(depth.requests), float(depth.rows)
         return [
             Reading(catalog.UNANSWERED_REQUESTS, unanswered),
             Reading(catalog.WAITING_REQUESTS, requests),
             Reading(catalog.WAITING_ROWS, rows),
+            Reading(catalog.OVERLOADED, overloaded),
             Reading(catalog.HELD_BYTES, {(): float(self.models.count_held_bytes())}),
             Reading(catalog.MAX_HELD_BYTES, {(): float(self.max_held_bytes)}),
         ]

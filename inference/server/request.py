@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Protocol
 
 from common.errors import HotslotError
@@ -35,6 +36,26 @@ class EntailmentInput:
 Payload = EntailmentInput  # the input types of all tasks
 RELEASED = EntailmentInput(image=b"", statements=(), premise="")  # the payload of a request that is done
 Outcome = tuple[EntailmentScores, ...]  # one per row
+
+
+class Priority(IntEnum):
+    """The class of a request; the lower number is computed first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Requests that are served in order: all unary calls of a caller, or the items of one stream."""
+
+    priority: Priority
+    caller: str
+    weight: float = 1.0  # of the caller
+    stream: int = 0  # number of the stream; 0 for unary calls
+
+
+INTERNAL = Flow(Priority.INTERACTIVE, "")  # self-tests and probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +123,8 @@ class PendingRequest:
     id: int = field(default_factory=_request_ids.__next__)
     deaths: int = 0  # runners that ended while computing it
     interruptions: int = 0  # runners that ended while they held it
-    priority: int = 0  # 0: interactive, 1: bulk
+    flow: Flow = INTERNAL
+    is_unsent_item: bool = False  # a stream item that no runner was sent yet
     alone: bool = False  # must be computed while the runner holds nothing else
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
     revision: str = ""  # of the load that it was last given to
@@ -123,6 +145,11 @@ class PendingRequest:
         self.rows, self.size_bytes = self.payload.rows, self.payload.size_bytes
 
     @property
+    def priority(self) -> Priority:
+        """The class of its flow."""
+        return self.flow.priority
+
+    @property
     def is_done(self) -> bool:
         """Whether the outcome is set or cancelled."""
         return self.outcome.done()
@@ -131,6 +158,11 @@ class PendingRequest:
     def can_hand_over(self) -> bool:
         """Whether another slot answers if the trial fails it."""
         return self.handover_at is not None
+
+    @property
+    def time_limit(self) -> float:
+        """clock.monotonic() until which its slot may use it: the handover, or its deadline."""
+        return self.deadline if self.handover_at is None else self.handover_at
 
     def is_handover_due(self, now: float) -> bool:
         """Whether the trial has had the request for as long as it may."""

@@ -68,6 +68,7 @@ class InferenceServer:
         self.models: Models = compose.build_models(
             settings, clock, self._emit, self._drain, self._warn_of_fallback_file
         )
+        self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)
         self._health = HealthRegistry(self._health_names())
         self._given_up: set[str] = set()  # models
@@ -218,7 +219,7 @@ class InferenceServer:
         )
 
     def _interceptor(self) -> CallInterceptor:
-        return CallInterceptor(self._clock, self._emit, self._log_crash)
+        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers)
 
     def _log_crash(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)

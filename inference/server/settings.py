@@ -4,7 +4,7 @@ import socket
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.address import Host
 from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
@@ -12,6 +12,7 @@ from inference.server.api.texts import TextRule
 from inference.server.health import Overall
 
 MIB = 1 << 20
+MAX_NAME_CHARS = 128
 
 
 class ServerSection(Section):
@@ -82,8 +83,8 @@ class ServerSection(Section):
         ),
     ] = TextRule.AS_SEEN
     max_waiting_requests: Annotated[
-        int, Field(ge=1, le=100_000, description="largest number of accepted, unanswered requests per model")
-    ] = 256
+        int, Field(ge=1, le=1_000_000, description="largest number of accepted, unanswered requests per model")
+    ] = 10_000
     max_waiting_bytes: Annotated[
         int,
         Field(
@@ -200,12 +201,61 @@ class HealthSection(Section):
     ] = Overall.ALL
 
 
+class SchedulingSection(Section):
+    """`[scheduling]`: who shares device time with whom."""
+
+    caller_metadata_key: Annotated[
+        str,
+        Field(
+            pattern=r"^([a-z0-9_.-]{1,64})?$",
+            description="metadata key whose value names the caller, set by a proxy; empty: each connection is a caller",
+        ),
+    ] = ""
+    interactive_share: Annotated[
+        float,
+        Field(
+            ge=0.05, le=0.95, description="share of the rows that interactive requests are sure of while bulk ones wait"
+        ),
+    ] = 0.5
+
+
+class CallerSection(Section):
+    """One `[[callers]]` table: the rights of a caller; others have the defaults."""
+
+    name: Annotated[
+        str, Field(min_length=1, max_length=MAX_NAME_CHARS, description="name of the caller, see caller_metadata_key")
+    ]
+    priority: Annotated[
+        Literal["auto", "interactive", "bulk"],
+        Field(description="priority of its requests; auto: unary calls are interactive, stream items are bulk"),
+    ] = "auto"
+    weight: Annotated[
+        float, Field(ge=0.01, le=100, description="share of device time, relative to callers of the same priority")
+    ] = 1.0
+    rows_per_second: Annotated[
+        float, Field(ge=0, le=1e6, description="quota of statements per second; 0 = no quota")
+    ] = 0.0
+
+
 class ServerSettings(SettingsFile):
     """All settings of the server process."""
 
     server: ServerSection = ServerSection()
     health: HealthSection = HealthSection()
     runner: RunnerSection = RunnerSection()
+    scheduling: SchedulingSection = SchedulingSection()
+    callers: Annotated[
+        tuple[CallerSection, ...], Field(max_length=1000, description="callers with rights of their own")
+    ] = ()
+
+    @field_validator("callers")
+    @classmethod
+    def _check_callers(cls, value: tuple[CallerSection, ...]) -> tuple[CallerSection, ...]:
+        names = [caller.name for caller in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two callers are named {name!r}")
+        return value
 
     @property
     def node_name(self) -> str:

@@ -33,9 +33,11 @@ from inference.server.model.pair import (
     SlotState,
 )
 from inference.server.model.policy import DeviceRules, RespawnRules, ShortageAction, SlotRules
-from inference.server.model.requests import choose_handover_slot, choose_route
+from inference.server.model.requests import Demand, choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
+from inference.server.request import INTERNAL
+from inference.server.scheduling.workload import Estimate
 
 CARD = "cuda:0"
 NOW, LATER = 1.0, 10.0  # every event is now; whatever is due is due later, until the explorer lets it be due
@@ -286,10 +288,12 @@ class Explorer:
 
     def ask(self, world: World, seconds: float) -> World:
         """A request is routed."""
-        cost = SimpleNamespace(row_seconds=0.01)
-        dispatcher = SimpleNamespace(limit_of=lambda _: 2.0, cost=cost, expected_seconds=lambda _: 0.1)
+        estimate = Estimate(own=0.05, shared_call=0.05)
+        dispatcher = SimpleNamespace(
+            limit_of=lambda _: 2.0, cost=SimpleNamespace(is_known=True), estimate=lambda *_: estimate
+        )
         slots: Any = {name: SimpleNamespace(dispatcher=dispatcher) for name in SLOTS}
-        decision = choose_route(world.pair, slots, 1, NOW, NOW + seconds)
+        decision = choose_route(world.pair, slots, Demand(1, INTERNAL, NOW + seconds), NOW)
         if decision is None or world.pair[decision.slot].load is None:
             return world
         role = world.pair.role_of(decision.slot)

@@ -236,6 +236,7 @@ class World:
             "emit": self.events.append,
             "drain": self.drain,
             "capacity": Capacity(max_requests=8, max_bytes=1000),
+            "interactive_share": 0.5,
             "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0, prepare_timeout_seconds=10.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),
             "standby": True,

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 import pytest
 
 from hotslot.runner.v1 import runner_pb2
-from inference.server.request import EntailmentInput, Failure, PendingRequest
-from inference.server.scheduling.dispatcher import (
+from inference.call_cost import CallCost
+from inference.server.request import EntailmentInput, Failure, Flow, PendingRequest, Priority
+from inference.server.scheduling.dispatcher import Computed, Dispatcher
+from inference.server.scheduling.in_flight import (
     MAX_IN_FLIGHT_BYTES,
     MAX_INTERRUPTIONS,
     MAX_WINDOW_CALLS,
     WINDOW_CALLS,
     WINDOW_GROWTH,
-    Computed,
-    Dispatcher,
     InFlight,
     adapt_window,
+    limit_window,
     may_send,
 )
 from inference.server.scheduling.limits import LimitRules
@@ -28,11 +29,13 @@ from tests.server.simulator import ManualClock
 CALL_ROWS = 4
 
 
-def request(rows: int = 1, *, priority: int = 0, size: int = 0, alone: bool = False) -> PendingRequest:
+def request(
+    rows: int = 1, *, priority: int = 0, seconds: float = math.inf, size: int = 0, alone: bool = False
+) -> PendingRequest:
     """A request that nothing has answered."""
     payload = EntailmentInput(bytes(size), ("",) * rows, "")
     outcome = asyncio.get_running_loop().create_future()
-    return PendingRequest(payload, 0.0, math.inf, outcome, priority=priority, alone=alone)
+    return PendingRequest(payload, 0.0, seconds, outcome, flow=Flow(Priority(priority), ""), alone=alone)
 
 
 def holding(*requests: PendingRequest) -> InFlight:
@@ -155,6 +158,9 @@ class Log:
         """Keep it."""
         self.events.append("busy")
 
+    def on_sent(self, request: PendingRequest) -> None:
+        """Ignore it."""
+
     def on_answer(self, request: PendingRequest, computed: Computed) -> None:
         """Keep it."""
         del request, computed
@@ -236,3 +242,35 @@ async def test_the_runner_tells_how_many_rows_a_call_takes(log: Log) -> None:
     await asyncio.sleep(0)
     assert len(log.sent) == 2
     assert dispatcher.queue.take_all()
+
+
+async def test_rows_of_a_long_device_call_are_sent_shortly_before_it() -> None:
+    """While a call of two seconds runs, the next ones can still be overtaken in the queue."""
+    held, cost = holding(request(CALL_ROWS)), CallCost(0.5)
+    assert limit_window(WINDOW_CALLS, held.work(0.5), cost, CALL_ROWS) == 1.0
+    assert limit_window(WINDOW_CALLS, held.work(1.5), cost, CALL_ROWS) == WINDOW_CALLS
+    assert limit_window(WINDOW_CALLS, held.work(0.0), CallCost(0.01), CALL_ROWS) == WINDOW_CALLS
+    assert limit_window(3.0, held.work(0.5), cost, CALL_ROWS) == 3.0, "sending and preparing takes longer"
+
+
+async def test_what_can_no_longer_be_answered_in_time_is_not_sent(log: Log) -> None:
+    """It fails when its turn comes; those behind it are sent."""
+    dispatcher = await open_dispatcher(log)
+    now = ManualClock().seconds
+    for one in (request(4, seconds=now + 0.03), request(4, seconds=now + 0.05)):
+        dispatcher.submit(one)
+    await asyncio.sleep(0)
+    assert log.events == ["DEADLINE_EXPIRED", "busy"]
+    assert [item.seconds_left for item in log.sent] == pytest.approx([0.05])
+
+
+async def test_a_request_that_is_done_leaves_the_queue(log: Log) -> None:
+    """It is no work that others would wait for."""
+    dispatcher = await open_dispatcher(log)
+    waiting = [request(8, priority=1) for _ in range(3)]
+    for one in waiting:
+        dispatcher.submit(one)
+    await asyncio.sleep(0)
+    assert dispatcher.estimate(waiting[0].flow, 1).queued == pytest.approx(0.16)
+    dispatcher.forget(waiting[1])
+    assert dispatcher.estimate(waiting[0].flow, 1).queued == pytest.approx(0.08)

@@ -11,7 +11,7 @@ import pytest
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
 from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.entailment import EntailmentApi, EntailmentStream, PredictRules
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.model.models import Models
 from tests.server.simulator import World
@@ -26,7 +26,7 @@ def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on a simulated model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
     api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain)
-    return asyncio.create_task(ItemStream(caller.context, api, rules.stream, world.drain).run())
+    return asyncio.create_task(ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain).run())
 
 
 @pytest.mark.fault("L4")
@@ -58,7 +58,7 @@ async def test_a_cancelled_request_drops_its_payload(tmp_path: Path) -> None:
         world.manager.requests.cancel(request)
 
     assert {request.payload.size_bytes for request in (computed, *waiting)} == {0}
-    assert world.manager.requests.admission.size_bytes == 0
+    assert world.manager.requests.intake.admission.size_bytes == 0
 
 
 @pytest.mark.fault("L24")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -17,7 +17,7 @@ from dev.harness.waiting import eventually
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.status.v1 import status_pb2
 from tests.stack.fixtures import MakeStack
-from tests.stack.refusal import refusal_of, status_refusal
+from tests.stack.refusal import refusal_of
 from tests.stack.wire import one_item, results_of
 
 LONG_SECONDS = 50.0
@@ -179,28 +179,25 @@ def test_a_stream_continues_over_a_swap(stack: Stack) -> None:
     assert results_of(call) == []
 
 
-def test_an_admission_refusal_is_the_outcome_of_an_item(make_stack: MakeStack) -> None:
-    """With a retry delay; the stream continues."""
+def test_a_stream_is_held_back_where_a_unary_call_is_refused(make_stack: MakeStack) -> None:
+    """The refusal says when to come back; every item of the stream is answered."""
     stack = make_stack(server={"max_waiting_requests": 8})
     messages: queue.Queue[Any] = queue.Queue()
     call = stack.entailment.StreamPredict(iter(messages.get, None), timeout=LONG_SECONDS)
-    messages.put(batch({"busy": question("!slow 1.5"), **{str(number): question() for number in range(11)}}))
+    asked = {"busy": question("!slow 1.5"), **{str(number): question() for number in range(11)}}
+    messages.put(batch(asked))
+    eventually(lambda: value_of(stack, "hotslot_unanswered_requests") >= 8, what="the items are accepted")
 
-    refused = next(call).results
     with pytest.raises(grpc.RpcError) as error:
         stack.predict(question())
-    unary = refusal_of(error.value)
     messages.put(None)
-    rest = results_of(call)
 
-    assert (unary.brief, unary.retry_seconds) == (("RESOURCE_EXHAUSTED", "QUEUE_FULL", ()), 0.5)
-    pushback: Any = error.value
-    assert dict(pushback.trailing_metadata())["grpc-retry-pushback-ms"] == "500"
-    results = [*refused, *rest]
-    failed = [status_refusal(result.error) for result in results if result.WhichOneof("outcome") == "error"]
-    assert len(results) == 12
-    assert {refusal.reason for refusal in failed} == {"QUEUE_FULL"}
-    assert len(failed) == 4
+    refusal, pushback = refusal_of(error.value), cast("Any", error.value).trailing_metadata()
+    assert refusal.brief == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", ())
+    assert refusal.retry_seconds is not None
+    assert 0 < refusal.retry_seconds < 5
+    assert int(dict(pushback)["grpc-retry-pushback-ms"]) == pytest.approx(1000 * refusal.retry_seconds, abs=1)
+    assert_right(stack, asked, results_of(call))
 
 
 def wait_still(count: Callable[[], int]) -> int:

@@ -17,6 +17,7 @@ from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.stream import StreamRules
 from inference.server.compose import SELF_TEST
 from inference.server.model.models import Models
+from inference.server.scheduling.callers import Callers
 from tests.call_trace import Visits
 from tests.server.simulator import World
 
@@ -29,7 +30,7 @@ async def list_server_files(state: Path) -> list[str]:
     models = Models([world.manager])
     rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
     api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain)
-    interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None)
+    interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None, Callers((), "", 0.0))
     request = entailment_pb2.PredictRequest(statements=SELF_TEST.statements)
     request.image.content = bytes(SELF_TEST.image)
     details: Any = SimpleNamespace(method=METHOD, invocation_metadata=())

@@ -1,5 +1,6 @@
 """EntailmentService: judges statements about a picture, one request a call or in a stream."""
 
+import itertools
 from dataclasses import dataclass
 
 import grpc
@@ -16,7 +17,10 @@ from inference.server.items import IncomingItem
 from inference.server.model.models import Models
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain
+from inference.server.scheduling.callers import Source, unary_source
+from inference.server.scheduling.turns import Reader, TurnGate
 
+_stream_numbers = itertools.count(1)
 SERVICE = entailment_pb2.DESCRIPTOR.services_by_name["EntailmentService"].full_name
 
 
@@ -61,7 +65,8 @@ class EntailmentApi:
         """
         with IncomingItem(self._emit) as item:
             request = convert.parse_request(raw)
-            pending = self._begin(item, request, context.time_remaining())
+            source = unary_source(current_call.get().caller)
+            pending = self._begin(item, request, context.time_remaining(), source)
         try:
             prediction = await pending.outcome
         finally:
@@ -77,9 +82,16 @@ class EntailmentApi:
         Raises:
             NotReady: the server is draining.
         """
-        await ItemStream(context, self, self._rules.stream, self._drain).run()
+        await ItemStream(context, EntailmentStream(self), self._rules.stream, self._drain).run()
 
-    # The StreamTask interface.
+    # For streams.
+
+    def find_turns(self, model: str) -> TurnGate | None:
+        """Where the streams of a model wait for their turns; None if there is no such model."""
+        try:
+            return self._models.find_for_call(model, Task.VISUAL_ENTAILMENT).requests.intake.turns
+        except HotslotError:
+            return None
 
     def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
         """Parse a stream message into item ids and requests."""
@@ -91,18 +103,80 @@ class EntailmentApi:
         item_id: str,
         request: convert.ParsedRequest,
         deadline_seconds: float | None,
+        source: Source,
         *,
         is_duplicate: bool,
     ) -> PendingRequest:
         """Accept one item."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self._begin(item, request, deadline_seconds)
+            return self._begin(item, request, deadline_seconds, source)
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
         for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
             manager.requests.cancel(pending, has_expired=has_expired)
+
+    # Helpers.
+
+    def _begin(
+        self, item: IncomingItem, request: convert.ParsedRequest, left: float | None, source: Source
+    ) -> PendingRequest:
+        manager = self._models.find_for_call(request.fields.model, Task.VISUAL_ENTAILMENT)
+        item.model = manager.options.model
+        payload = convert.check_request(request, self._rules.inputs)
+        limit = self._rules.max_deadline_seconds
+        seconds = limit if left is None else min(left, limit)
+        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source)
+
+
+class EntailmentStream:
+    """The task of one stream: its items are a flow of its caller, and it reads them in turn."""
+
+    def __init__(self, api: EntailmentApi) -> None:
+        caller = current_call.get().caller
+        self._api = api
+        self._source = Source(caller, caller.stream_flow(next(_stream_numbers)))
+        self._reader = Reader(caller, self._source.flow)
+        self._turns = api.find_turns("")  # of the model that its latest message named
+
+    async def wait_turn(self, *, is_free: bool) -> None:
+        """Wait until it may read its next message."""
+        if self._turns is not None:
+            await self._turns.wait(self._reader, is_free=is_free)
+
+    def skip_turn(self) -> None:
+        """Let it read at once."""
+        if self._turns is not None:
+            self._turns.skip(self._reader)
+
+    def leave(self) -> None:
+        """Forget that it waits: it has ended."""
+        if self._turns is not None:
+            self._turns.leave(self._reader)
+
+    def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
+        """Parse a message, and charge its rows to the stream."""
+        items = self._api.parse_items(raw)
+        if self._turns is not None:
+            self._turns.on_read(self._reader, sum(max(1, len(request.fields.statements)) for _, request in items))
+        self._turns = self._api.find_turns(items[0][1].fields.model) or self._turns
+        return items
+
+    def begin(
+        self,
+        item_id: str,
+        request: convert.ParsedRequest,
+        deadline_seconds: float | None,
+        *,
+        is_duplicate: bool,
+    ) -> PendingRequest:
+        """Accept one item."""
+        return self._api.begin(item_id, request, deadline_seconds, self._source, is_duplicate=is_duplicate)
+
+    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
+        """Cancel a request whose caller is gone."""
+        self._api.cancel_request(pending, has_expired=has_expired)
 
     def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
         """Convert the outcome of one item."""
@@ -113,16 +187,6 @@ class EntailmentApi:
     def build_response(self, results: list[entailment_pb2.StreamResult]) -> entailment_pb2.StreamPredictResponse:
         """Combine outcomes into one message."""
         return entailment_pb2.StreamPredictResponse(results=results)
-
-    # Helpers.
-
-    def _begin(self, item: IncomingItem, request: convert.ParsedRequest, left: float | None) -> PendingRequest:
-        manager = self._models.find_for_call(request.fields.model, Task.VISUAL_ENTAILMENT)
-        item.model = manager.options.model
-        payload = convert.check_request(request, self._rules.inputs)
-        limit = self._rules.max_deadline_seconds
-        seconds = limit if left is None else min(left, limit)
-        return manager.requests.predict(payload, self._clock.monotonic() + seconds)
 
 
 def _note_fields(

@@ -13,6 +13,7 @@ import grpc
 from common import errors
 from common.clock import Clock
 from inference.server.events import CallEnded, CallStarted, Emit
+from inference.server.scheduling.callers import UNNAMED, Caller, Callers
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
@@ -46,6 +47,7 @@ class Call:
     received: int = 0
     sent: int = 0
     reason: str = ""
+    caller: Caller = UNNAMED.caller
     details: list[Any] = field(default_factory=list)  # further messages for the details of an error status
     fields: dict[str, object] = field(default_factory=dict)  # log fields set by the handler
 
@@ -56,8 +58,11 @@ current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_cal
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handler of each method once, on its first call."""
 
-    def __init__(self, clock: Clock, emit: Emit, report: Callable[[str, BaseException], None]) -> None:
+    def __init__(
+        self, clock: Clock, emit: Emit, report: Callable[[str, BaseException], None], callers: Callers
+    ) -> None:
         self._clock = clock
+        self._callers = callers
         self._emit = emit
         self._report = report
         self._wrapped: dict[str, Handler] = {}
@@ -123,7 +128,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, context: Context, service: str, method: str, kind: str) -> Call:
         request_id = traceparent = ""
-        for key, value in context.invocation_metadata() or ():
+        metadata = context.invocation_metadata() or ()
+        for key, value in metadata:
             if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_FORM.fullmatch(value):
                 request_id = value
             elif key == TRACEPARENT and isinstance(value, str) and _TRACEPARENT_FORM.fullmatch(value):
@@ -131,7 +137,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
-        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout)
+        caller = self._callers.find(metadata, context.peer())
+        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout, caller=caller)
         if kind == "unary":
             call.received = 1
         current_call.set(call)

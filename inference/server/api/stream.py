@@ -19,6 +19,18 @@ HALF_CLOSE_SECONDS = 0.003  # for so long a cancelled call looks like a half-clo
 class StreamTask(Protocol):
     """The task-specific part of a stream."""
 
+    async def wait_turn(self, *, is_free: bool) -> None:
+        """Wait until the next message may be read; `is_free`: no item is unanswered."""
+        ...
+
+    def skip_turn(self) -> None:
+        """Let it be read at once: no item is unanswered any more."""
+        ...
+
+    def leave(self) -> None:
+        """End the wait: the stream has ended."""
+        ...
+
     def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
         """Parse a message into item ids and requests.
 
@@ -106,6 +118,7 @@ class ItemStream:
         finally:
             reader.cancel()
             drained.cancel()
+            self._task.leave()
             has_expired = bool(self._open) and has_reached_deadline(self._context)
             for pending in list(self._open.values()):
                 self._task.cancel_request(pending, has_expired=has_expired)
@@ -114,6 +127,7 @@ class ItemStream:
     async def _read_all(self) -> None:
         while True:
             await self._room.wait()
+            await self._task.wait_turn(is_free=not self._open)
             raw = await self._context.read()
             if raw is grpc.aio.EOF:
                 await asyncio.sleep(HALF_CLOSE_SECONDS)
@@ -148,6 +162,8 @@ class ItemStream:
     def _when_done(self, item_id: str) -> Callable[[asyncio.Future[Prediction]], None]:
         def finish_item(future: asyncio.Future[Prediction]) -> None:
             self._open.pop(item_id, None)
+            if not self._open:
+                self._task.skip_turn()
             if future.cancelled():
                 self._finish(item_id, DeadlineMissed("the deadline passed while it waited"))
                 return

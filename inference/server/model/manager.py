@@ -7,7 +7,8 @@ from inference.server.model.options import ModelOptions
 from inference.server.model.pair import Pair
 from inference.server.model.requests import Requests
 from inference.server.model.transitions import has_given_up
-from inference.server.scheduling.queue import QueueDepth
+from inference.server.request import Priority
+from inference.server.scheduling.fair_queue import QueueDepth
 
 
 class ModelManager:
@@ -37,14 +38,17 @@ class ModelManager:
 
     def read_queue(self) -> dict[str, QueueDepth]:
         """What waits for a runner, by priority; from any thread."""
-        depths = [slot.dispatcher.queue.depth() for slot in self.machine.slots.values()]
-        total = QueueDepth(sum(depth.requests for depth in depths), sum(depth.rows for depth in depths))
-        return {"interactive": total}
+        queues = [slot.dispatcher.queue for slot in self.machine.slots.values()]
+        return {
+            priority.name.lower(): sum((queue.depth(priority) for queue in queues), QueueDepth(0, 0))
+            for priority in Priority
+        }
 
     def tick(self) -> None:
         """Check deadlines, stuck runners, the trial lease, restarts and the self-test; called about every 50 ms."""
         now = self.options.clock.monotonic()
         self.requests.expire(now)
+        self.requests.update_load(now)
         self.machine.apply(m.Tick())
         if not self.pair.is_stopping:
             self.requests.send_self_test_if_due(now)

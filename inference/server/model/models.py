@@ -25,7 +25,7 @@ class Models:
 
     def count_held_bytes(self) -> int:
         """Memory of the accepted, unanswered requests; from any thread."""
-        return sum(manager.requests.admission.size_bytes for manager in self._managers.values())
+        return sum(manager.requests.intake.admission.size_bytes for manager in self._managers.values())
 
     def commands(self) -> list[SlotCommands]:
         """The commands of every model."""

@@ -33,6 +33,7 @@ class ModelOptions:
     drain: Drain
     capacity: Capacity
     limits: LimitRules
+    interactive_share: float  # of the rows, while both priorities wait
     threads: int
     max_call_rows: int  # 0: chosen by the engine
     max_call_seconds: float

@@ -15,18 +15,21 @@ from inference.server.events import DeviceCallEnded, RequestHandedOver
 from inference.server.items import describe_item
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
+from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
 from inference.server.model.policy import ShortageAction
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
 from inference.server.model.transitions import after_item
-from inference.server.request import MAX_DEATHS, Attribution, Failure, Payload, PendingRequest, Prediction
-from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, draining_error
+from inference.server.request import MAX_DEATHS, Attribution, Failure, Flow, Payload, PendingRequest, Prediction
+from inference.server.scheduling.admission import draining_error
+from inference.server.scheduling.callers import UNNAMED, Source
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
 
 RETRY_SECONDS = 1.0  # retry delay for callers if no better estimate is known
 SELF_TEST_PAUSE_SECONDS = 1.0  # between two self-tests, at least
+SELF_TEST_PAUSE_FACTOR = 20  # times the duration of the latest one
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
 STALLED_SHARE = 0.5  # of a time limit, after which the model is not ready until the call ends
 _CALLER_ENDED_REASONS = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
@@ -45,13 +48,22 @@ class RouteDecision:
     handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the route of a request depends on."""
+
+    rows: int
+    flow: Flow
+    deadline: float  # clock.monotonic()
+
+
 class Requests:
     """The requests of one model, from acceptance until their outcome is set, exactly once. Loop thread only."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
         self.stats = StatsTable()
-        self.admission = AdmissionController(options.capacity, options.clock.monotonic())
+        self.intake = Intake(options, self._find_answering_dispatcher)
         self.last_good_at: float | None = None  # clock.monotonic()
         self.last_good_seconds = 0.0
         self._deaths = DeathTracker()
@@ -59,6 +71,7 @@ class Requests:
         self._awaiting_cpu: list[PendingRequest] = []  # until the CPU fallback has a slot; bounded by admission
         self._self_test: PendingRequest | None = None
         self._self_test_sent_at = 0.0
+        self._self_test_seconds = 0.0  # of the latest one
         self.machine = PairMachine(options, self.stats, self)
 
     @property
@@ -68,12 +81,13 @@ class Requests:
 
     # Admitted, routed, submitted.
 
-    def predict(self, payload: Payload, deadline: float) -> PendingRequest:
+    def predict(self, payload: Payload, deadline: float, source: Source = UNNAMED) -> PendingRequest:
         """Accept a request and queue it on a slot.
 
         Args:
             payload: checked input of the model's task.
             deadline: clock.monotonic() at which the request fails.
+            source: its caller and flow.
 
         Returns:
             The pending request; its `outcome` is set once, to a Prediction or a HotslotError.
@@ -84,18 +98,15 @@ class Requests:
         if self.options.drain.is_draining:
             raise draining_error()
         now, pair = self.options.clock.monotonic(), self.pair
-        decision = choose_route(pair, self.machine.slots, payload.rows, now, deadline)
+        decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline), now)
         load = None if decision is None else pair[decision.slot].load
         if decision is None or load is None:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if load.loaded_at == 0.0 and pair.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        cost = self.machine.slots[decision.slot].dispatcher.cost
-        facts = AdmissionRequest(
-            payload.rows, payload.size_bytes, deadline - now, own_seconds=cost.at_best(payload.rows)
-        )
-        self.admission.admit(facts, cost, now)
-        request = PendingRequest(payload, now, deadline, asyncio.get_running_loop().create_future())
+        self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
+        outcome = asyncio.get_running_loop().create_future()
+        request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, is_unsent_item=source.is_stream)
         request.on_done = self._on_done
         self._open[request.id] = request
         self._submit(request, decision)
@@ -132,7 +143,7 @@ class Requests:
     @property
     def waiting(self) -> int:
         """Accepted requests without an answer."""
-        return self.admission.requests
+        return self.intake.admission.requests
 
     def _submit(self, request: PendingRequest, decision: RouteDecision) -> None:
         request.handover_at = decision.handover_at
@@ -149,7 +160,9 @@ class Requests:
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
         """A queue for a slot's next process; its outcomes come back here."""
-        return Dispatcher(_Outcomes(self, slot), self.options.clock, self.options.limits)
+        return Dispatcher(
+            _Outcomes(self, slot), self.options.clock, self.options.limits, self.options.interactive_share
+        )
 
     # Answered.
 
@@ -232,6 +245,14 @@ class Requests:
             detail = self._find_hang(slot)
             if detail:
                 self.machine.apply(m.Stuck(slot.name, detail))
+
+    def update_load(self, now: float) -> None:
+        """Judge the load, and send and read what is due."""
+        self.intake.update([slot.dispatcher for slot in self.machine.slots.values()], now)
+
+    def _find_answering_dispatcher(self) -> Dispatcher | None:
+        record = self.pair.answering_slot() or self.pair.active_slot
+        return None if record is None else self.machine.slots[record.name].dispatcher
 
     def _find_hang(self, slot: Slot, share: float = 1.0) -> str:
         load = self.pair[slot.name].load
@@ -361,19 +382,23 @@ class Requests:
         self._self_test = self.probe(effect.slot, self.options.self_test, now + limit)
 
     def send_self_test_if_due(self, now: float) -> None:
-        """Test the answering slot if no request has succeeded for `self_test_seconds`, or if it is not proven."""
+        """Test the answering slot if no request has succeeded for `self_test_seconds`, or if it is not proven.
+
+        Sooner if requests are refused because of a measured cost and nothing is computed that could correct it.
+        """
         slot = self.pair.answering_slot()
         if slot is None or slot.load is None or (self._self_test is not None and not self._self_test.is_done):
             return
         since = max(self.last_good_at or 0.0, slot.load.loaded_at)
-        is_due = now - since >= self.options.self_test_seconds or not slot.load.is_proven
-        if is_due and now - self._self_test_sent_at >= SELF_TEST_PAUSE_SECONDS:
+        is_due = now - since >= self.options.self_test_seconds or not slot.load.is_proven or self.intake.is_cost_doubted
+        pause = max(SELF_TEST_PAUSE_SECONDS, SELF_TEST_PAUSE_FACTOR * self._self_test_seconds)
+        if is_due and now - self._self_test_sent_at >= (pause if slot.load.is_proven else SELF_TEST_PAUSE_SECONDS):
             self.send_self_test(m.SendSelfTest(slot.name))
 
     # Settled.
 
     def _on_done(self, request: PendingRequest) -> None:
-        self.admission.release(request.size_bytes, request.rows)
+        self.intake.release(request)
         self._forget(request)
         self._deaths.on_request_done(request.id)
         if request.device in UNRESOLVED_DEVICES:  # it was accepted before the load
@@ -383,16 +408,20 @@ class Requests:
 
     def _forget(self, request: PendingRequest) -> None:
         self._open.pop(request.id, None)
+        if request.on_slot:
+            self.machine.slots[request.on_slot].dispatcher.forget(request)
+        if request is self._self_test:
+            self._self_test_seconds = self.options.clock.monotonic() - self._self_test_sent_at
         if request.internal and request.outcome.done() and not request.outcome.cancelled():
             request.outcome.exception()  # read it, or asyncio logs that it was never retrieved
 
 
-def choose_route(pair: Pair, slots: Mapping[str, Slot], rows: int, now: float, deadline: float) -> RouteDecision | None:
+def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
     """Choose the slot for a request; None if no slot is active.
 
-    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on
-    trial if the deadline leaves enough time for both slots, else the previous slot. While the previous slot is
-    being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
+    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on trial if
+    the deadline leaves enough time for both slots and for what waits there, else the previous slot. While the previous
+    slot is being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
     """
     active = pair.active_slot
     if active is None:
@@ -403,12 +432,12 @@ def choose_route(pair: Pair, slots: Mapping[str, Slot], rows: int, now: float, d
     if not active.is_loaded:
         return RouteDecision(previous.name)
     if not previous.is_loaded:
-        return RouteDecision(active.name, previous.name, deadline)
-    dispatcher = slots[previous.name].dispatcher
-    need = dispatcher.limit_of(rows) if not dispatcher.cost.is_known else 0.0
-    need = need or 2 * dispatcher.expected_seconds(rows)
-    handover_at = trial_limit(now, deadline, slots[active.name].dispatcher.limit_of(rows), need)
-    if handover_at is None:
+        return RouteDecision(active.name, previous.name, demand.deadline)
+    rows, own, other = demand.rows, slots[active.name].dispatcher, slots[previous.name].dispatcher
+    need = 2 * other.estimate(demand.flow, rows).total if other.cost.is_known else other.limit_of(rows)
+    expected = own.estimate(demand.flow, rows)
+    handover_at = trial_limit(now, demand.deadline, expected.wait + own.limit_of(rows), need)
+    if handover_at is None or now + expected.total > handover_at:
         return RouteDecision(previous.name)
     return RouteDecision(active.name, previous.name, handover_at)
 
@@ -419,7 +448,7 @@ def trial_limit(now: float, deadline: float, own_limit: float, previous_need: fl
     Args:
         now: the clock, seconds.
         deadline: of the request, on the same clock.
-        own_limit: the trial's time limit, from its own measured cost, seconds.
+        own_limit: the trial's time limit, from its own load and measured cost, seconds.
         previous_need: seconds that the previous slot needs.
     """
     left = deadline - now
@@ -442,6 +471,10 @@ class _Outcomes:
         self._requests = requests
         self._slot = slot
 
+    def on_sent(self, request: PendingRequest) -> None:
+        """A request was sent: its stream may read on."""
+        self._requests.intake.count_sent(request)
+
     def on_answer(self, request: PendingRequest, computed: Computed) -> None:
         """An item was answered."""
         self._requests.on_answer(self._slot.name, request, computed)
@@ -456,6 +489,7 @@ class _Outcomes:
 
     def on_call(self, call: runner_pb2.DeviceCall) -> None:
         """A device call has ended: count its cost, CPU seconds on a CPU, device seconds elsewhere."""
+        self._requests.intake.is_cost_doubted = False
         options, load = self._requests.options, self._requests.pair[self._slot.name].load
         if load is None:
             return
@@ -468,3 +502,5 @@ class _Outcomes:
     def on_idle(self) -> None:
         """The process holds no item any more."""
         self._slot.end_computing()
+        if self._slot.dispatcher.is_idle:
+            self._requests.intake.admission.overload.on_idle()

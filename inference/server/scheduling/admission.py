@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
 from inference.call_cost import CallCost
 from inference.server.scheduling.overload import OverloadRule, RetrySchedule
+from inference.server.scheduling.workload import Estimate
 
 WAIT_MARGIN = 1.1  # on the expected wait: a request at the limit must not be computed for a caller that has gone
 MIN_RETRY_SECONDS = 0.02
+NO_ESTIMATE = Estimate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,7 @@ class AdmissionRequest:
     rows: int
     size_bytes: int
     seconds_left: float  # until the caller's deadline
-    in_flight_seconds: float = 0.0  # until the runner can compute it, were it sent now; 0 if unknown
-    queued_seconds: float = 0.0  # of device work that is before it in the queue, in fair order; 0 if unknown
-    own_seconds: float = 0.0  # its own device time at best; 0 if unknown
-    call_seconds: float = 0.0  # expected time of the device call that it shares with others, and of its further ones
+    estimate: Estimate = NO_ESTIMATE
     quota_seconds: float = 0.0  # until it is within its caller's quota
     is_stream_item: bool = False  # streams are held back, not refused
 
@@ -68,7 +67,7 @@ def check_admission(load: Load, capacity: Capacity, request: AdmissionRequest) -
 
 def _check_own(request: AdmissionRequest) -> Refusal | None:
     """Whether an idle server could answer it."""
-    left, own = request.seconds_left, request.own_seconds
+    left, own = request.seconds_left, request.estimate.own
     if left <= 0:
         return Refusal(DeadlineMissed, "DEADLINE_EXPIRED", "the deadline had passed on arrival")
     if left < own:
@@ -80,7 +79,7 @@ def _check_own(request: AdmissionRequest) -> Refusal | None:
 def _check_bytes(load: Load, capacity: Capacity, request: AdmissionRequest) -> Refusal | None:
     if load.requests and load.size_bytes + request.size_bytes > capacity.max_bytes:
         text = f"accepted, unanswered requests hold {load.size_bytes} bytes, limit {capacity.max_bytes}"
-        return Refusal(Overloaded, "QUEUE_FULL", text, request.queued_seconds)
+        return Refusal(Overloaded, "QUEUE_FULL", text, request.estimate.queued)
     return None
 
 
@@ -89,16 +88,15 @@ def _check_limits(load: Load, capacity: Capacity, request: AdmissionRequest) -> 
         return Refusal(Overloaded, "QUOTA_EXCEEDED", "the caller's quota is used up", request.quota_seconds)
     if load.requests >= capacity.max_requests:
         text = f"{load.requests} accepted requests are unanswered, limit {capacity.max_requests}"
-        return Refusal(Overloaded, "QUEUE_FULL", text)
+        return Refusal(Overloaded, "QUEUE_FULL", text, request.estimate.in_flight)
     return None
 
 
 def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
     """Whether it would be answered in time, behind the work that is before it."""
-    left, queued, limit = request.seconds_left, request.queued_seconds, load.max_queued_seconds
-    wait = (request.in_flight_seconds + queued) * WAIT_MARGIN
-    total = wait + max(request.own_seconds, request.call_seconds)
-    if wait > 0 and total > left:
+    left, limit, expected = request.seconds_left, load.max_queued_seconds, request.estimate
+    queued, total = expected.queued, expected.total + (WAIT_MARGIN - 1) * expected.wait
+    if expected.wait > 0 and total > left:
         text = f"it would be answered in about {total:.3f} s, the deadline leaves {left:.3f} s"
         return Refusal(Overloaded, "QUEUE_FULL", text, total - left)
     if limit is not None and queued > limit:

@@ -2,17 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+
+from inference.server.request import Flow, Priority
 
 MAX_NAME_CHARS = 128
 BURST_SECONDS = 1.0  # a quota may be used ahead by this much
-
-
-class Priority(IntEnum):
-    """The class of a request; a lower number goes first."""
-
-    INTERACTIVE = 0
-    BULK = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +17,6 @@ class CallerRules:
     priority: Priority | None = None  # None: unary calls are interactive, stream items are bulk
     weight: float = 1.0  # share of device time, relative to other callers of the same priority
     rows_per_second: float = 0.0  # quota; 0 for none
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """Requests that are served in order: all unary calls of a caller, or the items of one stream."""
-
-    priority: Priority
-    caller: str
-    weight: float = 1.0  # of the caller
-    stream: int = 0  # number of the stream; 0 for unary calls
-
-
-INTERNAL = Flow(Priority.INTERACTIVE, "")  # self-tests and probes
 
 
 class Quota:
@@ -114,3 +95,24 @@ class Callers:
             name = name.decode("utf-8", "replace")
         name = name[:MAX_NAME_CHARS] or peer
         return self._configured.get(name) or Caller(CallerRules(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a request comes from."""
+
+    caller: Caller
+    flow: Flow
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is an item of a stream, which is held back instead of refused."""
+        return self.flow.stream > 0
+
+
+def unary_source(caller: Caller) -> Source:
+    """The source of a caller's unary calls."""
+    return Source(caller, caller.unary_flow())
+
+
+UNNAMED = unary_source(Caller(CallerRules("")))

@@ -9,20 +9,16 @@ from typing import Protocol
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import Failure, Outcome, PendingRequest
+from inference.server.request import Failure, Flow, Outcome, PendingRequest
+from inference.server.scheduling.fair_queue import FairQueue
+from inference.server.scheduling.in_flight import WINDOW_CALLS, InFlight, adapt_window, limit_window, may_send
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
-from inference.server.scheduling.queue import WaitingQueue
+from inference.server.scheduling.workload import Estimate, estimate_request
 from inference.wire import EntailmentScores, Picture
 
-WINDOW_CALLS = 2.0  # rows sent and not computed, in device calls, at least: one is computed, one is prepared
-MAX_WINDOW_CALLS = 6.0
-WINDOW_GROWTH = 1.25  # after a device call that was not full, or came late, although requests waited here
-WINDOW_DECAY = 0.02  # device calls, after any other call
-FULL_SHARE = 0.75  # of the rows of a full call: the last item often does not fit
-IDLE_SHARE = 0.05  # of a device call's time before it, for which the device had nothing to compute
-MAX_IN_FLIGHT_BYTES = 48 << 20  # of payload; below the maximum frame size of 64 MiB; a single item may exceed it
-INTERACTIVE = 0  # the priority that is computed first
-MAX_INTERRUPTIONS = 2  # ends of runners that held a request without computing it, before it is a suspect itself
+LOOK_AHEAD_SECONDS = 0.05  # of device time; the next messages are read within this time
+MAX_LOOK_AHEAD_ROWS = 4096
+TOO_LATE = Failure("DEADLINE_EXPIRED", "it could no longer be answered in time")
 
 
 class RunnerPort(Protocol):
@@ -53,6 +49,10 @@ class DispatchListener(Protocol):
         """The runner gets its first item; it uses the slot until `on_idle`."""
         ...
 
+    def on_sent(self, request: PendingRequest) -> None:
+        """A request was sent."""
+        ...
+
     def on_answer(self, request: PendingRequest, computed: Computed) -> None:
         """An item was answered."""
         ...
@@ -70,122 +70,12 @@ class DispatchListener(Protocol):
         ...
 
 
-class InFlight:
-    """The requests that a runner holds, until their outcomes: cancelled ones too. Pure."""
-
-    def __init__(self) -> None:
-        self._requests: dict[int, PendingRequest] = {}  # by item id
-        self._cancelled: set[int] = set()  # item ids
-        self.size_bytes = 0
-        self._rows: dict[int, int] = {}  # by priority
-        self._computed_rows = 0  # of items whose outcome is still to come
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    @property
-    def requests(self) -> list[PendingRequest]:
-        """The requests that are not done, each once."""
-        return list({request.id: request for request in self._requests.values() if not request.is_done}.values())
-
-    @property
-    def rows_left(self) -> int:
-        """Rows sent and not computed."""
-        return max(0, sum(self._rows.values()) - self._computed_rows)
-
-    def rows_of(self, priority: int) -> int:
-        """Rows of the items of a priority."""
-        return self._rows.get(priority, 0)
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether the runner holds a request that must be computed alone."""
-        return any(request.alone for request in self._requests.values())
-
-    def add(self, item_id: int, request: PendingRequest) -> None:
-        """Add a request that is sent as this item."""
-        self._requests[item_id] = request
-        self.size_bytes += request.size_bytes
-        self._rows[request.priority] = self.rows_of(request.priority) + request.rows
-
-    def count_computed(self, rows: int) -> None:
-        """Count the rows of a device call."""
-        self._computed_rows += rows
-
-    def split(self, computing: Sequence[int]) -> tuple[list[PendingRequest], list[PendingRequest]]:
-        """The requests that may have ended the runner, and the others; none that is done.
-
-        Those in the device call that ran at the end are suspects; if none ran, all are. A request that was held by
-        several runners when they ended is one too: it may have ended them in its preparation.
-        """
-        running = {self._requests[item_id].id for item_id in computing if item_id in self._requests}
-        suspects: list[PendingRequest] = []
-        others: list[PendingRequest] = []
-        for request in self.requests:
-            request.interruptions += 1
-            is_suspect = not running or request.id in running or request.interruptions > MAX_INTERRUPTIONS
-            (suspects if is_suspect else others).append(request)
-        return suspects, others
-
-    def cancel(self, request: PendingRequest) -> list[int]:
-        """Mark the items of a request as cancelled; returns their ids."""
-        found = [item_id for item_id, held in self._requests.items() if held is request]
-        self._cancelled.update(found)
-        return found
-
-    def is_cancelled(self, item_id: int) -> bool:
-        """Whether an item was cancelled: its failure concerns nobody, its request may be in another slot by now."""
-        return item_id in self._cancelled
-
-    def remove(self, item_id: int, computed_rows: int) -> PendingRequest | None:
-        """Remove and return the request of an outcome; None if it is unknown."""
-        request = self._requests.pop(item_id, None)
-        if request is not None:
-            self.size_bytes -= request.size_bytes
-            self._rows[request.priority] -= request.rows
-            self._computed_rows -= computed_rows
-            self._cancelled.discard(item_id)
-        return request
-
-
-def adapt_window(window_calls: float, call: runner_pb2.DeviceCall, call_rows: int, *, is_backlogged: bool) -> float:
-    """The window, in device calls, after a device call. Pure.
-
-    While requests wait in the queue, calls should be full and follow each other without a pause. If they do not,
-    sending and preparing takes longer than the window lasts.
-
-    Args:
-        window_calls: the window before.
-        call: has ended.
-        call_rows: most rows of a call.
-        is_backlogged: whether requests waited in the queue.
-    """
-    is_late = call.idle_seconds > IDLE_SHARE * call.computed_seconds
-    if is_backlogged and (is_late or call.rows < FULL_SHARE * call_rows):
-        return min(MAX_WINDOW_CALLS, window_calls * WINDOW_GROWTH)
-    return max(WINDOW_CALLS, window_calls - WINDOW_DECAY)
-
-
-def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_calls: float = WINDOW_CALLS) -> bool:
-    """Whether the next request of the queue is sent now. Pure.
-
-    A window of two device calls keeps the device busy while further items are prepared, or a larger one if that takes
-    longer. What is sent beyond that could no longer be overtaken by a request whose turn comes first. An interactive
-    request is sent although bulk requests fill the window, so that it waits for the running device call only.
-    """
-    if not held:
-        return True
-    if request.alone or held.is_alone or held.size_bytes + request.size_bytes > MAX_IN_FLIGHT_BYTES:
-        return False
-    if held.rows_left < window_calls * call_rows:
-        return True
-    return request.priority == INTERACTIVE and held.rows_of(INTERACTIVE) < call_rows
-
-
 class Dispatcher:
     """One runner's queue and the items that it holds. Loop thread only."""
 
-    def __init__(self, listener: DispatchListener, clock: Clock, rules: LimitRules) -> None:
+    def __init__(
+        self, listener: DispatchListener, clock: Clock, rules: LimitRules, interactive_share: float = 0.5
+    ) -> None:
         self._listener = listener
         self._clock = clock
         self._rules = rules
@@ -196,7 +86,7 @@ class Dispatcher:
         self._item_ids = itertools.count(1)
         self._is_dispatch_due = False
         self._empty_heartbeats = 0  # in a row, while items have no outcome
-        self.queue = WaitingQueue()
+        self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
         self.cost = CallCost()
 
     def open(self, runner: RunnerPort, row_seconds: float) -> None:
@@ -208,27 +98,31 @@ class Dispatcher:
     def set_call_rows(self, rows: int) -> None:
         """Set the most rows of a device call."""
         self._call_rows = max(1, rows)
+        self.queue.set_ahead_rows(round(WINDOW_CALLS * self._call_rows))
 
     def submit(self, request: PendingRequest) -> None:
         """Queue a request; it is sent in this turn of the loop if the window has room for it."""
-        self.queue.put(request)
+        self.queue.put(request, request.rows, request.flow)
         self._dispatch_soon()
 
     def dispatch(self) -> None:
-        """Send requests, in the queue's order, while the window has room for the next one."""
+        """Send requests, in fair order, while the window has room for the next one.
+
+        What can no longer be answered in time fails now, before it costs anything.
+        """
         if self._runner is None:
             return
         now, items = self._clock.monotonic(), []
-        while (request := self.queue.peek()) is not None and may_send(
-            request, self._held, self._call_rows, self._window_calls
-        ):
-            self.queue.take()
-            if not self._held:
-                self._listener.on_busy()
-            item = _item(next(self._item_ids), request, now)
-            self._held.add(item.item_id, request)
-            items.append((item, request.payload.image))
-        if items:
+        while (request := self.queue.peek()) is not None:
+            if now + self.cost.at_best(request.rows) > request.time_limit:
+                self.queue.remove(request)
+                self._listener.on_failure(request, TOO_LATE)
+                continue
+            window = limit_window(self._window_calls, self._held.work(now), self.cost, self._call_rows)
+            if not may_send(request, self._held, self._call_rows, window):
+                break
+            items.append((self._take(request, now), request.payload.image))
+        if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
             self._runner.send_items(items)
 
@@ -238,9 +132,10 @@ class Dispatcher:
         self._empty_heartbeats = 0
         self.set_call_rows(reply.call_rows or self._call_rows)
         for call in reply.calls:
+            held.computing_since = self._clock.monotonic()
             held.count_computed(call.rows)
             self.cost.learn(call.computed_seconds, call.rows)
-            is_backlogged = self.queue.peek() is not None
+            is_backlogged = bool(self.queue)
             self._window_calls = adapt_window(self._window_calls, call, self._call_rows, is_backlogged=is_backlogged)
             self._listener.on_call(call)
         for outcome in reply.outcomes:
@@ -251,6 +146,10 @@ class Dispatcher:
         if was_busy and not held and held is self._held:  # an outcome may have moved the requests to the other slot
             self._listener.on_idle()
         self._dispatch_soon()
+
+    def forget(self, request: PendingRequest) -> None:
+        """Remove a request that is done from the queue; the runner may still hold it."""
+        self.queue.remove(request)
 
     def cancel(self, request: PendingRequest) -> None:
         """Cancel a request: it leaves the queue, or the runner skips it if it has not begun."""
@@ -274,9 +173,21 @@ class Dispatcher:
         call_limit = share * self.limit_of(heartbeat.rows_on_step)
         return find_hang(heartbeat, call_limit, share * self._rules.prepare_timeout_seconds, is_cpu=is_cpu)
 
-    def expected_seconds(self, rows: int) -> float:
-        """Expected seconds until `rows` further rows are answered, after what the runner holds."""
-        return self.cost.expected(rows + self._held.rows_left)
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and the runner holds nothing."""
+        return not self._held and not self.queue
+
+    @property
+    def look_ahead_rows(self) -> int:
+        """Rows of stream items that may wait in the queue: a device call's, or what is computed in a moment."""
+        moment = LOOK_AHEAD_SECONDS / self.cost.row_seconds if self.cost.row_seconds > 0 else 0.0
+        return max(self._call_rows, round(min(moment, MAX_LOOK_AHEAD_ROWS)))
+
+    def estimate(self, flow: Flow, rows: int) -> Estimate:
+        """The expected seconds of a new request, by part."""
+        work = self._held.work(self._clock.monotonic())
+        return estimate_request(self.queue, work, flow, rows, self.cost, self._call_rows)
 
     def close(self, computing: Sequence[int] = ()) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Stop sending: the runner has ended.
@@ -291,6 +202,17 @@ class Dispatcher:
         held, self._held = self._held, InFlight()
         suspects, others = held.split(computing)
         return suspects, [*others, *self.queue.take_all()]
+
+    def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
+        """Take the next request from the queue; returns its message."""
+        self.queue.pop()
+        if not self._held:
+            self._held.computing_since = now
+            self._listener.on_busy()
+        item = _item(next(self._item_ids), request, now)
+        self._held.add(item.item_id, request)
+        self._listener.on_sent(request)
+        return item
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
@@ -319,5 +241,5 @@ def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
     request.sent_at = now
     payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
-    seconds_left = (request.handover_at if request.handover_at is not None else request.deadline) - now
+    seconds_left = request.time_limit - now
     return runner_pb2.Item(item_id=item_id, seconds_left=seconds_left, entailment=task, priority=request.priority)

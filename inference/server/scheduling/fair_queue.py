@@ -13,11 +13,23 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from inference.server.scheduling.callers import Flow, Priority
+from inference.server.request import Flow, Priority
 
 T = TypeVar("T", bound=Hashable)
 
 _MAX_IDLE_NODES = 64  # beside those that wait, before those that owe nothing are removed
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """What waits."""
+
+    requests: int
+    rows: int
+
+    def __add__(self, other: "QueueDepth") -> "QueueDepth":
+        """What waits in two queues."""
+        return QueueDepth(self.requests + other.requests, self.rows + other.rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +94,10 @@ class FairQueue(Generic[T]):
         """Rows of all waiting requests."""
         return self._root.rows
 
-    def rows_of(self, priority: Priority) -> int:
-        """Rows of the waiting requests of one priority."""
-        return self._root.children[priority].rows
+    def depth(self, priority: Priority) -> QueueDepth:
+        """What waits of one priority; from any thread."""
+        node = self._root.children[priority]
+        return QueueDepth(node.count, node.rows)
 
     def set_ahead_rows(self, rows: int) -> None:
         """Set how many bulk rows are taken before they are computed: an interactive request may overtake them."""

@@ -1,10 +1,13 @@
-"""Turns to read: a stream reads its next message when its rows are needed, in fair order. Pure; time is an argument."""
+"""Turns to read: a stream reads its next message when its rows are needed, in fair order."""
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
 
-from inference.server.scheduling.callers import Caller, Flow
+from common.clock import Clock
+from inference.server.request import Flow
+from inference.server.scheduling.callers import Caller
 from inference.server.scheduling.fair_queue import FairQueue
 
 TURN_ROWS = 32  # that a stream of weight 1 may read in its turn; the last message may have more
@@ -24,7 +27,7 @@ class Reader:
 
 
 class ReadTurns:
-    """The streams that want to read messages for one model.
+    """The streams that want to read messages for one model. Pure; time is an argument.
 
     Turns are given while the rows that were read and not yet sent to the device, with those that may be read now, are
     below the look-ahead. A stream that has a turn and no message counts for a moment only: it keeps the rest of its
@@ -96,3 +99,75 @@ class ReadTurns:
             self._waiting.remove(reader)
             heapq.heappush(self._over_quota, (now + pause, next(self._numbers), reader))
         return None
+
+
+class TurnGate:
+    """Lets the streams of one model wait for their turns. Loop thread only."""
+
+    def __init__(self, interactive_share: float, clock: Clock, look_ahead_rows: Callable[[], int]) -> None:
+        self._turns = ReadTurns(interactive_share)
+        self._clock = clock
+        self._look_ahead_rows = look_ahead_rows
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    async def wait(self, reader: Reader, *, is_free: bool) -> None:
+        """Wait until a stream may read.
+
+        Args:
+            reader: the stream.
+            is_free: whether it has no unanswered item. It reads without a turn then, within its quota: if it has
+                nothing more to send, only a read tells.
+        """
+        if reader.allowance > 0 or (is_free and self._is_within_quota(reader)):
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        reader.on_turn = lambda: None if turn.done() else turn.set_result(None)
+        self._turns.wait(reader)
+        self.grant()
+        try:
+            await turn
+        finally:
+            reader.on_turn = lambda: None
+
+    def skip(self, reader: Reader) -> None:
+        """Let a stream that waits read without its turn, because it has no unanswered item any more."""
+        if self._is_within_quota(reader):
+            self.leave(reader)
+            reader.on_turn()
+
+    def leave(self, reader: Reader) -> None:
+        """Forget a stream that has ended, or waits no more."""
+        self._turns.leave(reader)
+
+    def on_read(self, reader: Reader, rows: int) -> None:
+        """Record a message that a stream has read."""
+        self._turns.on_read(reader, rows, self._clock.monotonic())
+
+    def add_unsent(self, rows: int) -> None:
+        """Count an item that was read and waits for the device."""
+        self._turns.unsent_rows += rows
+
+    def remove_unsent(self, rows: int) -> None:
+        """Subtract an item that waits no more."""
+        self._turns.unsent_rows -= rows
+        if self._turns and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(0, self._on_timer)
+
+    def grant(self) -> None:
+        """Give the turns that are due."""
+        now = self._clock.monotonic()
+        for reader in self._turns.grant(self._look_ahead_rows(), now):
+            reader.on_turn()
+        at = self._turns.next_grant_at()
+        if at is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(max(GRANT_SECONDS, at - now), self._on_timer)
+
+    def _is_within_quota(self, reader: Reader) -> bool:
+        return reader.caller.quota_wait(self._clock.monotonic()) <= 0
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.grant()

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from common.errors import HotslotError
 from inference.call_cost import CallCost
+from inference.server.request import INTERNAL, Flow, Priority
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity
-from inference.server.scheduling.callers import INTERNAL, Caller, CallerRules, Flow, Priority
+from inference.server.scheduling.callers import Caller, CallerRules
 from inference.server.scheduling.fair_queue import FairQueue
+from inference.server.scheduling.in_flight import WINDOW_CALLS, limit_window
 from inference.server.scheduling.turns import Reader, ReadTurns
-from inference.server.scheduling.workload import RowsInFlight, seconds_in_flight, shared_call_seconds
+from inference.server.scheduling.workload import WorkInFlight, estimate_request
 
 SELF_TEST_PAUSE_SECONDS = 1.0
 TICK_SECONDS = 0.05
@@ -38,6 +40,37 @@ class Request:
     def seconds(self) -> float:
         """From arrival to outcome."""
         return self.ended - self.arrived
+
+
+@dataclass
+class RowsInFlight:
+    """Rows that the runner holds."""
+
+    interactive: int = 0
+    bulk: int = 0
+    computing_since: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Of both priorities."""
+        return self.interactive + self.bulk
+
+    def add(self, priority: Priority, rows: int, now: float) -> None:
+        """Count rows that were sent."""
+        if self.total == 0:
+            self.computing_since = now
+        self.remove(priority, -rows)
+
+    def remove(self, priority: Priority, rows: int) -> None:
+        """Subtract rows that were computed, or will not be."""
+        if priority is Priority.INTERACTIVE:
+            self.interactive -= rows
+        else:
+            self.bulk -= rows
+
+    def work(self, now: float) -> WorkInFlight:
+        """As the dispatcher sees it."""
+        return WorkInFlight(self.interactive, self.total, now - self.computing_since)
 
 
 @dataclass(repr=False)
@@ -139,22 +172,10 @@ class Simulation:
         """A request arrives; admitted or refused at once."""
         request = Request(flow, rows, self.now, self.now + seconds, rows, stream)
         self.tally.requests.append(request)
-        device = (self.cost, self.call_rows, self.now)
-        in_flight = seconds_in_flight(self.flight, flow.priority, *device)
-        queued = self.cost.expected_work(self.queue.rows_before(flow, rows), self.call_rows)
+        estimate = estimate_request(self.queue, self.flight.work(self.now), flow, rows, self.cost, self.call_rows)
         caller = self.callers.get(flow.caller)
         quota = 0.0 if caller is None or stream is not None else caller.quota_wait(self.now)
-        facts = AdmissionRequest(
-            rows,
-            1,
-            seconds,
-            in_flight,
-            queued,
-            self.cost.at_best(rows),
-            shared_call_seconds(rows, self.flight.total + self.queue.rows, self.cost, self.call_rows),
-            quota,
-            stream is not None,
-        )
+        facts = AdmissionRequest(rows, 1, seconds, estimate, quota, is_stream_item=stream is not None)
         try:
             self.admission.admit(facts, self.cost, self.now)
         except HotslotError as error:
@@ -175,6 +196,7 @@ class Simulation:
         self.overload_seconds += TICK_SECONDS * self.admission.overload.is_overloaded
         for request in [one for one in self.queue._entries if one.deadline <= self.now]:  # noqa: SLF001
             self._drop(request)
+        self._dispatch()
         refused = any(one.outcome.startswith("DEADLINE_TOO") for one in self.tally.requests[-3:])
         if is_idle and refused and self.now >= self._self_test_at:
             self._self_test_at = self.now + max(SELF_TEST_PAUSE_SECONDS, 20 * self.row_seconds)
@@ -188,12 +210,12 @@ class Simulation:
             self._end(request, "DEADLINE_EXPIRED")
 
     def _dispatch(self) -> None:
-        self.queue.set_ahead_rows(2 * self.call_rows)
+        self.queue.set_ahead_rows(round(WINDOW_CALLS * self.call_rows))
         while (request := self.queue.peek()) is not None:
             is_next_interactive = request.flow.priority is Priority.INTERACTIVE
-            if self.flight.total >= 2 * self.call_rows and not (
-                is_next_interactive and self.flight.interactive < self.call_rows
-            ):
+            work = self.flight.work(self.now)
+            window = self.call_rows * limit_window(WINDOW_CALLS, work, self.cost, self.call_rows)
+            if self.flight.total >= window and not (is_next_interactive and self.flight.interactive < self.call_rows):
                 break
             if self.now + self.cost.at_best(request.rows) > request.deadline:
                 self._drop(request)

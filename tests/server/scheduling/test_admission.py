@@ -5,6 +5,7 @@ import pytest
 from common.errors import DeadlineMissed, HotslotError, Overloaded
 from inference.call_cost import CallCost
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity, Load, check_admission
+from inference.server.scheduling.workload import Estimate
 
 IDLE = Load(requests=0, size_bytes=0, max_queued_seconds=None)
 CAPACITY = Capacity(max_requests=10, max_bytes=1000)
@@ -14,7 +15,7 @@ def request(
     left: float = 10.0, wait: float = 0.0, own: float = 0.1, quota: float = 0.0, size: int = 1, *, stream: bool = False
 ) -> AdmissionRequest:
     """A request of one row."""
-    return AdmissionRequest(1, size, left, 0.0, wait, own, quota_seconds=quota, is_stream_item=stream)
+    return AdmissionRequest(1, size, left, Estimate(0.0, wait, own, own), quota, is_stream_item=stream)
 
 
 def refused(asked: AdmissionRequest, load: Load = IDLE) -> str:

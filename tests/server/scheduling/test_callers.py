@@ -2,7 +2,8 @@
 
 import pytest
 
-from inference.server.scheduling.callers import MAX_NAME_CHARS, Caller, CallerRules, Callers, Flow, Priority, Quota
+from inference.server.request import Flow, Priority
+from inference.server.scheduling.callers import MAX_NAME_CHARS, Caller, CallerRules, Callers, Quota
 
 
 def test_a_caller_is_its_connection_without_a_metadata_key() -> None:

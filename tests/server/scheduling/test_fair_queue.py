@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.server.scheduling.callers import Flow, Priority
+from inference.server.request import Flow, Priority
 from inference.server.scheduling.fair_queue import FairQueue
 
 INTERACTIVE, BULK = Priority.INTERACTIVE, Priority.BULK

@@ -2,7 +2,8 @@
 
 import pytest
 
-from inference.server.scheduling.callers import Caller, CallerRules, Flow, Priority, Quota
+from inference.server.request import Flow, Priority
+from inference.server.scheduling.callers import Caller, CallerRules, Quota
 from tests.server.scheduling.simulation import Request, Simulation, Stream
 
 UNARY = Flow(Priority.INTERACTIVE, "unary")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inference.server.scheduling.callers import Flow, Priority
+from inference.server.request import Flow, Priority
 from inference.server.scheduling.overload import OverloadRule
 from tests.server.scheduling.simulation import Request, Simulation, Tally
 

@@ -1,9 +1,11 @@
 """Turns to read: which stream reads next, and how much is read ahead."""
 
+import asyncio
+
 import pytest
 
 from inference.server.scheduling.callers import Caller, CallerRules, Quota
-from inference.server.scheduling.turns import GRANT_SECONDS, TURN_ROWS, Reader, ReadTurns
+from inference.server.scheduling.turns import GRANT_SECONDS, TURN_ROWS, Reader, ReadTurns, TurnGate
 
 
 def streams(count: int, caller: Caller | None = None) -> list[Reader]:
@@ -106,3 +108,56 @@ def test_a_stream_that_has_ended_is_forgotten(*, is_granted: bool) -> None:
     turns.wait(other)
     assert turns.grant(1, 0.0) == [other]
     assert len(turns) == 0
+
+
+class Clock:
+    """A clock that only the test advances."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.seconds
+
+
+@pytest.fixture
+def gate() -> TurnGate:
+    """A gate with a look-ahead of 8 rows, of which 8 are unsent."""
+    gate = TurnGate(0.5, Clock(), lambda: 8)  # type: ignore[arg-type]
+    gate.add_unsent(8)
+    return gate
+
+
+async def test_a_stream_waits_at_the_gate_until_rows_are_sent(gate: TurnGate) -> None:
+    """Then it reads within the same turn of the loop or the next."""
+    (reader,) = streams(1)
+    waiting = asyncio.ensure_future(gate.wait(reader, is_free=False))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    gate.remove_unsent(1)
+    await waiting
+    assert reader.allowance == TURN_ROWS
+
+
+async def test_a_stream_without_unanswered_items_does_not_wait(gate: TurnGate) -> None:
+    """It may have nothing more to send, and then it must end."""
+    (reader,) = streams(1)
+    await gate.wait(reader, is_free=True)
+    waiting = asyncio.ensure_future(gate.wait(reader, is_free=False))
+    await asyncio.sleep(0)
+    gate.skip(reader)
+    await waiting
+    assert (reader.allowance, len(gate)) == (0, 0)
+
+
+async def test_a_stream_over_its_quota_waits_even_without_unanswered_items(gate: TurnGate) -> None:
+    """A caller with one item at a time is held to its quota too."""
+    limited = Caller(CallerRules("limited"), Quota(10.0, 0.0))
+    limited.use_quota(15, 0.0)
+    (reader,) = streams(1, limited)
+    waiting = asyncio.ensure_future(gate.wait(reader, is_free=True))
+    await asyncio.sleep(0)
+    gate.skip(reader)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()

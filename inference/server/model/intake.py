@@ -1,0 +1,87 @@
+"""Who is let in: admission by expected completion, quotas, and the turns of streams to read."""
+
+from collections.abc import Callable, Sequence
+
+from common import errors
+from inference.server.events import OverloadChanged
+from inference.server.model.options import ModelOptions
+from inference.server.request import Payload, PendingRequest
+from inference.server.scheduling.admission import AdmissionController, AdmissionRequest
+from inference.server.scheduling.callers import Source
+from inference.server.scheduling.dispatcher import Dispatcher
+from inference.server.scheduling.turns import TurnGate
+
+
+class Intake:
+    """The entrance of one model. Loop thread only."""
+
+    def __init__(self, options: ModelOptions, find_dispatcher: Callable[[], Dispatcher | None]) -> None:
+        """Create it.
+
+        Args:
+            options: of the model.
+            find_dispatcher: the queue of the slot that answers, if any.
+        """
+        self._options = options
+        self._find_dispatcher = find_dispatcher
+        self.admission = AdmissionController(options.capacity, options.clock.monotonic())
+        self.turns = TurnGate(options.interactive_share, options.clock, self._look_ahead_rows)
+        self.is_cost_doubted = False  # a request was refused for the cost of its rows, and nothing was computed since
+
+    def admit(self, payload: Payload, deadline: float, source: Source, dispatcher: Dispatcher) -> None:
+        """Count a request; `release` must follow.
+
+        Args:
+            payload: of the request.
+            deadline: clock.monotonic() at which it fails.
+            source: its caller and flow.
+            dispatcher: of the slot that it would go to.
+
+        Raises:
+            HotslotError: refused.
+        """
+        now, rows = self._options.clock.monotonic(), payload.rows
+        quota = 0.0 if source.is_stream else source.caller.quota_wait(now)
+        estimate = dispatcher.estimate(source.flow, rows)
+        facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, source.is_stream)
+        try:
+            self.admission.admit(facts, dispatcher.cost, now)
+        except errors.DeadlineMissed as error:
+            self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
+            raise
+        if source.is_stream:
+            self.turns.add_unsent(rows)
+        else:
+            source.caller.use_quota(rows, now)
+
+    def count_sent(self, request: PendingRequest) -> None:
+        """Count a stream item that was sent to the device, or is done without: its stream may read on."""
+        if request.is_unsent_item:
+            request.is_unsent_item = False
+            self.turns.remove_unsent(request.rows)
+
+    def release(self, request: PendingRequest) -> None:
+        """Subtract an admitted request that is done."""
+        self.count_sent(request)
+        self.admission.release(request.size_bytes, request.rows if is_served(request) else 0)
+
+    def update(self, dispatchers: Sequence[Dispatcher], now: float) -> None:
+        """Judge the load, and send and read what is due; called about every 50 ms."""
+        for dispatcher in dispatchers:
+            dispatcher.dispatch()  # the rows of the next device call are sent shortly before it
+        self.turns.grant()
+        answering = self._find_dispatcher()
+        if answering is None:
+            return
+        is_idle = all(dispatcher.is_idle for dispatcher in dispatchers)
+        if self.admission.update(answering.cost, is_idle=is_idle, now=now):
+            self._options.emit(OverloadChanged(self._options.model, self.admission.overload.is_overloaded))
+
+    def _look_ahead_rows(self) -> int:
+        dispatcher = self._find_dispatcher()
+        return 1 if dispatcher is None else dispatcher.look_ahead_rows
+
+
+def is_served(request: PendingRequest) -> bool:
+    """Whether a request that is done was computed, with success or not: it neither expired nor was cancelled."""
+    return not request.outcome.cancelled() and not isinstance(request.outcome.exception(), errors.DeadlineMissed)

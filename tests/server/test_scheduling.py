@@ -1,0 +1,121 @@
+"""Scheduling in a model's life: who is let in, who is next, through requests, slots and simulated runners."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from common.errors import DeadlineMissed, Overloaded
+from inference.server.events import OverloadChanged
+from inference.server.request import PendingRequest
+from inference.server.scheduling.admission import Capacity
+from inference.server.scheduling.callers import Caller, CallerRules, Quota, Source, unary_source
+from tests.server.simulator import UNIT_SECONDS, World, ask
+
+
+def source(name: str, *, stream: int = 0, quota: float = 0.0, now: float = 0.0) -> Source:
+    """The source of a caller's unary calls, or of one of its streams."""
+    caller = Caller(CallerRules(name), Quota(quota, now) if quota else None)
+    return Source(caller, caller.stream_flow(stream)) if stream else unary_source(caller)
+
+
+def send(world: World, statement: str, origin: Source, seconds: float = 30.0) -> PendingRequest:
+    """Send a request of a caller."""
+    return world.manager.requests.predict(ask(statement), world.clock.seconds + seconds, origin)
+
+
+async def test_callers_are_served_in_turn(tmp_path: Path) -> None:
+    """A caller with ten requests and one with two share the runner from the first on."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    runner = world.runner(world.active.name)
+    world.holds_items = True
+    for number in range(10):
+        send(world, f"greedy {number}", source("greedy", stream=1))
+    for number in range(2):
+        send(world, f"modest {number}", source("modest", stream=2))
+    await world.settle()
+    assert [statement.split()[0] for statement in runner.received[-8:]].count("modest") == 2
+
+
+async def test_an_interactive_request_is_next(tmp_path: Path) -> None:
+    """However many stream items wait."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    runner = world.runner(world.active.name)
+    world.holds_items = True
+    for number in range(20):
+        send(world, f"bulk {number}", source("a", stream=1))
+    await world.settle()
+    send(world, "interactive", source("b"))
+    await world.settle()
+    assert runner.received[-1] == "interactive"
+
+
+async def test_a_request_that_would_be_late_is_refused_at_once(tmp_path: Path) -> None:
+    """With the time after which there is room for it; a patient one is admitted."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    world.holds_items = True
+    for number in range(7):
+        send(world, f"waits {number}", source("a"))
+    await world.settle()
+    with pytest.raises(Overloaded) as caught:
+        send(world, "hurried", source("a"), seconds=3 * UNIT_SECONDS)
+    assert caught.value.reason == "QUEUE_FULL"
+    assert 0 < (caught.value.retry_after_seconds or 0.0) < 10 * UNIT_SECONDS
+    assert not send(world, "patient", source("a"), seconds=1.0).is_done
+
+
+async def test_a_stream_item_waits_where_a_unary_call_is_refused(tmp_path: Path) -> None:
+    """Streams are held back by reading, not refused."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    world.holds_items = True
+    for number in range(7):
+        send(world, f"waits {number}", source("a", stream=1))
+    await world.settle()
+    assert not send(world, "item", source("a", stream=1), seconds=3 * UNIT_SECONDS).is_done
+
+
+async def test_a_caller_over_its_quota_is_refused_until_it_is_within_it(tmp_path: Path) -> None:
+    """Others are not."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    shop = source("shop", quota=2.0, now=world.clock.seconds)
+    for _ in range(2):
+        send(world, "within", shop)
+    with pytest.raises(Overloaded) as caught:
+        send(world, "beyond", shop)
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+    send(world, "other", source("other"))
+    world.clock.seconds += caught.value.retry_after_seconds or 0.0
+    send(world, "again", shop)
+
+
+async def test_a_cost_that_locks_callers_out_is_measured_again(tmp_path: Path) -> None:
+    """A load under pressure measured a hundred times too much: a self-test within two seconds corrects it."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    dispatcher = world.manager.machine.slots[world.active.name].dispatcher
+    await world.wait(3.0)
+    for _ in range(2):
+        dispatcher.cost.learn(100 * UNIT_SECONDS, 1)
+    with pytest.raises(DeadlineMissed) as caught:
+        send(world, "hurried", source("a"), seconds=0.2)
+    assert (caught.value.reason, caught.value.retry_after_seconds) == ("DEADLINE_TOO_SHORT", None)
+    before = world.runner(world.active.name).received.count("self-test")
+    await world.wait(1.5)
+    assert world.runner(world.active.name).received.count("self-test") == before + 1
+    answered = send(world, "hurried", source("a"), seconds=0.2)
+    await world.settle()
+    assert answered.outcome.result().outcome
+
+
+async def test_overload_is_reported_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    """As an event, once each."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    world.holds_items = True
+    for _ in range(40):
+        with contextlib.suppress(Overloaded):
+            send(world, "more", source("a"), seconds=1.0)
+        await world.wait(0.1)
+    world.holds_items = False
+    world.runner(world.active.name).compute()
+    await world.wait(4.0)
+    changes = [event.is_overloaded for event in world.events if isinstance(event, OverloadChanged)]
+    assert changes == [True, False]
