@@ -1,11 +1,12 @@
 """Converts decoded pixels to what a viewer shows: white behind transparency, all bits of a sample, sRGB."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from io import BytesIO
 
 from PIL import Image, ImageChops, ImageCms
 
+from inference.runner.pictures.cost import STRIP_PIXELS
 from inference.runner.pictures.file import PictureFile, PngLayout
 
 _WHITE = 255
@@ -21,12 +22,25 @@ Convert = Callable[[Image.Image], Image.Image]
 
 
 def conversion_as_seen(decoded: Image.Image, file: PictureFile) -> Convert | None:
-    """The conversion of strips of a picture to mode L, RGB or CMYK; None if it is in one of them.
+    """The conversion of strips of a picture to mode L, RGB or CMYK; None if nothing is to be done.
+
+    The colour profile is applied only to a picture of one strip.
 
     Args:
         decoded: the whole picture, as Pillow decoded it.
         file: its header.
     """
+    steps = [_choose_conversion(decoded, file)]
+    if _changes_gamma(file.gamma):
+        steps.append(lambda strip: _apply_gamma(strip, file.gamma))
+    if file.profile and decoded.width * decoded.height <= STRIP_PIXELS:
+        steps.append(lambda strip: apply_profile(strip, file.profile))
+    needed = [step for step in steps if step is not None]
+    return (lambda strip: reduce(lambda image, step: step(image), needed, strip)) if needed else None
+
+
+def _choose_conversion(decoded: Image.Image, file: PictureFile) -> Convert | None:
+    """The conversion of the mode."""
     layout = file.layout
     key = layout.key if isinstance(layout, PngLayout) else ()
     if decoded.mode == "I;16":
@@ -41,10 +55,13 @@ def conversion_as_seen(decoded: Image.Image, file: PictureFile) -> Convert | Non
     return lambda strip: strip.convert("L" if strip.mode == "1" else "RGB")
 
 
-def apply_gamma(image: Image.Image, gamma: float) -> Image.Image:
-    """Convert samples of another encoding to the display's; an implausible gamma is ignored."""
-    if not _LEAST_GAMMA <= gamma <= _MOST_GAMMA or abs(gamma * _DISPLAY_GAMMA - 1) < _SAME_GAMMA:
-        return image
+def _changes_gamma(gamma: float) -> bool:
+    """Whether a gamma is plausible, and not the display's."""
+    return _LEAST_GAMMA <= gamma <= _MOST_GAMMA and abs(gamma * _DISPLAY_GAMMA - 1) >= _SAME_GAMMA
+
+
+def _apply_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """Convert samples of another encoding to the display's."""
     table = [round(_WHITE * (value / _WHITE) ** (1 / (gamma * _DISPLAY_GAMMA))) for value in range(_WHITE + 1)]
     return image.point(table * len(image.getbands()))
 

@@ -31,6 +31,7 @@ _LOSSY_BYTE, _LOSSY_PIXEL = 55, 6
 _LOSSLESS_BYTE, _LOSSLESS_PIXEL = 14, 12
 _WEBP_ALPHA_PIXEL = 6
 _RESIZE_PIXEL, _CONVERT_PIXEL = 8, 10  # of a decoded pixel; conversion: alpha, turning, CMYK, 16 bits
+_PROFILE, _PROFILE_PIXEL = 20_000_000, 45  # reading an ICC profile; a pixel of CMYK: others take a third of both
 _FIXED_SECONDS = 0.002  # header, last pass of resizing, colour profile
 _FIXED_BYTES = 8 * MIB
 _CONVERT_BYTES = 16  # a pixel of a strip: with alpha, without, the white below, turned
@@ -123,6 +124,8 @@ def estimate_cost(file: PictureFile, side: int, reduction: int, *, converts: boo
         case WebpLayout():
             decoding, pixels, memory = _estimate_webp(file, file.layout)
     after = pixels * (_RESIZE_PIXEL + _CONVERT_PIXEL * converts)
+    if file.profile:
+        after += (pixels if pixels <= STRIP_PIXELS else side**2) * _PROFILE_PIXEL + _PROFILE
     memory += 4 * side * max(file.width, file.height)  # resized along one axis
     if converts:
         memory += min(pixels, STRIP_PIXELS) * _CONVERT_BYTES if in_strips else pixels * _COPY_BYTES

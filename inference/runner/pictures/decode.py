@@ -92,7 +92,7 @@ def render(plan: PicturePlan, rendering: Rendering) -> Image.Image:
 
 def _converts(file: PictureFile, *, as_stock: bool) -> bool:
     """Whether the decoded pixels are turned or converted before they are resized."""
-    if read_orientation(file.exif) != UPRIGHT:
+    if read_orientation(file.exif) != UPRIGHT or (file.gamma and not as_stock):
         return True
     match file.layout:
         case JpegLayout(components=components):

@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from inference.runner.pictures.colour import Convert, apply_gamma, apply_profile, conversion_as_seen
+from inference.runner.pictures.colour import Convert, apply_profile, conversion_as_seen
 from inference.runner.pictures.cost import STRIP_PIXELS
 from inference.runner.pictures.exif import UPRIGHT, read_orientation
 from inference.runner.pictures.file import Kind, PictureFile, unreadable
@@ -43,7 +43,8 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 def render_as_seen(file: PictureFile, side: int, reduction: int) -> Image.Image:
     """Decode a picture as a viewer shows it, and resize it.
 
-    Transparent parts are white, all bits of a sample count, the EXIF orientation and the colour profile are applied.
+    Transparent parts are white, all bits of a sample count, the EXIF orientation and the colour profile are applied;
+    the latter after resizing if the picture is large, since it takes as long as all the rest.
 
     Args:
         file: its header.
@@ -56,9 +57,9 @@ def render_as_seen(file: PictureFile, side: int, reduction: int) -> Image.Image:
     """
     decoded = _decode(file, reduction)
     resized = _resize(decoded, side, read_orientation(file.exif), conversion_as_seen(decoded, file))
-    if file.gamma:
-        resized = apply_gamma(resized, file.gamma)
-    return apply_profile(resized, file.profile).convert("RGB")
+    if file.profile and decoded.width * decoded.height > STRIP_PIXELS:
+        resized = apply_profile(resized, file.profile)
+    return resized.convert("RGB")
 
 
 def render_as_stock(file: PictureFile, side: int) -> Image.Image:
