@@ -20,8 +20,10 @@ from inference.runner.items import (
     is_finite,
 )
 from inference.runner.plan import (
+    GATHER_SHARE,
     Call,
     CallLimits,
+    Gathering,
     MemoryLimit,
     WaitingRows,
     choose_call,
@@ -48,12 +50,13 @@ class ExecutionContext:
     clock: Clock
     log: Callable[..., None]
     memory: MemoryLimit = field(default_factory=MemoryLimit)
+    gathering: Gathering = field(default_factory=Gathering)
     cpu_seconds: float = 0.0  # CPU time of the process when the last call ended
 
     @property
     def call_rows(self) -> int:
         """Most rows of the next call."""
-        return limit_rows(self.limits, self.cost.row_seconds, self.memory.rows)
+        return limit_rows(self.limits, self.cost, self.memory.rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +84,8 @@ class DeviceCalls:
         self._order: list[tuple[int, int, int]] = []  # priority, arrival and id of the active items, sorted
         self._outcomes: list[runner_pb2.ItemOutcome] = []  # to send
         self._calls: list[runner_pb2.DeviceCall] = []  # to send
+        self._observed = (0, 0.0)  # rows that were there when the last call was to begin, end of a wait from then on
+        self._arrived_rows = 0  # until then
         self.idle_seconds = 0.0  # for which nothing was to be computed, since the last call
 
     def __len__(self) -> int:
@@ -91,8 +96,31 @@ class DeviceCalls:
         """Add a prepared item; the next call may take it."""
         if item.prepared is None:
             raise RuntimeError("an item without its preparation cannot be computed")
+        if item.ready_at <= self._observed[1]:
+            self._arrived_rows += item.prepared.rows
         self._active[item.item_id] = _ActiveItem(item, item.prepared)
         bisect.insort(self._order, (*item.order, item.item_id))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are enough rows for a full call."""
+        return self._count_rows() >= self._context.call_rows
+
+    def choose_wait(self) -> float:
+        """Seconds for which the next call should wait for further items; 0 if it is full, or if that does not pay."""
+        context, rows, now = self._context, self._count_rows(), self._context.clock.monotonic()
+        if self._observed[0]:
+            context.gathering.learn(self._observed[0], self._arrived_rows)
+        self._observed, self._arrived_rows = (0, 0.0), 0
+        if not rows or rows >= context.call_rows:
+            return 0.0
+        self._observed = (rows, now + GATHER_SHARE * context.cost.overhead_seconds)
+        wait = context.gathering.choose_wait(context.cost)
+        must_start = min(active.item.deadline for active in self._active.values())
+        return wait if now + wait + context.cost.expected(context.call_rows) < must_start else 0.0
+
+    def _count_rows(self) -> int:
+        return sum(active.prepared.rows - len(active.results) for active in self._active.values())
 
     def run_one(self) -> None:
         """Run one device call, and send the outcomes that follow; without items left to compute, only these.

@@ -33,6 +33,7 @@ class PendingItem:
     is_cancelled: bool = False
     prepared: PreparedItem | None = None
     prepared_seconds: float = 0.0
+    ready_at: float = 0.0  # on the monotonic clock: when its preparation ended
     outcome: runner_pb2.ItemOutcome | None = None  # set if the item fails before the device computes it
 
     @property

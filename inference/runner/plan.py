@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from inference.call_cost import CallCost
 from inference.runner.engines.base import MemoryEstimate, RowRange
 
 Call = tuple[RowRange[int], ...]  # `item` is the item's id
@@ -17,21 +18,46 @@ class CallLimits:
     max_seconds: float  # expected duration; 0 for no limit
 
 
-def limit_rows(limits: CallLimits, row_seconds: float, memory_rows: int | None) -> int:
+def limit_rows(limits: CallLimits, cost: CallCost, memory_rows: int | None) -> int:
     """Return the most rows that the next call may carry.
 
     Args:
         limits: of the server and the engine.
-        row_seconds: measured cost of one row; 0 if unknown.
+        cost: measured.
         memory_rows: limit learnt from memory errors; None if there was none.
 
     Returns:
         At least 1: a row that takes longer than the limit must still be computed.
     """
     allowed = limits.max_rows if memory_rows is None else min(limits.max_rows, memory_rows)
-    if limits.max_seconds > 0 and row_seconds > 0:
-        allowed = min(allowed, math.floor(limits.max_seconds / row_seconds))
+    if limits.max_seconds > 0 and cost.row_seconds > 0:
+        allowed = min(allowed, math.floor((limits.max_seconds - cost.overhead_seconds) / cost.row_seconds))
     return max(1, allowed)
+
+
+GATHER_SHARE = 0.5  # of a call's overhead that the device waits at most
+GATHER_MARGIN = 1.2  # by which the gain must exceed the wait
+_GAIN_SMOOTHING = 0.1  # weight of the newest observation
+
+
+class Gathering:
+    """Decides whether the device waits a moment for further items before a call that would not be full. Pure.
+
+    Callers that were just answered often ask again at once. Rows that join a call save their share of the overhead of
+    another one: a wait pays if the rows that arrive in it, as a share of those that are there, exceed the wait as a
+    share of the overhead. Arrivals are observed whether or not the device waits, so a load that changes is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._gain = 0.0  # rows that arrive in the time of a wait ÷ rows that are there; the mean
+
+    def choose_wait(self, cost: CallCost) -> float:
+        """Seconds to wait for further rows; 0 if it does not pay."""
+        return GATHER_SHARE * cost.overhead_seconds if self._gain > GATHER_MARGIN * GATHER_SHARE else 0.0
+
+    def learn(self, ready_rows: int, arrived_rows: int) -> None:
+        """Add an observation: rows that were there, and that arrived within the time of a wait."""
+        self._gain += _GAIN_SMOOTHING * (min(1.0, arrived_rows / ready_rows) - self._gain)
 
 
 @dataclass(frozen=True, slots=True)

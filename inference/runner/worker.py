@@ -67,13 +67,19 @@ class WorkQueue:
             self._work.is_last = True
             self._changed.notify()
 
-    def take(self, *, may_wait: bool) -> Work:
-        """Remove and return what has come; waits for something if `may_wait`."""
+    def take(self, wait_seconds: float | None) -> Work:
+        """Remove and return what has come; waits for something so long, without limit for None."""
         with self._changed:
-            while may_wait and not (self._work.loads or self._work.items or self._work.is_last):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._work.loads or self._work.items or self._work.is_last, wait_seconds)
             work, self._work = self._work, Work()
             return work
+
+    def take_items(self, wait_seconds: float) -> list[PendingItem]:
+        """Remove and return the items that have come; waits for one so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._work.items or self._work.is_last, wait_seconds)
+            items, self._work.items = self._work.items, []
+            return items
 
 
 class Worker:
@@ -127,6 +133,7 @@ class Worker:
 
     def on_prepared(self, item: PendingItem) -> None:
         """Compute an item whose preparation has succeeded; send the outcome of one that has failed. Any thread."""
+        item.ready_at = self._clock.monotonic()
         if item.outcome is None:
             self._queue.put_item(item)
             return
@@ -154,6 +161,7 @@ class Worker:
             if self._context is not None and self._calls is not None:
                 for item in work.items:
                     self._calls.add(item)
+                self._gather(self._calls)
                 if self._calls:
                     self._compute(self._context, self._calls)
             if self._is_finishing and not self._received:
@@ -165,12 +173,19 @@ class Worker:
     def _take_work(self) -> Work:
         """Take what has come; waits for something while there is nothing to compute."""
         if self._calls:
-            return self._queue.take(may_wait=False)
+            return self._queue.take(0.0)
         began = self._clock.monotonic()
-        work = self._queue.take(may_wait=True)
+        work = self._queue.take(None)
         if self._calls is not None:
             self._calls.idle_seconds += self._clock.monotonic() - began
         return work
+
+    def _gather(self, calls: DeviceCalls) -> None:
+        """Wait a moment for further items where that pays."""
+        end = self._clock.monotonic() + calls.choose_wait()
+        while not calls.is_full and (left := end - self._clock.monotonic()) > 0 and not self._is_finishing:
+            for item in self._queue.take_items(left):
+                calls.add(item)
 
     def _import_engine(self) -> None:
         try:

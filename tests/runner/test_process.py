@@ -216,7 +216,7 @@ async def test_retirement_has_a_time_limit(make_runner: MakeRunner) -> None:
     runner.send(["!hang"])
     runner.process.retire()
     ending = await runner.ended()
-    assert ending == RunnerEnding(EndReason.RETIRED, "killed: still running after 0.2 s")
+    assert ending == RunnerEnding(EndReason.RETIRED, "killed: still running after 0.2 s", computing=(1,))
 
 
 @pytest.mark.parametrize("is_loading", [False, True])
