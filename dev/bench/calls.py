@@ -1,11 +1,14 @@
 """`make bench-calls`: what a server delivers, as a share of what its engine computes when it is called in full calls.
 
-The engine sleeps, so that the server and the load generator have the CPUs. Callers are in a closed loop.
+Callers are in a closed loop. First an engine that sleeps, so that the server and the load generator have the CPUs. Then
+the demo model, on a core of its own; the server and the load generator have the other one.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,24 +16,32 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from common.bundle import bundle_folder
+from common.bundle import bundle_folder, read_bundle
+from common.paths import CONTROL_SOCKET, run_folder
+from dev.harness.control import ControlClient
+from dev.harness.demo_model import SETTINGS, SHAPES, golden_items, seal_revisions
 from dev.harness.device_calls import DeviceCall, read_device_calls
 from dev.harness.loadgen import Group, Played, play
 from dev.harness.numbers import percentile
+from dev.harness.process import running_server
 from dev.harness.scripted_engine import CALLS_VARIABLE, load_scripted, make_scripted_bundle
 from dev.harness.stack import Stack
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
+from inference.runner.process import keep_freed_memory
 
 PICTURE = os.urandom(10_000)
 CALL_ROWS = 8
 CONNECTIONS = 4
 WARM_SECONDS = 1.0  # left out at the start of each load
 BARE_SECONDS = 1.0
-AIM = 0.95
+ITEMS = 64  # of the demo model's golden set
+PORT = 50174
+SERVER_CORE, ENGINE_CORE = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +93,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="length of each load")
     parser.add_argument("--callers", type=int, nargs="*", default=[8, 32, 64], help="callers in a closed loop")
-    parser.add_argument("--engines", type=int, nargs="*", default=range(len(ENGINES)), help="which of the engines")
+    parser.add_argument("--engines", type=int, nargs="*", default=range(len(ENGINES)), help="which sleeping engines")
+    parser.add_argument("--no-demo", action="store_true", help="leave out the demo model")
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.bare is not None:
+        print(measure_bare_demo(options.bare))
+        return 0
     found = []
     for number in options.engines:
         for callers in options.callers:
             with tempfile.TemporaryDirectory() as name:
                 found.append(run_case(Case(callers, *ENGINES[number]), Path(name), options.seconds))
-    Console(width=160).print(build_table(found))
+    console = Console(width=160)
+    if found:
+        console.print(build_table(found))
+    if not options.no_demo:
+        with tempfile.TemporaryDirectory() as name:
+            console.print(build_demo_table(run_demo(Path(name), options.callers, options.seconds)))
     return 1 if any(one.failed for one in found) else 0
 
 
@@ -160,6 +181,89 @@ def build_table(found: Sequence[Measured]) -> Table:
             f"{1000 * one.latency:.1f}",
             str(one.failed),
         )
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class DemoMeasured:
+    """What the demo model delivered."""
+
+    callers: int
+    bare: float  # rows a second of the engine in full calls
+    delivered: float  # rows a second
+    call_rows: float  # mean
+
+
+def run_demo(folder: Path, callers: Sequence[int], seconds: float) -> list[DemoMeasured]:
+    """Measure the bare engine, each load, and the bare engine again."""
+    state = folder / "state"
+    bundle = seal_revisions(state, {"v1.0.0": SHAPES / "v1.0.0"})["v1.0.0"]
+    requests = [asked.request() for _, asked in golden_items(ITEMS)]
+    control = ControlClient(str(run_folder(state) / CONTROL_SOCKET))
+    found = []
+    with running_server(folder, SETTINGS.format(state=state, port=PORT)) as process:
+        control.wait_ready()
+        server = psutil.Process(process.pid)
+        pin(server.pid, SERVER_CORE)
+        for runner in server.children():
+            pin(runner.pid, ENGINE_CORE)
+        bare = run_bare_demo(state)
+        for count in callers:
+            group = Group("calls", requests, clients=count)
+            play(f"127.0.0.1:{PORT}", [group], WARM_SECONDS, folder, CONNECTIONS, processors=str(SERVER_CORE))
+            before = control.stats(bundle.bundle_digest)
+            played = play(f"127.0.0.1:{PORT}", [group], seconds, folder, CONNECTIONS, processors=str(SERVER_CORE))
+            after = control.stats(bundle.bundle_digest)
+            calls = sum(row.batches for row in after.costs) - sum(row.batches for row in before.costs)
+            rows = sum(one.rows for one in played.outcomes if one.is_answer)
+            again = run_bare_demo(state)
+            found.append(
+                DemoMeasured(count, statistics.mean((bare, again)), rows / seconds, (after.rows - before.rows) / calls)
+            )
+            bare = again
+    control.close()
+    return found
+
+
+def pin(pid: int, core: int) -> None:
+    """Let all threads of a process run on one core."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core % (os.cpu_count() or 1)})
+
+
+def run_bare_demo(state: Path) -> float:
+    """Rows a second of the demo model's engine, in a process on the engine's core."""
+    command = ["taskset", "-c", str(ENGINE_CORE), sys.executable, "-m", "dev.bench.calls", "--bare", str(state)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def measure_bare_demo(state: Path) -> float:
+    """The same, in this process."""
+    from inference.runner.engines.ofa.load import load_ofa  # noqa: PLC0415  imports torch
+
+    keep_freed_memory()
+    folder = next((state / "bundles").iterdir())
+    engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", "float32", 1), _ignore)
+    engine.warm_up(_ignore)
+    asked = [EntailmentItem(one.image, one.statements, "") for _, one in golden_items(engine.max_call_rows)]
+    rows, seconds = 0, 0.0
+    while seconds < BARE_SECONDS:
+        call = [RowRange(prepared, 0, prepared.rows) for prepared in map(engine.prepare, asked)]
+        began = time.monotonic()
+        engine.compute(call)
+        seconds += time.monotonic() - began
+        rows += sum(part.rows for part in call)
+    return rows / seconds
+
+
+def build_demo_table(found: Sequence[DemoMeasured]) -> Table:
+    """Show every load."""
+    table = Table(title="the demo model: rows delivered, as a share of its engine in full calls")
+    for title in ("callers", "bare rows/s", "delivered", "share", "rows a call"):
+        table.add_column(title, justify="right")
+    for one in found:
+        share = f"{one.delivered / one.bare:.0%}"
+        table.add_row(str(one.callers), f"{one.bare:.0f}", f"{one.delivered:.0f}", share, f"{one.call_rows:.1f}")
     return table
 
 
