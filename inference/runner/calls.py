@@ -110,7 +110,8 @@ class DeviceCalls:
         """Seconds for which the next call should wait for further items; 0 if it is full, or if that does not pay."""
         context, rows, now = self._context, self._count_rows(), self._context.clock.monotonic()
         if self._observed[0]:
-            context.gathering.learn(self._observed[0], self._arrived_rows)
+            there = self._observed[0]
+            context.gathering.learn(there, min(self._arrived_rows, context.call_rows - there))
         self._observed, self._arrived_rows = (0, 0.0), 0
         if not rows or rows >= context.call_rows:
             return 0.0

@@ -37,7 +37,7 @@ def limit_rows(limits: CallLimits, cost: CallCost, memory_rows: int | None) -> i
 
 GATHER_SHARE = 0.5  # of a call's overhead that the device waits at most
 GATHER_MARGIN = 1.2  # by which the gain must exceed the wait
-_GAIN_SMOOTHING = 0.1  # weight of the newest observation
+_MEAN_SMOOTHING = 0.1  # weight of the newest observation
 
 
 class Gathering:
@@ -49,15 +49,18 @@ class Gathering:
     """
 
     def __init__(self) -> None:
-        self._gain = 0.0  # rows that arrive in the time of a wait ÷ rows that are there; the mean
+        self._ready_rows = 1.0  # means
+        self._arrived_rows = 0.0
 
     def choose_wait(self, cost: CallCost) -> float:
         """Seconds to wait for further rows; 0 if it does not pay."""
-        return GATHER_SHARE * cost.overhead_seconds if self._gain > GATHER_MARGIN * GATHER_SHARE else 0.0
+        pays = self._arrived_rows > GATHER_MARGIN * GATHER_SHARE * self._ready_rows
+        return GATHER_SHARE * cost.overhead_seconds if pays else 0.0
 
     def learn(self, ready_rows: int, arrived_rows: int) -> None:
-        """Add an observation: rows that were there, and that arrived within the time of a wait."""
-        self._gain += _GAIN_SMOOTHING * (min(1.0, arrived_rows / ready_rows) - self._gain)
+        """Add an observation: rows that were there, and further ones that a wait would have added."""
+        self._ready_rows += _MEAN_SMOOTHING * (ready_rows - self._ready_rows)
+        self._arrived_rows += _MEAN_SMOOTHING * (arrived_rows - self._arrived_rows)
 
 
 @dataclass(frozen=True, slots=True)

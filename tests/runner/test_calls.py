@@ -139,9 +139,13 @@ def test_the_device_waits_for_further_rows_only_where_that_pays() -> None:
         gathering.learn(4, 4)
     assert gathering.choose_wait(cost) == pytest.approx(GATHER_SHARE * 1.0, rel=0.01)
     assert gathering.choose_wait(CallCost(0.5)) == 0.0
-    for _ in range(20):
+    for _ in range(30):
         gathering.learn(4, 1)
     assert gathering.choose_wait(cost) == 0.0
+    for _ in range(30):
+        gathering.learn(7, 1)
+        gathering.learn(1, 7)
+    assert gathering.choose_wait(cost) > 0, "calls of seven rows and of one row in turn could be one call"
 
 
 def test_the_memory_limit_is_learnt_and_raised_again() -> None:

@@ -48,7 +48,7 @@ async def test_malformed_messages_of_a_caller_that_never_reads_are_read_no_furth
 
 
 async def test_a_cancelled_request_drops_its_payload(tmp_path: Path) -> None:
-    """The picture of a caller that has left is not kept while the runner computes its batch."""
+    """The picture of a caller that has left is not kept while the runner computes it."""
     world = await World(tmp_path).serving()
     world.holds_items = True
     computed, waiting = world.ask("computed"), [world.ask("waiting") for _ in range(7)]

@@ -24,7 +24,7 @@ def test_a_cost_measured_under_load_is_corrected_by_the_first_answer() -> None:
     assert cost.expected(32) > 300, "limits stay wide while nothing is sure"
 
 
-def test_a_batch_without_rows_does_not_change_the_cost() -> None:
+def test_a_call_without_rows_does_not_change_the_cost() -> None:
     """Cancelled and refused items were not computed."""
     cost = CallCost(0.5)
     cost.learn(0.0, 0)

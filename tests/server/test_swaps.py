@@ -197,7 +197,9 @@ def test_a_poison_input_in_a_batch_of_sixteen_fails_alone(stack: Stack) -> None:
     named = {str(number): question() for number in range(15)}
     rows = [pb.StreamItem(item_id=name, request=asked.request()) for name, asked in named.items()]
     rows.insert(7, pb.StreamItem(item_id="poison", request=question("!crash").request()))
-    busy = pb.StreamItem(item_id="busy", request=question("!slow 0.2").request())  # so that the others meet in a batch
+    busy = pb.StreamItem(
+        item_id="busy", request=question("!slow 0.2").request()
+    )  # so that the others meet in a device call
     messages = [pb.StreamPredictRequest(items=[busy, busy, *rows])]
 
     results = results_of(stack.entailment.StreamPredict(iter(messages), timeout=30))
