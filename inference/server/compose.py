@@ -25,6 +25,7 @@ from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
+from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
 
@@ -46,7 +47,7 @@ def build_models(
 ) -> Models:
     """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
     cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
-    shared = _SharedDependencies(clock, emit, drain, list_engines(settings), cpu_fallback_file)
+    shared = _SharedDependencies(clock, emit, drain, list_engines(settings), cpu_fallback_file, DeviceShares())
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
@@ -114,6 +115,7 @@ class _SharedDependencies:
     drain: Drain
     engines: Mapping[str, Task]
     cpu_fallback_file: CpuFallbackFile
+    device_shares: DeviceShares
 
 
 def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
@@ -140,6 +142,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         emit=shared.emit,
         drain=shared.drain,
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
+        device_shares=shared.device_shares,
         interactive_share=settings.scheduling.interactive_share,
         limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor, runner.prepare_timeout_seconds),
         threads=runner.threads,

@@ -10,6 +10,7 @@ import pytest
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.server.request import EntailmentInput, Failure, Flow, PendingRequest, Priority
+from inference.server.scheduling.device_share import DeviceShare
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
 from inference.server.scheduling.in_flight import (
     MAX_IN_FLIGHT_BYTES,
@@ -186,11 +187,11 @@ def log() -> Log:
     return Log()
 
 
-async def open_dispatcher(log: Log) -> Dispatcher:
+async def open_dispatcher(log: Log, share: DeviceShare | None = None) -> Dispatcher:
     """A dispatcher that sends to the log."""
     dispatcher = Dispatcher(log, ManualClock(), LimitRules(2.0, 8.0))
     dispatcher.set_call_rows(CALL_ROWS)
-    dispatcher.open(log, 0.01)
+    dispatcher.open(log, 0.01, share or DeviceShare(), "model")
     return dispatcher
 
 
@@ -274,3 +275,24 @@ async def test_a_request_that_is_done_leaves_the_queue(log: Log) -> None:
     assert dispatcher.estimate(waiting[0].flow, 1).queued == pytest.approx(0.16)
     dispatcher.forget(waiting[1])
     assert dispatcher.estimate(waiting[0].flow, 1).queued == pytest.approx(0.08)
+
+
+async def test_a_model_that_is_ahead_on_a_shared_device_waits(log: Log) -> None:
+    """It sends again when the other has nothing more to compute."""
+    share = DeviceShare()
+    dispatcher = await open_dispatcher(log, share)
+    other = share.join("other", lambda: None)
+    other.begin_waiting(ManualClock().seconds)
+    first = request()
+    dispatcher.submit(first)
+    await asyncio.sleep(0)
+    reply = runner_pb2.ItemsReply()
+    reply.calls.add(items=1, rows=1, computed_seconds=1.0)
+    reply.calls.add(items=1, rows=1, computed_seconds=0.01)
+    dispatcher.on_reply(reply)
+    dispatcher.submit(request())
+    await asyncio.sleep(0)
+    assert len(log.sent) == 1
+    other.end_waiting()
+    await asyncio.sleep(0)
+    assert len(log.sent) == 2

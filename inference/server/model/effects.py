@@ -170,9 +170,10 @@ class PairMachine:
         self.slots[effect.slot].await_leases()
 
     def _open_queue(self, effect: m.OpenQueue) -> None:
-        slot = self.slots[effect.slot]
-        if slot.process is not None:
-            slot.dispatcher.open(slot.process, effect.row_seconds)
+        slot, load = self.slots[effect.slot], self.pair[effect.slot].load
+        if slot.process is not None and load is not None:
+            device = self._options.device_shares.of(load.device)
+            slot.dispatcher.open(slot.process, effect.row_seconds, device, self._options.model)
 
     # Effects on records and files.
 

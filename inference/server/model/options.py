@@ -14,6 +14,7 @@ from inference.server.model.policy import SlotRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.limits import LimitRules
 
 
@@ -33,6 +34,7 @@ class ModelOptions:
     drain: Drain
     capacity: Capacity
     limits: LimitRules
+    device_shares: DeviceShares
     interactive_share: float  # of the rows, while both priorities wait
     threads: int
     max_call_rows: int  # 0: chosen by the engine

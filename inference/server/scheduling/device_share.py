@@ -8,24 +8,43 @@ STALLED_SECONDS = 1.0  # a model that completes nothing for this long, or for so
 STALLED_CALLS = 4
 
 
-class Sharer:
-    """One model on a device."""
+class _ModelUse:
+    """What one model uses of the device: all its slots together."""
 
-    def __init__(self, share: "DeviceShare", wake: Callable[[], None]) -> None:
-        self._share = share
-        self._wake = wake  # called when it may send again
+    def __init__(self) -> None:
         self.used_seconds = 0.0
         self.call_seconds = 0.0  # of its latest call
-        self.is_waiting = False  # whether it has rows to compute
         self.progress_at = 0.0
+        self.slots: set[DeviceUser] = set()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a slot has rows to compute."""
+        return any(slot.is_waiting for slot in self.slots)
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether it completes no call although it has rows to compute."""
+        return now - self.progress_at > max(STALLED_SECONDS, STALLED_CALLS * self.call_seconds)
+
+
+class DeviceUser:
+    """A slot on a device, on behalf of its model."""
+
+    def __init__(self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None]) -> None:
+        self._share = share
+        self._use = use
+        self.wake = wake
+        self.is_waiting = False  # whether it has rows to compute
         self.is_held_back = False
+        use.slots.add(self)
 
     def begin_waiting(self, now: float) -> None:
-        """Record that it has rows to compute; it gets no credit for the time before."""
-        if not self.is_waiting:
-            self.is_waiting = True
-            self.progress_at = now
-            self.used_seconds = max(self.used_seconds, self._share.lowest_used(but=self))
+        """Record that it has rows to compute; its model gets no credit for the time before."""
+        use = self._use
+        if not use.is_waiting:
+            use.progress_at = now
+            use.used_seconds = max(use.used_seconds, self._share.lowest_use(but=use))
+        self.is_waiting = True
 
     def end_waiting(self) -> None:
         """Record that it has nothing to compute."""
@@ -35,60 +54,60 @@ class Sharer:
 
     def add(self, seconds: float, now: float) -> None:
         """Count the seconds of a device call that has ended."""
-        self.used_seconds += seconds
-        self.call_seconds = seconds
-        self.progress_at = now
+        use = self._use
+        use.used_seconds += seconds
+        use.call_seconds, use.progress_at = seconds, now
         self._share.wake_held_back()
 
     def may_send(self, now: float) -> bool:
         """Whether it may send rows now; if not, `wake` is called when it may."""
-        self.is_held_back = self._share.is_ahead(self, now)
+        self.is_held_back = self._share.is_ahead(self._use, now)
         return not self.is_held_back
 
-    def is_stalled(self, now: float) -> bool:
-        """Whether it has rows to compute, and completes no call."""
-        return now - self.progress_at > max(STALLED_SECONDS, STALLED_CALLS * self.call_seconds)
-
-    def wake(self) -> None:
-        """Let it try again, if it was held back."""
-        if self.is_held_back:
-            self._wake()
+    def leave(self) -> None:
+        """Leave the device."""
+        self._use.slots.discard(self)
+        self.end_waiting()
 
 
 class DeviceShare:
     """The models on one device: one that is ahead of another waiting one waits."""
 
     def __init__(self) -> None:
-        self._sharers: list[Sharer] = []
+        self._uses: dict[str, _ModelUse] = {}  # by model
 
-    def join(self, wake: Callable[[], None]) -> Sharer:
-        """Add a model; `wake` is called when it may send again after it was held back."""
-        sharer = Sharer(self, wake)
-        self._sharers.append(sharer)
-        return sharer
+    def join(self, model: str, wake: Callable[[], None]) -> DeviceUser:
+        """Add a slot of a model; `wake` is called when it may send again after it was held back."""
+        return DeviceUser(self, self._uses.setdefault(model, _ModelUse()), wake)
 
-    def leave(self, sharer: Sharer) -> None:
-        """Remove a model."""
-        self._sharers.remove(sharer)
-        sharer.is_waiting = sharer.is_held_back = False
-        self.wake_held_back()
-
-    def lowest_used(self, but: Sharer) -> float:
+    def lowest_use(self, but: _ModelUse) -> float:
         """The least seconds used by another model that waits; without one the most of all, to which nothing is owed."""
-        others = [other for other in self._sharers if other is not but]
-        waiting = [other.used_seconds for other in others if other.is_waiting]
-        return min(waiting) if waiting else max((other.used_seconds for other in others), default=0.0)
+        others = [use for use in self._uses.values() if use is not but]
+        waiting = [use.used_seconds for use in others if use.is_waiting]
+        return min(waiting) if waiting else max((use.used_seconds for use in others), default=0.0)
 
-    def is_ahead(self, sharer: Sharer, now: float) -> bool:
+    def is_ahead(self, use: _ModelUse, now: float) -> bool:
         """Whether a model has used more than another one that waits and makes progress."""
-        lead = max(LEAD_SECONDS, LEAD_CALLS * sharer.call_seconds)
+        lead = max(LEAD_SECONDS, LEAD_CALLS * use.call_seconds)
         return any(
-            sharer.used_seconds > other.used_seconds + lead
-            for other in self._sharers
-            if other is not sharer and other.is_waiting and not other.is_stalled(now)
+            use.used_seconds > other.used_seconds + lead
+            for other in self._uses.values()
+            if other is not use and other.is_waiting and not other.is_stalled(now)
         )
 
     def wake_held_back(self) -> None:
-        """Let the models that were held back try again."""
-        for sharer in self._sharers:
-            sharer.wake()
+        """Let the slots that were held back try again."""
+        for use in self._uses.values():
+            for slot in [slot for slot in use.slots if slot.is_held_back]:
+                slot.wake()
+
+
+class DeviceShares:
+    """The shares of all devices of a server."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, DeviceShare] = {}
+
+    def of(self, device: str) -> DeviceShare:
+        """The share of a device, for example "cuda:0"."""
+        return self._shares.setdefault(device, DeviceShare())

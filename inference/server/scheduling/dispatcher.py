@@ -10,6 +10,7 @@ from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.server.request import Failure, Flow, Outcome, PendingRequest
+from inference.server.scheduling.device_share import DeviceShare, DeviceUser
 from inference.server.scheduling.fair_queue import FairQueue
 from inference.server.scheduling.in_flight import WINDOW_CALLS, InFlight, adapt_window, limit_window, may_send
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
@@ -80,6 +81,7 @@ class Dispatcher:
         self._clock = clock
         self._rules = rules
         self._runner: RunnerPort | None = None
+        self._device: DeviceUser | None = None
         self._held = InFlight()
         self._call_rows = 1  # most rows of a device call, as the runner says
         self._window_calls = WINDOW_CALLS
@@ -89,10 +91,18 @@ class Dispatcher:
         self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
         self.cost = CallCost()
 
-    def open(self, runner: RunnerPort, row_seconds: float) -> None:
-        """Begin to send to a runner that has loaded its model."""
+    def open(self, runner: RunnerPort, row_seconds: float, device: DeviceShare, model: str) -> None:
+        """Begin to send to a runner that has loaded its model.
+
+        Args:
+            runner: the process.
+            row_seconds: measured by the load; 0 if unknown.
+            device: the share of the device that it computes on.
+            model: its name.
+        """
         self._runner = runner
         self.cost = CallCost(row_seconds)
+        self._device = device.join(model, self._dispatch_soon)
         self.dispatch()
 
     def set_call_rows(self, rows: int) -> None:
@@ -110,21 +120,24 @@ class Dispatcher:
 
         What can no longer be answered in time fails now, before it costs anything.
         """
-        if self._runner is None:
+        if self._runner is None or self._device is None:
             return
         now, items = self._clock.monotonic(), []
+        if self.queue:
+            self._device.begin_waiting(now)
         while (request := self.queue.peek()) is not None:
             if now + self.cost.at_best(request.rows) > request.time_limit:
                 self.queue.remove(request)
                 self._listener.on_failure(request, TOO_LATE)
                 continue
             window = limit_window(self._window_calls, self._held.work(now), self.cost, self._call_rows)
-            if not may_send(request, self._held, self._call_rows, window):
+            if not may_send(request, self._held, self._call_rows, window) or not self._device.may_send(now):
                 break
             items.append((self._take(request, now), request.payload.image))
         if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
             self._runner.send_items(items)
+        self._end_waiting_if_idle()
 
     def on_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Process a runner's reply; unknown items are ignored."""
@@ -133,6 +146,8 @@ class Dispatcher:
         self.set_call_rows(reply.call_rows or self._call_rows)
         for call in reply.calls:
             held.computing_since = self._clock.monotonic()
+            if self._device is not None:
+                self._device.add(call.computed_seconds, held.computing_since)
             held.count_computed(call.rows)
             self.cost.learn(call.computed_seconds, call.rows)
             is_backlogged = bool(self.queue)
@@ -145,11 +160,13 @@ class Dispatcher:
                 self._report_outcome(request, outcome, is_cancelled=is_cancelled)
         if was_busy and not held and held is self._held:  # an outcome may have moved the requests to the other slot
             self._listener.on_idle()
+        self._end_waiting_if_idle()
         self._dispatch_soon()
 
     def forget(self, request: PendingRequest) -> None:
         """Remove a request that is done from the queue; the runner may still hold it."""
         self.queue.remove(request)
+        self._end_waiting_if_idle()
 
     def cancel(self, request: PendingRequest) -> None:
         """Cancel a request: it leaves the queue, or the runner skips it if it has not begun."""
@@ -199,9 +216,17 @@ class Dispatcher:
             The requests that may have ended it, and the others: those that it held too, and those of the queue.
         """
         self._runner = None
+        if self._device is not None:
+            self._device.leave()
+            self._device = None
         held, self._held = self._held, InFlight()
         suspects, others = held.split(computing)
         return suspects, [*others, *self.queue.take_all()]
+
+    def _end_waiting_if_idle(self) -> None:
+        """Leave the device's seconds to others while there is nothing to compute."""
+        if self._device is not None and self.is_idle:
+            self._device.end_waiting()
 
     def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
         """Take the next request from the queue; returns its message."""

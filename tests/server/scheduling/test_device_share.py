@@ -2,16 +2,16 @@
 
 import pytest
 
-from inference.server.scheduling.device_share import DeviceShare, Sharer
+from inference.server.scheduling.device_share import DeviceShare, DeviceShares
 
 
 class Model:
     """A model that has more to compute whenever it may."""
 
-    def __init__(self, share: DeviceShare, call_seconds: float) -> None:
+    def __init__(self, share: DeviceShare, call_seconds: float, name: str = "") -> None:
         self.call_seconds = call_seconds
         self.woken = 0
-        self.sharer: Sharer = share.join(self.wake)
+        self.user = share.join(name or str(id(self)), self.wake)
 
     def wake(self) -> None:
         """Count."""
@@ -22,17 +22,18 @@ def play(models: list[Model], seconds: float) -> list[float]:
     """Compute whatever may be sent, one call at a time and the shortest calls first; returns the seconds of each."""
     now, used = 0.0, [0.0] * len(models)
     for model in models:
-        model.sharer.begin_waiting(now)
+        model.user.begin_waiting(now)
     while now < seconds:
-        free = [index for index, model in enumerate(models) if model.sharer.may_send(now)]
+        free = [index for index, model in enumerate(models) if model.user.may_send(now)]
         assert free, "the device is never left idle"
         chosen = min(free, key=lambda index: models[index].call_seconds)
         now += models[chosen].call_seconds
         used[chosen] += models[chosen].call_seconds
-        models[chosen].sharer.add(models[chosen].call_seconds, now)
+        models[chosen].user.add(models[chosen].call_seconds, now)
     return used
 
 
+@pytest.mark.fault("L3")
 @pytest.mark.parametrize("calls", [(0.01, 0.01), (0.005, 1.0), (0.01, 0.02, 0.4)])
 def test_models_get_equal_seconds_whatever_their_calls_last(calls: tuple[float, ...]) -> None:
     """A model of short calls and one of long calls share the device."""
@@ -42,48 +43,62 @@ def test_models_get_equal_seconds_whatever_their_calls_last(calls: tuple[float, 
 
 
 def test_a_model_without_work_holds_nobody_back() -> None:
-    """The device's seconds go to the model that has work."""
+    """The device's seconds go to the model that has work; the other gets no credit for its silence."""
     share = DeviceShare()
     busy, idle = Model(share, 0.1), Model(share, 0.1)
-    busy.sharer.begin_waiting(0.0)
-    busy.sharer.add(50.0, 50.0)
-    assert busy.sharer.may_send(50.0)
-    idle.sharer.begin_waiting(50.0)
-    assert idle.sharer.used_seconds == 50.0
-    assert busy.sharer.may_send(50.0)
+    busy.user.begin_waiting(0.0)
+    busy.user.add(50.0, 50.0)
+    assert busy.user.may_send(50.0)
+    idle.user.begin_waiting(50.0)
+    assert busy.user.may_send(50.0)
+
+
+def behind_and_ahead(share: DeviceShare) -> tuple[Model, Model]:
+    """Two models that wait, one of which has used a second more."""
+    behind, ahead = Model(share, 0.01), Model(share, 0.01)
+    for model in (behind, ahead):
+        model.user.begin_waiting(0.0)
+    for _ in range(100):
+        ahead.user.add(0.01, 0.0)
+    return behind, ahead
 
 
 def test_a_model_that_is_ahead_waits_and_is_woken() -> None:
     """As soon as the other has caught up, or has no more work."""
-    share = DeviceShare()
-    ahead, behind = Model(share, 0.01), Model(share, 0.01)
-    for model in (ahead, behind):
-        model.sharer.begin_waiting(0.0)
-    ahead.sharer.add(0.01, 0.1)
-    ahead.sharer.used_seconds = 1.0
-    assert not ahead.sharer.may_send(0.1)
-    behind.sharer.end_waiting()
-    assert ahead.sharer.may_send(0.1)
+    behind, ahead = behind_and_ahead(DeviceShare())
+    assert not ahead.user.may_send(0.1)
+    behind.user.end_waiting()
+    assert (ahead.woken, ahead.user.may_send(0.1)) == (1, True)
 
 
 def test_a_model_that_computes_nothing_holds_nobody_back_for_long() -> None:
     """Its runner hangs or loads: the other goes on after a second."""
-    share = DeviceShare()
-    ahead, stuck = Model(share, 0.01), Model(share, 0.01)
-    for model in (ahead, stuck):
-        model.sharer.begin_waiting(0.0)
-    ahead.sharer.used_seconds = 1.0
-    assert not ahead.sharer.may_send(0.5)
-    assert ahead.sharer.may_send(1.5)
+    _, ahead = behind_and_ahead(DeviceShare())
+    assert not ahead.user.may_send(0.5)
+    assert ahead.user.may_send(1.5)
 
 
-def test_a_model_that_has_left_is_forgotten() -> None:
-    """Its slot was emptied."""
+def test_a_slot_that_has_left_is_forgotten() -> None:
+    """It was emptied."""
+    gone, ahead = behind_and_ahead(DeviceShare())
+    assert not ahead.user.may_send(0.1)
+    gone.user.leave()
+    assert (ahead.woken, ahead.user.may_send(0.1)) == (1, True)
+
+
+def test_the_slots_of_a_model_do_not_wait_for_each_other() -> None:
+    """A candidate's probes take nothing from the slot that serves."""
     share = DeviceShare()
-    ahead, gone = Model(share, 0.01), Model(share, 0.01)
-    for model in (ahead, gone):
-        model.sharer.begin_waiting(0.0)
-    ahead.sharer.used_seconds = 1.0
-    assert not ahead.sharer.may_send(0.1)
-    share.leave(gone.sharer)
-    assert (ahead.woken, ahead.sharer.may_send(0.1)) == (1, True)
+    serving, candidate = Model(share, 0.01, "shapes"), Model(share, 0.01, "shapes")
+    for model in (serving, candidate):
+        model.user.begin_waiting(0.0)
+    serving.user.add(50.0, 0.1)
+    assert serving.user.may_send(0.1)
+    assert candidate.user.may_send(0.1)
+
+
+def test_models_on_different_devices_share_nothing() -> None:
+    """Each device has its own share."""
+    shares = DeviceShares()
+    assert shares.of("cuda:0") is shares.of("cuda:0")
+    assert shares.of("cuda:0") is not shares.of("cuda:1")
