@@ -11,6 +11,7 @@ CONTROL_SOCKET = "control.sock"  # the server's, for the updater and operators
 UPDATES_SOCKET = "updates.sock"  # the updater's, for operators
 SUPERVISOR_SOCKET = "supervisor.sock"
 SERVER_LOCK, UPDATER_LOCK, STACK_LOCK = "server.lock", "updater.lock", "stack.lock"
+SERVER_STARTED = "server.started"  # file with the process id of the server that has begun to listen
 HEARTBEAT = "updater.alive"  # file that the updater touches while its threads make progress
 LIVENESS = "liveness"  # service name in the server's health service
 

@@ -16,7 +16,7 @@ from common import logs
 from common.address import unix_target
 from common.clock import SystemClock
 from common.exit_codes import ExitCode
-from common.paths import CONTROL_SOCKET, HEARTBEAT, SUPERVISOR_SOCKET
+from common.paths import CONTROL_SOCKET, HEARTBEAT, SERVER_STARTED, SUPERVISOR_SOCKET
 from common.settings import SettingsInvalid, load_settings
 from hotslot_watchdog.monitor import (
     HealthProbe,
@@ -28,6 +28,7 @@ from hotslot_watchdog.monitor import (
 )
 from hotslot_watchdog.settings import StackSettings
 from hotslot_watchdog.stack import write_exit_code
+from hotslot_watchdog.starts import StartMonitor
 from hotslot_watchdog.supervisor import SupervisorEvent, kill_child, list_running, read_events
 
 SERVER, UPDATER = "server", "updater"
@@ -73,15 +74,29 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_terminate)
     with _reserve_stdout() as sink, logs.configure("watchdog", "info", sys.stderr):
         log = logs.get_logger()
-        monitor = make_monitor(run_folder, supervisord, log, end_stack)
+        settings = read_settings(log)
+        monitor = make_monitor(settings, run_folder, supervisord, log, end_stack)
+        starts = StartMonitor(SERVER, run_folder / SERVER_STARTED, settings.watchdog.max_failed_starts)
         for event in read_events(sys.stdin.buffer, sink):
             handle_event(event, log, end_stack)
             monitor.handle_event(event)
+            if starts.handle_event(event):
+                log.error("process_given_up", program=SERVER, failed_starts=starts.failed)
+                end_stack(ExitCode.INTERNAL_ERROR)
     return 0
 
 
+def read_settings(log: logs.Logger) -> StackSettings:
+    """The settings; the defaults if the file was changed after the stack had read it, and is wrong now."""
+    try:
+        return load_settings(StackSettings)
+    except SettingsInvalid as error:
+        log.error("settings_invalid", detail=str(error))
+        return StackSettings.model_construct()
+
+
 def make_monitor(
-    run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]
+    settings: StackSettings, run_folder: Path, supervisord: int, log: logs.Logger, end_stack: Callable[[int], None]
 ) -> ProcessMonitor:
     """A monitor of server and updater, initialised with the processes that are already running."""
 
@@ -92,11 +107,6 @@ def make_monitor(
         if program == SERVER:
             end_stack(ExitCode.INTERNAL_ERROR)
 
-    try:
-        settings = load_settings(StackSettings)
-    except SettingsInvalid as error:  # the file was changed after the stack had read it
-        log.error("settings_invalid", detail=str(error))
-        settings = StackSettings.model_construct()
     section = settings.watchdog
     probes: dict[str, LivenessProbe] = {
         UPDATER: HeartbeatProbe(run_folder / HEARTBEAT),

@@ -22,6 +22,14 @@ class WatchdogSection(Section):
             "server.grace_seconds + runner.retire_seconds",
         ),
     ] = 60
+    max_failed_starts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="starts of the server in a row that end before it listens, after which the stack ends with 70",
+        ),
+    ] = 4
     initial_delay_seconds: Annotated[
         float, Field(ge=0, le=3600, description="from a process's start to its first liveness check")
     ] = 20.0

@@ -13,7 +13,6 @@ supervisord always ends with 0. The stack ends with:
 import argparse
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from common.durable import AlreadyRunning, lock_instance, read_bounded, write_at
 from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
+from hotslot_watchdog.copier import copy_output
 from hotslot_watchdog.settings import StackSettings, make_child_environment
 
 WAKE_SECONDS = 0.2
@@ -134,7 +134,8 @@ class Supervisord:
         if output is None:
             raise RuntimeError("supervisord was started without a pipe")
         threading.Thread(target=self._wake_periodically, daemon=True).start()
-        copier = threading.Thread(target=_copy, args=(output.fileno(), sys.stdout.fileno()), daemon=True)
+        places = (output.fileno(), sys.stdout.fileno(), LAST_OUTPUT_SECONDS)
+        copier = threading.Thread(target=copy_output, args=places, daemon=True)
         copier.start()
         child.returncode = _wait_for_child(child.pid)
         self._has_ended.set()
@@ -159,19 +160,6 @@ class Supervisord:
                 self._has_ended.wait(STOPPING_WAKE_SECONDS)
             else:
                 self._stop_requested.wait(WAKE_SECONDS)
-
-
-def _copy(source: int, sink: int) -> None:
-    """Copy until the source ends; if the sink is closed, keep reading so that the writers never block."""
-    is_open = True
-    while content := os.read(source, 1 << 16):
-        while content and is_open:
-            try:
-                content = content[os.write(sink, content) :]
-            except BlockingIOError:
-                select.select((), (sink,), (), 1.0)
-            except OSError:
-                is_open = False
 
 
 def _wait_for_child(child: int) -> int:

@@ -18,12 +18,12 @@ import grpc
 from common import logs
 from common.address import ListenFailed, add_port, parse_address, unix_target
 from common.clock import Clock, SystemClock
-from common.durable import AlreadyRunning, lock_instance
+from common.durable import AlreadyRunning, lock_instance, write_atomic
 from common.engine_files import Task
 from common.exit_codes import ExitCode
 from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
-from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, make_run_folder, socket_path
+from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, SERVER_STARTED, make_run_folder, run_folder, socket_path
 from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
@@ -97,6 +97,8 @@ class InferenceServer:
                 reason = commands.boot()
                 if reason:
                     self._log.warning("boot_without_model", model=commands.manager.options.model, detail=reason)
+            with contextlib.suppress(OSError):  # a full disk
+                write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
             self._log.info("server_started", port=port, metrics_port=metrics_port, pid=os.getpid())
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]

@@ -29,22 +29,20 @@ health_servicer = health.HealthServicer()
 health_servicer.set("liveness", health_pb2.HealthCheckResponse.SERVING)
 server = grpc.server(ThreadPoolExecutor(2))
 health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-assert server.add_insecure_port("127.0.0.1:{port}")
+server.add_insecure_port("unix:" + os.environ["HOTSLOT_STATE_DIR"] + "/run/control.sock")
 server.start()
-print(json.dumps({{"event": "server_ready", "pid": os.getpid()}}), flush=True)
+print(json.dumps({"event": "server_ready", "pid": os.getpid()}), flush=True)
 while not end.wait(0.1):
     pass
 server.stop(0).wait()
 """
-IMPATIENT = (
-    "[watchdog]\ninitial_delay_seconds = 0\nprobe_timeout_seconds = 1\nfailure_threshold = 2\n[server]\nport = {port}\n"
-)
+IMPATIENT = "[watchdog]\ninitial_delay_seconds = 0\nprobe_timeout_seconds = 1\nfailure_threshold = 2\n"
 
 
 @pytest.mark.timeout(90)
-def test_a_process_that_hangs_is_restarted(start: Start, free_port: int) -> None:
+def test_a_process_that_hangs_is_restarted(start: Start) -> None:
     """A server and an updater that are stopped by SIGSTOP are killed and started again."""
-    stack = start(LIVE_SERVER.format(port=free_port), settings=IMPATIENT.format(port=free_port))
+    stack = start(LIVE_SERVER, settings=IMPATIENT)
     first = [stack.wait_for("server_ready")["pid"], stack.wait_for("updater_started")["pid"]]
     for pid in first:
         os.kill(pid, signal.SIGSTOP)
@@ -56,11 +54,10 @@ def test_a_process_that_hangs_is_restarted(start: Start, free_port: int) -> None
     assert stack.end() == 0
 
 
-def test_a_server_that_never_answers_ends_the_stack(start: Start, free_port: int) -> None:
+def test_a_server_that_never_answers_ends_the_stack(start: Start) -> None:
     """It is given up after its restarts, and the stack ends with exit code 70."""
-    stack = start(
-        OBEDIENT, settings=IMPATIENT.format(port=free_port).replace("threshold = 2", "threshold = 1\nmax_restarts = 0")
-    )
+    settings = IMPATIENT.replace("threshold = 2", "threshold = 1\nmax_restarts = 0")
+    stack = start(OBEDIENT, settings=settings)
     assert stack.end() == ExitCode.INTERNAL_ERROR
     assert stack.wait_for("unresponsive_process_given_up")["program"] == "server"
 

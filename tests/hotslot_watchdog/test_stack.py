@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from common.exit_codes import ExitCode
+from dev.harness.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "-m hotslot_watchdog.launch"
@@ -32,6 +33,17 @@ while True:
     time.sleep(60)
 """
 DYING = "import sys; sys.exit(1)"
+TALKATIVE = """
+import json, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+for number in range(10_000):
+    print(json.dumps({{"event": "talk", "number": number, "text": "x" * 80}}))
+sys.stdout.flush()
+with open("{pids}", "a") as file:
+    file.write(f"{{os.getpid()}} ")
+while True:
+    signal.pause()
+"""
 UPDATER = """
 import json, os, signal, sys, threading
 end = threading.Event()
@@ -45,14 +57,24 @@ while not end.wait(0.5):
 class Stack:
     """A running deploy/run-stack with small programs as server and updater, and its log."""
 
-    def __init__(self, folder: Path, server: str, updater: str = UPDATER, settings: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: str,
+        updater: str = UPDATER,
+        settings: str = "",
+        *,
+        is_read: bool = True,
+        startsecs: int = 3,
+    ) -> None:
         config = (ROOT / "supervisor.conf").read_text()
         for command, program, name in ((SERVER_COMMAND, server, "server.py"), (UPDATER_COMMAND, updater, "updater.py")):
             (folder / name).write_text(program)
             assert config.count(command) == 1
             config = config.replace(command, str(folder / name))
         # One retry instead of twenty, so that the updater is given up within seconds.
-        (folder / "supervisor.conf").write_text(config.replace("startretries=20", "startretries=1"))
+        config = config.replace("startretries=20", "startretries=1").replace("startsecs=3", f"startsecs={startsecs}")
+        (folder / "supervisor.conf").write_text(config)
         (folder / "hotslot.toml").write_text(f'state_dir = "{folder}/state"\n[[models]]\nname = "shapes"\n{settings}')
         run = [str(ROOT / "deploy/run-stack"), "--config", str(folder / "hotslot.toml")]
         self.process = subprocess.Popen(
@@ -62,6 +84,11 @@ class Stack:
         )
         self.lines: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
+        if is_read:
+            self.read()
+
+    def read(self) -> None:
+        """Begin to read its output."""
         self._reader.start()
 
     def _read(self) -> None:
@@ -100,8 +127,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts stacks; all their processes end with the test."""
     stacks: list[Stack] = []
 
-    def start_stack(server: str, updater: str = UPDATER, settings: str = "") -> Stack:
-        stacks.append(Stack(tmp_path, server, updater, settings))
+    def start_stack(server: str, updater: str = UPDATER, settings: str = "", **options: Any) -> Stack:  # noqa: ANN401
+        stacks.append(Stack(tmp_path, server, updater, settings, **options))
         return stacks[-1]
 
     yield start_stack
@@ -146,6 +173,31 @@ def test_a_server_that_dies_is_started_again(start: Start) -> None:
     stack.wait_for("server_ready", count=2)
     stack.process.terminate()
     assert stack.end() == 0
+
+
+@pytest.mark.fault("L17")
+@pytest.mark.timeout(90)
+def test_a_reader_that_stalls_stops_neither_restarts_nor_signals(start: Start, tmp_path: Path) -> None:
+    """While the log is not read, a killed server is started again, and SIGTERM ends the stack."""
+    pids = tmp_path / "pids"
+    stack = start(TALKATIVE.format(pids=pids), is_read=False)
+    eventually(lambda: pids.is_file() and pids.read_text(), what="the server has written much")
+    os.kill(int(pids.read_text()), signal.SIGKILL)
+    eventually(lambda: len(pids.read_text().split()) == 2, what="it was started again, and has written much")
+
+    stack.process.terminate()
+    eventually(lambda: not stack.children(), what="all processes have ended")
+    stack.read()
+    assert stack.end() == 0
+
+
+@pytest.mark.fault("L18")
+def test_a_server_that_always_exits_while_importing_ends_the_stack(start: Start) -> None:
+    """Also if each time it runs for longer than supervisord takes for a start."""
+    stack = start(DYING, startsecs=0)
+
+    assert stack.end() == ExitCode.INTERNAL_ERROR
+    assert stack.wait_for("process_given_up")["failed_starts"] == 4
 
 
 @pytest.mark.fault("U2")

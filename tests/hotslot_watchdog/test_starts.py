@@ -1,0 +1,40 @@
+"""A server has started when it says so."""
+
+from pathlib import Path
+
+import pytest
+
+from hotslot_watchdog.starts import StartMonitor
+from hotslot_watchdog.supervisor import SupervisorEvent
+
+pytestmark = pytest.mark.fault("L18")
+
+
+def ended(pid: int, name: str = "PROCESS_STATE_EXITED", program: str = "server") -> SupervisorEvent:
+    """The end of a process."""
+    return SupervisorEvent(name, {"processname": program, "pid": str(pid)})
+
+
+def test_a_server_that_never_starts_is_given_up(tmp_path: Path) -> None:
+    """Whether supervisord took it for started or not; once."""
+    starts = StartMonitor("server", tmp_path / "started", 3)
+    events = [ended(1), ended(2, "PROCESS_STATE_BACKOFF"), ended(9, program="updater"), ended(3), ended(4)]
+
+    assert [starts.handle_event(event) for event in events] == [False, False, False, True, False]
+
+
+def test_a_server_that_had_started_counts_from_zero(tmp_path: Path) -> None:
+    """Its file has its process id; that of another process does not count."""
+    starts = StartMonitor("server", tmp_path / "started", 2)
+    first = starts.handle_event(ended(1))
+    (tmp_path / "started").write_text("2\n")
+
+    assert [first, *(starts.handle_event(ended(pid)) for pid in (2, 3, 4))] == [False, False, False, True]
+
+
+def test_a_file_that_is_no_process_id_is_none(tmp_path: Path) -> None:
+    """It counts as a failed start."""
+    starts = StartMonitor("server", tmp_path / "started", 1)
+    (tmp_path / "started").write_bytes(b"\xff" * 100)
+
+    assert starts.handle_event(ended(1))
