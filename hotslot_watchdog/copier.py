@@ -3,8 +3,9 @@
 import os
 import select
 from collections import deque
-from datetime import UTC, datetime
+from datetime import datetime
 
+from common.clock import Clock
 from common.logs import format_line
 
 MAX_WAITING_BYTES = 4 << 20
@@ -74,7 +75,7 @@ class LineBuffer:
         self._size += len(line)
 
 
-def copy_output(source: int, sink: int, last_seconds: float) -> None:
+def copy_output(source: int, sink: int, last_seconds: float, clock: Clock) -> None:
     """Copy until the source ends; then what still waits for at most `last_seconds`.
 
     If the sink does not take it, lines are dropped: a writer that waits is supervisord, which then neither restarts a
@@ -93,7 +94,7 @@ def copy_output(source: int, sink: int, last_seconds: float) -> None:
         if source in ready and not has_ended:
             content = os.read(source, READ_BYTES)
             has_ended = not content
-            buffer.add(content, datetime.now(UTC)) if content else buffer.finish(datetime.now(UTC))
+            buffer.add(content, clock.now()) if content else buffer.finish(clock.now())
         if sink in ready and is_open:
             is_open = _write(buffer, sink)
 

@@ -21,6 +21,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from common.clock import SystemClock
 from common.durable import AlreadyRunning, lock_instance, read_bounded, write_atomic
 from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
@@ -134,7 +135,7 @@ class Supervisord:
         if output is None:
             raise RuntimeError("supervisord was started without a pipe")
         threading.Thread(target=self._wake_periodically, daemon=True).start()
-        places = (output.fileno(), sys.stdout.fileno(), LAST_OUTPUT_SECONDS)
+        places = (output.fileno(), sys.stdout.fileno(), LAST_OUTPUT_SECONDS, SystemClock())
         copier = threading.Thread(target=copy_output, args=places, daemon=True)
         copier.start()
         child.returncode = _wait_for_child(child.pid)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from common.clock import SystemClock
 from hotslot_watchdog.copier import WRITE_BYTES, LineBuffer, copy_output
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -35,7 +36,7 @@ def test_a_full_buffer_drops_whole_lines_and_reports_them() -> None:
 def test_a_reader_that_stalls_holds_nobody_up() -> None:
     """The writer writes far more than all pipes hold; the reader later gets the first lines, and how many are lost."""
     ours, theirs = os.pipe(), os.pipe()
-    copier = threading.Thread(target=copy_output, args=(ours[0], theirs[1], 10.0))
+    copier = threading.Thread(target=copy_output, args=(ours[0], theirs[1], 10.0, SystemClock()))
     copier.start()
     line = b"x" * 9_999 + b"\n"
     for _ in range(1000):  # 10 MB
@@ -58,7 +59,7 @@ def test_a_closed_reader_ends_nothing() -> None:
     """The output is read and dropped, so that the writers never wait."""
     ours, theirs = os.pipe(), os.pipe()
     os.close(theirs[0])
-    copier = threading.Thread(target=copy_output, args=(ours[0], theirs[1], 10.0))
+    copier = threading.Thread(target=copy_output, args=(ours[0], theirs[1], 10.0, SystemClock()))
     copier.start()
     for _ in range(100):
         os.write(ours[1], bytes(10_000))
