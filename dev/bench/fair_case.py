@@ -36,6 +36,7 @@ class Case:
     placement: str  # "same connection", "other connections", "behind Envoy", "two models"
     is_unary: bool = True  # else the second half of the streams, of another caller, comes later
     few: int = 1  # streams of that other caller
+    warm_seconds: float = WARM_SECONDS
 
     @property
     def cores(self) -> float:
@@ -88,7 +89,7 @@ def groups_of(case: Case, seconds: float) -> list[Group]:
         mode="stream",
         clients=case.streams,
         window=OUTSTANDING[case.rows],
-        deadline=60.0,
+        leave=True,
         metadata={CALLER_KEY: "bulk"},
         connections=(0,),
     )
@@ -109,7 +110,7 @@ def groups_of(case: Case, seconds: float) -> list[Group]:
             mode="stream",
             clients=case.few,
             window=OUTSTANDING[case.rows],
-            deadline=60.0,
+            leave=True,
             metadata={CALLER_KEY: "other bulk"},
             connections=(1,) if is_apart else (0,),
             begin=seconds,
@@ -127,12 +128,13 @@ def measure(case: Case, groups: Sequence[Group], played: Played, device_calls: S
     """Compare the parts."""
     half = played.seconds / 2
     first = [one for one in played.of("first") if one.ended >= half]
-    second = [one for one in played.of("second") if one.at >= half + WARM_SECONDS]
+    second = [one for one in played.of("second") if one.at >= half + case.warm_seconds]
     row_seconds = _row_seconds(case, device_calls)
     call = CALL_ROWS * row_seconds["first"]
     unary = [one for one in second if one.is_answer] if case.is_unary else []
     factors = [one.took / (one.rows * row_seconds["second"] + call) for one in unary]
-    used = [_used(group, row_seconds[group.name], played, device_calls) for group in groups]
+    warm = case.warm_seconds
+    used = [_used(group, row_seconds[group.name], played, device_calls, warm) for group in groups]
     alone, beside = [sum(shares) for shares in zip(*used, strict=True)]
     items = [*played.of("first"), *([] if case.is_unary else second)]
     measured = Measured(
@@ -199,7 +201,9 @@ def _row_seconds(case: Case, device_calls: Sequence[DeviceCall]) -> dict[str, fl
     return {"first": seconds, "second": seconds}
 
 
-def _used(group: Group, row_seconds: float, played: Played, device_calls: Sequence[DeviceCall]) -> tuple[float, float]:
+def _used(
+    group: Group, row_seconds: float, played: Played, device_calls: Sequence[DeviceCall], warm: float
+) -> tuple[float, float]:
     """Device seconds of a group's rows, a second: before the second part, and in it."""
     pictures = pictures_of(group)
     half = played.seconds / 2
@@ -213,7 +217,7 @@ def _used(group: Group, row_seconds: float, played: Played, device_calls: Sequen
                 found += row_seconds * call.rows_of(pictures) * inside / call.seconds
         return found / (until - since)
 
-    return within(WARM_SECONDS, half), within(half + WARM_SECONDS, played.seconds)
+    return within(warm, half), within(half + warm, played.seconds)
 
 
 def pictures_of(group: Group) -> set[str]:

@@ -40,6 +40,7 @@ class Group:
     begin: float = 0.0  # seconds after the start of the load
     end: float = 0.0  # 0: the end of the load
     pause: float = 0.0  # seconds between two calls of a caller in a closed loop
+    leave: bool = False  # whether streams are cancelled at the end, without outcomes for what is outstanding
     read_pause: float = 0.0  # seconds before each message of a stream is read
     cancel_share: float = 0.0  # of unary calls that the caller cancels …
     cancel_after: float = 0.0  # … at a random time up to this many seconds
@@ -229,6 +230,7 @@ def _plan_of(group: Group, folder: Path, number: int) -> dict[str, Any]:
         "begin": group.begin,
         "end": group.end,
         "pause": group.pause,
+        "leave": group.leave,
         "read_pause": group.read_pause,
         "cancel_share": group.cancel_share,
         "cancel_after": group.cancel_after,

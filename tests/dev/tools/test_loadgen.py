@@ -135,12 +135,14 @@ def test_an_open_loop_calls_at_its_rate_and_records_every_end(tmp_path: Path, ad
 def test_a_stream_keeps_its_window_outstanding(tmp_path: Path, address: str, servicer: Servicer) -> None:
     """Every item has an outcome, answer or refusal, the last ones after the end of the load."""
     group = Group("stream", [request("a")], mode="stream", clients=2, window=3, digest=True)
+    leaving = Group("leaving", [request("a")], mode="stream", window=2, leave=True)
 
-    played = play(address, [group], 0.3, tmp_path)
+    played = play(address, [group, leaving], 0.3, tmp_path)
 
-    codes = Counter(one.code for one in played.outcomes)
+    codes = Counter(one.code for one in played.of("stream"))
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
     assert abs(codes["OK"] - 2 * codes["RESOURCE_EXHAUSTED"]) <= 4
+    assert played.of("leaving") == []
     assert {one.caller for one in played.outcomes} == {0, 1}
     assert len({one.digest for one in played.outcomes if one.is_answer}) == 1
     assert servicer.most_outstanding == 3

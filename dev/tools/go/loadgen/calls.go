@@ -123,6 +123,9 @@ func (run *load) stream(group *group, number int) {
 	defer ended()
 	var sending sync.WaitGroup
 	sending.Go(func() { group.send(over, stream, waiting, free, number) })
+	if group.Leave {
+		context.AfterFunc(over, cancel)
+	}
 	for err == nil {
 		time.Sleep(time.Duration(group.ReadPause * float64(time.Second)))
 		var answer []byte
@@ -135,6 +138,9 @@ func (run *load) stream(group *group, number int) {
 	ended()
 	cancel()
 	sending.Wait()
+	if group.Leave && !time.Now().Before(run.at(group.End)) {
+		return
+	}
 	for _, item := range waiting.open { // the call ended without their outcomes
 		row := run.outcome(group, waiting.caller, item)
 		row.failed(status.Convert(err))

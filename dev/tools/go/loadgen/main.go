@@ -47,6 +47,7 @@ type group struct {
 	CancelShare float64           `json:"cancel_share"` // of unary calls that the caller cancels …
 	CancelAfter float64           `json:"cancel_after"` // … at a random time up to this many seconds
 	Digest      bool              `json:"digest"`       // whether outcomes carry the digest of the answer
+	Leave       bool              `json:"leave"`        // streams: whether they are cancelled at the end, without an outcome for what is outstanding
 
 	number int
 	bodies [][]byte
