@@ -1,6 +1,7 @@
 """The settings of the stack, and the environment of the processes that it starts."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from common.settings import Section, SettingsFile, settings_path
+
+DESCRIPTORS = 4096  # enough for supervisord; the server raises its own limit further
 
 
 class WatchdogSection(Section):
@@ -50,11 +53,17 @@ class StackSettings(SettingsFile):
     watchdog: WatchdogSection = WatchdogSection()
 
 
+def choose_descriptors(hard: int) -> int:
+    """The limit of open files that supervisord asks for, under a hard limit; it would not start with less than it asks."""
+    return DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+
+
 def make_child_environment(settings: StackSettings) -> dict[str, str]:
     """This process's environment plus the variables that supervisor.conf uses; all paths are absolute."""
     return {
         **os.environ,
         "HOTSLOT_CONFIG": str(settings_path().absolute()),
+        "HOTSLOT_DESCRIPTORS": str(choose_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         "HOTSLOT_PYTHON": sys.executable,
         "HOTSLOT_STATE_DIR": str(Path(settings.state_dir).absolute()),
         "HOTSLOT_STOP_SECONDS": str(settings.watchdog.stop_seconds),

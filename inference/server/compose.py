@@ -10,7 +10,7 @@ from common.engine_files import ENGINES, Task
 from common.settings import ModelSettings
 from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
-from inference.server import channel_arguments
+from inference.server import channel_arguments, descriptors
 from inference.server.api import convert
 from inference.server.api.entailment import PredictRules
 from inference.server.api.stream import StreamRules
@@ -102,8 +102,9 @@ def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
 def server_arguments(settings: ServerSettings) -> channel_arguments.Arguments:
     """Channel arguments of the public server."""
     server = settings.server
-    times = channel_arguments.ConnectionTimes(age=server.max_connection_age_seconds)
-    return channel_arguments.public_arguments(server.max_message_bytes, times)
+    times = channel_arguments.ConnectionTimes(server.max_connection_age_seconds, server.max_connection_idle_seconds)
+    connections = descriptors.max_connections(descriptors.raise_limit())
+    return channel_arguments.public_arguments(server.max_message_bytes, connections, times)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from common.settings import SettingsInvalid, format_mistake, load_settings, use_
 from inference.server import compose
 from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.interceptors import CallInterceptor
-from inference.server.channel_arguments import control_arguments
+from inference.server.channel_arguments import control_arguments, health_arguments
 from inference.server.control import servicer
 from inference.server.event_log import EventLogger
 from inference.server.health import HealthRegistry, LoopLag
@@ -51,6 +51,7 @@ class Addresses:
     port: int
     control: str
     metrics_port: int
+    health_port: int
 
 
 class InferenceServer:
@@ -91,15 +92,17 @@ class InferenceServer:
             self._serve_metrics() as metrics_port,
             self._serve_public() as (server, port),
             self._serve_control() as control,
+            self._serve_health() as health_port,
         ):
-            self.addresses = Addresses(port, control, metrics_port)
+            self.addresses = Addresses(port, control, metrics_port, health_port)
             for commands in self.models.commands():
                 reason = commands.boot()
                 if reason:
                     self._log.warning("boot_without_model", model=commands.manager.options.model, detail=reason)
             with contextlib.suppress(OSError):  # a full disk
                 write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
-            self._log.info("server_started", port=port, metrics_port=metrics_port, pid=os.getpid())
+            ports = {"port": port, "metrics_port": metrics_port, "health_port": health_port}
+            self._log.info("server_started", **ports, pid=os.getpid())
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]
                 await self._stop_requested.wait()
@@ -191,6 +194,22 @@ class InferenceServer:
             os.umask(mask)
         try:
             yield unix_target(path)
+        finally:
+            await server.stop(0.5)
+
+    @contextlib.asynccontextmanager
+    async def _serve_health(self) -> AsyncIterator[int]:
+        """The health port; -1 if it is off."""
+        section = self._settings.health
+        if section.port < 0:
+            yield -1
+            return
+        server = grpc.aio.server(interceptors=[self._interceptor()], options=health_arguments())
+        server.add_generic_rpc_handlers((standard_services.HealthApi(self._health).handlers(),))
+        port = add_port(server, parse_address(section.host, section.port))
+        await server.start()
+        try:
+            yield port
         finally:
             await server.stop(0.5)
 

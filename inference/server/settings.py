@@ -107,6 +107,10 @@ class ServerSection(Section):
             description="age after which a connection is closed gracefully (GOAWAY), so that clients reconnect",
         ),
     ] = 600.0
+    max_connection_idle_seconds: Annotated[
+        float,
+        Field(ge=1, le=86400, description="time without a call after which a connection is closed gracefully (GOAWAY)"),
+    ] = 300.0
     drain_delay_seconds: Annotated[
         float, Field(ge=0, le=300, description="time between NOT_SERVING and refusing new requests")
     ] = 5.0
@@ -192,6 +196,16 @@ class RunnerSection(Section):
 class HealthSection(Section):
     """`[health]`: what the health service reports."""
 
+    host: Annotated[Host, Field(description="address of the health port, spelt as server.host")] = DEFAULT_HOST
+    port: Annotated[
+        int,
+        Field(
+            ge=-1,
+            le=65535,
+            description="port on which the health service is served too, without TLS, for probes: connections of "
+            "clients cannot be in their way; 0 = any free port, -1 = off",
+        ),
+    ] = -1
     overall: Annotated[
         Overall,
         Field(

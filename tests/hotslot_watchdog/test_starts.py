@@ -1,9 +1,11 @@
 """A server has started when it says so."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
+from hotslot_watchdog.settings import choose_descriptors
 from hotslot_watchdog.starts import StartMonitor
 from hotslot_watchdog.supervisor import SupervisorEvent
 
@@ -38,3 +40,12 @@ def test_a_file_that_is_no_process_id_is_none(tmp_path: Path) -> None:
     (tmp_path / "started").write_bytes(b"\xff" * 100)
 
     assert starts.handle_event(ended(1))
+
+
+@pytest.mark.fault("L19")
+@pytest.mark.parametrize(
+    ("hard", "asked"), [(1024, 1024), (4096, 4096), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]
+)
+def test_supervisord_asks_for_no_more_files_than_it_may_have(hard: int, asked: int) -> None:
+    """It would refuse to start in a container with a hard limit of 1024."""
+    assert choose_descriptors(hard) == asked

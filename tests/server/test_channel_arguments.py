@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import importlib.util
 import re
+import resource
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import pytest
 from dev.harness import http2
 from dev.harness.process import ROOT
 from inference.server import channel_arguments
-from inference.server.channel_arguments import Arguments, ConnectionTimes, control_arguments, public_arguments
+from inference.server.channel_arguments import (
+    Arguments,
+    ConnectionTimes,
+    control_arguments,
+    health_arguments,
+    public_arguments,
+)
+from inference.server.descriptors import max_connections, raise_limit
 
 MIB = 1 << 20
 LIMIT_SECONDS = 20.0
@@ -50,9 +58,9 @@ def test_grpc_knows_every_argument() -> None:
     assert unknown_names([f'OPTIONS = [("{wrong}", 1), ("grpc.keepalive_time_ms", 1)]']) == {wrong}
 
 
-def arguments(**times: float) -> Arguments:
+def arguments(connections: int = 1000, **times: float) -> Arguments:
     """Those of the public server, with short times."""
-    return public_arguments(2 * MIB, ConnectionTimes(**{"age": 600.0, **times}))
+    return public_arguments(2 * MIB, connections, ConnectionTimes(**{"age": 600.0, **times}))
 
 
 def without(given: Arguments, *names: str) -> Arguments:
@@ -148,7 +156,7 @@ async def test_clients_may_send_keepalive_pings_on_quiet_streams() -> None:
     ends = tuple(await asyncio.gather(ping_on_a_quiet_stream(given), ping_on_a_quiet_stream(bare)))
 
     assert ends == (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
-    assert ConnectionTimes(age=600).client_pings <= 10 / 2, "clients commonly ping every 10 s, not exactly"
+    assert ConnectionTimes(age=600.0).client_pings <= 10 / 2, "clients commonly ping every 10 s, not exactly"
 
 
 async def ping_without_calls(given: Arguments) -> int:
@@ -185,6 +193,59 @@ async def test_an_old_connection_is_closed_gracefully() -> None:
         assert http2.GOAWAY in await wait_closed(source, sink)
 
 
+@pytest.mark.fault("L19")
+async def test_an_idle_connection_is_closed_gracefully() -> None:
+    """One without a call; the client connects again for its next one."""
+    async with serving(arguments(idle=0.1)) as port, connected(port) as (source, sink):
+        assert http2.GOAWAY in await wait_closed(source, sink)
+
+
+@pytest.mark.fault("L19")
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    """It would hold a descriptor."""
+    async with serving(arguments(handshake=0.1)) as port:
+        source, sink = await asyncio.open_connection("127.0.0.1", port)
+        await wait_closed(source)
+        sink.close()
+
+
+@pytest.mark.fault("L19")
+@pytest.mark.parametrize(("given", "limit"), [(arguments(connections=20), 20), (health_arguments(), 64)])
+async def test_connections_leave_a_reserve(given: Arguments, limit: int) -> None:
+    """Further ones are closed at once; a call on an open one is answered, and a new one as soon as one is closed."""
+    async with serving(given) as port, contextlib.AsyncExitStack() as held, calling(port) as channel:
+        echo = channel.unary_unary(f"/{SERVICE}/Echo")
+        await echo(b"", timeout=LIMIT_SECONDS)
+        others = [await held.enter_async_context(connected(port)) for _ in range(limit - 1)]
+        for source, _ in others:
+            await http2.read_frame(source)
+        async with connected(port) as (source, _):
+            assert await wait_closed(source) == []
+        await echo(b"", timeout=LIMIT_SECONDS)
+        others[0][1].close()
+        async with calling(port) as another:
+            await another.unary_unary(f"/{SERVICE}/Echo")(b"", timeout=LIMIT_SECONDS, wait_for_ready=True)
+
+
+@pytest.mark.fault("L19")
+@pytest.mark.parametrize(("limit", "connections"), [(256, 128), (512, 256), (1024, 768), (65536, 65280)])
+def test_the_reserve_of_descriptors(limit: int, connections: int) -> None:
+    """At most half of a small limit."""
+    assert max_connections(limit) == connections
+
+
+@pytest.mark.fault("L19")
+def test_the_soft_limit_is_raised() -> None:
+    """To the hard one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] // 2, before[1]))
+        assert raise_limit(before[0]) == before[0]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 async def test_limits_are_sent_to_every_client() -> None:
     """The number of calls at a time, the bytes of a message that is not asked for, and the size of metadata."""
     async with serving(arguments()) as port:
@@ -216,6 +277,7 @@ async def test_metadata_has_a_limit(size: int, code: grpc.StatusCode) -> None:
     [
         (arguments(), 2 * MIB, 2 * MIB + 1),
         (control_arguments(), 32 * MIB, 32 * MIB + 1),
+        (health_arguments(), 4096, 4097),
     ],
 )
 async def test_messages_have_a_limit(given: Arguments, fits: int, too_large: int) -> None:

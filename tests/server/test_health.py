@@ -8,6 +8,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from common.address import unix_target
+from common.paths import CONTROL_SOCKET, run_folder
 from dev.harness.answers import question
 from dev.harness.metrics import value_of
 from dev.harness.pointer import commit_bundle
@@ -150,7 +152,7 @@ def test_one_of_three_models_that_never_loads_leaves_the_others_ready(make_stack
     """Its own readiness is false, and log, metric and status report that it has given up; liveness stays true."""
     models = ("shapes", "letters", "broken")
     runner = {"respawn_give_up": 3, "respawn_first_seconds": 0.05, "standby": False}
-    environment = {"HOTSLOT_HEALTH__OVERALL": "any"}
+    environment = {"HOTSLOT_HEALTH__OVERALL": "any", "HOTSLOT_HEALTH__PORT": "0"}
     stack = make_stack(is_started=False, models=models, runner=runner, environment=environment)
     commit_bundle(stack.folder, stack.bundle("r-broken", fail_load="error"), "broken")
 
@@ -170,7 +172,11 @@ def test_one_of_three_models_that_never_loads_leaves_the_others_ready(make_stack
             STATUS: True,
             "liveness": True,
         }
-        assert HealthProbe(stack.address, DEADLINE_SECONDS).is_live(), "the watchdog restarts nothing"
+        health_port = stack.process.events("server_started")[0]["health_port"]
+        assert HealthProbe(f"127.0.0.1:{health_port}", DEADLINE_SECONDS).is_live(), "also on the health port"
+        assert HealthProbe(unix_target(run_folder(stack.folder) / CONTROL_SOCKET), DEADLINE_SECONDS).is_live(), (
+            "the watchdog restarts nothing"
+        )
         assert [row["model"] for row in stack.process.events("model_given_up")] == ["broken"]
         assert given_up == {"shapes": 0.0, "letters": 0.0, "broken": 1.0}
         assert "times in a row" in told.capabilities[2].reason
