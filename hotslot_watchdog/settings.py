@@ -54,7 +54,7 @@ class StackSettings(SettingsFile):
 
 
 def choose_descriptors(hard: int) -> int:
-    """The limit of open files that supervisord asks for, under a hard limit; it would not start with less than it asks."""
+    """The limit of open files that supervisord asks for: it does not start if the hard limit is lower."""
     return DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
 
 
