@@ -5,6 +5,7 @@ the demo model, on a core of its own; the server and the load generator have the
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare is not None:
-        print(measure_bare_demo(options.bare))
+        print(json.dumps(asdict(measure_bare_demo(options.bare))))
         return 0
     found = []
     for number in options.engines:
@@ -185,12 +186,20 @@ def build_table(found: Sequence[Measured]) -> Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Rows by the clock, and by CPU time, which other processes on the machine do not change."""
+
+    per_second: float
+    per_cpu_second: float  # of the process that computes them
+
+
+@dataclass(frozen=True, slots=True)
 class DemoMeasured:
     """What the demo model delivered."""
 
     callers: int
-    bare: float  # rows a second of the engine in full calls
-    delivered: float  # rows a second
+    bare: Speed
+    delivered: Speed
     call_rows: float  # mean
 
 
@@ -217,9 +226,10 @@ def run_demo(folder: Path, callers: Sequence[int], seconds: float) -> list[DemoM
             calls = sum(row.batches for row in after.costs) - sum(row.batches for row in before.costs)
             rows = sum(one.rows for one in played.outcomes if one.is_answer)
             again = run_bare_demo(state)
-            found.append(
-                DemoMeasured(count, statistics.mean((bare, again)), rows / seconds, (after.rows - before.rows) / calls)
-            )
+            computed = after.rows - before.rows
+            cpu_seconds = (after.computed.ToNanoseconds() - before.computed.ToNanoseconds()) / 1e9
+            delivered = Speed(rows / seconds, computed / cpu_seconds)
+            found.append(DemoMeasured(count, mean_speed(bare, again), delivered, computed / calls))
             bare = again
     control.close()
     return found
@@ -231,13 +241,19 @@ def pin(pid: int, core: int) -> None:
         os.sched_setaffinity(int(task.name), {core % (os.cpu_count() or 1)})
 
 
-def run_bare_demo(state: Path) -> float:
-    """Rows a second of the demo model's engine, in a process on the engine's core."""
+def mean_speed(one: Speed, other: Speed) -> Speed:
+    """The mean of two measurements."""
+    return Speed((one.per_second + other.per_second) / 2, (one.per_cpu_second + other.per_cpu_second) / 2)
+
+
+def run_bare_demo(state: Path) -> Speed:
+    """The speed of the demo model's engine, in a process on the engine's core."""
     command = ["taskset", "-c", str(ENGINE_CORE), sys.executable, "-m", "dev.bench.calls", "--bare", str(state)]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return Speed(**json.loads(printed))
 
 
-def measure_bare_demo(state: Path) -> float:
+def measure_bare_demo(state: Path) -> Speed:
     """The same, in this process."""
     from inference.runner.engines.ofa.load import load_ofa  # noqa: PLC0415  imports torch
 
@@ -246,24 +262,28 @@ def measure_bare_demo(state: Path) -> float:
     engine = load_ofa(folder, read_bundle(folder), LoadOptions("cpu", "float32", 1), _ignore)
     engine.warm_up(_ignore)
     asked = [EntailmentItem(one.image, one.statements, "") for _, one in golden_items(engine.max_call_rows)]
-    rows, seconds = 0, 0.0
+    rows, seconds, cpu_seconds = 0, 0.0, 0.0
     while seconds < BARE_SECONDS:
         call = [RowRange(prepared, 0, prepared.rows) for prepared in map(engine.prepare, asked)]
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         engine.compute(call)
         seconds += time.monotonic() - began
+        cpu_seconds += time.process_time() - cpu_began
         rows += sum(part.rows for part in call)
-    return rows / seconds
+    return Speed(rows / seconds, rows / cpu_seconds)
 
 
 def build_demo_table(found: Sequence[DemoMeasured]) -> Table:
     """Show every load."""
     table = Table(title="the demo model: rows delivered, as a share of its engine in full calls")
-    for title in ("callers", "bare rows/s", "delivered", "share", "rows a call"):
+    for title in ("callers", "bare rows/s", "delivered", "share", "rows/s of CPU", "delivered", "share", "rows a call"):
         table.add_column(title, justify="right")
     for one in found:
-        share = f"{one.delivered / one.bare:.0%}"
-        table.add_row(str(one.callers), f"{one.bare:.0f}", f"{one.delivered:.0f}", share, f"{one.call_rows:.1f}")
+        bare, delivered = one.bare, one.delivered
+        clock = (bare.per_second, delivered.per_second)
+        cpu = (bare.per_cpu_second, delivered.per_cpu_second)
+        cells = [cell for most, got in (clock, cpu) for cell in (f"{most:.0f}", f"{got:.0f}", f"{got / most:.0%}")]
+        table.add_row(str(one.callers), *cells, f"{one.call_rows:.1f}")
     return table
 
 

@@ -18,6 +18,11 @@ class CallLimits:
     max_seconds: float  # expected duration; 0 for no limit
 
 
+def choose_max_rows(setting: int, engine_rows: int) -> int:
+    """Return the most rows of a call: the setting (0: none), at most the engine's, for which memory was planned."""
+    return max(1, min(setting or engine_rows, engine_rows))
+
+
 def limit_rows(limits: CallLimits, cost: CallCost, memory_rows: int | None) -> int:
     """Return the most rows that the next call may carry.
 

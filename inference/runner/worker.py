@@ -13,7 +13,7 @@ from inference.runner.engines.base import Engine, loader_for
 from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for
 from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
-from inference.runner.plan import CallLimits
+from inference.runner.plan import CallLimits, choose_max_rows
 from inference.runner.reporting import DeviceProgress, ThreadMeter, describe_error
 
 # While not serving, a runner computes on one thread: the threads of one call synchronise several hundred times, and
@@ -220,7 +220,7 @@ class Worker:
         engine = loaded.engine
         self._context = ExecutionContext(
             engine,
-            CallLimits(max(1, request.max_call_rows or engine.max_call_rows), request.max_call_seconds),
+            CallLimits(choose_max_rows(request.max_call_rows, engine.max_call_rows), request.max_call_seconds),
             CallCost(loaded.row_seconds),
             self._hardware.clear_cache,
             self._progress,

@@ -144,7 +144,8 @@ class RunnerSection(Section):
         float, Field(gt=0, le=600, description="time limit for decoding and tokenising one item")
     ] = 30.0
     max_call_rows: Annotated[
-        int, Field(ge=0, le=4096, description="most statements in one device call; 0 = chosen by the engine")
+        int,
+        Field(ge=0, le=4096, description="most statements in a device call; 0, or more than that: the engine's limit"),
     ] = 0
     max_call_seconds: Annotated[
         float, Field(gt=0, le=600, description="longest expected device call; more work is split into several")

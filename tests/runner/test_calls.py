@@ -18,6 +18,7 @@ from inference.runner.plan import (
     MemoryLimit,
     WaitingRows,
     choose_call,
+    choose_max_rows,
     is_device_lost,
     is_out_of_memory,
     limit_rows,
@@ -118,6 +119,11 @@ def test_the_least_limit_decides(
 ) -> None:
     """Limits are the maximum of rows, the expected time and what memory has allowed."""
     assert limit_rows(limits, CallCost(row_seconds), memory_rows) == expected
+
+
+def test_a_setting_lowers_the_engine_s_own_limit() -> None:
+    """It never raises it, because the plan of the memory is the engine's."""
+    assert [choose_max_rows(setting, 8) for setting in (0, 4, 8, 64)] == [8, 4, 8, 8]
 
 
 def test_the_overhead_of_a_call_counts_against_its_time() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import Failed
 from inference.server.request import EntailmentInput
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules
 from tests.server.simulator import UNIT_SECONDS, World
@@ -54,6 +55,25 @@ async def test_a_hang_is_seen_within_the_limit_of_one_device_call(tmp_path: Path
     assert not world.runners[0].has_ended
     await world.wait(0.15)
     assert world.runners[0].has_ended
+
+
+@pytest.mark.fault("K8")
+async def test_a_hang_costs_the_other_requests_one_time_limit(tmp_path: Path) -> None:
+    """They are answered by the next runner before the request that hangs is tried again, alone, and fails."""
+    world = World(tmp_path)
+    world.call_rows = 1
+    await world.serving()
+    hung = world.ask("!hang")
+    await world.settle()
+    others = [world.ask(f"item {number}") for number in range(4)]
+    await world.wait(2.3)
+    assert [(await other.outcome).served_by.slot for other in others] == ["b"] * 4
+    assert not hung.is_done
+
+    await world.wait(3)
+    with pytest.raises(Failed) as error:
+        await hung.outcome
+    assert error.value.reason == "POISON_INPUT"
 
 
 async def test_a_runner_that_has_lost_an_item_is_killed(tmp_path: Path) -> None:

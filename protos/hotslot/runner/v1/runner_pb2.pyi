@@ -143,7 +143,9 @@ class LoadBundle(_message.Message):
     precision: _builtins.str
     """Computing precision. Empty: the default of the device."""
     max_call_rows: _builtins.int
-    """Largest number of rows per device call. 0: the engine's default."""
+    """Largest number of rows per device call, if it is less than the engine's own.
+    0: the engine's own.
+    """
     max_call_seconds: _builtins.float
     """Longest expected device call, in seconds. 0: no limit."""
     threads: _builtins.int
