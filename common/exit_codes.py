@@ -14,7 +14,9 @@ class ExitCode(IntEnum):
     CONVERSION_REFUSED = 3  # a conversion: a JSON line on standard error has the reason
     PROTOCOL_ERROR = 65  # a runner: it received a malformed frame or message
     PARENT_GONE = 69  # a runner or a conversion: the process that started it has ended
-    INTERNAL_ERROR = 70  # a runner: a bug; the stack: the server was given up
+    INTERNAL_ERROR = (
+        70  # a runner: a bug; the server: it accepted no calls any more; the stack: the server was given up
+    )
     DEVICE_LOST = 74  # a runner: the device's context is broken, and no later call on it succeeds
     BUSY = 75  # another process holds the lock or the port; a later attempt may succeed
     ENGINE_MISSING = 78  # a runner: the engine cannot be imported

@@ -28,6 +28,7 @@ from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
 from inference.server.api import address, entailment, standard_services, status
+from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.channel_arguments import control_arguments, health_arguments
 from inference.server.control import servicer
@@ -75,11 +76,18 @@ class InferenceServer:
         self._given_up: set[str] = set()  # models
         self._started_at = clock.now()
         self.addresses: Addresses | None = None
+        self.has_failed = False  # a listener has ended without a request to stop
 
     def request_stop(self) -> None:
         """Begin the drain; a second call stops at once."""
         if self._stop_requested.is_set():
             self._hurry.set()
+        self._stop_requested.set()
+
+    def _on_failure(self, error: BaseException) -> None:
+        """Stop, so that supervisord starts another process: a server that accepts no calls is of no use."""
+        self._log.error("listener_failed", exc_info=error)
+        self.has_failed = True
         self._stop_requested.set()
 
     async def run(self) -> None:
@@ -119,7 +127,7 @@ class InferenceServer:
         self._drain.is_leaving = True
         self._update_health()
         self._log.info("drain_begun", drain_delay_seconds=section.drain_delay_seconds)
-        if section.drain_delay_seconds:
+        if section.drain_delay_seconds and not self.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)
         self._drain.begun.set()
@@ -136,7 +144,6 @@ class InferenceServer:
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
-        server = grpc.aio.server(interceptors=[self._interceptor()], options=compose.server_arguments(settings))
         rules = compose.predict_rules(settings)
         facts = status.ServerFacts(
             node=settings.node_name,
@@ -156,7 +163,7 @@ class InferenceServer:
         if section.reflection:
             names = [*_public_services(), standard_services.HEALTH_SERVICE]
             handlers += standard_services.ReflectionApi(names).handlers()
-        server.add_generic_rpc_handlers(tuple(handlers))
+        server = make_server([self._interceptor()], compose.server_arguments(settings), handlers, self._on_failure)
         port = add_port(server, parse_address(section.host, section.port))
         await server.start()
         try:
@@ -182,10 +189,10 @@ class InferenceServer:
         """The server on the control socket, and its address."""
         path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
         path.unlink(missing_ok=True)  # left by a killed server; this process holds the lock
-        server = grpc.aio.server(interceptors=[self._interceptor()], options=control_arguments())
         limits = compose.predict_rules(self._settings).inputs
         api = servicer.ControlApi(self.models, limits, self._clock, self._started_at)
-        server.add_generic_rpc_handlers((api.handlers(), standard_services.HealthApi(self._health).handlers()))
+        handlers = [api.handlers(), standard_services.HealthApi(self._health).handlers()]
+        server = make_server([self._interceptor()], control_arguments(), handlers, self._on_failure)
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(unix_target(path))
@@ -310,22 +317,22 @@ def _serve(settings: ServerSettings, log: logs.Logger) -> int:
     folder = make_run_folder(settings.state_dir)
     try:
         with lock_instance(folder / SERVER_LOCK):
-            asyncio.run(_run(settings, log))
+            return asyncio.run(_run(settings, log))
     except AlreadyRunning:
         log.error("server_refused", detail="another server uses this state_dir")
         return ExitCode.BUSY
     except ListenFailed as error:
         log.error("server_refused", detail=str(error))
         return ExitCode.BUSY
-    return 0
 
 
-async def _run(settings: ServerSettings, log: logs.Logger) -> None:
+async def _run(settings: ServerSettings, log: logs.Logger) -> int:
     server = InferenceServer(settings, SystemClock(), log)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
     await server.run()
+    return ExitCode.INTERNAL_ERROR if server.has_failed else ExitCode.DONE
 
 
 def _public_services() -> list[str]:
