@@ -206,7 +206,7 @@ async def test_one_lease_spans_all_that_the_runner_holds(log: Log) -> None:
     first, second = log.sent
     reply = runner_pb2.ItemsReply(call_rows=CALL_ROWS)
     reply.calls.add(items=1, rows=1, computed_seconds=0.01)
-    reply.outcomes.add(item_id=second.item_id, computed_rows=1).entailment.SetInParent()
+    reply.outcomes.add(item_id=second.item_id, computed_rows=1).entailment.scores.add(yes=1.0)
     dispatcher.on_reply(reply)
     assert log.events == ["busy", "call of 1", "answer"]
     assert log.cancelled == [first.item_id]
@@ -215,6 +215,23 @@ async def test_one_lease_spans_all_that_the_runner_holds(log: Log) -> None:
     reply.outcomes.add(item_id=first.item_id).failure.reason = "CANCELLED"
     dispatcher.on_reply(reply)
     assert log.events[3:] == ["idle"]
+
+
+@pytest.mark.parametrize("scores", [0, 1, 3])
+async def test_an_outcome_without_a_score_for_each_statement_is_a_failure(log: Log, scores: int) -> None:
+    """A caller gets an answer to each statement, or an error; never the answers of others."""
+    dispatcher = await open_dispatcher(log)
+    dispatcher.submit(request(2))
+    await asyncio.sleep(0)
+    reply = runner_pb2.ItemsReply()
+    outcome = reply.outcomes.add(item_id=log.sent[0].item_id, computed_rows=2)
+    outcome.entailment.SetInParent()
+    for _ in range(scores):
+        outcome.entailment.scores.add(yes=1.0)
+
+    dispatcher.on_reply(reply)
+
+    assert log.events == ["busy", "ENGINE_FAILED", "idle"]
 
 
 async def test_an_item_that_was_cancelled_does_not_fail_its_request(log: Log) -> None:

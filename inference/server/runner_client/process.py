@@ -16,6 +16,7 @@ from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
 from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
+from inference.server.runner_client.replies import find_impossible_number
 from inference.wire import Picture, frame, items_frame
 
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
@@ -152,10 +153,15 @@ class RunnerProcess:
 
     def _parse_reply(self, payload: bytes) -> runner_pb2.RunnerReply | None:
         try:
-            return runner_pb2.RunnerReply.FromString(payload)
+            reply = runner_pb2.RunnerReply.FromString(payload)
         except DecodeError:
             self._kill_because(EndReason.GARBAGE, "a frame that does not parse")
             return None
+        fault = find_impossible_number(reply)
+        if fault:
+            self._kill_because(EndReason.GARBAGE, fault)
+            return None
+        return reply
 
     def _notify(self, call: Callable[[], None]) -> None:
         try:

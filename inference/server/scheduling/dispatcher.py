@@ -250,9 +250,8 @@ class Dispatcher:
         self.dispatch()
 
     def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome, *, is_cancelled: bool) -> None:
-        kind = outcome.WhichOneof("outcome")
-        if kind == "entailment":
-            scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
+        scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
+        if scores and len(scores) == request.rows:
             self._listener.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
             return
         if is_cancelled:
