@@ -216,7 +216,8 @@ async def test_retirement_has_a_time_limit(make_runner: MakeRunner) -> None:
     runner.send(["!hang"])
     runner.process.retire()
     ending = await runner.ended()
-    assert ending == RunnerEnding(EndReason.RETIRED, "killed: still running after 0.2 s", computing=(1,))
+    # On a busy machine the time is over before the device call has begun, so `computing` may be empty.
+    assert (ending.reason, ending.detail) == (EndReason.RETIRED, "killed: still running after 0.2 s")
 
 
 @pytest.mark.parametrize("is_loading", [False, True])
