@@ -28,12 +28,23 @@ def make_run_folder(state_dir: Path) -> Path:
     """Create the run folder if it is missing, with access for its owner alone.
 
     Raises:
-        OSError: it cannot be created, or belongs to another user.
+        SettingsInvalid: it cannot be created, or belongs to another user.
     """
     folder = run_folder(state_dir)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        sentence = f"cannot be used: {error.filename}: {(error.strerror or str(error)).lower()}{_owner_of(folder)}"
+        raise SettingsInvalid([Mistake("state_dir", sentence, repr(str(state_dir)))]) from error
     return folder
+
+
+def _owner_of(folder: Path) -> str:
+    """Who owns the nearest folder that exists, if it is another user; for the end of a sentence."""
+    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    owner = nearest.lstat().st_uid
+    return "" if owner == os.geteuid() else f"; {nearest} belongs to user {owner}, this process runs as {os.geteuid()}"
 
 
 def socket_path(state_dir: Path, name: str) -> Path:

@@ -155,7 +155,10 @@ def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits
 def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
     # A minimal environment: no exported secret reaches the code that reads foreign files.
     # OpenBLAS comes with numpy and is not used here; without the variable it allocates about 40 MB for each CPU.
-    environment = {**inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR"), "OPENBLAS_NUM_THREADS": "1"}
+    environment = {
+        **inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONUTF8"),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(  # rule 2

@@ -3,11 +3,13 @@
 import os
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from common.paths import run_folder
 from common.settings import Section, SettingsFile, settings_path
 
 DESCRIPTORS = 4096  # enough for supervisord; the server raises its own limit further
@@ -58,10 +60,25 @@ def choose_descriptors(hard: int) -> int:
     return DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
 
 
+def temporary_folder(
+    environment: Mapping[str, str],
+    folder: Path,
+    usual: Sequence[str] = ("/tmp", "/var/tmp"),  # noqa: S108
+) -> dict[str, str]:
+    """TMPDIR in the run folder if the environment names none and the usual ones cannot be written: a read-only root."""
+    if environment.get("TMPDIR") or any(os.access(place, os.W_OK) for place in usual):
+        return {}
+    place = folder / "tmp"
+    place.mkdir(mode=0o700, exist_ok=True)
+    return {"TMPDIR": str(place)}
+
+
 def make_child_environment(settings: StackSettings) -> dict[str, str]:
     """This process's environment plus the variables that supervisor.conf uses; all paths are absolute."""
     return {
         **os.environ,
+        **temporary_folder(os.environ, run_folder(settings.state_dir)),
+        "PYTHONUTF8": "1",
         "HOTSLOT_CONFIG": str(settings_path().absolute()),
         "HOTSLOT_DESCRIPTORS": str(choose_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         "HOTSLOT_PYTHON": sys.executable,

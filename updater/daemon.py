@@ -270,16 +270,16 @@ def main(conversion: Conversion | None = None) -> int:
         settings = load_settings(UpdaterSettings)
         check_names(settings)
         check_state_dir(settings)
+        folder = make_run_folder(settings.state_dir)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
             print(f"{mistake.key}: {mistake.message}", file=sys.stderr)  # noqa: T201  the log is not configured yet
         return ExitCode.WRONG_USE
     with logs.configure("updater", settings.logs.level):
-        return _run(settings, logs.get_logger(), conversion)
+        return _run(settings, folder, logs.get_logger(), conversion)
 
 
-def _run(settings: UpdaterSettings, log: logs.Logger, conversion: Conversion | None) -> int:
-    folder = make_run_folder(settings.state_dir)
+def _run(settings: UpdaterSettings, folder: Path, log: logs.Logger, conversion: Conversion | None) -> int:
     try:
         with lock_instance(folder / UPDATER_LOCK):
             updater = Updater(settings, SystemClock(), log, conversion)

@@ -305,16 +305,16 @@ def main() -> int:
     try:
         settings = load_settings(ServerSettings)
         socket_path(settings.state_dir, CONTROL_SOCKET)
+        folder = make_run_folder(settings.state_dir)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
             print(format_mistake(mistake), file=sys.stderr)  # noqa: T201  before there is a log
         return ExitCode.WRONG_USE
     with logs.configure("server", settings.logs.level):
-        return _serve(settings, logs.get_logger())
+        return _serve(settings, folder, logs.get_logger())
 
 
-def _serve(settings: ServerSettings, log: logs.Logger) -> int:
-    folder = make_run_folder(settings.state_dir)
+def _serve(settings: ServerSettings, folder: Path, log: logs.Logger) -> int:
     try:
         with lock_instance(folder / SERVER_LOCK):
             return asyncio.run(_run(settings, log))

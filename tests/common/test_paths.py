@@ -1,5 +1,6 @@
 """The run folder and its sockets: all processes use the kernel's limit for the length of a path."""
 
+import os
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -36,3 +37,18 @@ def test_a_path_that_is_too_long_is_refused_with_both_numbers(name: str, bound: 
     with pytest.raises(SettingsInvalid, match="has 108 bytes, limit 107") as caught:
         socket_path(longest.with_name(longest.name + "d"), name)
     assert [mistake.key for mistake in caught.value.mistakes] == ["state_dir"]
+
+
+@pytest.mark.fault("L20")
+def test_a_state_folder_of_another_user_is_told_in_one_sentence(tmp_path: Path) -> None:
+    """With the folder and both users."""
+    tmp_path.chmod(0o500)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SettingsInvalid, match=r"state_dir: cannot be used: .*: permission denied") as error:
+            make_run_folder(tmp_path / "state")
+    finally:
+        os.seteuid(me)
+    assert ("belongs to user 0, this process runs as 65534" in str(error.value)) is (me == 0)

@@ -1,11 +1,14 @@
 """A server has started when it says so."""
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hotslot_watchdog.settings import choose_descriptors
+from dev.harness.process import stack_environment
+from hotslot_watchdog.settings import choose_descriptors, temporary_folder
 from hotslot_watchdog.starts import StartMonitor
 from hotslot_watchdog.supervisor import SupervisorEvent
 
@@ -49,3 +52,43 @@ def test_a_file_that_is_no_process_id_is_none(tmp_path: Path) -> None:
 def test_supervisord_asks_for_no_more_files_than_it_may_have(hard: int, asked: int) -> None:
     """It would refuse to start in a container with a hard limit of 1024."""
     assert choose_descriptors(hard) == asked
+
+
+@pytest.mark.fault("L20")
+def test_a_read_only_root_has_a_temporary_folder_in_the_state_folder(tmp_path: Path) -> None:
+    """Only if the environment names none and the usual ones cannot be written."""
+    missing = (str(tmp_path / "missing"),)
+
+    assert temporary_folder({}, tmp_path, missing) == {"TMPDIR": str(tmp_path / "tmp")}
+    assert (tmp_path / "tmp").stat().st_mode & 0o777 == 0o700
+    assert temporary_folder({"TMPDIR": "/scratch"}, tmp_path, missing) == {}
+    assert temporary_folder({}, tmp_path, (str(tmp_path),)) == {}
+
+
+@pytest.mark.fault("L20")
+def test_a_locale_without_utf_8_opens_every_state_folder(tmp_path: Path) -> None:
+    """The programs start again in Python's UTF-8 mode."""
+    config = tmp_path / "hotslot.toml"
+    config.write_text(f'state_dir = "{tmp_path}/ä #%41"\n[[models]]\nname = "shapes"\n', encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "hotslot_watchdog.launch",
+        "-m",
+        "hotslot_watchdog.stack",
+        "--config",
+        str(config),
+    ]
+    script = tmp_path / "supervisor.conf"
+    script.write_text("[supervisord]\nlogfile=%(ENV_HOTSLOT_STATE_DIR)s/run/seen.log\nnodaemon=maybe\n")
+    done = subprocess.run(
+        [*line, "--supervisor-config", str(script)],
+        env=stack_environment("", locale),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "ä #%41" / "run" / "stack.lock").is_file()
