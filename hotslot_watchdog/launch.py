@@ -23,7 +23,6 @@ PACKAGES = ("cli", "common", "hotslot", "hotslot_watchdog", "hubserver", "infere
 WRONG_ENVIRONMENT = 78  # EX_CONFIG of sysexits.h; `common.errors` may not be imported before the check
 
 _FOLDER = Path(__file__).parent.parent.resolve()  # site-packages, or the source tree; an installer may link files
-_RESTARTED = "HOTSLOT_UTF8"  # so that a Python without the mode does not start again for ever
 _ADVICE = "install hotslot into an environment of its own"
 
 
@@ -65,8 +64,8 @@ def check_environment(folder: Path = _FOLDER, platform: str = sys.platform) -> N
 
 def _use_utf8() -> None:
     """Start again in UTF-8 mode unless paths are UTF-8 already: in other locales some paths cannot be opened."""
-    if sys.getfilesystemencoding() != "utf-8" and os.environ.get(_RESTARTED) is None:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1", _RESTARTED: "1"})  # noqa: S606  itself
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  itself
 
 
 def _check_or_exit() -> None:
