@@ -304,12 +304,12 @@ async def test_a_model_that_is_ahead_on_a_shared_device_waits(log: Log) -> None:
     dispatcher.submit(first)
     await asyncio.sleep(0)
     reply = runner_pb2.ItemsReply()
-    reply.calls.add(items=1, rows=1, computed_seconds=1.0)
-    reply.calls.add(items=1, rows=1, computed_seconds=0.01)
+    for _ in range(50):
+        reply.calls.add(items=1, rows=1, computed_seconds=0.01)
     dispatcher.on_reply(reply)
     dispatcher.submit(request())
     await asyncio.sleep(0)
     assert len(log.sent) == 1
-    other.end_waiting()
+    other.end_waiting(ManualClock().seconds)
     await asyncio.sleep(0)
     assert len(log.sent) == 2

@@ -1,6 +1,13 @@
-"""Shares the seconds of one device between the models on it. Pure; time is an argument."""
+"""Shares the seconds of one device between the models on it. Pure; time is an argument.
 
+A call that runs while another model uses the device takes longer: on a GPU the processes take turns, on a CPU they
+share cores. So a call is charged what its rows cost while the model had the device for itself.
+"""
+
+import math
 from collections.abc import Callable
+
+from inference.call_cost import CallCost
 
 LEAD_SECONDS = 0.1  # by which a model may be ahead of another that waits, at least
 LEAD_CALLS = 2  # device calls by which it may be ahead, at least
@@ -15,6 +22,7 @@ class _ModelUse:
         self.used_seconds = 0.0
         self.call_seconds = 0.0  # of its latest call
         self.progress_at = 0.0
+        self.idle_since = -math.inf  # meaningful while it does not wait
         self.slots: set[DeviceUser] = set()
 
     @property
@@ -30,10 +38,13 @@ class _ModelUse:
 class DeviceUser:
     """A slot on a device, on behalf of its model."""
 
-    def __init__(self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, share: "DeviceShare", use: _ModelUse, wake: Callable[[], None], row_seconds: float = 0.0
+    ) -> None:
         self._share = share
         self._use = use
         self.wake = wake
+        self._cost = CallCost(row_seconds)  # while the model had the device for itself
         self.is_waiting = False  # whether it has rows to compute
         self.is_held_back = False
         use.slots.add(self)
@@ -46,17 +57,21 @@ class DeviceUser:
             use.used_seconds = max(use.used_seconds, self._share.lowest_use(but=use))
         self.is_waiting = True
 
-    def end_waiting(self) -> None:
+    def end_waiting(self, now: float) -> None:
         """Record that it has nothing to compute."""
         if self.is_waiting:
             self.is_waiting = self.is_held_back = False
+            self._use.idle_since = now
             self._share.wake_held_back()
 
-    def add(self, seconds: float, now: float) -> None:
-        """Count the seconds of a device call that has ended."""
+    def add_call(self, seconds: float, rows: int, now: float) -> None:
+        """Charge a device call that has ended."""
         use = self._use
-        use.used_seconds += seconds
-        use.call_seconds, use.progress_at = seconds, now
+        if seconds < self._cost.expected(rows) or not self._share.was_used(but=use, since=now - seconds):
+            self._cost.learn(seconds, rows)
+        charged = min(seconds, self._cost.at_best(rows)) if self._cost.is_known else seconds
+        use.used_seconds += charged
+        use.call_seconds, use.progress_at = charged, now
         self._share.wake_held_back()
 
     def may_send(self, now: float) -> bool:
@@ -64,10 +79,10 @@ class DeviceUser:
         self.is_held_back = self._share.is_ahead(self._use, now)
         return not self.is_held_back
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """Leave the device."""
         self._use.slots.discard(self)
-        self.end_waiting()
+        self.end_waiting(now)
 
 
 class DeviceShare:
@@ -76,9 +91,20 @@ class DeviceShare:
     def __init__(self) -> None:
         self._uses: dict[str, _ModelUse] = {}  # by model
 
-    def join(self, model: str, wake: Callable[[], None]) -> DeviceUser:
-        """Add a slot of a model; `wake` is called when it may send again after it was held back."""
-        return DeviceUser(self, self._uses.setdefault(model, _ModelUse()), wake)
+    def join(self, model: str, wake: Callable[[], None], row_seconds: float = 0.0) -> DeviceUser:
+        """Add a slot of a model.
+
+        Args:
+            model: its name.
+            wake: called when the slot may send again after it was held back.
+            row_seconds: cost of a row, measured by the load; 0 if unknown.
+        """
+        return DeviceUser(self, self._uses.setdefault(model, _ModelUse()), wake, row_seconds)
+
+    def was_used(self, but: _ModelUse, since: float) -> bool:
+        """Whether another model has had rows to compute since then."""
+        others = [use for use in self._uses.values() if use is not but]
+        return any(use.is_waiting or use.idle_since > since for use in others)
 
     def lowest_use(self, but: _ModelUse) -> float:
         """The least seconds used by another model that waits; without one the most of all, to which nothing is owed."""

@@ -102,7 +102,7 @@ class Dispatcher:
         """
         self._runner = runner
         self.cost = CallCost(row_seconds)
-        self._device = device.join(model, self._dispatch_soon)
+        self._device = device.join(model, self._dispatch_soon, row_seconds)
         self.dispatch()
 
     def set_call_rows(self, rows: int) -> None:
@@ -147,7 +147,7 @@ class Dispatcher:
         for call in reply.calls:
             held.computing_since = self._clock.monotonic()
             if self._device is not None:
-                self._device.add(call.computed_seconds, held.computing_since)
+                self._device.add_call(call.computed_seconds, call.rows, held.computing_since)
             held.count_computed(call.rows)
             self.cost.learn(call.computed_seconds, call.rows)
             is_backlogged = bool(self.queue)
@@ -217,7 +217,7 @@ class Dispatcher:
         """
         self._runner = None
         if self._device is not None:
-            self._device.leave()
+            self._device.leave(self._clock.monotonic())
             self._device = None
         held, self._held = self._held, InFlight()
         suspects, others = held.split(computing)
@@ -226,7 +226,7 @@ class Dispatcher:
     def _end_waiting_if_idle(self) -> None:
         """Leave the device's seconds to others while there is nothing to compute."""
         if self._device is not None and self.is_idle:
-            self._device.end_waiting()
+            self._device.end_waiting(self._clock.monotonic())
 
     def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
         """Take the next request from the queue; returns its message."""

@@ -29,7 +29,7 @@ def play(models: list[Model], seconds: float) -> list[float]:
         chosen = min(free, key=lambda index: models[index].call_seconds)
         now += models[chosen].call_seconds
         used[chosen] += models[chosen].call_seconds
-        models[chosen].user.add(models[chosen].call_seconds, now)
+        models[chosen].user.add_call(models[chosen].call_seconds, 1, now)
     return used
 
 
@@ -47,7 +47,7 @@ def test_a_model_without_work_holds_nobody_back() -> None:
     share = DeviceShare()
     busy, idle = Model(share, 0.1), Model(share, 0.1)
     busy.user.begin_waiting(0.0)
-    busy.user.add(50.0, 50.0)
+    busy.user.add_call(50.0, 1, 50.0)
     assert busy.user.may_send(50.0)
     idle.user.begin_waiting(50.0)
     assert busy.user.may_send(50.0)
@@ -59,7 +59,7 @@ def behind_and_ahead(share: DeviceShare) -> tuple[Model, Model]:
     for model in (behind, ahead):
         model.user.begin_waiting(0.0)
     for _ in range(100):
-        ahead.user.add(0.01, 0.0)
+        ahead.user.add_call(0.01, 1, 0.0)
     return behind, ahead
 
 
@@ -67,7 +67,7 @@ def test_a_model_that_is_ahead_waits_and_is_woken() -> None:
     """As soon as the other has caught up, or has no more work."""
     behind, ahead = behind_and_ahead(DeviceShare())
     assert not ahead.user.may_send(0.1)
-    behind.user.end_waiting()
+    behind.user.end_waiting(0.1)
     assert (ahead.woken, ahead.user.may_send(0.1)) == (1, True)
 
 
@@ -82,7 +82,7 @@ def test_a_slot_that_has_left_is_forgotten() -> None:
     """It was emptied."""
     gone, ahead = behind_and_ahead(DeviceShare())
     assert not ahead.user.may_send(0.1)
-    gone.user.leave()
+    gone.user.leave(0.1)
     assert (ahead.woken, ahead.user.may_send(0.1)) == (1, True)
 
 
@@ -92,7 +92,7 @@ def test_the_slots_of_a_model_do_not_wait_for_each_other() -> None:
     serving, candidate = Model(share, 0.01, "shapes"), Model(share, 0.01, "shapes")
     for model in (serving, candidate):
         model.user.begin_waiting(0.0)
-    serving.user.add(50.0, 0.1)
+    serving.user.add_call(50.0, 1, 0.1)
     assert serving.user.may_send(0.1)
     assert candidate.user.may_send(0.1)
 
@@ -102,3 +102,34 @@ def test_models_on_different_devices_share_nothing() -> None:
     shares = DeviceShares()
     assert shares.of("cuda:0") is shares.of("cuda:0")
     assert shares.of("cuda:0") is not shares.of("cuda:1")
+
+
+def test_models_whose_calls_take_turns_on_the_device_are_charged_what_they_use() -> None:
+    """A call's time includes waiting for the other model: calls of 160 ms and of 40 ms, in turn, both take 200 ms."""
+    share = DeviceShare()
+    slow, fast = share.join("slow", lambda: None, 0.02), share.join("fast", lambda: None, 0.005)
+    now, used = 0.0, {slow: 0.0, fast: 0.0}
+    for user in (slow, fast):
+        user.begin_waiting(now)
+    while now < 60.0:
+        turn = [(user, seconds) for user, seconds in ((slow, 0.16), (fast, 0.04)) if user.may_send(now)]
+        assert turn, "the device is never left idle"
+        lasted = sum(seconds for _, seconds in turn)
+        now += lasted
+        for user, seconds in turn:
+            used[user] += seconds
+            user.add_call(lasted, 8, now)
+    assert abs(used[slow] - used[fast]) < 1.0
+
+
+def test_the_cost_of_a_call_is_learnt_while_nobody_else_uses_the_device() -> None:
+    """A load under pressure measured too much, or nothing."""
+    share = DeviceShare()
+    alone, other = share.join("alone", lambda: None, 0.5), share.join("other", lambda: None)
+    alone.begin_waiting(0.0)
+    alone.add_call(0.005, 1, 0.005)
+    other.begin_waiting(0.2)
+    assert alone.may_send(0.2)
+    for call in range(1, 9):
+        alone.add_call(0.2, 8, 0.2 + 0.2 * call)
+    assert not alone.may_send(0.4)
