@@ -17,9 +17,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         code = healthcheck.check(words[1:])
         sys.stderr.flush()
         os._exit(code)  # an ordinary exit waits 0.2 s for gRPC's threads
-    from cli import settings  # noqa: PLC0415  see above
+    from common.settings import silence_grpc_logs  # noqa: PLC0415  see above
 
-    settings.silence_grpc_logs()
+    silence_grpc_logs()
     from cli import problems  # noqa: PLC0415  see above
     from cli.app import app  # noqa: PLC0415  see above
 

@@ -85,11 +85,6 @@ def server_address(given: str | None) -> str:
     return listening_address(read_settings()) if settings_path().is_file() else join_host(DEFAULT_HOST, DEFAULT_PORT)
 
 
-def silence_grpc_logs() -> None:
-    """Keep gRPC's log off the terminal unless GRPC_VERBOSITY is set; must run before gRPC is imported."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-
 def listening_address(settings: Settings) -> str:
     """The address at which a client on this machine reaches the server of these settings."""
     return parse_address(settings.server.host, settings.server.port).client_target()

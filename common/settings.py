@@ -150,6 +150,11 @@ def use_settings_file(path: Path) -> None:
     os.environ[CONFIG_VARIABLE] = str(path)
 
 
+def silence_grpc_logs() -> None:
+    """Keep gRPC's own log lines off standard error unless GRPC_VERBOSITY is set; must run before gRPC is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def _check_names(models: tuple[ModelSettings, ...]) -> None:
     seen: set[str] = set()
     for position, model in enumerate(models):

@@ -15,10 +15,10 @@ from inference.runner.pictures.channel import NO_COST, DecodeRequest
 from inference.runner.pictures.cost import MIB, Cost, PictureLimits
 from inference.runner.pictures.decode import plan_picture, render
 from inference.runner.pictures.file import PictureRefused
-from inference.runner.pictures.options import PictureOptions
+from inference.runner.pictures.options import PictureOptions, Rendering
 from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, DecoderProcess, EndCause, PictureDropped
-from tests.pictures.files import draw, encode
+from tests.pictures.files import draw, encode, exif, with_exif
 
 SIDE = 64
 OPTIONS = PictureOptions()
@@ -56,6 +56,27 @@ def ask(
 ) -> Pixels:
     """Decode a picture there."""
     return decoder.decode(DecodeRequest(len(content), SIDE, options, quick), content, may_go_on, is_wanted)
+
+
+def test_broken_metadata_writes_nothing_to_the_log() -> None:
+    """Pillow warns of a tag that does not fit into the file; the runner's standard error is the server's log."""
+    broken = with_exif(draw(), "JPEG", exif((0x0112, 3, 500, bytes(4))))
+    log, log_end = os.pipe()  # a decoder can write to no file
+    kept = os.dup(2)
+    os.dup2(log_end, 2)
+    try:
+        decoder = DecoderProcess(SystemClock(), WALL_SECONDS)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(log_end)
+    decoder.wait_ready()
+
+    ask(decoder, broken, options=PictureOptions(rendering=Rendering.AS_STOCK))
+    decoder.close()
+
+    with os.fdopen(log, "rb") as lines:
+        assert lines.read() == b""
 
 
 def test_a_decoder_answers_picture_after_picture(decoder: DecoderProcess) -> None:

@@ -69,6 +69,19 @@ def test_other_protocols_on_the_port_are_disconnected(stack: Stack, noise: bytes
     stack.check(question())
 
 
+@pytest.mark.fault("I19")
+def test_malformed_headers_write_nothing_to_standard_error(stack: Stack) -> None:
+    """A client cannot fill the log with lines that are no events."""
+    call = http2.call("/x/y", b"", {"grpc-timeout": "soon", "grpc-encoding": "none of these"})
+    with http2.connect(stack.port) as way:
+        way.settimeout(10)
+        way.sendall(http2.opening() + call)
+        assert way.recv(1)
+    stack.check(question())
+
+    assert "hpack" not in stack.process.errors()
+
+
 @pytest.mark.fault("I14")
 def test_connections_that_break_during_a_call_release_everything(stack: Stack) -> None:
     """The admission and leases of a broken connection's request are released."""

@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import sys
+import warnings
 from pathlib import Path
 
 from PIL import ImageFile
@@ -52,6 +53,7 @@ def main() -> None:
     _restrict()
     # Pillow would raise on a picture of several frames that was cut, or fill it up; the latter hides the damage.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    warnings.simplefilter("ignore")  # Pillow warns of broken metadata, in lines of any length on the runner's log
     Decoder(socket.socket(fileno=arguments.fd)).serve()
 
 
