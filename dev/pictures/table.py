@@ -191,6 +191,14 @@ pictures and is to be compared with the pipeline.
 Either way broken metadata never refuses a picture, and a truncated one is refused, as are JPEGs of 12 bits,
 lossless and hierarchical ones.
 
+## Reduced decoding
+
+`python -m dev.pictures.reduced` compares it with decoding the whole picture. Of 18 drawn JPEGs at the sizes where a
+reduction begins (three modes, two qualities, progressive or not) no pixel of 480 × 480 changes by more than 13 of
+255, 0.4 on average. Of 120 enlarged pictures of the demo's golden set, reduced by 2, 4 and 8, no probability
+changes by more than 0.018 and no answer flips. With `reduced_decoding = false` nothing changes, and a picture of 12
+megapixels takes four times as long.
+
 ## Compared with another renderer
 
 {kinds} kinds of files are drawn from one scene (`dev/pictures/kinds.py`), shown by {renderer} and prepared for a

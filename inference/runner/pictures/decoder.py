@@ -51,6 +51,7 @@ def main() -> None:
     if not bind_to_parent(arguments.parent):
         sys.exit(1)
     _restrict()
+    warnings.simplefilter("ignore")  # Pillow's advice to programmers
     # Pillow would raise on a picture of several frames that was cut, or fill it up; the latter hides the damage.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     warnings.simplefilter("ignore")  # Pillow warns of broken metadata, in lines of any length on the runner's log

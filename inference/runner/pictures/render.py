@@ -6,6 +6,7 @@ made from the whole picture, because Pillow chooses which axis it resizes first 
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image
@@ -34,7 +35,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_AXES = {5, 6, 7, 8}
-_FROM_THE_END = {3, 4, 7, 8}  # the first rows of the upright picture are the last rows or columns of the stored one
+_FROM_THE_RIGHT = {2, 3, 6, 7}  # the left of the upright picture is the end of the stored rows or columns
+_FROM_BELOW = {3, 4, 7, 8}  # its top is
 _FILTER = Image.Resampling.BICUBIC
 _ORIENTATION = 0x0112  # the tag
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -56,7 +58,9 @@ def render_as_seen(file: PictureFile, side: int, reduction: int) -> Image.Image:
         MemoryError: there is too little memory.
     """
     decoded = _decode(file, reduction)
-    resized = _resize(decoded, side, read_orientation(file.exif), conversion_as_seen(decoded, file))
+    extent = file.width / reduction, file.height / reduction
+    view = _View(decoded, extent, read_orientation(file.exif))
+    resized = _resize(view, side, conversion_as_seen(decoded, file))
     if file.profile and decoded.width * decoded.height > STRIP_PIXELS:
         resized = apply_profile(resized, file.profile)
     return resized.convert("RGB")
@@ -100,42 +104,69 @@ def _decode(file: PictureFile, reduction: int) -> Image.Image:
     return picture
 
 
-def _resize(decoded: Image.Image, side: int, orientation: int, convert: Convert | None) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A decoded picture, and how it is turned."""
+
+    decoded: Image.Image
+    extent: tuple[float, float]  # of the pixels that count: a reduced picture may end within its last column or row
+    orientation: int
+
+    @property
+    def turn(self) -> Image.Transpose | None:
+        """The turn that makes it upright."""
+        return _TURNS.get(self.orientation)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the upright picture."""
+        width, height = self.decoded.size
+        return (height, width) if self.orientation in _SWAPS_AXES else (width, height)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Where the pixels that count are in the upright picture: left, upper, right, lower."""
+        across, down = reversed(self.extent) if self.orientation in _SWAPS_AXES else self.extent
+        width, height = self.size
+        left = width - across if self.orientation in _FROM_THE_RIGHT else 0
+        upper = height - down if self.orientation in _FROM_BELOW else 0
+        return left, upper, left + across, upper + down
+
+    def cut_strips(self) -> Iterator[tuple[int, Image.Image]]:
+        """First row, and pixels before the turn, of each strip of rows of the upright picture."""
+        width, height = self.size
+        stored_width, stored_height = self.decoded.size
+        rows = max(1, STRIP_PIXELS // width)
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            first, last = (height - bottom, height - top) if self.orientation in _FROM_BELOW else (top, bottom)
+            is_column = self.orientation in _SWAPS_AXES
+            box = (first, 0, last, stored_height) if is_column else (0, first, stored_width, last)
+            yield top, self.decoded.crop(box)
+
+
+def _resize(view: _View, side: int, convert: Convert | None) -> Image.Image:
     """Convert, turn and resize a picture."""
-    turn = _TURNS.get(orientation)
+    decoded, turn, box = view.decoded, view.turn, view.box
     if convert is None and turn is None:
-        return decoded.resize((side, side), _FILTER)
+        return decoded.resize((side, side), _FILTER, box)
     if decoded.width * decoded.height <= STRIP_PIXELS:
-        whole = decoded if convert is None else convert(decoded)
-        return (whole if turn is None else whole.transpose(turn)).resize((side, side), _FILTER)
-    width, height = decoded.size
-    if orientation in _SWAPS_AXES:
-        width, height = height, width
+        return _convert_and_turn(decoded, convert, turn).resize((side, side), _FILTER, box)
+    left, upper, right, lower = box
     narrow: Image.Image | None = None
-    for top, bottom in _strips(width, height):
-        strip = decoded.crop(_stored_box(decoded.size, orientation, top, bottom))
-        strip = strip if convert is None else convert(strip)
-        strip = strip if turn is None else strip.transpose(turn)
-        strip = strip.resize((side, bottom - top), _FILTER)
-        narrow = narrow or Image.new(strip.mode, (side, height))
+    for top, stored in view.cut_strips():
+        strip = _convert_and_turn(stored, convert, turn)
+        strip = strip.resize((side, strip.height), _FILTER, (left, 0, right, strip.height))
+        narrow = narrow or Image.new(strip.mode, (side, view.size[1]))
         narrow.paste(strip, (0, top))
     if narrow is None:
         raise RuntimeError("the picture has no rows")
-    return narrow.resize((side, side), _FILTER)
+    return narrow.resize((side, side), _FILTER, (0, upper, side, lower))
 
 
-def _strips(width: int, height: int) -> Iterator[tuple[int, int]]:
-    """First row, and row after the last, of each strip of the upright picture."""
-    rows = max(1, STRIP_PIXELS // width)
-    return ((top, min(height, top + rows)) for top in range(0, height, rows))
-
-
-def _stored_box(size: tuple[int, int], orientation: int, top: int, bottom: int) -> tuple[int, int, int, int]:
-    """Where rows of the upright picture are in the stored one: left, upper, right, lower."""
-    width, height = size
-    length = width if orientation in _SWAPS_AXES else height
-    first, last = (length - bottom, length - top) if orientation in _FROM_THE_END else (top, bottom)
-    return (first, 0, last, height) if orientation in _SWAPS_AXES else (0, first, width, last)
+def _convert_and_turn(image: Image.Image, convert: Convert | None, turn: Image.Transpose | None) -> Image.Image:
+    image = image if convert is None else convert(image)
+    return image if turn is None else image.transpose(turn)
 
 
 def _read_stock_orientation(file: PictureFile) -> int:
