@@ -10,11 +10,13 @@ revision, memory, descriptors, threads and tasks stay the same, and the metrics 
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dev.chaos.catalog import Findings
@@ -78,13 +80,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--log", type=Path, default=Path(".bench/soak.log"), help="the stack's (default: %(default)s)")
     options = parser.parse_args()
     say(f"seed {options.seed}, {options.minutes:g} minutes")
     with tempfile.TemporaryDirectory(prefix="hotslot-", ignore_cleanup_errors=True) as folder:
-        problems = run(Path(folder), options.seed, options.minutes * MINUTE_SECONDS)
+        try:
+            problems = run(Path(folder), options.seed, options.minutes * MINUTE_SECONDS)
+        finally:
+            options.log.parent.mkdir(exist_ok=True)
+            shutil.copyfile(Path(folder) / "stack.log", options.log)
     for problem in problems[:SHOWN_PROBLEMS]:
         say(f"wrong: {problem}")
-    say(f"{len(problems)} wrong" if problems else "nothing was lost or wrong")
+    say(f"{len(problems)} wrong; {options.log}" if problems else "nothing was lost or wrong")
     return 1 if problems else 0
 
 
@@ -105,6 +112,7 @@ def run(folder: Path, seed: int, seconds: float) -> list[str]:
     )
     with whole as stack:
         soak = Soak(stack, port, Expected(kinds), MetricCounts(port))
+        say(f"began at {datetime.now(UTC):%H:%M:%S}, {folder}")
         soak.counts.look()
         play(soak, kinds, folder, seed, seconds)
         soak.problems += last_update(stack)

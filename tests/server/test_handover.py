@@ -33,6 +33,28 @@ async def test_late_failures_of_a_handed_over_request_are_ignored(tmp_path: Path
     assert (await pending.outcome).served_by.revision == "r1"
 
 
+@pytest.mark.fault("S2")
+async def test_a_request_whose_time_in_a_trial_ends_after_the_commit_is_computed_again(tmp_path: Path) -> None:
+    """The runner drops it, as for a handover; the previous slot is gone, and the caller's deadline is far."""
+    world = await World(tmp_path).serving()
+    load = await world.trial()
+    await world.wait(1)
+    world.holds_items = True
+    pending = world.ask(seconds=60)
+    await world.settle()
+    previous = world.previous
+    assert previous.load is not None
+    world.commands.commit(load.load_id, "t2", 0)
+    world.commands.retire(previous.load.load_id, 0)
+    await world.settle()
+
+    world.runner("b").refuse("DEADLINE_EXPIRED")
+    await world.settle()
+    world.runner("b").answer(*world.runner("b").items)
+
+    assert (await pending.outcome).served_by.revision == "r2"
+
+
 @pytest.mark.fault("K15")
 async def test_after_a_rollback_a_hung_request_is_handed_over_within_its_deadline(tmp_path: Path) -> None:
     """A request that hangs in the rolled-back revision goes to the active slot."""

@@ -226,6 +226,9 @@ class Requests:
         """Give a request that the trial failed to the previous slot; the failure counts once that slot has answered."""
         request.handover_at = None
         load, target = self.pair[slot].load, choose_handover_slot(self.pair, slot)
+        if load is not None and target is None and reason == "TOO_SLOW" and slot == self.pair.active:
+            self._give(request, slot)  # the trial was committed: the request has the time of its caller
+            return
         if load is None or target is None:
             request.finish(errors.Failed("the model failed", reason=reason))
             return
