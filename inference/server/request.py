@@ -124,6 +124,7 @@ class PendingRequest:
     deaths: int = 0  # runners that ended while computing it
     interruptions: int = 0  # runners that ended while they held it
     flow: Flow = INTERNAL
+    expected_seconds: float = 0.0  # until its answer, when it was admitted; 0 if unknown
     is_unsent_item: bool = False  # a stream item that no runner was sent yet
     alone: bool = False  # must be computed while the runner holds nothing else
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored

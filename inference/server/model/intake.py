@@ -28,7 +28,7 @@ class Intake:
         self.turns = TurnGate(options.interactive_share, options.clock, self._look_ahead_rows)
         self.is_cost_doubted = False  # a request was refused for the cost of its rows, and nothing was computed since
 
-    def admit(self, payload: Payload, deadline: float, source: Source, dispatcher: Dispatcher) -> None:
+    def admit(self, payload: Payload, deadline: float, source: Source, dispatcher: Dispatcher) -> float:
         """Count a request; `release` must follow.
 
         Args:
@@ -36,6 +36,9 @@ class Intake:
             deadline: clock.monotonic() at which it fails.
             source: its caller and flow.
             dispatcher: of the slot that it would go to.
+
+        Returns:
+            Expected seconds until its answer; 0 if unknown.
 
         Raises:
             HotslotError: refused.
@@ -53,6 +56,7 @@ class Intake:
             self.turns.add_unsent(rows)
         else:
             source.caller.use_quota(rows, now)
+        return estimate.total
 
     def count_sent(self, request: PendingRequest) -> None:
         """Count a stream item that was sent to the device, or is done without: its stream may read on."""
@@ -63,6 +67,9 @@ class Intake:
     def release(self, request: PendingRequest) -> None:
         """Subtract an admitted request that is done."""
         self.count_sent(request)
+        if request.expected_seconds > 0 and not request.outcome.cancelled() and request.outcome.exception() is None:
+            seconds = self._options.clock.monotonic() - request.accepted_at
+            self.admission.learn_lateness(seconds - request.expected_seconds)
         self.admission.release(request.size_bytes, request.rows if is_served(request) else 0)
 
     def update(self, dispatchers: Sequence[Dispatcher], now: float) -> None:

@@ -104,9 +104,10 @@ class Requests:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
         if load.loaded_at == 0.0 and pair.answering_slot() is None:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
-        self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
+        expected = self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
         outcome = asyncio.get_running_loop().create_future()
-        request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, is_unsent_item=source.is_stream)
+        request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, expected_seconds=expected)
+        request.is_unsent_item = source.is_stream
         request.on_done = self._on_done
         self._open[request.id] = request
         self._submit(request, decision)

@@ -9,6 +9,8 @@ from inference.server.scheduling.overload import OverloadRule, RetrySchedule
 from inference.server.scheduling.workload import Estimate
 
 WAIT_MARGIN = 1.1  # on the expected wait: a request at the limit must not be computed for a caller that has gone
+MAX_LATENESS_SHARE = 0.25  # of the time left, that is kept for answers coming later than expected
+_LATENESS_RISE, _LATENESS_FALL = 0.25, 0.01  # weights of a later and of an earlier answer: about every 25th is later
 MIN_RETRY_SECONDS = 0.02
 NO_ESTIMATE = Estimate()
 
@@ -39,6 +41,7 @@ class Load:
 
     requests: int  # accepted, unanswered
     size_bytes: int
+    lateness_seconds: float  # by which few answers come later than expected
     max_queued_seconds: float | None  # of work that may be before a request in the queue; None: up to the deadline
 
 
@@ -95,7 +98,8 @@ def _check_limits(load: Load, capacity: Capacity, request: AdmissionRequest) -> 
 def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
     """Whether it would be answered in time, behind the work that is before it."""
     left, limit, expected = request.seconds_left, load.max_queued_seconds, request.estimate
-    queued, total = expected.queued, expected.total + (WAIT_MARGIN - 1) * expected.wait
+    lateness = min(load.lateness_seconds, MAX_LATENESS_SHARE * left)
+    queued, total = expected.queued, expected.total + (WAIT_MARGIN - 1) * expected.wait + lateness
     if expected.wait > 0 and total > left:
         text = f"it would be answered in about {total:.3f} s, the deadline leaves {left:.3f} s"
         return Refusal(Overloaded, "QUEUE_FULL", text, total - left)
@@ -112,6 +116,7 @@ class AdmissionController:
         self.capacity = capacity
         self.requests = 0
         self.size_bytes = 0
+        self.lateness_seconds = 0.0
         self.overload = OverloadRule(now)
         self._retries = RetrySchedule()
 
@@ -127,7 +132,9 @@ class AdmissionController:
             HotslotError: refused; nothing was counted but the demand.
         """
         limit = self.overload.max_queued_seconds(cost.expected(self.overload.typical_rows), cost.overhead_seconds)
-        refusal = check_admission(Load(self.requests, self.size_bytes, limit), self.capacity, request)
+        refusal = check_admission(
+            Load(self.requests, self.size_bytes, self.lateness_seconds, limit), self.capacity, request
+        )
         if refusal is None or refusal.is_for_load:
             self.overload.on_offered(request.rows)
         if refusal is not None:
@@ -140,6 +147,14 @@ class AdmissionController:
         self.requests -= 1
         self.size_bytes -= size_bytes
         self.overload.on_served(served_rows)
+
+    def learn_lateness(self, seconds: float) -> None:
+        """Add an answer that came so much later than expected when its request was admitted; negative if earlier.
+
+        The way to the runner and back, decoding, and a busy machine are in no estimate.
+        """
+        above = max(0.0, seconds) - self.lateness_seconds
+        self.lateness_seconds += (_LATENESS_RISE if above > 0 else _LATENESS_FALL) * above
 
     def update(self, cost: CallCost, *, is_idle: bool, now: float) -> bool:
         """Judge the load; called about every 50 ms. Returns whether the overload has begun or ended."""

@@ -34,6 +34,7 @@ class Request:
     outcome: str = ""  # "OK", or the reason
     ended: float = 0.0
     retry_seconds: float | None = None
+    expected_seconds: float = 0.0
     on_end: Callable[["Request"], None] = lambda _: None
 
     @property
@@ -120,6 +121,7 @@ class Simulation:
         max_call_rows: int = 64,
         known_row_seconds: float | None = None,
         prepare_seconds: float = 0.0,
+        reply_seconds: float = 0.0,
         interactive_share: float = 0.5,
         noise: float = 0.0,
     ) -> None:
@@ -128,6 +130,7 @@ class Simulation:
         self.overhead_seconds = overhead_seconds
         self.max_call_rows = max_call_rows
         self.prepare_seconds = prepare_seconds
+        self.reply_seconds = reply_seconds  # until an answer is known
         self.noise = noise
         self.random = random.Random(1)
         self.cost = CallCost(row_seconds if known_row_seconds is None else known_row_seconds)
@@ -182,6 +185,7 @@ class Simulation:
             request.retry_seconds = error.retry_after_seconds
             self._end(request, error.reason, was_admitted=False)
             return request
+        request.expected_seconds = estimate.total
         self.queue.put(request, rows, flow)
         if stream is not None:
             self.turns.unsent_rows += rows
@@ -293,11 +297,16 @@ class Simulation:
             request.rows_left -= taken
             if request.rows_left == 0:
                 self._ready.remove(request)
-                is_late = self.now > request.deadline
-                self.tally.wasted_rows += request.rows * is_late
-                self._end(request, "DEADLINE_EXPIRED" if is_late else "OK")
+                self.after(self.reply_seconds, lambda request=request: self._reply(request))  # type: ignore[misc]
         self._compute()
         self._dispatch()
+
+    def _reply(self, request: Request) -> None:
+        is_late = self.now > request.deadline
+        self.tally.wasted_rows += request.rows * is_late
+        if not is_late and request.expected_seconds > 0:
+            self.admission.learn_lateness(self.now - request.arrived - request.expected_seconds)
+        self._end(request, "DEADLINE_EXPIRED" if is_late else "OK")
 
     # Callers.
 

@@ -7,7 +7,7 @@ from inference.call_cost import CallCost
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity, Load, check_admission
 from inference.server.scheduling.workload import Estimate
 
-IDLE = Load(requests=0, size_bytes=0, max_queued_seconds=None)
+IDLE = Load(requests=0, size_bytes=0, lateness_seconds=0.0, max_queued_seconds=None)
 CAPACITY = Capacity(max_requests=10, max_bytes=1000)
 
 
@@ -53,20 +53,20 @@ def test_a_request_is_admitted_if_it_is_answered_in_time(asked: AdmissionRequest
 )
 def test_a_stream_item_is_not_refused_for_load(asked: AdmissionRequest, reason: str) -> None:
     """Its stream is read no further; only what could never be answered is refused."""
-    assert refused(asked, Load(requests=10, size_bytes=0, max_queued_seconds=0.25)) == reason
+    assert refused(asked, Load(10, 0, 0.0, max_queued_seconds=0.25)) == reason
 
 
 def test_in_overload_the_wait_is_limited() -> None:
     """A caller whose own wait is short is admitted, others are not, whatever their deadline."""
-    load = Load(requests=5, size_bytes=0, max_queued_seconds=0.25)
+    load = Load(5, 0, 0.0, max_queued_seconds=0.25)
     assert (refused(request(wait=0.2), load), refused(request(wait=0.3), load)) == ("", "QUEUE_FULL")
 
 
 def test_limits_of_requests_and_bytes() -> None:
     """Tiny requests are bounded by their number, large ones by their bytes; a single request is never too large."""
-    assert refused(request(), Load(10, 0, None)) == "QUEUE_FULL"
-    assert refused(request(size=600), Load(1, 600, None)) == "QUEUE_FULL"
-    assert refused(request(size=6000), Load(0, 0, None)) == ""
+    assert refused(request(), Load(10, 0, 0.0, None)) == "QUEUE_FULL"
+    assert refused(request(size=600), Load(1, 600, 0.0, None)) == "QUEUE_FULL"
+    assert refused(request(size=6000), Load(0, 0, 0.0, None)) == ""
 
 
 class Model:
@@ -128,3 +128,17 @@ def test_what_is_admitted_is_counted_until_it_is_released() -> None:
     assert (model.admission.requests, model.admission.size_bytes) == (1, 400)
     model.admission.release(400, 1)
     assert (model.admission.requests, model.admission.size_bytes) == (0, 0)
+
+
+def test_what_comes_later_than_expected_is_kept_free() -> None:
+    """Once answers were late, less is admitted at the limit; at most a quarter of the deadline is kept."""
+    model = Model()
+    at_limit = request(left=1.0, wait=0.75)
+    model.admission.admit(at_limit, model.cost, model.now)
+    for _ in range(30):
+        model.admission.learn_lateness(0.2)
+    assert model.refuse(at_limit).reason == "QUEUE_FULL"
+    model.admission.admit(request(left=1.0, wait=0.5), model.cost, model.now)
+    for _ in range(30):
+        model.admission.learn_lateness(5.0)
+    model.admission.admit(request(left=1.0, wait=0.5), model.cost, model.now)

@@ -65,6 +65,17 @@ def test_goodput_holds_with_a_device_of_varying_speed(noise: float) -> None:
 
 
 @pytest.mark.fault("L1")
+@pytest.mark.parametrize("rows", [1, 8])
+def test_goodput_holds_when_answers_come_later_than_the_device_computes_them(rows: int) -> None:
+    """Decoding, frames and a busy machine take 0.17 s of a deadline of 1 s: what is admitted is answered in time."""
+    model = Simulation(0.005, max_call_rows=8, noise=0.2, prepare_seconds=0.02, reply_seconds=0.15)
+    model.open_loop(UNARY, 400.0 / rows, rows, 1.0)
+    tally = play(model, 12.0)
+    assert min(tally.delivered(5.0, 2.0, 12.0)) / 200.0 >= 0.95
+    assert tally.wasted_rows / tally.computed_rows <= 0.03
+
+
+@pytest.mark.fault("L1")
 def test_what_no_server_could_answer_in_time_is_refused_at_once() -> None:
     """Eight rows of 0.25 s with a deadline of 1 s: nothing of it is computed."""
     model = Simulation(0.25)
