@@ -42,6 +42,7 @@ class _Node(Generic[T]):
     finish: float = 0.0  # tag after its latest service
     rows: int = 0  # waiting, of all flows below
     count: int = 0  # requests waiting
+    latest_rows: int = 0  # of the latest request
     max_lag: float = 0.0  # by which its tag may be behind the clock when it begins to wait
     clock: float = 0.0  # the highest tag with which a child was served
     turn: int = 0  # number of its valid entry in the parent's heap; 0 if it does not wait
@@ -116,6 +117,7 @@ class FairQueue(Generic[T]):
                 self._push(node)
             node.rows += rows
             node.count += 1
+            node.latest_rows = rows
 
     def peek(self) -> T | None:
         """The next request; it stays in the queue."""
@@ -176,7 +178,11 @@ class FairQueue(Generic[T]):
                 self._push(node)
 
     def rows_before(self, flow: Flow, rows: int) -> float:
-        """Rows that would be served before a new request of `rows` rows, were it put now and nothing after it."""
+        """Rows that would be served before a new request of `rows` rows, were it put now.
+
+        Each other node that waits is expected to get one further request like its latest one: where the new request's
+        flow is ahead of others, theirs go first even if they come later.
+        """
         need = float(rows)
         node: _Node[T] | None = self._find(flow)
         if node is not None:
@@ -188,7 +194,8 @@ class FairQueue(Generic[T]):
                 end = start + need / weight
                 for sibling in parent.children.values():
                     if sibling is not node and sibling.count:
-                        need += min(sibling.rows, max(0.0, end - sibling.start) * sibling.weight)
+                        waiting = sibling.rows + sibling.latest_rows
+                        need += min(waiting, max(0.0, end - sibling.start) * sibling.weight)
             node = parent
         return need - rows
 

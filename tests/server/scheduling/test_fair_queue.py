@@ -160,7 +160,7 @@ def test_a_charge_moves_a_flow_back() -> None:
 
 
 def test_rows_before_counts_what_is_owed_to_others_and_no_more() -> None:
-    """Another caller's backlog counts up to the share that it has while the request waits."""
+    """Another caller's backlog, and one request more, count up to the share that it has while the request waits."""
     queue: FairQueue[str] = FairQueue()
     for number in range(10):
         queue.put(f"x{number}", 32, Flow(BULK, "x", stream=1))
@@ -171,7 +171,7 @@ def test_rows_before_counts_what_is_owed_to_others_and_no_more() -> None:
     assert queue.rows_before(Flow(INTERACTIVE, "z"), 4) == 0.0
     assert queue.rows_before(Flow(BULK, "y"), 100) == 168.0
     assert queue.rows_before(Flow(BULK, "y", weight=4.0), 100) == 18.0
-    assert queue.rows_before(Flow(BULK, "y"), 1000) == 288.0
+    assert queue.rows_before(Flow(BULK, "y"), 1000) == 320.0
 
 
 def test_many_callers_that_come_once_leave_nothing_behind() -> None:
@@ -253,7 +253,7 @@ def test_callers_that_always_wait_are_never_further_apart_than_a_request(
 @given(_steps, _flows, st.integers(1, 32))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_rows_before_is_what_is_served_before(steps: list[tuple[str, Flow | None, int]], flow: Flow, rows: int) -> None:
-    """The estimate for a new request is as near as the sizes of requests allow."""
+    """The estimate for a new request is as near as the sizes of requests allow, if none comes after it."""
     queue: FairQueue[int] = FairQueue()
     sizes: dict[int, tuple[Flow, int]] = {}
     for number, (step, its, value) in enumerate(steps):
@@ -269,4 +269,25 @@ def test_rows_before_is_what_is_served_before(steps: list[tuple[str, Flow | None
     while (item := queue.pop()) != -1:
         assert item is not None
         actual += sizes[item][1]
-    assert abs(actual - expected) <= 32 * (len(waiting) + 1)
+    assert -32 * (len(waiting) + 1) <= expected - actual <= 32 * (2 * len(waiting) + 1)
+
+
+def test_rows_before_counts_requests_that_come_later_and_go_first() -> None:
+    """A flow that is ahead of the others waits for one further request of each."""
+    queue: FairQueue[tuple[Flow, int]] = FairQueue()
+    flows = [Flow(INTERACTIVE, f"caller{number}") for number in range(8)]
+    for turn in range(3):
+        for flow in flows:
+            queue.put((flow, turn), 8, flow)
+        if turn == 0:
+            queue.pop()
+    mine = (flows[-1], 3)
+    expected = queue.rows_before(flows[-1], 8)
+    queue.put(mine, 8, flows[-1])
+    actual = 0
+    while (item := queue.pop()) != mine:
+        assert item is not None
+        actual += 8
+        if item[0] is not flows[-1]:
+            queue.put((item[0], item[1] + 10), 8, item[0])
+    assert actual <= expected <= actual + 64
