@@ -124,5 +124,10 @@ def failure_outcome(item_id: int, reason: str, message: str, field: str = "") ->
     )
 
 
+def postponed_outcome(item_id: int, seconds: float, places: int) -> runner_pb2.ItemOutcome:
+    """Build the outcome of an item whose picture takes long; `places` such items may be sent at once."""
+    return runner_pb2.ItemOutcome(item_id=item_id, postponed=runner_pb2.Postponed(seconds=seconds, places=places))
+
+
 def _span(span: AddressSpan) -> runner_pb2.AddressSpan:
     return runner_pb2.AddressSpan(kind=span.kind, start=span.start, end=span.end, probability=span.probability)

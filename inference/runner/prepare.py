@@ -8,12 +8,13 @@ from common.clock import Clock
 from common.errors import InputRefused
 from hotslot.runner.v1 import runner_pb2
 from inference.runner.engines.base import AddressItem, Engine, EntailmentItem, Item, PictureFormat, Pixels
-from inference.runner.items import ENGINE_FAILED, EXPIRED, NOT_LOADED, Failure, PendingItem
+from inference.runner.items import ENGINE_FAILED, EXPIRED, NOT_LOADED, Failure, PendingItem, postponed_outcome
 from inference.runner.pictures.channel import DecodeRequest
+from inference.runner.pictures.cost import Cost
 from inference.runner.pictures.file import FIELD, PictureRefused
 from inference.runner.pictures.pool import DecoderPool
 from inference.runner.pictures.process import DecoderEnded, EndCause, PictureDropped
-from inference.runner.prepare_queue import PLACES_KEPT, QUICK_COST, Pace, PrepareJob, PrepareQueue
+from inference.runner.prepare_queue import PLACES_KEPT, QUICK_COST, Pace, PrepareJob, PrepareQueue, pace_of
 from inference.runner.reporting import describe_error
 
 TIMEOUT_SHARE = 0.4  # of the limit on a preparation: a decoder ends before the server doubts this process
@@ -22,6 +23,14 @@ _FAILURES = {EndCause.UNWANTED: EXPIRED, EndCause.STARVED: PREPARE_TIMEOUT}
 MAX_CRASHES = 2  # decoders that one picture may end
 TOO_SLOW = "decoding the picture took many times what its header lets expect; it was stopped"
 CRASHED = "decoding the picture ended the decoder process, twice"
+
+
+class Postponed(Exception):
+    """The item's picture takes long, and the server did not say that it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"decoding takes {seconds:.2f} s")
+        self.seconds = seconds
 
 
 class NotPrepared(Exception):
@@ -74,7 +83,8 @@ class PreparePool:
         self._clock = clock
         self._log = log
         self._on_end = on_end
-        places = max(1, processes) + PLACES_KEPT
+        self._processes = max(1, processes)
+        places = self._processes + PLACES_KEPT
         self.decoders = DecoderPool(places, TIMEOUT_SHARE * timeout_seconds, clock, log)
         self._queue = PrepareQueue(places, memory_bytes)
         self._begun: dict[int, float] = {}  # by item id: when its preparation began
@@ -128,6 +138,8 @@ class PreparePool:
             item.fail((refusal.reason, str(refusal)), refusal.field)
         except PictureRefused as refusal:
             item.fail((refusal.reason, str(refusal)), FIELD)
+        except Postponed as postponed:
+            item.outcome = postponed_outcome(item.item_id, postponed.seconds, self._processes + 1)
         except NotPrepared as reason:
             item.fail(item.find_drop_reason(self._clock.monotonic()) or reason.failure)
         except Exception as error:  # noqa: BLE001  an error of any kind fails this item only
@@ -152,7 +164,7 @@ class PreparePool:
             decoder = self.decoders.take()
             try:
                 pixels = decoder.decode(
-                    request, content, lambda cost: self._queue.may_go_on(job, cost), lambda: self._is_wanted(job)
+                    request, content, lambda cost: self._may_go_on(job, cost), lambda: self._is_wanted(job)
                 )
             except DecoderEnded as end:
                 self.decoders.drop(decoder)
@@ -161,13 +173,22 @@ class PreparePool:
                     raise NotPrepared(_FAILURES[end.cause]) from end
                 if end.cause is EndCause.TOO_SLOW:
                     raise PictureRefused(TOO_SLOW, reason="IMAGE_TOO_COSTLY") from end
-            except (PictureRefused, PictureDropped):
+            except (PictureRefused, PictureDropped) as reason:
                 self.decoders.give_back(decoder)
+                if job.postponed_seconds:
+                    raise Postponed(job.postponed_seconds) from reason
                 raise
             else:
                 self.decoders.give_back(decoder)
                 return pixels
         raise PictureRefused(CRASHED, reason="IMAGE_TOO_COSTLY")
+
+    def _may_go_on(self, job: PrepareJob, cost: Cost) -> bool:
+        """Whether a picture that is not quick is decoded now; one that takes long is not without notice."""
+        if pace_of(cost) is Pace.SLOW and not job.may_take_long:
+            job.postponed_seconds = cost.seconds
+            return False
+        return self._queue.may_go_on(job, cost)
 
     def _is_wanted(self, job: PrepareJob) -> bool:
         """Whether a decoder goes on; one that is nearly done does in any case, since starting another costs more."""

@@ -37,6 +37,12 @@ class PrepareJob:
     item: PendingItem
     pace: Pace = Pace.QUICK  # until it is known
     cost: Cost | None = None  # the estimate, once it is known
+    postponed_seconds: float = 0.0  # the estimate of a picture that takes long, if the server did not say that it may
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether the server has said so."""
+        return self.item.message is not None and self.item.message.may_take_long
 
     @property
     def memory_bytes(self) -> int:

@@ -126,6 +126,7 @@ class PendingRequest:
     flow: Flow = INTERNAL
     expected_seconds: float = 0.0  # until its answer, when it was admitted; 0 if unknown
     is_unsent_item: bool = False  # a stream item that no runner was sent yet
+    decoding_seconds: float = 0.0  # of its picture, by a runner's estimate, if that takes long
     alone: bool = False  # must be computed while the runner holds nothing else
     on_slot: str = ""  # the slot that it was last given to; failures of another slot are ignored
     revision: str = ""  # of the load that it was last given to

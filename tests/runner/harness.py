@@ -120,7 +120,12 @@ class RunnerHarness:
         self.process.load(request)
 
     def send(
-        self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0, priority: int = 0
+        self,
+        *items: Sequence[str],
+        image: bytes = b"picture",
+        seconds_left: float = 60.0,
+        priority: int = 0,
+        may_take_long: bool = False,
     ) -> list[int]:
         """Send items, each a list of statements, in one frame; return their ids."""
         messages = [
@@ -129,6 +134,7 @@ class RunnerHarness:
                 seconds_left=seconds_left,
                 entailment=runner_pb2.EntailmentTask(statements=statements),
                 priority=priority,
+                may_take_long=may_take_long,
             )
             for statements in items
         ]
@@ -136,10 +142,14 @@ class RunnerHarness:
         return [message.item_id for message in messages]
 
     async def ask(
-        self, *items: Sequence[str], image: bytes = b"picture", seconds_left: float = 60.0
+        self,
+        *items: Sequence[str],
+        image: bytes = b"picture",
+        seconds_left: float = 60.0,
+        may_take_long: bool = False,
     ) -> list[runner_pb2.ItemOutcome]:
         """Send items and wait for their outcomes, in the items' order."""
-        ids = self.send(*items, image=image, seconds_left=seconds_left)
+        ids = self.send(*items, image=image, seconds_left=seconds_left, may_take_long=may_take_long)
         await self.listener.until(lambda: set(ids) <= set(self.listener.outcomes))
         return [self.listener.outcomes[item_id] for item_id in ids]
 

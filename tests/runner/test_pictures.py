@@ -9,6 +9,7 @@ import pytest
 
 from dev.harness.waiting import eventually
 from hotslot.runner.v1 import runner_pb2
+from inference.runner.prepare_queue import SLOW_SECONDS
 from tests.pictures.files import draw, encode
 from tests.runner.harness import RunnerHarness
 
@@ -80,6 +81,20 @@ async def test_no_decoder_outlives_its_runner(runner: RunnerHarness) -> None:
 
     assert decoders
     assert await asyncio.to_thread(eventually, lambda: not any(map(is_running, decoders)))
+
+
+@pytest.mark.fault("L8")
+async def test_a_picture_that_takes_long_is_postponed_unless_it_may(runner: RunnerHarness) -> None:
+    """The server hears what it takes, and sends it again when it keeps nobody waiting."""
+    await runner.load(picture_side=32)
+    slow = encode(draw(3000, 2000), "PNG", compress_level=1)
+
+    [postponed] = await runner.ask(["a dog"], image=slow)
+    [answered] = await runner.ask(["a dog"], image=slow, may_take_long=True)
+
+    assert postponed.postponed.seconds > SLOW_SECONDS
+    assert postponed.postponed.places >= 1
+    assert len(answered.entailment.scores) == 1
 
 
 async def test_rules_of_the_load_are_applied(runner: RunnerHarness) -> None:

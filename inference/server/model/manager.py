@@ -38,9 +38,9 @@ class ModelManager:
 
     def read_queue(self) -> dict[str, QueueDepth]:
         """What waits for a runner, by priority; from any thread."""
-        queues = [slot.dispatcher.queue for slot in self.machine.slots.values()]
+        dispatchers = [slot.dispatcher for slot in self.machine.slots.values()]
         return {
-            priority.name.lower(): sum((queue.depth(priority) for queue in queues), QueueDepth(0, 0))
+            priority.name.lower(): sum((dispatcher.depth(priority) for dispatcher in dispatchers), QueueDepth(0, 0))
             for priority in Priority
         }
 

@@ -9,16 +9,18 @@ from typing import Protocol
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import Failure, Flow, Outcome, PendingRequest
+from inference.server.request import Failure, Flow, Outcome, PendingRequest, Priority
 from inference.server.scheduling.device_share import DeviceShare, DeviceUser
-from inference.server.scheduling.fair_queue import FairQueue
+from inference.server.scheduling.fair_queue import FairQueue, QueueDepth
 from inference.server.scheduling.in_flight import WINDOW_CALLS, InFlight, adapt_window, limit_window, may_send
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
+from inference.server.scheduling.slow_pictures import SlowPictures
 from inference.server.scheduling.workload import Estimate, estimate_request
 from inference.wire import EntailmentScores, Picture
 
 LOOK_AHEAD_SECONDS = 0.05  # of device time; the next messages are read within this time
 MAX_LOOK_AHEAD_ROWS = 4096
+MIN_DECODING_SHARE = 0.5  # of the estimate, which is rounded up: what takes even longer than this is dropped
 TOO_LATE = Failure("DEADLINE_EXPIRED", "it could no longer be answered in time")
 
 
@@ -89,6 +91,7 @@ class Dispatcher:
         self._is_dispatch_due = False
         self._empty_heartbeats = 0  # in a row, while items have no outcome
         self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
+        self._slow = SlowPictures(interactive_share)
         self.cost = CallCost()
 
     def open(self, runner: RunnerPort, row_seconds: float, device: DeviceShare, model: str) -> None:
@@ -112,8 +115,15 @@ class Dispatcher:
 
     def submit(self, request: PendingRequest) -> None:
         """Queue a request; it is sent in this turn of the loop if the window has room for it."""
-        self.queue.put(request, request.rows, request.flow)
+        if request.decoding_seconds:
+            self._slow.put(request)
+        else:
+            self.queue.put(request, request.rows, request.flow)
         self._dispatch_soon()
+
+    def depth(self, priority: Priority) -> QueueDepth:
+        """What waits of one priority; from any thread."""
+        return self.queue.depth(priority) + self._slow.queue.depth(priority)
 
     def dispatch(self) -> None:
         """Send requests, in fair order, while the window has room for the next one.
@@ -125,19 +135,30 @@ class Dispatcher:
         now, items = self._clock.monotonic(), []
         if self.queue:
             self._device.begin_waiting(now)
-        while (request := self.queue.peek()) is not None:
-            if now + self.cost.at_best(request.rows) > request.time_limit:
-                self.queue.remove(request)
-                self._listener.on_failure(request, TOO_LATE)
-                continue
-            window = limit_window(self._window_calls, self._held.work(now), self.cost, self._call_rows)
-            if not may_send(request, self._held, self._call_rows, window) or not self._device.may_send(now):
-                break
+        while (request := self._choose(now, self._device)) is not None:
             items.append((self._take(request, now), request.payload.image))
         if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
             self._runner.send_items(items)
         self._end_waiting_if_idle()
+
+    def _choose(self, now: float, device: DeviceUser) -> PendingRequest | None:
+        """The next request to send; fails those before it that are too late."""
+        while (request := self._peek_slow() or self.queue.peek()) is not None:
+            least_seconds = MIN_DECODING_SHARE * request.decoding_seconds + self.cost.at_best(request.rows)
+            if now + least_seconds > request.time_limit:
+                self._remove(request)
+                self._listener.on_failure(request, TOO_LATE)
+                continue
+            if request.decoding_seconds:
+                return request
+            window = limit_window(self._window_calls, self._held.work(now), self.cost, self._call_rows)
+            is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
+            return request if is_room else None
+        return None
+
+    def _peek_slow(self) -> PendingRequest | None:
+        return self._slow.choose(self._held) if self._slow.queue else None
 
     def on_reply(self, reply: runner_pb2.ItemsReply) -> None:
         """Process a runner's reply; unknown items are ignored."""
@@ -165,12 +186,12 @@ class Dispatcher:
 
     def forget(self, request: PendingRequest) -> None:
         """Remove a request that is done from the queue; the runner may still hold it."""
-        self.queue.remove(request)
+        self._remove(request)
         self._end_waiting_if_idle()
 
     def cancel(self, request: PendingRequest) -> None:
         """Cancel a request: it leaves the queue, or the runner skips it if it has not begun."""
-        self.queue.remove(request)
+        self._remove(request)
         item_ids = self._held.cancel(request)
         if self._runner is not None and item_ids:
             self._runner.cancel(item_ids)
@@ -193,7 +214,7 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and the runner holds nothing."""
-        return not self._held and not self.queue
+        return not self._held and not self.queue and not self._slow.queue
 
     @property
     def look_ahead_rows(self) -> int:
@@ -221,7 +242,12 @@ class Dispatcher:
             self._device = None
         held, self._held = self._held, InFlight()
         suspects, others = held.split(computing)
-        return suspects, [*others, *self.queue.take_all()]
+        return suspects, [*others, *self.queue.take_all(), *self._slow.queue.take_all()]
+
+    def _remove(self, request: PendingRequest) -> None:
+        """Remove a request from the queue in which it waits, if it does."""
+        self.queue.remove(request)
+        self._slow.queue.remove(request)
 
     def _end_waiting_if_idle(self) -> None:
         """Leave the device's seconds to others while there is nothing to compute."""
@@ -229,8 +255,8 @@ class Dispatcher:
             self._device.end_waiting(self._clock.monotonic())
 
     def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
-        """Take the next request from the queue; returns its message."""
-        self.queue.pop()
+        """Take the next request of its queue; returns its message."""
+        (self._slow.queue if request.decoding_seconds else self.queue).pop()
         if not self._held:
             self._held.computing_since = now
             self._listener.on_busy()
@@ -241,7 +267,7 @@ class Dispatcher:
 
     def _dispatch_soon(self) -> None:
         """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
-        if self._runner is not None and not self._is_dispatch_due and self.queue:
+        if self._runner is not None and not self._is_dispatch_due and (self.queue or self._slow.queue):
             self._is_dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch_now)
 
@@ -256,6 +282,10 @@ class Dispatcher:
             return
         if is_cancelled:
             return
+        if outcome.HasField("postponed"):
+            if not request.is_done:
+                self._slow.postpone(request, outcome.postponed.seconds, outcome.postponed.places)
+            return
         failure = outcome.failure
         self._listener.on_failure(request, Failure(failure.reason or "ENGINE_FAILED", failure.message, failure.field))
 
@@ -266,4 +296,10 @@ def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
     payload = request.payload
     task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
     seconds_left = request.time_limit - now
-    return runner_pb2.Item(item_id=item_id, seconds_left=seconds_left, entailment=task, priority=request.priority)
+    return runner_pb2.Item(
+        item_id=item_id,
+        seconds_left=seconds_left,
+        entailment=task,
+        priority=request.priority,
+        may_take_long=request.decoding_seconds > 0,
+    )

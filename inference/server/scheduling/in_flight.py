@@ -24,6 +24,7 @@ class InFlight:
     def __init__(self) -> None:
         self._requests: dict[int, PendingRequest] = {}  # by item id
         self._cancelled: set[int] = set()  # item ids
+        self._slow: set[int] = set()  # item ids whose pictures take long; their rows are not counted
         self.size_bytes = 0
         self._rows: dict[int, int] = {}  # by priority
         self._computed_rows = 0  # of items whose outcome is still to come
@@ -41,6 +42,11 @@ class InFlight:
     def rows_left(self) -> int:
         """Rows sent and not computed."""
         return max(0, sum(self._rows.values()) - self._computed_rows)
+
+    @property
+    def slow_items(self) -> int:
+        """Items whose pictures take long."""
+        return len(self._slow)
 
     def rows_of(self, priority: Priority) -> int:
         """Rows of the items of a priority."""
@@ -60,7 +66,10 @@ class InFlight:
         """Add a request that is sent as this item."""
         self._requests[item_id] = request
         self.size_bytes += request.size_bytes
-        self._rows[request.priority] = self.rows_of(request.priority) + request.rows
+        if request.decoding_seconds:
+            self._slow.add(item_id)
+        else:
+            self._rows[request.priority] = self.rows_of(request.priority) + request.rows
 
     def count_computed(self, rows: int) -> None:
         """Count the rows of a device call."""
@@ -96,7 +105,10 @@ class InFlight:
         request = self._requests.pop(item_id, None)
         if request is not None:
             self.size_bytes -= request.size_bytes
-            self._rows[request.priority] -= request.rows
+            if item_id in self._slow:
+                self._slow.discard(item_id)
+            else:
+                self._rows[request.priority] -= request.rows
             self._computed_rows -= computed_rows
             self._cancelled.discard(item_id)
         return request

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/runner/v1/runner.proto\x12\x11hotslot.runner.v1\"\x8b\x02\n\rRunnerRequest\x12-\n\x04load\x18\x01 \x01(\x0b\x32\x1d.hotslot.runner.v1.LoadBundleH\x00\x12\x30\n\x05items\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.ComputeItemsH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.CancelItemsH\x00\x12+\n\x06retire\x18\x04 \x01(\x0b\x32\x19.hotslot.runner.v1.RetireH\x00\x12\x32\n\x08priority\x18\x05 \x01(\x0b\x32\x1e.hotslot.runner.v1.SetPriorityH\x00\x42\x06\n\x04\x62ody\"\x95\x02\n\x0bRunnerReply\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.hotslot.runner.v1.HelloH\x00\x12\x38\n\rload_progress\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.LoadProgressH\x00\x12\x36\n\x0cload_outcome\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.LoadOutcomeH\x00\x12.\n\x05items\x18\x04 \x01(\x0b\x32\x1d.hotslot.runner.v1.ItemsReplyH\x00\x12\x31\n\theartbeat\x18\x05 \x01(\x0b\x32\x1c.hotslot.runner.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\xb7\x01\n\nLoadBundle\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x15\n\rmax_call_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_call_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12\x31\n\x08pictures\x18\t \x01(\x0b\x32\x1f.hotslot.runner.v1.PictureRules\"\xa0\x01\n\x0cPictureRules\x12\x12\n\nmax_pixels\x18\x01 \x01(\x03\x12\x17\n\x0fmax_side_pixels\x18\x02 \x01(\x05\x12\x11\n\tmax_scans\x18\x03 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x04 \x01(\x01\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x61s_stock\x18\x06 \x01(\x08\x12\x0f\n\x07reduced\x18\x07 \x01(\x08\"6\n\x0c\x43omputeItems\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.hotslot.runner.v1.Item\"\xb3\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x02 \x01(\x01\x12\x37\n\nentailment\x18\x03 \x01(\x0b\x32!.hotslot.runner.v1.EntailmentTaskH\x00\x12\x31\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32\x1e.hotslot.runner.v1.AddressTaskH\x00\x12\x10\n\x08priority\x18\x05 \x01(\x05\x42\x06\n\x04task\"D\n\x0e\x45ntailmentTask\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nstatements\x18\x02 \x03(\t\x12\x0f\n\x07premise\x18\x03 \x01(\t\" \n\x0b\x41\x64\x64ressTask\x12\x11\n\taddresses\x18\x01 \x03(\t\"\x1f\n\x0b\x43\x61ncelItems\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\x08\n\x06Retire\"\x1e\n\x0bSetPriority\x12\x0f\n\x07serving\x18\x01 \x01(\x08\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x12\n\nprecisions\x18\x03 \x03(\t\"/\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\xaf\x01\n\x0bLoadOutcome\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.hotslot.runner.v1.Failure\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x13\n\x0brow_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x05 \x01(\x03\x12\x12\n\nfree_bytes\x18\x06 \x01(\x03\x12\x11\n\tcall_rows\x18\x07 \x01(\x05\"\x7f\n\nItemsReply\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.ItemOutcome\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.hotslot.runner.v1.DeviceCall\x12\x11\n\tcall_rows\x18\x03 \x01(\x05\"n\n\nDeviceCall\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x18\n\x10\x63omputed_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\"\x93\x02\n\x0bItemOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x39\n\nentailment\x18\x02 \x01(\x0b\x32#.hotslot.runner.v1.EntailmentAnswerH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32 .hotslot.runner.v1.AddressAnswerH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.hotslot.runner.v1.FailureH\x00\x12\x18\n\x10prepared_seconds\x18\x05 \x01(\x01\x12\x18\n\x10\x63omputed_seconds\x18\x06 \x01(\x01\x12\x15\n\rcomputed_rows\x18\x07 \x01(\x05\x42\t\n\x07outcome\"G\n\x10\x45ntailmentAnswer\x12\x33\n\x06scores\x18\x01 \x03(\x0b\x32#.hotslot.runner.v1.EntailmentScores\":\n\x10\x45ntailmentScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"C\n\rAddressAnswer\x12\x32\n\taddresses\x18\x01 \x03(\x0b\x32\x1f.hotslot.runner.v1.AddressSpans\"=\n\x0c\x41\x64\x64ressSpans\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.AddressSpan\"L\n\x0b\x41\x64\x64ressSpan\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"9\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x8c\x02\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x03\x12\x14\n\x0crows_on_step\x18\x02 \x01(\x05\x12\x17\n\x0fseconds_on_step\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x63pu_seconds_on_step\x18\x06 \x01(\x01\x12\x16\n\x0eseconds_asleep\x18\x07 \x01(\x01\x12\x15\n\rwaiting_items\x18\x08 \x01(\x05\x12\x17\n\x0fpreparing_items\x18\t \x01(\x05\x12\"\n\x1aoldest_preparation_seconds\x18\n \x01(\x01\x42\x41\n\x14io.hotslot.runner.v1B\x0bRunnerProtoP\x01Z\x1ahotslot/runner/v1;runnerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotslot/runner/v1/runner.proto\x12\x11hotslot.runner.v1\"\x8b\x02\n\rRunnerRequest\x12-\n\x04load\x18\x01 \x01(\x0b\x32\x1d.hotslot.runner.v1.LoadBundleH\x00\x12\x30\n\x05items\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.ComputeItemsH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.CancelItemsH\x00\x12+\n\x06retire\x18\x04 \x01(\x0b\x32\x19.hotslot.runner.v1.RetireH\x00\x12\x32\n\x08priority\x18\x05 \x01(\x0b\x32\x1e.hotslot.runner.v1.SetPriorityH\x00\x42\x06\n\x04\x62ody\"\x95\x02\n\x0bRunnerReply\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.hotslot.runner.v1.HelloH\x00\x12\x38\n\rload_progress\x18\x02 \x01(\x0b\x32\x1f.hotslot.runner.v1.LoadProgressH\x00\x12\x36\n\x0cload_outcome\x18\x03 \x01(\x0b\x32\x1e.hotslot.runner.v1.LoadOutcomeH\x00\x12.\n\x05items\x18\x04 \x01(\x0b\x32\x1d.hotslot.runner.v1.ItemsReplyH\x00\x12\x31\n\theartbeat\x18\x05 \x01(\x0b\x32\x1c.hotslot.runner.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\xb7\x01\n\nLoadBundle\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x15\n\rmax_call_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_call_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12\x31\n\x08pictures\x18\t \x01(\x0b\x32\x1f.hotslot.runner.v1.PictureRules\"\xa0\x01\n\x0cPictureRules\x12\x12\n\nmax_pixels\x18\x01 \x01(\x03\x12\x17\n\x0fmax_side_pixels\x18\x02 \x01(\x05\x12\x11\n\tmax_scans\x18\x03 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x04 \x01(\x01\x12\x18\n\x10max_memory_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x61s_stock\x18\x06 \x01(\x08\x12\x0f\n\x07reduced\x18\x07 \x01(\x08\"6\n\x0c\x43omputeItems\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.hotslot.runner.v1.Item\"\xca\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x02 \x01(\x01\x12\x37\n\nentailment\x18\x03 \x01(\x0b\x32!.hotslot.runner.v1.EntailmentTaskH\x00\x12\x31\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32\x1e.hotslot.runner.v1.AddressTaskH\x00\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x15\n\rmay_take_long\x18\x06 \x01(\x08\x42\x06\n\x04task\"D\n\x0e\x45ntailmentTask\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nstatements\x18\x02 \x03(\t\x12\x0f\n\x07premise\x18\x03 \x01(\t\" \n\x0b\x41\x64\x64ressTask\x12\x11\n\taddresses\x18\x01 \x03(\t\"\x1f\n\x0b\x43\x61ncelItems\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\x08\n\x06Retire\"\x1e\n\x0bSetPriority\x12\x0f\n\x07serving\x18\x01 \x01(\x08\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x12\n\nprecisions\x18\x03 \x03(\t\"/\n\x0cLoadProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\xaf\x01\n\x0bLoadOutcome\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.hotslot.runner.v1.Failure\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x13\n\x0brow_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cneeded_bytes\x18\x05 \x01(\x03\x12\x12\n\nfree_bytes\x18\x06 \x01(\x03\x12\x11\n\tcall_rows\x18\x07 \x01(\x05\"\x7f\n\nItemsReply\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.ItemOutcome\x12,\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1d.hotslot.runner.v1.DeviceCall\x12\x11\n\tcall_rows\x18\x03 \x01(\x05\"n\n\nDeviceCall\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x18\n\x10\x63omputed_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\"\xc6\x02\n\x0bItemOutcome\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x39\n\nentailment\x18\x02 \x01(\x0b\x32#.hotslot.runner.v1.EntailmentAnswerH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32 .hotslot.runner.v1.AddressAnswerH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.hotslot.runner.v1.FailureH\x00\x12\x31\n\tpostponed\x18\x08 \x01(\x0b\x32\x1c.hotslot.runner.v1.PostponedH\x00\x12\x18\n\x10prepared_seconds\x18\x05 \x01(\x01\x12\x18\n\x10\x63omputed_seconds\x18\x06 \x01(\x01\x12\x15\n\rcomputed_rows\x18\x07 \x01(\x05\x42\t\n\x07outcome\",\n\tPostponed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06places\x18\x02 \x01(\x05\"G\n\x10\x45ntailmentAnswer\x12\x33\n\x06scores\x18\x01 \x03(\x0b\x32#.hotslot.runner.v1.EntailmentScores\":\n\x10\x45ntailmentScores\x12\x0b\n\x03yes\x18\x01 \x01(\x01\x12\n\n\x02no\x18\x02 \x01(\x01\x12\r\n\x05maybe\x18\x03 \x01(\x01\"C\n\rAddressAnswer\x12\x32\n\taddresses\x18\x01 \x03(\x0b\x32\x1f.hotslot.runner.v1.AddressSpans\"=\n\x0c\x41\x64\x64ressSpans\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.hotslot.runner.v1.AddressSpan\"L\n\x0b\x41\x64\x64ressSpan\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"9\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\x8c\x02\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x03\x12\x14\n\x0crows_on_step\x18\x02 \x01(\x05\x12\x17\n\x0fseconds_on_step\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x04 \x01(\x03\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x63pu_seconds_on_step\x18\x06 \x01(\x01\x12\x16\n\x0eseconds_asleep\x18\x07 \x01(\x01\x12\x15\n\rwaiting_items\x18\x08 \x01(\x05\x12\x17\n\x0fpreparing_items\x18\t \x01(\x05\x12\"\n\x1aoldest_preparation_seconds\x18\n \x01(\x01\x42\x41\n\x14io.hotslot.runner.v1B\x0bRunnerProtoP\x01Z\x1ahotslot/runner/v1;runnerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,41 +43,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPUTEITEMS']._serialized_start=952
   _globals['_COMPUTEITEMS']._serialized_end=1006
   _globals['_ITEM']._serialized_start=1009
-  _globals['_ITEM']._serialized_end=1188
-  _globals['_ENTAILMENTTASK']._serialized_start=1190
-  _globals['_ENTAILMENTTASK']._serialized_end=1258
-  _globals['_ADDRESSTASK']._serialized_start=1260
-  _globals['_ADDRESSTASK']._serialized_end=1292
-  _globals['_CANCELITEMS']._serialized_start=1294
-  _globals['_CANCELITEMS']._serialized_end=1325
-  _globals['_RETIRE']._serialized_start=1327
-  _globals['_RETIRE']._serialized_end=1335
-  _globals['_SETPRIORITY']._serialized_start=1337
-  _globals['_SETPRIORITY']._serialized_end=1367
-  _globals['_HELLO']._serialized_start=1369
-  _globals['_HELLO']._serialized_end=1426
-  _globals['_LOADPROGRESS']._serialized_start=1428
-  _globals['_LOADPROGRESS']._serialized_end=1475
-  _globals['_LOADOUTCOME']._serialized_start=1478
-  _globals['_LOADOUTCOME']._serialized_end=1653
-  _globals['_ITEMSREPLY']._serialized_start=1655
-  _globals['_ITEMSREPLY']._serialized_end=1782
-  _globals['_DEVICECALL']._serialized_start=1784
-  _globals['_DEVICECALL']._serialized_end=1894
-  _globals['_ITEMOUTCOME']._serialized_start=1897
-  _globals['_ITEMOUTCOME']._serialized_end=2172
-  _globals['_ENTAILMENTANSWER']._serialized_start=2174
-  _globals['_ENTAILMENTANSWER']._serialized_end=2245
-  _globals['_ENTAILMENTSCORES']._serialized_start=2247
-  _globals['_ENTAILMENTSCORES']._serialized_end=2305
-  _globals['_ADDRESSANSWER']._serialized_start=2307
-  _globals['_ADDRESSANSWER']._serialized_end=2374
-  _globals['_ADDRESSSPANS']._serialized_start=2376
-  _globals['_ADDRESSSPANS']._serialized_end=2437
-  _globals['_ADDRESSSPAN']._serialized_start=2439
-  _globals['_ADDRESSSPAN']._serialized_end=2515
-  _globals['_FAILURE']._serialized_start=2517
-  _globals['_FAILURE']._serialized_end=2574
-  _globals['_HEARTBEAT']._serialized_start=2577
-  _globals['_HEARTBEAT']._serialized_end=2845
+  _globals['_ITEM']._serialized_end=1211
+  _globals['_ENTAILMENTTASK']._serialized_start=1213
+  _globals['_ENTAILMENTTASK']._serialized_end=1281
+  _globals['_ADDRESSTASK']._serialized_start=1283
+  _globals['_ADDRESSTASK']._serialized_end=1315
+  _globals['_CANCELITEMS']._serialized_start=1317
+  _globals['_CANCELITEMS']._serialized_end=1348
+  _globals['_RETIRE']._serialized_start=1350
+  _globals['_RETIRE']._serialized_end=1358
+  _globals['_SETPRIORITY']._serialized_start=1360
+  _globals['_SETPRIORITY']._serialized_end=1390
+  _globals['_HELLO']._serialized_start=1392
+  _globals['_HELLO']._serialized_end=1449
+  _globals['_LOADPROGRESS']._serialized_start=1451
+  _globals['_LOADPROGRESS']._serialized_end=1498
+  _globals['_LOADOUTCOME']._serialized_start=1501
+  _globals['_LOADOUTCOME']._serialized_end=1676
+  _globals['_ITEMSREPLY']._serialized_start=1678
+  _globals['_ITEMSREPLY']._serialized_end=1805
+  _globals['_DEVICECALL']._serialized_start=1807
+  _globals['_DEVICECALL']._serialized_end=1917
+  _globals['_ITEMOUTCOME']._serialized_start=1920
+  _globals['_ITEMOUTCOME']._serialized_end=2246
+  _globals['_POSTPONED']._serialized_start=2248
+  _globals['_POSTPONED']._serialized_end=2292
+  _globals['_ENTAILMENTANSWER']._serialized_start=2294
+  _globals['_ENTAILMENTANSWER']._serialized_end=2365
+  _globals['_ENTAILMENTSCORES']._serialized_start=2367
+  _globals['_ENTAILMENTSCORES']._serialized_end=2425
+  _globals['_ADDRESSANSWER']._serialized_start=2427
+  _globals['_ADDRESSANSWER']._serialized_end=2494
+  _globals['_ADDRESSSPANS']._serialized_start=2496
+  _globals['_ADDRESSSPANS']._serialized_end=2557
+  _globals['_ADDRESSSPAN']._serialized_start=2559
+  _globals['_ADDRESSSPAN']._serialized_end=2635
+  _globals['_FAILURE']._serialized_start=2637
+  _globals['_FAILURE']._serialized_end=2694
+  _globals['_HEARTBEAT']._serialized_start=2697
+  _globals['_HEARTBEAT']._serialized_end=2965
 # @@protoc_insertion_point(module_scope)

@@ -258,6 +258,7 @@ class Item(_message.Message):
     ENTAILMENT_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    MAY_TAKE_LONG_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """Number of the item, greater than that of any item sent before."""
     seconds_left: _builtins.float
@@ -265,6 +266,10 @@ class Item(_message.Message):
     priority: _builtins.int
     """Items of a lower number are computed first; items of one number in the order
     of their arrival. Default 0.
+    """
+    may_take_long: _builtins.bool
+    """Whether the picture may take long. If not, and it does, the item is
+    postponed.
     """
     @_builtins.property
     def entailment(self) -> Global___EntailmentTask:
@@ -282,10 +287,11 @@ class Item(_message.Message):
         entailment: Global___EntailmentTask | None = ...,
         address: Global___AddressTask | None = ...,
         priority: _builtins.int = ...,
+        may_take_long: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "item_id", b"item_id", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "item_id", b"item_id", "may_take_long", b"may_take_long", "priority", b"priority", "seconds_left", b"seconds_left", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["entailment", "address"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
@@ -608,6 +614,7 @@ class ItemOutcome(_message.Message):
     ENTAILMENT_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    POSTPONED_FIELD_NUMBER: _builtins.int
     PREPARED_SECONDS_FIELD_NUMBER: _builtins.int
     COMPUTED_SECONDS_FIELD_NUMBER: _builtins.int
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
@@ -631,6 +638,10 @@ class ItemOutcome(_message.Message):
     def failure(self) -> Global___Failure:
         """Why the item failed."""
 
+    @_builtins.property
+    def postponed(self) -> Global___Postponed:
+        """The item was not prepared, because its picture takes long."""
+
     def __init__(
         self,
         *,
@@ -638,19 +649,49 @@ class ItemOutcome(_message.Message):
         entailment: Global___EntailmentAnswer | None = ...,
         address: Global___AddressAnswer | None = ...,
         failure: Global___Failure | None = ...,
+        postponed: Global___Postponed | None = ...,
         prepared_seconds: _builtins.float = ...,
         computed_seconds: _builtins.float = ...,
         computed_rows: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "entailment", b"entailment", "failure", b"failure", "outcome", b"outcome", "postponed", b"postponed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "computed_rows", b"computed_rows", "computed_seconds", b"computed_seconds", "entailment", b"entailment", "failure", b"failure", "item_id", b"item_id", "outcome", b"outcome", "prepared_seconds", b"prepared_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "computed_rows", b"computed_rows", "computed_seconds", b"computed_seconds", "entailment", b"entailment", "failure", b"failure", "item_id", b"item_id", "outcome", b"outcome", "postponed", b"postponed", "prepared_seconds", b"prepared_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["entailment", "address", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["entailment", "address", "failure", "postponed"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___ItemOutcome: _TypeAlias = ItemOutcome  # noqa: Y015
+
+@_typing.final
+class Postponed(_message.Message):
+    """An item whose picture takes long. It may be sent again with may_take_long,
+    while the runner holds fewer than `places` such items: so they never keep
+    other items waiting.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Estimated seconds of decoding."""
+    places: _builtins.int
+    """Most such items that the runner should hold at once."""
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        places: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Postponed: _TypeAlias = Postponed  # noqa: Y015
 
 @_typing.final
 class EntailmentAnswer(_message.Message):
