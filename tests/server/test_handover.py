@@ -55,6 +55,31 @@ async def test_a_request_whose_time_in_a_trial_ends_after_the_commit_is_computed
     assert (await pending.outcome).served_by.revision == "r2"
 
 
+@pytest.mark.fault("S7")
+async def test_what_a_trial_failed_is_told_while_the_previous_slot_starts_again(tmp_path: Path) -> None:
+    """Only its answer makes it a failure of the trial; until then the updater must not keep the trial."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    digest = world.bundle("r2").bundle_digest
+    await world.wait(1)
+    world.holds_loads = world.holds_items = True
+    world.runner("a").end()
+    await world.wait(1)
+    pending = world.ask()
+    await world.settle()
+
+    world.runner("b").refuse("NOT_FINITE")
+    await world.settle()
+    assert world.manager.requests.count_awaiting_previous(digest) == 1
+    assert not pending.is_done
+
+    world.holds_loads = world.holds_items = False
+    world.runner("a").end()
+    await world.wait(3)
+    assert (await pending.outcome).served_by.revision == "r1"
+    assert world.manager.requests.count_awaiting_previous(digest) == 0
+
+
 @pytest.mark.fault("K15")
 async def test_after_a_rollback_a_hung_request_is_handed_over_within_its_deadline(tmp_path: Path) -> None:
     """A request that hangs in the rolled-back revision goes to the active slot."""

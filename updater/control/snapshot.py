@@ -92,4 +92,5 @@ def _convert_trial(trial: pb.TrialState) -> TrialSnapshot:
         previous_load_id=trial.previous_load_id,
         lease_left_seconds=trial.lease_left.ToTimedelta().total_seconds(),
         baseline=convert_counts(trial.baseline) if trial.HasField("baseline") else Counts(),
+        awaiting_previous=trial.awaiting_previous,
     )

@@ -83,6 +83,7 @@ class TrialSnapshot:
     previous_load_id: str  # empty at a first install
     lease_left_seconds: float
     baseline: Counts  # of the previous revision, frozen at activation
+    awaiting_previous: int = 0  # requests that it has failed; they count as such once the previous slot answers them
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,9 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
         if wrong is not None:
             message = f"{wrong.name} {wrong.candidate:.3f}, allowed {wrong.threshold:.3f}; {numbers}"
             return TrialJudgement(_choose_verdict(counted), wrong.name.upper(), message, evidence)
+    if trial.awaiting_previous and update.stage_seconds < rules.window_seconds + rules.max_seconds:
+        message = f"{numbers}, {trial.awaiting_previous} wait for the previous slot"
+        return TrialJudgement(TrialVerdict.WAIT, message=message, evidence=evidence)
     judgement = _judge_window(update, counted, rules, numbers, evidence)
     # Tested once, at the end of the window: a test that is repeated at every step finds noise sooner or later.
     slower = next((row for row in measured if row.name in _MAY_BE_NOISE and not row.passed), None)

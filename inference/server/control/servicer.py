@@ -325,5 +325,6 @@ def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: C
         message.previous_load_id = previous.load_id
     message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
     message.started_at.FromDatetime(trial.started_at)
+    message.awaiting_previous = manager.requests.count_awaiting_previous(message.bundle_digest)
     if baseline is not None and with_stats:
         message.baseline.CopyFrom(build_stats(baseline))

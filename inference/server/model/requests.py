@@ -146,6 +146,11 @@ class Requests:
         """Accepted requests without an answer."""
         return self.intake.admission.requests
 
+    def count_awaiting_previous(self, bundle_digest: str) -> int:
+        """Requests that a bundle has failed on trial and that no other slot has answered yet."""
+        failed = (request.attribution for request in self._open.values())
+        return sum(row is not None and row.bundle_digest == bundle_digest for row in failed)
+
     def _submit(self, request: PendingRequest, decision: RouteDecision) -> None:
         request.handover_at = decision.handover_at
         if decision.previous is not None:

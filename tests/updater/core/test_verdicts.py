@@ -104,6 +104,7 @@ def trial(
     baseline: Counts | None = None,
     rules: ObserveRules = WATCHED,
     beside: Counts | None = None,
+    awaiting: int = 0,
     **changes: object,
 ) -> TrialVerdict:
     """Judge a trial after so long, with these counts; `beside` is what the previous slot has counted until now."""
@@ -113,7 +114,7 @@ def trial(
     server = ServerState("life", 1, (previous,), "", is_ready=True, stats=rows)
     frozen = Counts(answered=1000) if baseline is None else baseline
     changed = replace(update, **changes)  # type: ignore[arg-type]
-    return judge_trial(changed, server, TrialSnapshot("l", "b", "p", 60.0, frozen), rules).verdict
+    return judge_trial(changed, server, TrialSnapshot("l", "b", "p", 60.0, frozen, awaiting), rules).verdict
 
 
 @pytest.mark.fault("S13")
@@ -142,6 +143,14 @@ def test_a_trial_that_is_no_worse_than_before_is_kept() -> None:
     seen = Counts(answered=900, failed=100)
     assert TrialVerdict.ROLL_BACK is trial(31.0, seen)
     assert TrialVerdict.KEEP is trial(31.0, seen, Counts(answered=900, failed=100))
+
+
+def test_a_trial_is_not_kept_while_what_it_failed_waits_for_the_previous_slot() -> None:
+    """Whose process may just be starting again: only its answers tell whether the input was at fault."""
+    seen = Counts(answered=900)
+    assert trial(31.0, seen, awaiting=1) is TrialVerdict.WAIT
+    assert trial(31.0 + WATCHED.max_seconds, seen, awaiting=1) is TrialVerdict.KEEP
+    assert trial(31.0, seen, awaiting=0) is TrialVerdict.KEEP
 
 
 BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 1.0)

@@ -29,7 +29,7 @@ from hotslot.address.v1 import address_pb2 as hotslot_dot_address_dot_v1_dot_add
 from hotslot.entailment.v1 import entailment_pb2 as hotslot_dot_entailment_dot_v1_dot_entailment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/control/v1/control.proto\x12\x12hotslot.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a hotslot/address/v1/address.proto\x1a&hotslot/entailment/v1/entailment.proto\"L\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\"!\n\x10GetStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xbe\x01\n\x11GetStatusResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.hotslot.control.v1.ModelState\x12\x30\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1f.hotslot.control.v1.DeviceState\x12\x35\n\x11server_started_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"0\n\x0b\x44\x65viceState\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xf7\x02\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\x05slots\x18\x04 \x03(\x0b\x32\x1e.hotslot.control.v1.SlotStatus\x12\x16\n\x0e\x61\x63tive_load_id\x18\x05 \x01(\t\x12-\n\x05trial\x18\x06 \x01(\x0b\x32\x1e.hotslot.control.v1.TrialState\x12\x30\n\nlast_trial\x18\x07 \x01(\x0b\x32\x1c.hotslot.control.v1.TrialEnd\x12\x30\n\x05stats\x18\x08 \x03(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\r\n\x05ready\x18\t \x01(\x08\x12\x18\n\x10\x63ommitted_digest\x18\n \x01(\t\x12\x35\n\x0c\x63pu_fallback\x18\x0b \x01(\x0b\x32\x1f.hotslot.control.v1.CpuFallback\"\x88\x01\n\x0b\x43puFallback\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_device\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaa\x02\n\nSlotStatus\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04role\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x30\n\rload_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eresident_bytes\x18\r \x01(\x03\x12\x14\n\x0clast_failure\x18\x0e \x01(\t\"\xe2\x01\n\nTrialState\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12\x18\n\x10previous_load_id\x18\x02 \x01(\t\x12-\n\nlease_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\x15\n\rbundle_digest\x18\x06 \x01(\t\"p\n\x08TrialEnd\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12,\n\x08\x65nded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x9b\x03\n\rRevisionStats\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12=\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32-.hotslot.control.v1.RevisionStats.FailedEntry\x12\x1c\n\x14\x61nswered_by_previous\x18\x05 \x01(\x03\x12\x32\n\x07latency\x18\x06 \x03(\x0b\x32!.hotslot.control.v1.LatencyBucket\x12\x10\n\x08restarts\x18\x07 \x01(\x03\x12\x15\n\rvoid_restarts\x18\x08 \x01(\x03\x12+\n\x08\x63omputed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04rows\x18\n \x01(\x03\x12-\n\x05\x63osts\x18\x0b \x03(\x0b\x32\x1e.hotslot.control.v1.CostBucket\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"e\n\nCostBucket\x12\x14\n\x0c\x61t_most_rows\x18\x01 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x02 \x01(\x03\x12\x13\n\x0brow_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13row_seconds_squared\x18\x04 \x01(\x01\"J\n\rLatencyBucket\x12*\n\x07\x61t_most\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"d\n\x0fLoadSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x85\x01\n\x10LoadSlotResponse\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.hotslot.control.v1.LoadPhase\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\"\xab\x01\n\x10ProbeSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x39\n\nentailment\x18\x03 \x01(\x0b\x32#.hotslot.control.v1.EntailmentItemsH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32 .hotslot.control.v1.AddressItemsH\x00\x42\x07\n\x05items\"J\n\x0f\x45ntailmentItems\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"D\n\x0c\x41\x64\x64ressItems\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".hotslot.address.v1.PredictRequest\"t\n\x11ProbeSlotResponse\x12\x32\n\x08outcomes\x18\x01 \x03(\x0b\x32 .hotslot.control.v1.ProbeOutcome\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\x0cProbeOutcome\x12<\n\nentailment\x18\x01 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12\x36\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x82\x01\n\x13\x41\x63tivateSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12.\n\x0btrial_lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14\x41\x63tivateSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11\x43ommitSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12\x43ommitSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11RetireSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12RetireSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"a\n\x11SetTrafficRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"C\n\x12SetTrafficResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState*\x8a\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x01\x12\x16\n\x12LOAD_PHASE_READING\x10\x02\x12\x19\n\x15LOAD_PHASE_WARMING_UP\x10\x03\x12\x15\n\x11LOAD_PHASE_LOADED\x10\x04\x32\x97\x05\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.hotslot.control.v1.GetStatusRequest\x1a%.hotslot.control.v1.GetStatusResponse\x12W\n\x08LoadSlot\x12#.hotslot.control.v1.LoadSlotRequest\x1a$.hotslot.control.v1.LoadSlotResponse0\x01\x12X\n\tProbeSlot\x12$.hotslot.control.v1.ProbeSlotRequest\x1a%.hotslot.control.v1.ProbeSlotResponse\x12\x61\n\x0c\x41\x63tivateSlot\x12\'.hotslot.control.v1.ActivateSlotRequest\x1a(.hotslot.control.v1.ActivateSlotResponse\x12[\n\nCommitSlot\x12%.hotslot.control.v1.CommitSlotRequest\x1a&.hotslot.control.v1.CommitSlotResponse\x12[\n\nRetireSlot\x12%.hotslot.control.v1.RetireSlotRequest\x1a&.hotslot.control.v1.RetireSlotResponse\x12[\n\nSetTraffic\x12%.hotslot.control.v1.SetTrafficRequest\x1a&.hotslot.control.v1.SetTrafficResponseBE\n\x15io.hotslot.control.v1B\x0c\x43ontrolProtoP\x01Z\x1chotslot/control/v1;controlv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hotslot/control/v1/control.proto\x12\x12hotslot.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a hotslot/address/v1/address.proto\x1a&hotslot/entailment/v1/entailment.proto\"L\n\x06\x43hange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\"!\n\x10GetStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xbe\x01\n\x11GetStatusResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.hotslot.control.v1.ModelState\x12\x30\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1f.hotslot.control.v1.DeviceState\x12\x35\n\x11server_started_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"0\n\x0b\x44\x65viceState\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xf7\x02\n\nModelState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\x05slots\x18\x04 \x03(\x0b\x32\x1e.hotslot.control.v1.SlotStatus\x12\x16\n\x0e\x61\x63tive_load_id\x18\x05 \x01(\t\x12-\n\x05trial\x18\x06 \x01(\x0b\x32\x1e.hotslot.control.v1.TrialState\x12\x30\n\nlast_trial\x18\x07 \x01(\x0b\x32\x1c.hotslot.control.v1.TrialEnd\x12\x30\n\x05stats\x18\x08 \x03(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\r\n\x05ready\x18\t \x01(\x08\x12\x18\n\x10\x63ommitted_digest\x18\n \x01(\t\x12\x35\n\x0c\x63pu_fallback\x18\x0b \x01(\x0b\x32\x1f.hotslot.control.v1.CpuFallback\"\x88\x01\n\x0b\x43puFallback\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_device\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaa\x02\n\nSlotStatus\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x11\n\tprecision\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04role\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x10\n\x08restarts\x18\x0b \x01(\x05\x12\x30\n\rload_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eresident_bytes\x18\r \x01(\x03\x12\x14\n\x0clast_failure\x18\x0e \x01(\t\"\xfd\x01\n\nTrialState\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12\x18\n\x10previous_load_id\x18\x02 \x01(\t\x12-\n\nlease_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32!.hotslot.control.v1.RevisionStats\x12\x15\n\rbundle_digest\x18\x06 \x01(\t\x12\x19\n\x11\x61waiting_previous\x18\x07 \x01(\x03\"p\n\x08TrialEnd\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12,\n\x08\x65nded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x9b\x03\n\rRevisionStats\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12=\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32-.hotslot.control.v1.RevisionStats.FailedEntry\x12\x1c\n\x14\x61nswered_by_previous\x18\x05 \x01(\x03\x12\x32\n\x07latency\x18\x06 \x03(\x0b\x32!.hotslot.control.v1.LatencyBucket\x12\x10\n\x08restarts\x18\x07 \x01(\x03\x12\x15\n\rvoid_restarts\x18\x08 \x01(\x03\x12+\n\x08\x63omputed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04rows\x18\n \x01(\x03\x12-\n\x05\x63osts\x18\x0b \x03(\x0b\x32\x1e.hotslot.control.v1.CostBucket\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"e\n\nCostBucket\x12\x14\n\x0c\x61t_most_rows\x18\x01 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x02 \x01(\x03\x12\x13\n\x0brow_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13row_seconds_squared\x18\x04 \x01(\x01\"J\n\rLatencyBucket\x12*\n\x07\x61t_most\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"d\n\x0fLoadSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x85\x01\n\x10LoadSlotResponse\x12\x0f\n\x07load_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.hotslot.control.v1.LoadPhase\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x03\"\xab\x01\n\x10ProbeSlotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x39\n\nentailment\x18\x03 \x01(\x0b\x32#.hotslot.control.v1.EntailmentItemsH\x00\x12\x33\n\x07\x61\x64\x64ress\x18\x04 \x01(\x0b\x32 .hotslot.control.v1.AddressItemsH\x00\x42\x07\n\x05items\"J\n\x0f\x45ntailmentItems\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.hotslot.entailment.v1.PredictRequest\"D\n\x0c\x41\x64\x64ressItems\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".hotslot.address.v1.PredictRequest\"t\n\x11ProbeSlotResponse\x12\x32\n\x08outcomes\x18\x01 \x03(\x0b\x32 .hotslot.control.v1.ProbeOutcome\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\x0cProbeOutcome\x12<\n\nentailment\x18\x01 \x01(\x0b\x32&.hotslot.entailment.v1.PredictResponseH\x00\x12\x36\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32#.hotslot.address.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x82\x01\n\x13\x41\x63tivateSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12.\n\x0btrial_lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14\x41\x63tivateSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11\x43ommitSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12\x43ommitSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"P\n\x11RetireSlotRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\"C\n\x12RetireSlotResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState\"a\n\x11SetTrafficRequest\x12*\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1a.hotslot.control.v1.Change\x12\x0f\n\x07load_id\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\"C\n\x12SetTrafficResponse\x12-\n\x05state\x18\x01 \x01(\x0b\x32\x1e.hotslot.control.v1.ModelState*\x8a\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_PHASE_STARTING\x10\x01\x12\x16\n\x12LOAD_PHASE_READING\x10\x02\x12\x19\n\x15LOAD_PHASE_WARMING_UP\x10\x03\x12\x15\n\x11LOAD_PHASE_LOADED\x10\x04\x32\x97\x05\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.hotslot.control.v1.GetStatusRequest\x1a%.hotslot.control.v1.GetStatusResponse\x12W\n\x08LoadSlot\x12#.hotslot.control.v1.LoadSlotRequest\x1a$.hotslot.control.v1.LoadSlotResponse0\x01\x12X\n\tProbeSlot\x12$.hotslot.control.v1.ProbeSlotRequest\x1a%.hotslot.control.v1.ProbeSlotResponse\x12\x61\n\x0c\x41\x63tivateSlot\x12\'.hotslot.control.v1.ActivateSlotRequest\x1a(.hotslot.control.v1.ActivateSlotResponse\x12[\n\nCommitSlot\x12%.hotslot.control.v1.CommitSlotRequest\x1a&.hotslot.control.v1.CommitSlotResponse\x12[\n\nRetireSlot\x12%.hotslot.control.v1.RetireSlotRequest\x1a&.hotslot.control.v1.RetireSlotResponse\x12[\n\nSetTraffic\x12%.hotslot.control.v1.SetTrafficRequest\x1a&.hotslot.control.v1.SetTrafficResponseBE\n\x15io.hotslot.control.v1B\x0c\x43ontrolProtoP\x01Z\x1chotslot/control/v1;controlv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.hotslot.control.v1B\014ControlProtoP\001Z\034hotslot/control/v1;controlv1'
   _globals['_REVISIONSTATS_FAILEDENTRY']._loaded_options = None
   _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_options = b'8\001'
-  _globals['_LOADPHASE']._serialized_start=3864
-  _globals['_LOADPHASE']._serialized_end=4002
+  _globals['_LOADPHASE']._serialized_start=3891
+  _globals['_LOADPHASE']._serialized_end=4029
   _globals['_CHANGE']._serialized_start=220
   _globals['_CHANGE']._serialized_end=296
   _globals['_GETSTATUSREQUEST']._serialized_start=298
@@ -56,47 +56,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SLOTSTATUS']._serialized_start=1094
   _globals['_SLOTSTATUS']._serialized_end=1392
   _globals['_TRIALSTATE']._serialized_start=1395
-  _globals['_TRIALSTATE']._serialized_end=1621
-  _globals['_TRIALEND']._serialized_start=1623
-  _globals['_TRIALEND']._serialized_end=1735
-  _globals['_REVISIONSTATS']._serialized_start=1738
-  _globals['_REVISIONSTATS']._serialized_end=2149
-  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_start=2104
-  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_end=2149
-  _globals['_COSTBUCKET']._serialized_start=2151
-  _globals['_COSTBUCKET']._serialized_end=2252
-  _globals['_LATENCYBUCKET']._serialized_start=2254
-  _globals['_LATENCYBUCKET']._serialized_end=2328
-  _globals['_LOADSLOTREQUEST']._serialized_start=2330
-  _globals['_LOADSLOTREQUEST']._serialized_end=2430
-  _globals['_LOADSLOTRESPONSE']._serialized_start=2433
-  _globals['_LOADSLOTRESPONSE']._serialized_end=2566
-  _globals['_PROBESLOTREQUEST']._serialized_start=2569
-  _globals['_PROBESLOTREQUEST']._serialized_end=2740
-  _globals['_ENTAILMENTITEMS']._serialized_start=2742
-  _globals['_ENTAILMENTITEMS']._serialized_end=2816
-  _globals['_ADDRESSITEMS']._serialized_start=2818
-  _globals['_ADDRESSITEMS']._serialized_end=2886
-  _globals['_PROBESLOTRESPONSE']._serialized_start=2888
-  _globals['_PROBESLOTRESPONSE']._serialized_end=3004
-  _globals['_PROBEOUTCOME']._serialized_start=3007
-  _globals['_PROBEOUTCOME']._serialized_end=3187
-  _globals['_ACTIVATESLOTREQUEST']._serialized_start=3190
-  _globals['_ACTIVATESLOTREQUEST']._serialized_end=3320
-  _globals['_ACTIVATESLOTRESPONSE']._serialized_start=3322
-  _globals['_ACTIVATESLOTRESPONSE']._serialized_end=3391
-  _globals['_COMMITSLOTREQUEST']._serialized_start=3393
-  _globals['_COMMITSLOTREQUEST']._serialized_end=3473
-  _globals['_COMMITSLOTRESPONSE']._serialized_start=3475
-  _globals['_COMMITSLOTRESPONSE']._serialized_end=3542
-  _globals['_RETIRESLOTREQUEST']._serialized_start=3544
-  _globals['_RETIRESLOTREQUEST']._serialized_end=3624
-  _globals['_RETIRESLOTRESPONSE']._serialized_start=3626
-  _globals['_RETIRESLOTRESPONSE']._serialized_end=3693
-  _globals['_SETTRAFFICREQUEST']._serialized_start=3695
-  _globals['_SETTRAFFICREQUEST']._serialized_end=3792
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=3794
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=3861
-  _globals['_CONTROLSERVICE']._serialized_start=4005
-  _globals['_CONTROLSERVICE']._serialized_end=4668
+  _globals['_TRIALSTATE']._serialized_end=1648
+  _globals['_TRIALEND']._serialized_start=1650
+  _globals['_TRIALEND']._serialized_end=1762
+  _globals['_REVISIONSTATS']._serialized_start=1765
+  _globals['_REVISIONSTATS']._serialized_end=2176
+  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_start=2131
+  _globals['_REVISIONSTATS_FAILEDENTRY']._serialized_end=2176
+  _globals['_COSTBUCKET']._serialized_start=2178
+  _globals['_COSTBUCKET']._serialized_end=2279
+  _globals['_LATENCYBUCKET']._serialized_start=2281
+  _globals['_LATENCYBUCKET']._serialized_end=2355
+  _globals['_LOADSLOTREQUEST']._serialized_start=2357
+  _globals['_LOADSLOTREQUEST']._serialized_end=2457
+  _globals['_LOADSLOTRESPONSE']._serialized_start=2460
+  _globals['_LOADSLOTRESPONSE']._serialized_end=2593
+  _globals['_PROBESLOTREQUEST']._serialized_start=2596
+  _globals['_PROBESLOTREQUEST']._serialized_end=2767
+  _globals['_ENTAILMENTITEMS']._serialized_start=2769
+  _globals['_ENTAILMENTITEMS']._serialized_end=2843
+  _globals['_ADDRESSITEMS']._serialized_start=2845
+  _globals['_ADDRESSITEMS']._serialized_end=2913
+  _globals['_PROBESLOTRESPONSE']._serialized_start=2915
+  _globals['_PROBESLOTRESPONSE']._serialized_end=3031
+  _globals['_PROBEOUTCOME']._serialized_start=3034
+  _globals['_PROBEOUTCOME']._serialized_end=3214
+  _globals['_ACTIVATESLOTREQUEST']._serialized_start=3217
+  _globals['_ACTIVATESLOTREQUEST']._serialized_end=3347
+  _globals['_ACTIVATESLOTRESPONSE']._serialized_start=3349
+  _globals['_ACTIVATESLOTRESPONSE']._serialized_end=3418
+  _globals['_COMMITSLOTREQUEST']._serialized_start=3420
+  _globals['_COMMITSLOTREQUEST']._serialized_end=3500
+  _globals['_COMMITSLOTRESPONSE']._serialized_start=3502
+  _globals['_COMMITSLOTRESPONSE']._serialized_end=3569
+  _globals['_RETIRESLOTREQUEST']._serialized_start=3571
+  _globals['_RETIRESLOTREQUEST']._serialized_end=3651
+  _globals['_RETIRESLOTRESPONSE']._serialized_start=3653
+  _globals['_RETIRESLOTRESPONSE']._serialized_end=3720
+  _globals['_SETTRAFFICREQUEST']._serialized_start=3722
+  _globals['_SETTRAFFICREQUEST']._serialized_end=3819
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=3821
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=3888
+  _globals['_CONTROLSERVICE']._serialized_start=4032
+  _globals['_CONTROLSERVICE']._serialized_end=4695
 # @@protoc_insertion_point(module_scope)

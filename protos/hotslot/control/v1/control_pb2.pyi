@@ -405,6 +405,7 @@ class TrialState(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    AWAITING_PREVIOUS_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load on trial."""
     previous_load_id: _builtins.str
@@ -413,6 +414,10 @@ class TrialState(_message.Message):
     """
     bundle_digest: _builtins.str
     """Digest of the bundle on trial."""
+    awaiting_previous: _builtins.int
+    """Requests that it has failed and that the previous slot has not answered
+    yet: they are not among its failed ones, and may still become so.
+    """
     @_builtins.property
     def lease_left(self) -> _duration_pb2.Duration:
         """Time left of the trial lease."""
@@ -436,10 +441,11 @@ class TrialState(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         baseline: Global___RevisionStats | None = ...,
         bundle_digest: _builtins.str = ...,
+        awaiting_previous: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "lease_left", b"lease_left", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "bundle_digest", b"bundle_digest", "lease_left", b"lease_left", "load_id", b"load_id", "previous_load_id", b"previous_load_id", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting_previous", b"awaiting_previous", "baseline", b"baseline", "bundle_digest", b"bundle_digest", "lease_left", b"lease_left", "load_id", b"load_id", "previous_load_id", b"previous_load_id", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
