@@ -94,7 +94,11 @@ def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
         max_addresses=64,
         max_stream_items=convert.MAX_STREAM_ITEMS,
         max_stream_outstanding=server.max_stream_outstanding,
+        max_image_scans=server.max_image_scans,
+        max_image_memory_bytes=server.max_image_memory_bytes,
+        pictures=server.pictures,
     )
+    limits.max_image_time.FromNanoseconds(int(server.max_image_seconds * 1e9))
     limits.max_deadline.FromNanoseconds(int(server.max_deadline_seconds * 1e9))
     return limits
 
@@ -150,6 +154,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         max_call_rows=runner.max_call_rows,
         max_call_seconds=runner.max_call_seconds,
         pictures=_picture_rules(server),
+        poison_seconds=server.poison_seconds,
         self_test=SELF_TEST,
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,

@@ -83,6 +83,12 @@ OVERLOADED = gauge(
     "model",
     use="Alert if it lasts: items are refused. The log has overload_begun and overload_ended.",
 )
+POISON_INPUTS = gauge(
+    "hotslot_poison_inputs",
+    "Inputs that are refused now, because each ended two runner processes (at most 256).",
+    "model",
+    use="Above 0: somebody sends inputs that crash the engine. The log has the requests: reason POISON_INPUT.",
+)
 HELD_BYTES = gauge(
     "hotslot_held_bytes",
     "Memory of requests that are received, waiting or running.",
@@ -236,7 +242,7 @@ LOG_LINES_DROPPED = counter(
 _METRICS: tuple[MetricSpec, ...] = (
     *(CALLS_STARTED, CALLS_HANDLED, MESSAGES_RECEIVED, MESSAGES_SENT, CALL_SECONDS),
     *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, OVERLOADED),
-    *(HELD_BYTES, MAX_HELD_BYTES),
+    *(POISON_INPUTS, HELD_BYTES, MAX_HELD_BYTES),
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),

@@ -49,9 +49,11 @@ class ServerReader:
         requests: Values = {}
         rows: Values = {}
         overloaded: Values = {}
+        poison: Values = {}
         for manager in self.models.all():
             model = manager.options.model
             unanswered[(model,)] = float(manager.requests.waiting)
+            poison[(model,)] = float(manager.requests.poison.count(manager.options.clock.monotonic()))
             overloaded[(model,)] = float(manager.requests.intake.admission.overload.is_overloaded)
             for priority, depth in manager.read_queue().items():
                 requests[model, priority], rows[model, priority] = float(depth.requests), float(depth.rows)
@@ -60,6 +62,7 @@ class ServerReader:
             Reading(catalog.WAITING_REQUESTS, requests),
             Reading(catalog.WAITING_ROWS, rows),
             Reading(catalog.OVERLOADED, overloaded),
+            Reading(catalog.POISON_INPUTS, poison),
             Reading(catalog.HELD_BYTES, {(): float(self.models.count_held_bytes())}),
             Reading(catalog.MAX_HELD_BYTES, {(): float(self.max_held_bytes)}),
         ]

@@ -117,6 +117,14 @@ class ServerSection(Section):
     grace_seconds: Annotated[
         float, Field(gt=0, le=300, description="time for accepted calls to finish before they are cancelled")
     ] = 20.0
+    poison_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=86400,
+            description="how long an input that ended two runner processes is refused at once; 0 = not at all",
+        ),
+    ] = 600.0
     self_test_seconds: Annotated[
         float, Field(gt=0, le=3600, description="a self-test runs if no request has succeeded for this long")
     ] = 10.0

@@ -246,6 +246,7 @@ class World:
             "max_call_rows": 0,
             "max_call_seconds": 1.0,
             "pictures": runner_pb2.PictureRules(),
+            "poison_seconds": 600.0,
             "self_test": ask("self-test"),
             "self_test_seconds": 10.0,
             "make_process": lambda listener: SimRunner(listener, self),

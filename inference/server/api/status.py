@@ -98,6 +98,7 @@ class StatusApi:
             ready=is_ready,
             waiting=manager.requests.waiting,
             reason=reason,
+            poison_inputs=manager.requests.poison.count(self._clock.monotonic()),
         )
         row = manager.pair.cpu_fallback
         if row is not None:

@@ -40,6 +40,7 @@ class ModelOptions:
     max_call_rows: int  # 0: chosen by the engine
     max_call_seconds: float
     pictures: runner_pb2.PictureRules
+    poison_seconds: float  # for which an input that ended two runners is refused; 0: not at all
     self_test: Payload
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]

@@ -18,6 +18,7 @@ from inference.server.model.effects import PairMachine
 from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
+from inference.server.model.poison import PoisonMemory
 from inference.server.model.policy import ShortageAction
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
@@ -66,6 +67,7 @@ class Requests:
         self.intake = Intake(options, self._find_answering_dispatcher)
         self.last_good_at: float | None = None  # clock.monotonic()
         self.last_good_seconds = 0.0
+        self.poison = PoisonMemory(options.poison_seconds)
         self._deaths = DeathTracker()
         self._open: dict[int, PendingRequest] = {}
         self._awaiting_cpu: list[PendingRequest] = []  # until the CPU fallback has a slot; bounded by admission
@@ -98,6 +100,8 @@ class Requests:
         if self.options.drain.is_draining:
             raise draining_error()
         now, pair = self.options.clock.monotonic(), self.pair
+        if self.poison.contains(payload, now):
+            raise errors.Failed("this input has ended two runner processes; it is refused now", reason="POISON_INPUT")
         decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline), now)
         load = None if decision is None else pair[decision.slot].load
         if decision is None or load is None:
@@ -348,6 +352,8 @@ class Requests:
         suspect_requests, key = self.machine.slots[effect.slot].in_flight_at_end, effect.key
         in_flight = {request.id for request in suspect_requests if not request.internal}
         self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if effect.is_trial else 0))
+        if len(in_flight) == len(suspect_requests) == 1:
+            self.poison.add(suspect_requests[0].payload, self.options.clock.monotonic())
         for request in suspect_requests:
             request.deaths += 1
             if effect.is_trial:
@@ -368,6 +374,7 @@ class Requests:
             if request.internal:
                 request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
             elif request.deaths >= MAX_DEATHS:
+                self.poison.add(request.payload, self.options.clock.monotonic(), request.deaths)
                 request.finish(errors.Failed("this input ended two runner processes", reason="POISON_INPUT"))
             else:
                 request.alone = True

@@ -167,8 +167,8 @@ class _Transition(Step):
         role, load = self.pair.role_of(name), self.pair[name].load
         if load is not None and role is not Role.CANDIDATE:
             self.add(m.RecordDeath(name, load.key, is_trial=role is Role.TRIAL))
-            if event.is_input_at_fault:  # a caller's input must not make the restart pauses grow
-                self.change_slot(name, deaths_in_row=0)
+            if event.is_input_at_fault:  # its two deaths make the restart pauses neither grow nor start anew
+                self.change_slot(name, deaths_in_row=max(0, slot.deaths_in_row - 1))
         successor = self.choose_successor(name, role)
         self.reload_or_drop(event, role, successor)
         self.use_emptied_slot(name)

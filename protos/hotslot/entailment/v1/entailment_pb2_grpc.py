@@ -84,7 +84,7 @@ class EntailmentServiceServicer:
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
         DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-        twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+        twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
         machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

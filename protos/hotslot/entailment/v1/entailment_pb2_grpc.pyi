@@ -68,7 +68,7 @@ class EntailmentServiceStub:
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
       machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _grpc.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]
@@ -118,7 +118,7 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
     INTERNAL: POISON_INPUT (this input ended the process that computed it,
-      twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+      twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
       machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
     """
     StreamPredict: _aio.StreamStreamMultiCallable[_entailment_pb2.StreamPredictRequest, _entailment_pb2.StreamPredictResponse]  # type: ignore[assignment]
@@ -171,7 +171,7 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
           DEADLINE_EXPIRED;
         INTERNAL: POISON_INPUT (this input ended the process that computed it,
-          twice), PREPARE_TIMEOUT (the picture was not decoded in time, because the
+          twice; for a while it is refused at once), PREPARE_TIMEOUT (the picture was not decoded in time, because the
           machine is overloaded), ENGINE_FAILED, NOT_FINITE, INTERNAL.
         """
 

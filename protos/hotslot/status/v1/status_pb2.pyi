@@ -350,6 +350,7 @@ class CapabilityHealth(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    POISON_INPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     level: Global___HealthLevel.ValueType
@@ -362,6 +363,10 @@ class CapabilityHealth(_message.Message):
     """Requests that wait for a device now."""
     reason: _builtins.str
     """Why it is not OK, for people. Empty if it is."""
+    poison_inputs: _builtins.int
+    """Inputs that are refused now, because each ended two runner processes. 0 to
+    256.
+    """
     @_builtins.property
     def last_inference_at(self) -> _timestamp_pb2.Timestamp:
         """When an inference last went all the way, traffic or self-test. Absent if
@@ -387,10 +392,11 @@ class CapabilityHealth(_message.Message):
         waiting: _builtins.int = ...,
         reason: _builtins.str = ...,
         fallback: Global___Fallback | None = ...,
+        poison_inputs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency", "level", b"level", "model", b"model", "ready", b"ready", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "last_inference_at", b"last_inference_at", "last_inference_latency", b"last_inference_latency", "level", b"level", "model", b"model", "poison_inputs", b"poison_inputs", "ready", b"ready", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,6 +460,10 @@ class Limits(_message.Message):
     MAX_STREAM_ITEMS_FIELD_NUMBER: _builtins.int
     MAX_STREAM_OUTSTANDING_FIELD_NUMBER: _builtins.int
     MAX_DEADLINE_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_SCANS_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Most bytes of one message, cap of the transport."""
     max_image_bytes: _builtins.int
@@ -474,9 +484,19 @@ class Limits(_message.Message):
     """Most items of one stream that wait for their answer; beyond it the server
     stops reading.
     """
+    max_image_scans: _builtins.int
+    """Most scans of one JPEG."""
+    max_image_memory_bytes: _builtins.int
+    """Most memory for decoding one picture, as estimated from its header. Bytes."""
+    pictures: _builtins.str
+    """What the model sees of a picture: "as_seen" or "as_stock"."""
     @_builtins.property
     def max_deadline(self) -> _duration_pb2.Duration:
         """Longest deadline; a longer one, or none, is cut to it."""
+
+    @_builtins.property
+    def max_image_time(self) -> _duration_pb2.Duration:
+        """Longest decoding of one picture, as estimated from its header."""
 
     def __init__(
         self,
@@ -491,10 +511,14 @@ class Limits(_message.Message):
         max_stream_items: _builtins.int = ...,
         max_stream_outstanding: _builtins.int = ...,
         max_deadline: _duration_pb2.Duration | None = ...,
+        max_image_scans: _builtins.int = ...,
+        max_image_time: _duration_pb2.Duration | None = ...,
+        max_image_memory_bytes: _builtins.int = ...,
+        pictures: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_deadline", b"max_deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_deadline", b"max_deadline", "max_image_time", b"max_image_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_addresses", b"max_addresses", "max_deadline", b"max_deadline", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_image_side_pixels", b"max_image_side_pixels", "max_message_bytes", b"max_message_bytes", "max_statement_chars", b"max_statement_chars", "max_statements", b"max_statements", "max_stream_items", b"max_stream_items", "max_stream_outstanding", b"max_stream_outstanding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_addresses", b"max_addresses", "max_deadline", b"max_deadline", "max_image_bytes", b"max_image_bytes", "max_image_memory_bytes", b"max_image_memory_bytes", "max_image_pixels", b"max_image_pixels", "max_image_scans", b"max_image_scans", "max_image_side_pixels", b"max_image_side_pixels", "max_image_time", b"max_image_time", "max_message_bytes", b"max_message_bytes", "max_statement_chars", b"max_statement_chars", "max_statements", b"max_statements", "max_stream_items", b"max_stream_items", "max_stream_outstanding", b"max_stream_outstanding", "pictures", b"pictures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
