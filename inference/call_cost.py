@@ -74,6 +74,11 @@ class CallCost:
         """Seconds of a call of `rows` rows at the lowest cost measured lately; 0 if nothing was measured yet."""
         return self._best_factor * self.expected(rows)
 
+    @property
+    def best_share(self) -> float:
+        """The lowest cost measured lately, as a share of the mean."""
+        return self._best_factor
+
     def _jump_of(self, seconds: float, rows: int) -> int:
         """1 if a call was slower than any cost model allows after the nearest size, -1 if it was faster, else 0.
 

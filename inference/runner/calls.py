@@ -71,7 +71,10 @@ class _ActiveItem:
 
     def waiting_rows(self) -> WaitingRows:
         start = len(self.results)
-        return WaitingRows(self.item.item_id, start, self.prepared.rows, self.item.deadline, is_alone=self.is_alone)
+        item = self.item
+        return WaitingRows(
+            item.item_id, start, self.prepared.rows, item.deadline, is_alone=self.is_alone, priority=item.priority
+        )
 
 
 class DeviceCalls:

@@ -1,7 +1,7 @@
 """Pure decisions about the device: which rows a call carries, what an error means, whether a load fits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from inference.call_cost import CallCost
@@ -77,11 +77,15 @@ class WaitingRows:
     stop: int  # row after the last
     deadline: float  # of the item
     is_alone: bool = False  # shares no call with other items
+    priority: int = 0
 
     @property
     def rows(self) -> int:
         """Number of rows, at least 1."""
         return self.stop - self.start
+
+
+MIN_RATE_SHARE = 0.95  # of the rows a second that a call without the items with the earliest deadlines would compute
 
 
 def choose_call(
@@ -94,12 +98,38 @@ def choose_call(
     and fills the remaining capacity. An item joins the call only if the call is then expected to end early enough for
     it and for all before it: no item is made late by those behind it.
 
+    While more waits than a call takes, items whose deadlines would make the call so small that it computes less than
+    `MIN_RATE_SHARE` of what others of their priority could have are left out, and fail if they cannot be computed
+    later. Otherwise a queue in which all items are close to their deadlines, as in overload, would be computed in
+    calls of a few rows, and fewer items in time.
+
     Args:
         waiting: the items, in the order in which they are to be computed; at least one.
         max_rows: at least 1.
         now: the clock, seconds; deadlines are on the same clock.
         expected_seconds: of a call of so many rows; 0 if unknown.
     """
+    call = _fill_call(waiting, max_rows, now, expected_seconds)
+    first, rows = waiting[0], sum(part.rows for part in call)
+    if first.is_alone or rows >= MIN_RATE_SHARE * max_rows or sum(part.rows for part in waiting) <= max_rows:
+        return call
+    same = {part.item for part in waiting if part.priority == first.priority}
+    rate = _rows_per_second(call, same, expected_seconds)
+    urgent = sorted((part for part in waiting if part.item in same), key=lambda part: part.deadline)
+    count = 1
+    while count < len(urgent):
+        left_out = {part.item for part in urgent[:count]}
+        others = [part for part in waiting if part.item not in left_out]
+        rival = _fill_call(others, max_rows, now, expected_seconds)
+        if rate < MIN_RATE_SHARE * _rows_per_second(rival, same, expected_seconds):
+            return rival
+        count *= 2
+    return call
+
+
+def _fill_call(
+    waiting: Sequence[WaitingRows], max_rows: int, now: float, expected_seconds: Callable[[int], float]
+) -> Call:
     call: list[RowRange[int]] = []
     capacity, must_end = max_rows, math.inf
     for part in waiting:
@@ -117,6 +147,12 @@ def choose_call(
         if part.is_alone or capacity == 0:
             break
     return tuple(call)
+
+
+def _rows_per_second(call: Call, items: Collection[int], expected_seconds: Callable[[int], float]) -> float:
+    """Rows of some items that a call computes a second; 0 if its duration is unknown."""
+    seconds = expected_seconds(sum(part.rows for part in call))
+    return sum(part.rows for part in call if part.item in items) / seconds if seconds > 0 else 0.0
 
 
 CLEAR_ABOVE = 0.9  # share of the card in use by all processes above which cached memory is freed

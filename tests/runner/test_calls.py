@@ -210,3 +210,33 @@ def test_cached_memory_is_freed_only_on_a_full_card() -> None:
     assert not should_clear(0, 0)
     assert not should_clear(90, 100)
     assert should_clear(91, 100)
+
+
+def seconds_with_overhead(rows: int) -> float:
+    """Of a call: 1 s, and 0.1 s a row."""
+    return 1.0 + 0.1 * rows
+
+
+def test_an_item_close_to_its_deadline_does_not_shrink_the_calls_of_all_others() -> None:
+    """Eight rows in 1.8 s, not one in 1.1 s: in overload every item at the first is close to its deadline."""
+    waiting = [WaitingRows(place, 0, 1, 1.15 + 0.01 * place) for place in range(4)]
+    patient = [WaitingRows(place, 0, 1, 9.0) for place in range(4, 12)]
+    call = choose_call([*waiting, *patient], 8, 0.0, seconds_with_overhead)
+    assert [part.item for part in call] == list(range(4, 12))
+
+
+@pytest.mark.parametrize(
+    ("first", "behind"),
+    [
+        (WaitingRows(0, 0, 1, 1.15, priority=0), [WaitingRows(place, 0, 1, 9.0, priority=1) for place in range(1, 9)]),
+        (WaitingRows(0, 0, 1, 1.15, is_alone=True), [WaitingRows(place, 0, 1, 9.0) for place in range(1, 9)]),
+        (WaitingRows(0, 0, 1, 1.15), [WaitingRows(place, 0, 1, 9.0) for place in range(1, 8)]),
+    ],
+    ids=["interactive before bulk", "a suspect", "no more waits than a call takes"],
+)
+def test_an_item_close_to_its_deadline_is_computed_first_where_nothing_is_lost(
+    first: WaitingRows, behind: list[WaitingRows]
+) -> None:
+    """Others of its priority count; those behind an interactive item, or a suspect one, wait."""
+    call = choose_call([first, *behind], 8, 0.0, seconds_with_overhead)
+    assert call[0].item == 0

@@ -15,7 +15,7 @@ from inference.server.scheduling.fair_queue import FairQueue, QueueDepth
 from inference.server.scheduling.in_flight import WINDOW_CALLS, InFlight, adapt_window, limit_window, may_send
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
 from inference.server.scheduling.slow_pictures import SlowPictures
-from inference.server.scheduling.workload import Estimate, estimate_request
+from inference.server.scheduling.workload import Estimate, estimate_request, is_too_late
 from inference.wire import EntailmentScores, Picture
 
 LOOK_AHEAD_SECONDS = 0.05  # of device time; the next messages are read within this time
@@ -145,8 +145,7 @@ class Dispatcher:
     def _choose(self, now: float, device: DeviceUser) -> PendingRequest | None:
         """The next request to send; fails those before it that are too late."""
         while (request := self._peek_slow() or self.queue.peek()) is not None:
-            least_seconds = MIN_DECODING_SHARE * request.decoding_seconds + self.cost.at_best(request.rows)
-            if now + least_seconds > request.time_limit:
+            if self._is_too_late(request, now):
                 self._remove(request)
                 self._listener.on_failure(request, TOO_LATE)
                 continue
@@ -156,6 +155,13 @@ class Dispatcher:
             is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
             return request if is_room else None
         return None
+
+    def _is_too_late(self, request: PendingRequest, now: float) -> bool:
+        left = request.time_limit - now
+        if request.decoding_seconds:  # meanwhile others are computed
+            return MIN_DECODING_SHARE * request.decoding_seconds + self.cost.at_best(request.rows) > left
+        work = self._held.work(now)
+        return is_too_late(work, request.priority, request.rows, self.cost, self._call_rows, left)
 
     def _peek_slow(self) -> PendingRequest | None:
         return self._slow.choose(self._held) if self._slow.queue else None

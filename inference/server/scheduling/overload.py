@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MIN_QUEUED_SECONDS = 0.25  # of work that may wait in overload, at least
-QUEUED_REQUESTS = 6  # typical requests that may wait in overload: fewer would leave the device idle at times
+QUEUED_REQUESTS = 2  # typical requests that may wait in overload, beside those that the runner holds
 QUEUED_CALLS = 2  # device calls of an efficient size that may wait in overload
 EFFICIENT_SHARE = 0.95  # of the time of a call that computes rows, in a call of an efficient size
 

@@ -72,3 +72,10 @@ def seconds_in_flight(work: WorkInFlight, priority: Priority, cost: CallCost, ca
         rows = min(rows, work.interactive_rows + call_rows)
     elapsed = min(work.elapsed_seconds, cost.expected(min(work.rows, call_rows)))
     return max(0.0, cost.expected_work(rows, call_rows) - elapsed)
+
+
+def is_too_late(
+    work: WorkInFlight, priority: Priority, rows: int, cost: CallCost, call_rows: int, seconds_left: float
+) -> bool:
+    """Whether a request can no longer be answered in time, even at the lowest cost measured lately."""
+    return cost.best_share * seconds_in_flight(work, priority, cost, call_rows) + cost.at_best(rows) > seconds_left

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from common.errors import HotslotError
 from inference.call_cost import CallCost
+from inference.runner.plan import WaitingRows, choose_call
 from inference.server.request import INTERNAL, Flow, Priority
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity
 from inference.server.scheduling.callers import Caller, CallerRules
 from inference.server.scheduling.fair_queue import FairQueue
 from inference.server.scheduling.in_flight import WINDOW_CALLS, limit_window
 from inference.server.scheduling.turns import Reader, ReadTurns
-from inference.server.scheduling.workload import WorkInFlight, estimate_request
+from inference.server.scheduling.workload import WorkInFlight, estimate_request, is_too_late
 
 SELF_TEST_PAUSE_SECONDS = 1.0
 TICK_SECONDS = 0.05
@@ -216,14 +217,14 @@ class Simulation:
     def _dispatch(self) -> None:
         self.queue.set_ahead_rows(round(WINDOW_CALLS * self.call_rows))
         while (request := self.queue.peek()) is not None:
-            is_next_interactive = request.flow.priority is Priority.INTERACTIVE
-            work = self.flight.work(self.now)
-            window = self.call_rows * limit_window(WINDOW_CALLS, work, self.cost, self.call_rows)
-            if self.flight.total >= window and not (is_next_interactive and self.flight.interactive < self.call_rows):
-                break
-            if self.now + self.cost.at_best(request.rows) > request.deadline:
+            work, priority = self.flight.work(self.now), request.flow.priority
+            if is_too_late(work, priority, request.rows, self.cost, self.call_rows, request.deadline - self.now):
                 self._drop(request)
                 continue
+            window = self.call_rows * limit_window(WINDOW_CALLS, work, self.cost, self.call_rows)
+            is_urgent = priority is Priority.INTERACTIVE and self.flight.interactive < self.call_rows
+            if self.flight.total >= window and not is_urgent:
+                break
             self.queue.pop()
             self._sent(request)
             self.flight.add(request.flow.priority, request.rows, self.now)
@@ -262,26 +263,22 @@ class Simulation:
             self._compute()
 
     def _compute(self) -> None:
-        self._ready.sort(key=lambda request: request.flow.priority)
-        call: list[tuple[Request, int]] = []
-        rows, earliest = 0, float("inf")
         for request in list(self._ready):
             if self.now + self.cost.at_best(request.rows_left) > request.deadline:
                 self._ready.remove(request)
                 self.flight.remove(request.flow.priority, request.rows_left)
                 self.tally.wasted_rows += request.rows - request.rows_left
                 self._end(request, "DEADLINE_EXPIRED")
-                continue
-            take = min(request.rows_left, self.call_rows - rows)
-            if take < request.rows_left <= self.call_rows or take == 0:
-                break
-            if call and self.now + self.cost.expected(rows + take) > min(earliest, request.deadline):
-                break
-            call.append((request, take))
-            rows += take
-            earliest = min(earliest, request.deadline)
-        self._is_computing = bool(call)
-        if call:
+        self._ready.sort(key=lambda request: request.flow.priority)
+        waiting = [
+            WaitingRows(place, one.rows - one.rows_left, one.rows, one.deadline, priority=one.flow.priority)
+            for place, one in enumerate(self._ready)
+        ]
+        self._is_computing = bool(waiting)
+        if waiting:
+            chosen = choose_call(waiting, self.call_rows, self.now, self.cost.expected)
+            call = [(self._ready[part.item], part.rows) for part in chosen]
+            rows = sum(part.rows for part in chosen)
             seconds = self.overhead_seconds + rows * self.row_seconds
             seconds *= self.random.uniform(1 - self.noise, 1 + self.noise)
             self.after(seconds, lambda: self._computed(call, rows, seconds))
@@ -349,8 +346,11 @@ class Simulation:
 class Stream:
     """A stream that always has a further message of one item; it reads as turns and its limit allow."""
 
-    def __init__(self, simulation: Simulation, number: int, rows: int, caller: Caller | None = None) -> None:
+    def __init__(
+        self, simulation: Simulation, number: int, rows: int, caller: Caller | None = None, seconds: float = 1e6
+    ) -> None:
         self.simulation = simulation
+        self.seconds = seconds  # deadline of an item
         self.rows = rows
         self.caller = Caller(CallerRules("streams")) if caller is None else caller
         self.reader = Reader(self.caller, self.caller.stream_flow(number))
@@ -371,7 +371,7 @@ class Stream:
     def _read(self) -> None:
         self.is_waiting = False
         simulation = self.simulation
-        request = simulation.offer(self.reader.flow, self.rows, 1e6, self)
+        request = simulation.offer(self.reader.flow, self.rows, self.seconds, self)
         simulation.turns.on_read(self.reader, self.rows, simulation.now)
         self.open += 1
         request.on_end = self._done

@@ -4,7 +4,7 @@ import pytest
 
 from inference.server.request import Flow, Priority
 from inference.server.scheduling.overload import OverloadRule
-from tests.server.scheduling.simulation import Request, Simulation, Tally
+from tests.server.scheduling.simulation import Request, Simulation, Stream, Tally
 
 UNARY = Flow(Priority.INTERACTIVE, "caller")
 
@@ -154,6 +154,17 @@ def test_a_wrong_cost_is_corrected_within_seconds(rate: float, rows: int, deadli
     tally = play(model, 15.0)
     assert min(tally.delivered(5.0, 5.0, 15.0)) / rate >= 0.95
     assert tally.wasted_rows <= 2 * rate
+
+
+def test_items_that_are_all_close_to_their_deadlines_are_computed_in_full_calls() -> None:
+    """Stream items are not refused: where they wait for as long as they may, most are computed in time."""
+    model = Simulation(0.005, overhead_seconds=0.05)
+    for number in range(1, 9):
+        Stream(model, number, 1, seconds=1.2)
+    tally = model.run(20.0)
+    capacity = 64 / (0.05 + 64 * 0.005)
+    assert tally.computed_rows / 20.0 >= 0.85 * capacity
+    assert tally.wasted_rows / tally.computed_rows <= 0.03
 
 
 def test_growth_for_one_window_is_no_overload() -> None:
