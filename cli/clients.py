@@ -23,6 +23,7 @@ _NEXT_STEPS = {
     "NOT_READY": "`hotslot status` shows the state of its slots",
     "DRAINING": "the server is stopping; try again when it has restarted",
     "QUEUE_FULL": "the server is overloaded; try again later",
+    "QUOTA_EXCEEDED": "the quota of this caller is used up; try again later",
     "DEADLINE_TOO_SHORT": "give a longer --timeout",
     "DEADLINE_EXPIRED": "give a longer --timeout",
     "INTERNAL": "see the server's log",

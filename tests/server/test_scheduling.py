@@ -1,16 +1,26 @@
 """Scheduling in a model's life: who is let in, who is next, through requests, slots and simulated runners."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
 import pytest
 
 from common.errors import DeadlineMissed, Overloaded
+from hotslot.entailment.v1 import entailment_pb2
+from inference.server.api.convert import InputLimits
+from inference.server.api.entailment import EntailmentApi, EntailmentStream, PredictRules
+from inference.server.api.stream import ItemStream, StreamRules
+from inference.server.compose import build_callers
 from inference.server.events import OverloadChanged
-from inference.server.request import PendingRequest
+from inference.server.model.models import Models
+from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.callers import Caller, CallerRules, Quota, Source, unary_source
-from tests.server.simulator import UNIT_SECONDS, World, ask
+from inference.server.scheduling.turns import TURN_ROWS
+from inference.server.settings import ServerSettings
+from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
+from tests.server.stream_caller import StreamCaller
 
 
 def source(name: str, *, stream: int = 0, quota: float = 0.0, now: float = 0.0) -> Source:
@@ -119,3 +129,60 @@ async def test_overload_is_reported_when_it_begins_and_when_it_ends(tmp_path: Pa
     await world.wait(4.0)
     changes = [event.is_overloaded for event in world.events if isinstance(event, OverloadChanged)]
     assert changes == [True, False]
+
+
+def stream_messages(name: str, count: int) -> list[bytes]:
+    """Messages of one item each."""
+    requests = [entailment_pb2.PredictRequest(statements=[f"{name} {number}"]) for number in range(count)]
+    for request in requests:
+        request.image.content = b"picture"
+    items = [entailment_pb2.StreamItem(item_id=str(number), request=one) for number, one in enumerate(requests)]
+    return [entailment_pb2.StreamPredictRequest(items=[item]).SerializeToString() for item in items]
+
+
+def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
+    """A stream on the world's model."""
+    rules = PredictRules(InputLimits(1000, 100), StreamRules(32), max_deadline_seconds=60.0)
+    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain)
+    return asyncio.create_task(ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain).run())
+
+
+@pytest.mark.fault("L2")
+async def test_streams_are_read_no_further_than_the_device_needs(tmp_path: Path) -> None:
+    """Twenty streams could send 32 items each: little is read ahead, and the rest as it is needed."""
+    world = await World(tmp_path, capacity=Capacity(100, 100_000)).serving()
+    world.holds_items = True
+    callers = [StreamCaller(stream_messages(f"stream{number}", 40)) for number in range(20)]
+    streams = [open_stream(world, caller) for caller in callers]
+    await world.wait(0.2)
+    window, look_ahead = 2 * world.call_rows, TURN_ROWS
+    assert sum(caller.sent for caller in callers) <= len(callers) + window + look_ahead
+
+    world.holds_items = False
+    world.runner(world.active.name).compute()
+    for caller in callers:
+        caller.read_answers(100)
+    for _ in range(100):
+        if all(stream.done() for stream in streams):
+            break
+        await world.wait(0.05)
+    assert [len(caller.results) for caller in callers] == [40] * 20
+    assert {result.WhichOneof("outcome") for caller in callers for result in caller.results} == {"response"}
+
+
+def test_configured_callers_have_their_rights(tmp_path: Path) -> None:
+    """By the metadata key of the settings."""
+    settings = ServerSettings.model_validate(
+        {
+            "state_dir": tmp_path,
+            "models": [{"name": "shapes"}],
+            "scheduling": {"caller_metadata_key": "x-tenant"},
+            "callers": [{"name": "nightly", "priority": "bulk", "weight": 2.0, "rows_per_second": 10.0}],
+        }
+    )
+    callers = build_callers(settings, ManualClock())
+    nightly = callers.find([("x-tenant", "nightly")], "peer")
+    assert nightly.unary_flow() == Flow(Priority.BULK, "nightly", 2.0)
+    nightly.use_quota(20, ManualClock().seconds)
+    assert nightly.quota_wait(ManualClock().seconds) == pytest.approx(1.0, abs=0.01)
+    assert callers.find([], "peer").unary_flow() == Flow(Priority.INTERACTIVE, "peer")

@@ -62,8 +62,9 @@ class EntailmentServiceStub:
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
-    RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-      this request; RetryInfo has the retry delay);
+    RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
+      offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
+      device has memory left for this request); RetryInfo has the retry delay;
     UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
@@ -82,8 +83,9 @@ class EntailmentServiceStub:
     message over the transport's cap (RESOURCE_EXHAUSTED) and when the server
     drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
     items without an answer can be sent again elsewhere. The server reads ahead
-    only a bounded number of items; a caller that does not read its answers is
-    slowed down by flow control.
+    only a bounded number of items, and under load each stream in its turn; a
+    caller that sends faster, or does not read its answers, is slowed down by
+    flow control. Items are not refused for load.
     """
 
 @_typing.type_check_only
@@ -112,8 +114,9 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
     NOT_FOUND: MODEL_UNKNOWN;
-    RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-      this request; RetryInfo has the retry delay);
+    RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
+      offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
+      device has memory left for this request); RetryInfo has the retry delay;
     UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
     DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
       DEADLINE_EXPIRED;
@@ -132,8 +135,9 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     message over the transport's cap (RESOURCE_EXHAUSTED) and when the server
     drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
     items without an answer can be sent again elsewhere. The server reads ahead
-    only a bounded number of items; a caller that does not read its answers is
-    slowed down by flow control.
+    only a bounded number of items, and under load each stream in its turn; a
+    caller that sends faster, or does not read its answers, is slowed down by
+    flow control. Items are not refused for load.
     """
 
 class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -165,8 +169,9 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
           STATEMENT_TOO_LONG, PREMISE_EMPTY,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
         NOT_FOUND: MODEL_UNKNOWN;
-        RESOURCE_EXHAUSTED: QUEUE_FULL, OUT_OF_MEMORY (no device has memory left for
-          this request; RetryInfo has the retry delay);
+        RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
+          offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
+          device has memory left for this request); RetryInfo has the retry delay;
         UNAVAILABLE: NOT_READY (no model is loaded yet), DRAINING;
         DEADLINE_EXCEEDED: DEADLINE_TOO_SHORT (refused before anything was computed),
           DEADLINE_EXPIRED;
@@ -191,8 +196,9 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
         message over the transport's cap (RESOURCE_EXHAUSTED) and when the server
         drains (UNAVAILABLE, DRAINING, after every accepted item was answered):
         items without an answer can be sent again elsewhere. The server reads ahead
-        only a bounded number of items; a caller that does not read its answers is
-        slowed down by flow control.
+        only a bounded number of items, and under load each stream in its turn; a
+        caller that sends faster, or does not read its answers, is slowed down by
+        flow control. Items are not refused for load.
         """
 
 def add_EntailmentServiceServicer_to_server(servicer: EntailmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
