@@ -28,7 +28,7 @@ from dev.harness.settings import Sections
 from dev.harness.supervised import ScriptedStack
 from dev.soak.counts import MetricCounts, OwnCounts
 from dev.soak.faults import Disturbances
-from dev.soak.traffic import CALLER_KEY, Expected, Kind, kinds_of
+from dev.soak.traffic import CALLER_KEY, MAX_REFUSED, Expected, Kind, kinds_of
 
 MINUTE_SECONDS, QUIET_SECONDS, SETTLE_SECONDS = 60.0, 20.0, 12.0
 CONNECTIONS = 6
@@ -72,6 +72,9 @@ class Soak:
         for program, looks in self.looks.items():
             if len(looks) >= MIN_LOOKS:
                 judge(program, looks, MAX_GROWTH, findings)
+        for group in ("interactive", "large pictures"):
+            share = self.own.refused_share(group)
+            findings.expect(so=share <= MAX_REFUSED, otherwise=f"{share:.1%} of {group} refused")
         return [*self.problems, *self.own.differences(self.counts), *findings.troubles]
 
 

@@ -53,15 +53,22 @@ class OwnCounts:
     items: Counter[Key] = field(default_factory=Counter)  # by outcome and reason
     rows: int = 0  # answered
     unknown_rows: int = 0
+    groups: Counter[tuple[str, str]] = field(default_factory=Counter)  # by group and outcome
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Count outcomes."""
         for one in outcomes:
             kind = kind_of(one)
+            self.groups[one.group, kind] += 1
             if kind:
                 self.items[kind, "" if kind in ("answered", _MAY_BE_ANYTHING) else one.reason] += 1
             self.rows += one.rows * (kind == "answered")
             self.unknown_rows += one.rows * (kind == _MAY_BE_ANYTHING)
+
+    def refused_share(self, group: str) -> float:
+        """Share of a group's calls that were refused."""
+        total = sum(count for (name, _), count in self.groups.items() if name == group)
+        return self.groups[group, "refused"] / total if total else 0.0
 
     def differences(self, metrics: MetricCounts) -> Iterator[str]:
         """Where the metrics cannot be right."""

@@ -50,7 +50,7 @@ def test_each_kind_of_callers_has_its_right_outcomes() -> None:
     """Only those with short deadlines may be refused, and an invalid request has one reason."""
     refused = ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
     assert EXPECTED.problem_of(outcome("short deadlines", *refused)) == ""
-    assert EXPECTED.problem_of(outcome("interactive", *refused)) != ""
+    assert EXPECTED.problem_of(outcome("streams", *refused)) != ""
     assert EXPECTED.problem_of(outcome("invalid", "INVALID_ARGUMENT", "IMAGE_MISSING", 1)) == ""
     assert EXPECTED.problem_of(outcome("invalid", "INVALID_ARGUMENT", "IMAGE_MISSING", 2)) != ""
 
