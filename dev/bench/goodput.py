@@ -1,9 +1,10 @@
 """Which rows a load could have got, and which it got, by windows of time. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from dev.harness.device_calls import DeviceCall
 from dev.harness.loadgen import Outcome
 from dev.harness.numbers import percentile
 
@@ -48,16 +49,23 @@ def count_calls(outcomes: Sequence[Outcome]) -> Calls:
     )
 
 
-def delivered_rows(outcomes: Iterable[Outcome], spread: float, window: float, windows: int) -> list[float]:
-    """Rows answered in each window.
+def delivered_rows(
+    device_calls: Iterable[DeviceCall], pictures: Collection[str], began: float, window: float, windows: int
+) -> list[float]:
+    """Rows about some pictures that a device computed in each window.
 
-    A device computes the rows of an answer, and of others in the same call, for some time before they arrive together:
-    each answer's rows are spread evenly over `spread` seconds before it, but not before the call was sent.
+    Args:
+        device_calls: of the engine.
+        pictures: those whose requests were answered.
+        began: unix time of the first window.
+        window: seconds.
+        windows: how many.
     """
     found = [0.0] * windows
-    for one in outcomes:
-        if one.is_answer:
-            _spread(found, window, max(one.at, one.ended - spread), one.ended, one.rows)
+    for call in device_calls:
+        rows, ended = call.rows_of(pictures), call.ended - began
+        if rows and ended > 0:
+            _spread(found, window, max(0.0, ended - call.seconds), ended, rows)
     return found
 
 

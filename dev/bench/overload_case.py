@@ -6,15 +6,17 @@ from pathlib import Path
 
 from dev.bench.goodput import Calls, count_calls, delivered_rows, possible_rows
 from dev.harness.device_calls import DeviceCall, read_device_calls
-from dev.harness.loadgen import Group, Played, play
+from dev.harness.loadgen import PLACEHOLDER, Group, Played, numbered, play
 from dev.harness.scripted_engine import CALLS_VARIABLE, picture_key
 from dev.harness.stack import Stack
 from hotslot.entailment.v1 import entailment_pb2 as pb
 
-PICTURE = os.urandom(1000)
+PICTURE = os.urandom(1000) + PLACEHOLDER
 CALL_ROWS = 8
 CONNECTIONS = 8
-MIN_DELIVERED, MAX_WASTED, MAX_REFUSAL_SECONDS, MAX_LOST = 0.95, 0.03, 0.020, 0.01
+MIN_DELIVERED, MAX_WASTED, MAX_REFUSAL_SECONDS = 0.95, 0.03, 0.020
+# Of the offered calls: admitted ones that are dropped before they cost anything, because callers that had less came.
+MAX_LOST = 0.03
 CORES_A_CALL, CORES_A_SERVER = 0.0008, 0.05  # of the server and the load generator together
 
 
@@ -85,21 +87,22 @@ def run_case(case: Case, folder: Path, seconds: float) -> Measured:
 
 def measure(case: Case, played: Played, device_calls: list[DeviceCall]) -> Measured:
     """Compare the outcomes with the device's own count."""
-    ours = {picture_key(PICTURE)}
-    computed = sum(call.rows_of(ours) for call in device_calls)
+    sent = {one.number: picture_key(numbered(PICTURE, one.number)) for one in played.outcomes}
+    answered = {sent[one.number] for one in played.outcomes if one.is_answer}
+    computed = sum(call.rows_of(set(sent.values())) for call in device_calls)
+    useful = sum(call.rows_of(answered) for call in device_calls)
     rows = sum(count for call in device_calls for _, count in call.rows)
     row_seconds = sum(call.seconds for call in device_calls) / rows if computed else case.row_seconds
-    answered = sum(one.rows for one in played.outcomes if one.is_answer)
     windows = max(1, int(played.seconds / case.window))
     length = min(case.window, played.seconds)
-    delivered = delivered_rows(played.outcomes, CALL_ROWS * row_seconds, length, windows)
+    delivered = delivered_rows(device_calls, answered, played.began, length, windows)
     possible = possible_rows(played.outcomes, case.deadline, row_seconds, length, windows)
     measured = Measured(
         case,
         count_calls(played.outcomes),
         tuple(got / most if most else 1.0 for got, most in zip(delivered, possible, strict=True)),
         tuple(got * row_seconds / length for got in delivered),
-        (computed - answered) / computed if computed else 0.0,
+        (computed - useful) / computed if computed else 0.0,
     )
     return Measured(case, measured.calls, measured.windows, measured.capacity, measured.wasted, tuple(judge(measured)))
 
@@ -116,7 +119,7 @@ def judge(found: Measured) -> list[str]:
         misses.append(f"{found.wasted:.1%} of the device's time wasted")
     if calls.refusal_p99 > MAX_REFUSAL_SECONDS:
         misses.append(f"refusals take {1000 * calls.refusal_p99:.0f} ms")
-    if calls.lost > MAX_LOST * max(1, calls.offered - calls.answered):
+    if calls.lost > MAX_LOST * calls.offered:
         misses.append(f"{calls.lost} neither answered nor refused")
     if calls.without_retry_delay:
         misses.append(f"{calls.without_retry_delay} refused without a retry delay")

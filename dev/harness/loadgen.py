@@ -19,6 +19,7 @@ from dev.harness.stack import ENTAILMENT
 from hotslot.entailment.v1 import entailment_pb2 as pb
 
 LOADGEN = ROOT / ".tools" / "bin" / "loadgen"
+PLACEHOLDER = b"#REQUEST-NUMBER#"  # in a picture: replaced by the request's number, so that each picture is another
 NO_ITEM = "NO_ITEM"  # a result that belongs to no item of its stream
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -64,6 +65,7 @@ class Outcome:
     revision: str = ""
     digest: str = ""
     detail: str = ""
+    number: int = 0  # of the request in the whole load, from 1
 
     @property
     def ended(self) -> float:
@@ -87,6 +89,11 @@ class Played:
     def of(self, *groups: str) -> list[Outcome]:
         """The outcomes of some groups."""
         return [one for one in self.outcomes if one.group in groups]
+
+
+def numbered(content: bytes, number: int) -> bytes:
+    """What the load generator sends in place of a content with the placeholder."""
+    return content.replace(PLACEHOLDER, f"{number:0{len(PLACEHOLDER)}d}".encode())
 
 
 class Loadgen:
@@ -178,6 +185,7 @@ class Loadgen:
             row.get("revision", ""),
             row.get("digest", ""),
             row.get("detail", ""),
+            row["n"],
         )
 
 

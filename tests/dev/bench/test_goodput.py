@@ -1,9 +1,10 @@
-"""Delivered rows are counted in the windows in which the device computed them."""
+"""Goodput is counted from what engines computed and what callers received."""
 
 import pytest
 
 from dev.bench.goodput import count_calls, delivered_rows, possible_rows
 from dev.bench.overload_case import Case, Measured, judge
+from dev.harness.device_calls import DeviceCall
 from dev.harness.loadgen import Outcome
 
 
@@ -17,16 +18,11 @@ def refused(took: float, retry: float = 0.5) -> Outcome:
     return Outcome("calls", 0, 1, 0, 1.0, took, "RESOURCE_EXHAUSTED", "QUEUE_FULL", retry, "500")
 
 
-def test_a_busy_device_has_full_windows_however_large_its_requests_are() -> None:
-    """Requests of 8 rows, one after another: without spreading, windows would have 56 or 64 rows."""
-    outcomes = [answered(0.0, 2.0 * number, rows=8) for number in range(1, 31)]
+def test_rows_are_counted_in_the_windows_in_which_a_device_computed_them() -> None:
+    """A call on the border of two windows counts in both; what reached no caller counts in none."""
+    calls = [DeviceCall("r1", 100.0 + 2.0 * number, 2.0, (("wanted", 7), ("late", 1))) for number in range(1, 31)]
 
-    assert delivered_rows(outcomes, spread=2.0, window=15.0, windows=4) == pytest.approx([60.0] * 4)
-
-
-def test_rows_are_not_counted_before_their_call_was_sent() -> None:
-    """The first call of a window is spread over the time since it was sent."""
-    assert delivered_rows([answered(4.5, 5.5)], spread=2.0, window=5.0, windows=2) == [0.5, 0.5]
+    assert delivered_rows(calls, {"wanted"}, began=100.0, window=15.0, windows=4) == pytest.approx([52.5] * 4)
 
 
 def test_a_perfect_server_refuses_what_cannot_end_in_time() -> None:

@@ -13,7 +13,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from dev.harness.loadgen import Group, play
+from dev.harness.loadgen import PLACEHOLDER, Group, numbered, play
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from hotslot.entailment.v1.entailment_pb2_grpc import (
     EntailmentServiceServicer,
@@ -34,11 +34,13 @@ class Servicer(EntailmentServiceServicer):
 
     def __init__(self) -> None:
         self.callers: Counter[str] = Counter()
+        self.pictures: list[bytes] = []
         self.most_outstanding = 0
 
     def Predict(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> pb.PredictResponse:  # noqa: N802
         """One call."""
         self.callers[str(dict(context.invocation_metadata()).get("x-caller", ""))] += 1
+        self.pictures.append(request.image.content)
         if request.statements[0] == "refuse":
             details = rpc_status.to_status(refusal()).trailing_metadata
             context.set_trailing_metadata((*details, ("grpc-retry-pushback-ms", "500")))
@@ -146,3 +148,15 @@ def test_a_stream_keeps_its_window_outstanding(tmp_path: Path, address: str, ser
     assert {one.caller for one in played.outcomes} == {0, 1}
     assert len({one.digest for one in played.outcomes if one.is_answer}) == 1
     assert servicer.most_outstanding == 3
+
+
+@pytest.mark.usefixtures("go_tools")
+def test_each_request_can_have_a_picture_of_its_own(tmp_path: Path, address: str, servicer: Servicer) -> None:
+    """By which a benchmark knows which requests an engine has computed."""
+    asked = pb.PredictRequest(statements=["a"], image=pb.Image(content=b"before" + PLACEHOLDER + b"after"))
+
+    played = play(address, [Group("unary", [asked], rate=50)], 0.2, tmp_path)
+
+    sent = {numbered(asked.image.content, one.number) for one in played.outcomes}
+    assert len(sent) == len(played.outcomes)
+    assert sent <= set(servicer.pictures)

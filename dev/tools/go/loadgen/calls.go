@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,9 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
+
+// placeholder is what makes each request with it another one.
+var placeholder = []byte("#REQUEST-NUMBER#")
 
 // play runs one group to its end; all its calls have ended then.
 func (run *load) play(group *group) {
@@ -64,6 +68,7 @@ func (run *load) call(group *group, number int) {
 
 func (run *load) unary(group *group, number, turn int) bool {
 	request := turn % len(group.bodies)
+	body, serial := run.body(group, request)
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(group.context(), time.Duration(group.Deadline*float64(time.Second)))
 	defer cancel()
@@ -72,8 +77,8 @@ func (run *load) unary(group *group, number, turn int) bool {
 	}
 	var answer []byte
 	var trailer metadata.MD
-	err := run.connection(group, number).Invoke(ctx, group.Method, &group.bodies[request], &answer, grpc.Trailer(&trailer))
-	row := run.outcome(group, number, sent{request, started})
+	err := run.connection(group, number).Invoke(ctx, group.Method, &body, &answer, grpc.Trailer(&trailer))
+	row := run.outcome(group, number, sent{request, serial, started})
 	if err != nil {
 		row.failed(status.Convert(err))
 		if values := trailer.Get("grpc-retry-pushback-ms"); len(values) > 0 {
@@ -99,6 +104,7 @@ type items struct {
 
 type sent struct {
 	request int
+	number  int
 	at      time.Time
 }
 
@@ -122,7 +128,7 @@ func (run *load) stream(group *group, number int) {
 	over, ended := context.WithDeadline(ctx, run.at(group.End))
 	defer ended()
 	var sending sync.WaitGroup
-	sending.Go(func() { group.send(over, stream, waiting, free, number) })
+	sending.Go(func() { run.send(over, group, stream, waiting, free) })
 	if group.Leave {
 		context.AfterFunc(over, cancel)
 	}
@@ -149,17 +155,18 @@ func (run *load) stream(group *group, number int) {
 }
 
 // send sends an item for each free place, then half-closes.
-func (group *group) send(ctx context.Context, stream grpc.ClientStream, waiting *items, free chan int, turn int) {
-	for ; ; turn++ {
+func (run *load) send(ctx context.Context, group *group, stream grpc.ClientStream, waiting *items, free chan int) {
+	for turn := waiting.caller; ; turn++ {
 		select {
 		case <-ctx.Done():
 			_ = stream.CloseSend()
 			return
 		case slot := <-free:
 			request := turn % len(group.bodies)
-			message := item(fmt.Sprint(slot), group.bodies[request])
+			body, number := run.body(group, request)
+			message := item(fmt.Sprint(slot), body)
 			waiting.mutex.Lock()
-			waiting.open[slot] = sent{request, time.Now()}
+			waiting.open[slot] = sent{request, number, time.Now()}
 			waiting.mutex.Unlock()
 			if stream.SendMsg(&message) != nil {
 				return
@@ -193,7 +200,20 @@ func (run *load) settle(group *group, waiting *items, free chan int, result resu
 // outcome is the outcome, now, of what was sent.
 func (run *load) outcome(group *group, caller int, of sent) outcome {
 	return outcome{
-		Group: group.number, Request: of.request, Caller: caller,
+		Group: group.number, Request: of.request, Caller: caller, Number: of.number,
 		At: run.since(of.at), Took: time.Since(of.at).Seconds(),
 	}
+}
+
+// body is the next request's, with its number in the place of the placeholder, if it has one.
+func (run *load) body(group *group, request int) ([]byte, int) {
+	number := int(run.sent.Add(1))
+	body := group.bodies[request]
+	place := bytes.Index(body, placeholder)
+	if place < 0 {
+		return body, number
+	}
+	body = bytes.Clone(body)
+	copy(body[place:], fmt.Sprintf("%0*d", len(placeholder), number))
+	return body, number
 }

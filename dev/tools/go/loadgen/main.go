@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,6 +59,7 @@ type outcome struct {
 	Group    int     `json:"g"`
 	Request  int     `json:"q"`                  // index of the request file
 	Caller   int     `json:"c"`                  // number of the caller in its group; of an open loop, of the call
+	Number   int     `json:"n"`                  // of the request: in place of the placeholder in its body
 	At       float64 `json:"at"`                 // when it was sent, seconds after the start of the load
 	Took     float64 `json:"took"`               // seconds until its outcome
 	Code     int     `json:"code"`               // of gRPC; -1: a result that belongs to no item
@@ -75,6 +77,7 @@ type load struct {
 	began       time.Time
 	connections []*grpc.ClientConn
 	outcomes    chan outcome
+	sent        atomic.Int64 // requests
 }
 
 // rawCodec passes bytes through: the requests are prepared once, outside.
