@@ -17,6 +17,7 @@ from inference.server.request import Flow, Priority
 
 T = TypeVar("T", bound=Hashable)
 
+MAX_EXACT_CHILDREN = 128  # of a node, that an estimate looks at one by one
 _MAX_IDLE_NODES = 64  # beside those that wait, before those that owe nothing are removed
 
 
@@ -45,6 +46,7 @@ class _Node(Generic[T]):
     latest_rows: int = 0  # of the latest request
     max_lag: float = 0.0  # by which its tag may be behind the clock when it begins to wait
     clock: float = 0.0  # the highest tag with which a child was served
+    waiting_weight: float = 0.0  # of the children that wait
     turn: int = 0  # number of its valid entry in the parent's heap; 0 if it does not wait
     children: dict[Hashable, "_Node[T]"] = field(default_factory=dict)
     heap: list[tuple[float, int, "_Node[T]"]] = field(default_factory=list)
@@ -114,6 +116,7 @@ class FairQueue(Generic[T]):
         for node in _path(leaf):
             if node.count == 0 and node.parent is not None:
                 node.start = node.next_start()
+                node.parent.waiting_weight += node.weight
                 self._push(node)
             node.rows += rows
             node.count += 1
@@ -142,6 +145,8 @@ class FairQueue(Generic[T]):
                 node.turn = 0
                 if node.count:
                     self._push(node)
+                else:
+                    node.parent.waiting_weight -= node.weight
         return entry.item
 
     def remove(self, item: T) -> bool:
@@ -153,8 +158,9 @@ class FairQueue(Generic[T]):
         for node in _path(entry.leaf):
             node.rows -= entry.rows
             node.count -= 1
-            if node.count == 0:
+            if node.count == 0 and node.parent is not None:
                 node.turn = 0
+                node.parent.waiting_weight -= node.weight
         leaf = entry.leaf
         if len(leaf.entries) > 2 * leaf.count:
             leaf.entries = deque(waiting for waiting in leaf.entries if waiting.item is not None)
@@ -191,11 +197,7 @@ class FairQueue(Generic[T]):
         for weight, parent in zip((1.0, flow.weight, self._root.children[flow.priority].weight), parents, strict=True):
             if parent is not None:
                 start = parent.clock + rows / weight if node is None else node.next_start()
-                end = start + need / weight
-                for sibling in parent.children.values():
-                    if sibling is not node and sibling.count:
-                        waiting = sibling.rows + sibling.latest_rows
-                        need += min(waiting, max(0.0, end - sibling.start) * sibling.weight)
+                need += _rows_of_others(parent, node, start + need / weight)
             node = parent
         return need - rows
 
@@ -236,6 +238,19 @@ class FairQueue(Generic[T]):
                 heapq.heappop(node.heap)
             node = node.heap[0][2]
         return None
+
+
+def _rows_of_others(parent: _Node[T], node: _Node[T] | None, end: float) -> float:
+    """Rows that a node's siblings are served until its tag is `end`; of many siblings an upper bound."""
+    if len(parent.children) <= MAX_EXACT_CHILDREN:
+        return sum(
+            min(sibling.rows + sibling.latest_rows, max(0.0, end - sibling.start) * sibling.weight)
+            for sibling in parent.children.values()
+            if sibling is not node and sibling.count
+        )
+    own_rows, own_weight = (node.rows, node.weight) if node is not None and node.count else (0, 0.0)
+    waiting = parent.rows - own_rows + parent.latest_rows * len(parent.heap)
+    return min(waiting, max(0.0, end - parent.clock) * max(0.0, parent.waiting_weight - own_weight))
 
 
 def _path(node: "_Node[T] | None") -> Iterator[_Node[T]]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,3 +292,21 @@ def test_rows_before_counts_requests_that_come_later_and_go_first() -> None:
         if item[0] is not flows[-1]:
             queue.put((item[0], item[1] + 10), 8, item[0])
     assert actual <= expected <= actual + 64
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_with_many_callers_the_estimate_looks_at_their_sums(waiting: int) -> None:
+    """A thousand callers with a few requests each: not less than what is served before, and not twice as much."""
+    queue: FairQueue[tuple[int, int]] = FairQueue()
+    for turn in range(waiting):
+        for number in range(1000):
+            queue.put((number, turn), 4, Flow(INTERACTIVE, f"caller{number}"))
+    for _ in range(500):
+        queue.pop()
+    mine = Flow(INTERACTIVE, "caller700")
+    expected = queue.rows_before(mine, 4)
+    queue.put((-1, 0), 4, mine)
+    actual = 0
+    while queue.pop() != (-1, 0):
+        actual += 4
+    assert actual <= expected <= 2 * actual + 4000
