@@ -26,6 +26,7 @@ from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
 from inference.server.scheduling.device_share import DeviceShares
+from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
 
@@ -78,6 +79,13 @@ def predict_rules(settings: ServerSettings) -> PredictRules:
         inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars, server.texts),
         stream=StreamRules(server.max_stream_outstanding),
         max_deadline_seconds=server.max_deadline_seconds,
+    )
+
+
+def held_rules(settings: ServerSettings) -> HeldRules:
+    """The limits of what is held for callers."""
+    return HeldRules(
+        settings.server.max_waiting_bytes, settings.server.max_message_bytes, settings.server.upload_seconds
     )
 
 

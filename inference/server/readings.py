@@ -14,6 +14,7 @@ from inference.server import metric_catalog as catalog
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
+from inference.server.scheduling.held_bytes import HeldBytes
 
 Values = dict[tuple[str, ...], float]
 
@@ -26,7 +27,7 @@ class ServerReader:
     health: HealthRegistry
     lag: LoopLag
     is_draining: Callable[[], bool]
-    max_held_bytes: int
+    held: HeldBytes
 
     def read(self) -> list[Reading]:
         """All values now."""
@@ -63,8 +64,8 @@ class ServerReader:
             Reading(catalog.WAITING_ROWS, rows),
             Reading(catalog.OVERLOADED, overloaded),
             Reading(catalog.POISON_INPUTS, poison),
-            Reading(catalog.HELD_BYTES, {(): float(self.models.count_held_bytes())}),
-            Reading(catalog.MAX_HELD_BYTES, {(): float(self.max_held_bytes)}),
+            Reading(catalog.HELD_BYTES, {(): float(self.held.total)}),
+            Reading(catalog.MAX_HELD_BYTES, {(): float(self.held.rules.max_bytes)}),
         ]
 
     def _read_runners(self) -> list[Reading]:

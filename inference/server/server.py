@@ -31,17 +31,21 @@ from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.channel_arguments import control_arguments, health_arguments
+from inference.server.connections import TcpConnections
 from inference.server.control import servicer
 from inference.server.event_log import EventLogger
 from inference.server.health import HealthRegistry, LoopLag
+from inference.server.memory import MemoryGauge, give_memory_back
 from inference.server.metrics import EventMetrics, emit_to_all
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.readings import ServerReader
 from inference.server.scheduling.admission import Drain
+from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.settings import ServerSettings
 
 TICK_SECONDS = 0.05
+BUSY_TICK_SECONDS = 0.01  # while uploads could soon exceed the limit of what is held
 STOP_SECONDS = 5.0  # for the runners to end, after the last call
 
 
@@ -72,6 +76,8 @@ class InferenceServer:
         )
         self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)
+        self._connections, self._memory = TcpConnections(), MemoryGauge()
+        self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory)
         self._health = HealthRegistry(self._health_names())
         self._given_up: set[str] = set()  # models
         self._started_at = clock.now()
@@ -112,7 +118,8 @@ class InferenceServer:
             ports = {"port": port, "metrics_port": metrics_port, "health_port": health_port}
             self._log.info("server_started", **ports, pid=os.getpid())
             async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(self._tick()), tasks.create_task(self._lag.run())]
+                watchers = (self._tick(), self._watch_memory(), self._lag.run())
+                background = [tasks.create_task(watcher) for watcher in watchers]
                 await self._stop_requested.wait()
                 await self._drain_calls()
                 await self._stop(
@@ -140,6 +147,12 @@ class InferenceServer:
             self._update_health()
             await asyncio.sleep(TICK_SECONDS)
 
+    async def _watch_memory(self) -> None:
+        while True:
+            self._held.tick(self._clock.monotonic())
+            self._memory.trim()
+            await asyncio.sleep(BUSY_TICK_SECONDS if self._held.is_busy else TICK_SECONDS)
+
     @contextlib.asynccontextmanager
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The public gRPC server and its port; on exit the runners are stopped."""
@@ -155,7 +168,7 @@ class InferenceServer:
             dropped_lines=logs.count_dropped_lines,
         )
         handlers = [
-            entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain).handlers(),
+            entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain, self._held).handlers(),
             address.AddressApi().handlers(),
             status.StatusApi(self.models, facts, self._clock, self._drain).handlers(),
             standard_services.HealthApi(self._health).handlers(),
@@ -163,8 +176,10 @@ class InferenceServer:
         if section.reflection:
             names = [*_public_services(), standard_services.HEALTH_SERVICE]
             handlers += standard_services.ReflectionApi(names).handlers()
-        server = make_server([self._interceptor()], compose.server_arguments(settings), handlers, self._on_failure)
-        port = add_port(server, parse_address(section.host, section.port))
+        server = make_server(
+            [self._interceptor(self._held)], compose.server_arguments(settings), handlers, self._on_failure
+        )
+        self._connections.port = port = add_port(server, parse_address(section.host, section.port))
         await server.start()
         try:
             yield server, port
@@ -243,11 +258,11 @@ class InferenceServer:
             health=self._health,
             lag=self._lag,
             is_draining=self._stop_requested.is_set,
-            max_held_bytes=self._settings.server.max_waiting_bytes,
+            held=self._held,
         )
 
-    def _interceptor(self) -> CallInterceptor:
-        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers)
+    def _interceptor(self, held: HeldBytes | None = None) -> CallInterceptor:
+        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers, held)
 
     def _log_crash(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)
@@ -310,6 +325,7 @@ def main() -> int:
         for mistake in error.mistakes:
             print(format_mistake(mistake), file=sys.stderr)  # noqa: T201  before there is a log
         return ExitCode.WRONG_USE
+    give_memory_back()
     with logs.configure("server", settings.logs.level):
         return _serve(settings, folder, logs.get_logger())
 

@@ -90,9 +90,19 @@ class ServerSection(Section):
         Field(
             ge=MIB,
             le=64 * 1024 * MIB,
-            description="largest total size of accepted, unanswered requests per model, in bytes",
+            description="most bytes that the server holds for its callers: incomplete messages, requests that wait or "
+            "are computed, open calls; a message for which there is no room is not read",
         ),
     ] = 512 * MIB
+    upload_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="time for a message to arrive; a unary call that takes longer is ended, an idle stream only if "
+            "memory is held that nothing else explains",
+        ),
+    ] = 12.0
     max_stream_outstanding: Annotated[
         int, Field(ge=1, le=1024, description="largest number of unanswered items per stream")
     ] = 32

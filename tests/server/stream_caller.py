@@ -8,7 +8,8 @@ from typing import Any, cast
 import grpc
 
 from hotslot.entailment.v1 import entailment_pb2 as pb
-from inference.server.api.interceptors import Call, Context, current_call
+from inference.server.api.interceptors import Call, current_call
+from inference.server.api.reading import Context
 
 
 class StreamCaller:
@@ -28,7 +29,10 @@ class StreamCaller:
     @property
     def context(self) -> Context:
         """What the server gets."""
-        return cast("Context", SimpleNamespace(read=self._read, write=self._write, time_remaining=lambda: None))
+        return cast(
+            "Context",
+            SimpleNamespace(read=self._read, write=self._write, time_remaining=lambda: None, peer=lambda: "caller"),
+        )
 
     def read_answers(self, count: int) -> None:
         """Read further messages, as soon as they are there."""

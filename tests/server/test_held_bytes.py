@@ -11,9 +11,11 @@ import pytest
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
 from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, EntailmentStream, PredictRules
-from inference.server.api.stream import ItemStream, StreamRules
+from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.stream import StreamRules
 from inference.server.model.models import Models
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 from tests.server.stream_caller import StreamCaller
 from tests.server.test_stream import wait_still
@@ -25,8 +27,9 @@ MAX_OUTSTANDING = 8
 def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on a simulated model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
-    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain)
-    return asyncio.create_task(ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain).run())
+    held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
+    return asyncio.create_task(api.stream_predict(None, caller.context))
 
 
 @pytest.mark.fault("L4")

@@ -10,6 +10,7 @@ from common.errors import DeadlineMissed, Overloaded
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.convert import InputLimits
 from inference.server.api.entailment import EntailmentApi, EntailmentStream, PredictRules
+from inference.server.api.reading import MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.compose import build_callers
 from inference.server.events import OverloadChanged
@@ -17,8 +18,10 @@ from inference.server.model.models import Models
 from inference.server.request import Flow, PendingRequest, Priority
 from inference.server.scheduling.admission import Capacity
 from inference.server.scheduling.callers import Caller, CallerRules, Quota, Source, unary_source
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from inference.server.scheduling.turns import TURN_ROWS
 from inference.server.settings import ServerSettings
+from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import UNIT_SECONDS, ManualClock, World, ask
 from tests.server.stream_caller import StreamCaller
 
@@ -143,8 +146,14 @@ def stream_messages(name: str, count: int) -> list[bytes]:
 def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on the world's model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(32), max_deadline_seconds=60.0)
-    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain)
-    return asyncio.create_task(ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain).run())
+    held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
+    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
+
+    async def run() -> None:
+        with MessageReader(caller.context, held, world.clock) as reader:
+            await ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain, reader).run()
+
+    return asyncio.create_task(run())
 
 
 @pytest.mark.fault("L2")

@@ -18,7 +18,9 @@ from inference.server.api.stream import StreamRules
 from inference.server.compose import SELF_TEST
 from inference.server.model.models import Models
 from inference.server.scheduling.callers import Callers
+from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.call_trace import Visits
+from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
 METHOD = "/hotslot.entailment.v1.EntailmentService/Predict"
@@ -29,17 +31,23 @@ async def list_server_files(state: Path) -> list[str]:
     world = await World(state).serving()
     models = Models([world.manager])
     rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
-    api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain)
+    held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
+    api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain, held)
     interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None, Callers((), "", 0.0))
     request = entailment_pb2.PredictRequest(statements=SELF_TEST.statements)
     request.image.content = bytes(SELF_TEST.image)
     details: Any = SimpleNamespace(method=METHOD, invocation_metadata=())
+
+    async def read() -> bytes:
+        return request.SerializeToString()
+
     context: Any = SimpleNamespace(
         time_remaining=lambda: 30.0,
         invocation_metadata=lambda: (),
         set_trailing_metadata=lambda _: None,
         code=lambda: None,
         peer=lambda: "",
+        read=read,
     )
 
     async def find_handler(found: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401  as in gRPC
@@ -50,7 +58,7 @@ async def list_server_files(state: Path) -> list[str]:
         handler: Any = await interceptor.intercept_service(find_handler, details)
         if handler is None:
             raise RuntimeError("Predict has no handler")
-        response = await handler.unary_unary(request.SerializeToString(), context)
+        response = await handler.stream_unary(None, context)
     if not response.results:
         raise RuntimeError("the request was not answered")
     return visits.files

@@ -6,7 +6,7 @@ import grpc
 
 from common.errors import NotBuilt
 from hotslot.address.v1 import address_pb2
-from inference.server.api.interceptors import Context
+from inference.server.api.reading import Context
 
 SERVICE = address_pb2.DESCRIPTOR.services_by_name["AddressTaggingService"].full_name
 

@@ -15,7 +15,6 @@ from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api.texts import TextRule, read_text
 from inference.server.request import EntailmentInput, Prediction, ServedBy
-from inference.wire import Picture
 
 M = TypeVar("M", bound=Message)
 
@@ -25,6 +24,7 @@ MAX_ITEM_ID_CHARS = 128
 
 _ONE, _TWO, _THREE, _FOUR = 0x0A, 0x12, 0x1A, 0x22  # tags of the length-delimited fields 1 to 4
 _REQUEST_TAGS = (_ONE, _TWO, _THREE, _FOUR)  # model, image, statements, premise
+MAX_REST_BYTES = 64 << 10  # of a message, beside a picture that is a view of it
 _MAX_SCANNED_FIELDS = 64  # of a request; protobuf is faster with more
 _MAX_LENGTH_BYTES = 5  # of the varint of a length
 _VARINT_MORE = 0x80
@@ -50,7 +50,7 @@ class ParsedRequest:
     """A request and its picture."""
 
     fields: entailment_pb2.PredictRequest  # without `image`
-    image: Picture | None  # None: not given
+    image: memoryview | None  # None: not given
 
 
 def parse_request(raw: bytes) -> ParsedRequest:
@@ -67,9 +67,6 @@ def parse_request(raw: bytes) -> ParsedRequest:
 def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
     """Parse a stream message into item ids and requests.
 
-    The picture of a single item is a view of `raw`; those of several are copied, so that no item keeps the pictures of
-    the others in memory.
-
     Raises:
         InputRefused: the bytes do not parse, or the number of items is wrong.
     """
@@ -80,8 +77,6 @@ def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
         if request is None:
             spans = []
             break
-        if len(spans) > 1:
-            request = ParsedRequest(request.fields, bytes(request.image or b""))
         found.append((item_id, request))
     if spans:
         return found
@@ -236,15 +231,22 @@ def _set(duration: duration_pb2.Duration, seconds: float) -> None:
 
 def split_request(request: entailment_pb2.PredictRequest) -> ParsedRequest:
     """Take the picture out of a parsed request."""
-    image = None if request.image.WhichOneof("source") is None else request.image.content
+    image = None if request.image.WhichOneof("source") is None else memoryview(request.image.content)
     request.ClearField("image")
     return ParsedRequest(request, image)
 
 
 def _parse_around(raw: bytes, start: int, end: int, picture: PictureSpan) -> ParsedRequest | None:
-    """Parse the fields beside the picture, which is a view; None if there is a second one: protobuf merges them."""
+    """Parse the fields beside the picture; None if there is a second picture: protobuf merges them.
+
+    The picture is a view of the message, or of a copy if the message has much else: it would be kept in memory too.
+    """
     fields = parse(entailment_pb2.PredictRequest, raw[start : picture.field] + raw[picture.end : end])
-    return None if fields.HasField("image") else ParsedRequest(fields, memoryview(raw)[picture.content : picture.end])
+    if fields.HasField("image"):
+        return None
+    view = memoryview(raw)[picture.content : picture.end]
+    is_alone = len(raw) - len(view) <= MAX_REST_BYTES
+    return ParsedRequest(fields, view if is_alone else memoryview(bytes(view)))
 
 
 def _find_items(raw: bytes) -> list[tuple[int, int, str, PictureSpan]]:

@@ -10,14 +10,16 @@ from common.engine_files import Task
 from common.errors import HotslotError, to_status
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
-from inference.server.api.interceptors import Context, current_call, has_reached_deadline
+from inference.server.api.interceptors import current_call, has_reached_deadline
+from inference.server.api.reading import Context, MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.events import Emit
 from inference.server.items import IncomingItem
 from inference.server.model.models import Models
 from inference.server.request import PendingRequest, Prediction
-from inference.server.scheduling.admission import Drain
+from inference.server.scheduling.admission import Drain, draining_error
 from inference.server.scheduling.callers import Source, unary_source
+from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.scheduling.turns import Reader, TurnGate
 
 _stream_numbers = itertools.count(1)
@@ -36,8 +38,11 @@ class PredictRules:
 class EntailmentApi:
     """The handlers of EntailmentService. Requests arrive as bytes, so that a parse error gets our INVALID_ARGUMENT."""
 
-    def __init__(self, models: Models, rules: PredictRules, clock: Clock, emit: Emit, drain: Drain) -> None:
+    def __init__(
+        self, models: Models, rules: PredictRules, clock: Clock, emit: Emit, drain: Drain, held: HeldBytes
+    ) -> None:
         self._models = models
+        self._held = held
         self._rules = rules
         self._clock = clock
         self._emit = emit
@@ -48,7 +53,8 @@ class EntailmentApi:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Predict": grpc.unary_unary_rpc_method_handler(
+                # As a stream of one message: gRPC reads it only when the handler asks for it.
+                "Predict": grpc.stream_unary_rpc_method_handler(
                     self.predict, None, entailment_pb2.PredictResponse.SerializeToString
                 ),
                 "StreamPredict": grpc.stream_stream_rpc_method_handler(
@@ -57,24 +63,31 @@ class EntailmentApi:
             },
         )
 
-    async def predict(self, raw: bytes, context: Context) -> entailment_pb2.PredictResponse:
+    async def predict(self, _messages: object, context: Context) -> entailment_pb2.PredictResponse:
         """Judge statements about one picture.
 
         Raises:
             HotslotError: one of the errors in entailment.proto.
         """
-        with IncomingItem(self._emit) as item:
-            request = convert.parse_request(raw)
-            source = unary_source(current_call.get().caller)
-            pending = self._begin(item, request, context.time_remaining(), source)
-        try:
-            prediction = await pending.outcome
-        finally:
-            if not pending.outcome.done() or pending.outcome.cancelled():
-                self.cancel_request(pending, has_expired=has_reached_deadline(context))
+        with MessageReader(context, self._held, self._clock) as reader:
+            with IncomingItem(self._emit) as item:
+                request = await self._read_request(reader)
+                source = unary_source(current_call.get().caller)
+                pending = self._begin(item, request, context.time_remaining(), source)
+                reader.hold(pending)
+            try:
+                prediction = await pending.outcome
+            finally:
+                if not pending.outcome.done() or pending.outcome.cancelled():
+                    self.cancel_request(pending, has_expired=has_reached_deadline(context))
         response = convert.build_entailment_response(prediction)
         _note_fields(request, response, prediction)
         return response
+
+    async def _read_request(self, reader: MessageReader) -> convert.ParsedRequest:
+        if self._drain.is_draining:
+            raise draining_error()
+        return convert.parse_request(await reader.read_only())
 
     async def stream_predict(self, _requests: object, context: Context) -> None:
         """Judge a stream of items.
@@ -82,7 +95,8 @@ class EntailmentApi:
         Raises:
             NotReady: the server is draining.
         """
-        await ItemStream(context, EntailmentStream(self), self._rules.stream, self._drain).run()
+        with MessageReader(context, self._held, self._clock) as reader:
+            await ItemStream(context, EntailmentStream(self), self._rules.stream, self._drain, reader).run()
 
     # For streams.
 

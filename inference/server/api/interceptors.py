@@ -6,14 +6,16 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 
 from common import errors
 from common.clock import Clock
+from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.scheduling.callers import UNNAMED, Caller, Callers
+from inference.server.scheduling.held_bytes import HeldBytes
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
@@ -27,9 +29,7 @@ _ARRIVAL_SHARE = 0.2  # of the timeout, at most
 _ROUNDING = 0.01  # of the timeout
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Any], Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in the type stubs
 
 
 @dataclass(slots=True)
@@ -59,10 +59,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handler of each method once, on its first call."""
 
     def __init__(
-        self, clock: Clock, emit: Emit, report: Callable[[str, BaseException], None], callers: Callers
+        self,
+        clock: Clock,
+        emit: Emit,
+        report: Callable[[str, BaseException], None],
+        callers: Callers,
+        held: HeldBytes | None = None,
     ) -> None:
+        """Make an interceptor; with `held`, messages are read when there is room for them."""
         self._clock = clock
         self._callers = callers
+        self._held = held
         self._emit = emit
         self._report = report
         self._wrapped: dict[str, Handler] = {}
@@ -84,18 +91,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Handler, service: str, method: str) -> Handler:
-        if handler.request_streaming:
-            inner = self._wrap_behaviour(_as_coroutine(handler.stream_stream), service, method, "bidi_stream")
-            return grpc.stream_stream_rpc_method_handler(
-                inner, handler.request_deserializer, handler.response_serializer
-            )
-        if handler.response_streaming:
-            inner = self._wrap_behaviour(_as_coroutine(handler.unary_stream), service, method, "server_stream")
-            return grpc.unary_stream_rpc_method_handler(
-                inner, handler.request_deserializer, handler.response_serializer
-            )
-        inner = self._wrap_behaviour(handler.unary_unary or _refuse_missing_handler, service, method, "unary")
-        return grpc.unary_unary_rpc_method_handler(inner, handler.request_deserializer, handler.response_serializer)
+        kind = _kind_of(handler)
+        if self._held is not None:
+            handler = read_in_turn(handler, self._held, self._clock)
+        behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        inner = self._wrap_behaviour(next(one for one in behaviours if one is not None), service, method, kind)
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        return make(inner, handler.request_deserializer, handler.response_serializer)
 
     def _wrap_behaviour(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
@@ -118,11 +120,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 known = self._convert_error(error, call)
                 code = _CODES[errors.get_code(known)]
                 call.reason = known.reason
+                known.__traceback__ = None  # see the end of this function
                 await _abort(context, known, call)
             else:
                 return response
             finally:
                 self._end(call, code)
+                # gRPC keeps the error of an aborted call, and the traceback of an error its frames: what they refer to
+                # would stay, with all that gRPC has received of the call, until the garbage collector finds the cycle.
+                del request, context
 
         return handle
 
@@ -195,6 +201,8 @@ async def _abort(context: Context, error: errors.HotslotError, call: Call) -> No
     except grpc.aio.InternalError:  # the caller has left
         await asyncio.sleep(CANCEL_SECONDS)  # gRPC logs the error as its own unless it knows that the caller has left
         raise
+    finally:
+        del context  # as in `handle`
 
 
 async def _send_ids(context: Context, call: Call) -> None:
@@ -209,10 +217,6 @@ async def _send_ids(context: Context, call: Call) -> None:
 
 def _code_number(code: Any) -> int:  # noqa: ANN401  grpc.aio returns an int where the stubs say StatusCode
     return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code)
-
-
-async def _refuse_missing_handler(_request: object, _context: object) -> None:
-    raise RuntimeError("a method has no handler")
 
 
 def has_reached_deadline(context: Context) -> bool:
@@ -235,15 +239,16 @@ def _cancel_code(context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.DEADLINE_EXCEEDED if has_reached_deadline(context) else grpc.StatusCode.CANCELLED
 
 
-def _as_coroutine(behaviour: Behaviour | None) -> Behaviour:
-    """Convert a generator handler to one that writes its responses, so that all handlers are coroutines."""
-    if behaviour is None:
-        raise RuntimeError("a method's handler has no behaviour")
-    if asyncio.iscoroutinefunction(behaviour):
-        return behaviour
+def _kind_of(handler: Handler) -> str:
+    """The kind of a method in metrics; one that reads its only message itself is unary."""
+    if not handler.response_streaming:
+        return "unary"
+    return "bidi_stream" if handler.request_streaming else "server_stream"
 
-    async def write_all(request: Any, context: Context) -> None:  # noqa: ANN401  gRPC's messages
-        async for response in behaviour(request, context):
-            await context.write(response)
 
-    return write_all
+_MAKERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from common.errors import NotFound
-from inference.server.api.interceptors import Context
+from inference.server.api.reading import Context
 from inference.server.health import HealthRegistry
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -11,7 +11,7 @@ from common.clock import Clock
 from hotslot.status.v1 import status_pb2
 from inference.server import health
 from inference.server.api.convert import parse
-from inference.server.api.interceptors import Context
+from inference.server.api.reading import Context
 from inference.server.health import LoopLag
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models

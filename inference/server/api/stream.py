@@ -5,15 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import grpc
-
-from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady
-from inference.server.api.interceptors import Context, current_call, has_reached_deadline
+from common.errors import DeadlineMissed, HotslotError, InputRefused, NotReady, Overloaded
+from inference.server.api.interceptors import current_call, has_reached_deadline
+from inference.server.api.reading import Context, MessageReader
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
-HALF_CLOSE_SECONDS = 0.003  # for so long a cancelled call looks like a half-closed one: gRPC reports the rest later
 
 
 class StreamTask(Protocol):
@@ -77,9 +75,12 @@ class StreamRules:
 class ItemStream:
     """One streaming call: reads items, writes outcomes."""
 
-    def __init__(self, context: Context, task: StreamTask, rules: StreamRules, drain: Drain) -> None:
+    def __init__(
+        self, context: Context, task: StreamTask, rules: StreamRules, drain: Drain, reader: MessageReader
+    ) -> None:
         self._context = context
         self._task = task
+        self._reader = reader
         self._rules = rules
         self._drain = drain
         self._call = current_call.get()
@@ -89,12 +90,25 @@ class ItemStream:
         self._room = asyncio.Event()
         self._room.set()
         self._unwritten = 0  # items read whose outcome is not written
+        reader.stream = self
+
+    @property
+    def open_items(self) -> int:
+        """Items that wait or are computed."""
+        return len(self._open)
+
+    @property
+    def unwritten_items(self) -> int:
+        """Items whose outcome the caller has not taken; open ones too."""
+        return self._unwritten
 
     async def run(self) -> None:
         """Read and write until the caller half-closes or the server drains, and every item has its outcome.
 
         Raises:
-            NotReady: the server is draining; every accepted item was answered.
+            NotReady: the server is draining, or the stream was idle and its memory is needed; every accepted item was
+                answered.
+            Overloaded: the server cannot hold the message that arrives; items may be unanswered.
         """
         reader = asyncio.create_task(self._read_all())
         drained = asyncio.create_task(self._drain.begun.wait())
@@ -108,6 +122,8 @@ class ItemStream:
                     await self._write()
                 elif (reader.done() or drained.done()) and not self._open:
                     break
+                elif _is_refused(reader):
+                    reader.result()  # at once: what gRPC holds of its message is free only when the call has ended
                 else:
                     self._woken.clear()
                     if not self._ready:
@@ -128,11 +144,11 @@ class ItemStream:
         while True:
             await self._room.wait()
             await self._task.wait_turn(is_free=not self._open)
-            raw = await self._context.read()
-            if raw is grpc.aio.EOF:
-                await asyncio.sleep(HALF_CLOSE_SECONDS)
+            raw = await self._reader.read()
+            if raw is None:
                 return
             self._take(raw)
+            del raw  # not held while the next one is awaited
 
     def _take(self, raw: bytes) -> None:
         try:
@@ -152,6 +168,7 @@ class ItemStream:
                 self._finish(item_id, error)
                 continue
             self._open[item_id] = pending
+            self._reader.hold(pending)
             pending.outcome.add_done_callback(self._when_done(item_id))
         self._pause_if_full()
 
@@ -188,3 +205,8 @@ class ItemStream:
         self._unwritten -= len(results)
         if self._unwritten < self._rules.max_outstanding:
             self._room.set()
+
+
+def _is_refused(reader: "asyncio.Task[None]") -> bool:
+    """Whether a stream is read no further because the server cannot hold its message."""
+    return reader.done() and not reader.cancelled() and isinstance(reader.exception(), Overloaded)

@@ -11,7 +11,8 @@ from common.clock import Clock
 from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
 from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import InputLimits, build_entailment_response, check_request, parse, split_request
-from inference.server.api.interceptors import Context, current_call
+from inference.server.api.interceptors import current_call
+from inference.server.api.reading import Context
 from inference.server.model.commands import SlotCommands
 from inference.server.model.effects import PairMachine
 from inference.server.model.manager import ModelManager

@@ -23,10 +23,6 @@ class Models:
         """The models of one task."""
         return [manager for manager in self._managers.values() if manager.options.task is task]
 
-    def count_held_bytes(self) -> int:
-        """Memory of the accepted, unanswered requests; from any thread."""
-        return sum(manager.requests.intake.admission.size_bytes for manager in self._managers.values())
-
     def commands(self) -> list[SlotCommands]:
         """The commands of every model."""
         return list(self._commands.values())

@@ -1,0 +1,37 @@
+"""Connections and memory of a server, as a test sets them."""
+
+from collections.abc import Collection, Mapping
+
+from inference.server.scheduling.held_bytes import Traffic
+
+
+class SimConnections:
+    """What the kernel would say about connections."""
+
+    def __init__(self) -> None:
+        self.traffic: dict[str, Traffic] = {}
+        self.closed: list[str] = []
+
+    def read_traffic(self, names: Collection[str]) -> Mapping[str, Traffic]:
+        """Those that a test has set."""
+        return {name: self.traffic[name] for name in names if name in self.traffic}
+
+    def close_idle(self, in_use: Collection[str]) -> None:
+        """Remember them."""
+        self.closed += [name for name in self.traffic if name not in in_use]
+
+
+class SimMemory:
+    """The memory of the process."""
+
+    def __init__(self) -> None:
+        self.growth = 0
+        self.given_back = 0
+
+    def read_growth(self) -> int:
+        """What the test says."""
+        return self.growth
+
+    def give_back(self) -> None:
+        """Count."""
+        self.given_back += 1
