@@ -18,7 +18,7 @@ from hotslot.entailment.v1 import entailment_pb2 as pb
 
 ROW_SECONDS, CALL_ROWS = 0.005, 8
 SLOW_ROW_SECONDS = 0.020  # of the busy model of two
-UNARY_CALLERS, UNARY_PAUSE, UNARY_ROWS = 4, 0.1, (1, 1, 1, 8)
+UNARY_CALLERS, UNARY_PAUSE, UNARY_ROWS = 4, 0.25, (1, 1, 1, 8)  # seldom in each other's way
 OUTSTANDING = {1: 32, 32: 8}  # items of a stream, by the rows of an item
 WARM_SECONDS = 3.0  # at the begin of each part, not measured
 CALLER_KEY = "x-caller"
