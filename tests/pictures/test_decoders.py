@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.clock import SystemClock
+from dev.pictures.kinds import every_kind
 from inference.runner.engines.base import Pixels
 from inference.runner.pictures import process as decoder_process
 from inference.runner.pictures.channel import NO_COST, DecodeRequest
@@ -99,6 +102,21 @@ def test_a_decoder_answers_picture_after_picture(decoder: DecoderProcess) -> Non
     assert np.array_equal(ask(decoder, SMALL, NO_COST), np.asarray(expected))
     assert caught.value.reason == "IMAGE_UNREADABLE"
     assert estimates == [plan_picture(LARGE, SIDE, OPTIONS).cost]
+
+
+@pytest.mark.parametrize("name", ["PNG grey 16 bit", "PNG grey 16 bit with a transparent value", "JPEG CMYK profile"])
+def test_a_decoder_needs_no_more_memory_than_estimated(decoder: DecoderProcess, name: str) -> None:
+    """Nothing large is imported within the limits of a picture."""
+    content = dict(every_kind())[name]()
+
+    assert ask(decoder, content).shape == (SIDE, SIDE, 3)
+
+
+def test_a_decoder_imports_nothing_large() -> None:
+    """Neither torch nor NumPy, nor what speaks to servers: it has to start quickly and stay small."""
+    program = "import sys, inference.runner.pictures.decoder; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "google.protobuf", "grpc", "common.errors"} & set(done.stdout.split()) == set()
 
 
 @pytest.mark.fault("L8")

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from functools import lru_cache, reduce
 from io import BytesIO
 
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, ImageMath
 
 from inference.runner.pictures.cost import STRIP_PIXELS
 from inference.runner.pictures.file import PictureFile, PngLayout
 
 _WHITE = 255
 _SIXTEEN_BITS, _EIGHT_BITS = 16, 8
+_UPPER_BITS = 1 / 256
 _SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}
 _PROFILE_HEADER, _PROFILE_MARK = 128, slice(36, 40)
 _SAME = 2  # steps of 255: a profile that changes colours less is sRGB
@@ -123,10 +124,13 @@ def _scale_sample(sample: int, depth: int) -> int:
 
 
 def _scale_16_bits(strip: Image.Image, key: int | None = None) -> Image.Image:
-    import numpy as np  # noqa: PLC0415  seldom needed, and half of a decoder's memory
-
-    samples = np.asarray(strip, dtype=np.uint16)
-    scaled = (samples >> _EIGHT_BITS).astype(np.uint8)
-    if key is not None:
-        scaled[samples == key] = _WHITE
-    return Image.fromarray(scaled)
+    """The upper 8 of 16 bits; white where the sample is the transparent value. Without NumPy: see `decoder`."""
+    samples = strip.convert("I")
+    scaled = samples.point(lambda sample: sample * _UPPER_BITS).convert("L")
+    if key is None:
+        return scaled
+    differs = ImageMath.lambda_eval(lambda images: images["samples"] != key, samples=samples)
+    mask = differs.convert("L").point([0] + [_WHITE] * _WHITE)
+    white = Image.new("L", strip.size, _WHITE)
+    white.paste(scaled, (0, 0), mask)
+    return white

@@ -1,7 +1,8 @@
 """A decoder process: decodes one picture at a time for its runner, so that no picture can harm the one with the model.
 
-It imports no torch, has limits on memory and CPU time for every picture, is the first to go when memory is short, and
-ends with its runner. It is started by `DecoderProcess`.
+It imports neither torch nor NumPy, which starts threads and takes memory when it is imported. It has limits on memory
+and CPU time for every picture, is the first to go when memory is short, and ends with its runner. It is started by
+`DecoderProcess`.
 """
 
 import argparse

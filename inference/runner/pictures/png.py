@@ -54,9 +54,9 @@ class _Chunks:
             elif name == b"PLTE":
                 raise unreadable(Kind.PNG, "is damaged: the checksum of its palette is wrong")
         elif name in _TEXT_CHUNKS:
-            keyword, text = _read_text(name, bytes(body[:_MAX_TEXT_BYTES]))
-            if keyword in (_XMP, _TEXT_EXIF):
-                self.texts.setdefault(keyword, text)
+            keyword, _, text = bytes(body[:_MAX_TEXT_BYTES]).partition(b"\0")
+            if keyword in (_XMP, _TEXT_EXIF) and keyword not in self.texts:
+                self.texts[keyword] = _read_text(name, text)
 
 
 def read_png(content: bytes) -> PictureFile:
@@ -157,16 +157,15 @@ def _inflate(packed: bytes, limit: int) -> bytes:
     return data if unpack.eof else b""
 
 
-def _read_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Keyword and text of a chunk."""
-    keyword, _, text = body.partition(b"\0")
+def _read_text(name: bytes, text: bytes) -> bytes:
+    """The text of a chunk, from what follows its keyword."""
     if name == b"zTXt":
-        return keyword, _inflate(text[1:], _MAX_TEXT_BYTES) if keyword in (_XMP, _TEXT_EXIF) else b""
-    if name == b"iTXt":  # two bytes of compression, then language and translated keyword
-        is_packed, rest = text[:1] == b"\1", text[2:].split(b"\0", 2)
-        text = rest[2] if len(rest) == 3 else b""  # noqa: PLR2004
-        return keyword, _inflate(text, _MAX_TEXT_BYTES) if is_packed else text
-    return keyword, text
+        return _inflate(text[1:], _MAX_TEXT_BYTES)
+    if name == b"tEXt":
+        return text
+    is_packed, rest = text[:1] == b"\1", text[2:].split(b"\0", 2)  # iTXt: language and translated keyword come first
+    plain = rest[2] if len(rest) == 3 else b""  # noqa: PLR2004
+    return _inflate(plain, _MAX_TEXT_BYTES) if is_packed else plain
 
 
 def _parse_hexadecimal(text: bytes) -> bytes:
