@@ -168,3 +168,24 @@ def test_the_time_limit_of_a_trial_leaves_time_for_the_previous_slot(
 ) -> None:
     """It is the lesser of the trial's own limit and the deadline minus the time that the previous slot needs."""
     assert trial_limit(0.0, deadline, own, need) == (None if limit is None else pytest.approx(limit))
+
+
+async def test_the_end_of_a_trial_s_runner_does_not_run_a_handed_over_request_twice(tmp_path: Path) -> None:
+    """The previous slot computes it already. Twice in its queue, it ended the server when that runner died too."""
+    world = await World(tmp_path).serving()
+    await world.trial()
+    await world.wait(1)
+    world.holds_items = True
+    pending = world.ask(seconds=30)
+    await world.settle()
+    await world.wait(2.5)
+    trial, previous = world.runner("b"), world.runner("a")
+    assert (len(trial.items), len(previous.items)) == (1, 1), "it was handed over"
+
+    trial.end()
+    await world.settle()
+
+    assert sum(len(slot.dispatcher.queue) for slot in world.manager.machine.slots.values()) == 0
+    previous.answer(*previous.items)
+    assert (await pending.outcome).served_by.revision == "r1"
+    assert len(previous.received) == 2

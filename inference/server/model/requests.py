@@ -365,12 +365,16 @@ class Requests:
         """Run a slot's requests on the target; fail them if there is none.
 
         After the end of a process these are the requests that waited for it, then those that it computed, each alone.
-        For a slot that is emptied without a process they are what its queue holds.
+        For a slot that is emptied without a process they are what its queue holds. A request that was handed over is
+        in the other slot already.
         """
         suspect_requests, waiting = self.machine.slots[effect.slot].take_requests()
         for request in waiting:
-            self._run_again(request, effect.target)
+            if request.on_slot == effect.slot:
+                self._run_again(request, effect.target)
         for request in suspect_requests:
+            if request.on_slot != effect.slot and request.deaths < MAX_DEATHS:
+                continue
             if request.internal:
                 request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
             elif request.deaths >= MAX_DEATHS:
