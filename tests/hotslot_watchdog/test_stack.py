@@ -33,12 +33,12 @@ while True:
     time.sleep(60)
 """
 DYING = "import sys; sys.exit(1)"
+# Writes whole lines, as the programs log: supervisord puts what it reads of another program between two reads.
 TALKATIVE = """
 import json, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 for number in range(10_000):
-    print(json.dumps({{"event": "talk", "number": number, "text": "x" * 80}}))
-sys.stdout.flush()
+    print(json.dumps({{"event": "talk", "number": number, "text": "x" * 80}}), flush=True)
 with open("{pids}", "a") as file:
     file.write(f"{{os.getpid()}} ")
 while True:
