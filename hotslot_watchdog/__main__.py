@@ -78,6 +78,8 @@ def main() -> int:
         monitor = make_monitor(settings, run_folder, supervisord, log, end_stack)
         starts = StartMonitor(SERVER, run_folder / SERVER_STARTED, settings.watchdog.max_failed_starts)
         for event in read_events(sys.stdin.buffer, sink):
+            if starts.has_given_up and event.name == "PROCESS_STATE_FATAL":
+                continue  # supervisord gives up after the same start: the stack ends already
             handle_event(event, log, end_stack)
             monitor.handle_event(event)
             if starts.handle_event(event):

@@ -22,6 +22,11 @@ class StartMonitor:
         self._max_failed = max_failed
         self.failed = 0  # starts in a row
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether too many starts in a row have failed."""
+        return self.failed >= self._max_failed
+
     def handle_event(self, event: SupervisorEvent) -> bool:
         """Count an end; true if the program is to be given up, once."""
         if event.name not in _ENDED or event.fields.get("processname") != self._program:

@@ -38,7 +38,8 @@ TALKATIVE = """
 import json, os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 for number in range(10_000):
-    print(json.dumps({{"event": "talk", "number": number, "text": "x" * 80}}), flush=True)
+    sys.stdout.write(json.dumps({{"event": "talk", "number": number, "text": "x" * 80}}) + "\\n")
+    sys.stdout.flush()
 with open("{pids}", "a") as file:
     file.write(f"{{os.getpid()}} ")
 while True:
@@ -48,7 +49,8 @@ UPDATER = """
 import json, os, signal, sys, threading
 end = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: end.set())
-print(json.dumps({"event": "updater_started", "pid": os.getpid()}), flush=True)
+sys.stdout.write(json.dumps({"event": "updater_started", "pid": os.getpid()}) + "\\n")
+sys.stdout.flush()
 while not end.wait(0.5):
     open(os.environ["HOTSLOT_STATE_DIR"] + "/run/updater.alive", "w").close()
 """
