@@ -265,10 +265,18 @@ def _by(address: ListenAddress) -> str:
     wanted = f"socket:[{inode}]"
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(str(link.readlink()) == wanted for link in (process / "fd").iterdir()):
+            if any(_read_link(link) == wanted for link in (process / "fd").iterdir()):
                 name = (process / "comm").read_text(errors="replace").strip()
                 return f" by {name} (process {process.name})"
     return ""
+
+
+def _read_link(link: Path) -> str:
+    """What a descriptor refers to; empty if it was closed meanwhile, which tells nothing of the process's others."""
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
 
 
 def _tcp_inode(port: int) -> str:
