@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity fuzz chaos gpu
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -80,6 +80,10 @@ parity: env ## Compare the engine with the stock pipeline, in a separate environ
 	.venv-parity/bin/python -m dev.parity.fixtures --check
 	.venv-parity/bin/python -m dev.parity.texts --check
 	.venv-parity/bin/python -m dev.parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
+
+fuzz: env ## Look for inputs that break the server: a million in the process, 50,000 messages over the wire (about an hour)
+	@dev/scripts/fuzz-tools
+	@$(bin)/python -m tests.fuzz $(ARGS)
 
 gpu: env ## Test and measure on a real GPU, out of memory included (skipped without a CUDA device)
 	@$(bin)/pytest -m gpu -rs tests/gpu
