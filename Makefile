@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity fuzz chaos gpu
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity fuzz chaos gpu bench-prepare
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -50,6 +50,9 @@ bench-engine: env ## Measure the large OFA's latency against this machine's peak
 
 bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.load $(ARGS)
+
+bench-prepare: env tools ## Measure pictures prepared a second, alone and through a server with 16 and 32 callers
+	@$(bin)/python -m dev.bench.prepare $(ARGS)
 
 bench-memory: env ## Measure the server's memory while callers misbehave, against its limit
 	@$(bin)/python -m dev.bench.memory $(ARGS)

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle import Bundle
-from inference.runner.engines.base import Item, LoadOptions, PreparedItem, Progress, RowRange, RowResult
+from inference.runner.engines.base import (
+    Item,
+    LoadOptions,
+    PictureFormat,
+    PreparedItem,
+    Progress,
+    RowRange,
+    RowResult,
+)
 from inference.wire import EntailmentScores
 
 _ANSWER = EntailmentScores(yes=0.5, no=0.25, maybe=0.25)
@@ -24,7 +32,7 @@ class NullEngine:
     device = "cpu"
     precision = "float32"
     max_call_rows = 64
-    pictures = None
+    pictures: PictureFormat | None = None
 
     def prepare(self, item: Item) -> NullItem:
         """Count the rows."""
