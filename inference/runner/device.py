@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.runner.process import count_usable_cpus
+from common.cgroup import count_usable_cpus
 
 CPU = "cpu"
 _BFLOAT16_CAPABILITY = 8  # least major CUDA compute capability

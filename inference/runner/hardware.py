@@ -1,64 +1,14 @@
-"""Devices and free memory of the machine; torch is imported only for engines that use it."""
+"""Devices and their free memory; torch is imported only for engines that use it."""
 
 import importlib
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
+from common.cgroup import read_available_bytes
 from common.clock import Clock
-from common.durable import read_bounded
 from inference.runner.engines.base import EngineLoader
 from inference.runner.plan import should_clear
-
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
-_MAX_BYTES = 1 << 16  # of any of these files
-_KIB = 1024
-
-
-def read_available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Free host memory in bytes, the smaller of machine and container; page cache counts as free. None if unknown."""
-    machine = _read_number(meminfo, "MemAvailable:", _KIB)
-    left = compute_container_free_bytes(
-        _read_text(cgroup / "memory.max"), _read_text(cgroup / "memory.current"), _read_text(cgroup / "memory.stat")
-    )
-    known = [value for value in (machine, left) if value is not None]
-    return min(known, default=None)
-
-
-def compute_container_free_bytes(limit: str, current: str, stat: str) -> int | None:
-    """Free bytes of a container from the text of its cgroup v2 files; None without a limit. Pure.
-
-    The kernel counts page cache as used but reclaims it when memory is short, so it counts as free here, except for
-    shared memory, which is part of the same number and cannot be reclaimed.
-    """
-    try:
-        allowed, used = int(limit), int(current)
-    except ValueError:  # "max", or no such file
-        return None
-    rows = dict(row for line in stat.splitlines() if len(row := line.split()) == 2)  # noqa: PLR2004  name and value
-    try:
-        cache = int(rows.get("file", "0")) - int(rows.get("shmem", "0"))
-    except ValueError:
-        cache = 0
-    return max(0, allowed - used + max(0, cache))
-
-
-def _read_number(path: Path, name: str, unit: int) -> int | None:
-    for line in _read_text(path).splitlines():
-        columns = line.split()
-        if columns[:1] == [name] and len(columns) > 1 and columns[1].isdigit():
-            return int(columns[1]) * unit
-    return None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_bounded(path, _MAX_BYTES).decode("ascii", errors="replace")
-    except (OSError, ValueError):
-        return ""
-
 
 SAMPLE_SECONDS = 1.0  # between two samples of a card's memory; each calls the driver
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
+from common.cgroup import count_usable_cpus
 from common.clock import SystemClock
 from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
@@ -17,7 +18,7 @@ from inference.runner import process
 from inference.runner.hardware import Hardware, filter_devices
 from inference.runner.items import ReceivedItems
 from inference.runner.prepare import PreparePool
-from inference.runner.process import bind_to_parent, count_usable_cpus, keep_freed_memory
+from inference.runner.process import bind_to_parent, keep_freed_memory
 from inference.runner.reporting import DeviceProgress, EventLog, FrameWriter, start_heartbeat
 from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame

@@ -162,26 +162,3 @@ def bind_to_parent(parent: int) -> bool:
         raise OSError(ctypes.get_errno(), "the parent-death signal cannot be set")
     # Checked after the signal is set, because a parent that died earlier sends none.
     return os.getppid() == parent
-
-
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def count_usable_cpus() -> int:
-    """Number of CPUs that affinity and the container's quota let this process use, at least 1."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota = parse_cpu_quota(_CGROUP_QUOTA.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        quota = None  # no cgroup v2
-    return max(1, min(allowed, quota or allowed))
-
-
-def parse_cpu_quota(text: str) -> int | None:
-    """Return the CPUs, rounded up, of a cgroup's `cpu.max` ("quota period" in microseconds); None for "max".
-
-    Raises:
-        ValueError: the text is malformed.
-    """
-    quota, period = text.split()
-    return None if quota == "max" else -(-int(quota) // int(period))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from common.cgroup import Memory, read_memory
 from inference.server.events import Broadcast
 
 
@@ -82,10 +83,6 @@ class LoopLag:
         return max(self._samples, default=0.0)
 
 
-_KIB = 1024
-_CGROUP = Path("/sys/fs/cgroup")
-
-
 @dataclass(frozen=True, slots=True)
 class MachineResources:
     """Memory and disk in bytes, descriptors as counts; 0 for a value that cannot be read."""
@@ -115,14 +112,14 @@ DESCRIPTORS = UsageLimits("file descriptors", 0.80, 0.95)
 
 def read_resources(state_dir: Path) -> MachineResources:
     """Read the current values."""
-    used, total = _memory()
+    memory = read_memory() or Memory(0, 0)
     try:
         disk = shutil.disk_usage(state_dir)
         free, size = disk.free, disk.total
     except OSError:
         free = size = 0
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MachineResources(used, total, free, size, _descriptors(), limit)
+    return MachineResources(memory.used, memory.total, free, size, _descriptors(), limit)
 
 
 def judge_usage(limits: UsageLimits, used: int, total: int) -> tuple[int, str]:
@@ -135,24 +132,6 @@ def judge_usage(limits: UsageLimits, used: int, total: int) -> tuple[int, str]:
         level,
         f"{limits.name} {share:.0%} used, limits {limits.degraded:.0%} and {limits.failed:.0%}" if level else "",
     )
-
-
-def _memory() -> tuple[int, int]:
-    """Used and total memory: of the container if it has a limit, else of the machine."""
-    fields = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            fields[name] = int(value.split()[0]) * _KIB
-    except (OSError, ValueError, IndexError):
-        return 0, 0
-    total, available = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        current = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return total - available, total
-    return (current, limit) if limit < total else (total - available, total)
 
 
 def _descriptors() -> int:

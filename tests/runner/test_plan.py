@@ -1,11 +1,8 @@
 """Load plans: free memory, estimates, and refusals before anything is allocated."""
 
-from pathlib import Path
-
 import pytest
 
 from dev.harness.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
-from inference.runner import hardware
 from inference.runner.engines.base import MemoryEstimate, estimator_for
 from inference.runner.hardware import CpuOnly, measure_free_bytes
 from inference.runner.plan import MARGIN, plan_load
@@ -34,41 +31,6 @@ def test_a_load_needs_a_margin_above_the_estimate(
 
     assert (fits, round(need.total * MARGIN)) == (plan.fits, plan.needed)
     assert "cuda:0" in plan.message
-
-
-STAT = "anon 100\nfile 700\nshmem 50\nslab 9\n"
-
-
-@pytest.mark.parametrize(
-    ("limit", "current", "stat", "left"),
-    [
-        ("1000\n", "900\n", STAT, 750),  # page cache is given back, shared memory is not
-        ("1000", "900", "", 100),
-        ("1000", "1200", "", 0),
-        ("1000", "900", "file many\n", 100),
-        ("max\n", "900\n", STAT, None),
-        ("", "", "", None),  # no such files
-    ],
-)
-def test_free_memory_of_a_container(limit: str, current: str, stat: str, left: int | None) -> None:
-    """Its limit minus used memory, page cache not counted; None without a limit."""
-    assert left == hardware.compute_container_free_bytes(limit, current, stat)
-
-
-def test_free_host_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
-    """An unreadable file is ignored."""
-    meminfo = tmp_path / "meminfo"
-    assert None is hardware.read_available_bytes(meminfo, tmp_path)
-
-    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
-    assert hardware.read_available_bytes(meminfo, tmp_path) == 2000 * 1024
-
-    for name, text in (("memory.max", "2000000"), ("memory.current", "1500000"), ("memory.stat", "file 400000")):
-        (tmp_path / name).write_text(text)
-    assert hardware.read_available_bytes(meminfo, tmp_path) == 900_000
-
-    meminfo.write_text("garbage")
-    assert hardware.read_available_bytes(meminfo, tmp_path) == 900_000
 
 
 class BrokenCard(CpuOnly):
