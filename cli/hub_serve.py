@@ -2,7 +2,6 @@
 
 import signal
 import ssl
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from cli.problems import CommandFailed, WronglyUsed
 from common import logs
 from common.address import ListenAddress, ListenFailed, parse_address
 from common.durable import read_bounded
+from common.stop_signals import StopSignals
 from hubserver.folder import HubFolder
 from hubserver.handler import ResponseHook
 from hubserver.server import MAX_CONNECTIONS, HubServer, HubServerOptions
@@ -96,7 +96,8 @@ def serve_until_stopped(folder: Path, options: HubServerOptions, hook: ResponseH
         log.info("hub_serving", url=server.url, folder=str(folder), needs_token=bool(options.token))
         _announce(server.url, options)
         try:
-            _wait_for_signal()
+            with StopSignals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+                signals.wait()
         finally:
             server.stop()
         log.info("hub_ended")
@@ -157,17 +158,6 @@ def _announce(url: str, listening: HubServerOptions) -> None:
     if listening.token and listening.tls is None and not listening.address.is_loopback:
         step = "the token is sent without encryption; give --tls-cert and --tls-key, or use a TLS proxy"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
-
-
-def _wait_for_signal() -> None:
-    asked = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
-    try:
-        asked.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _token(path: Path | None) -> str:

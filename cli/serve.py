@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import grpc
@@ -26,6 +25,7 @@ from common.address import ListenFailed, open_listener, parse_address
 from common.clock import SystemClock
 from common.exit_codes import to_shell_code
 from common.source import PRECISIONS
+from common.stop_signals import StopSignals
 
 EXAMPLE = """Example:  hotslot serve --demo
 
@@ -191,21 +191,15 @@ def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
 def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     """Forward SIGINT, SIGTERM and SIGHUP as SIGTERM to the adopted child, including signals from before its start."""
     children: list[subprocess.Popen[bytes]] = []
-    asked = threading.Event()
 
-    def forward(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
+    def forward() -> None:
         for child in children:
             child.terminate()
 
     def adopt(child: subprocess.Popen[bytes]) -> None:
         children.append(child)
-        if asked.is_set():
+        if signals.is_requested:
             child.terminate()
 
-    before = {number: signal.signal(number, forward) for number in _STOP_SIGNALS}
-    try:
+    with StopSignals(_STOP_SIGNALS, forward) as signals:
         yield adopt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -19,13 +19,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
 
 from common.clock import SystemClock
 from common.durable import AlreadyRunning, lock_instance, read_bounded, write_atomic
 from common.exit_codes import ExitCode, to_shell_code
 from common.paths import STACK_LOCK, SUPERVISOR_SOCKET, make_run_folder, socket_path
 from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
+from common.stop_signals import StopSignals
 from hotslot_watchdog.copier import copy_output
 from hotslot_watchdog.settings import StackSettings, make_child_environment
 
@@ -112,11 +112,9 @@ class Supervisord:
     def __init__(self, socket_path: Path) -> None:
         """Install the signal handlers; nothing runs yet."""
         self._socket_path = str(socket_path)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._stop_requested = threading.Event()
+        self._child = 0  # process id; 0 before its start and after its end
         self._has_ended = threading.Event()
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._signals = StopSignals(_STOP_SIGNALS, self._terminate_child)
 
     def run(self, config: Path, environment: dict[str, str]) -> int:
         """Run supervisord until it ends; returns its exit code.
@@ -126,11 +124,12 @@ class Supervisord:
         supervisord opens /dev/fd/1 by name: that fails for a socket (journald) and overwrites a shared file.
         """
         command = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
-        self._child = child = subprocess.Popen(
+        child = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
         )
-        if self._stop_requested.is_set():
-            child.terminate()
+        self._child = child.pid
+        if self._signals.is_requested:
+            self._terminate_child()
         output = child.stdout
         if output is None:
             raise RuntimeError("supervisord was started without a pipe")
@@ -139,14 +138,16 @@ class Supervisord:
         copier = threading.Thread(target=copy_output, args=places, daemon=True)
         copier.start()
         child.returncode = _wait_for_child(child.pid)
+        self._child = 0
         self._has_ended.set()
         copier.join(LAST_OUTPUT_SECONDS)
         return child.returncode
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop_requested.set()
-        if self._child is not None:
-            self._child.terminate()
+    def _terminate_child(self) -> None:
+        """Send SIGTERM; not by `Popen.terminate`, which may take the child's exit code from `_wait_for_child`."""
+        if self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGTERM)
 
     def _wake_periodically(self) -> None:
         """Connect to supervisord's socket again and again.
@@ -157,10 +158,10 @@ class Supervisord:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
                 connection.setblocking(False)
                 connection.connect(self._socket_path)
-            if self._stop_requested.is_set():
+            if self._signals.is_requested:
                 self._has_ended.wait(STOPPING_WAKE_SECONDS)
             else:
-                self._stop_requested.wait(WAKE_SECONDS)
+                self._signals.wait(WAKE_SECONDS)
 
 
 def _wait_for_child(child: int) -> int:

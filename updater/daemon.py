@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import grpc
 
@@ -33,6 +32,7 @@ from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
 from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid, load_settings, use_settings_file
+from common.stop_signals import StopSignals
 from updater.compose import Conversion, ModelUpdater, UpdaterDependencies, build_model
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
@@ -98,7 +98,7 @@ class Updater:
         self._handles: dict[str, ModelHandle] = {}
 
     def request_stop(self) -> None:
-        """Stop in good order; a long step is interrupted. From any thread or signal handler."""
+        """Stop in good order; a long step is interrupted. From any thread, not from a signal handler."""
         self._stopping.set()
         for model in self._models.values():
             model.wake.set()
@@ -283,12 +283,13 @@ def _run(settings: UpdaterSettings, folder: Path, log: logs.Logger, conversion: 
     try:
         with lock_instance(folder / UPDATER_LOCK):
             updater = Updater(settings, SystemClock(), log, conversion)
+            signals = StopSignals((signal.SIGTERM, signal.SIGINT))  # caught until the process ends
 
-            def stop(_number: int, _frame: FrameType | None) -> None:
+            def stop() -> None:
+                signals.wait()
                 updater.request_stop()
 
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, stop)
+            threading.Thread(target=stop, name="stop-signals", daemon=True).start()
             updater.run()
     except AlreadyRunning:
         log.error("updater_refused", detail="another updater runs on this state_dir")
