@@ -103,17 +103,27 @@ def read_group_memory(root: Path = Path("/")) -> list[Memory]:
         limits = [_read_number(folder / name) for name in version.limits]
         if is_own:  # of groups above the mount point, which cannot be seen; version 1 only
             limits.append(rows.get("hierarchical_memory_limit"))
-        usage = _read_number(folder / version.usage)
         known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
-        if known and usage is not None:
-            found.append(Memory(min(known), max(0, usage - _reclaimable(rows, version))))
+        if known:
+            found.append(Memory(min(known), read_usage(folder)))
     return found
 
 
 def count_oom_kills(root: Path = Path("/")) -> int:
     """Processes of this process's own groups that the kernel has killed because memory ran out; 0 if unknown."""
-    groups = [(version, folder) for version, folder, is_own in _memory_groups(root) if is_own]
-    return sum(_read_rows(folder / version.kills).get("oom_kill", 0) for version, folder in groups)
+    return sum(read_kills(folder) for _version, folder, is_own in _memory_groups(root) if is_own)
+
+
+def read_kills(folder: Path) -> int:
+    """Processes of one group that the kernel has killed because memory ran out; 0 if unknown."""
+    return _read_rows(folder / _version_of(folder).kills).get("oom_kill", 0)
+
+
+def read_usage(folder: Path) -> int:
+    """Bytes that one group uses, without page cache that can be reclaimed; 0 if unknown."""
+    version = _version_of(folder)
+    usage = _read_number(folder / version.usage) or 0
+    return max(0, usage - _reclaimable(_read_rows(folder / "memory.stat"), version))
 
 
 def count_usable_cpus(root: Path = Path("/")) -> int:
@@ -138,7 +148,11 @@ def _reclaimable(rows: dict[str, int], version: _Version) -> int:
 def _memory_groups(root: Path) -> Iterator[tuple[_Version, Path, bool]]:
     """The groups of the memory controller: version, folder, and whether it is the process's own group."""
     for folder, is_own in find_groups("memory", root):
-        yield (_V1 if (folder / _V1.usage).exists() else _V2), folder, is_own
+        yield _version_of(folder), folder, is_own
+
+
+def _version_of(folder: Path) -> _Version:
+    return _V1 if (folder / _V1.usage).exists() else _V2
 
 
 def find_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:

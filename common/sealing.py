@@ -5,6 +5,9 @@ Security rules:
  2. Only the child opens foreign weights; its memory, CPU time, output and duration are limited.
  3. The source digest that the child reports must be the one that was verified, or computed here.
  4. A bundle appears whole, by one rename, and is never changed.
+
+A conversion never costs the serving model its memory: the child refuses to begin if what it needs is not free
+("DOES_NOT_FIT"), and if memory runs out all the same, it is the process that the kernel ends first ("OUT_OF_MEMORY").
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.bundle import Bundle, BundleBroken, Provenance, bundle_folder, read_bundle, write_bundle
+from common.cgroup import count_oom_kills
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.exit_codes import ExitCode
@@ -159,6 +164,7 @@ def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) ->
         **inherit_environment("PATH", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONUTF8"),
         "OPENBLAS_NUM_THREADS": "1",
     }
+    kills = count_oom_kills()
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(  # rule 2
@@ -174,6 +180,8 @@ def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) ->
             child.kill()  # does nothing if it has ended
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - _MAX_ERROR_BYTES))
+        if child.returncode == -signal.SIGKILL and count_oom_kills() > kills:
+            raise ConversionRefused("OUT_OF_MEMORY", "memory ran out during the conversion, and the kernel ended it")
         _check_exit_code(child.returncode, errors.read())
 
 
@@ -208,4 +216,10 @@ def _check_exit_code(exit_code: int, stderr: bytes) -> None:
             row = json.loads(stderr.decode("utf-8").splitlines()[-1])
     if not isinstance(row, dict):
         raise ConversionRefused("CONVERT_FAILED", f"the conversion ended with exit code {exit_code}")
-    raise ConversionRefused(str(row.get("reason")), str(row.get("message")))
+    needed, free = (row.get(name) for name in ("needed_bytes", "free_bytes"))
+    raise ConversionRefused(
+        str(row.get("reason")),
+        str(row.get("message")),
+        needed if isinstance(needed, int) else 0,
+        free if isinstance(free, int) else -1,
+    )

@@ -155,11 +155,15 @@ class ConversionRefused(ValueError):
 
     Attributes:
         reason: for programs, for example "CONFIG_UNSUPPORTED", "WEIGHTS_BROKEN", "TIME_LIMIT".
+        needed_bytes: of memory, if that is the reason ("DOES_NOT_FIT"); else 0.
+        free_bytes: of memory, likewise; -1 if it is not known.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, needed_bytes: int = 0, free_bytes: int = -1) -> None:
         super().__init__(message)
         self.reason = reason
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@
 Exit codes: 0 done, 2 wrong arguments, 3 refused with one JSON line {"reason", "message"} on stderr, 69 the parent
 process has ended. Prints progress in percent to stdout, one line for each percent: "1" to "100".
 It applies its resource limits before it reads or imports anything large, and ends with its parent. Torch is imported
-only if configuration, vocabulary and the tensors' names, dtypes and shapes are valid.
+only if configuration, vocabulary and the tensors' names, dtypes and shapes are valid, and if enough memory is free.
+With a parent, it is the first process that the kernel ends when memory runs out.
 """
 
 import argparse
@@ -21,25 +22,30 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from common.cgroup import read_available_bytes
 from common.exit_codes import ExitCode
 from common.source import PRECISIONS, ConversionRefused
-from inference.runner.process import bind_to_parent
+from inference.runner.process import MAX_OOM_SCORE_ADJ, bind_to_parent, set_oom_score
 
 
 def main(arguments: Sequence[str]) -> int:
     """Convert and return the exit code."""
     options = _parse(arguments)
-    if options.parent and not bind_to_parent(options.parent):
-        return ExitCode.PARENT_GONE
+    if options.parent:
+        if not bind_to_parent(options.parent):
+            return ExitCode.PARENT_GONE
+        with contextlib.suppress(OSError):
+            set_oom_score(MAX_OOM_SCORE_ADJ)
     try:
         _apply_limits(options.max_memory_bytes, options.max_cpu_seconds, options.max_file_bytes)
         _convert(options)
     except ConversionRefused as error:
-        return _refuse(error.reason, str(error))
+        return _refuse(error)
     except (MemoryError, RuntimeError, ImportError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _refuse("MEMORY_LIMIT", f"the conversion needs more than {options.max_memory_bytes} bytes of memory")
+        message = f"the conversion needs more than {options.max_memory_bytes} bytes of memory"
+        return _refuse(ConversionRefused("MEMORY_LIMIT", message))
     return 0
 
 
@@ -79,12 +85,14 @@ def _apply_limits(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
 def _convert(options: argparse.Namespace) -> None:
     # Imported here so that the limits apply to imports, and in two steps so that a broken or hostile source is refused
     # before torch is imported.
+    from inference.runner.conversion.memory_plan import check_memory  # noqa: PLC0415
     from inference.runner.conversion.ofa_plan import plan_ofa  # noqa: PLC0415
 
     if options.engine != "ofa":
         raise ConversionRefused("ENGINE_UNKNOWN", f"engine {options.engine[:80]!r} is unknown, supported: 'ofa'")
     try:
         plan = plan_ofa(options.source)
+        check_memory(plan.locations.values(), read_available_bytes())
         with ThreadPoolExecutor(1, "hash") as pool:  # hashing takes about as long as importing torch
             hashing = pool.submit(plan.source.digest)
             import torch  # noqa: PLC0415
@@ -116,9 +124,12 @@ def _on_cpu_limit(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise ConversionRefused("CPU_LIMIT", "the conversion needs more CPU time than its limit")
 
 
-def _refuse(reason: str, message: str) -> int:
+def _refuse(error: ConversionRefused) -> int:
+    row: dict[str, object] = {"reason": error.reason, "message": str(error)}
+    if error.needed_bytes:
+        row |= {"needed_bytes": error.needed_bytes, "free_bytes": error.free_bytes}
     with contextlib.suppress(OSError):
-        sys.stderr.write(json.dumps({"reason": reason, "message": message}) + "\n")
+        sys.stderr.write(json.dumps(row) + "\n")
     return ExitCode.CONVERSION_REFUSED
 
 

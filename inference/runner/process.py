@@ -63,7 +63,7 @@ class Priority:
         refused = []
         raised = 0 if is_serving else self.added_oom_score
         try:
-            _write_oom_score(min(MAX_OOM_SCORE_ADJ, self.oom_score_adj + raised))
+            set_oom_score(min(MAX_OOM_SCORE_ADJ, self.oom_score_adj + raised))
         except OSError as error:
             refused.append(f"oom_score_adj: {error.strerror}")
         if self.can_lower:
@@ -136,7 +136,12 @@ def _capabilities() -> int:
     return next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
 
 
-def _write_oom_score(score: int) -> None:
+def set_oom_score(score: int) -> None:
+    """Set how early the kernel ends this process when memory runs out: -1000 to 1000.
+
+    Raises:
+        OSError: it was lowered without permission.
+    """
     (_PROC / "oom_score_adj").write_text(f"{score}\n", encoding="ascii")
 
 

@@ -30,7 +30,9 @@ from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
 
-CANDIDATE_OOM_SCORE = 200  # added to the inherited value: the kernel kills a candidate first
+# Added to the inherited value. The kernel compares memory in use plus this many thousandths of the container's memory:
+# with less, it could end a large active runner before a small candidate. A conversion has 1000, and ends even earlier.
+CANDIDATE_OOM_SCORE = 900
 
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(

@@ -246,9 +246,12 @@ class FailureKind(StrEnum):
     DENIED = "DENIED"  # a person must change a permission or a setting; neutral to breakers
 
 
+MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load or a conversion: planned, and met
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """The memory that a load lacked."""
+    """The memory that a load or a conversion lacked."""
 
     device: str  # empty if the server did not name it
     needed_bytes: int = 0  # 0 if it is not known

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from updater.core.effects import (
+    MEMORY_REASONS,
     Effect,
     EffectFailure,
     FailureKind,
@@ -312,7 +313,7 @@ def _apply_load_failed(record: ModelRecord, failed: EffectFailure, facts: Facts,
     update, why = record.under_way, f"{failed.reason}: {failed.message}"
     if failed.reason in MOVED:
         return Transition(record.with_update(retry_in_seconds=rules.look_seconds))
-    if failed.reason in transitions.MEMORY_REASONS:
+    if failed.reason in MEMORY_REASONS:
         message = transitions.describe_shortage(update.revision, failed)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if failback.is_under_way(record) and failed.kind is FailureKind.PERMANENT:
@@ -370,7 +371,7 @@ def _pass(
 def _apply_gate_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     """Retry an interrupted gate, which counts as not run; hold after too many attempts."""
     why = f"{failed.reason}: {failed.message}"
-    if failed.reason in transitions.MEMORY_REASONS:
+    if failed.reason in MEMORY_REASONS:
         message = transitions.describe_shortage(record.under_way.revision, failed)
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, message)
     if record.under_way.attempts + 1 >= rules.max_attempts:

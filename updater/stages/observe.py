@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
-from updater.core.effects import ActivateLoad, Effect, Probe, Probed, Result, Wait
+from updater.core.effects import MEMORY_REASONS, ActivateLoad, Effect, Probe, Probed, Result, Wait
 from updater.core.facts import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
@@ -332,7 +332,7 @@ def _apply_server_stopped(record: ModelRecord, facts: Facts, rules: Rules) -> Tr
 def _ran_out_of_memory(record: ModelRecord, facts: Facts) -> bool:
     """Whether the server ended the trial because memory ran out, and not because the slot was needed."""
     last = None if facts.server is None else facts.server.last_trial
-    if last is None or last.reason not in transitions.MEMORY_REASONS:
+    if last is None or last.reason not in MEMORY_REASONS:
         return False
     return last.outcome != "YIELDED" or record.under_way.kind is UpdateKind.FAILBACK
 

@@ -232,7 +232,6 @@ def list_spare_slots(server: ServerState) -> list[SlotSnapshot]:
     return [slot for slot in server.occupied if slot.load_id != server.active_load_id and slot.role != "FALLBACK"]
 
 
-MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load: planned, and met
 _GIB = 1 << 30
 
 

@@ -1,6 +1,6 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
-from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
+from updater.core.effects import MEMORY_REASONS, Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
 from updater.core.facts import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -64,13 +64,21 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
             record = transitions.enter(record, Stage.STAGING, fresh_staging=True)
             return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched once more")
         return transitions.refuse(record, facts, rules, failed.reason, failed.message)
-    if failed.kind is FailureKind.NOT_READY:
-        return stage.give_up(record, facts, rules, why)
-    if update.attempts + 1 >= rules.max_attempts:
-        if is_ours:
-            return transitions.hold(record, facts, HeldFor.CONVERSION, why)
-        return stage.give_up(record, facts, rules, why)
-    return transitions.with_event(transitions.retry_later(record, rules), facts, "verification_failed", why)
+    if failed.kind is not FailureKind.NOT_READY and update.attempts + 1 < rules.max_attempts:
+        return _retry_later(record, failed, facts, rules)
+    if failed.reason in MEMORY_REASONS:
+        return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, f"{update.revision}: {failed.message}")
+    if is_ours and failed.kind is not FailureKind.NOT_READY:
+        return transitions.hold(record, facts, HeldFor.CONVERSION, why)
+    return stage.give_up(record, facts, rules, why)
+
+
+def _retry_later(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
+    record = transitions.retry_later(record, rules)
+    if failed.reason in MEMORY_REASONS:  # a previous model that is kept warm is retired soon
+        pause = max(record.under_way.retry_in_seconds, record.warm_seconds_left)
+        record = record.with_update(retry_in_seconds=pause)
+    return transitions.with_event(record, facts, "verification_failed", f"{failed.reason}: {failed.message}")
 
 
 def _precision_of(facts: Facts, rules: Rules) -> str:

@@ -25,7 +25,7 @@ from common.sealing import Convert, ConvertLimits, run_convert
 from common.source import PRECISIONS, ConversionRefused, ManifestBroken, check_files, read_listing_file
 from updater.core import checks
 from updater.core.checks import make_check_failure, make_failure_by_reason
-from updater.core.effects import FailureKind
+from updater.core.effects import MEMORY_REASONS, EffectFailure, FailureKind, Shortage
 from updater.core.facts import Release
 from updater.core.ports import EffectFailed, Hub
 from updater.core.record import Installed
@@ -293,6 +293,10 @@ class ChildConverter:
         except ConversionRefused as error:
             if error.reason in checks.UNCHANGED.reasons:
                 raise make_check_failure(checks.UNCHANGED, error.reason, str(error), FailureKind.TRANSIENT) from error
+            if error.reason in MEMORY_REASONS:
+                shortage = Shortage("", error.needed_bytes, error.free_bytes)
+                failure = EffectFailure(FailureKind.TRANSIENT, error.reason, str(error), shortage=shortage)
+                raise EffectFailed(failure) from error
             if error.reason in _NOT_REVISIONS_FAULT:
                 raise EffectFailed.transient(error.reason, str(error)) from error
             raise make_failure_by_reason(error.reason, str(error)) from error  # check 14

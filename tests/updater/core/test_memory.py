@@ -1,12 +1,14 @@
 """Updates that run out of memory: before the load, at the load, in the gate, in the trial."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from dev.harness.simulated_server import CARD, CPU, GIB, Card
 from tests.updater.core.world import World
 from updater.core.breaker import BreakerState
+from updater.core.effects import EffectFailure, FailureKind
 from updater.core.facts import CommandKind
 from updater.core.record import HeldFor, Stage
 from updater.service.convert import build_advice, to_model_updates
@@ -83,6 +85,52 @@ def test_the_message_says_how_much_memory_is_missing(carded: World) -> None:
     carded.tick_until(Stage.HELD)
     expected = "1.1.0 does not fit beside the serving model on cuda:0: it needs 5.00 GiB, 2.00 GiB are free"
     assert expected == carded.record.under_way.message
+
+
+NO_ROOM = EffectFailure(
+    FailureKind.TRANSIENT, "DOES_NOT_FIT", "the conversion needs about 400 MiB of memory; 100 MiB are free"
+)
+
+
+@pytest.mark.fault("L14")
+@pytest.mark.parametrize("reason", ["DOES_NOT_FIT", "OUT_OF_MEMORY"])
+def test_a_conversion_that_does_not_fit_is_held_with_the_numbers(reason: str) -> None:
+    """It is tried again first, since a previous model may be about to leave; nothing is blamed."""
+    world = World()
+    world.install("1.0.0")
+    world.publish("1.1.0")
+    world.converter.faults = [replace(NO_ROOM, reason=reason)] * 3
+    world.tick_until(Stage.HELD)
+
+    update = world.record.under_way
+    assert update.ending is not None
+    assert update.ending.held_for is HeldFor.DOES_NOT_FIT
+    assert update.message == "1.1.0: the conversion needs about 400 MiB of memory; 100 MiB are free"
+    assert (world.serving, world.quarantined, world.record.failure_ages) == ("1.0.0", set(), ())
+    assert world.record.activation.failures == 0
+
+    world.command(CommandKind.RESUME)
+    world.settle()
+    assert world.committed == "1.1.0"
+
+
+@pytest.mark.fault("L14")
+def test_a_conversion_waits_for_the_warm_previous_model_to_leave() -> None:
+    """An update soon after another one finds less memory than there will be."""
+    world = World()
+    world.install("1.0.0")
+    world.publish("1.1.0")
+    world.tick_until(Stage.COMMITTING)
+    world.tick_until(Stage.IDLE)
+    world.publish("1.2.0")
+    world.converter.faults = [NO_ROOM]
+    world.command(CommandKind.CHECK_NOW)
+    while "verification_failed" not in world.event_names():
+        world.tick()
+
+    assert world.record.under_way.retry_in_seconds == world.record.warm_seconds_left > world.rules.retry_seconds
+    world.settle()
+    assert world.committed == "1.2.0"
 
 
 @pytest.mark.fault("K14")
