@@ -175,7 +175,8 @@ class Updater:
 
     def _limits(self) -> StagingLimits:
         section = self._settings.updater
-        return StagingLimits(section.reserve_bytes, PaceRules(section.hub_min_bytes_a_second))
+        pace = PaceRules(section.hub_min_bytes_a_second)
+        return StagingLimits(section.reserve_bytes, pace, computes_hashes=section.missing_hashes == "compute")
 
     def _run_model(self, name: str, model: ModelUpdater) -> None:
         try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from updater.core import checks
-from updater.core.checks import make_check_failure
+from updater.core.checks import MISMATCH_REASONS, make_check_failure
 from updater.core.effects import (
     Activated,
     ActivateLoad,
@@ -121,19 +121,25 @@ def _poll(effect: PollHub, ports: Ports) -> Result:
 def _stage(effect: StageRevision, ports: Ports) -> Result:
     ends = ports.clock.monotonic() + effect.deadline_seconds
     before = _ready_release(effect, ports.hub, effect.deadline_seconds)
-    staged = ports.store.stage(
-        effect.update_id,
-        before,
-        ports.hub,
-        effect.max_bytes,
-        ends - ports.clock.monotonic(),
-        is_fresh=effect.is_fresh,
-    )
-    after = _ready_release(effect, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
+    left = ends - ports.clock.monotonic()
+    try:
+        staged = ports.store.stage(
+            effect.update_id, before, ports.hub, effect.max_bytes, left, is_fresh=effect.is_fresh
+        )
+    except EffectFailed as error:
+        if error.failure.reason in MISMATCH_REASONS:
+            _check_listing_unchanged(effect, before, ports)
+        raise
+    _check_listing_unchanged(effect, before, ports)
+    return Staged(staged)
+
+
+def _check_listing_unchanged(effect: StageRevision, before: Release, ports: Ports) -> None:
+    """Fail if the revision was published again while it was fetched: it is listed anew at the next poll."""
+    after = _ready_release(effect, ports.hub, _STATE_SECONDS)
     if after.files != before.files:
         message = f"{effect.revision} changed while it was fetched"
         raise make_check_failure(checks.UNCHANGED, "LISTING_CHANGED", message, FailureKind.NOT_READY)
-    return Staged(staged)
 
 
 def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> Release:

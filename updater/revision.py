@@ -87,7 +87,8 @@ def describe_release(
     Returns:
         If no engine supports the revision, or its names are unsafe: all files and their digest, which identifies it;
         staging then reports the reason. Otherwise the digest covers only the declared files, and undeclared files
-        without a hash are left out.
+        without a hash are left out. If a declared file has no hash, the source digest is empty, and `listing` is the
+        digest of what is listed.
     """
     listed = [_escape_surrogates(file) for file in listed]
     all_of_it = Release(revision, tuple(map(_to_hub_file, listed)), compute_source_digest(listed))
@@ -105,6 +106,8 @@ def describe_release(
     digest = compute_source_digest([rows[name] for name in names])
     missing = next((gap for gap in (missing_of(rows[name]) for name in names) if gap), "")
     files = tuple(_to_hub_file(file) for file in listed if file.sha256 or file.name in names)
+    if not all(rows[name].sha256 for name in names):
+        return Release(revision, files, "", is_ready=not missing, missing=missing, listing=digest)
     return Release(revision, files, digest, is_ready=not missing, missing=missing)
 
 

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -274,6 +274,13 @@ class UpdaterSection(Section):
     hub_min_bytes_a_second: Annotated[
         int, Field(ge=0, le=1 << 30, description="a download slower than this for a minute is cancelled and retried")
     ] = 16384
+    missing_hashes: Annotated[
+        Literal["compute", "refuse"],
+        Field(
+            description="compute: a file that the hub lists without SHA-256 is identified by the one computed from its "
+            "downloaded bytes; refuse: such a revision is not taken"
+        ),
+    ] = "compute"
     metrics_host: Annotated[Host, Field(description="address of the /metrics endpoint, spelt as server.host")] = (
         "127.0.0.1"
     )

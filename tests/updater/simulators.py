@@ -43,6 +43,9 @@ class SimHub:
 
     contents: dict[str, str] = field(default_factory=dict)
     unready: set[str] = field(default_factory=set)
+    spoilt: set[str] = field(default_factory=set)  # whose bytes are not what is listed
+    unhashed: set[str] = field(default_factory=set)  # listed without hashes: only a size identifies them
+    reads: int = 0  # of files
     place: HubLocation = _SIMULATED
     faults: list[EffectFailure] = field(default_factory=list)  # for the next calls
     fault: EffectFailure | None = None  # for every call
@@ -57,12 +60,16 @@ class SimHub:
             raise EffectFailed.permanent("REVISION_UNKNOWN", f"there is no {revision}")
         is_ready = revision not in self.unready
         content = self.contents[revision]
+        if revision in self.unhashed:
+            return Release(revision, (HubFile("weights", 1, ""),), "", is_ready, listing="one file")
         files = (HubFile("weights", 1, content),)
         return Release(revision, files, source_of(content), is_ready, "" if is_ready else "weights are short")
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         self._may_fail()
-        yield self.contents[revision].encode()[offset:]
+        self.reads += 1
+        content = "other bytes" if revision in self.spoilt else self.contents[revision]
+        yield content.encode()[offset:]
 
     def _may_fail(self) -> None:
         if self.faults:
@@ -104,6 +111,8 @@ class SimStore:
     ) -> str:
         self.disk.check()
         content = b"".join(hub.read(release.revision, "weights", 0, deadline_seconds)).decode()
+        if release.files[0].sha256 not in ("", content):
+            raise EffectFailed.transient("CONTENT_MISMATCH", "weights have another SHA-256 than listed")
         self.disk.staged[update_id] = content
         return source_of(content)
 
@@ -116,7 +125,7 @@ class SimStore:
 
     def verify(self, folder: Path, source_digest: str, compatible_with: str) -> None:
         if not self.qualities[folder.name].verifies:
-            raise EffectFailed.permanent("CONTENT_MISMATCH", "a bit has flipped")
+            raise EffectFailed.transient("CONTENT_MISMATCH", "a bit has flipped")
 
     def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
         if compatible_with and not self.qualities[content_of(bundle_digest)].is_compatible:

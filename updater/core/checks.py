@@ -79,9 +79,11 @@ SIZES = Check(
 HASHES = Check(
     6,
     "SHA-256",
-    "Each file has the listed SHA-256, computed during the download and again from the synced file on disk.",
+    "Each file has the listed SHA-256, computed during the download and again from the synced file on disk. If the hub"
+    " lists none, it is computed from the synced file, and the bundle does not record this check as passed;"
+    ' `missing_hashes = "refuse"` in `hotslot.toml` refuses such a revision.',
     "during the download, and on the staged files",
-    ("CONTENT_MISMATCH",),
+    ("CONTENT_MISMATCH", "HASH_MISSING"),
 )
 SOURCE = Check(
     7,
@@ -180,16 +182,21 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def make_check_failure(
-    check: Check, reason: str, message: str, kind: FailureKind = FailureKind.PERMANENT
-) -> CheckFailed:
-    """Make the failure of a check.
+# What was received, or lies in a folder hub, is not what was listed. That says nothing about the content that the
+# digest names: it is fetched again, and nothing is quarantined.
+MISMATCH_REASONS = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH", "NOT_REGULAR"})
+
+
+def make_check_failure(check: Check, reason: str, message: str, kind: FailureKind | None = None) -> CheckFailed:
+    """Make the failure of a check; by default TRANSIENT for a mismatch, else PERMANENT.
 
     Raises:
         RuntimeError: the reason does not belong to the check.
     """
     if reason not in check.reasons:
         raise RuntimeError(f"check {check.title} has no reason {reason}")
+    if kind is None:
+        kind = FailureKind.TRANSIENT if reason in MISMATCH_REASONS else FailureKind.PERMANENT
     return CheckFailed(check, EffectFailure(kind, reason, f"check {check.title}: {message}"))
 
 

@@ -58,8 +58,8 @@ class VerifyAndSeal:
     """Run the numbered checks on the staged files, convert them and seal the bundle.
 
     A reconversion of the committed revision uses the kept source files instead. If the bundle is sealed already, the
-    same result is returned at once. Result: `Sealed`. If the content is at fault: `EffectFailure(PERMANENT)`, with
-    reason `CONTENT_MISMATCH` if the bytes differ from the listing.
+    same result is returned at once. Result: `Sealed`. If the content is at fault: `EffectFailure(PERMANENT)`; if the
+    bytes differ from the listing: `EffectFailure(TRANSIENT)` with one of `checks.MISMATCH_REASONS`.
     """
 
     update_id: str

@@ -43,9 +43,10 @@ class Release:
 
     revision: str
     files: tuple[HubFile, ...]
-    source_digest: str  # of the declared files; empty if the listing has no digests
+    source_digest: str  # of the declared files; empty if the listing lacks a hash of one
     is_ready: bool = True  # everything that is listed and declared is there, in full
     missing: str = ""  # for people: what is not
+    listing: str = ""  # digest of the listing itself, if it lacks a hash of a declared file
 
 
 @dataclass(frozen=True, slots=True)

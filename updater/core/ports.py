@@ -58,6 +58,23 @@ class LinkBroken(EffectFailed):
     """The connection to the hub ended early; the rest may be requested at once."""
 
 
+class Skipped(bytes):
+    """An empty piece for bytes that a hub sent before the requested offset, because it ignores Range.
+
+    Attributes:
+        skipped_bytes: how many; they count for the speed alone.
+    """
+
+    skipped_bytes = 0
+
+    @classmethod
+    def of(cls, count: int) -> Self:
+        """A piece for so many bytes."""
+        piece = cls()
+        piece.skipped_bytes = count
+        return piece
+
+
 class JournalUnusable(Exception):
     """The journal cannot be read or trusted, or is of a newer schema: updates stop, serving goes on."""
 
@@ -81,7 +98,7 @@ class Hub(Protocol):
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset, in pieces of at most MAX_PIECE_BYTES; the caller counts them.
 
-        A connection that ends in the middle: LinkBroken.
+        For bytes before the offset: `Skipped`. A connection that ends in the middle: LinkBroken.
         """
         ...
 

@@ -93,6 +93,7 @@ class HeldFor(StrEnum):
     SERVER_CRASHED = "SERVER_CRASHED"  # the server died too often during a first install
     TAKEN_BACK = "TAKEN_BACK"  # the trial was ended by another client of the server
     COMMITTED_BROKEN = "COMMITTED_BROKEN"  # the committed revision no longer loads
+    MISMATCH = "MISMATCH"  # the hub has sent other bytes than it lists, for an hour
     STUCK = "STUCK"  # too many steps, or a stage took too long
 
 
@@ -108,7 +109,13 @@ APPROVABLE = frozenset(
     }
 )
 # Holds that concern one candidate alone: a newer revision takes its place.
-SUPERSEDABLE = APPROVABLE | {HeldFor.DOES_NOT_FIT, HeldFor.INCONCLUSIVE, HeldFor.CONVERSION, HeldFor.TAKEN_BACK}
+SUPERSEDABLE = APPROVABLE | {
+    HeldFor.DOES_NOT_FIT,
+    HeldFor.INCONCLUSIVE,
+    HeldFor.CONVERSION,
+    HeldFor.TAKEN_BACK,
+    HeldFor.MISMATCH,
+}
 
 
 class EndsIn(StrEnum):
@@ -172,6 +179,7 @@ class Update:
     revision: str
     started_at: datetime  # for people
     source_digest: str = ""  # empty before it is known
+    listing: str = ""  # digest of its listing, if that lacks a hash; then the source digest is known when it is fetched
     bundle_digest: str = ""  # empty before it is sealed
     device: str = ""  # on which it is loaded; empty: the active model's
     load_id: str = ""  # names its load at the server; empty while there is none
@@ -180,8 +188,9 @@ class Update:
     may_be_slower: bool = False  # an operator approved it when it was HELD as slower
     attempts: int = 0  # failed attempts of this stage's effect
     crashes: int = 0  # of the server, while it was on trial
+    mismatches: int = 0  # downloads whose bytes were not the listed ones
     steps: int = 0  # stages entered, and starts of the updater; too many end in HELD
-    fresh_staging: bool = False  # the staged files failed verification: they are fetched once more from the beginning
+    fresh_staging: bool = False  # the staged files were not the listed ones: they are fetched from the beginning
     stage_seconds: float = 0.0  # spent in this stage, restarts of the updater included
     retry_in_seconds: float = 0.0  # wait before the effect is tried again
     server_incarnation: str = ""  # of the server at activation
@@ -216,6 +225,15 @@ class KnownVersion:
     """The source digest of a version when it was first fetched; another digest later raises an alarm."""
 
     version: str  # canonical, without prefix
+    source_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedDigest:
+    """The source digest of a revision that the hub lists without all hashes, computed when it was fetched."""
+
+    revision: str
+    listing: str  # digest of the listing: names, sizes, and the hashes that it has
     source_digest: str
 
 
@@ -269,6 +287,7 @@ class ModelRecord:
     quarantine: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()  # bundle digests that failed although their source is good
     known: tuple[KnownVersion, ...] = ()
+    computed: tuple[ComputedDigest, ...] = ()
     unquarantined: tuple[str, ...] = ()  # source digests taken out of quarantine: may be tried even at `min_version`
     approved: tuple[str, ...] = ()  # source digests
     paused: bool = False

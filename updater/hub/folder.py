@@ -85,7 +85,7 @@ class DirectoryHub:
         except FileNotFoundError as error:
             raise EffectFailed.not_ready("FILE_MISSING", f"{name} is not there yet") from error
         except NotRegular as error:
-            raise EffectFailed.permanent("NOT_REGULAR", str(error)) from error
+            raise EffectFailed.transient("NOT_REGULAR", str(error)) from error
         except OSError as error:
             raise _classify_error("a file of the revision", error) from error
 

@@ -23,7 +23,7 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.effects import FailureKind
 from updater.core.facts import Release
-from updater.core.ports import EffectFailed
+from updater.core.ports import EffectFailed, Skipped
 from updater.hub.client import (
     HubErrorResponse,
     HubHttpClient,
@@ -120,9 +120,12 @@ class ModelScopeHub:
                 if is_first and piece.lstrip().lower().startswith(_HTML_STARTS):
                     raise build_protocol_error(f"{response.host} sent a web page instead of {name}")
                 is_first = False
-                if to_skip < len(piece):
-                    yield piece[to_skip:]
-                to_skip = max(0, to_skip - len(piece))
+                skipped = min(to_skip, len(piece))
+                if skipped:
+                    yield Skipped.of(skipped)
+                    to_skip -= skipped
+                if skipped < len(piece):
+                    yield piece[skipped:]
 
     def _count_bytes_to_skip(self, response: HubResponse, name: str, offset: int) -> int:
         """Number of bytes in the response before the requested offset.
@@ -179,7 +182,7 @@ class ModelScopeHub:
 
     def _describe_missing(self, revision: str, file: BundleFile, ends: float) -> str:
         """What is missing of a file, for people; empty if it is complete. Complete files are not checked again."""
-        if not 0 < file.size <= MAX_FILE_BYTES or not file.sha256 or file.sha256 in self._complete:
+        if not 0 < file.size <= MAX_FILE_BYTES or file.sha256 in self._complete:
             return ""  # an invalid listing does not become valid by waiting; staging refuses it
         query = urlencode({"Revision": revision, "FilePath": file.name})
         headers = {"Range": f"bytes={file.size - 1}-"}
@@ -194,7 +197,8 @@ class ModelScopeHub:
             size = response.header("content-length")
         if not response.is_partial and size.isdecimal() and int(size) < file.size:
             return f"{file.name} has {size} of {file.size} bytes"
-        self._complete = _cache(self._complete, file.sha256, None)
+        if file.sha256:
+            self._complete = _cache(self._complete, file.sha256, None)
         return ""
 
     def _read_small(self, revision: str, file: BundleFile, ends: float) -> bytes:
@@ -215,11 +219,16 @@ class ModelScopeHub:
             raise
         if len(content) < file.size:
             raise IncompleteFile(f"{file.name} has {len(content)} of {file.size} bytes")
+        if file.sha256:
+            self._keep_small(file, bytes(content))
+        return bytes(content)
+
+    def _keep_small(self, file: BundleFile, content: bytes) -> None:
+        """Check the content of a small file, and keep it for the next listing."""
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise UnsupportedRevision("CONTENT_MISMATCH", f"{file.name} does not have the listed hash")
         if file.size <= MAX_CACHED_BYTES:
-            self._small = _cache(self._small, file.sha256, bytes(content))
-        return bytes(content)
+            self._small = _cache(self._small, file.sha256, content)
 
 
 def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Callable[[str], bool]) -> ModelScopeHub:

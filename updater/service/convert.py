@@ -170,6 +170,8 @@ _HELD = {
     HeldFor.SERVER_CRASHED: "the server crashed while it was tried: see the server's log, " + _RETRY,
     HeldFor.TAKEN_BACK: "another client of the control socket ended its trial: find out which, " + _RETRY,
     HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new revision",
+    HeldFor.MISMATCH: "the hub sends other bytes than it lists: repair the hub, or the proxy before it, or publish the "
+    "revision again, " + _RETRY,
     HeldFor.STUCK: "it took too many steps: see `hotslot updates show {id}`, " + _RETRY,
 }
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from updater.core import breaker
 from updater.core.breaker import BreakerName
+from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
 from updater.core.facts import Facts
-from updater.core.record import ModelRecord, Outcome, Stage
+from updater.core.record import ComputedDigest, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import parse_version
-from updater.stages import reconcile, transitions
+from updater.stages import reconcile, transitions, watch
 from updater.stages.transitions import Transition
 
 # Errors of this machine, which are not failures of the hub.
@@ -17,10 +18,11 @@ LOCAL_REASONS = frozenset({"DISK_FULL", "QUOTA_EXCEEDED", "READ_ONLY", "IO_FAILE
 
 
 def decide(record: ModelRecord, _facts: Facts, rules: Rules) -> Effect | Wait:
-    """Fetch the files, or wait before the next attempt."""
+    """Fetch the files, or wait before the next attempt; meanwhile a newer revision may be published."""
     update = record.under_way
     if update.retry_in_seconds > 0:
-        return Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is fetched again")
+        poll = watch.poll_if_due(record, rules) if update.mismatches else None
+        return poll or Wait(min(rules.look_seconds, update.retry_in_seconds), "before it is fetched again")
     return StageRevision(
         update_id=update.update_id,
         revision=update.revision,
@@ -42,7 +44,9 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
 
 
 def apply_deadline(record: ModelRecord, facts: Facts, rules: Rules, message: str) -> Transition:
-    """Give up an update whose STAGING or VERIFYING took too long."""
+    """Give up an update whose STAGING or VERIFYING took too long; hold it if its bytes were not the listed ones."""
+    if record.under_way.mismatches:
+        return transitions.hold(record, facts, HeldFor.MISMATCH, message)
     return give_up(record, facts, rules, f"DEADLINE: {message}")
 
 
@@ -60,6 +64,21 @@ def give_up_until_next_poll(record: ModelRecord, facts: Facts, rules: Rules, why
     return Transition(replace(record, watch=replace(record.watch, seconds_to_poll=pause, message=why)), events)
 
 
+def apply_mismatch(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Transition:
+    """Fetch the files again after a growing pause; hold the update when all pauses have passed."""
+    update = record.under_way
+    if update.mismatches >= len(rules.mismatch_pauses):
+        message = f"the hub does not send what it lists, after {update.mismatches + 1} attempts: {why}"
+        return transitions.hold(record, facts, HeldFor.MISMATCH, message)
+    pause = rules.mismatch_pauses[update.mismatches]
+    changes = {"mismatches": update.mismatches + 1, "retry_in_seconds": pause}
+    if record.stage is Stage.STAGING:
+        record = record.with_update(attempts=0, fresh_staging=False, **changes)
+    else:
+        record = transitions.enter(record, Stage.STAGING, fresh_staging=True, **changes)
+    return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched again in {pause:.0f} s")
+
+
 def refuse_quarantined(record: ModelRecord, facts: Facts) -> Transition:
     """Abandon an update whose content is already in quarantine under another name; no failure is counted."""
     message = f"the content of {record.under_way.revision} is in quarantine"
@@ -71,6 +90,9 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
     update = record.under_way
     if update.source_digest and result.source_digest != update.source_digest:
         return give_up_until_next_poll(record, facts, rules, f"{update.revision} changed while it was fetched")
+    if update.listing:
+        computed = ComputedDigest(update.revision, update.listing, result.source_digest)
+        record = transitions.remember_computed(record, computed)
     if record.is_quarantined(result.source_digest):
         return refuse_quarantined(record, facts)
     version = parse_version(update.revision, rules.policy)
@@ -81,13 +103,16 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
         record = transitions.remember_version(record, version.text, result.source_digest)
     approved = update.approved or result.source_digest in record.approved
     record = transitions.enter(record, Stage.VERIFYING, source_digest=result.source_digest, approved=approved)
-    return transitions.with_event(record, facts, "revision_staged", f"{update.revision} is fetched")
+    how = "; the hub lists not all of its hashes, so they were computed" if update.listing else ""
+    return transitions.with_event(record, facts, "revision_staged", f"{update.revision} is fetched{how}")
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
     why = f"{failed.reason}: {failed.message}"
     if failed.kind is FailureKind.NOT_READY:
         return give_up_until_next_poll(record, facts, rules, why)
+    if failed.reason in MISMATCH_REASONS and record.under_way.kind is not UpdateKind.RECONVERT:
+        return apply_mismatch(record, facts, rules, why)
     if failed.kind is FailureKind.PERMANENT:  # the listing itself is unusable: unsafe names, limits, no such revision
         if record.under_way.source_digest:
             return transitions.refuse(record, facts, rules, failed.reason, failed.message)

@@ -7,6 +7,7 @@ from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, repo
 from updater.core.effects import EffectFailure, Shortage
 from updater.core.facts import Facts, ServerState, SlotSnapshot
 from updater.core.record import (
+    ComputedDigest,
     Counts,
     Ending,
     EndsIn,
@@ -26,6 +27,7 @@ from updater.core.rules import Rules
 MAX_KNOWN = 500
 MAX_QUARANTINE = 500
 MAX_ALARMS = 100
+MAX_COMPUTED = 100
 HOUR_SECONDS = 3600.0
 _STARTED = {
     UpdateKind.RELEASE: "update to",
@@ -200,6 +202,12 @@ def remember_version(record: ModelRecord, version: str, source_digest: str) -> M
         return record
     rows = [row for row in record.known if row.version != version]
     return replace(record, known=(*rows, KnownVersion(version, source_digest))[-MAX_KNOWN:])
+
+
+def remember_computed(record: ModelRecord, computed: ComputedDigest) -> ModelRecord:
+    """Record the source digest of a listing that lacks hashes, so that it is not fetched again to be known."""
+    rows = [row for row in record.computed if row.revision != computed.revision]
+    return replace(record, computed=(*rows, computed)[-MAX_COMPUTED:])
 
 
 def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:

@@ -1,5 +1,6 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
+from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import MEMORY_REASONS, Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
 from updater.core.facts import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
@@ -8,8 +9,6 @@ from updater.stages import reconcile, stage, transitions
 from updater.stages.transitions import Transition
 
 DEFAULT_PRECISION = "float32"
-# The bytes on disk differ from the listing.
-_FETCHED_AGAIN = frozenset({"CONTENT_MISMATCH", "SIZE_MISMATCH", "SOURCE_MISMATCH"})
 _PRECISION_SECONDS = 30.0  # longest wait for a server that has not reported its devices
 
 
@@ -47,7 +46,7 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
     if record.is_quarantined(result.source_digest):
         return stage.refuse_quarantined(record, facts)
     if result.source_digest != update.source_digest:
-        return transitions.refuse(record, facts, rules, "SOURCE_MISMATCH", "the sealed source is not the listed one")
+        return stage.apply_mismatch(record, facts, rules, "SOURCE_MISMATCH: the sealed source is not the listed one")
     if result.bundle_digest in record.blocked:
         return transitions.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
     record = transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
@@ -55,14 +54,13 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
-    """Fetch files once more if their bytes differ from the listing; refuse the revision for any other fault."""
+    """Fetch files again if their bytes differ from the listing; refuse the revision for any other fault."""
     update = record.under_way
     why = f"{failed.reason}: {failed.message}"
     is_ours = update.kind is UpdateKind.RECONVERT
+    if failed.reason in MISMATCH_REASONS and not is_ours:
+        return stage.apply_mismatch(record, facts, rules, why)
     if failed.kind is FailureKind.PERMANENT:
-        if failed.reason in _FETCHED_AGAIN and not update.fresh_staging and not is_ours:
-            record = transitions.enter(record, Stage.STAGING, fresh_staging=True)
-            return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched once more")
         return transitions.refuse(record, facts, rules, failed.reason, failed.message)
     if failed.kind is not FailureKind.NOT_READY and update.attempts + 1 < rules.max_attempts:
         return _retry_later(record, failed, facts, rules)

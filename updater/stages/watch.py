@@ -8,7 +8,7 @@ from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.facts import Facts, Release
-from updater.core.record import SUPERSEDABLE, Event, ModelRecord, Stage, Update, UpdateKind, Watch
+from updater.core.record import SUPERSEDABLE, Event, HeldFor, ModelRecord, Stage, Update, UpdateKind, Watch
 from updater.core.rules import Mode, ReleasePolicy, Rules
 from updater.core.versions import Version, find_policy_refusal, is_after, is_same, parse_version
 from updater.stages import transitions
@@ -69,6 +69,7 @@ def apply_result(record: ModelRecord, result: Listed | EffectFailure, facts: Fac
 def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
     """Start an update to the requested revision or the highest acceptable release, or record why there is none."""
     requested = record.requested_revision
+    listed = replace(listed, releases=tuple(_fill_computed(record, release) for release in listed.releases))
     record = _note_answer(record, listed, facts, rules)
     if requested:
         return _take_requested(replace(record, requested_revision=""), requested, listed, facts)
@@ -83,6 +84,12 @@ def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rule
     record = replace(record, activation=breaker.begin(record.activation, limits))
     record, events = _take(record, choice.release, facts, UpdateKind.RELEASE)
     return Transition(record, (*alarms, *events))
+
+
+def _fill_computed(record: ModelRecord, release: Release) -> Release:
+    """With the source digest that was computed when a revision with this listing was fetched; the listing has none."""
+    found = [row for row in record.computed if (row.revision, row.listing) == (release.revision, release.listing)]
+    return replace(release, source_digest=found[-1].source_digest) if found else release
 
 
 def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
@@ -199,11 +206,8 @@ def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
     if choice.release is None:
         return ""
     name = choice.release.revision
-    if record.stage is Stage.HELD:
-        held = record.under_way
-        held_for = None if held.ending is None else held.ending.held_for
-        if held_for not in SUPERSEDABLE or not is_after(name, held.revision, rules.policy):
-            return f"{name} waits: {held.revision} is held"
+    if record.update is not None and not _may_supersede(record.update, choice.release, rules):
+        return f"{name} waits: {record.update.revision} is held"
     if record.paused:
         return f"{name} waits: updates are paused"
     if rules.mode is Mode.MANUAL:
@@ -211,6 +215,16 @@ def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
     if not record.activation.may_begin:
         return f"{name} waits: {record.activation.reason or 'too many updates failed'}"
     return ""
+
+
+def _may_supersede(update: Update, release: Release, rules: Rules) -> bool:
+    """Whether a release takes the place of an update that is held, or whose bytes were not the listed ones."""
+    held_for = HeldFor.MISMATCH if update.ending is None else update.ending.held_for
+    is_listed_anew = release.revision == update.revision and not release.listing
+    is_listed_anew = is_listed_anew and release.source_digest != update.source_digest
+    if held_for is HeldFor.MISMATCH and is_listed_anew:
+        return True
+    return held_for in SUPERSEDABLE and is_after(release.revision, update.revision, rules.policy)
 
 
 def _take_requested(record: ModelRecord, name: str, listed: Listed, facts: Facts) -> Transition:
@@ -234,7 +248,8 @@ def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind)
         kind=kind,
         revision=release.revision,
         started_at=facts.now,
-        source_digest=release.source_digest,
+        source_digest="" if release.listing else release.source_digest,
+        listing=release.listing,
         forced=kind is UpdateKind.REQUESTED,
         approved=release.source_digest in record.approved,
     )

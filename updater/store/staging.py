@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.bundle import BundleFile, compute_source_digest
@@ -26,8 +26,9 @@ from updater.store.state_folder import (
     classify_disk_error,
     encode_fetch_record,
 )
-from updater.store.transfer import PaceRules, TransferBroken, TransferShort, enforce_pace, fetch_file
+from updater.store.transfer import PaceRules, TransferBroken, TransferShort, enforce_pace, fetch_file, hash_file
 
+_ANY_HASH = "0" * 64  # well-formed
 DISK_FACTOR = 1.2  # free bytes needed for each byte still to download
 
 
@@ -37,6 +38,7 @@ class StagingLimits:
 
     reserve_bytes: int = 1 << 30  # of the disk, that stay free
     pace: PaceRules = field(default_factory=PaceRules)  # slower downloads are cancelled
+    computes_hashes: bool = True  # of files that are listed without one; else they are refused
 
 
 class Stager:
@@ -72,6 +74,7 @@ class Stager:
         self._ends = ends
         self._progress = progress
         self._total = self._done = 0  # bytes of all declared files; of those that are complete
+        self._computed: dict[str, BundleFile] = {}  # files that were listed without a hash, by name
 
     def run(self, max_bytes: int, check_stop: Callable[[], None], *, is_fresh: bool) -> str:
         """Download the files that are missing or incomplete.
@@ -93,29 +96,31 @@ class Stager:
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
             names = self._find_declared(listed, check_stop)
-            wanted = [listed[name] for name in names]
-            self._check_space(wanted, max_bytes)
+            self._check_hashes_listed([listed[name] for name in names])
+            self._check_space([listed[name] for name in names], max_bytes)
             for stray in [path for path in self._files.iterdir() if path.name not in names]:
                 _remove(stray)
-            self._total = sum(file.size for file in wanted)
-            for file in wanted:
-                self._fetch(file, check_stop)
-                self._done += file.size
+            self._total = sum(listed[name].size for name in names)
+            fetched = []
+            for name in names:
+                fetched.append(self._fetch(listed[name], check_stop))
+                self._done += listed[name].size
                 self._progress.report(self._done, self._total)
-            write_atomic(self._folder / LISTING_NAME, encode_manifest(wanted))
-            record = FetchRecord(self._hub.place, self._release.revision, self._clock.now())
+            write_atomic(self._folder / LISTING_NAME, encode_manifest(fetched))
+            computed = tuple(sorted(self._computed))
+            record = FetchRecord(self._hub.place, self._release.revision, self._clock.now(), computed)
             write_atomic(self._folder / ORIGIN_NAME, encode_fetch_record(record))
             sync_folder(self._files)
             sync_folder(self._folder.parent)
         except OSError as error:
             raise classify_disk_error(error, "the revision cannot be stored") from error
-        return compute_source_digest(wanted)
+        return compute_source_digest(fetched)
 
     def _check_listing(self) -> dict[str, BundleFile]:
-        """The listed files, after checking names, sizes and the form of hashes."""
+        """The listed files, after checking names, sizes and the form of hashes; a hash may be missing."""
         files = [BundleFile(file.name, file.size, file.sha256.lower()) for file in self._release.files]
         try:
-            check_files(files)
+            check_files([replace(file, sha256=file.sha256 or _ANY_HASH) for file in files])
         except ManifestBroken as error:
             raise make_check_failure(checks.NAMES, "LISTING_UNSAFE", f"the listing is unsafe: {error}") from error
         return {file.name: file for file in files}
@@ -132,6 +137,12 @@ class Stager:
         except UnsupportedRevision as error:
             raise make_failure_by_reason(error.reason, str(error)) from error
 
+    def _check_hashes_listed(self, wanted: list[BundleFile]) -> None:
+        name = next((file.name for file in wanted if not file.sha256), "")
+        if name and not self._limits.computes_hashes:
+            message = f'{name} is listed without SHA-256, and missing_hashes is "refuse"'
+            raise make_check_failure(checks.HASHES, "HASH_MISSING", message, FailureKind.DENIED)
+
     def _check_space(self, wanted: list[BundleFile], max_bytes: int) -> None:
         total = sum(file.size for file in wanted)
         if total > max_bytes:
@@ -143,7 +154,19 @@ class Stager:
         if free < needed:
             raise EffectFailed.transient("DISK_FULL", f"the disk has {free} bytes free, this update needs {needed}")
 
-    def _fetch(self, file: BundleFile, check_stop: Callable[[], None]) -> None:
+    def _fetch(self, file: BundleFile, check_stop: Callable[[], None]) -> BundleFile:
+        """Download a file; returns it with its hash, which is computed if the hub lists none."""
+        if file.sha256 or file.name in self._computed:
+            file = self._computed.get(file.name, file)
+            self._download(file, check_stop)
+            return file
+        # Nothing tells whether a partial file of an earlier attempt belongs to what the hub has now.
+        (self._files / file.name).unlink(missing_ok=True)
+        self._download(file, check_stop)
+        self._computed[file.name] = hash_file(self._files, file.name, file.size, check_stop)
+        return self._computed[file.name]
+
+    def _download(self, file: BundleFile, check_stop: Callable[[], None]) -> None:
         def source(offset: int) -> Iterator[bytes]:
             left = self._ends - self._clock.monotonic()
             if left <= 0:

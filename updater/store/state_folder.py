@@ -30,7 +30,7 @@ from common.bundle import (
 from common.durable import read_bounded
 from common.paths import UPDATES_SOCKET, socket_path
 from common.settings import Mistake, SettingsInvalid
-from updater.core.checks import CHECKS, STATE_FOLDER, WEIGHTS
+from updater.core.checks import CHECKS, HASHES, STATE_FOLDER, WEIGHTS
 from updater.core.ports import EffectFailed
 from updater.settings import JOURNAL_NAME, UpdaterSettings
 
@@ -90,11 +90,12 @@ class FetchRecord:
     place: HubLocation
     revision: str  # as named by the hub
     fetched_at: datetime
+    computed: tuple[str, ...] = ()  # files that were listed without a hash
 
 
 def encode_fetch_record(record: FetchRecord) -> bytes:
     """The content of origin.json."""
-    row = {"place": asdict(record.place), "revision": record.revision, "fetched_at": record.fetched_at.isoformat()}
+    row = {**asdict(record), "fetched_at": record.fetched_at.isoformat()}
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
@@ -103,7 +104,10 @@ def read_fetch_record(path: Path) -> FetchRecord | None:
     try:
         row = json.loads(read_bounded(path, _MAX_FETCH_RECORD_BYTES))
         return FetchRecord(
-            parse_hub_location(row["place"]), str(row["revision"]), datetime.fromisoformat(row["fetched_at"])
+            parse_hub_location(row["place"]),
+            str(row["revision"]),
+            datetime.fromisoformat(row["fetched_at"]),
+            tuple(map(str, row.get("computed", ()))),
         )
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return None
@@ -131,8 +135,10 @@ def build_provenance(path: Path, passed: Sequence[str], now: datetime, known: Pr
     """
     # Check 1 passed before the store was created; a bundle that fails check 14 is never sealed.
     titles = {*passed, STATE_FOLDER.title, WEIGHTS.title}
-    checked = tuple(check.title for check in CHECKS if check.title in titles)
     record = read_fetch_record(path)
+    if record is not None and record.computed:  # there was nothing to compare with
+        titles.discard(HASHES.title)
+    checked = tuple(check.title for check in CHECKS if check.title in titles)
     if record is None:
         return None if known is None else replace(known, verified_at=format_rfc3339(now), checked=checked)
     return Provenance(record.place, record.revision, format_rfc3339(record.fetched_at), format_rfc3339(now), checked)

@@ -111,7 +111,7 @@ def _stage(world: World, action: act.StageRevision) -> Result:
 def _seal(world: World, action: act.VerifyAndSeal) -> tuple[World, Result]:
     kind = action.source_digest.rsplit(" ", 1)[1]
     if kind == Kind.CORRUPT:
-        return world, EffectFailure(FailureKind.PERMANENT, "CONTENT_MISMATCH", "")
+        return world, EffectFailure(FailureKind.TRANSIENT, "CONTENT_MISMATCH", "")
     digest = action.source_digest.replace("source", "bundle", 1)
     return replace(world, sealed=world.sealed | {digest}), act.Sealed(digest, action.source_digest)
 

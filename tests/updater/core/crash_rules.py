@@ -105,7 +105,8 @@ def rest_violations(world: World) -> Iterator[str]:
 def _hold_violations(world: World) -> Iterator[str]:
     """Only what a person must decide is held, and every good revision is taken."""
     record = world.record
-    allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED} | ({HeldFor.DOES_NOT_FIT} if world.card else set())
+    allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED, HeldFor.MISMATCH}
+    allowed |= {HeldFor.DOES_NOT_FIT} if world.card else set()
     if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
     if record.stage is Stage.IDLE and not record.paused:

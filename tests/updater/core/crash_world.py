@@ -176,6 +176,7 @@ RULES = Rules(
     max_steps=10**6,
     max_attempts=2,
     max_fetch_attempts=2,
+    mismatch_pauses=(0.0,),
     max_crashes=2,
     max_failures_an_hour=10**6,
     retry_seconds=0.0,

@@ -57,16 +57,6 @@ def test_a_revision_with_wrong_golden_answers_never_answers_a_caller(world: Worl
     assert bundle_of(world.hub.contents["1.1.0"]) not in world.server.activated
 
 
-@pytest.mark.fault("C4")
-def test_content_that_does_not_match_is_fetched_once_more_then_refused(world: World) -> None:
-    """A bit flipped in transfer is corrected by that, one at the source is not."""
-    world.publish("1.1.0", Quality(verifies=False))
-    world.settle()
-
-    assert world.event_names().count("content_mismatched") == 1
-    assert world.quarantined == {"1.1.0"}
-
-
 @pytest.mark.fault("S4")
 def test_a_revision_that_does_not_fit_is_held_without_blame(world: World) -> None:
     """A newer revision takes its place."""

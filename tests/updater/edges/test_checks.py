@@ -115,7 +115,7 @@ def test_only_regular_files_with_one_hard_link_pass(staged: Path, kind: str) -> 
         "second name": lambda: path.hardlink_to(elsewhere),
     }
     made[kind]()
-    assert reason_of(lambda: check(staged, rows)) == (3, "NOT_REGULAR", FailureKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (3, "NOT_REGULAR", FailureKind.TRANSIENT)
 
 
 @pytest.mark.reason("UNSAFE_NAME")
@@ -157,7 +157,7 @@ def test_a_bit_that_flips_on_disk_is_found(staged: Path) -> None:
     rows, path = listed(staged), staged / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert reason_of(lambda: check(staged, rows)) == (6, "CONTENT_MISMATCH", FailureKind.PERMANENT)
+    assert reason_of(lambda: check(staged, rows)) == (6, "CONTENT_MISMATCH", FailureKind.TRANSIENT)
 
 
 @pytest.mark.reason("SOURCE_MISMATCH")
@@ -165,7 +165,7 @@ def test_files_of_another_revision_are_refused(staged: Path) -> None:
     """Each file matches the listing, but the digest is not that of the update."""
     rows = listed(staged)
     failed = reason_of(lambda: verify(staged, "sha256:" + "0" * 64, rows, lambda: None))
-    assert failed == (7, "SOURCE_MISMATCH", FailureKind.PERMANENT)
+    assert failed == (7, "SOURCE_MISMATCH", FailureKind.TRANSIENT)
 
 
 @pytest.mark.reason("EXECUTABLE")

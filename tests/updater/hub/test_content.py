@@ -163,7 +163,7 @@ def _kind(failed: EffectFailure) -> tuple[FailureKind, str]:
 
 @pytest.mark.fault("C4")
 def test_a_file_with_a_flipped_bit_is_downloaded_once_more(bench: HubBench) -> None:
-    """A second flipped bit is the revision's fault."""
+    """A second flipped bit fails the attempt."""
     release = bench.release()
 
     def flips(exchange: Exchange) -> None:
@@ -174,7 +174,7 @@ def test_a_file_with_a_flipped_bit_is_downloaded_once_more(bench: HubBench) -> N
     assert release.source_digest == bench.stage(release)
     shutil.rmtree(bench.staged)
     bench.server.fails(flips, "file", times=2, name=WEIGHTS)
-    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.TRANSIENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C4")
@@ -184,7 +184,7 @@ def test_a_flipped_bit_in_the_configuration_hides_no_other_revision(bench: HubBe
     place.write_bytes(place.read_bytes()[:-1] + b" ")
     release = bench.release()
     assert release.is_ready
-    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
+    assert _kind(failure(lambda: bench.stage(release))) == (FailureKind.TRANSIENT, "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C5")
@@ -219,7 +219,7 @@ def test_a_hash_in_upper_case_is_the_same_hash(bench: HubBench) -> None:
     plain = bench.release()
     changes(bench, WEIGHTS, Sha256=next(file.sha256 for file in plain.files if file.name == WEIGHTS).upper())
     assert plain.source_digest == bench.release().source_digest == bench.stage()
-    for sha256 in ("", "0" * 63, "g" * 64, "0" * 64 + "\n"):
+    for sha256 in ("0" * 63, "g" * 64, "0" * 64 + "\n"):
         changes(bench, WEIGHTS, Sha256=sha256)
         assert failure(bench.stage).reason == "LISTING_UNSAFE"
 

@@ -1,11 +1,13 @@
 """The adapter on the hub server: it agrees with the hub's own client, and classifies every injected fault."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -17,12 +19,15 @@ from dev.harness.revisions import MODEL, publish_scripted
 from dev.harness.scripted_updater import digest_of_scripted
 from hubserver.server import HubServerOptions
 from tests.updater.hub.conftest import ID, REVISION, WEIGHTS, WHOLE, failure
-from updater.core.effects import FailureKind
+from updater.core.checks import CHECKS, HASHES
+from updater.core.effects import EffectFailure, FailureKind, StageRevision
 from updater.hub.client import HubHttpClient, HubHttpOptions
 from updater.hub.modelscope import ModelScopeHub
+from updater.perform import Ports, perform
 from updater.store.bundles import BundleStore, StoreOptions
 from updater.store.garbage import References
 from updater.store.staging import StagingLimits
+from updater.store.state_folder import ORIGIN_NAME, build_provenance, read_fetch_record
 from updater.store.transfer import PaceRules
 
 MODEL_ID = f"acme/{MODEL}"
@@ -53,6 +58,7 @@ class Both:
     rules: HubHttpOptions
     token: str = ""
     pace: PaceRules = field(default_factory=PaceRules)
+    computes_hashes: bool = True
 
     @property
     def hub(self) -> ModelScopeHub:
@@ -61,18 +67,17 @@ class Both:
         client = HubHttpClient(self.rules, clock, lambda: self.token, lambda _scheme, _host: "")
         return ModelScopeHub(client, MODEL_ID, clock, lambda name: name[1:2].isdigit())
 
+    @property
+    def store(self) -> BundleStore:
+        """The store, new."""
+        limits = StagingLimits(0, self.pace, computes_hashes=self.computes_hashes)
+        options = StoreOptions(self.folder / "state", limits)
+        return BundleStore(options, MODEL, SystemClock(), lambda: None, References, digest_of_scripted)
+
     def stage(self) -> str:
         """Fetch the revision; the look has been before, and the hub goes wrong from now on."""
-        store = BundleStore(
-            StoreOptions(self.folder / "state", StagingLimits(0, self.pace)),
-            MODEL,
-            SystemClock(),
-            lambda: None,
-            References,
-            digest_of_scripted,
-        )
         hub = self.hub
-        return store.stage(ID, hub.release(REVISION, WHOLE), hub, 1 << 30, WHOLE, is_fresh=False)
+        return self.store.stage(ID, hub.release(REVISION, WHOLE), hub, 1 << 30, WHOLE, is_fresh=False)
 
 
 @pytest.fixture
@@ -163,7 +168,7 @@ def test_endless_responses_are_cut_off(both: Both) -> None:
     both.served.arm("revisions endless", "files endless times=1", f"file:{WEIGHTS} endless skip=1")
     assert asked_in_vain(both, lambda: both.hub.revisions(WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
     assert asked_in_vain(both, lambda: both.hub.release(REVISION, WHOLE)) == ("TRANSIENT", "HUB_NOT_UNDERSTOOD")
-    assert asked_in_vain(both, both.stage) == ("PERMANENT", "CONTENT_MISMATCH")
+    assert asked_in_vain(both, both.stage) == ("TRANSIENT", "CONTENT_MISMATCH")
 
 
 @pytest.mark.fault("C4")
@@ -174,10 +179,10 @@ def test_a_bit_that_flips_once_costs_a_second_download(both: Both) -> None:
 
 
 @pytest.mark.fault("C4")
-def test_a_bit_that_flips_every_time_is_the_revisions_fault(both: Both) -> None:
-    """It is refused."""
+def test_a_bit_that_flips_every_time_fails_the_attempt(both: Both) -> None:
+    """The hub or the network is at fault, not the content."""
     both.served.arm(f"file:{WEIGHTS} flip at=9 skip=1")
-    assert asked_in_vain(both, both.stage) == ("PERMANENT", "CONTENT_MISMATCH")
+    assert asked_in_vain(both, both.stage) == ("TRANSIENT", "CONTENT_MISMATCH")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +203,65 @@ def test_a_name_outside_of_the_folder_is_refused(both: Both, name: str) -> None:
     assert list((both.folder / "state").rglob("evil*")) == []
 
 
-def test_files_without_a_hash_are_refused(both: Both) -> None:
-    """The stock download does not check them."""
+@pytest.mark.fault("H11")
+def test_hashes_that_the_hub_does_not_list_are_computed(both: Both) -> None:
+    """What is staged has the digest that a listing with hashes would have; nothing claims that it was checked."""
+    listed = both.hub.release(REVISION, WHOLE)
     both.served.arm("files unhashed")
     release = both.hub.release(REVISION, WHOLE)
-    assert not any(file.sha256 for file in release.files)
-    assert asked_in_vain(both, both.stage) == ("PERMANENT", "LISTING_UNSAFE")
+    assert (release.source_digest, release.is_ready) == ("", True)
+    assert both.stage() == listed.source_digest
+    record = read_fetch_record(both.folder / "state" / "incoming" / ID / ORIGIN_NAME)
+    assert record is not None
+    assert WEIGHTS in record.computed
+    folder = both.folder / "state" / "incoming" / ID / "files"
+    provenance = build_provenance(
+        folder.parent / ORIGIN_NAME, [check.title for check in CHECKS], record.fetched_at, None
+    )
+    assert provenance is not None
+    assert HASHES.title not in provenance.checked
+
+
+@pytest.mark.fault("H11")
+@pytest.mark.reason("HASH_MISSING")
+def test_missing_hashes_can_be_refused_by_policy(both: Both) -> None:
+    """`missing_hashes = "refuse"`: a person must change the hub or the setting."""
+    both.computes_hashes = False
+    both.served.arm("files unhashed")
+    assert asked_in_vain(both, both.stage) == ("DENIED", "HASH_MISSING")
+
+
+@pytest.mark.fault("H11")
+def test_a_partial_file_without_a_hash_is_not_continued(both: Both) -> None:
+    """Nothing tells whether its first bytes belong to what the hub has now."""
+    both.served.arm("files unhashed", f"file:{WEIGHTS} cut after=1000 skip=1")
+    assert asked_in_vain(both, both.stage) == ("TRANSIENT", "HUB_BROKE_OFF")
+    weights = both.folder / "state" / "incoming" / ID / "files" / WEIGHTS
+    weights.write_bytes(b"x" * weights.stat().st_size)
+    both.served.arm("files unhashed")
+    digest = both.stage()
+    both.served.arm()
+    assert digest == both.hub.release(REVISION, WHOLE).source_digest
+
+
+@pytest.mark.fault("H10")
+def test_a_tag_that_moves_during_the_download_is_no_mismatch(both: Both) -> None:
+    """The bytes of the new content do not match the old listing, and the hub lists another one by then."""
+    before = both.hub.release(REVISION, WHOLE)
+
+    class Moving:
+        """The adapter, whose hub moves the tag before the weights are read."""
+
+        place = both.hub.place
+        revisions, release = both.hub.revisions, both.hub.release
+
+        def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
+            if name == WEIGHTS:
+                shutil.rmtree(both.folder / "hub" / MODEL / REVISION)
+                publish_scripted(both.folder / "hub", REVISION, both.folder / "made-again", label="no")
+            return both.hub.read(revision, name, offset, deadline_seconds)
+
+    ports = Ports(Moving(), *(cast("Any", None),) * 2, both.store, cast("Any", None), SystemClock())
+    result = perform(StageRevision(ID, REVISION, before.source_digest, is_fresh=False, max_bytes=1 << 30), ports)
+    assert isinstance(result, EffectFailure)
+    assert (result.kind, result.reason) == (FailureKind.NOT_READY, "LISTING_CHANGED")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.clock import SystemClock
 from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import REVISION, WEIGHTS, WHOLE, HubBench, failure
 from tests.updater.scripted_hub import (
@@ -29,7 +30,7 @@ from tests.updater.scripted_hub import (
 )
 from updater.core.effects import FailureKind
 from updater.status import Share
-from updater.store.transfer import PaceRules
+from updater.store.transfer import PaceRules, enforce_pace
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")  # of 127.0.0.1, signed by itself, of no use elsewhere
 SHORT = 0.3  # seconds for what never ends
@@ -241,7 +242,7 @@ def test_an_endless_response_is_cut_off(bench: HubBench) -> None:
     release = bench.release()
     bench.server.fails(endless, "file", times=2, name=WEIGHTS)
     failed = failure(lambda: bench.stage(release))
-    assert (failed.kind, failed.reason) == (FailureKind.PERMANENT, "CONTENT_MISMATCH")
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "CONTENT_MISMATCH")
     assert (bench.staged / WEIGHTS).stat().st_size <= 4096
 
 
@@ -366,6 +367,30 @@ def test_a_hub_that_ignores_range_works(bench: HubBench) -> None:
     whole = read_weights(bench)
     bench.server.ignores_range = True
     assert whole[7:] == b"".join(bench.hub.read(REVISION, WEIGHTS, 7, WHOLE))
+
+
+class TickingClock(SystemClock):
+    """A second passes at each look: a megabyte takes some."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def monotonic(self) -> float:
+        """A second later."""
+        self._seconds += 1.0
+        return self._seconds
+
+
+@pytest.mark.fault("H18")
+def test_bytes_that_are_passed_over_count_for_the_speed(bench: HubBench) -> None:
+    """On a slow line with a hub that ignores Range, a download continues as long as bytes come."""
+    place = bench.publish("v1.0.1", weights_bytes=4 * MIB)
+    content = (place / WEIGHTS).read_bytes()
+    bench.server.ignores_range = True
+    bench.clock = TickingClock()  # the client looks at it for every piece that comes
+    pieces = bench.hub.read("v1.0.1", WEIGHTS, len(content) - 10, 1e6)
+    rules = PaceRules(min_bytes_a_second=100.0, window_seconds=5.0)
+    assert b"".join(enforce_pace(pieces, rules, bench.clock, WEIGHTS)) == content[-10:]
 
 
 def test_a_repeatedly_broken_connection_still_brings_a_large_file(bench: HubBench) -> None:
