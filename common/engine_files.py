@@ -1,6 +1,6 @@
 """The files of a revision that each engine needs; no other file of a revision is fetched or read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,7 +32,15 @@ class EngineFiles:
     optional: tuple[str, ...]
     weights: tuple[str, ...]
     vocabulary: tuple[tuple[str, ...], ...]
+    named: tuple[str, ...] = ()  # keys of configuration.json, in `model` or at the top level, that name a file
 
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 OFA = EngineFiles(
     engine="ofa",
@@ -41,16 +49,23 @@ OFA = EngineFiles(
     model_types=("ofa",),
     required=(CONFIGURATION, "config.json"),
     optional=("preprocessor_config.json",),
-    weights=(
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ),
+    weights=WEIGHTS,
     vocabulary=(("vocab.json", "merges.txt"), ("vocab.txt", "merges.txt")),
+    named=("answer2label",),
 )
 
-ENGINES: tuple[EngineFiles, ...] = (OFA,)
+MGEO = EngineFiles(
+    engine="mgeo",
+    converter="mgeo-1",
+    task=Task.ADDRESS_TAGGING,
+    model_types=("mgeo",),
+    required=(CONFIGURATION, "config.json"),
+    optional=("label_mapping.json", "tokenizer_config.json"),
+    weights=WEIGHTS,
+    vocabulary=(("vocab.txt",),),
+)
+
+ENGINES: tuple[EngineFiles, ...] = (OFA, MGEO)
 
 
 class FilesMissing(ValueError):
@@ -82,7 +97,7 @@ def list_declared_files(
         FilesMissing: a needed file is not in the listing.
     """
     chosen = list(files.required) + [name for name in files.optional if name in listing]
-    chosen += _answer_map(configuration)
+    chosen += _named_files(files.named, configuration)
     weights = next((name for name in files.weights if name in listing), None)
     vocabulary = next((names for names in files.vocabulary if all(name in listing for name in names)), None)
     missing = [name for name in chosen if name not in listing]
@@ -110,9 +125,9 @@ def list_shards(index: Mapping[str, object]) -> list[str]:
     return sorted(str(name) for name in names)
 
 
-def _answer_map(configuration: Mapping[str, object]) -> list[str]:
-    """The file that `answer2label` names; the key is under `model`, in older repositories at the top level."""
+def _named_files(keys: Sequence[str], configuration: Mapping[str, object]) -> list[str]:
+    """The files that keys name; they are under `model`, in older repositories at the top level."""
     model = configuration.get("model")
-    name = model.get("answer2label") if isinstance(model, Mapping) else None
-    name = name or configuration.get("answer2label")
-    return [name] if isinstance(name, str) else []
+    section = model if isinstance(model, Mapping) else {}
+    names = [section.get(key) or configuration.get(key) for key in keys]
+    return [name for name in names if isinstance(name, str)]

@@ -1,6 +1,7 @@
 """Frames between server and runner: a length of four bytes, then a protobuf message.
 
-The length is checked before memory is allocated. Also the record of the scores, which both sides use.
+The length is checked before memory is allocated. Also the records of the results and the size of a device row, which
+both sides use.
 """
 
 import socket
@@ -34,6 +35,24 @@ class EntailmentScores:
         if self.yes >= self.no and self.yes >= self.maybe:
             return "yes"
         return "no" if self.no >= self.maybe else "maybe"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpan:
+    """One tagged part of an address."""
+
+    kind: str
+    start: int  # first code point
+    end: int  # code point after the last
+    probability: float  # of the returned labels, 0..1
+
+
+CHARACTERS_A_ROW = 32  # of an address; a usual one is a single row
+
+
+def count_address_rows(address: str) -> int:
+    """Device rows of an address, so that rows cost about the same."""
+    return max(1, -(-len(address) // CHARACTERS_A_ROW))
 
 
 class FrameError(ValueError):

@@ -11,21 +11,44 @@ With a parent, it is the first process that the kernel ends when memory runs out
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from common.cgroup import read_available_bytes
 from common.exit_codes import ExitCode
-from common.source import PRECISIONS, ConversionRefused
+from common.source import PRECISIONS, ConversionRefused, Source
+from inference.runner.conversion.tensor_location import TensorLocations
 from inference.runner.process import MAX_OOM_SCORE_ADJ, bind_to_parent, set_oom_score
+
+
+class Plan(Protocol):
+    """A checked source; only its tensor data is unread."""
+
+    @property
+    def source(self) -> Source:
+        """The folder."""
+        ...
+
+    @property
+    def locations(self) -> TensorLocations:
+        """Where its tensors are."""
+        ...
+
+
+# By engine: the function that makes a plan of a folder, without torch, and the one that converts the plan.
+CONVERTERS: Mapping[str, tuple[str, str]] = {
+    "ofa": ("inference.runner.conversion.ofa_plan:plan_ofa", "inference.runner.conversion.ofa:convert_plan"),
+    "mgeo": ("inference.runner.conversion.mgeo_plan:plan_mgeo", "inference.runner.conversion.mgeo:convert_plan"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,23 +109,31 @@ def _convert(options: argparse.Namespace) -> None:
     # Imported here so that the limits apply to imports, and in two steps so that a broken or hostile source is refused
     # before torch is imported.
     from inference.runner.conversion.memory_plan import check_memory  # noqa: PLC0415
-    from inference.runner.conversion.ofa_plan import plan_ofa  # noqa: PLC0415
 
-    if options.engine != "ofa":
-        raise ConversionRefused("ENGINE_UNKNOWN", f"engine {options.engine[:80]!r} is unknown, supported: 'ofa'")
+    if options.engine not in CONVERTERS:
+        message = f"engine {options.engine[:80]!r} is unknown, supported: {', '.join(CONVERTERS)}"
+        raise ConversionRefused("ENGINE_UNKNOWN", message)
+    planner, converter = CONVERTERS[options.engine]
     try:
-        plan = plan_ofa(options.source)
+        plan: Plan = _import(planner)(options.source)
         check_memory(plan.locations.values(), read_available_bytes())
         with ThreadPoolExecutor(1, "hash") as pool:  # hashing takes about as long as importing torch
             hashing = pool.submit(plan.source.digest)
             import torch  # noqa: PLC0415
 
-            from inference.runner.conversion.ofa import convert_plan  # noqa: PLC0415
+            convert_plan = _import(converter)
 
         torch.set_num_threads(1)  # a conversion is not urgent; serving processes need the other CPUs
         convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _PercentPrinter().print)
     except OSError as error:
         raise ConversionRefused("IO_FAILED", f"a file cannot be read or written: {error.strerror}") from error
+
+
+def _import(location: str) -> Callable[..., Any]:
+    """The function at "module:function"."""
+    module, _, function = location.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 class _PercentPrinter:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from common.clock import read_cpu_seconds
 from hotslot.runner.v1 import runner_pb2
-from inference.runner.engines.base import AddressSpan, PreparedItem, RowResult
-from inference.wire import EntailmentScores
+from inference.runner.engines.base import PreparedItem, RowResult
+from inference.wire import AddressSpan, EntailmentScores
 
 # Failures: reason and message.
 Failure = tuple[str, str]
@@ -103,7 +103,7 @@ def is_finite(result: RowResult) -> bool:
     """Whether all numbers of a result are finite."""
     if isinstance(result, EntailmentScores):
         return math.isfinite(result.yes) and math.isfinite(result.no) and math.isfinite(result.maybe)
-    return all(math.isfinite(span.probability) for span in result)
+    return result is None or all(math.isfinite(span.probability) for span in result)
 
 
 def answer_outcome(item_id: int, results: Sequence[RowResult]) -> runner_pb2.ItemOutcome:
@@ -112,7 +112,7 @@ def answer_outcome(item_id: int, results: Sequence[RowResult]) -> runner_pb2.Ite
     for result in results:
         if isinstance(result, EntailmentScores):
             outcome.entailment.scores.add(yes=result.yes, no=result.no, maybe=result.maybe)
-        else:
+        elif result is not None:
             outcome.address.addresses.add(spans=[_span(span) for span in result])
     return outcome
 

@@ -17,14 +17,13 @@ from inference.runner.conversion.ofa_config import (
     read_pipeline,
 )
 from inference.runner.conversion.ofa_vocabulary import Vocabulary, read_vocabulary
-from inference.runner.conversion.tensor_location import TensorLocations, have_same_content, refuse, shorten
+from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, have_same_content, refuse, shorten
 from inference.runner.conversion.weight_files import locate_tensors
 from inference.runner.engines.ofa.config import EngineConfig
 
 EMBEDDING = "encoder.embed_tokens.weight"
 DECODER_EMBEDDING = "decoder.embed_tokens.weight"
 OUTPUT = "decoder.output_projection.weight"
-FLOATS = ("float32", "float16", "bfloat16")  # dtypes of parameters
 INTEGERS = ("int64", "int32")  # dtypes of index tables and counters
 _FEATURES = 1024
 _STAGES = ((64, 64), (256, 128), (512, 256))  # input channels, width

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.durable import read_bounded
 from common.source import ConversionRefused
-from inference.runner.conversion.ofa_config import Architecture, read_object
+from inference.runner.conversion.config_file import read_object
+from inference.runner.conversion.ofa_config import Architecture
 from inference.runner.engines.ofa.config import LABELS, Fork
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 

@@ -33,6 +33,7 @@ ITEM_BYTES: Mapping[str, int] = {
     "uint8": 1,
     "bool": 1,
 }
+FLOATS = ("float32", "float16", "bfloat16")  # dtypes of parameters
 _MAX_SHOWN = 120  # characters of a foreign name in a message
 _COMPARED_BYTES = 8 << 20  # read of each of two tensors at a time
 

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from common.durable import read_bounded
-from common.engine_files import MAX_CONFIG_BYTES, OFA, FilesMissing, list_shards
+from common.engine_files import MAX_CONFIG_BYTES, WEIGHTS, FilesMissing, list_shards
 from common.source import ConversionRefused
 from inference.runner.conversion.pickle_file import locate_in_torch_file
 from inference.runner.conversion.tensor_location import (
@@ -43,9 +43,9 @@ def locate_tensors(folder: Path) -> dict[str, TensorLocation]:
         ConversionRefused: a file is damaged, breaks a rule of `tensor_location`, or is missing.
         OSError: a file cannot be read.
     """
-    name = next((name for name in OFA.weights if (folder / name).is_file()), None)
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
-        raise ConversionRefused("FILES_MISSING", f"the revision lacks {' or '.join(OFA.weights)}")
+        raise ConversionRefused("FILES_MISSING", f"the revision lacks {' or '.join(WEIGHTS)}")
     if name.endswith(INDEX_SUFFIX):
         return _locate_in_shards(folder, name)
     return locate_in_file(folder / name)

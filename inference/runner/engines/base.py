@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common.bundle import Bundle
 from inference.runner.pictures.options import PictureOptions
-from inference.wire import EntailmentScores
+from inference.wire import AddressSpan, EntailmentScores
 
 Pixels = NDArray[np.uint8]  # (side, side, 3)
 Progress = Callable[[str, float], None]  # phase ("reading", "warming_up"), share done 0..1
@@ -49,18 +49,9 @@ class AddressItem:
     addresses: tuple[str, ...]  # 1..64
 
 
-@dataclass(frozen=True, slots=True)
-class AddressSpan:
-    """One tagged part of an address."""
-
-    kind: str
-    start: int  # first code point
-    end: int  # code point after the last
-    probability: float  # of the returned label, 0..1
-
-
 Item = EntailmentItem | AddressItem
-RowResult = EntailmentScores | tuple[AddressSpan, ...]  # of one statement, of one address
+# Of one statement, of one address; None of a row without a result: a long address has several rows and one result.
+RowResult = EntailmentScores | tuple[AddressSpan, ...] | None
 
 
 class PreparedItem(Protocol):
@@ -68,7 +59,7 @@ class PreparedItem(Protocol):
 
     @property
     def rows(self) -> int:
-        """Device rows of the item: one for each statement or address."""
+        """Device rows of the item: one for each statement, one or more for each address."""
         ...
 
 
@@ -163,8 +154,14 @@ Raises ValueError, KeyError or OSError if the files are invalid; the load itself
 """
 
 
-BUILT_IN: Mapping[str, str] = {"ofa": "inference.runner.engines.ofa.load:load_ofa"}
-ESTIMATORS: Mapping[str, str] = {"ofa": "inference.runner.engines.ofa.load:estimate_ofa_memory"}
+BUILT_IN: Mapping[str, str] = {
+    "ofa": "inference.runner.engines.ofa.load:load_ofa",
+    "mgeo": "inference.runner.engines.mgeo.load:load_mgeo",
+}
+ESTIMATORS: Mapping[str, str] = {
+    "ofa": "inference.runner.engines.ofa.load:estimate_ofa_memory",
+    "mgeo": "inference.runner.engines.mgeo.load:estimate_mgeo_memory",
+}
 ESTIMATOR_NAME = "MEMORY_ESTIMATOR"  # attribute of an extra engine's module
 
 

@@ -1,0 +1,229 @@
+"""Reads and checks the configuration of a published MGeo: network, tokeniser, labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import read_bounded
+from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
+from common.source import ConversionRefused
+from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
+from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
+
+ARCHITECTURE = "config.json"
+LABEL_MAPPING = "label_mapping.json"
+TOKENIZER = "tokenizer_config.json"
+DEFAULT_WINDOW = 512  # tokens; what ModelScope's pipeline takes where the preprocessor has no max_length
+MAX_LABELS = 4096
+_POSITIONS = "BIES"  # first letters of labels that belong to a span; "O" is the only label beside them
+_PREPROCESSORS = ("token-cls-tokenizer", "ner-tokenizer", "sequence-labeling-tokenizer")
+SLOW_NOTE = (
+    "tokenizer_config.json does not set use_fast: ModelScope's pipeline fails on an address with a character that the"
+    " vocabulary lacks; here it is answered"
+)
+DISAGREEING_NOTE = (
+    "config.json has other labels than label_mapping.json; those of label_mapping.json are used, as by ModelScope's"
+    " pipeline"
+)
+WINDOW_NOTE = (
+    "ModelScope's pipeline cuts an address after {} tokens without notice; here a longer one is read in windows that"
+    " overlap"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The network, from `config.json`."""
+
+    width: int
+    layers: int  # that compute; a checkpoint may hold further ones, for pictures of a map
+    stored_layers: int
+    heads: int
+    ffn: int
+    vocabulary: int  # rows of the token embedding
+    positions: int  # rows of the position embedding
+    segments: int  # rows of the segment embedding
+    activation: str
+    norm_epsilon: float
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read `config.json`; ignores unlisted keys.
+
+    Raises:
+        ConversionRefused: a value is not supported.
+    """
+    keys = read_section(folder, ARCHITECTURE)
+    keys.get_choice("model_type", "bert", ("bert", "mgeo"))
+    keys.get_choice("position_embedding_type", "absolute", ("absolute",))
+    keys.get_choice("gis_embedding", 0, (0,))
+    keys.get_choice("add_cross_attention", default=False, supported=(False,))
+    keys.get_choice("is_decoder", default=False, supported=(False,))
+    width = keys.get_count("hidden_size", 768, 8, 8192)
+    heads = keys.get_count("num_attention_heads", 12, 1, 256)
+    if width % heads:
+        keys.refuse("num_attention_heads", heads, f"a divisor of hidden_size = {width}")
+    layers = keys.get_count("num_hidden_layers", 12, 1, 96)
+    return Architecture(
+        width=width,
+        layers=keys.get_count("fusion_layer", layers, 1, layers),
+        stored_layers=layers,
+        heads=heads,
+        ffn=keys.get_count("intermediate_size", 3072, 1, 65536),
+        vocabulary=keys.get_count("vocab_size", 30522, 5, 1 << 20),
+        positions=keys.get_count("max_position_embeddings", 512, 3, 8192),
+        segments=keys.get_count("type_vocab_size", 2, 1, 64),
+        activation=str(keys.get_choice("hidden_act", "gelu", ("gelu", "relu"))),
+        norm_epsilon=keys.get_number("layer_norm_eps", 1e-12, 1e-15, 1e-1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """How texts are read, and the labels."""
+
+    window: int  # tokens, begin and end token included
+    labels: tuple[str, ...]  # by number
+    words: WordRules
+    begin: str  # tokens
+    end: str
+    notes: tuple[str, ...]  # for display
+
+
+def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
+    """Read how inputs are prepared and what the labels are.
+
+    Raises:
+        ConversionRefused: a value is not supported.
+    """
+    top = read_section(folder, CONFIGURATION)
+    top.get_choice("framework", "pytorch", ("pytorch",))
+    top.get_choice("task", None, ("token-classification",))
+    model = top.get_section("model")
+    model.get_choice("type", None, ("mgeo",))
+    model.get_choice("finetune_mode", "single-modal", ("single-modal",))
+    preprocessor = top.get_section("preprocessor")
+    if "type" not in preprocessor.values:
+        preprocessor = preprocessor.get_section("val")
+    preprocessor.get_choice("type", _PREPROCESSORS[0], _PREPROCESSORS)
+    longest = architecture.positions
+    window = preprocessor.get_count("max_length", min(DEFAULT_WINDOW, longest), 3, longest)
+    tokenizer = read_section(folder, TOKENIZER) if (folder / TOKENIZER).is_file() else ConfigSection(TOKENIZER, {})
+    tokenizer.get_choice("tokenizer_class", "BertTokenizer", ("BertTokenizer", "BertTokenizerFast"))
+    by_character = preprocessor.get_flag("is_split_into_words", default=False)
+    notes = [WINDOW_NOTE.format(window)]
+    if not (by_character or _is_fast(preprocessor, tokenizer)):
+        notes.append(SLOW_NOTE)
+    labels = _read_labels(folder, top)
+    if _disagrees(folder, labels):
+        notes.append(DISAGREEING_NOTE)
+    return PipelineConfig(
+        window=window,
+        labels=labels,
+        words=_read_word_rules(tokenizer, by_character=by_character),
+        begin=_read_token(tokenizer, "cls_token", "[CLS]"),
+        end=_read_token(tokenizer, "sep_token", "[SEP]"),
+        notes=tuple(notes),
+    )
+
+
+def _is_fast(preprocessor: ConfigSection, tokenizer: ConfigSection) -> bool:
+    if preprocessor.values.get("use_fast") is not None:
+        return preprocessor.get_flag("use_fast", default=False)
+    return tokenizer.values.get("use_fast") is not None and tokenizer.get_flag("use_fast", default=False)
+
+
+def _read_word_rules(tokenizer: ConfigSection, *, by_character: bool) -> WordRules:
+    lowercase = tokenizer.get_flag("do_lower_case", default=True)
+    has_own = tokenizer.values.get("strip_accents") is not None
+    return WordRules(
+        lowercase=lowercase,
+        strip_accents=tokenizer.get_flag("strip_accents", default=lowercase) if has_own else lowercase,
+        split_ideographs=tokenizer.get_flag("tokenize_chinese_chars", default=True),
+        by_character=by_character,
+        unknown=_read_token(tokenizer, "unk_token", "[UNK]"),
+    )
+
+
+def _read_token(tokenizer: ConfigSection, key: str, default: str) -> str:
+    """A special token, written as a string or as an object with its `content`."""
+    value = tokenizer.values.get(key, default)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    if not isinstance(value, str) or not value:
+        tokenizer.refuse(key, value, "a token")
+    return value
+
+
+def _read_labels(folder: Path, top: ConfigSection) -> tuple[str, ...]:
+    """The labels by number, from the first place that ModelScope's pipeline would take them from."""
+    sections = [top.get_section("model"), top.get_section("preprocessor")]
+    if (folder / LABEL_MAPPING).is_file():
+        return _order_labels(LABEL_MAPPING, read_object(folder, LABEL_MAPPING, MAX_CONFIG_BYTES))
+    for section in [*sections, read_section(folder, ARCHITECTURE)]:
+        found = _labels_in(section)
+        if found is not None:
+            return found
+    message = f"there is no {LABEL_MAPPING}, and neither {CONFIGURATION} nor {ARCHITECTURE} has label2id or id2label"
+    raise ConversionRefused("CONFIG_UNSUPPORTED", message)
+
+
+def _labels_in(section: ConfigSection) -> tuple[str, ...] | None:
+    if section.values.get("label2id"):
+        return _order_labels(f"{section.location}label2id", section.get_section("label2id").values)
+    if section.values.get("id2label"):
+        names = section.get_section("id2label").values
+        numbers = {str(label): int(number) for number, label in names.items() if number.isdecimal()}
+        return _order_labels(f"{section.location}id2label", numbers)
+    return None
+
+
+def _order_labels(location: str, numbers: Mapping[str, object]) -> tuple[str, ...]:
+    """The labels in the order of their numbers.
+
+    Raises:
+        ConversionRefused: the numbers are not 0, 1, 2, …, or a label has another form than "O" or "B-prov".
+    """
+    labels = tuple(sorted(numbers, key=lambda label: number if type(number := numbers[label]) is int else -1))
+    if not 1 <= len(labels) <= MAX_LABELS or [numbers[label] for label in labels] != list(range(len(labels))):
+        message = f"{location}: the labels' numbers are not 0 to {len(labels) - 1}, each once (at most {MAX_LABELS})"
+        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
+    for label in labels:
+        if label != "O" and not (label[:1] in _POSITIONS and label[1:2] == "-" and label[2:].strip()):
+            message = f'{location} has the label {label[:80]!r}, supported: "O", and B-, I-, E- or S- with a kind'
+            raise ConversionRefused("CONFIG_UNSUPPORTED", message)
+    return labels
+
+
+def _disagrees(folder: Path, labels: tuple[str, ...]) -> bool:
+    """Whether config.json names other labels, beside the placeholders that libraries write ("LABEL_0")."""
+    try:
+        found = _labels_in(read_section(folder, ARCHITECTURE))
+    except ConversionRefused:
+        return False
+    return found is not None and found != labels
+
+
+def read_vocabulary(folder: Path, architecture: Architecture, needed: tuple[str, ...]) -> dict[str, int]:
+    """Read `vocab.txt`: a token a line, whose number is the line's.
+
+    Raises:
+        ConversionRefused: the file is not UTF-8, has a token twice, lacks one of `needed`, or has more tokens than the
+            embedding has rows.
+        OSError: it cannot be read.
+    """
+    try:
+        text = read_bounded(folder / VOCABULARY_NAME, MAX_VOCABULARY_BYTES).decode("utf-8")
+    except ValueError as error:
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} is not UTF-8, or too large") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    ids = {token: number for number, token in enumerate(lines)}
+    if len(ids) != len(lines):
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} has a token twice")
+    if len(lines) > architecture.vocabulary:
+        message = f"{VOCABULARY_NAME} has {len(lines)} tokens, {ARCHITECTURE}: vocab_size is {architecture.vocabulary}"
+        raise ConversionRefused("VOCABULARY_BROKEN", message)
+    missing = [token for token in needed if token not in ids]
+    if missing:
+        raise ConversionRefused("VOCABULARY_BROKEN", f"{VOCABULARY_NAME} lacks {', '.join(missing)[:80]}")
+    return ids

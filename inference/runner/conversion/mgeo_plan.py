@@ -1,0 +1,154 @@
+"""Reads and checks everything of a published MGeo except tensor data, without torch.
+
+Names and shapes of the expected tensors follow from the configuration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.engine_files import MGEO
+from common.source import ConversionRefused, Source, find_source
+from inference.runner.conversion.mgeo_config import (
+    Architecture,
+    PipelineConfig,
+    read_architecture,
+    read_pipeline,
+    read_vocabulary,
+)
+from inference.runner.conversion.tensor_location import FLOATS, TensorLocation, TensorLocations, refuse, shorten
+from inference.runner.conversion.weight_files import locate_tensors
+from inference.runner.engines.mgeo.config import EngineConfig
+
+MODEL_PREFIX = "bert."  # a checkpoint of the encoder alone leaves it out
+ENCODER = "text_encoder."
+CLASSIFIER = "classifier."
+_NORMS = ("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")  # old names of norms
+_UNUSED = (f"{ENCODER}pooler.", f"{ENCODER}embeddings.position_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class MgeoPlan:
+    """A checked source; only its tensor data is unread."""
+
+    source: Source
+    config: EngineConfig
+    vocabulary: tuple[str, ...]  # by id
+    locations: TensorLocations  # by the names of `expected_tensors`, and those that are only checked
+    notes: tuple[str, ...]  # for display
+
+
+def plan_mgeo(folder: Path) -> MgeoPlan:
+    """Read and check a published folder, except tensor data.
+
+    Args:
+        folder: only declared files are read.
+
+    Raises:
+        ConversionRefused: the source cannot be converted.
+        OSError: a file cannot be read.
+    """
+    source = find_source(folder)
+    if source.engine is not MGEO:
+        message = f"the revision is for engine {source.engine.engine!r}, supported: 'mgeo'"
+        raise ConversionRefused("ENGINE_UNKNOWN", message)
+    architecture = read_architecture(folder)
+    pipeline = read_pipeline(folder, architecture)
+    vocabulary = read_vocabulary(folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown))
+    locations = _rename(locate_tensors(folder))
+    check_tensors(locations, expected_tensors(architecture, len(pipeline.labels)), architecture)
+    config = _build_config(architecture, pipeline, vocabulary)
+    return MgeoPlan(source, config, tuple(vocabulary), locations, pipeline.notes)
+
+
+def expected_tensors(architecture: Architecture, labels: int) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a source must contain, with their shapes."""
+    width, ffn = architecture.width, architecture.ffn
+    embeddings = f"{ENCODER}embeddings."
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{embeddings}word_embeddings.weight": (architecture.vocabulary, width),
+        f"{embeddings}position_embeddings.weight": (architecture.positions, width),
+        f"{embeddings}token_type_embeddings.weight": (architecture.segments, width),
+        **_norm(f"{embeddings}LayerNorm", width),
+        **_linear(f"{CLASSIFIER}", labels, width),
+    }
+    for layer in range(architecture.layers):
+        prefix = layer_prefix(layer)
+        for part in ("query", "key", "value"):
+            shapes |= _linear(f"{prefix}attention.self.{part}.", width, width)
+        shapes |= _linear(f"{prefix}attention.output.dense.", width, width)
+        shapes |= _norm(f"{prefix}attention.output.LayerNorm", width)
+        shapes |= _linear(f"{prefix}intermediate.dense.", ffn, width)
+        shapes |= _linear(f"{prefix}output.dense.", width, ffn)
+        shapes |= _norm(f"{prefix}output.LayerNorm", width)
+    return shapes
+
+
+def layer_prefix(layer: int) -> str:
+    """The beginning of the names of a layer's tensors."""
+    return f"{ENCODER}encoder.layer.{layer}."
+
+
+def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def check_tensors(
+    locations: TensorLocations, expected: Mapping[str, tuple[int, ...]], architecture: Architecture
+) -> None:
+    """Compare a source's tensors with the expected ones.
+
+    Raises:
+        ConversionRefused: a tensor is missing, unexpected, or of another shape or dtype.
+    """
+    unused = (*_UNUSED, *(layer_prefix(layer) for layer in range(architecture.layers, architecture.stored_layers)))
+    for name in expected:
+        if name not in locations:
+            refuse(f"tensor {MODEL_PREFIX}{name} is missing")
+    for name, location in locations.items():
+        if name in expected:
+            _check_tensor(name, location, expected[name])
+        elif not name.startswith(unused):
+            refuse(f"tensor {shorten(name)} does not belong to an MGeo of this configuration")
+
+
+def _check_tensor(name: str, location: TensorLocation, shape: tuple[int, ...]) -> None:
+    if location.shape != shape:
+        refuse(f"tensor {name} has shape {location.shape}, supported: {shape}")
+    if location.dtype not in FLOATS:
+        refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}")
+
+
+def _rename(locations: TensorLocations) -> dict[str, TensorLocation]:
+    """Tensors by the names that this module uses: without the model's prefix, norms by their new names."""
+    renamed: dict[str, TensorLocation] = {}
+    for name, location in locations.items():
+        plain = name.removeprefix(MODEL_PREFIX)
+        for old, new in _NORMS:
+            if plain.endswith(old):
+                plain = plain.removesuffix(old) + new
+        if plain in renamed:
+            refuse(f"tensor {shorten(plain)} is there under two names")
+        renamed[plain] = location
+    return renamed
+
+
+def _build_config(architecture: Architecture, pipeline: PipelineConfig, vocabulary: Mapping[str, int]) -> EngineConfig:
+    return EngineConfig(
+        width=architecture.width,
+        layers=architecture.layers,
+        heads=architecture.heads,
+        ffn=architecture.ffn,
+        vocabulary=len(vocabulary),
+        activation=architecture.activation,
+        norm_epsilon=architecture.norm_epsilon,
+        window=pipeline.window,
+        labels=pipeline.labels,
+        begin_token=vocabulary[pipeline.begin],
+        end_token=vocabulary[pipeline.end],
+        words=pipeline.words,
+    )
