@@ -78,11 +78,13 @@ bench-swap: env ## Measure gaps that callers see during swaps and crashes, on th
 bench-update: env ## Measure each step of an update against this machine's limits (needs 8 GB; ARGS="--size middle": 0.6)
 	@$(bin)/python -m dev.bench.update $(ARGS)
 
-parity: env ## Compare the engine with the stock pipeline, in a separate environment (about 6 GB)
+parity: env ## Compare the engines with the stock pipeline, in a separate environment (about 6 GB)
 	@dev/scripts/parity-env
 	.venv-parity/bin/python -m dev.parity.fixtures --check
 	.venv-parity/bin/python -m dev.parity.texts --check
 	.venv-parity/bin/python -m dev.parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
+	.venv-parity/bin/python -m dev.parity.mgeo.fixtures --check
+	.venv-parity/bin/python -m dev.parity.mgeo.compare
 
 fuzz: env ## Look for inputs that break the server: a million in the process, 50,000 messages over the wire (about an hour)
 	@dev/scripts/fuzz-tools

@@ -1,0 +1,1 @@
+"""Compares the MGeo engine with ModelScope's pipeline."""

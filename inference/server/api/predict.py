@@ -1,0 +1,228 @@
+"""Predict and StreamPredict of any task: one request a call, or items in a stream."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from common.clock import Clock
+from common.errors import HotslotError
+from inference.server.api import convert
+from inference.server.api.interceptors import current_call, has_reached_deadline
+from inference.server.api.reading import Context, MessageReader
+from inference.server.api.stream import ItemStream, StreamRules
+from inference.server.api.task import InputLimits, TaskApi, build_result
+from inference.server.events import Emit
+from inference.server.items import IncomingItem
+from inference.server.model.models import Models
+from inference.server.request import PendingRequest, Prediction
+from inference.server.scheduling.admission import Drain, draining_error
+from inference.server.scheduling.callers import Source, unary_source
+from inference.server.scheduling.held_bytes import HeldBytes
+from inference.server.scheduling.turns import Reader, TurnGate
+
+_stream_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRules:
+    """Limits of a call."""
+
+    inputs: InputLimits
+    stream: StreamRules
+    max_deadline_seconds: float
+
+
+class PredictApi:
+    """The handlers of a task's service. Requests arrive as bytes, so that a parse error gets our INVALID_ARGUMENT."""
+
+    def __init__(
+        self,
+        api: TaskApi,
+        models: Models,
+        rules: PredictRules,
+        clock: Clock,
+        emit: Emit,
+        drain: Drain,
+        held: HeldBytes,
+    ) -> None:
+        self.api = api
+        self._models = models
+        self._held = held
+        self._rules = rules
+        self._clock = clock
+        self._emit = emit
+        self._drain = drain
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What the server registers."""
+        return grpc.method_handlers_generic_handler(
+            self.api.service,
+            {
+                # As a stream of one message: gRPC reads it only when the handler asks for it.
+                "Predict": grpc.stream_unary_rpc_method_handler(
+                    self.predict, None, self.api.predict_response.SerializeToString
+                ),
+                "StreamPredict": grpc.stream_stream_rpc_method_handler(
+                    self.stream_predict, None, self.api.stream_response.SerializeToString
+                ),
+            },
+        )
+
+    async def predict(self, _messages: object, context: Context) -> Message:
+        """Answer one request.
+
+        Raises:
+            HotslotError: one of the errors in the task's proto.
+        """
+        with MessageReader(context, self._held, self._clock) as reader:
+            with IncomingItem(self._emit) as item:
+                request = await self._read_request(reader)
+                source = unary_source(current_call.get().caller)
+                pending = self._begin(item, request, context.time_remaining(), source)
+                reader.hold(pending)
+            try:
+                prediction = await pending.outcome
+            finally:
+                if not pending.outcome.done() or pending.outcome.cancelled():
+                    self.cancel_request(pending, has_expired=has_reached_deadline(context))
+        response: Message = self.api.build_response(prediction)
+        _note_fields(self.api.describe(request, response), prediction)
+        return response
+
+    async def _read_request(self, reader: MessageReader) -> Any:  # noqa: ANN401  the task's own record
+        if self._drain.is_draining:
+            raise draining_error()
+        return self.api.parse_request(await reader.read_only())
+
+    async def stream_predict(self, _requests: object, context: Context) -> None:
+        """Answer a stream of items.
+
+        Raises:
+            NotReady: the server is draining.
+        """
+        with MessageReader(context, self._held, self._clock) as reader:
+            await ItemStream(context, TaskStream(self), self._rules.stream, self._drain, reader).run()
+
+    # For streams.
+
+    def find_turns(self, model: str) -> TurnGate | None:
+        """Where the streams of a model wait for their turns; None if there is no such model."""
+        try:
+            return self._models.find_for_call(model, self.api.task).requests.intake.turns
+        except HotslotError:
+            return None
+
+    def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
+        """Parse a stream message into item ids and requests."""
+        with IncomingItem(self._emit):
+            return self.api.parse_items(raw)
+
+    def begin(
+        self,
+        item_id: str,
+        request: Any,  # noqa: ANN401  the task's own record
+        deadline_seconds: float | None,
+        source: Source,
+        *,
+        is_duplicate: bool,
+    ) -> PendingRequest:
+        """Accept one item."""
+        with IncomingItem(self._emit) as item:
+            convert.check_item_id(item_id, is_duplicate=is_duplicate)
+            return self._begin(item, request, deadline_seconds, source)
+
+    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
+        """Cancel a request whose caller is gone."""
+        for manager in self._models.list_of_task(self.api.task):
+            manager.requests.cancel(pending, has_expired=has_expired)
+
+    # Helpers.
+
+    def _begin(
+        self,
+        item: IncomingItem,
+        request: Any,  # noqa: ANN401  the task's own record
+        left: float | None,
+        source: Source,
+    ) -> PendingRequest:
+        manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
+        item.model = manager.options.model
+        payload = self.api.check(request, self._rules.inputs)
+        limit = self._rules.max_deadline_seconds
+        seconds = limit if left is None else min(left, limit)
+        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source)
+
+
+class TaskStream:
+    """The task of one stream: its items are a flow of its caller, and it reads them in turn."""
+
+    def __init__(self, api: PredictApi) -> None:
+        caller = current_call.get().caller
+        self._api = api
+        self._source = Source(caller, caller.stream_flow(next(_stream_numbers)))
+        self._reader = Reader(caller, self._source.flow)
+        self._turns = api.find_turns("")  # of the model that its latest message named
+
+    async def wait_turn(self, *, is_free: bool) -> None:
+        """Wait until it may read its next message."""
+        if self._turns is not None:
+            await self._turns.wait(self._reader, is_free=is_free)
+
+    def skip_turn(self) -> None:
+        """Let it read at once."""
+        if self._turns is not None:
+            self._turns.skip(self._reader)
+
+    def leave(self) -> None:
+        """Forget that it waits: it has ended."""
+        if self._turns is not None:
+            self._turns.leave(self._reader)
+
+    def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
+        """Parse a message, and charge its rows to the stream."""
+        items = self._api.parse_items(raw)
+        if self._turns is not None:
+            self._turns.on_read(self._reader, sum(self._api.api.count_rows(request) for _, request in items))
+        self._turns = self._api.find_turns(self._api.api.model_of(items[0][1])) or self._turns
+        return items
+
+    def begin(
+        self,
+        item_id: str,
+        request: Any,  # noqa: ANN401  the task's own record
+        deadline_seconds: float | None,
+        *,
+        is_duplicate: bool,
+    ) -> PendingRequest:
+        """Accept one item."""
+        return self._api.begin(item_id, request, deadline_seconds, self._source, is_duplicate=is_duplicate)
+
+    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
+        """Cancel a request whose caller is gone."""
+        self._api.cancel_request(pending, has_expired=has_expired)
+
+    def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
+        """Convert the outcome of one item."""
+        return build_result(self._api.api, item_id, outcome)
+
+    def build_response(self, results: list[Any]) -> Any:  # noqa: ANN401
+        """Combine outcomes into one message."""
+        make: Any = self._api.api.stream_response
+        return make(results=results)
+
+
+def _note_fields(fields: Mapping[str, object], prediction: Prediction) -> None:
+    """Record the log fields of a call; never what the caller sent."""
+    current_call.get().fields.update(
+        model=prediction.served_by.model,
+        revision=prediction.served_by.revision,
+        slot=prediction.served_by.slot,
+        device=prediction.served_by.device,
+        **fields,
+        queued_seconds=round(prediction.queued_seconds, 6),
+        computed_seconds=round(prediction.computed_seconds, 6),
+    )

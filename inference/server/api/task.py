@@ -1,0 +1,102 @@
+"""The part of the public API that is different for each task."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
+
+from common.engine_files import Task
+from common.errors import HotslotError, to_status
+from inference.server.api.texts import TextRule
+from inference.server.request import Payload, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class InputLimits:
+    """Limits of a request, and how its texts are read."""
+
+    max_image_bytes: int
+    max_statement_chars: int
+    texts: TextRule = TextRule.AS_SEEN
+    max_address_chars: int = 500
+
+
+class TaskApi(Protocol):
+    """The messages of one task's service. `Any` is its own record of a parsed request."""
+
+    task: Task
+    service: str  # full name of the gRPC service
+    probe_field: str  # of ProbeSlotRequest.items and of ProbeOutcome.outcome
+    self_test: Payload  # valid input for any model of the task
+    predict_response: type[Message]
+    stream_response: type[Message]
+    stream_result: type[Message]
+
+    def parse_request(self, raw: bytes) -> Any:  # noqa: ANN401
+        """Parse the message of a call.
+
+        Raises:
+            InputRefused: the bytes do not parse.
+        """
+        ...
+
+    def parse_items(self, raw: bytes) -> list[tuple[str, Any]]:
+        """Parse a stream message into item ids and requests.
+
+        Raises:
+            InputRefused: the bytes do not parse, or the number of items is wrong.
+        """
+        ...
+
+    def wrap(self, message: Any) -> Any:  # noqa: ANN401
+        """The record of a PredictRequest that is parsed already."""
+        ...
+
+    def model_of(self, request: Any) -> str:  # noqa: ANN401
+        """The model that it names; may be empty."""
+        ...
+
+    def count_rows(self, request: Any) -> int:  # noqa: ANN401
+        """Device rows that it will cost, before it is checked; at least 1."""
+        ...
+
+    def check(self, request: Any, limits: InputLimits) -> Payload:  # noqa: ANN401
+        """Check all fields of a request except `model`, and convert it.
+
+        Raises:
+            InputRefused: names the first invalid field and the limit.
+        """
+        ...
+
+    def build_response(self, prediction: Prediction) -> Any:  # noqa: ANN401
+        """Convert a prediction."""
+        ...
+
+    def describe(self, request: Any, response: Any) -> dict[str, object]:  # noqa: ANN401
+        """The log fields of a call; never what the caller sent."""
+        ...
+
+
+def fill_origin(response: Any, prediction: Prediction) -> None:  # noqa: ANN401  a response of any task
+    """Set which model answered, and where the time went."""
+    served_by, found = response.served_by, prediction.served_by
+    served_by.model, served_by.revision, served_by.digest = found.model, found.revision, found.digest
+    served_by.device, served_by.slot, served_by.node = found.device, found.slot, found.node
+    timing = response.timing
+    _set(timing.queued, prediction.queued_seconds)
+    _set(timing.prepared, prediction.prepared_seconds)
+    _set(timing.computed, prediction.computed_seconds)
+
+
+def build_result(api: TaskApi, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
+    """Convert the outcome of one stream item."""
+    make: Any = api.stream_result
+    if isinstance(outcome, HotslotError):
+        return make(item_id=item_id, error=to_status(outcome))
+    return make(item_id=item_id, response=api.build_response(outcome))
+
+
+def _set(duration: duration_pb2.Duration, seconds: float) -> None:
+    duration.seconds = int(seconds)
+    duration.nanos = int((seconds - int(seconds)) * 1e9)
