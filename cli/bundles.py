@@ -1,5 +1,6 @@
 """`hotslot bundle …`: import a model by hand; list and show bundles. Works without a server."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli.output import BAD, DIM, GOOD, err, out, print_text, seconds, short, size, text
+from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, StateDir, read_settings, state_folder
 from common.bundle import (
@@ -254,6 +255,7 @@ def show(
         print_text((f"{key:<11}", DIM), value)
     for position, file in enumerate(bundle.files):
         print_text((f"{'' if position else 'files':<11}", DIM), f"{file.name}  {size(file.size)}")
+    print_notes(bundle.notes)
 
 
 def _provenance(bundle: Bundle) -> dict[str, str]:
@@ -292,8 +294,15 @@ def print_import(model: str, done: ImportResult, took_seconds: float) -> None:
     how = "converted earlier" if done.was_sealed else f"converted in {seconds(took_seconds)}"
     before = f" (before: {done.replaced.revision} {short(done.replaced.bundle_digest)})" if done.replaced else ""
     print_text((model, "bold"), " is now ", (name, GOOD), f", {how}{before}; the server loads it at its next start")
+    print_notes(bundle.notes)
     if settings_path().is_file() and model not in {one.name for one in read_settings().models}:
         print_text((f"{settings_path()} has no [[models]] named {model}; add it, or the model is not served", BAD))
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what was ignored in the published files, or read otherwise than expected."""
+    for note in notes:
+        print_text(("note: ", DOUBTFUL), note)
 
 
 def _only_model_for(source: Path) -> str:

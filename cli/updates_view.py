@@ -51,6 +51,7 @@ def show_update(response: pb.GetUpdateResponse) -> RenderableType:
     if response.advice:
         parts.append(text(("what to do: ", DOUBTFUL), response.advice))
     parts += [text(""), _facts(response)]
+    parts += [text(""), *(text(("note: ", DOUBTFUL), note) for note in response.notes)] if response.notes else []
     parts += [text(""), _events(response)] if response.events else []
     parts += [text(""), _measurements(response)] if response.measurements else []
     parts += [text(""), _differing(response)] if response.differing else []

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.bundle import BundleFile, compute_bundle_digest, compute_source_digest, hash_file
 from common.durable import read_bounded
@@ -21,6 +22,7 @@ from common.engine_files import (
     list_declared_files,
     list_shards,
 )
+from common.json_text import parse_object
 
 MANIFEST_NAME = "hotslot-manifest.json"
 LISTING_SCHEMA = 1
@@ -235,13 +237,10 @@ def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[st
     return sorted(set(names))
 
 
-def _read_object(folder: Path, name: str) -> dict[str, object]:
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
     try:
-        row = json.loads(read_bounded(folder / name, MAX_CONFIG_BYTES))
+        return parse_object(read_bounded(folder / name, MAX_CONFIG_BYTES), name)
     except FileNotFoundError as error:
         raise FilesMissing(f"the revision lacks {name}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not JSON: {type(error).__name__}") from error
-    if not isinstance(row, dict):
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not a JSON object")
-    return row
+    except ValueError as error:  # not JSON, or too large
+        raise ConversionRefused("CONFIG_BROKEN", str(error)) from error

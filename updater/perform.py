@@ -164,4 +164,4 @@ def _verify_and_seal(effect: VerifyAndSeal, ports: Ports) -> Result:
     ports.store.check_compatible(digest, effect.compatible_with)  # check 15
     if not effect.is_kept_source:
         ports.store.keep_source(effect.update_id, effect.source_digest)
-    return Sealed(digest, effect.source_digest)
+    return Sealed(digest, effect.source_digest, ports.store.notes(digest))

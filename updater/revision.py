@@ -1,6 +1,5 @@
 """Describes a revision from its listing: engine, declared files, digest, and whether it is complete."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from common.bundle import BundleFile, compute_source_digest
 from common.durable import NotRegular
 from common.engine_files import CONFIGURATION, EngineFiles, FilesMissing, find_engine, list_declared_files, list_shards
+from common.json_text import JsonBroken, parse_object
 from common.source import ManifestBroken, check_names
 from updater.core.facts import HubFile, Release
 
@@ -146,9 +146,6 @@ def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
         UnsupportedRevision: the content is not a JSON object.
     """
     try:
-        row = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedRevision("CONFIG_BROKEN", f"{name} is not JSON") from error
-    if not isinstance(row, dict):
-        raise UnsupportedRevision("CONFIG_BROKEN", f"{name} is not a JSON object")
-    return row
+        return parse_object(raw, name)
+    except JsonBroken as error:
+        raise UnsupportedRevision("CONFIG_BROKEN", str(error)) from error

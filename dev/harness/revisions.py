@@ -46,7 +46,7 @@ def model_folder(
     row = {**_CONFIGURATION, **(configuration or {})}
     (folder / "configuration.json").write_text(json.dumps(row), encoding="utf-8")
     (folder / "vocab.json").write_text("{}", encoding="utf-8")
-    (folder / "merges.txt").write_text("", encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     (folder / "model.safetensors").write_bytes(weights_of(revision, weights_bytes))
     return folder
 

@@ -20,8 +20,8 @@ from dev.parity.make_model import Recipe, make_model
 from dev.parity.oracle import Oracle, versions
 from dev.parity.pictures import FOLDER as PICTURES
 from dev.parity.variants import VARIANTS
+from inference.runner.conversion.ofa_plan import plan_ofa
 from inference.runner.conversion.tensor_io import TensorReader
-from inference.runner.conversion.weight_files import locate_tensors
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "ofa" / "fixtures"
 DIGITS = 7  # of a recorded probability
@@ -39,7 +39,7 @@ def record(variant: str, recipe: Recipe) -> dict[str, Any]:
         folder = Path(name)
         make_model(folder, recipe)
         oracle = Oracle(folder)
-        places = locate_tensors(folder)
+        places = plan_ofa(folder).locations
         with TensorReader(places) as weights:
             oracle.check_weights({name: weights.get(name) for name in places})
         items = [_item(oracle, question) for question in questions()]

@@ -27,6 +27,7 @@ class Quality:
     verifies: bool = True
     converts: bool = True
     is_compatible: bool = True  # with whatever serves
+    notes: tuple[str, ...] = ()  # of its bundle
     loads: str = ""  # reason with which a load fails
     right: int = 20  # of 20 expected golden answers, the first ones
     agrees: int = 20  # of 20 others, with everybody
@@ -130,6 +131,9 @@ class SimStore:
     def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
         if compatible_with and not self.qualities[content_of(bundle_digest)].is_compatible:
             raise EffectFailed.permanent("LABELS_CHANGED", "another order")
+
+    def notes(self, bundle_digest: str) -> tuple[str, ...]:
+        return self.qualities[content_of(bundle_digest)].notes
 
     def keep_source(self, update_id: str, source_digest: str) -> None:
         self.disk.check()

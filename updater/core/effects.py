@@ -204,6 +204,7 @@ class Sealed:
 
     bundle_digest: str
     source_digest: str  # re-computed from the bytes on disk
+    notes: tuple[str, ...] = ()  # of the bundle, for people: what was ignored, or read in an unusual place
 
 
 @dataclass(frozen=True, slots=True)

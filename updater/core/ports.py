@@ -198,6 +198,10 @@ class Store(Protocol):
         """Compare a sealed bundle with the serving one (empty: none); if incompatible: EffectFailed(PERMANENT)."""
         ...
 
+    def notes(self, bundle_digest: str) -> tuple[str, ...]:
+        """Notes of a sealed bundle about how the published files were read; empty without any."""
+        ...
+
     def keep_source(self, update_id: str, source_digest: str) -> None:
         """Move the staged files of a sealed source to the kept ones."""
         ...

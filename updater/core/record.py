@@ -42,6 +42,7 @@ class Evidence:
     measured: tuple[Measured, ...] = ()
     differing: tuple[Differing, ...] = ()  # the first ones
     on_probes: bool = False
+    notes: tuple[str, ...] = ()  # about how the published files were read, in whole sentences
 
 
 class Stage(StrEnum):

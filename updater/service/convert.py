@@ -111,7 +111,8 @@ def to_event(event: PastEvent) -> pb.UpdateEvent:
 
 
 def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
-    """Add measurements, and items on which the models differ."""
+    """Add notes, measurements, and items on which the models differ."""
+    message.notes.extend(evidence.notes)
     for row in evidence.measured:
         message.measurements.add(
             name=row.name,

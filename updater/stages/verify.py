@@ -3,7 +3,7 @@
 from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import MEMORY_REASONS, Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
 from updater.core.facts import Facts
-from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
+from updater.core.record import Evidence, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.stages import reconcile, stage, transitions
 from updater.stages.transitions import Transition
@@ -49,8 +49,12 @@ def _apply_sealed(record: ModelRecord, result: Sealed, facts: Facts, rules: Rule
         return stage.apply_mismatch(record, facts, rules, "SOURCE_MISMATCH: the sealed source is not the listed one")
     if result.bundle_digest in record.blocked:
         return transitions.hold(record, facts, HeldFor.CONVERSION, "this build's conversion of it has failed before")
-    record = transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest)
-    return transitions.with_event(record, facts, "bundle_sealed", f"{update.revision} is verified and sealed")
+    message, evidence = f"{update.revision} is verified and sealed", None
+    if result.notes:
+        count = "1 note" if len(result.notes) == 1 else f"{len(result.notes)} notes"
+        message, evidence = f"{message}, with {count}", Evidence(notes=result.notes)
+    event = transitions.make_event(record, facts, "bundle_sealed", message, evidence=evidence)
+    return Transition(transitions.enter(record, Stage.GATING, bundle_digest=result.bundle_digest), (event,))
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:

@@ -162,6 +162,13 @@ class BundleStore:
         except OSError as error:
             raise classify_disk_error(error, "the sealed bundles cannot be compared") from error
 
+    def notes(self, bundle_digest: str) -> tuple[str, ...]:
+        """Notes of a sealed bundle about how the published files were read; empty if it is damaged."""
+        try:
+            return self.bundle(bundle_digest).notes
+        except BundleBroken:
+            return ()
+
     def keep_source(self, update_id: str, source_digest: str) -> None:
         """Move the staged files of a sealed source to the kept sources. Idempotent."""
         staged, kept = self._incoming(update_id) / FILES_FOLDER, self._kept(source_digest)

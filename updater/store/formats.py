@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from common.engine_files import CONFIGURATION
+from common.file_kinds import HEAD_BYTES as MISTAKE_BYTES
+from common.file_kinds import identify_mistake
 
 MAX_DEPTH = 32
 # Known top-level keys of configuration.json: ModelScope's own, and harmless ones that repositories add.
@@ -151,6 +153,10 @@ def find_format_problem(name: str, size: int, file: BinaryIO) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    mistake = identify_mistake(file.read(MISTAKE_BYTES))
+    if mistake:
+        return f"{name} {mistake}"
+    file.seek(0)
     suffix = PurePosixPath(name).suffix
     if suffix not in _SUFFIXES:
         return f"{name} has none of the supported extensions ({', '.join(_SUFFIXES)})"

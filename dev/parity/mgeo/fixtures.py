@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
+from common.engine_files import WEIGHTS
 from dev.parity.mgeo.make_model import VARIANTS, Recipe, make_model
 from dev.parity.mgeo.oracle import MgeoOracle, versions
 from dev.parity.mgeo.record import FOLDER, TOKENS_FILE, read_record
 from dev.parity.mgeo.texts import SPECIAL, all_texts
 from inference.runner.conversion.tensor_io import TensorReader
-from inference.runner.conversion.weight_files import locate_tensors
+from inference.runner.conversion.weight_files import locate_all_tensors
 
 DIGITS = 7  # of a recorded probability
 TOLERANCE = 2e-6  # between processors; each sums in another order
@@ -84,7 +85,7 @@ def record_tokens() -> dict[str, Any]:
 
 def _check_weights(oracle: MgeoOracle, folder: Path) -> None:
     loaded = oracle.weights()
-    places = locate_tensors(folder)
+    places = locate_all_tensors(folder, WEIGHTS)
     with TensorReader(places) as reader:
         for name in places:
             known = name.replace(".gamma", ".weight").replace(".beta", ".bias")

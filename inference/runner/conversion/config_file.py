@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.durable import read_bounded
 from common.engine_files import MAX_CONFIG_BYTES
+from common.json_text import parse_object
 from common.source import ConversionRefused
 
 _MAX_SHOWN = 80  # characters of a foreign value in a message
@@ -19,38 +20,51 @@ class ConfigSection:
 
     location: str  # for messages, for example "configuration.json: model."
     values: Mapping[str, object]
+    read: set[str] = field(default_factory=set, compare=False)  # keys that were asked for
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other name of a key, which wins, by key
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return a value; under its alias if there is one."""
+        alias = self.aliases.get(key, "")
+        found = alias if alias in self.values else key
+        self.read.add(found)
+        return self.values.get(found, default)
+
+    def has(self, key: str) -> bool:
+        """Whether a key or its alias is there."""
+        return key in self.values or self.aliases.get(key, "") in self.values
 
     def get_count(self, key: str, default: int | None, lowest: int, highest: int) -> int:
         """Return an integer in a range; required if `default` is None."""
-        value = self.values.get(key, default)
+        value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             self.refuse(key, value, f"an integer from {lowest} to {highest}")
         return value
 
     def get_number(self, key: str, default: float, lowest: float, highest: float) -> float:
         """Return a number in a range."""
-        value = self.values.get(key, default)
+        value = self.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value <= highest:
             self.refuse(key, value, f"a number from {lowest:g} to {highest:g}")
         return float(value)
 
     def get_flag(self, key: str, default: bool) -> bool:  # noqa: FBT001 - the flag is the value itself
         """Return a boolean."""
-        value = self.values.get(key, default)
+        value = self.get(key, default)
         if not isinstance(value, bool):
             self.refuse(key, value, "true or false")
         return value
 
     def get_choice(self, key: str, default: object, supported: Sequence[object]) -> object:
         """Return one of the supported values; types must match, so 1 is not true."""
-        value = self.values.get(key, default)
+        value = self.get(key, default)
         if not any(type(value) is type(one) and value == one for one in supported):
             self.refuse(key, value, ", ".join(json.dumps(one) for one in supported))
         return value
 
     def get_triple(self, key: str) -> tuple[float, float, float] | None:
         """Return three numbers, or None if the key is missing."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return None
         numbers = [float(one) for one in value if isinstance(one, int | float)] if isinstance(value, list) else []
@@ -60,7 +74,7 @@ class ConfigSection:
 
     def get_section(self, key: str) -> "ConfigSection":
         """Return the object under a key; empty if the key is missing."""
-        value = self.values.get(key, {})
+        value = self.get(key, {})
         if not isinstance(value, Mapping):
             self.refuse(key, value, "an object")
         return ConfigSection(f"{self.location}{key}.", value)
@@ -71,17 +85,22 @@ class ConfigSection:
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
 
 
-def read_section(folder: Path, name: str) -> ConfigSection:
+def read_section(folder: Path, name: str, aliases: Mapping[str, str] | None = None) -> ConfigSection:
     """Read a configuration file.
+
+    Args:
+        folder: published.
+        name: of the file.
+        aliases: other name of a key, which wins, by key.
 
     Raises:
         ConversionRefused: the file is not a JSON object or is larger than MAX_CONFIG_BYTES.
         OSError: the file cannot be read.
     """
-    return ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES))
+    return ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES), aliases=aliases or {})
 
 
-def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, object]:
+def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -89,9 +108,6 @@ def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, object]:
         OSError: the file cannot be read.
     """
     try:
-        row = json.loads(read_bounded(folder / name, max_bytes))
-    except (ValueError, RecursionError) as error:
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
-    if not isinstance(row, dict):
-        raise ConversionRefused("CONFIG_BROKEN", f"{name} is not a JSON object")
-    return row
+        return parse_object(read_bounded(folder / name, max_bytes), name)
+    except ValueError as error:  # not JSON, or too large
+        raise ConversionRefused("CONFIG_BROKEN", str(error)) from error

@@ -17,7 +17,7 @@ from inference.runner.conversion.mgeo_config import (
     read_vocabulary,
 )
 from inference.runner.conversion.tensor_location import FLOATS, TensorLocation, TensorLocations, refuse, shorten
-from inference.runner.conversion.weight_files import locate_tensors
+from inference.runner.conversion.weight_files import locate_all_tensors
 from inference.runner.engines.mgeo.config import EngineConfig
 
 MODEL_PREFIX = "bert."  # a checkpoint of the encoder alone leaves it out
@@ -55,7 +55,7 @@ def plan_mgeo(folder: Path) -> MgeoPlan:
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
     vocabulary = read_vocabulary(folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown))
-    locations = _rename(locate_tensors(folder))
+    locations = _rename(locate_all_tensors(folder, MGEO.weights))
     check_tensors(locations, expected_tensors(architecture, len(pipeline.labels)), architecture)
     config = _build_config(architecture, pipeline, vocabulary)
     return MgeoPlan(source, config, tuple(vocabulary), locations, pipeline.notes)

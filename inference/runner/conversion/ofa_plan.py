@@ -17,8 +17,9 @@ from inference.runner.conversion.ofa_config import (
     read_pipeline,
 )
 from inference.runner.conversion.ofa_vocabulary import Vocabulary, read_vocabulary
-from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, have_same_content, refuse, shorten
-from inference.runner.conversion.weight_files import locate_tensors
+from inference.runner.conversion.state_dict import TensorNames
+from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, have_same_content, refuse
+from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors, refuse_missing
 from inference.runner.engines.ofa.config import EngineConfig
 
 EMBEDDING = "encoder.embed_tokens.weight"
@@ -37,6 +38,10 @@ class ExpectedTensors:
     required: Mapping[str, tuple[int, ...]]
     optional: Mapping[str, tuple[int, ...]]  # index tables and counters, which can be recomputed
     tied: Mapping[str, tuple[int, ...]]  # other names of the embedding
+
+    def names(self) -> TensorNames:
+        """All names. The stock loader strips "model.", which ModelScope's trainers write."""
+        return TensorNames(self.required, {*self.required, *self.optional, *self.tied}, stock_prefix="model.")
 
 
 def expected_tensors(architecture: Architecture) -> ExpectedTensors:
@@ -57,20 +62,17 @@ def expected_tensors(architecture: Architecture) -> ExpectedTensors:
     return ExpectedTensors({**required, EMBEDDING: rows}, optional, tied)
 
 
-def check_tensors(locations: TensorLocations, expected: ExpectedTensors) -> None:
+def check_tensors(located: LocatedTensors, expected: ExpectedTensors) -> None:
     """Compare a source's tensors with the expected ones.
 
     Raises:
-        ConversionRefused: a tensor is missing, unexpected, of another shape or dtype, or tied tensors differ.
+        ConversionRefused: a tensor is missing, of another shape or dtype, or tied tensors differ.
         OSError: tied tensors cannot be read.
     """
+    locations = located.locations
+    refuse_missing(located, expected.required)
     known = {**expected.required, **expected.optional, **expected.tied}
-    for name in expected.required:
-        if name not in locations:
-            refuse(f"tensor {name} is missing")
     for name, location in locations.items():
-        if name not in known:
-            refuse(f"tensor {shorten(name)} does not belong to an OFA of this configuration")
         if location.shape != known[name]:
             refuse(f"tensor {name} has shape {location.shape}, supported: {known[name]}")
         supported = INTEGERS if name in expected.optional else FLOATS
@@ -219,9 +221,11 @@ def plan_ofa(folder: Path) -> ConversionPlan:
     if config.max_decoder_tokens > longest:
         message = f"the decoder reads up to {config.max_decoder_tokens} tokens, supported: {longest} positions"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    locations, expected = locate_tensors(folder), expected_tensors(architecture)
-    check_tensors(locations, expected)
-    return ConversionPlan(source, architecture, config, vocabulary, locations, expected, pipeline.notes)
+    expected = expected_tensors(architecture)
+    located = locate_tensors(folder, OFA.weights, expected.names())
+    check_tensors(located, expected)
+    notes = (*pipeline.notes, *vocabulary.notes, *located.notes)
+    return ConversionPlan(source, architecture, config, vocabulary, located.locations, expected, notes)
 
 
 def _build_config(architecture: Architecture, pipeline: PipelineConfig, vocabulary: Vocabulary) -> EngineConfig:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.durable import read_bounded
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
 from inference.runner.conversion.ofa_config import Architecture
+from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.ofa.config import LABELS, Fork
 from inference.runner.engines.ofa.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 
@@ -105,6 +105,7 @@ class Vocabulary:
     rows: int  # rows of the embedding that the ids use
     answers: AnswerForks
     labels: tuple[str, ...]  # in the order of the answer map's numbers
+    notes: tuple[str, ...] = ()
 
     def make_tokenizer(self) -> Tokenizer:
         """Return a tokenizer of this vocabulary."""
@@ -125,7 +126,8 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
     Raises:
         ConversionRefused: a file is malformed, the ids do not fit the embedding, or the answers are not supported.
     """
-    ids = _read_ids(folder)
+    notes: list[str] = []
+    ids = _read_ids(folder, notes)
     rows = max(ids.values()) + 1
     if rows > architecture.vocabulary:
         message = f"the vocabulary uses ids up to {rows - 1}, config.json: vocab_size is {architecture.vocabulary}"
@@ -136,43 +138,48 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
     if ids[PAD] != architecture.pad_token:
         message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
-    merges = _read_merges(folder)
+    merges = _read_merges(folder, notes)
     answer_rows = read_object(folder, answer_map, MAX_VOCABULARY_BYTES)
     answers = _tokenize_answers(Tokenizer(ids, merges), ids, answer_rows)
-    return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows))
+    return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), tuple(notes))
 
 
-def _read_ids(folder: Path) -> dict[str, int]:
+def _read_ids(folder: Path, notes: list[str]) -> dict[str, int]:
     """Read ids by token from `vocab.json`, or from `vocab.txt` with one token a line."""
     if (folder / "vocab.json").is_file():
         row = read_object(folder, "vocab.json", MAX_VOCABULARY_BYTES)
         count = len(row)
         ids = {token: number for token, number in row.items() if type(number) is int and number >= 0}
     else:
-        lines = _read_lines(folder, "vocab.txt")
-        count = len(lines)
-        ids = {token: number for number, token in enumerate(lines)}
+        text = read_lines(folder, "vocab.txt", MAX_VOCABULARY_BYTES)
+        count = len(text.lines)
+        ids = {token: number for number, token in enumerate(text.lines)}
+        notes += text.notes
+        notes.append("vocab.txt: the words are read from it, since there is no vocab.json, which ModelScope requires")
     if not ids or len(ids) != count or len(set(ids.values())) != count:
         message = "the vocabulary has a duplicate token, or an id that is not a unique integer of at least 0"
         raise ConversionRefused("VOCABULARY_BROKEN", message)
     return ids
 
 
-def _read_merges(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Read the pairs after the header line."""
-    pairs = [line.split() for line in _read_lines(folder, _MERGES)[1:]]
-    if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{_MERGES} has a line that is not a pair")
-    return tuple((left, right) for left, right in pairs)
-
-
-def _read_lines(folder: Path, name: str) -> list[str]:
-    try:
-        return read_bounded(folder / name, MAX_VOCABULARY_BYTES).decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConversionRefused("VOCABULARY_BROKEN", f"{name} is not UTF-8") from error
-    except ValueError as error:
-        raise ConversionRefused("VOCABULARY_BROKEN", str(error)) from error
+def _read_merges(folder: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:
+    """Read the pairs as the stock tokenizer does: without the first line, and without a last line that has no end."""
+    text = read_lines(folder, _MERGES, MAX_VOCABULARY_BYTES)
+    notes += text.notes
+    header, *lines = text.lines
+    if not header.startswith("#"):
+        notes.append(f"{_MERGES}: the first line {header[:40]!r} is ignored, as in ModelScope's tokenizer")
+    if not text.is_ended and lines:
+        last = lines.pop()
+        notes.append(
+            f"{_MERGES}: the last line {last[:40]!r} has no line end and is ignored, as in ModelScope's tokenizer"
+        )
+    for number, line in enumerate(lines, start=2):
+        if len(line.split()) not in (0, 2):
+            message = f"{_MERGES}: line {number} is {line[:40]!r}, supported: two parts separated by a space"
+            raise ConversionRefused("VOCABULARY_BROKEN", message)
+    pairs = [line.split() for line in lines]
+    return tuple((pair[0], pair[1]) for pair in pairs if pair)
 
 
 def _tokenize_answers(tokenizer: Tokenizer, ids: Mapping[str, int], answer_map: Mapping[str, object]) -> AnswerForks:

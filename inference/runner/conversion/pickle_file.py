@@ -5,19 +5,21 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
+from common.file_kinds import HEAD_BYTES, identify_mistake
 from inference.runner.conversion.pickle_machine import PickledStorage, PickledTensor, run_pickle
+from inference.runner.conversion.state_dict import FoundStateDict, TensorNames, find_state_dict
 from inference.runner.conversion.tensor_location import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     TensorLocation,
+    TensorTable,
     refuse,
-    refuse_overlaps,
     shorten,
 )
 
@@ -118,46 +120,42 @@ def require_record(records: Mapping[str, ArchiveRecord], file_name: str, name: s
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # first two pickles of the older format
 _COUNT = struct.Struct("<q")  # elements of a storage, before its data in the older format
 _MAX_DIMENSIONS = 8
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"version https://git-lfs": "a Git LFS pointer",
-}
-_TAR_MARK, _TAR_MARK_OFFSET = b"ustar", 257
 
 
-def locate_in_torch_file(path: Path) -> dict[str, TensorLocation]:
-    """Locate the tensors of a file.
+def open_torch_file(path: Path, wanted: TensorNames | None) -> TensorTable:
+    """Read the names of a file's tensors; a tensor is checked when it is located.
+
+    Args:
+        path: of the file.
+        wanted: the architecture's names, by which tensors are found in a checkpoint; None: the file is a state dict.
 
     Raises:
-        ConversionRefused: the file is damaged, contains anything but named tensors, or would run code.
+        ConversionRefused: the file is damaged, contains no named tensors, or would run code.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        head = os.pread(file.fileno(), 512, 0)
-        _refuse_other_formats(path.name, head)
+        head = os.pread(file.fileno(), HEAD_BYTES, 0)
+        mistake = identify_mistake(head)
+        if mistake:
+            refuse(f"{path.name} {mistake}")
         if head.startswith(b"PK"):
             found, starts = _read_archive(path, file)
         else:
             found, starts = _read_pickles(path, file)
+    if wanted is None:
+        chosen = FoundStateDict(_as_state_dict(path.name, found), ())
+    else:
+        chosen = find_state_dict(path.name, found, wanted)
+    tensors = chosen.tensors
+    if len(tensors) > MAX_TENSORS:
+        refuse(f"{path.name} names {len(tensors)} tensors, supported: {MAX_TENSORS}")  # rule 2
+    return TensorTable(tensors, lambda name: _locate(path, name, tensors[name], starts), chosen.notes)
+
+
+def _as_state_dict(file: str, found: object) -> dict[str, PickledTensor]:
     if not isinstance(found, dict) or not all(isinstance(one, PickledTensor) for one in found.values()):
-        refuse(f"{path.name} contains something other than named tensors, supported: a plain state dict")
-    if len(found) > MAX_TENSORS:
-        refuse(f"{path.name} names {len(found)} tensors, supported: {MAX_TENSORS}")  # rule 2
-    locations = {name: _locate(path, name, pickled, starts) for name, pickled in found.items()}
-    refuse_overlaps(path.name, locations)
-    return locations
-
-
-def _refuse_other_formats(name: str, head: bytes) -> None:
-    kind = next((kind for mark, kind in _OTHER_FORMATS.items() if head.startswith(mark)), None)
-    if head[_TAR_MARK_OFFSET:].startswith(_TAR_MARK):
-        kind = "a tar archive"
-    if kind:
-        refuse(f"{name} is {kind}, supported: files of torch.save")
+        refuse(f"{file} contains something other than named tensors, supported: a plain state dict")
+    return found
 
 
 def _read_archive(path: Path, file: BinaryIO) -> tuple[object, Mapping[str, ArchiveRecord]]:
@@ -203,8 +201,16 @@ def _read_pickles(path: Path, file: BinaryIO) -> tuple[object, Mapping[str, Arch
     return found, starts
 
 
-def _tensors(found: object) -> list[PickledTensor]:
-    return [one for one in found.values() if isinstance(one, PickledTensor)] if isinstance(found, dict) else []
+def _tensors(found: object) -> Iterator[PickledTensor]:
+    """Every tensor in nested collections, which a pickle may share and close to a circle."""
+    waiting, seen = [found], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, PickledTensor):
+            yield one
+        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(one.values() if isinstance(one, dict) else one)
 
 
 def _locate(path: Path, name: str, pickled: PickledTensor, starts: Mapping[str, ArchiveRecord]) -> TensorLocation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.source import ConversionRefused
-from inference.runner.conversion.tensor_location import refuse, shorten
+from inference.runner.conversion.tensor_location import MAX_SHOWN, refuse, shorten
 
 _DTYPES = {
     "DoubleStorage": "float64",
@@ -123,7 +123,8 @@ def _push(machine: _Machine, argument: object) -> None:
 
 def _global(machine: _Machine, argument: str) -> None:
     if argument not in _GLOBALS:
-        refuse(f"{machine.file} imports {shorten(argument).replace(' ', '.')}, supported: tensors only")  # rule 1
+        message = f"{machine.file} imports {shorten(argument).replace(' ', '.')}, supported: tensors only; save the"
+        refuse(f"{message} weights alone, with torch.save(model.state_dict(), …)")  # rule 1
     machine.stack.append(GlobalName(argument))
 
 
@@ -169,10 +170,10 @@ def _set(machine: _Machine, pairs: list[Any]) -> None:
     if not isinstance(target, dict):
         raise TypeError
     for name, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(name, str):  # also refuses keys that are expensive to hash or compare
-            refuse(f"{machine.file} contains something other than named tensors, supported: a plain state dict")
+        if not isinstance(name, str) and type(name) is not int:  # others may be expensive to hash or compare
+            refuse(f"{machine.file} has a dictionary whose key is a {type(name).__name__}, supported: a state dict")
         if name in target:
-            refuse(f"{machine.file} names {shorten(name)} twice")
+            refuse(f"{machine.file} names {str(name)[:MAX_SHOWN]} twice")
         target[name] = value
 
 

@@ -19,6 +19,7 @@ from common.bundle import BundleFile
 from inference.runner.conversion.tensor_location import TensorLocation, TensorLocations, refuse, shorten
 
 _DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,

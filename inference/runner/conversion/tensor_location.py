@@ -11,7 +11,7 @@ Tensor data is read, and torch imported, only if all names, dtypes and shapes ma
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,8 +33,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "uint8": 1,
     "bool": 1,
 }
-FLOATS = ("float32", "float16", "bfloat16")  # dtypes of parameters
-_MAX_SHOWN = 120  # characters of a foreign name in a message
+FLOATS = ("float32", "float16", "bfloat16", "float64")  # dtypes of parameters
+MAX_SHOWN = 120  # characters of a foreign name in a message
 _COMPARED_BYTES = 8 << 20  # read of each of two tensors at a time
 
 
@@ -62,6 +62,15 @@ class TensorLocation:
 TensorLocations = Mapping[str, TensorLocation]
 
 
+@dataclass(frozen=True, slots=True)
+class TensorTable:
+    """The tensors that one file names; each is checked when it is located."""
+
+    names: Collection[str]
+    locate: Callable[[str], TensorLocation]  # raises ConversionRefused if the tensor breaks a rule
+    notes: tuple[str, ...] = ()  # about how they were found in the file
+
+
 def refuse(message: str) -> NoReturn:
     """Raise ConversionRefused with reason WEIGHTS_BROKEN."""
     raise ConversionRefused("WEIGHTS_BROKEN", message)
@@ -69,23 +78,20 @@ def refuse(message: str) -> NoReturn:
 
 def shorten(name: object) -> str:
     """Return a name from a weight file, truncated for a message; if it is not a string, the name of its type."""
-    return name[:_MAX_SHOWN] if isinstance(name, str) else type(name).__name__
+    return name[:MAX_SHOWN] if isinstance(name, str) else type(name).__name__
 
 
-def refuse_overlaps(file: str, locations: TensorLocations) -> None:
-    """Check rule 4 for the tensors of one file.
+def refuse_overlaps(locations: TensorLocations) -> None:
+    """Check rule 4 for tensors of one or several files.
 
     Raises:
         ConversionRefused: two tensors share some but not all of their bytes.
     """
-    spans = sorted(
-        {(location.start, location.stop): name for name, location in locations.items() if location.size}.items()
-    )
-    for ((_, end), name), ((start, _), other) in pairwise(spans):
-        if start < end:
-            refuse(
-                f"{file}: tensors {shorten(name)} and {shorten(other)} overlap, supported: separate or identical bytes"
-            )
+    spans = sorted({(str(one.path), one.start, one.stop): name for name, one in locations.items() if one.size}.items())
+    for ((path, _, end), name), ((other_path, start, _), other) in pairwise(spans):
+        if path == other_path and start < end:
+            names = f"tensors {shorten(name)} and {shorten(other)}"
+            refuse(f"{locations[name].path.name}: {names} overlap, supported: separate or identical bytes")
 
 
 def have_same_content(one: TensorLocation, other: TensorLocation) -> bool:

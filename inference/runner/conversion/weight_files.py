@@ -2,21 +2,26 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from common.durable import read_bounded
-from common.engine_files import MAX_CONFIG_BYTES, WEIGHTS, FilesMissing, list_shards
+from common.engine_files import MAX_CONFIG_BYTES, FilesMissing, list_shards
+from common.file_kinds import HEAD_BYTES, identify_mistake
 from common.source import ConversionRefused
-from inference.runner.conversion.pickle_file import locate_in_torch_file
+from inference.runner.conversion.config_file import read_object
+from inference.runner.conversion.pickle_file import open_torch_file
+from inference.runner.conversion.state_dict import TensorNames, match_names, summarize_names
 from inference.runner.conversion.tensor_location import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     TensorLocation,
+    TensorTable,
     refuse,
+    refuse_overlaps,
     shorten,
 )
 
@@ -36,43 +41,115 @@ _DTYPES = {
 }
 
 
-def locate_tensors(folder: Path) -> dict[str, TensorLocation]:
-    """Locate the tensors of a folder, in the first of the declared weight files that exists.
+@dataclass(frozen=True, slots=True)
+class LocatedTensors:
+    """The tensors of a published folder that its architecture has."""
+
+    file: str  # name of the weight file, or of the index of its shards
+    locations: Mapping[str, TensorLocation]  # by the architecture's names
+    surplus: tuple[str, ...]  # names in the file that the architecture does not have
+    notes: tuple[str, ...]
+
+
+def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorNames) -> LocatedTensors:
+    """Locate an architecture's tensors in the first of the alternative weight files that exists.
+
+    Args:
+        folder: published.
+        alternatives: names of weight files and indexes, in the order in which the published library looks for them.
+        wanted: the architecture's names.
 
     Raises:
-        ConversionRefused: a file is damaged, breaks a rule of `tensor_location`, or is missing.
+        ConversionRefused: a file is damaged, breaks a rule of `tensor_location`, is missing, or has no such tensors.
         OSError: a file cannot be read.
     """
-    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    name = _find_weights(folder, alternatives)
+    table = _open_shards(folder, name) if name.endswith(INDEX_SUFFIX) else open_file(folder / name, wanted)
+    matched = match_names(name, table.names, wanted)
+    locations = {known: table.locate(found) for known, found in matched.file_names.items()}
+    refuse_overlaps(locations)
+    unread = [other for other in alternatives if other != name and (folder / other).is_file()]
+    notes = [f"{other} is ignored, since the folder has {name}" for other in unread]
+    return LocatedTensors(name, locations, matched.surplus, (*notes, *table.notes, *matched.describe(name)))
+
+
+def locate_all_tensors(folder: Path, alternatives: Sequence[str]) -> dict[str, TensorLocation]:
+    """Locate all tensors of the first of the alternative weight files that exists, which must be a plain state dict.
+
+    Raises:
+        ConversionRefused, OSError: see `locate_tensors`.
+    """
+    name = _find_weights(folder, alternatives)
+    return _locate_all(_open_shards(folder, name) if name.endswith(INDEX_SUFFIX) else open_file(folder / name))
+
+
+def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
+    name = next((name for name in alternatives if (folder / name).is_file()), None)
     if name is None:
-        raise ConversionRefused("FILES_MISSING", f"the revision lacks {' or '.join(WEIGHTS)}")
-    if name.endswith(INDEX_SUFFIX):
-        return _locate_in_shards(folder, name)
-    return locate_in_file(folder / name)
+        raise ConversionRefused("FILES_MISSING", f"the revision lacks {' or '.join(alternatives)}")
+    return name
+
+
+def refuse_missing(located: LocatedTensors, required: Collection[str]) -> None:
+    """Refuse a file that lacks tensors.
+
+    Raises:
+        ConversionRefused: the message names the first of them, and says how many there are.
+    """
+    missing = [name for name in required if name not in located.locations]
+    if not missing:
+        return
+    more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
+    held = f"{located.file} has {len(required) - len(missing)} of {len(required)} tensors of this configuration"
+    surplus = f"; it also has {summarize_names(located.surplus)}" if located.surplus else ""
+    refuse(f"tensor {missing[0]}{more}: {held}{surplus}")
 
 
 def locate_in_file(path: Path) -> dict[str, TensorLocation]:
-    """Locate the tensors of one file, whose suffix decides its format.
+    """Locate all tensors of one file, which must be a plain state dict.
 
     Raises:
         ConversionRefused: the file is damaged or breaks a rule of `tensor_location`.
         OSError: the file cannot be read.
     """
-    return _LOCATORS[path.suffix](path)
+    return _locate_all(open_file(path))
 
 
-def locate_in_safetensors(path: Path) -> dict[str, TensorLocation]:
-    """Locate the tensors of a safetensors file.
+def _locate_all(table: TensorTable) -> dict[str, TensorLocation]:
+    locations = {name: table.locate(name) for name in table.names}
+    refuse_overlaps(locations)
+    return locations
+
+
+def open_file(path: Path, wanted: TensorNames | None = None) -> TensorTable:
+    """Read the names of one file's tensors; its suffix decides its format.
+
+    Args:
+        path: of the file.
+        wanted: the architecture's names, by which tensors are found in a checkpoint; None: the file is a state dict.
+
+    Raises:
+        ConversionRefused: the file is damaged or breaks a rule of `tensor_location`.
+        OSError: the file cannot be read.
+    """
+    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch_file(path, wanted)
+
+
+def open_safetensors(path: Path) -> TensorTable:
+    """Read the names of a safetensors file's tensors.
 
     The safetensors library validates the header: valid JSON, dtypes, sizes, and tensors that fill the file without gaps
     or overlaps. Checked here are the header's length (which bounds the library's memory), the number of tensors,
     duplicate names and the supported dtypes.
 
     Raises:
-        ConversionRefused: the header is invalid, too large, or has an unsupported dtype.
+        ConversionRefused: the header is invalid or too large.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
+        mistake = identify_mistake(os.pread(file.fileno(), HEAD_BYTES, 0))
+        if mistake:
+            refuse(f"{path.name} {mistake}")
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if length > MAX_HEADER_BYTES:  # rule 2
             refuse(f"{path.name} has a header of {length} bytes, supported: {MAX_HEADER_BYTES}")
@@ -85,7 +162,7 @@ def locate_in_safetensors(path: Path) -> dict[str, TensorLocation]:
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:  # rule 2
         refuse(f"{path.name} names {len(header)} tensors, supported: {MAX_TENSORS}")
-    return {name: _location(path, _LENGTH_BYTES + length, name, entry) for name, entry in header.items()}
+    return TensorTable(header, lambda name: _location(path, _LENGTH_BYTES + length, name, header[name]))
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,42 +179,36 @@ def _location(path: Path, data_start: int, name: str, entry: dict[str, Any]) -> 
     return TensorLocation(path, data_start + entry["data_offsets"][0], _DTYPES[dtype], shape, tuple(range(len(shape))))
 
 
-_LOCATORS: dict[str, Callable[[Path], dict[str, TensorLocation]]] = {
-    ".safetensors": locate_in_safetensors,
-    ".bin": locate_in_torch_file,
-}
-
-
-def _locate_in_shards(folder: Path, index: str) -> dict[str, TensorLocation]:
-    """Locate the tensors of all shards of an index (rule 5)."""
+def _open_shards(folder: Path, index: str) -> TensorTable:
+    """Read the names of the tensors in all shards of an index (rule 5)."""
     suffix = Path(index.removesuffix(INDEX_SUFFIX)).suffix
     weight_map = _read_weight_map(folder, index)
-    locations: dict[str, TensorLocation] = {}
+    shard_of: dict[str, TensorTable] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not (folder / shard).is_file():
             message = f"{index} names {shorten(shard)!r}, which is not a file of the revision"
             raise ConversionRefused("FILES_MISSING", message)
         if Path(shard).suffix != suffix:
             refuse(f"{index} names {shorten(shard)!r}, supported: names that end in {suffix}")
-        for name, location in locate_in_file(folder / shard).items():
-            if name in locations:
+        table = open_file(folder / shard)
+        for name in table.names:
+            if name in shard_of:
                 refuse(f"tensor {shorten(name)} is in two files")
             if weight_map.get(name) != shard:
                 refuse(f"tensor {shorten(name)} is in {shorten(shard)}, but {index} does not list it there")
-            locations[name] = location
-    missing = sorted(set(weight_map) - set(locations))
+            shard_of[name] = table
+    missing = sorted(set(weight_map) - set(shard_of))
     if missing:
         refuse(f"tensor {shorten(missing[0])} is listed by {index} but is in no shard")
-    return locations
+    return TensorTable(shard_of, lambda name: shard_of[name].locate(name))
 
 
 def _read_weight_map(folder: Path, index: str) -> dict[str, str]:
     """File name of each tensor, by its name."""
+    content = read_object(folder, index, MAX_CONFIG_BYTES)
     try:
-        content = json.loads(read_bounded(folder / index, MAX_CONFIG_BYTES))
         list_shards(content)
-    except (ValueError, AttributeError, RecursionError) as error:
-        kind = "FILES_MISSING" if isinstance(error, FilesMissing) else "CONFIG_BROKEN"
-        raise ConversionRefused(kind, f"{index} is not a valid weights index") from error
+    except FilesMissing as error:
+        raise ConversionRefused("FILES_MISSING", f"{index} is not a valid weights index: {error}") from error
     weight_map: dict[str, str] = content["weight_map"]
     return weight_map

@@ -32,6 +32,18 @@ def test_a_good_revision_is_committed_without_a_lost_call(world: World) -> None:
     assert world.server.lost == 0
 
 
+def test_notes_of_the_conversion_are_evidence(world: World) -> None:
+    """What was ignored in a revision's files is recorded with the event that seals it, also if it is refused later."""
+    world.publish("1.1.0", Quality(right=4, notes=("config.json: a key is ignored",)))
+    world.settle()
+
+    sealed = world.last("bundle_sealed")
+    assert sealed.evidence is not None
+    assert sealed.evidence.notes == ("config.json: a key is ignored",)
+    assert sealed.message == "1.1.0 is verified and sealed, with 1 note"
+    assert sealed.stage is Stage.VERIFYING
+
+
 @pytest.mark.fault("S7")
 def test_a_revision_that_fails_only_callers_is_rolled_back_without_a_lost_call(world: World) -> None:
     """Right on golden items, NaN on live ones."""

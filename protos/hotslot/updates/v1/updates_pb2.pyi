@@ -1101,6 +1101,7 @@ class GetUpdateResponse(_message.Message):
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     DIFFERING_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     advice: _builtins.str
     """What the operator should do, for people. Empty if nothing."""
@@ -1121,6 +1122,12 @@ class GetUpdateResponse(_message.Message):
         """The first golden items that it answered differently from the active model."""
 
     @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Notes about how its files were read, in whole sentences: what was ignored,
+        or read otherwise than its name says. Empty before it is sealed.
+        """
+
+    @_builtins.property
     def provenance(self) -> Global___Provenance:
         """Origin of its files. Absent before it is sealed, after its bundle was
         deleted, and if the bundle does not record it.
@@ -1134,11 +1141,12 @@ class GetUpdateResponse(_message.Message):
         measurements: _abc.Iterable[Global___Measurement] | None = ...,
         differing: _abc.Iterable[Global___DifferingItem] | None = ...,
         advice: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
         provenance: Global___Provenance | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "differing", b"differing", "events", b"events", "measurements", b"measurements", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "differing", b"differing", "events", b"events", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

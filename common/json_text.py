@@ -1,0 +1,57 @@
+"""Parses JSON of others; the message says where the mistake is, or what the file is instead of JSON."""
+
+import json
+from typing import Any
+
+from common.file_kinds import HEAD_BYTES, identify_mistake
+
+_MAX_SHOWN = 80  # characters of a message
+_MAX_CONTEXT = 24  # characters of the text before and after the mistake
+
+
+class JsonBroken(ValueError):
+    """The content is not a JSON object; the message is a sentence with the file's name."""
+
+
+def parse_object(raw: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        raw: the whole file, UTF-8 with or without a byte order mark.
+        name: of the file, for the message.
+
+    Raises:
+        JsonBroken: the content is not a JSON object.
+    """
+    mistake = identify_mistake(raw[:HEAD_BYTES])
+    if mistake:
+        raise JsonBroken(f"{name} {mistake}")
+    try:
+        text = raw.decode("utf-8-sig")
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise JsonBroken(f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}") from error
+    except json.JSONDecodeError as error:
+        raise JsonBroken(f"{name} is not JSON: {_describe(error)}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise JsonBroken(f"{name} is not JSON: {str(error)[:_MAX_SHOWN]}") from error
+    if not isinstance(row, dict):
+        raise JsonBroken(f"{name} is not a JSON object: it holds a {_KINDS.get(type(row), 'value')}")
+    return row
+
+
+_KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+
+
+def _describe(error: json.JSONDecodeError) -> str:
+    """The decoder's message with line, column and what stands there."""
+    text = error.doc
+    start = max(text.rfind("\n", 0, error.pos) + 1, error.pos - _MAX_CONTEXT)
+    stop = text.find("\n", error.pos)
+    around = text[start : min(stop if stop >= 0 else len(text), error.pos + _MAX_CONTEXT)].strip()
+    message = error.msg[:1].lower() + error.msg[1:]
+    where = f"line {error.lineno}, column {error.colno}"
+    if error.pos >= len(text.rstrip()):
+        return f"{message} at the end of the file ({where}); it may be cut off"
+    return f"{message} in {where}" + (f", at {around!r}" if around else "")
