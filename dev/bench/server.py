@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
@@ -73,7 +73,7 @@ def main() -> int:
         rows = [measure(Path(name), process, load, options.seconds) for load in loads]
         resident = process.memory_info().rss / (1 << 20)
     if options.json:
-        print(json.dumps({"rows": [row.__dict__ for row in rows], "resident_mib": resident}))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "resident_mib": resident}))
     else:
         show(rows, resident)
     return 1 if any(row.failed for row in rows) else 0

@@ -37,7 +37,7 @@ from inference.server.model.requests import Demand, choose_handover_slot, choose
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
 from inference.server.request import INTERNAL
-from inference.server.scheduling.workload import Estimate
+from inference.server.scheduling.in_flight import Estimate
 
 CARD = "cuda:0"
 NOW, LATER = 1.0, 10.0  # every event is now; whatever is due is due later, until the explorer lets it be due

@@ -40,7 +40,10 @@ class StreamCaller:
             self._reads.release()
 
     async def _read(self) -> Any:  # noqa: ANN401  gRPC's end of stream is no message
-        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(arrived.set_result, None)
+        await arrived
         raw = next(self._messages, None)
         if raw is None:
             return grpc.aio.EOF

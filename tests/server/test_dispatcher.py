@@ -11,7 +11,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.server.request import EntailmentInput, Failure, Flow, PendingRequest, Priority
 from inference.server.scheduling.device_share import DeviceShare
-from inference.server.scheduling.dispatcher import Computed, Dispatcher
+from inference.server.scheduling.dispatcher import JOIN_ITEMS, Computed, Dispatcher
 from inference.server.scheduling.in_flight import (
     MAX_IN_FLIGHT_BYTES,
     MAX_INTERRUPTIONS,
@@ -193,6 +193,25 @@ async def open_dispatcher(log: Log, share: DeviceShare | None = None) -> Dispatc
     dispatcher.set_call_rows(CALL_ROWS)
     dispatcher.open(log, 0.01, share or DeviceShare(), "model")
     return dispatcher
+
+
+async def test_bulk_items_wait_a_moment_for_others_while_the_runner_has_enough_to_do(log: Log) -> None:
+    """They share a frame. An interactive request waits for nothing, and takes them along."""
+    dispatcher = await open_dispatcher(log)
+    dispatcher.set_call_rows(64)
+    for _ in range(JOIN_ITEMS):
+        dispatcher.submit(request(priority=1))
+        await asyncio.sleep(0)
+    assert len(log.sent) == JOIN_ITEMS
+
+    for _ in range(3):
+        dispatcher.submit(request(priority=1))
+        await asyncio.sleep(0)
+    assert len(log.sent) == JOIN_ITEMS
+
+    dispatcher.submit(request())
+    await asyncio.sleep(0)
+    assert len(log.sent) == JOIN_ITEMS + 4
 
 
 async def test_one_lease_spans_all_that_the_runner_holds(log: Log) -> None:

@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
+from common.clock import SystemClock
+from common.errors import DeadlineMissed
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
 from inference.server.api.convert import InputLimits
 from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.reading import MessageReader
 from inference.server.api.stream import StreamRules
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
@@ -62,6 +66,85 @@ async def test_a_cancelled_request_drops_its_payload(tmp_path: Path) -> None:
 
     assert {request.payload.size_bytes for request in (computed, *waiting)} == {0}
     assert world.manager.requests.intake.admission.size_bytes == 0
+
+
+class SlowCall:
+    """A call whose message has not arrived, in the form of gRPC's context."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.taken: list[bytes] = []  # gRPC has freed its own copy of them
+        self.context: Any = SimpleNamespace(peer=lambda: "caller", read=self._read)
+        self.held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
+
+    async def read(self) -> bytes | None:
+        """Read the message as a handler does."""
+        with MessageReader(self.context, self.held, SystemClock()) as reader:
+            return await reader.read()
+
+    async def _read(self) -> bytes:
+        raw = await self.arrived
+        self.taken.append(raw)
+        return raw
+
+
+async def test_a_message_that_arrives_for_a_cancelled_reader_is_taken_from_grpc() -> None:
+    """GRPC would keep it for ever. The reader ends at once, and its reservation with it."""
+    call = SlowCall()
+    reader = asyncio.create_task(call.read())
+    await asyncio.sleep(0)
+
+    reader.cancel()
+    await asyncio.wait([reader])
+    held = call.held.total
+    call.arrived.set_result(b"late")
+    await asyncio.sleep(0)
+
+    assert reader.cancelled()
+    assert (held, call.taken) == (0, [b"late"])
+
+
+async def test_a_reader_that_is_cancelled_when_its_message_has_arrived_takes_it_from_grpc() -> None:
+    """The message and the cancellation may come in one turn of the loop."""
+    call = SlowCall()
+    reader = asyncio.create_task(call.read())
+    await asyncio.sleep(0)
+
+    call.arrived.set_result(b"just now")
+    reader.cancel()
+    await asyncio.wait([reader])
+    await asyncio.sleep(0)
+
+    assert reader.cancelled()
+    assert call.taken == [b"just now"]
+
+
+async def test_an_upload_that_is_too_slow_ends_for_its_reader_and_is_taken_from_grpc_later() -> None:
+    """The reader gets the error of the upload at once; gRPC's read goes on without it."""
+    call = SlowCall()
+    reader = asyncio.create_task(call.read())
+    await asyncio.sleep(0)
+
+    call.held.tick(SystemClock().monotonic() + 60.0)
+    await asyncio.wait([reader])
+    call.arrived.set_result(b"late")
+    await asyncio.sleep(0)
+
+    assert isinstance(reader.exception(), DeadlineMissed)
+    assert call.taken == [b"late"]
+
+
+async def test_a_read_that_fails_fails_for_its_reader() -> None:
+    """An error of gRPC's own is not taken for an end of the wait."""
+    call = SlowCall()
+    reader = asyncio.create_task(call.read())
+    await asyncio.sleep(0)
+
+    call.arrived.set_exception(ConnectionError("reset"))
+    await asyncio.wait([reader])
+
+    assert isinstance(reader.exception(), ConnectionError)
+    assert call.held.total == 0
 
 
 @pytest.mark.fault("L24")

@@ -6,6 +6,7 @@ is parsed by protobuf as a whole, so that what is accepted does not depend on th
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from google.protobuf import duration_pb2
@@ -213,6 +214,7 @@ def _read_text(text: str, limits: InputLimits, field: str, kind: str) -> str:
     return read_text(text, limits.texts, field, f"{kind}_EMPTY")
 
 
+@lru_cache(maxsize=64)  # the same few for all answers
 def _served_by(served_by: ServedBy) -> entailment_pb2.ServedBy:
     return entailment_pb2.ServedBy(
         model=served_by.model,
@@ -283,6 +285,9 @@ def _find_item(raw: bytes, at: int, end: int) -> tuple[int, int, str, PictureSpa
 
 def _find_body(raw: bytes, at: int, end: int) -> tuple[int, int]:
     """Start and end of what follows a length at this index; both are -1 if it does not fit before `end`."""
+    if at < end and raw[at] < _VARINT_MORE:
+        stop = at + 1 + raw[at]
+        return (at + 1, stop) if stop <= end else (-1, -1)
     length = 0
     for place in range(at, min(at + _MAX_LENGTH_BYTES, end)):
         byte = raw[place]

@@ -1,8 +1,11 @@
 """Reads the messages of callers when there is room for them in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
+import contextlib
+import contextvars
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 import grpc
@@ -33,7 +36,7 @@ class MessageReader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         self._held.close_call(self._connection)
 
@@ -44,14 +47,14 @@ class MessageReader:
             HotslotError: the server cannot hold it, it has not arrived in time, or an idle stream is ended.
         """
         upload = _Arrival(self._connection, self.stream)
-        raw = None
+        raw: bytes | None = None
         can_begin = self._held.ask(upload, self._clock.monotonic())
         try:
             if not can_begin:
                 await upload.wait_turn()
-            raw = await upload.receive(self._context, self._held)
+            raw = await upload.receive(self._context.read())
         finally:
-            upload.future = None  # an error's traceback refers to `upload`: a cycle would keep the call in memory
+            upload.wait = None  # an error's traceback refers to `upload`: a cycle would keep the call in memory
             self._held.finish(upload, None if raw is None else len(raw))
         if raw is None:
             await asyncio.sleep(HALF_CLOSE_SECONDS)
@@ -79,44 +82,89 @@ class MessageReader:
 class _Arrival(Upload):
     """A message that arrives through gRPC."""
 
-    __slots__ = ("future", "task")
+    __slots__ = ("wait",)
 
     def __init__(self, connection: str, stream: Stream | None) -> None:
         super().__init__(connection, stream)
-        self.future: asyncio.Future[bytes | None] | None = None  # what its reader awaits
+        self.wait: _Wait | None = None  # what its reader awaits
 
-    async def wait_turn(self) -> None:
-        self.future = asyncio.get_running_loop().create_future()
-        await self.future
+    @types.coroutine
+    def wait_turn(self) -> Generator[object, None, None]:
+        """Wait until the message may be read."""
+        self.wait = _Wait(asyncio.get_running_loop().create_future())
+        yield self.wait
 
-    async def receive(self, context: Context, held: HeldBytes) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        self.future = loop.create_future()
-        # In a task of its own: gRPC never frees a message that arrives for a reader that was cancelled.
-        self.task = loop.create_task(_receive(context, self.future, held))
-        return await self.future
+    @types.coroutine
+    def receive(self, read: Coroutine[Any, None, object]) -> Generator[object, None, bytes | None]:
+        """Await gRPC's `read`, which nothing interrupts: gRPC never frees a message that arrives after that.
+
+        A reader that is cancelled, or ended by `on_end`, leaves `read` to itself. A task for it would do the same at
+        several times the cost.
+        """
+        while True:
+            try:
+                received: asyncio.Future[object] = read.send(None)
+            except StopIteration as done:
+                return done.value if isinstance(done.value, bytes) else None
+            self.wait = _Wait(received)
+            try:
+                yield self.wait
+            except BaseException as error:
+                if received.done() and not received.cancelled() and received.exception() is error:
+                    continue  # `read` raises it, or takes it for the end of the call
+                received.add_done_callback(partial(_finish, read))
+                raise
 
     def on_turn(self) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
+        """Go on: it may be read now."""
+        if self.wait is not None and not self.wait.future.done():
+            self.wait.future.set_result(None)
 
     def on_end(self, error: HotslotError) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_exception(error)
+        """Raise the error in its reader."""
+        if self.wait is not None:
+            self.wait.end(error)
 
 
-async def _receive(context: Context, future: "asyncio.Future[bytes | None]", held: HeldBytes) -> None:
-    """Give the next message of a call to its reader, unless that has ended."""
-    try:
-        raw = await context.read()
-        if isinstance(raw, bytes):
-            held.count_arrived(len(raw))
-    except Exception as error:  # noqa: BLE001  it belongs to the reader
-        if not future.done():
-            future.set_exception(error)
-        return
-    if not future.done():
-        future.set_result(raw if isinstance(raw, bytes) else None)
+class _Wait:
+    """What a reader's task awaits: a future, or an end that comes before. The future itself is never cancelled."""
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_wake", "future")
+
+    def __init__(self, future: "asyncio.Future[Any]") -> None:
+        future._asyncio_future_blocking = False  # noqa: SLF001  as a task does with what it is to await
+        self._asyncio_future_blocking = True
+        self.future = future
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """As of a future."""
+        return self.future.get_loop()
+
+    def add_done_callback(
+        self, wake: "Callable[[asyncio.Future[Any]], None]", *, context: contextvars.Context | None = None
+    ) -> None:
+        """As of a future: called once, by the task that awaits it."""
+        self._wake, self._context = wake, context
+        self.future.add_done_callback(wake, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel the task that awaits it."""
+        return self.end(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+
+    def end(self, error: BaseException) -> bool:
+        """Raise an error in the task that awaits it; returns False if the future is done."""
+        if self.future.done() or not self.future.remove_done_callback(self._wake):
+            return False
+        end = self.get_loop().create_future()
+        end.set_exception(error)
+        end.add_done_callback(self._wake, context=self._context)
+        return True
+
+
+def _finish(read: Coroutine[Any, None, object], _: object) -> None:
+    """Let an abandoned `read` free what it has received."""
+    with contextlib.suppress(BaseException):
+        read.send(None)
 
 
 def read_in_turn(handler: Handler, held: HeldBytes, clock: Clock) -> Handler:

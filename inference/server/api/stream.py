@@ -12,6 +12,7 @@ from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 
 MAX_RESULTS_PER_MESSAGE = 64
+WRITE_PAUSE_SECONDS = 0.001  # after a message, while items are open: the outcomes of this time share the next one
 
 
 class StreamTask(Protocol):
@@ -205,6 +206,8 @@ class ItemStream:
         self._unwritten -= len(results)
         if self._unwritten < self._rules.max_outstanding:
             self._room.set()
+        if self._open:
+            await asyncio.sleep(WRITE_PAUSE_SECONDS)
 
 
 def _is_refused(reader: "asyncio.Task[None]") -> bool:

@@ -9,6 +9,7 @@ from inference.server.request import Payload, PendingRequest
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest
 from inference.server.scheduling.callers import Source
 from inference.server.scheduling.dispatcher import Dispatcher
+from inference.server.scheduling.in_flight import Estimate
 from inference.server.scheduling.turns import TurnGate
 
 
@@ -38,17 +39,19 @@ class Intake:
             dispatcher: of the slot that it would go to.
 
         Returns:
-            Expected seconds until its answer; 0 if unknown.
+            Expected seconds until its answer; 0 if unknown, and for an item of a stream.
 
         Raises:
             HotslotError: refused.
         """
         now, rows = self._options.clock.monotonic(), payload.rows
         quota = 0.0 if source.is_stream else source.caller.quota_wait(now)
-        estimate = dispatcher.estimate(source.flow, rows)
+        cost = dispatcher.cost
+        # An item of a stream is not refused for the work before it: only its own decides.
+        estimate = Estimate(own=cost.at_best(rows)) if source.is_stream else dispatcher.estimate(source.flow, rows)
         facts = AdmissionRequest(rows, payload.size_bytes, deadline - now, estimate, quota, source.is_stream)
         try:
-            self.admission.admit(facts, dispatcher.cost, now)
+            self.admission.admit(facts, cost, now)
         except errors.DeadlineMissed as error:
             self.is_cost_doubted = self.is_cost_doubted or error.reason == "DEADLINE_TOO_SHORT"
             raise
@@ -56,7 +59,7 @@ class Intake:
             self.turns.add_unsent(rows)
         else:
             source.caller.use_quota(rows, now)
-        return estimate.total
+        return 0.0 if source.is_stream else estimate.total
 
     def count_sent(self, request: PendingRequest) -> None:
         """Count a stream item that was sent to the device, or is done without: its stream may read on."""

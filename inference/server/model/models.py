@@ -13,6 +13,7 @@ class Models:
 
     def __init__(self, managers: list[ModelManager]) -> None:
         self._managers: Mapping[str, ModelManager] = {manager.options.model: manager for manager in managers}
+        self._of_task = {task: [one for one in managers if one.options.task is task] for task in Task}
         self._commands = {manager.options.model: SlotCommands(manager) for manager in managers}
 
     def all(self) -> list[ModelManager]:
@@ -21,7 +22,7 @@ class Models:
 
     def list_of_task(self, task: Task) -> list[ModelManager]:
         """The models of one task."""
-        return [manager for manager in self._managers.values() if manager.options.task is task]
+        return self._of_task[task]
 
     def commands(self) -> list[SlotCommands]:
         """The commands of every model."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from common.errors import DeadlineMissed, HotslotError, NotReady, Overloaded
 from inference.call_cost import CallCost
+from inference.server.scheduling.in_flight import Estimate
 from inference.server.scheduling.overload import OverloadRule, RetrySchedule
-from inference.server.scheduling.workload import Estimate
 
 WAIT_MARGIN = 1.1  # on the expected wait: a request at the limit must not be computed for a caller that has gone
 MAX_LATENESS_SHARE = 0.25  # of the time left, that is kept for answers coming later than expected

@@ -12,14 +12,25 @@ from inference.call_cost import CallCost
 from inference.server.request import Failure, Flow, Outcome, PendingRequest, Priority
 from inference.server.scheduling.device_share import DeviceShare, DeviceUser
 from inference.server.scheduling.fair_queue import FairQueue, QueueDepth
-from inference.server.scheduling.in_flight import WINDOW_CALLS, InFlight, adapt_window, limit_window, may_send
+from inference.server.scheduling.in_flight import (
+    WINDOW_CALLS,
+    Estimate,
+    InFlight,
+    SlowPictures,
+    WorkInFlight,
+    adapt_window,
+    estimate_request,
+    is_too_late,
+    limit_window,
+    may_send,
+)
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
-from inference.server.scheduling.slow_pictures import SlowPictures
-from inference.server.scheduling.workload import Estimate, estimate_request, is_too_late
 from inference.wire import EntailmentScores, Picture
 
 LOOK_AHEAD_SECONDS = 0.05  # of device time; the next messages are read within this time
 MAX_LOOK_AHEAD_ROWS = 4096
+JOIN_SECONDS = 0.001  # between two frames of bulk items, while the runner holds enough to go on with
+JOIN_ITEMS = 4  # which is enough
 MIN_DECODING_SHARE = 0.5  # of the estimate, which is rounded up: what takes even longer than this is dropped
 TOO_LATE = Failure("DEADLINE_EXPIRED", "it could no longer be answered in time")
 
@@ -88,7 +99,8 @@ class Dispatcher:
         self._call_rows = 1  # most rows of a device call, as the runner says
         self._window_calls = WINDOW_CALLS
         self._item_ids = itertools.count(1)
-        self._is_dispatch_due = False
+        self._due: asyncio.Handle | None = None  # the next dispatch
+        self._sent_at = 0.0  # loop.time() of the latest frame
         self._empty_heartbeats = 0  # in a row, while items have no outcome
         self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
         self._slow = SlowPictures(interactive_share)
@@ -110,6 +122,8 @@ class Dispatcher:
 
     def set_call_rows(self, rows: int) -> None:
         """Set the most rows of a device call."""
+        if rows == self._call_rows:
+            return
         self._call_rows = max(1, rows)
         self.queue.set_ahead_rows(round(WINDOW_CALLS * self._call_rows))
 
@@ -139,28 +153,29 @@ class Dispatcher:
             items.append((self._take(request, now), request.payload.image))
         if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
+            self._sent_at = asyncio.get_running_loop().time()
             self._runner.send_items(items)
         self._end_waiting_if_idle()
 
     def _choose(self, now: float, device: DeviceUser) -> PendingRequest | None:
         """The next request to send; fails those before it that are too late."""
         while (request := self._peek_slow() or self.queue.peek()) is not None:
-            if self._is_too_late(request, now):
+            work = self._held.work(now)
+            if self._is_too_late(request, work, now):
                 self._remove(request)
                 self._listener.on_failure(request, TOO_LATE)
                 continue
             if request.decoding_seconds:
                 return request
-            window = limit_window(self._window_calls, self._held.work(now), self.cost, self._call_rows)
+            window = limit_window(self._window_calls, work, self.cost, self._call_rows)
             is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
             return request if is_room else None
         return None
 
-    def _is_too_late(self, request: PendingRequest, now: float) -> bool:
+    def _is_too_late(self, request: PendingRequest, work: WorkInFlight, now: float) -> bool:
         left = request.time_limit - now
         if request.decoding_seconds:  # meanwhile others are computed
             return MIN_DECODING_SHARE * request.decoding_seconds + self.cost.at_best(request.rows) > left
-        work = self._held.work(now)
         return is_too_late(work, request.priority, request.rows, self.cost, self._call_rows, left)
 
     def _peek_slow(self) -> PendingRequest | None:
@@ -272,13 +287,22 @@ class Dispatcher:
         return item
 
     def _dispatch_soon(self) -> None:
-        """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame."""
-        if self._runner is not None and not self._is_dispatch_due and (self.queue or self._slow.queue):
-            self._is_dispatch_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch_now)
+        """Dispatch after this turn of the loop, so that all requests that arrive in it share one frame.
+
+        Bulk requests wait a moment longer for others while the runner has enough to do.
+        """
+        if self._runner is None or not (self.queue or self._slow.queue):
+            return
+        is_urgent = len(self._held) < JOIN_ITEMS or self.queue.depth(Priority.INTERACTIVE).requests > 0
+        if self._due is not None:
+            if not is_urgent or not isinstance(self._due, asyncio.TimerHandle):
+                return
+            self._due.cancel()
+        loop, join_at = asyncio.get_running_loop(), self._sent_at + JOIN_SECONDS
+        self._due = loop.call_soon(self._dispatch_now) if is_urgent else loop.call_at(join_at, self._dispatch_now)
 
     def _dispatch_now(self) -> None:
-        self._is_dispatch_due = False
+        self._due = None
         self.dispatch()
 
     def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome, *, is_cancelled: bool) -> None:

@@ -1,11 +1,15 @@
-"""The requests that a runner holds, and whether it is sent a further one. Pure."""
+"""What a runner holds, whether it is sent a further request, and how long a new one would take. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import PendingRequest, Priority
-from inference.server.scheduling.workload import WorkInFlight
+from inference.server.request import Flow, PendingRequest, Priority
+from inference.server.scheduling.fair_queue import FairQueue
+
+T = TypeVar("T", bound=Hashable)
 
 WINDOW_CALLS = 2.0  # rows sent and not computed, in device calls, at least: one is computed, one is prepared
 MAX_WINDOW_CALLS = 6.0
@@ -18,6 +22,15 @@ PREPARE_SECONDS = 1.0  # before a device call, its rows are sent at the latest
 MAX_INTERRUPTIONS = 2  # ends of runners that held a request without computing it, before it is a suspect itself
 
 
+@dataclass(frozen=True, slots=True)
+class WorkInFlight:
+    """Rows that were sent to the runner and are not computed."""
+
+    interactive_rows: int
+    rows: int  # of both priorities
+    elapsed_seconds: float  # of the present device call
+
+
 class InFlight:
     """The requests that a runner holds, until their outcomes: cancelled ones too."""
 
@@ -25,8 +38,9 @@ class InFlight:
         self._requests: dict[int, PendingRequest] = {}  # by item id
         self._cancelled: set[int] = set()  # item ids
         self._slow: set[int] = set()  # item ids whose pictures take long; their rows are not counted
+        self._alone: set[int] = set()  # item ids that nothing else must be held beside
         self.size_bytes = 0
-        self._rows: dict[int, int] = {}  # by priority
+        self._rows = [0, 0]  # by priority
         self._computed_rows = 0  # of items whose outcome is still to come
         self.computing_since = 0.0  # when the first item was sent, or the latest device call ended
 
@@ -41,7 +55,7 @@ class InFlight:
     @property
     def rows_left(self) -> int:
         """Rows sent and not computed."""
-        return max(0, sum(self._rows.values()) - self._computed_rows)
+        return max(0, sum(self._rows) - self._computed_rows)
 
     @property
     def slow_items(self) -> int:
@@ -50,26 +64,28 @@ class InFlight:
 
     def rows_of(self, priority: Priority) -> int:
         """Rows of the items of a priority."""
-        return self._rows.get(priority, 0)
+        return self._rows[priority]
 
     def work(self, now: float) -> WorkInFlight:
         """What is left to compute."""
         rows = self.rows_left
-        return WorkInFlight(min(rows, self.rows_of(Priority.INTERACTIVE)), rows, now - self.computing_since)
+        return WorkInFlight(min(rows, self._rows[Priority.INTERACTIVE]), rows, now - self.computing_since)
 
     @property
     def is_alone(self) -> bool:
         """Whether the runner holds a request that must be computed alone."""
-        return any(request.alone for request in self._requests.values())
+        return bool(self._alone)
 
     def add(self, item_id: int, request: PendingRequest) -> None:
         """Add a request that is sent as this item."""
         self._requests[item_id] = request
         self.size_bytes += request.size_bytes
+        if request.alone:
+            self._alone.add(item_id)
         if request.decoding_seconds:
             self._slow.add(item_id)
         else:
-            self._rows[request.priority] = self.rows_of(request.priority) + request.rows
+            self._rows[request.priority] += request.rows
 
     def count_computed(self, rows: int) -> None:
         """Count the rows of a device call."""
@@ -105,6 +121,7 @@ class InFlight:
         request = self._requests.pop(item_id, None)
         if request is not None:
             self.size_bytes -= request.size_bytes
+            self._alone.discard(item_id)
             if item_id in self._slow:
                 self._slow.discard(item_id)
             else:
@@ -112,6 +129,47 @@ class InFlight:
             self._computed_rows -= computed_rows
             self._cancelled.discard(item_id)
         return request
+
+
+class SlowPictures:
+    """Requests whose pictures take long to decode: they wait apart, in fair order, and keep no other waiting.
+
+    A runner that is sent such a picture without notice says what it takes and drops it. It is sent again when the
+    runner holds fewer than it can decode at once; it does not count in the window of the others.
+    """
+
+    def __init__(self, interactive_share: float) -> None:
+        self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
+        self.places = 1  # such items that the runner takes at once, as it says
+
+    def postpone(self, request: PendingRequest, seconds: float, places: int) -> None:
+        """Let a request wait until the runner has a place for it.
+
+        Args:
+            request: the runner has looked at its picture.
+            seconds: what decoding takes, by its estimate.
+            places: such items that the runner takes at once.
+        """
+        request.decoding_seconds = seconds
+        self.places = max(1, places)
+        self.put(request)
+
+    def put(self, request: PendingRequest) -> None:
+        """Append a request of which a runner has said what it takes."""
+        self.queue.put(request, request.rows, request.flow)
+
+    def choose(self, held: InFlight) -> PendingRequest | None:
+        """The request to send now, which stays in the queue; None if there is none or no place.
+
+        Args:
+            held: what the runner holds.
+        """
+        request = self.queue.peek()
+        if request is None or not held:
+            return request
+        if request.alone or held.is_alone or held.slow_items >= self.places:
+            return None
+        return request if held.size_bytes + request.size_bytes <= MAX_IN_FLIGHT_BYTES else None
 
 
 def adapt_window(window_calls: float, call: runner_pb2.DeviceCall, call_rows: int, *, is_backlogged: bool) -> float:
@@ -159,3 +217,64 @@ def may_send(request: PendingRequest, held: InFlight, call_rows: int, window_cal
     if held.rows_left < window_calls * call_rows:
         return True
     return request.priority is Priority.INTERACTIVE and held.rows_of(Priority.INTERACTIVE) < call_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected seconds of a request, by part; all are 0 if no call was measured yet."""
+
+    in_flight: float = 0.0  # until the runner can compute it, were it sent now
+    queued: float = 0.0  # of the device work before it in the queue, in fair order
+    own: float = 0.0  # of its own rows, at the lowest cost measured lately
+    shared_call: float = 0.0  # from the begin of its first device call, which it shares with others, to its answer
+
+    @property
+    def wait(self) -> float:
+        """Until its first device call begins."""
+        return self.in_flight + self.queued
+
+    @property
+    def total(self) -> float:
+        """Until it is answered."""
+        return self.wait + max(self.own, self.shared_call)
+
+
+def estimate_request(
+    queue: FairQueue[T], work: WorkInFlight, flow: Flow, rows: int, cost: CallCost, call_rows: int
+) -> Estimate:
+    """The expected seconds of a new request of `rows` rows.
+
+    Args:
+        queue: what waits.
+        work: what the runner holds.
+        flow: of the request.
+        rows: of the request.
+        cost: of a device call.
+        call_rows: most rows of a device call.
+    """
+    others = work.rows + queue.rows
+    return Estimate(
+        in_flight=seconds_in_flight(work, flow.priority, cost, call_rows),
+        queued=cost.expected_work(queue.rows_before(flow, rows), call_rows) if queue else 0.0,
+        own=cost.at_best(rows),
+        shared_call=max(cost.expected_work(rows, call_rows), cost.expected(min(call_rows, rows + others))),
+    )
+
+
+def seconds_in_flight(work: WorkInFlight, priority: Priority, cost: CallCost, call_rows: int) -> float:
+    """Expected seconds until the runner can compute further rows of a priority.
+
+    An interactive request waits for interactive rows and for the call that runs; a bulk request waits for all.
+    """
+    rows = work.rows
+    if priority is Priority.INTERACTIVE:
+        rows = min(rows, work.interactive_rows + call_rows)
+    elapsed = min(work.elapsed_seconds, cost.expected(min(work.rows, call_rows)))
+    return max(0.0, cost.expected_work(rows, call_rows) - elapsed)
+
+
+def is_too_late(
+    work: WorkInFlight, priority: Priority, rows: int, cost: CallCost, call_rows: int, seconds_left: float
+) -> bool:
+    """Whether a request can no longer be answered in time, even at the lowest cost measured lately."""
+    return cost.best_share * seconds_in_flight(work, priority, cost, call_rows) + cost.at_best(rows) > seconds_left

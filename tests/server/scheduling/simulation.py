@@ -13,9 +13,14 @@ from inference.server.request import INTERNAL, Flow, Priority
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity
 from inference.server.scheduling.callers import Caller, CallerRules
 from inference.server.scheduling.fair_queue import FairQueue
-from inference.server.scheduling.in_flight import WINDOW_CALLS, limit_window
+from inference.server.scheduling.in_flight import (
+    WINDOW_CALLS,
+    WorkInFlight,
+    estimate_request,
+    is_too_late,
+    limit_window,
+)
 from inference.server.scheduling.turns import Reader, ReadTurns
-from inference.server.scheduling.workload import WorkInFlight, estimate_request, is_too_late
 
 SELF_TEST_PAUSE_SECONDS = 1.0
 TICK_SECONDS = 0.05

@@ -5,7 +5,7 @@ import pytest
 from common.errors import DeadlineMissed, HotslotError, Overloaded
 from inference.call_cost import CallCost
 from inference.server.scheduling.admission import AdmissionController, AdmissionRequest, Capacity, Load, check_admission
-from inference.server.scheduling.workload import Estimate
+from inference.server.scheduling.in_flight import Estimate
 
 IDLE = Load(requests=0, size_bytes=0, lateness_seconds=0.0, max_queued_seconds=None)
 CAPACITY = Capacity(max_requests=10, max_bytes=1000)
