@@ -48,7 +48,6 @@ _SCHEDULING = (
     "in_flight",
     "overload",
     "turns",
-    "workload",
 )
 _PICTURES = ("colour", "content", "cost", "decode", "exif", "jpeg", "png", "render", "webp")
 _SERVICE = (
