@@ -10,7 +10,6 @@ from rich.live import Live
 
 from cli.clients import connection, updates_address
 from cli.output import GOOD, out, plain, print_json, print_text
-from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import AsJson, StateDir
 from cli.updates_view import show_history, show_status, show_update
 from hotslot.updates.v1 import updates_pb2 as pb
@@ -19,7 +18,6 @@ from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 TIMEOUT_SECONDS = 30.0
 HUB_SECONDS = 120.0  # for commands that wait for the hub
 WATCH_SECONDS = 0.5
-MIN_DIGEST_DIGITS = 4
 
 app = typer.Typer(no_args_is_help=True)
 breaker_app = typer.Typer(no_args_is_help=True)
@@ -34,7 +32,9 @@ Model = Annotated[
     str,
     typer.Option("--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False),
 ]
-Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="Source digest, or at least its first 4 digits.")]
+Digest = Annotated[
+    str, typer.Argument(metavar="DIGEST", help="Source digest or commit id, or at least its first 4 digits.")
+]
 
 
 @app.command(
@@ -126,7 +126,9 @@ def check(*, model: Model = "", state_dir: StateDir = None) -> None:
 
 @app.command(epilog="Example:  hotslot updates update v1.2.0\n\nNext:  `hotslot updates watch` follows it.")
 def update(
-    revision: Annotated[str, typer.Argument(metavar="REV", help="Revision on the hub.")],
+    revision: Annotated[
+        str, typer.Argument(metavar="REV", help="Name on the hub, digest or commit id, or at least its first 4 digits.")
+    ],
     *,
     model: Model = "",
     state_dir: StateDir = None,
@@ -134,8 +136,9 @@ def update(
     """Start an update to one revision.
 
     Works also while updates are paused, in mode `manual`, and for a revision that
-    does not match the tag pattern. It is verified and gated as any other; one in
-    quarantine, or older than what was committed, is refused.
+    is not followed, such as a branch. It is verified and gated as any other.
+    Contents are compared, not names: one that is committed or in quarantine is
+    refused, and so is a version that is older than what was committed.
     """
     with _updater(state_dir) as stub:
         response = stub.Update(pb.UpdateRequest(model=model, revision=revision), timeout=HUB_SECONDS)
@@ -145,14 +148,24 @@ def update(
 @app.command(
     epilog="Example:  hotslot updates rollback\n\nNext:  `hotslot updates resume` once a better revision is published."
 )
-def rollback(*, model: Model = "", state_dir: StateDir = None) -> None:
+def rollback(
+    revision: Annotated[
+        str,
+        typer.Argument(
+            metavar="[REV]", help="What is taken back; refused if it is not what serves.", show_default=False
+        ),
+    ] = "",
+    *,
+    model: Model = "",
+    state_dir: StateDir = None,
+) -> None:
     """Go back to the previous committed revision, and pause updates.
 
     The source digest of the active revision is quarantined; on trial, that is the
     candidate. An update whose candidate does not serve yet is only abandoned.
     """
     with _updater(state_dir) as stub:
-        response = stub.Rollback(pb.RollbackRequest(model=model), timeout=TIMEOUT_SECONDS)
+        response = stub.Rollback(pb.RollbackRequest(model=model, revision=revision), timeout=TIMEOUT_SECONDS)
     print_text((response.update.revision, "bold"), " is being rolled back, and updates are paused; see")
     print_text(f"    hotslot updates show {response.update.update_id}")
 
@@ -183,15 +196,14 @@ def resume(*, model: Model = "", state_dir: StateDir = None) -> None:
 
 @app.command(epilog="Example:  hotslot updates approve 3f2a91bc\n\nNext:  `hotslot updates watch` follows it.")
 def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
-    """Approve the update that is HELD, by its source digest.
+    """Approve the update that is HELD, by its content.
 
-    Possible if it is held for policy, agreement, noise, cost, or a missing golden
-    set; never if verification failed. `hotslot updates show ID` shows the evidence.
+    Possible if it is held for policy, agreement, noise, cost, a missing golden set,
+    or because it may be older; never if verification failed. `hotslot updates show
+    ID` shows the evidence.
     """
     with _updater(state_dir) as stub:
-        state = _state_of(stub, model)
-        whole = _complete_digest(digest, [state.current.source_digest], "held")
-        request = pb.ApproveRequest(model=state.model, source_digest=whole)
+        request = pb.ApproveRequest(model=model, source_digest=digest)
         response = stub.Approve(request, timeout=TIMEOUT_SECONDS)
     _print_started(response.update)
 
@@ -201,13 +213,11 @@ def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) ->
     "Next:  `hotslot updates check` polls the hub for it at once."
 )
 def unquarantine(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
-    """Remove a source digest from quarantine, so that it may be installed again."""
+    """Remove a content from quarantine, so that it may be installed again."""
     with _updater(state_dir) as stub:
-        state = _state_of(stub, model)
-        whole = _complete_digest(digest, [entry.source_digest for entry in state.quarantine], "in quarantine")
-        request = pb.UnquarantineRequest(model=state.model, source_digest=whole)
+        request = pb.UnquarantineRequest(model=model, source_digest=digest)
         stub.Unquarantine(request, timeout=TIMEOUT_SECONDS)
-    print_text((f"{whole[:19]} ", GOOD), "is no longer in quarantine")
+    print_text((f"{digest[:19]} ", GOOD), "is no longer in quarantine")
 
 
 @breaker_app.command(
@@ -237,31 +247,10 @@ def _updater(state_dir: StateDir) -> Iterator[UpdatesServiceStub]:
         yield UpdatesServiceStub(channel)
 
 
-def _state_of(stub: UpdatesServiceStub, model: str) -> pb.ModelUpdates:
-    """The state of the named model, or of the only one."""
-    models = stub.GetStatus(pb.GetStatusRequest(model=model), timeout=TIMEOUT_SECONDS).models
-    if len(models) != 1:
-        raise WronglyUsed(
-            f"several models are served, choose one with --model: {', '.join(one.model for one in models)}"
-        )
-    return models[0]
-
-
-def _complete_digest(given: str, known: list[str], what: str) -> str:
-    """The only known digest that starts with the given digits."""
-    digits = given.lower().removeprefix("sha256:")
-    if len(digits) < MIN_DIGEST_DIGITS:
-        raise WronglyUsed(f"give at least {MIN_DIGEST_DIGITS} digits of the digest; `hotslot updates status` shows it")
-    found = [digest for digest in known if digest.removeprefix("sha256:").startswith(digits)]
-    if len(found) != 1:
-        raise CommandFailed(
-            f"no digest that is {what} starts with {digits}, or several do; `hotslot updates status` shows them"
-        )
-    return found[0]
-
-
 def _print_started(update_: pb.UpdateSummary) -> None:
-    print_text(
-        (update_.revision or "the update", "bold"), f" is being installed as update {update_.update_id}; follow it with"
-    )
+    name = (update_.revision or "the update", "bold")
+    if update_.reason:
+        print_text(name, f" needs an approval as update {update_.update_id}: {update_.message}; see")
+    else:
+        print_text(name, f" is being installed as update {update_.update_id}; follow it with")
     print_text(f"    hotslot updates show {update_.update_id}")

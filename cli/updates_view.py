@@ -27,8 +27,9 @@ def show_status(response: pb.GetStatusResponse) -> RenderableType:
 
 def show_history(response: pb.ListHistoryResponse) -> RenderableType:
     """A table of past updates."""
-    if not response.updates:
+    if not response.updates and not response.alarms:
         return text(("no updates yet", DIM))
+    alarms = [text((f"{_when(one.at)}  {one.model}  {one.message}", BAD)) for one in response.alarms]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("began", "id", "model", "revision", "outcome", "took", "why"):
         table.add_column(heading, overflow="fold")
@@ -36,7 +37,7 @@ def show_history(response: pb.ListHistoryResponse) -> RenderableType:
         outcome = (_outcome(one), _OUTCOME_STYLES.get(one.outcome, ""))
         cells = (_when(one.started_at), one.update_id, one.model, one.revision, outcome, _took(one), one.reason.lower())
         table.add_row(*(text(cell) for cell in cells))
-    return table
+    return Group(table, *alarms) if response.updates else Group(*alarms)
 
 
 def show_update(response: pb.GetUpdateResponse) -> RenderableType:
@@ -82,6 +83,9 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     if state.HasField("listing_changed_at"):
         newest = f", newest release since {_when(state.newest_listed_at)}" if state.HasField("newest_listed_at") else ""
         table.add_row(text(("listing changed", DIM)), text(_when(state.listing_changed_at) + newest))
+    if state.left_out:
+        names = ", ".join(state.left_out_names) + (", …" if state.left_out > len(state.left_out_names) else "")
+        table.add_row(text(("left out", DIM)), text(f"{state.left_out} of {state.listed_names} names: {names}"))
     _add_troubles(table, state)
     for entry in state.quarantine:
         shown = f"{short(entry.source_digest)} {entry.revision}, {entry.reason.lower()}, since {_when(entry.since)}"
@@ -100,11 +104,14 @@ def _show_download(state: pb.ModelUpdates) -> RenderableType:
 
 
 def _add_troubles(table: Table, state: pb.ModelUpdates) -> None:
-    """Add a CPU fallback and open breakers."""
+    """Add a CPU fallback, versions that were published again, and open breakers."""
     if state.HasField("cpu_fallback"):
         away = state.cpu_fallback
         shown = f"to {away.fallback_device} since {_when(away.since)}: {away.reason} on {away.device}"
         table.add_row(text(("CPU fallback", DIM)), text((shown, BAD)))
+    for again in state.republished:
+        shown = f"{again.revision} {short(again.known_digest)} is {short(again.listed_digest)} on the hub"
+        table.add_row(text(("published again", DIM)), text((f"{shown} since {_when(again.since)}", BAD)))
     for breaker in state.breakers:
         if breaker.state != "CLOSED":
             table.add_row(text((f"breaker {breaker.name}", DIM)), text((_breaker(breaker), BAD)))
@@ -136,6 +143,7 @@ def _facts(response: pb.GetUpdateResponse) -> RenderableType:
         "stage": stage if not one.outcome else "",
         "reason": one.reason,
         "source": one.source_digest,
+        "commit": one.commit_id,
         "bundle": one.bundle_digest,
         "began": _when(one.started_at),
         "took": _took(one),

@@ -31,7 +31,7 @@ from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, LoopDependencies, ModelLoop, StepGuard
 from updater.metrics import Observer
 from updater.perform import Ports
-from updater.settings import UpdaterSection, UpdaterSettings
+from updater.settings import ModelUpdatesSection, UpdaterSection, UpdaterSettings
 from updater.status import Progress
 from updater.store.bundles import BundleStore, ChildConverter, DigestOf, StoreOptions, predict_bundle_digest
 from updater.store.garbage import References
@@ -95,7 +95,7 @@ def build_model(
     files = GoldenFiles(section.golden, settings.task, section.golden_min_accuracy)
 
     ports = Ports(
-        hub=_open_hub(shared, settings.name),
+        hub=open_hub(shared.settings.updater, settings.name, shared.clock),
         control=control,
         golden=Prober(files, control, settings.task, shared.clock, guard),
         store=_build_store(shared, settings.name, guard, others, progress),
@@ -128,12 +128,11 @@ def build_rules(section: UpdaterSection, name: str, device: str = "auto") -> Rul
         name: of the model; must be one of `section.models`.
         device: `device` of its `[[models]]` table.
     """
-    model = section.models[name]
-    policy, activation = model.policy, ACTIVATION_BREAKER
+    model, activation = section.models[name], ACTIVATION_BREAKER
     first = section.breaker_first_seconds
     return Rules(
-        policy=ReleasePolicy(policy.pattern, policy.prereleases, policy.max_major_jump, policy.deny, policy.pin),
-        mode=policy.mode,
+        policy=build_policy(model),
+        mode=model.policy.mode,
         gate=GateRules(**model.gate.model_dump()),
         observe=ObserveRules(**model.observe.model_dump()),
         breakers={
@@ -148,6 +147,14 @@ def build_rules(section: UpdaterSection, name: str, device: str = "auto") -> Rul
         max_staged_bytes=section.max_revision_bytes,
         cap_bytes=section.retained_bytes,
         device=device,
+    )
+
+
+def build_policy(section: ModelUpdatesSection) -> ReleasePolicy:
+    """What is followed on the hub, and which of its revisions may be installed."""
+    policy = section.policy
+    return ReleasePolicy(
+        policy.pattern, policy.prereleases, policy.max_major_jump, policy.deny, policy.pin, section.branch
     )
 
 
@@ -172,19 +179,20 @@ def _build_store(
     return BundleStore(shared.store, name, shared.clock, guard, collect_others, digest_of, progress)
 
 
-def _open_hub(shared: UpdaterDependencies, name: str) -> Hub:
-    """The folder or the hub of a model."""
-    section = shared.settings.updater.models[name]
-    if section.hub_folder is not None:
-        return DirectoryHub(section.hub_folder, name, shared.clock)
-    from updater.hub.modelscope import open_hub  # noqa: PLC0415  with a folder, no HTTP library is loaded
+def open_hub(section: UpdaterSection, name: str, clock: Clock) -> Hub:
+    """The folder or the hub of a model; nothing is read yet."""
+    model = section.models[name]
+    if model.hub_folder is not None:
+        return DirectoryHub(model.hub_folder, name, clock)
+    from updater.hub.modelscope import open_hub as open_modelscope  # noqa: PLC0415  a folder needs no HTTP library
 
-    policy = build_rules(shared.settings.updater, name).policy
-    return open_hub(
-        shared.settings.updater,
-        section.hub_model,
-        shared.clock,
-        lambda one: parse_version(one, policy) is not None,
+    policy = build_policy(model)
+    # A branch can be moved: under `releases`, one that is named like a release is none.
+    return open_modelscope(
+        section,
+        model.hub_model,
+        clock,
+        lambda one: not policy.branch and parse_version(one, policy) is not None,
     )
 
 

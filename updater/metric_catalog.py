@@ -73,6 +73,24 @@ HUB_NEWEST = gauge(
     "model",
     use="How long the newest release is known.",
 )
+HUB_NAMES = gauge(
+    "hotslot_hub_names",
+    "Revisions that the hub lists.",
+    "model",
+    use="0: the repository is empty, or the wrong one.",
+)
+HUB_LEFT_OUT = gauge(
+    "hotslot_hub_left_out_names",
+    "Revisions on the hub that are not followed: no releases, or other than the followed branch.",
+    "model",
+    use="As many as hotslot_hub_names: nothing can be installed; `hotslot updates check` names them.",
+)
+REPUBLISHED = gauge(
+    "hotslot_republished_revisions",
+    "Known versions that the hub lists with other content.",
+    "model",
+    use="Alert on any: a version was published again; it is not installed.",
+)
 WEBHOOK_QUEUED = gauge(
     "hotslot_webhook_queued_events",
     "Events that wait for a webhook receiver.",
@@ -100,7 +118,7 @@ WEBHOOK_LOST = counter(
 WEBHOOK_METRICS: tuple[MetricSpec, ...] = (WEBHOOK_QUEUED, WEBHOOK_DELIVERED, WEBHOOK_FAILURES, WEBHOOK_LOST)
 _METRICS: tuple[MetricSpec, ...] = (
     *(UPDATES, ERRORS, STAGE, QUARANTINED, PAUSED, COMMITTED_INFO, BREAKER_STATE, BREAKER_LEFT),
-    *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST),
+    *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED),
     *WEBHOOK_METRICS,
     *PROCESS_METRICS,
 )

@@ -70,6 +70,9 @@ class MetricsObserver:
         self._hub_answered = create_gauge(catalog.HUB_ANSWERED, registry)
         self._changed = create_gauge(catalog.HUB_CHANGED, registry)
         self._newest = create_gauge(catalog.HUB_NEWEST, registry)
+        self._names = create_gauge(catalog.HUB_NAMES, registry)
+        self._left_out = create_gauge(catalog.HUB_LEFT_OUT, registry)
+        self._republished = create_gauge(catalog.REPUBLISHED, registry)
         self._snapshot: dict[str, str] = {}
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
@@ -89,6 +92,10 @@ class MetricsObserver:
         for gauge, at in times:
             if at is not None:
                 gauge.labels(model).set(at.timestamp())
+        if watch.last_polled_at is not None:
+            self._names.labels(model).set(watch.names)
+            self._left_out.labels(model).set(watch.left_out)
+        self._republished.labels(model).set(len(watch.republished))
         self._quarantine.labels(model).set(len(record.quarantine))
         self._paused.labels(model).set(record.paused)
         self._show_committed(record)

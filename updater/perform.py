@@ -32,7 +32,8 @@ from updater.core.effects import (
 )
 from updater.core.facts import Release
 from updater.core.ports import Control, Converter, EffectFailed, Golden, Hub, Store
-from updater.stages.watch import select_names
+from updater.core.versions import hub_name, is_commit_id
+from updater.stages.choice import find_meant, select_names
 
 _STATE_SECONDS = 10.0
 
@@ -106,16 +107,38 @@ def _poll(effect: PollHub, ports: Ports) -> Result:
     releases: list[Release] = []
     for name in select_names(names, effect):
         left = ends - ports.clock.monotonic()
+        if left <= 0 and effect.recognise and releases:
+            break
         if left <= 0:
             raise EffectFailed.transient("HUB_SLOW", "looking at the hub took too long")
-        try:
-            releases.append(ports.hub.release(name, left))
-        except EffectFailed as error:
-            # One revision that cannot be listed must not hide the others.
-            if error.failure.kind not in (FailureKind.PERMANENT, FailureKind.NOT_READY):
-                raise
-            releases.append(Release(name, (), "", is_ready=False, missing=error.failure.message))
-    return Listed(tuple(names), tuple(releases))
+        releases.append(_list_release(name, ports.hub, left))
+        if effect.recognise and releases[-1].source_digest == effect.recognise:
+            break
+    listed = Listed(tuple(names), tuple(releases))
+    if is_commit_id(effect.only) and not find_meant(effect.only, listed):
+        listed = _list_commit(effect.only, listed, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
+    return listed
+
+
+def _list_release(name: str, hub: Hub, deadline_seconds: float) -> Release:
+    """One revision; if its listing is unusable, a release that is not ready, so that it hides no other."""
+    try:
+        return hub.release(name, deadline_seconds)
+    except EffectFailed as error:
+        if error.failure.kind not in (FailureKind.PERMANENT, FailureKind.NOT_READY):
+            raise
+        return Release(name, (), "", is_ready=False, missing=error.failure.message)
+
+
+def _list_commit(commit_id: str, listed: Listed, hub: Hub, deadline_seconds: float) -> Listed:
+    """The listing with a commit that is named by no branch or tag, if the hub knows it."""
+    try:
+        found = hub.release(commit_id, deadline_seconds)
+    except EffectFailed as error:
+        if error.failure.kind not in (FailureKind.PERMANENT, FailureKind.NOT_READY):
+            raise
+        return listed
+    return Listed(listed.names, (*listed.releases, found))
 
 
 def _stage(effect: StageRevision, ports: Ports) -> Result:
@@ -144,7 +167,7 @@ def _check_listing_unchanged(effect: StageRevision, before: Release, ports: Port
 
 def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> Release:
     """List the revision again; fails if the listing differs from the one that the effect was decided for."""
-    release = hub.release(effect.revision, deadline_seconds)
+    release = hub.release(hub_name(effect.revision), deadline_seconds)
     if not release.is_ready:
         raise EffectFailed.not_ready("NOT_READY", release.missing)
     if effect.source_digest and release.source_digest not in ("", effect.source_digest):

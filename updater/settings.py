@@ -93,6 +93,8 @@ def _is_this_machine(parts: SplitResult) -> bool:
 
 GIB = 1 << 30
 MAX_PATTERN_CHARS = 200
+FOLLOW_RELEASES, _FOLLOW_BRANCH = "releases", "branch:"
+FOLLOW_PATTERN = r"^(releases|branch:[A-Za-z0-9][A-Za-z0-9._+-]{0,127})$"
 HUB_MODEL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -111,15 +113,25 @@ class PolicySection(Section):
         str,
         Field(
             max_length=MAX_PATTERN_CHARS,
-            description='regular expression for release tags; its capture groups are compared in order; "": SemVer',
+            description="regular expression for release tags; its capture groups are compared in order; "
+            '"": SemVer, v1.0 being 1.0.0',
         ),
     ] = ""
     prereleases: Annotated[bool, Field(description="whether pre-releases such as 1.2.0-rc.1 are installed")] = False
     max_major_jump: Annotated[
         int, Field(ge=0, le=10**9, description="largest allowed increase of the major version; 0 = unlimited")
     ] = 1
-    deny: Annotated[tuple[str, ...], Field(max_length=1000, description="revisions that are never installed")] = ()
-    pin: Annotated[str, Field(max_length=200, description="the only revision that may be installed; empty: any")] = ""
+    deny: Annotated[
+        tuple[str, ...],
+        Field(max_length=1000, description="revisions that are never installed; of a branch: digests or commit ids"),
+    ] = ()
+    pin: Annotated[
+        str,
+        Field(
+            max_length=200,
+            description="the only revision that may be installed; of a branch: a digest or commit id; empty: any",
+        ),
+    ] = ""
 
     @field_validator("pattern")
     @classmethod
@@ -223,6 +235,13 @@ class ModelUpdatesSection(Section):
         str,
         Field(max_length=200, pattern=HUB_MODEL_PATTERN, description="OWNER/NAME on the hub, instead of hub_folder"),
     ] = ""
+    follow: Annotated[
+        str,
+        Field(
+            pattern=FOLLOW_PATTERN,
+            description='what updates follow: "releases", tags by their version, or "branch:NAME", its content',
+        ),
+    ] = FOLLOW_RELEASES
     golden: Annotated[Path | None, Field(description="folder of the golden set; without one, updates are HELD")] = None
     golden_min_accuracy: Annotated[
         Share, Field(description="lowest accuracy that passes, if the golden set requires none higher")
@@ -237,6 +256,17 @@ class ModelUpdatesSection(Section):
         if (self.hub_folder is None) == (not self.hub_model):
             raise ValueError("needs either hub_folder or hub_model")
         return self
+
+    @model_validator(mode="after")
+    def _check_follow(self) -> "ModelUpdatesSection":
+        if self.branch and (self.policy.pattern or self.policy.prereleases):
+            raise ValueError('follow = "branch:…" has no versions: remove pattern and prereleases from policy')
+        return self
+
+    @property
+    def branch(self) -> str:
+        """The branch that is followed; empty if releases are."""
+        return self.follow.removeprefix(_FOLLOW_BRANCH) if self.follow != FOLLOW_RELEASES else ""
 
 
 class UpdaterSection(Section):

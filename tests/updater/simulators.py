@@ -47,6 +47,7 @@ class SimHub:
     spoilt: set[str] = field(default_factory=set)  # whose bytes are not what is listed
     unhashed: set[str] = field(default_factory=set)  # listed without hashes: only a size identifies them
     reads: int = 0  # of files
+    commits: dict[str, str] = field(default_factory=dict)  # commit id → content, also of what no name has any more
     place: HubLocation = _SIMULATED
     faults: list[EffectFailure] = field(default_factory=list)  # for the next calls
     fault: EffectFailure | None = None  # for every call
@@ -57,20 +58,22 @@ class SimHub:
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
         self._may_fail()
-        if revision not in self.contents:
+        content = self.contents.get(revision) or self.commits.get(revision)
+        if content is None:
             raise EffectFailed.permanent("REVISION_UNKNOWN", f"there is no {revision}")
         is_ready = revision not in self.unready
-        content = self.contents[revision]
         if revision in self.unhashed:
             return Release(revision, (HubFile("weights", 1, ""),), "", is_ready, listing="one file")
+        commit_id = next((name for name, row in self.commits.items() if row == content), "")
         files = (HubFile("weights", 1, content),)
-        return Release(revision, files, source_of(content), is_ready, "" if is_ready else "weights are short")
+        missing = "" if is_ready else "weights are short"
+        return Release(revision, files, source_of(content), is_ready, missing, commit_id=commit_id)
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         self._may_fail()
         self.reads += 1
-        content = "other bytes" if revision in self.spoilt else self.contents[revision]
-        yield content.encode()[offset:]
+        content = self.contents.get(revision) or self.commits[revision]
+        yield ("other bytes" if revision in self.spoilt else content).encode()[offset:]
 
     def _may_fail(self) -> None:
         if self.faults:

@@ -33,7 +33,8 @@ class PollHub:
     min_version: str
     committed_revision: str
     quarantined_revisions: tuple[str, ...] = ()  # revisions in quarantine: not worth listing
-    only: str = ""  # one named revision, whatever the policy; empty: by policy
+    only: str = ""  # what an operator requests, whatever the policy; empty: by policy
+    recognise: str = ""  # source digest of the committed revision, to be found among the releases; empty: it is known
     deadline_seconds: float = 60.0
 
 
@@ -46,7 +47,7 @@ class StageRevision:
     """
 
     update_id: str
-    revision: str
+    revision: str  # for people; `identity.hub_name` is its name on the hub
     source_digest: str  # as listed; empty if this hub's listing has no digests
     is_fresh: bool  # drop what was fetched before
     max_bytes: int

@@ -47,6 +47,7 @@ class Release:
     is_ready: bool = True  # everything that is listed and declared is there, in full
     missing: str = ""  # for people: what is not
     listing: str = ""  # digest of the listing itself, if it lacks a hash of a declared file
+    commit_id: str = ""  # of the branch or tag, or its first digits; empty if the hub does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ class HeldFor(StrEnum):
     COMMITTED_BROKEN = "COMMITTED_BROKEN"  # the committed revision no longer loads
     MISMATCH = "MISMATCH"  # the hub has sent other bytes than it lists, for an hour
     STUCK = "STUCK"  # too many steps, or a stage took too long
+    SEEN_BEFORE = "SEEN_BEFORE"  # the branch has a content again that was committed and replaced
+    FIRST_CONTACT = "FIRST_CONTACT"  # whether it is newer than the committed revision is not known
 
 
 # What an operator may approve: nothing that failed verification, and nothing that is broken.
@@ -107,6 +109,8 @@ APPROVABLE = frozenset(
         HeldFor.SLOWER,
         HeldFor.NO_GOLDEN,
         HeldFor.GOLDEN_UNUSABLE,
+        HeldFor.SEEN_BEFORE,
+        HeldFor.FIRST_CONTACT,
     }
 )
 # Holds that concern one candidate alone: a newer revision takes its place.
@@ -135,6 +139,7 @@ class Installed:
     source_digest: str
     bundle_digest: str
     origin: Origin = Origin.UPDATE
+    commit_id: str = field(default="", compare=False)  # for people; the committed pointer does not have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,7 @@ class Update:
     started_at: datetime  # for people
     source_digest: str = ""  # empty before it is known
     listing: str = ""  # digest of its listing, if that lacks a hash; then the source digest is known when it is fetched
+    commit_id: str = ""  # or its first digits; empty if the hub does not say
     bundle_digest: str = ""  # empty before it is sealed
     device: str = ""  # on which it is loaded; empty: the active model's
     load_id: str = ""  # names its load at the server; empty while there is none
@@ -208,7 +214,7 @@ class Update:
     @property
     def installed(self) -> Installed:
         """The committed revision that this update becomes when it is committed."""
-        return Installed(self.revision, self.source_digest, self.bundle_digest)
+        return Installed(self.revision, self.source_digest, self.bundle_digest, commit_id=self.commit_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +225,26 @@ class Quarantined:
     revision: str  # for people
     reason: str  # for machines
     since: datetime  # for people
+    commit_id: str = ""  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A content that was committed, until another one was: a branch that shows it again is not followed by itself."""
+
+    source_digest: str
+    revision: str  # for people
+    since: datetime  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class Republished:
+    """A known version that the hub lists with another content now."""
+
+    revision: str  # as the hub names it
+    known_digest: str
+    listed_digest: str
+    since: datetime  # for people: when it was noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +278,11 @@ class Watch:
     newest: str = ""  # newest revision that policy allows; empty if none is newer
     message: str = ""  # for people: why the newest is not taken
     alarms: tuple[str, ...] = ()  # "version source_digest" of alarms that were raised
+    republished: tuple[Republished, ...] = ()  # known versions that have another content on the hub
+    names: int = 0  # revisions that the hub lists
+    left_out: int = 0  # of these, names that are not followed: no releases, or other than the branch
+    left_out_names: tuple[str, ...] = ()  # the first of them
+    contact: str = ""  # branch on which the committed content was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +315,14 @@ class ModelRecord:
     update: Update | None = None
     committed: Installed | None = None
     previous: Installed | None = None  # the previous committed revision, kept on disk
-    min_version: str = ""  # highest revision that was ever committed; never lowered
+    min_version: str = ""  # highest release that was ever committed; never lowered
     quarantine: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()  # bundle digests that failed although their source is good
     known: tuple[KnownVersion, ...] = ()
     computed: tuple[ComputedDigest, ...] = ()
-    unquarantined: tuple[str, ...] = ()  # source digests taken out of quarantine: may be tried even at `min_version`
+    replaced: tuple[Replaced, ...] = ()
+    # Source digests that an operator has allowed to be tried: taken out of quarantine, or approved before the download.
+    unquarantined: tuple[str, ...] = ()
     approved: tuple[str, ...] = ()  # source digests
     paused: bool = False
     pause_reason: str = ""
@@ -313,6 +346,11 @@ class ModelRecord:
     def is_quarantined(self, source_digest: str) -> bool:
         """Whether a source digest must not be activated."""
         return any(row.source_digest == source_digest for row in self.quarantine)
+
+    def is_replaced(self, source_digest: str) -> bool:
+        """Whether a content was committed before, and no operator has allowed it since."""
+        is_there = any(row.source_digest == source_digest for row in self.replaced)
+        return is_there and source_digest not in self.unquarantined
 
     def with_update(self, **changes: object) -> "ModelRecord":
         """The same, with the update under way changed.

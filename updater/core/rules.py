@@ -19,13 +19,14 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReleasePolicy:
-    """Which of the hub's revision names are releases, and which of those may be installed."""
+    """What is followed on the hub, which of its names are releases, and which of those may be installed."""
 
     pattern: str = ""  # regular expression with ordered capture groups; empty: SemVer, with or without "v"
     prereleases: bool = False
     max_major_jump: int = 1  # largest allowed increase of the major version; 0 = unlimited
     deny: tuple[str, ...] = ()  # revisions that are never taken
     pin: str = ""  # the only revision that may be taken; empty: any
+    branch: str = ""  # whose content is followed; empty: releases are
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,61 +1,35 @@
-"""Parses a hub's revision names as versions, orders them, and checks them by the release policy. Pure."""
+"""Names of revisions: versions by the release policy, and contents. Pure.
+
+A tag is a name for one content. A branch is not: its revision is its content, written `master@1a2b3c4d`, with the first
+digits of the source digest. Operators may name a revision by its name, its source digest, its commit id, or an
+unambiguous prefix of either.
+"""
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
+from common.versions import MAX_NAME_CHARS, Version, explain_no_version, make_part, parse_semver
 from updater.core.rules import ReleasePolicy
 
-MAX_NAME_CHARS = 200
-_MAX_DIGITS = 18
-_SEMVER = re.compile(
-    r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?",
-    re.ASCII,
-)
-
-Part = tuple[int, int, str]  # numbers before words, a missing pre-release after all
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Version:
-    """A parsed version; versions are ordered by precedence."""
-
-    parts: tuple[Part, ...]
-    prerelease: tuple[Part, ...]  # a release proper sorts behind its pre-releases
-
-    @property
-    def is_prerelease(self) -> bool:
-        """Whether the version has a pre-release suffix, so that it is lower than the release itself."""
-        return self.prerelease != _RELEASED
-
-    @property
-    def first(self) -> int:
-        """The major version; `max_major_jump` limits its increase."""
-        return self.parts[0][1] if self.parts else 0
-
-    @property
-    def text(self) -> str:
-        """The canonical form: "v1.2.0" and "1.2.0" are the same version."""
-        plain = ".".join(part[2] or str(part[1]) for part in self.parts)
-        return plain + "".join(f"-{part[2] or part[1]}" for part in self.prerelease if part != _RELEASED[0])
-
-
-_RELEASED: tuple[Part, ...] = ((2, 0, ""),)
+CONTENT_MARK = "@"  # between a branch and its content; no name on a hub contains it
+SHOWN_DIGITS = 8
+MIN_PREFIX_DIGITS = 4
+_PREFIX = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_DIGITS},64}}")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_ALGORITHM = "sha256:"
 
 
 def parse_version(name: str, policy: ReleasePolicy) -> Version | None:
     """Parse a revision name; None if it is not a release: a branch, or a name that does not match the pattern."""
     if not name or len(name) > MAX_NAME_CHARS:
         return None
-    return _by_pattern(name, policy.pattern) if policy.pattern else _by_semver(name)
+    return _by_pattern(name, policy.pattern) if policy.pattern else parse_semver(name)
 
 
 def is_after(name: str, min_version: str, policy: ReleasePolicy) -> bool:
-    """Whether a release is greater than the minimal version; always true without a minimal version."""
+    """Whether a release is greater than the minimal version; always true if that is no version of this policy."""
     version, least = parse_version(name, policy), parse_version(min_version, policy)
-    if version is None:
-        return False
-    return not min_version or (least is not None and version > least)
+    return version is not None and (least is None or version > least)
 
 
 def find_policy_refusal(version: Version, name: str, min_version: str, policy: ReleasePolicy) -> str:
@@ -73,41 +47,70 @@ def find_policy_refusal(version: Version, name: str, min_version: str, policy: R
 
 
 def is_same(one: str, other: str, policy: ReleasePolicy) -> bool:
-    """Whether two names are the same version."""
+    """Whether two names are the same version; build metadata makes no difference."""
     version = parse_version(one, policy)
     return version is not None and version == parse_version(other, policy)
 
 
 def choose_higher(first: str, second: str, policy: ReleasePolicy) -> str:
-    """The higher of two revisions; a name that is not a release is the lower one."""
+    """The higher of two revisions; empty if neither name is a release."""
     one, other = parse_version(first, policy), parse_version(second, policy)
     if one is None or (other is not None and other > one):
-        return second if other is not None else first or second
+        return second if other is not None else ""
     return first
 
 
-def _by_semver(name: str) -> Version | None:
-    match = _SEMVER.fullmatch(name)
-    if match is None:
-        return None
-    groups = match.groups()
-    if any(len(number) > _MAX_DIGITS for number in groups[:3]):
-        return None
-    return Version(
-        tuple((0, int(number), "") for number in groups[:3]),
-        tuple(_part(word) for word in groups[3].split(".")) if groups[3] else _RELEASED,
-    )
+def explain_left_out(name: str, policy: ReleasePolicy) -> str:
+    """Why a name of the hub is not a release, for people."""
+    if policy.pattern:
+        return "it does not match the pattern"
+    return explain_no_version(name) or "it is not a version"
+
+
+def name_content(name: str, source_digest: str) -> str:
+    """The name of a branch's present content, for example "master@1a2b3c4d"."""
+    return f"{name}{CONTENT_MARK}{source_digest.removeprefix(_ALGORITHM)[:SHOWN_DIGITS]}"
+
+
+def hub_name(revision: str) -> str:
+    """The name by which the hub knows a revision: "master" for "master@1a2b3c4d"."""
+    return revision.partition(CONTENT_MARK)[0]
+
+
+def is_commit_id(text: str) -> bool:
+    """Whether a text is a commit id, or a prefix that a hub would take for one."""
+    return _COMMIT.fullmatch(text) is not None
+
+
+def is_prefix(text: str) -> bool:
+    """Whether a text may be the beginning of a digest or of a commit id."""
+    return _PREFIX.fullmatch(text.lower().removeprefix(_ALGORITHM)) is not None
+
+
+def is_meant(given: str, revision: str, source_digest: str, commit_id: str = "") -> bool:
+    """Whether an operator means this content.
+
+    Args:
+        given: a revision, "BRANCH@PREFIX", a source digest, a commit id, or a prefix of the last two.
+        revision: name of the content, for people.
+        source_digest: of the content; empty if it is not known.
+        commit_id: of the content, or its first digits; empty if it is not known.
+    """
+    if not given or given in (revision, source_digest):
+        return bool(given)
+    branch, mark, digits = given.partition(CONTENT_MARK)
+    if mark and branch != hub_name(revision):
+        return False
+    digits = (digits if mark else given).lower().removeprefix(_ALGORITHM)
+    if not is_prefix(digits):
+        return False
+    is_commit = bool(commit_id) and (commit_id.startswith(digits) or digits.startswith(commit_id))
+    return is_commit or source_digest.removeprefix(_ALGORITHM).startswith(digits)
 
 
 def _by_pattern(name: str, pattern: str) -> Version | None:
     match = _compiled(pattern).fullmatch(name)
-    if match is None:
-        return None
-    return Version(tuple(_part(word or "0") for word in match.groups()), _RELEASED)
-
-
-def _part(word: str) -> Part:
-    return (0, int(word), "") if word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS else (1, 0, word)
+    return None if match is None else Version(tuple(make_part(word or "0") for word in match.groups()))
 
 
 @lru_cache(maxsize=64)

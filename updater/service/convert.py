@@ -45,7 +45,15 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
     if record.committed is not None:
         message.committed_revision = record.committed.revision
         message.committed_source_digest = record.committed.source_digest
+        message.committed_commit_id = record.committed.commit_id
     watch = record.watch
+    message.listed_names, message.left_out = watch.names, watch.left_out
+    message.left_out_names.extend(watch.left_out_names)
+    for again in watch.republished:
+        row = message.republished.add(
+            revision=again.revision, known_digest=again.known_digest, listed_digest=again.listed_digest
+        )
+        row.since.CopyFrom(to_timestamp(again.since))
     times = (
         (message.last_checked_at, watch.last_polled_at),
         (message.listing_changed_at, watch.changed_at),
@@ -56,9 +64,9 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
             field.CopyFrom(to_timestamp(at))
     if record.cpu_fallback is not None:
         message.cpu_fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
-    for row in record.quarantine:
-        entry = message.quarantine.add(source_digest=row.source_digest, revision=row.revision, reason=row.reason)
-        entry.since.CopyFrom(to_timestamp(row.since))
+    for bad in record.quarantine:
+        entry = message.quarantine.add(source_digest=bad.source_digest, revision=bad.revision, reason=bad.reason)
+        entry.since.CopyFrom(to_timestamp(bad.since))
     return message
 
 
@@ -89,6 +97,7 @@ def to_summary(model: str, update: Update, stage: Stage) -> pb.UpdateSummary:
         stage=to_stage(stage),
         reason=update.reason,
         message=update.message,
+        commit_id=update.commit_id,
     )
     message.started_at.CopyFrom(to_timestamp(update.started_at))
     return message
@@ -106,6 +115,13 @@ def to_past_summary(past: PastUpdate) -> pb.UpdateSummary:
 def to_event(event: PastEvent) -> pb.UpdateEvent:
     """A line of the audit trail."""
     message = pb.UpdateEvent(stage=to_stage(event.stage), name=event.name, message=event.message)
+    message.at.CopyFrom(to_timestamp(event.at))
+    return message
+
+
+def to_alarm(model: str, event: PastEvent) -> pb.ModelAlarm:
+    """An alarm that belongs to no update."""
+    message = pb.ModelAlarm(model=model, name=event.name, message=event.message)
     message.at.CopyFrom(to_timestamp(event.at))
     return message
 
@@ -173,6 +189,10 @@ _HELD = {
     HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new revision",
     HeldFor.MISMATCH: "the hub sends other bytes than it lists: repair the hub, or the proxy before it, or publish the "
     "revision again, " + _RETRY,
+    HeldFor.SEEN_BEFORE: "the publisher went back to it, or the hub shows an old state: ask the publisher; "
+    "`hotslot updates approve {digest}` tries it, a newer content is taken by itself",
+    HeldFor.FIRST_CONTACT: "find out whether it is newer than the serving model; if it is, `hotslot updates approve "
+    "{digest}` tries it, and the next revisions are compared with it",
     HeldFor.STUCK: "it took too many steps: see `hotslot updates show {id}`, " + _RETRY,
 }
 
@@ -187,7 +207,25 @@ def build_advice(record: ModelRecord) -> str:
     if record.paused:
         why = f" ({record.pause_reason})" if record.pause_reason else ""
         return f"updates are paused{why}: `hotslot updates resume` continues them" + _build_failback_advice(record)
-    return _build_breaker_advice(record) or record.watch.message
+    return _build_breaker_advice(record) or describe_watch(record)
+
+
+def describe_watch(record: ModelRecord) -> str:
+    """What the last poll of the hub found out of the ordinary, in one line; empty if nothing."""
+    watch = record.watch
+    alarms = [f"{row.revision} was published again with other content" for row in watch.republished]
+    return "; ".join([*alarms, *([watch.message] if watch.message and watch.message not in alarms else [])])
+
+
+def describe_poll(record: ModelRecord) -> str:
+    """The result of the last poll of the hub for an operator who has requested it, in one line."""
+    watch = record.watch
+    newest = f"{watch.newest} is the newest revision" if watch.newest else "no newer revision is published"
+    text = describe_watch(record) or newest
+    if not 0 < watch.left_out < watch.names:
+        return text
+    shown = ", ".join(watch.left_out_names) + (", …" if watch.left_out > len(watch.left_out_names) else "")
+    return f"{text}; {watch.left_out} of {watch.names} names are left out: {shown}"
 
 
 def build_past_advice(past: PastUpdate, record: ModelRecord | None) -> str:

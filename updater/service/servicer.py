@@ -34,7 +34,9 @@ M = TypeVar("M", bound=Message)
 _NOT_STARTED: Mapping[str, tuple[type[HotslotError], str]] = {
     "revision_unknown": (NotFound, "REVISION_UNKNOWN"),
     "revision_quarantined": (Conflict, "QUARANTINED"),
-    "revision_committed": (Conflict, "BELOW_MIN_VERSION"),
+    "revision_committed": (Conflict, "COMMITTED"),
+    "revision_too_old": (Conflict, "BELOW_MIN_VERSION"),
+    "revision_ambiguous": (Conflict, "AMBIGUOUS"),
     "revision_not_ready": (Conflict, "NOT_READY"),
 }
 
@@ -151,7 +153,9 @@ class UpdatesApi:
             raise InputRefused("page_token is invalid", field="page_token")
         rows = self._journal().history(request.model, size + 1, int(request.page_token or 0))
         more = rows[size - 1][0] if len(rows) > size else 0
+        alarms = [] if request.page_token else self._journal().alarms(request.model, size)
         return pb.ListHistoryResponse(
+            alarms=[convert.to_alarm(model, alarm) for model, alarm in alarms],
             updates=[convert.to_past_summary(past) for _, past in rows[:size]],
             next_page_token=str(more) if more else "",
         )
@@ -178,18 +182,18 @@ class UpdatesApi:
 
     def _check_now(self, request: pb.CheckNowRequest, seconds: float) -> pb.CheckNowResponse:
         handle = self._find_model(request.model)
-        record = handle.publisher.snapshot.record
+        started = handle.publisher.snapshot
+        record = started.record
         if record.hub.state is not BreakerState.CLOSED and record.hub.left_seconds > 0:
             left = record.hub.left_seconds
             message = f"the hub failed several times; the next attempt is in {left:.0f} s"
             raise NotReady(message, reason="BREAKER_OPEN", retry_after_seconds=left)
         before = record.watch
-        result = self._apply(handle, CommandKind.CHECK_NOW, "", seconds)
-        failures = result.record.hub.failures
+        self._apply(handle, CommandKind.CHECK_NOW, "", seconds)
 
         def has_polled(snapshot: StatusSnapshot) -> bool:
-            now = snapshot.record
-            return now.watch.polls > before.polls or now.hub.failures > failures
+            is_refused = any(event.name == "hub_unanswered" for event in _list_new_events(started, snapshot))
+            return snapshot.record.watch.polls > before.polls or is_refused
 
         snapshot = handle.publisher.wait(has_polled, min(seconds, POLL_SECONDS))
         if snapshot is None:
@@ -197,10 +201,7 @@ class UpdatesApi:
         watch = snapshot.record.watch
         if watch.polls == before.polls:
             raise NotReady(watch.message or "the hub did not answer", reason="HUB_UNREACHABLE")
-        message = watch.message or (
-            f"{watch.newest} is the newest revision" if watch.newest else "no newer revision is published"
-        )
-        return pb.CheckNowResponse(newest_revision=watch.newest, message=message)
+        return pb.CheckNowResponse(newest_revision=watch.newest, message=convert.describe_poll(snapshot.record))
 
     def _update(self, request: pb.UpdateRequest, seconds: float) -> pb.UpdateResponse:
         if not request.revision or len(request.revision) > MAX_REASON_CHARS:
@@ -228,7 +229,7 @@ class UpdatesApi:
         return pb.UpdateResponse(update=convert.to_current_summary(snapshot.record))
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.ROLLBACK, "", seconds)
+        result = self._apply(self._find_model(request.model), CommandKind.ROLLBACK, request.revision, seconds)
         return pb.RollbackResponse(update=convert.to_current_summary(result.record))
 
     def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:

@@ -7,9 +7,19 @@ from types import MappingProxyType
 
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.facts import CommandKind, Facts, OperatorCommand
-from updater.core.record import APPROVABLE, Ending, EndsIn, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
+from updater.core.record import (
+    APPROVABLE,
+    Ending,
+    EndsIn,
+    HeldFor,
+    ModelRecord,
+    Outcome,
+    Quarantined,
+    Stage,
+    UpdateKind,
+)
 from updater.core.rules import Rules
-from updater.core.versions import is_after, is_same, parse_version
+from updater.core.versions import is_after, is_meant, is_same, parse_version
 from updater.stages import failback, reconcile, transitions
 from updater.stages.reconcile import BY_HAND
 from updater.stages.transitions import Transition
@@ -134,6 +144,10 @@ def _refuse(  # noqa: PLR0911  one line a case
     match effect:
         case CommandEffect.WAIT:
             raise RuntimeError(f"{command.kind} waits for {record.stage} to end")
+        case CommandEffect.ROLL_BACK_COMMITTED | CommandEffect.TAKE_BACK | CommandEffect.ABANDON if _is_other(
+            record, command
+        ):
+            return _refuse_other(record, command)
         case CommandEffect.IN_PROGRESS:
             return Refusal("UPDATE_IN_PROGRESS", f"{record.under_way.revision} is under way")
         case CommandEffect.REQUEST | CommandEffect.SUPERSEDE:
@@ -145,8 +159,8 @@ def _refuse(  # noqa: PLR0911  one line a case
             return Refusal("NOTHING_TO_ROLL_BACK_TO", message)
         case CommandEffect.NOT_HELD | CommandEffect.APPROVE:
             return _refuse_approval(record, command.argument)
-        case CommandEffect.UNQUARANTINE if not record.is_quarantined(command.argument):
-            return Refusal("NOT_QUARANTINED", "this source digest is not in quarantine", is_not_found=True)
+        case CommandEffect.UNQUARANTINE:
+            return _refuse_unquarantine(record, command.argument)
         case CommandEffect.RESET if command.argument not in tuple(BreakerName):
             names = ", ".join(BreakerName)
             return Refusal("BREAKER_UNKNOWN", f"there is no such breaker; there are {names}", is_not_found=True)
@@ -155,22 +169,58 @@ def _refuse(  # noqa: PLR0911  one line a case
 
 
 def _refuse_request(record: ModelRecord, revision: str, rules: Rules) -> Refusal | None:
-    if any(row.revision == revision for row in record.quarantine):
-        return Refusal("QUARANTINED", f"{revision} is in quarantine; `hotslot updates unquarantine` its digest first")
+    """By its name alone: whether its content is in quarantine or committed is found when the hub lists it."""
     least = record.min_version
     is_known = parse_version(revision, rules.policy) is not None and parse_version(least, rules.policy) is not None
     is_below = is_known and not is_after(revision, least, rules.policy) and not is_same(revision, least, rules.policy)
     if is_below:
         return Refusal("BELOW_MIN_VERSION", f"{revision} is older than {least}, which was committed")
-    if record.committed is not None and record.committed.revision == revision:
-        return Refusal("BELOW_MIN_VERSION", f"{revision} is the committed revision")
     return None
 
 
-def _refuse_approval(record: ModelRecord, digest: str) -> Refusal | None:
+def _is_other(record: ModelRecord, command: OperatorCommand) -> bool:
+    """Whether an operator wants to take back another revision than the one that would be."""
+    if command.kind is not CommandKind.ROLLBACK or not command.argument:
+        return False
+    taken = _taken_back(record)
+    return taken is None or not is_meant(command.argument, *taken)
+
+
+def _taken_back(record: ModelRecord) -> tuple[str, str, str] | None:
+    """Name, source digest and commit id of what a rollback takes back."""
+    effect, update, committed = find_effect(record, CommandKind.ROLLBACK), record.update, record.committed
+    if effect is not CommandEffect.ROLL_BACK_COMMITTED and update is not None:
+        return update.revision, update.source_digest, update.commit_id
+    return None if committed is None else (committed.revision, committed.source_digest, committed.commit_id)
+
+
+def _refuse_other(record: ModelRecord, command: OperatorCommand) -> Refusal:
+    taken = _taken_back(record)
+    what = "nothing is committed" if taken is None else f"a rollback would take back {taken[0]}"
+    return Refusal("OTHER_REVISION", f"{command.argument} is not what serves: {what}")
+
+
+def _find_quarantined(record: ModelRecord, given: str) -> list[Quarantined]:
+    """The rows of the quarantine that an operator means."""
+    rows = record.quarantine
+    return [row for row in rows if is_meant(given, row.revision, row.source_digest, row.commit_id)]
+
+
+def _refuse_unquarantine(record: ModelRecord, given: str) -> Refusal | None:
+    found = _find_quarantined(record, given)
+    if len(found) > 1:
+        shown = ", ".join(f"{row.revision} {row.source_digest}" for row in found)
+        return Refusal("AMBIGUOUS", f"{given} may be: {shown}")
+    if not found:
+        return Refusal("NOT_QUARANTINED", f"nothing in quarantine is named {given}", is_not_found=True)
+    return None
+
+
+def _refuse_approval(record: ModelRecord, given: str) -> Refusal | None:
     update = record.update
-    if record.stage is not Stage.HELD or update is None or update.source_digest != digest:
-        return Refusal("NOT_HELD", "no update with this source digest is held")
+    named = ("", "", "") if update is None else (update.revision, update.source_digest, update.commit_id)
+    if update is None or record.stage is not Stage.HELD or not is_meant(given, *named):
+        return Refusal("NOT_HELD", "no update of this content is held")
     if update.ending is None or update.ending.held_for not in APPROVABLE:
         return Refusal("NOT_APPROVABLE", f"it is held for {update.reason}, which an approval does not change")
     return None
@@ -236,13 +286,18 @@ def _decline(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Tra
 
 
 def _approve(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
-    update, digest = record.under_way, command.argument
-    record = replace(record, approved=(*(row for row in record.approved if row != digest), digest))
-    is_slower = update.ending is not None and update.ending.held_for is HeldFor.SLOWER
+    del command
+    update = record.under_way
+    held_for, digest = None if update.ending is None else update.ending.held_for, update.source_digest
+    is_slower, is_untried = held_for is HeldFor.SLOWER, held_for in (HeldFor.SEEN_BEFORE, HeldFor.FIRST_CONTACT)
+    if is_untried:  # it may be fetched and tried; what the gate finds is another decision
+        record = replace(record, unquarantined=(*(row for row in record.unquarantined if row != digest), digest))
+    else:
+        record = replace(record, approved=(*(row for row in record.approved if row != digest), digest))
     record = transitions.enter(
         record,
         Stage.GATING if update.bundle_digest else Stage.STAGING,
-        approved=True,
+        approved=update.approved or not is_untried,
         may_be_slower=update.may_be_slower or is_slower,
         ending=None,
         reason="",
@@ -252,7 +307,7 @@ def _approve(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Tra
 
 
 def _unquarantine(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
-    digest = command.argument
+    digest = _find_quarantined(record, command.argument)[0].source_digest
     rows = tuple(row for row in record.quarantine if row.source_digest != digest)
     record = replace(_poll_now(record), quarantine=rows, unquarantined=(*record.unquarantined, digest))
     return transitions.with_event(record, facts, "quarantine_lifted", f"{digest} may be tried again")

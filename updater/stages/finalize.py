@@ -90,6 +90,7 @@ def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     """Commit the update: raises `min_version`, closes the activation breaker, keeps the previous revision."""
     update = record.under_way
     limits = rules.breakers[BreakerName.ACTIVATION]
+    record = transitions.remember_replaced(record, facts, record.committed, update.installed)
     record = replace(
         record,
         committed=update.installed,

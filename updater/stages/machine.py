@@ -14,7 +14,7 @@ from updater.core.effects import CollectGarbage, Effect, EffectFailure, Listed, 
 from updater.core.facts import Facts
 from updater.core.record import ModelRecord, Stage, Update, UpdateKind
 from updater.core.rules import Rules
-from updater.core.versions import parse_version
+from updater.core.versions import choose_higher, parse_version
 from updater.stages import (
     activate,
     commands,
@@ -169,9 +169,11 @@ def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transitio
     installed = facts.pointer
     if installed is None:
         raise RuntimeError("there is no pointer")
-    is_release = parse_version(installed.revision, rules.policy) is not None
-    least = installed.revision if is_release else record.min_version
-    record = replace(record, committed=installed, min_version=least)
+    version = parse_version(installed.revision, rules.policy)
+    record = replace(record, committed=installed)
+    if version is not None:
+        record = transitions.remember_version(record, version.text, installed.source_digest)
+        record = replace(record, min_version=choose_higher(record.min_version, installed.revision, rules.policy))
     return transitions.with_event(record, facts, "pointer_adopted", f"{installed.revision} was there before")
 
 

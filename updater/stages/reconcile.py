@@ -124,10 +124,12 @@ def revert(record: ModelRecord, facts: Facts) -> Transition:
     record, events = _abandon_current(record, facts, BROKEN)
     message = f"{broken.revision} no longer loads here"
     update = _build_rollback(broken, facts, UpdateKind.REVERT, Ending(EndsIn.HELD, held_for=HeldFor.COMMITTED_BROKEN))
-    if can_go_back(record, facts) and record.previous is not None:
-        message += f"; {record.previous.revision} is restored"
+    previous = record.previous
+    if previous is not None and can_go_back(record, facts):
+        message += f"; {previous.revision} is restored"
         record = transitions.block(record, broken.bundle_digest)
-        record = replace(record, committed=record.previous, previous=None, trouble=None)
+        record = transitions.remember_replaced(record, facts, broken, previous)
+        record = replace(record, committed=previous, previous=None, trouble=None)
     update = replace(update, reason=BROKEN, message=message)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
     return Transition(record, (*events, *started))
@@ -146,6 +148,7 @@ def roll_back_committed(record: ModelRecord, facts: Facts) -> Transition:
     update = _build_rollback(bad, facts, UpdateKind.ROLLBACK, Ending(EndsIn.IDLE, Outcome.ROLLED_BACK))
     message = f"an operator took {bad.revision} back; {good.revision} serves"
     update = replace(update, reason=BY_HAND, message=message)
+    record = transitions.remember_replaced(record, facts, bad, good)
     record = replace(record, committed=good, previous=None, trouble=None, warm_seconds_left=0.0)
     record, started = transitions.start(record, update, Stage.ROLLING_BACK, facts)
     return Transition(record, (*events, *started))
@@ -238,6 +241,7 @@ def _build_rollback(bad: Installed, facts: Facts, kind: UpdateKind, ending: Endi
         revision=bad.revision,
         started_at=facts.now,
         source_digest=bad.source_digest,
+        commit_id=bad.commit_id,
         bundle_digest=bad.bundle_digest,
         ending=ending,
     )

@@ -9,7 +9,7 @@ from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Sta
 from updater.core.facts import Facts
 from updater.core.record import ComputedDigest, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
-from updater.core.versions import parse_version
+from updater.core.versions import hub_name, name_content, parse_version
 from updater.stages import reconcile, transitions, watch
 from updater.stages.transitions import Transition
 
@@ -91,10 +91,16 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
     if update.source_digest and result.source_digest != update.source_digest:
         return give_up_until_next_poll(record, facts, rules, f"{update.revision} changed while it was fetched")
     if update.listing:
-        computed = ComputedDigest(update.revision, update.listing, result.source_digest)
-        record = transitions.remember_computed(record, computed)
+        record = _note_computed(record, result)
+        update = record.under_way
     if record.is_quarantined(result.source_digest):
         return refuse_quarantined(record, facts)
+    if update.listing and record.committed is not None and record.committed.source_digest == result.source_digest:
+        message = f"{update.revision} has the committed content"
+        return transitions.end(record, facts, Outcome.ABANDONED, "COMMITTED", message)
+    if update.listing and rules.policy.branch and not update.forced and record.is_replaced(result.source_digest):
+        message = f"the content of {update.revision} was committed and replaced"
+        return transitions.hold(record, facts, HeldFor.SEEN_BEFORE, message)
     version = parse_version(update.revision, rules.policy)
     if version is not None:
         known = record.known_digests.get(version.text)
@@ -105,6 +111,15 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
     record = transitions.enter(record, Stage.VERIFYING, source_digest=result.source_digest, approved=approved)
     how = "; the hub lists not all of its hashes, so they were computed" if update.listing else ""
     return transitions.with_event(record, facts, "revision_staged", f"{update.revision} is fetched{how}")
+
+
+def _note_computed(record: ModelRecord, result: Staged) -> ModelRecord:
+    """Record the digest of a content whose listing has none; a branch is named by it."""
+    update = record.under_way
+    name = hub_name(update.revision)
+    record = transitions.remember_computed(record, ComputedDigest(name, update.listing, result.source_digest))
+    revision = update.revision if name == update.revision else name_content(name, result.source_digest)
+    return record.with_update(revision=revision, source_digest=result.source_digest)
 
 
 def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:

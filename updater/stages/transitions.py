@@ -14,10 +14,12 @@ from updater.core.record import (
     Event,
     Evidence,
     HeldFor,
+    Installed,
     KnownVersion,
     ModelRecord,
     Outcome,
     Quarantined,
+    Replaced,
     Stage,
     Update,
     UpdateKind,
@@ -26,6 +28,7 @@ from updater.core.rules import Rules
 
 MAX_KNOWN = 500
 MAX_QUARANTINE = 500
+MAX_REPLACED = 2000
 MAX_ALARMS = 100
 MAX_COMPUTED = 100
 HOUR_SECONDS = 3600.0
@@ -171,17 +174,31 @@ def fail_failback(
     return roll_back(record, facts, ending, reason, message, evidence=evidence, name="failback_failed")
 
 
+def remember_replaced(record: ModelRecord, facts: Facts, old: Installed | None, new: Installed) -> ModelRecord:
+    """Record that another content is committed, in the place of the old one."""
+    rows = tuple(row for row in record.replaced if row.source_digest != new.source_digest)
+    if old is not None and old.source_digest not in ("", new.source_digest):
+        rows = tuple(row for row in rows if row.source_digest != old.source_digest)
+        rows = (*rows, Replaced(old.source_digest, old.revision, facts.now))[-MAX_REPLACED:]
+    return replace(record, replaced=rows)
+
+
 def quarantine(record: ModelRecord, facts: Facts, digest: str, revision: str, reason: str) -> ModelRecord:
     """Record a source digest that is never activated again."""
     if not digest or record.is_quarantined(digest):
         return record
-    row = Quarantined(digest, revision, reason, facts.now)
+    row = Quarantined(digest, revision, reason, facts.now, _find_commit_id(record, digest))
     return replace(
         record,
         quarantine=(*record.quarantine, row)[-MAX_QUARANTINE:],
         unquarantined=tuple(entry for entry in record.unquarantined if entry != digest),
         approved=tuple(entry for entry in record.approved if entry != digest),
     )
+
+
+def _find_commit_id(record: ModelRecord, digest: str) -> str:
+    rows = [row for row in (record.update, record.committed, record.previous) if row is not None]
+    return next((row.commit_id for row in rows if row.source_digest == digest), "")
 
 
 def count_failure(record: ModelRecord, facts: Facts, rules: Rules, reason: str) -> ModelRecord:

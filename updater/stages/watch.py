@@ -1,46 +1,32 @@
-"""Watches the hub: when it is polled, which revisions are listed, and which release is chosen. Pure."""
+"""Watches the hub: when it is polled, what its answer changes in the record, and which update starts. Pure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.effects import EffectFailure, FailureKind, Listed, PollHub
 from updater.core.facts import Facts, Release
-from updater.core.record import SUPERSEDABLE, Event, HeldFor, ModelRecord, Stage, Update, UpdateKind, Watch
-from updater.core.rules import Mode, ReleasePolicy, Rules
-from updater.core.versions import Version, find_policy_refusal, is_after, is_same, parse_version
+from updater.core.record import (
+    SUPERSEDABLE,
+    Ending,
+    EndsIn,
+    Event,
+    HeldFor,
+    ModelRecord,
+    Outcome,
+    Republished,
+    Stage,
+    Update,
+    UpdateKind,
+    Watch,
+)
+from updater.core.rules import Mode, Rules
+from updater.core.versions import hub_name, is_after, is_same, parse_version
+from updater.stages import choice as choosing
 from updater.stages import transitions
+from updater.stages.choice import MAX_SHOWN_NAMES, Choice, choose, find_meant, find_replay, name_release
 from updater.stages.transitions import MAX_ALARMS, Transition
-
-MAX_LISTED = 5  # revisions that one poll lists, beside those in quarantine and the committed one
-MAX_LISTED_BAD = 3  # in quarantine: listed only to notice that they were published again
-
-
-def select_names(names: Sequence[str], look: PollHub) -> tuple[str, ...]:
-    """Choose the names whose files one poll lists: the highest releases and the committed one.
-
-    A name that an operator requests is always listed. Of the names that policy refuses only the highest is listed, for
-    the report; more of them would use up the limit and hide a release that is allowed.
-    """
-    if look.only:
-        return (look.only,) if look.only in names else ()
-    found: list[tuple[Version, str]] = []
-    for name in dict.fromkeys(names):
-        version = parse_version(name, look.policy)
-        if version is None or look.policy.pin not in ("", name):
-            continue
-        if is_after(name, look.min_version, look.policy) or is_same(name, look.min_version, look.policy):
-            found.append((version, name))
-    ordered = sorted(found, reverse=True)
-    bad = [name for _, name in ordered if name in look.quarantined_revisions]
-    refused = [name for version, name in ordered if find_policy_refusal(version, name, look.min_version, look.policy)]
-    wanted = [name for _, name in ordered if name not in {*bad, *refused}]
-    chosen = [name for name in refused if name not in bad][:1] + wanted[:MAX_LISTED] + bad[:MAX_LISTED_BAD]
-    if look.committed_revision in names and look.committed_revision not in chosen:
-        chosen.append(look.committed_revision)
-    return tuple(chosen)
 
 
 def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
@@ -48,12 +34,15 @@ def poll_if_due(record: ModelRecord, rules: Rules) -> PollHub | None:
     is_due = bool(record.requested_revision) or record.watch.seconds_to_poll <= 0
     if not is_due or not record.hub.may_begin:
         return None
+    committed = record.committed
+    is_known = committed is None or rules.policy.branch or choosing.is_contact_made(record, rules.policy)
     return PollHub(
         policy=rules.policy,
         min_version=record.min_version,
-        committed_revision="" if record.committed is None else record.committed.revision,
+        committed_revision="" if committed is None else committed.revision,
         quarantined_revisions=tuple(row.revision for row in record.quarantine),
         only=record.requested_revision,
+        recognise="" if is_known or committed is None else committed.source_digest,
     )
 
 
@@ -67,23 +56,28 @@ def apply_result(record: ModelRecord, result: Listed | EffectFailure, facts: Fac
 
 
 def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
-    """Start an update to the requested revision or the highest acceptable release, or record why there is none."""
+    """Start an update to the requested revision or the newest acceptable one, or record why there is none."""
     requested = record.requested_revision
     listed = replace(listed, releases=tuple(_fill_computed(record, release) for release in listed.releases))
     record = _note_answer(record, listed, facts, rules)
     if requested:
-        return _take_requested(replace(record, requested_revision=""), requested, listed, facts)
+        return _take_requested(replace(record, requested_revision=""), requested, listed, facts, rules)
+    record, events = _make_contact(record, listed, facts, rules)
     record, alarms = _raise_alarms(record, listed, facts, rules)
+    record, withdrawn = _withdraw_hold(record, listed, facts, rules)
+    events = (*events, *alarms, *withdrawn)
     choice = choose(record, listed, rules)
-    record = replace(record, watch=replace(record.watch, newest=choice.newest, message=choice.why_not))
-    why_not = _find_delay(record, choice, rules)
-    if choice.release is None or why_not:
-        watch = replace(record.watch, message=why_not or choice.why_not)
-        return Transition(replace(record, watch=watch), alarms)
+    why_not = _find_delay(record, choice, rules) or choice.why_not or record.watch.message
+    record = replace(record, watch=replace(record.watch, newest=choice.newest, message=why_not))
+    if choice.release is None or _find_delay(record, choice, rules):
+        return Transition(record, events)
+    if choice.held_for is not None:
+        record, held = _hold(record, choice.release, facts, choice.held_for, choice.message)
+        return Transition(record, (*events, *held))
     limits = rules.breakers[BreakerName.ACTIVATION]
     record = replace(record, activation=breaker.begin(record.activation, limits))
-    record, events = _take(record, choice.release, facts, UpdateKind.RELEASE)
-    return Transition(record, (*alarms, *events))
+    record, started = _take(record, choice.release, facts, UpdateKind.RELEASE)
+    return Transition(record, (*events, *started))
 
 
 def _fill_computed(record: ModelRecord, release: Release) -> Release:
@@ -93,8 +87,11 @@ def _fill_computed(record: ModelRecord, release: Release) -> Release:
 
 
 def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> ModelRecord:
+    watch = _note_names(record.watch, listed, rules)
+    if not (record.requested_revision and rules.policy.branch):  # which lists other revisions than the branch
+        watch = _note_listing(watch, listed, facts, rules)
     watch = replace(
-        _note_listing(record.watch, listed, facts, rules),
+        watch,
         seconds_to_poll=_draw_poll_seconds(facts, rules),
         polls=record.watch.polls + 1,
         last_polled_at=facts.now,
@@ -108,14 +105,26 @@ def _note_answer(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules
     return replace(record, hub=hub)
 
 
+def _note_names(watch: Watch, listed: Listed, rules: Rules) -> Watch:
+    left_out = choosing.list_left_out(listed.names, rules.policy)
+    shown = tuple(left_out[:MAX_SHOWN_NAMES])
+    return replace(watch, names=len(listed.names), left_out=len(left_out), left_out_names=shown)
+
+
 def _note_listing(watch: Watch, listed: Listed, facts: Facts, rules: Rules) -> Watch:
     """Record when the listing last changed: a mirror that is no longer updated returns the same listing for ever."""
+    policy = rules.policy
     rows = sorted(listed.names)  # a poll for one requested revision lists the files of that one alone
+    tip = next((row for row in listed.releases if row.revision == policy.branch), None) if policy.branch else None
+    if tip is not None:
+        rows.append(tip.source_digest)
     listing = sha256("\n".join(rows).encode()).hexdigest()
     if listing != watch.listing:
         watch = replace(watch, listing=listing, changed_at=facts.now)
-    known = [(version, name) for name in listed.names if (version := parse_version(name, rules.policy)) is not None]
+    known = [(version, name) for name in listed.names if (version := parse_version(name, policy)) is not None]
     highest = max(known)[1] if known else ""
+    if policy.branch:
+        highest = "" if tip is None else name_release(tip, policy, listed.names).revision
     if highest != watch.highest:
         watch = replace(watch, highest=highest, highest_at=facts.now if highest else None)
     return watch
@@ -144,65 +153,41 @@ def _draw_poll_seconds(facts: Facts, rules: Rules) -> float:
     return rules.poll_seconds * (1.0 + rules.poll_jitter * facts.jitter)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The release chosen from a listing, if any."""
-
-    release: Release | None = None  # to be taken
-    newest: str = ""  # the highest release that policy allows
-    why_not: str = ""  # for people: why the highest release is not taken
-
-
-def choose(record: ModelRecord, listed: Listed, rules: Rules) -> Choice:
-    """Choose the highest release that is complete, allowed and not in quarantine."""
-    newest, why_not = "", ""
-    for version, release in _sort_by_version(listed, rules.policy):
-        if not _is_news(record, release, rules):
-            continue
-        reason = find_refusal(record, version, release, rules)
-        if reason:
-            why_not = why_not or reason
-            continue
-        newest = newest or release.revision
-        if release.is_ready:
-            return Choice(release, newest, why_not)
-        why_not = why_not or f"{release.revision} is not complete yet: {release.missing or 'files are missing'}"
-    return Choice(None, newest, why_not)
+def _make_contact(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
+    """Recognise the committed content on the hub: it is the content of a release, or of the branch."""
+    policy, committed = rules.policy, record.committed
+    if committed is None:
+        return Transition(record)
+    if policy.branch:
+        digests = {row.source_digest for row in listed.releases if row.revision == policy.branch}
+        if committed.source_digest in digests - {""}:
+            record = replace(record, watch=replace(record.watch, contact=policy.branch))
+        return Transition(record)
+    name = choosing.find_recognised(record, listed, policy)
+    version = parse_version(name, policy)
+    if version is None:
+        return Transition(record)
+    record = transitions.remember_version(replace(record, min_version=name), version.text, committed.source_digest)
+    message = f"{committed.revision} is {name} by its content"
+    return transitions.with_event(record, facts, "revision_recognised", message)
 
 
-def find_refusal(record: ModelRecord, version: Version, release: Release, rules: Rules) -> str:
-    """Why a newer release is not taken, for people; empty if it may be."""
-    name = release.revision
-    known = record.known_digests.get(version.text)
-    by_name = find_policy_refusal(version, name, record.min_version, rules.policy)
-    if by_name:
-        return by_name
-    if record.committed is not None and release.source_digest == record.committed.source_digest != "":
-        return f"{name} has the same content as the committed revision"
-    if record.is_quarantined(release.source_digest):
-        return f"{name} is in quarantine"
-    if release.source_digest and known not in (None, release.source_digest):
-        return f"{name} was published again with other content"
-    return ""
-
-
-def _is_news(record: ModelRecord, release: Release, rules: Rules) -> bool:
-    """Whether a release is greater than the minimal version, or equals it and was taken out of quarantine."""
-    if is_after(release.revision, record.min_version, rules.policy):
-        return True
-    is_unquarantined = release.source_digest in record.unquarantined
-    return is_unquarantined and is_same(release.revision, record.min_version, rules.policy)
-
-
-def _sort_by_version(listed: Listed, policy: ReleasePolicy) -> list[tuple[Version, Release]]:
-    """Releases, highest first, without those that were listed only to compare their digests."""
-    found = [(parse_version(release.revision, policy), release) for release in listed.releases]
-    known = [(version, release) for version, release in found if version is not None]
-    return sorted(known, key=lambda row: (row[0], row[1].revision), reverse=True)
+def _withdraw_hold(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
+    """End a hold about the content of a branch that has the committed content again: nothing is left to decide."""
+    update, branch = record.update, rules.policy.branch
+    if record.stage is not Stage.HELD or update is None or update.ending is None or not branch:
+        return Transition(record)
+    if update.ending.held_for not in (HeldFor.SEEN_BEFORE, HeldFor.FIRST_CONTACT) or update.forced:
+        return Transition(record)
+    digests = {row.source_digest for row in listed.releases if row.revision == branch}
+    if record.committed is None or record.committed.source_digest not in digests:
+        return Transition(record)
+    message = f"{branch} has the committed content again"
+    return transitions.end(record, facts, Outcome.ABANDONED, "WITHDRAWN", message)
 
 
 def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
-    """Why an acceptable release has to wait; empty if it does not."""
+    """Why an acceptable revision has to wait; empty if it does not."""
     if choice.release is None:
         return ""
     name = choice.release.revision
@@ -218,54 +203,111 @@ def _find_delay(record: ModelRecord, choice: Choice, rules: Rules) -> str:
 
 
 def _may_supersede(update: Update, release: Release, rules: Rules) -> bool:
-    """Whether a release takes the place of an update that is held, or whose bytes were not the listed ones."""
+    """Whether a revision takes the place of an update that is held, or whose bytes were not the listed ones."""
     held_for = HeldFor.MISMATCH if update.ending is None else update.ending.held_for
-    is_listed_anew = release.revision == update.revision and not release.listing
-    is_listed_anew = is_listed_anew and release.source_digest != update.source_digest
-    if held_for is HeldFor.MISMATCH and is_listed_anew:
+    is_other = release.source_digest != update.source_digest
+    if held_for not in SUPERSEDABLE or rules.policy.branch:
+        return held_for in SUPERSEDABLE and is_other
+    if held_for is HeldFor.MISMATCH and release.revision == update.revision and is_other and not release.listing:
         return True
-    return held_for in SUPERSEDABLE and is_after(release.revision, update.revision, rules.policy)
+    is_release = parse_version(update.revision, rules.policy) is not None
+    return is_release and is_after(release.revision, update.revision, rules.policy)
 
 
-def _take_requested(record: ModelRecord, name: str, listed: Listed, facts: Facts) -> Transition:
+def _take_requested(record: ModelRecord, requested: str, listed: Listed, facts: Facts, rules: Rules) -> Transition:
     """Start the update that an operator requested; it bypasses the policy, but not quarantine or the gate."""
-    release = next((release for release in listed.releases if release.revision == name), None)
-    if release is None:
-        return transitions.with_event(record, facts, "revision_unknown", f"the hub has no {name}")
+    found = find_meant(requested, listed)
+    if len(found) > 1:
+        shown = ", ".join(f"{row.revision} {row.source_digest}" for row in found)
+        return transitions.with_event(record, facts, "revision_ambiguous", f"{requested} may be: {shown}")
+    if not found:
+        return transitions.with_event(record, facts, "revision_unknown", f"the hub has no {requested}")
+    release = name_release(found[0], rules.policy, listed.names)
+    refusal = _refuse_requested(record, release, facts, rules)
+    if refusal is not None:
+        return refusal
+    replay = find_replay(record, release) if release.revision != found[0].revision else ""
+    if replay and hub_name(requested) == requested and requested in listed.names:
+        # Whoever names a branch may not know what it has now; a digest says it.
+        return _hold(record, release, facts, HeldFor.SEEN_BEFORE, replay, UpdateKind.REQUESTED)
+    return _take(record, release, facts, UpdateKind.REQUESTED)
+
+
+def _refuse_requested(record: ModelRecord, release: Release, facts: Facts, rules: Rules) -> Transition | None:
+    """The event that says why a requested revision is not taken; None if it is."""
+    name, least, policy = release.revision, record.min_version, rules.policy
+    is_release, has_floor = (parse_version(one, policy) is not None for one in (name, least))
     if record.is_quarantined(release.source_digest):
         return transitions.with_event(record, facts, "revision_quarantined", f"{name} is in quarantine")
     if record.committed is not None and release.source_digest == record.committed.source_digest != "":
         return transitions.with_event(record, facts, "revision_committed", f"{name} is the committed revision")
+    if is_release and has_floor and not is_after(name, least, policy) and not is_same(name, least, policy):
+        message = f"{name} is older than {least}, which was committed"
+        return transitions.with_event(record, facts, "revision_too_old", message)
     if not release.is_ready:
         message = f"{name} is not complete: {release.missing}"
         return transitions.with_event(record, facts, "revision_not_ready", message)
-    return _take(record, release, facts, UpdateKind.REQUESTED)
+    return None
 
 
 def _take(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Transition:
-    update = Update(
+    return transitions.start(record, _make_update(record, release, facts, kind), Stage.STAGING, facts)
+
+
+def _hold(
+    record: ModelRecord,
+    release: Release,
+    facts: Facts,
+    held_for: HeldFor,
+    message: str,
+    kind: UpdateKind = UpdateKind.RELEASE,
+) -> Transition:
+    """Hold an update before anything is fetched: a person must decide."""
+    update = _make_update(record, release, facts, kind)
+    ending = Ending(EndsIn.HELD, held_for=held_for)
+    update = replace(update, ending=ending, reason=held_for.value, message=message)
+    return transitions.start(record, update, Stage.ROLLING_BACK, facts)
+
+
+def _make_update(record: ModelRecord, release: Release, facts: Facts, kind: UpdateKind) -> Update:
+    return Update(
         update_id=facts.fresh_id,
         kind=kind,
         revision=release.revision,
         started_at=facts.now,
         source_digest="" if release.listing else release.source_digest,
         listing=release.listing,
+        commit_id=release.commit_id,
         forced=kind is UpdateKind.REQUESTED,
         approved=release.source_digest in record.approved,
     )
-    return transitions.start(record, update, Stage.STAGING, facts)
 
 
 def _raise_alarms(record: ModelRecord, listed: Listed, facts: Facts, rules: Rules) -> Transition:
     """Raise an alarm, once, for each known version that is listed with another digest; such a release is not taken."""
     events: list[Event] = []
-    for version, release in _sort_by_version(listed, rules.policy):
+    if rules.policy.branch:
+        return Transition(record)
+    for version, release in choosing.sort_by_version(listed, rules.policy):
         known = record.known_digests.get(version.text)
+        if known is None or not release.source_digest:
+            continue
+        record = _note_republished(record, release, known, facts)
         mark = f"{version.text} {release.source_digest}"
-        if known in (None, release.source_digest) or not release.source_digest or mark in record.watch.alarms:
+        if known == release.source_digest or mark in record.watch.alarms:
             continue
         alarms = (*record.watch.alarms, mark)[-MAX_ALARMS:]
         record = replace(record, watch=replace(record.watch, alarms=alarms))
         message = f"{release.revision} was published again with other content; it is not taken"
         events.append(transitions.make_event(record, facts, "revision_republished", message))
     return Transition(record, tuple(events))
+
+
+def _note_republished(record: ModelRecord, release: Release, known: str, facts: Facts) -> ModelRecord:
+    """Keep the list of versions that have another content on the hub up to date."""
+    before = record.watch.republished
+    others = tuple(row for row in before if row.revision != release.revision)
+    row = Republished(release.revision, known, release.source_digest, facts.now)
+    old = next((one for one in before if replace(one, since=facts.now) == row), row)
+    rows = others if known == release.source_digest else (*others, old)[-MAX_ALARMS:]
+    return record if rows == before else replace(record, watch=replace(record.watch, republished=rows))

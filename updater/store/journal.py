@@ -141,6 +141,23 @@ class Journal:
             for at, stage, name, message in rows
         ]
 
+    def alarms(self, model: str, limit: int) -> list[tuple[str, PastEvent]]:
+        """The last alarms that belong to no update, newest first, each with its model.
+
+        Args:
+            model: name; empty for all.
+            limit: most alarms.
+        """
+        rows = self._database.rows(
+            "SELECT model, at, stage, name, message FROM events WHERE name = 'revision_republished' "
+            "AND (? = '' OR model = ?) ORDER BY seq DESC LIMIT ?",
+            (model, model, limit),
+        )
+        return [
+            (str(name), PastEvent(datetime.fromisoformat(str(at)), Stage(str(stage)), str(event), str(message)))
+            for name, at, stage, event, message in rows
+        ]
+
     def evidence(self, update_id: str) -> list[Evidence]:
         """The measurements of one update, by stage."""
         rows = self._database.rows("SELECT row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))

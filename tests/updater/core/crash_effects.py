@@ -19,7 +19,7 @@ from tests.updater.core.crash_world import (
 from updater.core import effects as act
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result
 from updater.core.record import ModelRecord, Stage, UpdateKind
-from updater.stages.watch import select_names
+from updater.stages.choice import select_names
 
 _MOVED = EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "")
 

@@ -11,7 +11,7 @@ from updater.core.facts import CommandKind
 from updater.core.record import Outcome, Stage
 from updater.core.rules import Mode, ReleasePolicy
 from updater.core.versions import is_after, parse_version
-from updater.stages.watch import select_names
+from updater.stages.choice import select_names
 
 SEMVER = ReleasePolicy()
 
@@ -59,12 +59,15 @@ def test_a_revision_that_changes_while_it_is_fetched_waits_for_the_next_poll(wor
 
 @pytest.mark.fault("R4")
 def test_a_branch_is_no_release(world: World) -> None:
-    """Only names that match the pattern are."""
-    for name in ("master", "main", "1.1", "release-1.1.0", "1.1.0.1", "01.1.0", ""):
+    """Only names that match the pattern are; what is left out is told by name, what looks like a version first."""
+    for name in ("master", "main", "1", "release-1.1.0", "1.1.0.1", "01.1.0", ""):
         world.publish(name)
     world.settle()
 
+    watch = world.record.watch
     assert world.event_names().count("update_started") == 1
+    assert (watch.names, watch.left_out) == (8, 7)
+    assert watch.left_out_names == ("01.1.0", "1", "1.1.0.1", "", "main")
 
 
 @pytest.mark.fault("R5")
@@ -90,9 +93,10 @@ def test_numbers_are_compared_as_numbers(world: World) -> None:
 
 @pytest.mark.fault("R7")
 def test_a_prefix_makes_no_other_version(world: World) -> None:
-    """v1.1.0 follows 1.0.0."""
+    """v1.1.0 follows 1.0.0, and V1.1 is the same version."""
     world.install("v1.1.0")
 
+    assert parse_version("V1.1", SEMVER) == parse_version("1.1.0", SEMVER)
     assert parse_version("v1.1.0", SEMVER) == parse_version("1.1.0", SEMVER)
     assert not is_after("1.1.0", "v1.1.0", SEMVER)
 

@@ -317,7 +317,6 @@ def test_a_hub_that_denies_access_is_no_failure_of_the_hub(world: World) -> None
     ("command", "reason"),
     [
         (OperatorCommand(CommandKind.UPDATE, "0.9.0"), "BELOW_MIN_VERSION"),
-        (OperatorCommand(CommandKind.UPDATE, "1.0.0"), "BELOW_MIN_VERSION"),
         (OperatorCommand(CommandKind.APPROVE, "source"), "NOT_HELD"),
         (OperatorCommand(CommandKind.UNQUARANTINE, "source"), "NOT_QUARANTINED"),
         (OperatorCommand(CommandKind.RESET_BREAKER, "fuse"), "BREAKER_UNKNOWN"),

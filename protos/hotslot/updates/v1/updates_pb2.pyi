@@ -129,7 +129,12 @@ class ModelUpdates(_message.Message):
     NEWEST_LISTED_AT_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     EXPECTED_BYTES_FIELD_NUMBER: _builtins.int
+    LISTED_NAMES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_NAMES_FIELD_NUMBER: _builtins.int
     COMMITTED_PROVENANCE_FIELD_NUMBER: _builtins.int
+    REPUBLISHED_FIELD_NUMBER: _builtins.int
+    COMMITTED_COMMIT_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -150,6 +155,16 @@ class ModelUpdates(_message.Message):
     """
     expected_bytes: _builtins.int
     """Total bytes of its files. 0 unless it is STAGING."""
+    listed_names: _builtins.int
+    """Number of revisions that the hub lists."""
+    left_out: _builtins.int
+    """Of these, the ones that are not followed: no releases, or other than the
+    followed branch.
+    """
+    committed_commit_id: _builtins.str
+    """Commit id of the committed revision, or its first digits. Empty if the hub
+    does not say.
+    """
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
         """The update in progress or HELD. Absent if there is none."""
@@ -185,9 +200,19 @@ class ModelUpdates(_message.Message):
         """
 
     @_builtins.property
+    def left_out_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The first names of these."""
+
+    @_builtins.property
     def committed_provenance(self) -> Global___Provenance:
         """Origin of the committed bundle. Absent without one, and for bundles of
         older builds that do not record it.
+        """
+
+    @_builtins.property
+    def republished(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepublishedEntry]:
+        """Versions that the hub lists with another content than before. They are not
+        installed.
         """
 
     def __init__(
@@ -209,15 +234,56 @@ class ModelUpdates(_message.Message):
         newest_listed_at: _timestamp_pb2.Timestamp | None = ...,
         received_bytes: _builtins.int = ...,
         expected_bytes: _builtins.int = ...,
+        listed_names: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        left_out_names: _abc.Iterable[_builtins.str] | None = ...,
         committed_provenance: Global___Provenance | None = ...,
+        republished: _abc.Iterable[Global___RepublishedEntry] | None = ...,
+        committed_commit_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "cpu_fallback", b"cpu_fallback", "current", b"current", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelUpdates: _TypeAlias = ModelUpdates  # noqa: Y015
+
+@_typing.final
+class RepublishedEntry(_message.Message):
+    """A version that was published again with other content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    KNOWN_DIGEST_FIELD_NUMBER: _builtins.int
+    LISTED_DIGEST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """Revision on the hub."""
+    known_digest: _builtins.str
+    """Source digest that the version had."""
+    listed_digest: _builtins.str
+    """Source digest that the hub lists now."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Time at which it was noticed."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        known_digest: _builtins.str = ...,
+        listed_digest: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known_digest", b"known_digest", "listed_digest", b"listed_digest", "revision", b"revision", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepublishedEntry: _TypeAlias = RepublishedEntry  # noqa: Y015
 
 @_typing.final
 class Provenance(_message.Message):
@@ -411,12 +477,15 @@ class UpdateSummary(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    COMMIT_ID_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     """Id of the update."""
     model: _builtins.str
     """Name of the model."""
     revision: _builtins.str
-    """Revision, for people."""
+    """Revision, for people. Of a branch: its name and the first digits of the
+    source digest, for example "master@1a2b3c4d".
+    """
     source_digest: _builtins.str
     """Digest of the files that the hub published. Empty before the listing is
     read.
@@ -431,6 +500,8 @@ class UpdateSummary(_message.Message):
     """Reason of a refusal, rollback or hold, for machines."""
     message: _builtins.str
     """Explanation for people."""
+    commit_id: _builtins.str
+    """Commit id, or its first digits. Empty if the hub does not say."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """Start time."""
@@ -453,10 +524,11 @@ class UpdateSummary(_message.Message):
         message: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        commit_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "ended_at", b"ended_at", "message", b"message", "model", b"model", "outcome", b"outcome", "reason", b"reason", "revision", b"revision", "source_digest", b"source_digest", "stage", b"stage", "started_at", b"started_at", "update_id", b"update_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "commit_id", b"commit_id", "ended_at", b"ended_at", "message", b"message", "model", b"model", "outcome", b"outcome", "reason", b"reason", "revision", b"revision", "source_digest", b"source_digest", "stage", b"stage", "started_at", b"started_at", "update_id", b"update_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,7 +751,9 @@ class UpdateRequest(_message.Message):
     model: _builtins.str
     """Name of the model."""
     revision: _builtins.str
-    """Revision on the hub. Required."""
+    """Name on the hub, source digest or commit id, or an unambiguous prefix of a
+    digest or commit id. Required.
+    """
     def __init__(
         self,
         *,
@@ -725,16 +799,22 @@ class RollbackRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
+    revision: _builtins.str
+    """What is to be taken back: name, digest or commit id, or a prefix. The call
+    is refused if it is not what serves. Default: whatever serves.
+    """
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -871,7 +951,7 @@ class ApproveRequest(_message.Message):
     model: _builtins.str
     """Name of the model."""
     source_digest: _builtins.str
-    """Source digest of the HELD update. Required."""
+    """Source digest or commit id of the HELD update, or a prefix. Required."""
     def __init__(
         self,
         *,
@@ -921,7 +1001,7 @@ class UnquarantineRequest(_message.Message):
     model: _builtins.str
     """Name of the model."""
     source_digest: _builtins.str
-    """Source digest in quarantine. Required."""
+    """Source digest or commit id in quarantine, or an unambiguous prefix. Required."""
     def __init__(
         self,
         *,
@@ -1048,25 +1128,69 @@ class ListHistoryResponse(_message.Message):
 
     UPDATES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty on the last page."""
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateSummary]:
         """Newest first."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelAlarm]:
+        """The last alarms about versions that were published again, newest first; on
+        the first page.
+        """
+
     def __init__(
         self,
         *,
         updates: _abc.Iterable[Global___UpdateSummary] | None = ...,
         next_page_token: _builtins.str = ...,
+        alarms: _abc.Iterable[Global___ModelAlarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "next_page_token", b"next_page_token", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListHistoryResponse: _TypeAlias = ListHistoryResponse  # noqa: Y015
+
+@_typing.final
+class ModelAlarm(_message.Message):
+    """An alarm that belongs to no update."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    name: _builtins.str
+    """Stable name: "revision_republished"."""
+    message: _builtins.str
+    """Explanation for people."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Time of the alarm."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        name: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "message", b"message", "model", b"model", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelAlarm: _TypeAlias = ModelAlarm  # noqa: Y015
 
 @_typing.final
 class GetUpdateRequest(_message.Message):

@@ -128,7 +128,7 @@ class UpdatesServiceServicer:
         `manual`, and if it does not match the tag pattern. It is verified and gated
         as any other. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_MIN_VERSION).
+        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ class UpdatesServiceServicer:
         """Goes back to the previous committed revision, quarantines the source digest
         of the active one (on trial: the candidate), and pauses updates. An update
         that does not serve yet is only abandoned. Errors: FAILED_PRECONDITION
-        (NOTHING_TO_ROLL_BACK_TO).
+        (NOTHING_TO_ROLL_BACK_TO, OTHER_REVISION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,8 +160,8 @@ class UpdatesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Approve(self, request, context):
-        """Approves the update that is HELD for policy, agreement, noise, cost or a
-        missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
+        """Approves the update that is HELD for policy, agreement, noise, cost, a
+        missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
         NOT_APPROVABLE: it failed verification).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -170,7 +170,7 @@ class UpdatesServiceServicer:
 
     def Unquarantine(self, request, context):
         """Removes a source digest from quarantine. Errors: NOT_FOUND
-        (NOT_QUARANTINED).
+        (NOT_QUARANTINED), FAILED_PRECONDITION (AMBIGUOUS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,13 +53,13 @@ class UpdatesServiceStub:
     `manual`, and if it does not match the tag pattern. It is verified and gated
     as any other. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_MIN_VERSION).
+    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]
     """Goes back to the previous committed revision, quarantines the source digest
     of the active one (on trial: the candidate), and pauses updates. An update
     that does not serve yet is only abandoned. Errors: FAILED_PRECONDITION
-    (NOTHING_TO_ROLL_BACK_TO).
+    (NOTHING_TO_ROLL_BACK_TO, OTHER_REVISION).
     """
     Pause: _grpc.UnaryUnaryMultiCallable[_updates_pb2.PauseRequest, _updates_pb2.PauseResponse]
     """Pauses updates until Resume. An update in progress is stopped or rolled
@@ -68,13 +68,13 @@ class UpdatesServiceStub:
     Resume: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]
     """Continues updates after Pause or Rollback, and retries a HELD update."""
     Approve: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ApproveRequest, _updates_pb2.ApproveResponse]
-    """Approves the update that is HELD for policy, agreement, noise, cost or a
-    missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
+    """Approves the update that is HELD for policy, agreement, noise, cost, a
+    missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
     NOT_APPROVABLE: it failed verification).
     """
     Unquarantine: _grpc.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]
     """Removes a source digest from quarantine. Errors: NOT_FOUND
-    (NOT_QUARANTINED).
+    (NOT_QUARANTINED), FAILED_PRECONDITION (AMBIGUOUS).
     """
     ResetBreaker: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ResetBreakerRequest, _updates_pb2.ResetBreakerResponse]
     """Closes a circuit breaker. Errors: NOT_FOUND (BREAKER_UNKNOWN)."""
@@ -108,13 +108,13 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     `manual`, and if it does not match the tag pattern. It is verified and gated
     as any other. Errors: NOT_FOUND
     (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-    BELOW_MIN_VERSION).
+    BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_updates_pb2.RollbackRequest, _updates_pb2.RollbackResponse]  # type: ignore[assignment]
     """Goes back to the previous committed revision, quarantines the source digest
     of the active one (on trial: the candidate), and pauses updates. An update
     that does not serve yet is only abandoned. Errors: FAILED_PRECONDITION
-    (NOTHING_TO_ROLL_BACK_TO).
+    (NOTHING_TO_ROLL_BACK_TO, OTHER_REVISION).
     """
     Pause: _aio.UnaryUnaryMultiCallable[_updates_pb2.PauseRequest, _updates_pb2.PauseResponse]  # type: ignore[assignment]
     """Pauses updates until Resume. An update in progress is stopped or rolled
@@ -123,13 +123,13 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     Resume: _aio.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]  # type: ignore[assignment]
     """Continues updates after Pause or Rollback, and retries a HELD update."""
     Approve: _aio.UnaryUnaryMultiCallable[_updates_pb2.ApproveRequest, _updates_pb2.ApproveResponse]  # type: ignore[assignment]
-    """Approves the update that is HELD for policy, agreement, noise, cost or a
-    missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
+    """Approves the update that is HELD for policy, agreement, noise, cost, a
+    missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
     NOT_APPROVABLE: it failed verification).
     """
     Unquarantine: _aio.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]  # type: ignore[assignment]
     """Removes a source digest from quarantine. Errors: NOT_FOUND
-    (NOT_QUARANTINED).
+    (NOT_QUARANTINED), FAILED_PRECONDITION (AMBIGUOUS).
     """
     ResetBreaker: _aio.UnaryUnaryMultiCallable[_updates_pb2.ResetBreakerRequest, _updates_pb2.ResetBreakerResponse]  # type: ignore[assignment]
     """Closes a circuit breaker. Errors: NOT_FOUND (BREAKER_UNKNOWN)."""
@@ -178,7 +178,7 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         `manual`, and if it does not match the tag pattern. It is verified and gated
         as any other. Errors: NOT_FOUND
         (REVISION_UNKNOWN), FAILED_PRECONDITION (UPDATE_IN_PROGRESS, QUARANTINED,
-        BELOW_MIN_VERSION).
+        BELOW_MIN_VERSION, COMMITTED: its content is committed, AMBIGUOUS, NOT_READY).
         """
 
     @_abc_1.abstractmethod
@@ -190,7 +190,7 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Goes back to the previous committed revision, quarantines the source digest
         of the active one (on trial: the candidate), and pauses updates. An update
         that does not serve yet is only abandoned. Errors: FAILED_PRECONDITION
-        (NOTHING_TO_ROLL_BACK_TO).
+        (NOTHING_TO_ROLL_BACK_TO, OTHER_REVISION).
         """
 
     @_abc_1.abstractmethod
@@ -217,8 +217,8 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _updates_pb2.ApproveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_updates_pb2.ApproveResponse, _abc.Awaitable[_updates_pb2.ApproveResponse]]:
-        """Approves the update that is HELD for policy, agreement, noise, cost or a
-        missing golden set. Errors: FAILED_PRECONDITION (NOT_HELD,
+        """Approves the update that is HELD for policy, agreement, noise, cost, a
+        missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
         NOT_APPROVABLE: it failed verification).
         """
 
@@ -229,7 +229,7 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_updates_pb2.UnquarantineResponse, _abc.Awaitable[_updates_pb2.UnquarantineResponse]]:
         """Removes a source digest from quarantine. Errors: NOT_FOUND
-        (NOT_QUARANTINED).
+        (NOT_QUARANTINED), FAILED_PRECONDITION (AMBIGUOUS).
         """
 
     @_abc_1.abstractmethod
