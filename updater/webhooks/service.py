@@ -11,8 +11,8 @@ from typing import Any
 from common.clock import Clock
 from updater.core.ports import JournalUnusable
 from updater.core.record import Event, Update
-from updater.settings import WebhookSection
 from updater.store.outbox import Outbox, Subscribers, Subscription
+from updater.webhook_settings import WebhookSection
 from updater.webhooks.delivery import DeliveryThreads, DeliveryWorker, Receiver, ReceiverResponse
 from updater.webhooks.metrics import DeliveryReporter
 

@@ -18,11 +18,11 @@ from common import logs
 from common.clock import SystemClock
 from tests.updater.webhooks.receiver import receiving
 from updater.core.record import Event, ModelRecord, Outcome, Stage, Update, UpdateKind
-from updater.settings import WebhookSection
 from updater.store import database, outbox
 from updater.store.database import JournalNotWritten
 from updater.store.journal import Journal
 from updater.store.outbox import Subscribers, Subscription
+from updater.webhook_settings import WebhookSection
 from updater.webhooks.delivery import (
     CAP_SECONDS,
     MAX_REFUSALS,

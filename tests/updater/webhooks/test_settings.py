@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from updater.settings import UpdaterSection, WebhookSection
+from updater.settings import UpdaterSection
+from updater.webhook_settings import WebhookSection
 
 
 def test_the_default_name_of_a_webhook_is_its_host() -> None:
