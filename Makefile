@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-update soak parity fuzz chaos gpu bench-prepare
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -74,6 +74,9 @@ soak: env tools ## Serve mixed traffic with faults and swaps for an hour and che
 
 bench-swap: env ## Measure gaps that callers see during swaps and crashes, on the demo model
 	@$(bin)/python -m dev.bench.swap $(ARGS)
+
+bench-restart: env ## Measure how long the server is away when it is killed or restarted, with the demo model
+	@$(bin)/python -m dev.bench.restart $(ARGS)
 
 bench-update: env ## Measure each step of an update against this machine's limits (needs 8 GB; ARGS="--size middle": 0.6)
 	@$(bin)/python -m dev.bench.update $(ARGS)

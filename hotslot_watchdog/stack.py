@@ -29,7 +29,7 @@ from common.stop_signals import StopSignals
 from hotslot_watchdog.copier import copy_output
 from hotslot_watchdog.settings import StackSettings, make_child_environment
 
-WAKE_SECONDS = 0.2
+WAKE_SECONDS = 0.1
 STOPPING_WAKE_SECONDS = 0.02
 LAST_OUTPUT_SECONDS = 0.5  # longest wait for supervisord's last lines to be copied
 

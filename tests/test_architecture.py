@@ -200,7 +200,14 @@ def test_the_clock_is_read_only_in_one_place() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["inference.server.server", "updater.daemon", "hotslot_watchdog.__main__", "hotslot_watchdog.stack", "cli.main"],
+    [
+        "inference.server.main",
+        "inference.server.server",
+        "updater.daemon",
+        "hotslot_watchdog.__main__",
+        "hotslot_watchdog.stack",
+        "cli.main",
+    ],
 )
 def test_only_a_runner_process_loads_torch(module: str) -> None:
     """Nothing that is imported on the way brings torch, the hub or another room's weight in."""

@@ -19,7 +19,7 @@ from rich.table import Table
 from dev.bench.engine_child import Measured, percentile
 from dev.bench.large_model import large_bundle, large_source, say
 from dev.bench.parts import PARTS
-from inference.server.runner_client.child import runner_environment
+from inference.server.runner_client.start import runner_environment
 
 ORACLE = Path(".venv-parity/bin/python")
 AIMS = {"float32": "≥ 85 %", "bfloat16": "≥ 60 %"}

@@ -28,7 +28,8 @@ from dev.bench.large_model import large_bundle, say, warm
 from dev.bench.large_request import ask
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.protocol import RunnerEnding, RunnerSpec
+from inference.server.runner_client.protocol import RunnerEnding
+from inference.server.runner_client.start import RunnerSpec
 
 PICTURE = Path("tests/ofa/pictures/colour.png").read_bytes()
 STATEMENT = "there are two birds."

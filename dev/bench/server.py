@@ -90,7 +90,7 @@ def server(folder: Path) -> Iterator[psutil.Process]:
     environment = {**os.environ, "HOTSLOT_CONFIG": str(settings)}
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
-            ["taskset", "-c", "0", sys.executable, "-m", "inference.server.server"],  # noqa: S607
+            ["taskset", "-c", "0", sys.executable, "-m", "inference.server.main"],  # noqa: S607
             cwd=ROOT, env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:

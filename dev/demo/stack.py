@@ -3,14 +3,17 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.sealing import ConvertLimits, run_convert
 from common.settings import inherit_environment
 from dev.harness.answers import Question
+from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.demo_model import MODEL, SHAPES, TOLERANCE, Item, answers_of, expected_of, golden_items, seal_revisions
 from dev.harness.load import Expected, Load
 from dev.harness.process import ROOT
@@ -74,10 +77,17 @@ class DemoStack:
         """The folder of a revision, as downloaded or trained."""
         return _source(self.folder, revision)
 
-    def load(self) -> Load:
-        """Callers without retries."""
-        address = f"127.0.0.1:{PORT}"
-        return Load(address, self.questions, self.expected, CALLERS, pace=CALLER_PAUSE_SECONDS, tolerance=TOLERANCE)
+    def load(self, options: Sequence[tuple[str, Any]] = RECONNECT_OPTIONS) -> Load:
+        """Callers, by default without retries."""
+        return Load(
+            f"127.0.0.1:{PORT}",
+            self.questions,
+            self.expected,
+            CALLERS,
+            pace=CALLER_PAUSE_SECONDS,
+            tolerance=TOLERANCE,
+            options=options,
+        )
 
     def add_to_hub(self, revision: str) -> None:
         """Publish a revision as an operator does: `hotslot hub add`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,23 @@ RECONNECT_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),  # also the limit of one connection attempt
     ("grpc.max_reconnect_backoff_ms", 500),
+]
+# For clients that send again what a restart has cost them: the longest sequence of attempts that gRPC allows.
+_RETRY = {
+    "name": [{}],
+    "waitForReady": True,
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.3s",
+        "maxBackoff": "3s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+RETRY_OPTIONS = [
+    *(option for option in RECONNECT_OPTIONS if option[0] != "grpc.enable_retries"),
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps({"methodConfig": [_RETRY]})),
 ]
 LIMIT_SECONDS = 60.0
 

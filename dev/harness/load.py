@@ -1,4 +1,4 @@
-"""Callers without retries: every attempt is counted, and every answer is compared with the engine's."""
+"""Callers, without retries unless their channels have them: each attempt is counted, each answer compared."""
 
 import math
 import threading
@@ -91,6 +91,7 @@ class Load:
         deadline: of a call, seconds.
         pace: pause of one client between two calls, seconds.
         tolerance: of a probability; a real engine's last bits depend on the batch.
+        options: of the clients' channels.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Load:
         deadline: float = DEADLINE_SECONDS,
         pace: float = PAUSE_SECONDS,
         tolerance: float = 0.0,
+        options: Sequence[tuple[str, Any]] = RECONNECT_OPTIONS,
     ) -> None:
         self.questions = tuple(questions)
         self.phase = ""  # noted with each answer
@@ -110,6 +112,7 @@ class Load:
         self._address = address
         self._deadline = deadline
         self._tolerance = tolerance
+        self._options = options
         self._stop = threading.Event()
         self._rows: list[_Client] = []
         self._threads: list[threading.Thread] = []
@@ -173,7 +176,7 @@ class Load:
         return report
 
     def _run(self, row: "_Client") -> None:
-        with grpc.insecure_channel(self._address, options=RECONNECT_OPTIONS) as channel:
+        with grpc.insecure_channel(self._address, options=self._options) as channel:
             stub = EntailmentServiceStub(channel)
             turn = row.number
             while not self._stop.wait(self.pace):

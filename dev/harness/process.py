@@ -194,7 +194,7 @@ class ServerProcess(HotslotProcess):
     """One server process and its runners; its logs lie in a folder."""
 
     def __init__(self, folder: Path, config: Path, environment: Mapping[str, str] | None = None) -> None:
-        super().__init__("inference.server.server", config, folder / "server.log", folder / "server.err", environment)
+        super().__init__("inference.server.main", config, folder / "server.log", folder / "server.err", environment)
 
 
 class UpdaterProcess(HotslotProcess):

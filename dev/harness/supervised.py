@@ -31,7 +31,7 @@ QUESTIONS = tuple(
 SCRIPTED_UPDATER = "dev.harness.scripted_updater"
 _UPDATER = "updater.daemon"
 _PROGRAMS = {
-    "server": ("-m inference.server.server",),
+    "server": ("-m inference.server.main",),
     "updater": (f"-m {SCRIPTED_UPDATER}", f"-m {_UPDATER}"),
     "watchdog": ("-m hotslot_watchdog --run-folder",),
     "supervisord": ("-m supervisor.supervisord",),

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from common.cgroup import count_usable_cpus
 from common.clock import SystemClock
+from common.engine_files import ENGINES, Task
 from common.exit_codes import ExitCode
 from hotslot.runner.v1 import runner_pb2
 from inference.call_record import CallRecord
@@ -24,6 +25,7 @@ from inference.runner.worker import Worker, WorkerCallbacks
 from inference.wire import FrameError, read_frame
 
 MAX_PREPARE_PROCESSES = 16  # by default
+_PICTURE_ENGINES = {files.engine for files in ENGINES if files.task is Task.VISUAL_ENTAILMENT}
 RETIRE_SECONDS = 1.0  # longest delay of the Retire frame, on the control socket, after the data socket was closed
 
 
@@ -55,6 +57,7 @@ class Runner:
             self._worker.on_prepared,
         )
         self._heartbeat_seconds: float = arguments.heartbeat_seconds
+        self._has_pictures = arguments.engine in _PICTURE_ENGINES
 
     def run(self) -> None:
         """Serve until the server retires this runner or disconnects. Does not return."""
@@ -95,6 +98,8 @@ class Runner:
             match request.WhichOneof("body"):
                 case "load":
                     self._worker.load(request.load)
+                    if self._has_pictures:
+                        self._pool.decoders.start()  # for the self-test, which follows the load at once
                 case "cancel":
                     self._received.cancel(request.cancel.item_ids)
                 case "priority":

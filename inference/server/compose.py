@@ -22,17 +22,15 @@ from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.request import EntailmentInput, Priority
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.protocol import RunnerListener, RunnerSpec
+from inference.server.runner_client.protocol import RunnerListener
+from inference.server.runner_client.start import RunnerSpec, StartedRunner
+from inference.server.runner_specs import runner_spec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
 from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
-
-# Added to the inherited value. The kernel compares memory in use plus this many thousandths of the container's memory:
-# with less, it could end a large active runner before a small candidate. A conversion has 1000, and ends even earlier.
-CANDIDATE_OOM_SCORE = 900
 
 # 16 × 16 grey pixels: valid input for any picture model.
 _PICTURE = base64.b64decode(
@@ -47,10 +45,12 @@ def build_models(
     emit: Emit,
     drain: Drain,
     warn: Callable[[str], None],
+    start_runner: Callable[[RunnerSpec], StartedRunner],
 ) -> Models:
     """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
     cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
-    shared = _SharedDependencies(clock, emit, drain, list_engines(settings), cpu_fallback_file, DeviceShares())
+    engines = list_engines(settings)
+    shared = _SharedDependencies(clock, emit, drain, engines, cpu_fallback_file, DeviceShares(), start_runner)
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
@@ -131,14 +131,15 @@ class _SharedDependencies:
     engines: Mapping[str, Task]
     cpu_fallback_file: CpuFallbackFile
     device_shares: DeviceShares
+    start_runner: Callable[[RunnerSpec], StartedRunner]
 
 
 def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
     server, runner = settings.server, settings.runner
-    spec = _spec(settings, model)
+    spec = runner_spec(settings, model)
 
     def make_process(listener: RunnerListener) -> RunnerProcess:
-        return RunnerProcess(spec, listener)
+        return RunnerProcess(spec, listener, shared.start_runner)
 
     return ModelOptions(
         model=model.name,
@@ -181,23 +182,4 @@ def _picture_rules(server: ServerSection) -> runner_pb2.PictureRules:
         max_memory_bytes=server.max_image_memory_bytes,
         as_stock=server.pictures == "as_stock",
         reduced=server.reduced_decoding,
-    )
-
-
-def _spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
-    """The specification of a model's runners; they import the engine of its task before any load."""
-    runner = settings.runner
-    built_in = next((files.engine for files in ENGINES if files.task is model.task), "")
-    return RunnerSpec(
-        engine=next(iter(runner.extra_engines), built_in),
-        extra_engines=runner.extra_engines,
-        device_policy=model.device,
-        silence_seconds=runner.silence_seconds,
-        start_seconds=runner.start_seconds,
-        load_stall_seconds=runner.load_stall_seconds,
-        retire_seconds=runner.retire_seconds,
-        prepare_processes=runner.prepare_processes,
-        prepare_memory_bytes=runner.prepare_memory_bytes,
-        prepare_timeout_seconds=runner.prepare_timeout_seconds,
-        oom_score_adj=CANDIDATE_OOM_SCORE,
     )

@@ -1,14 +1,9 @@
-"""The server process and its lifecycle: start, serve, drain, stop.
+"""The server and its lifecycle: start, serve, drain, stop. `main` is the program."""
 
-Run as `python -m inference.server.server`; settings are read from hotslot.toml, see `hotslot config check`.
-"""
-
-import argparse
 import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +13,13 @@ import grpc
 from common import logs
 from common.address import ListenFailed, add_port, parse_address, unix_target
 from common.clock import Clock, SystemClock
-from common.durable import AlreadyRunning, lock_instance, write_atomic
+from common.durable import write_atomic
 from common.engine_files import Task
 from common.exit_codes import ExitCode
 from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
-from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_LOCK, SERVER_STARTED, make_run_folder, run_folder, socket_path
+from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_STARTED, run_folder, socket_path
 from common.process_metrics import installed_version, make_process_reader
-from common.settings import SettingsInvalid, format_mistake, load_settings, use_settings_file
 from inference.server import compose
 from inference.server.api import address, entailment, standard_services, status
 from inference.server.api.grpc_server import make_server
@@ -40,12 +34,14 @@ from inference.server.metrics import EventMetrics, emit_to_all
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.readings import ServerReader
+from inference.server.runner_client.start import EarlyRunners
 from inference.server.scheduling.admission import Drain
 from inference.server.scheduling.held_bytes import HeldBytes
 from inference.server.settings import ServerSettings
 
 TICK_SECONDS = 0.05
 BUSY_TICK_SECONDS = 0.01  # while uploads could soon exceed the limit of what is held
+REFUSE_SECONDS = 0.1  # between the first refusals of a drain and the end of the listeners
 STOP_SECONDS = 5.0  # for the runners to end, after the last call
 
 
@@ -62,8 +58,11 @@ class Addresses:
 class InferenceServer:
     """The gRPC server with its models: `run` serves until `request_stop`."""
 
-    def __init__(self, settings: ServerSettings, clock: Clock, log: logs.Logger) -> None:
+    def __init__(
+        self, settings: ServerSettings, clock: Clock, log: logs.Logger, early: EarlyRunners | None = None
+    ) -> None:
         self._settings = settings
+        self._early = early or EarlyRunners()
         self._clock = clock
         self._log = log
         self._drain = Drain()
@@ -72,7 +71,7 @@ class InferenceServer:
         self._metrics = EventMetrics()
         self._emit = emit_to_all([EventLogger(log), self._metrics])
         self.models: Models = compose.build_models(
-            settings, clock, self._emit, self._drain, self._warn_of_fallback_file
+            settings, clock, self._emit, self._drain, self._warn_of_fallback_file, self._early.take
         )
         self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)
@@ -113,6 +112,7 @@ class InferenceServer:
                 reason = commands.boot()
                 if reason:
                     self._log.warning("boot_without_model", model=commands.manager.options.model, detail=reason)
+            self._early.close()
             with contextlib.suppress(OSError):  # a full disk
                 write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
             ports = {"port": port, "metrics_port": metrics_port, "health_port": health_port}
@@ -139,6 +139,11 @@ class InferenceServer:
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)
         self._drain.begun.set()
         self._health.close()
+        # gRPC cancels calls that arrive while it ends a listener, and clients do not send those again. Now all are
+        # refused with UNAVAILABLE: in a moment, those that retry are waiting.
+        if not self.has_failed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), REFUSE_SECONDS)
 
     async def _tick(self) -> None:
         while True:
@@ -307,43 +312,25 @@ class InferenceServer:
         self._given_up = given_up
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m inference.server.server",
-        description="The gRPC server of hotslot. It is started by supervisord; see `hotslot serve`.",
-    )
-    parser.add_argument("--config", type=Path, help="settings file (default: HOTSLOT_CONFIG or ./hotslot.toml)")
-    options = parser.parse_args()
-    if options.config is not None:
-        use_settings_file(options.config)
-    try:
-        settings = load_settings(ServerSettings)
-        socket_path(settings.state_dir, CONTROL_SOCKET)
-        folder = make_run_folder(settings.state_dir)
-    except SettingsInvalid as error:
-        for mistake in error.mistakes:
-            print(format_mistake(mistake), file=sys.stderr)  # noqa: T201  before there is a log
-        return ExitCode.WRONG_USE
+def serve(settings: ServerSettings, early: EarlyRunners) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. No thread may have been started before.
+
+    Args:
+        settings: of the server.
+        early: runners that were started before.
+    """
     give_memory_back()
     with logs.configure("server", settings.logs.level):
-        return _serve(settings, folder, logs.get_logger())
+        log = logs.get_logger()
+        try:
+            return asyncio.run(_run(settings, log, early))
+        except ListenFailed as error:
+            log.error("server_refused", detail=str(error))
+            return ExitCode.BUSY
 
 
-def _serve(settings: ServerSettings, folder: Path, log: logs.Logger) -> int:
-    try:
-        with lock_instance(folder / SERVER_LOCK):
-            return asyncio.run(_run(settings, log))
-    except AlreadyRunning:
-        log.error("server_refused", detail="another server uses this state_dir")
-        return ExitCode.BUSY
-    except ListenFailed as error:
-        log.error("server_refused", detail=str(error))
-        return ExitCode.BUSY
-
-
-async def _run(settings: ServerSettings, log: logs.Logger) -> int:
-    server = InferenceServer(settings, SystemClock(), log)
+async def _run(settings: ServerSettings, log: logs.Logger, early: EarlyRunners) -> int:
+    server = InferenceServer(settings, SystemClock(), log, early)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
@@ -353,7 +340,3 @@ async def _run(settings: ServerSettings, log: logs.Logger) -> int:
 
 def _public_services() -> list[str]:
     return [entailment.SERVICE, address.SERVICE, status.SERVICE]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

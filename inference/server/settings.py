@@ -2,17 +2,24 @@
 
 import socket
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from common.address import Host
 from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
-from inference.server.api.texts import TextRule
 from inference.server.health import Overall
 
 MIB = 1 << 20
 MAX_NAME_CHARS = 128
+
+
+class TextRule(StrEnum):
+    """What the model reads of a text."""
+
+    AS_SEEN = "as_seen"  # what a person sees
+    AS_STOCK = "as_stock"  # the caller's characters, unchanged, as in ModelScope's pipeline
 
 
 class ServerSection(Section):

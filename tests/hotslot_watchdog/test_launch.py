@@ -104,7 +104,7 @@ def test_a_wrong_environment_ends_a_program_with_one_line(tmp_path: Path) -> Non
     """No traceback, and an exit code that says configuration."""
     (tmp_path / "inference").mkdir()
     (tmp_path / "inference" / "__init__.py").touch()
-    command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.server.server"]
+    command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.server.main"]
     done = subprocess.run(
         command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=30, check=False
     )
@@ -116,7 +116,7 @@ def test_the_program_s_own_arguments_and_folder_are_its_own(tmp_path: Path) -> N
     """The program gets its arguments, and nothing is imported from the working folder."""
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "__init__.py").write_text("raise SystemExit('it was run')\n")
-    command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.server.server", "--help"]
+    command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.server.main", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert "The gRPC server of hotslot" in done.stdout
     assert (done.returncode, done.stderr) == (0, "")

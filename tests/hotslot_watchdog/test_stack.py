@@ -19,7 +19,7 @@ from dev.harness.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = "-m hotslot_watchdog.launch"
-SERVER_COMMAND, UPDATER_COMMAND = f"{LAUNCH} -m inference.server.server", f"{LAUNCH} -m updater.daemon"
+SERVER_COMMAND, UPDATER_COMMAND = f"{LAUNCH} -m inference.server.main", f"{LAUNCH} -m updater.daemon"
 PATIENCE_SECONDS = 30.0
 
 OBEDIENT = """

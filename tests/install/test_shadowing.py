@@ -8,7 +8,7 @@ from hotslot_watchdog.launch import WRONG_ENVIRONMENT
 from tests.install.environments import Environment, build_small_wheel
 
 PROGRAMS = (
-    "inference.server.server",
+    "inference.server.main",
     "inference.runner.main",
     "inference.runner.convert",
     "updater.daemon",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.clock import SystemClock
+from dev.harness.waiting import eventually
 from dev.pictures.kinds import every_kind
 from inference.runner.engines.base import Pixels
 from inference.runner.pictures import process as decoder_process
@@ -154,6 +155,15 @@ def test_a_decoder_has_limits_of_its_own(decoder: DecoderProcess) -> None:
     assert int(limits["Max cpu time"]) < 100
     assert limits["Max file size"] == "0"
     assert scores[0] > scores[1]
+
+
+def test_a_pool_that_is_started_has_a_decoder_before_one_is_needed(pool: DecoderPool) -> None:
+    """The first picture after a load does not wait for one to start."""
+    before = pool.pids
+    pool.start()
+    eventually(lambda: pool.pids, what="there is a decoder")
+
+    assert before == []
 
 
 def test_a_pool_replaces_a_decoder_that_has_ended(pool: DecoderPool) -> None:

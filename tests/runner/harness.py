@@ -10,7 +10,8 @@ from common.bundle import bundle_folder
 from dev.harness.scripted_engine import ENGINES, NAME, make_scripted_bundle
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.process import RunnerProcess
-from inference.server.runner_client.protocol import RunnerEnding, RunnerSpec
+from inference.server.runner_client.protocol import RunnerEnding
+from inference.server.runner_client.start import RunnerSpec
 
 LIMIT_SECONDS = 10.0  # after which a waiting test fails
 THREADS = 3  # requested by every load

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from inference.server.runner_client import process
-from inference.server.runner_client.protocol import RunnerSpec
+from inference.server.runner_client import start
+from inference.server.runner_client.start import RunnerSpec
 from tests.runner.harness import RunnerHarness
 
 
 async def list_runner_files(state: Path) -> list[str]:
     """Start a real runner that records its files, and send it three requests: the first starts the record."""
     listing = state / "files.txt"
-    build = process._arguments  # noqa: SLF001  the runner's command line, with another module in it
+    build = start.list_arguments  # the runner's command line, with another module in it
 
     def traced(spec: RunnerSpec, *descriptors: int) -> list[str]:
         shipped = build(spec, *descriptors)
@@ -21,7 +21,7 @@ async def list_runner_files(state: Path) -> list[str]:
         return [sys.executable, "-m", "tests.runner.traced_main", str(listing), *rest]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_arguments", traced)
+        patch.setattr(start, "list_arguments", traced)
         runner = RunnerHarness(state)
         try:
             await runner.load()

@@ -272,9 +272,11 @@ class World:
         return bytes.fromhex(Path(loaded.directory).name.removeprefix("sha256-")).lstrip(b"\0").decode()
 
     async def serving(self, revision: str = "r1") -> "World":
-        """Boot with a committed revision."""
+        """Boot with a committed revision; when it answers, the standby process starts."""
         commit_bundle(self.state, self.bundle(revision), "shapes")
         assert self.commands.boot() == ""
+        await self.settle()
+        self.manager.tick()
         await self.settle()
         return self
 

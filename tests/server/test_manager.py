@@ -7,6 +7,7 @@ import pytest
 from common.errors import Conflict, DeadlineMissed, Failed, InputRefused, NotFound, NotReady, Overloaded
 from inference.server.events import Event, SlotChanged
 from inference.server.model.stats import StatsKey
+from inference.server.model.transitions import STANDBY_DELAY_SECONDS
 from tests.server.simulator import World
 
 
@@ -25,6 +26,20 @@ async def test_boot_loads_the_committed_bundle_and_keeps_a_standby(tmp_path: Pat
     assert (answer.served_by.revision, answer.served_by.slot) == ("r1", "a")
     assert world.pair["b"].state.name == "READY"
     assert world.pair.is_ready()
+
+
+async def test_the_standby_process_starts_when_the_model_answers(tmp_path: Path) -> None:
+    """Its imports would take the CPUs that the load needs; a load that takes long does not keep it away."""
+    world = World(tmp_path)
+    world.holds_loads = True
+    await world.serving()
+    before = world.pair["b"].state.name
+    world.clock.seconds += STANDBY_DELAY_SECONDS
+    world.manager.tick()
+    await world.settle()
+
+    assert (before, world.pair["a"].state.name) == ("EMPTY", "LOADING")
+    assert world.pair["b"].state.name == "READY"
 
 
 async def test_without_a_committed_bundle_requests_are_not_ready(tmp_path: Path) -> None:

@@ -38,16 +38,21 @@ class DecoderPool:
         with self._changed:
             return [decoder.pid for decoder in (*self._idle, *self._busy)]
 
+    def start(self) -> None:
+        """Start the first process, if none was started yet; does not wait for it. Any thread."""
+        with self._changed:
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
+                self._keeper.start()
+
     def take(self) -> DecoderProcess:
         """Return an idle process, for this thread; waits for one if necessary.
 
         Raises:
             DecodersMissing: none could be started.
         """
+        self.start()
         with self._changed:
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="decoders", daemon=True)
-                self._keeper.start()
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._idle, TAKE_SECONDS):
                 raise DecodersMissing("no decoder process could be started")

@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.texts import TextRule, read_text
+from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction, ServedBy
+from inference.server.settings import TextRule
 
 M = TypeVar("M", bound=Message)
 

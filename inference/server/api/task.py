@@ -8,8 +8,8 @@ from google.protobuf.message import Message
 
 from common.engine_files import Task
 from common.errors import HotslotError, to_status
-from inference.server.api.texts import TextRule
 from inference.server.request import Payload, Prediction
+from inference.server.settings import TextRule
 
 
 @dataclass(frozen=True, slots=True)

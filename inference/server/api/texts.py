@@ -6,20 +6,13 @@ other tokens for each. docs/explanation/decisions/texts.md has the table.
 
 import re
 import unicodedata
-from enum import StrEnum
 from itertools import groupby
 
 from common.errors import InputRefused
+from inference.server.settings import TextRule
 
 MAX_MARKS = 30  # on one letter; `unicodedata.normalize` takes quadratic time to order more
 _MAX_NAMED = 8  # code points in an error message
-
-
-class TextRule(StrEnum):
-    """What the model reads."""
-
-    AS_SEEN = "as_seen"  # what a person sees
-    AS_STOCK = "as_stock"  # the caller's characters, unchanged, as in ModelScope's pipeline
 
 
 # Ranges of code points in the syntax of a regular expression's class.

@@ -28,6 +28,7 @@ from inference.server.model.policy import (
 )
 from inference.server.model.step import Now, Step, facts_of
 
+STANDBY_DELAY_SECONDS = 5.0  # after a start, if the load takes longer
 MIN_TRIAL_LEASE_SECONDS = 1.0
 MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
@@ -85,7 +86,7 @@ class _Transition(Step):
     # A slot's process.
 
     def boot(self, event: m.Boot) -> None:
-        """Load the committed bundle; start the other process."""
+        """Load the committed bundle; start the other process when that answers, or after a while."""
         row, device = event.saved, self.rules.device
         self.change(cpu_fallback=row)
         if row is not None and device.allows(row.device) and device.may_move_to_cpu(row.device):
@@ -96,8 +97,10 @@ class _Transition(Step):
         if event.load is not None:
             self.change(active=first)
             self.assign(first, replace(event.load, device=default_device(self.pair, self.rules)))
-        if self.rules.standby:
+        if self.rules.standby and event.load is None:
             self.spawn(second)
+        elif self.rules.standby:  # it would take the CPUs that the load needs
+            self.change_slot(second, respawn_at=self.now.seconds + STANDBY_DELAY_SECONDS)
 
     def hello(self, event: m.Hello) -> None:
         """The process is idle: load what the slot holds."""
@@ -192,6 +195,9 @@ class _Transition(Step):
         load = self.pair[event.slot].load
         if load is not None:
             self.change_slot(event.slot, load=replace(load, is_proven=True))
+        standby = self.pair.other(event.slot)
+        if standby.state is SlotState.EMPTY and standby.respawn_at is not None:
+            self.change_slot(standby.name, respawn_at=self.now.seconds)
         if event.slot == self.pair.fallback:
             self.activate_fallback(event.slot, OUT_OF_MEMORY)
 

@@ -1,22 +1,19 @@
 """The server's side of one runner process: start, messages, liveness, end."""
 
 import asyncio
-import contextlib
 import os
-import socket
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from hotslot.runner.v1 import runner_pb2
-from inference.call_record import CallRecord, create_memory
 from inference.server.runner_client.channel import FrameChannel
 from inference.server.runner_client.child import Child, describe_exit
 from inference.server.runner_client.liveness import LivenessMonitor, Phase, TimeoutKind
-from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener, RunnerSpec
+from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.runner_client.replies import find_impossible_number
+from inference.server.runner_client.start import RunnerSpec, StartedRunner, start_runner
 from inference.wire import Picture, frame, items_frame
 
 SOCKET_DRAIN_SECONDS = 1.0  # to read what an ended runner left in its sockets, if another process holds them open
@@ -27,8 +24,14 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class RunnerProcess:
     """One runner, from spawn to its end. Loop thread only."""
 
-    def __init__(self, spec: RunnerSpec, listener: RunnerListener) -> None:
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        listener: RunnerListener,
+        start: Callable[[RunnerSpec], StartedRunner] = start_runner,
+    ) -> None:
         self._spec = spec
+        self._start = start
         self._listener = listener
         self._liveness = LivenessMonitor(spec.timeouts)
         self._end_cause: tuple[EndReason, str] | None = None  # the first one, once it is known
@@ -45,17 +48,11 @@ class RunnerProcess:
             OSError: the system has no process or descriptor left; `on_end` will not be called.
         """
         self._loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            pairs = [_open_socketpair(ours, theirs) for _ in ("data", "control")]
-            memory = create_memory()
-            theirs.callback(os.close, memory)
-            self._call_record = CallRecord(memory)
-            ends = [*(their.fileno() for _, their in pairs), memory]
-            self._child = Child(self._loop, _arguments(self._spec, *ends), ends, self._on_exit)
-            ours.pop_all()
-        (data, _), (control, _) = pairs
-        self._data = FrameChannel(self._loop, data, self._on_data, self._on_closed)
-        self._control = FrameChannel(self._loop, control, self._on_control, self._on_closed)
+        runner = self._start(self._spec)
+        self._call_record = runner.call_record
+        self._child = Child(self._loop, runner.process, self._on_exit)
+        self._data = FrameChannel(self._loop, runner.data, self._on_data, self._on_closed)
+        self._control = FrameChannel(self._loop, runner.control, self._on_control, self._on_closed)
         self.pid = self._child.pid
         self._later(self._spec.timeouts.tick_seconds, self._check_liveness)
 
@@ -221,32 +218,3 @@ _TIMEOUT_CAUSES = {
     TimeoutKind.LOAD_PROGRESS: (EndReason.LOAD_STALLED, "the load made no progress in time"),
     TimeoutKind.REST_OF_FRAME: (EndReason.GARBAGE, "an incomplete frame"),
 }
-
-
-def _open_socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    our, their = socket.socketpair()
-    return ours.enter_context(our), theirs.enter_context(their)
-
-
-def _arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_fd: int) -> list[str]:
-    extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
-    return [
-        sys.executable,
-        "-P",  # no imports from the working directory
-        "-m",
-        "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
-        "-m",
-        "inference.runner.main",
-        f"--data-fd={data_fd}",
-        f"--control-fd={control_fd}",
-        f"--call-record-fd={call_record_fd}",
-        f"--parent={os.getpid()}",
-        f"--engine={spec.engine}",
-        f"--devices={spec.device_policy}",
-        f"--heartbeat-seconds={spec.heartbeat_seconds}",
-        f"--oom-score-adj={spec.oom_score_adj}",
-        f"--prepare-processes={spec.prepare_processes}",
-        f"--prepare-memory-bytes={spec.prepare_memory_bytes}",
-        f"--prepare-timeout-seconds={spec.prepare_timeout_seconds}",
-        *extra,
-    ]

@@ -1,36 +1,12 @@
-"""The interface of a runner process: its specification, its events and how it ended."""
+"""The interface of a runner process: its events and how it ended."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from hotslot.runner.v1 import runner_pb2
-from inference.server.runner_client.liveness import Timeouts
 from inference.wire import Picture
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerSpec:
-    """How runners are started, and their timeouts."""
-
-    engine: str  # imported before Hello; "" for none
-    start_seconds: float  # from start to Hello
-    load_stall_seconds: float  # without progress of a load
-    extra_engines: Mapping[str, str] = field(default_factory=dict)  # name to "module:function", from settings only
-    device_policy: str = "auto"  # "auto", "cpu", "cuda", "cuda:N": which devices Hello may name
-    heartbeat_seconds: float = 0.1
-    silence_seconds: float = 2.0  # without a heartbeat, the runner is stuck
-    retire_seconds: float = 10.0  # from retire to kill
-    oom_score_adj: int = 0  # added to the inherited value until the runner serves
-    prepare_processes: int = 0  # 0: one for each usable CPU
-    prepare_memory_bytes: int = 512 << 20
-    prepare_timeout_seconds: float = 30.0
-
-    @property
-    def timeouts(self) -> Timeouts:
-        """The timeouts for the liveness monitor."""
-        return Timeouts(self.start_seconds, self.silence_seconds, self.load_stall_seconds)
 
 
 class EndReason(StrEnum):

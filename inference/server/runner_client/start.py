@@ -1,0 +1,164 @@
+"""Starts runner processes. Imports little, so that a runner can be started before the server's own imports."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from common.settings import inherit_environment
+from inference.call_record import CallRecord, create_memory
+from inference.server.runner_client.liveness import Timeouts
+
+# How long an OpenMP thread spins before it sleeps: about 0.1 ms here; the default of GNU OpenMP (in torch) is
+# milliseconds. The threads of a large model's call wait for each other about a thousand times, and a spinning thread
+# takes the CPU that the late one needs. On 2 CPUs beside one busy process a prediction of 0.5 s took more than 3.3 s
+# with the default and takes 1.4 s with this value. On an idle machine it costs 7 %.
+_OPENMP_SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSpec:
+    """How runners are started, and their timeouts."""
+
+    engine: str  # imported before Hello; "" for none
+    start_seconds: float  # from start to Hello
+    load_stall_seconds: float  # without progress of a load
+    extra_engines: Mapping[str, str] = field(default_factory=dict)  # name to "module:function", from settings only
+    device_policy: str = "auto"  # "auto", "cpu", "cuda", "cuda:N": which devices Hello may name
+    heartbeat_seconds: float = 0.1
+    silence_seconds: float = 2.0  # without a heartbeat, the runner is stuck
+    retire_seconds: float = 10.0  # from retire to kill
+    oom_score_adj: int = 0  # added to the inherited value until the runner serves
+    prepare_processes: int = 0  # 0: one for each usable CPU
+    prepare_memory_bytes: int = 512 << 20
+    prepare_timeout_seconds: float = 30.0
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The timeouts for the liveness monitor."""
+        return Timeouts(self.start_seconds, self.silence_seconds, self.load_stall_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRunner:
+    """A runner process and this side's ends of what connects it."""
+
+    process: subprocess.Popen[bytes]
+    data: socket.socket
+    control: socket.socket
+    call_record: CallRecord
+
+    def discard(self) -> None:
+        """Kill the process, which nobody uses."""
+        self.process.kill()
+        self.process.wait()
+        self.data.close()
+        self.control.close()
+        self.call_record.close()
+
+
+def start_runner(spec: RunnerSpec) -> StartedRunner:
+    """Start a runner process, on the thread that will run the loop: its parent-death signal follows that thread.
+
+    Raises:
+        OSError: the system has no process or descriptor left.
+    """
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        (data, their_data), (control, their_control) = (_open_socketpair(ours, theirs) for _ in ("data", "control"))
+        memory = create_memory()
+        theirs.callback(os.close, memory)
+        record = CallRecord(memory)
+        ours.callback(record.close)
+        ends = (their_data.fileno(), their_control.fileno(), memory)
+        process = subprocess.Popen(  # this interpreter, arguments from settings
+            list_arguments(spec, *ends),
+            stdin=subprocess.DEVNULL,
+            close_fds=True,
+            pass_fds=ends,
+            env=runner_environment(),
+        )
+        ours.pop_all()
+    return StartedRunner(process, data, control, record)
+
+
+class EarlyRunners:
+    """Runners that are started at once, for whoever takes the first of their specification.
+
+    Importing a runner's engine takes longer than importing the server: started early, both go on side by side.
+    """
+
+    def __init__(self, specs: Sequence[RunnerSpec] = ()) -> None:
+        self._runners: list[tuple[RunnerSpec, StartedRunner]] = []
+        with contextlib.suppress(OSError):  # reported when it is started again
+            for spec in specs:
+                self._runners.append((spec, start_runner(spec)))
+
+    def take(self, spec: RunnerSpec) -> StartedRunner:
+        """An early runner of this specification, or a new one.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        for row in self._runners:
+            if row[0] == spec:
+                self._runners.remove(row)
+                return row[1]
+        return start_runner(spec)
+
+    def close(self) -> None:
+        """End the runners that were not taken."""
+        for _, runner in self._runners:
+            runner.discard()
+        self._runners.clear()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the runners that were not taken."""
+        self.close()
+
+
+def _open_socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    our, their = socket.socketpair()
+    return ours.enter_context(our), theirs.enter_context(their)
+
+
+def list_arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_fd: int) -> list[str]:
+    """The command line of a runner that inherits these descriptors."""
+    extra = [f"--extra-engine={name}={where}" for name, where in spec.extra_engines.items()]
+    return [
+        sys.executable,
+        "-P",  # no imports from the working directory
+        "-m",
+        "hotslot_watchdog.launch",  # refuses an environment in which another package hides ours
+        "-m",
+        "inference.runner.main",
+        f"--data-fd={data_fd}",
+        f"--control-fd={control_fd}",
+        f"--call-record-fd={call_record_fd}",
+        f"--parent={os.getpid()}",
+        f"--engine={spec.engine}",
+        f"--devices={spec.device_policy}",
+        f"--heartbeat-seconds={spec.heartbeat_seconds}",
+        f"--oom-score-adj={spec.oom_score_adj}",
+        f"--prepare-processes={spec.prepare_processes}",
+        f"--prepare-memory-bytes={spec.prepare_memory_bytes}",
+        f"--prepare-timeout-seconds={spec.prepare_timeout_seconds}",
+        *extra,
+    ]
+
+
+def runner_environment() -> dict[str, str]:
+    """The environment of a runner: this process's own, the path of this build, and the OpenMP setting."""
+    build = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+    return {**_OPENMP_SPIN, **inherit_environment(), "PYTHONPATH": build}

@@ -1,0 +1,29 @@
+"""How the runners of a model are started, from the settings. Imports little; see `runner_client/start`."""
+
+from common.engine_files import ENGINES
+from common.settings import ModelSettings
+from inference.server.runner_client.start import RunnerSpec
+from inference.server.settings import ServerSettings
+
+# Added to the inherited value. The kernel compares memory in use plus this many thousandths of the container's memory:
+# with less, it could end a large active runner before a small candidate. A conversion has 1000, and ends even earlier.
+CANDIDATE_OOM_SCORE = 900
+
+
+def runner_spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:
+    """The specification of a model's runners; they import the engine of its task before any load."""
+    runner = settings.runner
+    built_in = next((files.engine for files in ENGINES if files.task is model.task), "")
+    return RunnerSpec(
+        engine=next(iter(runner.extra_engines), built_in),
+        extra_engines=runner.extra_engines,
+        device_policy=model.device,
+        silence_seconds=runner.silence_seconds,
+        start_seconds=runner.start_seconds,
+        load_stall_seconds=runner.load_stall_seconds,
+        retire_seconds=runner.retire_seconds,
+        prepare_processes=runner.prepare_processes,
+        prepare_memory_bytes=runner.prepare_memory_bytes,
+        prepare_timeout_seconds=runner.prepare_timeout_seconds,
+        oom_score_adj=CANDIDATE_OOM_SCORE,
+    )

@@ -1,0 +1,43 @@
+"""Runners that are started before the server's own imports."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from inference.server.runner_client.start import EarlyRunners, RunnerSpec
+
+SPEC = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0)
+OTHER = RunnerSpec("", start_seconds=60.0, load_stall_seconds=60.0, device_policy="cpu")
+
+
+@pytest.fixture
+def early() -> Iterator[EarlyRunners]:
+    """Two runners of different specifications."""
+    with EarlyRunners([SPEC, OTHER]) as early:
+        yield early
+
+
+@pytest.mark.fault("K2")
+def test_an_early_runner_is_taken_once_and_the_rest_are_ended(early: EarlyRunners) -> None:
+    """Whoever comes first of its specification gets it; the next one is started anew."""
+    left = early._runners[1][1]  # noqa: SLF001  the one that nobody takes
+    first, second = early.take(SPEC), early.take(SPEC)
+    early.close()
+    codes = [runner.process.poll() for runner in (first, second, left)]
+    for runner in (first, second):
+        runner.discard()
+
+    assert first.process.pid != second.process.pid
+    assert codes == [None, None, -9]
+
+
+@pytest.mark.fault("K2")
+def test_little_is_imported_before_the_first_runner_starts() -> None:
+    """Its engine takes longer to import than the server, and both go on side by side."""
+    slow = {"grpc", "structlog", "rich", "prometheus_client", "google.protobuf"}
+    script = f"import sys, inference.server.main; print(*sys.modules.keys() & {slow})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == []
