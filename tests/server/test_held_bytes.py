@@ -11,10 +11,12 @@ import pytest
 
 from common.clock import SystemClock
 from common.errors import DeadlineMissed
+from dev.harness.answers import question
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
 from inference.server.api.convert import InputLimits
 from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.interceptors import Call, current_call
 from inference.server.api.reading import MessageReader
 from inference.server.api.stream import StreamRules
 from inference.server.model.models import Models
@@ -145,6 +147,31 @@ async def test_a_read_that_fails_fails_for_its_reader() -> None:
 
     assert isinstance(reader.exception(), ConnectionError)
     assert call.held.total == 0
+
+
+async def test_a_cancelled_call_counts_nothing_although_its_task_is_kept(tmp_path: Path) -> None:
+    """A cancelled task keeps the frames of its handler: none of them refers to the picture."""
+    world = await World(tmp_path).serving()
+    world.holds_items = True
+    call = SlowCall()
+    call.context.time_remaining = lambda: 30.0
+    rules = PredictRules(InputLimits(1 << 20, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
+    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, call.held)
+    current_call.set(Call("service", "method", "unary", "id", "", 0.0, is_echoed=False, timeout=None))
+    call.arrived.set_result(question(image=bytes(100_000)).request().SerializeToString())
+    predicting = asyncio.create_task(api.predict(None, call.context))
+    await world.settle()
+    waiting = call.held.message_bytes
+    call.arrived, call.taken = asyncio.get_running_loop().create_future(), []
+
+    predicting.cancel()
+    await asyncio.wait([predicting])
+    world.runner("a").answer(*world.runner("a").items)
+    call.held.tick(0.0)
+
+    assert predicting.cancelled()
+    assert waiting > 100_000
+    assert call.held.message_bytes == 0
 
 
 @pytest.mark.fault("L24")

@@ -16,7 +16,7 @@ from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.events import Emit
 from inference.server.items import IncomingItem
 from inference.server.model.models import Models
-from inference.server.request import PendingRequest, Prediction
+from inference.server.request import EntailmentInput, PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 from inference.server.scheduling.callers import Source, unary_source
 from inference.server.scheduling.held_bytes import HeldBytes
@@ -71,17 +71,18 @@ class EntailmentApi:
         """
         with MessageReader(context, self._held, self._clock) as reader:
             with IncomingItem(self._emit) as item:
-                request = await self._read_request(reader)
                 source = unary_source(current_call.get().caller)
-                pending = self._begin(item, request, context.time_remaining(), source)
+                # No variable of this frame refers to the picture: a cancelled task keeps its frames.
+                pending = self._begin(item, await self._read_request(reader), context.time_remaining(), source)
                 reader.hold(pending)
+            _note_input(pending.payload)
             try:
                 prediction = await pending.outcome
             finally:
                 if not pending.outcome.done() or pending.outcome.cancelled():
                     self.cancel_request(pending, has_expired=has_reached_deadline(context))
         response = convert.build_entailment_response(prediction)
-        _note_fields(request, response, prediction)
+        _note_answer(response, prediction)
         return response
 
     async def _read_request(self, reader: MessageReader) -> convert.ParsedRequest:
@@ -203,19 +204,23 @@ class EntailmentStream:
         return entailment_pb2.StreamPredictResponse(results=results)
 
 
-def _note_fields(
-    request: convert.ParsedRequest, response: entailment_pb2.PredictResponse, prediction: Prediction
-) -> None:
-    """Record the log fields of a call; never the picture or the text."""
+def _note_input(payload: EntailmentInput) -> None:
+    """Record the log fields of an accepted call; never the picture or the text."""
+    current_call.get().fields.update(
+        image_bytes=len(payload.image),
+        statements=len(payload.statements),
+        text_chars=sum(map(len, payload.statements)),
+    )
+
+
+def _note_answer(response: entailment_pb2.PredictResponse, prediction: Prediction) -> None:
+    """Record the log fields of an answered call."""
     first = response.results[0]
     current_call.get().fields.update(
         model=prediction.served_by.model,
         revision=prediction.served_by.revision,
         slot=prediction.served_by.slot,
         device=prediction.served_by.device,
-        image_bytes=len(request.image or b""),
-        statements=len(request.fields.statements),
-        text_chars=sum(map(len, request.fields.statements)),
         label=entailment_pb2.Label.Name(first.label),
         score=round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
         queued_seconds=round(prediction.queued_seconds, 6),
