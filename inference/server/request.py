@@ -1,13 +1,14 @@
 """The records of a request inside the server: input, pending state, prediction, failure."""
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from common.errors import HotslotError
+from common.errors import DeadlineMissed, HotslotError
 from inference.wire import EntailmentScores, Picture
 
 MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
@@ -31,6 +32,23 @@ class EntailmentInput:
     def size_bytes(self) -> int:
         """Approximate memory that it occupies while it waits."""
         return len(self.image) + 4 * (sum(map(len, self.statements)) + len(self.premise))
+
+    def identify(self) -> "InputId":
+        """The same for the same picture, premise and statements only."""
+        digest = hashlib.sha256(self.image)
+        for text in (self.premise, *self.statements):
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(4))
+            digest.update(encoded)
+        return InputId(self.size_bytes, digest.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class InputId:
+    """Identifies an input without keeping it."""
+
+    size_bytes: int
+    digest: bytes  # SHA-256
 
 
 Payload = EntailmentInput  # the input types of all tasks
@@ -157,6 +175,11 @@ class PendingRequest:
         return self.outcome.done()
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether it is done without having been computed: it was cancelled, or its deadline has passed."""
+        return self.is_done and (self.outcome.cancelled() or isinstance(self.outcome.exception(), DeadlineMissed))
+
+    @property
     def can_hand_over(self) -> bool:
         """Whether another slot answers if the trial fails it."""
         return self.handover_at is not None
@@ -197,8 +220,8 @@ class PendingRequest:
         """
         if not self.outcome.done():
             self.outcome.cancel()
-        self.payload = RELEASED
         self.release_leases()
         if self.on_done is not None:
             on_done, self.on_done = self.on_done, None
             on_done(self)
+        self.payload = RELEASED

@@ -73,7 +73,7 @@ class Intake:
         if request.expected_seconds > 0 and not request.outcome.cancelled() and request.outcome.exception() is None:
             seconds = self._options.clock.monotonic() - request.accepted_at
             self.admission.learn_lateness(seconds - request.expected_seconds)
-        self.admission.release(request.size_bytes, request.rows if is_served(request) else 0)
+        self.admission.release(request.size_bytes, 0 if request.is_abandoned else request.rows)
 
     def update(self, dispatchers: Sequence[Dispatcher], now: float) -> None:
         """Judge the load, and send and read what is due; called about every 50 ms."""
@@ -90,8 +90,3 @@ class Intake:
     def _look_ahead_rows(self) -> int:
         dispatcher = self._find_dispatcher()
         return 1 if dispatcher is None else dispatcher.look_ahead_rows
-
-
-def is_served(request: PendingRequest) -> bool:
-    """Whether a request that is done was computed, with success or not: it neither expired nor was cancelled."""
-    return not request.outcome.cancelled() and not isinstance(request.outcome.exception(), errors.DeadlineMissed)

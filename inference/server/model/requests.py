@@ -100,7 +100,8 @@ class Requests:
         if self.options.drain.is_draining:
             raise draining_error()
         now, pair = self.options.clock.monotonic(), self.pair
-        if self.poison.contains(payload, now):
+        deaths = self.poison.count_deaths(payload, now)
+        if deaths is not None and deaths >= MAX_DEATHS:
             raise errors.Failed("this input has ended two runner processes; it is refused now", reason="POISON_INPUT")
         decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline), now)
         load = None if decision is None else pair[decision.slot].load
@@ -112,6 +113,7 @@ class Requests:
         outcome = asyncio.get_running_loop().create_future()
         request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, expected_seconds=expected)
         request.is_unsent_item = source.is_stream
+        request.alone = deaths is not None
         request.on_done = self._on_done
         self._open[request.id] = request
         self._submit(request, decision)
@@ -352,8 +354,12 @@ class Requests:
         suspect_requests, key = self.machine.slots[effect.slot].in_flight_at_end, effect.key
         in_flight = {request.id for request in suspect_requests if not request.internal}
         self._deaths.add(RunnerDeath(self.stats.get(key), in_flight, failed=len(in_flight) if effect.is_trial else 0))
-        if len(in_flight) == len(suspect_requests) == 1:
-            self.poison.add(suspect_requests[0].payload, self.options.clock.monotonic())
+        abandoned, now = self.machine.slots[effect.slot].abandoned_at_end, self.options.clock.monotonic()
+        is_alone = len(abandoned) + len(suspect_requests) == 1
+        if is_alone and in_flight:
+            self.poison.add(suspect_requests[0].payload.identify(), now)
+        for payload in abandoned:
+            self.poison.add(payload, now, deaths=int(is_alone))
         for request in suspect_requests:
             request.deaths += 1
             if effect.is_trial:
@@ -378,7 +384,7 @@ class Requests:
             if request.internal:
                 request.finish(errors.Failed("the runner process ended", reason="RUNNER_DIED"))
             elif request.deaths >= MAX_DEATHS:
-                self.poison.add(request.payload, self.options.clock.monotonic(), request.deaths)
+                self.poison.add(request.payload.identify(), self.options.clock.monotonic(), request.deaths)
                 request.finish(errors.Failed("this input ended two runner processes", reason="POISON_INPUT"))
             else:
                 request.alone = True

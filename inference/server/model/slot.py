@@ -9,7 +9,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.server.events import Broadcast
 from inference.server.model import messages as m
 from inference.server.model.pair import SHORTAGES
-from inference.server.request import MAX_DEATHS, PendingRequest
+from inference.server.request import MAX_DEATHS, InputId, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerHandle
 from inference.server.scheduling.dispatcher import Dispatcher
 
@@ -91,6 +91,7 @@ class Slot:
         self._precision = precision  # empty: the default of each device
         self._leases = Leases()
         self._computing: SlotLease | None = None  # while the process holds items
+        self.abandoned_at_end: list[InputId] = []  # inputs in the call that ran when the process ended; callers left
         self._left: tuple[list[PendingRequest], list[PendingRequest]] | None = None  # by an ended process
         self.dispatcher = make_dispatcher(self)
 
@@ -181,6 +182,7 @@ class Slot:
         """The process has ended, after a retire or unexpectedly."""
         self.process = None
         self.heartbeat = runner_pb2.Heartbeat()
+        self.abandoned_at_end = self.dispatcher.find_abandoned(ending.computing)
         self._left = self._close_queue(ending.computing)
         self._listener.apply(
             m.ProcessEnded(

@@ -9,7 +9,7 @@ from typing import Protocol
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import Failure, Flow, Outcome, PendingRequest, Priority
+from inference.server.request import Failure, Flow, InputId, Outcome, PendingRequest, Priority
 from inference.server.scheduling.device_share import DeviceShare, DeviceUser
 from inference.server.scheduling.fair_queue import FairQueue, QueueDepth
 from inference.server.scheduling.in_flight import (
@@ -208,6 +208,8 @@ class Dispatcher:
     def forget(self, request: PendingRequest) -> None:
         """Remove a request that is done from the queue; the runner may still hold it."""
         self._remove(request)
+        if request.is_abandoned:
+            self._held.abandon(request)
         self._end_waiting_if_idle()
 
     def cancel(self, request: PendingRequest) -> None:
@@ -247,6 +249,10 @@ class Dispatcher:
         """The expected seconds of a new request, by part."""
         work = self._held.work(self._clock.monotonic())
         return estimate_request(self.queue, work, flow, rows, self.cost, self._call_rows)
+
+    def find_abandoned(self, computing: Sequence[int]) -> list[InputId]:
+        """The inputs in the device call that ran at the end whose callers had left."""
+        return self._held.find_abandoned(computing)
 
     def close(self, computing: Sequence[int] = ()) -> tuple[list[PendingRequest], list[PendingRequest]]:
         """Stop sending: the runner has ended.

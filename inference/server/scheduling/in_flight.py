@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import Flow, PendingRequest, Priority
+from inference.server.request import Flow, InputId, PendingRequest, Priority
 from inference.server.scheduling.fair_queue import FairQueue
 
 T = TypeVar("T", bound=Hashable)
@@ -39,6 +39,7 @@ class InFlight:
         self._cancelled: set[int] = set()  # item ids
         self._slow: set[int] = set()  # item ids whose pictures take long; their rows are not counted
         self._alone: set[int] = set()  # item ids that nothing else must be held beside
+        self._abandoned: dict[int, InputId] = {}  # by item id: inputs of requests that are done, and still computed
         self.size_bytes = 0
         self._rows = [0, 0]  # by priority
         self._computed_rows = 0  # of items whose outcome is still to come
@@ -106,6 +107,16 @@ class InFlight:
             (suspects if is_suspect else others).append(request)
         return suspects, others
 
+    def abandon(self, request: PendingRequest) -> None:
+        """Remember the input of a request that is done although the runner holds it: it may end the runner yet."""
+        held = [item_id for item_id, one in self._requests.items() if one is request]
+        if held:
+            self._abandoned.update(dict.fromkeys(held, request.payload.identify()))
+
+    def find_abandoned(self, computing: Sequence[int]) -> list[InputId]:
+        """The inputs in the device call that ran at the end whose requests were done before."""
+        return [self._abandoned[item_id] for item_id in computing if item_id in self._abandoned]
+
     def cancel(self, request: PendingRequest) -> list[int]:
         """Mark the items of a request as cancelled; returns their ids."""
         found = [item_id for item_id, held in self._requests.items() if held is request]
@@ -122,6 +133,7 @@ class InFlight:
         if request is not None:
             self.size_bytes -= request.size_bytes
             self._alone.discard(item_id)
+            self._abandoned.pop(item_id, None)
             if item_id in self._slow:
                 self._slow.discard(item_id)
             else:
