@@ -1,6 +1,7 @@
 """`hotslot hub …`: publish revisions in a folder hub and list them. Works without a server."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,9 +20,11 @@ from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import read_settings
 from common.bundle import BundleFile, compute_source_digest
-from common.durable import sync_folder, write_atomic
+from common.durable import exchange_folders, sync_folder, write_atomic
 from common.settings import settings_path
 from common.source import MANIFEST_NAME, ManifestBroken, check_names, encode_manifest, is_revision_name, read_manifest
+from common.versions import sort_newest_first
+from hubserver.protocol import BRANCHES
 
 _CHUNK_BYTES = 1 << 20
 
@@ -43,6 +46,8 @@ class PublishedRevision:
 def publish(source: Path, hub: Path, model: str, revision: str) -> PublishedRevision:
     """Copy a folder into a hub and publish it by one rename; publishing the same again changes nothing.
 
+    A branch, "master" or "main", gets the new content in the place of the old one.
+
     Args:
         source: folder of a model; hidden files are left out.
         hub: the folder hub; created if it is missing.
@@ -59,15 +64,15 @@ def publish(source: Path, hub: Path, model: str, revision: str) -> PublishedRevi
     names = _names_in(source)
     target = hub / model / revision
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(target.parent) as staging:
+    with _open_staging(target.parent) as staging:
         files = tuple(_copy(source, staging, name) for name in names)
         write_atomic(staging / MANIFEST_NAME, encode_manifest(files))
-        if target.exists():
+        if target.exists() and not (revision in BRANCHES and _has_other_files(target, files)):
             return PublishedRevision(target, _same(target, files), is_new=False)
         for folder in sorted({(staging / name).parent for name in names} | {staging}, reverse=True):
             sync_folder(folder)
         staging.chmod(0o755)
-        staging.rename(target)
+        _put_in_place(staging, target)
     sync_folder(target.parent)
     return PublishedRevision(target, files, is_new=True)
 
@@ -108,6 +113,25 @@ def _copy(source: Path, staging: Path, name: str) -> BundleFile:
     return BundleFile(name, size, hashed.hexdigest())
 
 
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Publish the staged files. The previous content of a branch is left in the staging folder, or beside it."""
+    if target.exists() and not exchange_folders(staging, target):
+        old = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=target.parent))
+        with _lock_folder(old, wait=True):
+            target.rename(old / "content")
+            staging.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+    elif not target.exists():
+        staging.rename(target)
+
+
+def _has_other_files(target: Path, files: tuple[BundleFile, ...]) -> bool:
+    try:
+        return read_manifest(target) != tuple(sorted(files, key=lambda file: file.name))
+    except (OSError, ManifestBroken):
+        return False  # it is no revision
+
+
 def _same(target: Path, files: tuple[BundleFile, ...]) -> tuple[BundleFile, ...]:
     try:
         there = read_manifest(target)
@@ -118,14 +142,45 @@ def _same(target: Path, files: tuple[BundleFile, ...]) -> tuple[BundleFile, ...]
     return there
 
 
+_STAGING_PREFIX = ".adding-"
+
+
 @contextlib.contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """A hidden folder beside the target; it is deleted afterwards unless it was renamed."""
-    staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=parent))
+def _open_staging(parent: Path) -> Iterator[Path]:
+    """A hidden folder beside the target; it is deleted afterwards unless it was renamed.
+
+    It is locked as long as this process lives. What a killed process has left is not, and is deleted first.
+    """
+    with contextlib.ExitStack() as stack:
+        with _lock_folder(parent, wait=True):
+            for path in parent.glob(f"{_STAGING_PREFIX}*"):
+                _delete_abandoned(path)
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=parent))
+            stack.enter_context(_lock_folder(staging, wait=True))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _delete_abandoned(path: Path) -> None:
+    with contextlib.suppress(OSError), _lock_folder(path, wait=False):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process.
+
+    Raises:
+        OSError: another process holds it, or the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield staging
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _raise(error: OSError) -> None:
@@ -165,7 +220,7 @@ def add(
     """Publish a model folder as a revision of a folder hub.
 
     The files are copied and hashed. Clients see the whole revision or none of
-    it; a published revision never changes.
+    it; a published revision never changes, except the branches master and main.
     """
     name = model or _only_model()
     with err.status(text(f"copying {source}")):
@@ -184,6 +239,8 @@ def add(
 def list_(*, hub: Hub = None) -> None:
     """List the revisions in a folder hub."""
     folder = hub_folder(hub)
+    if not folder.is_dir():
+        raise CommandFailed(f"{folder} does not exist; publish with `hotslot hub add DIR REVISION`, or mount it")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     for heading in ("model", "revision", "files", "size", "listing"):
         table.add_column(heading, overflow="fold")
@@ -206,8 +263,12 @@ def list_(*, hub: Hub = None) -> None:
 
 
 def _revisions(hub: Path) -> list[Path]:
-    models = [path for path in hub.iterdir() if path.is_dir()] if hub.is_dir() else []
-    return sorted(path for model in models for path in model.iterdir() if is_revision_name(path.name))
+    """The folders of all revisions, by model, newest version first."""
+    found: list[Path] = []
+    for model in sorted(path for path in hub.iterdir() if path.is_dir()):
+        names = sort_newest_first([path.name for path in model.iterdir() if is_revision_name(path.name)])
+        found += [model / name for name in names]
+    return found
 
 
 def _only_model() -> str:

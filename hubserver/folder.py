@@ -15,8 +15,10 @@ from typing import BinaryIO
 from common.bundle import BundleFile
 from common.durable import NotRegular, open_within
 from common.source import MANIFEST_NAME, ManifestBroken, is_revision_name, read_manifest
+from common.versions import sort_newest_first
 
-MAX_REVISIONS = 1000
+MAX_REVISIONS = 1000  # on one page
+MAX_CACHED = 20_000  # revisions that were found complete
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _Stamp = tuple[int, int, int]
 
@@ -30,6 +32,18 @@ class HubRevision:
     files: tuple[BundleFile, ...]  # sorted by name
 
 
+@dataclass(frozen=True, slots=True)
+class RevisionPage:
+    """A part of a model's revisions, newest version first."""
+
+    revisions: list[HubRevision]
+    total: int  # of all pages, with incomplete ones
+
+
+class HubMissing(OSError):
+    """The hub's folder does not exist, for example because its volume is not mounted."""
+
+
 class NotOnHub(LookupError):
     """The hub has no such model, revision or file; the message lists what it has."""
 
@@ -38,7 +52,7 @@ class HubFolder:
     """Reads `<folder>/<model>/<revision>/…`; from any thread. A complete revision is checked only once."""
 
     def __init__(self, folder: Path) -> None:
-        """Store the path; the folder may be created later."""
+        """Store the path. While the folder is missing, every request fails."""
         self._folder = folder
         self._lock = threading.Lock()
         self._seen: dict[Path, tuple[_Stamp, HubRevision]] = {}
@@ -48,23 +62,32 @@ class HubFolder:
         return _MODEL.fullmatch(model) is not None and (self._folder / model).is_dir()
 
     def models(self) -> list[str]:
-        """Names of all models, sorted."""
+        """Names of all models, sorted.
+
+        Raises:
+            HubMissing: the hub's folder does not exist.
+        """
         try:
             return sorted(entry.name for entry in os.scandir(self._folder) if self.has(entry.name))
-        except FileNotFoundError:
-            return []
+        except FileNotFoundError as error:
+            raise HubMissing(error.errno, "the hub's folder does not exist") from error
 
-    def revisions(self, model: str) -> list[HubRevision]:
-        """All complete revisions of a model, by name.
+    def revisions(self, model: str, page: int = 1, size: int = MAX_REVISIONS) -> RevisionPage:
+        """The complete revisions of one page.
+
+        Args:
+            model: name of the model.
+            page: number of the page, from 1.
+            size: revisions on a page; at most MAX_REVISIONS.
 
         Raises:
             NotOnHub: no such model.
             OSError: the folder cannot be read.
         """
-        place = self._place(model)
-        names = sorted(entry.name for entry in os.scandir(place) if is_revision_name(entry.name))[:MAX_REVISIONS]
-        found = (self._look(place / name) for name in names)
-        return [revision for revision in found if revision is not None]
+        place, size = self._place(model), min(size, MAX_REVISIONS)
+        names = sort_newest_first([entry.name for entry in os.scandir(place) if is_revision_name(entry.name)])
+        found = (self._look(place / name) for name in names[(page - 1) * size : page * size])
+        return RevisionPage([revision for revision in found if revision is not None], len(names))
 
     def revision(self, model: str, name: str) -> HubRevision:
         """One revision.
@@ -75,7 +98,7 @@ class HubFolder:
         """
         found = self._look(self._place(model) / name) if is_revision_name(name) else None
         if found is None:
-            there = ", ".join(one.name for one in self.revisions(model)[-5:]) or "none yet"
+            there = ", ".join(one.name for one in self.revisions(model, size=5).revisions) or "none yet"
             raise NotOnHub(f"{model} has no revision {name[:80]!r}; there are: {there}")
         return found
 
@@ -117,7 +140,7 @@ class HubFolder:
             return None
         revision = HubRevision(place.name, datetime.fromtimestamp(int(stat.st_mtime), UTC), files)
         with self._lock:
-            if len(self._seen) >= MAX_REVISIONS:
+            if len(self._seen) >= MAX_CACHED:
                 self._seen.clear()
             self._seen[place] = (stamp, revision)
         return revision

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 
 from common.bundle import BundleFile
-from hubserver.folder import HubFolder, HubRevision, NotOnHub
+from hubserver.folder import MAX_REVISIONS, HubFolder, HubRevision, NotOnHub
 from hubserver.http import FileSpan, IncomingRequest, OutgoingResponse, RequestRejected, range_of
 
 BRANCHES = ("master", "main")  # every other name is a tag
@@ -21,6 +21,7 @@ DEFAULT_REVISION = "master"
 GREETING = b"A folder hub of hotslot: it speaks ModelScope's protocol. Point MODELSCOPE_ENDPOINT at it.\n"
 _MODEL = re.compile(r"/(openapi/v1|api/v1)/models/([^/]+)/([^/]+)(/revisions|/repo/files|/repo)?")
 _REGION = "/api/v1/repos/internalAccelerationInfo"
+_MAX_DIGITS = 6
 _LARGE_BYTES = 1 << 20  # the real hub keeps larger files in object storage, and marks them in its listing
 
 
@@ -47,6 +48,8 @@ class HubRoute:
     name: str = ""  # of a file
     root: str = ""  # of a listing
     is_recursive: bool = True
+    page: int = 1  # of the revisions
+    page_size: int = MAX_REVISIONS
 
 
 def route_of(request: IncomingRequest) -> HubRoute:
@@ -73,7 +76,18 @@ def route_of(request: IncomingRequest) -> HubRoute:
         name=asked.get("FilePath", ""),
         root=asked.get("Root", "").strip("/"),
         is_recursive=asked.get("Recursive", "True").lower() == "true",
+        page=_number(asked, "PageNumber", 1),
+        page_size=_number(asked, "PageSize", MAX_REVISIONS),
     )
+
+
+def _number(asked: Mapping[str, str], name: str, default: int) -> int:
+    text = asked.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS and int(text)):
+        raise RequestRejected(HTTPStatus.BAD_REQUEST, f"{name} must be a number from 1")
+    return int(text)
 
 
 def check_token(request: IncomingRequest, token: str) -> None:
@@ -159,14 +173,15 @@ def _data(route: HubRoute, folder: HubFolder) -> dict[str, object]:
         if route.root and not rows:
             raise NotOnHub(f"{route.revision} has no folder {route.root[:80]!r}")
         return {"Files": rows, "IsVisual": 0}
-    revisions = folder.revisions(route.model)
     if route.kind is HubResource.REVISIONS:
-        return {"RevisionMap": _revision_map(revisions)}
+        page = folder.revisions(route.model, route.page, route.page_size)
+        return {"RevisionMap": _revision_map(page.revisions), "TotalCount": page.total}
+    folder.revisions(route.model, size=1)
     return {"Path": route.owner, "Name": route.model, "Revision": DEFAULT_REVISION}
 
 
 def _model(route: HubRoute, folder: HubFolder) -> dict[str, object]:
-    folder.revisions(route.model)
+    folder.revisions(route.model, size=1)
     name = route.model
     names: dict[str, object] = {"id": f"{route.owner}/{name}", "owner": route.owner, "name": name, "display_name": name}
     return names | {"visibility": "public"}

@@ -167,7 +167,13 @@ def _check_listing_unchanged(effect: StageRevision, before: Release, ports: Port
 
 def _ready_release(effect: StageRevision, hub: Hub, deadline_seconds: float) -> Release:
     """List the revision again; fails if the listing differs from the one that the effect was decided for."""
-    release = hub.release(hub_name(effect.revision), deadline_seconds)
+    try:
+        release = hub.release(hub_name(effect.revision), deadline_seconds)
+    except EffectFailed as error:
+        if error.failure.reason != "REVISION_UNKNOWN":
+            raise
+        message = f"the hub does not have {effect.revision} any more"  # its content is not at fault
+        raise EffectFailed.not_ready("REVISION_GONE", message) from error
     if not release.is_ready:
         raise EffectFailed.not_ready("NOT_READY", release.missing)
     if effect.source_digest and release.source_digest not in ("", effect.source_digest):

@@ -96,6 +96,9 @@ class ScriptedHub:
     branches: tuple[str, ...] = ()  # names that are listed as branches
     change_rows: Callable[[list[dict[str, Any]]], None] = lambda _: None  # of a listing
     token: str = ""  # demanded of every request
+    commit: str = ""  # of every listing; empty: not told
+    cut_at: int = 0  # rows after which a listing of files ends silently; 0: never
+    pages: bool = False  # whether revisions come in pages
     ignores_range: bool = False
     faults: list[Fault] = field(default_factory=list)
     asked: list[ReceivedCall] = field(default_factory=list)
@@ -197,6 +200,11 @@ class ScriptedHub:
             rows = [{"Revision": name, "CreatedAt": 1} for name in names]
             tags = [row for row in rows if row["Revision"] not in self.branches]
             branches = [row for row in rows if row["Revision"] in self.branches]
+            if self.pages:
+                size = int(asked.query["PageSize"])
+                begin = (int(asked.query["PageNumber"]) - 1) * size
+                data = {"Tags": tags[begin : begin + size], "Branches": branches}
+                return _json(200, _whole({"RevisionMap": data, "TotalCount": len(rows)}))
             return _json(200, _whole({"RevisionMap": {"Tags": tags, "Branches": branches}}))
         place = self.folder / asked.query.get("Revision", "")
         if asked.kind == "listing" and place.is_dir():
@@ -207,7 +215,10 @@ class ScriptedHub:
             ]
             files.append({"Path": "docs", "Name": "docs", "Type": "tree", "Size": 0, "Sha256": ""})
             self.change_rows(files)
-            return _json(200, _whole({"Files": files}))
+            if asked.query.get("Recursive") == "False":
+                files = [row for row in files if "/" not in row["Path"]]
+            latest = {"LatestCommitter": {"Id": self.commit, "ShortId": self.commit[:8]}} if self.commit else {}
+            return _json(200, _whole({"Files": files[: self.cut_at or None], **latest}))
         file = place / asked.query.get("FilePath", "")
         if asked.kind == "file" and file.is_file():
             return self._part(file.read_bytes(), asked)

@@ -28,7 +28,7 @@ class DirectoryHub:
         """Read nothing yet.
 
         Args:
-            folder: of the hub; it may be created later.
+            folder: of the hub.
             model: name of the model and of its folder.
             clock: for deadlines.
         """
@@ -37,13 +37,14 @@ class DirectoryHub:
         self.place = HubLocation(HubKind.FOLDER, model)
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
-        """Names of all revisions; none while the folder does not exist."""
+        """Names of all revisions. A folder that is missing is a fault, for example a volume that is not mounted."""
         del deadline_seconds  # one system call
         try:
             with os.scandir(self._folder) as entries:
                 names = [entry.name for entry in entries if is_revision_name(entry.name) and entry.is_dir()]
-        except FileNotFoundError:
-            return ()
+        except FileNotFoundError as error:
+            sentence = f"the hub's folder {self._folder} does not exist: publish a revision, or mount the volume"
+            raise EffectFailed.denied("HUB_MISSING", sentence) from error
         except OSError as error:
             raise _classify_error("the hub's folder", error) from error
         if len(names) > MAX_REVISIONS:

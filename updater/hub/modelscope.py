@@ -4,7 +4,12 @@ GET /api/v1/models/OWNER/NAME/revisions                              tags and br
 GET /api/v1/models/OWNER/NAME/repo/files?Revision=&Recursive=True    names, sizes, SHA-256
 GET /api/v1/models/OWNER/NAME/repo?Revision=&FilePath=               a file, with Range
 
-The protocol has no commit ids: a tag that was moved is recognised only by the hashes in its listing, which identify it.
+A revision is identified by the hashes in its listing: a tag or branch that was moved is recognised by them. Some hubs
+also send the commit of a listing (`LatestCommitter`), which is kept for people.
+
+`repo/files` ends after LISTING_LIMIT rows without saying so, and has no pages. A recursive listing that long is
+replaced by that of the top folder, where all files of a model are; if that is as long, it is not trusted.
+`revisions` is requested in pages; a hub that ignores them sends all.
 Which parts of the hub's own client library are used: docs/explanation/decisions/modelscope-hub.md.
 """
 
@@ -12,10 +17,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from modelscope_hub.constants import DEFAULT_ENDPOINT, LEGACY_API_PREFIX
+from modelscope_hub.constants import DEFAULT_ENDPOINT, LEGACY_API_PREFIX, REPO_FILES_TRUNCATION_LIMIT
 
 from common.bundle import BundleFile, HubKind, HubLocation
 from common.clock import Clock
@@ -24,6 +31,7 @@ from common.source import MAX_FILE_BYTES, is_revision_name
 from updater.core.effects import FailureKind
 from updater.core.facts import Release
 from updater.core.ports import EffectFailed, Skipped
+from updater.core.versions import is_commit_id
 from updater.hub.client import (
     HubErrorResponse,
     HubHttpClient,
@@ -39,6 +47,8 @@ from updater.settings import UpdaterSection, normalize_endpoint
 MAX_ANSWER_BYTES = 8 << 20  # of a listing
 MAX_ERROR_BYTES = 64 << 10
 MAX_REVISIONS = 10_000
+PAGE_SIZE = 1000
+LISTING_LIMIT = REPO_FILES_TRUNCATION_LIMIT  # rows of a listing of files
 MAX_CACHED = 64  # files, by hash
 MAX_CACHED_BYTES = 256 << 10  # of one file
 _RANGE_NOT_SATISFIABLE = 416
@@ -70,22 +80,25 @@ class ModelScopeHub:
 
     def revisions(self, deadline_seconds: float) -> tuple[str, ...]:
         """Names of all tags, and of the branches that do not look like a release; sorted."""
-        try:
-            data = self._get_data(f"{self._path}/revisions", deadline_seconds)
-        except EffectFailed as error:
-            if error.failure.kind is not FailureKind.NOT_READY:
-                raise
-            sentence = "the hub has no such model, or shows it only with a token: updater.hub_token_…"
-            raise EffectFailed.denied("MODEL_UNKNOWN", sentence) from error
-        found = data.get("RevisionMap")
-        if not isinstance(found, Mapping):
-            raise build_protocol_error("the hub sent a list of revisions in an unknown format")
-        tags, branches = _names(found, "Tags"), _names(found, "Branches")
-        if len(tags) + len(branches) > MAX_REVISIONS:
-            raise EffectFailed.denied(
-                "HUB_TOO_LARGE", f"the hub has {len(tags) + len(branches)} revisions of this model"
-            )
+        tags, branches = self.tags_and_branches(deadline_seconds)
         return tuple(sorted({*tags, *(name for name in branches if not self._is_release(name))}))
+
+    def tags_and_branches(self, deadline_seconds: float) -> tuple[list[str], list[str]]:
+        """Names of all tags and of all branches."""
+        ends = self._clock.monotonic() + deadline_seconds
+        tags: dict[str, None] = {}
+        branches: dict[str, None] = {}
+        for page in count(1):
+            found, total = self._get_revisions(page, max(0.0, ends - self._clock.monotonic()))
+            before = len(tags) + len(branches)
+            tags |= dict.fromkeys(_names(found, "Tags"))
+            branches |= dict.fromkeys(_names(found, "Branches"))
+            size = len(tags) + len(branches)
+            if max(size, total) > MAX_REVISIONS:
+                raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {max(size, total)} revisions of this model")
+            if page * PAGE_SIZE >= total or (size == before and page > 1):
+                return list(tags), list(branches)
+        raise RuntimeError("a hub has no last page")
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
         """List one revision, and check that the last byte of each declared file can be read."""
@@ -99,15 +112,21 @@ class ModelScopeHub:
             if error.failure.kind is not FailureKind.NOT_READY:
                 raise
             raise self._explain_missing_listing(revision, ends) from error
-        rows = data.get("Files")
-        if not isinstance(rows, list):
-            raise build_protocol_error("the hub sent a list of files in an unknown format")
+        rows = _rows_of(data)
+        if len(rows) >= LISTING_LIMIT:
+            query = urlencode({"Revision": revision, "Recursive": "False"})
+            left = max(0.0, ends - self._clock.monotonic())
+            rows = _rows_of(self._get_data(f"{self._path}/repo/files?{query}", left))
+        if len(rows) >= LISTING_LIMIT:
+            missing = f"the hub ends listings after {LISTING_LIMIT} files, so that this one may be incomplete"
+            return Release(revision, (), "", is_ready=False, missing=missing, commit_id=_commit_of(data))
         listed = [file for row in rows if (file := _parse_file(row)) is not None]
 
         def read(file: BundleFile) -> bytes:
             return self._read_small(revision, file, ends)
 
-        return describe_release(revision, listed, read, lambda file: self._describe_missing(revision, file, ends))
+        release = describe_release(revision, listed, read, lambda file: self._describe_missing(revision, file, ends))
+        return replace(release, commit_id=_commit_of(data))
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         """The bytes of one file from an offset on; if the hub ignores Range, earlier bytes are skipped."""
@@ -126,6 +145,21 @@ class ModelScopeHub:
                     to_skip -= skipped
                 if skipped < len(piece):
                     yield piece[skipped:]
+
+    def _get_revisions(self, page: int, deadline_seconds: float) -> tuple[Mapping[str, Any], int]:
+        """One page of tags and branches, and the number of all; 0 if the hub has no pages."""
+        query = urlencode({"PageNumber": page, "PageSize": PAGE_SIZE})
+        try:
+            data = self._get_data(f"{self._path}/revisions?{query}", deadline_seconds)
+        except EffectFailed as error:
+            if error.failure.kind is not FailureKind.NOT_READY:
+                raise
+            sentence = "the hub has no such model, or shows it only with a token: updater.hub_token_…"
+            raise EffectFailed.denied("MODEL_UNKNOWN", sentence) from error
+        found, total = data.get("RevisionMap"), data.get("TotalCount")
+        if not isinstance(found, Mapping):
+            raise build_protocol_error("the hub sent a list of revisions in an unknown format")
+        return found, total if type(total) is int else 0
 
     def _count_bytes_to_skip(self, response: HubResponse, name: str, offset: int) -> int:
         """Number of bytes in the response before the requested offset.
@@ -265,6 +299,21 @@ def _names(found: Mapping[str, Any], kind: str) -> list[str]:
         raise build_protocol_error("the hub sent a list of revisions in an unknown format")
     names = [row.get("Revision") for row in rows if isinstance(row, Mapping)]
     return [name for name in names if isinstance(name, str) and is_revision_name(name)]
+
+
+def _rows_of(data: Mapping[str, Any]) -> list[object]:
+    """The rows of a listing of files."""
+    rows = data.get("Files")
+    if not isinstance(rows, list):
+        raise build_protocol_error("the hub sent a list of files in an unknown format")
+    return rows
+
+
+def _commit_of(data: Mapping[str, Any]) -> str:
+    """The commit id of a listing, or its first digits; empty if the hub does not say."""
+    latest = data.get("LatestCommitter")
+    found = [latest.get(key) for key in ("Id", "ShortId")] if isinstance(latest, Mapping) else []
+    return next((text.lower() for text in found if isinstance(text, str) and is_commit_id(text.lower())), "")
 
 
 def _parse_file(row: object) -> BundleFile | None:

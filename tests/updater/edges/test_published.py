@@ -1,6 +1,8 @@
 """Publishing a plain folder, and what a manifest may say."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,42 @@ def test_a_revision_never_changes(model: Path, tmp_path: Path) -> None:
     (model / "config.json").write_text("[]")
     with pytest.raises(CommandFailed, match="never changes"):
         publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+
+
+def test_what_a_killed_command_has_left_is_deleted(model: Path, tmp_path: Path) -> None:
+    """By the next one; a folder that is being filled by a command that lives is not."""
+    left, filled = (tmp_path / "hub" / "shapes" / f".adding-{name}" for name in ("left", "filled"))
+    for folder in (left, filled):
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(b"half")
+    descriptor = os.open(filled, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+    assert sorted(path.name for path in left.parent.iterdir()) == [".adding-filled", "v1.0.0"]
+
+    os.close(descriptor)
+    publish(model, tmp_path / "hub", "shapes", "v1.0.0")
+    assert [path.name for path in left.parent.iterdir()] == ["v1.0.0"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_branch_has_another_content_afterwards(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    can_exchange: bool,  # noqa: FBT001  a parameter
+) -> None:
+    """`master` and `main` are branches; clients see the old files or the new ones, where the system can exchange."""
+    if not can_exchange:
+        monkeypatch.setattr("cli.hub.exchange_folders", lambda *_: False)
+    first = publish(model, tmp_path / "hub", "shapes", "master")
+    (model / "config.json").write_text("[]")
+    second = publish(model, tmp_path / "hub", "shapes", "master")
+
+    assert second.is_new
+    assert first.files != second.files
+    assert read_manifest(tmp_path / "hub" / "shapes" / "master") == second.files
+    assert [path.name for path in (tmp_path / "hub" / "shapes").iterdir()] == ["master"]
 
 
 def test_a_symbolic_link_is_not_published(model: Path, tmp_path: Path) -> None:

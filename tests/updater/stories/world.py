@@ -32,6 +32,7 @@ from updater.core.effects import EffectFailure
 from updater.core.facts import GoldenFacts, OperatorCommand, Release, ServerState
 from updater.core.ports import EffectFailed, JournalUnusable
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
+from updater.core.rules import Rules
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, Interrupted, LoopDependencies, ModelLoop, StepGuard
 from updater.perform import Ports
@@ -147,7 +148,8 @@ class StoryServer(SimServer):
 class StoryWorld:
     """An updater with its restarts; must be closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules = RULES) -> None:
+        self.rules = rules
         self.folder = Path(tempfile.mkdtemp(prefix="story-", dir=MEMORY if MEMORY.is_dir() else None))
         self.state = self.folder / "state"
         self.state.mkdir()
@@ -174,6 +176,7 @@ class StoryWorld:
         self._commands = Operators(threading.Event())
         self._stopping = threading.Event()
         self._last = ModelRecord(MODEL)
+        self.hub_folder.mkdir(parents=True)
         self.server.start()
 
     # What happens in it.
@@ -317,7 +320,7 @@ class StoryWorld:
         self._commands, self._stopping = Operators(threading.Event()), threading.Event()
         try:
             with self.disk.mounted():
-                self._journal = StoryJournal(self.state / "journal.db", RULES)
+                self._journal = StoryJournal(self.state / "journal.db", self.rules)
                 self._look_whether_whole(self._journal)
                 self._loop = ModelLoop(self._parts(self._journal))
         except (Killed, JournalUnusable, OSError):
@@ -349,7 +352,7 @@ class StoryWorld:
             model=MODEL,
             ports=ports,
             journal=journal,
-            rules=RULES,
+            rules=self.rules,
             clock=self.clock,
             observer=self.book,
             crash=CrashPoints(),
