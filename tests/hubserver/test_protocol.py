@@ -15,11 +15,11 @@ API = f"/api/v1/models/any/{MODEL}"
 
 
 def test_branches_and_tags_are_told_apart(serving: Hub) -> None:
-    """`master` and `main` are branches, every other revision is a tag."""
+    """`master` and `main` are branches, every other revision is a tag; the newest version comes first."""
     serving.publish("v1.1.0")
     serving.publish("master")
     rows = serving.get(f"{API}/revisions").row["Data"]["RevisionMap"]
-    assert [row["Revision"] for row in rows["Tags"]] == ["v1.0.0", "v1.1.0"]
+    assert [row["Revision"] for row in rows["Tags"]] == ["v1.1.0", "v1.0.0"]
     assert [row["Revision"] for row in rows["Branches"]] == ["master"]
 
 
