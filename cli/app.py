@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, updates
+from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, tag, updates
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -13,6 +13,7 @@ _EXIT_CODES = "Exit codes: 0 done · 1 failed · 2 wrong command line or setting
 _EXAMPLES = """Start here:
   hotslot serve --demo
   hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"
+  hotslot tag "浙江省杭州市余杭区文一西路969号"
   hotslot status --watch
   hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
   hotslot hub add examples/shapes/v1.0.0 v1.0.0
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
+app.command(epilog=tag.EXAMPLE)(tag.tag)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.add_typer(
     updates.app,

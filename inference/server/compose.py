@@ -1,6 +1,5 @@
 """Builds the parts of the server from the settings; starts nothing."""
 
-import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,18 @@ from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
 from inference.server import channel_arguments, descriptors
 from inference.server.api import convert
-from inference.server.api.entailment import PredictRules
+from inference.server.api.address import MAX_ADDRESSES
+from inference.server.api.predict import PredictRules
 from inference.server.api.stream import StreamRules
+from inference.server.api.task import InputLimits
+from inference.server.api.tasks import TASK_APIS
 from inference.server.events import Emit
 from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
-from inference.server.request import EntailmentInput, Priority
+from inference.server.request import Priority
 from inference.server.runner_client.process import RunnerProcess
 from inference.server.runner_client.protocol import RunnerListener
 from inference.server.runner_client.start import RunnerSpec, StartedRunner
@@ -31,12 +33,6 @@ from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
-
-# 16 × 16 grey pixels: valid input for any picture model.
-_PICTURE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
-)
-SELF_TEST = EntailmentInput(image=_PICTURE, statements=("there are two birds.",), premise="")
 
 
 def build_models(
@@ -78,7 +74,7 @@ def predict_rules(settings: ServerSettings) -> PredictRules:
     """The limits of a call."""
     server = settings.server
     return PredictRules(
-        inputs=convert.InputLimits(server.max_image_bytes, server.max_statement_chars, server.texts),
+        inputs=InputLimits(server.max_image_bytes, server.max_statement_chars, server.texts, server.max_address_chars),
         stream=StreamRules(server.max_stream_outstanding),
         max_deadline_seconds=server.max_deadline_seconds,
     )
@@ -101,7 +97,8 @@ def advertised_limits(settings: ServerSettings) -> status_pb2.Limits:
         max_image_side_pixels=server.max_image_side_pixels,
         max_statements=convert.MAX_STATEMENTS,
         max_statement_chars=server.max_statement_chars,
-        max_addresses=64,
+        max_addresses=MAX_ADDRESSES,
+        max_address_chars=server.max_address_chars,
         max_stream_items=convert.MAX_STREAM_ITEMS,
         max_stream_outstanding=server.max_stream_outstanding,
         max_image_scans=server.max_image_scans,
@@ -166,7 +163,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         max_call_seconds=runner.max_call_seconds,
         pictures=_picture_rules(server),
         poison_seconds=server.poison_seconds,
-        self_test=SELF_TEST,
+        self_test=TASK_APIS[model.task].self_test,
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,
         engines=shared.engines,

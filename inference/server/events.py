@@ -52,7 +52,7 @@ class ItemEnded:
     device: str  # of that revision's slot
     outcome: ItemOutcome
     reason: str = ""  # of the error; empty for an answer
-    labels: tuple[str, ...] = ()  # answers, one a row: "yes", "no", "maybe"
+    labels: tuple[str, ...] = ()  # answers to statements; kinds of an address's parts
     seconds: float = 0.0  # since it was accepted
     queued_seconds: float = 0.0
     prepared_seconds: float = 0.0

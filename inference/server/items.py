@@ -9,7 +9,7 @@ from typing import Self
 
 from common import errors
 from inference.server.events import Emit, ItemEnded, ItemOutcome
-from inference.server.request import PendingRequest
+from inference.server.request import PendingRequest, list_labels
 
 _OUTCOMES: dict[type[errors.HotslotError], ItemOutcome] = {
     errors.InputRefused: ItemOutcome.INVALID,
@@ -48,7 +48,7 @@ def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
         revision=served.revision,
         device=served.device,
         outcome=ItemOutcome.ANSWERED,
-        labels=tuple([scores.label for scores in prediction.outcome]),
+        labels=list_labels(prediction.outcome),
         seconds=seconds,
         queued_seconds=prediction.queued_seconds,
         prepared_seconds=prediction.prepared_seconds,

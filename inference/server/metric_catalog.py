@@ -44,7 +44,7 @@ ITEMS = counter(
 )
 ANSWERS = counter(
     "hotslot_answers_total",
-    "Statements answered, by answer.",
+    "Statements answered, by answer; parts of addresses found, by kind.",
     *_REVISION,
     "label",
     use="A new revision that answers in other shares than the one before judges differently.",
@@ -72,7 +72,7 @@ WAITING_REQUESTS = gauge(
 )
 WAITING_ROWS = gauge(
     "hotslot_waiting_rows",
-    "Device rows of the items in the queue, one a statement.",
+    "Device rows of the items in the queue: one a statement, one or more an address, by its length.",
     "model",
     "priority",
     use="The work that waits; times the seconds of a row it is the wait.",

@@ -1,5 +1,7 @@
 """Metrics of the events."""
 
+import collections
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Histogram
@@ -95,21 +97,25 @@ class EventMetrics:
             return
         series = self._answered.get(key)
         if series is None:
-            series = self._answered[key] = self._answer_series(*key)
+            series = self._answered[key] = self._answer_series(*key, event.labels)
         series.items.inc()
-        for label, answers in series.labels:
-            if count := event.labels.count(label):
-                answers.inc(count)
+        for label, count in collections.Counter(event.labels).items():
+            answers = series.labels.get(label)
+            if answers is None:
+                answers = series.labels[label] = self._answers.labels(event.model, event.revision, label)
+            answers.inc(count)
         series.queue.observe(event.queued_seconds)
         series.prepare.observe(event.prepared_seconds)
         series.compute.observe(event.computed_seconds)
         series.total.observe(event.seconds)
 
-    def _answer_series(self, model: str, revision: str, device: str) -> "_AnswerSeries":
+    def _answer_series(self, model: str, revision: str, device: str, labels: Sequence[str]) -> "_AnswerSeries":
+        # The answers to statements begin at 0; kinds of parts are known only when the model finds them.
+        first = LABELS if set(labels) <= set(LABELS) else ()
         stages = ("queue", "prepare", "compute", "total")
         return _AnswerSeries(
             self._items.labels(model, revision, device, events.ItemOutcome.ANSWERED.value, ""),
-            [(label, self._answers.labels(model, revision, label)) for label in LABELS],
+            {label: self._answers.labels(model, revision, label) for label in first},
             *(self._item_seconds.labels(model, revision, stage) for stage in stages),
         )
 
@@ -176,7 +182,7 @@ class _AnswerSeries:
     """The metric series of the answers of one revision on one device, looked up once."""
 
     items: Counter
-    labels: list[tuple[str, Counter]]
+    labels: dict[str, Counter]
     queue: Histogram
     prepare: Histogram
     compute: Histogram

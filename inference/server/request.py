@@ -9,10 +9,48 @@ from enum import IntEnum
 from typing import Protocol
 
 from common.errors import DeadlineMissed, HotslotError
-from inference.wire import EntailmentScores, Picture
+from hotslot.runner.v1 import runner_pb2
+from inference.wire import AddressSpan, EntailmentScores, Picture, count_address_rows
 
 MAX_DEATHS = 2  # a request that ended two runners, the second time computed alone, is the cause
 _request_ids = itertools.count(1)
+
+
+class Payload(Protocol):
+    """A checked request of a task."""
+
+    @property
+    def rows(self) -> int:
+        """Device rows that it costs."""
+        ...
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is asked; each has one result."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate memory that it occupies while it waits."""
+        ...
+
+    @property
+    def picture(self) -> Picture:
+        """What is sent beside its message, so that it is not copied; empty if there is none."""
+        ...
+
+    @property
+    def holder(self) -> object | None:
+        """The object with which its memory is gone; takes weak references. None if it holds no caller's memory."""
+        ...
+
+    def identify(self) -> "InputId":
+        """The same for the same input only."""
+        ...
+
+    def write(self, item: runner_pb2.Item) -> None:
+        """Write it into the runner's message, but for the picture."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +67,73 @@ class EntailmentInput:
         return len(self.statements)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The statements."""
+        return self.statements
+
+    @property
     def size_bytes(self) -> int:
         """Approximate memory that it occupies while it waits."""
         return len(self.image) + 4 * (sum(map(len, self.statements)) + len(self.premise))
 
+    @property
+    def picture(self) -> Picture:
+        """The picture."""
+        return self.image
+
+    @property
+    def holder(self) -> object | None:
+        """The view of the message that the picture arrived in."""
+        return self.image if isinstance(self.image, memoryview) else None
+
     def identify(self) -> "InputId":
         """The same for the same picture, premise and statements only."""
-        digest = hashlib.sha256(self.image)
-        for text in (self.premise, *self.statements):
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(4))
-            digest.update(encoded)
-        return InputId(self.size_bytes, digest.digest())
+        return _identify(self.size_bytes, self.image, (self.premise, *self.statements))
+
+    def write(self, item: runner_pb2.Item) -> None:
+        """Write it into the runner's message, but for the picture."""
+        item.entailment.statements.extend(self.statements)
+        item.entailment.premise = self.premise
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class AddressInput:
+    """A checked request: the addresses to tag."""
+
+    addresses: tuple[str, ...]  # 1..64
+
+    @property
+    def rows(self) -> int:
+        """Device rows: one or more per address, by its length."""
+        return sum(map(count_address_rows, self.addresses))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The addresses."""
+        return self.addresses
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate memory that it occupies while it waits."""
+        return 4 * sum(map(len, self.addresses))
+
+    @property
+    def picture(self) -> Picture:
+        """None."""
+        return b""
+
+    @property
+    def holder(self) -> object | None:
+        """Itself: its texts are copies."""
+        return self
+
+    def identify(self) -> "InputId":
+        """The same for the same addresses only."""
+        return _identify(self.size_bytes, b"", self.addresses)
+
+    def write(self, item: runner_pb2.Item) -> None:
+        """Write it into the runner's message."""
+        item.address.addresses.extend(self.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +144,43 @@ class InputId:
     digest: bytes  # SHA-256
 
 
-Payload = EntailmentInput  # the input types of all tasks
-RELEASED = EntailmentInput(image=b"", statements=(), premise="")  # the payload of a request that is done
-Outcome = tuple[EntailmentScores, ...]  # one per row
+def _identify(size_bytes: int, picture: Picture, texts: tuple[str, ...]) -> InputId:
+    digest = hashlib.sha256(picture)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(4))
+        digest.update(encoded)
+    return InputId(size_bytes, digest.digest())
+
+
+RELEASED = AddressInput(())  # the payload of a request that is done
+Result = EntailmentScores | tuple[AddressSpan, ...]  # of one text
+Outcome = tuple[Result, ...]  # one per text
+
+
+def read_results(outcome: runner_pb2.ItemOutcome) -> Outcome:
+    """The results in an item's outcome; none if it has failed."""
+    match outcome.WhichOneof("outcome"):
+        case "entailment":
+            return tuple(EntailmentScores(one.yes, one.no, one.maybe) for one in outcome.entailment.scores)
+        case "address":
+            return tuple(
+                tuple(AddressSpan(span.kind, span.start, span.end, span.probability) for span in address.spans)
+                for address in outcome.address.addresses
+            )
+        case _:
+            return ()
+
+
+def list_labels(outcome: Outcome) -> tuple[str, ...]:
+    """The labels of an outcome: the answer of each statement, the kind of each part of an address."""
+    labels: list[str] = []
+    for result in outcome:
+        if isinstance(result, EntailmentScores):
+            labels.append(result.label)
+        else:
+            labels += [span.kind for span in result]
+    return tuple(labels)
 
 
 class Priority(IntEnum):
@@ -93,6 +220,7 @@ class Prediction:
     """The result of a request, and the time of each stage."""
 
     outcome: Outcome
+    texts: tuple[str, ...]  # that the results are about, in order
     served_by: ServedBy
     queued_seconds: float
     prepared_seconds: float
@@ -158,11 +286,13 @@ class PendingRequest:
     leases: list[Lease] = field(default_factory=list)
     on_done: Callable[["PendingRequest"], None] | None = None
     rows: int = field(init=False)  # device rows of the payload
+    results: int = field(init=False)  # that the payload gets
     size_bytes: int = field(init=False)  # of the payload
 
     def __post_init__(self) -> None:
         """Keep the facts that outlive the payload."""
         self.rows, self.size_bytes = self.payload.rows, self.payload.size_bytes
+        self.results = len(self.payload.texts)
 
     @property
     def priority(self) -> Priority:

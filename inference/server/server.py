@@ -14,16 +14,17 @@ from common import logs
 from common.address import ListenFailed, add_port, parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import write_atomic
-from common.engine_files import Task
 from common.exit_codes import ExitCode
 from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_STARTED, run_folder, socket_path
 from common.process_metrics import installed_version, make_process_reader
 from inference.server import compose
-from inference.server.api import address, entailment, standard_services, status
+from inference.server.api import standard_services, status
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
+from inference.server.api.predict import PredictApi
+from inference.server.api.tasks import TASK_APIS
 from inference.server.channel_arguments import control_arguments, health_arguments
 from inference.server.connections import TcpConnections
 from inference.server.control import servicer
@@ -173,8 +174,10 @@ class InferenceServer:
             dropped_lines=logs.count_dropped_lines,
         )
         handlers = [
-            entailment.EntailmentApi(self.models, rules, self._clock, self._emit, self._drain, self._held).handlers(),
-            address.AddressApi().handlers(),
+            *(
+                PredictApi(api, self.models, rules, self._clock, self._emit, self._drain, self._held).handlers()
+                for api in TASK_APIS.values()
+            ),
             status.StatusApi(self.models, facts, self._clock, self._drain).handlers(),
             standard_services.HealthApi(self._health).handlers(),
         ]
@@ -285,12 +288,14 @@ class InferenceServer:
         managers = self.models.all()
         ready = {manager.options.model: manager.is_ready and not is_leaving for manager in managers}
         overall = self._settings.health.overall
-        entailment_models = self.models.list_of_task(Task.VISUAL_ENTAILMENT)
+        of_tasks = {
+            api.service: overall.combine(ready[one.options.model] for one in self.models.list_of_task(task))
+            for task, api in TASK_APIS.items()
+        }
         states = {
             **ready,
             "": overall.combine(ready.values()),
-            entailment.SERVICE: overall.combine(ready[manager.options.model] for manager in entailment_models),
-            address.SERVICE: False,
+            **of_tasks,
             status.SERVICE: not is_leaving,
             LIVENESS: True,  # answered at all: a restart of the server would not repair a model
         }
@@ -339,4 +344,4 @@ async def _run(settings: ServerSettings, log: logs.Logger, early: EarlyRunners) 
 
 
 def _public_services() -> list[str]:
-    return [entailment.SERVICE, address.SERVICE, status.SERVICE]
+    return [*(api.service for api in TASK_APIS.values()), status.SERVICE]

@@ -81,6 +81,9 @@ class ServerSection(Section):
     max_statement_chars: Annotated[
         int, Field(ge=1, le=65_536, description="longest statement or premise, in characters")
     ] = 1000
+    max_address_chars: Annotated[
+        int, Field(ge=1, le=65_536, description="longest address, in characters; one that is longer is an error")
+    ] = 500
     texts: Annotated[
         TextRule,
         Field(

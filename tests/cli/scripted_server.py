@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from common import errors
+from hotslot.address.v1 import address_pb2, address_pb2_grpc
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 from hotslot.status.v1 import status_pb2, status_pb2_grpc
 
@@ -27,12 +28,14 @@ class ScriptedServer:
     def __init__(self, *, has_services: bool = True, addresses: tuple[str, ...] = ("127.0.0.1:0",)) -> None:
         """Listen on a free port of this machine."""
         self.requests: list[entailment_pb2.PredictRequest] = []
+        self.tagged: list[address_pb2.PredictRequest] = []
         self.models = status_pb2.ListModelsResponse(models=[model_with_trial()])
         self.server_status = healthy_status()
         self.released = threading.Event()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         if has_services:
             entailment_pb2_grpc.add_EntailmentServiceServicer_to_server(_Entailment(self), self._server)
+            address_pb2_grpc.add_AddressTaggingServiceServicer_to_server(_Tagging(self), self._server)
             status_pb2_grpc.add_StatusServiceServicer_to_server(_Status(self), self._server)
             health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
         ports = [self._server.add_insecure_port(address) for address in addresses]
@@ -60,6 +63,37 @@ class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
         response = entailment_pb2.PredictResponse(results=[_result(text) for text in request.statements])
         served = response.served_by
         served.model, served.revision, served.digest = "shapes", "v1.0.0", DIGEST
+        served.device, served.slot, served.node = "cpu", "a", "here"
+        response.timing.computed.FromMilliseconds(12)
+        return response
+
+    def StreamPredict(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802, ANN401
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no command streams")
+
+
+class _Tagging(address_pb2_grpc.AddressTaggingServiceServicer):
+    """Every address begins with a province of three characters; a city follows a blank."""
+
+    def __init__(self, world: ScriptedServer) -> None:
+        self._world = world
+
+    def Predict(self, request: address_pb2.PredictRequest, context: Any) -> address_pb2.PredictResponse:  # noqa: N802, ANN401
+        self._world.tagged.append(request)
+        if request.model in REFUSALS:
+            status = errors.to_status(REFUSALS[request.model])
+            assert isinstance(status, rpc_status_pb2.Status)
+            context.abort_with_status(rpc_status.to_status(status))
+        response = address_pb2.PredictResponse()
+        for text in request.addresses:
+            result = response.results.add()
+            result.spans.add(kind="prov", text=text[:3], start=0, end=3, start_byte=0, end_byte=9, probability=0.875)
+            result.components["prov"] = text[:3]
+            if text[4:]:
+                city = {"kind": "city", "text": text[4:], "start": 4, "end": len(text)}
+                result.spans.add(**city, start_byte=10, end_byte=len(text.encode()), probability=0.5)
+                result.components["city"] = text[4:]
+        served = response.served_by
+        served.model, served.revision, served.digest = "addresses", "v1.0.0", DIGEST
         served.device, served.slot, served.node = "cpu", "a", "here"
         response.timing.computed.FromMilliseconds(12)
         return response

@@ -5,11 +5,12 @@ from google.protobuf.message import DecodeError
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
+from inference.server.api.task import InputLimits
 from tests.fuzz.refusals import check_refusal
 from tests.fuzz.requests import MAX_CHARS, MAX_IMAGE_BYTES, message_bytes, request_bytes
 from tests.fuzz.source import Source
 
-_LIMITS = convert.InputLimits(MAX_IMAGE_BYTES, MAX_CHARS)
+_LIMITS = InputLimits(MAX_IMAGE_BYTES, MAX_CHARS)
 
 
 def check(data: bytes) -> None:

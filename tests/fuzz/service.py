@@ -17,10 +17,11 @@ from google.protobuf.message import DecodeError
 from common.errors import HotslotError
 from hotslot.entailment.v1 import entailment_pb2
 from hotslot.runner.v1 import runner_pb2
-from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.entailment import ENTAILMENT
 from inference.server.api.interceptors import DETAILS_KEY, CallInterceptor
+from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.stream import StreamRules
+from inference.server.api.task import InputLimits
 from inference.server.model.fallback_file import FILE_NAME
 from inference.server.model.models import Models
 from inference.server.request import Priority
@@ -167,7 +168,7 @@ class Story:
         rules = PredictRules(InputLimits(MAX_IMAGE_BYTES, MAX_CHARS), StreamRules(4), _DEADLINE_SECONDS)
         world = self.world
         models = Models([world.manager])
-        api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain, world.held)
+        api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, world.held)
         self._handlers = api.handlers()
         callers = Callers(_CALLERS, "x-caller", world.clock.seconds)
         self._interceptor = CallInterceptor(world.clock, world.events.append, self._report, callers, world.held)

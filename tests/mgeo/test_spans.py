@@ -109,7 +109,7 @@ def test_an_item_split_within_an_address_is_computed_with_its_last_row(plain: Mg
     [
         ("𠀀路A座", ["𠀀", "路", "A", "座"]),
         ("e\u0301路", ["e", "路"]),  # a mark that the tokeniser strips is part of no word, as in the pipeline
-        ("9号", ["9", "号"]),
+        ("\uff19号", ["\uff19", "号"]),
         ("龘road12-3", ["龘", "road12", "-", "3"]),
         ("\u3000 杭\t州 ", ["杭", "州"]),
         ("\u200b杭\ufeff州", ["杭", "州"]),

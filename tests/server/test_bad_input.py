@@ -1,6 +1,5 @@
 """Invalid requests are answered with code, reason and field, in unary calls and in streams."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,16 +225,11 @@ def test_an_unknown_method_is_unimplemented(stack: Stack) -> None:
     assert refusal_of(error.value).code == "UNIMPLEMENTED"
 
 
-@pytest.mark.parametrize("method", ["Predict", "StreamPredict"])
-def test_address_tagging_is_unimplemented(stack: Stack, method: str) -> None:
-    """The service exists; its calls say that this build has no engine for it."""
+def test_a_task_without_a_model_is_not_found(stack: Stack) -> None:
+    """The service exists; its calls say that no model of its task is served here."""
     request = address_pb2.PredictRequest(addresses=["浙江省杭州市"])
-    ask: dict[str, Callable[[], object]] = {
-        "Predict": lambda: stack.tagging.Predict(request, timeout=DEADLINE_SECONDS),
-        "StreamPredict": lambda: list(stack.tagging.StreamPredict(iter([]), timeout=DEADLINE_SECONDS)),
-    }
     with pytest.raises(grpc.RpcError) as error:
-        ask[method]()
+        stack.tagging.Predict(request, timeout=DEADLINE_SECONDS)
 
     refusal = refusal_of(error.value)
-    assert (refusal.code, refusal.reason, refusal.domain) == ("UNIMPLEMENTED", "ENGINE_NOT_AVAILABLE", "hotslot")
+    assert (refusal.code, refusal.reason, refusal.domain) == ("NOT_FOUND", "MODEL_UNKNOWN", "hotslot")

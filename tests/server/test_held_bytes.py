@@ -14,11 +14,12 @@ from common.errors import DeadlineMissed
 from dev.harness.answers import question
 from dev.harness.stack import DEADLINE_SECONDS, ENTAILMENT, Stack
 from dev.harness.waiting import eventually
-from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.entailment import EntailmentApi
 from inference.server.api.interceptors import Call, current_call
+from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.reading import MessageReader
 from inference.server.api.stream import StreamRules
+from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
 from tests.server.simulated_connections import SimConnections, SimMemory
@@ -34,7 +35,9 @@ def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on a simulated model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
     held = HeldBytes(HeldRules(1 << 20, 1 << 20, 12.0), SimConnections(), SimMemory())
-    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
+    api = PredictApi(
+        EntailmentApi(), Models([world.manager]), rules, world.clock, world.events.append, world.drain, held
+    )
     return asyncio.create_task(api.stream_predict(None, caller.context))
 
 
@@ -156,7 +159,8 @@ async def test_a_cancelled_call_counts_nothing_although_its_task_is_kept(tmp_pat
     call = SlowCall()
     call.context.time_remaining = lambda: 30.0
     rules = PredictRules(InputLimits(1 << 20, 100), StreamRules(MAX_OUTSTANDING), max_deadline_seconds=60.0)
-    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, call.held)
+    models = Models([world.manager])
+    api = PredictApi(EntailmentApi(), models, rules, world.clock, world.events.append, world.drain, call.held)
     current_call.set(Call("service", "method", "unary", "id", "", 0.0, is_echoed=False, timeout=None))
     call.arrived.set_result(question(image=bytes(100_000)).request().SerializeToString())
     predicting = asyncio.create_task(api.predict(None, call.context))

@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import Conflict, NotFound, to_status
 from hotslot.control.v1 import control_pb2 as pb
-from inference.server.api.convert import InputLimits
 from inference.server.api.interceptors import Call, current_call
+from inference.server.api.task import InputLimits
 from inference.server.control.servicer import ControlApi, build_model_state
 from inference.server.model.models import Models
 from inference.server.model.stats import StatsKey

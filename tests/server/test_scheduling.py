@@ -8,10 +8,11 @@ import pytest
 
 from common.errors import DeadlineMissed, Overloaded
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, EntailmentStream, PredictRules
+from inference.server.api.entailment import ENTAILMENT
+from inference.server.api.predict import PredictApi, PredictRules, TaskStream
 from inference.server.api.reading import MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
+from inference.server.api.task import InputLimits
 from inference.server.compose import build_callers
 from inference.server.events import OverloadChanged
 from inference.server.model.models import Models
@@ -147,11 +148,11 @@ def open_stream(world: World, caller: StreamCaller) -> "asyncio.Task[None]":
     """A stream on the world's model."""
     rules = PredictRules(InputLimits(1000, 100), StreamRules(32), max_deadline_seconds=60.0)
     held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
-    api = EntailmentApi(Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
+    api = PredictApi(ENTAILMENT, Models([world.manager]), rules, world.clock, world.events.append, world.drain, held)
 
     async def run() -> None:
         with MessageReader(caller.context, held, world.clock) as reader:
-            await ItemStream(caller.context, EntailmentStream(api), rules.stream, world.drain, reader).run()
+            await ItemStream(caller.context, TaskStream(api), rules.stream, world.drain, reader).run()
 
     return asyncio.create_task(run())
 

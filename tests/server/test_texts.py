@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputRefused
 from inference.runner.engines.ofa.engine import clean
-from inference.server.api.convert import InputLimits
+from inference.server.api.task import InputLimits
 from inference.server.api.texts import MAX_MARKS, as_seen, read_text
 from inference.server.settings import TextRule
 

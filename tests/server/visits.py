@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 
 from hotslot.entailment.v1 import entailment_pb2
-from inference.server.api.convert import InputLimits
-from inference.server.api.entailment import EntailmentApi, PredictRules
+from inference.server.api.entailment import ENTAILMENT
 from inference.server.api.interceptors import CallInterceptor
+from inference.server.api.predict import PredictApi, PredictRules
 from inference.server.api.stream import StreamRules
-from inference.server.compose import SELF_TEST
+from inference.server.api.task import InputLimits
 from inference.server.model.models import Models
 from inference.server.scheduling.callers import Callers
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
@@ -32,10 +32,10 @@ async def list_server_files(state: Path) -> list[str]:
     models = Models([world.manager])
     rules = PredictRules(InputLimits(1 << 20, 1000), StreamRules(64), 60.0)
     held = HeldBytes(HeldRules(1 << 30, 1 << 25, 12.0), SimConnections(), SimMemory())
-    api = EntailmentApi(models, rules, world.clock, world.events.append, world.drain, held)
+    api = PredictApi(ENTAILMENT, models, rules, world.clock, world.events.append, world.drain, held)
     interceptor = CallInterceptor(world.clock, world.events.append, lambda *_: None, Callers((), "", 0.0))
-    request = entailment_pb2.PredictRequest(statements=SELF_TEST.statements)
-    request.image.content = bytes(SELF_TEST.image)
+    request = entailment_pb2.PredictRequest(statements=ENTAILMENT.self_test.statements)
+    request.image.content = bytes(ENTAILMENT.self_test.image)
     details: Any = SimpleNamespace(method=METHOD, invocation_metadata=())
 
     async def read() -> bytes:

@@ -5,18 +5,20 @@ would copy it twice. This holds for messages as clients encode them, where each 
 is parsed by protobuf as a whole, so that what is accepted does not depend on the encoding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 
 from common.errors import InputRefused
 from hotslot.entailment.v1 import entailment_pb2
+from inference.server.api.task import InputLimits
 from inference.server.api.texts import read_text
 from inference.server.request import EntailmentInput, Prediction, ServedBy
-from inference.server.settings import TextRule
+from inference.wire import EntailmentScores
 
 M = TypeVar("M", bound=Message)
 
@@ -36,15 +38,6 @@ _LABELS = {
     "no": entailment_pb2.LABEL_NO,
     "maybe": entailment_pb2.LABEL_MAYBE,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class InputLimits:
-    """Limits of a request, and how its texts are read."""
-
-    max_image_bytes: int
-    max_statement_chars: int
-    texts: TextRule = TextRule.AS_SEEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,7 @@ def parse_items(raw: bytes) -> list[tuple[str, ParsedRequest]]:
     if spans:
         return found
     message = parse(entailment_pb2.StreamPredictRequest, raw)
-    _check_item_count(len(message.items))
+    check_item_count(len(message.items))
     return [(item.item_id, split_request(item.request)) for item in message.items]
 
 
@@ -181,7 +174,12 @@ def check_item_id(item_id: str, *, is_duplicate: bool) -> None:
         raise InputRefused("item_id is already used by an unanswered item", reason="ITEM_ID_DUPLICATE", field="item_id")
 
 
-def _check_item_count(count: int) -> None:
+def check_item_count(count: int) -> None:
+    """Check the number of items in a stream message.
+
+    Raises:
+        InputRefused: there are none or too many.
+    """
     if count == 0:
         raise InputRefused("items is empty, 1 to 64 are needed", reason="ITEMS_MISSING", field="items")
     if count > MAX_STREAM_ITEMS:
@@ -190,16 +188,25 @@ def _check_item_count(count: int) -> None:
         )
 
 
-def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictResponse:
-    """Convert a prediction."""
-    response = entailment_pb2.PredictResponse(served_by=_served_by(prediction.served_by))
-    for scores in prediction.outcome:
-        result = response.results.add(label=_LABELS[scores.label])
-        result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
+def fill_origin(response: Any, prediction: Prediction) -> None:  # noqa: ANN401  a response of any task
+    """Set which model answered, and where the time went."""
+    kind: Callable[..., Message] = type(response.served_by)
+    response.served_by.CopyFrom(_served_by(kind, prediction.served_by))
     timing = response.timing
     _set(timing.queued, prediction.queued_seconds)
     _set(timing.prepared, prediction.prepared_seconds)
     _set(timing.computed, prediction.computed_seconds)
+
+
+def build_entailment_response(prediction: Prediction) -> entailment_pb2.PredictResponse:
+    """Convert a prediction."""
+    response = entailment_pb2.PredictResponse()
+    fill_origin(response, prediction)
+    for scores in prediction.outcome:
+        if not isinstance(scores, EntailmentScores):
+            raise RuntimeError("the prediction is of another task")
+        result = response.results.add(label=_LABELS[scores.label])
+        result.scores.yes, result.scores.no, result.scores.maybe = scores.yes, scores.no, scores.maybe
     return response
 
 
@@ -216,8 +223,8 @@ def _read_text(text: str, limits: InputLimits, field: str, kind: str) -> str:
 
 
 @lru_cache(maxsize=64)  # the same few for all answers
-def _served_by(served_by: ServedBy) -> entailment_pb2.ServedBy:
-    return entailment_pb2.ServedBy(
+def _served_by(kind: Callable[..., Message], served_by: ServedBy) -> Message:
+    return kind(
         model=served_by.model,
         revision=served_by.revision,
         digest=served_by.digest,

@@ -1,228 +1,74 @@
-"""EntailmentService: judges statements about a picture, one request a call or in a stream."""
+"""The messages of EntailmentService: statements about a picture."""
 
-import itertools
-from dataclasses import dataclass
+import base64
+from typing import Final
 
-import grpc
-
-from common.clock import Clock
 from common.engine_files import Task
-from common.errors import HotslotError, to_status
 from hotslot.entailment.v1 import entailment_pb2
 from inference.server.api import convert
-from inference.server.api.interceptors import current_call, has_reached_deadline
-from inference.server.api.reading import Context, MessageReader
-from inference.server.api.stream import ItemStream, StreamRules
-from inference.server.events import Emit
-from inference.server.items import IncomingItem
-from inference.server.model.models import Models
-from inference.server.request import EntailmentInput, PendingRequest, Prediction
-from inference.server.scheduling.admission import Drain, draining_error
-from inference.server.scheduling.callers import Source, unary_source
-from inference.server.scheduling.held_bytes import HeldBytes
-from inference.server.scheduling.turns import Reader, TurnGate
+from inference.server.api.task import InputLimits
+from inference.server.request import EntailmentInput, Prediction
 
-_stream_numbers = itertools.count(1)
-SERVICE = entailment_pb2.DESCRIPTOR.services_by_name["EntailmentService"].full_name
-
-
-@dataclass(frozen=True, slots=True)
-class PredictRules:
-    """Limits of a call."""
-
-    inputs: convert.InputLimits
-    stream: StreamRules
-    max_deadline_seconds: float
+# 16 × 16 grey pixels: valid input for any picture model.
+_PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAD0lEQVR42mNoQAMMI1sAAAUMgAHjM1mKAAAAAElFTkSuQmCC"
+)
 
 
 class EntailmentApi:
-    """The handlers of EntailmentService. Requests arrive as bytes, so that a parse error gets our INVALID_ARGUMENT."""
+    """Implements `TaskApi`."""
 
-    def __init__(
-        self, models: Models, rules: PredictRules, clock: Clock, emit: Emit, drain: Drain, held: HeldBytes
-    ) -> None:
-        self._models = models
-        self._held = held
-        self._rules = rules
-        self._clock = clock
-        self._emit = emit
-        self._drain = drain
+    task = Task.VISUAL_ENTAILMENT
+    service = entailment_pb2.DESCRIPTOR.services_by_name["EntailmentService"].full_name
+    probe_field = "entailment"
+    self_test = EntailmentInput(image=_PICTURE, statements=("there are two birds.",), premise="")
+    predict_response = entailment_pb2.PredictResponse
+    stream_response = entailment_pb2.StreamPredictResponse
+    stream_result = entailment_pb2.StreamResult
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """What the server registers."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                # As a stream of one message: gRPC reads it only when the handler asks for it.
-                "Predict": grpc.stream_unary_rpc_method_handler(
-                    self.predict, None, entailment_pb2.PredictResponse.SerializeToString
-                ),
-                "StreamPredict": grpc.stream_stream_rpc_method_handler(
-                    self.stream_predict, None, entailment_pb2.StreamPredictResponse.SerializeToString
-                ),
-            },
-        )
-
-    async def predict(self, _messages: object, context: Context) -> entailment_pb2.PredictResponse:
-        """Judge statements about one picture.
-
-        Raises:
-            HotslotError: one of the errors in entailment.proto.
-        """
-        with MessageReader(context, self._held, self._clock) as reader:
-            with IncomingItem(self._emit) as item:
-                source = unary_source(current_call.get().caller)
-                # No variable of this frame refers to the picture: a cancelled task keeps its frames.
-                pending = self._begin(item, await self._read_request(reader), context.time_remaining(), source)
-                reader.hold(pending)
-            _note_input(pending.payload)
-            try:
-                prediction = await pending.outcome
-            finally:
-                if not pending.outcome.done() or pending.outcome.cancelled():
-                    self.cancel_request(pending, has_expired=has_reached_deadline(context))
-        response = convert.build_entailment_response(prediction)
-        _note_answer(response, prediction)
-        return response
-
-    async def _read_request(self, reader: MessageReader) -> convert.ParsedRequest:
-        if self._drain.is_draining:
-            raise draining_error()
-        return convert.parse_request(await reader.read_only())
-
-    async def stream_predict(self, _requests: object, context: Context) -> None:
-        """Judge a stream of items.
-
-        Raises:
-            NotReady: the server is draining.
-        """
-        with MessageReader(context, self._held, self._clock) as reader:
-            await ItemStream(context, EntailmentStream(self), self._rules.stream, self._drain, reader).run()
-
-    # For streams.
-
-    def find_turns(self, model: str) -> TurnGate | None:
-        """Where the streams of a model wait for their turns; None if there is no such model."""
-        try:
-            return self._models.find_for_call(model, Task.VISUAL_ENTAILMENT).requests.intake.turns
-        except HotslotError:
-            return None
+    def parse_request(self, raw: bytes) -> convert.ParsedRequest:
+        """See `TaskApi`."""
+        return convert.parse_request(raw)
 
     def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
-        """Parse a stream message into item ids and requests."""
-        with IncomingItem(self._emit):
-            return convert.parse_items(raw)
+        """See `TaskApi`."""
+        return convert.parse_items(raw)
 
-    def begin(
-        self,
-        item_id: str,
-        request: convert.ParsedRequest,
-        deadline_seconds: float | None,
-        source: Source,
-        *,
-        is_duplicate: bool,
-    ) -> PendingRequest:
-        """Accept one item."""
-        with IncomingItem(self._emit) as item:
-            convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self._begin(item, request, deadline_seconds, source)
+    def wrap(self, message: entailment_pb2.PredictRequest) -> convert.ParsedRequest:
+        """See `TaskApi`."""
+        return convert.split_request(message)
 
-    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
-        """Cancel a request whose caller is gone."""
-        for manager in self._models.list_of_task(Task.VISUAL_ENTAILMENT):
-            manager.requests.cancel(pending, has_expired=has_expired)
+    def model_of(self, request: convert.ParsedRequest) -> str:
+        """See `TaskApi`."""
+        return request.fields.model
 
-    # Helpers.
+    def count_rows(self, request: convert.ParsedRequest) -> int:
+        """See `TaskApi`."""
+        return max(1, len(request.fields.statements))
 
-    def _begin(
-        self, item: IncomingItem, request: convert.ParsedRequest, left: float | None, source: Source
-    ) -> PendingRequest:
-        manager = self._models.find_for_call(request.fields.model, Task.VISUAL_ENTAILMENT)
-        item.model = manager.options.model
-        payload = convert.check_request(request, self._rules.inputs)
-        limit = self._rules.max_deadline_seconds
-        seconds = limit if left is None else min(left, limit)
-        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source)
+    def check(self, request: convert.ParsedRequest, limits: InputLimits) -> EntailmentInput:
+        """See `TaskApi`."""
+        return convert.check_request(request, limits)
 
+    def build_response(self, prediction: Prediction) -> entailment_pb2.PredictResponse:
+        """See `TaskApi`."""
+        return convert.build_entailment_response(prediction)
 
-class EntailmentStream:
-    """The task of one stream: its items are a flow of its caller, and it reads them in turn."""
+    def describe_input(self, payload: EntailmentInput) -> dict[str, object]:
+        """See `TaskApi`."""
+        return {
+            "image_bytes": len(payload.image),
+            "statements": len(payload.statements),
+            "text_chars": sum(map(len, payload.statements)),
+        }
 
-    def __init__(self, api: EntailmentApi) -> None:
-        caller = current_call.get().caller
-        self._api = api
-        self._source = Source(caller, caller.stream_flow(next(_stream_numbers)))
-        self._reader = Reader(caller, self._source.flow)
-        self._turns = api.find_turns("")  # of the model that its latest message named
-
-    async def wait_turn(self, *, is_free: bool) -> None:
-        """Wait until it may read its next message."""
-        if self._turns is not None:
-            await self._turns.wait(self._reader, is_free=is_free)
-
-    def skip_turn(self) -> None:
-        """Let it read at once."""
-        if self._turns is not None:
-            self._turns.skip(self._reader)
-
-    def leave(self) -> None:
-        """Forget that it waits: it has ended."""
-        if self._turns is not None:
-            self._turns.leave(self._reader)
-
-    def parse_items(self, raw: bytes) -> list[tuple[str, convert.ParsedRequest]]:
-        """Parse a message, and charge its rows to the stream."""
-        items = self._api.parse_items(raw)
-        if self._turns is not None:
-            self._turns.on_read(self._reader, sum(max(1, len(request.fields.statements)) for _, request in items))
-        self._turns = self._api.find_turns(items[0][1].fields.model) or self._turns
-        return items
-
-    def begin(
-        self,
-        item_id: str,
-        request: convert.ParsedRequest,
-        deadline_seconds: float | None,
-        *,
-        is_duplicate: bool,
-    ) -> PendingRequest:
-        """Accept one item."""
-        return self._api.begin(item_id, request, deadline_seconds, self._source, is_duplicate=is_duplicate)
-
-    def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
-        """Cancel a request whose caller is gone."""
-        self._api.cancel_request(pending, has_expired=has_expired)
-
-    def build_result(self, item_id: str, outcome: Prediction | HotslotError) -> entailment_pb2.StreamResult:
-        """Convert the outcome of one item."""
-        if isinstance(outcome, HotslotError):
-            return entailment_pb2.StreamResult(item_id=item_id, error=to_status(outcome))
-        return entailment_pb2.StreamResult(item_id=item_id, response=convert.build_entailment_response(outcome))
-
-    def build_response(self, results: list[entailment_pb2.StreamResult]) -> entailment_pb2.StreamPredictResponse:
-        """Combine outcomes into one message."""
-        return entailment_pb2.StreamPredictResponse(results=results)
+    def describe_answer(self, response: entailment_pb2.PredictResponse) -> dict[str, object]:
+        """See `TaskApi`."""
+        first = response.results[0]
+        return {
+            "label": entailment_pb2.Label.Name(first.label),
+            "score": round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
+        }
 
 
-def _note_input(payload: EntailmentInput) -> None:
-    """Record the log fields of an accepted call; never the picture or the text."""
-    current_call.get().fields.update(
-        image_bytes=len(payload.image),
-        statements=len(payload.statements),
-        text_chars=sum(map(len, payload.statements)),
-    )
-
-
-def _note_answer(response: entailment_pb2.PredictResponse, prediction: Prediction) -> None:
-    """Record the log fields of an answered call."""
-    first = response.results[0]
-    current_call.get().fields.update(
-        model=prediction.served_by.model,
-        revision=prediction.served_by.revision,
-        slot=prediction.served_by.slot,
-        device=prediction.served_by.device,
-        label=entailment_pb2.Label.Name(first.label),
-        score=round(max(first.scores.yes, first.scores.no, first.scores.maybe), 4),
-        queued_seconds=round(prediction.queued_seconds, 6),
-        computed_seconds=round(prediction.computed_seconds, 6),
-    )
+ENTAILMENT: Final = EntailmentApi()

@@ -80,17 +80,18 @@ class PredictApi:
         """
         with MessageReader(context, self._held, self._clock) as reader:
             with IncomingItem(self._emit) as item:
-                request = await self._read_request(reader)
                 source = unary_source(current_call.get().caller)
-                pending = self._begin(item, request, context.time_remaining(), source)
+                # No variable of this frame refers to the input: a cancelled task keeps its frames.
+                pending = self._begin(item, await self._read_request(reader), context.time_remaining(), source)
                 reader.hold(pending)
+            current_call.get().fields.update(self.api.describe_input(pending.payload))
             try:
                 prediction = await pending.outcome
             finally:
                 if not pending.outcome.done() or pending.outcome.cancelled():
                     self.cancel_request(pending, has_expired=has_reached_deadline(context))
         response: Message = self.api.build_response(prediction)
-        _note_fields(self.api.describe(request, response), prediction)
+        _note_answer(self.api.describe_answer(response), prediction)
         return response
 
     async def _read_request(self, reader: MessageReader) -> Any:  # noqa: ANN401  the task's own record
@@ -215,8 +216,8 @@ class TaskStream:
         return make(results=results)
 
 
-def _note_fields(fields: Mapping[str, object], prediction: Prediction) -> None:
-    """Record the log fields of a call; never what the caller sent."""
+def _note_answer(fields: Mapping[str, object], prediction: Prediction) -> None:
+    """Record the log fields of an answered call."""
     current_call.get().fields.update(
         model=prediction.served_by.model,
         revision=prediction.served_by.revision,

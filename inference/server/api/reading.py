@@ -73,10 +73,10 @@ class MessageReader:
         return raw
 
     def hold(self, request: PendingRequest) -> None:
-        """Count an accepted request as held until its picture is gone from memory."""
-        picture = request.payload.image
-        if isinstance(picture, memoryview):
-            self._held.hold(self._connection, picture, request.size_bytes)
+        """Count an accepted request as held until its picture, or its texts, are gone from memory."""
+        holder = request.payload.holder
+        if holder is not None:
+            self._held.hold(self._connection, holder, request.size_bytes)
 
 
 class _Arrival(Upload):

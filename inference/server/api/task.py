@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from common.engine_files import Task
@@ -25,13 +24,40 @@ class InputLimits:
 class TaskApi(Protocol):
     """The messages of one task's service. `Any` is its own record of a parsed request."""
 
-    task: Task
-    service: str  # full name of the gRPC service
-    probe_field: str  # of ProbeSlotRequest.items and of ProbeOutcome.outcome
-    self_test: Payload  # valid input for any model of the task
-    predict_response: type[Message]
-    stream_response: type[Message]
-    stream_result: type[Message]
+    @property
+    def task(self) -> Task:
+        """The task."""
+        ...
+
+    @property
+    def service(self) -> str:
+        """Full name of the gRPC service."""
+        ...
+
+    @property
+    def probe_field(self) -> str:
+        """The field of ProbeSlotRequest.items and of ProbeOutcome.outcome."""
+        ...
+
+    @property
+    def self_test(self) -> Payload:
+        """Valid input for any model of the task."""
+        ...
+
+    @property
+    def predict_response(self) -> type[Message]:
+        """The answer of Predict."""
+        ...
+
+    @property
+    def stream_response(self) -> type[Message]:
+        """The messages that StreamPredict answers with; has `results`."""
+        ...
+
+    @property
+    def stream_result(self) -> type[Message]:
+        """One of these; has `item_id`, and `response` or `error`."""
+        ...
 
     def parse_request(self, raw: bytes) -> Any:  # noqa: ANN401
         """Parse the message of a call.
@@ -73,20 +99,13 @@ class TaskApi(Protocol):
         """Convert a prediction."""
         ...
 
-    def describe(self, request: Any, response: Any) -> dict[str, object]:  # noqa: ANN401
-        """The log fields of a call; never what the caller sent."""
+    def describe_input(self, payload: Any) -> dict[str, object]:  # noqa: ANN401  the task's own record
+        """The log fields of an accepted call; never what the caller sent."""
         ...
 
-
-def fill_origin(response: Any, prediction: Prediction) -> None:  # noqa: ANN401  a response of any task
-    """Set which model answered, and where the time went."""
-    served_by, found = response.served_by, prediction.served_by
-    served_by.model, served_by.revision, served_by.digest = found.model, found.revision, found.digest
-    served_by.device, served_by.slot, served_by.node = found.device, found.slot, found.node
-    timing = response.timing
-    _set(timing.queued, prediction.queued_seconds)
-    _set(timing.prepared, prediction.prepared_seconds)
-    _set(timing.computed, prediction.computed_seconds)
+    def describe_answer(self, response: Any) -> dict[str, object]:  # noqa: ANN401  the task's own message
+        """The log fields of an answered call; never what the caller sent."""
+        ...
 
 
 def build_result(api: TaskApi, item_id: str, outcome: Prediction | HotslotError) -> Any:  # noqa: ANN401
@@ -95,8 +114,3 @@ def build_result(api: TaskApi, item_id: str, outcome: Prediction | HotslotError)
     if isinstance(outcome, HotslotError):
         return make(item_id=item_id, error=to_status(outcome))
     return make(item_id=item_id, response=api.build_response(outcome))
-
-
-def _set(duration: duration_pb2.Duration, seconds: float) -> None:
-    duration.seconds = int(seconds)
-    duration.nanos = int((seconds - int(seconds)) * 1e9)

@@ -57,6 +57,16 @@ def read_text(text: str, rule: TextRule, field: str, reason: str) -> str:
     return as_seen(text) if rule is TextRule.AS_SEEN else text
 
 
+def check_visible(text: str, field: str, reason: str) -> None:
+    """Refuse a text in which a person sees nothing; another stays as it is.
+
+    Raises:
+        InputRefused: the text has no visible character.
+    """
+    if not _VISIBLE.search(text):
+        raise InputRefused(f"{field} has nothing visible: {_describe(text)}", reason=reason, field=field)
+
+
 def as_seen(text: str) -> str:
     """Normalise characters that look alike or are not drawn.
 

@@ -1,6 +1,7 @@
 """ControlService: the updater's commands on the slots, and the state of the models as protobuf."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,11 +9,14 @@ import grpc
 from google.protobuf.message import Message
 
 from common.clock import Clock
+from common.engine_files import Task
 from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
 from hotslot.control.v1 import control_pb2
-from inference.server.api.convert import InputLimits, build_entailment_response, check_request, parse, split_request
+from inference.server.api.convert import parse
 from inference.server.api.interceptors import current_call
 from inference.server.api.reading import Context
+from inference.server.api.task import InputLimits, TaskApi
+from inference.server.api.tasks import TASK_APIS
 from inference.server.model.commands import SlotCommands
 from inference.server.model.effects import PairMachine
 from inference.server.model.manager import ModelManager
@@ -87,16 +91,8 @@ class ControlApi:
     async def probe_slot(self, raw: bytes, context: Context) -> control_pb2.ProbeSlotResponse:
         """Compute items on one slot."""
         request = parse(control_pb2.ProbeSlotRequest, raw)
-        if request.WhichOneof("items") == "address":
-            raise NotBuilt("this build has no engine for address tagging")
-        items = request.entailment.requests
-        if not 1 <= len(items) <= MAX_PROBE_ITEMS:
-            raise InputRefused(
-                f"{len(items)} items, 1 to {MAX_PROBE_ITEMS} are allowed",
-                reason="ITEMS_MISSING" if not items else "ITEMS_TOO_MANY",
-                field="entailment.requests",
-            )
         manager = self._models.get(request.model)
+        api, items = _find_items(request, manager.options.task)
         slot = manager.pair.find_slot(request.load_id)
         if slot is None:
             raise NotFound("no slot holds this load", reason="LOAD_UNKNOWN", field="load_id")
@@ -107,11 +103,11 @@ class ControlApi:
         probes: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                payload = check_request(split_request(item), self._limits)
+                payload = api.check(api.wrap(item), self._limits)
                 probes.append(manager.requests.probe(slot.name, payload, deadline))
             except InputRefused as error:
                 probes.append(error)
-        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(pending) for pending in probes])
+        response = control_pb2.ProbeSlotResponse(outcomes=[await _outcome(api, pending) for pending in probes])
         if stats is not None:
             response.computed.FromNanoseconds(int(max(0.0, stats.computed_seconds - before) * 1e9))
         return response
@@ -214,11 +210,34 @@ class _StateOnConflict:
             current_call.get().details.append(state)
 
 
-async def _outcome(probe: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
+def _find_items(request: control_pb2.ProbeSlotRequest, task: Task) -> tuple[TaskApi, Sequence[Any]]:
+    """The items of a probe.
+
+    Raises:
+        InputRefused: there are none or too many, or they are of another task than the model.
+    """
+    api = TASK_APIS[task]
+    given = request.WhichOneof("items") or api.probe_field
+    items: Sequence[Any] = getattr(request, given).requests
+    if given != api.probe_field:
+        raise InputRefused(
+            f"the model is for {task}: its items are in {api.probe_field!r}", reason="ITEMS_MISSING", field=given
+        )
+    if not 1 <= len(items) <= MAX_PROBE_ITEMS:
+        raise InputRefused(
+            f"{len(items)} items, 1 to {MAX_PROBE_ITEMS} are allowed",
+            reason="ITEMS_MISSING" if not items else "ITEMS_TOO_MANY",
+            field=f"{given}.requests",
+        )
+    return api, items
+
+
+async def _outcome(api: TaskApi, probe: PendingRequest | HotslotError) -> control_pb2.ProbeOutcome:
     try:
         if isinstance(probe, HotslotError):
             raise probe
-        return control_pb2.ProbeOutcome(entailment=build_entailment_response(await probe.outcome))
+        response = {api.probe_field: api.build_response(await probe.outcome)}
+        return control_pb2.ProbeOutcome(**response)
     except HotslotError as error:
         return control_pb2.ProbeOutcome(error=to_status(error))
 

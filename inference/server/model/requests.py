@@ -187,6 +187,7 @@ class Requests:
         seconds = now - request.accepted_at
         prediction = Prediction(
             outcome=computed.outcome,
+            texts=request.payload.texts,
             served_by=load.served_by(self.options.model, slot, self.options.node),
             queued_seconds=max(0.0, request.sent_at - request.accepted_at),
             prepared_seconds=computed.prepared_seconds,

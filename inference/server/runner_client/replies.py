@@ -30,9 +30,9 @@ def _check_items(items: runner_pb2.ItemsReply) -> str:
     for outcome in items.outcomes:
         if not (0 <= outcome.prepared_seconds <= MAX_SECONDS and 0 <= outcome.computed_seconds <= MAX_SECONDS):
             return "an outcome with an impossible time"
-        for scores in outcome.entailment.scores:
-            if not all(0 <= value <= MAX_PROBABILITY for value in (scores.yes, scores.no, scores.maybe)):
-                return "an impossible probability"
+        fault = _check_results(outcome)
+        if fault:
+            return fault
         if outcome.computed_rows < 0:
             return "an outcome with a negative number of rows"
     for call in items.calls:
@@ -41,6 +41,19 @@ def _check_items(items: runner_pb2.ItemsReply) -> str:
         fault = _check_seconds((call.computed_seconds, call.cpu_seconds, call.idle_seconds))
         if fault:
             return fault
+    return ""
+
+
+def _check_results(outcome: runner_pb2.ItemOutcome) -> str:
+    for scores in outcome.entailment.scores:
+        if not all(0 <= value <= MAX_PROBABILITY for value in (scores.yes, scores.no, scores.maybe)):
+            return "an impossible probability"
+    for address in outcome.address.addresses:
+        for span in address.spans:
+            if not 0 <= span.probability <= MAX_PROBABILITY:
+                return "an impossible probability"
+            if not 0 <= span.start < span.end:
+                return "an impossible span"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from common.clock import Clock
 from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
-from inference.server.request import Failure, Flow, InputId, Outcome, PendingRequest, Priority
+from inference.server.request import Failure, Flow, InputId, Outcome, PendingRequest, Priority, read_results
 from inference.server.scheduling.device_share import DeviceShare, DeviceUser
 from inference.server.scheduling.fair_queue import FairQueue, QueueDepth
 from inference.server.scheduling.in_flight import (
@@ -25,7 +25,7 @@ from inference.server.scheduling.in_flight import (
     may_send,
 )
 from inference.server.scheduling.limits import LOST_HEARTBEATS, LimitRules, find_hang, limit_seconds
-from inference.wire import EntailmentScores, Picture
+from inference.wire import Picture
 
 LOOK_AHEAD_SECONDS = 0.05  # of device time; the next messages are read within this time
 MAX_LOOK_AHEAD_ROWS = 4096
@@ -150,7 +150,7 @@ class Dispatcher:
         if self.queue:
             self._device.begin_waiting(now)
         while (request := self._choose(now, self._device)) is not None:
-            items.append((self._take(request, now), request.payload.image))
+            items.append((self._take(request, now), request.payload.picture))
         if items and self._runner is not None:  # a failure may have ended the process
             self._empty_heartbeats = 0
             self._sent_at = asyncio.get_running_loop().time()
@@ -312,9 +312,9 @@ class Dispatcher:
         self.dispatch()
 
     def _report_outcome(self, request: PendingRequest, outcome: runner_pb2.ItemOutcome, *, is_cancelled: bool) -> None:
-        scores = tuple(EntailmentScores(s.yes, s.no, s.maybe) for s in outcome.entailment.scores)
-        if scores and len(scores) == request.rows:
-            self._listener.on_answer(request, Computed(scores, outcome.prepared_seconds, outcome.computed_seconds))
+        results = read_results(outcome)
+        if results and len(results) == request.results:
+            self._listener.on_answer(request, Computed(results, outcome.prepared_seconds, outcome.computed_seconds))
             return
         if is_cancelled:
             return
@@ -329,13 +329,11 @@ class Dispatcher:
 def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
     """The runner's message for a request, without its picture."""
     request.sent_at = now
-    payload = request.payload
-    task = runner_pb2.EntailmentTask(statements=payload.statements, premise=payload.premise)
-    seconds_left = request.time_limit - now
-    return runner_pb2.Item(
+    item = runner_pb2.Item(
         item_id=item_id,
-        seconds_left=seconds_left,
-        entailment=task,
+        seconds_left=request.time_limit - now,
         priority=request.priority,
         may_take_long=request.decoding_seconds > 0,
     )
+    request.payload.write(item)
+    return item

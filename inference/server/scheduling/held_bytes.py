@@ -2,7 +2,8 @@
 
 gRPC says how long a message is only when it is complete, and then it is in memory. So three things are added up:
 
-* complete messages, each until nothing refers to its picture any more: waiting, computed, cancelled, not yet sent;
+* complete messages, each until nothing refers to its picture or its texts any more: waiting, computed, cancelled, not
+  yet sent;
 * open calls, at a fixed size each;
 * what else the process has grown by: incomplete messages, mostly. It is measured, not counted.
 
@@ -204,8 +205,8 @@ class HeldBytes:
         self._waiting: dict[Upload, None] = {}
         self._young: deque[tuple[float, Upload]] = deque()
         # By the id of the reference: its own hash and equality are those of all bytes of the picture.
-        self._views: dict[int, tuple[weakref.ref[memoryview], _Connection, int]] = {}
-        self._gone: deque[weakref.ref[memoryview]] = deque()  # filled by the garbage collector, on any thread
+        self._views: dict[int, tuple[weakref.ref[object], _Connection, int]] = {}
+        self._gone: deque[weakref.ref[object]] = deque()  # filled by the garbage collector, on any thread
         self._next_cut = self._next_check = self._next_alone = -math.inf
 
     @property
@@ -235,10 +236,10 @@ class HeldBytes:
         self.calls -= 1
         self._connections[connection].calls -= 1
 
-    def hold(self, connection: str, picture: memoryview, size_bytes: int) -> None:
-        """Count a message until nothing refers to its picture any more."""
+    def hold(self, connection: str, holder: object, size_bytes: int) -> None:
+        """Count a message until nothing refers to its picture, or its texts, any more."""
         row = self._connection(connection)
-        reference = weakref.ref(picture, self._gone.append)
+        reference = weakref.ref(holder, self._gone.append)
         self._views[id(reference)] = reference, row, size_bytes
         row.messages += 1
         row.message_bytes += size_bytes

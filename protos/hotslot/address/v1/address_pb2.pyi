@@ -38,8 +38,10 @@ class PredictRequest(_message.Message):
     """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The addresses, 1 to 64, each 1 to 500 characters (configurable). One that
-        is longer than the model can read is an error, never cut. Errors:
+        """The addresses, 1 to 64, each 1 to 500 code points (configurable). One that
+        is longer is an error. One that is longer than the model reads at once is
+        read in windows that overlap; it is never cut. One in which a person sees
+        nothing, for example blanks alone, is an error: ADDRESS_EMPTY. Errors:
         ADDRESSES_MISSING, ADDRESSES_TOO_MANY, ADDRESS_EMPTY, ADDRESS_TOO_LONG.
         """
 
@@ -128,8 +130,8 @@ class AddressResult(_message.Message):
     @_builtins.property
     def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The text of each kind, for callers that need no positions. Where a kind
-        occurs more than once, the first in reading order. Keys are the model's
-        kinds.
+        occurs more than once, the first in reading order; `spans` has all. Keys are
+        the model's kinds.
         """
 
     def __init__(
@@ -174,8 +176,9 @@ class Span(_message.Message):
     end_byte: _builtins.int
     """Byte after the last, greater than start_byte."""
     probability: _builtins.float
-    """Probability of the returned label, averaged over the part's characters.
-    0 to 1.
+    """Probability of the returned label, averaged over the part's words (a Chinese
+    character is a word). 0 to 1. ModelScope's pipeline returns the probability
+    that the label has for another word.
     """
     def __init__(
         self,

@@ -28,9 +28,11 @@ if _version_not_supported:
 class AddressTaggingServiceStub:
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     def __init__(self, channel):
@@ -54,9 +56,11 @@ class AddressTaggingServiceStub:
 class AddressTaggingServiceServicer:
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     def Predict(self, request, context):
@@ -64,8 +68,7 @@ class AddressTaggingServiceServicer:
 
         Errors (code, reason): INVALID_ARGUMENT: MESSAGE_MALFORMED,
         ADDRESSES_MISSING, ADDRESSES_TOO_MANY, ADDRESS_EMPTY, ADDRESS_TOO_LONG,
-        MODEL_REQUIRED; UNIMPLEMENTED: ENGINE_NOT_AVAILABLE; the others as
-        EntailmentService.Predict.
+        MODEL_REQUIRED; the others as EntailmentService.Predict.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,9 +106,11 @@ def add_AddressTaggingServiceServicer_to_server(servicer, server):
 class AddressTaggingService:
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     @staticmethod

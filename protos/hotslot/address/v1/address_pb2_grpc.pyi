@@ -32,9 +32,11 @@ GRPC_VERSION: str
 class AddressTaggingServiceStub:
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     @_typing.overload
@@ -46,8 +48,7 @@ class AddressTaggingServiceStub:
 
     Errors (code, reason): INVALID_ARGUMENT: MESSAGE_MALFORMED,
     ADDRESSES_MISSING, ADDRESSES_TOO_MANY, ADDRESS_EMPTY, ADDRESS_TOO_LONG,
-    MODEL_REQUIRED; UNIMPLEMENTED: ENGINE_NOT_AVAILABLE; the others as
-    EntailmentService.Predict.
+    MODEL_REQUIRED; the others as EntailmentService.Predict.
     """
     StreamPredict: _grpc.StreamStreamMultiCallable[_address_pb2.StreamPredictRequest, _address_pb2.StreamPredictResponse]
     """Tags a stream of items, with the rules of
@@ -58,9 +59,11 @@ class AddressTaggingServiceStub:
 class AddressTaggingServiceAsyncStub(AddressTaggingServiceStub):
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -69,8 +72,7 @@ class AddressTaggingServiceAsyncStub(AddressTaggingServiceStub):
 
     Errors (code, reason): INVALID_ARGUMENT: MESSAGE_MALFORMED,
     ADDRESSES_MISSING, ADDRESSES_TOO_MANY, ADDRESS_EMPTY, ADDRESS_TOO_LONG,
-    MODEL_REQUIRED; UNIMPLEMENTED: ENGINE_NOT_AVAILABLE; the others as
-    EntailmentService.Predict.
+    MODEL_REQUIRED; the others as EntailmentService.Predict.
     """
     StreamPredict: _aio.StreamStreamMultiCallable[_address_pb2.StreamPredictRequest, _address_pb2.StreamPredictResponse]  # type: ignore[assignment]
     """Tags a stream of items, with the rules of
@@ -80,9 +82,11 @@ class AddressTaggingServiceAsyncStub(AddressTaggingServiceStub):
 class AddressTaggingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Cuts addresses into their parts with a sequence-tagging model.
 
-    Calls are pure: sending one again is safe. Until a build of the server has an
-    engine for this task, every call answers UNIMPLEMENTED, reason
-    ENGINE_NOT_AVAILABLE.
+    Calls are pure: sending one again is safe. Where no model of this task is
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+
+    Labels are the model's own. Where their sequence is broken, parts are formed as
+    ModelScope's pipeline forms them.
     """
 
     @_abc_1.abstractmethod
@@ -95,8 +99,7 @@ class AddressTaggingServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors (code, reason): INVALID_ARGUMENT: MESSAGE_MALFORMED,
         ADDRESSES_MISSING, ADDRESSES_TOO_MANY, ADDRESS_EMPTY, ADDRESS_TOO_LONG,
-        MODEL_REQUIRED; UNIMPLEMENTED: ENGINE_NOT_AVAILABLE; the others as
-        EntailmentService.Predict.
+        MODEL_REQUIRED; the others as EntailmentService.Predict.
         """
 
     @_abc_1.abstractmethod

@@ -464,6 +464,7 @@ class Limits(_message.Message):
     MAX_IMAGE_TIME_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    MAX_ADDRESS_CHARS_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Most bytes of one message, cap of the transport."""
     max_image_bytes: _builtins.int
@@ -490,6 +491,8 @@ class Limits(_message.Message):
     """Most memory for decoding one picture, as estimated from its header. Bytes."""
     pictures: _builtins.str
     """What the model sees of a picture: "as_seen" or "as_stock"."""
+    max_address_chars: _builtins.int
+    """Longest address, in code points."""
     @_builtins.property
     def max_deadline(self) -> _duration_pb2.Duration:
         """Longest deadline; a longer one, or none, is cut to it."""
@@ -515,10 +518,11 @@ class Limits(_message.Message):
         max_image_time: _duration_pb2.Duration | None = ...,
         max_image_memory_bytes: _builtins.int = ...,
         pictures: _builtins.str = ...,
+        max_address_chars: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_deadline", b"max_deadline", "max_image_time", b"max_image_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_addresses", b"max_addresses", "max_deadline", b"max_deadline", "max_image_bytes", b"max_image_bytes", "max_image_memory_bytes", b"max_image_memory_bytes", "max_image_pixels", b"max_image_pixels", "max_image_scans", b"max_image_scans", "max_image_side_pixels", b"max_image_side_pixels", "max_image_time", b"max_image_time", "max_message_bytes", b"max_message_bytes", "max_statement_chars", b"max_statement_chars", "max_statements", b"max_statements", "max_stream_items", b"max_stream_items", "max_stream_outstanding", b"max_stream_outstanding", "pictures", b"pictures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_address_chars", b"max_address_chars", "max_addresses", b"max_addresses", "max_deadline", b"max_deadline", "max_image_bytes", b"max_image_bytes", "max_image_memory_bytes", b"max_image_memory_bytes", "max_image_pixels", b"max_image_pixels", "max_image_scans", b"max_image_scans", "max_image_side_pixels", b"max_image_side_pixels", "max_image_time", b"max_image_time", "max_message_bytes", b"max_message_bytes", "max_statement_chars", b"max_statement_chars", "max_statements", b"max_statements", "max_stream_items", b"max_stream_items", "max_stream_outstanding", b"max_stream_outstanding", "pictures", b"pictures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
