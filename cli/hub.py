@@ -20,7 +20,7 @@ from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import read_settings
 from common.bundle import BundleFile, compute_source_digest
-from common.durable import exchange_folders, sync_folder, write_atomic
+from common.durable import exchange_folders, open_regular, sync_folder, write_atomic
 from common.settings import settings_path
 from common.source import MANIFEST_NAME, ManifestBroken, check_names, encode_manifest, is_revision_name, read_manifest
 from common.versions import sort_newest_first
@@ -103,7 +103,7 @@ def _copy(source: Path, staging: Path, name: str) -> BundleFile:
     path = staging / name
     path.parent.mkdir(parents=True, exist_ok=True)
     hashed, size = hashlib.sha256(), 0
-    with (source / name).open("rb") as reader, path.open("xb") as writer:
+    with open_regular(source / name) as reader, path.open("xb") as writer:
         while chunk := reader.read(_CHUNK_BYTES):
             hashed.update(chunk)
             size += len(chunk)

@@ -91,7 +91,9 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
         shown = f"{short(entry.source_digest)} {entry.revision}, {entry.reason.lower()}, since {_when(entry.since)}"
         table.add_row(text(("quarantine", DIM)), text(shown))
     yield table
-    if state.advice:
+    if state.fault:
+        yield text((state.fault, BAD))
+    if state.advice and state.advice != state.fault:
         yield text(("what to do: ", DOUBTFUL), state.advice)
 
 

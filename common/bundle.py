@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from common.durable import hold_lock, read_bounded, write_atomic
+from common.durable import hold_lock, open_regular, read_bounded, write_atomic
 
 MANIFEST_NAME, BUNDLE_SCHEMA = "bundle.json", 1
 POINTER_NAME, POINTER_SCHEMA = "committed.json", 1
@@ -275,7 +275,7 @@ def parse_interface(row: Mapping[str, Any]) -> Interface:
 
 def hash_file(path: Path) -> BundleFile:
     """Read a file and return its name, size and SHA-256."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     return BundleFile(name=path.name, size=size, sha256=digest)

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,19 +20,34 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
-class NotRegular(Exception):
-    """A path is a link, a folder or a device, or leads through a link."""
+class NotRegular(OSError):
+    """A path is a link, a folder, a pipe, a socket or a device, leads through a link, or has a second hard link."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file; a pipe or a device is refused at once instead of being waited for. Links are followed.
+
+    Raises:
+        NotRegular: it is no regular file.
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be opened.
+    """
+    descriptor = _open_part(os.fspath(path), _FLAGS & ~os.O_NOFOLLOW, None, path.name)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegular(f"{path.name!r} is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def open_within(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file below a folder without following links.
+    """Open a regular file with one hard link below a folder, without following links and without waiting.
 
     Args:
         folder: trusted; its own path may contain links.
         name: relative path that `common.source.check_names` has accepted.
 
     Raises:
-        NotRegular: a part of the path is a link, or the file is not a regular one.
+        NotRegular: a part of the path is a link, or the file is not a regular one with one hard link.
         FileNotFoundError: it does not exist.
         OSError: it cannot be opened.
     """
@@ -45,13 +61,26 @@ def open_within(folder: Path, name: str) -> BinaryIO:
         descriptor = _open_part(last, _FLAGS, place, name)
     finally:
         os.close(place)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    seen = os.fstat(descriptor)
+    if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:  # 0: it was deleted just now
         os.close(descriptor)
-        raise NotRegular(f"{name!r} is not a regular file")
+        what = "has a second hard link" if stat.S_ISREG(seen.st_mode) else "is not a regular file"
+        raise NotRegular(f"{name!r} {what}")
     return os.fdopen(descriptor, "rb")
 
 
-def _open_part(part: str, flags: int, place: int, name: str) -> int:
+def read_within(folder: Path, name: str, max_bytes: int) -> bytes:
+    """Read a whole file below a folder; see `open_within`.
+
+    Raises:
+        NotRegular, OSError: as `open_within` says.
+        ValueError: it has more than `max_bytes`.
+    """
+    with open_within(folder, name) as file:
+        return _read_all(file, name, max_bytes)
+
+
+def _open_part(part: str, flags: int, place: int | None, name: str) -> int:
     try:
         return os.open(part, flags, dir_fd=place)
     except OSError as error:
@@ -117,16 +146,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file of at most `max_bytes`.
+    """Read a whole regular file of at most `max_bytes`.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file (`NotRegular`).
         ValueError: it is larger.
     """
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
+    with open_regular(path) as file:
+        return _read_all(file, path.name, max_bytes)
+
+
+def _read_all(file: BinaryIO, name: str, max_bytes: int) -> bytes:
+    content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"{path.name} has more than {max_bytes} bytes")
+        raise ValueError(f"{name} has more than {max_bytes} bytes")
     return content
 
 

@@ -6,13 +6,13 @@ The converting child imports this module, so it uses only the standard library.
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.bundle import BundleFile, compute_bundle_digest, compute_source_digest, hash_file
-from common.durable import read_bounded
+from common.durable import read_bounded, read_within
 from common.engine_files import (
     CONFIGURATION,
     MAX_CONFIG_BYTES,
@@ -95,10 +95,10 @@ def read_listing(folder: Path) -> tuple[BundleFile, ...]:
 
     Raises:
         FileNotFoundError: the folder has no manifest, so it is not a revision of a folder hub.
-        OSError: the manifest cannot be read.
+        OSError: the manifest cannot be read, or is no regular file with one link (`NotRegular`).
         ManifestBroken: the manifest is malformed or of a newer schema.
     """
-    return read_listing_file(folder / MANIFEST_NAME)
+    return _parse_listing(lambda: read_within(folder, MANIFEST_NAME, MAX_MANIFEST_BYTES))
 
 
 def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
@@ -107,8 +107,12 @@ def read_listing_file(path: Path) -> tuple[BundleFile, ...]:
     Raises:
         OSError, ManifestBroken: see `read_listing`.
     """
+    return _parse_listing(lambda: read_bounded(path, MAX_MANIFEST_BYTES))
+
+
+def _parse_listing(read: Callable[[], bytes]) -> tuple[BundleFile, ...]:
     try:
-        row = json.loads(read_bounded(path, MAX_MANIFEST_BYTES))
+        row = json.loads(read())
     except (ValueError, RecursionError) as error:
         raise ManifestBroken(f"{MANIFEST_NAME} is not JSON of at most {MAX_MANIFEST_BYTES} bytes") from error
     version = row.get("schema_version") if isinstance(row, dict) else None

@@ -134,7 +134,7 @@ class HubFolder:
             if seen is not None and seen[0] == stamp:
                 return seen[1]
             files = read_manifest(place)
-        except (FileNotFoundError, NotADirectoryError, ManifestBroken):
+        except (FileNotFoundError, NotADirectoryError, ManifestBroken, NotRegular):
             return None
         if not all(_is_whole(place / file.name, file.size) for file in files):
             return None

@@ -27,6 +27,7 @@ from common.address import parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
+from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_registry
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
@@ -37,7 +38,9 @@ from updater.compose import Conversion, ModelUpdater, UpdaterDependencies, build
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.loop import CrashPoints
+from updater.metric_catalog import LOOP_RUNNING
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
+from updater.service.health import UpdaterHealth
 from updater.service.servicer import ModelHandle, UpdatesApi
 from updater.settings import JOURNAL_NAME, UpdaterSettings, check_names, read_crash_point
 from updater.store.bundles import StoreOptions
@@ -46,6 +49,7 @@ from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
 from updater.store.state_folder import check_state_dir, read_provenance
 from updater.store.transfer import PaceRules
+from updater.supervise import LoopSupervisor
 from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
@@ -95,6 +99,10 @@ class Updater:
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None
         self._models: dict[str, ModelUpdater] = {}
+        self._supervisors: dict[str, LoopSupervisor] = {}
+        self._starting_fault = ""  # why the journal could not be opened yet
+        self._names = tuple(model.name for model in settings.models if model.name in settings.updater.models)
+        ReadingCollector(self._read_loops, self._registry)
         self._handles: dict[str, ModelHandle] = {}
 
     def request_stop(self) -> None:
@@ -129,8 +137,8 @@ class Updater:
             self._stop_updates(error)
             return []
         threads = [
-            threading.Thread(target=self._run_model, args=(name, model), name=f"model-{name}", daemon=True)
-            for name, model in self._models.items()
+            threading.Thread(target=supervisor.run, name=f"model-{name}", daemon=True)
+            for name, supervisor in self._supervisors.items()
         ]
         for thread in threads:
             thread.start()
@@ -145,8 +153,10 @@ class Updater:
         while not self._stopping.is_set():
             try:
                 subscribers = self._webhooks.subscribers(self._settings.node)
-                self._journal = Journal(self._state / JOURNAL_NAME, subscribers=subscribers)
+                path = self._state / JOURNAL_NAME
+                self._journal = Journal(path, subscribers=subscribers, report=partial(self._observer.report_error, ""))
             except JournalNotWritten as error:
+                self._starting_fault = str(error)
                 self._observer.report_error("", "journal_not_written", str(error))
                 self._write_heartbeat()
                 self._stopping.wait(JOURNAL_PAUSE_SECONDS)
@@ -169,6 +179,7 @@ class Updater:
         configured = [model for model in self._settings.models if model.name in self._settings.updater.models]
         models = {one.name: build_model(dependencies, one, self._records) for one in configured}
         self._models.update(models)
+        self._supervisors.update({name: self._supervise(name, model) for name, model in models.items()})
         self._handles.update(
             {name: ModelHandle(model.loop.publisher, model.commands, model.progress) for name, model in models.items()}
         )
@@ -178,26 +189,30 @@ class Updater:
         pace = PaceRules(section.hub_min_bytes_a_second)
         return StagingLimits(section.reserve_bytes, pace, computes_hashes=section.missing_hashes == "compute")
 
-    def _run_model(self, name: str, model: ModelUpdater) -> None:
-        try:
-            model.loop.run()
-        except JournalUnusable as error:
-            self._stop_updates(error)
-        except Exception as error:  # noqa: BLE001  a bug: other models go on, and the watchdog misses the heartbeat
-            self._log.error("loop_crashed", model=name, exc_info=error)
+    def _supervise(self, name: str, model: ModelUpdater) -> LoopSupervisor:
+        shared = (self._clock, self._observer, self._log, self._stopping, self._stop_updates)
+        return LoopSupervisor(name, model.loop, *shared)
+
+    def _loop_states(self) -> dict[str, bool]:
+        """For each model whether its loop runs; False while the journal cannot be trusted or is not open yet."""
+        running = {name: supervisor.is_running for name, supervisor in self._supervisors.items()}
+        return {name: self._unreadable is None and running.get(name, False) for name in self._names}
+
+    def _read_loops(self) -> list[Reading]:
+        return [Reading(LOOP_RUNNING, {(name,): float(is_so) for name, is_so in self._loop_states().items()})]
 
     def _stop_updates(self, error: JournalUnusable) -> None:
         """Stop all updates, because the journal cannot be trusted; the server keeps serving."""
         self._unreadable = error if isinstance(error, JournalUnreadable) else JournalUnreadable(str(error))
         self._handles.clear()
-        self._log.error("journal_unreadable", detail=str(error))
-        self._observer.report_error("", "journal_unreadable", str(error))
+        name = self._unreadable.reason.lower()  # "journal_unreadable" or "journal_lost"
+        self._observer.report_error("", name, f"{error}; {self._unreadable.advice}")
 
     def _get_journal(self) -> Journal:
         if self._unreadable is not None:
             raise self._unreadable
         if self._journal is None:
-            raise JournalUnreadable("the journal is not open yet")
+            raise JournalNotWritten(self._starting_fault or "the journal is not open yet")
         return self._journal
 
     def _records(self) -> dict[str, ModelRecord]:
@@ -224,12 +239,12 @@ class Updater:
 
     @contextlib.contextmanager
     def _serve_operators(self) -> Iterator[None]:
-        names = tuple(model.name for model in self._settings.models if model.name in self._settings.updater.models)
         provenance = partial(read_provenance, self._state)
-        api = UpdatesApi(self._handles, names, self._get_journal, provenance, self._log)
+        starting = lambda: self._starting_fault  # noqa: E731  read at each call
+        api = UpdatesApi(self._handles, self._names, self._get_journal, provenance, self._log, starting)
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
-        server.add_generic_rpc_handlers((api.handlers(),))
+        server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))
         path = self._run_folder / UPDATES_SOCKET
         path.unlink(missing_ok=True)  # left by a killed updater: we hold the instance lock
         mask = os.umask(0o177)

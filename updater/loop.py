@@ -24,6 +24,7 @@ from updater.status import StatusPublisher
 STATE_SECONDS = 5.0  # of one look at the server
 GRACE_SECONDS = 60.0  # on top of an effect's own deadline, before its thread is taken for stuck
 WRITE_PAUSE_SECONDS = 2.0  # after a journal that could not be written
+LOOK_PAUSE_SECONDS = 2.0  # after a look that failed, for example for lack of open files
 
 
 class Interrupted(Exception):
@@ -113,6 +114,17 @@ class ModelLoop:
         self._due = self._before + GRACE_SECONDS  # clock.monotonic() by which the step in progress must be over
         self.publisher = StatusPublisher(self._record, dependencies.clock)
 
+    def reload(self) -> None:
+        """Start over from the journal, as a new process would, after an exception has ended `run`.
+
+        Raises:
+            JournalUnusable: the journal cannot be trusted any more.
+            OSError: it cannot be read now.
+        """
+        dependencies = self._dependencies
+        self._record = dependencies.journal.load(dependencies.model) or ModelRecord(dependencies.model)
+        self._written, self._has_begun = self._record, False
+
     @property
     def rest(self) -> Wait:
         """The pause that the last step decided."""
@@ -148,7 +160,12 @@ class ModelLoop:
         dependencies = self._dependencies
         dependencies.wake.clear()  # before looking: what comes now wakes again
         began = dependencies.clock.monotonic()
-        facts = self._look(began)
+        self._due = began + GRACE_SECONDS
+        try:
+            facts = self._look(began)
+        except OSError as error:
+            self._report_failed_look(error)
+            return LOOK_PAUSE_SECONDS
         record, noted = refresh(self._record, facts, dependencies.rules)
         dependencies.guard.record = record
         step = decide(record, facts, dependencies.rules)
@@ -201,7 +218,12 @@ class ModelLoop:
         return True
 
     def _look(self, now: float) -> Facts:
-        """Read the facts."""
+        """Read the facts.
+
+        Raises:
+            JournalUnusable: the journal was deleted or replaced.
+        """
+        self._dependencies.journal.check()
         dependencies, ports = self._dependencies, self._dependencies.ports
         pointer, is_readable = self._pointer()
         committed = self._record.committed
@@ -219,6 +241,12 @@ class ModelLoop:
             committed_converts_to="" if committed is None else ports.store.converts_to(committed),
             command=dependencies.commands.oldest(),
         )
+
+    def _report_failed_look(self, error: OSError) -> None:
+        """Show that this look failed; nothing was decided, and the next look decides."""
+        message = (error.strerror or type(error).__name__).lower()
+        self.publisher.report_fault(f"the state cannot be read: {message}")
+        self._dependencies.observer.report_error(self._dependencies.model, "look_failed", message)
 
     def _server(self) -> ServerState | None:
         try:

@@ -25,6 +25,12 @@ STAGE = gauge(
     "stage",
     use='"HELD" for long: an update waits for a person.',
 )
+LOOP_RUNNING = gauge(
+    "hotslot_update_loop_running",
+    "1 while the update loop of a model runs, 0 while it has failed, the journal cannot be trusted, or it starts.",
+    "model",
+    use="Alert on 0 for a minute: `hotslot updates status` says why and what to do. The server keeps serving.",
+)
 QUARANTINED = gauge(
     "hotslot_quarantined_revisions",
     "Source digests in quarantine.",
@@ -117,7 +123,7 @@ WEBHOOK_LOST = counter(
 
 WEBHOOK_METRICS: tuple[MetricSpec, ...] = (WEBHOOK_QUEUED, WEBHOOK_DELIVERED, WEBHOOK_FAILURES, WEBHOOK_LOST)
 _METRICS: tuple[MetricSpec, ...] = (
-    *(UPDATES, ERRORS, STAGE, QUARANTINED, PAUSED, COMMITTED_INFO, BREAKER_STATE, BREAKER_LEFT),
+    *(UPDATES, ERRORS, LOOP_RUNNING, STAGE, QUARANTINED, PAUSED, COMMITTED_INFO, BREAKER_STATE, BREAKER_LEFT),
     *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED),
     *WEBHOOK_METRICS,
     *PROCESS_METRICS,

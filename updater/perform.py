@@ -56,6 +56,8 @@ def perform(effect: Effect, ports: Ports) -> Result:
         return _perform(effect, ports)
     except EffectFailed as error:
         return error.failure
+    except OSError as error:  # what no port has classified, for example the lack of open files
+        return EffectFailure(FailureKind.TRANSIENT, "IO_FAILED", (error.strerror or type(error).__name__).lower())
 
 
 def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line an effect

@@ -295,7 +295,7 @@ class UpdaterSettings(SettingsFile):
     updater: UpdaterSection = UpdaterSection(models={})
 
 
-JOURNAL_NAME = "journal.db"  # in the state folder
+JOURNAL_NAME, WITNESS_NAME = "journal.db", "journal.witness"  # in the state folder
 CRASH_VARIABLE = "HOTSLOT_CRASH_AT"
 
 

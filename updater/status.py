@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.clock import Clock
 from updater.core.record import Event, ModelRecord
@@ -55,6 +55,7 @@ class StatusSnapshot:
     record: ModelRecord
     events: tuple[Event, ...] = ()  # the last ones, oldest first
     version: int = 0  # grows with every change
+    fault: str = ""  # for people: why the updater itself makes no progress; empty if it does
 
 
 class StatusPublisher:
@@ -77,6 +78,13 @@ class StatusPublisher:
         with self._changed:
             kept = (*self._snapshot.events, *events)[-MAX_EVENTS:]
             self._snapshot = StatusSnapshot(record, kept, self._snapshot.version + 1)
+            self._changed.notify_all()
+
+    def report_fault(self, fault: str) -> None:
+        """Publish that the updater makes no progress, until the next `publish`. From any thread."""
+        with self._changed:
+            version = self._snapshot.version + 1
+            self._snapshot = replace(self._snapshot, version=version, fault=fault)
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[StatusSnapshot], bool], seconds: float) -> StatusSnapshot | None:

@@ -13,7 +13,7 @@ from dev.harness.simulated_server import SimServer
 from updater.core.effects import EffectFailure
 from updater.core.facts import GoldenFacts, HubFile, Release
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
-from updater.core.ports import EffectFailed, Hub
+from updater.core.ports import EffectFailed, Hub, JournalUnusable
 from updater.core.record import Event, Installed, ModelRecord
 from updater.core.record_json import from_json, to_json
 
@@ -95,6 +95,7 @@ class SimDisk:
     events: list[Event] = field(default_factory=list)
     is_full: bool = False
     journal_fails: bool = False
+    journal_is_lost: bool = False
 
     def check(self) -> None:
         """Refuse to write on a full disk."""
@@ -236,6 +237,10 @@ class SimJournal:
 
     def load(self, model: str) -> ModelRecord | None:
         return None if self.disk.record is None else from_json(self.disk.record)
+
+    def check(self) -> None:
+        if self.disk.journal_is_lost:
+            raise JournalUnusable("it is gone")
 
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
         if self.disk.journal_fails or self.disk.is_full:

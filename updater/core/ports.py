@@ -250,6 +250,15 @@ class Journal(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Check that the journal is still there; called in each step.
+
+        Raises:
+            JournalUnusable: it was deleted or replaced.
+            OSError: that cannot be found out now.
+        """
+        ...
+
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Write record and events in one transaction; after it returns they survive a power cut.
 

@@ -60,7 +60,7 @@ class DirectoryHub:
             listed = tuple(replace(file, sha256=file.sha256.lower()) for file in read_listing(folder))
         except FileNotFoundError:
             return Release(revision, (), "", is_ready=False, missing="it has no manifest yet")
-        except ManifestBroken as error:
+        except (ManifestBroken, NotRegular) as error:
             return Release(revision, (), "", is_ready=False, missing=str(error))
         except OSError as error:
             raise _classify_error("a revision's manifest", error) from error
@@ -92,7 +92,11 @@ class DirectoryHub:
 
     def _find_revision(self, revision: str) -> Path:
         folder = self._folder / revision
-        if not is_revision_name(revision) or not folder.is_dir():
+        try:
+            is_there = is_revision_name(revision) and folder.is_dir()
+        except OSError as error:
+            raise _classify_error("the folder of a revision", error) from error
+        if not is_there:
             message = f"the hub has no revision {revision[:80]!r}"
             raise EffectFailed.permanent("REVISION_UNKNOWN", message)
         return folder
@@ -112,10 +116,15 @@ class DirectoryHub:
 
     def _read_small(self, revision: str, name: str, ends: float) -> bytes:
         content = b""
-        for piece in self.read(revision, name, 0, max(0.0, ends - self._clock.monotonic())):
-            content += piece
-            if len(content) > MAX_CONFIG_BYTES:
-                raise UnsupportedRevision("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+        try:
+            for piece in self.read(revision, name, 0, max(0.0, ends - self._clock.monotonic())):
+                content += piece
+                if len(content) > MAX_CONFIG_BYTES:
+                    raise UnsupportedRevision("CONFIG_BROKEN", f"{name} has more than {MAX_CONFIG_BYTES} bytes")
+        except EffectFailed as error:
+            if error.failure.reason == "NOT_REGULAR":  # of this revision alone; staging refuses it
+                raise NotRegular(error.failure.message) from error
+            raise
         return content
 
 

@@ -5,6 +5,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+from common.durable import open_regular
 from updater.core.ports import EffectFailed
 
 MAX_TOKEN_BYTES = 4096
@@ -39,7 +40,7 @@ class TokenReader:
     @staticmethod
     def _read_file(path: Path) -> str:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 content = file.read(MAX_TOKEN_BYTES + 2)
         except OSError as error:
             why = (error.strerror or "it failed").lower()

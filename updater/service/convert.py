@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from common.bundle import Provenance
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.breaker import Breaker, BreakerState
-from updater.core.record import CpuFallback, Evidence, HeldFor, ModelRecord, Outcome, Stage, Update
+from updater.core.record import CpuFallback, Evidence, HeldFor, ModelRecord, Outcome, Stage, Update, Watch
 from updater.status import Share, StatusSnapshot
 from updater.store.journal import PastEvent, PastUpdate
 
@@ -33,7 +33,8 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
     message = pb.ModelUpdates(
         model=record.model,
         stage=to_stage(record.stage),
-        advice=build_advice(record),
+        advice=snapshot.fault or build_advice(record),
+        fault=snapshot.fault,
         paused=record.paused,
         breakers=[to_breaker(row) for row in (record.hub, record.activation, record.device)],
         stage_fraction=share.fraction,
@@ -46,7 +47,17 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
         message.committed_revision = record.committed.revision
         message.committed_source_digest = record.committed.source_digest
         message.committed_commit_id = record.committed.commit_id
-    watch = record.watch
+    _fill_watch(message, record.watch)
+    if record.cpu_fallback is not None:
+        message.cpu_fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
+    for bad in record.quarantine:
+        entry = message.quarantine.add(source_digest=bad.source_digest, revision=bad.revision, reason=bad.reason)
+        entry.since.CopyFrom(to_timestamp(bad.since))
+    return message
+
+
+def _fill_watch(message: pb.ModelUpdates, watch: Watch) -> None:
+    """Add what the hub lists."""
     message.listed_names, message.left_out = watch.names, watch.left_out
     message.left_out_names.extend(watch.left_out_names)
     for again in watch.republished:
@@ -62,12 +73,6 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
     for field, at in times:
         if at is not None:
             field.CopyFrom(to_timestamp(at))
-    if record.cpu_fallback is not None:
-        message.cpu_fallback.CopyFrom(to_cpu_fallback(record.cpu_fallback))
-    for bad in record.quarantine:
-        entry = message.quarantine.add(source_digest=bad.source_digest, revision=bad.revision, reason=bad.reason)
-        entry.since.CopyFrom(to_timestamp(bad.since))
-    return message
 
 
 def to_cpu_fallback(row: CpuFallback) -> pb.CpuFallback:

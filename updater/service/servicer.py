@@ -20,7 +20,7 @@ from updater.service import convert
 from updater.service.convert import build_past_advice
 from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
-from updater.store.database import JournalUnreadable
+from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
@@ -60,6 +60,7 @@ class UpdatesApi:
         journal: Callable[[], Journal],
         provenance: Callable[[str], Provenance | None],
         log: Logger,
+        starting: Callable[[], str] = lambda: "",
     ) -> None:
         """Read nothing yet.
 
@@ -70,8 +71,10 @@ class UpdatesApi:
                 Raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
+            starting: returns why the updater has not started yet; empty if it is about to.
         """
         self._models = models
+        self._starting = starting
         self._names = names
         self._journal = journal
         self._provenance = provenance
@@ -110,7 +113,7 @@ class UpdatesApi:
                 return answer(_parse(kind, raw), seconds)
             except HotslotError as error:
                 failure = error
-            except JournalUnreadable as error:
+            except (JournalUnreadable, JournalNotWritten) as error:
                 failure = NotReady(str(error), reason=error.reason)
             except Exception as error:  # noqa: BLE001  a bug: logged, and hidden from the caller
                 self._log.error("call_crashed", rpc=name, exc_info=error)
@@ -139,9 +142,13 @@ class UpdatesApi:
         try:
             self._journal()
         except JournalUnreadable as error:
-            advice = f"{error}; the server keeps serving; restore the journal from a backup, or move it away"
-            return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice)
-        return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice="the updater is starting")
+            advice = f"{error}; updates are stopped, the server keeps serving; {error.advice}"
+            return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_HELD, advice=advice, fault=str(error))
+        except JournalNotWritten:
+            pass  # it is tried again
+        fault = self._starting()
+        advice = fault or "the updater is starting"
+        return pb.ModelUpdates(model=name, stage=pb.UPDATE_STAGE_IDLE, advice=advice, fault=fault)
 
     def _list_history(self, request: pb.ListHistoryRequest, _seconds: float) -> pb.ListHistoryResponse:
         if request.model and request.model not in self._names:

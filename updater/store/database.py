@@ -7,6 +7,7 @@ Rules that make it safe:
  4. A new file appears by rename, with its tables in it: an empty or incomplete file is damage, never a new journal.
  5. What cannot be read, or was written by a newer schema, is left exactly as it is.
  6. An older schema is upgraded step by step; each step is one transaction.
+ 7. A file that is gone, older or another one is no first start: see `witness`.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 from common.durable import sync_folder
 from updater.core.ports import JournalUnusable
 
-JOURNAL_SCHEMA = 2
+JOURNAL_SCHEMA = 3
 APPLICATION_ID = 0x48534C54  # "HSLT"
 _BUSY_SECONDS = 2.0
 _MAX_PAGES = 65536  # 256 MiB: an audit trail that grows without end must not fill the disk
@@ -49,13 +50,45 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_by_hook ON outbox (hook, number);
 UPDATE meta SET value = '2' WHERE key = 'schema_version';
 """,
+    3: """
+INSERT INTO meta VALUES ('journal_id', lower(hex(randomblob(16)))), ('protected_writes', '0'),
+  ('stamp', 'stamp:0000000000000000:' || lower(hex(randomblob(8))));
+UPDATE meta SET value = '3' WHERE key = 'schema_version';
+""",
 }
+# The first statement of each change: so a rollback journal always has the stamp of the write before, see `witness`.
+_STAMP = """
+UPDATE meta SET value = 'stamp:' || substr(value, -16) || ':' || lower(hex(randomblob(8))) WHERE key = 'stamp'
+"""
+# Codes of SQLite for what the system refuses now, and may allow later; the file itself is as it was.
+_PASSING = frozenset(
+    {
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
+        *(sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_AUTH),
+    }
+)
 
 
 class JournalUnreadable(JournalUnusable):
     """The journal is damaged, or of a newer schema: serving goes on, updates stop until a person has repaired it."""
 
     reason = "JOURNAL_UNREADABLE"
+    advice = (
+        "stop hotslot and restore a backup with `hotslot state restore`, or put journal.db and journal.db-journal of "
+        "one moment back (move a journal.db-journal away that does not belong to it)"
+    )
+
+
+class JournalLost(JournalUnreadable):
+    """The journal is gone, older than its witness, or another one: it has forgotten what must never be forgotten."""
+
+    reason = "JOURNAL_LOST"
+    advice = (
+        JournalUnreadable.advice
+        + "; or continue with the minimal version and the quarantine that the witness has kept: "
+        "`hotslot state restore --from-witness`"
+    )
 
 
 class JournalNotWritten(OSError):
@@ -80,6 +113,21 @@ class Database:
         if not path.exists():
             _create(path)
         self._connection = _open(path)
+        self._file_number = _find_file_number(path)
+
+    def check_file(self) -> None:
+        """Check that the open file still has its name.
+
+        Raises:
+            JournalLost: it was deleted, or another one was put in its place.
+            OSError: that cannot be found out now.
+        """
+        try:
+            number = self._path.stat().st_ino
+        except FileNotFoundError as error:
+            raise JournalLost(f"{self._path.name} was deleted while it was in use") from error
+        if number != self._file_number:
+            raise JournalLost(f"{self._path.name} was replaced while it was in use")
 
     def close(self) -> None:
         """Close the file; harmless when repeated."""
@@ -91,13 +139,14 @@ class Database:
 
         Raises:
             JournalUnreadable: it cannot be read any more.
+            JournalNotWritten: it cannot be read now.
         """
         with self._lock:
             self._open_anew_if_suspect()
             try:
                 return self._connection.execute(query, values).fetchall()
             except sqlite3.Error as error:
-                raise JournalUnreadable(f"the journal cannot be read: {error}") from error
+                raise _classify(error, "the journal cannot be read") from error
 
     @contextlib.contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
@@ -111,6 +160,7 @@ class Database:
             self._open_anew_if_suspect()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute(_STAMP)
                 yield self._connection
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
@@ -125,6 +175,7 @@ class Database:
         """Reopen the file after a failed write, as after a crash: the page cache may differ from the disk."""
         if self._is_suspect:
             self._connection.close()
+            self.check_file()
             self._connection = _open(self._path)
             self._is_suspect = False
 
@@ -137,20 +188,37 @@ class Database:
 def _open(path: Path) -> sqlite3.Connection:
     try:
         if path.stat().st_size == 0:  # rule 4
-            raise JournalUnreadable("the journal is empty: it was cut off; restore it from a backup, or move it away")
+            raise JournalUnreadable(f"{path.name} is empty: it was cut off")
         connection = _connect(path)
+    except FileNotFoundError as error:
+        raise JournalLost(f"{path.name} is gone") from error
     except (sqlite3.Error, OSError) as error:
-        raise JournalUnreadable(f"the journal cannot be opened: {_describe(error)}") from error
+        raise _classify(error, "the journal cannot be opened") from error
     try:
         _check(connection)
         _upgrade(connection)
     except sqlite3.Error as error:
         connection.close()
-        raise JournalUnreadable(f"the journal is damaged: {_describe(error)}") from error
+        raise _classify(error, "the journal is damaged") from error
     except (JournalUnreadable, JournalNotWritten):
         connection.close()
         raise
     return connection
+
+
+def _classify(error: sqlite3.Error | OSError, what: str) -> JournalUnreadable | JournalNotWritten:
+    """A damaged file, or one that the system does not let us use now (too many open files, a full disk)."""
+    code = getattr(error, "sqlite_errorcode", None)
+    is_passing = isinstance(error, OSError) or (code is not None and code & 0xFF in _PASSING)
+    kind = JournalNotWritten if is_passing else JournalUnreadable
+    return kind(f"{what}: {_describe(error)}")
+
+
+def _find_file_number(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError as error:
+        raise JournalNotWritten(f"the journal cannot be examined: {_describe(error)}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -161,6 +229,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=DELETE")  # rule 2
     connection.execute("PRAGMA synchronous=EXTRA")
     connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("PRAGMA secure_delete=ON")  # no stamp of an earlier write stays in the file
     connection.execute(f"PRAGMA max_page_count={_MAX_PAGES}")
     return connection
 

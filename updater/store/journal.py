@@ -1,7 +1,8 @@
 """The durable records, the audit trail, the history of updates and their evidence; all models in one file."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +12,10 @@ from typing import Any
 from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Update
 from updater.core.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.core.rules import Rules
-from updater.store.database import Database, JournalUnreadable
+from updater.core.witness import JournalIdentity, Witness, protect
+from updater.store.database import Database, JournalNotWritten, JournalUnreadable
 from updater.store.outbox import Outbox, Subscribers
+from updater.store.witness import WitnessFile
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
 _PRUNE_AT_ONCE = 1000
@@ -42,25 +45,52 @@ class PastUpdate:
 class Journal:
     """The journal. From any thread; a failed write changes nothing."""
 
-    def __init__(self, path: Path, rules: Rules | None = None, subscribers: Subscribers | None = None) -> None:
-        """Open the journal; create it if it is missing.
+    def __init__(
+        self,
+        path: Path,
+        rules: Rules | None = None,
+        subscribers: Subscribers | None = None,
+        report: Callable[[str, str], None] = lambda _name, _message: None,
+    ) -> None:
+        """Open the journal and its witness; create them at a first start.
 
         Args:
             path: of the file; its folder exists.
             rules: used for the safe state of breakers that cannot be read.
             subscribers: receivers for which events are queued; default: none.
+            report: called with the name of a trouble with the witness, and a sentence.
 
         Raises:
             JournalUnreadable: the file exists and cannot be trusted.
-            JournalNotWritten: it cannot be created.
+            JournalLost: it is gone, older than its witness, or another one.
+            JournalNotWritten: it, or its witness, cannot be created or read now.
         """
         self._rules = rules
+        self._report = report
+        self._writing = threading.Lock()  # of the journal and its witness
+        self._witness = WitnessFile(path, lambda message: report("witness_renewed", message))
         self._database = Database(path)
+        try:
+            self._witness.open(self._read_identity(), self._read_records)
+        except BaseException:
+            self._database.close()
+            raise
         self.outbox = Outbox(self._database, subscribers or Subscribers())
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def check(self) -> None:
+        """Check that the files are still there; a witness that is gone is written again.
+
+        Raises:
+            JournalLost: the journal was deleted or replaced.
+            OSError: that cannot be found out, or the witness cannot be written, now.
+        """
+        self._database.check_file()
+        with self._writing:
+            self._witness.check()
 
     def load(self, model: str) -> ModelRecord | None:
         """The record that was written last.
@@ -80,8 +110,33 @@ class Journal:
         Raises:
             JournalNotWritten: an OSError; nothing was written.
         """
+        with self._writing:
+            self._witness.bring_up()  # so that it never misses more than one write
+            witness, state = self._witness.witness, protect(record)
+            is_protected = state != witness.state_of(record.model)
+            witness = witness.after_write(state) if is_protected else witness
+            dropped = self._write_rows(record, events, witness.identity if is_protected else None)
+            if is_protected:
+                self._follow(witness)
+        self.outbox.notify(dropped)
+
+    def _follow(self, witness: Witness) -> None:
+        """Write the witness after the journal; if that fails, the next write does it first."""
+        self._witness.follow(witness)
+        try:
+            self._witness.bring_up()
+        except JournalNotWritten as error:
+            self._report("witness_not_written", str(error))
+
+    def _write_rows(
+        self, record: ModelRecord, events: Sequence[Event], identity: JournalIdentity | None
+    ) -> Mapping[str, int]:
+        """Write in one transaction; returns what `Outbox.put` returns. With an identity: its count of writes too."""
         with self._database.change() as connection:
             dropped = self.outbox.put(connection, events)  # in the same transaction, so that no event is lost
+            if identity is not None:  # the number itself: a write that failed may have reached the disk
+                count = str(identity.protected_writes)
+                connection.execute("UPDATE meta SET value = ? WHERE key = 'protected_writes'", (count,))
             connection.execute(
                 "INSERT INTO records VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET row = excluded.row",
                 (record.model, _line(to_json(record))),
@@ -108,7 +163,7 @@ class Journal:
                 "(SELECT seq FROM events ORDER BY seq LIMIT ?)",
                 (MAX_EVENTS, _PRUNE_AT_ONCE),
             )
-        self.outbox.notify(dropped)
+        return dropped
 
     def history(self, model: str, limit: int, before: int) -> list[tuple[int, PastUpdate]]:
         """Past updates, newest first, each with its number.
@@ -163,6 +218,18 @@ class Journal:
         rows = self._database.rows("SELECT row FROM evidence WHERE update_id = ? ORDER BY rowid", (update_id,))
         with _trusted():
             return [read(Evidence, _object(row)) for (row,) in rows]
+
+    def _read_identity(self) -> JournalIdentity:
+        rows = self._database.rows("SELECT key, value FROM meta WHERE key IN ('journal_id', 'protected_writes')")
+        found = {str(key): str(value) for key, value in rows}
+        try:
+            return JournalIdentity(found["journal_id"], int(found["protected_writes"]))
+        except (KeyError, ValueError) as error:
+            raise JournalUnreadable("the journal has no identity") from error
+
+    def _read_records(self) -> list[ModelRecord]:
+        with _trusted():
+            return [from_json(_object(row), self._rules) for (row,) in self._database.rows("SELECT row FROM records")]
 
 
 def _past_update(event: Event, update: Update) -> PastUpdate:

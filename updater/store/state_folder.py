@@ -6,6 +6,8 @@ incoming/<update_id>/origin.json     where and when they were downloaded
 sources/<digest>/                    source files of sealed bundles, kept for conversion by a newer build
 bundles/<digest>/                    sealed bundles, read-only
 staging/                             where a conversion writes
+journal.db, journal.db-journal       the durable records and the audit trail, SQLite
+journal.witness                      what must never be forgotten, once more
 committed.json                       the committed pointer, written under the lock .committed.lock
 """
 
@@ -32,13 +34,16 @@ from common.paths import UPDATES_SOCKET, socket_path
 from common.settings import Mistake, SettingsInvalid
 from updater.core.checks import CHECKS, HASHES, STATE_FOLDER, WEIGHTS
 from updater.core.ports import EffectFailed
-from updater.settings import JOURNAL_NAME, UpdaterSettings
+from updater.settings import JOURNAL_NAME, WITNESS_NAME, UpdaterSettings
 
 INCOMING, SOURCES = "incoming", "sources"
 FILES_FOLDER, LISTING_NAME, ORIGIN_NAME = "files", "listing.json", "origin.json"
 # Everything that the updater creates in the state folder, apart from the run folder.
 STATE_ENTRIES = frozenset(
-    {INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK, JOURNAL_NAME, f"{JOURNAL_NAME}-journal"}
+    {
+        *(INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK),
+        *(JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME),
+    }
 )
 _TRUSTED_NAMES = ("damo", "iic")
 _MAX_FETCH_RECORD_BYTES = 16 << 10

@@ -83,8 +83,9 @@ def fetch_file(source: FileSource, target: Path, file: BundleFile, check_stop: C
     """
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+b") as written:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # rule 4
-            raise NotRegular(f"{file.name} is not a regular file in the staging folder")
+        seen = os.fstat(descriptor)
+        if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:  # rule 4
+            raise NotRegular(f"{file.name} is not a regular file with one link in the staging folder")
         partial = _PartialFile(file, target, written)
         partial.resume(check_stop)  # rule 1
         kept = partial.size

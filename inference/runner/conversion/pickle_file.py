@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
+from common.durable import open_regular
 from common.file_kinds import HEAD_BYTES, identify_mistake
 from inference.runner.conversion.pickle_machine import PickledStorage, PickledTensor, run_pickle
 from inference.runner.conversion.state_dict import FoundStateDict, TensorNames, find_state_dict
@@ -133,7 +134,7 @@ def open_torch_file(path: Path, wanted: TensorNames | None) -> TensorTable:
         ConversionRefused: the file is damaged, contains no named tensors, or would run code.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = os.pread(file.fileno(), HEAD_BYTES, 0)
         mistake = identify_mistake(head)
         if mistake:

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from common.durable import open_regular
 from common.engine_files import MAX_CONFIG_BYTES, FilesMissing, list_shards
 from common.file_kinds import HEAD_BYTES, identify_mistake
 from common.source import ConversionRefused
@@ -146,7 +147,7 @@ def open_safetensors(path: Path) -> TensorTable:
         ConversionRefused: the header is invalid or too large.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         mistake = identify_mistake(os.pread(file.fileno(), HEAD_BYTES, 0))
         if mistake:
             refuse(f"{path.name} {mistake}")

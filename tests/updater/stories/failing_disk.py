@@ -170,9 +170,9 @@ class FailingDisk:
                     is_denied = disk.passes("journal")
                     cursor = super().execute(sql, *args)
                 except OSError as error:
-                    raise sqlite3.OperationalError(_words(error)) from None
+                    raise _as_sqlite(error) from None
                 if is_denied:
-                    raise sqlite3.OperationalError("disk I/O error")
+                    raise _as_sqlite(OSError(errno.EIO, ""))
                 return cursor
 
         def connect(*args: object, **kwargs: object) -> sqlite3.Connection:
@@ -223,5 +223,8 @@ def _content(path: Path) -> bytes | None:
     return None
 
 
-def _words(error: OSError) -> str:
-    return "database or disk is full" if error.errno in _FULL else "disk I/O error"
+def _as_sqlite(error: OSError) -> sqlite3.OperationalError:
+    is_full = error.errno in _FULL
+    shown = sqlite3.OperationalError("database or disk is full" if is_full else "disk I/O error")
+    shown.sqlite_errorcode = sqlite3.SQLITE_FULL if is_full else sqlite3.SQLITE_IOERR
+    return shown

@@ -261,6 +261,10 @@ class StoryWorld:
         """The updater's latest record."""
         return self._last if self._loop is None else self._loop.publisher.snapshot.record
 
+    def shown_fault(self) -> str:
+        """Why the updater makes no progress, as the status says."""
+        return "" if self._loop is None else self._loop.publisher.snapshot.fault
+
     def pointer(self) -> str:
         """Bundle digest that a restart would load; empty if there is none, or it cannot be read."""
         with contextlib.suppress(BundleBroken):

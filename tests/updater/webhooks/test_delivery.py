@@ -331,7 +331,7 @@ def test_a_journal_of_schema_1_is_upgraded(older: Path) -> None:
     bench.journal.close()
     with sqlite3.connect(older) as connection:
         assert connection.execute("PRAGMA user_version").fetchall() == [(database.JOURNAL_SCHEMA,)]
-        assert connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall() == [("2",)]
+        assert connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall() == [("3",)]
     connection.close()
 
 

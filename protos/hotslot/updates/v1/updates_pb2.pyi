@@ -135,6 +135,7 @@ class ModelUpdates(_message.Message):
     COMMITTED_PROVENANCE_FIELD_NUMBER: _builtins.int
     REPUBLISHED_FIELD_NUMBER: _builtins.int
     COMMITTED_COMMIT_ID_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -164,6 +165,11 @@ class ModelUpdates(_message.Message):
     committed_commit_id: _builtins.str
     """Commit id of the committed revision, or its first digits. Empty if the hub
     does not say.
+    """
+    fault: _builtins.str
+    """Why the updater itself makes no progress with this model, for people: its
+    journal cannot be trusted, its loop has failed and is restarted, or the
+    system refuses to open files. Empty if it does.
     """
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
@@ -240,10 +246,11 @@ class ModelUpdates(_message.Message):
         committed_provenance: Global___Provenance | None = ...,
         republished: _abc.Iterable[Global___RepublishedEntry] | None = ...,
         committed_commit_id: _builtins.str = ...,
+        fault: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "cpu_fallback", b"cpu_fallback", "current", b"current", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

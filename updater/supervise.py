@@ -1,0 +1,87 @@
+"""Keeps one model's loop running: a loop that ends by an exception is started again, with growing pauses."""
+
+import threading
+from collections.abc import Callable
+
+from common import logs
+from common.clock import Clock
+from updater.core.ports import JournalUnusable
+from updater.loop import ModelLoop
+from updater.metrics import Observer
+
+RESTART_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # before a loop is started again; the last one from then on
+CALM_SECONDS = 600.0  # a loop that ran so long begins with the first pause again
+
+
+class LoopSupervisor:
+    """Runs one model's loop. `run` in a thread of its own; the rest from any."""
+
+    def __init__(
+        self,
+        model: str,
+        loop: ModelLoop,
+        clock: Clock,
+        observer: Observer,
+        log: logs.Logger,
+        stopping: threading.Event,
+        on_unusable: Callable[[JournalUnusable], None],
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            model: name of the model.
+            loop: of the model.
+            clock: of the process.
+            observer: counts the failures.
+            log: gets the exceptions.
+            stopping: set when the process stops.
+            on_unusable: called when the journal cannot be trusted; the loop is not started again then.
+        """
+        self._model = model
+        self._loop = loop
+        self._clock = clock
+        self._observer = observer
+        self._log = log
+        self._stopping = stopping
+        self._on_unusable = on_unusable
+        self._is_running = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop runs: it has not failed, and the journal can be trusted."""
+        return self._is_running
+
+    def run(self) -> None:
+        """Run the loop until the process stops or the journal cannot be trusted."""
+        failures = 0
+        while not self._stopping.is_set():
+            began = self._clock.monotonic()
+            try:
+                if failures:
+                    self._loop.reload()
+                self._is_running = True
+                self._loop.run()
+            except JournalUnusable as error:
+                self._is_running = False
+                self._on_unusable(error)
+                return
+            except Exception as error:  # noqa: BLE001  a bug, or the lack of something that was not foreseen
+                self._is_running = False
+                is_calm = self._clock.monotonic() - began >= CALM_SECONDS
+                failures = 1 if is_calm else failures + 1
+                self._stopping.wait(self._report(error, failures))
+            else:
+                return
+
+    def _report(self, error: Exception, failures: int) -> float:
+        """Show a failure; returns the pause before the next start."""
+        pause = RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
+        kind = type(error).__name__
+        self._log.error("loop_crashed", model=self._model, failures=failures, retry_in_seconds=pause, exc_info=error)
+        self._observer.report_error(self._model, "loop_crashed", f"{kind}, {failures} in a row")
+        how_often = f" {failures} times in a row" if failures > 1 else ""
+        self._loop.publisher.report_fault(
+            f"the update loop has failed{how_often} ({kind}; see loop_crashed in the log) and is started again after "
+            f"{pause:g} s; the server keeps serving"
+        )
+        return pause
