@@ -1,4 +1,4 @@
-"""`hotslot hub …`: publish revisions in a folder hub and list them. Works without a server."""
+"""`hotslot hub …`: publish revisions in a folder hub, list them, serve them; examine a hub. Works without a server."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli import hub_serve
+from cli import hub_doctor, hub_serve
 from cli.clients import hub_folder
 from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
@@ -189,6 +189,7 @@ def _raise(error: OSError) -> None:
 
 app = typer.Typer(no_args_is_help=True)
 app.command(epilog=hub_serve.EXAMPLE)(hub_serve.serve)
+app.command(epilog=hub_doctor.EXAMPLE)(hub_doctor.doctor)
 
 Hub = Annotated[
     Path | None,

@@ -63,7 +63,7 @@ def perform(effect: Effect, ports: Ports) -> Result:
 def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line an effect
     match effect:
         case PollHub():
-            return _poll(effect, ports)
+            return poll_hub(effect, ports.hub, ports.clock)
         case StageRevision():
             return _stage(effect, ports)
         case VerifyAndSeal():
@@ -103,22 +103,27 @@ def _change_slots(
     return None
 
 
-def _poll(effect: PollHub, ports: Ports) -> Result:
-    ends = ports.clock.monotonic() + effect.deadline_seconds
-    names = ports.hub.revisions(effect.deadline_seconds)
+def poll_hub(effect: PollHub, hub: Hub, clock: Clock) -> Listed:
+    """List the hub's names, and the files of those that matter.
+
+    Raises:
+        EffectFailed: the hub does not answer.
+    """
+    ends = clock.monotonic() + effect.deadline_seconds
+    names = hub.revisions(effect.deadline_seconds)
     releases: list[Release] = []
     for name in select_names(names, effect):
-        left = ends - ports.clock.monotonic()
+        left = ends - clock.monotonic()
         if left <= 0 and effect.recognise and releases:
             break
         if left <= 0:
             raise EffectFailed.transient("HUB_SLOW", "looking at the hub took too long")
-        releases.append(_list_release(name, ports.hub, left))
+        releases.append(_list_release(name, hub, left))
         if effect.recognise and releases[-1].source_digest == effect.recognise:
             break
     listed = Listed(tuple(names), tuple(releases))
     if is_commit_id(effect.only) and not find_meant(effect.only, listed):
-        listed = _list_commit(effect.only, listed, ports.hub, max(_STATE_SECONDS, ends - ports.clock.monotonic()))
+        listed = _list_commit(effect.only, listed, hub, max(_STATE_SECONDS, ends - clock.monotonic()))
     return listed
 
 
