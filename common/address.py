@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -151,19 +151,37 @@ class GrpcServer(Protocol):
         """
         ...
 
+    def add_secure_port(self, address: str, server_credentials: Any) -> int:  # noqa: ANN401  gRPC's
+        """Bind with TLS; returns the port.
 
-def add_port(server: GrpcServer, address: ListenAddress) -> int:
+        Raises:
+            RuntimeError: without a reason.
+        """
+        ...
+
+
+def add_port(server: GrpcServer, address: ListenAddress, make_credentials: Callable[[], object] | None = None) -> int:
     """Add an address to a gRPC server, which is then bound; returns the port, 1 for a Unix socket.
 
     A name listens on all its addresses. Each is bound and released first: gRPC's error has no reason.
+
+    Args:
+        server: that is not started.
+        address: to listen on.
+        make_credentials: makes the credentials of one listening socket; None without TLS.
 
     Raises:
         ListenFailed: says what is wrong with the address.
     """
     port = address.port
     for target in _free_targets(address):
+        place = target if address.path else f"{target}:{port}"
         try:
-            port = server.add_insecure_port(target if address.path else f"{target}:{port}")
+            port = (
+                server.add_insecure_port(place)
+                if make_credentials is None
+                else server.add_secure_port(place, make_credentials())
+            )
         except RuntimeError as error:  # taken since then
             raise ListenFailed(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
     return port

@@ -48,6 +48,12 @@ class InputRefused(HotslotError):
     default_reason = "MESSAGE_MALFORMED"
 
 
+class Unauthenticated(HotslotError):
+    """The call has no valid token; it succeeds with one."""
+
+    default_reason = "TOKEN_MISSING"
+
+
 class NotFound(HotslotError):
     """The named model or resource does not exist here."""
 
@@ -103,6 +109,7 @@ MAX_MESSAGE_CHARS = 300
 
 CODES: dict[type[HotslotError], int] = {
     InputRefused: code_pb2.INVALID_ARGUMENT,
+    Unauthenticated: code_pb2.UNAUTHENTICATED,
     NotFound: code_pb2.NOT_FOUND,
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     NotReady: code_pb2.UNAVAILABLE,

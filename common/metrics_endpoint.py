@@ -5,6 +5,7 @@ prometheus_client's own handler writes the answer; this module limits connection
 
 import io
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -28,7 +29,11 @@ class MetricsEndpoint:
     """Serves the metrics of one registry between `start` and `stop`; from any thread."""
 
     def __init__(
-        self, registry: CollectorRegistry, address: ListenAddress = LOOPBACK, clock: Clock | None = None
+        self,
+        registry: CollectorRegistry,
+        address: ListenAddress = LOOPBACK,
+        clock: Clock | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Does not listen yet.
 
@@ -36,8 +41,10 @@ class MetricsEndpoint:
             registry: the metrics to serve.
             address: to listen on; port 0 takes a free one.
             clock: limits how long a request may take to arrive.
+            tls: the context for a new connection; None: plain HTTP.
         """
         self._address = address
+        self._tls = tls
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = Listener("metrics-listener", self._on_connection)
         attributes = {"registry": registry, "clock": clock or SystemClock()}
@@ -72,12 +79,24 @@ class MetricsEndpoint:
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
-            with connection:
-                self._handle(connection, (peer, 0), None)
+            with self._secured(connection) as secured:
+                self._handle(secured, (peer, 0), None)
         except OSError:
             pass  # the client is gone or too slow
         finally:
+            connection.close()
             self._free.release()
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        """The connection, over TLS if this endpoint speaks it.
+
+        Raises:
+            OSError: the client speaks no TLS, is too slow, or shows no certificate that it should.
+        """
+        if self._tls is None:
+            return connection
+        connection.settimeout(REQUEST_SECONDS)
+        return self._tls().wrap_socket(connection, server_side=True)
 
 
 class _Handler(MetricsHandler):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from common.engine_files import Task
+from common.tls import TlsFiles
 
 ENV_PREFIX = "HOTSLOT_"
 CONFIG_VARIABLE = "HOTSLOT_CONFIG"
@@ -72,6 +73,51 @@ class LogSettings(Section):
     level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="lowest level logged")] = "info"
 
 
+class TlsSection(Section):
+    """`[tls]`: the certificate of this host's listeners."""
+
+    certificate_file: Annotated[
+        Path | None,
+        Field(
+            description="PEM file with the certificate of the gRPC port, followed by those between it and its CA; read "
+            "again when it changes. Unset: no TLS"
+        ),
+    ] = None
+    key_file: Annotated[
+        Path | None, Field(description="PEM file with the certificate's private key, without a password")
+    ] = None
+    client_ca_file: Annotated[
+        Path | None,
+        Field(
+            description="PEM file with CA certificates; clients must show a certificate that one of them has signed. "
+            "Unset: none is asked for"
+        ),
+    ] = None
+    metrics: Annotated[
+        bool, Field(description="whether /metrics of server and updater are served over TLS too, on the same terms")
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "TlsSection":
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("needs certificate_file and key_file together")
+        if self.certificate_file is None and (self.client_ca_file is not None or self.metrics):
+            raise ValueError("client_ca_file and metrics need certificate_file and key_file")
+        return self
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """The files of the gRPC port; None without TLS."""
+        if self.certificate_file is None or self.key_file is None:
+            return None
+        return TlsFiles(self.certificate_file, self.key_file, self.client_ca_file)
+
+    @property
+    def metrics_files(self) -> TlsFiles | None:
+        """The files of the metrics ports; None without TLS there."""
+        return self.files if self.metrics else None
+
+
 class SettingsFile(BaseSettings):
     """The whole file; a process's subclass declares the sections that it reads."""
 
@@ -85,6 +131,7 @@ class SettingsFile(BaseSettings):
     node: Annotated[str, Field(max_length=253, description="name of this host in answers; empty: its host name")] = ""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="the served models")]
     logs: LogSettings = LogSettings()
+    tls: TlsSection = TlsSection()
     server: Any = None
     runner: Any = None
     health: Any = None

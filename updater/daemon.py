@@ -27,13 +27,16 @@ from common.address import parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
+from common.exposure import describe_exposure
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_registry
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folder, run_folder
 from common.process_metrics import installed_version, make_process_reader
-from common.settings import SettingsInvalid, load_settings, use_settings_file
+from common.reload import FileUnusable
+from common.settings import Mistake, SettingsInvalid, load_settings, use_settings_file
 from common.stop_signals import StopSignals
+from common.tls import ServerContexts, watch_certificate
 from updater.compose import Conversion, ModelUpdater, UpdaterDependencies, build_model
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
@@ -116,6 +119,7 @@ class Updater:
 
         Raises:
             OSError: the socket or the metrics port cannot be opened.
+            SettingsInvalid: the certificate of the metrics port cannot be used.
         """
         with self._serve_operators(), self._serve_metrics():
             self._log.info("updater_started", models=sorted(self._settings.updater.models), pid=os.getpid())
@@ -264,7 +268,15 @@ class Updater:
         if section.metrics_port < 0:
             yield
             return
-        endpoint = MetricsEndpoint(self._registry, parse_address(section.metrics_host, section.metrics_port))
+        address, files = parse_address(section.metrics_host, section.metrics_port), self._settings.tls.metrics_files
+        for sentence in describe_exposure("the metrics port", address, has_tls=files is not None):
+            self._log.warning("access_warning", detail=sentence)
+        try:
+            certificate = None if files is None else watch_certificate(files, self._log, self._clock)
+        except FileUnusable as error:
+            raise SettingsInvalid([Mistake("tls", str(error))]) from error
+        tls = None if certificate is None else ServerContexts(certificate).current
+        endpoint = MetricsEndpoint(self._registry, address, self._clock, tls)
         endpoint.start()
         try:
             yield
@@ -313,6 +325,9 @@ def _run(settings: UpdaterSettings, folder: Path, log: logs.Logger, conversion: 
     except (OSError, RuntimeError) as error:
         log.error("updater_refused", detail=str(error))
         return ExitCode.BUSY
+    except SettingsInvalid as error:
+        log.error("updater_refused", detail=str(error))
+        return ExitCode.WRONG_USE
     return 0
 
 

@@ -61,9 +61,15 @@ def write_settings(
     for model in models:
         keys = {"name": model, **(model_keys or {})}
         lines += ["[[models]]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
+    path.write_text("\n".join(lines) + "\n" + format_sections(sections), encoding="utf-8")
+
+
+def format_sections(sections: Sections) -> str:
+    """Tables as they are written in the file."""
+    lines = []
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _toml(value: object) -> str:

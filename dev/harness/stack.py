@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from dev.harness.load import Load
 from dev.harness.pointer import commit_bundle
 from dev.harness.process import ServerProcess
 from dev.harness.scripted_engine import ENGINES, make_scripted_bundle
-from dev.harness.settings import write_settings
+from dev.harness.settings import Sections, format_sections, write_settings
 from dev.harness.waiting import eventually
 from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.control.v1 import control_pb2
@@ -66,6 +66,7 @@ class Stack:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self.open_channel: Callable[[str], grpc.Channel] = _open_plain  # makes the clients' channel to an address
         self._environment = environment
         self.answers = Answers(folder)
         self._model = models[0]
@@ -83,13 +84,19 @@ class Stack:
         self.answers.add(made)
         return made
 
+    def add_settings(self, sections: Sections) -> None:
+        """Add tables to the settings file, before the start."""
+        with self.config.open("a", encoding="utf-8") as file:
+            file.write(format_sections(sections))
+
     def start(self, *, until_ready: bool = True) -> Self:
         """Start the server; wait until it listens, or until it serves."""
         self.process = ServerProcess(self.folder, self.config, self._environment)
         started = self.process.wait_event("server_started")
         self.port, self.metrics_port = int(started["port"]), int(started["metrics_port"])
+        self.health_port = int(started["health_port"])
         self.address = f"127.0.0.1:{self.port}"
-        self.channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self.channel = self.open_channel(self.address)
         self.control = ControlClient(str(run_folder(self.folder) / CONTROL_SOCKET), self._model)
         self.entailment = EntailmentServiceStub(self.channel)
         self.tagging = AddressTaggingServiceStub(self.channel)
@@ -219,6 +226,10 @@ class Stack:
 def commit_on_disk(stack: Stack, bundle: Bundle, model: str = "shapes") -> None:
     """Move the committed pointer, as the updater does before CommitSlot."""
     commit_bundle(stack.folder, bundle, model)
+
+
+def _open_plain(address: str) -> grpc.Channel:
+    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
 def _default_questions() -> list[Question]:

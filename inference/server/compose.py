@@ -4,12 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.address import parse_address
 from common.clock import Clock
 from common.engine_files import ENGINES, Task
-from common.settings import ModelSettings
+from common.exposure import describe_exposure, describe_open_calls
+from common.reload import FileUnusable, ReloadLog
+from common.settings import Mistake, ModelSettings, SettingsInvalid
+from common.tls import watch_certificate
+from common.tokens import watch_tokens
 from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
 from inference.server import channel_arguments, descriptors
+from inference.server.access import Access
 from inference.server.api import convert
 from inference.server.api.address import MAX_ADDRESSES
 from inference.server.api.predict import PredictRules
@@ -68,6 +74,45 @@ def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
         for caller in settings.callers
     ]
     return Callers(rules, settings.scheduling.caller_metadata_key, clock.monotonic())
+
+
+def build_access(settings: ServerSettings, log: ReloadLog, clock: Clock) -> Access:
+    """The access that the settings ask for.
+
+    Raises:
+        SettingsInvalid: a certificate or the tokens cannot be used.
+    """
+    files, tokens_file = settings.tls.files, settings.server.tokens_file
+    try:
+        certificate = None if files is None else watch_certificate(files, log, clock)
+    except FileUnusable as error:
+        raise SettingsInvalid([Mistake("tls", str(error))]) from error
+    try:
+        tokens = None if tokens_file is None else watch_tokens(tokens_file, log, clock)
+    except FileUnusable as error:
+        raise SettingsInvalid([Mistake("server.tokens_file", str(error))]) from error
+    return Access(
+        certificate,
+        tokens,
+        _find_exposures(settings),
+        needs_client_certificate=files is not None and files.client_ca is not None,
+        is_health_open=not settings.health.needs_token,
+    )
+
+
+def _find_exposures(settings: ServerSettings) -> list[str]:
+    """Sentences about listeners that other machines can reach without protection."""
+    server, tls = settings.server, settings.tls
+    public = parse_address(server.host, server.port)
+    metrics = parse_address(server.metrics_host, server.metrics_port)
+    asks_who = server.tokens_file is not None or tls.client_ca_file is not None
+    found = [
+        *describe_exposure("the gRPC port", public, has_tls=tls.files is not None),
+        *describe_open_calls(public, asks_who=asks_who),
+    ]
+    if server.metrics_port >= 0:
+        found += describe_exposure("the metrics port", metrics, has_tls=tls.metrics)
+    return found
 
 
 def predict_rules(settings: ServerSettings) -> PredictRules:

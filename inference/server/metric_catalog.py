@@ -233,6 +233,20 @@ LOOP_TASKS = gauge(
     "Tasks of the event loop, counted four times a second.",
     use="Grows with calls and connections; alert when it grows without end.",
 )
+CERTIFICATE_EXPIRY = gauge(
+    "hotslot_certificate_expiry_timestamp_seconds",
+    "End of the validity of the gRPC port's certificate, in seconds since 1970; absent without TLS.",
+    use="Alert when it is less than a week after time().",
+)
+TOKENS = gauge(
+    "hotslot_tokens", "Bearer tokens that are accepted; absent if callers need none.", use="0: every caller is refused."
+)
+RELOAD_SUCCESSFUL = gauge(
+    "hotslot_last_reload_successful",
+    "1 while the files are in use as they are now, 0 while the last good content is used instead.",
+    "file",
+    use="Alert on 0: the log has certificate_refused or tokens_refused with the reason.",
+)
 LOG_LINES_DROPPED = counter(
     "hotslot_log_lines_dropped_total",
     "Log lines dropped because they were not read in time.",
@@ -247,6 +261,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
+    *(CERTIFICATE_EXPIRY, TOKENS, RELOAD_SUCCESSFUL),
     *PROCESS_METRICS,
 )
 _LABELS = {
@@ -278,6 +293,7 @@ _LABELS = {
     "change": "As the log event: slot_activated, trial_committed, trial_rolled_back, trial_lease_expired, …",
     "fallback_device": '"cpu".',
     "service": 'Name in the health service: a model, a gRPC service, "liveness"; empty for the whole server.',
+    "file": '"certificate" (with its key and client CAs) or "tokens".',
     "le": "Upper bound of a histogram's bucket.",
     **PROCESS_LABELS,
 }

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common import logs
+from common.clock import Clock
 from common.metric_catalog import Reading
 from common.process_metrics import ProcessUsage, read_usage
 from inference.server import metric_catalog as catalog
+from inference.server.access import Access
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
@@ -28,10 +30,18 @@ class ServerReader:
     lag: LoopLag
     is_draining: Callable[[], bool]
     held: HeldBytes
+    access: Access
+    clock: Clock
 
     def read(self) -> list[Reading]:
         """All values now."""
-        return [*self._read_process(), *self._read_requests(), *self._read_runners(), *self._read_devices()]
+        return [
+            *self._read_process(),
+            *self._read_access(),
+            *self._read_requests(),
+            *self._read_runners(),
+            *self._read_devices(),
+        ]
 
     def _read_process(self) -> list[Reading]:
         ready: Values = {(name,): float(is_serving) for name, is_serving in self.health.snapshot().items()}
@@ -43,6 +53,15 @@ class ServerReader:
             Reading(catalog.LOOP_LAG, {(): self.lag.worst_seconds}),
             Reading(catalog.LOOP_TASKS, {(): float(self.lag.tasks)}),
             Reading(catalog.LOG_LINES_DROPPED, {(): float(logs.count_dropped_lines())}),
+        ]
+
+    def _read_access(self) -> list[Reading]:
+        state = self.access.state(self.clock.now())
+        expiry: Values = {} if state.certificate is None else {(): state.certificate.not_after.timestamp()}
+        return [
+            Reading(catalog.CERTIFICATE_EXPIRY, expiry),
+            Reading(catalog.TOKENS, {(): float(state.tokens)} if state.needs_token else {}),
+            Reading(catalog.RELOAD_SUCCESSFUL, {(name,): float(good) for name, good in state.reloads.items()}),
         ]
 
     def _read_requests(self) -> list[Reading]:

@@ -19,7 +19,10 @@ from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
 from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_STARTED, run_folder, socket_path
 from common.process_metrics import installed_version, make_process_reader
+from common.settings import SettingsInvalid
+from common.tls import ServerContexts
 from inference.server import compose
+from inference.server.access import Access
 from inference.server.api import standard_services, status
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
@@ -62,6 +65,18 @@ class InferenceServer:
     def __init__(
         self, settings: ServerSettings, clock: Clock, log: logs.Logger, early: EarlyRunners | None = None
     ) -> None:
+        """Read certificate and tokens; nothing runs yet.
+
+        Args:
+            settings: of the server.
+            clock: of all parts.
+            log: of the process.
+            early: runners that were started before.
+
+        Raises:
+            SettingsInvalid: certificate or tokens cannot be used.
+        """
+        self._access = compose.build_access(settings, log, clock)
         self._settings = settings
         self._early = early or EarlyRunners()
         self._clock = clock
@@ -118,8 +133,10 @@ class InferenceServer:
                 write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
             ports = {"port": port, "metrics_port": metrics_port, "health_port": health_port}
             self._log.info("server_started", **ports, pid=os.getpid())
+            for sentence in self._access.state(self._clock.now()).warnings:
+                self._log.warning("access_warning", detail=sentence)
             async with asyncio.TaskGroup() as tasks:
-                watchers = (self._tick(), self._watch_memory(), self._lag.run())
+                watchers = (self._tick(), self._watch_memory(), self._lag.run(), self._access.watch())
                 background = [tasks.create_task(watcher) for watcher in watchers]
                 await self._stop_requested.wait()
                 await self._drain_calls()
@@ -172,6 +189,7 @@ class InferenceServer:
             limits=compose.advertised_limits(settings),
             lag=self._lag,
             dropped_lines=logs.count_dropped_lines,
+            access=self._access,
         )
         handlers = [
             *(
@@ -185,9 +203,13 @@ class InferenceServer:
             names = [*_public_services(), standard_services.HEALTH_SERVICE]
             handlers += standard_services.ReflectionApi(names).handlers()
         server = make_server(
-            [self._interceptor(self._held)], compose.server_arguments(settings), handlers, self._on_failure
+            [self._interceptor(self._held, self._access)],
+            compose.server_arguments(settings),
+            handlers,
+            self._on_failure,
         )
-        self._connections.port = port = add_port(server, parse_address(section.host, section.port))
+        listening = parse_address(section.host, section.port)
+        self._connections.port = port = add_port(server, listening, self._access.make_credentials)
         await server.start()
         try:
             yield server, port
@@ -252,7 +274,9 @@ class InferenceServer:
             yield -1
             return
         address = parse_address(section.metrics_host, section.metrics_port)
-        endpoint = MetricsEndpoint(self._metrics.registry, address)
+        certificate = self._access.certificate if self._settings.tls.metrics else None
+        tls = None if certificate is None else ServerContexts(certificate).current
+        endpoint = MetricsEndpoint(self._metrics.registry, address, tls=tls)
         endpoint.start()
         try:
             yield endpoint.port
@@ -267,10 +291,12 @@ class InferenceServer:
             lag=self._lag,
             is_draining=self._stop_requested.is_set,
             held=self._held,
+            access=self._access,
+            clock=self._clock,
         )
 
-    def _interceptor(self, held: HeldBytes | None = None) -> CallInterceptor:
-        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers, held)
+    def _interceptor(self, held: HeldBytes | None = None, access: Access | None = None) -> CallInterceptor:
+        return CallInterceptor(self._clock, self._emit, self._log_crash, self._callers, held, access)
 
     def _log_crash(self, where: str, error: BaseException) -> None:
         self._log.error("call_crashed", rpc=where, exc_info=error)
@@ -332,6 +358,9 @@ def serve(settings: ServerSettings, early: EarlyRunners) -> int:
         except ListenFailed as error:
             log.error("server_refused", detail=str(error))
             return ExitCode.BUSY
+        except SettingsInvalid as error:
+            log.error("server_refused", detail=str(error))
+            return ExitCode.WRONG_USE
 
 
 async def _run(settings: ServerSettings, log: logs.Logger, early: EarlyRunners) -> int:

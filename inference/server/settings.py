@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -33,6 +34,13 @@ class ServerSection(Section):
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of /metrics; 0 = any free port, -1 = off")
     ] = 9095
+    tokens_file: Annotated[
+        Path | None,
+        Field(
+            description="file of hashed bearer tokens, written by `hotslot token new`; then every call needs one of "
+            "them. Read again when it changes"
+        ),
+    ] = None
     reflection: Annotated[bool, Field(description="whether gRPC server reflection is enabled")] = True
     max_message_bytes: Annotated[
         int, Field(ge=MIB, le=63 * MIB, description="largest gRPC message; a larger one ends the call")
@@ -235,6 +243,13 @@ class HealthSection(Section):
             "clients cannot be in their way; 0 = any free port, -1 = off",
         ),
     ] = -1
+    needs_token: Annotated[
+        bool,
+        Field(
+            description="whether the health service of the gRPC port needs a token too, if server.tokens_file is set; "
+            "the health port never does"
+        ),
+    ] = False
     overall: Annotated[
         Overall,
         Field(
@@ -251,7 +266,8 @@ class SchedulingSection(Section):
         str,
         Field(
             pattern=r"^([a-z0-9_.-]{1,64})?$",
-            description="metadata key whose value names the caller, set by a proxy; empty: each connection is a caller",
+            description="metadata key whose value names the caller, set by a proxy; the name of a caller's token goes "
+            "before it. Without both, the client certificate's name, else the connection, is the caller",
         ),
     ] = ""
     interactive_share: Annotated[
@@ -266,7 +282,12 @@ class CallerSection(Section):
     """One `[[callers]]` table: the rights of a caller; others have the defaults."""
 
     name: Annotated[
-        str, Field(min_length=1, max_length=MAX_NAME_CHARS, description="name of the caller, see caller_metadata_key")
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_NAME_CHARS,
+            description="name of the caller: of its token, or see caller_metadata_key",
+        ),
     ]
     priority: Annotated[
         Literal["auto", "interactive", "bulk"],

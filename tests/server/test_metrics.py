@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from common.metric_catalog import MetricKind
 from common.metrics import ReadingCollector
 from common.process_metrics import PROCESS_METRICS, make_process_reader, read_usage
+from inference.server.access import Access
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.metric_catalog import CATALOG
 from inference.server.metrics import EventMetrics
@@ -25,7 +26,8 @@ def reader(world: World) -> ServerReader:
     health.update({"": False, "shapes": True})
     held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory())
     lag = LoopLag(world.clock.monotonic)
-    return ServerReader(Models([world.manager]), health, lag, lambda: world.drain.is_draining, held)
+    models, access = Models([world.manager]), Access(None, None)
+    return ServerReader(models, health, lag, lambda: world.drain.is_draining, held, access, world.clock)
 
 
 def registry_of(world: World) -> CollectorRegistry:

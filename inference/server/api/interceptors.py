@@ -12,6 +12,7 @@ import grpc
 
 from common import errors
 from common.clock import Clock
+from inference.server.access import Access, certificate_name
 from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.scheduling.callers import UNNAMED, Caller, Callers
@@ -65,11 +66,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         report: Callable[[str, BaseException], None],
         callers: Callers,
         held: HeldBytes | None = None,
+        access: Access | None = None,
     ) -> None:
-        """Make an interceptor; with `held`, messages are read when there is room for them."""
+        """Make an interceptor.
+
+        Args:
+            clock: of the calls.
+            emit: gets their events.
+            report: gets unexpected errors, with the name of the method.
+            callers: with their rights.
+            held: messages are read when there is room for them; None: at once.
+            access: authenticates the calls; None: all are let in.
+        """
         self._clock = clock
         self._callers = callers
         self._held = held
+        self._access = access
         self._emit = emit
         self._report = report
         self._wrapped: dict[str, Handler] = {}
@@ -104,6 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = self._begin(context, service, method, kind)
             code = grpc.StatusCode.OK
             try:
+                self._identify(context, call)
                 await _send_ids(context, call)
                 response = await behaviour(request, context)
             except asyncio.CancelledError:
@@ -143,13 +156,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
-        caller = self._callers.find(metadata, context.peer())
-        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout, caller=caller)
+        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout)
         if kind == "unary":
             call.received = 1
         current_call.set(call)
         self._emit(CallStarted(service, method, kind))
         return call
+
+    def _identify(self, context: Context, call: Call) -> None:
+        """Find the caller; nothing of the call's messages has been read yet.
+
+        Raises:
+            Unauthenticated: the call needs a token, and shows none that is valid.
+        """
+        metadata, access = context.invocation_metadata() or (), self._access
+        if access is None:
+            call.caller = self._callers.find(metadata, context.peer())
+            return
+        token = access.authenticate(call.service, metadata)
+        certificate = certificate_name(context.auth_context()) if access.has_names else ""
+        call.caller = self._callers.find(metadata, context.peer(), token, certificate)
+        if token or certificate:
+            call.fields["caller"] = call.caller.name
 
     def _end(self, call: Call, code: grpc.StatusCode) -> None:
         if call.kind == "unary" and code is grpc.StatusCode.OK:

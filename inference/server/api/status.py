@@ -10,6 +10,7 @@ import grpc
 from common.clock import Clock
 from hotslot.status.v1 import status_pb2
 from inference.server import health
+from inference.server.access import Access, AccessState
 from inference.server.api.convert import parse
 from inference.server.api.reading import Context
 from inference.server.health import LoopLag
@@ -34,6 +35,7 @@ class ServerFacts:
     limits: status_pb2.Limits
     lag: LoopLag
     dropped_lines: Callable[[], int]
+    access: Access
 
 
 class StatusApi:
@@ -70,6 +72,7 @@ class StatusApi:
             resources=_resources(health.read_resources(self._facts.state_dir), managers),
             capabilities=[self._capability(manager) for manager in managers],
             limits=self._facts.limits,
+            access=_access(self._facts.access.state(self._clock.now())),
         )
 
     async def list_models(self, raw: bytes, _context: Context) -> status_pb2.ListModelsResponse:
@@ -131,6 +134,22 @@ class StatusApi:
             model.committed.digest = committed.bundle_digest
             model.committed.origin = committed.origin.value
         return model
+
+
+def _access(state: AccessState) -> status_pb2.AccessStatus:
+    message = status_pb2.AccessStatus(
+        level=_LEVELS[state.level],
+        tls=state.certificate is not None,
+        client_certificates=state.needs_client_certificate,
+        tokens=state.needs_token,
+        warnings=state.warnings,
+    )
+    if state.certificate is not None:
+        message.certificate.names.extend(state.certificate.names)
+        message.certificate.fingerprint = state.certificate.fingerprint
+        message.certificate.not_before.FromDatetime(state.certificate.not_before)
+        message.certificate.not_after.FromDatetime(state.certificate.not_after)
+    return message
 
 
 def _slot(manager: ModelManager, slot: SlotRecord) -> status_pb2.Slot:

@@ -75,7 +75,7 @@ class Caller:
 
 
 class Callers:
-    """Finds the caller of a call by the configured metadata key, else by its connection."""
+    """Finds the caller of a call: by its token, else the configured metadata key, its certificate, its connection."""
 
     def __init__(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
         self._key = metadata_key.lower()
@@ -83,17 +83,23 @@ class Callers:
             row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules
         }
 
-    def find(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
+    def find(
+        self, metadata: Iterable[tuple[str, str | bytes]], peer: str, token_name: str = "", certificate_name: str = ""
+    ) -> Caller:
         """The caller of a call.
 
         Args:
             metadata: of the call.
             peer: address of its connection, as gRPC writes it.
+            token_name: to whom its token was given; empty without one.
+            certificate_name: of the client's certificate; empty without one.
         """
-        name = next((value for key, value in metadata if key == self._key), "") if self._key else ""
+        name: str | bytes = token_name
+        if not name and self._key:
+            name = next((value for key, value in metadata if key == self._key), "")
         if isinstance(name, bytes):
             name = name.decode("utf-8", "replace")
-        name = name[:MAX_NAME_CHARS] or peer
+        name = (name or certificate_name)[:MAX_NAME_CHARS] or peer
         return self._configured.get(name) or Caller(CallerRules(name))
 
 

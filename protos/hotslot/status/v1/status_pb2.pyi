@@ -166,6 +166,7 @@ class GetServerStatusResponse(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Name of the serving host, as configured."""
     version: _builtins.str
@@ -186,6 +187,10 @@ class GetServerStatusResponse(_message.Message):
     def limits(self) -> Global___Limits:
         """Limits of requests."""
 
+    @_builtins.property
+    def access(self) -> Global___AccessStatus:
+        """Who may call the gRPC port, and over which certificate."""
+
     def __init__(
         self,
         *,
@@ -195,14 +200,103 @@ class GetServerStatusResponse(_message.Message):
         resources: Global___ResourceHealth | None = ...,
         capabilities: _abc.Iterable[Global___CapabilityHealth] | None = ...,
         limits: Global___Limits | None = ...,
+        access: Global___AccessStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "process", b"process", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "limits", b"limits", "process", b"process", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits", "node", b"node", "process", b"process", "resources", b"resources", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "capabilities", b"capabilities", "limits", b"limits", "node", b"node", "process", b"process", "resources", b"resources", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerStatusResponse: _TypeAlias = GetServerStatusResponse  # noqa: Y015
+
+@_typing.final
+class AccessStatus(_message.Message):
+    """The protection of the gRPC port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    level: Global___HealthLevel.ValueType
+    """OK. DEGRADED: the certificate ends soon, or changed files cannot be used.
+    FAILED: the certificate has expired or is not valid yet.
+    """
+    tls: _builtins.bool
+    """Whether it speaks TLS."""
+    client_certificates: _builtins.bool
+    """Whether clients must show a certificate."""
+    tokens: _builtins.bool
+    """Whether callers must show a token."""
+    @_builtins.property
+    def certificate(self) -> Global___ServerCertificate:
+        """Present with TLS."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences for people: what is unprotected, ends soon, or cannot be used."""
+
+    def __init__(
+        self,
+        *,
+        level: Global___HealthLevel.ValueType = ...,
+        tls: _builtins.bool = ...,
+        client_certificates: _builtins.bool = ...,
+        tokens: _builtins.bool = ...,
+        certificate: Global___ServerCertificate | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "client_certificates", b"client_certificates", "level", b"level", "tls", b"tls", "tokens", b"tokens", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessStatus: _TypeAlias = AccessStatus  # noqa: Y015
+
+@_typing.final
+class ServerCertificate(_message.Message):
+    """The certificate that new connections get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    """SHA-256 of the certificate, 64 hexadecimal digits."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Host names and addresses for which clients accept it."""
+
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """First moment of its validity."""
+
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp:
+        """End of its validity."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        fingerprint: _builtins.str = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "names", b"names", "not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerCertificate: _TypeAlias = ServerCertificate  # noqa: Y015
 
 @_typing.final
 class ProcessHealth(_message.Message):

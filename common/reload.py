@@ -1,0 +1,118 @@
+"""Values that are made from files, and made again when the files change."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from common.clock import Clock
+
+CHECK_SECONDS = 1.0  # between two looks at the files
+
+Stamp = tuple[int, ...] | None  # what changes with a file; None: it is missing
+
+
+class FileUnusable(Exception):
+    """Files cannot be used; the message is one sentence without a path, because it is shown to callers too."""
+
+
+class ReloadLog(Protocol):
+    """The part of a logger that `Reloaded` uses."""
+
+    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401  structlog's type
+        """Write a line."""
+        ...
+
+    def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write a line that an operator must see."""
+        ...
+
+
+T = TypeVar("T")
+
+
+class Reloaded(Generic[T]):
+    """The value of some files; when they change and cannot be used, the last good value stays. From any thread.
+
+    Logs `NAME_loaded` and `NAME_refused`. A failure counts once the files have not changed for a second: two files that
+    belong together are seldom replaced at the same moment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        load: Callable[[T | None], T],
+        log: ReloadLog,
+        clock: Clock,
+        describe: Callable[[T], Mapping[str, object]] = lambda _: {},
+    ) -> None:
+        """Load for the first time.
+
+        Args:
+            name: of the value, in the log.
+            files: from which it is made.
+            load: makes it, from the value in use; raises FileUnusable.
+            log: gets a line for each change.
+            clock: for the time between two looks.
+            describe: fields of the log line.
+
+        Raises:
+            FileUnusable: the files cannot be used.
+        """
+        self.name = name
+        self.failure = ""  # why the files are not in use as they are now; empty if they are
+        self._files = [file.absolute() for file in files]
+        self._load, self._log, self._clock, self._describe = load, log, clock, describe
+        self._lock = threading.Lock()
+        self._stamps = read_stamps(self._files)
+        self._unconfirmed = ""  # a failure that was not reported yet
+        self._checked_at = clock.monotonic()
+        self.value = load(None)
+
+    def current(self) -> T:
+        """The value in use; looks at the files first, at most once a second."""
+        if self._clock.monotonic() - self._checked_at >= CHECK_SECONDS:
+            self.check()
+        return self.value
+
+    def check(self) -> None:
+        """Load the files if they have changed; does nothing while another thread does so."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._checked_at = self._clock.monotonic()
+            self._check()
+        finally:
+            self._lock.release()
+
+    def _check(self) -> None:
+        stamps = read_stamps(self._files)
+        if stamps == self._stamps:
+            if self._unconfirmed:
+                self.failure, self._unconfirmed = self._unconfirmed, ""
+                self._log.error(f"{self.name}_refused", detail=self.failure, files=list(map(str, self._files)))
+            return
+        self._stamps = stamps
+        try:
+            value = self._load(self.value)
+        except FileUnusable as error:
+            self._unconfirmed = str(error)
+            return
+        has_changed = value != self.value or bool(self.failure)
+        self.value, self.failure, self._unconfirmed = value, "", ""
+        if has_changed:
+            self._log.info(f"{self.name}_loaded", **self._describe(value))
+
+
+def read_stamps(files: Iterable[Path]) -> tuple[Stamp, ...]:
+    """The stamps of some files; other ones as soon as a file is written, replaced, or reached through another link."""
+    return tuple(map(_read_stamp, files))
+
+
+def _read_stamp(file: Path) -> Stamp:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
