@@ -216,6 +216,10 @@ class UpdaterSection(Section):
         ),
     ] = ""
     hub_ca_file: Annotated[Path | None, Field(description="CA certificates to trust instead of the system's")] = None
+    hub_certificate_file: Annotated[
+        Path | None, Field(description="PEM file with the certificate to show to a hub that asks for one")
+    ] = None
+    hub_key_file: Annotated[Path | None, Field(description="PEM file with the key of hub_certificate_file")] = None
     hub_private_hosts: Annotated[
         tuple[str, ...],
         Field(max_length=100, description="hosts with private addresses that the hub may redirect to"),
@@ -286,6 +290,8 @@ class UpdaterSection(Section):
     def _check_token(self) -> "UpdaterSection":
         if self.hub_token_file is not None and self.hub_token_variable:
             raise ValueError("has both hub_token_file and hub_token_variable: set only one")
+        if (self.hub_certificate_file is None) != (self.hub_key_file is None):
+            raise ValueError("needs hub_certificate_file and hub_key_file together")
         return self
 
 

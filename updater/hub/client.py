@@ -14,6 +14,7 @@ from typing import Any
 from modelscope_hub import errors
 
 from common.clock import Clock
+from common.reload import Stamp, read_stamps
 from updater.core.effects import EffectFailure, FailureKind
 from updater.core.ports import MAX_PIECE_BYTES, EffectFailed, LinkBroken
 from updater.http.client import (
@@ -68,6 +69,8 @@ class HubHttpOptions:
     endpoint: str  # for example "https://hub.example:8443/models", without a trailing slash
     private_hosts: frozenset[str] = frozenset()  # private hosts that redirects may lead to
     ca_file: Path | None = None  # certificates to trust instead of the system's
+    certificate_file: Path | None = None  # to show to the hub, with its key
+    key_file: Path | None = None
     connect_seconds: float = 10.0
     stall_seconds: float = 20.0  # longest time without data; below the 25 s that an operator's command waits
 
@@ -157,6 +160,7 @@ class HubHttpClient:
         self._token = token
         self._proxy_for = proxy_for
         self._context: ssl.SSLContext | None = None
+        self._stamps: tuple[Stamp, ...] = ()  # of the files from which the context was made
 
     @property
     def host(self) -> str:
@@ -216,9 +220,29 @@ class HubHttpClient:
         return HubResponse(response, host, is_home=not chain.has_left), chain.with_address(response.address)
 
     def _get_context(self) -> ssl.SSLContext:
-        """The TLS context, with the certificates of the system or of `ca_file`; created once."""
-        if self._context is None:
-            self._context = ssl.create_default_context(cafile=self._options.ca_file)
+        """The TLS context, with the certificates of the system or of `ca_file`; made again when a file changes.
+
+        Raises:
+            EffectFailed: a file cannot be used; of the kind DENIED.
+        """
+        options = self._options
+        named = {
+            "hub_ca_file": options.ca_file,
+            "hub_certificate_file": options.certificate_file,
+            "hub_key_file": options.key_file,
+        }
+        stamps = read_stamps(path for path in named.values() if path is not None)
+        if self._context is None or stamps != self._stamps:
+            try:
+                context = ssl.create_default_context(cafile=options.ca_file)
+                if options.certificate_file is not None:
+                    context.load_cert_chain(options.certificate_file, options.key_file)
+            except OSError as error:  # SSLError too
+                keys = ", ".join(key for key, path in named.items() if path is not None)
+                reason = getattr(error, "reason", None) or (error.strerror or str(error)).lower()
+                message = f"a file of updater.{keys} cannot be used: {reason}"
+                raise EffectFailed.denied("TLS_FILES_UNUSABLE", message) from error
+            self._context, self._stamps = context, stamps
         return self._context
 
 

@@ -278,6 +278,8 @@ def open_hub(section: UpdaterSection, model: str, clock: Clock, is_release: Call
         endpoint=section.hub_endpoint or normalize_endpoint(DEFAULT_ENDPOINT),
         private_hosts=frozenset(host.lower() for host in section.hub_private_hosts),
         ca_file=section.hub_ca_file,
+        certificate_file=section.hub_certificate_file,
+        key_file=section.hub_key_file,
         connect_seconds=section.hub_connect_seconds,
         stall_seconds=section.hub_stall_seconds,
     )

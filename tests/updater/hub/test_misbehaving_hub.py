@@ -150,6 +150,21 @@ def test_an_untrusted_certificate_is_refused(bench: HubBench) -> None:
 
 
 @pytest.mark.fault("N6")
+def test_a_new_ca_file_is_used_and_a_missing_one_reported(bench: HubBench, tmp_path: Path) -> None:
+    """Without a restart; the message names the setting, not the path."""
+    context, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "ca.pem"
+    context.load_cert_chain(CERTIFICATE)
+    with ScriptedHub(bench.folder / "hub" / MODEL, context) as secure:
+        bench.rules = replace(bench.rules, endpoint=secure.url, ca_file=trusted)
+        hub = bench.hub
+        failed = failure(lambda: hub.revisions(WHOLE))
+        assert (failed.kind, failed.reason) == (FailureKind.DENIED, "TLS_FILES_UNUSABLE")
+        assert failed.message == "a file of updater.hub_ca_file cannot be used: no such file or directory"
+        trusted.write_bytes(CERTIFICATE.read_bytes())
+        assert hub.revisions(WHOLE) == (REVISION,)
+
+
+@pytest.mark.fault("N6")
 def test_a_server_without_tls_gets_no_request(bench: HubBench) -> None:
     """There is no fallback from https to http."""
     bench.rules = replace(bench.rules, endpoint=bench.server.url.replace("http:", "https:"))
