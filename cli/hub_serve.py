@@ -2,7 +2,7 @@
 
 import signal
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +15,18 @@ from cli.output import DIM, DOUBTFUL, GOOD, err, text
 from cli.problems import CommandFailed, WronglyUsed
 from common import logs
 from common.address import ListenAddress, ListenFailed, parse_address
-from common.durable import read_bounded
+from common.clock import SystemClock
+from common.reload import FileUnusable
 from common.stop_signals import StopSignals
+from common.tls import ServerContexts, TlsFiles, watch_certificate
+from common.tokens import watch_tokens
 from hubserver.folder import HubFolder
 from hubserver.handler import ResponseHook
 from hubserver.server import MAX_CONNECTIONS, HubServer, HubServerOptions
 
 EXAMPLE = """Example:  hotslot hub serve state/hub
 
-Example:  hotslot hub serve /srv/models --host 0.0.0.0 --token-file /run/secrets/hub
+Example:  hotslot hub serve /srv/models --host 0.0.0.0 --tokens-file hub-tokens
 
 Next:  download a revision with the stock client:
   export MODELSCOPE_ENDPOINT=http://127.0.0.1:8090
@@ -32,7 +35,6 @@ Next:  download a revision with the stock client:
 or point an updater at it, in hotslot.toml or by variables:
   HOTSLOT_UPDATER__HUB_ENDPOINT=http://127.0.0.1:8090
   HOTSLOT_UPDATER__MODELS__SHAPES__HUB_MODEL=any/shapes"""
-_MAX_TOKEN_BYTES = 4096
 
 
 Folder = Annotated[
@@ -41,10 +43,13 @@ Folder = Annotated[
 ]
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
 Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")]
-TokenFile = Annotated[
+TokensFile = Annotated[
     Path | None,
     typer.Option(
-        "--token-file", metavar="FILE", help="Require the token in this file from every client.", show_default=False
+        "--tokens-file",
+        metavar="FILE",
+        help="Require one of these tokens from every client; `hotslot token new` makes them.",
+        show_default=False,
     ),
 ]
 TlsCert = Annotated[
@@ -54,6 +59,15 @@ TlsCert = Annotated[
 TlsKey = Annotated[
     Path | None,
     typer.Option("--tls-key", metavar="FILE", help="The private key of the certificate.", show_default=False),
+]
+TlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="Clients must show a certificate that one of these CAs has signed.",
+        show_default=False,
+    ),
 ]
 MaxConnections = Annotated[
     int, typer.Option("--max-connections", min=1, max=1024, help="Further connections get 503 with Retry-After.")
@@ -65,42 +79,48 @@ def serve(
     *,
     host: Host = "127.0.0.1",
     port: Port = 8090,
-    token_file: TokenFile = None,
+    tokens_file: TokensFile = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     max_connections: MaxConnections = MAX_CONNECTIONS,
 ) -> None:
     """Serve a folder hub over HTTP to ModelScope clients, until Ctrl-C.
 
     `hotslot hub add` fills the folder; the server only reads it. A revision is
     listed once all its files are there. Clients may use any owner in
-    OWNER/NAME. Every request is logged.
+    OWNER/NAME. Every request is logged. Tokens and certificates are read again
+    when their files change.
     """
-    tls = _tls(tls_cert, tls_key)
-    listening = HubServerOptions(_address(host, port), _token(token_file), max_connections, tls)
-    place = hub_folder(folder)
-    if not place.is_dir():
-        raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
-    serve_until_stopped(place, listening)
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
+        raise WronglyUsed("give --tls-cert and --tls-key together; --tls-client-ca needs them")
+    files = None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key, tls_client_ca)
+    address, place = _address(host, port), hub_folder(folder)
+    with logs.configure("hub", "info"):
+        log = logs.get_logger()
+        listening = HubServerOptions(address, _find_token(tokens_file, log), max_connections, _tls(files, log))
+        if not place.is_dir():
+            raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
+        serve_until_stopped(place, listening)
 
 
 def serve_until_stopped(folder: Path, options: HubServerOptions, hook: ResponseHook | None = None) -> None:
-    """Serve a folder hub until SIGINT, SIGTERM or SIGHUP.
+    """Serve a folder hub until SIGINT, SIGTERM or SIGHUP. The log must be configured.
 
     Raises:
         CommandFailed: the address cannot be listened on.
     """
-    with logs.configure("hub", "info"):
-        log = logs.get_logger()
-        server = _start(HubServer(HubFolder(folder), options, log, hook))
-        log.info("hub_serving", url=server.url, folder=str(folder), needs_token=bool(options.token))
-        _announce(server.url, options)
-        try:
-            with StopSignals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
-                signals.wait()
-        finally:
-            server.stop()
-        log.info("hub_ended")
+    log = logs.get_logger()
+    server = _start(HubServer(HubFolder(folder), options, log, hook))
+    needs_token = options.find_token is not None
+    log.info("hub_serving", url=server.url, folder=str(folder), needs_token=needs_token)
+    _announce(server.url, options)
+    try:
+        with StopSignals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+            signals.wait()
+    finally:
+        server.stop()
+    log.info("hub_ended")
 
 
 @contextmanager
@@ -152,34 +172,37 @@ def _start(server: HubServer) -> HubServer:
 
 def _announce(url: str, listening: HubServerOptions) -> None:
     err.print(text(("the hub serves at ", GOOD), (url, "bold"), ("  Ctrl-C stops it", DIM)), soft_wrap=True)
-    if not listening.token and not listening.address.is_loopback:
-        step = "no token is required: every client that reaches the port may download; require one with --token-file"
+    if listening.address.is_loopback:
+        return
+    if listening.find_token is None:
+        step = "no token is required: every client that reaches the port may download; require one with --tokens-file"
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
-    if listening.token and listening.tls is None and not listening.address.is_loopback:
-        step = "the token is sent without encryption; give --tls-cert and --tls-key, or use a TLS proxy"
+    if listening.tls is None:
+        step = (
+            "what is sent, tokens included, can be read on its way; give --tls-cert and --tls-key, or use a TLS proxy"
+        )
         err.print(text((step, DOUBTFUL)), soft_wrap=True)
 
 
-def _token(path: Path | None) -> str:
+def _find_token(path: Path | None, log: logs.Logger) -> Callable[[str], str] | None:
+    """Finds the name of a token in a file of hashed ones, which is read again when it changes."""
     if path is None:
-        return ""
-    try:
-        token = read_bounded(path, _MAX_TOKEN_BYTES).decode("ascii").strip()
-    except ValueError as error:
-        raise WronglyUsed(f"{path} has no token; it must be one line of ASCII") from error
-    if not token or not token.isprintable() or " " in token:
-        raise WronglyUsed(f"{path} has no token; it must be one line of ASCII")
-    return token
-
-
-def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if certificate is None and key is None:
         return None
-    if certificate is None or key is None:
-        raise WronglyUsed("give --tls-cert and --tls-key together")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        raise WronglyUsed(f"{certificate} and {key} are not a certificate and its key: {error.reason}") from error
-    return context
+        watched = watch_tokens(path, log, SystemClock())
+    except FileUnusable as error:
+        raise WronglyUsed(f"{path}: {error}") from error
+    return lambda token: watched.current().find(token)
+
+
+def _tls(files: TlsFiles | None, log: logs.Logger) -> Callable[[], ssl.SSLContext] | None:
+    """The TLS context of a connection; the files are read again when they change."""
+    if files is None:
+        return None
+    try:
+        certificate = watch_certificate(files, log, SystemClock())
+    except FileUnusable as error:
+        raise WronglyUsed(f"{files.certificate}: {error}") from error
+    for sentence in certificate.value.warnings:
+        err.print(text((sentence, DOUBTFUL)), soft_wrap=True)
+    return ServerContexts(certificate).current

@@ -60,6 +60,7 @@ class _Exchange:
     request: IncomingRequest | None
     response: OutgoingResponse
     altered: AlteredResponse | None = None
+    caller: str = ""  # name of the token
 
     @property
     def is_head(self) -> bool:
@@ -74,17 +75,23 @@ class _Exchange:
 class HubRequestHandler:
     """Shared by the threads of all connections."""
 
-    def __init__(self, folder: HubFolder, token: str, log: Logger, hook: ResponseHook | None = None) -> None:
+    def __init__(
+        self,
+        folder: HubFolder,
+        find_token: Callable[[str], str] | None,
+        log: Logger,
+        hook: ResponseHook | None = None,
+    ) -> None:
         """Store what every request needs.
 
         Args:
             folder: the models.
-            token: required from clients; empty: none is required.
+            find_token: the name of a token, empty if it is not valid; None: no token is required.
             log: receives one event for each request.
             hook: alters responses.
         """
         self._folder = folder
-        self._token = token
+        self._find_token = find_token
         self._log = log
         self._hook = hook
 
@@ -134,6 +141,7 @@ class HubRequestHandler:
             target=request.target[:_MAX_LOGGED] if request else "",
             range=headers.get("range", "")[:_MAX_LOGGED],
             has_token="authorization" in headers or "m_session_id" in headers.get("cookie", ""),
+            caller=exchange.caller,
             status=exchange.response.status.value,
             bytes=sent_bytes,
             seconds=round(seconds, 4),
@@ -150,9 +158,9 @@ class HubRequestHandler:
             given = request.headers.get("x-request-id", "")
             request_id = given if _REQUEST_ID.fullmatch(given) else request_id
             if self._hook is not None and self._hook.handles(request):
-                self._check_token(request)
+                caller = self._find_caller(request)
                 body = connection.receive_body(request.body_bytes)
-                return _Exchange(request_id, request, self._hook.respond(request, body))
+                return _Exchange(request_id, request, self._hook.respond(request, body), caller=caller)
             return self._answer(request, request_id)
         except RequestRejected as rejected:
             return self._rejection(request_id, request, rejected)
@@ -161,15 +169,18 @@ class HubRequestHandler:
         if request.method not in ("GET", "HEAD") or request.body_bytes:
             raise RequestRejected(HTTPStatus.METHOD_NOT_ALLOWED, "this hub is read only", {"Allow": "GET, HEAD"})
         route = protocol.route_of(request)
-        if route.kind not in _WITHOUT_TOKEN:
-            self._check_token(request)
-        exchange = self._look_up(route, request, request_id)
+        caller = "" if route.kind in _WITHOUT_TOKEN else self._find_caller(request)
+        exchange = replace(self._look_up(route, request, request_id), caller=caller)
         altered = self._hook.alter(route, request, exchange.response) if self._hook is not None else None
         return exchange if altered is None else replace(exchange, response=altered.response, altered=altered)
 
-    def _check_token(self, request: IncomingRequest) -> None:
-        if self._token:
-            protocol.check_token(request, self._token)
+    def _find_caller(self, request: IncomingRequest) -> str:
+        """The name of the request's token; empty if none is required.
+
+        Raises:
+            RequestRejected: it is missing or not valid.
+        """
+        return "" if self._find_token is None else protocol.find_caller(request, self._find_token)
 
     def _look_up(self, route: HubRoute, request: IncomingRequest, request_id: str) -> _Exchange:
         try:

@@ -3,10 +3,9 @@
 The owner in `owner/name` is ignored: a folder hub has no owners, and the real hub lists some models under two owners.
 """
 
-import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -90,8 +89,12 @@ def _number(asked: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def check_token(request: IncomingRequest, token: str) -> None:
-    """Check the token, in the header or in the cookie that older clients send.
+def find_caller(request: IncomingRequest, find: Callable[[str], str]) -> str:
+    """The name of a request's token, which is in the header or in the cookie that older clients send.
+
+    Args:
+        request: any.
+        find: the name of a token; empty if it is not valid.
 
     Raises:
         RequestRejected: the token is missing or wrong.
@@ -99,8 +102,10 @@ def check_token(request: IncomingRequest, token: str) -> None:
     shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip() or _cookie(request)
     if not shown:
         raise RequestRejected(HTTPStatus.UNAUTHORIZED, "a token is needed", {"WWW-Authenticate": "Bearer"})
-    if not hmac.compare_digest(shown.encode(), token.encode()):
-        raise RequestRejected(HTTPStatus.FORBIDDEN, "the token is not the right one")
+    name = find(shown)
+    if not name:
+        raise RequestRejected(HTTPStatus.FORBIDDEN, "the token is unknown here, or was revoked")
+    return name
 
 
 def answer(route: HubRoute, request: IncomingRequest, folder: HubFolder, request_id: str) -> OutgoingResponse:

@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -25,12 +26,12 @@ _STOP_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class HubServerOptions:
-    """Address, token and limits of a hub server."""
+    """Address, access and limits of a hub server."""
 
     address: ListenAddress = LOOPBACK
-    token: str = ""  # empty: everybody may ask
+    find_token: Callable[[str], str] | None = None  # the name of a token, empty if it is not valid; None: open to all
     max_connections: int = MAX_CONNECTIONS
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None  # the context for a new connection
 
 
 class HubServer:
@@ -48,7 +49,7 @@ class HubServer:
 
         Args:
             folder: the models.
-            options: address, token and limits.
+            options: address, access and limits.
             log: receives one event for each request.
             hook: alters responses.
             clock: measures the limits.
@@ -56,7 +57,7 @@ class HubServer:
         self._options = options
         self._log = log
         self._clock = clock or SystemClock()
-        self._handler = HubRequestHandler(folder, options.token, log, hook)
+        self._handler = HubRequestHandler(folder, options.find_token, log, hook)
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
         self._turned_away: deque[socket.socket] = deque()  # used only by the accepting thread until it has ended
@@ -141,4 +142,4 @@ class HubServer:
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = self._options.tls
-        return connection if tls is None else tls.wrap_socket(connection, server_side=True)
+        return connection if tls is None else tls().wrap_socket(connection, server_side=True)

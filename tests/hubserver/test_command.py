@@ -13,6 +13,7 @@ import pytest
 from cli.hub import publish
 from cli.hub_serve import serve_hub_while
 from cli.problems import CommandFailed
+from common.tokens import make_entry, write_tokens
 from dev.harness.hub import FILES, MODEL, ask
 from tests.cli.conftest import Hotslot, hotslot
 from tests.hubserver.process import FAULTY, serve
@@ -49,8 +50,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.timeout(180)
 def test_the_stock_download_works(folder: Path, tmp_path: Path) -> None:
     """ModelScope's own client lists and downloads from it, token included, and nothing outside is asked."""
-    (tmp_path / "token").write_text("open-sesame\n")
-    with serve(folder, "--token-file", str(tmp_path / "token")) as hub:
+    write_tokens(tmp_path / "tokens", added=make_entry("reader", "open-sesame", ""))
+    with serve(folder, "--tokens-file", str(tmp_path / "tokens")) as hub:
         done = subprocess.run(
             [sys.executable, "-c", STOCK_DOWNLOAD, str(tmp_path / "cache")],
             capture_output=True,
@@ -118,9 +119,10 @@ def test_the_demo_s_hub_runs_beside_its_stack(tmp_path: Path, capfd: pytest.Capt
     ("options", "says"),
     [
         (["nowhere"], "hotslot hub add"),
-        ([".", "--token-file", "empty"], "has no token"),
+        ([".", "--tokens-file", "nowhere"], "cannot be read"),
         ([".", "--tls-cert", "empty"], "together"),
-        ([".", "--tls-cert", "empty", "--tls-key", "empty"], "not a certificate"),
+        ([".", "--tls-client-ca", "empty"], "needs them"),
+        ([".", "--tls-cert", "empty", "--tls-key", "empty"], "no certificate in PEM"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from common.tls import ServerContexts, watch_certificate
+from dev.harness.certificates import Authority, ListenerFiles
 from dev.harness.hub import FILES, MODEL, Hub, hub
-from dev.harness.process import ROOT
 from dev.harness.waiting import eventually
 from hubserver.http import (
     ANSWER_SECONDS,
@@ -27,8 +28,8 @@ from hubserver.http import (
     read_head,
 )
 from hubserver.server import MAX_TURNED_AWAY, HubServerOptions
+from tests.common.clock import KeptLog, SimClock
 
-CERTIFICATE = ROOT / "tests/updater/hub/certificate.pem"  # of 127.0.0.1, signed by itself
 API = f"/api/v1/models/any/{MODEL}"
 
 
@@ -169,21 +170,42 @@ def test_a_header_cannot_begin_another() -> None:
         read_head(head)
 
 
+def fetch(port: int, trusting: ssl.SSLContext) -> bytes:
+    """One file, over a new connection."""
+    client = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
+    try:
+        client.request("GET", f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin")
+        return client.getresponse().read()
+    finally:
+        client.close()
+
+
 def test_a_hub_speaks_tls(tmp_path: Path) -> None:
-    """Who trusts its certificate is served; and it ends at once, whatever connection is open."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    with hub(tmp_path, HubServerOptions(tls=context)) as made:
+    """Who trusts its certificate and shows one is served; it ends at once, whatever connection is open."""
+    authority, clock = Authority(tmp_path / "ca"), SimClock()
+    mine, listener = authority.sign("me"), ListenerFiles(tmp_path / "tls", authority.sign("hub"), authority.certificate)
+    contexts = ServerContexts(watch_certificate(listener.files, KeptLog(), clock))
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    with hub(tmp_path, HubServerOptions(tls=contexts.current)) as made:
         made.publish("v1.0.0")
         port = int(made.url.rpartition(":")[2])
         assert made.url.startswith("https://")
-        trusting = ssl.create_default_context(cafile=CERTIFICATE)
-        client = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
-        client.request("GET", f"{API}/repo?Revision=v1.0.0&FilePath=weights.bin")
-        assert FILES["weights.bin"] == client.getresponse().read()
+        with pytest.raises(OSError, match=r"certificate required|reset|EOF"):
+            fetch(port, trusting)
+        trusting.load_cert_chain(mine.certificate, mine.key)
+        assert fetch(port, trusting) == FILES["weights.bin"]
         with socket.create_connection(("127.0.0.1", port), timeout=10) as wary, pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(wary, server_hostname="127.0.0.1")
-        began = time.monotonic()
-        made.server.stop()
-        assert time.monotonic() - began < 1.5
-        client.close()
+
+        listener.use(Authority(tmp_path / "other").sign("hub"))
+        clock.advance(1.0)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            fetch(port, trusting)
+        trusting.load_verify_locations(tmp_path / "other" / "ca.crt")
+        assert fetch(port, trusting) == FILES["weights.bin"]
+
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
+            began = time.monotonic()
+            made.server.stop()
+            assert time.monotonic() - began < 1.5
+            assert idle.fileno() >= 0

@@ -140,13 +140,14 @@ def test_a_revision_with_a_broken_manifest_hides_no_other(serving: Hub) -> None:
 @pytest.mark.parametrize(("shown", "status"), [({}, 401), ({"Authorization": "Bearer guess"}, 403)])
 def test_a_token_is_asked_for(tmp_path: Path, shown: dict[str, str], status: int) -> None:
     """Without it every request is refused, also listings; and it is never logged."""
-    with hub(tmp_path, HubServerOptions(token=WORD)) as made:
+    with hub(tmp_path, HubServerOptions(find_token=lambda token: {WORD: "reader"}.get(token, ""))) as made:
         made.publish("v1.0.0")
         assert status == made.get(f"{API}/revisions", headers=shown).status
         assert status == made.get("/api/v1/models/any/nobody/revisions", headers=shown).status
         for right in ({"Authorization": f"Bearer {WORD}"}, {"Cookie": f"a=b; m_session_id={WORD}"}):
             assert made.get(f"{API}/revisions", headers=right).status == 200
         assert WORD not in str(made.events)
+        assert [line["caller"] for line in made.answered()] == ["", "", "reader", "reader"]
 
 
 def test_a_hub_is_read_only(serving: Hub) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.hub_serve import serve_until_stopped
 from cli.problems import CommandFailed
+from common import logs
 from common.address import parse_address
 from dev.harness.faulty_hub.faults import FaultPlan, FaultUnknown, parse_faults
 from dev.harness.faulty_hub.hook import FaultHook
@@ -35,11 +36,9 @@ def main() -> int:
     except FaultUnknown as error:
         parser.error(f"--fault: {error}")
     try:
-        serve_until_stopped(
-            given.folder,
-            HubServerOptions(parse_address(given.host, given.port)),
-            FaultHook(plan, allows_http=given.allow_faults),
-        )
+        options = HubServerOptions(parse_address(given.host, given.port))
+        with logs.configure("hub", "info"):
+            serve_until_stopped(given.folder, options, FaultHook(plan, allows_http=given.allow_faults))
     except CommandFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1
