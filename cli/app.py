@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, tag, updates
+from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, tag, token, updates
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -66,6 +66,12 @@ app.add_typer(
     name="config",
     help="Check, show and document the settings.",
     epilog="Example:  hotslot config check\n\nNext:  `hotslot serve` starts with these settings.",
+)
+app.add_typer(
+    token.app,
+    name="token",
+    help="Make, list and revoke the tokens of callers.",
+    epilog="Example:  hotslot token new shop-backend > shop.token\n\nNext:  set server.tokens_file in hotslot.toml.",
 )
 app.add_typer(
     metrics.app,

@@ -8,7 +8,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from cli.healthcheck import to_target
+from cli.endpoint import Endpoint
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, read_settings, state_folder
 from common.address import unix_target
@@ -26,38 +26,50 @@ _NEXT_STEPS = {
     "QUOTA_EXCEEDED": "the quota of this caller is used up; try again later",
     "DEADLINE_TOO_SHORT": "give a longer --timeout",
     "DEADLINE_EXPIRED": "give a longer --timeout",
+    "TOKEN_MISSING": "give --token-file",
+    "TOKEN_UNKNOWN": "ask for a new one; `hotslot token new` makes it",
     "INTERNAL": "see the server's log",
     "ENGINE_FAILED": "see the server's log",
 }
 
 
 @contextlib.contextmanager
-def connection(address: str, timeout_seconds: float) -> Iterator[grpc.Channel]:
+def connection(endpoint: Endpoint, timeout_seconds: float) -> Iterator[grpc.Channel]:
     """Open a channel; a failed call inside the block is raised as `CommandFailed`.
 
     Args:
-        address: host and port, :PORT of this machine, or unix:///path.
+        endpoint: the server or the updater.
         timeout_seconds: of the calls, for the error message.
 
     Raises:
         CommandFailed: a call failed.
     """
-    # HTTP proxies of the environment are ignored: the server is usually on this machine.
-    with grpc.insecure_channel(to_target(address), options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with endpoint.open() as channel:
         try:
             yield channel
         except grpc.RpcError as error:
-            raise explain_failure(error, address, timeout_seconds) from error
+            raise explain_failure(error, endpoint, timeout_seconds) from error
 
 
-def explain_failure(error: grpc.RpcError, address: str, timeout_seconds: float) -> CommandFailed:
+def explain_failure(error: grpc.RpcError, endpoint: Endpoint, timeout_seconds: float) -> CommandFailed:
     """The error message of a failed call, with what to do next."""
+    address = endpoint.address
     if not isinstance(error, grpc.Call):
         return CommandFailed(f"the call to {address} failed: {error}")
     status = _details_of(error)
     if status is not None:
         return CommandFailed(_format_status(status))
     match error.code():
+        case grpc.StatusCode.UNAVAILABLE if endpoint.trust is not None and _is_about_tls(error.details()):
+            sentence = (
+                f"TLS with {address} failed; --tls-ca names the CA of its certificate, --tls-name a name in it,"
+                f" --tls-cert and --tls-key show one that it trusts ({error.details()})"
+            )
+        case grpc.StatusCode.UNAVAILABLE if _is_closed(error.details()):
+            step = "speaks TLS, give --tls-ca"
+            if endpoint.trust is not None:
+                step = "asks for a client certificate that it trusts, give --tls-cert and --tls-key"
+            sentence = f"the server at {address} closes the connection; if it {step}"
         case grpc.StatusCode.UNAVAILABLE:
             sentence = f"no server answers at {address}; start one with `hotslot serve`, or name another with --address"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -69,6 +81,14 @@ def explain_failure(error: grpc.RpcError, address: str, timeout_seconds: float) 
         case code:
             sentence = f"the call to {address} failed: {code.name}: {error.details()}"
     return CommandFailed(sentence)
+
+
+def _is_about_tls(details: str | None) -> bool:
+    return any(word in (details or "").lower() for word in ("handshake", "peer name", "ssl_error"))
+
+
+def _is_closed(details: str | None) -> bool:
+    return any(word in (details or "").lower() for word in ("socket closed", "connection reset", "end of tcp stream"))
 
 
 def _details_of(call: grpc.Call) -> status_pb2.Status | None:
@@ -92,9 +112,9 @@ def _format_status(status: status_pb2.Status) -> str:
     return status.message + (f" ({', '.join(named)})" if named else "") + (f"; {step}" if step else "")
 
 
-def updates_address(state_dir: Path | None) -> str:
-    """The address of the updater's socket."""
-    return unix_target(run_folder(state_folder(state_dir)) / UPDATES_SOCKET)
+def updates_endpoint(state_dir: Path | None) -> Endpoint:
+    """The updater's socket."""
+    return Endpoint(unix_target(run_folder(state_folder(state_dir)) / UPDATES_SOCKET))
 
 
 def hub_folder(given: Path | None, model: str = "") -> Path:

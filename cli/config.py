@@ -13,11 +13,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
+from cli.config_check import list_addresses, list_doubts, list_mistakes
 from cli.output import DIM, DOUBTFUL, GOOD, out, print_text, text
 from cli.settings import Config, Settings, read_settings
-from common.address import find_fault, parse_address
-from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, run_folder, socket_path
-from common.settings import Mistake, SettingsInvalid, settings_path
+from common.clock import SystemClock
+from common.settings import SettingsInvalid, settings_path
 
 app = typer.Typer(no_args_is_help=True)
 DOCS = "docs/configuration.md"
@@ -65,24 +65,13 @@ class SettingRow:
 def check(*, config: Config = None) -> None:
     """Check the settings: print all mistakes, or the addresses that the server will use."""
     settings = read_settings(config)
-    mistakes = [*_check_paths(settings), *_check_stop_seconds(settings)]
+    mistakes = list_mistakes(settings)
     if mistakes:
         raise SettingsInvalid(mistakes)
-    server = settings.server
-    listening = parse_address(server.host, server.port)
-    metrics = parse_address(server.metrics_host, server.metrics_port)
-    rows = {
-        "gRPC": f"{listening}" + ("" if server.port or listening.path else " (a free port)"),
-        "metrics": "off" if server.metrics_port < 0 else f"http://{metrics}/metrics",
-        "control": f"unix:{run_folder(settings.state_dir) / CONTROL_SOCKET}",
-        "models": ", ".join(f"{model.name} ({model.task.value}, {model.device})" for model in settings.models),
-    }
     print_text(("ok", GOOD), f"  {settings_path()}")
-    _print_rows(rows)
-    for address in (listening, metrics):
-        fault = find_fault(address)
-        if fault:
-            print_text((f"on this machine: {fault}", DOUBTFUL))
+    _print_rows(list_addresses(settings))
+    for sentence in list_doubts(settings, SystemClock().now()):
+        print_text((sentence, DOUBTFUL))
 
 
 @app.command(
@@ -130,24 +119,6 @@ def list_effective(settings: Settings) -> list[tuple[str, str, SettingRow]]:
         for position, table in enumerate(cast("tuple[object, ...]", _value(settings, tables))):
             found.append((f"{tables}[{position}].{name}", format_toml(getattr(table, name)), row))
     return found
-
-
-def _check_paths(settings: Settings) -> list[Mistake]:
-    try:
-        socket_path(settings.state_dir, SUPERVISOR_SOCKET)  # the longest path
-    except SettingsInvalid as error:
-        return error.mistakes
-    return []
-
-
-def _check_stop_seconds(settings: Settings) -> Iterator[Mistake]:
-    """The server must have time to drain before it is killed, or it loses accepted calls."""
-    server, stop = settings.server, settings.watchdog.stop_seconds
-    needed = server.drain_delay_seconds + server.grace_seconds + settings.runner.retire_seconds
-    if stop <= needed:
-        sum_of = "server.drain_delay_seconds + server.grace_seconds + runner.retire_seconds"
-        message = f"too short to drain, the server would be killed: more than {needed:g}, which is {sum_of}"
-        yield Mistake("watchdog.stop_seconds", message, str(stop))
 
 
 def _value(section: object, key: str) -> object:

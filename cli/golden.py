@@ -11,9 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from cli.clients import connection, golden_folder, task_of
+from cli.endpoint import Endpoint, calls_server
 from cli.output import BAD, DIM, GOOD, enum_word, err, out, print_json, print_text, short, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import Address, AsJson, server_address
+from cli.settings import AsJson
 from common.durable import write_atomic
 from common.golden_set import (
     LABELS,
@@ -134,6 +135,7 @@ Timeout = Annotated[
     epilog='Example:  hotslot golden record pictures -s "there is a person" -s "it is dark"\n\n'
     'Next:  set golden = "FOLDER" in hotslot.toml at the model; then every new revision must pass the set.'
 )
+@calls_server
 def record(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures.", exists=True, file_okay=False)],
     *,
@@ -148,7 +150,7 @@ def record(
         ),
     ] = None,
     model: Model = "",
-    address: Address = None,
+    endpoint: Endpoint,
     timeout: Timeout = 30.0,
 ) -> None:
     """Record the active model's answers about a folder of pictures.
@@ -162,7 +164,7 @@ def record(
     items = (*known.items, *_new_items(folder, known, tuple(statements or ())))
     if not items:
         raise WronglyUsed("the set is empty; give at least one --statement for the pictures in this folder")
-    answers = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, address, timeout)
+    answers = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, endpoint, timeout)
     failed = [item.item for item in items if len(answers[item.item]) < len(item.statements)]
     if failed:
         raise CommandFailed(f"the model did not answer {failed[0]!r}; nothing was recorded")
@@ -178,17 +180,18 @@ def record(
     epilog="Example:  hotslot golden check\n\n"
     "Next:  correct wrong expectations in golden.jsonl, or find out why the model changed."
 )
+@calls_server
 def check(
     folder: Folder = None,
     *,
     model: Model = "",
-    address: Address = None,
+    endpoint: Endpoint,
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Run a set on the active model; the exit code is 1 if an answer differs."""
     golden = _read(golden_folder(folder, model), model)
-    rows = compare(golden, _answers_of(golden, model, address, timeout))
+    rows = compare(golden, _answers_of(golden, model, endpoint, timeout))
     wrong = [row for row in rows if not row.is_right]
     if as_json:
         print_json({"digest": golden.digest, "statements": len(rows), "differing": [_row(row) for row in wrong]})
@@ -228,10 +231,10 @@ def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> I
             yield GoldenItem(name, picture.name, statements=statements)
 
 
-def _answers_of(golden: GoldenFolder, model: str, address: str | None, timeout: float) -> dict[str, tuple[str, ...]]:
+def _answers_of(golden: GoldenFolder, model: str, endpoint: Endpoint, timeout: float) -> dict[str, tuple[str, ...]]:
     """The active model's answers by item; fewer than the item's statements if the model refused it."""
     answers: dict[str, tuple[str, ...]] = {}
-    with connection(server_address(address), timeout) as channel, err.status(text("sending items")) as progress:
+    with connection(endpoint, timeout) as channel, err.status(text("sending items")) as progress:
         stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
         for number, item in enumerate(golden.golden.items, start=1):
             progress.update(text(f"item {number} of {len(golden.golden.items)}"))

@@ -33,6 +33,7 @@ Checks the health of a gRPC server once (grpc.health.v1), with the flags and exi
   -tls-client-cert FILE  certificate to show; needs -tls-client-key
   -tls-client-key FILE   its key
   -tls-server-name NAME  name that the server's certificate must have
+  -token-file FILE       send the bearer token in it; grpc_health_probe lacks this flag
   -tls-no-verify         refused: gRPC for Python always verifies; trust the certificate with -tls-ca-cert
 
 exit codes: 0 serving, 1 bad arguments, 2 cannot connect, 3 the call failed, 4 not serving
@@ -41,7 +42,10 @@ Example:  hotslot healthcheck -addr 127.0.0.1:50051 -service liveness
 
 Next:  `hotslot status` shows why a server is not serving."""
 
-_TEXTS = ("addr", "service", "user-agent", "tls-ca-cert", "tls-client-cert", "tls-client-key", "tls-server-name")
+_TEXTS = (
+    *("addr", "service", "user-agent", "token-file"),
+    *("tls-ca-cert", "tls-client-cert", "tls-client-key", "tls-server-name"),
+)
 _DURATIONS = ("connect-timeout", "rpc-timeout")
 _SWITCHES = ("v", "gzip", "tls", "tls-no-verify")
 _HEADER = "rpc-header"
@@ -94,6 +98,7 @@ class ProbeFlags:
     tls_client_cert: str = ""
     tls_client_key: str = ""
     tls_server_name: str = ""
+    token_file: str = ""
 
 
 _FIELDS = {"addr": "address", "v": "verbose", "connect-timeout": "connect_seconds", "rpc-timeout": "rpc_seconds"}
@@ -208,6 +213,7 @@ CONNECT_FAILED = 2
 RPC_FAILED = 3
 NOT_SERVING = 4
 
+_LOCAL_HOSTS = ("localhost", "[::1]", "unix")
 _METHOD = "/grpc.health.v1.Health/Check"
 _STATUS_NAMES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 _IS_SERVING = 1
@@ -221,6 +227,7 @@ def check(arguments: Sequence[str]) -> int:
     try:
         flags = parse_flags(arguments)
         credentials = _credentials(flags)
+        flags.headers += _token_header(flags)
     except HelpWanted:
         _print(USAGE)
         return SERVING
@@ -315,9 +322,25 @@ def _credentials(flags: ProbeFlags) -> grpc.ChannelCredentials | None:
     )
 
 
+def _token_header(flags: ProbeFlags) -> list[tuple[str, str]]:
+    """The header with the token.
+
+    Raises:
+        FlagsWrong: the file cannot be read, or the token would be sent in the clear to another machine.
+    """
+    if not flags.token_file:
+        return []
+    host = to_target(flags.address).rpartition(":")[0]
+    if not flags.tls and host not in _LOCAL_HOSTS and not host.startswith(("unix", "127.")):
+        raise FlagsWrong("-token-file needs -tls: the token would be sent unencrypted")
+    return [("authorization", f"Bearer {_read(flags.token_file).decode('ascii', 'replace').strip()}")]
+
+
 def _pem(path: str) -> bytes | None:
-    if not path:
-        return None
+    return _read(path) if path else None
+
+
+def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:  # noqa: PTH123  pathlib is slow to import
             return file.read(_MAX_PEM_BYTES)

@@ -8,9 +8,10 @@ import typer
 from rich.table import Table
 
 from cli.clients import connection
+from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, out, plain, print_json, print_text, seconds, text
 from cli.problems import CommandFailed
-from cli.settings import Address, AsJson, server_address
+from cli.settings import AsJson
 from common.clock import SystemClock
 from common.durable import read_bounded
 from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
@@ -23,12 +24,14 @@ Next:  `hotslot status` shows which revision answers; protos/ has the API for yo
 _LABEL_STYLES = {"yes": GOOD, "no": BAD, "maybe": DOUBTFUL}
 
 
+@calls_server
 def predict(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="JPEG, PNG or WebP file; - reads standard input.")],
     statements: Annotated[
         list[str], typer.Argument(metavar="STATEMENT", help="1 to 32 sentences about the picture.", show_default=False)
     ],
     *,
+    endpoint: Endpoint,
     premise: Annotated[
         str, typer.Option(metavar="TEXT", help="A sentence that is assumed to be true.", show_default=False)
     ] = "",
@@ -38,7 +41,6 @@ def predict(
             "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
         ),
     ] = "",
-    address: Address = None,
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
     ] = 10.0,
@@ -48,7 +50,7 @@ def predict(
     request = entailment_pb2.PredictRequest(model=model, statements=statements, premise=premise)
     request.image.content = read_picture(picture)
     clock = SystemClock()
-    with connection(server_address(address), timeout) as channel:
+    with connection(endpoint, timeout) as channel:
         started = clock.monotonic()
         response = entailment_pb2_grpc.EntailmentServiceStub(channel).Predict(request, timeout=timeout)
         took = clock.monotonic() - started

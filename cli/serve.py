@@ -17,13 +17,15 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.bundles import import_bundle, is_loadable, print_import
+from cli.endpoint import resolve_endpoint
 from cli.hub_serve import serve_hub_while
 from cli.output import DIM, GOOD, err, text
 from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
-from common.address import ListenFailed, open_listener, parse_address
+from common.address import ListenFailed, open_listener, parse_address, unix_target
 from common.clock import SystemClock
 from common.exit_codes import to_shell_code
+from common.paths import CONTROL_SOCKET, run_folder
 from common.source import PRECISIONS
 from common.stop_signals import StopSignals
 
@@ -111,21 +113,36 @@ def announce(settings: Settings, ended: threading.Event) -> None:
     if not settings.server.port:
         return  # the server takes a free port, which is in its log
     address = listening_address(settings)
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    # Asked on the control socket: it needs neither TLS nor a token.
+    control = unix_target(run_folder(settings.state_dir) / CONTROL_SOCKET)
+    with grpc.insecure_channel(control, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while not _is_serving(stub):
             if ended.wait(CHECK_SECONDS):
                 return
+    needs_token = settings.server.tokens_file is not None
+    token = " --token-file TOKEN" if needs_token else ""
     lines = [
-        f"{_command_for('hotslot')} predict {_example_question()}",
-        f"{_command_for('hotslot')} status",
-        f"{_command_for('grpcurl')} -plaintext {address} list",
+        f"{_command_for('hotslot')} predict{token} {_example_question()}",
+        f"{_command_for('hotslot')} status{token}",
+        f"{_command_for('grpcurl')} {_grpcurl_flags(settings)} {address} list",
     ]
     shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
     for line in lines:
         shown.append(f"\n    {line}", "bold")
     shown.append("\n\nCtrl-C stops it.\n", DIM)
     err.print(shown, soft_wrap=True)
+
+
+def _grpcurl_flags(settings: Settings) -> str:
+    """TLS and token as grpcurl takes them; the server's own certificate is trusted."""
+    trust, files = resolve_endpoint().trust, settings.tls.files
+    flags = "-plaintext" if trust is None or files is None else f"-cacert {files.certificate}"
+    if trust is not None and trust.name:
+        flags += f" -servername {trust.name}"
+    if settings.server.tokens_file is not None:
+        flags += ' -H "authorization: Bearer $(cat TOKEN)"'
+    return flags
 
 
 def _example_question() -> str:
@@ -153,6 +170,7 @@ def check_ports(settings: Settings) -> None:
     places = {
         "HOTSLOT_SERVER__PORT": (server.host, server.port),
         "HOTSLOT_SERVER__METRICS_PORT": (server.metrics_host, server.metrics_port),
+        "HOTSLOT_HEALTH__PORT": (settings.health.host, settings.health.port),
         "HOTSLOT_UPDATER__METRICS_PORT": (updater.metrics_host, updater.metrics_port),
     }
     for variable, (host, port) in places.items():

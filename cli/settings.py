@@ -1,34 +1,16 @@
 """The settings and options that all commands share."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.address import join_host, parse_address
-from common.settings import (
-    DEFAULT_HOST,
-    DEFAULT_PORT,
-    DEFAULT_STATE_DIR,
-    load_settings,
-    settings_path,
-    use_settings_file,
-)
+from common.address import parse_address
+from common.settings import DEFAULT_STATE_DIR, load_settings, settings_path, use_settings_file
 from hotslot_watchdog.settings import WatchdogSection
 from inference.server.settings import ServerSettings
 from updater.settings import UpdaterSection
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        "-a",
-        metavar="HOST:PORT",
-        help="Address of the server. Default: HOTSLOT_ADDRESS, else from hotslot.toml, else 127.0.0.1:50051.",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 Config = Annotated[
     Path | None,
@@ -51,7 +33,6 @@ StateDir = Annotated[
 ]
 
 
-ADDRESS_VARIABLE = "HOTSLOT_ADDRESS"
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -71,18 +52,6 @@ def read_settings(config: Path | None = None) -> Settings:
     if config is not None:
         use_settings_file(config.absolute())
     return load_settings(Settings)
-
-
-def server_address(given: str | None) -> str:
-    """The server's address: as given, else HOTSLOT_ADDRESS, else from the settings file, else the default.
-
-    Raises:
-        SettingsInvalid: the settings file is wrong.
-    """
-    named = given or os.environ.get(ADDRESS_VARIABLE)
-    if named:
-        return named
-    return listening_address(read_settings()) if settings_path().is_file() else join_host(DEFAULT_HOST, DEFAULT_PORT)
 
 
 def listening_address(settings: Settings) -> str:

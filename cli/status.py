@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.clients import connection
+from cli.endpoint import Endpoint, calls_server
 from cli.output import (
     ABSENT,
     BAD,
@@ -33,7 +34,7 @@ from cli.output import (
     text,
 )
 from cli.problems import CommandFailed
-from cli.settings import Address, AsJson, server_address
+from cli.settings import AsJson
 from common.clock import SystemClock
 from hotslot.status.v1 import status_pb2, status_pb2_grpc
 
@@ -86,6 +87,10 @@ def _layers(report: StatusReport) -> Table:
     table.add_row("resources", _level(server.resources.level), _resources(server.resources))
     for warning in server.resources.warnings:
         table.add_row("", "", text((warning, DOUBTFUL)))
+    if server.HasField("access"):
+        table.add_row("access", _level(server.access.level), _access(server.access, report.received_at))
+        for warning in server.access.warnings:
+            table.add_row("", "", text((warning, DOUBTFUL)))
     for capability in server.capabilities:
         table.add_row("answers", _level(capability.level), _capability(capability, report.received_at))
         if capability.reason:
@@ -109,6 +114,17 @@ def _resources(seen: status_pb2.ResourceHealth) -> Text:
         f"disk {size(seen.disk_free_bytes)} free",
         f"{seen.descriptors_used} files open",
     ]
+    return text(" · ".join(parts))
+
+
+def _access(seen: status_pb2.AccessStatus, now: datetime) -> Text:
+    parts = ["TLS" if seen.tls else "no TLS"]
+    if seen.HasField("certificate"):
+        left = (seen.certificate.not_after.ToDatetime(tzinfo=UTC) - now).total_seconds()
+        parts.append(f"certificate for {seconds(left)}" if left > 0 else "certificate has expired")
+    if seen.client_certificates:
+        parts.append("client certificates")
+    parts.append("tokens" if seen.tokens else "no tokens")
     return text(" · ".join(parts))
 
 
@@ -196,59 +212,59 @@ WATCH_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 
 
+@calls_server
 def status(
     *,
-    address: Address = None,
+    endpoint: Endpoint,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Repeat every second, until Ctrl-C.", show_default=False)
     ] = False,
 ) -> None:
     """Show the served models, their slots and the server's health."""
-    where = server_address(address)
     if watch:
         never = threading.Event()  # only for its timeout
         with contextlib.suppress(KeyboardInterrupt):
-            watch_status(where, lambda: not never.wait(WATCH_SECONDS), as_json=as_json)
+            watch_status(endpoint, lambda: not never.wait(WATCH_SECONDS), as_json=as_json)
     elif as_json:
-        print_json(_as_row(fetch_status(where)))
+        print_json(_as_row(fetch_status(endpoint)))
     else:
-        out.print(show_report(fetch_status(where)))
+        out.print(show_report(fetch_status(endpoint)))
 
 
-def fetch_status(address: str) -> StatusReport:
+def fetch_status(endpoint: Endpoint) -> StatusReport:
     """Request server status and models.
 
     Raises:
         CommandFailed: the server did not answer.
     """
-    with connection(address, TIMEOUT_SECONDS) as channel:
+    with connection(endpoint, TIMEOUT_SECONDS) as channel:
         stub = status_pb2_grpc.StatusServiceStub(channel)
         server = stub.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=TIMEOUT_SECONDS)
         models = stub.ListModels(status_pb2.ListModelsRequest(), timeout=TIMEOUT_SECONDS)
-    return StatusReport(address, server, models, SystemClock().now())
+    return StatusReport(endpoint.address, server, models, SystemClock().now())
 
 
-def watch_status(address: str, pause: Callable[[], bool], *, as_json: bool) -> None:
+def watch_status(endpoint: Endpoint, pause: Callable[[], bool], *, as_json: bool) -> None:
     """Show the status, call `pause`, and repeat as long as `pause` returns true.
 
     If the server does not answer, the error is shown instead, and the next attempt follows.
     """
     if as_json or not out.is_terminal:
-        _print_again(address, pause, as_json=as_json)
+        _print_again(endpoint, pause, as_json=as_json)
         return
     with Live(console=out, screen=True, auto_refresh=False) as live:
-        live.update(_frame(address), refresh=True)
+        live.update(_frame(endpoint), refresh=True)
         while pause():
-            live.update(_frame(address), refresh=True)
+            live.update(_frame(endpoint), refresh=True)
 
 
-def _print_again(address: str, pause: Callable[[], bool], *, as_json: bool) -> None:
+def _print_again(endpoint: Endpoint, pause: Callable[[], bool], *, as_json: bool) -> None:
     is_first = True
     while is_first or pause():
         is_first = False
         try:
-            report = fetch_status(address)
+            report = fetch_status(endpoint)
         except CommandFailed as error:
             shown: RenderableType = text((str(error), BAD))
             row: dict[str, object] = {"error": str(error)}
@@ -260,10 +276,10 @@ def _print_again(address: str, pause: Callable[[], bool], *, as_json: bool) -> N
             out.print(shown)
 
 
-def _frame(address: str) -> RenderableType:
+def _frame(endpoint: Endpoint) -> RenderableType:
     foot = text(("\nupdated every second; Ctrl-C ends it", DIM))
     try:
-        return Group(show_report(fetch_status(address)), foot)
+        return Group(show_report(fetch_status(endpoint)), foot)
     except CommandFailed as error:
         return Group(text((str(error), BAD)), foot)
 

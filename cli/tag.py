@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 
 from cli.clients import connection
+from cli.endpoint import Endpoint, calls_server
 from cli.output import ABSENT, DIM, out, plain, print_json, print_text, seconds, text
-from cli.settings import Address, AsJson, server_address
+from cli.settings import AsJson
 from common.clock import SystemClock
 from hotslot.address.v1 import address_pb2, address_pb2_grpc
 
@@ -19,6 +20,7 @@ Next:  `hotslot golden record` keeps the answers, which a new revision is then c
 _STYLES = ("bold cyan", "bold green", "bold yellow", "bold magenta", "bold blue", "bold red")
 
 
+@calls_server
 def tag(
     addresses: Annotated[list[str], typer.Argument(metavar="ADDRESS", help="1 to 64 addresses.", show_default=False)],
     *,
@@ -28,7 +30,7 @@ def tag(
             "--model", "-m", metavar="NAME", help="Required if several models are served.", show_default=False
         ),
     ] = "",
-    address: Address = None,
+    endpoint: Endpoint,
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", metavar="SECONDS", min=0.001, help="Longest wait for the answer.")
     ] = 10.0,
@@ -37,7 +39,7 @@ def tag(
     """Cut addresses into their parts: province, city, road, number …, as the model names them."""
     request = address_pb2.PredictRequest(model=model, addresses=addresses)
     clock = SystemClock()
-    with connection(server_address(address), timeout) as channel:
+    with connection(endpoint, timeout) as channel:
         started = clock.monotonic()
         response = address_pb2_grpc.AddressTaggingServiceStub(channel).Predict(request, timeout=timeout)
         took = clock.monotonic() - started

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from cli.clients import connection, updates_address
+from cli.clients import connection, updates_endpoint
 from cli.output import GOOD, out, plain, print_json, print_text
 from cli.settings import AsJson, StateDir
 from cli.updates_view import show_history, show_status, show_update
@@ -243,7 +243,7 @@ def reset(
 
 @contextlib.contextmanager
 def _updater(state_dir: StateDir) -> Iterator[UpdatesServiceStub]:
-    with connection(updates_address(state_dir), TIMEOUT_SECONDS) as channel:
+    with connection(updates_endpoint(state_dir), TIMEOUT_SECONDS) as channel:
         yield UpdatesServiceStub(channel)
 
 

@@ -25,10 +25,17 @@ REFUSALS: dict[str, errors.HotslotError] = {
 class ScriptedServer:
     """The server, its address, and the requests that it has received."""
 
-    def __init__(self, *, has_services: bool = True, addresses: tuple[str, ...] = ("127.0.0.1:0",)) -> None:
-        """Listen on a free port of this machine."""
+    def __init__(
+        self,
+        *,
+        has_services: bool = True,
+        addresses: tuple[str, ...] = ("127.0.0.1:0",),
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Listen on a free port of this machine; with credentials over TLS."""
         self.requests: list[entailment_pb2.PredictRequest] = []
         self.tagged: list[address_pb2.PredictRequest] = []
+        self.authorizations: list[str] = []  # what each Predict and Check has shown
         self.models = status_pb2.ListModelsResponse(models=[model_with_trial()])
         self.server_status = healthy_status()
         self.released = threading.Event()
@@ -38,7 +45,10 @@ class ScriptedServer:
             address_pb2_grpc.add_AddressTaggingServiceServicer_to_server(_Tagging(self), self._server)
             status_pb2_grpc.add_StatusServiceServicer_to_server(_Status(self), self._server)
             health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
-        ports = [self._server.add_insecure_port(address) for address in addresses]
+        if credentials is None:
+            ports = [self._server.add_insecure_port(address) for address in addresses]
+        else:
+            ports = [self._server.add_secure_port(address, credentials) for address in addresses]
         self.address = f"127.0.0.1:{ports[0]}"
         self._server.start()
 
@@ -54,6 +64,7 @@ class _Entailment(entailment_pb2_grpc.EntailmentServiceServicer):
 
     def Predict(self, request: entailment_pb2.PredictRequest, context: Any) -> entailment_pb2.PredictResponse:  # noqa: N802, ANN401
         self._world.requests.append(request)
+        self._world.authorizations.append(str(dict(context.invocation_metadata()).get("authorization", "")))
         if request.model in REFUSALS:
             status = errors.to_status(REFUSALS[request.model])
             assert isinstance(status, rpc_status_pb2.Status)
@@ -118,6 +129,7 @@ class _Health(health_pb2_grpc.HealthServicer):
         self._world = world
 
     def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802, ANN401
+        self._world.authorizations.append(str(dict(context.invocation_metadata()).get("authorization", "")))
         if request.service == "slow":
             self._world.released.wait(10)
         if request.service == "header":

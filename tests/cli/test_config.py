@@ -8,6 +8,7 @@ import pytest
 from cli.config import list_settings, render_reference
 from cli.settings import PROJECT_FOLDER
 from common.exit_codes import ExitCode
+from dev.harness.certificates import Authority, ListenerFiles
 from tests.cli.conftest import Hotslot
 
 GOOD = '[[models]]\nname = "shapes"\n[server]\nport = 50123\nmetrics_port = -1\n'
@@ -187,3 +188,63 @@ def test_a_wrong_command_line_is_reported_without_a_traceback(hotslot: Hotslot) 
     """Exit code 2."""
     ended = hotslot("predict")
     assert (ended.code, "Missing argument" in ended.err, "Traceback" in ended.err) == (2, True, False)
+
+
+def test_every_listener_is_checked(hotslot: Hotslot, tmp_path: Path) -> None:
+    """The health port and the updater's metrics too: their address, and that no two have the same."""
+    (tmp_path / "hotslot.toml").write_text(f'{GOOD}[health]\nport = 50124\nhost = "192.0.2.1"\n')
+    ended = hotslot("config", "check")
+    assert (ended.code, "192.0.2.1:50124" in ended.out, "127.0.0.1:9096" in ended.out) == (0, True, True)
+    assert "on this machine: cannot listen on 192.0.2.1:50124: 192.0.2.1 is not this machine's address" in ended.out
+
+    (tmp_path / "hotslot.toml").write_text(f'{GOOD}[health]\nport = 50124\nhost = "not a host"\n')
+    assert (hotslot("config", "check").code, "health.host" in hotslot("config", "check").err) == (2, True)
+    (tmp_path / "hotslot.toml").write_text(f"{GOOD}[health]\nport = 50123\n")
+    ended = hotslot("config", "check")
+    shown = " ".join(ended.err.split())
+    assert (ended.code, "127.0.0.1:50123 is the address of server.port too" in shown) == (2, True)
+
+
+def test_a_public_address_without_protection_is_told(hotslot: Hotslot, tmp_path: Path) -> None:
+    """In one sentence for each door; on loopback nothing is said."""
+    assert "TLS:" not in _checked(hotslot, tmp_path, GOOD)
+    public = f'{GOOD}host = "0.0.0.0"\n[updater]\nmetrics_host = "::"\n'
+    shown = _checked(hotslot, tmp_path, public)
+    assert "the gRPC port 0.0.0.0:50123 has no TLS" in shown
+    assert "the gRPC port 0.0.0.0:50123 answers all who reach it; set server.tokens_file" in shown
+    assert "the updater metrics port [::]:9096 has no TLS" in shown
+
+
+def test_certificates_and_tokens_are_checked(hotslot: Hotslot, tmp_path: Path) -> None:
+    """Pair, key's permissions, dates, names; callers without a token."""
+    authority = Authority(tmp_path / "ca")
+    listener = ListenerFiles(tmp_path, authority.sign("server", ("DNS:shop.example",), days=1))
+    (tmp_path / "tokens").touch()
+    tls = "".join(f'{key} = "{value}"\n' for key, value in listener.settings.items())
+    content = f'{GOOD}tokens_file = "tokens"\n[tls]\n{tls}[[callers]]\nname = "shop"\n'
+    listener.files.key.chmod(0o644)
+
+    shown = _checked(hotslot, tmp_path, content)
+
+    for sentence in (
+        "access TLS, tokens",
+        "every user of this machine may read the key file (mode 0644)",
+        "the certificate is for shop.example, not for 127.0.0.1",
+        "the tokens file has no token",
+        "[[callers]] shop has no token in the tokens file",
+    ):
+        assert sentence in shown
+    listener.files.key.write_bytes(authority.sign("other").key.read_bytes())
+    (tmp_path / "tokens").write_text("what\n")
+    ended = hotslot("config", "check")
+    errors = " ".join(ended.err.split())
+    assert ended.code == 2
+    assert "tls the key does not belong to the certificate" in errors
+    assert "line 1 of the tokens file is not NAME sha256:HASH" in errors
+
+
+def _checked(hotslot: Hotslot, folder: Path, content: str) -> str:
+    (folder / "hotslot.toml").write_text(content)
+    ended = hotslot("config", "check")
+    assert ended.code == 0, ended.err
+    return " ".join(ended.out.split())

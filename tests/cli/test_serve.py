@@ -11,6 +11,9 @@ import pytest
 
 from cli import serve
 from cli.settings import PROJECT_FOLDER, read_settings
+from common.address import unix_target
+from common.paths import CONTROL_SOCKET, make_run_folder
+from dev.harness.certificates import Authority, ListenerFiles
 from tests.cli.conftest import Hotslot
 from tests.cli.scripted_server import ScriptedServer
 
@@ -95,17 +98,28 @@ def test_serving_a_hub_needs_the_updater_s_endpoint(hotslot: Hotslot, tmp_path: 
     assert (ended.code, "hub_endpoint" in ended.err) == (2, True)
 
 
-def test_a_ready_server_says_what_to_try(
-    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Three commands to paste, once the health service answers SERVING."""
-    write_settings(tmp_path, int(server.address.rpartition(":")[2]))
+def test_a_ready_server_says_what_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three commands to paste, once the health service answers SERVING; it is asked on the control socket."""
+    write_settings(tmp_path, 50123)
+    control = make_run_folder(tmp_path / "state") / CONTROL_SOCKET
+    server = ScriptedServer(addresses=(unix_target(control),))
     serve.announce(read_settings(), threading.Event())
     output = capsys.readouterr().err
     assert 'hotslot predict examples/shapes/pictures/two-red-circles.png "there are two red circles"' in output
     assert "hotslot status" in output
-    assert f"grpcurl -plaintext {server.address} list" in output
+    assert "grpcurl -plaintext 127.0.0.1:50123 list" in output
     assert (PROJECT_FOLDER / serve.DEMO_PICTURE).is_file()
+
+    listener = ListenerFiles(tmp_path, Authority(tmp_path / "ca").sign("server", ("DNS:shop.example",)))
+    with (tmp_path / "hotslot.toml").open("a") as file:
+        file.write('tokens_file = "tokens"\n[tls]\n')
+        file.writelines(f'{key} = "{value}"\n' for key, value in listener.settings.items())
+    serve.announce(read_settings(), threading.Event())
+    output = capsys.readouterr().err
+    assert "hotslot status --token-file TOKEN" in output
+    flags = f'-cacert {tmp_path}/tls.crt -servername shop.example -H "authorization: Bearer $(cat TOKEN)"'
+    assert f"grpcurl {flags} 127.0.0.1:50123 list" in output
+    server.stop()
 
 
 def test_a_stack_that_ended_is_not_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

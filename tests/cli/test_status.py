@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
+from cli.endpoint import Endpoint
 from cli.status import StatusReport, show_report, watch_status
 from hotslot.status.v1 import status_pb2
 from tests.cli.conftest import Hotslot
@@ -99,7 +100,7 @@ def test_watching_continues_without_the_server(server: ScriptedServer, capsys: p
         server.stop()
         return next(rounds)
 
-    watch_status(server.address, stop_after_the_first, as_json=True)
+    watch_status(Endpoint(server.address), stop_after_the_first, as_json=True)
 
     seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [next(iter(row)) for row in seen] == ["address", "error", "error"]
