@@ -182,6 +182,7 @@ def test_a_server_that_cannot_protect_itself_does_not_start(
     process = ServerProcess(stack.folder, stack.config)
     try:
         assert process.wait_exit() == ExitCode.WRONG_USE
+        process.wait_gone()
         (row,) = process.events("server_refused")
         assert str(row["detail"]).startswith(sentence)
     finally:
