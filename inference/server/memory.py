@@ -11,6 +11,7 @@ LARGE_BYTES = 128 << 10  # blocks of at least this size are mapped, and unmapped
 ARENAS = 2  # heaps of all threads together
 KEPT_BYTES = 1 << 20  # free bytes at the heap's end that are kept
 TRIM_BYTES = 8 << 20  # free bytes inside the heap that are given back
+LARGE_MESSAGE_BYTES = 1 << 20  # whose pieces are worth giving back
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATH = Path("/proc/self/statm")
 
@@ -41,6 +42,7 @@ class MemoryGauge:
         self._heap = self._read_heap()
         self._first_resident, self._first_heap = self._resident, self._heap
         self._kept = 0  # free bytes that could not be given back
+        self._freed = 0  # bytes of large messages since memory was last given back
 
     def read_growth(self) -> int:
         """Bytes in use beyond the beginning; free memory that the C library keeps does not count."""
@@ -61,6 +63,14 @@ class MemoryGauge:
         self.give_back()
         self._kept = max(0, (self._resident - self._first_resident) - (self._heap - self._first_heap))
         return True
+
+    def count_freed(self, size_bytes: int) -> None:
+        """The pieces of a message were freed: much of them is given back at once; the next `trim` would be late."""
+        if size_bytes >= LARGE_MESSAGE_BYTES:
+            self._freed += size_bytes
+        if self._freed >= TRIM_BYTES:
+            self._freed = 0
+            self.give_back()
 
     def give_back(self) -> None:
         """Return free memory to the system."""
