@@ -44,11 +44,17 @@ WEIGHTS = (
 
 OFA = EngineFiles(
     engine="ofa",
-    converter="ofa-1",
+    converter="ofa-2",
     task=Task.VISUAL_ENTAILMENT,
     model_types=("ofa",),
     required=(CONFIGURATION, "config.json"),
-    optional=("preprocessor_config.json",),
+    optional=(
+        "preprocessor_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ),
     weights=WEIGHTS,
     vocabulary=(("vocab.json", "merges.txt"), ("vocab.txt", "merges.txt")),
     named=("answer2label",),

@@ -3,10 +3,11 @@
 Runs in the parity environment only.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from inference.runner.conversion.ofa_vocabulary import assign_answers
 
 # isort: split
 from modelscope.models.multi_modal import ofa_for_all_tasks
+from modelscope.models.multi_modal.ofa import OFAModel
 from modelscope.pipelines import pipeline
 from modelscope.utils.constant import Tasks
 
@@ -28,6 +30,24 @@ VERSIONED = ("modelscope", "torch", "transformers", "tokenizers", "torchvision",
 def versions() -> dict[str, str]:
     """Versions of the oracle's packages."""
     return {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+@contextlib.contextmanager
+def _listen_to_loading(missing: list[str]) -> Iterator[None]:
+    """Collect the parameters that `from_pretrained` finds in no file."""
+    original = OFAModel._load_pretrained_model.__func__  # noqa: SLF001 - the only place that knows
+
+    def load(cls: type, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  of the library
+        result = original(cls, *arguments, **options)
+        tables = ("_rp_bucket", "image_position_idx", "num_batches_tracked", "position_ids")
+        missing.extend(name for name in result[1] if not name.endswith(tables))
+        return result
+
+    OFAModel._load_pretrained_model = classmethod(load)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        OFAModel._load_pretrained_model = classmethod(original)  # noqa: SLF001
 
 
 class _TappedFunctions:
@@ -55,7 +75,9 @@ class Oracle:
         """
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
-        self._pipeline: Any = pipeline(Tasks.visual_entailment, model=str(folder.resolve()), device="cpu")
+        self._random: list[str] = []
+        with _listen_to_loading(self._random):
+            self._pipeline: Any = pipeline(Tasks.visual_entailment, model=str(folder.resolve()), device="cpu")
         self._tap = _TappedFunctions()
         ofa_for_all_tasks.F = self._tap
         settings = self._pipeline.model.cfg.model
@@ -78,6 +100,10 @@ class Oracle:
         wrong += [name for name in loaded if name not in tensors and not name.endswith(tables)]
         if wrong:
             raise RuntimeError(f"the pipeline did not load {', '.join(wrong[:5])}")
+
+    def find_random_weights(self) -> list[str]:
+        """Parameters that no file set: the pipeline leaves them random, and only logs it."""
+        return self._random
 
     def ask(self, picture: Path, statement: str, premise: str) -> dict[str, float]:
         """Probability of each label's answer.

@@ -79,9 +79,10 @@ def test_another_task_is_refused(publish: Publish) -> None:
 
 def test_a_path_to_other_weights_is_never_followed(publish: Publish) -> None:
     """`resnet_model_path` is not read."""
-    require_record = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
+    architecture, _ = read(publish(architecture={"resnet_model_path": "/etc/passwd"}))
 
-    assert read(publish()) == require_record
+    assert read(publish())[0] == architecture
+    assert architecture.notes == ("config.json: resnet_model_path is not followed; the weight file has all tensors",)
 
 
 def test_defaults_are_those_of_the_original(publish: Publish) -> None:
@@ -96,44 +97,86 @@ def test_defaults_are_those_of_the_original(publish: Publish) -> None:
 
 def test_the_answer_map_may_be_named_at_the_top(publish: Publish) -> None:
     """Older repositories say `answer2label` beside `model`."""
-    at_the_top = read(publish(model={"answer2label": None}, top={"answer2label": "ans2label.json"}))
+    at_the_top = read(publish(model={"answer2label": None}, top={"answer2label": "ans2label.json"}))[1]
 
-    assert read(publish()) == at_the_top
+    assert at_the_top.answer_map == read(publish())[1].answer_map
+    assert "answer2label is read at the top level" in at_the_top.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("row", "sentence"),
+    ("row", "note"),
     [
-        ({"image_size": 224}, "preprocessor_config.json: image_size is 224, supported: 96, as in configuration.json"),
         (
-            {"size": {"height": 96, "width": 97}},
-            "size is {'height': 96, 'width': 97}, supported: equal height and width",
+            {"image_mean": [127.5] * 3},
+            ": image_mean [127.5, 127.5, 127.5] do not apply; by configuration.json",
         ),
-        ({"mean": [0.4, 0.4, 0.4]}, "mean is (0.4, 0.4, 0.4), supported: (0.5, 0.5, 0.5), as in configuration.json"),
-        ({"image_std": [0.5, 0.5]}, "image_std is [0.5, 0.5], supported: three numbers"),
+        (
+            {"image_size": 64, "size": 96},
+            ": image_size 64 do not apply; by configuration.json pictures are scaled",
+        ),
+        ({"size": {"shortest_edge": 224}}, ': size {"shortest_edge": 224} do not apply'),
+        ({"image_std": [0, 0, 0]}, ": image_std [0, 0, 0] do not apply"),
+        ({"size": {"height": 96, "width": 96}, "mean": [0.5] * 3, "do_resize": True}, "by ModelScope's pipeline"),
     ],
 )
-def test_contradictions_are_refused(row: dict[str, object], sentence: str, publish: Publish) -> None:
-    """Two files with different values for one setting are refused."""
+@pytest.mark.fault("H22")
+@pytest.mark.fault("C10")
+def test_the_preprocessor_is_ignored_and_noted(row: dict[str, object], note: str, publish: Publish) -> None:
+    """ModelScope's pipeline reads size and mean from configuration.json alone, and so does this engine."""
     folder = publish()
     (folder / "preprocessor_config.json").write_text(json.dumps(row))
 
-    assert sentence in refusal(folder)
+    pipeline = read(folder)[1]
+
+    assert (pipeline.image_size, pipeline.image_mean, pipeline.image_deviation) == (96, (0.5,) * 3, (0.5,) * 3)
+    assert [note in one for one in pipeline.notes] == [True]
 
 
-def test_the_alternative_layout_is_read(publish: Publish) -> None:
-    """Tokens as lines of vocab.txt, size and mean from preprocessor_config.json."""
-    folder = publish(without=("vocab.json",), model={"patch_image_size": None, "imagenet_default_mean_and_std": None})
+@pytest.mark.fault("H22")
+def test_other_names_of_keys_count(publish: Publish) -> None:
+    """hidden_size for d_model and num_attention_heads for encoder_attention_heads win, as in ModelScope's pipeline."""
+    architecture, _ = read(publish(architecture={"d_model": 128, "hidden_size": 64, "num_attention_heads": 2}))
+
+    assert (architecture.width, architecture.encoder_heads, architecture.decoder_heads) == (64, 2, 2)
+    assert architecture.notes == (
+        "config.json: hidden_size 64, not d_model 128, counts, as in ModelScope's pipeline",
+        "config.json: num_attention_heads 2, not encoder_attention_heads 4, counts, as in ModelScope's pipeline",
+    )
+
+
+@pytest.mark.fault("H22")
+def test_words_of_a_text_file_are_read(publish: Publish) -> None:
+    """Tokens as lines of vocab.txt, with any kind of line end."""
+    folder = publish(without=("vocab.json",))
     words = vocabulary(1024)
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in words), encoding="utf-8")
-    row = {"size": {"height": 64, "width": 64}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(row))
-
+    (folder / "vocab.txt").write_bytes("".join(f"{token}\r\n" for token in words).encode())
     architecture = read_architecture(folder)
-    pipeline = read_pipeline(folder, architecture)
 
-    assert (pipeline.image_size, pipeline.image_mean) == (64, (0.4, 0.5, 0.6))
-    assert words == read_vocabulary(folder, architecture, pipeline.answer_map).ids
+    found = read_vocabulary(folder, architecture, "ans2label.json")
+
+    assert words == found.ids
+    assert "vocab.txt: its lines end with carriage returns (CRLF)" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "merges", "notes"),
+    [
+        ("#version\na b\nc d\n", 2, 0),
+        ("#version\na b\nc d", 1, 1),
+        ("#version\r\na b\r\nc d\r\n", 2, 1),
+        ("a b\nc d\n", 1, 1),
+        ("\ufeff#version\na b\n\n", 1, 2),
+    ],
+)
+@pytest.mark.fault("H22")
+def test_merges_are_read_as_by_the_stock_tokeniser(text: str, merges: int, notes: int, publish: Publish) -> None:
+    """Without the first line, and without a last line that has no end."""
+    folder = publish(without=("merges.txt",))
+    (folder / "merges.txt").write_bytes(text.encode())
+
+    found = read_vocabulary(folder, read_architecture(folder), "ans2label.json")
+
+    assert (len(found.merges), len(found.notes)) == (merges, notes)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from common.durable import write_atomic
 from common.engine_files import OFA
 from inference.runner.conversion.ofa_plan import ConversionPlan, plan_ofa
 from inference.runner.conversion.ofa_targets import TensorRecipes, module_targets, position_targets
+from inference.runner.conversion.ofa_vocabulary import encode_ids
 from inference.runner.conversion.tensor_io import TensorReader, write_safetensors
 from inference.runner.device import torch_dtype
 from inference.runner.engines.ofa.config import (
+    ADDED_WORDS_NAME,
     CONFIG_NAME,
     MERGES_NAME,
     VOCABULARY_NAME,
@@ -65,9 +67,13 @@ def convert_plan(
     with torch.inference_mode():
         weights = _write_weights(plan, into, precision, progress)
     write_atomic(into / CONFIG_NAME, to_json(plan.config), 0o444)
-    write_atomic(into / VOCABULARY_NAME, plan.vocabulary.to_json(), 0o444)
+    write_atomic(into / VOCABULARY_NAME, encode_ids(plan.vocabulary.ids), 0o444)
     write_atomic(into / MERGES_NAME, plan.vocabulary.to_merges_text(), 0o444)
-    texts = [hash_file(into / name) for name in (CONFIG_NAME, VOCABULARY_NAME, MERGES_NAME)]
+    names = [CONFIG_NAME, VOCABULARY_NAME, MERGES_NAME]
+    if plan.vocabulary.added:
+        names.append(ADDED_WORDS_NAME)
+        write_atomic(into / ADDED_WORDS_NAME, encode_ids(plan.vocabulary.added), 0o444)
+    texts = [hash_file(into / name) for name in names]
     bundle = Bundle(
         bundle_digest=plan.source.bundle_digest(digest, precision),
         source_digest=digest,

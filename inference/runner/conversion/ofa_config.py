@@ -1,10 +1,12 @@
 """Reads and checks the configuration of a published OFA: listed keys, supported values, no contradictions."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.engine_files import CONFIGURATION
+from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_section
 from inference.runner.engines.ofa.config import DecoderPrompt
 
@@ -19,6 +21,8 @@ _RESNETS: Mapping[str, tuple[int, int, int]] = {
     "resnet101": (3, 4, 23),
     "resnet152": (3, 8, 36),
 }
+# The stock configuration knows two keys under a second name, which wins over the first.
+_ALIASES = {"d_model": "hidden_size", "encoder_attention_heads": "num_attention_heads"}
 _SWITCHES: tuple[tuple[str, bool, bool], ...] = (
     # key, default, supported value
     ("normformer", True, True),
@@ -65,6 +69,7 @@ class Architecture:
     is_tied: bool  # the output projection is the token embedding
     has_code_norm: bool
     pad_token: int
+    notes: tuple[str, ...] = field(default=(), compare=False)  # for display
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +82,7 @@ class PipelineConfig:
     max_prompt_tokens: int
     decoder_prompt: DecoderPrompt
     answer_map: str  # name of a file of the revision
-    is_searched: bool  # ModelScope's pipeline uses beam search; this engine scores all answers
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for display about how answers are computed."""
-        return (SEARCH_NOTE,) if self.is_searched else ()
+    notes: tuple[str, ...]  # for display
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -91,11 +91,14 @@ def read_architecture(folder: Path) -> Architecture:
     Raises:
         ConversionRefused: a value is not supported.
     """
-    keys = read_section(folder, ARCHITECTURE)
+    keys = read_section(folder, ARCHITECTURE, _ALIASES)
     keys.get_choice("model_type", "ofa", ("ofa",))
     keys.get_choice("activation_function", "gelu", ("gelu",))
     for key, default, supported in _SWITCHES:
         keys.get_choice(key, default, (supported,))
+    for key in ("quantization_config", "pruned_heads"):
+        if keys.get(key):
+            keys.refuse(key, keys.get(key), "no such key")
     width = keys.get_count("d_model", 512, 8, 8192)
     encoder_heads, decoder_heads = (
         _read_heads(keys, f"{side}_attention_heads", width) for side in ("encoder", "decoder")
@@ -121,7 +124,20 @@ def read_architecture(folder: Path) -> Architecture:
         is_tied=keys.get_flag("share_decoder_input_output_embed", default=True),
         has_code_norm=keys.get_flag("code_layernorm_embedding", default=True),
         pad_token=keys.get_count("pad_token_id", 1, 0, 1 << 20),
+        notes=tuple(_describe_architecture(keys)),
     )
+
+
+def _describe_architecture(keys: ConfigSection) -> list[str]:
+    """Notes about keys that say something twice, or name other files."""
+    notes = []
+    for key, alias in _ALIASES.items():
+        if alias in keys.values and keys.values.get(key, keys.values[alias]) != keys.values[alias]:
+            values = f"{alias} {keys.values[alias]!r}, not {key} {keys.values[key]!r}"
+            notes.append(f"{keys.location}{values}, counts, as in ModelScope's pipeline")
+    if keys.values.get("resnet_model_path") is not None:
+        notes.append(f"{keys.location}resnet_model_path is not followed; the weight file has all tensors")
+    return notes
 
 
 def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
@@ -143,7 +159,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
     generation = keys.get_choice("gen_type", "generation", ("traverse", "generation"))
     if "prompt" in keys.values:
         keys.refuse("prompt", keys.values["prompt"], "no such key; the prompts are fixed")
-    image_size, mean, deviation = _read_picture(folder, keys)
+    image_size, mean, deviation = _read_picture(keys)
     if -(-image_size // 16) > architecture.image_buckets:
         keys.refuse(
             "patch_image_size", image_size, f"at most 16 × image_bucket_size = {16 * architecture.image_buckets}"
@@ -156,43 +172,67 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
         max_prompt_tokens=keys.get_count("max_src_length", 256, 1, longest),
         decoder_prompt=DecoderPrompt(str(keys.get_choice("prompt_type", "none", [one.value for one in DecoderPrompt]))),
         answer_map=_find_answer_map(keys, top),
-        is_searched=generation == "generation",
+        notes=(
+            *architecture.notes,
+            *([SEARCH_NOTE] if generation == "generation" else []),
+            *_describe_pipeline(keys, top),
+            *_describe_preprocessor(folder, image_size, mean, deviation),
+        ),
     )
 
 
-def _read_picture(folder: Path, keys: ConfigSection) -> tuple[int, _Triple, _Triple]:
-    """Size, mean and deviation from either file; values of both files must agree."""
-    key = "imagenet_default_mean_and_std"
-    mean, deviation = _IMAGENET if keys.get_flag(key, default=False) else (_HALF, _HALF)
-    size = keys.get_count("patch_image_size", 480, 16, 2048)
+def _describe_pipeline(keys: ConfigSection, top: ConfigSection) -> list[str]:
+    """Notes about keys in unusual places."""
+    notes = []
+    if not keys.values.get("answer2label"):
+        notes.append(f"{top.location}answer2label is read at the top level; ModelScope's pipeline reads it under model")
+    dataset = top.values.get("dataset")
+    columns = dataset.get("column_map") if isinstance(dataset, Mapping) else None
+    renamed = [key for key, value in columns.items() if key != value] if isinstance(columns, Mapping) else []
+    if {"image", "text", "text2"} & set(renamed):
+        names = ", ".join(f"{key} is {str(columns[key])[:40]!r}" for key in renamed) if columns else ""
+        notes.append(
+            f"{top.location}dataset.column_map ({names}) renames inputs of ModelScope's pipeline, not of calls here"
+        )
+    return notes
+
+
+def _read_picture(keys: ConfigSection) -> tuple[int, _Triple, _Triple]:
+    """Size, mean and deviation of pictures."""
+    mean, deviation = _IMAGENET if keys.get_flag("imagenet_default_mean_and_std", default=False) else (_HALF, _HALF)
+    return keys.get_count("patch_image_size", 480, 16, 2048), mean, deviation
+
+
+def _describe_preprocessor(folder: Path, size: int, mean: _Triple, deviation: _Triple) -> list[str]:
+    """A note about preprocessor_config.json, which ModelScope's pipeline does not read."""
     if not (folder / PREPROCESSOR).is_file():
-        return size, mean, deviation
-    other = read_section(folder, PREPROCESSOR)
-    for name in ("image_size", "size"):
-        if name in other.values:
-            found = _read_side(other, name)
-            if "patch_image_size" in keys.values and found != size:
-                other.refuse(name, found, f"{size}, as in {CONFIGURATION}: model.patch_image_size")
-            size = found
-    found_mean = other.get_triple("image_mean") or other.get_triple("mean")
-    found_deviation = other.get_triple("image_std") or other.get_triple("std")
-    for name, found_triple, expected in (("mean", found_mean, mean), ("std", found_deviation, deviation)):
-        if found_triple and key in keys.values and found_triple != expected:
-            other.refuse(name, found_triple, f"{expected}, as in {CONFIGURATION}: model.{key}")
-    if found_deviation and min(found_deviation) <= 0:
-        other.refuse("std", found_deviation, "three positive numbers")
-    return size, found_mean or mean, found_deviation or deviation
+        return []
+    ignored = f"{PREPROCESSOR}: ignored, as by ModelScope's pipeline"
+    used = {
+        **dict.fromkeys(("image_size", "size"), size),
+        **dict.fromkeys(("image_mean", "mean"), mean),
+        **dict.fromkeys(("image_std", "std"), deviation),
+    }
+    try:
+        values = read_section(folder, PREPROCESSOR).values
+    except ConversionRefused:
+        return [f"{ignored}; it is not a JSON object"]
+    other = [
+        f"{key} {json.dumps(values[key])[:60]}"
+        for key in used
+        if key in values and values[key] not in _alike(used[key])
+    ]
+    if not other:
+        return [ignored]
+    scaled = f"pictures are scaled to {size} × {size} and normalised by mean {list(mean)}, std {list(deviation)}"
+    return [f"{ignored}: {', '.join(other)} do not apply; by {CONFIGURATION} {scaled}"]
 
 
-def _read_side(keys: ConfigSection, name: str) -> int:
-    """Return a side in pixels, given as a number or as equal height and width."""
-    if not isinstance(keys.values[name], Mapping):
-        return keys.get_count(name, None, 16, 2048)
-    sides = keys.get_section(name)
-    height, width = sides.get_count("height", None, 16, 2048), sides.get_count("width", None, 16, 2048)
-    if height != width:
-        keys.refuse(name, keys.values[name], "equal height and width")
-    return height
+def _alike(value: object) -> list[object]:
+    """Ways to write a side or a triple."""
+    if isinstance(value, tuple):
+        return [list(value)]
+    return [value, {"height": value, "width": value}]
 
 
 def _read_heads(keys: ConfigSection, key: str, width: int) -> int:

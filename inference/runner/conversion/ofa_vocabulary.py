@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import read_object
+from inference.runner.conversion.ofa_added_words import read_added_words
 from inference.runner.conversion.ofa_config import Architecture
 from inference.runner.conversion.text_lines import read_lines
 from inference.runner.engines.ofa.config import LABELS, Fork
@@ -100,24 +101,26 @@ _MERGES = "merges.txt"
 class Vocabulary:
     """Tokens, merges and answers of a published OFA."""
 
-    ids: Mapping[str, int]  # by token
+    ids: Mapping[str, int]  # by token, added words included
     merges: tuple[tuple[str, str], ...]  # in order of rank
     rows: int  # rows of the embedding that the ids use
     answers: AnswerForks
     labels: tuple[str, ...]  # in the order of the answer map's numbers
-    notes: tuple[str, ...] = ()
+    added: Mapping[str, int]  # ids of words at which a text is cut before anything else
+    notes: tuple[str, ...]
 
     def make_tokenizer(self) -> Tokenizer:
         """Return a tokenizer of this vocabulary."""
-        return Tokenizer(self.ids, self.merges)
-
-    def to_json(self) -> bytes:
-        """Return the content of the bundle's `vocab.json`."""
-        return json.dumps(self.ids, ensure_ascii=False).encode() + b"\n"
+        return Tokenizer(self.ids, self.merges, self.added)
 
     def to_merges_text(self) -> bytes:
         """Return the content of the bundle's `merges.txt`: one pair a line, no header."""
         return "".join(f"{left} {right}\n" for left, right in self.merges).encode()
+
+
+def encode_ids(ids: Mapping[str, int]) -> bytes:
+    """Return the content of the bundle's `vocab.json` or `added_words.json`."""
+    return json.dumps(dict(ids), ensure_ascii=False).encode() + b"\n"
 
 
 def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -> Vocabulary:
@@ -139,9 +142,12 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
         message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)
     merges = _read_merges(folder, notes)
+    added = read_added_words(folder, ids, architecture.vocabulary)
+    ids |= added.ids
+    rows = max(ids.values()) + 1
     answer_rows = read_object(folder, answer_map, MAX_VOCABULARY_BYTES)
-    answers = _tokenize_answers(Tokenizer(ids, merges), ids, answer_rows)
-    return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), tuple(notes))
+    answers = _tokenize_answers(Tokenizer(ids, merges, added.ids), ids, answer_rows)
+    return Vocabulary(ids, merges, rows, answers, order_labels(answer_rows), added.ids, (*notes, *added.notes))
 
 
 def _read_ids(folder: Path, notes: list[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ CONFIG_NAME = "engine.json"
 WEIGHTS_NAME = "model.safetensors"
 VOCABULARY_NAME = "vocab.json"
 MERGES_NAME = "merges.txt"
+ADDED_WORDS_NAME = "added_words.json"  # id by word; only in bundles whose vocabulary has added words
 OFA_CONFIG_SCHEMA = 1
 LABELS = ("yes", "no", "maybe")  # in this order everywhere in the engine
 MAX_CONFIG_BYTES = 1 << 20

@@ -15,6 +15,7 @@ from common.durable import read_bounded
 from inference.runner.device import default_precision, set_threads, torch_device, torch_dtype
 from inference.runner.engines.base import BundleRefused, LoadOptions, MemoryEstimate, Progress
 from inference.runner.engines.ofa.config import (
+    ADDED_WORDS_NAME,
     MERGES_NAME,
     VOCABULARY_NAME,
     WEIGHTS_NAME,
@@ -144,7 +145,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     pairs = [line.split(" ") for line in lines if line]
     if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004 - a pair is two
         raise ValueError(f"{MERGES_NAME} has a line that is not a pair")
-    return Tokenizer(vocabulary, [(left, right) for left, right in pairs])
+    path = folder / ADDED_WORDS_NAME
+    added = json.loads(read_bounded(path, MAX_VOCABULARY_BYTES)) if path.is_file() else {}
+    return Tokenizer(vocabulary, [(left, right) for left, right in pairs], added)
 
 
 def _build_model(config: EngineConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> OfaModel:

@@ -31,23 +31,40 @@ _BYTE_LETTERS = byte_letters()
 class Tokenizer:
     """Text to token ids. May be used from several threads at once."""
 
-    def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[_Pair]) -> None:
+    def __init__(
+        self, vocabulary: Mapping[str, int], merges: Sequence[_Pair], added: Mapping[str, int] | None = None
+    ) -> None:
         """Create a tokenizer.
 
         Args:
             vocabulary: token to id; must contain BEGIN, PAD, END and UNKNOWN.
             merges: pairs in order of rank.
+            added: word to id, of words at which a text is cut before anything else; not special tokens.
         """
+        # Of words that begin at one place the longest is found, as in the stock tokeniser.
+        words = sorted(added or (), key=lambda word: (-len(word), word))
+        self._added = regex.compile("|".join(map(regex.escape, words))) if words else None
         self.begin = vocabulary[BEGIN]
         self.pad = vocabulary[PAD]
         self.end = vocabulary[END]
         self._unknown = vocabulary[UNKNOWN]
-        self._ids = dict(vocabulary)
+        self._ids = {**vocabulary, **(added or {})}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._cached = lru_cache(_MAX_CACHED_WORDS)(self._encode_word)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a text; tokens missing from the vocabulary become UNKNOWN."""
+        if self._added is None:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        start = 0
+        for found in self._added.finditer(text):
+            ids += [*self._encode_plain(text[start : found.start()]), self._ids[found[0]]]
+            start = found.end()
+        return ids + self._encode_plain(text[start:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Tokenise a text without added words."""
         ids: list[int] = []
         for word in _WORDS.findall(text):
             ids.extend(self._cached(word) if len(word) <= _MAX_CACHED_WORD else self._encode_word(word))
