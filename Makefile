@@ -85,6 +85,7 @@ parity: env ## Compare the engines with the stock pipeline, in a separate enviro
 	@dev/scripts/parity-env
 	.venv-parity/bin/python -m dev.parity.fixtures --check
 	.venv-parity/bin/python -m dev.parity.texts --check
+	.venv-parity/bin/python -m dev.parity.compare_folders --write
 	.venv-parity/bin/python -m dev.parity.compare --folder examples/shapes/v1.0.0 $(ARGS)
 	.venv-parity/bin/python -m dev.parity.mgeo.fixtures --check
 	.venv-parity/bin/python -m dev.parity.mgeo.compare

@@ -1,4 +1,4 @@
-"""`hotslot bundle …`: import a model by hand; list and show bundles. Works without a server."""
+"""`hotslot bundle …`: explain and import a model by hand; list and show bundles. Works without a server."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cli.explain import explain
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, StateDir, read_settings, state_folder
@@ -154,6 +155,10 @@ def bundle_folders(state: Path) -> list[Path]:
 
 app = typer.Typer(no_args_is_help=True)
 MIN_DIGEST_DIGITS = 4
+app.command(
+    epilog="Example:  hotslot bundle explain examples/shapes/v1.0.0\n\n"
+    "Next:  change what is refused, then `hotslot bundle import DIR`."
+)(explain)
 
 
 @app.command(

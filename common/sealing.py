@@ -29,6 +29,7 @@ from common.cgroup import count_oom_kills
 from common.clock import Clock, SystemClock
 from common.durable import sync_folder
 from common.exit_codes import ExitCode
+from common.explanation import Explanation, read_explanation
 from common.settings import inherit_environment
 from common.source import ConversionRefused, Source, find_source
 
@@ -113,6 +114,21 @@ def run_convert(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def run_explain(source: Path, limits: ConvertLimits) -> Explanation:
+    """Explain what would be read of a published folder; a child process with the same limits reads it.
+
+    Raises:
+        ConversionRefused: a limit was reached.
+        OSError: there is no temporary folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="hotslot-explain-") as name:
+        _run_child([*_command_of(source, 0, Path(name), "", "", limits), "--explain"], limits, lambda _percent: None)
+        try:
+            return read_explanation(Path(name))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConversionRefused("CONVERT_FAILED", "the folder could not be explained") from error
+
+
 def seal(staging: Path, state: Path) -> Bundle:
     """Move a converted folder to its final name; if that bundle exists already, delete this one and return the other.
 
@@ -148,10 +164,17 @@ def _read_staged(staging: Path) -> Bundle:
 
 
 def _command(source: Source, staging: Path, revision: str, limits: ConvertLimits, precision: str) -> list[str]:
-    memory = limits.memory_bytes or 3 * _GIB + source.size
+    command = _command_of(source.folder, source.size, staging, source.engine.engine, revision, limits)
+    return [*command, "--precision", precision]
+
+
+def _command_of(
+    source: Path, source_bytes: int, into: Path, engine: str, revision: str, limits: ConvertLimits
+) -> list[str]:
+    memory = limits.memory_bytes or 3 * _GIB + source_bytes
     command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.runner.convert"]
-    command += ["--source", str(source.folder.resolve()), "--into", str(staging.resolve())]
-    command += ["--engine", source.engine.engine, "--revision", revision, "--precision", precision]
+    command += ["--source", str(source.resolve()), "--into", str(into.resolve())]
+    command += ["--engine", engine, "--revision", revision]
     command += ["--max-memory-bytes", str(memory), "--max-cpu-seconds", str(limits.cpu_seconds)]
     command += ["--max-file-bytes", str(limits.max_file_bytes), "--parent", str(os.getpid())]
     return command

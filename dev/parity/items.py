@@ -71,6 +71,15 @@ def many_questions() -> Iterator[Question]:
             yield Question(picture, statement, premise)
 
 
+FOLDER_ITEMS = 12  # questions to each folder of `compare_folders`
+
+
+def questions_of_folder(*, is_trained: bool) -> list[Question]:
+    """Some of all questions, for a model with random or with trained weights."""
+    asked = list(golden_questions()) if is_trained else list(questions())
+    return asked[:: len(asked) // FOLDER_ITEMS][:FOLDER_ITEMS]
+
+
 def golden_questions() -> Iterator[Question]:
     """The demo's golden set; paths of its pictures are absolute, which a question's picture may be."""
     for line in (GOLDEN / "golden.jsonl").read_text(encoding="utf-8").splitlines():

@@ -25,6 +25,7 @@ from typing import Any, NoReturn, Protocol
 
 from common.cgroup import read_available_bytes
 from common.exit_codes import ExitCode
+from common.explanation import write_explanation
 from common.source import PRECISIONS, ConversionRefused, Source
 from inference.runner.conversion.tensor_location import TensorLocations
 from inference.runner.process import MAX_OOM_SCORE_ADJ, bind_to_parent, set_oom_score
@@ -85,6 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--engine", required=True, help="engine of the bundle")
     parser.add_argument("--revision", required=True, help="name of the revision, for display")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the stored weights")
+    parser.add_argument("--explain", action="store_true", help="write explanation.json instead, without torch")
     parser.add_argument("--max-memory-bytes", type=int, default=0, help="limit of memory for data; 0: none")
     parser.add_argument("--max-cpu-seconds", type=int, default=0, help="limit of CPU time; 0: none")
     parser.add_argument("--max-file-bytes", type=int, default=0, help="limit of one written file; 0: none")
@@ -110,6 +112,9 @@ def _convert(options: argparse.Namespace) -> None:
     # before torch is imported.
     from inference.runner.conversion.memory_plan import check_memory  # noqa: PLC0415
 
+    if options.explain:
+        _explain(options)
+        return
     if options.engine not in CONVERTERS:
         message = f"engine {options.engine[:80]!r} is unknown, supported: {', '.join(CONVERTERS)}"
         raise ConversionRefused("ENGINE_UNKNOWN", message)
@@ -134,6 +139,14 @@ def _import(location: str) -> Callable[..., Any]:
     module, _, function = location.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
+
+
+def _explain(options: argparse.Namespace) -> None:
+    """Write `explanation.json` instead of a bundle."""
+    from inference.runner.conversion.explain import explain_folder  # noqa: PLC0415
+
+    planners = {engine: _import(planner) for engine, (planner, _) in CONVERTERS.items()}
+    write_explanation(options.into, explain_folder(options.source, planners))
 
 
 class _PercentPrinter:

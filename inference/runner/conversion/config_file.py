@@ -10,6 +10,7 @@ from common.durable import read_bounded
 from common.engine_files import MAX_CONFIG_BYTES
 from common.json_text import parse_object
 from common.source import ConversionRefused
+from inference.runner.conversion.trace import active_trace
 
 _MAX_SHOWN = 80  # characters of a foreign value in a message
 
@@ -28,6 +29,9 @@ class ConfigSection:
         alias = self.aliases.get(key, "")
         found = alias if alias in self.values else key
         self.read.add(found)
+        trace = active_trace()
+        if trace is not None and (self.location, key) in trace.hidden:
+            return default
         return self.values.get(found, default)
 
     def has(self, key: str) -> bool:
@@ -77,12 +81,25 @@ class ConfigSection:
         value = self.get(key, {})
         if not isinstance(value, Mapping):
             self.refuse(key, value, "an object")
-        return ConfigSection(f"{self.location}{key}.", value)
+        return _traced(ConfigSection(f"{self.location}{key}.", value))
 
     def refuse(self, key: str, value: object, supported: str) -> NoReturn:
         """Raise ConversionRefused with the value found and the supported values."""
-        message = f"{self.location}{key} is {repr(value)[:_MAX_SHOWN]}, supported: {supported}"
-        raise ConversionRefused("CONFIG_UNSUPPORTED", message)
+        raise KeyRefused(self.location, key, f"is {repr(value)[:_MAX_SHOWN]}, supported: {supported}")
+
+
+class KeyRefused(ConversionRefused):
+    """A configuration's value is not supported.
+
+    Attributes:
+        location: of the section.
+        key: in the section.
+    """
+
+    def __init__(self, location: str, key: str, what: str) -> None:
+        super().__init__("CONFIG_UNSUPPORTED", f"{location}{key} {what}")
+        self.location = location
+        self.key = key
 
 
 def read_section(folder: Path, name: str, aliases: Mapping[str, str] | None = None) -> ConfigSection:
@@ -97,7 +114,14 @@ def read_section(folder: Path, name: str, aliases: Mapping[str, str] | None = No
         ConversionRefused: the file is not a JSON object or is larger than MAX_CONFIG_BYTES.
         OSError: the file cannot be read.
     """
-    return ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES), aliases=aliases or {})
+    return _traced(ConfigSection(f"{name}: ", read_object(folder, name, MAX_CONFIG_BYTES), aliases=aliases or {}))
+
+
+def _traced(section: ConfigSection) -> ConfigSection:
+    trace = active_trace()
+    if trace is not None:
+        trace.sections.append(section)
+    return section
 
 
 def read_object(folder: Path, name: str, max_bytes: int) -> dict[str, Any]:

@@ -128,14 +128,14 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
 
 
 def _is_fast(preprocessor: ConfigSection, tokenizer: ConfigSection) -> bool:
-    if preprocessor.values.get("use_fast") is not None:
+    if preprocessor.get("use_fast") is not None:
         return preprocessor.get_flag("use_fast", default=False)
-    return tokenizer.values.get("use_fast") is not None and tokenizer.get_flag("use_fast", default=False)
+    return tokenizer.get("use_fast") is not None and tokenizer.get_flag("use_fast", default=False)
 
 
 def _read_word_rules(tokenizer: ConfigSection, *, by_character: bool) -> WordRules:
     lowercase = tokenizer.get_flag("do_lower_case", default=True)
-    has_own = tokenizer.values.get("strip_accents") is not None
+    has_own = tokenizer.get("strip_accents") is not None
     return WordRules(
         lowercase=lowercase,
         strip_accents=tokenizer.get_flag("strip_accents", default=lowercase) if has_own else lowercase,
@@ -147,7 +147,7 @@ def _read_word_rules(tokenizer: ConfigSection, *, by_character: bool) -> WordRul
 
 def _read_token(tokenizer: ConfigSection, key: str, default: str) -> str:
     """A special token, written as a string or as an object with its `content`."""
-    value = tokenizer.values.get(key, default)
+    value = tokenizer.get(key, default)
     if isinstance(value, Mapping):
         value = value.get("content")
     if not isinstance(value, str) or not value:

@@ -244,7 +244,7 @@ def _read_heads(keys: ConfigSection, key: str, width: int) -> int:
 
 def _find_answer_map(keys: ConfigSection, top: ConfigSection) -> str:
     """Name of the file that maps answers to labels, from `model` or the top level."""
-    name = keys.values.get("answer2label") or top.values.get("answer2label")
+    name = keys.get("answer2label") or top.get("answer2label")
     if not isinstance(name, str) or not name or "/" in name or "\0" in name or name in {".", ".."}:
         keys.refuse("answer2label", name, "the name of a file of the revision")
     return name

@@ -70,7 +70,7 @@ def check_tensors(located: LocatedTensors, expected: ExpectedTensors) -> None:
         OSError: tied tensors cannot be read.
     """
     locations = located.locations
-    refuse_missing(located, expected.required)
+    refuse_missing(located)
     known = {**expected.required, **expected.optional, **expected.tied}
     for name, location in locations.items():
         if location.shape != known[name]:

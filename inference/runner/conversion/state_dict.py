@@ -103,12 +103,17 @@ def is_averaged(name: str) -> bool:
 
 def summarize_names(names: Iterable[str]) -> str:
     """Names for a sentence; those with the same first part as one group with its size."""
+    shown = [f"{name} ({len(group)})" if len(group) > 1 else name for name, group in group_names(names).items()]
+    more = f", and {len(shown) - _MAX_SHOWN} more groups" if len(shown) > _MAX_SHOWN else ""
+    return ", ".join(shown[:_MAX_SHOWN]) + more
+
+
+def group_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names with the same first part, by what they have in common."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         groups.setdefault(name.split(".", 1)[0], []).append(name)
-    shown = [_describe_group(group) for group in groups.values()]
-    more = f", and {len(shown) - _MAX_SHOWN} more groups" if len(shown) > _MAX_SHOWN else ""
-    return ", ".join(shown[:_MAX_SHOWN]) + more
+    return {_describe_group(group): group for group in groups.values()}
 
 
 def _describe_group(names: list[str]) -> str:
@@ -120,7 +125,7 @@ def _describe_group(names: list[str]) -> str:
         if one != other:
             break
         common.append(one)
-    return f"{shorten('.'.join(common))}.… ({len(names)})"
+    return f"{shorten('.'.join(common))}.…"
 
 
 def _list(names: Iterable[str]) -> str:

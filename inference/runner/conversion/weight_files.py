@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from inference.runner.conversion.tensor_location import (
     refuse_overlaps,
     shorten,
 )
+from inference.runner.conversion.trace import active_trace
 
 INDEX_SUFFIX = ".index.json"
 _LENGTH_BYTES = 8  # little-endian length of the header, at the start of a safetensors file
@@ -48,6 +49,8 @@ class LocatedTensors:
 
     file: str  # name of the weight file, or of the index of its shards
     locations: Mapping[str, TensorLocation]  # by the architecture's names
+    required: int  # names that the architecture must have
+    missing: tuple[str, ...]  # those of them that the file does not have
     surplus: tuple[str, ...]  # names in the file that the architecture does not have
     notes: tuple[str, ...]
 
@@ -71,7 +74,13 @@ def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorName
     refuse_overlaps(locations)
     unread = [other for other in alternatives if other != name and (folder / other).is_file()]
     notes = [f"{other} is ignored, since the folder has {name}" for other in unread]
-    return LocatedTensors(name, locations, matched.surplus, (*notes, *table.notes, *matched.describe(name)))
+    missing = tuple(known for known in wanted.required if known not in locations)
+    notes += [*table.notes, *matched.describe(name)]
+    located = LocatedTensors(name, locations, len(wanted.required), missing, matched.surplus, tuple(notes))
+    trace = active_trace()
+    if trace is not None:
+        trace.located.append(located)
+    return located
 
 
 def locate_all_tensors(folder: Path, alternatives: Sequence[str]) -> dict[str, TensorLocation]:
@@ -91,17 +100,17 @@ def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
     return name
 
 
-def refuse_missing(located: LocatedTensors, required: Collection[str]) -> None:
+def refuse_missing(located: LocatedTensors) -> None:
     """Refuse a file that lacks tensors.
 
     Raises:
         ConversionRefused: the message names the first of them, and says how many there are.
     """
-    missing = [name for name in required if name not in located.locations]
+    missing = located.missing
     if not missing:
         return
     more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
-    held = f"{located.file} has {len(required) - len(missing)} of {len(required)} tensors of this configuration"
+    held = f"{located.file} has {located.required - len(missing)} of {located.required} tensors of this configuration"
     surplus = f"; it also has {summarize_names(located.surplus)}" if located.surplus else ""
     refuse(f"tensor {missing[0]}{more}: {held}{surplus}")
 
