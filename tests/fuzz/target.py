@@ -46,7 +46,6 @@ _SCHEDULING = (
     "fair_queue",
     "held_bytes",
     "in_flight",
-    "overload",
     "turns",
 )
 _PICTURES = ("colour", "content", "cost", "decode", "exif", "jpeg", "png", "render", "webp")

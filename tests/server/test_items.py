@@ -16,7 +16,7 @@ from common.errors import (
 )
 from inference.server.api.interceptors import is_deadline_reached
 from inference.server.events import ItemEnded, ItemOutcome
-from inference.server.items import IncomingItem, classify_error
+from inference.server.model.stats import IncomingItem, classify_error
 from inference.wire import EntailmentScores
 from tests.server.simulator import World
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Failed
-from inference.server.model.poison import MAX_INPUTS, PoisonMemory
+from inference.server.model.stats import MAX_INPUTS, PoisonMemory
 from inference.server.request import MAX_DEATHS, EntailmentInput
 from tests.server.simulator import World
 

@@ -16,8 +16,8 @@ from inference.server.api.reading import Context, MessageReader
 from inference.server.api.stream import ItemStream, StreamRules
 from inference.server.api.task import InputLimits, TaskApi, build_result
 from inference.server.events import Emit
-from inference.server.items import IncomingItem
 from inference.server.model.models import Models
+from inference.server.model.stats import IncomingItem
 from inference.server.request import PendingRequest, Prediction
 from inference.server.scheduling.admission import Drain, draining_error
 from inference.server.scheduling.callers import Source, unary_source

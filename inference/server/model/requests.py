@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from common import errors
 from hotslot.runner.v1 import runner_pb2
 from inference.server.events import DeviceCallEnded, RequestHandedOver
-from inference.server.items import describe_item
 from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
 from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
-from inference.server.model.poison import PoisonMemory
 from inference.server.model.policy import ShortageAction
 from inference.server.model.slot import Slot
-from inference.server.model.stats import DeathTracker, RunnerDeath, StatsKey, StatsTable
+from inference.server.model.stats import DeathTracker, PoisonMemory, RunnerDeath, StatsKey, StatsTable, describe_item
 from inference.server.model.transitions import after_item
 from inference.server.request import MAX_DEATHS, Attribution, Failure, Flow, Payload, PendingRequest, Prediction
 from inference.server.scheduling.admission import draining_error

@@ -1,11 +1,22 @@
-"""Counters of each revision on each device: the updater judges a trial by them without a metrics system."""
+"""What became of requests: one event for each item, and the counters of each revision on each device.
+
+The updater judges a trial by the counters, without a metrics system. An item is a unary request, a stream item, or a
+stream message that does not parse. One that is not accepted is counted by `IncomingItem`; an accepted one when its
+PendingRequest is done. Probes and self-tests are not items. Ends of runners are counted when it is known whose fault
+they were; an input that caused them is remembered.
+"""
 
 import bisect
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
 
-from inference.server.request import Attribution
+from common import errors
+from inference.server.events import Emit, ItemEnded, ItemOutcome
+from inference.server.request import MAX_DEATHS, Attribution, InputId, Payload, PendingRequest, list_labels
 
+MAX_INPUTS = 256  # that ended runners are remembered; the oldest is forgotten for a new one
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds, upper
 
 
@@ -150,3 +161,113 @@ class DeathTracker:
             death.stats.deaths += 1
             for _ in range(death.failed):
                 death.stats.count_failure("RUNNER_DIED")
+
+
+@dataclass(slots=True)
+class PoisonMemory:
+    """The inputs of one model that ended MAX_DEATHS runners, or one runner each time that they were computed alone.
+
+    An input whose caller left before it could be run again alone is suspected: sent again, it is computed alone.
+
+    Bounded in number and time. An input is hashed only if one of its size is remembered.
+
+    Attributes:
+        seconds: how long an input is refused, and how long a single death counts.
+    """
+
+    seconds: float
+    _deaths: OrderedDict[InputId, tuple[int, float]] = field(default_factory=OrderedDict)  # deaths, until when
+    _sizes: frozenset[int] = frozenset()
+
+    def add(self, payload: InputId, now: float, deaths: int = 1) -> None:
+        """Record that an input has ended runners, computed alone the last time; 0 if others were computed with it."""
+        if self.seconds <= 0:
+            return
+        before = self._deaths.pop(payload, (0, 0.0))[0]
+        self._deaths[payload] = (max(deaths, before + min(deaths, 1)), now + self.seconds)
+        while len(self._deaths) > MAX_INPUTS:
+            self._deaths.popitem(last=False)
+        self._forget_old(now)
+
+    def count_deaths(self, payload: Payload, now: float) -> int | None:
+        """How many runners an input has ended alone; None if it is not suspected. It is refused after MAX_DEATHS."""
+        if payload.size_bytes not in self._sizes:
+            return None
+        self._forget_old(now)
+        row = self._deaths.get(payload.identify())
+        return None if row is None else row[0]
+
+    def count(self, now: float) -> int:
+        """How many inputs are refused now; from any thread."""
+        rows = list(self._deaths.values())
+        return sum(deaths >= MAX_DEATHS and until > now for deaths, until in rows)
+
+    def _forget_old(self, now: float) -> None:
+        for row in [row for row, (_, until) in self._deaths.items() if until <= now]:
+            del self._deaths[row]
+        self._sizes = frozenset(row.size_bytes for row in self._deaths)
+
+
+_OUTCOMES: dict[type[errors.HotslotError], ItemOutcome] = {
+    errors.InputRefused: ItemOutcome.INVALID,
+    errors.NotFound: ItemOutcome.INVALID,
+    errors.Overloaded: ItemOutcome.REFUSED,
+    errors.NotReady: ItemOutcome.REFUSED,
+    errors.DeadlineMissed: ItemOutcome.EXPIRED,
+}
+
+
+def classify_error(error: BaseException) -> tuple[ItemOutcome, str]:
+    """The outcome and reason of an item that ended with this error."""
+    if not isinstance(error, errors.HotslotError):
+        return ItemOutcome.FAILED, errors.Failed.default_reason
+    if error.reason == "DEADLINE_TOO_SHORT":  # the deadline has not passed
+        return ItemOutcome.REFUSED, error.reason
+    return _OUTCOMES.get(type(error), ItemOutcome.FAILED), error.reason
+
+
+def describe_item(model: str, request: PendingRequest, now: float) -> ItemEnded:
+    """The event of an accepted item that is done."""
+    seconds = now - request.accepted_at
+    if request.outcome.cancelled():
+        has_expired = request.has_expired or now >= request.deadline
+        outcome = ItemOutcome.EXPIRED if has_expired else ItemOutcome.CANCELLED
+        reason = "DEADLINE_EXPIRED" if has_expired else "CANCELLED"
+        return ItemEnded(model, request.revision, request.device, outcome, reason, seconds=seconds)
+    error = request.outcome.exception()
+    if error is not None:
+        outcome, reason = classify_error(error)
+        return ItemEnded(model, request.revision, request.device, outcome, reason, seconds=seconds)
+    prediction = request.outcome.result()
+    served = prediction.served_by
+    return ItemEnded(
+        model=served.model,
+        revision=served.revision,
+        device=served.device,
+        outcome=ItemOutcome.ANSWERED,
+        labels=list_labels(prediction.outcome),
+        seconds=seconds,
+        queued_seconds=prediction.queued_seconds,
+        prepared_seconds=prediction.prepared_seconds,
+        computed_seconds=prediction.computed_seconds,
+    )
+
+
+class IncomingItem:
+    """A `with` block around the acceptance of an item: an error that leaves it is the item's outcome."""
+
+    __slots__ = ("_emit", "model")
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self.model = ""  # the configured name, once it is found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            outcome, reason = classify_error(error)
+            self._emit(ItemEnded(self.model, "", "", outcome, reason))

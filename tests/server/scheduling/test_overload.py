@@ -3,7 +3,7 @@
 import pytest
 
 from inference.server.request import Flow, Priority
-from inference.server.scheduling.overload import OverloadRule
+from inference.server.scheduling.admission import OverloadRule
 from tests.server.scheduling.simulation import Request, Simulation, Stream, Tally
 
 UNARY = Flow(Priority.INTERACTIVE, "caller")
