@@ -99,7 +99,9 @@ def build_model(
         control=control,
         golden=Prober(files, control, settings.task, shared.clock, guard),
         store=_build_store(shared, settings.name, guard, others, progress),
-        converter=ChildConverter(shared.store.state, ConvertLimits(), shared.conversion.convert),
+        converter=ChildConverter(
+            shared.store.state, ConvertLimits(), shared.conversion.convert, shared.store.limits.reserve_bytes
+        ),
         clock=shared.clock,
     )
     parts = LoopDependencies(

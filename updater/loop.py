@@ -238,6 +238,7 @@ class ModelLoop:
             pointer_is_readable=is_readable,
             golden=ports.golden.facts(),
             sealed=ports.store.sealed(),
+            free_bytes=ports.store.free_bytes(),
             committed_converts_to="" if committed is None else ports.store.converts_to(committed),
             command=dependencies.commands.oldest(),
         )

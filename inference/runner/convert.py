@@ -11,6 +11,7 @@ With a parent, it is the first process that the kernel ends when memory runs out
 
 import argparse
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -131,6 +132,8 @@ def _convert(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)  # a conversion is not urgent; serving processes need the other CPUs
         convert_plan(plan, hashing.result(), options.into, options.revision, options.precision, _PercentPrinter().print)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConversionRefused("DISK_FULL", "the disk was full before the conversion was complete") from error
         raise ConversionRefused("IO_FAILED", f"a file cannot be read or written: {error.strerror}") from error
 
 

@@ -109,6 +109,7 @@ class SimStore:
 
     disk: SimDisk
     qualities: dict[str, Quality]
+    free: int = 1 << 40  # bytes
     converter: str = "1"  # version; another one makes other bundles of the same source
 
     def stage(
@@ -146,6 +147,9 @@ class SimStore:
 
     def sealed(self) -> frozenset[str]:
         return frozenset(self.disk.sealed)
+
+    def free_bytes(self) -> int:
+        return 0 if self.disk.is_full else self.free
 
     def converts_to(self, installed: Installed) -> str:
         content = installed.source_digest.removeprefix("source ")

@@ -253,9 +253,9 @@ MEMORY_REASONS = frozenset({"DOES_NOT_FIT", "OUT_OF_MEMORY"})  # of a load or a 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """The memory that a load or a conversion lacked."""
+    """The memory that a load or a conversion lacked, or the disk space."""
 
-    device: str  # empty if the server did not name it
+    device: str  # empty if the server did not name it, and for disk space
     needed_bytes: int = 0  # 0 if it is not known
     free_bytes: int = -1  # -1 if it is not known
 
@@ -268,7 +268,10 @@ class EffectFailure:
     reason: str  # for machines, UPPER_SNAKE: the other side's reason where it has one
     message: str = ""  # a sentence for people
     retry_after_seconds: float = 0.0  # requested by the other side
-    shortage: Shortage | None = None  # of memory, if that is why
+    shortage: Shortage | None = None  # of memory or disk space, if that is why
+
+
+DISK_REASONS = frozenset({"DISK_FULL", "QUOTA_EXCEEDED"})
 
 
 Result = Listed | Staged | Sealed | Loaded | Gated | Activated | Probed | EffectFailure | None

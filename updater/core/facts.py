@@ -182,4 +182,5 @@ class Facts:
     sealed: frozenset[str] = frozenset()  # bundle digests on disk
     # What this build would make of the committed source, if its files are kept; empty if they are not.
     committed_converts_to: str = ""
+    free_bytes: int = -1  # of the state folder's disk; -1: not known
     command: OperatorCommand | None = None  # the oldest in the queue

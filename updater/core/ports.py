@@ -210,6 +210,10 @@ class Store(Protocol):
         """Digests of all sealed bundles."""
         ...
 
+    def free_bytes(self) -> int:
+        """Free bytes of the state folder's disk; -1 if the system does not say."""
+        ...
+
     def converts_to(self, installed: Installed) -> str:
         """Digest of the bundle that this build converts a kept source to, in its precision; empty if it is not kept."""
         ...

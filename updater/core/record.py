@@ -94,6 +94,7 @@ class HeldFor(StrEnum):
     SERVER_CRASHED = "SERVER_CRASHED"  # the server died too often during a first install
     TAKEN_BACK = "TAKEN_BACK"  # the trial was ended by another client of the server
     COMMITTED_BROKEN = "COMMITTED_BROKEN"  # the committed revision no longer loads
+    DISK_FULL = "DISK_FULL"  # there is too little disk space; it goes on when there is enough
     MISMATCH = "MISMATCH"  # the hub has sent other bytes than it lists, for an hour
     STUCK = "STUCK"  # too many steps, or a stage took too long
     SEEN_BEFORE = "SEEN_BEFORE"  # the branch has a content again that was committed and replaced
@@ -120,6 +121,7 @@ SUPERSEDABLE = APPROVABLE | {
     HeldFor.CONVERSION,
     HeldFor.TAKEN_BACK,
     HeldFor.MISMATCH,
+    HeldFor.DISK_FULL,
 }
 
 
@@ -195,6 +197,7 @@ class Update:
     may_be_slower: bool = False  # an operator approved it when it was HELD as slower
     attempts: int = 0  # failed attempts of this stage's effect
     crashes: int = 0  # of the server, while it was on trial
+    needed_bytes: int = 0  # free disk space that it waits for while it is held; 0: not known
     mismatches: int = 0  # downloads whose bytes were not the listed ones
     steps: int = 0  # stages entered, and starts of the updater; too many end in HELD
     fresh_staging: bool = False  # the staged files were not the listed ones: they are fetched from the beginning

@@ -192,6 +192,8 @@ _HELD = {
     HeldFor.SERVER_CRASHED: "the server crashed while it was tried: see the server's log, " + _RETRY,
     HeldFor.TAKEN_BACK: "another client of the control socket ended its trial: find out which, " + _RETRY,
     HeldFor.COMMITTED_BROKEN: "the committed revision no longer loads, the previous one serves: publish a new revision",
+    HeldFor.DISK_FULL: "free disk space for the state folder, or lower `retained_bytes`: it goes on by itself, at once "
+    "with `hotslot updates resume`, and what was downloaded is kept",
     HeldFor.MISMATCH: "the hub sends other bytes than it lists: repair the hub, or the proxy before it, or publish the "
     "revision again, " + _RETRY,
     HeldFor.SEEN_BEFORE: "the publisher went back to it, or the hub shows an old state: ask the publisher; "

@@ -20,7 +20,7 @@ from updater.core.record import (
 )
 from updater.core.rules import Rules
 from updater.core.versions import is_after, is_meant, is_same, parse_version
-from updater.stages import failback, reconcile, transitions
+from updater.stages import failback, reconcile, stage, transitions
 from updater.stages.reconcile import BY_HAND
 from updater.stages.transitions import Transition
 
@@ -279,6 +279,9 @@ def _resume(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Tra
 def _decline(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
     record, events = _resume(record, command, facts)
     update = record.under_way
+    if stage.is_held_for_space(record):
+        record, continued = stage.continue_held(record, facts)
+        return Transition(record, (*events, *continued))
     if update.kind is UpdateKind.RECONVERT:  # or it would start again at once
         record = transitions.block(record, update.bundle_digest)
     record, ended = transitions.end(record, facts, Outcome.ABANDONED)

@@ -72,10 +72,10 @@ def decide_rollback(record: ModelRecord, facts: Facts, rules: Rules) -> Effect |
         case EndsIn.RETRY:
             return _try_again(record, facts)
         case EndsIn.HELD:
-            return _hold(record, facts)
+            return _hold(record, facts, rules)
 
 
-def apply_stuck(record: ModelRecord, facts: Facts, _rules: Rules, why: str) -> Transition:
+def apply_stuck(record: ModelRecord, facts: Facts, rules: Rules, why: str) -> Transition:
     """Roll back an update that took too many steps or too much time, then hold it."""
     if record.stage is not Stage.ROLLING_BACK:
         return transitions.hold(record, facts, HeldFor.STUCK, why)
@@ -83,7 +83,7 @@ def apply_stuck(record: ModelRecord, facts: Facts, _rules: Rules, why: str) -> T
         return transitions.end(record, facts, Outcome.ABANDONED, HeldFor.STUCK.value, why)
     ending = record.under_way.ending or Ending(EndsIn.HELD)
     ending = replace(ending, ends_in=EndsIn.HELD, held_for=ending.held_for or HeldFor.STUCK)
-    return _hold(record.with_update(ending=ending, reason=HeldFor.STUCK.value, message=why), facts)
+    return _hold(record.with_update(ending=ending, reason=HeldFor.STUCK.value, message=why), facts, rules)
 
 
 def _commit(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
@@ -128,7 +128,10 @@ def _try_again(record: ModelRecord, facts: Facts) -> Transition:
     return transitions.with_event(record, facts, "update_started_again", f"{update.revision} is tried again")
 
 
-def _hold(record: ModelRecord, facts: Facts) -> Transition:
+def _hold(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:
     """Enter HELD, after the candidate was retired; a person must decide."""
-    record = replace(transitions.enter(record, Stage.HELD, load_id=""), has_garbage=True)
+    update = record.under_way
+    is_for_space = update.ending is not None and update.ending.held_for is HeldFor.DISK_FULL
+    pause = rules.abandoned_seconds if is_for_space and not update.needed_bytes else 0.0
+    record = replace(transitions.enter(record, Stage.HELD, load_id="", retry_in_seconds=pause), has_garbage=True)
     return transitions.with_event(record, facts, "update_held", record.under_way.message)

@@ -42,7 +42,7 @@ TRANSITIONS: Mapping[Stage, frozenset[Stage]] = MappingProxyType(
         Stage.OBSERVING: frozenset({Stage.COMMITTING, Stage.ROLLING_BACK}),
         Stage.COMMITTING: frozenset({Stage.IDLE, Stage.ROLLING_BACK}),
         Stage.ROLLING_BACK: frozenset({Stage.IDLE, Stage.GATING, Stage.HELD}),
-        Stage.HELD: frozenset({Stage.STAGING, Stage.GATING, Stage.ROLLING_BACK, Stage.IDLE}),
+        Stage.HELD: frozenset({Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ROLLING_BACK, Stage.IDLE}),
     }
 )
 Step = Effect | Wait | Transition
@@ -161,7 +161,8 @@ def _decide_at_rest(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
             return started
     if record.has_garbage:
         return _collect_garbage(record, facts, rules)
-    return watch.poll_if_due(record, rules) or step or Wait(rules.look_seconds)
+    next_step = stage.continue_if_space(record, facts) or watch.poll_if_due(record, rules)
+    return next_step or step or Wait(rules.look_seconds)
 
 
 def _adopt_pointer(record: ModelRecord, facts: Facts, rules: Rules) -> Transition:

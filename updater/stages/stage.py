@@ -5,7 +5,7 @@ from dataclasses import replace
 from updater.core import breaker
 from updater.core.breaker import BreakerName
 from updater.core.checks import MISMATCH_REASONS
-from updater.core.effects import Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
+from updater.core.effects import DISK_REASONS, Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
 from updater.core.facts import Facts
 from updater.core.record import ComputedDigest, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -79,6 +79,34 @@ def apply_mismatch(record: ModelRecord, facts: Facts, rules: Rules, why: str) ->
     return transitions.with_event(record, facts, "content_mismatched", f"{why}; it is fetched again in {pause:.0f} s")
 
 
+def hold_for_space(record: ModelRecord, failed: EffectFailure, facts: Facts) -> Transition:
+    """Hold an update for the lack of disk space; what was fetched is kept."""
+    needed = 0 if failed.shortage is None else failed.shortage.needed_bytes
+    return transitions.hold(record.with_update(needed_bytes=needed), facts, HeldFor.DISK_FULL, failed.message)
+
+
+def is_held_for_space(record: ModelRecord) -> bool:
+    """Whether an update is held for the lack of disk space."""
+    update = record.update if record.stage is Stage.HELD else None
+    return update is not None and update.ending is not None and update.ending.held_for is HeldFor.DISK_FULL
+
+
+def continue_if_space(record: ModelRecord, facts: Facts) -> Transition | None:
+    """Continue an update that is held for the lack of disk space, if there is enough now."""
+    if not is_held_for_space(record) or record.paused or record.under_way.retry_in_seconds > 0:
+        return None
+    needed = record.under_way.needed_bytes
+    return continue_held(record, facts) if not needed or facts.free_bytes >= needed else None
+
+
+def continue_held(record: ModelRecord, facts: Facts) -> Transition:
+    """Continue an update that is held for the lack of disk space: complete files are only verified again."""
+    stage = Stage.VERIFYING if record.under_way.kind is UpdateKind.RECONVERT else Stage.STAGING
+    record = transitions.enter(record, stage, ending=None, reason="", message="", steps=1)
+    message = f"{record.under_way.revision} goes on; what was fetched is kept"
+    return transitions.with_event(record, facts, "update_started_again", message)
+
+
 def refuse_quarantined(record: ModelRecord, facts: Facts) -> Transition:
     """Abandon an update whose content is already in quarantine under another name; no failure is counted."""
     message = f"the content of {record.under_way.revision} is in quarantine"
@@ -146,7 +174,8 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
         record = replace(record, hub=hub)
     most = rules.max_fetch_attempts if is_hub else rules.max_attempts
     if failed.kind is FailureKind.DENIED or record.under_way.attempts + 1 >= most:
-        return give_up(record, facts, rules, why)
+        is_for_space = failed.reason in DISK_REASONS
+        return hold_for_space(record, failed, facts) if is_for_space else give_up(record, facts, rules, why)
     record = transitions.retry_later(record, rules)
     pause = max(record.under_way.retry_in_seconds, min(failed.retry_after_seconds, rules.abandoned_seconds))
     return transitions.with_event(record.with_update(retry_in_seconds=pause), facts, "staging_failed", why)

@@ -1,7 +1,17 @@
 """VERIFYING: the files are checked, converted and sealed. Pure."""
 
 from updater.core.checks import MISMATCH_REASONS
-from updater.core.effects import MEMORY_REASONS, Effect, EffectFailure, FailureKind, Result, Sealed, VerifyAndSeal, Wait
+from updater.core.effects import (
+    DISK_REASONS,
+    MEMORY_REASONS,
+    Effect,
+    EffectFailure,
+    FailureKind,
+    Result,
+    Sealed,
+    VerifyAndSeal,
+    Wait,
+)
 from updater.core.facts import Facts
 from updater.core.record import Evidence, HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
@@ -68,9 +78,17 @@ def _apply_failed(record: ModelRecord, failed: EffectFailure, facts: Facts, rule
         return transitions.refuse(record, facts, rules, failed.reason, failed.message)
     if failed.kind is not FailureKind.NOT_READY and update.attempts + 1 < rules.max_attempts:
         return _retry_later(record, failed, facts, rules)
+    return _give_up(record, failed, facts, rules)
+
+
+def _give_up(record: ModelRecord, failed: EffectFailure, facts: Facts, rules: Rules) -> Transition:
+    """Hold the update for what a person can mend, or try the revision again later."""
+    update, why = record.under_way, f"{failed.reason}: {failed.message}"
+    if failed.reason in DISK_REASONS:
+        return stage.hold_for_space(record, failed, facts)
     if failed.reason in MEMORY_REASONS:
         return transitions.hold(record, facts, HeldFor.DOES_NOT_FIT, f"{update.revision}: {failed.message}")
-    if is_ours and failed.kind is not FailureKind.NOT_READY:
+    if update.kind is UpdateKind.RECONVERT and failed.kind is not FailureKind.NOT_READY:
         return transitions.hold(record, facts, HeldFor.CONVERSION, why)
     return stage.give_up(record, facts, rules, why)
 

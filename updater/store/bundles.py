@@ -1,5 +1,6 @@
 """The store of one model: staging, verification, sealing, kept sources and the committed pointer."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,14 @@ from common.clock import Clock
 from common.durable import read_bounded, sync_folder
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
 from common.sealing import Convert, ConvertLimits, run_convert
-from common.source import PRECISIONS, ConversionRefused, ManifestBroken, check_files, read_listing_file
+from common.source import (
+    PRECISIONS,
+    ConversionRefused,
+    ManifestBroken,
+    check_files,
+    find_source,
+    read_listing_file,
+)
 from updater.core import checks
 from updater.core.checks import make_check_failure, make_failure_by_reason
 from updater.core.effects import MEMORY_REASONS, EffectFailure, FailureKind, Shortage
@@ -32,7 +40,7 @@ from updater.core.record import Installed
 from updater.revision import parse_json_object, select_engine
 from updater.status import Progress
 from updater.store import garbage
-from updater.store.staging import Stager, StagingLimits
+from updater.store.staging import SpacePlan, Stager, StagingLimits, check_space
 from updater.store.state_folder import (
     FILES_FOLDER,
     INCOMING,
@@ -185,6 +193,13 @@ class BundleStore:
         """Digests of all sealed bundles."""
         return garbage.list_sealed(self._state)
 
+    def free_bytes(self) -> int:
+        """Free bytes of the state folder's disk; -1 if the system does not say."""
+        try:
+            return shutil.disk_usage(self._state).free
+        except OSError:
+            return -1
+
     def converts_to(self, installed: Installed) -> str:
         """Digest of the bundle that this build converts a kept source to; empty if the source is not kept."""
         if self._predicted is None or self._predicted[0] != installed:
@@ -274,14 +289,24 @@ def _row(model: str, installed: Installed) -> Committed:
 
 
 # Failures of the child process that say nothing about the revision.
-_NOT_REVISIONS_FAULT = frozenset({"CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
+_NOT_REVISIONS_FAULT = frozenset({"DISK_FULL", "CONVERT_FAILED", "IO_FAILED", "SOURCE_UNREADABLE", "TIME_LIMIT"})
 
 
 class ChildConverter:
     """The port `Converter`: converts in a child process with limits, and seals into one state folder."""
 
-    def __init__(self, state: Path, limits: ConvertLimits, convert: Convert = run_convert) -> None:
-        """Convert nothing yet. `limits.timeout_seconds` is lowered to each call's deadline."""
+    def __init__(
+        self, state: Path, limits: ConvertLimits, convert: Convert = run_convert, reserve_bytes: int = 0
+    ) -> None:
+        """Convert nothing yet.
+
+        Args:
+            state: the state folder.
+            limits: of the child; its timeout is lowered to each call's deadline.
+            convert: converts a folder.
+            reserve_bytes: of the disk, that stay free.
+        """
+        self._reserve_bytes = reserve_bytes
         self._state = state
         self._limits = limits
         self._convert = convert
@@ -294,6 +319,7 @@ class ChildConverter:
         stored = precision if precision in PRECISIONS else PRECISIONS[0]  # a runner casts to its precision
         try:
             verified = _read_source_digest(folder)
+            self._check_space(folder, verified, stored)
             bundle = self._convert(
                 folder, self._state, revision, limits, stored, digest=verified, provenance=provenance
             )
@@ -310,6 +336,13 @@ class ChildConverter:
         except OSError as error:
             raise classify_disk_error(error, "the bundle cannot be written") from error
         return bundle.bundle_digest
+
+    def _check_space(self, folder: Path, verified: str, precision: str) -> None:
+        """Check before hours of work that the result fits, unless it is sealed already."""
+        source = find_source(folder)
+        is_sealed = verified and bundle_folder(self._state, source.bundle_digest(verified, precision)).is_dir()
+        if not is_sealed:
+            check_space(self._state, SpacePlan(0, source.size, self._reserve_bytes))
 
 
 def _read_source_digest(folder: Path) -> str:

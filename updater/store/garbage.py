@@ -69,6 +69,11 @@ def delete(path: Path) -> None:
         shutil.rmtree(target)
 
 
+def measure_stored(state: Path) -> int:
+    """Bytes of all sealed bundles and kept sources."""
+    return sum(one.size for one in _list_stored(state, References()))
+
+
 def list_sealed(state: Path) -> frozenset[str]:
     """Digests of all sealed bundles."""
     return frozenset(digest for path, digest in _list_digests(state / "bundles") if (path / MANIFEST_NAME).is_file())

@@ -13,11 +13,12 @@ from common.engine_files import MAX_CONFIG_BYTES
 from common.source import ManifestBroken, check_files, encode_manifest
 from updater.core import checks
 from updater.core.checks import make_check_failure, make_failure_by_reason
-from updater.core.effects import FailureKind
+from updater.core.effects import EffectFailure, FailureKind, Shortage
 from updater.core.facts import Release
 from updater.core.ports import EffectFailed, Hub
 from updater.revision import UnsupportedRevision, find_declared_files
 from updater.status import Progress
+from updater.store import garbage
 from updater.store.state_folder import (
     FILES_FOLDER,
     LISTING_NAME,
@@ -29,7 +30,7 @@ from updater.store.state_folder import (
 from updater.store.transfer import PaceRules, TransferBroken, TransferShort, enforce_pace, fetch_file, hash_file
 
 _ANY_HASH = "0" * 64  # well-formed
-DISK_FACTOR = 1.2  # free bytes needed for each byte still to download
+CONVERSION_FACTOR = 1.75  # bytes that a conversion writes for each byte of the source; the most that was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,48 @@ class StagingLimits:
     reserve_bytes: int = 1 << 30  # of the disk, that stay free
     pace: PaceRules = field(default_factory=PaceRules)  # slower downloads are cancelled
     computes_hashes: bool = True  # of files that are listed without one; else they are refused
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePlan:
+    """The disk space that an update needs, beside what is stored already."""
+
+    download_bytes: int  # still to be downloaded
+    source_bytes: int  # to be converted and sealed
+    reserve_bytes: int  # that stay free
+
+    @property
+    def conversion_bytes(self) -> int:
+        """Bytes of the converted files, until they are sealed and after it."""
+        return int(CONVERSION_FACTOR * self.source_bytes)
+
+    @property
+    def needed_bytes(self) -> int:
+        """All of it."""
+        return self.download_bytes + self.conversion_bytes + self.reserve_bytes
+
+
+def check_space(state: Path, plan: SpacePlan) -> None:
+    """Check that an update fits on the disk of the state folder.
+
+    Raises:
+        EffectFailed: DISK_FULL, with the numbers.
+    """
+    free = shutil.disk_usage(state).free
+    if free >= plan.needed_bytes:
+        return
+    stored = garbage.measure_stored(state)
+    message = (
+        f"the update needs {_gib(plan.needed_bytes)} of disk space ({_gib(plan.download_bytes)} to download, "
+        f"{_gib(plan.conversion_bytes)} to convert and seal, {_gib(plan.reserve_bytes)} stay free), and {_gib(free)} "
+        f"are free; bundles and sources that are kept have {_gib(stored)}"
+    )
+    shortage = Shortage("", plan.needed_bytes, free)
+    raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "DISK_FULL", message, shortage=shortage))
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 27 else f"{size / (1 << 20):.1f} MiB"
 
 
 class Stager:
@@ -149,10 +192,7 @@ class Stager:
             message = f"the revision has {total} bytes; max_revision_bytes is {max_bytes}"
             raise make_check_failure(checks.SIZES, "TOO_LARGE", message)
         kept = sum(path.stat().st_size for path in self._files.iterdir() if path.is_file())
-        needed = int(DISK_FACTOR * max(0, total - kept)) + self._limits.reserve_bytes
-        free = shutil.disk_usage(self._files).free
-        if free < needed:
-            raise EffectFailed.transient("DISK_FULL", f"the disk has {free} bytes free, this update needs {needed}")
+        check_space(self._folder.parent.parent, SpacePlan(max(0, total - kept), total, self._limits.reserve_bytes))
 
     def _fetch(self, file: BundleFile, check_stop: Callable[[], None]) -> BundleFile:
         """Download a file; returns it with its hash, which is computed if the hub lists none."""

@@ -14,6 +14,7 @@ _ELSEWHERE = {
     (Stage.IDLE, Stage.VERIFYING),
     (Stage.GATING, Stage.STAGING),
     (Stage.STAGING, Stage.ROLLING_BACK),
+    (Stage.HELD, Stage.VERIFYING),
 }
 
 

@@ -301,12 +301,28 @@ def test_a_revision_over_max_revision_bytes_is_refused(bench: StoreFixture) -> N
 
 @pytest.mark.fault("D1")
 def test_a_full_disk_is_found_before_the_download(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Free space must be 1.2 times the remaining bytes, plus the reserve."""
-    release = bench.publish(weights_bytes=100_000)
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - 110_000, 110_000)  # noqa: SLF001
+    """The plan counts the download, the conversion until it is sealed, and the reserve; the numbers are told."""
+    release = bench.publish(weights_bytes=10 << 20)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - (20 << 20), 20 << 20)  # noqa: SLF001
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     failed = failure(lambda: bench.stage(release))
+    assert "27.5 MiB of disk space (10.0 MiB to download, 17.5 MiB to convert and seal" in failed.message
+    assert failed.shortage is not None
+    assert (failed.shortage.needed_bytes >> 20, failed.shortage.free_bytes >> 20) == (27, 20)
     assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "DISK_FULL")
+
+
+@pytest.mark.fault("H17")
+def test_a_conversion_that_does_not_fit_is_not_begun(bench: StoreFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is sealed, its space is not asked for again."""
+    digest = bench.stage(bench.publish(weights_bytes=10 << 20))
+    folder = bench.store.source_folder(ID, digest, is_kept=False)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - (16 << 20), 16 << 20)  # noqa: SLF001
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _path: usage)
+        failed = failure(lambda: bench.converter.seal(folder, "v1.0.0", "float32", 60.0, None))
+    assert (failed.kind, failed.reason) == (FailureKind.TRANSIENT, "DISK_FULL")
+    assert not list((bench.state / "staging").glob("*"))
 
 
 @pytest.mark.parametrize(
