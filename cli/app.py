@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, status, tag, token, updates
+from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, state, status, tag, token, updates
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -60,6 +60,12 @@ app.add_typer(
     name="bundle",
     help="Import a model by hand; list and show bundles.",
     epilog="Example:  hotslot bundle import examples/shapes/v1.0.0 --model shapes\n\nNext:  `hotslot serve` loads it.",
+)
+app.add_typer(
+    state.app,
+    name="state",
+    help="Back up, restore and verify the state folder.",
+    epilog="Example:  hotslot state backup /backups/hotslot\n\nNext:  `hotslot state verify FOLDER` reads it all.",
 )
 app.add_typer(
     config.app,

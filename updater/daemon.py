@@ -245,7 +245,9 @@ class Updater:
     def _serve_operators(self) -> Iterator[None]:
         provenance = partial(read_provenance, self._state)
         starting = lambda: self._starting_fault  # noqa: E731  read at each call
-        api = UpdatesApi(self._handles, self._names, self._get_journal, provenance, self._log, starting)
+        api = UpdatesApi(
+            self._handles, self._names, self._get_journal, provenance, self._log, starting, self._run_folder
+        )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +24,7 @@ from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
 
+JOURNAL_COPY = "journal-copy.db"
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_REASON_CHARS = 200
@@ -61,6 +63,7 @@ class UpdatesApi:
         provenance: Callable[[str], Provenance | None],
         log: Logger,
         starting: Callable[[], str] = lambda: "",
+        copies: Path = Path(),
     ) -> None:
         """Read nothing yet.
 
@@ -72,7 +75,9 @@ class UpdatesApi:
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
             starting: returns why the updater has not started yet; empty if it is about to.
+            copies: folder for copies of the journal.
         """
+        self._copies = copies
         self._models = models
         self._starting = starting
         self._names = names
@@ -94,6 +99,7 @@ class UpdatesApi:
             "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
             "ListHistory": (pb.ListHistoryRequest, self._list_history),
             "GetUpdate": (pb.GetUpdateRequest, self._get_update),
+            "CopyJournal": (pb.CopyJournalRequest, self._copy_journal),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(self._build_handler(name, kind, answer), None, _serialize)
@@ -184,6 +190,10 @@ class UpdatesApi:
         for evidence in journal.evidence(request.update_id):
             convert.fill_evidence(response, evidence)
         return response
+
+    def _copy_journal(self, _request: pb.CopyJournalRequest, _seconds: float) -> pb.CopyJournalResponse:
+        self._journal().copy_to(self._copies / JOURNAL_COPY)
+        return pb.CopyJournalResponse(file=JOURNAL_COPY)
 
     # Commands.
 

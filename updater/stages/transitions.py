@@ -231,7 +231,7 @@ def block(record: ModelRecord, bundle_digest: str) -> ModelRecord:
     """Block a bundle digest from being loaded again; its source digest is not quarantined."""
     if not bundle_digest or bundle_digest in record.blocked:
         return record
-    return replace(record, blocked=(*record.blocked, bundle_digest))
+    return replace(record, blocked=(*record.blocked, bundle_digest)[-MAX_QUARANTINE:])
 
 
 def find_slot(update: Update, server: ServerState) -> SlotSnapshot | None:

@@ -134,6 +134,21 @@ class Database:
         with self._lock:
             self._connection.close()
 
+    def copy_to(self, target: Path) -> None:
+        """Write a whole copy of the file, as it is after the last change.
+
+        Raises:
+            JournalNotWritten: it could not be written.
+        """
+        with self._lock:
+            self._open_anew_if_suspect()
+            try:
+                target.unlink(missing_ok=True)
+                self._connection.execute("VACUUM INTO ?", (str(target),))
+                target.chmod(0o600)
+            except (sqlite3.Error, OSError) as error:
+                raise JournalNotWritten(f"the journal cannot be copied: {_describe(error)}") from error
+
     def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """Read the rows of a query.
 
@@ -183,6 +198,23 @@ class Database:
         with contextlib.suppress(sqlite3.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+
+def read_copy(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Read rows of a copy that nothing writes, after the checks of an opened journal; it is not changed.
+
+    Raises:
+        JournalUnreadable: it is damaged, or of another schema.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size == 0:
+        raise JournalUnreadable(f"{path.name} is empty")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+            _check(connection)
+            return connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise JournalUnreadable(f"{path.name} cannot be read: {_describe(error)}") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

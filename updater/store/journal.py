@@ -1,11 +1,13 @@
 """The durable records, the audit trail, the history of updates and their evidence; all models in one file."""
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from updater.core.record import Event, Evidence, ModelRecord, Outcome, Stage, Up
 from updater.core.record_json import RecordUnreadable, current_event_name, from_json, read, to_json
 from updater.core.rules import Rules
 from updater.core.witness import JournalIdentity, Witness, protect
-from updater.store.database import Database, JournalNotWritten, JournalUnreadable
+from updater.store.database import Database, JournalNotWritten, JournalUnreadable, read_copy
 from updater.store.outbox import Outbox, Subscribers
 from updater.store.witness import WitnessFile
 
 MAX_EVENTS = 50_000  # the oldest are forgotten beyond this, with updates that have no event any more
+MAX_UPDATES = 5000  # of all models; the oldest are forgotten beyond this
+MAX_EVIDENCE = 500  # updates whose measurements are kept
+MAX_MESSAGE_CHARS = 4000  # of an event
 _PRUNE_AT_ONCE = 1000
 
 
@@ -51,6 +56,8 @@ class Journal:
         rules: Rules | None = None,
         subscribers: Subscribers | None = None,
         report: Callable[[str, str], None] = lambda _name, _message: None,
+        *,
+        is_restored: bool = False,
     ) -> None:
         """Open the journal and its witness; create them at a first start.
 
@@ -59,6 +66,7 @@ class Journal:
             rules: used for the safe state of breakers that cannot be read.
             subscribers: receivers for which events are queued; default: none.
             report: called with the name of a trouble with the witness, and a sentence.
+            is_restored: make it a journal of its own, also where an updater has committed something before.
 
         Raises:
             JournalUnreadable: the file exists and cannot be trusted.
@@ -68,9 +76,13 @@ class Journal:
         self._rules = rules
         self._report = report
         self._writing = threading.Lock()  # of the journal and its witness
-        self._witness = WitnessFile(path, lambda message: report("witness_renewed", message))
+        on_renewed = partial(report, "witness_renewed")
+        self._witness = WitnessFile(path, on_renewed, is_restored=is_restored)
         self._database = Database(path)
         try:
+            if is_restored:
+                with self._database.change() as connection:
+                    connection.execute("UPDATE meta SET value = lower(hex(randomblob(16))) WHERE key = 'journal_id'")
             self._witness.open(self._read_identity(), self._read_records)
         except BaseException:
             self._database.close()
@@ -80,6 +92,14 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def copy_to(self, target: Path) -> None:
+        """Write a whole copy of the journal.
+
+        Raises:
+            JournalNotWritten: it could not be written.
+        """
+        self._database.copy_to(target)
 
     def check(self) -> None:
         """Check that the files are still there; a witness that is gone is written again.
@@ -145,7 +165,14 @@ class Journal:
                 update_id = event.update.update_id if event.update is not None else ""
                 connection.execute(
                     "INSERT INTO events (at, model, update_id, stage, name, message) VALUES (?, ?, ?, ?, ?, ?)",
-                    (event.at.isoformat(), event.model, update_id, event.stage.value, event.name, event.message),
+                    (
+                        event.at.isoformat(),
+                        event.model,
+                        update_id,
+                        event.stage.value,
+                        event.name,
+                        event.message[:MAX_MESSAGE_CHARS],
+                    ),
                 )
                 if event.update is not None:
                     connection.execute(
@@ -158,11 +185,7 @@ class Journal:
                         "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)",
                         (update_id, event.stage.value, _line(to_json(event.evidence))),
                     )
-            connection.execute(
-                "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ? AND seq IN "
-                "(SELECT seq FROM events ORDER BY seq LIMIT ?)",
-                (MAX_EVENTS, _PRUNE_AT_ONCE),
-            )
+            _prune(connection, is_evidence_new=any(event.evidence is not None for event in events))
         return dropped
 
     def history(self, model: str, limit: int, before: int) -> list[tuple[int, PastUpdate]]:
@@ -230,6 +253,33 @@ class Journal:
     def _read_records(self) -> list[ModelRecord]:
         with _trusted():
             return [from_json(_object(row), self._rules) for (row,) in self._database.rows("SELECT row FROM records")]
+
+
+def read_records(path: Path) -> tuple[ModelRecord, ...]:
+    """All records of a copy of a journal, by name; it is not changed.
+
+    Raises:
+        JournalUnreadable: it cannot be trusted.
+        OSError: it cannot be read.
+    """
+    with _trusted():
+        rows = read_copy(path, "SELECT row FROM records ORDER BY model")
+        return tuple(from_json(_object(row)) for (row,) in rows)
+
+
+def _prune(connection: sqlite3.Connection, *, is_evidence_new: bool) -> None:
+    """Delete what is beyond the bounds of the audit trail, the history and the evidence; a little at each write."""
+    for table, most in (("events", MAX_EVENTS), ("updates", MAX_UPDATES)):
+        connection.execute(
+            f"DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ? AND seq IN "  # noqa: S608  our names
+            f"(SELECT seq FROM {table} ORDER BY seq LIMIT ?)",
+            (most, _PRUNE_AT_ONCE),
+        )
+    if is_evidence_new:
+        connection.execute(
+            "DELETE FROM evidence WHERE update_id NOT IN (SELECT update_id FROM updates ORDER BY seq DESC LIMIT ?)",
+            (MAX_EVIDENCE,),
+        )
 
 
 def _past_update(event: Event, update: Update) -> PastUpdate:

@@ -78,12 +78,13 @@ def write_witness(path: Path, witness: Witness) -> None:
 class WitnessFile:
     """The witness of one open journal. Its caller serialises writes."""
 
-    def __init__(self, journal: Path, on_renewed: Callable[[str], None]) -> None:
+    def __init__(self, journal: Path, on_renewed: Callable[[str], None], *, is_restored: bool = False) -> None:
         """Look at the files before the journal is opened (rules 1 and 2).
 
         Args:
             journal: path of the journal.
             on_renewed: called with a sentence when the witness was lost, damaged or older, and is written anew.
+            is_restored: the journal replaces one that has committed something.
 
         Raises:
             JournalLost: a journal was lost or replaced.
@@ -97,10 +98,10 @@ class WitnessFile:
         self._is_written = True
         try:
             self._read()
-            if not journal.exists():
-                self._check_never_written()
-            else:
+            if journal.exists():
                 self._check_rollback_journal()
+            elif not is_restored:
+                self._check_never_written()
         except OSError as error:
             raise JournalNotWritten(f"the journal cannot be examined: {(error.strerror or '').lower()}") from error
 

@@ -11,6 +11,7 @@ import pytest
 
 from updater.core.record import Event, Evidence, Installed, Measured, ModelRecord, Outcome, Stage, Update, UpdateKind
 from updater.store import database
+from updater.store import journal as journal_module
 from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
 
@@ -163,3 +164,20 @@ def test_an_incompletely_created_journal_is_created_again(path: Path) -> None:
     Journal(path).close()
     left = {entry.name for entry in path.parent.iterdir() if not entry.name.endswith("-journal")}
     assert left == {"journal.db", "journal.witness"}
+
+
+def test_audit_trail_history_and_evidence_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten: a journal of years is no larger than one of months."""
+    for name, most in (("MAX_EVENTS", 30), ("MAX_UPDATES", 20), ("MAX_EVIDENCE", 5)):
+        monkeypatch.setattr(journal_module, name, most)
+    evidence = Evidence((Measured("accuracy", 0.9, 0.95, 0.94, passed=False),))
+    for number in range(100):
+        update = replace(UPDATE, update_id=f"u-{number}")
+        begun = replace(event("update_started"), update=update, evidence=evidence, message="x" * 9000)
+        journal.write(RECORD, [begun])
+    ids = [past.update.update_id for _, past in journal.history("", 1000, 0)]
+    assert ids[0] == "u-99"
+    assert len(ids) == 20
+    assert [bool(journal.events(name)) for name in ("u-60", "u-99")] == [False, True]
+    assert sum(bool(journal.evidence(f"u-{number}")) for number in range(100)) == 5
+    assert len(journal.events("u-99")[0].message) == 4000

@@ -96,6 +96,11 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.FromString,
                 _registered_method=True)
+        self.CopyJournal = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/CopyJournal',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.FromString,
+                _registered_method=True)
 
 
 class UpdatesServiceServicer:
@@ -198,6 +203,15 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyJournal(self, request, context):
+        """Writes a whole copy of the journal into the run folder, for a backup: the
+        updater holds the journal itself. Errors: UNAVAILABLE
+        (JOURNAL_NOT_WRITTEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UpdatesServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -255,6 +269,11 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.GetUpdate,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.SerializeToString,
+            ),
+            'CopyJournal': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyJournal,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -561,6 +580,33 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/GetUpdate',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.GetUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyJournal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/CopyJournal',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,11 @@ class UpdatesServiceStub:
     """Returns one update with its events and evidence. Errors: NOT_FOUND
     (UPDATE_UNKNOWN).
     """
+    CopyJournal: _grpc.UnaryUnaryMultiCallable[_updates_pb2.CopyJournalRequest, _updates_pb2.CopyJournalResponse]
+    """Writes a whole copy of the journal into the run folder, for a backup: the
+    updater holds the journal itself. Errors: UNAVAILABLE
+    (JOURNAL_NOT_WRITTEN).
+    """
 
 @_typing.type_check_only
 class UpdatesServiceAsyncStub(UpdatesServiceStub):
@@ -138,6 +143,11 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     GetUpdate: _aio.UnaryUnaryMultiCallable[_updates_pb2.GetUpdateRequest, _updates_pb2.GetUpdateResponse]  # type: ignore[assignment]
     """Returns one update with its events and evidence. Errors: NOT_FOUND
     (UPDATE_UNKNOWN).
+    """
+    CopyJournal: _aio.UnaryUnaryMultiCallable[_updates_pb2.CopyJournalRequest, _updates_pb2.CopyJournalResponse]  # type: ignore[assignment]
+    """Writes a whole copy of the journal into the run folder, for a backup: the
+    updater holds the journal itself. Errors: UNAVAILABLE
+    (JOURNAL_NOT_WRITTEN).
     """
 
 class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -256,6 +266,17 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_updates_pb2.GetUpdateResponse, _abc.Awaitable[_updates_pb2.GetUpdateResponse]]:
         """Returns one update with its events and evidence. Errors: NOT_FOUND
         (UPDATE_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def CopyJournal(
+        self,
+        request: _updates_pb2.CopyJournalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.CopyJournalResponse, _abc.Awaitable[_updates_pb2.CopyJournalResponse]]:
+        """Writes a whole copy of the journal into the run folder, for a backup: the
+        updater holds the journal itself. Errors: UNAVAILABLE
+        (JOURNAL_NOT_WRITTEN).
         """
 
 def add_UpdatesServiceServicer_to_server(servicer: UpdatesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

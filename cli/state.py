@@ -1,0 +1,161 @@
+"""`hotslot state …`: back up, restore and verify the state folder."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.clients import connection, updates_endpoint
+from cli.output import BAD, DIM, GOOD, err, out, print_text, size, text
+from cli.problems import CommandFailed
+from cli.settings import StateDir, state_folder
+from common.durable import AlreadyRunning, lock_instance
+from common.exit_codes import ExitCode
+from common.paths import SERVER_LOCK, UPDATER_LOCK, run_folder
+from hotslot.updates.v1 import updates_pb2 as pb
+from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
+from updater.core.ports import JournalUnusable
+from updater.core.record import ModelRecord
+from updater.settings import JOURNAL_NAME
+from updater.store.backup import BackupBroken, check_backup, restore, restore_from_witness, save, verify
+from updater.store.journal import Journal
+
+app = typer.Typer(no_args_is_help=True)
+_SECONDS = 60.0
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the backup.")]
+
+
+@app.command(
+    "backup",
+    epilog="Example:  hotslot state backup /backups/hotslot\n\nNext:  `hotslot state verify FOLDER` reads it all.",
+)
+def backup(folder: Folder, *, state_dir: StateDir = None) -> None:
+    """Back up the state folder into a new folder; hotslot may run.
+
+    It contains the journal, the committed pointer, and the bundles and sources
+    of the committed and the previous revisions.
+    """
+    state = state_folder(state_dir)
+    with _explaining(), err.status(text(f"backing up {state}")):
+        total = save(state, folder, _journal_copier(state))
+    print_text(("backed up ", GOOD), f"{state} to {folder}: {size(total)}")
+
+
+@app.command(
+    "verify",
+    epilog="Example:  hotslot state verify\n\nNext:  a damaged bundle is imported again, or restored from a backup.",
+)
+def verify_(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="A backup. Default: the state folder.")
+    ] = None,
+    *,
+    state_dir: StateDir = None,
+) -> None:
+    """Check the journal, the pointer, and every byte of the bundles that they name; hotslot may run."""
+    state = state_folder(state_dir)
+    place = folder or state
+    with _explaining(), tempfile.TemporaryDirectory() as scratch, err.status(text(f"reading {place}")):
+        journal = place / JOURNAL_NAME
+        if folder is None:
+            journal = Path(scratch) / JOURNAL_NAME
+            _journal_copier(state)(journal)
+        else:
+            check_backup(folder)
+        found = verify(place, journal)
+    _show(found.models)
+    for problem in found.problems:
+        out.print(text((problem, BAD)))
+    if found.problems:
+        raise typer.Exit(ExitCode.FAILED)
+    print_text(("good: ", GOOD), f"{found.bundles} bundles, {size(found.size)} read")
+
+
+@app.command(
+    "restore",
+    epilog="Example:  hotslot state restore /backups/hotslot\n\nNext:  `hotslot serve`, then `hotslot updates status`.",
+)
+def restore_(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of the backup.")] = None,
+    *,
+    from_witness: Annotated[
+        bool,
+        typer.Option(
+            "--from-witness",
+            help="Without a backup: a new journal with the minimal versions and the quarantine of journal.witness.",
+            show_default=False,
+        ),
+    ] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Restore a state folder, also on another host; hotslot must be stopped.
+
+    Minimal versions and quarantine that the folder's witness knows are kept,
+    even if the backup is older. The files that are replaced stay beside the new
+    ones with the ending .replaced.
+    """
+    if (folder is None) != from_witness:
+        raise CommandFailed("name either the folder of a backup, or --from-witness")
+    state = state_folder(state_dir)
+    with _explaining(), _stopped(state), err.status(text(f"restoring {state}")):
+        records = restore_from_witness(state) if folder is None else restore(folder, state)
+    _show(records)
+    print_text(("restored ", GOOD), f"{state}; start hotslot, and look at `hotslot updates status`")
+    if from_witness:
+        print_text(("updates are paused: `hotslot updates resume` when that is what you expect", DIM))
+
+
+def _show(records: tuple[ModelRecord, ...]) -> None:
+    for record in records:
+        committed = "nothing" if record.committed is None else record.committed.revision
+        least = record.min_version or "none"
+        print_text(
+            f"{record.model}: {committed} committed, minimal version {least}, {len(record.quarantine)} in quarantine"
+        )
+
+
+def _journal_copier(state: Path) -> Callable[[Path], None]:
+    """Copies the journal: the updater does it while it runs, since it holds the file."""
+
+    def copy(target: Path) -> None:
+        try:
+            with (
+                lock_instance(_run_folder(state) / UPDATER_LOCK),
+                contextlib.closing(Journal(state / JOURNAL_NAME)) as own,
+            ):
+                own.copy_to(target)
+        except AlreadyRunning:
+            with connection(updates_endpoint(state), _SECONDS) as channel:
+                answer = UpdatesServiceStub(channel).CopyJournal(pb.CopyJournalRequest(), timeout=_SECONDS)
+            (run_folder(state) / answer.file).replace(target)
+
+    return copy
+
+
+def _run_folder(state: Path) -> Path:
+    folder = run_folder(state)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _stopped(state: Path) -> Iterator[None]:
+    """Hold the locks of server and updater, so that neither runs."""
+    folder = _run_folder(state)
+    try:
+        with lock_instance(folder / UPDATER_LOCK), lock_instance(folder / SERVER_LOCK):
+            yield
+    except AlreadyRunning as error:
+        raise CommandFailed(f"hotslot runs on {state}: stop it first") from error
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    try:
+        yield
+    except (BackupBroken, JournalUnusable) as error:
+        advice = getattr(error, "advice", "")
+        raise CommandFailed(f"{error}{'; ' if advice else ''}{advice}") from error

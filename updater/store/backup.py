@@ -1,0 +1,283 @@
+"""Backs up, verifies and restores a state folder: what must not be lost, and what a start needs.
+
+A backup is a folder: a whole copy of the journal, the committed pointer, the bundles and sources of the committed and
+the previous revisions, and `backup.json` with the SHA-256 of every file. What is restored gets a journal with a new
+identity, so that no copy of the old one is taken for it; minimal versions and quarantine that the folder's witness
+knows are kept, even if the backup is older.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.bundle import (
+    POINTER_NAME,
+    BundleBroken,
+    bundle_folder,
+    compute_source_digest,
+    hash_file,
+    read_bundle,
+    read_committed,
+)
+from common.durable import read_bounded, read_within, sync_folder, write_atomic
+from updater.core.ports import JournalUnusable
+from updater.core.record import ModelRecord
+from updater.core.rules import ReleasePolicy
+from updater.core.versions import choose_higher
+from updater.core.witness import ProtectedState, Witness
+from updater.settings import JOURNAL_NAME
+from updater.store.journal import Journal, read_records
+from updater.store.state_folder import SOURCES
+from updater.store.witness import WitnessBroken, read_witness, rollback_path, witness_path
+
+MANIFEST, BACKUP_SCHEMA = "backup.json", 1
+_MAX_MANIFEST_BYTES = 16 << 20
+REASON_OF_PAUSE = "the journal was made anew from its witness"
+
+
+class BackupBroken(ValueError):
+    """A backup or a state folder is damaged; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The result of `verify`."""
+
+    models: tuple[ModelRecord, ...]
+    bundles: int
+    size: int  # bytes of their files, and of the kept sources
+    problems: tuple[str, ...]
+
+
+def save(state: Path, target: Path, copy_journal: Callable[[Path], None]) -> int:
+    """Write a backup into an empty or new folder; returns its bytes.
+
+    Args:
+        state: the state folder; its processes may run.
+        target: of the backup.
+        copy_journal: writes a whole copy of the journal to a path.
+
+    Raises:
+        BackupBroken: the target is not empty, or the state folder is damaged.
+        OSError: a file cannot be read or written.
+    """
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(target.iterdir()):
+        raise BackupBroken(f"{target} is not empty")
+    copy_journal(target / JOURNAL_NAME)
+    records = read_records(target / JOURNAL_NAME)
+    if (state / POINTER_NAME).exists():
+        write_atomic(target / POINTER_NAME, read_bounded(state / POINTER_NAME, _MAX_MANIFEST_BYTES))
+    for folder in sorted(_find_kept(target, state, records)):
+        shutil.copytree(state / folder, target / folder)
+    files = [path for path in sorted(target.rglob("*")) if path.is_file()]
+    rows = [
+        {"name": str(path.relative_to(target)), "size": path.stat().st_size, "sha256": _hash(path)} for path in files
+    ]
+    row = {"schema_version": BACKUP_SCHEMA, "files": rows}
+    write_atomic(target / MANIFEST, json.dumps(row, indent=1).encode() + b"\n", mode=0o600)
+    return sum(path.stat().st_size for path in files)
+
+
+def check_backup(backup: Path) -> None:
+    """Compare every file of a backup with `backup.json`.
+
+    Raises:
+        BackupBroken: a file is missing or differs, or it is no backup.
+        OSError: a file cannot be read.
+    """
+    try:
+        row = json.loads(read_within(backup, MANIFEST, _MAX_MANIFEST_BYTES))
+        rows = {str(file["name"]): str(file["sha256"]) for file in row["files"]}
+        version = row["schema_version"]
+    except FileNotFoundError as error:
+        raise BackupBroken(f"{backup} has no {MANIFEST}: it is no backup, or an incomplete one") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BackupBroken(f"{MANIFEST} is damaged: {error}") from error
+    if version != BACKUP_SCHEMA:
+        raise BackupBroken(f"{MANIFEST} has schema version {version!r}, this build reads {BACKUP_SCHEMA}")
+    found = {str(path.relative_to(backup)): path for path in backup.rglob("*") if path.is_file()}
+    found.pop(MANIFEST)
+    if set(found) != set(rows):
+        raise BackupBroken(f"the backup lacks or has more than listed: {min(set(found) ^ set(rows))}")
+    changed = next((name for name, path in sorted(found.items()) if _hash(path) != rows[name]), "")
+    if changed:
+        raise BackupBroken(f"{changed} differs from {MANIFEST}")
+
+
+def verify(folder: Path, journal: Path) -> Verified:
+    """Check a state folder or a backup: journal, pointer, and every file of the bundles and sources that they name.
+
+    Args:
+        folder: the state folder, or the backup.
+        journal: a whole copy of its journal.
+    """
+    problems: list[str] = []
+    records: tuple[ModelRecord, ...] = ()
+    try:
+        records = read_records(journal)
+    except (JournalUnusable, OSError, sqlite3.Error) as error:
+        problems.append(f"journal: {error}")
+    bundles = size = 0
+    with _noting(problems, "pointer"):
+        rows = read_committed(folder)
+        committed = {record.model: record.committed for record in records if record.committed is not None}
+        for model, row in rows.items():
+            known = committed.get(model)
+            if known is not None and known.bundle_digest != row.bundle_digest:
+                problems.append(f"pointer: {model} is {row.revision}, {known.revision} by the journal")
+    for place in sorted(_find_kept(folder, folder, records, problems)):
+        with _noting(problems, place):
+            size += _check_kept(folder / place)
+            bundles += place.startswith("bundles")
+    return Verified(records, bundles, size, tuple(problems))
+
+
+def restore(backup: Path, state: Path) -> tuple[ModelRecord, ...]:
+    """Make a state folder what a backup says; returns the restored records. No process of the folder may run.
+
+    Raises:
+        BackupBroken: the backup is damaged; nothing was changed.
+        JournalUnusable: its journal cannot be read; nothing was changed.
+        OSError: a file cannot be read or written; the same may be tried again.
+    """
+    check_backup(backup)
+    kept = _read_protected(state)
+    records = tuple(_keep_protected(record, kept) for record in read_records(backup / JOURNAL_NAME))
+    for folder in ("bundles", SOURCES):
+        for source in sorted((backup / folder).glob("sha256-*")):
+            _copy_whole(source, state / folder / source.name)
+    _replace_journal(state, backup / JOURNAL_NAME, records)
+    if (backup / POINTER_NAME).exists():
+        write_atomic(state / POINTER_NAME, read_bounded(backup / POINTER_NAME, _MAX_MANIFEST_BYTES))
+    return records
+
+
+def restore_from_witness(state: Path) -> tuple[ModelRecord, ...]:
+    """Make a new journal with what the witness has kept; updates are paused. No process of the folder may run.
+
+    Raises:
+        BackupBroken: there is no witness, or it is damaged.
+        OSError: a file cannot be read or written.
+    """
+    kept = _read_protected(state)
+    if kept is None:
+        raise BackupBroken("there is no witness, or it is damaged: restore a backup instead")
+    records = tuple(
+        ModelRecord(
+            row.model,
+            min_version=row.min_version,
+            quarantine=row.quarantine,
+            replaced=row.replaced,
+            paused=True,
+            pause_reason=REASON_OF_PAUSE,
+        )
+        for row in kept.models
+    )
+    _replace_journal(state, None, records)
+    return records
+
+
+def _replace_journal(state: Path, copy: Path | None, records: Iterable[ModelRecord]) -> None:
+    """Put a journal with a new identity in place; the old files are kept beside it with the ending `.replaced`."""
+    path = state / JOURNAL_NAME
+    fresh = state / f"restored-{JOURNAL_NAME}"
+    for leftover in (fresh, rollback_path(fresh), witness_path(fresh)):
+        leftover.unlink(missing_ok=True)
+    if copy is not None:
+        shutil.copyfile(copy, fresh)
+        fresh.chmod(0o600)
+    with contextlib.closing(Journal(fresh, is_restored=True)) as journal:
+        for record in records:
+            journal.write(record, ())
+    rollback_path(fresh).unlink(missing_ok=True)
+    for old in (path, rollback_path(path), witness_path(path)):
+        if old.exists():
+            old.replace(old.with_name(f"{old.name}.replaced"))
+    witness_path(fresh).replace(witness_path(path))
+    fresh.replace(path)
+    sync_folder(state)
+
+
+def _read_protected(state: Path) -> Witness | None:
+    try:
+        return read_witness(witness_path(state / JOURNAL_NAME))
+    except WitnessBroken:
+        return None
+
+
+def _keep_protected(record: ModelRecord, kept: Witness | None) -> ModelRecord:
+    """The record of a backup, with what the folder's witness knows beyond it."""
+    state = ProtectedState(record.model) if kept is None else kept.state_of(record.model)
+    known = {row.source_digest for row in record.quarantine}
+    quarantine = (*record.quarantine, *(row for row in state.quarantine if row.source_digest not in known))
+    before = {row.source_digest for row in record.replaced}
+    replaced = (*record.replaced, *(row for row in state.replaced if row.source_digest not in before))
+    least = choose_higher(state.min_version, record.min_version, ReleasePolicy())
+    return replace(record, min_version=least or record.min_version, quarantine=quarantine, replaced=replaced)
+
+
+def _find_kept(
+    folder: Path, state: Path, records: Iterable[ModelRecord], problems: list[str] | None = None
+) -> Iterator[str]:
+    """Folders of the bundles and kept sources of the committed and the previous revisions, relative to the state."""
+    rows = [row for record in records for row in (record.committed, record.previous) if row is not None]
+    bundles, sources = {row.bundle_digest for row in rows}, {row.source_digest for row in rows}
+    try:
+        for committed in read_committed(folder).values():
+            bundles.add(committed.bundle_digest)
+            sources.add(committed.source_digest)
+    except BundleBroken:
+        pass  # `verify` reports it
+    for kind, digests in (("bundles", bundles), (SOURCES, sources)):
+        for name in sorted(digest.replace(":", "-") for digest in digests):
+            if (state / kind / name).is_dir():
+                yield f"{kind}/{name}"
+            elif kind == "bundles" and problems is not None:
+                problems.append(f"bundles/{name} is missing")
+
+
+def _check_kept(place: Path) -> int:
+    """Read every file of a bundle or a source and compare its hash; returns their bytes."""
+    digest = place.name.replace("sha256-", "sha256:", 1)
+    if place.parent.name == SOURCES:
+        files = [hash_file(path) for path in sorted(place.iterdir())]
+        if compute_source_digest(files) != digest:
+            raise BundleBroken("its files do not have the digest of its name")
+        return sum(file.size for file in files)
+    bundle = read_bundle(bundle_folder(place.parent.parent, digest))
+    changed = next((file.name for file in bundle.files if hash_file(place / file.name) != file), "")
+    if changed or bundle.bundle_digest != digest:
+        raise BundleBroken(f"{changed or 'its manifest'} is not what was sealed")
+    return sum(file.size for file in bundle.files)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder to its name by one rename, unless it is there."""
+    if target.exists():
+        return
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    staging = target.with_name(f".restoring-{target.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    sync_folder(staging)
+    staging.rename(target)
+    sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BundleBroken, OSError) as error:
+        problems.append(f"{what}: {error}")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
