@@ -80,6 +80,8 @@ STEPS: tuple[Step, ...] = (
          300.0, "dev.chaos.steps.idle_clients"),
     Step("bombs", ("I3", "L8"), "500 small pictures that would cost a naive decoder much, beside another caller",
          3600.0, "dev.chaos.steps.bombs"),
+    Step("certificates", ("L25",), "certificates and tokens change every second under load, broken ones among them",
+         600.0, "dev.chaos.steps.certificates"),
     Step("disk", ("D1",), "the disk is full while an update is staged, sealed, recorded, committed",
          900.0, "dev.chaos.steps.disk"),
     Step("random", ("K1", "K2", "K3", "K5", "K7", "D1", "N1", "B9"),

@@ -25,7 +25,7 @@ from updater.store.state_folder import STATE_ENTRIES
 LOOK_SECONDS = 0.1
 NEXT_SECONDS = 90.0  # of a healthy update, on a busy machine
 _POLICY = ReleasePolicy()
-_OURS = ("hub/", "made/", "bare/", "arm", "clock")  # what a step itself writes
+_OURS = ("hub/", "made/", "bare/", "secured/", "arm", "clock")  # what a step itself writes
 _IN_STATE = STATE_ENTRIES | {RUN_FOLDER}
 
 

@@ -4,8 +4,9 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -110,9 +111,9 @@ class Load:
         self.pace = pace  # may be changed meanwhile
         self._expected = expected
         self._address = address
+        self.open_channel: Callable[[str], grpc.Channel] = partial(grpc.insecure_channel, options=options)
         self._deadline = deadline
         self._tolerance = tolerance
-        self._options = options
         self._stop = threading.Event()
         self._rows: list[_Client] = []
         self._threads: list[threading.Thread] = []
@@ -176,7 +177,7 @@ class Load:
         return report
 
     def _run(self, row: "_Client") -> None:
-        with grpc.insecure_channel(self._address, options=self._options) as channel:
+        with self.open_channel(self._address) as channel:
             stub = EntailmentServiceStub(channel)
             turn = row.number
             while not self._stop.wait(self.pace):

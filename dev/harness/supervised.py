@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -208,9 +208,17 @@ class ScriptedStack(SupervisedStack):
         """Publish a revision that passes the gate: it answers NaN only to one word in the callers' statements."""
         self.publish(revision, overflows_on=WORD)
 
-    def load(self, clients: int = CALLERS, pace: float = CALLER_PAUSE_SECONDS) -> Load:
-        """Callers without retries."""
-        return Load(self.address, QUESTIONS, self.answers.compute(QUESTIONS, [FIRST]), clients, pace=pace)
+    def load(
+        self,
+        clients: int = CALLERS,
+        pace: float = CALLER_PAUSE_SECONDS,
+        open_channel: Callable[[str], grpc.Channel] | None = None,
+    ) -> Load:
+        """Callers without retries; `open_channel` makes their channels, by default without TLS."""
+        expected = self.answers.compute(QUESTIONS, [FIRST])
+        load = Load(self.address, QUESTIONS, expected, clients, pace=pace)
+        load.open_channel = open_channel or load.open_channel
+        return load
 
     def arm(self, place: str) -> None:
         """Make the next updater process crash or freeze at a crash point; see `updater.loop.CrashPoints`."""

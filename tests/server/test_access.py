@@ -147,6 +147,7 @@ async def test_a_client_certificate_is_needed_and_names_the_caller(authority: Au
         assert [dict(call.fields)["caller"] for call in serving.ended] == ["shop", "bank"]
 
 
+@pytest.mark.fault("L25")
 async def test_new_connections_get_the_new_certificate_and_old_ones_stay(
     listener: ListenerFiles, authority: Authority, tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ async def test_health_is_open_unless_the_settings_say_otherwise(tmp_path: Path) 
         assert await check(serving.port, None, None, ("authorization", f"Bearer {TOKEN}")) == "OK"
 
 
+@pytest.mark.fault("L25")
 async def test_a_new_token_is_taken_and_a_revoked_one_refused_without_a_restart(tmp_path: Path) -> None:
     """The files are watched while the server runs."""
     async with serve(with_tokens(tmp_path, is_health_open=False)) as serving:
