@@ -70,7 +70,7 @@ def _changes(secured: Secured, chance: random.Random) -> dict[str, Callable[[], 
         replace_file(files.certificate, chance.choice(secured.pairs).certificate.read_bytes())
 
     def truncated() -> None:
-        content = files.certificate.read_bytes()
+        content = chance.choice(secured.pairs).certificate.read_bytes()
         replace_file(files.certificate, content[: chance.randrange(len(content))])
 
     return {
