@@ -80,7 +80,7 @@ STEPS: tuple[Step, ...] = (
          300.0, "dev.chaos.steps.idle_clients"),
     Step("bombs", ("I3", "L8"), "500 small pictures that would cost a naive decoder much, beside another caller",
          3600.0, "dev.chaos.steps.bombs"),
-    Step("certificates", ("L25",), "certificates and tokens change every second under load, broken ones among them",
+    Step("certificates", ("L25",), "certificates and tokens change twice a second under load, broken ones among them",
          600.0, "dev.chaos.steps.certificates"),
     Step("disk", ("D1",), "the disk is full while an update is staged, sealed, recorded, committed",
          900.0, "dev.chaos.steps.disk"),

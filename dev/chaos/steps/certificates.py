@@ -1,4 +1,4 @@
-"""L25: certificates and tokens change every second under load, broken ones among them: no call may be lost."""
+"""L25: certificates and tokens change twice a second under load, broken ones among them: no call may be lost."""
 
 import random
 import time
