@@ -4,12 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from inference.runner.engines.ofa.engine import OfaEngine
 from inference.runner.engines.ofa.layers import FeedForward, LayerNorm, Linear, SelfAttention
+from inference.runner.engines.ofa.positions import EncoderBias
 
 RESNET, PROJECTIONS, ATTENTION, BIASES, DECODER, REST = (
     *("ResNet", "encoder: projections", "encoder: attention", "encoder: biases"),
@@ -30,7 +31,7 @@ class PartTimes:
     def watching(self, engine: OfaEngine) -> Iterator[None]:
         """Time the parts of an engine on a CPU, where a call has ended when it returns."""
         hooks = [hook for part, module in _modules(engine.model) for hook in self._hooks(part, module)]
-        biases = engine._biases.encoder  # noqa: SLF001  the parts are looked at from outside
+        biases = cast("EncoderBias", engine._biases.encoder)  # noqa: SLF001  the parts are looked at from outside
         biases._fill = partial(self._timed, biases._fill)  # type: ignore[method-assign]  # noqa: SLF001
         self._enter(REST)
         try:

@@ -1,12 +1,15 @@
 """A real card, and a server with the demo model on it; without a card every test here is skipped, and says so."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.bundles import import_bundle
+from common.bundle import Bundle
+from common.sealing import ConvertLimits, run_convert
+from dev.harness.pointer import commit_bundle
 from dev.harness.stack import Stack
 from tests.gpu.filler import Filler
 
@@ -30,13 +33,26 @@ def filler(torch: Any) -> Iterator[Filler]:  # noqa: ANN401  a module
     other.release()
 
 
-@pytest.fixture
-def idle(torch: Any, tmp_path: Path) -> Iterator[Stack]:  # noqa: ANN401  a module
-    """A server that would serve the demo model, not started."""
+@pytest.fixture(scope="session")
+def sealed(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Bundle]]:  # noqa: ANN401  a module
+    """A state folder with the demo's two revisions, as bundles of the demanding engine."""
     del torch  # asked for its skip
-    runner = {"extra_engines": {}, "min_timeout_seconds": 30.0}
-    stack = Stack(tmp_path, committed=None, runner=runner)
-    import_bundle(SHAPES / "v1.0.0", tmp_path, "shapes", "v1.0.0", "float32")
+    from tests.gpu.demanding_engine import relabel  # noqa: PLC0415  imports torch
+
+    state = tmp_path_factory.mktemp("sealed")
+    bundles = [run_convert(SHAPES / revision, state, revision, ConvertLimits()) for revision in ("v1.0.0", "v1.1.0")]
+    return state, {bundle.revision: relabel(state, bundle) for bundle in bundles}
+
+
+@pytest.fixture
+def idle(sealed: tuple[Path, Mapping[str, Bundle]], tmp_path: Path) -> Iterator[Stack]:
+    """A server that would serve the demo model with the demanding engine, not started."""
+    from tests.gpu.demanding_engine import ENGINES  # noqa: PLC0415  imports torch
+
+    state, bundles = sealed
+    stack = Stack(tmp_path, committed=None, runner={"extra_engines": ENGINES, "min_timeout_seconds": 30.0})
+    shutil.copytree(state / "bundles", tmp_path / "bundles", dirs_exist_ok=True)
+    commit_bundle(tmp_path, bundles["v1.0.0"], "shapes")
     yield stack
     if hasattr(stack, "process"):
         stack.close()

@@ -37,8 +37,8 @@ class Drawn:
         self.tables = torch.randn(TABLES, (2 * GRID - 1) ** 2, HEADS, generator=draw)
         self.texts = torch.randn(TABLES, HEADS, LONGEST, LONGEST, generator=draw).to(dtype)
 
-    def bias(self, made_bytes: int = EVERYTHING, *, in_strips: bool = True) -> EncoderBias:
-        grid = PictureGrid(self.index, in_strips=in_strips)
+    def bias(self, made_bytes: int = EVERYTHING) -> EncoderBias:
+        grid = PictureGrid(self.index)
         pictures = [PictureDistances(table, grid, self.dtype) for table in self.tables]
         return EncoderBias(self.query, self.key, pictures, list(self.texts), made_bytes)
 
@@ -54,12 +54,11 @@ def whole(biases: EncoderBias, layer: int, text: int) -> Tensor:
     return torch.cat([bias[0].clone() for bias in biases.compute(layer, text)])
 
 
-@pytest.mark.parametrize("in_strips", [True, False])
 @pytest.mark.parametrize(("made_bytes", "heads"), [(EVERYTHING, 3), (2 * HEAD_BYTES, 2), (NOTHING, 1)])
-def test_biases_are_the_sum_of_positions_and_distances(made_bytes: int, heads: int, *, in_strips: bool) -> None:
+def test_biases_are_the_sum_of_positions_and_distances(made_bytes: int, heads: int) -> None:
     """For texts in any order and any size of the buffer."""
     drawn = Drawn(_regular_index())
-    biases = drawn.bias(made_bytes, in_strips=in_strips)
+    biases = drawn.bias(made_bytes)
     assert heads == biases.heads_at_once
 
     for text in (3, LONGEST, 7, 1, 12):

@@ -21,6 +21,10 @@ from inference.server.runner_client.liveness import Timeouts
 # with the default and takes 1.4 s with this value. On an idle machine it costs 7 %.
 _OPENMP_SPIN = {"GOMP_SPINCOUNT": "10000"}
 
+# torch takes GPU memory in segments that grow. Otherwise it keeps what it has taken for calls of one size beside that
+# of the next: 3,390 MiB were in use on an NVIDIA H200 where 2,615 were planned, and 2,728 with growing segments.
+_GPU_MEMORY, _OLDER_NAME = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "PYTORCH_CUDA_ALLOC_CONF"
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
@@ -159,6 +163,8 @@ def list_arguments(spec: RunnerSpec, data_fd: int, control_fd: int, call_record_
 
 
 def runner_environment() -> dict[str, str]:
-    """The environment of a runner: this process's own, the path of this build, and the OpenMP setting."""
+    """The environment of a runner: this process's own, the path of this build, settings of torch."""
     build = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**_OPENMP_SPIN, **inherit_environment(), "PYTHONPATH": build}
+    inherited = inherit_environment()
+    memory = {} if _OLDER_NAME in inherited else _GPU_MEMORY
+    return {**_OPENMP_SPIN, **memory, **inherited, "PYTHONPATH": build}

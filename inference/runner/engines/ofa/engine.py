@@ -21,6 +21,7 @@ from inference.runner.engines.base import (
     RowRange,
     RowResult,
 )
+from inference.runner.engines.ofa.gpu import ROW_SIZES, GpuCalls
 from inference.runner.engines.ofa.model import OfaModel
 from inference.runner.engines.ofa.picture import decode
 from inference.runner.engines.ofa.positions import PositionBiases
@@ -55,7 +56,7 @@ def clean(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-_CPU_ROWS, _CUDA_ROWS = 8, 32
+_CPU_ROWS = 8
 _CPU_CALL_BYTES = 4 << 20  # of a layer's widest activation: about the cache of one core
 
 
@@ -69,7 +70,7 @@ def choose_call_rows(kind: str, row_bytes: int) -> int:
         kind: "cpu" or "cuda".
         row_bytes: one row's share of a layer's widest activation.
     """
-    return _CUDA_ROWS if kind == "cuda" else max(1, min(_CPU_ROWS, _CPU_CALL_BYTES // row_bytes))
+    return ROW_SIZES[-1] if kind == "cuda" else max(1, min(_CPU_ROWS, _CPU_CALL_BYTES // row_bytes))
 
 
 def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
@@ -97,8 +98,8 @@ def group_rows(lengths: Sequence[int], max_masked_rows: int) -> list[list[int]]:
 
 
 MAX_TEXT_LENGTH = 65_536  # code points; bounds the tokeniser, the model itself reads far less
-_MASKED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of one layer's biases where rows are padded
-_RESNET_PIXELS = {"cpu": 480 * 480, "cuda": 32 * 480 * 480}  # of one call of the ResNet
+_MASKED_BYTES = 64 << 20  # of one layer's biases where rows are padded
+_RESNET_PIXELS = 480 * 480  # of one call of the ResNet
 
 
 @dataclass(slots=True)
@@ -150,8 +151,9 @@ class OfaEngine:
         self.pictures = PictureFormat(config.image_size, pictures)
         self.max_call_rows = choose_call_rows(self._kind, config.widest_row * torch_dtype(precision).itemsize)
         bias_bytes = config.encoder_heads * (config.patches + config.max_text_tokens) ** 2 * 4
-        self.max_masked_rows = max(1, _MASKED_BYTES[self._kind] // bias_bytes)
-        self._max_pictures = max(1, _RESNET_PIXELS[self._kind] // config.image_size**2)
+        self.max_masked_rows = max(1, _MASKED_BYTES // bias_bytes)
+        self._max_pictures = max(1, _RESNET_PIXELS // config.image_size**2)
+        self.gpu = GpuCalls(model, biases) if self._kind == "cuda" else None
 
     def prepare(self, item: Item) -> OfaPreparedItem:
         """Tokenise an item, and decode its picture unless that is done. Any thread.
@@ -192,7 +194,11 @@ class OfaEngine:
         """Run the smallest and the largest call, which allocates memory and selects kernels.
 
         One row of each call has the longest prompt; the largest call has as many pictures as the ResNet takes at once.
+        On a GPU calls have a few sizes, of which every one runs.
         """
+        if self.gpu is not None:
+            self.gpu.warm_up(progress)
+            return
         size = self._config.image_size
         blank = np.zeros((size, size, 3), np.uint8)
         longest = "a " * self._config.max_prompt_tokens
@@ -206,7 +212,7 @@ class OfaEngine:
 
     def close(self) -> None:
         """Free the model and the card's cached memory."""
-        del self.model, self._biases
+        del self.model, self._biases, self.gpu
         if self._kind == "cuda":
             torch.cuda.empty_cache()
 
@@ -220,6 +226,9 @@ class OfaEngine:
         known = {item.picture: item.patch_features for item in items if item.patch_features is not None}
         missing = {item.picture: item.pixels for item in items if item.picture not in known}
         pictures = list(missing)
+        if self.gpu is not None:
+            known.update(zip(pictures, self.gpu.encode(list(missing.values())), strict=True))
+            pictures = []
         for start in range(0, len(pictures), self._max_pictures):
             some = pictures[start : start + self._max_pictures]
             pixels = torch.from_numpy(np.stack([missing[picture] for picture in some])).to(self.device)
@@ -229,6 +238,9 @@ class OfaEngine:
 
     def _score(self, rows: Sequence[_Row]) -> list[list[float]]:
         """Label probabilities of each row, in order."""
+        if self.gpu is not None:
+            features = [row.item.patch_features for row in rows if row.item.patch_features is not None]
+            return self.gpu.score(features, [row.prompt for row in rows])
         scores: list[list[float]] = [[]] * len(rows)
         for group in group_rows([len(row.prompt) for row in rows], self.max_masked_rows):
             found = self._score_group([rows[number] for number in group])

@@ -96,6 +96,7 @@ class ImageEncoder(nn.Module):
         self.norm = LayerNorm(config.width)
         self.mean = config.image_mean
         self.deviation = config.image_deviation
+        self._moments: Tensor | None = None  # (2, channels) on the device: a copy from the host ends a capture
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute patch features.
@@ -106,9 +107,9 @@ class ImageEncoder(nn.Module):
         Returns:
             (pictures, patches, width).
         """
-        mean = torch.tensor(self.mean, device=pixels.device)
-        deviation = torch.tensor(self.deviation, device=pixels.device)
-        scaled = pixels.to(torch.float32).div_(255).sub_(mean).div_(deviation)
+        if self._moments is None:
+            self._moments = torch.tensor((self.mean, self.deviation), device=pixels.device)
+        scaled = pixels.to(torch.float32).div_(255).sub_(self._moments[0]).div_(self._moments[1])
         # The permuted view is (pictures, 3, size, size) in channels-last memory, the fastest layout for convolutions.
         features = self.resnet(scaled.to(self.project.weight.dtype).permute(0, 3, 1, 2))
         result: Tensor = self.norm(self.project(features))

@@ -43,8 +43,8 @@ class LayerNorm(nn.Module):
 class Convolution(nn.Module):
     """A square convolution, zero-padded such that only the stride shrinks the picture.
 
-    On a CPU the following sum and ReLU run fused with it, by oneDNN's fused convolutions where this build of torch has
-    them.
+    The following sum and ReLU run fused with it: on a CPU by oneDNN's fused convolutions where this build of torch has
+    them, on a GPU in bfloat16 by cuDNN's.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1) -> None:
@@ -65,10 +65,18 @@ class Convolution(nn.Module):
         """As `forward`, followed by a ReLU."""
         if _supports_fusion(x):
             return self._convolve_fused(x, "relu")
+        if _supports_gpu_fusion(x):
+            padding, stride, dilation, groups = self._geometry()
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, stride, padding, dilation, groups)
         return F.relu(self(x), inplace=True)
 
     def forward_add_relu(self, x: Tensor, other: Tensor) -> Tensor:
         """As `forward`; adds `other`, of the result's shape, then applies a ReLU."""
+        if _supports_gpu_fusion(x):
+            padding, stride, dilation, groups = self._geometry()
+            return torch.cudnn_convolution_add_relu(
+                x, self.weight, other, 1.0, self.bias, stride, padding, dilation, groups
+            )
         if not _supports_fusion(x):
             return F.relu(self(x).add_(other), inplace=True)
         result: Tensor = _ONEDNN._convolution_pointwise.binary(  # noqa: SLF001  no public name
@@ -111,6 +119,34 @@ def _supports_fusion(x: Tensor) -> bool:
     return x.dtype == torch.float32 or bool(_ONEDNN._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
+def _supports_gpu_fusion(x: Tensor) -> bool:
+    """Whether cuDNN fuses convolutions on this device and dtype."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and torch.backends.cudnn.is_available()
+
+
+_MASKED = -30_000.0  # added to a score: its weight is 0, and no intermediate result is infinite
+_MASK_COORDINATES = 8  # fused attention takes sizes of heads that are multiples of 8
+
+
+def make_key_mask(lengths: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+    """Make further coordinates of keys that mask the tokens after each row's length.
+
+    Rows then share one bias although their lengths differ: a bias of each row is 29 MB a layer for the large model.
+
+    Args:
+        lengths: (rows,) tokens of each row that are not masked.
+        tokens: number of keys.
+        dtype: of the attention.
+
+    Returns:
+        (rows, 1, tokens, coordinates): the queries' further coordinates are ones, so that the sum is added to a score.
+    """
+    is_masked = torch.arange(tokens, device=lengths.device) >= lengths[:, None]
+    mask = torch.zeros(len(lengths), 1, tokens, _MASK_COORDINATES, dtype=dtype, device=lengths.device)
+    mask[:, 0, :, 0].masked_fill_(is_masked, _MASKED)
+    return mask
+
+
 class Embedding(nn.Module):
     """Looks up one vector for each token."""
 
@@ -134,13 +170,14 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, biases: Iterable[Tensor], key_mask: Tensor | None = None) -> Tensor:
         """Apply self-attention.
 
         Args:
             x: (rows, tokens, width).
             biases: tensors of (1 or rows, some heads, tokens, tokens) that cover all heads in order; added to the
                 scores, -inf masks a token.
+            key_mask: of `make_key_mask`.
 
         Returns:
             (rows, tokens, width).
@@ -148,6 +185,10 @@ class SelfAttention(nn.Module):
         rows, tokens, width = x.shape
         split = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        if key_mask is not None:
+            ones = query.new_ones(1, 1, 1, _MASK_COORDINATES).expand(rows, self.heads, tokens, -1)
+            query = torch.cat([query, ones], -1)
+            key = torch.cat([key, key_mask.expand(-1, self.heads, -1, -1)], -1)
         parts, start = [], 0
         for bias in biases:
             some = slice(start, start + bias.shape[1])
@@ -163,9 +204,10 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from the decoder's tokens to the encoder's output.
 
-    The decoder has few queries and the encoder many tokens, so keys and values are never computed: the key projection
-    is applied to the queries ((q Wk) · m equals q · (Wk m)) and the value projection to the attended memory. The key's
-    bias is left out because it adds the same number to all scores of a query, which the softmax cancels.
+    The decoder has few queries and the encoder many tokens, so on a CPU keys and values are never computed: the key
+    projection is applied to the queries ((q Wk) · m equals q · (Wk m)) and the value projection to the attended memory.
+    The key's bias is left out because it adds the same number to all scores of a query, which the softmax cancels. On a
+    GPU the usual order is faster, because fused attention supports only small heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -187,6 +229,20 @@ class CrossAttention(nn.Module):
         Returns:
             (rows, tokens, width).
         """
+        return self.attend(x, memory, bias) if x.is_cuda else self.attend_folded(x, memory, bias)
+
+    def attend(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """As `forward`: projects the memory to keys and values."""
+        rows, tokens, width = x.shape
+        query = self.query(x).view(rows, tokens, self.heads, -1).transpose(1, 2)
+        split = self.key_value(memory).view(rows, memory.shape[1], 2, self.heads, -1)
+        key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        result: Tensor = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
+        return result
+
+    def attend_folded(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """As `forward`: applies the projections of the memory to the queries and to the attended memory."""
         rows, tokens, width = x.shape
         size, source = width // self.heads, memory.shape[1]
         key, value = self.key_value.weight.view(2, self.heads, size, width).unbind(0)
@@ -228,9 +284,9 @@ class EncoderLayer(nn.Module):
         self.feed_norm = LayerNorm(width)
         self.feed = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, biases: Iterable[Tensor]) -> Tensor:
-        """(rows, tokens, width) to (rows, tokens, width); `biases` as in `SelfAttention`."""
-        x = self.attention_after(self.attention(self.attention_norm(x), biases)).add_(x)
+    def forward(self, x: Tensor, biases: Iterable[Tensor], key_mask: Tensor | None = None) -> Tensor:
+        """(rows, tokens, width) to (rows, tokens, width); `biases` and `key_mask` as in `SelfAttention`."""
+        x = self.attention_after(self.attention(self.attention_norm(x), biases, key_mask)).add_(x)
         result: Tensor = self.feed(self.feed_norm(x)).add_(x)
         return result
 
@@ -265,10 +321,10 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, hidden) for _ in range(layers))
         self.norm = LayerNorm(width)
 
-    def forward(self, x: Tensor, biases: Callable[[int], Iterable[Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, biases: Callable[[int], Iterable[Tensor]], key_mask: Tensor | None = None) -> Tensor:
         """(rows, tokens, width) to (rows, tokens, width); `biases` of a layer number as in `SelfAttention`."""
         for number, layer in enumerate(self.layers):
-            x = layer(x, biases(number))
+            x = layer(x, biases(number), key_mask)
         result: Tensor = self.norm(x)
         return result
 

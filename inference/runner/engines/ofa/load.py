@@ -24,15 +24,24 @@ from inference.runner.engines.ofa.config import (
     stored_name,
 )
 from inference.runner.engines.ofa.engine import OfaEngine, choose_call_rows
+from inference.runner.engines.ofa.gpu import PICTURE_SIZES, ROW_SIZES, choose_text_sizes
 from inference.runner.engines.ofa.model import OfaModel
-from inference.runner.engines.ofa.positions import BIAS_BUFFER_BYTES, PREFIX, PositionBiases, select_tables
+from inference.runner.engines.ofa.positions import (
+    BIAS_BUFFER_BYTES,
+    PREFIX,
+    PositionBiases,
+    round_up_gpu_tokens,
+    select_tables,
+)
 from inference.runner.engines.ofa.tokenizer import Tokenizer
 
-_PICTURES = {"cpu": 1, "cuda": 32}  # in one call of the ResNet
+_PICTURES = {"cpu": 1, "cuda": PICTURE_SIZES[-1]}  # in one call of the ResNet
 # Workspaces of cuBLAS and cuBLASLt (32 MiB each on Hopper), and kernels, which are loaded on first use.
 _LIBRARY_BYTES = {"cpu": 0, "cuda": 256 << 20}
+_GRAPH_BYTES = 4 << 20  # of one captured call
 _STEM_CHANNELS = 256  # of the ResNet's widest activations, at a quarter of the picture's side
 _LIVE_TENSORS = 4  # activations of one size that a layer holds at once
+_WIDEST_TENSORS = {"cpu": 1, "cuda": 2}  # of the widest: a CPU computes its norm in parts
 _STORED_BYTES = {"F32": 4, "BF16": 2, "I32": 4}  # dtypes that `convert` writes
 
 
@@ -47,6 +56,8 @@ def estimate_ofa_memory(folder: Path, _bundle: Bundle, options: LoadOptions) -> 
     float_bytes = torch_dtype(options.precision or default_precision(options.device)).itemsize
     config = read_config(folder)
     working = _bias_bytes(config, float_bytes, kind) + _call_bytes(config, float_bytes, kind) + _LIBRARY_BYTES[kind]
+    if kind == "cuda":
+        working += _fixed_bytes(config, float_bytes)
     return MemoryEstimate(count_weight_bytes(folder / WEIGHTS_NAME, float_bytes), working)
 
 
@@ -75,23 +86,34 @@ def count_weight_bytes(path: Path, float_bytes: int) -> int:
 
 
 def _bias_bytes(config: EngineConfig, float_bytes: int, kind: str) -> int:
-    """Attention biases: the encoder's buffer and the tables it is computed from, and all of the decoder's biases."""
+    """Attention biases: all of the decoder's, and the encoder's: all layers' on a GPU, else a buffer and its tables."""
     text, tokens = config.max_text_tokens, config.patches + config.max_text_tokens
+    decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
+    if kind == "cuda":
+        encoder = config.encoder_layers * config.encoder_heads * round_up_gpu_tokens(tokens) ** 2
+        return (encoder + decoder) * float_bytes
     head = tokens * tokens * float_bytes
     layer = config.encoder_heads * head
     product = layer if float_bytes == torch.float32.itemsize else 0
     # A CPU keeps picture biases by row and column difference: (2 side - 1)², less than 4 × patches values.
     distances = config.encoder_heads * (4 * config.patches + text * text) * float_bytes
-    tables = config.encoder_layers * (layer if kind == "cuda" else distances)
-    decoder = config.decoder_heads * (config.decoder_layers * text * text + text * tokens)
-    return max(head, min(layer, BIAS_BUFFER_BYTES[kind])) + product + tables + decoder * float_bytes
+    tables = config.encoder_layers * distances
+    return max(head, min(layer, BIAS_BUFFER_BYTES)) + product + tables + decoder * float_bytes
+
+
+def _fixed_bytes(config: EngineConfig, float_bytes: int) -> int:
+    """Inputs of a GPU's calls, and what their graphs take."""
+    features = ROW_SIZES[-1] * config.patches * config.width * float_bytes
+    pixels = PICTURE_SIZES[-1] * config.image_size**2 * 3
+    graphs = len(PICTURE_SIZES) + len(ROW_SIZES) * len(choose_text_sizes(config))
+    return features + pixels + graphs * _GRAPH_BYTES
 
 
 def _call_bytes(config: EngineConfig, float_bytes: int, kind: str) -> int:
     """Activations of the largest call: a layer's for all rows or the ResNet's for all pictures, whichever is larger."""
     rows = choose_call_rows(kind, config.widest_row * float_bytes)
     tokens = config.patches + config.max_text_tokens
-    layer = rows * (config.widest_row + tokens * _LIVE_TENSORS * config.width)
+    layer = rows * (_WIDEST_TENSORS[kind] * config.widest_row + tokens * _LIVE_TENSORS * config.width)
     picture = (config.image_size // 4) ** 2 * _STEM_CHANNELS * _LIVE_TENSORS
     return max(layer, _PICTURES[kind] * picture) * float_bytes
 
@@ -115,6 +137,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
     dtype = torch_dtype(precision)
     if device.type == "cpu":
         set_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in all else
     progress("reading", 0.0)
     try:
         config = read_config(folder)
@@ -124,7 +147,7 @@ def load_ofa(folder: Path, bundle: Bundle, options: LoadOptions, progress: Progr
             tensors |= _map_convolutions(folder / WEIGHTS_NAME)
         model = _build_model(config, tensors, dtype)
         progress("reading", 0.8)
-        biases = PositionBiases(select_tables(tensors), config, dtype)
+        biases = PositionBiases(select_tables(tensors), config, dtype, is_full=device.type == "cuda")
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise BundleRefused(
             f"the bundle is not in the layout that convert writes: {_describe_without_path(error)}"

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's conventional alias
 
 from inference.runner.engines.ofa.config import LABELS, ONE_TOKEN_EACH, DecoderPrompt, EngineConfig, Fork
 from inference.runner.engines.ofa.image_encoder import ImageEncoder
-from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm
+from inference.runner.engines.ofa.layers import Decoder, Embedding, Encoder, LayerNorm, make_key_mask
 from inference.runner.engines.ofa.positions import PositionBiases
 
 
@@ -29,7 +29,7 @@ def append_stem(prompts: Tensor, last: Tensor, stem: Sequence[int]) -> Tensor:
         attends to.
     """
     positions = last[:, None] + torch.arange(1, len(stem) + 1, device=prompts.device)
-    tokens = torch.tensor(stem, device=prompts.device).expand(len(prompts), -1)
+    tokens = torch.cat([prompts.new_full((len(prompts), 1), token) for token in stem], dim=1)  # no copy from the host
     return F.pad(prompts, (0, len(stem))).scatter(1, positions, tokens)
 
 
@@ -54,7 +54,8 @@ def score_labels(hidden_states: Tensor, answer_embeddings: Tensor, forks: Sequen
     scores = hidden_states.new_zeros(len(hidden_states), len(LABELS))
     for number, fork in enumerate(forks):
         rows = sorted({row for row in fork.choices if row >= 0})
-        log_probabilities = torch.log_softmax(hidden_states[:, number] @ answer_embeddings[rows].T, dim=-1)
+        embeddings = torch.stack([answer_embeddings[row] for row in rows])
+        log_probabilities = torch.log_softmax(hidden_states[:, number] @ embeddings.T, dim=-1)
         for label, row in enumerate(fork.choices):
             if row >= 0:
                 scores[:, label] += log_probabilities[:, rows.index(row)]
@@ -99,6 +100,19 @@ class OfaModel(nn.Module):
         hidden_states = self._decode(memory, texts, lengths, padding_mask, biases)
         return score_labels(hidden_states, self.answer_embeddings, self.config.answer_forks)
 
+    def forward_fixed(self, patch_features: Tensor, texts: Tensor, lengths: Tensor, biases: PositionBiases) -> Tensor:
+        """As `forward`, for a GPU: all kernels follow from shapes alone, and none waits for the host.
+
+        The arguments are those of `forward`; the biases are full ones.
+        """
+        patches = patch_features.shape[1]
+        tokens = biases.encoder.count_tokens(texts.shape[1])
+        key_mask = make_key_mask(lengths + patches, tokens, patch_features.dtype)
+        embedded = self._embed(patch_features, texts, tokens)
+        memory = self.encoder(embedded, lambda layer: biases.encoder.compute(layer, texts.shape[1]), key_mask)
+        hidden_states = self._decode(memory, texts, lengths, key_mask[:, :, None, :, 0], biases)
+        return score_labels(hidden_states, self.answer_embeddings, self.config.answer_forks)
+
     def _make_padding_mask(self, longest: int, lengths: Tensor, patch_features: Tensor, tokens: int) -> Tensor | None:
         """(rows, 1, 1, tokens), -inf where a row is padded, else 0; None if all rows have the same length."""
         positions = torch.arange(longest, device=lengths.device)
@@ -114,15 +128,19 @@ class OfaModel(nn.Module):
         self, patch_features: Tensor, texts: Tensor, padding_mask: Tensor | None, biases: PositionBiases, tokens: int
     ) -> Tensor:
         """(rows, tokens, width); tokens after the text are filler that the biases mask out."""
-        text = self.text_norm(self.token_embedding(texts) + self.text_type_embedding)
-        filler = text.new_zeros(len(text), tokens - patch_features.shape[1] - text.shape[1], text.shape[2])
 
         def bias_of(layer: int) -> Iterator[Tensor]:
-            shared = biases.encoder.compute(layer, text.shape[1])
+            shared = biases.encoder.compute(layer, texts.shape[1])
             return shared if padding_mask is None else (bias + padding_mask for bias in shared)
 
-        result: Tensor = self.encoder(torch.cat([patch_features, text, filler], dim=1), bias_of)
+        result: Tensor = self.encoder(self._embed(patch_features, texts, tokens), bias_of)
         return result
+
+    def _embed(self, patch_features: Tensor, texts: Tensor, tokens: int) -> Tensor:
+        """(rows, tokens, width): patches, text and filler."""
+        text = self.text_norm(self.token_embedding(texts) + self.text_type_embedding)
+        filler = text.new_zeros(len(text), tokens - patch_features.shape[1] - text.shape[1], text.shape[2])
+        return torch.cat([patch_features, text, filler], dim=1)
 
     def _decode(
         self, memory: Tensor, texts: Tensor, lengths: Tensor, padding_mask: Tensor | None, biases: PositionBiases

@@ -5,8 +5,7 @@ two learned projections of absolute positions, which all layers share, and a lea
 within the picture or the text, which each layer has of its own (or which all layers share).
 """
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +15,18 @@ from torch.nn.functional import pad
 from inference.runner.engines.ofa.config import EngineConfig
 
 STEP = {torch.bfloat16: 32, torch.float32: 1}  # multiple of tokens at which bfloat16 attention is 15 % faster
+GPU_STEP = 32  # in both precisions: the alignment of a mask that fused attention takes
 
 
 def round_up_tokens(tokens: int, dtype: torch.dtype) -> int:
     """Round a number of tokens up to the step of a dtype; the added tokens are masked."""
     step = STEP[dtype]
     return -(-tokens // step) * step
+
+
+def round_up_gpu_tokens(tokens: int) -> int:
+    """Round a number of tokens up for a GPU; the added tokens are masked."""
+    return -(-tokens // GPU_STEP) * GPU_STEP
 
 
 class EncoderBias:
@@ -93,20 +98,58 @@ class EncoderBias:
             bias += self._product[heads, :tokens, :tokens]
 
 
+class FullEncoderBias:
+    """The biases of the encoder layers for a GPU, all computed once: 380 MB for the large model in bfloat16."""
+
+    def __init__(
+        self, product: Tensor, pictures: Iterable[Tensor], texts: Iterable[Tensor], patches: int, dtype: torch.dtype
+    ) -> None:
+        """Compute the biases.
+
+        Args:
+            product: (heads, tokens, tokens), of the projected positions; tokens = patches + longest text.
+            pictures: (heads, patches, patches), of each layer, or one that all layers share.
+            texts: (heads, longest text, longest text), likewise.
+            patches: tokens of the picture.
+            dtype: of the attention.
+        """
+        heads, tokens, _ = product.shape
+        self._patches = patches
+        size = self.count_tokens(tokens - patches)
+        self._layers = []
+        for picture, text in zip(pictures, texts, strict=True):
+            bias = product.clone()
+            bias[:, :patches, :patches] += picture
+            bias[:, patches:, patches:] += text
+            full = product.new_zeros(1, heads, size, size, dtype=dtype)
+            full[0, :, :tokens, :tokens] = bias
+            self._layers.append(full)
+
+    def count_tokens(self, text: int) -> int:
+        """Tokens of the encoder for a text of this length: patches, text and filler."""
+        return round_up_gpu_tokens(self._patches + text)
+
+    def compute(self, layer: int, text: int) -> Iterator[Tensor]:
+        """Yield (1, heads, tokens, tokens) of a layer; the filler is not masked."""
+        tokens = self.count_tokens(text)
+        yield self._layers[min(layer, len(self._layers) - 1)][:, :, :tokens, :tokens]
+
+
 class PictureGrid:
     """Row of a relative-position table for each pair of patches; shared by all tables."""
 
-    def __init__(self, index: Tensor, *, in_strips: bool = True) -> None:
+    def __init__(self, index: Tensor) -> None:
         """Prepare an index.
+
+        One value is stored for each difference of rows and columns where the index allows it, and expanded strip by
+        strip.
 
         Args:
             index: (patches, patches) integers, rows of a table; patches in reading order.
-            in_strips: store one value for each difference of rows and columns where the index allows it, and expand
-                them strip by strip; on a GPU one copy of the full matrix is faster.
         """
         self.patches = len(index)
         self.side = side = round(self.patches**0.5)
-        self.in_strips = in_strips and depends_on_differences(index, side)
+        self.in_strips = depends_on_differences(index, side)
         if self.in_strips:
             index = compress_index(index, side)
         self.index = index.long()
@@ -169,7 +212,7 @@ def depends_on_differences(index: Tensor, side: int) -> bool:
 
 
 PREFIX = "positions."
-BIAS_BUFFER_BYTES = {"cpu": 8 << 20, "cuda": sys.maxsize}  # of the encoder's buffer: about a CPU's cache
+BIAS_BUFFER_BYTES = 8 << 20  # of the encoder's buffer: about a CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,24 +248,18 @@ def select_tables(tensors: Mapping[str, Tensor]) -> PositionTables:
 class PositionBiases:
     """Biases of encoder, decoder and cross-attention for any text up to the longest. Device thread only."""
 
-    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype) -> None:
+    def __init__(self, tables: PositionTables, config: EngineConfig, dtype: torch.dtype, *, is_full: bool) -> None:
         """Compute the biases on the tables' device.
 
         Args:
             tables: on the device.
             config: of the model.
             dtype: of the attention.
+            is_full: keep the encoder's biases of all layers, as a GPU does.
         """
         self._patches = config.patches
-        kind = tables.encoder_query.device.type
-        grid = PictureGrid(tables.encoder_image_index, in_strips=kind == "cpu")
-        self.encoder = EncoderBias(
-            _split_heads(tables.encoder_query, config.encoder_heads).to(dtype),
-            _split_heads(tables.encoder_key, config.encoder_heads).transpose(1, 2).to(dtype),
-            [PictureDistances(table, grid, dtype) for table in tables.encoder_image],
-            [_look_up(table, tables.encoder_text_index).to(dtype) for table in tables.encoder_text],
-            BIAS_BUFFER_BYTES[kind],
-        )
+        self.encoder: EncoderBias | FullEncoderBias
+        self.encoder = _full_bias(tables, config, dtype) if is_full else _encoder_bias(tables, config, dtype)
         heads = config.decoder_heads
         absolute = _split_heads(tables.decoder_query, heads) @ _split_heads(tables.decoder_key, heads).transpose(1, 2)
         causal_mask = torch.full(absolute.shape[-2:], -torch.inf, device=absolute.device).triu(1)
@@ -249,6 +286,28 @@ class PositionBiases:
         unmasked = self._patches + source
         bias = self._cross[:, :, :text, :unmasked]
         return bias if tokens == unmasked else pad(bias, (0, tokens - unmasked), value=-torch.inf)
+
+
+def _encoder_bias(tables: PositionTables, config: EngineConfig, dtype: torch.dtype) -> EncoderBias:
+    grid = PictureGrid(tables.encoder_image_index)
+    return EncoderBias(
+        _split_heads(tables.encoder_query, config.encoder_heads).to(dtype),
+        _split_heads(tables.encoder_key, config.encoder_heads).transpose(1, 2).to(dtype),
+        [PictureDistances(table, grid, dtype) for table in tables.encoder_image],
+        [_look_up(table, tables.encoder_text_index).to(dtype) for table in tables.encoder_text],
+        BIAS_BUFFER_BYTES,
+    )
+
+
+def _full_bias(tables: PositionTables, config: EngineConfig, dtype: torch.dtype) -> FullEncoderBias:
+    query, key = (_split_heads(table, config.encoder_heads) for table in (tables.encoder_query, tables.encoder_key))
+    return FullEncoderBias(
+        query @ key.transpose(1, 2),
+        (_look_up(table, tables.encoder_image_index) for table in tables.encoder_image),
+        (_look_up(table, tables.encoder_text_index) for table in tables.encoder_text),
+        config.patches,
+        dtype,
+    )
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
