@@ -19,6 +19,7 @@ NO_ESTIMATE = Estimate()
 # In overload.
 MIN_QUEUED_SECONDS = 0.25  # of work that may wait in overload, at least
 QUEUED_REQUESTS = 2  # typical requests that may wait in overload, beside those that the runner holds
+FIRST_SHARE = 0.5  # of its time left, that a request may wait in overload if nothing else of its flow waits
 QUEUED_CALLS = 2  # device calls of an efficient size that may wait in overload
 EFFICIENT_SHARE = 0.95  # of the time of a call that computes rows, in a call of an efficient size
 
@@ -121,6 +122,8 @@ def _check_wait(load: Load, request: AdmissionRequest) -> Refusal | None:
     if expected.wait > 0 and total > left:
         text = f"it would be answered in about {total:.3f} s, the deadline leaves {left:.3f} s"
         return Refusal(Overloaded, "QUEUE_FULL", text, total - left)
+    if limit is not None and expected.is_first:
+        limit = max(limit, FIRST_SHARE * left)
     if limit is not None and queued > limit:
         text = f"more is offered than served, and {queued:.3f} s of work are before it"
         return Refusal(Overloaded, "QUEUE_FULL", text, queued - limit)

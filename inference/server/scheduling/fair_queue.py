@@ -183,6 +183,11 @@ class FairQueue(Generic[T]):
                 node.start = node.finish
                 self._push(node)
 
+    def has_waiting(self, flow: Flow) -> bool:
+        """Whether a request of a flow waits."""
+        node = self._find(flow)
+        return node is not None and node.count > 0
+
     def rows_before(self, flow: Flow, rows: int) -> float:
         """Rows that would be served before a new request of `rows` rows, were it put now.
 

@@ -239,6 +239,7 @@ class Estimate:
     queued: float = 0.0  # of the device work before it in the queue, in fair order
     own: float = 0.0  # of its own rows, at the lowest cost measured lately
     shared_call: float = 0.0  # from the begin of its first device call, which it shares with others, to its answer
+    is_first: bool = False  # nothing else of its flow waits
 
     @property
     def wait(self) -> float:
@@ -269,6 +270,7 @@ def estimate_request(
         in_flight=seconds_in_flight(work, flow.priority, cost, call_rows),
         queued=cost.expected_work(queue.rows_before(flow, rows), call_rows) if queue else 0.0,
         own=cost.at_best(rows),
+        is_first=not queue.has_waiting(flow),
         shared_call=max(cost.expected_work(rows, call_rows), cost.expected(min(call_rows, rows + others))),
     )
 

@@ -62,6 +62,16 @@ def test_in_overload_the_wait_is_limited() -> None:
     assert (refused(request(wait=0.2), load), refused(request(wait=0.3), load)) == ("", "QUEUE_FULL")
 
 
+def test_in_overload_the_only_request_of_a_flow_may_wait_for_half_of_its_time() -> None:
+    """A caller that waits for its answers offers no more than is served, however many such callers there are."""
+    load = Load(5, 0, 0.0, max_queued_seconds=0.25)
+
+    def only(wait: float) -> AdmissionRequest:
+        return AdmissionRequest(1, 1, 10.0, Estimate(0.0, wait, 0.1, 0.1, is_first=True))
+
+    assert (refused(only(4.9), load), refused(only(5.1), load)) == ("", "QUEUE_FULL")
+
+
 def test_limits_of_requests_and_bytes() -> None:
     """Tiny requests are bounded by their number, large ones by their bytes; a single request is never too large."""
     assert refused(request(), Load(10, 0, 0.0, None)) == "QUEUE_FULL"

@@ -1,5 +1,7 @@
 """Overload, played: offered more than it can, a model delivers all that it can, wastes nothing, and stays short."""
 
+from collections import Counter
+
 import pytest
 
 from inference.server.request import Flow, Priority
@@ -122,11 +124,25 @@ def test_callers_that_wait_for_their_answers_are_never_refused(rate: float) -> N
     assert tally.busy_seconds >= 28.0
 
 
-def test_patient_callers_are_let_in_again_after_the_overload_of_another() -> None:
-    """Their repeated attempts look like demand; a probe ends that."""
-    model = Simulation(0.02)
+@pytest.mark.parametrize("rate", [4.0, 50.0])
+def test_patient_callers_are_not_refused_in_the_overload_of_another(rate: float) -> None:
+    """Refused, their repeated attempts would look like demand, and the overload would never end."""
+    model = Simulation(1 / rate)
     for number in range(64):
         model.closed_loop(Flow(Priority.INTERACTIVE, f"caller{number}"), 1, 60.0)
+    model.open_loop(Flow(Priority.INTERACTIVE, "flood"), 5 * rate, 1, 10.0, until=20.0)
+    tally = model.run(150.0)
+    answers = Counter(one.flow.caller for one in tally.requests if one.outcome == "OK" and one.arrived > 30.0)
+    assert tally.count("QUEUE_FULL", lambda request: request.flow.caller != "flood") == 0
+    assert not model.admission.overload.is_overloaded
+    assert max(answers.values()) - min(answers[f"caller{number}"] for number in range(64)) <= 2
+
+
+def test_one_caller_with_many_requests_is_let_in_again_after_the_overload_of_another() -> None:
+    """Its repeated attempts look like demand; a probe ends that."""
+    model = Simulation(0.02)
+    for _ in range(64):
+        model.closed_loop(UNARY, 1, 60.0)
     model.open_loop(Flow(Priority.INTERACTIVE, "flood"), 100.0, 1, 10.0, until=20.0)
     tally = model.run(90.0)
     assert tally.count("QUEUE_FULL", lambda request: request.arrived > 70.0) == 0
