@@ -94,9 +94,10 @@ class ModelScopeHub:
             tags |= dict.fromkeys(_names(found, "Tags"))
             branches |= dict.fromkeys(_names(found, "Branches"))
             size = len(tags) + len(branches)
+            is_last = page * PAGE_SIZE >= total if total else size - before < PAGE_SIZE
             if max(size, total) > MAX_REVISIONS:
                 raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {max(size, total)} revisions of this model")
-            if page * PAGE_SIZE >= total or (size == before and page > 1):
+            if is_last or size == before:
                 return list(tags), list(branches)
         raise RuntimeError("a hub has no last page")
 

@@ -19,6 +19,7 @@ from tests.updater.core.crash_world import (
 from updater.core import effects as act
 from updater.core.effects import Effect, EffectFailure, FailureKind, Result
 from updater.core.record import ModelRecord, Stage, UpdateKind
+from updater.core.versions import hub_name
 from updater.stages.choice import select_names
 
 _MOVED = EffectFailure(FailureKind.TRANSIENT, "SERVER_UNREACHABLE", "")
@@ -189,7 +190,7 @@ def _probe(world: World, action: act.Probe) -> tuple[World, Result]:
 
 
 def _on_hub(world: World, revision: str) -> Published | None:
-    return next((row for row in world.hub if row.revision == revision), None)
+    return next((row for row in world.hub if row.revision == hub_name(revision)), None)
 
 
 def _forget_incarnation(world: World) -> ModelRecord:

@@ -22,10 +22,22 @@ from tests.updater.core import crash_mutations
 from tests.updater.core.crash_effects import end_server, let_breaker_wait, run_out_of_memory, send_traffic, start_server
 from tests.updater.core.crash_rules import rest_violations, state_violations, step_violations
 from tests.updater.core.crash_step import plain, step
-from tests.updater.core.crash_world import CARD, FIRST, Budget, Card, Kind, Published, Server, World
+from tests.updater.core.crash_world import (
+    BRANCH,
+    CARD,
+    FIRST,
+    OLDER,
+    Budget,
+    Card,
+    Kind,
+    Published,
+    Server,
+    World,
+)
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Installed, ModelRecord, Stage
+from updater.core.versions import name_content
 from updater.stages.commands import CommandResult
 from updater.stages.transitions import Transition
 
@@ -145,7 +157,7 @@ def all_worlds() -> list[World]:
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
         spoken = (("ROLLBACK", "UNQUARANTINE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
-    return worlds + list(_with_card())
+    return worlds + list(_with_card()) + list(_with_branch()) + list(_with_import())
 
 
 # What may happen.
@@ -222,7 +234,8 @@ def _applied(world: World, name: str) -> _Step | None:
         return None
     is_back = name == "ROLLBACK" and written.record != plain(world.record)
     is_owed = written.must_wait_for_breaker and command.kind is not CommandKind.RESET_BREAKER
-    written = replace(written, crashed=world.crashed or is_back, must_wait_for_breaker=is_owed)
+    allowed = world.allowed | ({command.argument} if name in ("APPROVE", "UNQUARANTINE") else set())
+    written = replace(written, crashed=world.crashed or is_back, must_wait_for_breaker=is_owed, allowed=allowed)
     return _Step(f"operator: {name.lower()}", after, written, step_violations(world, after, written, is_command=True))
 
 
@@ -303,6 +316,40 @@ def _with_card() -> Iterator[World]:
         yield replace(world, card=Card.GOOD, server=world.server.with_load(0, FIRST.bundle_digest, CARD))
 
 
+def _with_branch() -> Iterator[World]:
+    """A model that follows a branch: five contents of every kind, of which one is the first again."""
+    first = Published(BRANCH, Kind.GOOD, "a")
+    for kind in Kind:
+        second, third = Published(BRANCH, kind, "b"), Published(BRANCH, Kind.GOOD, "c")
+        coming = (second, third, first, Published(BRANCH, Kind.GOOD, "d"))
+        yield _on_branch(first, coming, Budget(1, server_deaths=kind in (Kind.GOOD, Kind.FAILING)))
+    again = (Published(BRANCH, Kind.GOOD, "b"), first)
+    for commands in (
+        ("APPROVE", "ROLLBACK"),
+        ("ROLLBACK", "UNQUARANTINE"),
+        ("UPDATE", "APPROVE"),
+        ("UPDATE", "RESUME"),
+    ):
+        yield _on_branch(first, again, Budget(1, commands=commands))
+    yield replace(_first_install(first, again, Budget(1, server_deaths=1)), follows_branch=True)
+
+
+def _on_branch(first: Published, coming: tuple[Published, ...], budget: Budget) -> World:
+    committed = Installed(name_content(BRANCH, first.source_digest), first.source_digest, first.bundle_digest)
+    record = plain(ModelRecord("model", committed=committed, has_garbage=False))
+    return replace(_installed(coming, budget, first, committed), record=record, follows_branch=True)
+
+
+def _with_import() -> Iterator[World]:
+    """A model that was imported under a name that is no version; the hub has its content, or has not."""
+    committed = Installed("lab", FIRST.source_digest, FIRST.bundle_digest)
+    record = plain(ModelRecord("model", committed=committed, has_garbage=False))
+    newer = Published("1.1.0", Kind.GOOD, "two")
+    for hub, commands in (((OLDER, FIRST), ()), ((OLDER,), ()), ((OLDER,), ("APPROVE", "ROLLBACK"))):
+        world = _installed((newer,), Budget(1, server_deaths=1, commands=commands), FIRST, committed)
+        yield replace(world, record=record, hub=hub, is_imported=True)
+
+
 def _on_cpu_fallback(world: World, card: Card) -> World:
     return replace(world, card=card, fallback=1, fallbacks=1, must_wait_for_breaker=True)
 
@@ -311,11 +358,13 @@ def _first_install(first: Published, coming: tuple[Published, ...], budget: Budg
     return World(plain(ModelRecord("model")), (first,), coming, Server(), budget)
 
 
-def _installed(coming: tuple[Published, ...], budget: Budget) -> World:
-    committed = Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
+def _installed(
+    coming: tuple[Published, ...], budget: Budget, first: Published = FIRST, committed: Installed | None = None
+) -> World:
+    committed = committed or Installed(FIRST.revision, FIRST.source_digest, FIRST.bundle_digest)
     record = plain(ModelRecord("model", committed=committed, min_version=FIRST.revision, has_garbage=False))
-    server = Server(slots=(FIRST.bundle_digest, ""), active=0)
-    return World(record, (FIRST,), coming, server, budget, committed, frozenset({FIRST.bundle_digest}), has_begun=True)
+    server, sealed = Server(slots=(first.bundle_digest, ""), active=0), frozenset({first.bundle_digest})
+    return World(record, (first,), coming, server, budget, committed, sealed, has_begun=True)
 
 
 def _title(world: World) -> str:

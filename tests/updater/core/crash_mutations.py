@@ -11,10 +11,11 @@ from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
 from updater.core import breaker as breakers
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
 from updater.core.effects import Activated
-from updater.core.facts import Facts
+from updater.core.facts import Facts, Release
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
-from updater.stages import activate, failback, machine, observe, reconcile, transitions
+from updater.core.versions import hub_name
+from updater.stages import activate, choice, failback, machine, observe, reconcile, transitions
 from updater.stages.machine import Step
 from updater.stages.transitions import Transition
 
@@ -106,9 +107,44 @@ def unproven_device_kept() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replaced_contents_forgotten() -> Iterator[None]:
+    """What was committed before is new when a branch has it again."""
+    with patch.object(transitions, "remember_replaced", lambda record, *_: record):
+        yield
+
+
+@contextlib.contextmanager
+def first_contact_taken() -> Iterator[None]:
+    """A release whose age is not known is taken as a newer one."""
+    with patch.object(choice, "is_contact_made", lambda *_: True):
+        yield
+
+
+@contextlib.contextmanager
+def imports_not_recognised() -> Iterator[None]:
+    """An import is not looked for among the releases."""
+    with patch.object(choice, "find_recognised", lambda *_: ""):
+        yield
+
+
+@contextlib.contextmanager
+def branch_compared_by_name() -> Iterator[None]:
+    """A branch that is committed has nothing new."""
+
+    def has_committed_name(record: ModelRecord, release: Release) -> bool:
+        return record.committed is not None and hub_name(release.revision) == hub_name(record.committed.revision)
+
+    with patch.object(choice, "_has_committed_content", has_committed_name):
+        yield
+
+
 def worlds(all_of_them: list[World], name: str) -> list[World]:
     """Enough worlds for a mutation: without commands, with few faults; for failback, without new revisions."""
     plain = [world for world in all_of_them if not world.budget.commands]
+    if name in OF_FOLLOWING:
+        return [replace(world, budget=Budget(1)) for world in plain if world.follows_branch or world.is_imported]
+    plain = [world for world in plain if not world.follows_branch and not world.is_imported]
     if name in OF_FAILBACKS:
         return [world for world in plain if world.card is not None and not world.coming]
     return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
@@ -126,10 +162,17 @@ OF_FAILBACKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "failback outlives its breaker": failback_outlives_its_breaker,
     "unproven device kept": unproven_device_kept,
 }
+OF_FOLLOWING: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "replaced contents forgotten": replaced_contents_forgotten,
+    "first contact taken": first_contact_taken,
+    "imports not recognised": imports_not_recognised,
+    "branch compared by name": branch_compared_by_name,
+}
 ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "no reconcile": no_reconcile,
     "commit before observe": commit_before_observe,
     "no quarantine": no_quarantine,
     "min_version raised at activation": min_version_raised_at_activation,
     **OF_FAILBACKS,
+    **OF_FOLLOWING,
 }

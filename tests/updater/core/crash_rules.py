@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.updater.core.crash_effects import is_failback
-from tests.updater.core.crash_world import CARD, FIRST, RULES, Card, Kind, World
+from tests.updater.core.crash_world import BRANCH, CARD, FIRST, OLDER, RULES, Card, Kind, World
 from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
 from updater.core.versions import is_after, parse_version
@@ -40,7 +40,7 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
     floors = (record.min_version, after.record.min_version)
     if floors[0] != floors[1] and not is_after(floors[1], floors[0], RULES.policy):
         rules.append("the minimal version was lowered")
-    if floors[0] != floors[1] and after.record.stage is not Stage.IDLE:
+    if floors[0] != floors[1] and after.record.stage is not Stage.IDLE and not _is_recognised(before, floors[1]):
         rules.append("the minimal version rose without a commit")
     began = effect.server.on_trial and not before.server.on_trial
     rules += [] if is_command else _failback_violations(before, effect, after)
@@ -48,6 +48,7 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
         source = effect.server.serving.replace("bundle", "source", 1)
         if record.is_quarantined(source):
             rules.append("a quarantined source digest is activated again")
+        rules += _untimely_trials(before, source)
         is_committed = record.committed is not None and record.committed.bundle_digest == effect.server.serving
         is_change = effect.server.previous >= 0 and effect.server.slots[0] == effect.server.slots[1]
         if is_change and not (is_failback(before) and record.stage is Stage.ACTIVATING):
@@ -57,6 +58,27 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
     moved = effect.pointer != before.pointer
     if moved and effect.pointer != record.committed and record.stage is not Stage.COMMITTING:
         rules.append("the pointer changes before a commit is recorded")
+    return rules
+
+
+def _is_recognised(world: World, revision: str) -> bool:
+    """Whether a revision on the hub has the committed content."""
+    committed = world.record.committed
+    rows = [row for row in world.hub if row.revision == revision]
+    return committed is not None and any(row.source_digest == committed.source_digest for row in rows)
+
+
+def _untimely_trials(world: World, source: str) -> list[str]:
+    """Invariants that the trial of a content violates: it comes back, or may be older than an import."""
+    committed = world.record.committed
+    if source in world.allowed or (committed is not None and committed.source_digest == source):
+        return []
+    rules = ["a replaced content comes back by itself"] if source in world.replaced else []
+    if world.is_imported and committed is not None and not world.replaced:
+        if source == OLDER.source_digest:
+            rules.append("an older release is tried after an import")
+        if not any(row.source_digest == committed.source_digest for row in (*world.hub, *world.coming)):
+            rules.append("a release is tried whose age is not known")
     return rules
 
 
@@ -107,6 +129,10 @@ def _hold_violations(world: World) -> Iterator[str]:
     record = world.record
     allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED, HeldFor.MISMATCH}
     allowed |= {HeldFor.DOES_NOT_FIT} if world.card else set()
+    if record.stage is Stage.HELD and record.under_way.source_digest in world.replaced:
+        allowed.add(HeldFor.SEEN_BEFORE)
+    if world.is_imported and not any(_is_recognised(world, row.revision) for row in world.hub):
+        allowed.add(HeldFor.FIRST_CONTACT)
     if record.stage is Stage.HELD and record.under_way.reason not in allowed:
         yield f"it is held for {record.under_way.reason}"
     if record.stage is Stage.IDLE and not record.paused:
@@ -129,6 +155,9 @@ def _fallback_violations(world: World) -> Iterator[str]:
 def _missed_revisions(world: World) -> Iterator[str]:
     """The newest good revision is taken without an operator."""
     record = world.record
+    if world.follows_branch:
+        yield from _missed_contents(world)
+        return
     for row in world.hub:
         version = parse_version(row.revision, RULES.policy)
         known = None if version is None else record.known_digests.get(version.text)
@@ -136,3 +165,13 @@ def _missed_revisions(world: World) -> Iterator[str]:
         is_itself = known in (None, row.source_digest) and not record.is_quarantined(row.source_digest)
         if row.kind is Kind.GOOD and is_new and is_itself:
             yield "a good revision is never taken"
+
+
+def _missed_contents(world: World) -> Iterator[str]:
+    """A good content of the branch is taken, unless it was replaced before."""
+    record = world.record
+    committed = "" if record.committed is None else record.committed.source_digest
+    for row in world.hub:
+        is_known = row.source_digest in world.replaced or record.is_quarantined(row.source_digest)
+        if row.revision == BRANCH and row.kind is Kind.GOOD and not is_known and row.source_digest != committed:
+            yield "a good content of the branch is never taken"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_failback, perform
-from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, RULES, World, server_state
+from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, World, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
 from updater.core.facts import Facts, OperatorCommand
@@ -19,17 +19,17 @@ def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | C
     Returns:
         What was decided; the world after its effect, before the record is written; the world after that.
     """
-    facts = facts_of(world, command)
-    decided, after = decide(refresh(world.record, facts, RULES).record, facts, RULES), world
+    facts, rules = facts_of(world, command), world.rules
+    decided, after = decide(refresh(world.record, facts, rules).record, facts, rules), world
     if isinstance(decided, Transition | CommandResult):
         record = decided.record
     elif isinstance(decided, Wait):
-        record = refresh(world.record, facts, RULES).record
+        record = refresh(world.record, facts, rules).record
     else:
         after, result = perform(world, decided)
-        record = refresh(after.record, facts, RULES).record  # which may have lost the id of a load that is gone now
-        record = apply_result(record, decided, result, facts, RULES).record
-    written = replace(after, record=plain(record), has_begun=True)
+        record = refresh(after.record, facts, rules).record  # which may have lost the id of a load that is gone now
+        record = apply_result(record, decided, result, facts, rules).record
+    written = replace(after, record=plain(record), has_begun=True, replaced=_replaced(world, record))
     if is_failback(written) and not is_failback(world):
         written = replace(written, must_wait_for_breaker=True)
     return decided, after, written
@@ -51,10 +51,19 @@ def facts_of(world: World, command: OperatorCommand | None = None) -> Facts:
     )
 
 
+def _replaced(world: World, record: ModelRecord) -> frozenset[str]:
+    """The contents that were committed and replaced, as the model itself sees it."""
+    old, new = world.record.committed, record.committed
+    if not (world.follows_branch or world.is_imported) or old is None or new is None or old == new:
+        return world.replaced
+    return (world.replaced | {old.source_digest}) - {new.source_digest}
+
+
 def plain(record: ModelRecord) -> ModelRecord:
     """A record without counters and messages, so that states that behave alike are one."""
     watch = replace(record.watch, seconds_to_poll=0.0, polls=0, last_polled_at=None, newest="", message="")
     watch = replace(watch, listing="", changed_at=None, highest="", highest_at=None)
+    watch = replace(watch, names=0, left_out=0, left_out_names=())
     update = record.update
     if update is not None:
         update = replace(update, steps=0, stage_seconds=0.0, message="")

@@ -22,7 +22,7 @@ from updater.core.facts import (
 )
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
-from updater.core.rules import GateRules, ObserveRules, Rules
+from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THIS, OTHER = "this life", "another life"  # of the server, as the record sees it
@@ -70,6 +70,7 @@ class Published:
 
 
 FIRST = Published("1.0.0", Kind.GOOD, "one")  # the committed revision where something is
+OLDER = Published("0.9.0", Kind.GOOD, "zero")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,15 @@ class World:
     must_wait_for_breaker: bool = (
         False  # no return may begin before the breaker's time has passed, or a person wants it
     )
+    follows_branch: bool = False  # the content of `master`, not releases
+    is_imported: bool = False  # the committed revision was imported, under a name that is no version
+    replaced: frozenset[str] = frozenset()  # source digests that were committed, until another one was
+    allowed: frozenset[str] = frozenset()  # source digests that an operator has allowed to be tried
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the updater."""
+        return BRANCH_RULES if self.follows_branch else RULES
 
     def kind_of(self, bundle: str) -> Kind:
         """The quality of a bundle."""
@@ -182,6 +192,8 @@ RULES = Rules(
     retry_seconds=0.0,
     abandoned_seconds=0.0,
 )
+BRANCH = "master"
+BRANCH_RULES = replace(RULES, policy=ReleasePolicy(branch=BRANCH))
 _DEVICES = (DeviceSnapshot(CPU, "float32"),)
 _DEVICES_WITH_CARD = (*_DEVICES, DeviceSnapshot(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, min_accuracy=0.5)
