@@ -34,8 +34,8 @@ def golden_addresses() -> list[Address]:
 
 
 def _line(name: str, address: Address) -> str:
-    expected = [{"kind": span.kind, "start": span.start, "end": span.end} for span in address.spans]
-    return json.dumps({"item": name, "address": address.text, "expected": expected}, ensure_ascii=False) + "\n"
+    row = {"item": name, "addresses": [address.text], "expected": [address.parts()]}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

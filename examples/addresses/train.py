@@ -24,7 +24,7 @@ from examples.addresses.layout import LABELS
 from examples.addresses.stock import make_model
 from examples.addresses.tokens import encode, make_tokenizer
 
-STEPS, EARLY_STEP, BATCH = 2400, 500, 64
+STEPS, EARLY_STEP, BATCH = 2400, 600, 64
 LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 1.5e-3, 300, 0.01
 REPORT_EVERY = 300
 SEED = 5
