@@ -1,8 +1,10 @@
 """Devices and their free memory; torch is imported only for engines that use it."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from common.cgroup import read_available_bytes
@@ -10,6 +12,8 @@ from common.clock import Clock
 from inference.runner.engines.base import EngineLoader
 from inference.runner.plan import should_clear
 
+_MEMORY_FILE = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SAMPLE_SECONDS = 1.0  # between two samples of a card's memory; each calls the driver
 
 
@@ -98,6 +102,16 @@ def measure_free_bytes(hardware: Hardware, device: str) -> int | None:
     except (RuntimeError, ValueError):  # no such card, or a driver error: the load itself reports it
         return None
     return max(0, total - used) if total else None
+
+
+def measure_own_bytes(device: str) -> int:
+    """Memory of a device that this process has taken: resident on a CPU, reserved by torch on a card."""
+    if device == "cpu":
+        return int(_MEMORY_FILE.read_bytes().split()[1]) * _PAGE_BYTES
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_reserved(device))
 
 
 def filter_devices(devices: list[tuple[str, str]], policy: str) -> list[tuple[str, str]]:

@@ -69,6 +69,7 @@ class LoadContext:
     clock: Clock
     log: Callable[..., None]
     threads: int  # CPU threads during the load
+    on_planned: Callable[[int], None]  # called with the bytes that the load needs; 0 if there is no estimate
 
 
 def load_bundle(request: runner_pb2.LoadBundle, context: LoadContext, progress: Progress) -> LoadedModel:
@@ -80,7 +81,8 @@ def load_bundle(request: runner_pb2.LoadBundle, context: LoadContext, progress: 
     needed = 0
     try:
         bundle, options = _read_bundle(request, context)
-        needed = _check_memory(Path(request.directory), bundle, options, context)
+        needed = _check_memory(request, bundle, options, context)
+        context.on_planned(needed)
         engine = _open_bundle(Path(request.directory), bundle, options, context.extra, progress)
         start = context.clock.monotonic()
         engine.warm_up(progress)
@@ -126,7 +128,7 @@ def read_picture_rules(rules: runner_pb2.PictureRules) -> PictureOptions:
     return PictureOptions(limits, rendering, may_reduce=rules.reduced)
 
 
-def _check_memory(folder: Path, bundle: Bundle, options: LoadOptions, context: LoadContext) -> int:
+def _check_memory(request: runner_pb2.LoadBundle, bundle: Bundle, options: LoadOptions, context: LoadContext) -> int:
     """Return the estimated need in bytes; 0 if the engine gives no estimate.
 
     Raises:
@@ -136,14 +138,16 @@ def _check_memory(folder: Path, bundle: Bundle, options: LoadOptions, context: L
     if estimator is None:
         return 0
     try:
-        estimate = estimator(folder, bundle, options)
+        estimate = estimator(Path(request.directory), bundle, options)
     except (ValueError, KeyError, OSError) as error:
         context.log("load_not_planned", level="warning", error=describe_error(error))
         return 0
     if estimate is None:
         return 0
-    plan = plan_load(options.device, estimate, measure_free_bytes(context.hardware, options.device))
-    context.log("load_planned", device=plan.device, needed_bytes=plan.needed, free_bytes=plan.free, fits=plan.fits)
+    free = measure_free_bytes(context.hardware, options.device)
+    plan = plan_load(options.device, estimate, free, request.reserved_bytes)
+    numbers = {"needed_bytes": plan.needed, "free_bytes": plan.free, "reserved_bytes": plan.reserved}
+    context.log("load_planned", device=plan.device, **numbers, fits=plan.fits)
     if not plan.fits:
         raise LoadRefused("DOES_NOT_FIT", plan.message, plan.needed, plan.free or 0)
     return plan.needed

@@ -226,7 +226,8 @@ class LoadPlan:
 
     device: str
     needed: int  # with the margin
-    free: int | None  # None if unknown
+    free: int | None  # None if unknown; without what other loads have planned
+    reserved: int = 0  # what other loads have planned and not taken yet
 
     @property
     def fits(self) -> bool:
@@ -237,15 +238,18 @@ class LoadPlan:
     def message(self) -> str:
         """Both numbers in a sentence."""
         free = "unknown" if self.free is None else f"{self.free / _MIB:.0f} MiB"
-        return f"the model needs about {self.needed / _MIB:.0f} MiB on {self.device}; {free} are free"
+        others = f" beside {self.reserved / _MIB:.0f} MiB that other models need" if self.reserved >= _MIB else ""
+        return f"the model needs about {self.needed / _MIB:.0f} MiB on {self.device}; {free} are free{others}"
 
 
-def plan_load(device: str, estimate: MemoryEstimate, free: int | None) -> LoadPlan:
+def plan_load(device: str, estimate: MemoryEstimate, free: int | None, reserved: int = 0) -> LoadPlan:
     """Compare an estimate, plus `MARGIN`, with free memory.
 
     Args:
         device: target of the load.
         estimate: of the engine.
         free: free bytes on the device; None if unknown.
+        reserved: how many of them other loads have planned.
     """
-    return LoadPlan(device, round(estimate.total * MARGIN), free)
+    left = None if free is None else max(0, free - reserved)
+    return LoadPlan(device, round(estimate.total * MARGIN), left, reserved)

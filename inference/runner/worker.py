@@ -12,7 +12,7 @@ from hotslot.runner.v1 import runner_pb2
 from inference.call_cost import CallCost
 from inference.runner.calls import DeviceCalls, DeviceLost, ExecutionContext
 from inference.runner.engines.base import Engine, loader_for
-from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for
+from inference.runner.hardware import CardMemoryMonitor, CpuOnly, Hardware, hardware_for, measure_own_bytes
 from inference.runner.items import PendingItem, ReceivedItems
 from inference.runner.loading import LoadContext, LoadedModel, LoadRefused, load_bundle
 from inference.runner.plan import CallLimits, choose_max_rows
@@ -84,6 +84,18 @@ class WorkQueue:
             return items
 
 
+class MemoryTaken:
+    """Measures what a load takes of its device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._before = measure_own_bytes(device)
+
+    def measure(self) -> int:
+        """Bytes that this process has taken since."""
+        return max(0, measure_own_bytes(self._device) - self._before)
+
+
 class Worker:
     """The device thread.
 
@@ -115,6 +127,8 @@ class Worker:
         self._context: ExecutionContext | None = None
         self._calls: DeviceCalls | None = None
         self._last_report = ("", float("-inf"))  # phase, time
+        self._needed_bytes = 0  # by the plan of the load
+        self._taken = MemoryTaken("cpu")
         self._is_serving = False
         self._serving_threads = 0
         self._used_threads = STANDBY_THREADS
@@ -213,7 +227,15 @@ class Worker:
         try:
             self._serving_threads = request.threads
             self._used_threads = self._choose_threads()
-            context = LoadContext(self._extra, self._hardware, self._clock, self._callbacks.log, self._used_threads)
+            self._taken = MemoryTaken(request.device)
+            context = LoadContext(
+                self._extra,
+                self._hardware,
+                self._clock,
+                self._callbacks.log,
+                self._used_threads,
+                self._report_plan,
+            )
             loaded = load_bundle(request, context, self._report_progress)
         except LoadRefused as refusal:
             return _refuse_load(request, refusal)
@@ -238,6 +260,7 @@ class Worker:
             row_seconds=loaded.row_seconds,
             needed_bytes=loaded.needed_bytes,
             call_rows=self._context.call_rows,
+            taken_bytes=self._taken.measure(),
         )
 
     def _compute(self, context: ExecutionContext, calls: DeviceCalls) -> None:
@@ -269,6 +292,11 @@ class Worker:
         if sample is not None:
             self._progress.device_used_bytes, self._progress.device_total_bytes = sample
 
+    def _report_plan(self, needed_bytes: int) -> None:
+        """Report the plan before anything is read: the loads of other models wait for it."""
+        self._needed_bytes = needed_bytes
+        self._report_progress("reading", 0.0)
+
     def _report_progress(self, phase: str, fraction: float) -> None:
         self._progress.advance()
         now = self._clock.monotonic()
@@ -276,7 +304,9 @@ class Worker:
         if phase == last_phase and fraction < 1 and now - last_time < PROGRESS_SECONDS:
             return
         self._last_report = (phase, now)
-        progress = runner_pb2.LoadProgress(phase=phase, fraction=fraction)
+        progress = runner_pb2.LoadProgress(
+            phase=phase, fraction=fraction, needed_bytes=self._needed_bytes, taken_bytes=self._taken.measure()
+        )
         self._callbacks.send_control(runner_pb2.RunnerReply(load_progress=progress))
 
 

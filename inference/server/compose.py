@@ -35,6 +35,7 @@ from inference.server.runner_client.start import RunnerSpec, StartedRunner
 from inference.server.runner_specs import runner_spec
 from inference.server.scheduling.admission import Capacity, Drain
 from inference.server.scheduling.callers import CallerRules, Callers
+from inference.server.scheduling.device_memory import DeviceMemories
 from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.held_bytes import HeldRules
 from inference.server.scheduling.limits import LimitRules
@@ -52,7 +53,9 @@ def build_models(
     """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
     cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
     engines = list_engines(settings)
-    shared = _SharedDependencies(clock, emit, drain, engines, cpu_fallback_file, DeviceShares(), start_runner)
+    shared = _SharedDependencies(
+        clock, emit, drain, engines, cpu_fallback_file, DeviceShares(), DeviceMemories(), start_runner
+    )
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
 
@@ -173,6 +176,7 @@ class _SharedDependencies:
     engines: Mapping[str, Task]
     cpu_fallback_file: CpuFallbackFile
     device_shares: DeviceShares
+    device_memories: DeviceMemories
     start_runner: Callable[[RunnerSpec], StartedRunner]
 
 
@@ -201,6 +205,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         drain=shared.drain,
         capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
         device_shares=shared.device_shares,
+        device_memories=shared.device_memories,
         interactive_share=settings.scheduling.interactive_share,
         limits=LimitRules(runner.min_timeout_seconds, runner.limit_factor, runner.prepare_timeout_seconds),
         threads=runner.threads,

@@ -97,6 +97,7 @@ class RunnerHarness:
         self.listener = RecordingListener()
         self.state = state
         self.rules: runner_pb2.PictureRules | None = None  # of the next load
+        self.reserved_bytes = 0  # by other loads, in the next load
         self.process = RunnerProcess(dataclasses.replace(SPEC, **spec), self.listener)  # type: ignore[arg-type]
         self._ids = itertools.count(1)
 
@@ -117,7 +118,13 @@ class RunnerHarness:
         """Request a load without waiting for its outcome."""
         bundle = make_scripted_bundle(self.state, revision, **script)
         folder = bundle_folder(self.state, bundle.bundle_digest)
-        request = runner_pb2.LoadBundle(directory=str(folder), device=device, threads=THREADS, pictures=self.rules)
+        request = runner_pb2.LoadBundle(
+            directory=str(folder),
+            device=device,
+            threads=THREADS,
+            pictures=self.rules,
+            reserved_bytes=self.reserved_bytes,
+        )
         self.process.load(request)
 
     def send(

@@ -4,7 +4,7 @@ import pytest
 
 from dev.harness.scripted_engine import CARD_BYTES, CARD_USED_VARIABLE, DEVICES_VARIABLE
 from inference.runner.engines.base import MemoryEstimate, estimator_for
-from inference.runner.hardware import CpuOnly, measure_free_bytes
+from inference.runner.hardware import CpuOnly, measure_free_bytes, measure_own_bytes
 from inference.runner.plan import MARGIN, plan_load
 from tests.runner.conftest import MakeRunner
 from tests.runner.harness import RunnerHarness
@@ -67,6 +67,32 @@ async def test_a_load_that_does_not_fit_is_refused_with_both_numbers(
     assert "11264 MiB" in outcome.failure.message
     assert "10240 MiB" in outcome.failure.message
     assert not (await make_runner().load("r1", "cpu", **script)).HasField("failure")
+
+
+async def test_what_other_loads_have_planned_is_not_free(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused with what is left, and the message names the rest; without them it loads, and reports its plan first."""
+    monkeypatch.setenv(DEVICES_VARIABLE, "cuda:0,cpu")
+    monkeypatch.setenv(CARD_USED_VARIABLE, str(CARD_BYTES - 12 * GIB))
+    refused, fitting = make_runner(), make_runner()
+    refused.reserved_bytes, fitting.reserved_bytes = 2 * GIB, GIB
+
+    outcome = await refused.load("r1", "cuda:0", needs_bytes=10 * GIB)
+
+    assert (outcome.failure.reason, outcome.free_bytes) == ("DOES_NOT_FIT", 10 * GIB)
+    assert "10240 MiB are free beside 2048 MiB that other models need" in outcome.failure.message
+    assert not (await fitting.load("r1", "cuda:0", needs_bytes=10 * GIB)).HasField("failure")
+    first = fitting.listener.progress[0]
+    assert (first.phase, first.needed_bytes) == ("reading", 11 * GIB)
+
+
+def test_memory_taken_is_that_of_this_process() -> None:
+    """On a CPU, what is resident."""
+    before = measure_own_bytes("cpu")
+    block = b"x" * (GIB // 8)
+    assert len(block) == (GIB // 8)
+    assert measure_own_bytes("cpu") - before > (GIB // 8) // 2
 
 
 @pytest.mark.parametrize("where", ["fail_load", "fail_warm_up"])

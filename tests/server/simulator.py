@@ -21,6 +21,7 @@ from inference.server.model.slot import LoadProgress
 from inference.server.request import EntailmentInput, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.device_memory import DeviceMemories
 from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.limits import LimitRules
 from inference.wire import Picture
@@ -238,6 +239,7 @@ class World:
             "drain": self.drain,
             "capacity": Capacity(max_requests=8, max_bytes=1000),
             "device_shares": DeviceShares(),
+            "device_memories": DeviceMemories(),
             "interactive_share": 0.5,
             "limits": LimitRules(min_timeout_seconds=2.0, factor=8.0, prepare_timeout_seconds=10.0),
             "respawn": RespawnRules(first_seconds=1.0, cap_seconds=8.0, give_up=5),

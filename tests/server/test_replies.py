@@ -48,9 +48,19 @@ def test_an_impossible_number_is_found(build: Callable[..., Reply], name: str, v
     assert find_impossible_number(build(**{name: 0.5})) == ""
 
 
-@pytest.mark.parametrize("reply", [outcome(computed_rows=-1), call(rows=-1), outcome(yes=1.1)], ids=range(3))
-def test_negative_rows_and_probabilities_above_one_are_found(reply: Reply) -> None:
-    """Rows are counted; a probability is at most 1, but for rounding."""
+@pytest.mark.parametrize(
+    "reply",
+    [
+        outcome(computed_rows=-1),
+        call(rows=-1),
+        outcome(yes=1.1),
+        Reply(load_outcome=runner_pb2.LoadOutcome(taken_bytes=-1)),
+        Reply(load_progress=runner_pb2.LoadProgress(needed_bytes=-1)),
+    ],
+    ids=range(5),
+)
+def test_negative_rows_and_sizes_and_probabilities_above_one_are_found(reply: Reply) -> None:
+    """Rows and bytes are counted; a probability is at most 1, but for rounding."""
     assert find_impossible_number(reply) != ""
 
 

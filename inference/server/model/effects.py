@@ -147,9 +147,13 @@ class PairMachine:
         self._emit_slot(m.EmitSlot(self.pair[slot.name], effect.role, "runner_started"))
 
     def _start_load(self, effect: m.StartLoad) -> None:
-        process = self.slots[effect.slot].process
+        slot, options = self.slots[effect.slot], self._options
+        process = slot.process
         if process is not None:
-            process.load(self._options.make_load_request(effect.load))
+            memory = options.device_memories.of(effect.load.device)
+            slot.reservation = memory.reserve(
+                lambda reserved_bytes: process.load(options.make_load_request(effect.load, reserved_bytes))
+            )
 
     def _prioritise(self, effect: m.Prioritise) -> None:
         process = self.slots[effect.slot].process
@@ -157,14 +161,16 @@ class PairMachine:
             process.set_serving(True)
 
     def _end_process(self, effect: m.EndProcess) -> None:
-        process = self.slots[effect.slot].process
-        if process is not None:
-            process.retire()
+        slot = self.slots[effect.slot]
+        slot.cancel_load()
+        if slot.process is not None:
+            slot.process.retire()
 
     def _kill(self, effect: m.Kill) -> None:
-        process = self.slots[effect.slot].process
-        if process is not None:
-            process.kill(effect.detail)
+        slot = self.slots[effect.slot]
+        slot.cancel_load()
+        if slot.process is not None:
+            slot.process.kill(effect.detail)
 
     def _await_leases(self, effect: m.AwaitLeases) -> None:
         self.slots[effect.slot].await_leases()

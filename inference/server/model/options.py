@@ -14,6 +14,7 @@ from inference.server.model.policy import SlotRules
 from inference.server.request import Payload
 from inference.server.runner_client.protocol import RunnerHandle, RunnerListener
 from inference.server.scheduling.admission import Capacity, Drain
+from inference.server.scheduling.device_memory import DeviceMemories
 from inference.server.scheduling.device_share import DeviceShares
 from inference.server.scheduling.limits import LimitRules
 
@@ -35,6 +36,7 @@ class ModelOptions:
     capacity: Capacity
     limits: LimitRules
     device_shares: DeviceShares
+    device_memories: DeviceMemories
     interactive_share: float  # of the rows, while both priorities wait
     threads: int
     max_call_rows: int  # 0: chosen by the engine
@@ -46,8 +48,8 @@ class ModelOptions:
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
 
-    def make_load_request(self, load: Load) -> runner_pb2.LoadBundle:
-        """The message that makes a runner load a bundle."""
+    def make_load_request(self, load: Load, reserved_bytes: int) -> runner_pb2.LoadBundle:
+        """The message that makes a runner load a bundle; `reserved_bytes` of the free memory others have planned."""
         return runner_pb2.LoadBundle(
             directory=str(load.folder),
             device=load.device,
@@ -56,4 +58,5 @@ class ModelOptions:
             max_call_seconds=self.max_call_seconds,
             threads=self.threads,
             pictures=self.pictures,
+            reserved_bytes=reserved_bytes,
         )

@@ -11,6 +11,7 @@ from inference.server.model import messages as m
 from inference.server.model.pair import SHORTAGES
 from inference.server.request import MAX_DEATHS, InputId, PendingRequest
 from inference.server.runner_client.protocol import EndReason, RunnerEnding, RunnerHandle
+from inference.server.scheduling.device_memory import LoadReservation
 from inference.server.scheduling.dispatcher import Dispatcher
 
 
@@ -86,6 +87,7 @@ class Slot:
         self.name = name
         self.process: RunnerHandle | None = None
         self.heartbeat = runner_pb2.Heartbeat()
+        self.reservation: LoadReservation | None = None  # of the process's load, until the load fails or it ends
         self._listener = listener
         self._make_dispatcher = make_dispatcher
         self._precision = precision  # empty: the default of each device
@@ -123,6 +125,16 @@ class Slot:
         if lease is not None:
             lease.end()
 
+    def cancel_load(self) -> None:
+        """Forget a load that waits for the plans of others; one that was started goes on."""
+        if self.reservation is not None and not self.reservation.is_started:
+            self._release_memory()
+
+    def _release_memory(self) -> None:
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            reservation.release()
+
     def await_leases(self) -> None:
         """Send LeaseOver when the last lease has ended."""
         self._leases.on_idle = lambda: self._listener.apply(m.LeaseOver(self.name))
@@ -157,15 +169,20 @@ class Slot:
         self._listener.apply(m.Hello(self.name, devices))
 
     def on_load_progress(self, progress: runner_pb2.LoadProgress) -> None:
-        """Report the progress of the load."""
+        """Report the progress of the load, and record its plan."""
+        if self.reservation is not None:
+            self.reservation.update(progress.needed_bytes, progress.taken_bytes)
         self._listener.on_load_progress(self.name, progress.phase, progress.fraction)
 
     def on_load_outcome(self, outcome: runner_pb2.LoadOutcome) -> None:
         """The load has succeeded or failed."""
         if outcome.HasField("failure"):
             failure = outcome.failure
+            self._release_memory()
             self._listener.apply(m.LoadFailed(self.name, failure.reason, failure.message, _load_error(outcome)))
         else:
+            if self.reservation is not None:
+                self.reservation.update(outcome.needed_bytes, outcome.taken_bytes)
             self.dispatcher.set_call_rows(outcome.call_rows)
             self._listener.apply(m.Loaded(self.name, outcome.device, outcome.precision, outcome.row_seconds))
 
@@ -181,6 +198,7 @@ class Slot:
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""
         self.process = None
+        self._release_memory()
         self.heartbeat = runner_pb2.Heartbeat()
         self.abandoned_at_end = self.dispatcher.find_abandoned(ending.computing)
         self._left = self._close_queue(ending.computing)

@@ -19,9 +19,11 @@ def find_impossible_number(reply: runner_pb2.RunnerReply) -> str:
         case "heartbeat":
             return _check_seconds(value for _, value in reply.heartbeat.ListFields() if isinstance(value, float))
         case "load_outcome":
-            return _check_seconds([reply.load_outcome.row_seconds])
+            outcome = reply.load_outcome
+            return _check_seconds([outcome.row_seconds]) or _check_bytes(outcome.needed_bytes, outcome.taken_bytes)
         case "load_progress":
-            return _check_seconds([reply.load_progress.fraction])
+            progress = reply.load_progress
+            return _check_seconds([progress.fraction]) or _check_bytes(progress.needed_bytes, progress.taken_bytes)
         case _:
             return ""
 
@@ -59,3 +61,7 @@ def _check_results(outcome: runner_pb2.ItemOutcome) -> str:
 
 def _check_seconds(seconds: Iterable[float]) -> str:
     return "" if all(0 <= value <= MAX_SECONDS for value in seconds) else "an impossible time"
+
+
+def _check_bytes(*sizes: int) -> str:
+    return "" if min(sizes) >= 0 else "a negative size"

@@ -136,6 +136,7 @@ class LoadBundle(_message.Message):
     MAX_CALL_SECONDS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Absolute folder of the sealed bundle."""
     device: _builtins.str
@@ -150,6 +151,10 @@ class LoadBundle(_message.Message):
     """Longest expected device call, in seconds. 0: no limit."""
     threads: _builtins.int
     """Compute threads on a CPU. 0: the engine's default."""
+    reserved_bytes: _builtins.int
+    """How much of the device's free memory other loads have planned and not taken
+    yet. Bytes.
+    """
     @_builtins.property
     def pictures(self) -> Global___PictureRules:
         """How pictures are decoded. Unset: by the defaults."""
@@ -164,10 +169,11 @@ class LoadBundle(_message.Message):
         max_call_seconds: _builtins.float = ...,
         threads: _builtins.int = ...,
         pictures: Global___PictureRules | None = ...,
+        reserved_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pictures", b"pictures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_rows", b"max_call_rows", "max_call_seconds", b"max_call_seconds", "pictures", b"pictures", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "directory", b"directory", "max_call_rows", b"max_call_rows", "max_call_seconds", b"max_call_seconds", "pictures", b"pictures", "precision", b"precision", "reserved_bytes", b"reserved_bytes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,19 +466,29 @@ class LoadProgress(_message.Message):
 
     PHASE_FIELD_NUMBER: _builtins.int
     FRACTION_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    TAKEN_BYTES_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """"reading" or "warming_up"."""
     fraction: _builtins.float
     """0 to 1."""
+    needed_bytes: _builtins.int
+    """Memory that the load needs on its device, by the memory plan. Bytes; 0 if
+    the engine gives no estimate.
+    """
+    taken_bytes: _builtins.int
+    """Memory that the load has taken on its device so far. Bytes."""
     def __init__(
         self,
         *,
         phase: _builtins.str = ...,
         fraction: _builtins.float = ...,
+        needed_bytes: _builtins.int = ...,
+        taken_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "needed_bytes", b"needed_bytes", "phase", b"phase", "taken_bytes", b"taken_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,6 +507,7 @@ class LoadOutcome(_message.Message):
     NEEDED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     CALL_ROWS_FIELD_NUMBER: _builtins.int
+    TAKEN_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Device of the load."""
     precision: _builtins.str
@@ -507,6 +524,8 @@ class LoadOutcome(_message.Message):
     """
     call_rows: _builtins.int
     """Most rows that the first device call may carry."""
+    taken_bytes: _builtins.int
+    """Memory that the load has taken on its device. Bytes; 0 if it failed."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Set if it failed."""
@@ -521,10 +540,11 @@ class LoadOutcome(_message.Message):
         needed_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         call_rows: _builtins.int = ...,
+        taken_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_rows", b"call_rows", "device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "row_seconds", b"row_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_rows", b"call_rows", "device", b"device", "failure", b"failure", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "precision", b"precision", "row_seconds", b"row_seconds", "taken_bytes", b"taken_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
