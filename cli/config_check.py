@@ -5,7 +5,7 @@ from datetime import datetime
 
 from cli.settings import Settings
 from common.address import ListenAddress, find_fault, parse_address
-from common.exposure import describe_exposure, describe_open_calls
+from common.exposure import GRPC_STEP, METRICS_STEP, describe_exposure, describe_open_calls
 from common.paths import CONTROL_SOCKET, SUPERVISOR_SOCKET, run_folder, socket_path
 from common.reload import FileUnusable
 from common.settings import Mistake, SettingsInvalid
@@ -127,10 +127,10 @@ def _doubt_exposure(settings: Settings) -> Iterator[str]:
     has_tls, asks_who = settings.tls.files is not None, settings.server.tokens_file is not None
     for what, _, address in _listeners(settings):
         if what == "gRPC":
-            yield from describe_exposure("the gRPC port", address, has_tls=has_tls)
+            yield from describe_exposure("the gRPC port", address, GRPC_STEP, has_tls=has_tls)
             yield from describe_open_calls(address, asks_who=asks_who or settings.tls.client_ca_file is not None)
         elif what != "health":  # which has no TLS, and tells no more than whether models are ready
-            yield from describe_exposure(f"the {what} port", address, has_tls=settings.tls.metrics)
+            yield from describe_exposure(f"the {what} port", address, METRICS_STEP, has_tls=settings.tls.metrics)
 
 
 def _doubt_certificate(settings: Settings, certificate: Certificate, now: datetime) -> Iterator[str]:

@@ -4,17 +4,21 @@ from collections.abc import Iterator
 
 from common.address import ListenAddress
 
+GRPC_STEP = "set [tls]"
+METRICS_STEP = "set metrics = true in [tls], or listen on 127.0.0.1"
 
-def describe_exposure(what: str, address: ListenAddress, *, has_tls: bool) -> Iterator[str]:
+
+def describe_exposure(what: str, address: ListenAddress, step: str, *, has_tls: bool) -> Iterator[str]:
     """A warning if a listener sends in the clear to other machines.
 
     Args:
         what: the listener, in words.
         address: where it listens.
+        step: what to do.
         has_tls: whether it speaks TLS.
     """
     if not address.is_loopback and not has_tls:
-        yield f"{what} {address} has no TLS: what is sent can be read and changed on its way; set [tls]"
+        yield f"{what} {address} has no TLS: what is sent can be read and changed on its way; {step}"
 
 
 def describe_open_calls(address: ListenAddress, *, asks_who: bool) -> Iterator[str]:

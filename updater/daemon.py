@@ -27,7 +27,7 @@ from common.address import parse_address, unix_target
 from common.clock import Clock, SystemClock
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
-from common.exposure import describe_exposure
+from common.exposure import METRICS_STEP, describe_exposure
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_registry
 from common.metrics_endpoint import MetricsEndpoint
@@ -271,7 +271,7 @@ class Updater:
             yield
             return
         address, files = parse_address(section.metrics_host, section.metrics_port), self._settings.tls.metrics_files
-        for sentence in describe_exposure("the metrics port", address, has_tls=files is not None):
+        for sentence in describe_exposure("the metrics port", address, METRICS_STEP, has_tls=files is not None):
             self._log.warning("access_warning", detail=sentence)
         try:
             certificate = None if files is None else watch_certificate(files, self._log, self._clock)

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.address import parse_address
 from common.clock import Clock
 from common.engine_files import ENGINES, Task
-from common.exposure import describe_exposure, describe_open_calls
+from common.exposure import GRPC_STEP, METRICS_STEP, describe_exposure, describe_open_calls
 from common.reload import FileUnusable, ReloadLog
 from common.settings import Mistake, ModelSettings, SettingsInvalid
 from common.tls import watch_certificate
@@ -110,11 +110,11 @@ def _find_exposures(settings: ServerSettings) -> list[str]:
     metrics = parse_address(server.metrics_host, server.metrics_port)
     asks_who = server.tokens_file is not None or tls.client_ca_file is not None
     found = [
-        *describe_exposure("the gRPC port", public, has_tls=tls.files is not None),
+        *describe_exposure("the gRPC port", public, GRPC_STEP, has_tls=tls.files is not None),
         *describe_open_calls(public, asks_who=asks_who),
     ]
     if server.metrics_port >= 0:
-        found += describe_exposure("the metrics port", metrics, has_tls=tls.metrics)
+        found += describe_exposure("the metrics port", metrics, METRICS_STEP, has_tls=tls.metrics)
     return found
 
 

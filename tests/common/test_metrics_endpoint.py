@@ -2,13 +2,20 @@
 
 import contextlib
 import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from common.metrics_endpoint import MAX_CONNECTIONS, MAX_REQUEST_BYTES, REQUEST_SECONDS, MetricsEndpoint
+from common.tls import ServerContexts, watch_certificate
+from dev.harness.certificates import Authority, ListenerFiles
+from tests.common.clock import KeptLog, SimClock
 
 
 class TickingClock:
@@ -53,6 +60,35 @@ def send(endpoint: MetricsEndpoint, request: bytes) -> tuple[str, bytes]:
             answer += part
     head, _, content = answer.partition(b"\r\n\r\n")
     return head.split(b"\r\n")[0].decode(), content
+
+
+def test_metrics_over_tls_take_a_new_certificate(
+    registry: CollectorRegistry, authority: Authority, tmp_path: Path
+) -> None:
+    """A scrape that trusts it and shows its own is answered; in the clear nothing is, and other scrapes go on."""
+    clock, mine = SimClock(), authority.sign("prometheus")
+    listener = ListenerFiles(tmp_path / "tls", authority.sign("server"), authority.certificate)
+    contexts = ServerContexts(watch_certificate(listener.files, KeptLog(), clock))
+    endpoint = MetricsEndpoint(registry, tls=contexts.current)
+    endpoint.start()
+
+    def scrape(ca: Path) -> str:
+        context = ssl.create_default_context(cafile=ca)
+        context.load_cert_chain(mine.certificate, mine.key)
+        url = f"https://127.0.0.1:{endpoint.port}/metrics"
+        with urllib.request.urlopen(url, context=context, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    assert "hotslot_answers_total 3.0" in scrape(authority.certificate)
+    with contextlib.suppress(OSError):
+        assert send(endpoint, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")[1] == b""
+    new = Authority(tmp_path / "new")
+    listener.use(new.sign("server"))
+    clock.advance(1.0)
+    assert "hotslot_answers_total 3.0" in scrape(new.certificate)
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        scrape(authority.certificate)
+    endpoint.stop()
 
 
 def test_metrics_are_served_as_text(endpoint: MetricsEndpoint) -> None:

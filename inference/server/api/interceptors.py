@@ -12,7 +12,7 @@ import grpc
 
 from common import errors
 from common.clock import Clock
-from inference.server.access import Access, certificate_name
+from inference.server.access import Access, Metadata, certificate_name
 from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
 from inference.server.scheduling.callers import UNNAMED, Caller, Callers
@@ -113,10 +113,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap_behaviour(self, behaviour: Behaviour, service: str, method: str, kind: str) -> Behaviour:
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401  gRPC's messages
-            call = self._begin(context, service, method, kind)
+            metadata = context.invocation_metadata() or ()
+            call = self._begin(context, metadata, service, method, kind)
             code = grpc.StatusCode.OK
             try:
-                self._identify(context, call)
+                self._identify(context, metadata, call)
                 await _send_ids(context, call)
                 response = await behaviour(request, context)
             except asyncio.CancelledError:
@@ -145,9 +146,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return handle
 
-    def _begin(self, context: Context, service: str, method: str, kind: str) -> Call:
+    def _begin(self, context: Context, metadata: Metadata, service: str, method: str, kind: str) -> Call:
         request_id = traceparent = ""
-        metadata = context.invocation_metadata() or ()
         for key, value in metadata:
             if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_FORM.fullmatch(value):
                 request_id = value
@@ -163,13 +163,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._emit(CallStarted(service, method, kind))
         return call
 
-    def _identify(self, context: Context, call: Call) -> None:
+    def _identify(self, context: Context, metadata: Metadata, call: Call) -> None:
         """Find the caller; nothing of the call's messages has been read yet.
 
         Raises:
             Unauthenticated: the call needs a token, and shows none that is valid.
         """
-        metadata, access = context.invocation_metadata() or (), self._access
+        access = self._access
         if access is None:
             call.caller = self._callers.find(metadata, context.peer())
             return
