@@ -83,6 +83,20 @@ async def test_poison_whose_caller_leaves_before_the_runner_ends_is_remembered(t
 
 
 @pytest.mark.fault("L10")
+async def test_an_input_that_is_answered_is_suspected_no_more(tmp_path: Path) -> None:
+    """Runners that are killed while they compute it, from outside, do not make it poison."""
+    world = await World(tmp_path, poison_seconds=SECONDS).serving()
+
+    for _ in range(2 * MAX_DEATHS):
+        await end_after_its_caller(world, "a dog")
+        answered = world.ask("a dog")
+        await world.wait(10)
+        assert await answered.outcome
+
+    assert not world.ask("a dog").alone
+
+
+@pytest.mark.fault("L10")
 async def test_an_input_that_is_suspected_with_others_is_computed_alone_when_it_is_sent_again(tmp_path: Path) -> None:
     """Its caller had left, so that it could not be run again; the others were, and it alone is suspected."""
     world = await World(tmp_path, poison_seconds=SECONDS).serving()

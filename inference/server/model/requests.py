@@ -192,6 +192,7 @@ class Requests:
             computed_seconds=computed.computed_seconds,
         )
         if not request.internal:
+            self.poison.clear(request.payload)
             self.stats.get(load.key).count_answer(seconds)
             if request.attribution is not None:
                 self._count_against_trial(request.attribution)

@@ -189,6 +189,11 @@ class PoisonMemory:
             self._deaths.popitem(last=False)
         self._forget_old(now)
 
+    def clear(self, payload: Payload) -> None:
+        """Record that an input was answered: the runners that it seemed to have ended had other reasons."""
+        if payload.size_bytes in self._sizes:
+            self._deaths.pop(payload.identify(), None)
+
     def count_deaths(self, payload: Payload, now: float) -> int | None:
         """How many runners an input has ended alone; None if it is not suspected. It is refused after MAX_DEATHS."""
         if payload.size_bytes not in self._sizes:
