@@ -1,6 +1,6 @@
 """`hotslot bundle …`: explain and import a model by hand; list and show bundles. Works without a server."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from cli.explain import explain
+from cli.golden_check import golden_check, golden_of
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import Settings, StateDir, read_settings, state_folder
@@ -71,7 +72,13 @@ class ImportResult:
 
 
 def import_bundle(
-    source: Path, state: Path, model: str, revision: str, precision: str, convert: Convert = run_convert
+    source: Path,
+    state: Path,
+    model: str,
+    revision: str,
+    precision: str,
+    convert: Convert = run_convert,
+    check: Callable[[Bundle, Committed | None], None] = lambda _bundle, _committed: None,
 ) -> ImportResult:
     """Convert a published folder and commit it for a model; importing the same again changes nothing.
 
@@ -82,6 +89,7 @@ def import_bundle(
         revision: its name, for people.
         precision: of the stored weights.
         convert: converts the folder.
+        check: called with the sealed bundle and the committed row before the pointer changes; raises to stop that.
 
     Raises:
         ConversionRefused: the folder cannot be converted.
@@ -96,6 +104,9 @@ def import_bundle(
     provenance = Provenance(place, revision, fetched_at=now, verified_at="", checked=(CONVERSION_CHECK,))
     bundle = convert(source, state, revision, ConvertLimits(), precision, digest="", provenance=provenance)
     was_sealed = bundle_folder(state, bundle.bundle_digest).name in sealed_before
+    committed = read_committed(state).get(model)
+    if committed is None or committed.bundle_digest != bundle.bundle_digest:
+        check(bundle, committed)
 
     def change(row: Committed | None) -> Committed:
         if row is not None and row.bundle_digest == bundle.bundle_digest:
@@ -191,12 +202,15 @@ def import_(
     precision: Annotated[
         str, typer.Option(help=f"Number format of the stored weights: {' or '.join(PRECISIONS)}.")
     ] = PRECISIONS[0],
+    force: Annotated[bool, typer.Option("--force", help="Import it even if the golden set speaks against it.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Convert a published folder; the server loads it at its next start.
 
     Importing the same folder again changes nothing. A model that the updater
-    manages already cannot be imported.
+    manages already cannot be imported. If the settings name a golden set for the
+    model, the new bundle answers it first, and is imported only if it is not
+    worse than the committed one.
     """
     if precision not in PRECISIONS:
         raise WronglyUsed(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
@@ -205,11 +219,11 @@ def import_(
     called = revision or source.resolve().name
     if _is_managed(name):
         check_not_managed(source, state, name, called)
-    clock = SystemClock()
-    started = clock.monotonic()
+    started = SystemClock().monotonic()
+    check = golden_check(state, golden_of(name), force=force)
     with err.status(text(f"importing {source} as {name}")):
-        done = import_bundle(source, state, name, called, precision)
-    print_import(name, done, clock.monotonic() - started)
+        done = import_bundle(source, state, name, called, precision, check=check)
+    print_import(name, done, SystemClock().monotonic() - started)
 
 
 @app.command("list", epilog="Example:  hotslot bundle list\n\nNext:  `hotslot bundle show DIGEST` shows one of them.")

@@ -52,7 +52,7 @@ def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[
     """Compare answers, by item, with the set; one row for each statement."""
     rows = []
     for item in golden.golden.items:
-        given = answers[item.item]
+        given = answers.get(item.item, ())
         for position, statement in enumerate(item.texts):
             expected = item.expected[position] if item.expected else ""
             recorded = item.answers[position] if position < len(item.answers) else ""
@@ -164,15 +164,21 @@ def record(
     items = (*known.items, *_new_items(folder, known, tuple(statements or ())))
     if not items:
         raise WronglyUsed("the set is empty; give at least one --statement for the pictures in this folder")
-    answers = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, endpoint, timeout)
-    failed = [item.item for item in items if len(answers[item.item]) < len(item.statements)]
-    if failed:
-        raise CommandFailed(f"the model did not answer {failed[0]!r}; nothing was recorded")
+    answers, refused = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, endpoint, timeout)
+    for name, why in refused.items():
+        print_text((f"{name} is left out: ", BAD), why)
+    recorded = [item for item in items if item.item in answers]
+    if not recorded:
+        raise CommandFailed("the model answered no item; nothing was recorded")
     min_accuracy = [f'{{"min_accuracy": {known.min_accuracy}}}\n'] if known.min_accuracy else []
-    lines = [format_item(item, answers[item.item]) for item in items]
+    kept = {item.item for item in known.items}  # an item of the set stays, with its earlier answers
+    lines = [
+        format_item(item, answers.get(item.item, ())) for item in items if item.item in answers or item.item in kept
+    ]
     write_atomic(folder / SET_NAME, "".join(min_accuracy + lines).encode())
     _read(folder, model)
-    print_text(("recorded ", GOOD), f"{len(lines)} items in {folder / SET_NAME}")
+    left = f", {len(refused)} pictures left out" if refused else ""
+    print_text(("recorded ", GOOD), f"{len(recorded)} items in {folder / SET_NAME}{left}")
     print_text((f'to use it, set in hotslot.toml at the model: golden = "{folder}"', DIM))
 
 
@@ -191,7 +197,7 @@ def check(
 ) -> None:
     """Run a set on the active model; the exit code is 1 if an answer differs."""
     golden = _read(golden_folder(folder, model), model)
-    rows = compare(golden, _answers_of(golden, model, endpoint, timeout))
+    rows = compare(golden, _answers_of(golden, model, endpoint, timeout)[0])
     wrong = [row for row in rows if not row.is_right]
     if as_json:
         print_json({"digest": golden.digest, "statements": len(rows), "differing": [_row(row) for row in wrong]})
@@ -231,15 +237,25 @@ def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> I
             yield GoldenItem(name, picture.name, statements=statements)
 
 
-def _answers_of(golden: GoldenFolder, model: str, endpoint: Endpoint, timeout: float) -> dict[str, tuple[str, ...]]:
-    """The active model's answers by item; fewer than the item's statements if the model refused it."""
+def _answers_of(
+    golden: GoldenFolder, model: str, endpoint: Endpoint, timeout: float
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The active model's answers by item, and for each picture that was refused why."""
     answers: dict[str, tuple[str, ...]] = {}
+    refused: dict[str, str] = {}
     with connection(endpoint, timeout) as channel, err.status(text("sending items")) as progress:
         stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
         for number, item in enumerate(golden.golden.items, start=1):
             progress.update(text(f"item {number} of {len(golden.golden.items)}"))
-            answers[item.item] = _ask(stub, golden, item, model, timeout)
-    return answers
+            try:
+                answers[item.item] = _ask(stub, golden, item, model, timeout)
+            except (_ItemRefused, GoldenBroken) as error:  # the other items are still sent
+                refused[item.image or item.item] = str(error)
+    return answers, refused
+
+
+class _ItemRefused(Exception):
+    """The model refused an item; the message says why."""
 
 
 def _ask(
@@ -255,7 +271,7 @@ def _ask(
         response = stub.Predict(request, timeout=timeout)
     except grpc.RpcError as error:
         if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-            return ()  # the model cannot read this picture; the other items are still sent
+            raise _ItemRefused(error.details() or "the model refused it") from error
         raise
     return tuple(enum_word(entailment_pb2.Label.DESCRIPTOR, result.label) for result in response.results)
 

@@ -103,7 +103,7 @@ def run_convert(
     staging_root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="convert-", dir=staging_root))
     try:
-        _run_child(_command(seen, staging, revision, limits, precision), limits, progress)
+        run_child(_command(seen, staging, revision, limits, precision), limits, progress)
         bundle = _read_staged(staging)
         if bundle.source_digest != digest:  # rule 3
             raise ConversionRefused("SOURCE_CHANGED", "the files changed before they were converted")
@@ -122,7 +122,7 @@ def run_explain(source: Path, limits: ConvertLimits) -> Explanation:
         OSError: there is no temporary folder.
     """
     with tempfile.TemporaryDirectory(prefix="hotslot-explain-") as name:
-        _run_child([*_command_of(source, 0, Path(name), "", "", limits), "--explain"], limits, lambda _percent: None)
+        run_child([*_command_of(source, 0, Path(name), "", "", limits), "--explain"], limits, lambda _percent: None)
         try:
             return read_explanation(Path(name))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -180,7 +180,13 @@ def _command_of(
     return command
 
 
-def _run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
+def run_child(command: list[str], limits: ConvertLimits, progress: Progress) -> None:
+    """Run a program that reports like `inference.runner.convert`, in a minimal environment.
+
+    Raises:
+        ConversionRefused: it refused, or took too long.
+        OSError: it cannot be started.
+    """
     # A minimal environment: no exported secret reaches the code that reads foreign files.
     # OpenBLAS comes with numpy and is not used here; without the variable it allocates about 40 MB for each CPU.
     environment = {

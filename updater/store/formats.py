@@ -30,10 +30,12 @@ SECTIONS = frozenset(
         "license",
         "name",
         "version",
+        "num_bins",  # these two are written by `OfaForAllTasks.save_pretrained`
+        "num_codes",
     }
 )
 # Written by training; never read here, and full of paths of the training machine.
-UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation"})
+UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation", "description"})
 CODE_KEYS = frozenset({"plugins", "allow_remote", "auto_map", "trust_remote_code", "custom_pipelines"})
 # Libraries record here where a model was saved from.
 _NAME_KEYS = frozenset({"_name_or_path", "name_or_path"})
@@ -67,7 +69,7 @@ def find_config_problem(
     for key, value, depth, is_read in _walk(row, name):
         if depth > MAX_DEPTH:
             return ConfigProblem("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
-        if key in CODE_KEYS and value not in (None, False, [], {}):
+        if is_read and key in CODE_KEYS and value not in (None, False, [], {}):
             return ConfigProblem("CONFIG_ASKS_FOR_CODE", f"{name} has {key!r}, which would run code of the repository")
         if is_read and key not in _NAME_KEYS and isinstance(value, str) and leaves_folder(value):
             return ConfigProblem(

@@ -276,7 +276,7 @@ def test_another_task_or_model_type_is_refused(bench: HostileHub, change: dict[s
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"plugins": ["x"]}),
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"allow_remote": True}),
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"pipeline": {"deep": [{"auto_map": {"AutoModel": "a.B"}}]}}),
-        fault("P13", "CONFIG_ASKS_FOR_CODE", {"train": {"trust_remote_code": True}}),
+        fault("P13", "CONFIG_ASKS_FOR_CODE", {"model": {"type": "ofa", "trust_remote_code": True}}),
         fault("P13", "CONFIG_KEY_UNKNOWN", {"hooks": []}),
         fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"type": "x", "script": "/usr/bin/env"}}),
         fault("P13", "CONFIG_HAS_PATH", {"preprocessor": {"vocab": "../../other/vocab.txt"}}),
@@ -308,6 +308,9 @@ def test_known_sections_are_accepted(bench: HostileHub) -> None:
         {"train": {"work_dir": "/home/somebody/runs", "hooks": [{"type": "CheckpointHook"}]}},
         {"dataset": {"train": {"name": "https://elsewhere.example/data"}}},
         {"plugins": [], "allow_remote": False},
+        {"train": {"trust_remote_code": True, "plugins": ["x"]}},
+        {"description": "see https://elsewhere.example/model"},
+        {"num_bins": 1000, "num_codes": 8192},
         {"description": "a/b means a or b .. or both"},
     ],
 )

@@ -1,0 +1,91 @@
+"""Judges a sealed bundle by a golden set, without a server: a child process answers the set on the CPU."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import read_bounded
+from common.golden_set import GoldenSet
+from common.sealing import ConvertLimits, run_child
+from common.source import ConversionRefused
+
+ANSWERS_NAME = "answers.json"
+MAX_ANSWERS_BYTES = 64 << 20
+MAX_LOSS = 0.01  # of accuracy against the committed bundle
+MIN_AGREEMENT = 0.9  # with the committed bundle, on questions without an expected answer
+Answers = Mapping[str, Sequence[str]]  # labels by item
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCount:
+    """How many answers of a bundle are right."""
+
+    right: int
+    expected: int  # questions with an expected answer
+    unread: int  # items whose picture the engine refused
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1; 1 if none is expected."""
+        return self.right / self.expected if self.expected else 1.0
+
+
+def run_judge(bundle: Path, golden: Path, timeout_seconds: float) -> Answers:
+    """Answer a golden set with a sealed bundle.
+
+    Raises:
+        ConversionRefused: the bundle or the set cannot be used, or it took too long; the message says why.
+        OSError: there is no temporary folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="hotslot-judge-") as name:
+        command = [sys.executable, "-P", "-m", "hotslot_watchdog.launch", "-m", "inference.runner.judge"]
+        command += ["--bundle", str(bundle.resolve()), "--golden", str(golden.resolve()), "--into", name]
+        limits = ConvertLimits(timeout_seconds=timeout_seconds)
+        run_child([*command, "--parent", str(os.getpid())], limits, lambda _percent: None)
+        try:
+            row: dict[str, list[str]] = json.loads(read_bounded(Path(name) / ANSWERS_NAME, MAX_ANSWERS_BYTES))
+        except (OSError, ValueError) as error:
+            raise ConversionRefused("NOT_JUDGED", "the golden set was not answered") from error
+    return row
+
+
+def count_right(golden: GoldenSet, answers: Answers) -> GoldenCount:
+    """Compare answers with the set's expectations; an item without answers is wrong."""
+    right = sum(
+        given == expected
+        for item in golden.items
+        for given, expected in zip(answers.get(item.item) or [""] * len(item.expected), item.expected, strict=False)
+    )
+    return GoldenCount(right, golden.expected, sum(not answers.get(item.item) for item in golden.items))
+
+
+def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | None, min_accuracy: float = 0.0) -> str:
+    """Why a bundle should not be committed; empty if nothing speaks against it.
+
+    Args:
+        golden: the set.
+        candidate: its answers.
+        committed: the answers of the committed bundle; None without one.
+        min_accuracy: from the settings; the set's own counts if it is higher.
+    """
+    count = count_right(golden, candidate)
+    least = max(min_accuracy, golden.min_accuracy)
+    if golden.expected and count.accuracy < least:
+        return f"the accuracy is {count.accuracy:.1%}, required: {least:.1%}"
+    if committed is None:
+        return ""
+    before = count_right(golden, committed)
+    if golden.expected and count.accuracy < before.accuracy - MAX_LOSS:
+        return f"the accuracy is {count.accuracy:.1%}, the committed bundle's {before.accuracy:.1%}"
+    pairs = [
+        (given, other)
+        for item in golden.items
+        if not item.expected
+        for given, other in zip(candidate.get(item.item, ()), committed.get(item.item, ()), strict=False)
+    ]
+    share = sum(given == other for given, other in pairs) / len(pairs) if pairs else 1.0
+    return "" if share >= MIN_AGREEMENT else f"it agrees with the committed bundle on {share:.1%} of the questions"
