@@ -82,11 +82,21 @@ STEPS: tuple[Step, ...] = (
          3600.0, "dev.chaos.steps.bombs"),
     Step("certificates", ("L25",), "certificates and tokens change twice a second under load, broken ones among them",
          600.0, "dev.chaos.steps.certificates"),
+    Step("container", ("L14", "L15"), "an update in a control group with too little memory, with enough, with less",
+         1200.0, "dev.chaos.steps.container"),
+    Step("stalled-reader", ("L17",), "the reader of the output stalls; a server is killed, the stack is stopped",
+         300.0, "dev.chaos.steps.stalled_reader"),
+    Step("descriptors", ("L19",), "a thousand connections to a stack that may open 512 files: update, killed server",
+         600.0, "dev.chaos.steps.descriptors"),
+    Step("read-only", ("L20",), "a read-only root without a temporary folder, and odd names of the state folder",
+         600.0, "dev.chaos.steps.read_only"),
     Step("disk", ("D1",), "the disk is full while an update is staged, sealed, recorded, committed",
          900.0, "dev.chaos.steps.disk"),
     Step("random", ("K1", "K2", "K3", "K5", "K7", "D1", "N1", "B9"),
          "kills, hub errors, a full disk and clock jumps, at random under load; ten minutes or --seconds",
          3600.0, "dev.chaos.steps.storm"),
+    Step("hour", ("K1", "K2", "K3", "K5", "K7", "L14"), "random faults with little memory; an hour or --seconds",
+         7200.0, "dev.chaos.steps.hour"),
 )  # fmt: skip
 
 

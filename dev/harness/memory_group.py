@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,9 @@ class MemoryGroup:
         text = "max" if size == NO_LIMIT and not self.is_v1 else str(size)
         (self.folder / name).write_text(text)
 
-    def enter(self) -> None:
-        """Move this process into the group: what it starts from now on stays there. For `preexec` of a shell."""
-        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-    @property
-    def shell_prefix(self) -> str:
-        """A line of sh that moves the shell into the group."""
-        return f"echo $$ > {self.folder}/cgroup.procs"
+    def wrap(self, command: Sequence[str]) -> list[str]:
+        """A command that runs another one in the group."""
+        return ["sh", "-c", f'echo $$ > {self.folder}/cgroup.procs && exec "$@"', "sh", *command]
 
     @property
     def used(self) -> int:

@@ -17,6 +17,7 @@ from common.sealing import ConvertLimits
 from dev.harness.answers import Answers, question
 from dev.harness.deployment import LIMIT_SECONDS, Deployment
 from dev.harness.load import Load
+from dev.harness.memory_group import MemoryGroup
 from dev.harness.process import ROOT, free_port, processes_of, stack_environment
 from dev.harness.revisions import MODEL, convert_scripted, publish_scripted, write_golden
 from dev.harness.scripted_updater import ARM_VARIABLE
@@ -69,22 +70,29 @@ class SupervisedStack(Deployment):
             **(environment or {}),
         }
         self._environment = stack_environment(self._mark, more)
+        self.group: MemoryGroup | None = None  # in which all its processes run
+        self.prefix: tuple[str, ...] = ()  # a command that starts it
+        self.output: int | None = None  # descriptor that its output goes to; the log by default
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor = folder / "supervisor.conf"
         write_supervisor(self._supervisor, updater)
 
     def start(self) -> Self:
         """Start it."""
+        command = [
+            *self.prefix,
+            str(ROOT / "deploy" / "run-stack"),
+            *("--config", str(self.config)),
+            *("--supervisor-config", str(self._supervisor)),
+        ]
+        if self.group is not None:
+            command = self.group.wrap(command)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    str(ROOT / "deploy" / "run-stack"),
-                    *("--config", str(self.config)),
-                    *("--supervisor-config", str(self._supervisor)),
-                ],
+                command,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if self.output is None else self.output,
                 stderr=log,
                 cwd=ROOT,
                 process_group=0,

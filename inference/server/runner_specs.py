@@ -5,9 +5,10 @@ from common.settings import ModelSettings
 from inference.server.runner_client.start import RunnerSpec
 from inference.server.settings import ServerSettings
 
-# Added to the inherited value. The kernel compares memory in use plus this many thousandths of the container's memory:
-# with less, it could end a large active runner before a small candidate. A conversion has 1000, and ends even earlier.
-CANDIDATE_OOM_SCORE = 900
+# Added to the inherited value. The kernel ends the process with the largest sum of its memory and so many thousandths
+# of the container's: a conversion, which has 1000, before a process that does not serve, and that before the active
+# runner, unless they differ by more than half of the container's memory.
+CANDIDATE_OOM_SCORE = 500
 
 
 def runner_spec(settings: ServerSettings, model: ModelSettings) -> RunnerSpec:

@@ -9,6 +9,7 @@ import pytest
 
 from dev.harness.process import stack_environment
 from hotslot_watchdog.settings import choose_descriptors, temporary_folder
+from hotslot_watchdog.stack import find_supervisor_config
 from hotslot_watchdog.starts import StartMonitor
 from hotslot_watchdog.supervisor import SupervisorEvent
 
@@ -63,6 +64,14 @@ def test_a_read_only_root_has_a_temporary_folder_in_the_state_folder(tmp_path: P
     assert (tmp_path / "tmp").stat().st_mode & 0o777 == 0o700
     assert temporary_folder({"TMPDIR": "/scratch"}, tmp_path, missing) == {}
     assert temporary_folder({}, tmp_path, (str(tmp_path),)) == {}
+
+
+@pytest.mark.fault("L20")
+def test_supervisord_does_not_expand_the_path_of_the_temporary_folder() -> None:
+    """By default it does, and fails for one with a per cent sign, such as that of a state folder."""
+    text = find_supervisor_config().read_text(encoding="utf-8")
+
+    assert "\nchildlogdir=%(ENV_HOTSLOT_STATE_DIR)s/run\n" in text
 
 
 @pytest.mark.fault("L20")

@@ -118,6 +118,32 @@ async def test_a_failed_slot_that_is_retired_restarts_as_standby(tmp_path: Path)
     assert world.pair["b"].load is None
 
 
+async def test_a_load_ends_when_it_is_retired(tmp_path: Path) -> None:
+    """Whoever waits for it hears why, at once: while it loads, and while its process is about to start again."""
+    world = await World(tmp_path).serving()
+    world.holds_loads = True
+    load = await world.candidate()
+    before = load.failure
+    world.commands.retire(load.load_id, 0)
+    await world.settle()
+
+    assert before is None
+    assert load.failure is not None
+    assert load.failure.reason == "LOAD_RETIRED"
+    assert world.pair["b"].load is None
+
+
+async def test_a_stop_ends_the_loads(tmp_path: Path) -> None:
+    """A server that stops leaves no caller of LoadSlot waiting."""
+    world = await World(tmp_path).serving()
+    world.holds_loads = True
+    load = await world.candidate()
+    await world.commands.stop(1.0)
+
+    assert load.failure is not None
+    assert load.failure.reason == "LOAD_RETIRED"
+
+
 async def test_without_standby_an_emptied_slot_stays_empty(tmp_path: Path) -> None:
     """Without a configured standby process no restart follows."""
     world = await World(tmp_path, standby=False).serving()

@@ -26,7 +26,8 @@ from dev.chaos.promises import Promises
 from dev.chaos.steps.clock import TRUE, YEAR_BACK, YEAR_FORWARD, Clock, library
 from dev.chaos.steps.disk import fill, small_disk
 from dev.harness.hub import Hub, hub
-from dev.harness.load import Refused
+from dev.harness.load import Load, Refused
+from dev.harness.memory_group import MemoryGroup
 from dev.harness.numbers import ms, percentile
 from dev.harness.revisions import MODEL
 from dev.harness.settings import Sections
@@ -53,6 +54,7 @@ ACTIONS = {
     "clock": 7,
     "nothing": 11,
 }
+ROOM = 1.3  # of a control group, relative to what the stack uses at rest
 AWAY_SECONDS = 2.0  # of a good hub, and of room on the disk
 HUB_FAULTS = (
     *("any status=500", "any status=503 retry-after=1", "any status=429 retry-after=1", "any status=403"),
@@ -161,6 +163,11 @@ class Storm:
 
 def run(task: Task) -> Findings:
     """Inject faults, then check the promises."""
+    return run_in(task, task.seconds or SECONDS, None)
+
+
+def run_in(task: Task, seconds: float, group: MemoryGroup | None) -> Findings:
+    """Inject faults for some time, then check the promises; the stack runs in a control group, if one is given."""
     findings = Findings()
     clock = _clock(task)
     with hub(task.folder) as served, _state(task) as (state, is_small):
@@ -170,9 +177,12 @@ def run(task: Task) -> Findings:
             "runner": PAUSES,
         }
         whole = ScriptedStack(task.folder, state, {} if clock is None else clock.environment(library()), sections)
+        whole.group = group
         with whole as stack, Promises(stack) as promises, stack.load() as load:
             storm = Storm(stack, random.Random(task.seed), served, clock=clock, is_small=is_small)
-            run_storm(storm, task.seconds or SECONDS, task.say)
+            if group is not None:
+                findings.numbers["limit_mib"] = narrow(group, load, task.say) >> 20
+            run_storm(storm, seconds, task.say)
             if clock is not None:
                 clock.set(TRUE)
             findings.troubles += promises.kept(
@@ -182,7 +192,10 @@ def run(task: Task) -> Findings:
     shown = [name for name in promises.committed if name in storm.bad]
     findings.expect(so=not shown, otherwise=f"bad revisions were committed: {shown}")
     findings.count = sum(count for name, count in storm.counts.items() if name != "nothing")
-    findings.numbers = {name.replace(" ", "_"): count for name, count in sorted(storm.counts.items())}
+    findings.numbers |= {name.replace(" ", "_"): count for name, count in sorted(storm.counts.items())}
+    if group is not None:
+        findings.numbers["killed_by_the_kernel"] = group.kills
+        findings.expect(so=not group.kills, otherwise=f"the kernel killed {group.kills} processes")
     findings.numbers |= {
         "published": len(storm.published),
         "of_them_bad": len(storm.bad),
@@ -196,6 +209,15 @@ def run(task: Task) -> Findings:
     }
     findings.numbers.pop("nothing", None)
     return findings
+
+
+def narrow(group: MemoryGroup, load: Load, say: Callable[[str], None]) -> int:
+    """Limit the group to little more than the stack uses at rest; returns the limit."""
+    load.wait_answers(200)
+    limit = round(ROOM * group.used)
+    group.limit(limit)
+    say(f"the stack uses {group.used >> 20} MiB, its limit is {limit >> 20} MiB")
+    return limit
 
 
 def _clock(task: Task) -> Clock | None:

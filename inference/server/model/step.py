@@ -101,6 +101,9 @@ class Step:
     def empty_slot(self, name: str, detail: str) -> None:
         """Empty the slot: the process ends when its last lease has ended, or at once if it has not loaded."""
         was = self.pair[name]
+        if was.load is not None and not was.load.is_loaded:
+            error = Interrupted(f"the load was retired: {detail}", reason="LOAD_RETIRED")
+            self.add(m.FailLoad(was.load.load_id, error))
         self.advance(name, SlotEvent.RETIRE_REQUESTED)
         self.emit_slot(name, "retire_begun", detail)
         if not was.has_process:

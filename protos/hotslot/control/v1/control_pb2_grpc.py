@@ -104,7 +104,8 @@ class ControlServiceServicer:
         INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
         RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
         runner ended or failed; LOAD_STALLED: no progress within the time limit;
-        LOAD_YIELDED: the slot was needed for the CPU fallback).
+        LOAD_YIELDED: the slot was needed for the CPU fallback, LOAD_RETIRED: the
+        load was retired, or the server stops).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

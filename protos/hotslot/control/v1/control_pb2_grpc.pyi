@@ -64,7 +64,8 @@ class ControlServiceStub:
     INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
     RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
     runner ended or failed; LOAD_STALLED: no progress within the time limit;
-    LOAD_YIELDED: the slot was needed for the CPU fallback).
+    LOAD_YIELDED: the slot was needed for the CPU fallback, LOAD_RETIRED: the
+    load was retired, or the server stops).
     """
     ProbeSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.ProbeSlotRequest, _control_pb2.ProbeSlotResponse]
     """Computes items on one loaded slot, whatever its role. At most 64 items a
@@ -134,7 +135,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
     INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
     RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
     runner ended or failed; LOAD_STALLED: no progress within the time limit;
-    LOAD_YIELDED: the slot was needed for the CPU fallback).
+    LOAD_YIELDED: the slot was needed for the CPU fallback, LOAD_RETIRED: the
+    load was retired, or the server stops).
     """
     ProbeSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.ProbeSlotRequest, _control_pb2.ProbeSlotResponse]  # type: ignore[assignment]
     """Computes items on one loaded slot, whatever its role. At most 64 items a
@@ -213,7 +215,8 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT (DEVICE_UNKNOWN, TRANSACTION_MISSING, DIGEST_MALFORMED);
         RESOURCE_EXHAUSTED (DOES_NOT_FIT, OUT_OF_MEMORY); ABORTED (LOAD_FAILED: the
         runner ended or failed; LOAD_STALLED: no progress within the time limit;
-        LOAD_YIELDED: the slot was needed for the CPU fallback).
+        LOAD_YIELDED: the slot was needed for the CPU fallback, LOAD_RETIRED: the
+        load was retired, or the server stops).
         """
 
     @_abc_1.abstractmethod
