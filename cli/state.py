@@ -93,6 +93,7 @@ def restore_(
 ) -> None:
     """Restore a state folder, also on another host; hotslot must be stopped.
 
+    For --from-witness only the updater must be stopped: the server goes on.
     Minimal versions and quarantine that the folder's witness knows are kept,
     even if the backup is older. The files that are replaced stay beside the new
     ones with the ending .replaced.
@@ -100,7 +101,7 @@ def restore_(
     if (folder is None) != from_witness:
         raise CommandFailed("name either the folder of a backup, or --from-witness")
     state = state_folder(state_dir)
-    with _explaining(), _stopped(state), err.status(text(f"restoring {state}")):
+    with _explaining(), _stopped(state, with_server=folder is not None), err.status(text(f"restoring {state}")):
         records = restore_from_witness(state) if folder is None else restore(folder, state)
     _show(records)
     print_text(("restored ", GOOD), f"{state}; start hotslot, and look at `hotslot updates status`")
@@ -142,14 +143,17 @@ def _run_folder(state: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _stopped(state: Path) -> Iterator[None]:
-    """Hold the locks of server and updater, so that neither runs."""
+def _stopped(state: Path, *, with_server: bool) -> Iterator[None]:
+    """Hold the lock of the updater, and of the server, so that they do not run."""
     folder = _run_folder(state)
+    what = "hotslot runs" if with_server else "the updater runs"
     try:
-        with lock_instance(folder / UPDATER_LOCK), lock_instance(folder / SERVER_LOCK):
+        with lock_instance(folder / UPDATER_LOCK), contextlib.ExitStack() as more:
+            if with_server:
+                more.enter_context(lock_instance(folder / SERVER_LOCK))
             yield
     except AlreadyRunning as error:
-        raise CommandFailed(f"hotslot runs on {state}: stop it first") from error
+        raise CommandFailed(f"{what} on {state}: stop it first") from error
 
 
 @contextlib.contextmanager

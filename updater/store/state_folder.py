@@ -43,6 +43,7 @@ STATE_ENTRIES = frozenset(
     {
         *(INCOMING, SOURCES, "bundles", "staging", POINTER_NAME, POINTER_LOCK),
         *(JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME),
+        *(f"{name}.replaced" for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-journal", WITNESS_NAME)),  # by a restore
     }
 )
 _TRUSTED_NAMES = ("damo", "iic")

@@ -170,7 +170,7 @@ def run_in(task: Task, seconds: float, group: MemoryGroup | None) -> Findings:
     """Inject faults for some time, then check the promises; the stack runs in a control group, if one is given."""
     findings = Findings()
     clock = _clock(task)
-    with hub(task.folder) as served, _state(task) as (state, is_small):
+    with hub(task.folder) as served, open_state(task) as (state, is_small):
         sections: Sections = {
             "model": {"hub_model": f"any/{MODEL}"},
             "updater": {"hub_endpoint": served.url},
@@ -232,7 +232,7 @@ def _clock(task: Task) -> Clock | None:
 
 
 @contextlib.contextmanager
-def _state(task: Task) -> Iterator[tuple[Path, bool]]:
+def open_state(task: Task) -> Iterator[tuple[Path, bool]]:
     """The stack's own folder, and whether its disk is small enough to be filled."""
     place = task.folder / "state"
     with contextlib.ExitStack() as opened:

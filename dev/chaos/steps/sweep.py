@@ -2,7 +2,8 @@
 
 For each of fsync, fdatasync, rename, unlink and unlinkat, and for every N of them in one whole update (a first
 install, a second revision, one that is rolled back): a process is killed as it enters the N-th call, or the call fails
-with EIO or ENOSPC; a second process continues, and the result must be the same as without the fault.
+with EIO or ENOSPC; a second process continues, and the result must be the same as without the fault, in the journal
+and in its witness.
 """
 
 import re
@@ -19,8 +20,11 @@ from common.bundle import bundle_folder, hash_file, read_bundle, read_committed
 from dev.chaos.catalog import Findings, Skipped, Task
 from dev.chaos.cycle import BAD, Cycle
 from dev.harness.revisions import MODEL, publish_scripted
-from updater.core.record import Stage
+from updater.core.record import ModelRecord, Stage
+from updater.core.witness import protect
+from updater.settings import JOURNAL_NAME
 from updater.store.state_folder import STATE_ENTRIES
+from updater.store.witness import read_witness, witness_path
 
 CALLS = ("fsync", "fdatasync", "rename", "unlink", "unlinkat")
 OLD, GOOD, WORSE = "v1.0.0", "v1.1.0", f"v1.1.0+{BAD}"
@@ -141,7 +145,13 @@ def _wrong_at_the_end(run: Path, revision: str) -> str:
             return f"{file.name} of the committed bundle is damaged"
     strays = {path.name for path in state.iterdir() if not path.name.startswith(".")} - STATE_ENTRIES
     left = list((state / "incoming").glob("*"))
-    return f"left behind: {strays or left}" if strays or left else ""
+    return f"left behind: {strays or left}" if strays or left else _wrong_witness(state, record)
+
+
+def _wrong_witness(state: Path, record: ModelRecord) -> str:
+    witness = read_witness(witness_path(state / JOURNAL_NAME))
+    is_good = witness is not None and witness.state_of(MODEL) == protect(record)
+    return "" if is_good else f"the witness has {witness}"
 
 
 def _strace(run: Path, options: list[str]) -> "subprocess.CompletedProcess[str]":

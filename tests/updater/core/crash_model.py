@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.updater.core import crash_mutations
 from tests.updater.core.crash_effects import end_server, let_breaker_wait, run_out_of_memory, send_traffic, start_server
+from tests.updater.core.crash_journal import lose, restore, with_witness
 from tests.updater.core.crash_rules import rest_violations, state_violations, step_violations
 from tests.updater.core.crash_step import plain, step
 from tests.updater.core.crash_world import (
@@ -157,7 +158,8 @@ def all_worlds() -> list[World]:
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
         spoken = (("ROLLBACK", "UNQUARANTINE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
-    return worlds + list(_with_card()) + list(_with_branch()) + list(_with_import())
+    rest = (_with_lost_journal(), _with_card(), _with_branch(), _with_import())
+    return worlds + [world for found in rest for world in found]
 
 
 # What may happen.
@@ -171,15 +173,30 @@ def _successors(world: World, undisturbed: _Undisturbed) -> Iterator[tuple[str, 
         spent = replace(budget, updater_deaths=budget.updater_deaths - 1)
         if world.has_begun:
             yield "updater dies before its step", replace(world, has_begun=False, budget=spent), []
+        if taken.written.protected_writes != world.protected_writes and taken.written.witness is not None:
+            lagging = replace(
+                taken.written,
+                witness=world.witness,
+                condemned=world.condemned,
+                least=world.least,
+                has_begun=False,
+                budget=spent,
+                coming=world.coming,
+            )
+            yield "updater dies between journal and witness", lagging, []
         if taken.after != undisturbed.world:
             dead = replace(taken.after, has_begun=False, budget=spent, coming=world.coming)
             yield f"updater dies after {taken.name}", dead, step_violations(undisturbed.world, taken.after, dead)
     yield from _server_events(world)
+    for name, after in lose(world):
+        yield name, after, []
+    if world.is_stopped:
+        yield "the journal is made anew from the witness", restore(world), []
     if world.coming:
         new = world.coming[0]
         hub = (*(row for row in world.hub if row.revision != new.revision), new)
         yield f"{new.revision} ({new.kind}) is published", replace(world, hub=hub, coming=world.coming[1:]), []
-    if budget.commands and world.has_begun:
+    if budget.commands and world.has_begun and not world.is_stopped:
         yield from _command_events(world, undisturbed)
 
 
@@ -288,6 +305,8 @@ def _undisturbed_step(undisturbed: _Undisturbed) -> World:
     world = undisturbed.world
     if not world.server.is_up:
         return start_server(world)
+    if world.is_stopped:
+        return restore(world)
     if world.server.on_trial and not world.server.traffic:
         return send_traffic(world)
     after = undisturbed.take().written
@@ -297,6 +316,14 @@ def _undisturbed_step(undisturbed: _Undisturbed) -> World:
 
 
 # Worlds and words.
+
+
+def _with_lost_journal() -> Iterator[World]:
+    """The journal may be deleted, or replaced by what it was at the beginning; the witness may miss a write."""
+    for kind in (Kind.GOOD, Kind.REFUSED, Kind.FAILING):
+        coming = (Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three"))
+        yield with_witness(_installed(coming, Budget(1, losses=1)))
+        yield with_witness(_installed(coming[:1], Budget(1, server_deaths=1, losses=1)))
 
 
 def _with_card() -> Iterator[World]:

@@ -9,12 +9,14 @@ from unittest.mock import patch
 
 from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
 from updater.core import breaker as breakers
+from updater.core import witness
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
 from updater.core.effects import Activated
 from updater.core.facts import Facts, Release
 from updater.core.record import ModelRecord, Stage
 from updater.core.rules import Rules
 from updater.core.versions import hub_name
+from updater.core.witness import ProtectedState
 from updater.stages import activate, choice, failback, machine, observe, reconcile, transitions
 from updater.stages.machine import Step
 from updater.stages.transitions import Transition
@@ -139,9 +141,37 @@ def branch_compared_by_name() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def no_witness() -> Iterator[None]:
+    """A journal that is lost or older is used, and the witness is brought up to it."""
+    with patch.object(witness, "compare", lambda *_: witness.Comparison.OUTDATED):
+        yield
+
+
+@contextlib.contextmanager
+def witness_without_quarantine() -> Iterator[None]:
+    """The witness keeps the minimal version alone."""
+
+    def protect(record: ModelRecord) -> ProtectedState:
+        return ProtectedState(record.model, record.min_version)
+
+    with patch.object(witness, "protect", protect):
+        yield
+
+
+@contextlib.contextmanager
+def lagging_witness_stops() -> Iterator[None]:
+    """A witness that misses the last write is taken for one of another journal."""
+    with patch.object(witness, "USABLE", frozenset({witness.Comparison.SAME})):
+        yield
+
+
 def worlds(all_of_them: list[World], name: str) -> list[World]:
     """Enough worlds for a mutation: without commands, with few faults; for failback, without new revisions."""
     plain = [world for world in all_of_them if not world.budget.commands]
+    if name in OF_WITNESSES:
+        return [world for world in plain if world.witness is not None]
+    plain = [world for world in plain if world.witness is None]
     if name in OF_FOLLOWING:
         return [replace(world, budget=Budget(1)) for world in plain if world.follows_branch or world.is_imported]
     plain = [world for world in plain if not world.follows_branch and not world.is_imported]
@@ -168,11 +198,17 @@ OF_FOLLOWING: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "imports not recognised": imports_not_recognised,
     "branch compared by name": branch_compared_by_name,
 }
+OF_WITNESSES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "no witness": no_witness,
+    "witness without quarantine": witness_without_quarantine,
+    "lagging witness stops": lagging_witness_stops,
+}
 ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "no reconcile": no_reconcile,
     "commit before observe": commit_before_observe,
     "no quarantine": no_quarantine,
     "min_version raised at activation": min_version_raised_at_activation,
     **OF_FAILBACKS,
+    **OF_WITNESSES,
     **OF_FOLLOWING,
 }

@@ -19,18 +19,37 @@ def state_violations(world: World) -> Iterator[str]:
             yield "the pointer names a bundle that is not there"
         if world.kind_of(pointer.bundle_digest) not in (Kind.GOOD, Kind.DOUBTED):
             yield "a bad model is committed"
-    if record.committed is not None and record.committed.bundle_digest not in world.sealed:
-        yield "the committed revision is not on disk"
     if record.committed is not None and record.is_quarantined(record.committed.source_digest):
         yield "the committed revision is in quarantine"
     if server.serving and world.kind_of(server.serving) in (Kind.CORRUPT, Kind.REFUSED):
         yield "what failed verification or its gate answers callers"
     if server.is_up and pointer is not None and not server.serving:
         yield "nothing answers"
+    yield from _journal_violations(world)
     if not world.crashed:
         bad = {row.source_digest for row in (*world.hub, *world.coming, FIRST) if row.kind in (Kind.GOOD, Kind.DOUBTED)}
         if any(row.source_digest in bad for row in record.quarantine):
             yield "a good revision is in quarantine though nothing has crashed"
+
+
+def _journal_violations(world: World) -> Iterator[str]:
+    """What the journal must say, and what it must not have forgotten."""
+    committed = world.record.committed
+    is_opened = world.has_begun or not world.is_lost  # before that, nothing acts on what was put back
+    if is_opened and committed is not None and committed.bundle_digest not in world.sealed:
+        yield "the committed revision is not on disk"
+    if world.is_stopped and not world.is_lost:
+        yield "updates stop though no journal was lost"
+    if _has_forgotten(world):
+        yield "the minimal version was forgotten"
+
+
+def _has_forgotten(world: World) -> bool:
+    """Whether the updater works with a lower minimal version than the witness knew."""
+    least, now = world.least, world.record.min_version
+    if not least or not world.has_begun or world.is_stopped:
+        return False
+    return now != least and not is_after(now, least, RULES.policy)
 
 
 def step_violations(before: World, effect: World, after: World, *, is_command: bool = False) -> list[str]:
@@ -46,7 +65,7 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
     rules += [] if is_command else _failback_violations(before, effect, after)
     if began:
         source = effect.server.serving.replace("bundle", "source", 1)
-        if record.is_quarantined(source):
+        if record.is_quarantined(source) or source in before.condemned:
             rules.append("a quarantined source digest is activated again")
         rules += _untimely_trials(before, source)
         is_committed = record.committed is not None and record.committed.bundle_digest == effect.server.serving

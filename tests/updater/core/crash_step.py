@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tests.updater.core.crash_effects import is_failback, perform
+from tests.updater.core.crash_journal import open_journal, write, write_witness
 from tests.updater.core.crash_world import GOLDEN, LEFT_SECONDS, NOW, World, server_state
 from updater.core.breaker import Breaker, BreakerName
 from updater.core.effects import Wait
@@ -19,6 +20,10 @@ def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | C
     Returns:
         What was decided; the world after its effect, before the record is written; the world after that.
     """
+    if not world.has_begun:
+        world = open_journal(world)
+    if world.is_stopped:
+        return Wait(0.0), world, world
     facts, rules = facts_of(world, command), world.rules
     decided, after = decide(refresh(world.record, facts, rules).record, facts, rules), world
     if isinstance(decided, Transition | CommandResult):
@@ -30,6 +35,7 @@ def step(world: World, command: OperatorCommand | None = None) -> tuple[Step | C
         record = refresh(after.record, facts, rules).record  # which may have lost the id of a load that is gone now
         record = apply_result(record, decided, result, facts, rules).record
     written = replace(after, record=plain(record), has_begun=True, replaced=_replaced(world, record))
+    written = write_witness(write(world, written))
     if is_failback(written) and not is_failback(world):
         written = replace(written, must_wait_for_breaker=True)
     return decided, after, written

@@ -23,6 +23,7 @@ from updater.core.facts import (
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
 from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rules
+from updater.core.witness import Witness
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THIS, OTHER = "this life", "another life"  # of the server, as the record sees it
@@ -135,6 +136,7 @@ class Budget:
     card_failures: int = 0  # how often the card runs out under what answers
     breaker_waits: int = 0  # how often the device breaker's time passes
     commands: tuple[str, ...] = ()
+    losses: int = 0  # of the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,16 @@ class World:
     def rules(self) -> Rules:
         """The rules of the updater."""
         return BRANCH_RULES if self.follows_branch else RULES
+
+    # Of worlds whose journal may be lost; elsewhere there is no witness.
+    witness: Witness | None = None
+    journal_id: str = "journal"
+    protected_writes: int = 0
+    older: ModelRecord | None = None  # that may be put back
+    is_lost: bool = False  # the journal was lost once
+    is_stopped: bool = False  # the updater has found that, and changes nothing
+    condemned: frozenset[str] = frozenset()  # source digests that must not come back
+    least: str = ""  # minimal version that must not be forgotten
 
     def kind_of(self, bundle: str) -> Kind:
         """The quality of a bundle."""

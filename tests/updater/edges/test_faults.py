@@ -17,6 +17,7 @@ from hotslot.updates.v1 import updates_pb2 as pb
 from tests.stack.refusal import refusal_of
 from tests.updater.edges.conftest import MakeWorld
 from tests.updater.edges.world import World
+from updater.store.backup import restore_from_witness
 
 pytestmark = [pytest.mark.timeout(180)]
 
@@ -61,6 +62,39 @@ def test_a_damaged_journal_stops_updates_but_not_serving(make_world: MakeWorld, 
     journal.write_bytes(kept)
     world.restart_updater()
     world.wait_committed("v1.0.1")
+    world.close()
+
+
+@pytest.mark.fault("H12")
+def test_a_journal_deleted_while_it_is_used_stops_updates_but_not_serving(make_world: MakeWorld) -> None:
+    """It is noticed by itself, shown, and made anew from its witness without an outage."""
+    world = make_world()
+    world.start_with_short_window()
+    world.start_updater()
+    bad = world.publish_next(overflows_on="bird")
+    world.status()
+    world.wait(world.is_on_trial, "it is on trial")
+    world.operator.Rollback(pb.RollbackRequest(), timeout=30)
+    world.wait(lambda: world.status().stage == pb.UPDATE_STAGE_IDLE, "it is taken back")
+    for name in ("journal.db", "journal.db-journal"):
+        (world.state / name).unlink(missing_ok=True)
+    world.wait(lambda: "was deleted while it was in use" in world.status().fault, "it is noticed")
+    assert "state restore --from-witness" in world.status().advice
+    assert world.serving() == "v1.0.0"
+    assert world.updater is not None
+    world.updater.stop()
+    world.start_updater()
+    world.wait(lambda: "journal.db is gone" in world.status().fault, "it is no first start")
+    world.updater.stop()
+
+    restore_from_witness(world.state)
+    world.restart_updater()
+    world.wait(lambda: not world.status().fault, "updates go on")
+    world.wait(lambda: [row.revision for row in world.status().quarantine] == [bad], "nothing is forgotten")
+    assert world.status().paused
+    good = world.publish_next()
+    world.operator.Resume(pb.ResumeRequest(), timeout=30)
+    world.wait_committed(good)
     world.close()
 
 
