@@ -99,6 +99,9 @@ class Reloaded(Generic[T]):
         except FileUnusable as error:
             self._unconfirmed = str(error)
             return
+        except (OSError, ValueError) as error:  # a file vanished between two steps, or has what nobody foresaw
+            self._unconfirmed = f"the files cannot be used ({type(error).__name__})"
+            return
         has_changed = value != self.value or bool(self.failure)
         self.value, self.failure, self._unconfirmed = value, "", ""
         if has_changed:

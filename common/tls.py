@@ -245,7 +245,10 @@ def _find_weaknesses(key: Path, leaf: bytes, details: Mapping[str, Any]) -> Iter
     Raises:
         FileUnusable: everybody may replace the key.
     """
-    mode = key.stat().st_mode
+    try:
+        mode = key.stat().st_mode
+    except OSError as error:  # gone since it was read
+        raise FileUnusable(f"the key file cannot be read: {(error.strerror or str(error)).lower()}") from error
     if mode & stat.S_IWOTH:
         raise FileUnusable(f"every user of this machine may write the key file (mode {mode & 0o777:04o}); chmod 600 it")
     if mode & stat.S_IROTH:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.reload import FileUnusable
+from common.reload import FileUnusable, Reloaded
 from common.tls import (
     ServerContexts,
     TlsFiles,
@@ -143,6 +143,26 @@ def test_a_replaced_pair_is_used_and_a_broken_one_is_not(listener: ListenerFiles
     listener.use(new)
     watched.check()
     assert (watched.value, watched.failure, log.events[2:]) == (second, "", ["certificate_loaded"])
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone", "/etc/secret"), ValueError("/etc/secret")])
+def test_what_nobody_foresaw_is_a_failure_too(tmp_path: Path, error: Exception) -> None:
+    """It ends neither the server nor its watch of the files, and no path is shown."""
+    path = tmp_path / "file"
+    path.touch()
+
+    def load(current: int | None) -> int:
+        if current is None:
+            return 1
+        raise error
+
+    watched = Reloaded("value", (path,), load, KeptLog(), SimClock())
+    path.write_text("changed")
+    watched.check()
+    watched.check()
+    assert watched.value == 1
+    assert watched.failure.startswith("the files cannot be used")
+    assert "secret" not in watched.failure
 
 
 def test_an_expired_certificate_does_not_replace_a_valid_one(listener: ListenerFiles, authority: Authority) -> None:
