@@ -87,25 +87,33 @@ class Reloaded(Generic[T]):
             self._lock.release()
 
     def _check(self) -> None:
+        """While something is wrong, load each time: a certificate that is not valid yet becomes valid."""
         stamps = read_stamps(self._files)
-        if stamps == self._stamps:
-            if self._unconfirmed:
-                self.failure, self._unconfirmed = self._unconfirmed, ""
-                self._log.error(f"{self.name}_refused", detail=self.failure, files=list(map(str, self._files)))
+        is_unchanged = stamps == self._stamps
+        if is_unchanged and not self.failure and not self._unconfirmed:
             return
         self._stamps = stamps
         try:
             value = self._load(self.value)
         except FileUnusable as error:
-            self._unconfirmed = str(error)
+            self._refuse(str(error), is_confirmed=is_unchanged)
             return
         except (OSError, ValueError) as error:  # a file vanished between two steps, or has what nobody foresaw
-            self._unconfirmed = f"the files cannot be used ({type(error).__name__})"
+            self._refuse(f"the files cannot be used ({type(error).__name__})", is_confirmed=is_unchanged)
             return
         has_changed = value != self.value or bool(self.failure)
         self.value, self.failure, self._unconfirmed = value, "", ""
         if has_changed:
             self._log.info(f"{self.name}_loaded", **self._describe(value))
+
+    def _refuse(self, sentence: str, *, is_confirmed: bool) -> None:
+        if not is_confirmed:
+            self._unconfirmed = sentence
+            return
+        self._unconfirmed = ""
+        if sentence != self.failure:
+            self.failure = sentence
+            self._log.error(f"{self.name}_refused", detail=sentence, files=list(map(str, self._files)))
 
 
 def read_stamps(files: Iterable[Path]) -> tuple[Stamp, ...]:

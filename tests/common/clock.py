@@ -5,11 +5,11 @@ from typing import Any
 
 
 class SimClock:
-    """Time that passes by `advance` alone; begins now, because certificates are made now."""
+    """Time that passes by `advance` alone; begins in a minute, because certificates are made during a test."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
-        self.moment = datetime.now(UTC)
+        self.moment = datetime.now(UTC) + timedelta(minutes=1)
 
     def monotonic(self) -> float:
         """Seconds."""

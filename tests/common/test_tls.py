@@ -179,6 +179,27 @@ def test_an_expired_certificate_does_not_replace_a_valid_one(listener: ListenerF
     assert find_invalidity(watch_certificate(listener.files, log, clock).value, clock.now()).startswith("the certif")
 
 
+def test_what_is_refused_for_its_time_is_used_later(tmp_path: Path) -> None:
+    """The clock of a CA may be ahead of ours: the files need not change again."""
+    path, clock, log = tmp_path / "file", SimClock(), KeptLog()
+    path.touch()
+    valid_at = clock.seconds + 10
+
+    def load(current: int | None) -> int:
+        if current is not None and clock.seconds < valid_at:
+            raise FileUnusable("not valid yet")
+        return 1 if current is None else 2
+
+    watched = Reloaded("value", (path,), load, log, clock)
+    path.write_text("changed")
+    for _ in range(3):
+        watched.check()
+    assert (watched.value, watched.failure, log.events) == (1, "not valid yet", ["value_refused"])
+    clock.advance(10)
+    watched.check()
+    assert (watched.value, watched.failure, log.events[1:]) == (2, "", ["value_loaded"])
+
+
 def test_a_listener_of_python_s_own_takes_the_new_certificate(listener: ListenerFiles, authority: Authority) -> None:
     """Within a second, without anything that looks at the files in the background."""
     clock = SimClock()
