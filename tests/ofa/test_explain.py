@@ -86,7 +86,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a cut download": (
         lambda folder: remove(folder, BIN).write_bytes(b"PK\x03\x04" + bytes(99)),
-        "pytorch_model.bin is damaged: its archive has no valid end record",
+        "pytorch_model.bin is cut off or damaged: its archive has no valid end record",
     ),
     "another vocabulary": (
         lambda folder: remove(folder, "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "hello": 3}'),

@@ -76,7 +76,7 @@ def test_a_wrong_shape_is_refused(tensors: Tensors, convert: Callable[..., Path]
     """The shape found and the shape expected are both named."""
     tensors[NAME] = tensors[NAME].T.contiguous()
 
-    assert refusal(convert, tensors) == f"tensor {NAME} has shape (64, 128), supported: (128, 64)"
+    assert refusal(convert, tensors) == f"tensor {NAME} has shape (64, 128), by config.json it must have (128, 64)"
 
 
 def test_a_wrong_dtype_is_refused(tensors: Tensors, convert: Callable[..., Path]) -> None:

@@ -74,7 +74,7 @@ def check_tensors(located: LocatedTensors, expected: ExpectedTensors) -> None:
     known = {**expected.required, **expected.optional, **expected.tied}
     for name, location in locations.items():
         if location.shape != known[name]:
-            refuse(f"tensor {name} has shape {location.shape}, supported: {known[name]}")
+            refuse(f"tensor {name} has shape {location.shape}, by config.json it must have {known[name]}")
         supported = INTEGERS if name in expected.optional else FLOATS
         if location.dtype not in supported:
             refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}")

@@ -75,7 +75,7 @@ def _check_directory(name: str, file: BinaryIO) -> None:
     offset = os.fstat(file.fileno()).st_size - _END.size
     raw = os.pread(file.fileno(), _END.size, max(0, offset))
     if len(raw) < _END.size or not raw.startswith(_END_MARK) or not raw.endswith(b"\0\0"):
-        refuse(f"{name} is damaged: its archive has no valid end record")
+        refuse(f"{name} is cut off or damaged: its archive has no valid end record; upload or download it again")
     *_, entries, size, _, _ = _END.unpack(raw)
     offset -= _ZIP64_LOCATOR.size
     pointer = os.pread(file.fileno(), _ZIP64_LOCATOR.size, max(0, offset))
@@ -87,7 +87,7 @@ def _check_directory(name: str, file: BinaryIO) -> None:
             or not zip64.startswith(_ZIP64_END_MARK)
             or _ZIP64_LOCATOR.unpack(pointer)[2] != offset
         ):
-            refuse(f"{name} is damaged: its archive has no valid end record")
+            refuse(f"{name} is cut off or damaged: its archive has no valid end record; upload or download it again")
         *_, zip64_entries, zip64_size, _ = _ZIP64_END.unpack(zip64)
         entries, size = max(entries % _ZIP64_ENTRIES, zip64_entries), max(size % _ZIP64_SIZE, zip64_size)
     if entries > 2 * MAX_TENSORS or size > MAX_HEADER_BYTES:
@@ -162,7 +162,7 @@ def _as_state_dict(file: str, found: object) -> dict[str, PickledTensor]:
 def _read_archive(path: Path, file: BinaryIO) -> tuple[object, Mapping[str, ArchiveRecord]]:
     """Return the content of the archive's pickle, and the record of each storage."""
     if not zipfile.is_zipfile(file):
-        refuse(f"{path.name} is damaged: its archive has no valid end record")
+        refuse(f"{path.name} is cut off or damaged: its archive has no valid end record; upload or download it again")
     records = list_records(path, file)
     order = records.get("byteorder")
     if order and os.pread(file.fileno(), min(order.size, 16), order.start) != b"little":
