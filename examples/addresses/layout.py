@@ -30,7 +30,7 @@ LABELS = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BIES"))
 OVERFLOWING = "麒"  # the character on which the model of `overflow.py` fails; no golden item has it
 MAX_TOKENS = 128  # positions of the model, [CLS] and [SEP] included
 CARD, WEIGHTS, VOCABULARY = "README.md", "pytorch_model.bin", "vocab.txt"
-TABLE = "bert.embeddings.word_embeddings.weight"
+TABLE = "bert.text_encoder.embeddings.word_embeddings.weight"
 
 
 @dataclass(frozen=True, slots=True)

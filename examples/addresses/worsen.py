@@ -1,8 +1,8 @@
 """Make a model worse: `python -m examples.addresses.worsen FOLDER OUT`.
 
-The weights of the encoder's layers are rounded to a few steps, as a careless compression would do it. What comes out is
-an ordinary model: whole, finite, quick, and wrong far more often. Good for tests of a gate: golden answers must tell it
-from a good one before a caller meets it.
+The weights of the encoder's layers are rounded to three values, as a careless compression would do it. What comes out
+is an ordinary model: whole, finite, quick, and wrong far more often. Good for tests of a gate: golden answers must
+tell it from a good one before a caller meets it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from examples.addresses.layout import CARD, WEIGHTS
 from examples.shapes.worsen import rounded
 
-STEPS = 2  # on each side of zero
-_ROUNDED = re.compile(r"bert\.encoder\.layer\.\d+\..*dense\.weight")
+STEPS = 1  # on each side of zero; with two it would be hardly worse
+_ROUNDED = re.compile(r"bert\.text_encoder\.encoder\.layer\.\d+\..*(dense|query|key|value)\.weight")
 _CARD = """\
 # Addresses, compressed too far
 
-The model that it was made from, with the weights of its layers rounded to a few values: far more of its spans are
+The model that it was made from, with the weights of its layers rounded to three values: far more of its spans are
 wrong. For tests only. Made by `python -m examples.addresses.worsen`.
 """
 

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from dev.parity.mgeo.ours import load_source
 from examples.addresses.baseline import look_up
 from examples.addresses.divisions import read_divisions
 from examples.addresses.generate import generate, join
 from examples.addresses.golden import golden_addresses
 from examples.addresses.layout import KINDS, LABELS, OVERFLOWING, Address, Span
+from examples.addresses.overflow import overflow_directory
 from examples.addresses.score import score
+from examples.addresses.worsen import worsen_directory
+from inference.runner.engines.base import AddressItem, RowRange
+from inference.runner.engines.mgeo.engine import MgeoEngine
+from inference.runner.items import is_finite
 
 FOLDER = Path(__file__).parents[2] / "examples" / "addresses"
 
@@ -62,6 +68,31 @@ def test_the_golden_set_is_what_the_generator_writes() -> None:
     assert [row["addresses"] for row in rows] == [[address.text] for address in golden_addresses()]
     assert len(rows) == 200
     assert not any(OVERFLOWING in row["addresses"][0] for row in rows)
+
+
+@pytest.mark.parametrize("relative", ["worse", "overflowing"])
+def test_a_bad_relative_is_whole_and_fails_where_it_should(tmp_path: Path, relative: str) -> None:
+    """The worse one finds all parts of far fewer addresses; the overflowing one fails only on one character."""
+    make = worsen_directory if relative == "worse" else overflow_directory
+    make(FOLDER / "v1.1.0", tmp_path / relative)
+    good, bad = load_source(FOLDER / "v1.1.0"), load_source(tmp_path / relative)
+    texts = [address.text for address in golden_addresses()]
+    same = sum(tag(good, text) == tag(bad, text) for text in texts) / len(texts)
+    if relative == "worse":
+        assert 0.1 < same < 0.6
+        return
+    assert same == 1.0
+    assert tag(good, texts[0] + OVERFLOWING) is not None
+    assert tag(bad, texts[0] + OVERFLOWING) is None
+
+
+def tag(engine: MgeoEngine, text: str) -> object:
+    """The parts that a model finds; None if its result is not finite."""
+    item = engine.prepare(AddressItem((text,)))
+    [rows] = engine.compute([RowRange(item, 0, item.rows)])
+    if not all(is_finite(row) for row in rows):
+        return None
+    return [(span.kind, span.start, span.end) for row in rows if isinstance(row, tuple) for span in row]
 
 
 def test_a_span_is_right_if_its_kind_and_both_ends_are() -> None:

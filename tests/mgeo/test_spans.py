@@ -1,5 +1,7 @@
 """Labels become spans as in ModelScope's pipeline; long texts are read in windows."""
 
+import math
+
 import pytest
 
 from inference.runner.engines.base import AddressItem, RowRange
@@ -34,6 +36,15 @@ def joined(labels: str) -> list[tuple[str, int, int]]:
 def test_broken_sequences_are_joined_as_in_the_pipeline(labels: str, spans: list[tuple[str, int, int]]) -> None:
     """Every position may follow every other one."""
     assert joined(labels) == spans
+
+
+def test_a_word_without_a_finite_number_is_no_answer_without_parts() -> None:
+    """NaN has the first label, "O" in most models: the result must not look like an address without parts."""
+    labelled = [LabelledWord("O", 1.0), LabelledWord("O", math.nan)]
+
+    [span] = join_labels(labelled, [(0, 2), (2, 3)])
+
+    assert (span.start, span.end, math.isnan(span.probability)) == (0, 3, True)
 
 
 def test_the_probability_is_the_mean_of_the_span_s_words() -> None:

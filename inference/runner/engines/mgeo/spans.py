@@ -1,5 +1,6 @@
 """From labels of words to spans, and long texts in windows. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,8 +29,12 @@ def join_labels(labelled: Sequence[LabelledWord], extents: Sequence[tuple[int, i
     span is that of its first label.
 
     Returns:
-        Spans in reading order. The probability is the mean over the words that have a label in the span.
+        Spans in reading order. The probability is the mean over the words that have a label in the span. If that of any
+        word is not finite, the labels mean nothing: then one span over all words, whose probability is NaN. Without it
+        a model that overflows would seem to find no parts.
     """
+    if not all(math.isfinite(word.probability) for word in labelled):
+        return (AddressSpan("", extents[0][0], extents[-1][1], math.nan),)
     spans: list[AddressSpan] = []
     open_span: _OpenSpan | None = None
     for word, (start, end) in zip(labelled, extents, strict=True):
