@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cli.clients import only_model_for
 from cli.explain import explain
 from cli.golden_check import golden_check, golden_of
 from cli.output import BAD, DIM, DOUBTFUL, GOOD, err, out, print_text, seconds, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
-from cli.settings import Settings, StateDir, read_settings, state_folder
+from cli.settings import StateDir, read_settings, state_folder
 from common.bundle import (
     CONVERSION_CHECK,
     Bundle,
@@ -215,7 +216,7 @@ def import_(
     if precision not in PRECISIONS:
         raise WronglyUsed(f"--precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
     state = state_folder(state_dir)
-    name = model or _only_model_for(source)
+    name = model or only_model_for(source)
     called = revision or source.resolve().name
     if _is_managed(name):
         check_not_managed(source, state, name, called)
@@ -322,25 +323,6 @@ def print_notes(notes: Sequence[str]) -> None:
     """Print what was ignored in the published files, or read otherwise than expected."""
     for note in notes:
         print_text(("note: ", DOUBTFUL), note)
-
-
-def _only_model_for(source: Path) -> str:
-    """The only model in the settings with the task of a source.
-
-    Raises:
-        WronglyUsed: there is none, or several.
-    """
-    task = find_source(source).engine.task
-    settings: Settings | None = read_settings() if settings_path().is_file() else None
-    names = [model.name for model in settings.models if model.task is task] if settings else []
-    if len(names) != 1:
-        known = (
-            f"{settings_path()} has {', '.join(names) or 'none'} for {task.value}"
-            if settings
-            else "there is no settings file"
-        )
-        raise WronglyUsed(f"choose a model with --model ({known})")
-    return names[0]
 
 
 def _is_managed(model: str) -> bool:

@@ -1,7 +1,7 @@
 """Connections to the server and the updater, and error messages for failed calls."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -15,6 +15,7 @@ from common.address import unix_target
 from common.engine_files import Task
 from common.paths import UPDATES_SOCKET, run_folder
 from common.settings import settings_path
+from common.source import find_source
 from updater.settings import ModelUpdatesSection
 
 _NEXT_STEPS = {
@@ -118,13 +119,16 @@ def updates_endpoint(state_dir: Path | None) -> Endpoint:
 
 
 def hub_folder(given: Path | None, model: str = "") -> Path:
-    """The folder hub: as given, else from the settings of a model.
+    """The folder hub: as given, else from the settings of a model, or of all if they have the same.
 
     Raises:
-        WronglyUsed: the settings name none.
+        WronglyUsed: the settings name none, or several.
     """
     if given is not None:
         return given
+    folders = {section.hub_folder for section in _sections("").values()} if not model else set()
+    if len(folders) == 1 and (only := folders.pop()) is not None:
+        return only
     section = _section(model, "--hub")
     if section.hub_folder is None:
         raise WronglyUsed(f"the revisions come from {section.hub_model}, which is not a folder; give --hub DIR")
@@ -155,11 +159,34 @@ def task_of(model: str) -> Task:
     return found.get(model, next(iter(found.values())))
 
 
-def _section(model: str, instead: str) -> ModelUpdatesSection:
+def only_model_for(source: Path) -> str:
+    """The only model in the settings with the task of a published folder.
+
+    Raises:
+        WronglyUsed: there is none, or several.
+        ConversionRefused: the folder is not a revision.
+    """
+    task = find_source(source).engine.task
     settings: Settings | None = read_settings() if settings_path().is_file() else None
-    sections = settings.updater.models if settings is not None else {}
-    if model:
-        sections = {name: section for name, section in sections.items() if name == model}
+    names = [model.name for model in settings.models if model.task is task] if settings else []
+    if len(names) != 1:
+        known = (
+            f"{settings_path()} has {', '.join(names) or 'none'} for {task.value}"
+            if settings
+            else "there is no settings file"
+        )
+        raise WronglyUsed(f"choose a model with --model ({known})")
+    return names[0]
+
+
+def _sections(model: str) -> Mapping[str, ModelUpdatesSection]:
+    """The updater's sections of a model, or of all if none is named."""
+    sections = read_settings().updater.models if settings_path().is_file() else {}
+    return {name: section for name, section in sections.items() if model in ("", name)}
+
+
+def _section(model: str, instead: str) -> ModelUpdatesSection:
+    sections = _sections(model)
     if len(sections) != 1:
         known = ", ".join(sections) or "none"
         raise WronglyUsed(f"[updater.models] has {known}; choose a model with --model, or give {instead}")

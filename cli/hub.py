@@ -15,14 +15,22 @@ import typer
 from rich.table import Table
 
 from cli import hub_doctor, hub_serve
-from cli.clients import hub_folder
+from cli.clients import hub_folder, only_model_for
 from cli.output import BAD, DIM, GOOD, err, out, print_text, short, size, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import read_settings
 from common.bundle import BundleFile, compute_source_digest
 from common.durable import exchange_folders, open_regular, sync_folder, write_atomic
 from common.settings import settings_path
-from common.source import MANIFEST_NAME, ManifestBroken, check_names, encode_manifest, is_revision_name, read_manifest
+from common.source import (
+    MANIFEST_NAME,
+    ConversionRefused,
+    ManifestBroken,
+    check_names,
+    encode_manifest,
+    is_revision_name,
+    read_manifest,
+)
 from common.versions import sort_newest_first
 from hubserver.protocol import BRANCHES
 
@@ -213,7 +221,11 @@ def add(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="Default: the only model in hotslot.toml.", show_default=False
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Default: the only model in hotslot.toml with the task of DIR.",
+            show_default=False,
         ),
     ] = "",
     hub: Hub = None,
@@ -223,7 +235,7 @@ def add(
     The files are copied and hashed. Clients see the whole revision or none of
     it; a published revision never changes, except the branches master and main.
     """
-    name = model or _only_model()
+    name = model or _choose_model(source)
     with err.status(text(f"copying {source}")):
         done = publish(source, hub_folder(hub, name), name, revision)
     if not done.is_new:
@@ -272,8 +284,16 @@ def _revisions(hub: Path) -> list[Path]:
     return found
 
 
-def _only_model() -> str:
+def _choose_model(source: Path) -> str:
+    """The only model in the settings or, of several, the only one with the task of a folder.
+
+    Raises:
+        WronglyUsed: there is none, or several.
+    """
     names = [model.name for model in read_settings().models] if settings_path().is_file() else []
-    if len(names) != 1:
-        raise WronglyUsed(f"choose a model with --model ({', '.join(names) or 'there is no settings file'})")
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    try:
+        return only_model_for(source)
+    except ConversionRefused as error:
+        raise WronglyUsed(f"choose a model with --model ({', '.join(names)}); {source}: {error}") from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.bundles import import_bundle, is_loadable, print_import
+from cli.bundles import ImportResult, import_bundle, is_loadable, print_import
 from cli.endpoint import resolve_endpoint
 from cli.hub_serve import serve_hub_while
 from cli.output import DIM, GOOD, err, text
@@ -24,17 +25,21 @@ from cli.problems import CommandFailed
 from cli.settings import PROJECT_FOLDER, Config, Settings, listening_address, read_settings
 from common.address import ListenFailed, open_listener, parse_address, unix_target
 from common.clock import SystemClock
+from common.engine_files import Task
 from common.exit_codes import to_shell_code
 from common.paths import CONTROL_SOCKET, run_folder
+from common.sealing import Convert, run_convert
 from common.source import PRECISIONS
 from common.stop_signals import StopSignals
 
 EXAMPLE = """Example:  hotslot serve --demo
 
-Next:  in another terminal, `hotslot status` and `hotslot predict PICTURE STATEMENT`."""
-DEMO_MODEL = "shapes"
-DEMO_FOLDER = PROJECT_FOLDER / "examples" / "shapes" / "v1.0.0"
+Next:  in another terminal, `hotslot status`, `hotslot predict PICTURE STATEMENT` and `hotslot tag ADDRESS`."""
+DEMO_MODELS = {
+    name: PROJECT_FOLDER / "examples" / name / "v1.0.0" for name in ("shapes", "addresses")
+}  # name in the settings → folder to import
 DEMO_PICTURE = "examples/shapes/pictures/two-red-circles.png"
+DEMO_ADDRESS = "浙江省杭州市余杭区五常街道文一西路969号"
 STACK_COMMAND = (
     sys.executable,
     "-P",  # nothing is imported from the user's folder
@@ -45,7 +50,7 @@ STACK_COMMAND = (
 )  # what deploy/run-stack runs, with this very interpreter
 CHECK_SECONDS = 0.2
 _NO_DEMO = (
-    "the demo model, its settings and its golden set are in hotslot's source tree, not in this installation: run "
+    "the demo models, their settings and golden sets are in hotslot's source tree, not in this installation: run "
     "`make serve` there, or serve a model of yours without --demo"
 )
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,7 +60,9 @@ def serve(
     *,
     demo: Annotated[
         bool,
-        typer.Option("--demo", help="Import the demo model first, unless it is imported already.", show_default=False),
+        typer.Option(
+            "--demo", help="Import the demo models first, unless they are imported already.", show_default=False
+        ),
     ] = False,
     serve_hub: Annotated[
         Path | None,
@@ -69,12 +76,12 @@ def serve(
     config: Config = None,
 ) -> None:
     """Run server, updater and watchdog in the foreground, until Ctrl-C."""
-    if demo and not DEMO_FOLDER.is_dir():
+    if demo and not all(folder.is_dir() for folder in DEMO_MODELS.values()):
         raise CommandFailed(_NO_DEMO)
     settings = read_settings(config)
     check_ports(settings)
     if demo:
-        _import_demo(settings)
+        import_demo(settings)
     for model in settings.models:
         if not is_loadable(settings.state_dir, model.name):
             step = f"hotslot bundle import DIR --model {model.name}"
@@ -120,11 +127,15 @@ def announce(settings: Settings, ended: threading.Event) -> None:
         while not _is_serving(stub):
             if ended.wait(CHECK_SECONDS):
                 return
-    needs_token = settings.server.tokens_file is not None
-    token = " --token-file TOKEN" if needs_token else ""
+    token = " --token-file TOKEN" if settings.server.tokens_file is not None else ""
+    hotslot, tasks = _command_for("hotslot"), {model.task for model in settings.models}
+    examples = {
+        Task.VISUAL_ENTAILMENT: f"{hotslot} predict{token} {_example_question()}",
+        Task.ADDRESS_TAGGING: f'{hotslot} tag{token} "{DEMO_ADDRESS}"',
+    }
     lines = [
-        f"{_command_for('hotslot')} predict{token} {_example_question()}",
-        f"{_command_for('hotslot')} status{token}",
+        *(example for task, example in examples.items() if task in tasks),
+        f"{hotslot} status{token}",
         f"{_command_for('grpcurl')} {_grpcurl_flags(settings)} {address} list",
     ]
     shown = text("\n", ("hotslot is ready", GOOD), f" at {address}. Try, in another terminal:\n")
@@ -183,18 +194,35 @@ def check_ports(settings: Settings) -> None:
             raise CommandFailed(f"{error}; {step}" if error.errno == errno.EADDRINUSE else str(error)) from error
 
 
-def _import_demo(settings: Settings) -> None:
-    if DEMO_MODEL not in {model.name for model in settings.models}:
-        raise CommandFailed(
-            f'--demo needs [[models]] name = "{DEMO_MODEL}" in the settings; add it, or start without --demo'
-        )
-    if is_loadable(settings.state_dir, DEMO_MODEL):
+def import_demo(settings: Settings, convert: Convert = run_convert) -> None:
+    """Import the demo models that the settings name, those that are not imported yet; all at the same time.
+
+    Raises:
+        CommandFailed: the settings name none of them.
+    """
+    configured = {model.name for model in settings.models} & DEMO_MODELS.keys()
+    if not configured:
+        names = " or ".join(f'"{name}"' for name in DEMO_MODELS)
+        raise CommandFailed(f"--demo needs [[models]] name = {names} in the settings; add it, or start without --demo")
+    for name in configured & settings.updater.models.keys():
+        hub = settings.updater.models[name].hub_folder
+        if hub is not None:  # a folder that is missing is a fault: its volume may not be mounted
+            (hub / name).mkdir(parents=True, exist_ok=True)
+    missing = [name for name in DEMO_MODELS if name in configured and not is_loadable(settings.state_dir, name)]
+    if not missing:
         return
     clock = SystemClock()
-    started = clock.monotonic()
-    with err.status(text("importing the demo model (once)")):
-        done = import_bundle(DEMO_FOLDER, settings.state_dir, DEMO_MODEL, DEMO_FOLDER.name, PRECISIONS[0])
-    print_import(DEMO_MODEL, done, clock.monotonic() - started)
+
+    def import_one(name: str) -> tuple[ImportResult, float]:
+        started = clock.monotonic()
+        folder = DEMO_MODELS[name]
+        done = import_bundle(folder, settings.state_dir, name, folder.name, PRECISIONS[0], convert)
+        return done, clock.monotonic() - started
+
+    with err.status(text("importing the demo models (once)")), ThreadPoolExecutor(len(missing)) as pool:
+        results = list(pool.map(import_one, missing))
+    for name, (done, seconds) in zip(missing, results, strict=True):
+        print_import(name, done, seconds)
 
 
 def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:

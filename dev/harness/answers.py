@@ -8,9 +8,11 @@ from pathlib import Path
 
 from common.bundle import Bundle, bundle_folder
 from dev.harness.scripted_engine import load_scripted
+from hotslot.address.v1 import address_pb2
 from hotslot.entailment.v1 import entailment_pb2 as pb
 from inference.runner.engines.base import EntailmentItem, LoadOptions, RowRange
 
+Spans = tuple[tuple[tuple[str, int, int], ...], ...]  # kind, first code point, code point after; one row an address
 Scores = tuple[tuple[float, float, float], ...]  # yes, no, maybe; one row a statement
 
 _FAULT = re.compile(r"!(?:crash|hang|exit|gil|garbage|half|lost|error|oom|nan|refuse)(?:@(\S+))?")
@@ -30,6 +32,17 @@ class Question:
         return pb.PredictRequest(
             model=model, image=pb.Image(content=self.image), statements=self.statements, premise=self.premise
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AddressQuestion:
+    """Addresses to cut into their parts."""
+
+    addresses: tuple[str, ...]
+
+    def request(self, model: str = "") -> address_pb2.PredictRequest:
+        """The question as a protobuf request."""
+        return address_pb2.PredictRequest(model=model, addresses=self.addresses)
 
 
 def question(*statements: str, image: bytes = b"", premise: str = "") -> Question:
@@ -78,6 +91,11 @@ class Answers:
         prepared = engine.prepare(EntailmentItem(asked.image, asked.statements, asked.premise))
         (rows,) = engine.compute([RowRange(prepared, 0, prepared.rows)])
         return tuple((row.yes, row.no, row.maybe) for row in rows)  # type: ignore[union-attr]
+
+
+def spans_of(response: address_pb2.PredictResponse) -> Spans:
+    """The parts in an answer."""
+    return tuple(tuple((span.kind, span.start, span.end) for span in result.spans) for result in response.results)
 
 
 def scores_of(response: pb.PredictResponse) -> Scores:

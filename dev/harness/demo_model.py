@@ -35,11 +35,11 @@ level = "warning"
 Item = tuple[str, Question]
 
 
-def seal_revisions(state: Path, folders: Mapping[str, Path]) -> dict[str, Bundle]:
+def seal_revisions(state: Path, folders: Mapping[str, Path], model: str = MODEL) -> dict[str, Bundle]:
     """Convert revisions, and commit the first."""
     state.mkdir(parents=True, exist_ok=True)
     bundles = {name: run_convert(path, state, name, ConvertLimits(), "float32") for name, path in folders.items()}
-    commit_bundle(state, next(iter(bundles.values())), MODEL)
+    commit_bundle(state, next(iter(bundles.values())), model)
     return bundles
 
 

@@ -9,18 +9,35 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
-from dev.harness.answers import Question, Scores, scores_of
+from dev.harness.answers import Scores, scores_of, spans_of
 from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.waiting import eventually
+from hotslot.address.v1.address_pb2_grpc import AddressTaggingServiceStub
 from hotslot.entailment.v1.entailment_pb2_grpc import EntailmentServiceStub
 
 DEADLINE_SECONDS = 10.0
 PAUSE_SECONDS = 0.004  # of one client between two calls: leaves the machine room for the server
-Expected = Mapping[tuple[str, Question], Scores]  # by revision and question
+Expected = Mapping[tuple[str, Any], Any]  # answers by revision and question
+
+
+class AnyQuestion(Protocol):
+    """A question of any service."""
+
+    def request(self, model: str = "") -> Any:  # noqa: ANN401  a message of the service
+        """The question as a protobuf request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCalls:
+    """How a service is called, and what of its answers is compared."""
+
+    make_stub: Callable[[grpc.Channel], Any]
+    read_answer: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +112,12 @@ class Load:
         options: of the clients' channels.
     """
 
+    calls = ServiceCalls(EntailmentServiceStub, scores_of)
+
     def __init__(
         self,
         address: str,
-        questions: Sequence[Question],
+        questions: Sequence[AnyQuestion],
         expected: Expected,
         clients: int = 16,
         deadline: float = DEADLINE_SECONDS,
@@ -178,14 +197,14 @@ class Load:
 
     def _run(self, row: "_Client") -> None:
         with self.open_channel(self._address) as channel:
-            stub = EntailmentServiceStub(channel)
+            stub = self.calls.make_stub(channel)
             turn = row.number
             while not self._stop.wait(self.pace):
                 turn += 1
                 questions = self.questions
                 self._ask(stub, row, questions[turn % len(questions)])
 
-    def _ask(self, stub: EntailmentServiceStub, row: "_Client", asked: Question) -> None:
+    def _ask(self, stub: Any, row: "_Client", asked: AnyQuestion) -> None:  # noqa: ANN401  of any service
         row.attempts += 1
         phase, begun = self.phase, time.monotonic()
         try:
@@ -197,14 +216,20 @@ class Load:
             return
         at = time.monotonic()
         revision = response.served_by.revision
-        is_right = self._is_right(scores_of(response), self._expected.get((revision, asked)))
+        is_right = self._is_right(self.calls.read_answer(response), self._expected.get((revision, asked)))
         row.answers.append(Answered(at, revision, at - begun, is_right, phase))
 
-    def _is_right(self, scores: Scores, expected: Scores | None) -> bool:
-        if expected is None or not self._tolerance:
-            return scores == expected
-        pairs = zip(scores, expected, strict=True)
+    def _is_right(self, answer: object, expected: Scores | None) -> bool:
+        if expected is None or not self._tolerance or not isinstance(answer, tuple):
+            return answer == expected
+        pairs = zip(answer, expected, strict=True)
         return all(abs(a - b) <= self._tolerance for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+class AddressLoad(Load):
+    """Clients that have addresses cut into their parts; `tolerance` is 0."""
+
+    calls = ServiceCalls(AddressTaggingServiceStub, spans_of)
 
 
 @dataclass(slots=True, eq=False)

@@ -130,15 +130,16 @@ def test_every_setting_has_a_description() -> None:
 def test_the_demo_settings_are_correct(hotslot: Hotslot, name: str) -> None:
     """Both files pass `hotslot config check`."""
     ended = hotslot("config", "check", "--config", str(PROJECT_FOLDER / name))
-    assert (ended.code, "shapes" in ended.out) == (0, True)
+    assert (ended.code, "shapes" in ended.out, "addresses" in ended.out) == (0, True, True)
 
 
 def test_the_http_demo_differs_only_in_its_hub() -> None:
     """All other settings are the same."""
     names = ("hotslot.toml", "deploy/hotslot-http.toml")
     plain, http = (tomllib.loads((PROJECT_FOLDER / name).read_text()) for name in names)
-    del plain["updater"]["models"]["shapes"]["hub_folder"]
-    del http["updater"]["models"]["shapes"]["hub_model"]
+    for model in ("shapes", "addresses"):
+        del plain["updater"]["models"][model]["hub_folder"]
+        del http["updater"]["models"][model]["hub_model"]
     assert http["updater"].keys() - plain["updater"].keys() == {"hub_endpoint"}
     del http["updater"]["hub_endpoint"]
     assert plain == http

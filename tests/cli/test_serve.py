@@ -12,10 +12,13 @@ import pytest
 from cli import serve
 from cli.settings import PROJECT_FOLDER, read_settings
 from common.address import unix_target
+from common.bundle import Bundle, Provenance, read_committed
 from common.paths import CONTROL_SOCKET, make_run_folder
+from common.sealing import ConvertLimits
 from dev.harness.certificates import Authority, ListenerFiles
 from tests.cli.conftest import Hotslot
 from tests.cli.scripted_server import ScriptedServer
+from tests.cli.test_bundle import seal
 
 # Sends a signal to its parent; exits with 7 on SIGTERM.
 SIGNALS_ITS_PARENT = """
@@ -24,6 +27,17 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
 os.kill(os.getppid(), signal.{name})
 while True:
     signal.pause()
+"""
+
+
+BOTH_DEMOS = """
+[[models]]
+name = "shapes"
+[[models]]
+name = "addresses"
+task = "token-classification"
+[updater.models.addresses]
+hub_folder = "hub"
 """
 
 
@@ -86,7 +100,39 @@ def test_the_demo_needs_its_model_in_the_settings(hotslot: Hotslot, tmp_path: Pa
     """Otherwise it would be imported and not served."""
     (tmp_path / "hotslot.toml").write_text('[[models]]\nname = "mine"\n[server]\nport = 0\nmetrics_port = -1\n')
     ended = hotslot("serve", "--demo")
-    assert (ended.code, '[[models]] name = "shapes"' in ended.err) == (1, True)
+    assert (ended.code, '[[models]] name = "shapes" or "addresses"' in ended.err) == (1, True)
+
+
+def test_the_demo_imports_its_models_at_the_same_time(tmp_path: Path) -> None:
+    """Those that the settings name, once, each with its hub folder; converted side by side."""
+    (tmp_path / "hotslot.toml").write_text(BOTH_DEMOS)
+    settings, both_convert = read_settings(), threading.Barrier(2, timeout=20)
+    imported: list[str] = []
+
+    def convert(
+        source: Path,
+        state: Path,
+        revision: str,
+        limits: ConvertLimits,
+        precision: str,
+        *,
+        digest: str,
+        provenance: Provenance | None,
+    ) -> Bundle:
+        both_convert.wait()
+        imported.append(source.parent.name)
+        return seal(source, state, revision, limits, precision, digest=digest, provenance=provenance)
+
+    serve.import_demo(settings, convert)
+    assert sorted(imported) == ["addresses", "shapes"]
+    assert {name: row.revision for name, row in read_committed(tmp_path / "state").items()} == {
+        "shapes": "v1.0.0",
+        "addresses": "v1.0.0",
+    }
+    assert (tmp_path / "hub" / "addresses").is_dir()
+
+    serve.import_demo(settings, convert)
+    assert len(imported) == 2
 
 
 def test_serving_a_hub_needs_the_updater_s_endpoint(hotslot: Hotslot, tmp_path: Path) -> None:
