@@ -9,10 +9,10 @@ hub-http := --config deploy/hotslot-http.toml --serve-hub state/hub
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: env ## Serve the demo model in the foreground until Ctrl-C; HUB=http uses its hub over HTTP
+serve: env ## Serve both demo models in the foreground until Ctrl-C; HUB=http uses its hub over HTTP
 	@exec $(hub-$(HUB)-env) $(bin)/hotslot serve --demo $(hub-$(HUB))
 
-demo: env ## Show updates, refusals, rollbacks and crashes under load, in two minutes
+demo: env ## Show updates, refusals, rollbacks and crashes under load, in three minutes
 	@$(bin)/python -m dev.demo $(ARGS)
 
 test: env tools ## Run the tests; choose some with ARGS="-k name"

@@ -1,7 +1,8 @@
 """`make demo`: updates, rollbacks and crashes on the real stack under load.
 
 Callers call continuously, without retries; every attempt counts. Meanwhile a better model is published and committed,
-a worse one is refused, one that fails on a word is rolled back, and a runner and the updater are killed.
+a worse one is refused, one that fails on a word is rolled back, and a runner and the updater are killed. Then the same
+happens to a second model of another task, which the same server has served all the time.
 """
 
 import argparse
@@ -17,10 +18,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from common.paths import CONTROL_SOCKET, run_folder
+from dev.demo.addresses import add_addresses
 from dev.demo.follow import LOOK_SECONDS, PATIENCE_SECONDS, Followed, Operator
 from dev.demo.run import DemoRun
-from dev.demo.stack import AGAIN, BETTER, FIRST, OVERFLOWING, WORSE, build
+from dev.demo.stack import AGAIN, BETTER, FIRST, OVERFLOWING, WORSE, DemoStack, build
 from dev.demo.table import show
+from dev.harness.control import ControlClient
 from dev.harness.waiting import eventually
 
 STEADY_SECONDS = 6.0
@@ -41,21 +45,33 @@ def give(folder: Path, console: Console) -> int:
     """Run the whole demo; 0 if all expectations were met."""
     console.print("making revisions, and computing their right answers with the bare engine …")
     demo = build(folder)
+    demos = (demo, add_addresses(demo))
     with demo.stack as stack:
-        operator = Operator(stack.state)
-        operator.wait_ready(FIRST)
-        stack.control.wait_ready(PATIENCE_SECONDS)
-        with demo.load() as load:
-            run = DemoRun(demo, operator, stack.control, load, console, time.monotonic())
-            try:
-                run_scenes(run)
-            except AssertionError as error:
-                run.expect(so=False, otherwise=str(error).split("\n", 1)[0])
-        operator.close()
+        began = time.monotonic()
+        with contextlib.ExitStack() as clients:
+            runs = [start_callers(each, clients, console, began) for each in demos]
+            console.print(f"both models answer {time.monotonic() - began:.1f} s after the start of the stack")
+            for run, scenes in zip(runs, (run_scenes, run_address_scenes), strict=True):
+                try:
+                    scenes(run)
+                except AssertionError as error:
+                    run.expect(so=False, otherwise=str(error).split("\n", 1)[0])
         code = stack.end()
-    run.expect(so=code == 0, otherwise=f"the stack ended with {code}")
-    show(run, console)
-    return verdict(run)
+    runs[0].expect(so=code == 0, otherwise=f"the stack ended with {code}")
+    for run in runs:
+        show(run, console)
+    return max([verdict(run) for run in runs])
+
+
+def start_callers(demo: DemoStack, clients: contextlib.ExitStack, console: Console, began: float) -> DemoRun:
+    """Wait until a model is ready, and start its callers, which call until `clients` is closed."""
+    operator = Operator(demo.stack.state, demo.model)
+    clients.callback(operator.close)
+    operator.wait_ready(FIRST)
+    control = ControlClient(str(run_folder(demo.stack.state) / CONTROL_SOCKET), demo.model)
+    clients.callback(control.close)
+    control.wait_ready(PATIENCE_SECONDS)
+    return DemoRun(demo, operator, control, clients.enter_context(demo.load()), console, began)
 
 
 def verdict(run: DemoRun) -> int:
@@ -72,7 +88,7 @@ def verdict(run: DemoRun) -> int:
 
 def run_scenes(run: DemoRun) -> None:
     """One after the other."""
-    run.say(f"[bold]{FIRST}[/bold] serves; callers ask all the time, without retries")
+    run.say(f"[bold]{FIRST}[/bold] of both models serves; callers ask all the time, without retries")
     run.load.phase = "steady"
     time.sleep(STEADY_SECONDS)
     better_is_committed(run)
@@ -80,6 +96,17 @@ def run_scenes(run: DemoRun) -> None:
     worse_is_refused(run)
     overflowing_is_taken_back(run)
     updater_is_killed(run)
+    time.sleep(SETTLE_SECONDS)
+
+
+def run_address_scenes(run: DemoRun) -> None:
+    """The same with the other model: its own hub folder, golden set, gate, trial and record."""
+    run.say("[bold]addresses[/bold]: the other model of this server, with callers of its own all the time")
+    run.load.phase = "steady"
+    better_is_committed(run)
+    standby(run)
+    worse_is_refused(run)
+    overflowing_is_taken_back(run)
     time.sleep(SETTLE_SECONDS)
 
 
@@ -123,14 +150,14 @@ def worse_is_refused(run: DemoRun) -> None:
 
 
 def overflowing_is_taken_back(run: DemoRun) -> None:
-    """Publish a model that fails only on live traffic: right on every golden item, NaN for one word."""
-    followed = publish(run, OVERFLOWING, "a model that is right on all golden items, and fails on one word")
+    """Publish a model that fails only on live traffic: right on every golden item, NaN for one word or character."""
+    followed = publish(run, OVERFLOWING, "a model that is right on all golden items, and fails on what callers send")
 
     def on_stage(stage: str) -> None:
         stage_listener(run, followed)(stage)
         if stage == "OBSERVING":
             run.load.questions = run.demo.with_word
-            run.say("callers begin to use that word")
+            run.say("callers begin to send it")
 
     run.operator.follow(followed, on_stage)
     report_end(run, followed, "ROLLED_BACK")
@@ -163,7 +190,7 @@ def publish(run: DemoRun, revision: str, what: str) -> Followed:
     run.load.phase = f"{revision} waits"
     run.demo.add_to_hub(revision)
     followed = run.updates[revision] = Followed(revision, time.monotonic())
-    run.say(f"[bold]hotslot hub add … {revision}[/bold]: {what}")
+    run.say(f"[bold]hotslot hub add examples/{run.demo.model}/… {revision}[/bold]: {what}")
     return followed
 
 

@@ -38,9 +38,10 @@ class Followed:
 
 
 class Operator:
-    """Calls the updater; waits for it while it does not run."""
+    """Calls the updater about one model; waits for it while it does not run."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, model: str = MODEL) -> None:
+        self._model = model
         self._channel = grpc.insecure_channel(
             unix_target(run_folder(state) / UPDATES_SOCKET), options=RECONNECT_OPTIONS
         )
@@ -48,7 +49,7 @@ class Operator:
 
     def status(self) -> updates_pb2.ModelUpdates:
         """The update state of the model."""
-        request = updates_pb2.GetStatusRequest(model=MODEL)
+        request = updates_pb2.GetStatusRequest(model=self._model)
         return (self._stub.GetStatus(request, timeout=10, wait_for_ready=True)).models[0]
 
     def wait_ready(self, revision: str) -> None:
@@ -78,11 +79,11 @@ class Operator:
 
     def rollback(self) -> None:
         """Go back to the revision that was committed before."""
-        self._stub.Rollback(updates_pb2.RollbackRequest(model=MODEL), timeout=10)
+        self._stub.Rollback(updates_pb2.RollbackRequest(model=self._model), timeout=10)
 
     def resume(self) -> None:
         """Resume updates."""
-        self._stub.Resume(updates_pb2.ResumeRequest(model=MODEL), timeout=10)
+        self._stub.Resume(updates_pb2.ResumeRequest(model=self._model), timeout=10)
 
     def close(self) -> None:
         """Close the channel."""
@@ -107,7 +108,7 @@ class Operator:
         return bool(followed.outcome)
 
     def _has_ended(self, followed: Followed) -> bool:
-        request = updates_pb2.ListHistoryRequest(model=MODEL, page_size=5)
+        request = updates_pb2.ListHistoryRequest(model=self._model, page_size=5)
         past = (self._stub.ListHistory(request, timeout=10)).updates
         row = next((row for row in past if row.revision == followed.revision), None)
         if row is None or row.outcome in (

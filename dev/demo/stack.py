@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from common.engine_files import Task
 from common.sealing import ConvertLimits, run_convert
 from common.settings import inherit_environment
-from dev.harness.answers import Question
 from dev.harness.control import RECONNECT_OPTIONS
 from dev.harness.demo_model import MODEL, SHAPES, TOLERANCE, Item, answers_of, expected_of, golden_items, seal_revisions
-from dev.harness.load import Expected, Load
+from dev.harness.load import AnyQuestion, Expected, Load
 from dev.harness.process import ROOT
 from dev.harness.supervised import SupervisedStack
 from examples.shapes.layout import TABLE, TIED_TO_TABLE, WEIGHTS
@@ -30,14 +30,8 @@ CALLERS = 4
 CALLER_PAUSE_SECONDS = 0.02  # between two calls: the machine has other work, too
 SPOILING_EVERY = 4  # one question in so many, while the word is in use
 
-# Short windows: the demo takes two minutes.
 SETTINGS = f"""
 state_dir = "{{state}}"
-
-[[models]]
-name = "{MODEL}"
-task = "visual-entailment"
-precision = "float32"
 
 [server]
 port = {PORT}
@@ -49,64 +43,86 @@ threads = 1
 
 [updater]
 metrics_port = -1
+"""
+# Short windows: the demo takes three minutes.
+MODEL_SETTINGS = """
+[[models]]
+name = "{model}"
+task = "{task}"
+precision = "float32"
 
-[updater.models.{MODEL}]
-hub_folder = "{{hub}}"
-golden = "{SHAPES / "golden"}"
+[updater.models.{model}]
+hub_folder = "{hub}"
+golden = "{golden}"
 poll_seconds = 0.5
 
-[updater.models.{MODEL}.observe]
+[updater.models.{model}.observe]
 window_seconds = 5
 max_seconds = 60
 trial_lease_seconds = 30
-keep_warm_seconds = {{keep_warm}}
+keep_warm_seconds = {keep_warm}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class DemoStack:
-    """The demo's folder, its stack, and the right answers of every revision."""
+    """The demo's folder, its stack, and the right answers of every revision of one of its models."""
 
     folder: Path
     stack: SupervisedStack
-    questions: tuple[Question, ...]  # every good revision can answer them
-    with_word: tuple[Question, ...]  # the same, and some that the overflowing revision cannot answer
+    questions: tuple[AnyQuestion, ...]  # every good revision can answer them
+    with_word: tuple[AnyQuestion, ...]  # the same, and some that the overflowing revision cannot answer
     expected: Expected  # the bare engine's answers
+    model: str = MODEL
+    callers: int = CALLERS
+    make_load: type[Load] = Load
+    tolerance: float = TOLERANCE
 
     def source(self, revision: str) -> Path:
         """The folder of a revision, as downloaded or trained."""
-        return _source(self.folder, revision)
+        return source_folder(self.folder, self.model, revision)
 
     def load(self, options: Sequence[tuple[str, Any]] = RECONNECT_OPTIONS) -> Load:
         """Callers, by default without retries."""
-        return Load(
+        return self.make_load(
             f"127.0.0.1:{PORT}",
             self.questions,
             self.expected,
-            CALLERS,
+            self.callers,
             pace=CALLER_PAUSE_SECONDS,
-            tolerance=TOLERANCE,
+            tolerance=self.tolerance,
             options=options,
         )
 
     def add_to_hub(self, revision: str) -> None:
         """Publish a revision as an operator does: `hotslot hub add`."""
-        command = [str(Path(sys.executable).parent / "hotslot"), "hub", "add", str(self.source(revision)), revision]
+        hotslot = str(Path(sys.executable).parent / "hotslot")
+        command = [hotslot, "hub", "add", str(self.source(revision)), revision, "--model", self.model]
         environment = {**inherit_environment(), "HOTSLOT_CONFIG": str(self.stack.config)}
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=60)
 
 
+def model_settings(
+    stack: SupervisedStack, model: str, golden: Path, keep_warm_seconds: int, task: Task = Task.VISUAL_ENTAILMENT
+) -> str:
+    """The settings of one model of the demo."""
+    values = {"model": model, "task": task.value, "hub": stack.hub, "golden": golden, "keep_warm": keep_warm_seconds}
+    return MODEL_SETTINGS.format(**values)
+
+
 def build(folder: Path, keep_warm_seconds: int = 2) -> DemoStack:
     """Make revisions, seal and commit the first one, and compute the right answers with the bare engine."""
-    (folder / "models").mkdir(parents=True)
+    (folder / "models" / MODEL).mkdir(parents=True)
     for revision in (FIRST, BETTER):
         shutil.copytree(SHAPES / revision, _source(folder, revision))
     worsen_directory(_source(folder, BETTER), _source(folder, WORSE))
     overflow_directory(_source(folder, BETTER), _source(folder, OVERFLOWING))
     publish_again(_source(folder, BETTER), _source(folder, AGAIN))
     stack = SupervisedStack(folder)
-    values = {"state": stack.state, "hub": stack.hub, "keep_warm": keep_warm_seconds}
-    stack.config.write_text(SETTINGS.format(**values), encoding="utf-8")
+    stack.config.write_text(
+        SETTINGS.format(state=stack.state) + model_settings(stack, MODEL, SHAPES / "golden", keep_warm_seconds),
+        encoding="utf-8",
+    )
     items, spoiling = golden_items(ITEMS), _spoiling_items()
     bundles = dict(seal_revisions(stack.state, {FIRST: _source(folder, FIRST)}))
     bare = folder / "bare"  # apart, so that the updater finds no bundle that is sealed already
@@ -117,10 +133,7 @@ def build(folder: Path, keep_warm_seconds: int = 2) -> DemoStack:
         asked = items if revision == OVERFLOWING else [*items, *spoiling]
         answers[revision] = answers_of(bare, bundle, asked)
     questions = tuple(asked for _, asked in items)
-    words = tuple(asked for _, asked in spoiling)
-    mixed = tuple(
-        words[place % len(words)] if place % SPOILING_EVERY == 0 else asked for place, asked in enumerate(questions)
-    )
+    mixed = mix_spoiling(questions, [asked for _, asked in spoiling])
     return DemoStack(folder, stack, questions, mixed, expected_of(answers, [*items, *spoiling]))
 
 
@@ -133,8 +146,21 @@ def publish_again(folder: Path, out: Path) -> None:
     torch.save(weights, out / WEIGHTS)
 
 
+def source_folder(folder: Path, model: str, revision: str) -> Path:
+    """Where a revision of a model is made."""
+    return folder / "models" / model / revision
+
+
+def mix_spoiling(questions: Sequence[AnyQuestion], spoiling: Sequence[AnyQuestion]) -> tuple[AnyQuestion, ...]:
+    """Some questions in the place of others: one of SPOILING_EVERY."""
+    return tuple(
+        spoiling[place % len(spoiling)] if place % SPOILING_EVERY == 0 else asked
+        for place, asked in enumerate(questions)
+    )
+
+
 def _source(folder: Path, revision: str) -> Path:
-    return folder / "models" / revision
+    return source_folder(folder, MODEL, revision)
 
 
 def _spoiling_items() -> list[Item]:

@@ -14,7 +14,7 @@ LOADING = ("STAGING", "VERIFYING", "GATING")
 def show(run: DemoRun, console: Console) -> None:
     """Print the callers' results."""
     report, updates = run.load.report(), run.updates
-    table = Table(title="What callers saw", show_header=False)
+    table = Table(title=f"What callers of {run.demo.model} saw", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     loading = [f"{revision} {stage}" for revision in updates for stage in LOADING]
@@ -25,11 +25,12 @@ def show(run: DemoRun, console: Console) -> None:
         "answers by revision": ", ".join(f"{name}: {count}" for name, count in sorted(report.revisions.items())),
         "given by the previous slot in a trial": str(run.by_previous),
         "longest time without an answer": f"{1000 * report.longest_gap:.0f} ms",
-        "… while the runner was killed": f"{1000 * report.gap_between(run.killed_at, run.back_at):.0f} ms",
         "99 of 100 answers within, steady": f"{1000 * report.p99(['steady']):.0f} ms",
         "… while a candidate is made and loaded": f"{1000 * report.p99(loading):.0f} ms",
-        "runner killed → model ready": f"{run.back_at - run.killed_at:.2f} s",
     }
+    if run.killed_at:
+        rows["… while the runner was killed"] = f"{1000 * report.gap_between(run.killed_at, run.back_at):.0f} ms"
+        rows["runner killed → model ready"] = f"{run.back_at - run.killed_at:.2f} s"
     for revision, followed in updates.items():
         if revision != WORSE:
             rows[f"{revision} published → first answer"] = _way(report, followed)
