@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from cli.clients import connection, golden_folder, task_of
 from cli.endpoint import Endpoint, calls_server
-from cli.output import BAD, DIM, GOOD, enum_word, err, out, print_json, print_text, short, text
+from cli.golden_tasks import GoldenCall, ItemRefused, ask, find_addresses, find_pictures
+from cli.output import BAD, DIM, GOOD, err, out, print_json, print_text, short, text
 from cli.problems import CommandFailed, WronglyUsed
 from cli.settings import AsJson
+from common.answers import TASK_ANSWERS, TaskAnswers, count_directions, measure_distribution, sum_parts
 from common.durable import write_atomic
+from common.engine_files import Task
 from common.golden_set import (
-    LABELS,
-    MAX_TEXTS,
     SET_NAME,
     GoldenBroken,
     GoldenFolder,
@@ -27,59 +27,62 @@ from common.golden_set import (
     format_item,
     read_folder,
 )
-from hotslot.entailment.v1 import entailment_pb2, entailment_pb2_grpc
 
 MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedAnswer:
-    """One statement of an item, with the set's answer and the model's."""
+    """One question of an item, with the set's answer and the model's."""
 
     item: GoldenItem
-    statement: str
+    question: str
     expected: str  # empty if the set has none
     recorded: str  # empty if the set has none
-    answered: str  # one of LABELS, or why there is none
+    answered: str  # empty if there is none
+
+    @property
+    def reference(self) -> str:
+        """What the answer is compared with; empty if the set has nothing."""
+        return self.expected or self.recorded
 
     @property
     def is_right(self) -> bool:
         """Whether the answer equals the expected one or, if there is none, the recorded one."""
-        return self.answered == (self.expected or self.recorded or self.answered) and self.answered in LABELS
+        return bool(self.answered) and self.answered == (self.reference or self.answered)
 
 
 def compare(golden: GoldenFolder, answers: Mapping[str, Sequence[str]]) -> list[ComparedAnswer]:
-    """Compare answers, by item, with the set; one row for each statement."""
+    """Compare answers, by item, with the set; one row for each question."""
     rows = []
     for item in golden.golden.items:
         given = answers.get(item.item, ())
-        for position, statement in enumerate(item.texts):
+        for position, question in enumerate(item.texts):
             expected = item.expected[position] if item.expected else ""
             recorded = item.answers[position] if position < len(item.answers) else ""
-            answered = given[position] if position < len(given) else "no answer"
-            rows.append(ComparedAnswer(item, statement, expected, recorded, answered))
+            answered = given[position] if position < len(given) else ""
+            rows.append(ComparedAnswer(item, question, expected, recorded, answered))
     return rows
 
 
-def show_set(golden: GoldenFolder) -> RenderableType:
+def show_set(golden: GoldenFolder, rules: TaskAnswers) -> RenderableType:
     """The numbers of a set as a table."""
     items = golden.golden.items
-    statements = sum(len(item.texts) for item in items)
-    expecting = sum(len(item.expected) for item in items)
+    expected = [answer for item in items for answer in item.expected]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row(text(("set", DIM)), text(str(golden.folder)))
     table.add_row(text(("digest", DIM)), text(short(golden.digest)))
     table.add_row(text(("items", DIM)), text(str(len(items))))
-    table.add_row(text(("pictures", DIM)), text(str(len({item.image for item in items}))))
-    table.add_row(text(("statements", DIM)), text(f"{statements}, of which {expecting} have an expected answer"))
-    for word in LABELS:
-        count = sum(item.expected.count(word) for item in items)
-        if expecting:
-            table.add_row(text((f"  {word}", DIM)), text(str(count)))
+    if rules.has_picture:
+        table.add_row(text(("pictures", DIM)), text(str(len({item.image for item in items}))))
+    questions = f"{golden.golden.questions}, of which {len(expected)} have an expected answer"
+    table.add_row(text((rules.texts_key, DIM)), text(questions))
+    for label, share in measure_distribution(rules, expected).items():
+        table.add_row(text((f"  {label}", DIM)), text(f"{share:.1%}"))
     return table
 
 
-def show_compared(rows: Sequence[ComparedAnswer]) -> RenderableType:
+def show_compared(rows: Sequence[ComparedAnswer], rules: TaskAnswers) -> RenderableType:
     """How many answers are right, and the first wrong ones."""
     judged = [row for row in rows if row.expected]
     kept = [row for row in rows if not row.expected and row.recorded]
@@ -90,7 +93,16 @@ def show_compared(rows: Sequence[ComparedAnswer]) -> RenderableType:
         parts.append(_share("recorded answers", kept))
     rest = len(rows) - len(judged) - len(kept)
     if rest:
-        parts.append(text((f"{rest} statements have neither an expected nor a recorded answer", DIM)))
+        parts.append(text((f"{rest} {rules.texts_key} have neither an expected nor a recorded answer", DIM)))
+    compared = [(row.reference, row.answered) for row in rows if row.reference]
+    if compared and rules.has_parts:
+        found = sum_parts(rules, compared)
+        parts.append(
+            text(f"parts: {found.right} of {found.expected} right, {found.given} found (micro-F1 {found.f1:.3f})")
+        )
+    ways = count_directions(rules, compared)
+    if ways:
+        parts.append(text(("most often: " + ", ".join(f"{way} ({count})" for way, count in ways), DIM)))
     wrong = [row for row in rows if not row.is_right]
     if wrong:
         parts.append(_differing(wrong))
@@ -105,18 +117,21 @@ def _share(what: str, rows: Sequence[ComparedAnswer]) -> RenderableType:
 
 def _differing(rows: Sequence[ComparedAnswer]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM, title=None)
-    for heading in ("item", "statement", "set", "model"):
+    for heading in ("item", "question", "set", "model"):
         table.add_column(heading, overflow="fold")
     for row in rows[:MAX_SHOWN]:
-        reference = row.expected or row.recorded
-        table.add_row(text(row.item.item), text(row.statement), text(reference), text((row.answered, BAD)))
+        answered = row.answered or "no answer"
+        table.add_row(text(row.item.item), text(row.question), text(row.reference), text((answered, BAD)))
     if len(rows) > MAX_SHOWN:
         table.add_row(text((f"… {len(rows) - MAX_SHOWN} more", DIM)), text(""), text(""), text(""))
     return table
 
 
 app = typer.Typer(no_args_is_help=True)
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_OPTIONS = {
+    Task.VISUAL_ENTAILMENT: "at least one --statement for the pictures in this folder",
+    Task.ADDRESS_TAGGING: "--addresses FILE",
+}
 
 Folder = Annotated[
     Path | None,
@@ -133,11 +148,15 @@ Timeout = Annotated[
 
 @app.command(
     epilog='Example:  hotslot golden record pictures -s "there is a person" -s "it is dark"\n\n'
+    "Example:  hotslot golden record FOLDER --addresses addresses.txt\n\n"
     'Next:  set golden = "FOLDER" in hotslot.toml at the model; then every new revision must pass the set.'
 )
 @calls_server
 def record(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures.", exists=True, file_okay=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder of the set, with its pictures.", exists=True, file_okay=False),
+    ],
     *,
     statements: Annotated[
         list[str] | None,
@@ -149,37 +168,50 @@ def record(
             show_default=False,
         ),
     ] = None,
+    addresses: Annotated[
+        Path | None,
+        typer.Option("--addresses", metavar="FILE", help="A text file, an address a line.", show_default=False),
+    ] = None,
     model: Model = "",
     endpoint: Endpoint,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Record the active model's answers about a folder of pictures.
+    """Record the active model's answers about a folder of pictures, or addresses.
 
-    They are written to golden.jsonl in the folder. Pictures that are in the set
-    keep their statements and expected answers; new pictures get the statements
-    given here. A new revision is compared with the active model's answers. To
-    require an answer, write it into the file by hand: "expected": ["yes"].
+    They are written to golden.jsonl in the folder. What is in the set keeps its
+    questions and expected answers; new pictures get the statements given here,
+    new addresses are the lines of a file. A new revision is compared with the
+    active model's answers. To require an answer, write it into the file by hand:
+    "expected": ["yes"], or "expected": [[["prov", "浙江省"], ["city", "杭州市"]]].
     """
+    task = Task(task_of(model))
     known = _read(folder, model).golden if (folder / SET_NAME).exists() else GoldenSet(())
-    items = (*known.items, *_new_items(folder, known, tuple(statements or ())))
+    items = (*known.items, *_find_new(task, folder, known, tuple(statements or ()), addresses))
     if not items:
-        raise WronglyUsed("the set is empty; give at least one --statement for the pictures in this folder")
+        raise WronglyUsed(f"the set is empty; give {_OPTIONS[task]}")
     answers, refused = _answers_of(GoldenFolder(folder, GoldenSet(items), ""), model, endpoint, timeout)
     for name, why in refused.items():
         print_text((f"{name} is left out: ", BAD), why)
     recorded = [item for item in items if item.item in answers]
     if not recorded:
         raise CommandFailed("the model answered no item; nothing was recorded")
+    _write_set(folder, known, items, answers)
+    _read(folder, model)
+    left = f", {len(refused)} left out" if refused else ""
+    print_text(("recorded ", GOOD), f"{len(recorded)} items in {folder / SET_NAME}{left}")
+    print_text((f'to use it, set in hotslot.toml at the model: golden = "{folder}"', DIM))
+
+
+def _write_set(
+    folder: Path, known: GoldenSet, items: Sequence[GoldenItem], answers: Mapping[str, Sequence[str]]
+) -> None:
+    """Write the items that were answered; one that was in the set stays, with its earlier answers."""
     min_accuracy = [f'{{"min_accuracy": {known.min_accuracy}}}\n'] if known.min_accuracy else []
-    kept = {item.item for item in known.items}  # an item of the set stays, with its earlier answers
+    kept = {item.item for item in known.items}
     lines = [
         format_item(item, answers.get(item.item, ())) for item in items if item.item in answers or item.item in kept
     ]
     write_atomic(folder / SET_NAME, "".join(min_accuracy + lines).encode())
-    _read(folder, model)
-    left = f", {len(refused)} pictures left out" if refused else ""
-    print_text(("recorded ", GOOD), f"{len(recorded)} items in {folder / SET_NAME}{left}")
-    print_text((f'to use it, set in hotslot.toml at the model: golden = "{folder}"', DIM))
 
 
 @app.command(
@@ -198,11 +230,13 @@ def check(
     """Run a set on the active model; the exit code is 1 if an answer differs."""
     golden = _read(golden_folder(folder, model), model)
     rows = compare(golden, _answers_of(golden, model, endpoint, timeout)[0])
+    rules = TASK_ANSWERS[Task(task_of(model))]
     wrong = [row for row in rows if not row.is_right]
     if as_json:
-        print_json({"digest": golden.digest, "statements": len(rows), "differing": [_row(row) for row in wrong]})
+        differing = [_row(row, rules) for row in wrong]
+        print_json({"digest": golden.digest, rules.texts_key: len(rows), "differing": differing})
     else:
-        out.print(show_compared(rows))
+        out.print(show_compared(rows, rules))
     if wrong:
         raise typer.Exit(1)
 
@@ -214,7 +248,7 @@ def show(folder: Folder = None, *, model: Model = "", as_json: AsJson = False) -
     if as_json:
         print_json({"folder": str(golden.folder), "digest": golden.digest, "items": len(golden.golden.items)})
     else:
-        out.print(show_set(golden))
+        out.print(show_set(golden, TASK_ANSWERS[Task(task_of(model))]))
 
 
 def _read(folder: Path, model: str) -> GoldenFolder:
@@ -224,58 +258,40 @@ def _read(folder: Path, model: str) -> GoldenFolder:
         raise CommandFailed(f"{folder}: {error}") from error
 
 
-def _new_items(folder: Path, known: GoldenSet, statements: tuple[str, ...]) -> Iterator[GoldenItem]:
-    """Items for the pictures that are not in the set yet."""
-    if len(statements) > MAX_TEXTS:
-        raise WronglyUsed(f"{len(statements)} statements, at most {MAX_TEXTS} are allowed")
-    images = {item.image for item in known.items}
-    names = {item.item for item in known.items}
-    for picture in sorted(folder.iterdir()) if statements else ():
-        if picture.suffix.lower() in PICTURE_SUFFIXES and picture.name not in images:
-            name = picture.stem if picture.stem not in names else picture.name
-            names.add(name)
-            yield GoldenItem(name, picture.name, statements=statements)
+def _find_new(
+    task: Task, folder: Path, known: GoldenSet, statements: tuple[str, ...], addresses: Path | None
+) -> Iterator[GoldenItem]:
+    """Items that are not in the set yet.
+
+    Raises:
+        WronglyUsed: the option is for models of another task.
+    """
+    has_picture = TASK_ANSWERS[task].has_picture
+    if (statements and not has_picture) or (addresses is not None and has_picture):
+        raise WronglyUsed(f"the model is for {task.value}; give {_OPTIONS[task]}")
+    if addresses is not None:
+        return find_addresses(addresses, known)
+    return find_pictures(folder, known, statements)
 
 
 def _answers_of(
     golden: GoldenFolder, model: str, endpoint: Endpoint, timeout: float
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """The active model's answers by item, and for each picture that was refused why."""
+    """The active model's answers by item, and for each one that was refused why."""
+    task = Task(task_of(model))
     answers: dict[str, tuple[str, ...]] = {}
     refused: dict[str, str] = {}
     with connection(endpoint, timeout) as channel, err.status(text("sending items")) as progress:
-        stub = entailment_pb2_grpc.EntailmentServiceStub(channel)
         for number, item in enumerate(golden.golden.items, start=1):
             progress.update(text(f"item {number} of {len(golden.golden.items)}"))
             try:
-                answers[item.item] = _ask(stub, golden, item, model, timeout)
-            except (_ItemRefused, GoldenBroken) as error:  # the other items are still sent
+                answers[item.item] = ask(task, GoldenCall(channel, golden, item, model, timeout))
+            except (ItemRefused, GoldenBroken) as error:  # the other items are still sent
                 refused[item.image or item.item] = str(error)
     return answers, refused
 
 
-class _ItemRefused(Exception):
-    """The model refused an item; the message says why."""
-
-
-def _ask(
-    stub: entailment_pb2_grpc.EntailmentServiceStub,
-    golden: GoldenFolder,
-    item: GoldenItem,
-    model: str,
-    timeout: float,
-) -> tuple[str, ...]:
-    request = entailment_pb2.PredictRequest(model=model, statements=item.statements, premise=item.premise)
-    request.image.content = golden.picture(item)
-    try:
-        response = stub.Predict(request, timeout=timeout)
-    except grpc.RpcError as error:
-        if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-            raise _ItemRefused(error.details() or "the model refused it") from error
-        raise
-    return tuple(enum_word(entailment_pb2.Label.DESCRIPTOR, result.label) for result in response.results)
-
-
-def _row(row: ComparedAnswer) -> dict[str, object]:
+def _row(row: ComparedAnswer, rules: TaskAnswers) -> dict[str, object]:
     given = {"expected": row.expected, "recorded": row.recorded, "answered": row.answered}
-    return {"item": row.item.item, "statement": row.statement, **given}
+    shown = {name: rules.to_json(answer) if answer else "" for name, answer in given.items()}
+    return {"item": row.item.item, "question": row.question, **shown}

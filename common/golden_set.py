@@ -3,9 +3,10 @@
 A golden set is a folder with `golden.jsonl` and its pictures. One line is one item: a JSON object
 
     {"item": "street-17", "image": "street-17.jpg", "statements": ["there is a dog"], "expected": ["yes"]}
-    {"item": "order-4", "addresses": ["浙江省杭州市…"], "expected": [{"prov": "浙江省", "city": "杭州市"}]}
+    {"item": "order-4", "addresses": ["浙江省杭州市…"], "expected": [[["prov", "浙江省"], ["city", "杭州市"]]]}
 
-`premise` is allowed beside `statements`. For an item without `expected` a candidate is compared with the active model.
+`common.answers` has what an answer of each task may be. `premise` is allowed beside `statements`. For an item without
+`expected` a candidate is compared with the active model.
 `answers` keeps the active model's answers from when the item was recorded, for people. A first line
 `{"min_accuracy": 0.8}` sets the lowest accuracy with which a candidate passes.
 """
@@ -18,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.answers import TASK_ANSWERS, TaskAnswers
+from common.engine_files import Task
+
 MAX_LINE_CHARS = 1 << 20
 MAX_ITEMS = 10_000
 MAX_TEXTS = 64  # of one item: as many as one call takes
-LABELS = ("yes", "no", "maybe")
 
 
 class GoldenBroken(ValueError):
@@ -45,7 +48,7 @@ class GoldenItem:
     premise: str = ""
     statements: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
-    expected: tuple[str, ...] = ()  # labels, or components from `canonicalize`; empty: none expected
+    expected: tuple[str, ...] = ()  # answers in the form of `common.answers`; empty: none expected
     answers: tuple[str, ...] = ()  # the active model's when the item was recorded; for people
 
     @property
@@ -110,18 +113,14 @@ def format_item(item: GoldenItem, answers: Sequence[str] = ()) -> str:
         row["image"] = item.image
     if item.premise:
         row["premise"] = item.premise
-    row["statements" if item.statements else "addresses"] = list(item.texts)
+    rules = TASK_ANSWERS[Task.VISUAL_ENTAILMENT if item.statements else Task.ADDRESS_TAGGING]
+    row[rules.texts_key] = list(item.texts)
     if item.expected:
-        row["expected"] = list(item.expected) if item.statements else [json.loads(text) for text in item.expected]
+        row["expected"] = [rules.to_json(answer) for answer in item.expected]
     recorded = answers or item.answers
     if recorded:
-        row["answers"] = list(recorded) if item.statements else [json.loads(text) for text in recorded]
+        row["answers"] = [rules.to_json(answer) for answer in recorded]
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def canonicalize(components: Mapping[str, str]) -> str:
-    """The components of an address (kind → text) as JSON with sorted keys, so that answers compare as strings."""
-    return json.dumps(dict(sorted(components.items())), ensure_ascii=False)
 
 
 def _object(line: str, number: int) -> dict[str, object]:
@@ -140,34 +139,32 @@ def _item(row: Mapping[str, object], number: int, task: str) -> GoldenItem:
     unknown = set(row) - {"item", "image", "premise", "statements", "addresses", "expected", "answers"}
     if unknown:
         raise GoldenBroken("UNREADABLE", f"line {number} has the unknown key {min(unknown)[:80]!r}")
-    is_picture = task == "visual-entailment"
-    if ("statements" if is_picture else "addresses") not in row:
+    rules = TASK_ANSWERS[Task(task)]
+    if rules.texts_key not in row:
         raise GoldenBroken("OTHER_TASK", f"line {number} is not an item for task {task}")
-    texts = _texts(row, "statements" if is_picture else "addresses", number)
+    texts = _texts(row, rules.texts_key, number)
     item, image, premise = (_text(row, key, number) for key in ("item", "image", "premise"))
-    if not item or (is_picture and not image):
+    if not item or (rules.has_picture and not image):
         raise GoldenBroken("UNREADABLE", f"line {number} lacks {'item' if not item else 'image'}")
     if image != image.replace("\\", "/").rsplit("/", 1)[-1] or image in (".", "..") or "\0" in image:
         raise GoldenBroken("UNREADABLE", f"line {number}: image must be a file name without a folder")
-    expected = _answers(row.get("expected"), "expected", len(texts), number, is_picture=is_picture)
-    answers = _answers(row.get("answers"), "answers", len(texts), number, is_picture=is_picture)
-    if is_picture:
+    expected = _answers(row.get("expected"), "expected", texts, number, rules)
+    answers = _answers(row.get("answers"), "answers", texts, number, rules)
+    if rules.has_picture:
         return GoldenItem(item, image, premise, statements=texts, expected=expected, answers=answers)
     return GoldenItem(item, addresses=texts, expected=expected, answers=answers)
 
 
-def _answers(value: object, key: str, count: int, number: int, *, is_picture: bool) -> tuple[str, ...]:
+def _answers(value: object, key: str, texts: tuple[str, ...], number: int, rules: TaskAnswers) -> tuple[str, ...]:
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) != count:
-        raise GoldenBroken("UNREADABLE", f"line {number}: {key} must be a list of {count} answers, one per question")
-    if is_picture:
-        if not all(entry in LABELS for entry in value):
-            raise GoldenBroken("UNREADABLE", f"line {number}: each answer must be one of {', '.join(LABELS)}")
-        return tuple(value)
-    if not all(isinstance(entry, dict) and all(isinstance(part, str) for part in entry.values()) for entry in value):
-        raise GoldenBroken("UNREADABLE", f"line {number}: each answer must be an object from kind to text")
-    return tuple(canonicalize(entry) for entry in value)
+    if not isinstance(value, list) or len(value) != len(texts):
+        message = f"line {number}: {key} must be a list of {len(texts)} answers, one per question"
+        raise GoldenBroken("UNREADABLE", message)
+    try:
+        return tuple(rules.parse(text, entry) for text, entry in zip(texts, value, strict=True))
+    except ValueError as error:
+        raise GoldenBroken("UNREADABLE", f"line {number}: {error}") from error
 
 
 def _texts(row: Mapping[str, object], key: str, number: int) -> tuple[str, ...]:

@@ -197,7 +197,8 @@ def _verify_and_seal(effect: VerifyAndSeal, ports: Ports) -> Result:
     if left <= 0:
         return EffectFailure(FailureKind.TRANSIENT, "DEADLINE", "verification took too long")
     digest = ports.converter.seal(folder, effect.revision, effect.precision, left, provenance)
-    ports.store.check_compatible(digest, effect.compatible_with)  # check 15
+    labels = effect.may_change_labels
+    ports.store.check_compatible(digest, effect.compatible_with, may_change_labels=labels)  # check 15
     if not effect.is_kept_source:
         ports.store.keep_source(effect.update_id, effect.source_digest)
     return Sealed(digest, effect.source_digest, ports.store.notes(digest))

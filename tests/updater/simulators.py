@@ -27,6 +27,7 @@ class Quality:
     verifies: bool = True
     converts: bool = True
     is_compatible: bool = True  # with whatever serves
+    has_same_labels: bool = True  # as whatever serves
     notes: tuple[str, ...] = ()  # of its bundle
     loads: str = ""  # reason with which a load fails
     right: int = 20  # of 20 expected golden answers, the first ones
@@ -133,9 +134,11 @@ class SimStore:
         if not self.qualities[folder.name].verifies:
             raise EffectFailed.transient("CONTENT_MISMATCH", "a bit has flipped")
 
-    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+    def check_compatible(self, bundle_digest: str, compatible_with: str, *, may_change_labels: bool) -> None:
         if compatible_with and not self.qualities[content_of(bundle_digest)].is_compatible:
-            raise EffectFailed.permanent("LABELS_CHANGED", "another order")
+            raise EffectFailed.permanent("TYPE_CHANGED", "another model")
+        if compatible_with and not may_change_labels and not self.qualities[content_of(bundle_digest)].has_same_labels:
+            raise EffectFailed.permanent("LABELS_CHANGED", "new: B-road")
 
     def notes(self, bundle_digest: str) -> tuple[str, ...]:
         return self.qualities[content_of(bundle_digest)].notes

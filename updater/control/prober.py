@@ -7,9 +7,10 @@ from typing import Protocol
 
 from google.rpc import error_details_pb2, status_pb2
 
+from common.answers import AddressPart, format_parts
 from common.clock import Clock
 from common.engine_files import Task
-from common.golden_set import MAX_ITEMS, GoldenBroken, canonicalize
+from common.golden_set import MAX_ITEMS, GoldenBroken
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
@@ -103,6 +104,7 @@ class Prober:
             if active_load_id
             else 0.0,
             candidate_bytes=slot.resident_bytes,
+            task=self._task,
         )
 
     def probe(self, load_id: str, items: int, deadline_seconds: float) -> tuple[int, int, int]:
@@ -172,7 +174,7 @@ def _convert_answers(outcome: pb.ProbeOutcome, question: ProbeItem) -> list[Gold
         case "entailment":
             answers = [GoldenAnswer(_LABELS.get(result.label, "")) for result in outcome.entailment.results]
         case "address":
-            answers = [GoldenAnswer(canonicalize(_convert_components(result))) for result in outcome.address.results]
+            answers = [GoldenAnswer(_format_spans(result)) for result in outcome.address.results]
         case _:
             return [GoldenAnswer(failure=_read_reason(outcome.error))] * count
     if len(answers) != count or not all(answer.text for answer in answers):
@@ -180,8 +182,8 @@ def _convert_answers(outcome: pb.ProbeOutcome, question: ProbeItem) -> list[Gold
     return answers
 
 
-def _convert_components(result: address_pb2.AddressResult) -> dict[str, str]:
-    return dict(result.components)
+def _format_spans(result: address_pb2.AddressResult) -> str:
+    return format_parts(AddressPart(span.kind, span.text, span.start) for span in result.spans)
 
 
 def _read_reason(status: status_pb2.Status) -> str:

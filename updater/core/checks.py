@@ -157,8 +157,9 @@ COMPATIBLE = Check(
     15,
     "compatible",
     "It has the same task, engine, model type and picture size as the serving bundle, the same labels in the same"
-    " order, and the same number for every word (new words may be appended). A first install is not compared, and"
-    " neither is what a bundle of an older build does not record.",
+    " order, and the same number for every word (new words may be appended). A revision with other labels is HELD with"
+    " the difference, which a person may approve. A first install is not compared, and neither is what a bundle of an"
+    " older build does not record.",
     "the task before the conversion, the rest after it",
     ("TASK_CHANGED", "TYPE_CHANGED", "PICTURE_SIZE_CHANGED", "VOCABULARY_CHANGED", "LABELS_CHANGED"),
 )

@@ -69,6 +69,7 @@ class VerifyAndSeal:
     precision: str  # in which the server's device computes
     compatible_with: str  # bundle digest that serves; its task must be the same; empty if none serves
     is_kept_source: bool  # convert the kept files of this source digest
+    may_change_labels: bool = False  # a person has approved other labels than the serving bundle's
     deadline_seconds: float = 3600.0
 
 

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log
 
+from common.answers import TaskAnswers, sum_parts
+from common.engine_files import Task
+from updater.core.record import Differing
+
 
 @dataclass(frozen=True, slots=True)
 class GoldenAnswer:
     """A slot's answer to one question, or why it failed."""
 
-    text: str = ""  # in the form of `canonicalize`; empty if it failed
+    text: str = ""  # in the form of `common.answers`; empty if it failed
     failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
 
 
@@ -37,6 +41,7 @@ class GateAnswers:
     active_seconds: float = 0.0  # the same questions on the active slot; 0 if nothing serves
     candidate_bytes: int = 0  # resident after the run; 0 if unknown
     planned_bytes: int = 0  # as planned before the load; 0: no plan
+    task: Task = Task.VISUAL_ENTAILMENT
 
 
 def accuracy(right: Sequence[bool]) -> float:
@@ -57,6 +62,25 @@ def positive_flips(active_right: Sequence[bool], candidate_right: Sequence[bool]
 def agreement(pairs: Sequence[tuple[str, str]]) -> float:
     """Share of questions that both answered alike, 0 to 1; 1 for none."""
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+def micro_f1(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> tuple[float, float | None]:
+    """F1 over the parts of all answers, of the candidate and of the active model; None if nothing serves."""
+    candidate = sum_parts(task, [(row.expected, row.candidate.text) for row in asked])
+    active = [(row.expected, row.active.text) for row in asked if row.active is not None]
+    return candidate.f1, sum_parts(task, active).f1 if active else None
+
+
+def list_differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
+    """The first questions on which the two differ, or the candidate is wrong."""
+    rows: list[Differing] = []
+    for row in asked:
+        active = "" if row.active is None else row.active.text or row.active.failure
+        candidate = row.candidate.text or row.candidate.failure
+        is_wrong = bool(row.expected) and candidate != row.expected
+        if is_wrong or (row.active is not None and active != candidate):
+            rows.append(Differing(row.item, row.text, row.expected, active, candidate))
+    return tuple(rows[:most])
 
 
 def worse_by_chance(negative: int, positive: int) -> float:

@@ -194,7 +194,7 @@ class Store(Protocol):
         """
         ...
 
-    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+    def check_compatible(self, bundle_digest: str, compatible_with: str, *, may_change_labels: bool) -> None:
         """Compare a sealed bundle with the serving one (empty: none); if incompatible: EffectFailed(PERMANENT)."""
         ...
 

@@ -86,6 +86,7 @@ class HeldFor(StrEnum):
     AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
     NOISE = "NOISE"  # it is worse, but not significantly: the golden set is too small
     SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model
+    LABELS = "LABELS"  # it has other labels than the active model, which callers may depend on
     NO_GOLDEN = "NO_GOLDEN"  # there is no golden set
     GOLDEN_UNUSABLE = "GOLDEN_UNUSABLE"  # empty, unreadable or of another task
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory, beside the serving model
@@ -101,13 +102,14 @@ class HeldFor(StrEnum):
     FIRST_CONTACT = "FIRST_CONTACT"  # whether it is newer than the committed revision is not known
 
 
-# What an operator may approve: nothing that failed verification, and nothing that is broken.
+# What an operator may approve: nothing whose content failed verification, and nothing that is broken.
 APPROVABLE = frozenset(
     {
         HeldFor.APPROVAL,
         HeldFor.AGREEMENT,
         HeldFor.NOISE,
         HeldFor.SLOWER,
+        HeldFor.LABELS,
         HeldFor.NO_GOLDEN,
         HeldFor.GOLDEN_UNUSABLE,
         HeldFor.SEEN_BEFORE,

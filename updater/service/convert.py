@@ -182,6 +182,7 @@ _HELD = {
     HeldFor.NOISE: "the golden set is too small for a verdict: add items with expectations, or " + _APPROVE,
     HeldFor.SLOWER: "it needs more device time than the active model, or answers later, perhaps because the machine is "
     "busy: `hotslot updates resume` tries it again; or " + _APPROVE,
+    HeldFor.LABELS: "callers may depend on its labels: compare them with the active model's, and " + _APPROVE,
     HeldFor.NO_GOLDEN: "create a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
     + _APPROVE,
     HeldFor.GOLDEN_UNUSABLE: "fix the golden set (`hotslot golden show` reports the problem), or " + _APPROVE,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from common.answers import TASK_ANSWERS, TaskAnswers, count_directions
 from updater.core.effects import (
     MEMORY_REASONS,
     Effect,
@@ -23,12 +24,14 @@ from updater.core.golden import (
     GoldenQuestion,
     accuracy,
     agreement,
+    list_differing,
+    micro_f1,
     negative_flips,
     positive_flips,
     under_by_chance,
     worse_by_chance,
 )
-from updater.core.record import APPROVABLE, Differing, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
+from updater.core.record import APPROVABLE, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
 from updater.core.rules import GateRules, Mode, Rules
 from updater.stages import failback, reconcile, transitions
 from updater.stages.transitions import Transition
@@ -68,7 +71,10 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
         lambda: _check_failures(asked, answers.device),
         lambda: _check_memory(answers),
         lambda: _check_accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
-        lambda: _check_agreement([row for row in fitting if not row.expected and row.active is not None], rules),
+        lambda: _measure_parts([row for row in fitting if row.expected], TASK_ANSWERS[answers.task]),
+        lambda: _check_agreement(
+            [row for row in fitting if not row.expected and row.active is not None], rules, TASK_ANSWERS[answers.task]
+        ),
         lambda: _check_cost(answers, rules),
     )
     for check in checks:
@@ -80,7 +86,7 @@ def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
             GateJudgement(GateVerdict.HOLD, "NO_DATA", "no question was answered by both models", HeldFor.INCONCLUSIVE)
         )
     evidence = Evidence(
-        tuple(measured), _list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
+        tuple(measured), list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
     )
     for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
         first = next((finding for finding in findings if finding.verdict is verdict), None)
@@ -154,6 +160,13 @@ def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules:
     return measured, findings
 
 
+def _measure_parts(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> _Check:
+    """Micro-F1 of answers that have parts, for people: a verdict needs the paired test of whole answers."""
+    if not asked or not task.has_parts:
+        return [], []
+    return [Measured("micro_f1", *micro_f1(asked, task), 0.0, passed=True)], []
+
+
 def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
     """Compare accuracy and negative flips with the active model's, by the exact paired test."""
     negative, positive = negative_flips(active, right), positive_flips(active, right)
@@ -183,7 +196,7 @@ def _judge_worse(reason: str, text: str, by_chance: float, rules: GateRules) -> 
     return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
 
 
-def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Check:
+def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules, task: TaskAnswers) -> _Check:
     pairs = [
         (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
     ]
@@ -196,6 +209,8 @@ def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules) -> _Chec
     )
     if share >= rules.min_agreement:
         return [measured], []
+    ways = count_directions(task, [(active, candidate) for candidate, active in pairs])
+    message += "; most often " + ", ".join(f"{way} ({count})" for way, count in ways) if ways else ""
     return [measured], [GateJudgement(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
 
 
@@ -211,18 +226,6 @@ def _check_cost(answers: GateAnswers, rules: GateRules) -> _Check:
     measured = Measured("cost_seconds", cost, before, most, cost <= most)
     message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
     return [measured], [] if cost <= most else [GateJudgement(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
-
-
-def _list_differing(asked: Sequence[GoldenQuestion], most: int) -> tuple[Differing, ...]:
-    """The first questions on which the two differ, or the candidate is wrong."""
-    rows: list[Differing] = []
-    for row in asked:
-        active = "" if row.active is None else row.active.text or row.active.failure
-        candidate = row.candidate.text or row.candidate.failure
-        is_wrong = bool(row.expected) and candidate != row.expected
-        if is_wrong or (row.active is not None and active != candidate):
-            rows.append(Differing(row.item, row.text, row.expected, active, candidate))
-    return tuple(rows[:most])
 
 
 def _summarize(measured: Sequence[Measured], questions: int) -> str:

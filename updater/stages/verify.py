@@ -37,6 +37,7 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait:
         precision=precision or DEFAULT_PRECISION,
         compatible_with="" if record.committed is None else record.committed.bundle_digest,
         is_kept_source=update.kind is UpdateKind.RECONVERT,
+        may_change_labels=update.approved,
     )
 
 
@@ -45,6 +46,8 @@ def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Fac
     match result:
         case Sealed():
             return _apply_sealed(record, result, facts, rules)
+        case EffectFailure(reason="LABELS_CHANGED", message=message) if not record.under_way.approved:
+            return transitions.hold(record, facts, HeldFor.LABELS, message)
         case EffectFailure() if isinstance(effect, VerifyAndSeal):
             return _apply_failed(record, result, facts, rules)
         case _:

@@ -157,14 +157,15 @@ class BundleStore:
         known = None if serving is None or serving.source_digest != source_digest else serving.provenance
         return build_provenance(folder.parent / ORIGIN_NAME, passed, self._clock.now(), known)
 
-    def check_compatible(self, bundle_digest: str, compatible_with: str) -> None:
+    def check_compatible(self, bundle_digest: str, compatible_with: str, *, may_change_labels: bool) -> None:
         """Run check 15: compare a sealed bundle with the serving one."""
         serving = self._read_serving(compatible_with)
         if serving is None or bundle_digest == compatible_with:
             return
         folders = [bundle_folder(self._state, digest) for digest in (bundle_digest, compatible_with)]
         try:
-            check_compatible(self.bundle(bundle_digest), folders[0], serving, folders[1])
+            candidate = self.bundle(bundle_digest)
+            check_compatible(candidate, folders[0], serving, folders[1], may_change_labels=may_change_labels)
         except (BundleBroken, ValueError) as error:
             raise EffectFailed.transient("BUNDLE_BROKEN", f"the sealed bundles cannot be compared: {error}") from error
         except OSError as error:

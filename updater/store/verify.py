@@ -5,7 +5,7 @@ Before these checks only configuration.json has been parsed. Check 14 (weights) 
 
 import json
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from updater.revision import UnsupportedRevision, find_declared_files, parse_jso
 from updater.store.formats import HEAD_BYTES, find_config_problem, find_format_problem, is_executable
 from updater.store.transfer import TransferBroken, hash_file
 
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
+VOCABULARY, WORD_LIST, MERGES = "vocab.json", "vocab.txt", "merges.txt"
+_MAX_LABELS = 12  # named in a message
 MAX_WORDS_BYTES = 64 << 20
 _ADVICE = "; configure it as a separate model"
 
 
-def check_compatible(candidate: Bundle, folder: Path, serving: Bundle, serving_folder: Path) -> None:
+def check_compatible(
+    candidate: Bundle, folder: Path, serving: Bundle, serving_folder: Path, *, may_change_labels: bool = False
+) -> None:
     """Run check 15: compare a sealed candidate with the serving bundle.
 
     Args:
@@ -34,6 +37,7 @@ def check_compatible(candidate: Bundle, folder: Path, serving: Bundle, serving_f
         folder: its sealed files.
         serving: manifest of the serving bundle.
         serving_folder: sealed files of the serving bundle.
+        may_change_labels: the labels are not compared.
 
     Raises:
         CheckFailed: task, interface or vocabulary differ.
@@ -46,10 +50,13 @@ def check_compatible(candidate: Bundle, folder: Path, serving: Bundle, serving_f
         raise _changed("TYPE_CHANGED", "its engine", candidate.engine, serving.engine)
     if candidate.interface is not None and serving.interface is not None:
         _check_interface(candidate.interface, serving.interface)
-    if _both_have(VOCABULARY, candidate, serving):
-        _check_vocabulary(folder / VOCABULARY, serving_folder / VOCABULARY)
+    for name, read in _VOCABULARIES.items():
+        if _both_have(name, candidate, serving):
+            _check_vocabulary(read(folder / name), read(serving_folder / name))
     if _both_have(MERGES, candidate, serving):
         _check_merges(folder / MERGES, serving_folder / MERGES)
+    if candidate.interface is not None and serving.interface is not None and not may_change_labels:
+        _check_labels(candidate.interface.labels, serving.interface.labels)  # last: the only one that may be approved
 
 
 def _check_interface(candidate: Interface, serving: Interface) -> None:
@@ -57,12 +64,20 @@ def _check_interface(candidate: Interface, serving: Interface) -> None:
         raise _changed("TYPE_CHANGED", "its model type", candidate.model_type, serving.model_type)
     if candidate.picture_size != serving.picture_size:
         raise _changed("PICTURE_SIZE_CHANGED", "its picture size", candidate.picture_size, serving.picture_size)
-    if candidate.labels != serving.labels:
-        raise _changed("LABELS_CHANGED", "the order of its labels", _join(candidate.labels), _join(serving.labels))
 
 
-def _check_vocabulary(candidate: Path, serving: Path) -> None:
-    new, known = _read_vocabulary(candidate), _read_vocabulary(serving)
+def _check_labels(candidate: Sequence[str], serving: Sequence[str]) -> None:
+    if candidate == serving:
+        return
+    added, gone = [one for one in candidate if one not in serving], [one for one in serving if one not in candidate]
+    moved = [one for one in candidate if one in serving and candidate.index(one) != serving.index(one)]
+    parts = ((added, "new"), (gone, "gone"), (moved, "with another number"))
+    difference = "; ".join(f"{what}: {_join(labels)}" for labels, what in parts if labels)
+    message = f"its labels differ from the serving bundle's: {difference}"
+    raise make_check_failure(COMPATIBLE, "LABELS_CHANGED", message)
+
+
+def _check_vocabulary(new: Mapping[str, int], known: Mapping[str, int]) -> None:
     moved = next((word for word, number in known.items() if new.get(word) != number), None)
     if moved is not None:
         found = new.get(moved, "gone")
@@ -81,11 +96,21 @@ def _check_merges(candidate: Path, serving: Path) -> None:
         )
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
+def _read_numbers(path: Path) -> dict[str, int]:
+    """Words with their numbers, as JSON."""
     row = json.loads(read_bounded(path, MAX_WORDS_BYTES))
     if not isinstance(row, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return row
+
+
+def _read_lines(path: Path) -> dict[str, int]:
+    """Words, each with the number of its line."""
+    lines = read_bounded(path, MAX_WORDS_BYTES).decode("utf-8").removesuffix("\n").split("\n")
+    return {word: number for number, word in enumerate(lines)}
+
+
+_VOCABULARIES: Mapping[str, Callable[[Path], Mapping[str, int]]] = {VOCABULARY: _read_numbers, WORD_LIST: _read_lines}
 
 
 def _both_have(name: str, *bundles: Bundle) -> bool:
@@ -93,7 +118,8 @@ def _both_have(name: str, *bundles: Bundle) -> bool:
 
 
 def _join(labels: Sequence[str]) -> str:
-    return ", ".join(labels)[:80]
+    shown = ", ".join(labels[:_MAX_LABELS])
+    return shown if len(labels) <= _MAX_LABELS else f"{shown} and {len(labels) - _MAX_LABELS} more"
 
 
 def _changed(reason: str, what: str, found: object, known: object) -> CheckFailed:

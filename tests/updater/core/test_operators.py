@@ -61,6 +61,19 @@ def test_mode_approve_holds_after_the_gate_and_does_not_run_it_twice(world: Worl
     assert runs + 1 == world.event_names().count("candidate_loaded")
 
 
+def test_other_labels_are_held_with_the_difference_and_can_be_approved(world: World) -> None:
+    """Callers may depend on the labels, so a person decides; nothing goes into quarantine."""
+    world.publish("1.1.0", Quality(has_same_labels=False))
+    world.settle()
+    held, message = held_for(world), world.record.under_way.message
+
+    world.command(CommandKind.APPROVE, digest(world, "1.1.0"))
+    world.settle()
+
+    assert (held, "new: B-road" in message) == (HeldFor.LABELS, True)
+    assert (world.committed, world.quarantined) == ("1.1.0", set())
+
+
 def test_a_candidate_that_does_not_fit_cannot_be_approved(world: World) -> None:
     """An approval gives it no memory."""
     world.publish("1.1.0", Quality(loads="OUT_OF_MEMORY"))

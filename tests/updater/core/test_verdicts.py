@@ -5,6 +5,8 @@ from random import Random
 
 import pytest
 
+from common.answers import TASK_ANSWERS
+from common.engine_files import Task
 from inference.server.control.servicer import build_stats
 from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
@@ -341,3 +343,23 @@ def test_settings_become_rules() -> None:
     assert (rules.mode.value, rules.observe.min_answers) == ("approve", 7)
     with pytest.raises(ValueError, match="capture groups"):
         UpdaterSection.model_validate({"models": {"shapes": {"hub_folder": "hub", "policy": {"pattern": "v.*"}}}})
+
+
+def test_addresses_are_judged_by_whole_answers_and_shown_by_parts() -> None:
+    """The paired test counts addresses whose spans are all right; micro-F1 counts spans, for people."""
+    text = "浙江省杭州市"
+    rules = TASK_ANSWERS[Task.ADDRESS_TAGGING]
+    right = GoldenAnswer(rules.parse(text, [["prov", "浙江省"], ["city", "杭州市"]]))
+    wrong = GoldenAnswer(rules.parse(text, [["prov", "浙江省"], ["road", "杭州市"]]))
+    asked = tuple(
+        GoldenQuestion(str(number), text, right.text, wrong if number < 20 else right, right) for number in range(100)
+    )
+    gate = GateAnswers("golden", "cpu", "float32", asked, task=Task.ADDRESS_TAGGING)
+
+    judged = judge(gate, RULES)
+    free = judge(replace(gate, questions=tuple(replace(row, expected="") for row in asked)), RULES)
+
+    f1 = next(row for row in judged.evidence.measured if row.name == "micro_f1")
+    assert (judged.verdict, judged.reason) == (GateVerdict.REFUSE, "ACCURACY")
+    assert (f1.candidate, f1.active) == (0.9, 1.0)
+    assert "most often city → road (20)" in free.message

@@ -274,6 +274,23 @@ def test_a_compatible_bundle_passes(
     check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s")
 
 
+def test_the_difference_of_labels_is_named_and_may_be_approved(tmp_path: Path) -> None:
+    """New, gone and moved labels; approved, all else is still compared."""
+    serving = sealed(tmp_path / "s", WORDS, interface=Interface("mgeo", 0, ("O", "B-prov", "E-prov", "B-poi")))
+    candidate = sealed(tmp_path / "c", WORDS, interface=Interface("mgeo", 0, ("O", "E-prov", "B-prov", "B-road")))
+    other = sealed(tmp_path / "o", WORDS, interface=Interface("other", 0, ("O",)))
+
+    with pytest.raises(CheckFailed) as failed:
+        check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s")
+    with pytest.raises(CheckFailed) as other_type:
+        check_compatible(other, tmp_path / "o", serving, tmp_path / "s", may_change_labels=True)
+    check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s", may_change_labels=True)
+
+    difference = "new: B-road; gone: B-poi; with another number: E-prov, B-prov"
+    assert difference in failed.value.failure.message
+    assert other_type.value.failure.reason == "TYPE_CHANGED"
+
+
 def test_a_bundle_of_an_older_build_is_read(tmp_path: Path) -> None:
     """Without provenance and interface."""
     from common.bundle import MANIFEST_NAME, bundle_folder, read_bundle  # noqa: PLC0415  used here alone

@@ -1,0 +1,61 @@
+"""`hotslot golden` on addresses: record, check and show."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Hotslot
+from tests.cli.scripted_server import ScriptedServer
+
+SETTINGS = """
+[[models]]
+name = "addresses"
+task = "token-classification"
+
+[updater.models.addresses]
+hub_folder = "hub"
+golden = "set"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a set, in a working folder whose settings have an address model."""
+    (tmp_path / "hotslot.toml").write_text(SETTINGS, encoding="utf-8")
+    (tmp_path / "addresses.txt").write_text("\ufeff浙江省 杭州\n\n北京市\n浙江省 杭州\n", encoding="utf-8")
+    found = tmp_path / "set"
+    found.mkdir()
+    return found
+
+
+def test_addresses_are_recorded_and_checked(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
+    """An item a line of the file, once; the same answers pass, and a wrong expectation is named with the direction."""
+    recorded = hotslot("golden", "record", "set", "--addresses", "addresses.txt", "--address", server.address)
+    checked = hotslot("golden", "check", "--address", server.address)
+
+    lines = [json.loads(line) for line in (folder / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert recorded.code == 0, recorded.err
+    assert [line["addresses"] for line in lines] == [["浙江省 杭州"], ["北京市"]]
+    assert lines[0]["answers"] == [[["prov", "浙江省", 0], ["city", "杭州", 4]]]
+    assert (checked.code, checked.out.splitlines()[0]) == (0, "recorded answers: 2 of 2 (100.0%)")
+
+    lines[0]["expected"] = [[["prov", "浙江省"], ["district", "杭州"]]]
+    (folder / "golden.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    wrong = hotslot("golden", "check", "--address", server.address)
+    shown = hotslot("golden", "show")
+
+    assert wrong.code == 1
+    assert "expected answers: 0 of 1 (0.0%)" in wrong.out
+    assert "parts: 2 of 3 right, 3 found (micro-F1 0.667)" in wrong.out
+    assert "most often: district → city (1)" in wrong.out
+    assert "addresses   2, of which 1 have an expected answer" in shown.out
+    assert "  district  50.0%" in shown.out
+
+
+def test_statements_are_for_pictures(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
+    """The option of another task is refused, with the right one."""
+    ended = hotslot("golden", "record", str(folder), "-s", "it is dark", "--address", server.address)
+
+    assert ended.code == 2
+    assert "give --addresses FILE" in ended.err
