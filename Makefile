@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -47,6 +47,9 @@ tools: env ## Build grpcurl and the Go tools that tests use
 
 bench-engine: env ## Measure the large OFA's latency against this machine's peak (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.engine $(ARGS)
+
+bench-mgeo: env ## Measure addresses a second of a base MGeo, alone, through a server, and of the stock pipeline (1 GB under .bench)
+	@$(bin)/python -m dev.bench.mgeo $(ARGS)
 
 bench-load: env ## Measure time and memory of 50 loads of the large OFA (creates 5 GB under .bench once)
 	@$(bin)/python -m dev.bench.load $(ARGS)

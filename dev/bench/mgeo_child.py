@@ -1,0 +1,84 @@
+"""One process, one precision, one number of threads: our MGeo engine on addresses. Prints one JSON line."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from common.bundle import read_bundle
+from dev.bench.engine_child import percentile
+from dev.bench.mgeo_texts import LENGTHS, count_operations, make_texts
+from inference.runner.device import torch_dtype
+from inference.runner.engines.base import AddressItem, LoadOptions
+from inference.runner.engines.mgeo.load import load_mgeo
+from inference.runner.process import keep_freed_memory
+
+BATCHES = (1, 8, 32)
+# The products of the network for 8 and 32 usual addresses, and a large square one.
+PEAK_SHAPES = ((216, 768, 3072), (864, 768, 3072), (864, 3072, 768), (2048, 2048, 2048))
+
+
+def measure_peak(precision: str) -> float:
+    """Operations per second of the fastest matrix product tried."""
+    rates = []
+    for rows, inner, columns in PEAK_SHAPES:
+        left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+        one, other = left.to(torch_dtype(precision)), right.to(torch_dtype(precision))
+        with torch.inference_mode():
+            seconds = min(_time(one, other) for _ in range(4))
+        rates.append(2 * rows * inner * columns / seconds)
+    return max(rates)
+
+
+def _time(one: torch.Tensor, other: torch.Tensor) -> float:
+    begun = time.process_time()
+    torch.nn.functional.linear(one, other)
+    return (time.process_time() - begun) / torch.get_num_threads()
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", nargs="+", default=list(LENGTHS))
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    load = LoadOptions(options.device, options.precision, options.threads)
+    engine = load_mgeo(options.folder, read_bundle(options.folder), load, lambda _phase, _share: None)
+    engine.warm_up(lambda _phase, _share: None)
+    rows = []
+    for kind in options.kinds:
+        for batch in BATCHES:
+            texts = make_texts(kind, batch)
+            words = [engine.prepare(AddressItem((text,))).addresses[0] for text in texts]
+            operations = sum(count_operations(engine.config, len(text)) for text in texts)
+            engine.tag(words)
+            seconds: list[float] = []
+            cpu_seconds: list[float] = []
+            peaks = [measure_peak(options.precision)] if options.device == "cpu" else [0.0]
+            until = time.perf_counter() + options.seconds
+            while time.perf_counter() < until or len(seconds) < 3:
+                begun, cpu = time.perf_counter(), time.process_time()
+                engine.tag(words)
+                seconds.append(time.perf_counter() - begun)
+                cpu_seconds.append((time.process_time() - cpu) / options.threads)
+            if options.device == "cpu":
+                peaks.append(measure_peak(options.precision))  # before and after: both see the same hour
+            median, worst = percentile(tuple(seconds), 0.5), percentile(tuple(seconds), 0.95)
+            # Of the peak in CPU time, which other programs on this machine take nothing of.
+            share = operations / percentile(tuple(cpu_seconds), 0.5) / max(peaks) if max(peaks) else 0.0
+            rows.append([kind, batch, batch / median, median, worst, operations / median, share])
+    print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The stock pipeline on the same addresses, in the parity environment. Prints one JSON line."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dev.bench.mgeo_texts import LENGTHS, make_texts
+from dev.parity.mgeo.oracle import MgeoOracle
+
+BATCHES = (1, 8, 32)
+
+
+def main() -> int:
+    """Measure and print: kind, batch, items a second, median seconds of a batch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--kinds", nargs="+", default=list(LENGTHS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    oracle = MgeoOracle(options.folder)
+    rows = []
+    for kind in options.kinds:
+        for batch in BATCHES:
+            texts = make_texts(kind, batch)
+            seconds = []
+            for _ in range(3):
+                begun = time.perf_counter()
+                if batch == 1:
+                    oracle.pipeline(texts[0])
+                else:
+                    oracle.pipeline(texts, batch_size=batch)
+                seconds.append(time.perf_counter() - begun)
+            median = statistics.median(seconds)
+            rows.append([kind, batch, batch / median, median])
+    print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
