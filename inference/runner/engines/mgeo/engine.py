@@ -22,7 +22,8 @@ from inference.runner.engines.mgeo.tokenizer import Words, WordTokenizer
 from inference.wire import CHARACTERS_A_ROW, AddressSpan, count_address_rows
 
 MAX_TEXT_LENGTH = 65_536  # code points of one address; bounds the tokeniser
-_CALL_ROWS = {"cpu": 32, "cuda": 512}
+# On a CPU larger calls compute no more addresses a second, but delay the next call.
+_CALL_ROWS = {"cpu": 16, "cuda": 512}
 # Tokens that pass through the network at once: bounds memory; a call with more takes several steps.
 STEP_TOKENS = {"cpu": 2048, "cuda": 32_768}
 _NO_LABEL = LabelledWord("O", 0.0)
