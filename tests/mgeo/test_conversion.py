@@ -130,6 +130,7 @@ def test_other_names_of_tensors_give_the_same_tensors(publish: Publish, tmp_path
         ({"architecture": {"vocab_size": 100}}, "vocab.txt has "),
     ],
 )
+@pytest.mark.fault("C9")
 def test_what_is_not_supported_is_refused_by_name(
     changes: dict[str, dict[str, object]], words: str, publish: Publish
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_missing_file_is_named(without: str, publish: Publish) -> None:
         ("text_encoder.embeddings.LayerNorm.gamma", torch.zeros(64), "is there under two names"),
     ],
 )
+@pytest.mark.fault("C11")
 def test_damaged_weights_are_refused(name: str, change: torch.Tensor | None, words: str, publish: Publish) -> None:
     """A tensor is missing, not finite, of another type, surplus, or there twice."""
     folder = publish()

@@ -1,5 +1,6 @@
 """A server with an MGeo: calls, streams, health, status and metrics, with a real runner."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from common.sealing import seal
 from dev.harness.metrics import value_of
 from dev.harness.pointer import commit_bundle
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, Stack
+from dev.harness.waiting import eventually
 from hotslot.address.v1 import address_pb2 as pb
 from hotslot.control.v1 import control_pb2
 from hotslot.status.v1 import status_pb2
@@ -21,6 +23,7 @@ from inference.runner.engines.mgeo.engine import MgeoEngine
 from tests.stack.refusal import refusal_of
 
 TEXTS = ("浙江省杭州市余杭区文一西路969号", "\u3000😀北京大厦 A座", "新桥镇" * 60)
+Engines = Callable[[str], MgeoEngine]
 MODEL = {"task": "token-classification", "device": "cpu", "precision": "float32"}
 
 
@@ -34,11 +37,11 @@ def stack(sources: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         yield server
 
 
-def sealed(source: Path, state: Path) -> Bundle:
+def sealed(source: Path, state: Path, revision: str = "v1") -> Bundle:
     """The sealed bundle of a published folder."""
-    staging = state / "staging"
+    staging = state / f"staging-{revision}"
     staging.mkdir()
-    convert_mgeo(source, staging, "v1", "float32")
+    convert_mgeo(source, staging, revision, "float32")
     return seal(staging, state)
 
 
@@ -122,3 +125,43 @@ def test_the_updater_s_probes_are_answered(stack: Stack, plain: MgeoEngine) -> N
     with pytest.raises(grpc.RpcError) as error:
         stack.control.stub.ProbeSlot(wrong, timeout=DEADLINE_SECONDS)
     assert refusal_of(error.value).reason == "ITEMS_MISSING"
+
+
+@pytest.mark.fault("S1")
+def test_a_swap_loses_no_item_of_a_stream(stack: Stack, sources: Callable[[str], Path], engines: Engines) -> None:
+    """Items keep coming while another revision is loaded, activated and taken back: each is answered by one of both."""
+    bundle = sealed(sources("old"), stack.folder, "v2")
+    is_over = threading.Event()
+    sent: list[str] = []
+
+    def items() -> Iterator[pb.StreamPredictRequest]:
+        while not is_over.is_set():
+            sent.append(str(len(sent)))
+            request = pb.PredictRequest(addresses=TEXTS[:2])
+            yield pb.StreamPredictRequest(items=[pb.StreamItem(item_id=sent[-1], request=request)])
+
+    def swap() -> None:
+        try:
+            active = stack.control.status().active_load_id
+            stack.control.activate(stack.control.candidate(bundle.bundle_digest))
+            eventually(lambda: "v2" in answered)
+            stack.control.activate(active, trial_lease_seconds=0.0)
+        finally:
+            is_over.set()
+
+    answered: dict[str, list[pb.AddressResult]] = {}
+    call = stack.tagging.StreamPredict(items(), timeout=60.0)
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    results = []
+    for message in call:
+        for result in message.results:
+            results.append(result)
+            answered.setdefault(result.response.served_by.revision, list(result.response.results))
+    swapping.join()
+
+    assert sorted(result.item_id for result in results) == sorted(sent)
+    assert set(answered) == {"v1", "v2"}
+    for revision, variant in (("v1", "plain"), ("v2", "old")):
+        for text, found in zip(TEXTS, answered[revision], strict=False):
+            check(engines(variant), text, found)

@@ -274,6 +274,7 @@ def test_a_compatible_bundle_passes(
     check_compatible(candidate, tmp_path / "c", serving, tmp_path / "s")
 
 
+@pytest.mark.fault("C8")
 def test_the_difference_of_labels_is_named_and_may_be_approved(tmp_path: Path) -> None:
     """New, gone and moved labels; approved, all else is still compared."""
     serving = sealed(tmp_path / "s", WORDS, interface=Interface("mgeo", 0, ("O", "B-prov", "E-prov", "B-poi")))
