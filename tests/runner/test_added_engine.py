@@ -88,7 +88,7 @@ def converted(source: Path, tmp_path: Path) -> Path:
 
 def loaded(folder: Path) -> base.Engine:
     """The engine, loaded as a runner loads it."""
-    context = LoadContext({}, CpuOnly(), SystemClock(), lambda *_args, **_fields: None, 1)
+    context = LoadContext({}, CpuOnly(), SystemClock(), lambda *_args, **_fields: None, 1, lambda *_args: None)
     request = runner_pb2.LoadBundle(directory=str(folder), device="cpu")
     return load_bundle(request, context, lambda _phase, _share: None).engine
 
