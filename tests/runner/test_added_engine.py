@@ -1,6 +1,5 @@
 """docs/how-to/add-an-engine.md is enough: its blocks, put where they say, make an engine that answers."""
 
-import argparse
 import importlib
 import json
 import re
@@ -79,10 +78,8 @@ def converted(source: Path, tmp_path: Path) -> Path:
     """The folder that the converting program has filled."""
     into = tmp_path / "into"
     into.mkdir()
-    options = argparse.Namespace(
-        engine="gazetteer", source=source, into=into, revision="v1", precision="float32", max_memory_bytes=0
-    )
-    convert._convert(options)  # noqa: SLF001  the program without its limits
+    options = ["--source", str(source), "--into", str(into), "--engine", "gazetteer", "--revision", "v1"]
+    convert._convert(convert._parse(options))  # noqa: SLF001  the program without its limits
     return into
 
 
