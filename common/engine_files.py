@@ -32,9 +32,11 @@ class EngineFiles:
     optional: tuple[str, ...]
     weights: tuple[str, ...]
     vocabulary: tuple[tuple[str, ...], ...]
+    added: tuple[str, ...] = ()  # optional files that earlier builds did not count in the source digest
     named: tuple[str, ...] = ()  # keys of configuration.json, in `model` or at the top level, that name a file
 
 
+_OFA_TOKENIZER = ("added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -48,13 +50,8 @@ OFA = EngineFiles(
     task=Task.VISUAL_ENTAILMENT,
     model_types=("ofa",),
     required=(CONFIGURATION, "config.json"),
-    optional=(
-        "preprocessor_config.json",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ),
+    optional=("preprocessor_config.json", *_OFA_TOKENIZER),
+    added=_OFA_TOKENIZER,
     weights=WEIGHTS,
     vocabulary=(("vocab.json", "merges.txt"), ("vocab.txt", "merges.txt")),
     named=("answer2label",),

@@ -98,17 +98,20 @@ def describe_release(
         return all_of_it  # no path is made of these names
     rows = {file.name: file for file in listed}
     try:
-        names = find_declared_files({name: row.size for name, row in rows.items()}, lambda name: read(rows[name])).names
+        declared = find_declared_files({name: row.size for name, row in rows.items()}, lambda name: read(rows[name]))
     except IncompleteFile as error:
         return Release(revision, all_of_it.files, "", is_ready=False, missing=str(error))
     except (UnsupportedRevision, NotRegular):
         return all_of_it
+    names = declared.names
     digest = compute_source_digest([rows[name] for name in names])
     missing = next((gap for gap in (missing_of(rows[name]) for name in names) if gap), "")
     files = tuple(_to_hub_file(file) for file in listed if file.sha256 or file.name in names)
     if not all(rows[name].sha256 for name in names):
         return Release(revision, files, "", is_ready=not missing, missing=missing, listing=digest)
-    return Release(revision, files, digest, is_ready=not missing, missing=missing)
+    former = compute_source_digest([rows[name] for name in names if name not in declared.engine.added])
+    former = former if former != digest else ""
+    return Release(revision, files, digest, is_ready=not missing, missing=missing, former_digest=former)
 
 
 def _escape_surrogates(file: BundleFile) -> BundleFile:

@@ -46,6 +46,7 @@ class SimHub:
     contents: dict[str, str] = field(default_factory=dict)
     unready: set[str] = field(default_factory=set)
     spoilt: set[str] = field(default_factory=set)  # whose bytes are not what is listed
+    former: dict[str, str] = field(default_factory=dict)  # content → what earlier builds took it for
     unhashed: set[str] = field(default_factory=set)  # listed without hashes: only a size identifies them
     reads: int = 0  # of files
     commits: dict[str, str] = field(default_factory=dict)  # commit id → content, also of what no name has any more
@@ -68,7 +69,8 @@ class SimHub:
         commit_id = next((name for name, row in self.commits.items() if row == content), "")
         files = (HubFile("weights", 1, content),)
         missing = "" if is_ready else "weights are short"
-        return Release(revision, files, source_of(content), is_ready, missing, commit_id=commit_id)
+        former = source_of(self.former[content]) if content in self.former else ""
+        return Release(revision, files, source_of(content), is_ready, missing, "", commit_id, former)
 
     def read(self, revision: str, name: str, offset: int, deadline_seconds: float) -> Iterator[bytes]:
         self._may_fail()

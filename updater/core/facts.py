@@ -48,6 +48,7 @@ class Release:
     missing: str = ""  # for people: what is not
     listing: str = ""  # digest of the listing itself, if it lacks a hash of a declared file
     commit_id: str = ""  # of the branch or tag, or its first digits; empty if the hub does not say
+    former_digest: str = ""  # as earlier builds computed the source digest; empty if it is the same
 
 
 @dataclass(frozen=True, slots=True)

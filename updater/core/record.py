@@ -329,6 +329,7 @@ class ModelRecord:
     # Source digests that an operator has allowed to be tried: taken out of quarantine, or approved before the download.
     unquarantined: tuple[str, ...] = ()
     approved: tuple[str, ...] = ()  # source digests
+    former: tuple[str, ...] = ()  # source digests that an earlier build may have computed over fewer files
     paused: bool = False
     pause_reason: str = ""
     requested_revision: str = ""  # by an operator; the hub is polled for it next
@@ -347,6 +348,13 @@ class ModelRecord:
     def known_digests(self) -> dict[str, str]:
         """Version → source digest."""
         return {row.version: row.source_digest for row in self.known}
+
+    @property
+    def recorded_digests(self) -> frozenset[str]:
+        """The source digests by which contents are recognised."""
+        known = {*self.known_digests.values(), *(row.source_digest for row in self.quarantine)}
+        replaced = {row.source_digest for row in self.replaced}
+        return frozenset({*known, *replaced, *self.unquarantined, *self.approved})
 
     def is_quarantined(self, source_digest: str) -> bool:
         """Whether a source digest must not be activated."""

@@ -8,7 +8,7 @@ its default.
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from datetime import datetime
 from enum import Enum
 from functools import cache
@@ -82,7 +82,8 @@ def from_json(row: Mapping[str, Any], rules: Rules | None = None) -> ModelRecord
     for name in BreakerName if rules is not None else ():
         if rules is not None and not _is_breaker(row.get(name.value), name):
             row[name.value] = _plain(assume_safe(name, rules.breakers[name]))
-    return _checked(ModelRecord, row)
+    record = _checked(ModelRecord, row)
+    return record if "former" in row else replace(record, former=tuple(sorted(record.recorded_digests)))
 
 
 def read(kind: type[T], row: Mapping[str, Any]) -> T:

@@ -24,7 +24,7 @@ from updater.core.record import (
 from updater.core.rules import Mode, Rules
 from updater.core.versions import hub_name, is_after, is_same, parse_version
 from updater.stages import choice as choosing
-from updater.stages import transitions
+from updater.stages import transitions, upgrade
 from updater.stages.choice import MAX_SHOWN_NAMES, Choice, choose, find_meant, find_replay, name_release
 from updater.stages.transitions import MAX_ALARMS, Transition
 
@@ -59,6 +59,7 @@ def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rule
     """Start an update to the requested revision or the newest acceptable one, or record why there is none."""
     requested = record.requested_revision
     listed = replace(listed, releases=tuple(_fill_computed(record, release) for release in listed.releases))
+    record = upgrade.adopt_present_digests(record, listed.releases, rules.policy)
     record = _note_answer(record, listed, facts, rules)
     if requested:
         return _take_requested(replace(record, requested_revision=""), requested, listed, facts, rules)

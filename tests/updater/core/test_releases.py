@@ -257,6 +257,61 @@ def test_an_operator_may_request_a_republished_version(world: World) -> None:
     assert world.committed == "1.1.0"
 
 
+def _starts_after_upgrade(world: World) -> None:
+    """The same files on the hub, but the new build counts more of them; the journal is the earlier build's."""
+    for revision, content in list(world.hub.contents.items()):
+        world.hub.former[f"{content} and more"] = content
+        world.publish(revision, world.qualities[content], content=f"{content} and more")
+    world.stop_updater()
+    assert world.disk.record is not None
+    world.disk.record.pop("former")
+    world.start_updater()
+    world.settle()
+
+
+@pytest.mark.fault("R16")
+def test_contents_that_an_earlier_build_recorded_are_recognised(world: World) -> None:
+    """More files count in the source digest now: no alarm about known versions, and no second attempt of a bad one."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+
+    _starts_after_upgrade(world)
+
+    assert world.event_names().count("revision_republished") == 0
+    assert world.outcomes("1.1.0") == [Outcome.REFUSED]
+    assert world.committed == "1.0.0"
+    assert [row.source_digest for row in world.record.quarantine] == [source_of(world.hub.contents["1.1.0"])]
+
+
+@pytest.mark.fault("R16")
+def test_another_content_after_an_upgrade_is_still_an_alarm(world: World) -> None:
+    """Only contents that the earlier build recorded are recognised by what it took them for."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+    _starts_after_upgrade(world)
+
+    bad = world.hub.contents["1.1.0"]
+    world.publish("1.1.0", content="one more file")
+    world.hub.former["one more file"] = bad
+    world.settle()
+
+    assert world.event_names().count("revision_republished") == 1
+    assert [row.source_digest for row in world.record.quarantine] == [source_of(bad)]
+
+
+@pytest.mark.fault("R16")
+def test_a_content_is_not_taken_for_a_quarantined_one_that_this_build_has_tried(world: World) -> None:
+    """A release that adds only the missing tokenizer file to a bad one is tried."""
+    world.publish("1.1.0", Quality(right=2))
+    world.settle()
+
+    world.publish("1.2.0", content="mended")
+    world.hub.former["mended"] = world.hub.contents["1.1.0"]
+    world.settle()
+
+    assert world.committed == "1.2.0"
+
+
 def test_policy_deny_and_pin(world: World) -> None:
     """What policy excludes is not taken, however new."""
     world.publish("1.1.0")

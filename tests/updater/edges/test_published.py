@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cli.hub import publish
 from cli.problems import CommandFailed
 from common.bundle import BundleFile
 from common.source import MANIFEST_NAME, ManifestBroken, check_files, check_names, read_manifest
+from updater.revision import describe_release
 
 SHA = "0" * 64
 
@@ -158,3 +160,18 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(ManifestBroken):
         read_manifest(tmp_path)
+
+
+@pytest.mark.fault("R16")
+def test_a_listing_has_the_digest_of_an_earlier_build_too() -> None:
+    """Builds before did not count the tokenizer's files; a revision without them has one digest."""
+    small = {"configuration.json": b'{"task": "visual-entailment", "model": {"type": "ofa"}}'}
+    names = ("configuration.json", "config.json", "pytorch_model.bin", "vocab.json", "merges.txt")
+    plain = [BundleFile(name, 9, sha256(name.encode()).hexdigest()) for name in names]
+    added = BundleFile("added_tokens.json", 2, "a" * 64)
+
+    before = describe_release("1.0.0", plain, lambda file: small[file.name], lambda _: "")
+    after = describe_release("1.0.0", [*plain, added], lambda file: small[file.name], lambda _: "")
+
+    assert after.former_digest == before.source_digest != after.source_digest
+    assert before.former_digest == ""
