@@ -8,7 +8,11 @@ from pathlib import Path
 from tests.import_circles import imports_of, read_imports
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = {"PIL": {"pillow"}, "google": {"protobuf", "googleapis-common-protos"}}  # by imported name, if it differs
+PACKAGES = {
+    "PIL": {"pillow"},
+    "google": {"protobuf", "googleapis-common-protos"},
+    "pydantic_settings": {"pydantic-settings"},
+}  # by imported name, if it differs
 IMPORTED_ON_TRUST = {"modelscope"}  # whose own imports are not followed
 
 
