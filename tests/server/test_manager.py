@@ -162,6 +162,23 @@ async def test_requests_in_flight_finish_on_the_slot_that_took_them(tmp_path: Pa
     assert world.pair["a"].state.name == "READY"
 
 
+async def test_a_trial_does_not_wait_for_the_pause_of_the_previous_slot(tmp_path: Path) -> None:
+    """A runner that has died several times pauses before its next start; when a trial begins it is started at once."""
+    world = await World(tmp_path).serving()
+    load = await world.candidate()
+    for _ in range(4):
+        world.runner("a").end()
+        await world.wait(5)
+    world.runner("a").end()
+    await world.settle()
+    assert not world.pair["a"].has_process
+
+    world.commands.activate(load.load_id, 60.0, "t1", world.pair.generation)
+    await world.wait(0.2)
+
+    assert world.pair["a"].is_loaded
+
+
 async def test_a_restarted_slot_retires_after_its_last_request(tmp_path: Path) -> None:
     """Retried requests hold leases on the new process; none of them moves to another revision."""
     world = await World(tmp_path).serving()

@@ -207,6 +207,8 @@ class Step:
         self.change(previous=self.pair.active, trial=trial)
         self.set_active(name)
         self.add(m.Prioritise(name))
+        if previous is not None and previous.respawn_at is not None:
+            self.change_slot(previous.name, respawn_at=self.now.seconds)  # what the trial fails has nowhere else to go
         digest = "" if previous is None else previous.digest
         self.emit_swap("slot_activated", name, digest, transaction_id, with_roles=True)
 
