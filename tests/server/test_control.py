@@ -132,7 +132,7 @@ def test_invalid_loads_are_refused_with_their_reason(stack: Stack) -> None:
     broken, foreign = stack.bundle("r-broken"), stack.bundle("r-foreign")
     (bundle_folder(stack.folder, broken.bundle_digest) / "script.json").unlink()
     manifest = bundle_folder(stack.folder, foreign.bundle_digest) / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"scripted"', '"mgeo"'))
+    manifest.write_text(manifest.read_text().replace('"scripted"', '"another"'))
 
     assert refused(control.load, "sha256:../../etc").brief == (
         "INVALID_ARGUMENT",

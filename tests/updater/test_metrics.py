@@ -1,9 +1,9 @@
 """The updater's metrics are those of its catalog."""
 
 from common.logs import get_logger
-from common.metrics import ReadingCollector, create_registry
+from common.metrics import Reading, ReadingCollector, create_registry
 from common.process_metrics import make_process_reader
-from updater.metric_catalog import CATALOG
+from updater.metric_catalog import CATALOG, LOOP_RUNNING
 from updater.metrics import MetricsObserver
 from updater.webhooks.metrics import DeliveryReporter
 
@@ -14,6 +14,7 @@ def test_the_catalog_lists_every_metric_once() -> None:
     MetricsObserver(registry)
     DeliveryReporter(get_logger(), registry, ("hook",))
     ReadingCollector(make_process_reader("1.2.3"), registry)
+    ReadingCollector(lambda: [Reading(LOOP_RUNNING, {("shapes",): 1.0})], registry)  # as the daemon reads its loops
 
     families = [(family.name, family.type) for family in registry.collect()]
 
