@@ -1,7 +1,8 @@
 """The updater's metrics are those of its catalog."""
 
 from common.logs import get_logger
-from common.metrics import Reading, ReadingCollector, create_registry
+from common.metric_catalog import Reading
+from common.metrics import ReadingCollector, create_registry
 from common.process_metrics import make_process_reader
 from updater.metric_catalog import CATALOG, LOOP_RUNNING
 from updater.metrics import MetricsObserver
