@@ -113,8 +113,7 @@ class StoryJournal(Journal):
     def write(self, record: ModelRecord, events: Sequence[Event]) -> None:
         """Write, and remember the records that may be on the disk now."""
         whole = [(record, number + len(events)) for _, number in self.possible]
-        before = [*self.possible]
-        self.possible[:] = [*before, *whole]
+        self.possible[:] = dict.fromkeys([*self.possible, *whole])  # a retried write is no other possibility
         super().write(record, events)
         self.possible[:] = whole
 
