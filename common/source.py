@@ -6,6 +6,7 @@ The converting child imports this module, so it uses only the standard library.
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,16 @@ from common.json_text import parse_object
 MANIFEST_NAME = "hotslot-manifest.json"
 LISTING_SCHEMA = 1
 MAX_MANIFEST_BYTES = 2 << 20
-MAX_FILES = 2000
+MAX_FILES = 2000  # that an engine may declare
+MAX_LISTED_FILES = 20_000
 MAX_NAME_BYTES = 1024
 MAX_PART_BYTES = 255
 MAX_FILE_BYTES = 1 << 40
+# Files that an engine may declare are at the top level and have one of these suffixes.
+_TAKEN_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
+_JOINERS = "\u00ad\u200c\u200d"  # invisible, and ordinary in names of people's pictures
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories
+_MAX_SHOWN = 5  # names in a note
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -47,20 +54,54 @@ def is_revision_name(text: str) -> bool:
 def check_names(names: Sequence[str]) -> None:
     """Check names of files against rules 1, 2, 3 and 5 of docs/verification.md.
 
+    Names that no engine declares are never written to disk: they may differ in case alone, may have a joiner, and there
+    may be more of them (see `describe_odd_names`).
+
     Raises:
         ManifestBroken: a name is unsafe or appears twice, or there are too many.
     """
-    if len(names) > MAX_FILES:  # rule 5
-        raise ManifestBroken(f"{len(names)} files are listed, at most {MAX_FILES} are allowed")
-    seen: dict[str, str] = {}
+    taken = [name for name in names if _may_be_declared(name)]
+    for found, limit in ((taken, MAX_FILES), (names, MAX_LISTED_FILES)):
+        if len(found) > limit:  # rule 5
+            raise ManifestBroken(f"{len(found)} files are listed, at most {limit} are allowed")
     for name in names:
         fault = _fault_of(name)
         if fault:
             raise ManifestBroken(f"the name {name[:80]!r} {fault}")
-        folded = unicodedata.normalize("NFC", name).casefold()
-        if folded in seen:  # rule 3
+    seen: set[str] = set()
+    for name in taken:
+        if _fold(name) in seen:  # rule 3
             raise ManifestBroken(f"the name {name[:80]!r} appears twice")
-        seen[folded] = name
+        seen.add(_fold(name))
+
+
+def describe_odd_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Notes about listed names that are ignored, although they would be refused if an engine declared them."""
+    ignored = [name for name in names if not _may_be_declared(name)]
+    counts = Counter(map(_fold, ignored))
+    twins = [name for name in ignored if counts[_fold(name)] > 1]
+    joined = [name for name in ignored if any(letter in _JOINERS for letter in name)]
+    notes = []
+    if twins:
+        notes.append(f"{_quote(twins)} differ in case or Unicode form alone; they are not fetched")
+    if joined:
+        notes.append(f"{_quote(joined)}: names with invisible characters are not fetched")
+    if len(names) > MAX_FILES:
+        notes.append(f"{len(names)} files are listed; only those that the engine declares are fetched")
+    return tuple(notes)
+
+
+def _quote(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(ascii(name[:80]) for name in names[:_MAX_SHOWN]) + more
+
+
+def _may_be_declared(name: str) -> bool:
+    return "/" not in name and name.lower().endswith(_TAKEN_SUFFIXES)
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def check_files(files: Sequence[BundleFile]) -> None:
@@ -143,9 +184,10 @@ def _fault_of(name: str) -> str:
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts):  # rule 1
         return "is not a plain relative path"
-    if "\\" in name or name[1:2] == ":":  # rule 2
+    if "\\" in name or (name[1:2] == ":" and name[0].isalpha()):  # rule 2
         return "has a backslash or a drive letter"
-    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+    allowed = "" if _may_be_declared(name) else _JOINERS
+    if any(unicodedata.category(letter) in _CONTROLS and letter not in allowed for letter in name):
         return "has a control character"
     if len(name.encode()) > MAX_NAME_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in parts):
         return "is too long"

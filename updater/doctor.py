@@ -6,7 +6,7 @@ from enum import StrEnum
 from common.bundle import Committed
 from common.clock import Clock
 from common.engine_files import MAX_CONFIG_BYTES
-from common.source import ManifestBroken, check_names
+from common.source import ManifestBroken, check_names, describe_odd_names
 from updater.core.effects import Listed, PollHub
 from updater.core.facts import HubFile, Release
 from updater.core.ports import EffectFailed, Hub
@@ -138,6 +138,7 @@ class _Check:
         return ""
 
     def _note_extras(self, files: list[HubFile]) -> None:
+        self.notes += [f"{self._release.revision}: {note}" for note in describe_odd_names([row.name for row in files])]
         nested = sum("/" in file.name for file in files)
         if nested:
             self.notes.append(f"{self._release.revision}: {nested} files in subfolders are not fetched")

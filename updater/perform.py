@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.clock import Clock
+from common.source import describe_odd_names
 from updater.core import checks
 from updater.core.checks import MISMATCH_REASONS, make_check_failure
 from updater.core.effects import (
@@ -161,7 +162,7 @@ def _stage(effect: StageRevision, ports: Ports) -> Result:
             _check_listing_unchanged(effect, before, ports)
         raise
     _check_listing_unchanged(effect, before, ports)
-    return Staged(staged)
+    return Staged(staged, describe_odd_names([file.name for file in before.files]))
 
 
 def _check_listing_unchanged(effect: StageRevision, before: Release, ports: Ports) -> None:

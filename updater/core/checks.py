@@ -49,8 +49,8 @@ NAMES = Check(
     2,
     "names",
     "Every listed name is a relative path without `..`, backslash, drive letter or control characters, not longer than"
-    " file systems allow, and unique, also after NFC normalization and case folding. Declared files are at the top"
-    " level.",
+    " file systems allow. Names at the top level that an engine may declare (`.json`, `.txt`, `.safetensors`, `.bin`)"
+    " are unique, also after NFC normalization and case folding. Declared files are at the top level.",
     "on the listing, before any path is built from it, and on the staged files",
     ("LISTING_UNSAFE", "UNSAFE_NAME"),
 )

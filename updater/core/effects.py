@@ -198,6 +198,7 @@ class Staged:
     """A revision's declared files are in the staging folder; sizes and digests match the listing."""
 
     source_digest: str
+    notes: tuple[str, ...] = ()  # about listed files that are not fetched, for people
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from updater.core.breaker import BreakerName
 from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import DISK_REASONS, Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
 from updater.core.facts import Facts
-from updater.core.record import ComputedDigest, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
+from updater.core.record import ComputedDigest, Evidence, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import hub_name, name_content, parse_version
 from updater.stages import reconcile, transitions, watch
@@ -138,7 +138,9 @@ def _apply_staged(record: ModelRecord, result: Staged, facts: Facts, rules: Rule
     approved = update.approved or result.source_digest in record.approved
     record = transitions.enter(record, Stage.VERIFYING, source_digest=result.source_digest, approved=approved)
     how = "; the hub lists not all of its hashes, so they were computed" if update.listing else ""
-    return transitions.with_event(record, facts, "revision_staged", f"{update.revision} is fetched{how}")
+    evidence = Evidence(notes=result.notes) if result.notes else None
+    message = f"{update.revision} is fetched{how}"
+    return transitions.with_event(record, facts, "revision_staged", message, evidence=evidence)
 
 
 def _note_computed(record: ModelRecord, result: Staged) -> ModelRecord:

@@ -13,6 +13,7 @@ import pytest
 from common.bundle import HubLocation
 from common.clock import SystemClock
 from common.sealing import ConvertLimits
+from common.source import describe_odd_names
 from dev.harness.revisions import MODEL, convert_scripted, weights_of
 from dev.harness.scripted_updater import digest_of_scripted
 from tests.updater.edges.shelf import ADAPTERS, Row, Shelf
@@ -149,6 +150,21 @@ def test_two_forms_of_one_name_are_refused(bench: HostileHub) -> None:
     extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in ("caf\u00e9.json", "cafe\u0301.json")]
     bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
     assert refused(bench.take()).reason == "LISTING_UNSAFE"
+
+
+@pytest.mark.fault("H23")
+def test_names_that_no_engine_takes_refuse_nothing(bench: HostileHub) -> None:
+    """Case, joiners, colons and thousands of pictures: nothing is fetched of them, and the event has notes."""
+    names = ["README.md", "readme.md", "family-\u200d.png", "12:30.png", "1:1.png"]
+    names += [f"pictures/{number}.jpg" for number in range(2000)]
+    extra: list[Row] = [{"name": name, "size": 1, "sha256": ZEROS} for name in names]
+    bench.shelf.relist("v1.0.0", lambda rows: rows.extend(extra))
+
+    assert isinstance(bench.take(), Sealed)
+    twins, joined, many = describe_odd_names(names)
+    assert twins.startswith("'README.md', 'readme.md' differ in case")
+    assert joined.startswith(r"'family-\u200d.png': names with invisible characters")
+    assert many.startswith("2005 files are listed")
 
 
 @pytest.mark.fault("C6")
