@@ -7,6 +7,29 @@ from enum import StrEnum
 MIB = 1 << 20
 CONFIGURATION = "configuration.json"
 MAX_CONFIG_BYTES = 8 * MIB
+# Known top-level keys of configuration.json: ModelScope's own, and harmless ones that repositories add. Others are not
+# read, neither here nor by the published pipeline.
+SECTIONS = frozenset(
+    {
+        "framework",
+        "task",
+        "model",
+        "pipeline",
+        "preprocessor",
+        "postprocessor",
+        "dataset",
+        "train",
+        "evaluation",
+        "answer2label",
+        "language",
+        "description",
+        "license",
+        "name",
+        "version",
+        "num_bins",  # these two are written by `OfaForAllTasks.save_pretrained`
+        "num_codes",
+    }
+)
 
 
 class Task(StrEnum):
@@ -134,3 +157,10 @@ def _named_files(keys: Sequence[str], configuration: Mapping[str, object]) -> li
     section = model if isinstance(model, Mapping) else {}
     names = [section.get(key) or configuration.get(key) for key in keys]
     return [name for name in names if isinstance(name, str)]
+
+
+def describe_unknown_sections(configuration: Mapping[str, object]) -> tuple[str, ...]:
+    """A note about top-level keys of configuration.json that are not read; none if there are no such keys."""
+    unknown = sorted(key for key in configuration if key not in SECTIONS)
+    shown = ", ".join(ascii(key[:80]) for key in unknown[:5]) + (", …" if len(unknown) > 5 else "")  # noqa: PLR2004
+    return (f"{CONFIGURATION}: {shown} at the top level is not read",) if unknown else ()

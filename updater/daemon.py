@@ -173,7 +173,7 @@ class Updater:
             settings=self._settings,
             run_folder=self._run_folder,
             journal=journal,
-            store=StoreOptions(self._state, self._limits(), frozenset(self._settings.updater.known_sections)),
+            store=StoreOptions(self._state, self._limits()),
             clock=self._clock,
             observer=self._observer,
             crash=CrashPoints(read_crash_point()),

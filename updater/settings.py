@@ -250,10 +250,6 @@ class UpdaterSection(Section):
     max_revision_bytes: Annotated[
         int, Field(ge=1 << 20, le=1 << 44, description="largest revision that is downloaded")
     ] = 64 * GIB
-    known_sections: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=80)], ...],
-        Field(max_length=100, description="additional top-level keys that are allowed in configuration.json"),
-    ] = ()
     retained_bytes: Annotated[
         int,
         Field(

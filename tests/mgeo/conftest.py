@@ -20,6 +20,7 @@ _FILES = {
     "tokenizer": "tokenizer_config.json",
     "preprocessor": "configuration.json",
     "model": "configuration.json",
+    "top": "configuration.json",
 }
 
 

@@ -138,6 +138,15 @@ def test_what_is_not_supported_is_refused_by_name(
     assert words in refusal(publish(**changes))
 
 
+@pytest.mark.fault("H23")
+def test_unknown_sections_are_noted(publish: Publish, tmp_path: Path) -> None:
+    """The published pipeline does not read them either."""
+    converted(publish(top={"hooks": []}), tmp_path / "into")
+
+    note = "configuration.json: 'hooks' at the top level is not read"
+    assert read_bundle(tmp_path / "into").notes == (WINDOW_NOTE.format(128), note)
+
+
 @pytest.mark.parametrize("without", ["vocab.txt", "config.json", "pytorch_model.bin"])
 def test_a_missing_file_is_named(without: str, publish: Publish) -> None:
     """Files that the engine needs."""

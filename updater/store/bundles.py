@@ -65,7 +65,6 @@ class StoreOptions:
 
     state: Path
     limits: StagingLimits = field(default_factory=StagingLimits)
-    known_sections: frozenset[str] = frozenset()  # of configuration.json, in addition to `formats.SECTIONS`
 
 
 def predict_bundle_digest(folder: Path, source: str, precision: str) -> str:
@@ -142,7 +141,7 @@ class BundleStore:
             listing = folder.parent / LISTING_NAME
             listed = read_listing_file(listing) if folder.name == FILES_FOLDER else None
             check_files(listed or ())
-            engine, passed = verify(folder, source_digest, listed, self._check_stop, self._options.known_sections)
+            engine, passed = verify(folder, source_digest, listed, self._check_stop)
         except FileNotFoundError as error:
             raise make_check_failure(checks.HASHES, "CONTENT_MISMATCH", "the staged files are missing") from error
         except ManifestBroken as error:

@@ -7,36 +7,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from common.engine_files import CONFIGURATION
+from common.engine_files import CONFIGURATION, SECTIONS
 from common.file_kinds import HEAD_BYTES as MISTAKE_BYTES
 from common.file_kinds import identify_mistake
 
 MAX_DEPTH = 32
-# Known top-level keys of configuration.json: ModelScope's own, and harmless ones that repositories add.
-SECTIONS = frozenset(
-    {
-        "framework",
-        "task",
-        "model",
-        "pipeline",
-        "preprocessor",
-        "postprocessor",
-        "dataset",
-        "train",
-        "evaluation",
-        "answer2label",
-        "language",
-        "description",
-        "license",
-        "name",
-        "version",
-        "num_bins",  # these two are written by `OfaForAllTasks.save_pretrained`
-        "num_codes",
-    }
-)
 # Written by training; never read here, and full of paths of the training machine.
-UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation", "description"})
+_UNREAD_SECTIONS = frozenset({"dataset", "train", "evaluation", "description"})
 CODE_KEYS = frozenset({"plugins", "allow_remote", "auto_map", "trust_remote_code", "custom_pipelines"})
+_READ_SECTIONS = (SECTIONS - _UNREAD_SECTIONS) | CODE_KEYS
 # Libraries record here where a model was saved from.
 _NAME_KEYS = frozenset({"_name_or_path", "name_or_path"})
 
@@ -49,23 +28,16 @@ class ConfigProblem:
     message: str  # for people
 
 
-def find_config_problem(
-    row: Mapping[str, object], name: str, added: frozenset[str] = frozenset()
-) -> ConfigProblem | None:
+def find_config_problem(row: Mapping[str, object], name: str) -> ConfigProblem | None:
     """Check all keys and values of one configuration file.
 
     Args:
         row: parsed content.
         name: of the file.
-        added: `known_sections` of the settings.
 
     Returns:
         The first problem; None if there is none.
     """
-    if name == CONFIGURATION:
-        unknown = sorted(set(row) - SECTIONS - CODE_KEYS - added)
-        if unknown:
-            return ConfigProblem("CONFIG_KEY_UNKNOWN", _describe_unknown(unknown[0][:80], name))
     for key, value, depth, is_read in _walk(row, name):
         if depth > MAX_DEPTH:
             return ConfigProblem("CONFIG_BROKEN", f"{name} is nested deeper than {MAX_DEPTH}")
@@ -78,12 +50,6 @@ def find_config_problem(
     return None
 
 
-def _describe_unknown(key: str, name: str) -> str:
-    known = ", ".join(sorted(SECTIONS))
-    advice = "to allow it, add it to known_sections of [updater] and unquarantine the revision"
-    return f"{name} has the unknown top-level key {key!r} (known: {known}); {advice}"
-
-
 def leaves_folder(text: str) -> bool:
     """Whether a value points outside of the revision's folder: an absolute path, a path with `..`, or a URL."""
     parts = text.replace("\\", "/").split("/")
@@ -94,7 +60,7 @@ def leaves_folder(text: str) -> bool:
 
 def _walk(row: Mapping[str, object], name: str) -> Iterator[tuple[str, object, int, bool]]:
     for section, value in row.items():
-        is_read = not (name == CONFIGURATION and section in UNREAD_SECTIONS)
+        is_read = name != CONFIGURATION or section in _READ_SECTIONS
         yield from ((key, inner, depth, is_read) for key, inner, depth in _below(value, 1, section))
 
 

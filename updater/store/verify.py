@@ -139,7 +139,6 @@ class StagedFolder:
     digest: str  # source digest of the update
     listed: Sequence[BundleFile] | None  # as listed by the hub; None for kept files, which only the digest identifies
     check_stop: Callable[[], None]
-    known_sections: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()
     before: dict[str, _Stat] = field(default_factory=dict)
     found: tuple[BundleFile, ...] = ()
@@ -151,7 +150,6 @@ def verify(
     digest: str,
     listed: Sequence[BundleFile] | None,
     check_stop: Callable[[], None],
-    known_sections: frozenset[str] = frozenset(),
 ) -> tuple[EngineFiles, tuple[str, ...]]:
     """Run checks 2 to 13 on a folder of staged or kept files.
 
@@ -160,7 +158,6 @@ def verify(
         digest: source digest of the update.
         listed: as listed by the hub; None for kept files, which only the digest identifies.
         check_stop: called often; raises to stop.
-        known_sections: of configuration.json, in addition to `formats.SECTIONS`.
 
     Returns:
         The engine, and the titles of the checks.
@@ -169,7 +166,7 @@ def verify(
         CheckFailed: a check failed.
         OSError: the files cannot be read.
     """
-    staged = StagedFolder(folder, digest, listed, check_stop, known_sections)
+    staged = StagedFolder(folder, digest, listed, check_stop)
     staged.names = tuple(sorted(path.name for path in folder.iterdir()))
     staged.before = _read_stats(staged)
     for _, step in STEPS:
@@ -260,7 +257,7 @@ def _check_keys(staged: StagedFolder) -> None:
     for name in staged.names:
         if not name.endswith(".json") or name.endswith("vocab.json"):
             continue
-        problem = find_config_problem(_read_object(staged, name), name, staged.known_sections)
+        problem = find_config_problem(_read_object(staged, name), name)
         if problem is not None:
             raise make_check_failure(checks.CONFIGURATION_KEYS, problem.reason, problem.message)
 

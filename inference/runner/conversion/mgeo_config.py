@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable import read_bounded
-from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES
+from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
 from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
@@ -111,7 +111,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
     tokenizer = read_section(folder, TOKENIZER) if (folder / TOKENIZER).is_file() else ConfigSection(TOKENIZER, {})
     tokenizer.get_choice("tokenizer_class", "BertTokenizer", ("BertTokenizer", "BertTokenizerFast"))
     by_character = preprocessor.get_flag("is_split_into_words", default=False)
-    notes = [WINDOW_NOTE.format(window)]
+    notes = [WINDOW_NOTE.format(window), *describe_unknown_sections(top.values)]
     if not (by_character or _is_fast(preprocessor, tokenizer)):
         notes.append(SLOW_NOTE)
     labels = _read_labels(folder, top)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.engine_files import CONFIGURATION
+from common.engine_files import CONFIGURATION, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_section
 from inference.runner.engines.ofa.config import DecoderPrompt
@@ -176,6 +176,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
             *architecture.notes,
             *([SEARCH_NOTE] if generation == "generation" else []),
             *_describe_pipeline(keys, top),
+            *describe_unknown_sections(top.values),
             *_describe_preprocessor(folder, image_size, mean, deviation),
         ),
     )

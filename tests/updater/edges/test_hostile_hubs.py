@@ -61,12 +61,11 @@ class HostileHub:
     folder: Path
     shelf: Shelf
     hub: Hub
-    known_sections: frozenset[str] = frozenset()
 
     def take(self, revision: str = "v1.0.0", hub: Hub | None = None) -> Result:
         """What the updater's two steps come to: fetched, then verified, converted and sealed."""
         clock, state = SystemClock(), self.folder / "state"
-        shared = StoreOptions(state, StagingLimits(reserve_bytes=0), self.known_sections)
+        shared = StoreOptions(state, StagingLimits(reserve_bytes=0))
         ports = Ports(
             hub=hub or self.hub,
             control=cast("Control", None),  # neither step has to do with a server
@@ -293,7 +292,6 @@ def test_another_task_or_model_type_is_refused(bench: HostileHub, change: dict[s
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"allow_remote": True}),
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"pipeline": {"deep": [{"auto_map": {"AutoModel": "a.B"}}]}}),
         fault("P13", "CONFIG_ASKS_FOR_CODE", {"model": {"type": "ofa", "trust_remote_code": True}}),
-        fault("P13", "CONFIG_KEY_UNKNOWN", {"hooks": []}),
         fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"type": "x", "script": "/usr/bin/env"}}),
         fault("P13", "CONFIG_HAS_PATH", {"preprocessor": {"vocab": "../../other/vocab.txt"}}),
         fault("P13", "CONFIG_HAS_PATH", {"pipeline": {"url": "https://elsewhere.example/x"}}),
@@ -301,21 +299,17 @@ def test_another_task_or_model_type_is_refused(bench: HostileHub, change: dict[s
     ],
 )
 def test_a_dangerous_configuration_is_refused(bench: HostileHub, reason: str, change: dict[str, Any]) -> None:
-    """Keys that run code of the repository, unknown sections, and paths outside of the folder, at any depth."""
+    """Keys that run code of the repository, and paths outside of the folder, at any depth."""
     bench.shelf.publish("v1.0.1", configuration=change)
     assert reason == refused(bench.take("v1.0.1")).reason
 
 
-def test_known_sections_are_accepted(bench: HostileHub) -> None:
-    """But keys that run code are refused in them too."""
-    bench.shelf.publish("v1.0.1", configuration={"hooks": []})
-    assert "known_sections" in refused(bench.take("v1.0.1")).message
-    bench.known_sections = frozenset({"hooks", "plugins"})
+@pytest.mark.fault("H23")
+def test_sections_that_are_never_read_refuse_nothing(bench: HostileHub) -> None:
+    """The stock pipeline does not read them either, whatever is in them; keys that it follows are refused."""
+    change = {"hooks": [{"allow_remote": True}], "description": "see https://elsewhere.example", "my/notes": "../x"}
+    bench.shelf.publish("v1.0.1", configuration=change)
     assert isinstance(bench.take("v1.0.1"), Sealed)
-    bench.shelf.publish("v1.0.2", configuration={"hooks": [{"auto_map": {"AutoModel": "a.B"}}]})
-    bench.shelf.publish("v1.0.3", configuration={"plugins": ["x"]})
-    for revision in ("v1.0.2", "v1.0.3"):
-        assert refused(bench.take(revision)).reason == "CONFIG_ASKS_FOR_CODE"
 
 
 @pytest.mark.parametrize(
