@@ -24,7 +24,7 @@ from dev.parity.mgeo.oracle import MgeoOracle, versions
 from dev.parity.mgeo.record import FOLDER, TOKENS_FILE, read_record
 from dev.parity.mgeo.texts import SPECIAL, all_texts
 from inference.runner.conversion.tensor_io import TensorReader
-from inference.runner.conversion.weight_files import locate_all_tensors
+from inference.runner.conversion.weight_files import locate_in_file
 
 DIGITS = 7  # of a recorded probability
 TOLERANCE = 2e-6  # between processors; each sums in another order
@@ -85,7 +85,7 @@ def record_tokens() -> dict[str, Any]:
 
 def _check_weights(oracle: MgeoOracle, folder: Path) -> None:
     loaded = oracle.weights()
-    places = locate_all_tensors(folder, WEIGHTS)
+    places = locate_in_file(next(path for name in WEIGHTS if (path := folder / name).is_file()))
     with TensorReader(places) as reader:
         for name in places:
             known = name.replace(".gamma", ".weight").replace(".beta", ".bias")

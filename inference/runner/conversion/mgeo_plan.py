@@ -3,6 +3,7 @@
 Names and shapes of the expected tensors follow from the configuration.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,18 @@ from inference.runner.conversion.mgeo_config import (
     read_pipeline,
     read_vocabulary,
 )
-from inference.runner.conversion.tensor_location import FLOATS, TensorLocation, TensorLocations, refuse, shorten
-from inference.runner.conversion.weight_files import locate_all_tensors
+from inference.runner.conversion.state_dict import TensorNames
+from inference.runner.conversion.tensor_location import FLOATS, TensorLocations, refuse
+from inference.runner.conversion.weight_files import LocatedTensors, locate_tensors, refuse_missing
 from inference.runner.engines.mgeo.config import EngineConfig
 
 MODEL_PREFIX = "bert."  # a checkpoint of the encoder alone leaves it out
 ENCODER = "text_encoder."
 CLASSIFIER = "classifier."
 _NORMS = ("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")  # old names of norms
-_UNUSED = (f"{ENCODER}pooler.", f"{ENCODER}embeddings.position_ids")
+_IN_NAMES = re.compile(rf"(^|\.){re.escape(MODEL_PREFIX)}(?={re.escape(ENCODER)})")
+# Ordinary, and not used to tag addresses.
+_UNUSED = (f"{ENCODER}pooler.dense.weight", f"{ENCODER}pooler.dense.bias", f"{ENCODER}embeddings.position_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class MgeoPlan:
     source: Source
     config: EngineConfig
     vocabulary: tuple[str, ...]  # by id
-    locations: TensorLocations  # by the names of `expected_tensors`, and those that are only checked
+    locations: TensorLocations  # by the names of `expected_tensors`
     notes: tuple[str, ...]  # for display
 
 
@@ -55,15 +59,24 @@ def plan_mgeo(folder: Path) -> MgeoPlan:
     architecture = read_architecture(folder)
     pipeline = read_pipeline(folder, architecture)
     vocabulary = read_vocabulary(folder, architecture, (pipeline.begin, pipeline.end, pipeline.words.unknown))
-    locations = _rename(locate_all_tensors(folder, MGEO.weights))
-    check_tensors(locations, expected_tensors(architecture, len(pipeline.labels)), architecture)
+    expected = expected_tensors(architecture, len(pipeline.labels))
+    located = locate_tensors(folder, MGEO.weights, _list_names(expected, architecture))
+    check_tensors(located, expected)
     config = _build_config(architecture, pipeline, vocabulary)
-    return MgeoPlan(source, config, tuple(vocabulary), locations, pipeline.notes)
+    locations = {name: located.locations[name] for name in expected}
+    return MgeoPlan(source, config, tuple(vocabulary), locations, (*pipeline.notes, *located.notes))
+
+
+def _list_names(expected: Mapping[str, tuple[int, ...]], architecture: Architecture) -> TensorNames:
+    """The expected tensors, and those that are ordinary but unused, such as layers after the last one in use."""
+    layers = range(architecture.layers, architecture.stored_layers)
+    unused = (name for layer in layers for name in _layer_tensors(layer, architecture))
+    return TensorNames(expected, {*expected, *_UNUSED, *unused}, rename=rename_tensor)
 
 
 def expected_tensors(architecture: Architecture, labels: int) -> dict[str, tuple[int, ...]]:
     """Return the tensors that a source must contain, with their shapes."""
-    width, ffn = architecture.width, architecture.ffn
+    width = architecture.width
     embeddings = f"{ENCODER}embeddings."
     shapes: dict[str, tuple[int, ...]] = {
         f"{embeddings}word_embeddings.weight": (architecture.vocabulary, width),
@@ -73,14 +86,20 @@ def expected_tensors(architecture: Architecture, labels: int) -> dict[str, tuple
         **_linear(f"{CLASSIFIER}", labels, width),
     }
     for layer in range(architecture.layers):
-        prefix = layer_prefix(layer)
-        for part in ("query", "key", "value"):
-            shapes |= _linear(f"{prefix}attention.self.{part}.", width, width)
-        shapes |= _linear(f"{prefix}attention.output.dense.", width, width)
-        shapes |= _norm(f"{prefix}attention.output.LayerNorm", width)
-        shapes |= _linear(f"{prefix}intermediate.dense.", ffn, width)
-        shapes |= _linear(f"{prefix}output.dense.", width, ffn)
-        shapes |= _norm(f"{prefix}output.LayerNorm", width)
+        shapes |= _layer_tensors(layer, architecture)
+    return shapes
+
+
+def _layer_tensors(layer: int, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    width, ffn, prefix = architecture.width, architecture.ffn, layer_prefix(layer)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in ("query", "key", "value"):
+        shapes |= _linear(f"{prefix}attention.self.{part}.", width, width)
+    shapes |= _linear(f"{prefix}attention.output.dense.", width, width)
+    shapes |= _norm(f"{prefix}attention.output.LayerNorm", width)
+    shapes |= _linear(f"{prefix}intermediate.dense.", ffn, width)
+    shapes |= _linear(f"{prefix}output.dense.", width, ffn)
+    shapes |= _norm(f"{prefix}output.LayerNorm", width)
     return shapes
 
 
@@ -97,44 +116,27 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def check_tensors(
-    locations: TensorLocations, expected: Mapping[str, tuple[int, ...]], architecture: Architecture
-) -> None:
+def check_tensors(located: LocatedTensors, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare a source's tensors with the expected ones.
 
     Raises:
-        ConversionRefused: a tensor is missing, unexpected, or of another shape or dtype.
+        ConversionRefused: a tensor is missing, or of another shape or dtype.
     """
-    unused = (*_UNUSED, *(layer_prefix(layer) for layer in range(architecture.layers, architecture.stored_layers)))
-    for name in expected:
-        if name not in locations:
-            refuse(f"tensor {MODEL_PREFIX}{name} is missing")
-    for name, location in locations.items():
-        if name in expected:
-            _check_tensor(name, location, expected[name])
-        elif not name.startswith(unused):
-            refuse(f"tensor {shorten(name)} does not belong to an MGeo of this configuration")
+    refuse_missing(located)
+    for name, shape in expected.items():
+        location = located.locations[name]
+        if location.shape != shape:
+            refuse(f"tensor {name} has shape {location.shape}, supported: {shape}")
+        if location.dtype not in FLOATS:
+            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}")
 
 
-def _check_tensor(name: str, location: TensorLocation, shape: tuple[int, ...]) -> None:
-    if location.shape != shape:
-        refuse(f"tensor {name} has shape {location.shape}, supported: {shape}")
-    if location.dtype not in FLOATS:
-        refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}")
-
-
-def _rename(locations: TensorLocations) -> dict[str, TensorLocation]:
-    """Tensors by the names that this module uses: without the model's prefix, norms by their new names."""
-    renamed: dict[str, TensorLocation] = {}
-    for name, location in locations.items():
-        plain = name.removeprefix(MODEL_PREFIX)
-        for old, new in _NORMS:
-            if plain.endswith(old):
-                plain = plain.removesuffix(old) + new
-        if plain in renamed:
-            refuse(f"tensor {shorten(plain)} is there under two names")
-        renamed[plain] = location
-    return renamed
+def rename_tensor(name: str) -> str:
+    """The name that this module uses: without the model's prefix, norms by their new names."""
+    for old, new in _NORMS:
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return _IN_NAMES.sub(r"\1", name)
 
 
 def _build_config(architecture: Architecture, pipeline: PipelineConfig, vocabulary: Mapping[str, int]) -> EngineConfig:

@@ -5,7 +5,7 @@ published with ignore them. If two sets of names are equally complete, the file 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from inference.runner.conversion.pickle_machine import PickledTensor
@@ -23,6 +23,7 @@ class TensorNames:
     required: Collection[str]
     allowed: Collection[str]  # all names, the required ones included
     stock_prefix: str = ""  # that the published library strips, such as "model."; it wins over names without a prefix
+    rename: Callable[[str], str] = str  # from other names of the same tensors, which the published library knows too
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,17 @@ def match_names(file: str, names: Collection[str], wanted: TensorNames) -> Match
         wanted: the architecture's.
 
     Raises:
-        ConversionRefused: no name is the architecture's, or two prefixes are equally complete.
+        ConversionRefused: no name is the architecture's, a tensor is there under two names, or two prefixes are equally
+            complete.
     """
-    prefix = _choose_prefix(file, names, wanted)
-    matched = {
-        name.removeprefix(prefix): name
-        for name in names
-        if name.startswith(prefix) and name.removeprefix(prefix) in wanted.allowed
-    }
+    renamed = {name: wanted.rename(name) for name in names}
+    prefix = _choose_prefix(file, renamed.values(), wanted)
+    matched: dict[str, str] = {}
+    for name, known in renamed.items():
+        if known.startswith(prefix) and known.removeprefix(prefix) in wanted.allowed:
+            if known.removeprefix(prefix) in matched:
+                refuse(f"{file}: tensor {shorten(known)} is there under two names")
+            matched[known.removeprefix(prefix)] = name
     return MatchedNames(prefix, matched, tuple(sorted(set(names) - set(matched.values()))))
 
 
@@ -189,7 +193,10 @@ def _walk(content: object) -> Iterator[tuple[_Path, dict[str, PickledTensor]]]:
 
 
 def _choose_table(file: str, tables: Mapping[_Path, Mapping[str, object]], wanted: TensorNames) -> _Path:
-    required = {path: max([0, *_count_prefixes(table, wanted.required).values()]) for path, table in tables.items()}
+    required = {
+        path: max([0, *_count_prefixes(map(wanted.rename, table), wanted.required).values()])
+        for path, table in tables.items()
+    }
     complete = [path for path, count in required.items() if count == len(wanted.required)]
     if () in complete or len(complete) == 1:
         return () if () in complete else complete[0]

@@ -83,16 +83,6 @@ def locate_tensors(folder: Path, alternatives: Sequence[str], wanted: TensorName
     return located
 
 
-def locate_all_tensors(folder: Path, alternatives: Sequence[str]) -> dict[str, TensorLocation]:
-    """Locate all tensors of the first of the alternative weight files that exists, which must be a plain state dict.
-
-    Raises:
-        ConversionRefused, OSError: see `locate_tensors`.
-    """
-    name = _find_weights(folder, alternatives)
-    return _locate_all(_open_shards(folder, name) if name.endswith(INDEX_SUFFIX) else open_file(folder / name))
-
-
 def _find_weights(folder: Path, alternatives: Sequence[str]) -> str:
     name = next((name for name in alternatives if (folder / name).is_file()), None)
     if name is None:
