@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.serialization import set_crc32_options
 
 from common.bundle import read_bundle
 from common.engine_files import MGEO
@@ -204,6 +205,27 @@ def test_damaged_weights_are_refused(name: str, change: torch.Tensor | None, wor
     rewrite(folder, damage)
 
     assert words in refusal(folder)
+
+
+@pytest.mark.fault("C11")
+def test_a_flipped_bit_in_an_archive_is_refused(publish: Publish, tmp_path: Path) -> None:
+    """The number is finite and ordinary; only the archive's checksum tells. An archive without checksums is read."""
+    folder = publish()
+    tensors = rewrite(folder, lambda tensors: tensors)
+    path = folder / "pytorch_model.bin"
+    content = bytearray(path.read_bytes())
+    start = content.index(tensors["classifier.weight"].numpy().tobytes())
+    content[start] ^= 1
+    path.write_bytes(content)
+
+    assert "pytorch_model.bin is damaged: the content of record 'data/" in refusal(folder)
+
+    set_crc32_options(compute_crc32=False)
+    try:
+        rewrite(folder, lambda _: tensors)
+    finally:
+        set_crc32_options(compute_crc32=True)
+    assert converted(folder, tmp_path / "without")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from common.durable import write_atomic
 from common.engine_files import MGEO
 from common.source import ConversionRefused
 from inference.runner.conversion.mgeo_plan import CLASSIFIER, ENCODER, MgeoPlan, layer_prefix, plan_mgeo
+from inference.runner.conversion.pickle_file import check_records
 from inference.runner.conversion.tensor_io import OutputTensor, TensorReader, is_finite, write_safetensors
 from inference.runner.device import torch_dtype
 from inference.runner.engines.mgeo.config import CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, EngineConfig, to_json
@@ -61,6 +62,7 @@ def convert_plan(
         ConversionRefused: a parameter is NaN or infinite.
         OSError: a file cannot be read or written.
     """
+    check_records(location.path for location in plan.locations.values())
     with torch.inference_mode(), TensorReader(plan.locations) as reader:
         targets = _make_targets(_Recipes(reader, plan.config), plan.config, torch_dtype(precision))
         weights = write_safetensors(into / WEIGHTS_NAME, targets, progress)

@@ -11,6 +11,7 @@ from common.engine_files import OFA
 from inference.runner.conversion.ofa_plan import ConversionPlan, plan_ofa
 from inference.runner.conversion.ofa_targets import TensorRecipes, module_targets, position_targets
 from inference.runner.conversion.ofa_vocabulary import encode_ids
+from inference.runner.conversion.pickle_file import check_records
 from inference.runner.conversion.tensor_io import TensorReader, write_safetensors
 from inference.runner.device import torch_dtype
 from inference.runner.engines.ofa.config import (
@@ -91,6 +92,7 @@ def convert_plan(
 
 
 def _write_weights(plan: ConversionPlan, into: Path, precision: str, progress: Progress) -> BundleFile:
+    check_records(location.path for location in plan.locations.values())
     unread = set(plan.expected.required)
     with TensorReader(plan.locations, unread.discard) as reader:
         recipes = TensorRecipes(reader, plan.architecture, plan.config, list(plan.vocabulary.answers.tokens)).build()

@@ -5,7 +5,8 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -31,6 +32,7 @@ _ZIP64_LOCATOR_MARK = b"PK\x06\x07"
 _ZIP64_END = struct.Struct("<4sQ2H2L4Q")  # mark, …, entries, size and offset of the directory
 _ZIP64_END_MARK = b"PK\x06\x06"
 _ZIP64_SIZE, _ZIP64_ENTRIES = 0xFFFFFFFF, 0xFFFF  # values that refer to the ZIP64 end record
+_CRC_BYTES = 1 << 20  # read at a time
 _LOCAL = struct.Struct("<4s5H3L2H")  # "PK\3\4", …, lengths of name and extra field
 _NAMES = re.compile(
     r"data\.pkl|data/[0-9]+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment"
@@ -43,6 +45,7 @@ class ArchiveRecord:
 
     start: int  # byte offset in the file
     size: int  # bytes
+    crc: int = 0  # CRC-32 by the archive's directory; 0: it has none, as torch.save can be told to write
 
 
 def list_records(path: Path, file: BinaryIO) -> dict[str, ArchiveRecord]:
@@ -104,7 +107,37 @@ def _locate_record(file_name: str, file: BinaryIO, name: str, entry: zipfile.Zip
     start = entry.header_offset + _LOCAL.size + fields[-2] + fields[-1]
     if start + entry.file_size > os.fstat(file.fileno()).st_size:
         refuse(f"{file_name} is damaged: record {name!r} ends after the end of the file")  # rule 3
-    return ArchiveRecord(start, entry.file_size)
+    return ArchiveRecord(start, entry.file_size, entry.CRC)
+
+
+def check_records(paths: Iterable[Path]) -> None:
+    """Compare the content of archives with the CRCs in their directories; reads them whole. Other files are skipped.
+
+    Raises:
+        ConversionRefused: a record is damaged, or records overlap.
+        OSError: a file cannot be read.
+    """
+    for path in sorted(set(paths)):
+        with open_regular(path) as file:
+            if os.pread(file.fileno(), 2, 0) != b"PK":
+                continue
+            records = list_records(path, file)
+            if sum(record.size for record in records.values()) > os.fstat(file.fileno()).st_size:
+                refuse(f"{path.name} is damaged: its archive's records overlap")
+            for name, record in records.items():
+                is_content = name == "data.pkl" or name.startswith("data/")
+                if is_content and record.crc and record.crc != _compute_crc(file, record):
+                    refuse(
+                        f"{path.name} is damaged: the content of record {name!r} does not have the checksum in its"
+                        " archive's directory; upload or download it again"
+                    )
+
+
+def _compute_crc(file: BinaryIO, record: ArchiveRecord) -> int:
+    crc, stop = 0, record.start + record.size
+    for start in range(record.start, stop, _CRC_BYTES):
+        crc = zlib.crc32(os.pread(file.fileno(), min(_CRC_BYTES, stop - start), start), crc)
+    return crc
 
 
 def require_record(records: Mapping[str, ArchiveRecord], file_name: str, name: str) -> ArchiveRecord:
