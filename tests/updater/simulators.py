@@ -48,6 +48,7 @@ class SimHub:
     spoilt: set[str] = field(default_factory=set)  # whose bytes are not what is listed
     former: dict[str, str] = field(default_factory=dict)  # content → what earlier builds took it for
     unhashed: set[str] = field(default_factory=set)  # listed without hashes: only a size identifies them
+    beside: tuple[str, ...] = ()  # names of other files that every revision lists
     reads: int = 0  # of files
     commits: dict[str, str] = field(default_factory=dict)  # commit id → content, also of what no name has any more
     place: HubLocation = _SIMULATED
@@ -67,7 +68,7 @@ class SimHub:
         if revision in self.unhashed:
             return Release(revision, (HubFile("weights", 1, ""),), "", is_ready, listing="one file")
         commit_id = next((name for name, row in self.commits.items() if row == content), "")
-        files = (HubFile("weights", 1, content),)
+        files = (HubFile("weights", 1, content), *(HubFile(name, 1, content) for name in self.beside))
         missing = "" if is_ready else "weights are short"
         former = source_of(self.former[content]) if content in self.former else ""
         return Release(revision, files, source_of(content), is_ready, missing, "", commit_id, former)

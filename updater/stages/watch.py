@@ -59,7 +59,8 @@ def _apply_listed(record: ModelRecord, listed: Listed, facts: Facts, rules: Rule
     """Start an update to the requested revision or the newest acceptable one, or record why there is none."""
     requested = record.requested_revision
     listed = replace(listed, releases=tuple(_fill_computed(record, release) for release in listed.releases))
-    record = upgrade.adopt_present_digests(record, listed.releases, rules.policy)
+    if record.former:
+        record = upgrade.adopt_present_digests(record, listed.releases, rules.policy)
     record = _note_answer(record, listed, facts, rules)
     if requested:
         return _take_requested(replace(record, requested_revision=""), requested, listed, facts, rules)

@@ -312,6 +312,19 @@ def test_a_content_is_not_taken_for_a_quarantined_one_that_this_build_has_tried(
     assert world.committed == "1.2.0"
 
 
+@pytest.mark.fault("H23")
+def test_names_that_are_ignored_are_noted(world: World) -> None:
+    """The event of the download has the note; the revision is committed."""
+    world.hub.beside = ("README.md", "readme.md")
+    world.publish("1.1.0")
+    world.settle()
+
+    evidence = world.last("revision_staged").evidence
+    assert evidence is not None
+    assert evidence.notes == ("'README.md', 'readme.md' differ in case or Unicode form alone; they are not fetched",)
+    assert world.committed == "1.1.0"
+
+
 def test_policy_deny_and_pin(world: World) -> None:
     """What policy excludes is not taken, however new."""
     world.publish("1.1.0")
