@@ -160,9 +160,9 @@ def test_a_folder_without_a_manifest_is_not_ready(bench: StoreFixture) -> None:
     assert not bench.hub.release("v1.0.0", 10.0).is_ready
 
 
-def test_a_missing_hub_folder_has_no_revisions(bench: StoreFixture) -> None:
-    """It may be mounted later."""
-    assert bench.hub.revisions(10.0) == ()
+def test_a_missing_hub_folder_is_a_fault_of_the_hub(bench: StoreFixture) -> None:
+    """It may be mounted later; it is no empty hub."""
+    assert failure(lambda: bench.hub.revisions(10.0)).reason == "HUB_MISSING"
     assert failure(lambda: bench.hub.release("v1.0.0", 10.0)).reason == "REVISION_UNKNOWN"
 
 
