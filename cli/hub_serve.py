@@ -95,12 +95,11 @@ def serve(
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
         raise WronglyUsed("give --tls-cert and --tls-key together; --tls-client-ca needs them")
     files = None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key, tls_client_ca)
-    address, place = _address(host, port), hub_folder(folder)
+    address, place, log = _address(host, port), hub_folder(folder), logs.get_logger()
+    if not place.is_dir():
+        raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
+    listening = HubServerOptions(address, _find_token(tokens_file, log), max_connections, _tls(files, log))
     with logs.configure("hub", "info"):
-        log = logs.get_logger()
-        listening = HubServerOptions(address, _find_token(tokens_file, log), max_connections, _tls(files, log))
-        if not place.is_dir():
-            raise WronglyUsed(f"{place} is not a folder; create it with `hotslot hub add DIR REVISION --hub {place}`")
         serve_until_stopped(place, listening)
 
 

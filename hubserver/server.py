@@ -123,9 +123,9 @@ class HubServer:
     def _converse(self, connection: socket.socket, client: str) -> None:
         thread = threading.current_thread()
         try:
-            with self._secured(connection) as secured:
-                with self._lock:
-                    self._open[thread] = secured
+            with self._secured(connection, thread) as secured:
+                if isinstance(secured, ssl.SSLSocket):
+                    secured.do_handshake()
                 self._handler.serve(
                     ClientConnection(secured, self._clock), client, lambda: not self._listener.is_stopping
                 )
@@ -137,9 +137,14 @@ class HubServer:
                 del self._open[thread]
             connection.close()
 
-    def _secured(self, connection: socket.socket) -> socket.socket:
+    def _secured(self, connection: socket.socket, thread: threading.Thread) -> socket.socket:
         connection.settimeout(REQUEST_SECONDS)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls = self._options.tls
-        return connection if tls is None else tls().wrap_socket(connection, server_side=True)
+        if self._options.tls is None:
+            return connection
+        context = self._options.tls()
+        with self._lock:  # `stop` finds the one socket or the other, and ends a handshake too
+            secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            self._open[thread] = secured
+        return secured

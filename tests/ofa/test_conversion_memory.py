@@ -71,7 +71,7 @@ def test_a_child_without_room_says_so_and_dies_first(sources: Callable[[str], Pa
 
 
 @pytest.mark.fault("L14")
-def test_the_updater_gets_the_numbers(tmp_path: Path) -> None:
+def test_the_updater_gets_the_numbers(sources: Callable[[str], Path], tmp_path: Path) -> None:
     """A conversion without room is not the revision's fault."""
 
     def refuse(*_arguments: object, **_named: object) -> None:
@@ -79,7 +79,7 @@ def test_the_updater_gets_the_numbers(tmp_path: Path) -> None:
 
     converter = ChildConverter(tmp_path, ConvertLimits(), refuse)  # type: ignore[arg-type]
     with pytest.raises(EffectFailed) as caught:
-        converter.seal(tmp_path, "r", "float32", 60.0, None)
+        converter.seal(sources("plain"), "r", "float32", 60.0, None)
 
     shortage = Shortage("", 400, 100)
     assert caught.value.failure == EffectFailure(FailureKind.TRANSIENT, "DOES_NOT_FIT", "no room", shortage=shortage)

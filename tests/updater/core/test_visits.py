@@ -2,7 +2,7 @@
 
 from tests.updater.core.visits import list_update_files
 
-MAX_FILES = 12
+MAX_FILES = 13
 
 
 def test_a_decision_visits_few_files() -> None:
