@@ -172,7 +172,7 @@ def test_engines_are_imported_by_name() -> None:
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     """An unknown engine is a BundleRefused, an extra engine that cannot be imported a RuntimeError."""
-    with pytest.raises(BundleRefused, match="'bert' is unknown; this build has ofa"):
+    with pytest.raises(BundleRefused, match="'bert' is unknown; this build has mgeo, ofa"):
         loader_for("bert")
     with pytest.raises(RuntimeError, match="cannot be imported"):
         loader_for("gone", {"gone": "os.path:gone"})
