@@ -17,7 +17,8 @@ from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, STATUS, Sta
 from dev.harness.waiting import eventually
 from hotslot.status.v1 import status_pb2
 from hotslot_watchdog.monitor import HealthProbe
-from inference.server.health import Overall
+from inference.server.api.standard_services import HealthApi
+from inference.server.health import HealthRegistry, Overall
 from tests.stack.fixtures import MakeStack
 from tests.stack.refusal import refusal_of
 
@@ -257,3 +258,29 @@ def inference_time(stack: Stack) -> float:
     """Time of the last successful inference, in seconds."""
     told = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS)
     return told.capabilities[0].last_inference_at.ToNanoseconds() / 1e9
+
+
+class DrainedDuringWrite:
+    """A call whose first write ends after the server has drained."""
+
+    def __init__(self, health: HealthRegistry) -> None:
+        self.health = health
+        self.written: list[int] = []
+
+    async def write(self, response: Any) -> None:  # noqa: ANN401  no stubs
+        """Keep the state; the server drains meanwhile."""
+        self.written.append(response.status)
+        if not self.health.is_closed:
+            self.health.update({"shapes": False})
+            self.health.close()
+
+
+async def test_a_watcher_is_told_of_a_drain_during_its_write() -> None:
+    """The last state is sent before the stream ends, also if the server drains while the state before is sent."""
+    health = HealthRegistry(["shapes"])
+    health.update({"shapes": True})
+    call = DrainedDuringWrite(health)
+
+    await HealthApi(health).watch(pb.HealthCheckRequest(service="shapes"), call)  # type: ignore[arg-type]
+
+    assert call.written == [pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING]

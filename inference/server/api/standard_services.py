@@ -61,12 +61,13 @@ class HealthApi:
         last = None
         while True:
             changed = self._health.changed.next()
+            is_last = self._health.is_closed  # before the state: it may change, and the server drain, during the write
             state = self._health.is_serving(request.service)
             status = _UNKNOWN if state is None else _SERVING if state else _NOT_SERVING
             if status != last:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 last = status
-            if self._health.is_closed:
+            if is_last:
                 return
             await changed.wait()
 
