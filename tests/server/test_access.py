@@ -80,6 +80,8 @@ async def check(
     method: str = CHECK,
 ) -> str:
     """Call once on a new connection; returns OK, or the code and the reason."""
+    if method != CHECK:
+        return await asyncio.to_thread(stream_once, port, method, metadata)
     if authority is None:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS)
     else:
@@ -88,13 +90,21 @@ async def check(
         channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", trust, options=CHANNEL_OPTIONS)
     async with channel:
         try:
-            if method == CHECK:
-                await call_check(channel, metadata)
-            else:
-                begin: Any = channel.stream_stream(method)
-                async for _ in begin(iter([b""]), timeout=10, metadata=metadata):
-                    pass
+            await call_check(channel, metadata)
         except grpc.aio.AioRpcError as error:
+            known = refusal_of(error)
+            return f"{known.code} {known.reason}".strip()
+    return "OK"
+
+
+def stream_once(port: int, method: str, metadata: tuple[tuple[str, str], ...]) -> str:
+    """The same for a stream; asyncio's client says INTERNAL if the server refuses while it still writes."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+        try:
+            begin: Any = channel.stream_stream(method)
+            for _ in begin(iter([b""]), timeout=10, metadata=metadata):
+                pass
+        except grpc.RpcError as error:
             known = refusal_of(error)
             return f"{known.code} {known.reason}".strip()
     return "OK"
