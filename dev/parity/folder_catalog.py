@@ -233,7 +233,7 @@ _PIPELINE: dict[str, Change] = {
     "batch_size 8": f.keys(PIPELINE, batch_size=8, max_image_size=1024),
     "a prompt": f.keys(PIPELINE, prompt=" is it true that {} ?"),
     "another seed": f.keys(PIPELINE, seed=3, num_return_sequences=1),
-    "train and dataset": f.top(train={"work_dir": "/root/x"}, dataset={"train": {"name": "snli-ve"}}),
+    "train and dataset": f.top(train={"work_dir": "work"}, dataset={"train": {"name": "snli-ve"}}),
     "columns renamed": f.top(dataset={"column_map": {"text": "caption"}}),
     "another language": f.keys(PIPELINE, language="zh"),
     "num_bins": f.top(num_bins=1000, num_codes=8192),

@@ -255,4 +255,5 @@ def test_what_the_system_refuses_now_is_no_damage(path: Path, code: int, monkeyp
     with monkeypatch.context() as refused, suppress(JournalNotWritten):
         refused.setattr(os, "open", fail)
         Journal(path).close()
-    Journal(path).close()
+    with closing(Journal(path)) as journal:
+        assert journal.load("shapes") == LATER
