@@ -64,6 +64,30 @@ LOAD_PHASE_LOADED: LoadPhase.ValueType  # 4
 """Complete: the slot can be probed and activated."""
 Global___LoadPhase: _TypeAlias = LoadPhase  # noqa: Y015
 
+class _TrafficMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrafficModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrafficMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAFFIC_MODE_UNSPECIFIED: _TrafficMode.ValueType  # 0
+    """Refused."""
+    TRAFFIC_MODE_SHADOW: _TrafficMode.ValueType  # 1
+    """Copies, for comparison."""
+    TRAFFIC_MODE_CANARY: _TrafficMode.ValueType  # 2
+    """To answer callers."""
+
+class TrafficMode(_TrafficMode, metaclass=_TrafficModeEnumTypeWrapper):
+    """What a load gets requests for. Values may be added."""
+
+TRAFFIC_MODE_UNSPECIFIED: TrafficMode.ValueType  # 0
+"""Refused."""
+TRAFFIC_MODE_SHADOW: TrafficMode.ValueType  # 1
+"""Copies, for comparison."""
+TRAFFIC_MODE_CANARY: TrafficMode.ValueType  # 2
+"""To answer callers."""
+Global___TrafficMode: _TypeAlias = TrafficMode  # noqa: Y015
+
 @_typing.final
 class Change(_message.Message):
     """The model, the transaction and the expected generation of a change."""
@@ -205,6 +229,7 @@ class ModelState(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     COMMITTED_DIGEST_FIELD_NUMBER: _builtins.int
     CPU_FALLBACK_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name."""
     task: _builtins.str
@@ -243,6 +268,12 @@ class ModelState(_message.Message):
         out of memory. Survives a restart of the server.
         """
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowState:
+        """Present while a candidate gets copies of requests, and until it is activated
+        or retired.
+        """
+
     def __init__(
         self,
         *,
@@ -257,14 +288,373 @@ class ModelState(_message.Message):
         ready: _builtins.bool = ...,
         committed_digest: _builtins.str = ...,
         cpu_fallback: Global___CpuFallback | None = ...,
+        shadow: Global___ShadowState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_fallback", b"cpu_fallback", "last_trial", b"last_trial", "trial", b"trial"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_fallback", b"cpu_fallback", "last_trial", b"last_trial", "shadow", b"shadow", "trial", b"trial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_load_id", b"active_load_id", "committed_digest", b"committed_digest", "cpu_fallback", b"cpu_fallback", "generation", b"generation", "last_trial", b"last_trial", "model", b"model", "ready", b"ready", "slots", b"slots", "stats", b"stats", "task", b"task", "trial", b"trial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_load_id", b"active_load_id", "committed_digest", b"committed_digest", "cpu_fallback", b"cpu_fallback", "generation", b"generation", "last_trial", b"last_trial", "model", b"model", "ready", b"ready", "shadow", b"shadow", "slots", b"slots", "stats", b"stats", "task", b"task", "trial", b"trial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+@_typing.final
+class ShadowPolicy(_message.Message):
+    """Copies of requests for a second slot, for comparison. A copy is made of a
+    request that the first slot has answered, so that it delays no caller; its
+    answer goes to no caller. It is computed only while no request of a caller
+    waits or is computed on the model's slots; a copy that gets no time is
+    dropped, and counted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    BUSY_SHARE_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Share of the requests that are copied, 0 to 1, chosen by a hash of their ids.
+    0: none. Errors: SHADOW_OUT_OF_RANGE.
+    """
+    busy_share: _builtins.float
+    """Largest share of its time that the second slot may spend on copies, 0 to 1.
+    Default: 1. Errors: SHADOW_OUT_OF_RANGE.
+    """
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """How long requests are copied. Default: without limit. Errors:
+        SHADOW_OUT_OF_RANGE (negative).
+        """
+
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        busy_share: _builtins.float = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "max_duration", b"max_duration", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowPolicy: _TypeAlias = ShadowPolicy  # noqa: Y015
+
+@_typing.final
+class ShadowState(_message.Message):
+    """A candidate that gets copies of requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    load_id: _builtins.str
+    """Load of the candidate."""
+    active: _builtins.bool
+    """Whether requests are copied now: the share is above 0, and the time is not
+    over.
+    """
+    @_builtins.property
+    def policy(self) -> Global___ShadowPolicy:
+        """As set."""
+
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """What was found since it began. A later SetTraffic for the same load goes on
+        counting.
+        """
+
+    def __init__(
+        self,
+        *,
+        load_id: _builtins.str = ...,
+        policy: Global___ShadowPolicy | None = ...,
+        active: _builtins.bool = ...,
+        comparison: Global___Comparison | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "comparison", b"comparison", "load_id", b"load_id", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowState: _TypeAlias = ShadowState  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """How the answers of two slots to the same requests compare. All counts are
+    cumulative since `started_at`. An answer is that to a statement or an address;
+    a request has one or more of them, about one picture, so that they are not
+    independent.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DroppedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FailedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DIGEST_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    REQUESTS_COMPARED_FIELD_NUMBER: _builtins.int
+    REQUESTS_EQUAL_FIELD_NUMBER: _builtins.int
+    ANSWERS_COMPARED_FIELD_NUMBER: _builtins.int
+    ANSWERS_EQUAL_FIELD_NUMBER: _builtins.int
+    DIRECTIONS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_LABELS_FIELD_NUMBER: _builtins.int
+    DISTANCES_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    bundle_digest: _builtins.str
+    """Digest of the bundle on trial, or of the candidate."""
+    previous_digest: _builtins.str
+    """Digest of the bundle that it is compared with."""
+    requests_compared: _builtins.int
+    """Requests that both slots have answered."""
+    requests_equal: _builtins.int
+    """Of these, the requests of which all answers are equal."""
+    answers_compared: _builtins.int
+    """Answers to these requests."""
+    answers_equal: _builtins.int
+    """Of these, the equal ones."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """Begin of the trial, or of the shadow."""
+
+    @_builtins.property
+    def directions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectionCount]:
+        """How the others differ, by direction; an answer about an address may differ in
+        several parts. The most frequent first; at most 64, the last is "other" to
+        "other".
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCount]:
+        """Labels in the compared answers of the bundle that is judged."""
+
+    @_builtins.property
+    def previous_labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCount]:
+        """Labels in the compared answers of the other bundle."""
+
+    @_builtins.property
+    def distances(self) -> _containers.RepeatedCompositeFieldContainer[Global___DistanceBucket]:
+        """How far the scores are apart, of all compared answers."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Requests of the sample that were not compared, by reason: BUSY (no idle time
+        within some seconds), BUDGET (busy_share was used up), MEMORY (the kept
+        requests were too large), SLOT_DOWN (the second slot does not answer now) and
+        ENDED (the comparison or the server ended).
+        """
+
+    @_builtins.property
+    def failed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Copies that the second slot failed, by reason (ENGINE_FAILED, NOT_FINITE,
+        RUNNER_DIED …). They are not among the failed requests of RevisionStats.
+        """
+
+    @_builtins.property
+    def differing(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferingAnswer]:
+        """The latest answers that differ, at most 100."""
+
+    def __init__(
+        self,
+        *,
+        bundle_digest: _builtins.str = ...,
+        previous_digest: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        requests_compared: _builtins.int = ...,
+        requests_equal: _builtins.int = ...,
+        answers_compared: _builtins.int = ...,
+        answers_equal: _builtins.int = ...,
+        directions: _abc.Iterable[Global___DirectionCount] | None = ...,
+        labels: _abc.Iterable[Global___LabelCount] | None = ...,
+        previous_labels: _abc.Iterable[Global___LabelCount] | None = ...,
+        distances: _abc.Iterable[Global___DistanceBucket] | None = ...,
+        dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        failed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        differing: _abc.Iterable[Global___DifferingAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_compared", b"answers_compared", "answers_equal", b"answers_equal", "bundle_digest", b"bundle_digest", "differing", b"differing", "directions", b"directions", "distances", b"distances", "dropped", b"dropped", "failed", b"failed", "labels", b"labels", "previous_digest", b"previous_digest", "previous_labels", b"previous_labels", "requests_compared", b"requests_compared", "requests_equal", b"requests_equal", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class DirectionCount(_message.Message):
+    """Answers that differ in one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    before: _builtins.str
+    """What the previous bundle answers: a label, a kind of a part, or "none"."""
+    after: _builtins.str
+    """What the bundle that is judged answers: as before, or "other characters" for
+    a part of the same kind and another place.
+    """
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectionCount: _TypeAlias = DirectionCount  # noqa: Y015
+
+@_typing.final
+class LabelCount(_message.Message):
+    """A label and how often it was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """"yes", "no" or "maybe"; of addresses the kind of a part. At most 64 of them;
+    "other" stands for the rest.
+    """
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelCount: _TypeAlias = LabelCount  # noqa: Y015
+
+@_typing.final
+class DistanceBucket(_message.Message):
+    """Answers whose scores are about this far apart. The distance of two answers is 0
+    to 1: half the sum of the absolute differences of the labels' scores; of
+    addresses the mean difference of the probabilities of their parts, where a part
+    that only one of them has is 1 apart.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    at_most: _builtins.float
+    """Upper bound, inclusive; of the last bucket 1."""
+    count: _builtins.int
+    """Answers in this bucket, not cumulative."""
+    def __init__(
+        self,
+        *,
+        at_most: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most", b"at_most", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DistanceBucket: _TypeAlias = DistanceBucket  # noqa: Y015
+
+@_typing.final
+class DifferingAnswer(_message.Message):
+    """One answer that differs. The texts and pictures of callers are not in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    DIRECTIONS_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id of the call (metadata `x-request-id`), as in the log."""
+    item_id: _builtins.str
+    """Id of the item, for items of a stream."""
+    position: _builtins.int
+    """Position of the statement or the address in the request, from 0."""
+    distance: _builtins.float
+    """Distance of the scores, 0 to 1."""
+    @_builtins.property
+    def directions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Directions, as "yes → no"."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        item_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        directions: _abc.Iterable[_builtins.str] | None = ...,
+        distance: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directions", b"directions", "distance", b"distance", "item_id", b"item_id", "position", b"position", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DifferingAnswer: _TypeAlias = DifferingAnswer  # noqa: Y015
 
 @_typing.final
 class CpuFallback(_message.Message):
@@ -406,6 +796,9 @@ class TrialState(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     AWAITING_PREVIOUS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load on trial."""
     previous_load_id: _builtins.str
@@ -418,6 +811,8 @@ class TrialState(_message.Message):
     """Requests that it has failed and that the previous slot has not answered
     yet: they are not among its failed ones, and may still become so.
     """
+    percent: _builtins.float
+    """Percentage of the requests that it gets, 0 to 100; 100 if it is no canary."""
     @_builtins.property
     def lease_left(self) -> _duration_pb2.Duration:
         """Time left of the trial lease."""
@@ -432,6 +827,16 @@ class TrialState(_message.Message):
         during the trial.
         """
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowPolicy:
+        """The sample of requests that the other slot answers too. Absent if there is
+        none.
+        """
+
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """What was found by it. Absent without `shadow`; kept when its share becomes 0."""
+
     def __init__(
         self,
         *,
@@ -442,10 +847,13 @@ class TrialState(_message.Message):
         baseline: Global___RevisionStats | None = ...,
         bundle_digest: _builtins.str = ...,
         awaiting_previous: _builtins.int = ...,
+        percent: _builtins.float = ...,
+        shadow: Global___ShadowPolicy | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "lease_left", b"lease_left", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "comparison", b"comparison", "lease_left", b"lease_left", "shadow", b"shadow", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting_previous", b"awaiting_previous", "baseline", b"baseline", "bundle_digest", b"bundle_digest", "lease_left", b"lease_left", "load_id", b"load_id", "previous_load_id", b"previous_load_id", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting_previous", b"awaiting_previous", "baseline", b"baseline", "bundle_digest", b"bundle_digest", "comparison", b"comparison", "lease_left", b"lease_left", "load_id", b"load_id", "percent", b"percent", "previous_load_id", b"previous_load_id", "shadow", b"shadow", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +937,7 @@ class RevisionStats(_message.Message):
     COMPUTED_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle."""
     device: _builtins.str
@@ -565,6 +974,10 @@ class RevisionStats(_message.Message):
         calls of the same size. Sizes that did not occur are omitted.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCount]:
+        """Labels in its answers to callers."""
+
     def __init__(
         self,
         *,
@@ -579,10 +992,11 @@ class RevisionStats(_message.Message):
         computed: _duration_pb2.Duration | None = ...,
         rows: _builtins.int = ...,
         costs: _abc.Iterable[Global___CostBucket] | None = ...,
+        labels: _abc.Iterable[Global___LabelCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "latency", b"latency", "restarts", b"restarts", "rows", b"rows", "void_restarts", b"void_restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "answered_by_previous", b"answered_by_previous", "bundle_digest", b"bundle_digest", "computed", b"computed", "costs", b"costs", "device", b"device", "failed", b"failed", "labels", b"labels", "latency", b"latency", "restarts", b"restarts", "rows", b"rows", "void_restarts", b"void_restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,8 +1309,15 @@ class ActivateSlotRequest(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
     TRIAL_LEASE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
     """Load to activate. Required."""
+    percent: _builtins.float
+    """Percentage of the requests that the load gets, 0 to 100. Absent: 100; when a
+    trial lease is extended, as before. Ignored at a first install. Errors:
+    PERCENT_OUT_OF_RANGE.
+    """
     @_builtins.property
     def change(self) -> Global___Change:
         """Model, transaction, expected generation."""
@@ -907,18 +1328,28 @@ class ActivateSlotRequest(_message.Message):
         otherwise. Errors: LEASE_OUT_OF_RANGE.
         """
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowPolicy:
+        """The sample of the trial's requests that the previous slot answers too.
+        Absent: none; when a trial lease is extended, as before.
+        """
+
     def __init__(
         self,
         *,
         change: Global___Change | None = ...,
         load_id: _builtins.str = ...,
         trial_lease: _duration_pb2.Duration | None = ...,
+        shadow: Global___ShadowPolicy | None = ...,
+        percent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "trial_lease", b"trial_lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "change", b"change", "percent", b"percent", "shadow", b"shadow", "trial_lease", b"trial_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id", "trial_lease", b"trial_lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "change", b"change", "load_id", b"load_id", "percent", b"percent", "shadow", b"shadow", "trial_lease", b"trial_lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
 
 Global___ActivateSlotRequest: _TypeAlias = ActivateSlotRequest  # noqa: Y015
 
@@ -1052,20 +1483,28 @@ Global___RetireSlotResponse: _TypeAlias = RetireSlotResponse  # noqa: Y015
 
 @_typing.final
 class SetTrafficRequest(_message.Message):
-    """The share of traffic for a candidate."""
+    """The requests that a load gets."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANGE_FIELD_NUMBER: _builtins.int
     LOAD_ID_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     load_id: _builtins.str
-    """Load that gets the share. Required."""
+    """Load that gets them. Required."""
     percent: _builtins.float
-    """The share in percent, 0 to 100."""
+    """With CANARY: percentage of the requests, 0 to 100."""
+    mode: Global___TrafficMode.ValueType
+    """Required. Errors: MODE_MISSING."""
     @_builtins.property
     def change(self) -> Global___Change:
         """Model, transaction, expected generation."""
+
+    @_builtins.property
+    def shadow(self) -> Global___ShadowPolicy:
+        """With SHADOW: the sample."""
 
     def __init__(
         self,
@@ -1073,10 +1512,12 @@ class SetTrafficRequest(_message.Message):
         change: Global___Change | None = ...,
         load_id: _builtins.str = ...,
         percent: _builtins.float = ...,
+        mode: Global___TrafficMode.ValueType = ...,
+        shadow: Global___ShadowPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id", "percent", b"percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load_id", b"load_id", "mode", b"mode", "percent", b"percent", "shadow", b"shadow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,9 +83,12 @@ class ControlServiceStub:
     is a rollback: that slot becomes active again and the trial ends. A load of
     the same bundle on another device goes on trial as well.
 
+    A canary is a trial that gets a part of the requests: `percent` below 100.
+    The previous slot answers the others, and what the canary fails.
+
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-    (LEASE_OUT_OF_RANGE).
+    (LEASE_OUT_OF_RANGE, PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
     """
     CommitSlot: _grpc.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]
     """Ends the trial and keeps its revision. The caller writes the committed
@@ -105,7 +108,27 @@ class ControlServiceStub:
     trial, or loading the CPU fallback).
     """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_control_pb2.SetTrafficRequest, _control_pb2.SetTrafficResponse]
-    """Gives a candidate a share of the traffic. UNIMPLEMENTED in this version."""
+    """Changes which requests a loaded slot gets, without another load. In memory
+    only. Idempotent.
+
+    SHADOW: the load gets copies of a sample of the requests, and its answers are
+    compared with the active slot's. For a candidate, before it is on trial
+    (ModelState.shadow), or for the load on trial, whose sample the previous slot
+    answers too (TrialState.comparison). A share of 0 ends it.
+
+    CANARY: the load on trial gets this percentage of the requests. A request is
+    assigned by a hash of its routing key (metadata `x-routing-key`, else its
+    request id): a higher percentage moves requests to the canary and none away
+    from it. Callers choose for themselves by the metadata `x-model-version`:
+    `canary`, `stable`, a revision or a digest; of another value they get
+    NOT_FOUND, VERSION_UNKNOWN. At 0 only callers that name it reach it.
+
+    Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
+    (GENERATION_CONFLICT, NOT_LOADED, NOT_ON_TRIAL: a canary that is not on trial,
+    or a first install, which has no previous slot; SLOT_IN_USE: the shadow of a
+    slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
+    PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
@@ -154,9 +177,12 @@ class ControlServiceAsyncStub(ControlServiceStub):
     is a rollback: that slot becomes active again and the trial ends. A load of
     the same bundle on another device goes on trial as well.
 
+    A canary is a trial that gets a part of the requests: `percent` below 100.
+    The previous slot answers the others, and what the canary fails.
+
     Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
     (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-    (LEASE_OUT_OF_RANGE).
+    (LEASE_OUT_OF_RANGE, PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
     """
     CommitSlot: _aio.UnaryUnaryMultiCallable[_control_pb2.CommitSlotRequest, _control_pb2.CommitSlotResponse]  # type: ignore[assignment]
     """Ends the trial and keeps its revision. The caller writes the committed
@@ -176,7 +202,27 @@ class ControlServiceAsyncStub(ControlServiceStub):
     trial, or loading the CPU fallback).
     """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_control_pb2.SetTrafficRequest, _control_pb2.SetTrafficResponse]  # type: ignore[assignment]
-    """Gives a candidate a share of the traffic. UNIMPLEMENTED in this version."""
+    """Changes which requests a loaded slot gets, without another load. In memory
+    only. Idempotent.
+
+    SHADOW: the load gets copies of a sample of the requests, and its answers are
+    compared with the active slot's. For a candidate, before it is on trial
+    (ModelState.shadow), or for the load on trial, whose sample the previous slot
+    answers too (TrialState.comparison). A share of 0 ends it.
+
+    CANARY: the load on trial gets this percentage of the requests. A request is
+    assigned by a hash of its routing key (metadata `x-routing-key`, else its
+    request id): a higher percentage moves requests to the canary and none away
+    from it. Callers choose for themselves by the metadata `x-model-version`:
+    `canary`, `stable`, a revision or a digest; of another value they get
+    NOT_FOUND, VERSION_UNKNOWN. At 0 only callers that name it reach it.
+
+    Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
+    (GENERATION_CONFLICT, NOT_LOADED, NOT_ON_TRIAL: a canary that is not on trial,
+    or a first install, which has no previous slot; SLOT_IN_USE: the shadow of a
+    slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
+    PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
+    """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replaces a model or moves it to another device: load a bundle in the free
@@ -246,9 +292,12 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         is a rollback: that slot becomes active again and the trial ends. A load of
         the same bundle on another device goes on trial as well.
 
+        A canary is a trial that gets a part of the requests: `percent` below 100.
+        The previous slot answers the others, and what the canary fails.
+
         Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
         (GENERATION_CONFLICT, NOT_LOADED, DRAINING); INVALID_ARGUMENT
-        (LEASE_OUT_OF_RANGE).
+        (LEASE_OUT_OF_RANGE, PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
         """
 
     @_abc_1.abstractmethod
@@ -286,6 +335,26 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.SetTrafficRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.SetTrafficResponse, _abc.Awaitable[_control_pb2.SetTrafficResponse]]:
-        """Gives a candidate a share of the traffic. UNIMPLEMENTED in this version."""
+        """Changes which requests a loaded slot gets, without another load. In memory
+        only. Idempotent.
+
+        SHADOW: the load gets copies of a sample of the requests, and its answers are
+        compared with the active slot's. For a candidate, before it is on trial
+        (ModelState.shadow), or for the load on trial, whose sample the previous slot
+        answers too (TrialState.comparison). A share of 0 ends it.
+
+        CANARY: the load on trial gets this percentage of the requests. A request is
+        assigned by a hash of its routing key (metadata `x-routing-key`, else its
+        request id): a higher percentage moves requests to the canary and none away
+        from it. Callers choose for themselves by the metadata `x-model-version`:
+        `canary`, `stable`, a revision or a digest; of another value they get
+        NOT_FOUND, VERSION_UNKNOWN. At 0 only callers that name it reach it.
+
+        Errors: NOT_FOUND (MODEL_UNKNOWN, LOAD_UNKNOWN); FAILED_PRECONDITION
+        (GENERATION_CONFLICT, NOT_LOADED, NOT_ON_TRIAL: a canary that is not on trial,
+        or a first install, which has no previous slot; SLOT_IN_USE: the shadow of a
+        slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
+        PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
+        """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
