@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2
 
 from common.address import unix_target
 from dev.harness.answers import Question
+from dev.harness.service_config import read_service_config
 from dev.harness.waiting import eventually
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
@@ -25,22 +26,11 @@ RECONNECT_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 5000),  # also the limit of one connection attempt
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# For clients that send again what a restart has cost them: the longest sequence of attempts that gRPC allows.
-_RETRY = {
-    "name": [{}],
-    "waitForReady": True,
-    "retryPolicy": {
-        "maxAttempts": 5,
-        "initialBackoff": "0.3s",
-        "maxBackoff": "3s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    },
-}
+# For clients that send again what a restart has cost them: by the shipped service config, and waiting for a server.
 RETRY_OPTIONS = [
     *(option for option in RECONNECT_OPTIONS if option[0] != "grpc.enable_retries"),
     ("grpc.enable_retries", 1),
-    ("grpc.service_config", json.dumps({"methodConfig": [_RETRY]})),
+    ("grpc.service_config", json.dumps(read_service_config(is_waiting=True))),
 ]
 LIMIT_SECONDS = 60.0
 
