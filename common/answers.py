@@ -15,6 +15,7 @@ from common.engine_files import Task
 
 LABELS = ("yes", "no", "maybe")
 MAX_DIRECTIONS = 5  # named of a comparison
+ARROW = " → "  # between the two sides of a direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class StatementAnswers:
 
     def find_directions(self, before: str, after: str) -> tuple[str, ...]:
         """See `TaskAnswers`."""
-        return () if before == after else (f"{before} → {after}",)
+        return () if before == after else (f"{before}{ARROW}{after}",)
 
     def count_parts(self, expected: str, given: str) -> PartCounts:
         """See `TaskAnswers`."""
@@ -168,9 +169,9 @@ class AddressAnswers:
         for part in old:
             if part not in new:
                 now = next((one.kind for one in new if one.start <= part.start < one.end), "none")
-                directions.append(f"{part.kind} → {now}" if now != part.kind else f"{part.kind} → other characters")
+                directions.append(f"{part.kind}{ARROW}{now if now != part.kind else 'other characters'}")
         covered = {place for part in old for place in range(part.start, part.end)}
-        directions += [f"none → {part.kind}" for part in new if part.start not in covered]
+        directions += [f"none{ARROW}{part.kind}" for part in new if part.start not in covered]
         return tuple(directions)
 
     def count_parts(self, expected: str, given: str) -> PartCounts:

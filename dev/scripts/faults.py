@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "faults.md"
 SECTIONS = {
     "K": "kill and crash", "D": "disk", "N": "hub and network", "R": "release", "C": "content", "P": "paths and code",
     "S": "swap and serving", "I": "input", "B": "breaker and time", "U": "supervision", "L": "load and neighbours",
-    "H": "the hub and its models as they are",
+    "H": "the hub and its models as they are", "T": "a trial looks at answers",
 }  # fmt: skip
 _RULE = "|---|---|--:|--:|--:|---|---|"
 HEAD = """# Injected faults, and the tests that inject them

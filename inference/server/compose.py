@@ -49,12 +49,21 @@ def build_models(
     drain: Drain,
     warn: Callable[[str], None],
     start_runner: Callable[[RunnerSpec], StartedRunner],
+    is_memory_tight: Callable[[], bool],
 ) -> Models:
     """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
     cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
     engines = list_engines(settings)
     shared = _SharedDependencies(
-        clock, emit, drain, engines, cpu_fallback_file, DeviceShares(), DeviceMemories(), start_runner
+        clock,
+        emit,
+        drain,
+        engines,
+        cpu_fallback_file,
+        DeviceShares(),
+        DeviceMemories(),
+        start_runner,
+        is_memory_tight,
     )
     return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
 
@@ -178,6 +187,7 @@ class _SharedDependencies:
     device_shares: DeviceShares
     device_memories: DeviceMemories
     start_runner: Callable[[RunnerSpec], StartedRunner]
+    is_memory_tight: Callable[[], bool]
 
 
 def _model_options(settings: ServerSettings, model: ModelSettings, shared: _SharedDependencies) -> ModelOptions:
@@ -217,6 +227,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,
         engines=shared.engines,
+        is_memory_tight=shared.is_memory_tight,
     )
 
 

@@ -37,7 +37,7 @@ class EventLogger:
             is_bad = name in ("runner_died", "load_failed")
             shown = {key: value for key, value in fields.items() if value not in ("", 0)}
             (self._log.warning if is_bad else self._log.info)(name, **shown)
-        elif isinstance(event, events.SwapDone):
+        elif isinstance(event, events.SwapDone | events.TrafficChanged):
             fields = asdict(event)
             self._log.info(fields.pop("change"), **fields)
         elif isinstance(event, events.RequestHandedOver):

@@ -103,6 +103,37 @@ class SwapDone:
 
 
 @dataclass(frozen=True, slots=True)
+class TrafficChanged:
+    """Which requests a load gets has changed: as a canary, or as copies for comparison."""
+
+    model: str
+    change: str  # "canary_percent_set", "shadow_set"
+    revision: str
+    digest: str
+    percent: float  # of the requests: that it answers, or that are copied
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersCompared:
+    """Two slots have answered the same request."""
+
+    model: str
+    revision: str  # that is judged
+    equal: int  # answers
+    different: int  # answers
+
+
+@dataclass(frozen=True, slots=True)
+class CopyDropped:
+    """A request of the sample was not compared."""
+
+    model: str
+    revision: str  # that is judged
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestHandedOver:
     """A request that the trial failed was given to the previous slot."""
 
@@ -138,6 +169,9 @@ Event = (
     | DeviceCallEnded
     | SlotChanged
     | SwapDone
+    | TrafficChanged
+    | AnswersCompared
+    | CopyDropped
     | RequestHandedOver
     | OverloadChanged
     | CpuFallbackChanged

@@ -143,6 +143,26 @@ HANDOVERS = counter(
     "reason",
     use="What a trial fails, which callers do not see.",
 )
+COMPARED_ANSWERS = counter(
+    "hotslot_compared_answers_total",
+    "Answers that a second slot has given too, for comparison: to statements, about addresses.",
+    *_REVISION,
+    "result",
+    use="The share of different ones tells whether a new revision judges as the one before.",
+)
+COPIES_DROPPED = counter(
+    "hotslot_copies_dropped_total",
+    "Requests of the sample that were not compared.",
+    *_REVISION,
+    "reason",
+    use="Many for BUSY: the model has no idle time for a comparison, which then takes longer.",
+)
+CANARY_PERCENT = gauge(
+    "hotslot_canary_percent",
+    "Percentage of the requests that the revision on trial gets; 0 without a trial.",
+    "model",
+    use="Below 100 for long: a rollout waits for a verdict, or for a person.",
+)
 LOAD_SECONDS = histogram(
     "hotslot_load_seconds", "Duration of loads.", "model", "device", buckets=_SECONDS, use="How long a restart takes."
 )
@@ -258,6 +278,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(ITEMS, ANSWERS, ITEM_SECONDS, UNANSWERED_REQUESTS, WAITING_REQUESTS, WAITING_ROWS, OVERLOADED),
     *(POISON_INPUTS, HELD_BYTES, MAX_HELD_BYTES),
     *(DEVICE_CALL_ITEMS, DEVICE_CALL_ROWS, DEVICE_CALL_SECONDS),
+    *(COMPARED_ANSWERS, COPIES_DROPPED, CANARY_PERCENT),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
@@ -282,9 +303,11 @@ _LABELS = {
     ),
     "reason": (
         "The `reason` of the error's ErrorInfo, for example QUEUE_FULL; CANCELLED if the caller is gone; empty for an "
-        "answer. Of a handover: why the trial failed the item, TOO_SLOW included."
+        "answer. Of a handover: why the trial failed the item, TOO_SLOW included. Of a copy: BUSY, BUDGET, MEMORY, "
+        "SLOT_DOWN or ENDED, as Comparison.dropped in control.proto."
     ),
     "label": '"yes", "no" or "maybe".',
+    "result": '"equal" or "different".',
     "stage": '"queue" (until it was sent to the runner), "prepare" (decoding), "compute" (device), "total".',
     "priority": '"interactive" or "bulk".',
     "slot": '"a" or "b".',

@@ -1,8 +1,9 @@
 """Metrics of the events."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 
@@ -39,33 +40,49 @@ class EventMetrics:
         self._load_failures = create_counter(catalog.LOAD_FAILURES, registry)
         self._fallbacks = create_counter(catalog.CPU_FALLBACKS, registry)
         self._fallback = create_gauge(catalog.CPU_FALLBACK, registry)
-        counters = (self._items, self._answers, self._handovers)
+        self._compared = create_counter(catalog.COMPARED_ANSWERS, registry)
+        self._dropped = create_counter(catalog.COPIES_DROPPED, registry)
+        counters = (self._items, self._answers, self._handovers, self._compared, self._dropped)
         calls = (self._call_items, self._call_rows, self._call_seconds)
         self._by_revision = (*counters, self._item_seconds, *calls)
         self._slot_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._calls: dict[tuple[str, str, str], _CallSeries] = {}
         self._answered: dict[tuple[str, str, str], _AnswerSeries] = {}  # by model, revision and device
         self._device_calls: dict[tuple[str, str], list[Histogram]] = {}  # by model and revision
+        self._recorders = self._list_recorders()
         self._revisions: dict[tuple[str, str], None] = {}  # model and revision, in the order of their last change
 
     def __call__(self, event: events.Event) -> None:
         """Record an event."""
-        if isinstance(event, events.CallStarted):
-            self._series(event).started.inc()
-        elif isinstance(event, events.CallEnded):
-            self._call(event)
-        elif isinstance(event, events.ItemEnded):
-            self._item(event)
-        elif isinstance(event, events.DeviceCallEnded):
-            self._device_call(event)
-        elif isinstance(event, events.SlotChanged):
-            self._slot(event)
-        elif isinstance(event, events.SwapDone):
-            self._swaps.labels(event.model, event.change).inc()
-        elif isinstance(event, events.CpuFallbackChanged):
-            self._cpu_fallback_changed(event)
-        elif isinstance(event, events.RequestHandedOver):
-            self._handovers.labels(event.model, event.revision, event.reason).inc()
+        record = self._recorders.get(type(event))
+        if record is not None:
+            record(event)
+
+    def _list_recorders(self) -> Mapping[type[events.Event], Callable[[Any], None]]:
+        return {
+            events.CallStarted: self._call_started,
+            events.CallEnded: self._call,
+            events.ItemEnded: self._item,
+            events.DeviceCallEnded: self._device_call,
+            events.SlotChanged: self._slot,
+            events.SwapDone: self._swap_done,
+            events.CpuFallbackChanged: self._cpu_fallback_changed,
+            events.RequestHandedOver: self._handed_over,
+            events.AnswersCompared: self._answers_compared,
+            events.CopyDropped: self._copy_dropped,
+        }
+
+    def _call_started(self, event: events.CallStarted) -> None:
+        self._series(event).started.inc()
+
+    def _swap_done(self, event: events.SwapDone) -> None:
+        self._swaps.labels(event.model, event.change).inc()
+
+    def _handed_over(self, event: events.RequestHandedOver) -> None:
+        self._handovers.labels(event.model, event.revision, event.reason).inc()
+
+    def _copy_dropped(self, event: events.CopyDropped) -> None:
+        self._dropped.labels(event.model, event.revision, event.reason).inc()
 
     def _series(self, event: events.CallStarted | events.CallEnded) -> "_CallSeries":
         key = (event.kind, event.service, event.method)
@@ -127,6 +144,10 @@ class EventMetrics:
             series = self._device_calls[key] = [metric.labels(*key) for metric in metrics]
         for metric, value in zip(series, (event.items, event.rows, event.seconds), strict=True):
             metric.observe(value)
+
+    def _answers_compared(self, event: events.AnswersCompared) -> None:
+        for result, count in (("equal", event.equal), ("different", event.different)):
+            self._compared.labels(event.model, event.revision, result).inc(count)
 
     def _cpu_fallback_changed(self, event: events.CpuFallbackChanged) -> None:
         labels = (event.model, event.device, event.fallback_device)

@@ -70,9 +70,11 @@ class ServerReader:
         rows: Values = {}
         overloaded: Values = {}
         poison: Values = {}
+        canaries: Values = {}
         for manager in self.models.all():
             model = manager.options.model
             unanswered[(model,)] = float(manager.requests.waiting)
+            canaries[(model,)] = manager.pair.trial_percent
             poison[(model,)] = float(manager.requests.poison.count(manager.options.clock.monotonic()))
             overloaded[(model,)] = float(manager.requests.intake.admission.overload.is_overloaded)
             for priority, depth in manager.read_queue().items():
@@ -83,6 +85,7 @@ class ServerReader:
             Reading(catalog.WAITING_ROWS, rows),
             Reading(catalog.OVERLOADED, overloaded),
             Reading(catalog.POISON_INPUTS, poison),
+            Reading(catalog.CANARY_PERCENT, canaries),
             Reading(catalog.HELD_BYTES, {(): float(self.held.total)}),
             Reading(catalog.MAX_HELD_BYTES, {(): float(self.held.rules.max_bytes)}),
         ]

@@ -201,6 +201,25 @@ class Flow:
 
 
 INTERNAL = Flow(Priority.INTERACTIVE, "")  # self-tests and probes
+COPY = Flow(Priority.BULK, "")  # copies of requests, for comparison
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTags:
+    """What a call says about a request, beside its content."""
+
+    request_id: str = ""  # of the call
+    item_id: str = ""  # of an item of a stream
+    routing_key: str = ""  # requests of one key go to the same revision
+    version: str = ""  # "canary", "stable", a revision or a digest; empty: any
+
+    @property
+    def key(self) -> str:
+        """The key by which its route is chosen: the caller's, else its own."""
+        return self.routing_key or f"{self.request_id}/{self.item_id}"
+
+
+NO_TAGS = RequestTags()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +289,7 @@ class PendingRequest:
     deaths: int = 0  # runners that ended while computing it
     interruptions: int = 0  # runners that ended while they held it
     flow: Flow = INTERNAL
+    tags: RequestTags = NO_TAGS
     expected_seconds: float = 0.0  # until its answer, when it was admitted; 0 if unknown
     is_unsent_item: bool = False  # a stream item that no runner was sent yet
     decoding_seconds: float = 0.0  # of its picture, by a runner's estimate, if that takes long
@@ -280,7 +300,8 @@ class PendingRequest:
     handover_at: float | None = None  # clock.monotonic() at which a trial must have answered; None: no handover
     attribution: Attribution | None = None  # set when the trial has failed it
     sent_at: float = 0.0
-    internal: bool = False  # probe or self-test: not subject to admission, not counted as traffic
+    internal: bool = False  # probe, self-test or copy: not subject to admission, not counted as traffic
+    is_copy: bool = False  # of an answered request, for comparison: computed when nothing else is
     has_expired: bool = False  # its call was ended by the deadline; the outcome is cancelled
     out_of_memory_on: tuple[str, ...] = ()  # placements of the loads that had no memory for it
     leases: list[Lease] = field(default_factory=list)

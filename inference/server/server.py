@@ -87,7 +87,13 @@ class InferenceServer:
         self._metrics = EventMetrics()
         self._emit = emit_to_all([EventLogger(log), self._metrics])
         self.models: Models = compose.build_models(
-            settings, clock, self._emit, self._drain, self._warn_of_fallback_file, self._early.take
+            settings,
+            clock,
+            self._emit,
+            self._drain,
+            self._warn_of_fallback_file,
+            self._early.take,
+            lambda: self._held.total > self._held.rules.max_bytes // 2,
         )
         self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)

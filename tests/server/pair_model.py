@@ -33,7 +33,7 @@ from inference.server.model.pair import (
     SlotState,
 )
 from inference.server.model.policy import DeviceRules, RespawnRules, ShortageAction, SlotRules
-from inference.server.model.requests import Demand, choose_handover_slot, choose_route
+from inference.server.model.route import Demand, choose_handover_slot, choose_route
 from inference.server.model.stats import StatsKey
 from inference.server.model.step import Now
 from inference.server.request import INTERNAL

@@ -27,6 +27,7 @@ from inference.server.scheduling.limits import LimitRules
 from inference.wire import Picture
 
 UNIT_SECONDS = 0.01
+SCORES = (0.7, 0.2, 0.1)  # yes, no, maybe
 
 
 class ManualClock:
@@ -145,8 +146,9 @@ class SimRunner:
                 outcome.failure.reason = fault
                 outcome.failure.message = "as scripted"
                 continue
+            yes, no, maybe = self.world.find_scores(self.loaded)
             for _ in item.entailment.statements:
-                outcome.entailment.scores.add(yes=0.7, no=0.2, maybe=0.1)
+                outcome.entailment.scores.add(yes=yes, no=no, maybe=maybe)
         self._reply(reply)
 
     def refuse(self, reason: str) -> None:
@@ -220,6 +222,7 @@ class World:
         self.holds_items = False
         self.call_rows = 4  # most rows of a device call
         self.holds_loads = False
+        self.scores: dict[str, tuple[float, float, float]] = {}  # of all answers, by revision
         self.devices = ["cpu"]
         self.card = ""  # why no load fits on a card
         self.events: list[Event] = []
@@ -268,6 +271,10 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         write_bundle(folder, bundle)
         return bundle
+
+    def find_scores(self, loaded: runner_pb2.LoadBundle | None) -> tuple[float, float, float]:
+        """The scores of a runner's answers."""
+        return SCORES if loaded is None else self.scores.get(self.revision_of(loaded), SCORES)
 
     def revision_of(self, loaded: runner_pb2.LoadBundle) -> str:
         """The revision that a runner has loaded."""

@@ -222,10 +222,46 @@ def test_a_probe_reports_the_outcome_of_each_item(stack: Stack) -> None:
     assert refused(stack.control.probe, [good], "no-such-load").brief[:2] == ("NOT_FOUND", "LOAD_UNKNOWN")
 
 
-def test_set_traffic_is_unimplemented(stack: Stack) -> None:
-    """SetTraffic fails with UNIMPLEMENTED."""
-    request = pb.SetTrafficRequest(change=stack.control.change(), load_id="x", percent=10)
-    assert refused(stack.control.stub.SetTraffic, request, timeout=LIMIT_SECONDS).code == "UNIMPLEMENTED"
+def test_a_candidate_answers_copies_then_a_part_of_the_calls_then_all(stack: Stack) -> None:
+    """SetTraffic goes from shadow to canary; GetStatus reports each step, and what was compared."""
+    control, limit, digest = stack.control, LIMIT_SECONDS, stack.answers.digest_of("r2")
+    load_id = control.load(digest)[-1].load_id
+
+    def set_traffic(mode: "pb.TrafficMode.ValueType", **fields: Any) -> pb.ModelState:  # noqa: ANN401  of the message
+        request = pb.SetTrafficRequest(change=control.change(), load_id=load_id, mode=mode, **fields)
+        state: pb.ModelState = control.stub.SetTraffic(request, timeout=limit).state
+        return state
+
+    def served(version: str) -> str:
+        metadata = (("x-model-version", version), ("x-request-id", "order-1"))
+        answer = stack.entailment.Predict(question().request(), timeout=limit, metadata=metadata)
+        return str(answer.served_by.revision)
+
+    missing = pb.SetTrafficRequest(change=control.change(), load_id=load_id)
+    assert refused(control.stub.SetTraffic, missing, timeout=limit).brief[:2] == ("INVALID_ARGUMENT", "MODE_MISSING")
+
+    shadowed = set_traffic(pb.TRAFFIC_MODE_SHADOW, shadow=pb.ShadowPolicy(share=1.0))
+    assert (shadowed.shadow.load_id, shadowed.shadow.active, shadowed.shadow.policy.share) == (load_id, True, 1.0)
+    assert served("stable") == "r1"
+    eventually(lambda: control.status().shadow.comparison.requests_compared > 0, what="a request was compared")
+    seen = control.status().shadow.comparison
+    assert (seen.bundle_digest, seen.answers_compared) == (digest, 1)
+    assert sum(row.count for row in seen.distances) == 1
+    assert [row.request_id for row in seen.differing] == ["order-1"] * (1 - seen.answers_equal)
+
+    change = pb.ActivateSlotRequest(change=control.change(), load_id=load_id, percent=0.0)
+    change.trial_lease.FromSeconds(300)
+    change.shadow.share = 0.5
+    begun = control.stub.ActivateSlot(change, timeout=limit).state
+    assert (begun.trial.percent, begun.trial.shadow.share, begun.HasField("shadow")) == (0.0, 0.5, False)
+    assert [served(version) for version in ("", "canary", "stable", "r2", digest)] == ["r1", "r2", "r1", "r2", "r2"]
+    unknown = refused(served, "r9")
+    assert unknown.brief[:2] == ("NOT_FOUND", "VERSION_UNKNOWN")
+
+    grown = set_traffic(pb.TRAFFIC_MODE_CANARY, percent=100.0)
+    assert (grown.trial.percent, served("")) == (100.0, "r2")
+    answered = next(row for row in control.status().stats if row.bundle_digest == digest)
+    assert sum(row.count for row in answered.labels) == answered.answered
 
 
 def test_bytes_that_do_not_parse_are_refused(stack: Stack) -> None:

@@ -172,7 +172,7 @@ class Log:
         del request
         self.events.append(failure.reason)
 
-    def on_call(self, call: runner_pb2.DeviceCall) -> None:
+    def on_call(self, call: runner_pb2.DeviceCall, *, is_of_copies: bool) -> None:
         """Keep the rows."""
         self.events.append(f"call of {call.rows}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Interrupted
-from inference.server.model.requests import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
+from inference.server.model.route import HANDOVER_SECONDS, HANDOVER_SHARE, trial_limit
 from inference.server.runner_client.protocol import EndReason
 from tests.server.simulator import World
 

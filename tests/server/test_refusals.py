@@ -10,7 +10,8 @@ from common.errors import Conflict, NotFound, to_status
 from hotslot.control.v1 import control_pb2 as pb
 from inference.server.api.interceptors import Call, current_call
 from inference.server.api.task import InputLimits
-from inference.server.control.servicer import ControlApi, build_model_state
+from inference.server.control.report import build_model_state
+from inference.server.control.servicer import ControlApi
 from inference.server.model.models import Models
 from inference.server.model.stats import StatsKey
 from tests.server.simulator import World

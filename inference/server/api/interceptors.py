@@ -15,11 +15,15 @@ from common.clock import Clock
 from inference.server.access import Access, Metadata, certificate_name
 from inference.server.api.reading import Context, Handler, read_in_turn
 from inference.server.events import CallEnded, CallStarted, Emit
+from inference.server.request import NO_TAGS, RequestTags
 from inference.server.scheduling.callers import UNNAMED, Caller, Callers
 from inference.server.scheduling.held_bytes import HeldBytes
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
+MODEL_VERSION = "x-model-version"  # the version that is to answer
+ROUTING_KEY = "x-routing-key"  # of whom a request is about: its requests go to one revision
+MAX_TAG_CHARS = 256  # of the two above; the rest is ignored
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 CANCEL_SECONDS = 0.5  # within which gRPC reports that a caller has left, after a write has failed
@@ -45,6 +49,7 @@ class Call:
     started: float  # clock.monotonic()
     is_echoed: bool  # the caller sent an id or a trace
     timeout: float | None  # seconds until its deadline at its start; None: it has none
+    tags: RequestTags = NO_TAGS
     received: int = 0
     sent: int = 0
     reason: str = ""
@@ -147,16 +152,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
     def _begin(self, context: Context, metadata: Metadata, service: str, method: str, kind: str) -> Call:
-        request_id = traceparent = ""
+        request_id = traceparent = version = routing_key = ""
         for key, value in metadata:
             if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_FORM.fullmatch(value):
                 request_id = value
             elif key == TRACEPARENT and isinstance(value, str) and _TRACEPARENT_FORM.fullmatch(value):
                 traceparent = value
+            elif key == MODEL_VERSION:
+                version = _read_tag(value)
+            elif key == ROUTING_KEY:
+                routing_key = _read_tag(value)
         is_echoed = bool(request_id or traceparent)
         call_id = request_id or new_request_id()
         started, timeout = self._clock.monotonic(), context.time_remaining()
-        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout)
+        tags = RequestTags(call_id, "", routing_key, version)
+        call = Call(service, method, kind, call_id, traceparent, started, is_echoed, timeout, tags)
         if kind == "unary":
             call.received = 1
         current_call.set(call)
@@ -203,6 +213,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return error
         self._report(f"{call.service}/{call.method}", error)
         return errors.Failed("internal error; see the server log for this request id", reason="INTERNAL")
+
+
+def _read_tag(value: str | bytes) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return text[:MAX_TAG_CHARS]
 
 
 def new_request_id() -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -134,7 +134,7 @@ class PredictApi:
         """Accept one item."""
         with IncomingItem(self._emit) as item:
             convert.check_item_id(item_id, is_duplicate=is_duplicate)
-            return self._begin(item, request, deadline_seconds, source)
+            return self._begin(item, request, deadline_seconds, source, item_id)
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
@@ -149,13 +149,17 @@ class PredictApi:
         request: Any,  # noqa: ANN401  the task's own record
         left: float | None,
         source: Source,
+        item_id: str = "",
     ) -> PendingRequest:
         manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
         item.model = manager.options.model
         payload = self.api.check(request, self._rules.inputs)
         limit = self._rules.max_deadline_seconds
         seconds = limit if left is None else min(left, limit)
-        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source)
+        tags = current_call.get().tags
+        if item_id:
+            tags = replace(tags, item_id=item_id)
+        return manager.requests.predict(payload, self._clock.monotonic() + seconds, source, tags)
 
 
 class TaskStream:

@@ -1,6 +1,7 @@
 """ControlService: the updater's commands on the slots, and the state of the models as protobuf."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -10,20 +11,19 @@ from google.protobuf.message import Message
 
 from common.clock import Clock
 from common.engine_files import Task
-from common.errors import Conflict, HotslotError, InputRefused, NotBuilt, NotFound, to_status
+from common.errors import Conflict, HotslotError, InputRefused, NotFound, to_status
 from hotslot.control.v1 import control_pb2
 from inference.server.api.convert import parse
 from inference.server.api.interceptors import current_call
 from inference.server.api.reading import Context
 from inference.server.api.task import InputLimits, TaskApi
 from inference.server.api.tasks import TASK_APIS
+from inference.server.control.report import build_model_state, list_devices
 from inference.server.model.commands import SlotCommands
 from inference.server.model.effects import PairMachine
-from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
-from inference.server.model.pair import SlotRecord
+from inference.server.model.pair import ShadowPolicy
 from inference.server.model.slot import LoadProgress
-from inference.server.model.stats import RevisionStats
 from inference.server.request import PendingRequest
 
 SERVICE = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
@@ -119,7 +119,14 @@ class ControlApi:
         with _StateOnConflict(commands, self._clock):
             seconds = request.trial_lease.ToTimedelta().total_seconds()
             change = request.change
-            commands.activate(request.load_id, seconds, change.transaction_id, change.expected_generation)
+            commands.activate(
+                request.load_id,
+                seconds,
+                change.transaction_id,
+                change.expected_generation,
+                percent=request.percent if request.HasField("percent") else None,
+                shadow=_read_shadow(request.shadow) if request.HasField("shadow") else None,
+            )
         return control_pb2.ActivateSlotResponse(state=build_model_state(commands.manager, self._clock))
 
     async def commit_slot(self, raw: bytes, _context: Context) -> control_pb2.CommitSlotResponse:
@@ -143,9 +150,19 @@ class ControlApi:
                 await asyncio.wait_for(process.wait_ended(), _RETIRE_LIMIT_SECONDS)
         return control_pb2.RetireSlotResponse(state=build_model_state(commands.manager, self._clock))
 
-    async def set_traffic(self, _raw: bytes, _context: Context) -> control_pb2.SetTrafficResponse:
-        """Refuse: shares of traffic are not implemented."""
-        raise NotBuilt("shares of traffic are not implemented in this version", reason="TRAFFIC_NOT_AVAILABLE")
+    async def set_traffic(self, raw: bytes, _context: Context) -> control_pb2.SetTrafficResponse:
+        """Change the requests that a load gets: to answer callers, or copies for comparison."""
+        request = parse(control_pb2.SetTrafficRequest, raw)
+        commands, change = self._begin(request.change), request.change
+        with _StateOnConflict(commands, self._clock):
+            by = (change.transaction_id, change.expected_generation)
+            if request.mode == control_pb2.TRAFFIC_MODE_CANARY:
+                commands.set_percent(request.load_id, request.percent, *by)
+            elif request.mode == control_pb2.TRAFFIC_MODE_SHADOW:
+                commands.set_shadow(request.load_id, _read_shadow(request.shadow), *by)
+            else:
+                raise InputRefused("mode must be SHADOW or CANARY", reason="MODE_MISSING", field="mode")
+        return control_pb2.SetTrafficResponse(state=build_model_state(commands.manager, self._clock))
 
     def _begin(self, change: control_pb2.Change) -> SlotCommands:
         if not 1 <= len(change.transaction_id) <= MAX_TRANSACTION_CHARS:
@@ -242,109 +259,11 @@ async def _outcome(api: TaskApi, probe: PendingRequest | HotslotError) -> contro
         return control_pb2.ProbeOutcome(error=to_status(error))
 
 
+def _read_shadow(message: control_pb2.ShadowPolicy) -> ShadowPolicy:
+    has_limit = message.HasField("max_duration")
+    seconds = message.max_duration.ToTimedelta().total_seconds() if has_limit else math.inf
+    return ShadowPolicy(message.share, message.busy_share or 1.0, seconds)
+
+
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
-
-
-def build_model_state(manager: ModelManager, clock: Clock, *, with_stats: bool = True) -> control_pb2.ModelState:
-    """The state of one model: slots, trial, and, `with_stats`, the counters."""
-    pair = manager.pair
-    state = control_pb2.ModelState(
-        model=manager.options.model,
-        task=manager.options.task.value,
-        generation=pair.generation,
-        slots=[_slot(manager, slot) for slot in pair],
-        ready=manager.is_ready and not manager.options.drain.is_leaving,
-        stats=[build_stats(row) for row in manager.stats.rows()] if with_stats else (),
-    )
-    active = pair.active_slot
-    if active is not None and active.load is not None:
-        state.active_load_id = active.load.load_id
-    if manager.committed is not None:
-        state.committed_digest = manager.committed.bundle_digest
-    if pair.trial is not None:
-        _fill_trial(state.trial, manager, clock, with_stats=with_stats)
-    if pair.last_trial is not None:
-        state.last_trial.bundle_digest = pair.last_trial.bundle_digest
-        state.last_trial.outcome = pair.last_trial.outcome.value
-        state.last_trial.ended_at.FromDatetime(pair.last_trial.ended_at)
-        state.last_trial.reason = pair.last_trial.reason
-    row = pair.cpu_fallback
-    if row is not None:
-        state.cpu_fallback.device, state.cpu_fallback.fallback_device = row.device, row.fallback_device
-        state.cpu_fallback.bundle_digest, state.cpu_fallback.reason = row.bundle_digest, row.reason
-        state.cpu_fallback.since.FromDatetime(row.since)
-    return state
-
-
-def list_devices(managers: list[ModelManager]) -> list[control_pb2.DeviceState]:
-    """The devices that the runners have reported."""
-    found: dict[str, str] = {}
-    for manager in managers:
-        for slot in manager.pair:
-            found.update(slot.devices)
-    return [control_pb2.DeviceState(device=device, precision=precision) for device, precision in found.items()]
-
-
-def build_stats(row: RevisionStats) -> control_pb2.RevisionStats:
-    """Convert the counters of one revision."""
-    message = control_pb2.RevisionStats(
-        bundle_digest=row.key.bundle_digest,
-        device=row.key.device,
-        answered=row.answered,
-        failed=row.failed,
-        answered_by_previous=row.answered_by_previous,
-        restarts=row.deaths,
-        void_restarts=row.void_deaths,
-        rows=row.rows,
-    )
-    message.computed.FromNanoseconds(int(row.computed_seconds * 1e9))
-    for position, count in enumerate(row.latency):
-        bucket = message.latency.add(count=count)
-        if position < len(row.latency_bounds):
-            bucket.at_most.FromNanoseconds(round(row.latency_bounds[position] * 1e9))
-    for at_most, sums in sorted(row.costs.items()):
-        message.costs.add(
-            at_most_rows=at_most,
-            batches=sums.calls,
-            row_seconds=sums.row_seconds,
-            row_seconds_squared=sums.row_seconds_squared,
-        )
-    return message
-
-
-def _slot(manager: ModelManager, slot: SlotRecord) -> control_pb2.SlotStatus:
-    status = control_pb2.SlotStatus(
-        slot=slot.name,
-        state=slot.state.value,
-        role=manager.pair.role_of(slot.name).value,
-        restarts=slot.deaths,
-        last_failure=slot.last_failure,
-    )
-    process = manager.machine.slots[slot.name].process
-    if process is not None:
-        status.pid, status.resident_bytes = process.pid, process.resident_bytes
-    load = slot.load
-    if load is not None:
-        status.load_id = load.load_id
-        status.bundle_digest, status.source_digest = load.bundle.bundle_digest, load.bundle.source_digest
-        status.revision, status.device, status.precision = load.bundle.revision, load.device, load.precision
-        status.load_duration.FromNanoseconds(int(load.load_seconds * 1e9))
-    return status
-
-
-def _fill_trial(message: control_pb2.TrialState, manager: ModelManager, clock: Clock, *, with_stats: bool) -> None:
-    pair, trial, baseline = manager.pair, manager.pair.trial, manager.stats.baseline
-    if trial is None:
-        return
-    load = pair[trial.slot].load
-    if load is not None:
-        message.load_id, message.bundle_digest = load.load_id, load.bundle.bundle_digest
-    previous = None if pair.previous_of_trial is None else pair.previous_of_trial.load
-    if previous is not None:
-        message.previous_load_id = previous.load_id
-    message.lease_left.FromNanoseconds(int(max(0.0, trial.lease_ends - clock.monotonic()) * 1e9))
-    message.started_at.FromDatetime(trial.started_at)
-    message.awaiting_previous = manager.requests.count_awaiting_previous(message.bundle_digest)
-    if baseline is not None and with_stats:
-        message.baseline.CopyFrom(build_stats(baseline))

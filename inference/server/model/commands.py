@@ -8,7 +8,7 @@ from common import errors
 from common.bundle import Bundle, BundleBroken, Committed, bundle_folder, is_digest, read_bundle, read_committed
 from inference.server.model import messages as m
 from inference.server.model.manager import ModelManager
-from inference.server.model.pair import UNRESOLVED_DEVICES, Load, Pair, SlotState
+from inference.server.model.pair import UNRESOLVED_DEVICES, Load, Pair, ShadowPolicy, SlotState
 from inference.server.model.slot import LoadProgress
 from inference.server.model.transitions import default_device
 
@@ -59,23 +59,58 @@ class SlotCommands:
         if running is not None:
             return self._machine.progress_of(running.load_id)
         self._check_generation(expected_generation)
-        if self._options.drain.is_draining:
-            raise errors.Conflict("this server is draining", reason="DRAINING")
+        self._check_draining()
         bundle = self._open_bundle(digest)
         load = self._new_load(bundle, device, transaction_id)
         self._machine.apply(m.LoadBundle(load))
         return self._machine.progress_of(load.load_id)
 
-    def activate(self, load_id: str, trial_lease_seconds: float, transaction_id: str, expected_generation: int) -> None:
+    def activate(
+        self,
+        load_id: str,
+        trial_lease_seconds: float,
+        transaction_id: str,
+        expected_generation: int,
+        *,
+        percent: float | None = None,
+        shadow: ShadowPolicy | None = None,
+    ) -> None:
         """Begin or extend a trial, or roll back to the previous slot.
+
+        Args:
+            load_id: of the slot that is to be active.
+            trial_lease_seconds: how long the trial lives without another call.
+            transaction_id: of the operation.
+            expected_generation: that the caller has read; 0: any.
+            percent: of the requests that the trial gets; None: all, or as before.
+            shadow: the sample of requests that the previous slot answers too; None: none, or as before.
 
         Raises:
             HotslotError: an error of ActivateSlot; nothing has changed.
         """
         self._check_generation(expected_generation)
-        if self._options.drain.is_draining:
-            raise errors.Conflict("this server is draining", reason="DRAINING")
-        self._machine.apply(m.Activate(load_id, trial_lease_seconds, transaction_id))
+        self._check_draining()
+        self._machine.apply(m.Activate(load_id, trial_lease_seconds, transaction_id, percent, shadow))
+
+    def set_percent(self, load_id: str, percent: float, transaction_id: str, expected_generation: int) -> None:
+        """Change which part of the requests the trial gets.
+
+        Raises:
+            HotslotError: an error of SetTraffic; nothing has changed.
+        """
+        self._check_generation(expected_generation)
+        self._check_draining()
+        self._machine.apply(m.SetPercent(load_id, percent, transaction_id))
+
+    def set_shadow(self, load_id: str, policy: ShadowPolicy, transaction_id: str, expected_generation: int) -> None:
+        """Copy requests for a candidate, or for the comparison of the trial.
+
+        Raises:
+            HotslotError: an error of SetTraffic; nothing has changed.
+        """
+        self._check_generation(expected_generation)
+        self._check_draining()
+        self._machine.apply(m.SetShadow(load_id, policy, transaction_id))
 
     def commit(self, load_id: str, transaction_id: str, expected_generation: int) -> None:
         """End the trial and keep its revision.
@@ -168,6 +203,10 @@ class SlotCommands:
             transaction_id=transaction_id,
             begun_at=self._options.clock.monotonic(),
         )
+
+    def _check_draining(self) -> None:
+        if self._options.drain.is_draining:
+            raise errors.Conflict("this server is draining", reason="DRAINING")
 
     def _check_generation(self, expected_generation: int) -> None:
         if expected_generation not in (0, self._pair.generation):

@@ -1,7 +1,7 @@
 """Performs what the transitions return.
 
-The only code that starts, loads, retires and re-prioritises a slot's process, writes the fallback file, and emits
-events of slots, trials and the CPU fallback. A `RunnerProcess` that exceeds a timeout kills its process itself; events
+The only code that starts, loads and retires a slot's process, writes the fallback file, and emits events of slots,
+trials and the CPU fallback. A `RunnerProcess` that exceeds a timeout kills its process itself; events
 of requests are emitted by `requests` and `api`.
 """
 
@@ -143,7 +143,7 @@ class PairMachine:
             slot.on_end(RunnerEnding(EndReason.DIED, f"cannot start: {error.strerror}"))
             return
         if effect.role in ANSWERING_ROLES:
-            slot.process.set_serving(True)
+            slot.set_serving(is_serving=True)
         self._emit_slot(m.EmitSlot(self.pair[slot.name], effect.role, "runner_started"))
 
     def _start_load(self, effect: m.StartLoad) -> None:
@@ -156,9 +156,7 @@ class PairMachine:
             )
 
     def _prioritise(self, effect: m.Prioritise) -> None:
-        process = self.slots[effect.slot].process
-        if process is not None:
-            process.set_serving(True)
+        self.slots[effect.slot].set_serving(is_serving=True)
 
     def _end_process(self, effect: m.EndProcess) -> None:
         slot = self.slots[effect.slot]

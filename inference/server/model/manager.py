@@ -50,5 +50,6 @@ class ModelManager:
         self.requests.expire(now)
         self.requests.update_load(now)
         self.machine.apply(m.Tick())
+        self.requests.shadows.update(now)
         if not self.pair.is_stopping:
             self.requests.send_self_test_if_due(now)

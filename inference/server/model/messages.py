@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from common.errors import HotslotError
-from inference.server.events import CpuFallbackChanged, SwapDone
-from inference.server.model.pair import CpuFallbackRow, Load, Role, SlotRecord
+from inference.server.events import CpuFallbackChanged, SwapDone, TrafficChanged
+from inference.server.model.pair import CpuFallbackRow, Load, Role, ShadowPolicy, SlotRecord
 from inference.server.model.policy import ShortageAction
 from inference.server.model.stats import StatsKey
 
@@ -123,6 +123,8 @@ class Activate:
     load_id: str
     trial_lease_seconds: float
     transaction_id: str
+    percent: float | None = None  # of the requests that the trial gets; None: all, or as before
+    shadow: ShadowPolicy | None = None  # None: nothing is copied, or as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,24 @@ class Commit:
     """End the trial and keep its revision."""
 
     load_id: str
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPercent:
+    """Change which part of the requests the trial gets."""
+
+    load_id: str
+    percent: float
+    transaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetShadow:
+    """Copy requests for a candidate, or for the comparison of a trial."""
+
+    load_id: str
+    policy: ShadowPolicy
     transaction_id: str
 
 
@@ -167,6 +187,8 @@ Event = (
     | LoadBundle
     | Activate
     | Commit
+    | SetPercent
+    | SetShadow
     | Retire
     | Tick
     | Stop
@@ -310,7 +332,7 @@ class EmitSlot:
 class Emit:
     """Emit a change of the pair."""
 
-    event: SwapDone | CpuFallbackChanged
+    event: SwapDone | CpuFallbackChanged | TrafficChanged
 
 
 Effect = (

@@ -47,6 +47,7 @@ class ModelOptions:
     self_test_seconds: float
     make_process: Callable[[RunnerListener], RunnerHandle]
     engines: Mapping[str, Task]  # engines that this build (with its settings) can load
+    is_memory_tight: Callable[[], bool] = lambda: False  # whether callers' messages need what copies of requests hold
 
     def make_load_request(self, load: Load, reserved_bytes: int) -> runner_pb2.LoadBundle:
         """The message that makes a runner load a bundle; `reserved_bytes` of the free memory others have planned."""

@@ -1,5 +1,6 @@
 """The two slots of one model as a pure record: who answers, what is loaded where, and the trial in progress."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -179,6 +180,9 @@ class TrialEnd:
     reason: str = ""  # why the server ended it without a command
 
 
+ALL_PERCENT = 100.0
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """The trial in progress."""
@@ -188,6 +192,31 @@ class Trial:
     transaction_id: str
     started_at: datetime
     lease_ends: float  # clock.monotonic()
+    percent: float = ALL_PERCENT  # of the requests that it gets; less: a canary, and the previous slot gets the others
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPolicy:
+    """Which requests are copied for a second slot, and for how long."""
+
+    share: float  # of the requests, 0 to 1; 0: none
+    busy_share: float = 1.0  # of its time that the second slot may spend on copies, above 0
+    max_seconds: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A load whose answers are compared: a candidate's with the active slot's, a trial's with the previous slot's."""
+
+    load_id: str
+    policy: ShadowPolicy
+    started_at: datetime
+    begun_at: float  # clock.monotonic()
+    ends_at: float  # clock.monotonic(), after which nothing is copied any more; the comparison stays
+
+    def is_copying(self, now: float) -> bool:
+        """Whether requests are copied now."""
+        return self.policy.share > 0 and now < self.ends_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +251,7 @@ class Pair:
     previous: str | None = None
     fallback: str | None = None  # the slot that is loading on the CPU
     trial: Trial | None = None
+    shadow: Shadow | None = None  # of the trial, or of a candidate
     last_trial: TrialEnd | None = None
     generation: int = 1
     cpu_fallback: CpuFallbackRow | None = None  # in effect, as saved in the fallback file
@@ -255,6 +285,24 @@ class Pair:
         """The slot that answers the requests that the trial fails; None without a trial or at a first install."""
         return None if self.trial is None or self.trial.previous is None else self[self.trial.previous]
 
+    @property
+    def is_canary(self) -> bool:
+        """Whether the trial gets a part of the requests only."""
+        return self.trial is not None and self.trial.previous is not None and self.trial.percent < ALL_PERCENT
+
+    @property
+    def trial_percent(self) -> float:
+        """Which percentage of the requests the trial gets; 0 without a trial."""
+        if self.trial is None:
+            return 0.0
+        return ALL_PERCENT if self.trial.previous is None else self.trial.percent
+
+    def compared_slots(self) -> tuple[SlotRecord, SlotRecord] | None:
+        """The slot whose answers are judged, and the one that they are compared with; None if nothing is compared."""
+        judged = None if self.shadow is None else self.slot_holding(self.shadow.load_id)
+        reference = self.active_slot if self.trial is None else self.previous_of_trial
+        return None if judged is None or reference is None or judged is reference else (judged, reference)
+
     def role_of(self, name: str) -> Role:
         """The current role of a slot."""
         if name == self.active:
@@ -281,8 +329,12 @@ class Pair:
         return self.slot_holding(load_id) if load_id else self.active_slot
 
     def answering_slot(self) -> SlotRecord | None:
-        """The slot that can answer now: the active one, else during a trial the previous one, else None."""
-        for slot in (self.active_slot, self.previous_of_trial):
+        """The slot that can answer now: the active one, else during a trial the previous one, else None.
+
+        Beside a canary it is the previous one first: it answers the requests that name no version.
+        """
+        slots = (self.active_slot, self.previous_of_trial)
+        for slot in reversed(slots) if self.is_canary else slots:
             if slot is not None and slot.is_loaded:
                 return slot
         return None

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from inference.server.model.pair import CPU_DEVICE, Role
+from common.errors import InputRefused
+from inference.server.model.pair import ALL_PERCENT, CPU_DEVICE, Role, ShadowPolicy
+
+MIN_TRIAL_LEASE_SECONDS = 1.0
+MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +111,51 @@ def decide_after_load(slot: SlotFacts, other: SlotFacts, rules: DeviceRules) -> 
     if slot.role is Role.TRIAL:
         return ShortageAction.ROLL_BACK_TRIAL if other.role is Role.PREVIOUS else ShortageAction.REFUSE
     return ShortageAction.FALL_BACK_TO_CPU if rules.may_move_to_cpu(slot.device) else ShortageAction.REFUSE
+
+
+def check_trial_lease(seconds: float) -> None:
+    """Check the length of a trial lease.
+
+    Raises:
+        InputRefused: it is out of range.
+    """
+    if not MIN_TRIAL_LEASE_SECONDS <= seconds <= MAX_TRIAL_LEASE_SECONDS:
+        raise InputRefused(
+            f"a trial lease is {MIN_TRIAL_LEASE_SECONDS:.0f} s to {MAX_TRIAL_LEASE_SECONDS:.0f} s, not {seconds:.3f} s",
+            reason="LEASE_OUT_OF_RANGE",
+            field="trial_lease",
+        )
+
+
+def check_percent(percent: float | None) -> None:
+    """Check the part of the requests that a trial gets; None is always valid.
+
+    Raises:
+        InputRefused: it is out of range, or no number.
+    """
+    if percent is not None and not 0 <= percent <= ALL_PERCENT:
+        raise InputRefused(
+            f"a canary gets 0 to 100 percent of the requests, not {percent:g}",
+            reason="PERCENT_OUT_OF_RANGE",
+            field="percent",
+        )
+
+
+def check_shadow(policy: ShadowPolicy | None) -> None:
+    """Check the sample of requests that is copied; None is always valid.
+
+    Raises:
+        InputRefused: a value is out of range, or no number.
+    """
+    if policy is None:
+        return
+    values = {
+        "share": (policy.share, 0 <= policy.share <= 1),
+        "busy_share": (policy.busy_share, 0 < policy.busy_share <= 1),
+        "max_duration": (policy.max_seconds, policy.max_seconds > 0),
+    }
+    for name, (value, is_valid) in values.items():
+        if not is_valid:
+            raise InputRefused(
+                f"{name} of a shadow cannot be {value:g}", reason="SHADOW_OUT_OF_RANGE", field=f"shadow.{name}"
+            )

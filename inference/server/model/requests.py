@@ -1,13 +1,11 @@
 """A request's whole life, in reading order: admit, route, submit; answered or failed; handed over or run again.
 
-Every rule of "a trial costs no answer" is in this file: which slot is tried and for how long (`choose_route`), which
-slot answers then (`choose_handover_slot`), and what is counted against the trial (`on_answer`, `record_death`).
+Every rule of "a trial costs no answer" is here or in `route`: which slot is tried and for how long (`choose_route`),
+which slot answers then (`choose_handover_slot`), and what is counted against the trial (`on_answer`, `record_death`).
 """
 
 import asyncio
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from common import errors
 from hotslot.runner.v1 import runner_pb2
@@ -16,12 +14,25 @@ from inference.server.model import messages as m
 from inference.server.model.effects import PairMachine
 from inference.server.model.intake import Intake
 from inference.server.model.options import ModelOptions
-from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role, SlotRecord
+from inference.server.model.pair import OUT_OF_MEMORY, UNRESOLVED_DEVICES, Load, Pair, Role
 from inference.server.model.policy import ShortageAction
+from inference.server.model.route import Demand, RouteDecision, choose_handover_slot, choose_route
+from inference.server.model.shadow import KeptCopy, Shadows
 from inference.server.model.slot import Slot
 from inference.server.model.stats import DeathTracker, PoisonMemory, RunnerDeath, StatsKey, StatsTable, describe_item
 from inference.server.model.transitions import after_item
-from inference.server.request import MAX_DEATHS, Attribution, Failure, Flow, Payload, PendingRequest, Prediction
+from inference.server.request import (
+    COPY,
+    MAX_DEATHS,
+    NO_TAGS,
+    Attribution,
+    Failure,
+    Payload,
+    PendingRequest,
+    Prediction,
+    RequestTags,
+    list_labels,
+)
 from inference.server.scheduling.admission import draining_error
 from inference.server.scheduling.callers import UNNAMED, Source
 from inference.server.scheduling.dispatcher import Computed, Dispatcher
@@ -32,28 +43,6 @@ SELF_TEST_PAUSE_FACTOR = 20  # times the duration of the latest one
 MIN_SELF_TEST_TIMEOUT_SECONDS = 10.0
 STALLED_SHARE = 0.5  # of a time limit, after which the model is not ready until the call ends
 _CALLER_ENDED_REASONS = ("CANCELLED", "DEADLINE_EXPIRED")  # reasons that are not counted against a model
-
-# Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
-HANDOVER_SECONDS = 0.2  # at least
-HANDOVER_SHARE = 0.25  # of the time left until the deadline
-
-
-@dataclass(frozen=True, slots=True)
-class RouteDecision:
-    """The slot that a request goes to."""
-
-    slot: str
-    previous: str | None = None  # answers if the trial fails the request
-    handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the route of a request depends on."""
-
-    rows: int
-    flow: Flow
-    deadline: float  # clock.monotonic()
 
 
 class Requests:
@@ -73,6 +62,7 @@ class Requests:
         self._self_test_sent_at = 0.0
         self._self_test_seconds = 0.0  # of the latest one
         self.machine = PairMachine(options, self.stats, self)
+        self.shadows = Shadows(options, self.machine, self._send_copy, lambda: self.waiting)
 
     @property
     def pair(self) -> Pair:
@@ -81,13 +71,16 @@ class Requests:
 
     # Admitted, routed, submitted.
 
-    def predict(self, payload: Payload, deadline: float, source: Source = UNNAMED) -> PendingRequest:
+    def predict(
+        self, payload: Payload, deadline: float, source: Source = UNNAMED, tags: RequestTags = NO_TAGS
+    ) -> PendingRequest:
         """Accept a request and queue it on a slot.
 
         Args:
             payload: checked input of the model's task.
             deadline: clock.monotonic() at which the request fails.
             source: its caller and flow.
+            tags: what its caller says about it, beside its content.
 
         Returns:
             The pending request; its `outcome` is set once, to a Prediction or a HotslotError.
@@ -101,7 +94,7 @@ class Requests:
         deaths = self.poison.count_deaths(payload, now)
         if deaths is not None and deaths >= MAX_DEATHS:
             raise errors.Failed("this input has ended two runner processes; it is refused now", reason="POISON_INPUT")
-        decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline), now)
+        decision = choose_route(pair, self.machine.slots, Demand(payload.rows, source.flow, deadline, tags), now)
         load = None if decision is None else pair[decision.slot].load
         if decision is None or load is None:
             raise errors.NotReady("no model is loaded yet", reason="NOT_READY", retry_after_seconds=1.0)
@@ -109,7 +102,9 @@ class Requests:
             raise errors.NotReady("the model is being loaded", reason="NOT_READY", retry_after_seconds=1.0)
         expected = self.intake.admit(payload, deadline, source, self.machine.slots[decision.slot].dispatcher)
         outcome = asyncio.get_running_loop().create_future()
-        request = PendingRequest(payload, now, deadline, outcome, flow=source.flow, expected_seconds=expected)
+        request = PendingRequest(
+            payload, now, deadline, outcome, flow=source.flow, tags=tags, expected_seconds=expected
+        )
         request.is_unsent_item = source.is_stream
         request.alone = deaths is not None
         request.on_done = self._on_done
@@ -131,6 +126,19 @@ class Requests:
         self._open[request.id] = request
         self._give(request, slot)
         return request
+
+    def _send_copy(self, copy: KeptCopy, deadline: float) -> PendingRequest:
+        """Queue a copy of an answered request on a second slot; its answer goes to no caller."""
+        now, outcome = self.options.clock.monotonic(), asyncio.get_running_loop().create_future()
+        request = PendingRequest(copy.payload, now, deadline, outcome, flow=COPY, internal=True, is_copy=True)
+        request.on_done = self._on_copy_done
+        self._open[request.id] = request
+        self._give(request, copy.slot)
+        return request
+
+    def _on_copy_done(self, request: PendingRequest) -> None:
+        self._forget(request)
+        self.shadows.on_copy_done(request)
 
     def cancel(self, request: PendingRequest, *, has_expired: bool = False) -> None:
         """Cancel a request whose caller is gone; the runner skips it if it has not begun.
@@ -166,6 +174,8 @@ class Requests:
         load = self.pair[slot].load
         if load is not None:
             request.revision, request.device = load.bundle.revision, load.device
+        if not request.internal:
+            self.shadows.on_caller(slot)
         self.machine.slots[slot].submit(request)
 
     def make_dispatcher(self, slot: Slot) -> Dispatcher:
@@ -193,7 +203,7 @@ class Requests:
         )
         if not request.internal:
             self.poison.clear(request.payload)
-            self.stats.get(load.key).count_answer(seconds)
+            self.stats.get(load.key).count_answer(seconds, list_labels(computed.outcome))
             if request.attribution is not None:
                 self._count_against_trial(request.attribution)
         if not load.is_proven or slot == self.pair.fallback:
@@ -201,6 +211,7 @@ class Requests:
         answering = self.pair.answering_slot()
         if answering is not None and slot == answering.name:
             self.last_good_at, self.last_good_seconds = now, seconds
+        self.shadows.on_answer(slot, request, computed.outcome)
         request.finish(prediction)
 
     def _count_against_trial(self, attribution: Attribution) -> None:
@@ -442,54 +453,6 @@ class Requests:
             request.outcome.exception()  # read it, or asyncio logs that it was never retrieved
 
 
-def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
-    """Choose the slot for a request; None if no slot is active.
-
-    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on trial if
-    the deadline leaves enough time for both slots and for what waits there, else the previous slot. While the previous
-    slot is being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
-    """
-    active = pair.active_slot
-    if active is None:
-        return None
-    previous = pair.previous_of_trial
-    if previous is None or previous.load is None:
-        return RouteDecision(active.name)
-    if not active.is_loaded:
-        return RouteDecision(previous.name)
-    if not previous.is_loaded:
-        return RouteDecision(active.name, previous.name, demand.deadline)
-    rows, own, other = demand.rows, slots[active.name].dispatcher, slots[previous.name].dispatcher
-    need = 2 * other.estimate(demand.flow, rows).total if other.cost.is_known else other.limit_of(rows)
-    expected = own.estimate(demand.flow, rows)
-    handover_at = trial_limit(now, demand.deadline, expected.wait + own.limit_of(rows), need)
-    if handover_at is None or now + expected.total > handover_at:
-        return RouteDecision(previous.name)
-    return RouteDecision(active.name, previous.name, handover_at)
-
-
-def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:
-    """The time until which a trial may use a request before its handover; None if the deadline is too short for both.
-
-    Args:
-        now: the clock, seconds.
-        deadline: of the request, on the same clock.
-        own_limit: the trial's time limit, from its own load and measured cost, seconds.
-        previous_need: seconds that the previous slot needs.
-    """
-    left = deadline - now
-    room = left - previous_need - max(HANDOVER_SECONDS, HANDOVER_SHARE * left)
-    if room <= 0:
-        return None
-    return now + min(own_limit, room)
-
-
-def choose_handover_slot(pair: Pair, name: str) -> SlotRecord | None:
-    """The slot for requests that a slot fails: the previous one in a trial, after a rollback the active one."""
-    target = pair.active if pair.active != name else pair.previous
-    return None if target is None or pair[target].load is None else pair[target]
-
-
 class _Outcomes:
     """Receives what a slot's dispatcher reports."""
 
@@ -513,14 +476,18 @@ class _Outcomes:
         """The process gets its first item: it takes a lease."""
         self._slot.begin_computing()
 
-    def on_call(self, call: runner_pb2.DeviceCall) -> None:
-        """A device call has ended: count its cost, CPU seconds on a CPU, device seconds elsewhere."""
+    def on_call(self, call: runner_pb2.DeviceCall, *, is_of_copies: bool) -> None:
+        """A device call has ended: count its cost, CPU seconds on a CPU, device seconds elsewhere.
+
+        What copies cost at low priority says nothing about a revision.
+        """
         self._requests.intake.is_cost_doubted = False
         options, load = self._requests.options, self._requests.pair[self._slot.name].load
         if load is None:
             return
         seconds = call.cpu_seconds if load.device == "cpu" else call.computed_seconds
-        self._requests.stats.get(load.key).count_call(seconds, call.rows)
+        if not is_of_copies:
+            self._requests.stats.get(load.key).count_call(seconds, call.rows)
         if call.rows:
             revision, elapsed = load.bundle.revision, call.computed_seconds
             options.emit(DeviceCallEnded(options.model, revision, call.items, call.rows, elapsed))

@@ -93,6 +93,7 @@ class Slot:
         self._precision = precision  # empty: the default of each device
         self._leases = Leases()
         self._computing: SlotLease | None = None  # while the process holds items
+        self.is_lowered = False  # computes at low priority although callers may be given to it
         self.abandoned_at_end: list[InputId] = []  # inputs in the call that ran when the process ended; callers left
         self._left: tuple[list[PendingRequest], list[PendingRequest]] | None = None  # by an ended process
         self.dispatcher = make_dispatcher(self)
@@ -124,6 +125,12 @@ class Slot:
         lease, self._computing = self._computing, None
         if lease is not None:
             lease.end()
+
+    def set_serving(self, *, is_serving: bool) -> None:
+        """Set the priority of the process: full, or low while it computes nothing that a caller waits for."""
+        self.is_lowered = not is_serving
+        if self.process is not None:
+            self.process.set_serving(is_serving)
 
     def cancel_load(self) -> None:
         """Forget a load that waits for the plans of others; one that was started goes on."""
@@ -198,6 +205,7 @@ class Slot:
     def on_end(self, ending: RunnerEnding) -> None:
         """The process has ended, after a retire or unexpectedly."""
         self.process = None
+        self.is_lowered = False
         self._release_memory()
         self.heartbeat = runner_pb2.Heartbeat()
         self.abandoned_at_end = self.dispatcher.find_abandoned(ending.computing)

@@ -8,6 +8,7 @@ they were; an input that caused them is remembered.
 
 import bisect
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ from common import errors
 from inference.server.events import Emit, ItemEnded, ItemOutcome
 from inference.server.request import MAX_DEATHS, Attribution, InputId, Payload, PendingRequest, list_labels
 
+MAX_LABELS = 64  # different ones that are counted
 MAX_INPUTS = 256  # that ended runners are remembered; the oldest is forgotten for a new one
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds, upper
 
@@ -37,6 +39,27 @@ class CallCosts:
     row_seconds_squared: float = 0.0  # sum of the squares over the calls
 
 
+class LabelCounter:
+    """How often each label was given. Bounded: what comes beyond MAX_LABELS different ones is counted as `other`."""
+
+    def __init__(self, other: str = "other") -> None:
+        self.counts: dict[str, int] = {}
+        self._other = other
+
+    def add(self, labels: Iterable[str]) -> None:
+        """Count labels, each once."""
+        counts = self.counts
+        for label in labels:
+            known = label if label in counts or len(counts) < MAX_LABELS - 1 else self._other
+            counts[known] = counts.get(known, 0) + 1
+
+    def copy(self) -> "LabelCounter":
+        """A copy that later counts do not change."""
+        copied = LabelCounter(self._other)
+        copied.counts = dict(self.counts)
+        return copied
+
+
 @dataclass(slots=True)
 class RevisionStats:
     """Counters of one revision on one device since the server started."""
@@ -52,14 +75,16 @@ class RevisionStats:
     computed_seconds: float = 0.0
     rows: int = 0
     costs: dict[int, CallCosts] = field(default_factory=dict)  # by the largest size of a call in rows, a power of two
+    labels: LabelCounter = field(default_factory=LabelCounter)  # of its answers
 
     def __post_init__(self) -> None:
         """Start all buckets at zero."""
         self.latency = self.latency or [0] * (len(self.latency_bounds) + 1)
 
-    def count_answer(self, seconds: float) -> None:
+    def count_answer(self, seconds: float, labels: Iterable[str] = ()) -> None:
         """Count an answered request, `seconds` after it was accepted."""
         self.answered += 1
+        self.labels.add(labels)
         self.latency[bisect.bisect_left(self.latency_bounds, seconds)] += 1
 
     def count_failure(self, reason: str) -> None:
@@ -79,7 +104,13 @@ class RevisionStats:
 
     def copy(self) -> "RevisionStats":
         """A copy that later counts do not change."""
-        return replace(self, failed=dict(self.failed), latency=list(self.latency), costs=dict(self.costs))
+        return replace(
+            self,
+            failed=dict(self.failed),
+            latency=list(self.latency),
+            costs=dict(self.costs),
+            labels=self.labels.copy(),
+        )
 
 
 class StatsTable:

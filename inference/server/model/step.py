@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from common.errors import Interrupted, NotFound
-from inference.server.events import CpuFallbackChanged, SwapDone
+from inference.server.events import CpuFallbackChanged, SwapDone, TrafficChanged
 from inference.server.model import messages as m
 from inference.server.model.pair import (
     CPU_DEVICE,
@@ -199,12 +199,15 @@ class Step:
         self.change(active=name, generation=self.pair.generation + 1)
 
     def begin_trial(self, name: str, lease_ends: float, transaction_id: str) -> None:
-        """Make a candidate active, on trial; the slot that was active answers what it fails."""
+        """Make a candidate active, on trial; the slot that was active answers what it fails, and what it does not get.
+
+        What was compared before belongs to the candidate, and is over.
+        """
         previous = self.pair.active_slot
         load = None if previous is None else previous.load
         self.add(m.FreezeBaseline(None if load is None else load.key))
         trial = Trial(name, self.pair.active, transaction_id, self.now.wall, lease_ends)
-        self.change(previous=self.pair.active, trial=trial)
+        self.change(previous=self.pair.active, trial=trial, shadow=None)
         self.set_active(name)
         self.add(m.Prioritise(name))
         if previous is not None and previous.respawn_at is not None:
@@ -217,7 +220,7 @@ class Step:
         trial = self.pair.trial
         if trial is not None:
             end = TrialEnd(self.pair[trial.slot].digest, outcome, self.now.wall, reason)
-            self.change(trial=None, last_trial=end, generation=self.pair.generation + 1)
+            self.change(trial=None, shadow=None, last_trial=end, generation=self.pair.generation + 1)
 
     def roll_back(self, transaction_id: str, outcome: TrialOutcome, reason: str = "") -> None:
         """Make the previous slot active again; the trial still answers the requests that it holds."""
@@ -229,6 +232,14 @@ class Step:
         self.change(previous=None)
         self.set_active(trial.previous)
         self.emit_swap(f"trial_{outcome.lower()}", trial.previous, failed, transaction_id, with_roles=True)
+
+    def end_shadow_without_load(self) -> None:
+        """Forget a shadow whose load is neither a candidate nor on trial any more."""
+        shadow = self.pair.shadow
+        slot = None if shadow is None else self.pair.slot_holding(shadow.load_id)
+        role = Role.FREE if slot is None else self.pair.role_of(slot.name)
+        if shadow is not None and role not in (Role.CANDIDATE, Role.TRIAL):
+            self.change(shadow=None)
 
     def get_slot_holding(self, load_id: str) -> SlotRecord:
         """The slot that holds a load.
@@ -372,6 +383,11 @@ class Step:
         self.add(m.Emit(event))
         for each in self.pair if with_roles else ():
             self.emit_slot(each.name, "role_changed")
+
+    def emit_traffic(self, change: str, slot: SlotRecord, percent: float, transaction_id: str) -> None:
+        """Emit a change of the requests that a slot gets."""
+        revision = "" if slot.load is None else slot.load.bundle.revision
+        self.add(m.Emit(TrafficChanged(self.rules.model, change, revision, slot.digest, percent, transaction_id)))
 
     def emit_fallback(self, change: str, device: str, digest: str, detail: str) -> None:
         """Emit a change of the CPU fallback."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from common.errors import Conflict, InputRefused
+from common.errors import Conflict
 from inference.server.model import messages as m
 from inference.server.model.pair import (
     ANSWERING_ROLES,
@@ -17,20 +17,25 @@ from inference.server.model.pair import (
     SLOT_NAMES,
     Pair,
     Role,
+    Shadow,
+    ShadowPolicy,
     SlotEvent,
+    SlotRecord,
     SlotState,
+    Trial,
     TrialOutcome,
 )
 from inference.server.model.policy import (
     ShortageAction,
     SlotRules,
+    check_percent,
+    check_shadow,
+    check_trial_lease,
     decide_after_item,
 )
 from inference.server.model.step import Now, Step, facts_of
 
 STANDBY_DELAY_SECONDS = 5.0  # after a start, if the load takes longer
-MIN_TRIAL_LEASE_SECONDS = 1.0
-MAX_TRIAL_LEASE_SECONDS = 24 * 3600.0
 
 
 def apply(pair: Pair, event: m.Event, now: Now, rules: SlotRules) -> tuple[Pair, tuple[m.Effect, ...]]:
@@ -42,6 +47,7 @@ def apply(pair: Pair, event: m.Event, now: Now, rules: SlotRules) -> tuple[Pair,
     """
     step = _Transition(pair, now, rules)
     HANDLERS[type(event)](step, event)
+    step.end_shadow_without_load()
     return step.pair, tuple(step.effects)
 
 
@@ -238,27 +244,35 @@ class _Transition(Step):
 
     def activate(self, event: m.Activate) -> None:
         """Begin a trial, extend its lease, or roll back."""
-        slot, trial, seconds = self.get_slot_holding(event.load_id), self.pair.trial, event.trial_lease_seconds
+        slot, trial = self.get_slot_holding(event.load_id), self.pair.trial
         if trial is not None and slot.name == trial.previous:
             self.roll_back(event.transaction_id, TrialOutcome.ROLLED_BACK)
             return
-        if not MIN_TRIAL_LEASE_SECONDS <= seconds <= MAX_TRIAL_LEASE_SECONDS:
-            raise InputRefused(
-                f"a trial lease is {MIN_TRIAL_LEASE_SECONDS:.0f} s to {MAX_TRIAL_LEASE_SECONDS:.0f} s, "
-                f"not {seconds:.3f} s",
-                reason="LEASE_OUT_OF_RANGE",
-                field="trial_lease",
-            )
-        lease_ends = self.now.seconds + seconds
+        check_trial_lease(event.trial_lease_seconds)
+        check_percent(event.percent)
+        check_shadow(event.shadow)
+        lease_ends = self.now.seconds + event.trial_lease_seconds
         if slot.name == self.pair.active:
             if trial is not None:
                 self.change(trial=replace(trial, lease_ends=lease_ends))
+                self.set_traffic_of_trial(event)
             return
         if not slot.is_loaded or slot.name == self.pair.fallback:
             raise Conflict("the load is not complete, or is a CPU fallback", reason="NOT_LOADED")
         if trial is not None:
             raise Conflict("another revision is on trial", reason="GENERATION_CONFLICT")
         self.begin_trial(slot.name, lease_ends, event.transaction_id)
+        self.set_traffic_of_trial(event)
+
+    def set_traffic_of_trial(self, event: m.Activate) -> None:
+        """Set what is given of percentage and shadow; a first install has no other slot, so it has neither."""
+        trial = self.pair.trial
+        if trial is None or trial.previous is None:
+            return
+        if event.percent is not None:
+            self.change_percent(trial, event.percent, event.transaction_id)
+        if event.shadow is not None:
+            self.begin_shadow(self.pair[trial.slot], event.shadow, event.transaction_id)
 
     def commit(self, event: m.Commit) -> None:
         """End the trial and keep its revision; on another device than the CPU that ends the fallback too."""
@@ -270,6 +284,42 @@ class _Transition(Step):
             self.emit_swap("trial_committed", slot.name, "", event.transaction_id, with_roles=True)
         if row is not None and slot.load is not None and slot.load.device != row.fallback_device:
             self.clear_fallback(row, f"committed on {slot.load.device}")
+
+    def set_percent(self, event: m.SetPercent) -> None:
+        """Change which part of the requests the trial gets; the previous slot answers the others."""
+        check_percent(event.percent)
+        slot, trial = self.get_slot_holding(event.load_id), self.pair.trial
+        if trial is None or trial.slot != slot.name or trial.previous is None:
+            raise Conflict("a canary is on trial, beside a previous slot; activate it first", reason="NOT_ON_TRIAL")
+        self.change_percent(trial, event.percent, event.transaction_id)
+
+    def change_percent(self, trial: Trial, percent: float, transaction_id: str) -> None:
+        """Give the trial this part of the requests."""
+        if percent != trial.percent:
+            self.change(trial=replace(trial, percent=percent))
+            self.emit_traffic("canary_percent_set", self.pair[trial.slot], percent, transaction_id)
+
+    def set_shadow(self, event: m.SetShadow) -> None:
+        """Copy requests for a candidate, or for the comparison of a trial."""
+        check_shadow(event.policy)
+        slot, trial = self.get_slot_holding(event.load_id), self.pair.trial
+        role = self.pair.role_of(slot.name)
+        if role is not Role.CANDIDATE and (role is not Role.TRIAL or trial is None or trial.previous is None):
+            raise Conflict(f"the slot is {role.lower()}, it is compared with no other", reason="SLOT_IN_USE")
+        if not slot.is_loaded or self.pair.active_slot is None:
+            raise Conflict("the load is not complete, or nothing is active", reason="NOT_LOADED")
+        self.begin_shadow(slot, event.policy, event.transaction_id)
+
+    def begin_shadow(self, slot: SlotRecord, policy: ShadowPolicy, transaction_id: str) -> None:
+        """Copy requests for the comparison of a slot from now on; what was counted for the same load stays."""
+        load, before, now = slot.load, self.pair.shadow, self.now.seconds
+        if load is None:
+            return
+        shadow = Shadow(load.load_id, policy, self.now.wall, now, now + policy.max_seconds)
+        if before is not None and before.load_id == load.load_id:
+            shadow = replace(shadow, started_at=before.started_at, begun_at=before.begun_at)
+        self.change(shadow=shadow)
+        self.emit_traffic("shadow_set", slot, 100 * policy.share, transaction_id)
 
     def retire(self, event: m.Retire) -> None:
         """Empty the slot that holds a load; does nothing if no slot does.
@@ -333,6 +383,8 @@ HANDLERS: dict[type[m.Event], Callable[[_Transition, Any], None]] = {
     m.LoadBundle: _Transition.load_bundle,
     m.Activate: _Transition.activate,
     m.Commit: _Transition.commit,
+    m.SetPercent: _Transition.set_percent,
+    m.SetShadow: _Transition.set_shadow,
     m.Retire: _Transition.retire,
     m.Tick: _Transition.tick,
     m.Stop: _Transition.stop,

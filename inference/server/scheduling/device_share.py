@@ -74,6 +74,11 @@ class DeviceUser:
         use.call_seconds, use.progress_at = charged, now
         self._share.wake_held_back()
 
+    @property
+    def is_contended(self) -> bool:
+        """Whether another model has rows to compute."""
+        return self._share.has_waiting(but=self._use)
+
     def may_send(self, now: float) -> bool:
         """Whether it may send rows now; if not, `wake` is called when it may."""
         self.is_held_back = self._share.is_ahead(self._use, now)
@@ -105,6 +110,10 @@ class DeviceShare:
         """Whether another model has had rows to compute since then."""
         others = [use for use in self._uses.values() if use is not but]
         return any(use.is_waiting or use.idle_since > since for use in others)
+
+    def has_waiting(self, but: _ModelUse) -> bool:
+        """Whether another model has rows to compute."""
+        return any(use.is_waiting for use in self._uses.values() if use is not but)
 
     def lowest_use(self, but: _ModelUse) -> float:
         """The least seconds used by another model that waits; without one the most of all, to which nothing is owed."""

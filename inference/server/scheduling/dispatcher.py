@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,8 +76,8 @@ class DispatchListener(Protocol):
         """An item failed."""
         ...
 
-    def on_call(self, call: runner_pb2.DeviceCall) -> None:
-        """The runner has ended a device call."""
+    def on_call(self, call: runner_pb2.DeviceCall, *, is_of_copies: bool) -> None:
+        """The runner has ended a device call; `is_of_copies`: it has, or may have, computed copies."""
         ...
 
     def on_idle(self) -> None:
@@ -104,7 +105,9 @@ class Dispatcher:
         self._empty_heartbeats = 0  # in a row, while items have no outcome
         self.queue: FairQueue[PendingRequest] = FairQueue(interactive_share)
         self._slow = SlowPictures(interactive_share)
+        self._copies: deque[PendingRequest] = deque()  # sent when nothing else waits or is held
         self.cost = CallCost()
+        self.computed_seconds = 0.0  # of all device calls, but those of copies
 
     def open(self, runner: RunnerPort, row_seconds: float, device: DeviceShare, model: str) -> None:
         """Begin to send to a runner that has loaded its model.
@@ -129,7 +132,9 @@ class Dispatcher:
 
     def submit(self, request: PendingRequest) -> None:
         """Queue a request; it is sent in this turn of the loop if the window has room for it."""
-        if request.decoding_seconds:
+        if request.is_copy:
+            self._copies.append(request)
+        elif request.decoding_seconds:
             self._slow.put(request)
         else:
             self.queue.put(request, request.rows, request.flow)
@@ -170,7 +175,7 @@ class Dispatcher:
             window = limit_window(self._window_calls, work, self.cost, self._call_rows)
             is_room = may_send(request, self._held, self._call_rows, window) and device.may_send(now)
             return request if is_room else None
-        return None
+        return self._copies[0] if self._copies and not self._held.has_callers else None
 
     def _is_too_late(self, request: PendingRequest, work: WorkInFlight, now: float) -> bool:
         left = request.time_limit - now
@@ -188,13 +193,17 @@ class Dispatcher:
         self.set_call_rows(reply.call_rows or self._call_rows)
         for call in reply.calls:
             held.computing_since = self._clock.monotonic()
-            if self._device is not None:
+            if self._device is not None and not held.has_copies:
                 self._device.add_call(call.computed_seconds, call.rows, held.computing_since)
             held.count_computed(call.rows)
+            if held.has_copies:  # it may have been computed at low priority: it says nothing about other calls
+                self._listener.on_call(call, is_of_copies=True)
+                continue
             self.cost.learn(call.computed_seconds, call.rows)
+            self.computed_seconds += call.computed_seconds
             is_backlogged = bool(self.queue)
             self._window_calls = adapt_window(self._window_calls, call, self._call_rows, is_backlogged=is_backlogged)
-            self._listener.on_call(call)
+            self._listener.on_call(call, is_of_copies=False)
         for outcome in reply.outcomes:
             is_cancelled = held.is_cancelled(outcome.item_id)
             request = held.remove(outcome.item_id, outcome.computed_rows)
@@ -208,7 +217,7 @@ class Dispatcher:
     def forget(self, request: PendingRequest) -> None:
         """Remove a request that is done from the queue; the runner may still hold it."""
         self._remove(request)
-        if request.is_abandoned:
+        if request.is_abandoned and not request.is_copy:
             self._held.abandon(request)
         self._end_waiting_if_idle()
 
@@ -236,8 +245,23 @@ class Dispatcher:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and the runner holds nothing."""
-        return not self._held and not self.queue and not self._slow.queue
+        """Whether nothing waits and the runner holds nothing, but for copies."""
+        return not self._held.has_callers and not self.queue and not self._slow.queue
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request of a caller waits here to be sent."""
+        return bool(self.queue or self._slow.queue)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all waits, and the runner holds nothing."""
+        return self.is_idle and not self._copies and not self._held
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether another model on the device has rows to compute."""
+        return self._device is not None and self._device.is_contended
 
     @property
     def look_ahead_rows(self) -> int:
@@ -269,10 +293,13 @@ class Dispatcher:
             self._device = None
         held, self._held = self._held, InFlight()
         suspects, others = held.split(computing)
-        return suspects, [*others, *self.queue.take_all(), *self._slow.queue.take_all()]
+        copies, self._copies = self._copies, deque()
+        return suspects, [*others, *self.queue.take_all(), *self._slow.queue.take_all(), *copies]
 
     def _remove(self, request: PendingRequest) -> None:
         """Remove a request from the queue in which it waits, if it does."""
+        if request.is_copy and request in self._copies:
+            self._copies.remove(request)
         self.queue.remove(request)
         self._slow.queue.remove(request)
 
@@ -283,7 +310,10 @@ class Dispatcher:
 
     def _take(self, request: PendingRequest, now: float) -> runner_pb2.Item:
         """Take the next request of its queue; returns its message."""
-        (self._slow.queue if request.decoding_seconds else self.queue).pop()
+        if request.is_copy:
+            self._copies.popleft()
+        else:
+            (self._slow.queue if request.decoding_seconds else self.queue).pop()
         if not self._held:
             self._held.computing_since = now
             self._listener.on_busy()
@@ -297,7 +327,7 @@ class Dispatcher:
 
         Bulk requests wait a moment longer for others while the runner has enough to do.
         """
-        if self._runner is None or not (self.queue or self._slow.queue):
+        if self._runner is None or not (self.queue or self._slow.queue or self._copies):
             return
         is_urgent = len(self._held) < JOIN_ITEMS or self.queue.depth(Priority.INTERACTIVE).requests > 0
         if self._due is not None:
@@ -317,9 +347,13 @@ class Dispatcher:
             self._listener.on_answer(request, Computed(results, outcome.prepared_seconds, outcome.computed_seconds))
             return
         if is_cancelled:
+            if request.is_copy:
+                self._listener.on_failure(request, TOO_LATE)
             return
         if outcome.HasField("postponed"):
-            if not request.is_done:
+            if request.is_copy:
+                self._listener.on_failure(request, TOO_LATE)
+            elif not request.is_done:
                 self._slow.postpone(request, outcome.postponed.seconds, outcome.postponed.places)
             return
         failure = outcome.failure
@@ -332,7 +366,7 @@ def _item(item_id: int, request: PendingRequest, now: float) -> runner_pb2.Item:
     item = runner_pb2.Item(
         item_id=item_id,
         seconds_left=request.time_limit - now,
-        priority=request.priority,
+        priority=request.priority + request.is_copy,
         may_take_long=request.decoding_seconds > 0,
     )
     request.payload.write(item)

@@ -39,6 +39,7 @@ class InFlight:
         self._cancelled: set[int] = set()  # item ids
         self._slow: set[int] = set()  # item ids whose pictures take long; their rows are not counted
         self._alone: set[int] = set()  # item ids that nothing else must be held beside
+        self._copies: set[int] = set()  # item ids that no caller waits for
         self._abandoned: dict[int, InputId] = {}  # by item id: inputs of requests that are done, and still computed
         self.size_bytes = 0
         self._rows = [0, 0]  # by priority
@@ -63,6 +64,16 @@ class InFlight:
         """Items whose pictures take long."""
         return len(self._slow)
 
+    @property
+    def has_callers(self) -> bool:
+        """Whether it holds anything but copies."""
+        return len(self._requests) > len(self._copies)
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether it holds a copy."""
+        return bool(self._copies)
+
     def rows_of(self, priority: Priority) -> int:
         """Rows of the items of a priority."""
         return self._rows[priority]
@@ -83,6 +94,8 @@ class InFlight:
         self.size_bytes += request.size_bytes
         if request.alone:
             self._alone.add(item_id)
+        if request.is_copy:
+            self._copies.add(item_id)
         if request.decoding_seconds:
             self._slow.add(item_id)
         else:
@@ -133,6 +146,7 @@ class InFlight:
         if request is not None:
             self.size_bytes -= request.size_bytes
             self._alone.discard(item_id)
+            self._copies.discard(item_id)
             self._abandoned.pop(item_id, None)
             if item_id in self._slow:
                 self._slow.discard(item_id)

@@ -7,7 +7,7 @@ import pytest
 
 from common.answers import TASK_ANSWERS
 from common.engine_files import Task
-from inference.server.control.servicer import build_stats
+from inference.server.control.report import build_stats
 from inference.server.model.stats import RevisionStats, StatsKey
 from tests.updater.core.world import World
 from updater.compose import build_rules

@@ -29,7 +29,8 @@ class AddressTaggingServiceStub:
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.
@@ -57,7 +58,8 @@ class AddressTaggingServiceServicer:
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.
@@ -107,7 +109,8 @@ class AddressTaggingService:
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.

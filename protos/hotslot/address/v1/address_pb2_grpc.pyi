@@ -33,7 +33,8 @@ class AddressTaggingServiceStub:
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.
@@ -60,7 +61,8 @@ class AddressTaggingServiceAsyncStub(AddressTaggingServiceStub):
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.
@@ -83,7 +85,8 @@ class AddressTaggingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Cuts addresses into their parts with a sequence-tagging model.
 
     Calls are pure: sending one again is safe. Where no model of this task is
-    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN.
+    served, calls answer NOT_FOUND, reason MODEL_UNKNOWN. Metadata as of
+    EntailmentService.
 
     Labels are the model's own. Where their sequence is broken, parts are formed as
     ModelScope's pipeline forms them.

@@ -42,7 +42,11 @@ class EntailmentServiceStub:
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
     `traceparent` are logged and echoed in the initial metadata; if the caller
     sends neither, the server generates a request id and sends it in the trailing
-    metadata.
+    metadata. `x-model-version` names the version that is to answer: `stable`,
+    `canary` (the revision on trial), a revision or a digest that is loaded now.
+    While a new revision gets a part of the calls, all calls of one
+    `x-routing-key` (256 characters count) go to the same one. `served_by` says
+    which version has answered: what a canary fails, the stable one answers.
     """
 
     @_typing.overload
@@ -61,7 +65,7 @@ class EntailmentServiceStub:
       STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
-    NOT_FOUND: MODEL_UNKNOWN;
+    NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
     RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
       offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
       device has memory left for this request); RetryInfo has the retry delay;
@@ -97,7 +101,11 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
     `traceparent` are logged and echoed in the initial metadata; if the caller
     sends neither, the server generates a request id and sends it in the trailing
-    metadata.
+    metadata. `x-model-version` names the version that is to answer: `stable`,
+    `canary` (the revision on trial), a revision or a digest that is loaded now.
+    While a new revision gets a part of the calls, all calls of one
+    `x-routing-key` (256 characters count) go to the same one. `served_by` says
+    which version has answered: what a canary fails, the stable one answers.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -113,7 +121,7 @@ class EntailmentServiceAsyncStub(EntailmentServiceStub):
       STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
       STATEMENT_TOO_LONG, PREMISE_EMPTY,
       PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
-    NOT_FOUND: MODEL_UNKNOWN;
+    NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
     RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
       offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
       device has memory left for this request); RetryInfo has the retry delay;
@@ -148,7 +156,11 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
     `x-request-id` (1 to 128 printable ASCII characters without spaces) and
     `traceparent` are logged and echoed in the initial metadata; if the caller
     sends neither, the server generates a request id and sends it in the trailing
-    metadata.
+    metadata. `x-model-version` names the version that is to answer: `stable`,
+    `canary` (the revision on trial), a revision or a digest that is loaded now.
+    While a new revision gets a part of the calls, all calls of one
+    `x-routing-key` (256 characters count) go to the same one. `served_by` says
+    which version has answered: what a canary fails, the stable one answers.
     """
 
     @_abc_1.abstractmethod
@@ -168,7 +180,7 @@ class EntailmentServiceServicer(metaclass=_abc_1.ABCMeta):
           STATEMENTS_MISSING, STATEMENTS_TOO_MANY, STATEMENT_EMPTY,
           STATEMENT_TOO_LONG, PREMISE_EMPTY,
           PREMISE_TOO_LONG, MODEL_REQUIRED (several models of this task are served);
-        NOT_FOUND: MODEL_UNKNOWN;
+        NOT_FOUND: MODEL_UNKNOWN, VERSION_UNKNOWN (of `x-model-version`);
         RESOURCE_EXHAUSTED: QUEUE_FULL (it would be answered too late, or more is
           offered than served), QUOTA_EXCEEDED (of this caller), OUT_OF_MEMORY (no
           device has memory left for this request); RetryInfo has the retry delay;

@@ -1,0 +1,115 @@
+"""How the answers of two slots to the same requests compare, as counts. Pure.
+
+The counts are sums: whoever reads them twice knows what happened between. No text and no picture is kept, only the ids
+of requests.
+"""
+
+import bisect
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from common.answers import ARROW, TASK_ANSWERS, AddressPart, format_parts
+from common.engine_files import Task
+from inference.server.model.stats import LabelCounter
+from inference.server.request import Outcome, RequestTags, Result
+from inference.wire import AddressSpan, EntailmentScores
+
+DISTANCE_BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of scores, upper
+MAX_DIFFERING = 100  # answers whose ids are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One answer that differs."""
+
+    request_id: str
+    item_id: str
+    position: int  # of the text in the request
+    directions: tuple[str, ...]
+    distance: float  # of the scores
+
+
+class Comparison:
+    """The counts of one comparison: of the answers that are judged, and of those that they are compared with."""
+
+    def __init__(self, task: Task, judged_digest: str, reference_digest: str, started_at: datetime) -> None:
+        self.judged_digest = judged_digest
+        self.reference_digest = reference_digest
+        self.started_at = started_at
+        self.requests = self.equal_requests = 0
+        self.answers = self.equal_answers = 0
+        self.directions = LabelCounter(other=f"other{ARROW}other")
+        self.labels = LabelCounter()
+        self.reference_labels = LabelCounter()
+        self.distances = [0] * len(DISTANCE_BOUNDS)
+        self.dropped: dict[str, int] = {}  # by reason
+        self.failed: dict[str, int] = {}  # by reason
+        self.differing: deque[Difference] = deque(maxlen=MAX_DIFFERING)
+        self._task = TASK_ANSWERS[task]
+
+    def add(self, texts: Sequence[str], judged: Outcome, reference: Outcome, tags: RequestTags) -> int:
+        """Count a request that both slots have answered.
+
+        Args:
+            texts: that the results are about.
+            judged: results of the slot that is judged, one a text.
+            reference: results of the other slot.
+            tags: of the request.
+
+        Returns:
+            How many of its answers differ.
+        """
+        different = 0
+        for position, (text, before, after) in enumerate(zip(texts, reference, judged, strict=True)):
+            old, new = write_answer(text, before), write_answer(text, after)
+            directions = self._task.find_directions(old, new)
+            distance = measure_distance(before, after)
+            for labels, answer in ((self.reference_labels, old), (self.labels, new)):
+                labels.add(self._task.list_labels(answer))
+            self.directions.add(directions)
+            self.distances[min(len(DISTANCE_BOUNDS) - 1, bisect.bisect_left(DISTANCE_BOUNDS, distance))] += 1
+            if old != new:
+                different += 1
+                self.differing.append(Difference(tags.request_id, tags.item_id, position, directions, distance))
+        self.requests += 1
+        self.equal_requests += not different
+        self.answers += len(texts)
+        self.equal_answers += len(texts) - different
+        return different
+
+    def drop(self, reason: str) -> None:
+        """Count a request of the sample that was not compared."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def fail(self, reason: str) -> None:
+        """Count a copy that the second slot failed."""
+        self.failed[reason] = self.failed.get(reason, 0) + 1
+
+
+def write_answer(text: str, result: Result) -> str:
+    """A result in the form of `common.answers`, in which equal answers are equal texts."""
+    if isinstance(result, EntailmentScores):
+        return result.label
+    return format_parts(AddressPart(span.kind, text[span.start : span.end], span.start) for span in result)
+
+
+def measure_distance(before: Result, after: Result) -> float:
+    """How far the scores of two results are apart, 0 to 1.
+
+    Of statements half the sum of the differences; of addresses the mean difference of the parts' probabilities, where a
+    part that only one of them has counts 1.
+    """
+    if isinstance(before, EntailmentScores) and isinstance(after, EntailmentScores):
+        pairs = ((before.yes, after.yes), (before.no, after.no), (before.maybe, after.maybe))
+        return min(1.0, sum(abs(a - b) for a, b in pairs) / 2)
+    old, new = _by_place(before), _by_place(after)
+    places = old.keys() | new.keys()
+    apart = sum(abs(old[place] - new[place]) if place in old and place in new else 1.0 for place in places)
+    return apart / len(places) if places else 0.0
+
+
+def _by_place(result: Result) -> dict[tuple[str, int, int], float]:
+    spans: tuple[AddressSpan, ...] = () if isinstance(result, EntailmentScores) else result
+    return {(span.kind, span.start, span.end): span.probability for span in spans}

@@ -1,0 +1,168 @@
+"""Which slot a request goes to: the version that its caller names, the canary's part, the trial's time. Pure."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.errors import NotFound
+from inference.server.model.pair import ALL_PERCENT, Pair, SlotRecord
+from inference.server.model.slot import Slot
+from inference.server.request import NO_TAGS, Flow, RequestTags
+
+STABLE, CANARY = "stable", "canary"  # values of the metadata key, beside revisions and digests
+MIN_DIGEST_CHARS = len("sha256:") + 8  # of a digest that is cut short
+
+# Time reserved for handing a request over from a trial to the previous slot: ticks, frames, a busy machine.
+HANDOVER_SECONDS = 0.2  # at least
+HANDOVER_SHARE = 0.25  # of the time left until the deadline
+
+MAX_BEHIND_SECONDS = 0.2  # of work, that may wait for a canary beyond what waits for stable; less than in overload
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDecision:
+    """The slot that a request goes to."""
+
+    slot: str
+    previous: str | None = None  # answers if the first one fails the request
+    handover_at: float | None = None  # clock.monotonic() at which `previous` gets it; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the route of a request depends on."""
+
+    rows: int
+    flow: Flow
+    deadline: float  # clock.monotonic()
+    tags: RequestTags = NO_TAGS
+
+
+def choose_route(pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float) -> RouteDecision | None:
+    """Choose the slot for a request; None if no slot is active.
+
+    Without a trial this is the active slot, even while it is being reloaded. During a trial it is the slot on trial if
+    the deadline leaves enough time for both slots and for what waits there, else the previous slot. While the previous
+    slot is being reloaded, the trial may use the whole time; a request that it fails then waits for the previous slot.
+    A canary gets its part of the requests only; while the previous slot is being reloaded, it gets all that do not name
+    the stable version.
+
+    Raises:
+        NotFound: the caller names a version that no slot answers with.
+    """
+    named = find_version(pair, demand.tags.version)
+    active, previous = pair.active_slot, pair.previous_of_trial
+    if active is None:
+        return None
+    if named is not None and named is not active:
+        return _route_to_other(pair, slots, demand, now, named)
+    if previous is None or previous.load is None:
+        return RouteDecision(active.name)
+    if active.is_loaded and not previous.is_loaded:
+        return RouteDecision(active.name, previous.name, demand.deadline)
+    is_for_trial = active.is_loaded and (named is active or is_for_canary(pair, demand.tags))
+    if is_for_trial and pair.is_canary:
+        is_for_trial = not _is_behind(slots[active.name], slots[previous.name], demand)
+    handover_at = _find_handover(slots[active.name], slots[previous.name], demand, now) if is_for_trial else None
+    if handover_at is None:
+        return RouteDecision(previous.name)
+    return RouteDecision(active.name, previous.name, handover_at)
+
+
+def _route_to_other(
+    pair: Pair, slots: Mapping[str, Slot], demand: Demand, now: float, named: SlotRecord
+) -> RouteDecision:
+    """The route of a request that names the previous slot's version; outside a trial the active slot helps it out."""
+    active = pair.active_slot
+    if pair.trial is not None or active is None or not active.is_loaded:
+        return RouteDecision(named.name)
+    handover_at = _find_handover(slots[named.name], slots[active.name], demand, now)
+    return RouteDecision(named.name) if handover_at is None else RouteDecision(named.name, active.name, handover_at)
+
+
+def find_version(pair: Pair, version: str) -> SlotRecord | None:
+    """The slot that answers with the version that a caller names; None if it names none.
+
+    Raises:
+        NotFound: no slot does.
+    """
+    if not version:
+        return None
+    trial, previous = pair.trial, pair.previous_of_trial
+    if version == CANARY and trial is not None:
+        return pair[trial.slot]
+    stable = pair.active_slot if trial is None else previous
+    if version == STABLE and stable is not None:
+        return stable
+    warm = pair[pair.previous] if trial is None and pair.previous is not None else None
+    slots = (pair.active_slot, previous, warm if warm is not None and warm.is_loaded else None)
+    names = [*([STABLE] if stable is not None else []), *([CANARY] if trial is not None else [])]
+    for slot in slots:
+        if slot is not None and slot.load is not None:
+            if _has_name(slot.load.bundle.revision, slot.digest, version):
+                return slot
+            names.append(slot.load.bundle.revision)
+    raise NotFound(
+        f"no version {version[:64]!r} here; there are {', '.join(names) or 'none'}",
+        reason="VERSION_UNKNOWN",
+        resource=("version", version[:128]),
+    )
+
+
+def _has_name(revision: str, digest: str, version: str) -> bool:
+    return version == revision or (len(version) >= MIN_DIGEST_CHARS and digest.startswith(version))
+
+
+def is_for_canary(pair: Pair, tags: RequestTags) -> bool:
+    """Whether a request that names no version belongs to the trial's part of the requests.
+
+    A higher percentage adds keys to the part and takes none away. Another bundle gets other keys first.
+    """
+    trial = pair.trial
+    if trial is None or trial.percent >= ALL_PERCENT:
+        return True
+    return locate(pair[trial.slot].digest, tags.key) * ALL_PERCENT < trial.percent
+
+
+def locate(salt: str, key: str) -> float:
+    """The place of a key between 0 and 1, evenly spread: the same for the same salt and key, on every server."""
+    digest = hashlib.blake2b(f"{salt}\0{key}".encode(errors="replace"), digest_size=7).digest()
+    return int.from_bytes(digest) / (1 << 56)  # 56 bits: as a float it is below 1
+
+
+def _is_behind(canary: Slot, stable: Slot, demand: Demand) -> bool:
+    """Whether so much more waits for the canary that a request would be refused there and not by the stable version."""
+    waits = [slot.dispatcher.estimate(demand.flow, demand.rows).wait for slot in (canary, stable)]
+    return waits[0] > waits[1] + MAX_BEHIND_SECONDS
+
+
+def _find_handover(first: Slot, second: Slot, demand: Demand, now: float) -> float | None:
+    """The time until which the first slot may use a request; None if the second one has to answer it at once."""
+    own, other = first.dispatcher, second.dispatcher
+    rows = demand.rows
+    need = 2 * other.estimate(demand.flow, rows).total if other.cost.is_known else other.limit_of(rows)
+    expected = own.estimate(demand.flow, rows)
+    handover_at = trial_limit(now, demand.deadline, expected.wait + own.limit_of(rows), need)
+    return None if handover_at is None or now + expected.total > handover_at else handover_at
+
+
+def trial_limit(now: float, deadline: float, own_limit: float, previous_need: float) -> float | None:
+    """The time until which a trial may use a request before its handover; None if the deadline is too short for both.
+
+    Args:
+        now: the clock, seconds.
+        deadline: of the request, on the same clock.
+        own_limit: the trial's time limit, from its own load and measured cost, seconds.
+        previous_need: seconds that the previous slot needs.
+    """
+    left = deadline - now
+    room = left - previous_need - max(HANDOVER_SECONDS, HANDOVER_SHARE * left)
+    if room <= 0:
+        return None
+    return now + min(own_limit, room)
+
+
+def choose_handover_slot(pair: Pair, name: str) -> SlotRecord | None:
+    """The slot for requests that a slot fails: the previous one in a trial, after a rollback the active one."""
+    target = pair.active if pair.active != name else pair.previous
+    return None if target is None or pair[target].load is None else pair[target]

@@ -1,0 +1,270 @@
+"""Copies of answered requests for a second slot: which are made, when they are computed, what they show.
+
+A caller's answer outranks evidence. So a copy is made of a request that is answered, it is computed while no caller
+waits for the model, at low priority where the slot also answers callers, and it makes way at once.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common import errors
+from inference.server.events import AnswersCompared, CopyDropped
+from inference.server.model.comparison import Comparison
+from inference.server.model.effects import PairMachine
+from inference.server.model.options import ModelOptions
+from inference.server.model.pair import ANSWERING_ROLES, Shadow, SlotRecord
+from inference.server.model.route import locate
+from inference.server.request import Outcome, Payload, PendingRequest, RequestTags
+
+MAX_KEPT = 64  # requests that wait to be copied
+MAX_KEPT_SHARE = 1 / 16  # of the bytes that the model's requests may hold
+MAX_KEPT_SECONDS = 10.0  # a copy is dropped if it gets no time until then
+COPY_SECONDS = 10.0  # time limit of a copy that is sent, at least
+CALL_SECONDS = 0.02  # of device time: several copies are sent at once up to this
+PATIENT_SECONDS = 1.0  # after which a copy is also computed beside requests of callers, unless some wait
+BUSY_SHARE = 0.75  # of the time that calls of callers take, above which it is not
+WINDOW_SECONDS = 0.5  # for which that share is measured, at least
+BURST_SECONDS = 0.5  # of the time for copies, that may be used ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the model does for its callers."""
+
+    is_waiting: bool  # a request waits in a queue, or another model's rows wait for the device
+    is_computing: bool  # a request is unanswered
+    busy_share: float  # of the last time, that its calls have taken
+
+
+def may_compute(activity: Activity, kept_seconds: float) -> bool:
+    """Whether a copy that has been kept for so long may be computed now. Pure."""
+    if activity.is_waiting:
+        return False
+    return not activity.is_computing or (kept_seconds >= PATIENT_SECONDS and activity.busy_share <= BUSY_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCopy:
+    """An answered request that the second slot is to answer too."""
+
+    payload: Payload
+    outcome: Outcome  # of the first slot
+    tags: RequestTags
+    slot: str  # the second one
+    is_judged: bool  # whether the second slot is the one that is judged
+    kept_at: float  # clock.monotonic()
+
+
+_ShadowId = tuple[str, float, bool]  # load id, begin, and whether the load is on trial
+
+
+class Shadows:
+    """The copies of one model's requests. Loop thread only."""
+
+    def __init__(
+        self,
+        options: ModelOptions,
+        machine: PairMachine,
+        send: Callable[[KeptCopy, float], PendingRequest],
+        count_unanswered: Callable[[], int],
+    ) -> None:
+        """Create it.
+
+        Args:
+            options: of the model.
+            machine: its slots.
+            send: queues a copy on its slot, with a deadline; `on_copy_done` must follow.
+            count_unanswered: requests of callers without an answer.
+        """
+        self.comparison: Comparison | None = None  # of the pair's present shadow, once a request was sampled
+        self._options = options
+        self._machine = machine
+        self._send = send
+        self._count_unanswered = count_unanswered
+        self._followed: _ShadowId | None = None  # which shadow that is
+        self._revision = ""  # that is judged
+        self._kept: deque[KeptCopy] = deque()
+        self.kept_bytes = 0
+        self._sent: dict[int, tuple[KeptCopy, PendingRequest]] = {}  # by request id
+        self._spent_seconds = 0.0  # by copies, since the shadow began
+        self._busy_share = 0.0
+        self._measured: tuple[float, float] = (-math.inf, 0.0)  # when, and seconds computed until then
+        self._due: asyncio.Handle | None = None
+
+    # From the requests of callers.
+
+    def on_answer(self, slot: str, request: PendingRequest, outcome: Outcome) -> None:
+        """Keep a request that a slot has answered, if it belongs to the sample."""
+        pair, now = self._machine.pair, self._options.clock.monotonic()
+        shadow, compared = pair.shadow, pair.compared_slots()
+        if shadow is None or compared is None or request.internal or request.attribution is not None:
+            return
+        if slot not in (compared[0].name, compared[1].name) or not shadow.is_copying(now):
+            return
+        own_key = f"{request.tags.request_id or request.id}/{request.tags.item_id}"
+        if locate(f"shadow of {shadow.load_id}", own_key) >= shadow.policy.share:
+            return
+        comparison = self._follow(shadow, compared)
+        judged, reference = compared
+        is_judged = slot == reference.name
+        second = judged if is_judged else reference
+        reason = self._find_refusal(second, request.size_bytes)
+        if reason:
+            self._drop(comparison, reason)
+            return
+        self._kept.append(KeptCopy(request.payload, outcome, request.tags, second.name, is_judged, now))
+        self.kept_bytes += request.size_bytes
+        self._compute_soon()
+
+    def on_caller(self, slot: str) -> None:
+        """Make way: a request of a caller is given to a slot."""
+        target = self._machine.slots[slot]
+        if target.is_lowered:
+            target.set_serving(is_serving=True)
+        for copy, request in list(self._sent.values()):
+            if copy.slot == slot:
+                target.dispatcher.cancel(request)
+                if not request.sent_at:
+                    request.finish(errors.DeadlineMissed("a caller's request came first"))
+
+    # In time.
+
+    def update(self, now: float) -> None:
+        """Follow the pair, drop what is too old, compute what may be computed; called about every 50 ms."""
+        pair = self._machine.pair
+        shadow, compared = pair.shadow, pair.compared_slots()
+        if shadow is None or compared is None:
+            if self._followed is not None:
+                self._end()
+            return
+        comparison = self._follow(shadow, compared)
+        self._measure(now)
+        reason = "BUSY" if self._has_budget(shadow, now) else "BUDGET"
+        while self._kept and now - self._kept[0].kept_at >= MAX_KEPT_SECONDS:
+            self._take()
+            self._drop(comparison, reason)
+        while self._kept and self._options.is_memory_tight():
+            self._take()
+            self._drop(comparison, "MEMORY")
+        self._compute(shadow, now)
+
+    def on_copy_done(self, request: PendingRequest) -> None:
+        """Compare the answer to a copy, or count why there is none."""
+        copy = self._sent.pop(request.id, (None, request))[0]
+        comparison = self.comparison
+        self._spent_seconds += max(0.0, self._options.clock.monotonic() - (request.sent_at or math.inf))
+        if copy is None or comparison is None:
+            return
+        error = errors.Interrupted("ended") if request.outcome.cancelled() else request.outcome.exception()
+        if error is None:
+            self._compare(comparison, copy, request.outcome.result().outcome)
+        elif isinstance(error, errors.DeadlineMissed):
+            self._drop(comparison, "BUSY")
+        elif isinstance(error, errors.Interrupted):
+            self._drop(comparison, "ENDED")
+        else:
+            comparison.fail(getattr(error, "reason", "INTERNAL"))
+        self._compute_soon()
+
+    # Helpers.
+
+    def _compare(self, comparison: Comparison, copy: KeptCopy, outcome: Outcome) -> None:
+        judged, reference = (outcome, copy.outcome) if copy.is_judged else (copy.outcome, outcome)
+        texts = copy.payload.texts
+        different = comparison.add(texts, judged, reference, copy.tags)
+        self._options.emit(AnswersCompared(self._options.model, self._revision, len(texts) - different, different))
+
+    def _drop(self, comparison: Comparison, reason: str) -> None:
+        comparison.drop(reason)
+        self._options.emit(CopyDropped(self._options.model, self._revision, reason))
+
+    def _find_refusal(self, second: SlotRecord, size_bytes: int) -> str:
+        """Why a request cannot be kept; empty if it can."""
+        if not second.is_loaded:
+            return "SLOT_DOWN"
+        limit = MAX_KEPT_SHARE * self._options.capacity.max_bytes
+        if self.kept_bytes + size_bytes > limit or self._options.is_memory_tight():
+            return "MEMORY"
+        return "BUSY" if len(self._kept) >= MAX_KEPT else ""
+
+    def _take(self) -> KeptCopy:
+        copy = self._kept.popleft()
+        self.kept_bytes -= copy.payload.size_bytes
+        return copy
+
+    def _follow(self, shadow: Shadow, compared: tuple[SlotRecord, SlotRecord]) -> Comparison:
+        """The comparison of the pair's present shadow; begins it if it is another one than before."""
+        followed = self._identify(shadow)
+        if followed != self._followed or self.comparison is None:
+            self._end()
+            judged, reference = compared
+            self._followed = followed
+            self._revision = "" if judged.load is None else judged.load.bundle.revision
+            self.comparison = Comparison(self._options.task, judged.digest, reference.digest, shadow.started_at)
+        return self.comparison
+
+    def _identify(self, shadow: Shadow) -> "_ShadowId":
+        return shadow.load_id, shadow.begun_at, self._machine.pair.trial is not None
+
+    def _end(self) -> None:
+        """Forget the copies of a shadow that is over."""
+        self.comparison, self._followed, self._spent_seconds = None, None, 0.0
+        self._kept.clear()
+        self.kept_bytes = 0
+        for copy, request in list(self._sent.values()):
+            self._machine.slots[copy.slot].dispatcher.cancel(request)
+            request.finish(errors.Interrupted("the comparison is over"))
+
+    def _has_budget(self, shadow: Shadow, now: float) -> bool:
+        share = shadow.policy.busy_share
+        return share >= 1 or self._spent_seconds <= share * (now - shadow.begun_at + BURST_SECONDS)
+
+    def _measure(self, now: float) -> None:
+        """Measure which part of the time the calls of callers take."""
+        since, before = self._measured
+        if now - since < WINDOW_SECONDS:
+            return
+        computed = sum(slot.dispatcher.computed_seconds for slot in self._machine.slots.values())
+        if computed >= before:  # less: a process was replaced
+            self._busy_share = (computed - before) / (now - since)
+        self._measured = now, computed
+
+    def _compute_soon(self) -> None:
+        if self._kept and self._due is None:
+            self._due = asyncio.get_running_loop().call_soon(self._on_due)
+
+    def _on_due(self) -> None:
+        self._due = None
+        shadow, now = self._machine.pair.shadow, self._options.clock.monotonic()
+        if shadow is not None and self._followed == self._identify(shadow):
+            self._compute(shadow, now)
+
+    def _compute(self, shadow: Shadow, now: float) -> None:
+        """Send the first copies that are kept, if they may be computed now."""
+        pair = self._machine.pair
+        if not self._kept or pair.is_stopping or self._options.drain.is_draining or not self._has_budget(shadow, now):
+            return
+        first = self._kept[0]
+        slot, dispatcher = self._machine.slots[first.slot], self._machine.slots[first.slot].dispatcher
+        if not pair[first.slot].is_loaded or not dispatcher.is_empty:
+            return
+        if not may_compute(self._read_activity(), now - first.kept_at):
+            return
+        if pair.role_of(first.slot) in ANSWERING_ROLES and not slot.is_lowered:  # a candidate's priority is low anyway
+            slot.set_serving(is_serving=False)
+        deadline, rows = now + max(COPY_SECONDS, dispatcher.limit_of(first.payload.rows)), 0
+        while self._kept and self._kept[0].slot == first.slot:
+            rows += self._kept[0].payload.rows
+            if self._kept[0] is not first and dispatcher.cost.expected(rows) > CALL_SECONDS:
+                break
+            copy = self._take()
+            request = self._send(copy, deadline)
+            self._sent[request.id] = copy, request
+
+    def _read_activity(self) -> Activity:
+        dispatchers = [slot.dispatcher for slot in self._machine.slots.values()]
+        is_waiting = any(dispatcher.has_waiting or dispatcher.is_contended for dispatcher in dispatchers)
+        return Activity(is_waiting, self._count_unanswered() > 0, self._busy_share)

@@ -1,0 +1,398 @@
+"""Copies of answered requests for a second slot: they cost no caller anything, and show how two revisions compare."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import Conflict, InputRefused
+from inference.server.model.comparison import Comparison
+from inference.server.model.pair import ShadowPolicy
+from inference.server.model.shadow import (
+    BUSY_SHARE,
+    MAX_KEPT_SECONDS,
+    PATIENT_SECONDS,
+    Activity,
+    may_compute,
+)
+from inference.server.request import RequestTags
+from inference.server.scheduling.admission import Capacity
+from inference.server.scheduling.callers import UNNAMED
+from tests.server.simulator import World, ask
+from tests.server.test_manager import stats
+
+ALL = ShadowPolicy(1.0)
+NO = (0.2, 0.7, 0.1)
+
+
+async def start(state: Path, **changes: object) -> World:
+    """A model that answers with r1."""
+    return await World(state, **({"capacity": Capacity(1000, 1 << 20)} | changes)).serving()
+
+
+async def trial(world: World, policy: ShadowPolicy = ALL, *, percent: float | None = None) -> str:
+    """Let r2 answer on trial, and r1 a sample of the same requests."""
+    load = await world.candidate()
+    world.commands.activate(load.load_id, 60.0, "t1", 0, percent=percent, shadow=policy)
+    await world.settle()
+    return load.load_id
+
+
+async def shadow(world: World, policy: ShadowPolicy = ALL) -> str:
+    """Let r2 answer copies only."""
+    load = await world.candidate()
+    world.commands.set_shadow(load.load_id, policy, "t1", 0)
+    return load.load_id
+
+
+async def answered(world: World, count: int = 1) -> set[str]:
+    """Send requests one after the other; returns the revisions that answered."""
+    revisions = set()
+    for number in range(count):
+        tags = RequestTags(f"id {number}")
+        pending = world.manager.requests.predict(ask("text"), world.clock.seconds + 30.0, UNNAMED, tags)
+        await world.settle()
+        revisions.add((await pending.outcome).served_by.revision)
+    return revisions
+
+
+def found(world: World) -> Comparison:
+    """What was compared."""
+    comparison = world.manager.requests.shadows.comparison
+    assert comparison is not None
+    return comparison
+
+
+async def test_the_previous_slot_answers_the_same_requests_during_a_trial(tmp_path: Path) -> None:
+    """Directions are from the previous revision to the one on trial; callers get the trial's answers."""
+    world = await start(tmp_path)
+    world.scores["r2"] = NO
+    await trial(world)
+
+    revisions = await answered(world, 3)
+
+    comparison = found(world)
+    assert revisions == {"r2"}
+    assert (comparison.requests, comparison.equal_requests, comparison.answers) == (3, 0, 3)
+    assert comparison.directions.counts == {"yes → no": 3}
+    assert (comparison.reference_labels.counts, comparison.labels.counts) == ({"yes": 3}, {"no": 3})
+    assert comparison.distances[-1] == 3, "half the sum of the differences is 0.5"
+    assert [row.request_id for row in comparison.differing] == ["id 0", "id 1", "id 2"]
+
+
+async def test_a_candidate_answers_copies_before_any_caller_meets_it(tmp_path: Path) -> None:
+    """Callers get the active revision's answers only."""
+    world = await start(tmp_path)
+    world.scores["r2"] = NO
+    await shadow(world)
+
+    revisions = await answered(world, 3)
+
+    assert revisions == {"r1"}
+    assert found(world).directions.counts == {"yes → no": 3}
+    assert stats(world, "r2")[0] == 0, "a copy is no answer to a caller"
+
+
+async def test_beside_a_canary_either_slot_answers_the_others_requests(tmp_path: Path) -> None:
+    """The direction is the same whoever was first."""
+    world = await start(tmp_path)
+    world.scores["r2"] = NO
+    load_id = await trial(world, percent=0)
+
+    revisions = await answered(world, 2)
+    world.commands.set_percent(load_id, 100, "t1", 0)
+    revisions |= await answered(world, 2)
+
+    assert revisions == {"r1", "r2"}
+    assert found(world).directions.counts == {"yes → no": 4}
+
+
+async def test_a_sample_is_a_share_of_the_requests(tmp_path: Path) -> None:
+    """It is chosen by the requests' ids; a share of 0 keeps what was counted."""
+    world = await start(tmp_path)
+    load_id = await trial(world, ShadowPolicy(0.25))
+
+    await answered(world, 200)
+    sampled = found(world).requests
+    world.commands.set_shadow(load_id, ShadowPolicy(0.0), "t1", 0)
+    await answered(world, 20)
+
+    assert 25 <= sampled <= 75
+    assert found(world).requests == sampled
+
+
+async def test_requests_are_copied_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    """Then the comparison stays as it is."""
+    world = await start(tmp_path)
+    await shadow(world, ShadowPolicy(1.0, max_seconds=5.0))
+    await answered(world, 2)
+    await world.wait(6)
+    await answered(world, 2)
+
+    assert found(world).requests == 2
+
+
+@pytest.mark.fault("T4")
+async def test_a_copy_waits_until_no_caller_waits(tmp_path: Path) -> None:
+    """On a full machine nothing is copied; what got no time is counted."""
+    world = await start(tmp_path)
+    await trial(world)
+    world.holds_items = True
+    first = world.ask("first")
+    await world.settle()
+    others = [world.ask(f"other {number}") for number in range(6)]
+    await world.settle()
+    trial_runner, previous = world.runner("b"), world.runner("a")
+    before = len(previous.received)
+
+    trial_runner.answer(trial_runner.items[0])
+    await world.wait(0.5)
+    world.manager.requests.shadows.update(world.clock.seconds + MAX_KEPT_SECONDS)
+
+    assert first.is_done
+    assert not any(one.is_done for one in others)
+    assert len(previous.received) == before
+    assert found(world).dropped == {"BUSY": 1}
+
+
+@pytest.mark.parametrize(
+    ("activity", "kept_seconds", "expected"),
+    [
+        (Activity(is_waiting=False, is_computing=False, busy_share=1.0), 0.0, True),
+        (Activity(is_waiting=True, is_computing=False, busy_share=0.0), 9.0, False),
+        (Activity(is_waiting=False, is_computing=True, busy_share=0.0), 0.0, False),
+        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE), PATIENT_SECONDS, True),
+        (Activity(is_waiting=False, is_computing=True, busy_share=BUSY_SHARE + 0.01), 9.0, False),
+    ],
+)
+def test_idle_time_comes_first(activity: Activity, kept_seconds: float, *, expected: bool) -> None:
+    """A model that is never idle is compared beside its callers' requests, unless it has much to do."""
+    assert may_compute(activity, kept_seconds) == expected
+
+
+async def test_a_handed_over_request_comes_before_copies(tmp_path: Path) -> None:
+    """The previous slot drops the copy that it has not begun, and computes at full priority again."""
+    world = await start(tmp_path)
+    await trial(world)
+    await answered(world)
+    previous = world.runner("a")
+    assert previous.serving is False, "while it has copies only, its priority is low"
+    world.holds_items = True
+    pending = world.ask("!ENGINE_FAILED@r2")
+    await world.settle()
+    world.runner("b").refuse("ENGINE_FAILED")
+    await world.settle()
+
+    assert previous.serving is True
+    previous.answer(*previous.items)
+    assert (await pending.outcome).served_by.revision == "r1"
+    assert found(world).requests == 1, "what the trial has failed is not compared"
+
+
+async def test_a_copy_that_is_sent_is_cancelled_for_a_caller(tmp_path: Path) -> None:
+    """The runner skips it unless it has begun."""
+    world = await start(tmp_path)
+    await trial(world)
+    first = world.ask("first")
+    world.holds_items = True
+    await world.settle()
+    runner = world.runner("b")
+    runner.answer(*runner.items)
+    await world.settle()
+    previous = world.runner("a")
+    (copy,) = previous.items
+
+    pending = world.ask("second")
+    await world.settle()
+    runner.refuse("NOT_FINITE")
+    await world.settle()
+
+    assert first.is_done
+    assert previous.cancelled == [copy.item_id]
+    assert copy.priority == 2
+    previous.answer(previous.items[1])
+    previous.refuse("CANCELLED")
+    await world.settle()
+    assert found(world).dropped == {"BUSY": 1}
+    assert (await pending.outcome).served_by.revision == "r1"
+
+
+@pytest.mark.fault("T5")
+async def test_a_previous_slot_that_dies_of_a_copy_costs_no_answer(tmp_path: Path) -> None:
+    """The trial goes on, the copy is counted as failed, and the slot starts again."""
+    world = await start(tmp_path)
+    await trial(world)
+    pending = world.ask("!crash@r1")
+    await world.wait(3)
+
+    assert (await pending.outcome).served_by.revision == "r2"
+    assert world.pair.trial is not None
+    assert world.pair["a"].is_loaded
+    assert found(world).failed == {"RUNNER_DIED": 1}
+    assert stats(world, "r2")[1:] == ({}, 0, 0, 0)
+    assert await answered(world) == {"r2"}
+    assert found(world).requests == 1
+
+
+@pytest.mark.fault("T5")
+async def test_nothing_is_copied_to_a_slot_that_does_not_answer(tmp_path: Path) -> None:
+    """It is counted, and nothing waits for it."""
+    world = await start(tmp_path)
+    await trial(world)
+    world.holds_loads = True
+    world.runner("a").end()
+    await world.settle()
+
+    assert await answered(world) == {"r2"}
+    assert found(world).dropped == {"SLOT_DOWN": 1}
+
+
+async def test_a_candidate_that_dies_of_a_copy_is_gone_and_nothing_else(tmp_path: Path) -> None:
+    """No caller has met it; the comparison is over."""
+    world = await start(tmp_path)
+    await shadow(world)
+    pending = world.ask("!crash@r2")
+    await world.wait(1)
+
+    assert (await pending.outcome).served_by.revision == "r1"
+    assert world.pair.shadow is None
+    assert world.manager.requests.shadows.comparison is None
+    assert await answered(world) == {"r1"}
+
+
+@pytest.mark.parametrize("reason", ["ENGINE_FAILED", "NOT_FINITE", "OUT_OF_MEMORY"])
+async def test_what_fails_a_copy_is_told_apart_from_what_fails_callers(tmp_path: Path, reason: str) -> None:
+    """It is evidence of the comparison; no failure of a trial, no CPU fallback."""
+    world = await start(tmp_path)
+    await shadow(world)
+    pending = world.ask(f"!{reason}@r2")
+    await world.settle()
+
+    assert (await pending.outcome).served_by.revision == "r1"
+    assert found(world).failed == {reason: 1}
+    assert stats(world, "r2")[:2] == (0, {})
+    assert world.pair.cpu_fallback is None
+
+
+async def test_what_is_kept_is_limited(tmp_path: Path) -> None:
+    """In number, and in bytes: a share of what the model's requests may hold, none of it while callers need it."""
+    world = await start(tmp_path, capacity=Capacity(1000, 16 * (7 + 16) * 2))
+    await trial(world)
+    world.runner("a").is_hung = True
+    await answered(world, 4)
+
+    assert found(world).dropped == {"MEMORY": 1}, "one is computed, two are kept"
+    assert world.manager.requests.shadows.kept_bytes == 2 * (7 + 16)
+
+
+async def test_what_is_kept_is_dropped_when_callers_need_the_memory(tmp_path: Path) -> None:
+    """Their messages outrank it."""
+    is_tight = [False]
+    world = await start(tmp_path, is_memory_tight=lambda: is_tight[0])
+    await trial(world)
+    world.runner("a").is_hung = True
+    await answered(world, 3)
+    is_tight[0] = True
+    world.manager.tick()
+    await answered(world, 1)
+
+    assert found(world).dropped == {"MEMORY": 3}
+
+
+async def test_copies_use_no_more_of_their_slots_time_than_allowed(tmp_path: Path) -> None:
+    """What the budget leaves no time for is dropped after a while, and counted as such."""
+    world = await start(tmp_path)
+    await trial(world, ShadowPolicy(1.0, busy_share=0.01))
+    world.holds_items = True
+    pending = world.ask("first")
+    await world.settle()
+    world.runner("b").answer(*world.runner("b").items)
+    await world.settle()
+    await world.wait(1)
+    world.runner("a").answer(*world.runner("a").items)
+    world.holds_items = False
+    await answered(world, 2)
+    await world.wait(MAX_KEPT_SECONDS + 0.1)
+
+    assert pending.is_done
+    assert found(world).requests == 1
+    assert found(world).dropped == {"BUDGET": 2}
+
+
+async def test_a_rollback_and_a_commit_end_the_comparison(tmp_path: Path) -> None:
+    """Nothing is copied any more, and nothing is kept."""
+    world = await start(tmp_path)
+    load_id = await trial(world)
+    await answered(world)
+    world.commands.commit(load_id, "t1", 0)
+    await world.wait(0.1)
+    received = len(world.runner("a").received)
+    await answered(world)
+
+    assert world.pair.shadow is None
+    assert world.manager.requests.shadows.comparison is None
+    assert len(world.runner("a").received) == received
+
+
+async def test_the_trial_of_a_shadowed_candidate_counts_anew(tmp_path: Path) -> None:
+    """What was compared before belongs to the candidate."""
+    world = await start(tmp_path)
+    load_id = await shadow(world)
+    await answered(world, 2)
+    world.commands.activate(load_id, 60.0, "t1", 0, shadow=ALL)
+    await answered(world, 1)
+
+    assert found(world).requests == 1
+
+
+async def test_extending_the_lease_changes_neither_shadow_nor_percentage(tmp_path: Path) -> None:
+    """The updater extends it every few seconds."""
+    world = await start(tmp_path)
+    load_id = await trial(world, percent=50)
+    await answered(world, 2)
+    before = world.pair.shadow
+    world.clock.seconds += 5
+    world.commands.activate(load_id, 60.0, "t1", 0)
+
+    assert world.pair.shadow == before
+    assert world.pair.trial is not None
+    assert world.pair.trial.percent == 50.0
+    assert found(world).requests == 2
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ShadowPolicy(-0.1),
+        ShadowPolicy(1.1),
+        ShadowPolicy(float("nan")),
+        ShadowPolicy(0.5, busy_share=-1.0),
+        ShadowPolicy(0.5, busy_share=2.0),
+        ShadowPolicy(0.5, max_seconds=-1.0),
+    ],
+)
+async def test_a_policy_out_of_range_changes_nothing(tmp_path: Path, policy: ShadowPolicy) -> None:
+    """It is refused with the field's name."""
+    world = await start(tmp_path)
+    load = await world.candidate()
+
+    with pytest.raises(InputRefused) as error:
+        world.commands.set_shadow(load.load_id, policy, "t1", 0)
+
+    assert error.value.reason == "SHADOW_OUT_OF_RANGE"
+    assert world.pair.shadow is None
+
+
+async def test_a_slot_that_answers_callers_is_no_shadow(tmp_path: Path) -> None:
+    """Neither the active one nor a warm previous one; a load that is not complete is none yet."""
+    world = await start(tmp_path)
+    active = world.active.load
+    assert active is not None
+    with pytest.raises(Conflict) as in_use:
+        world.commands.set_shadow(active.load_id, ALL, "t1", 0)
+    world.holds_loads = True
+    load = await world.candidate()
+    with pytest.raises(Conflict) as not_loaded:
+        world.commands.set_shadow(load.load_id, ALL, "t1", 0)
+
+    assert in_use.value.reason == "SLOT_IN_USE"
+    assert not_loaded.value.reason == "NOT_LOADED"
