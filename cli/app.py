@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from cli import bundles, config, golden, healthcheck, hub, metrics, predict, serve, state, status, tag, token, updates
+from cli import (
+    bundles,
+    config,
+    golden,
+    healthcheck,
+    hub,
+    metrics,
+    predict,
+    reload,
+    serve,
+    state,
+    status,
+    tag,
+    token,
+    updates,
+)
 from cli.output import print_text
 from common.exit_codes import ExitCode
 
@@ -19,7 +34,8 @@ _EXAMPLES = """Start here:
   hotslot hub add examples/shapes/v1.0.0 v1.0.0
   hotslot updates status
   hotslot bundle import examples/shapes/v1.0.0
-  hotslot config check"""
+  hotslot config check
+  hotslot reload --check"""
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # The flags of grpc_health_probe have one dash, which Typer would not accept.
 _PASSED_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -37,6 +53,7 @@ app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=tag.EXAMPLE)(tag.tag)
 app.command(epilog=status.EXAMPLE)(status.status)
+app.command(epilog=reload.EXAMPLE)(reload.reload)
 app.add_typer(
     updates.app,
     name="updates",

@@ -91,6 +91,10 @@ def _layers(report: StatusReport) -> Table:
         table.add_row("access", _level(server.access.level), _access(server.access, report.received_at))
         for warning in server.access.warnings:
             table.add_row("", "", text((warning, DOUBTFUL)))
+    if server.HasField("settings"):
+        table.add_row("settings", _level(server.settings.level), _settings(server.settings, report.received_at))
+        for warning in server.settings.warnings:
+            table.add_row("", "", text((warning, DOUBTFUL)))
     for capability in server.capabilities:
         table.add_row("answers", _level(capability.level), _capability(capability, report.received_at))
         if capability.reason:
@@ -126,6 +130,10 @@ def _access(seen: status_pb2.AccessStatus, now: datetime) -> Text:
         parts.append("client certificates")
     parts.append("tokens" if seen.tokens else "no tokens")
     return text(" · ".join(parts))
+
+
+def _settings(seen: status_pb2.SettingsStatus, now: datetime) -> Text:
+    return text(f"file {short(seen.digest) or ABSENT}, read {_age(seen.loaded_at, now)} ago")
 
 
 def _capability(seen: status_pb2.CapabilityHealth, now: datetime) -> Text:

@@ -51,7 +51,12 @@ def tag(
 
 def _as_row(addresses: list[str], response: address_pb2.PredictResponse, took: float) -> dict[str, object]:
     results = [
-        {"address": address, "spans": [plain(span) for span in result.spans], "components": dict(result.components)}
+        {
+            "address": address,
+            "spans": [plain(span) for span in result.spans],
+            "components": dict(result.components),
+            "all_components": {one.kind: list(one.texts) for one in result.all_components},
+        }
         for address, result in zip(addresses, response.results, strict=True)
     ]
     return {

@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -44,6 +45,14 @@ class SettingsInvalid(ValueError):
         self.mistakes = mistakes
 
 
+class Change(Enum):
+    """What a change of a setting needs; a mark among its annotations, see `common/settings_change`."""
+
+    AT_ONCE = "at once"
+    MODELS = "models"  # the models that it concerns are replaced, while they serve
+    RESTART = "restart"
+
+
 class Section(BaseModel):
     """A section of the file; frozen, and an unknown key is a mistake."""
 
@@ -56,7 +65,12 @@ class ModelSettings(Section):
     name: Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name of the model in requests")]
     task: Annotated[Task, Field(description="task of the model")] = Task.VISUAL_ENTAILMENT
     device: Annotated[
-        str, Field(pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU")
+        str,
+        Field(
+            pattern=DEVICE_PATTERN,
+            description="auto, cpu, cuda or cuda:N; auto: the GPU on which the models have planned the least memory, "
+            "else the CPU",
+        ),
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -129,7 +143,9 @@ class SettingsFile(BaseSettings):
         DEFAULT_STATE_DIR
     )
     node: Annotated[str, Field(max_length=253, description="name of this host in answers; empty: its host name")] = ""
-    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1, max_length=8, description="the served models")]
+    models: Annotated[
+        tuple[ModelSettings, ...], Change.MODELS, Field(min_length=1, max_length=8, description="the served models")
+    ]
     logs: LogSettings = LogSettings()
     tls: TlsSection = TlsSection()
     server: Any = None

@@ -9,6 +9,24 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
+class RepeatedSignal:
+    """Catches a signal from its creation on, each time that it comes; without a lock, as StopSignals."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        """Install the handler; in the main thread only."""
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write_end, False)
+        signal.signal(number, self._handle)
+
+    def wait(self) -> None:
+        """Wait until the signal has come since the last wait. From one thread."""
+        os.read(self._read_end, 1 << 16)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write_end, b"\0")
+
+
 class StopSignals:
     """Catches signals from its creation on; the first and each further one calls `on_signal`.
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,16 +35,20 @@ from common.paths import HEARTBEAT, UPDATER_LOCK, UPDATES_SOCKET, make_run_folde
 from common.process_metrics import installed_version, make_process_reader
 from common.reload import FileUnusable
 from common.settings import Mistake, SettingsInvalid, load_settings, use_settings_file
-from common.stop_signals import StopSignals
+from common.settings_reload import SettingsReloader
+from common.stop_signals import RepeatedSignal, StopSignals
 from common.tls import ServerContexts, watch_certificate
-from updater.compose import Conversion, ModelUpdater, UpdaterDependencies, build_model
+from hotslot.control.v1 import control_pb2
+from hotslot.status.v1 import status_pb2
+from updater.compose import Conversion, UpdaterDependencies
 from updater.core.ports import JournalUnusable
-from updater.core.record import ModelRecord
 from updater.loop import CrashPoints
 from updater.metric_catalog import LOOP_RUNNING
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
+from updater.models import UpdatedModels, settings_of_models
+from updater.service import convert
 from updater.service.health import UpdaterHealth
-from updater.service.servicer import ModelHandle, UpdatesApi
+from updater.service.servicer import SettingsCalls, UpdatesApi
 from updater.settings import JOURNAL_NAME, UpdaterSettings, check_names, read_crash_point
 from updater.store.bundles import StoreOptions
 from updater.store.database import JournalNotWritten, JournalUnreadable
@@ -52,7 +56,6 @@ from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
 from updater.store.state_folder import check_state_dir, read_provenance
 from updater.store.transfer import PaceRules
-from updater.supervise import LoopSupervisor
 from updater.webhooks.metrics import DeliveryReporter
 from updater.webhooks.service import Webhooks
 
@@ -86,7 +89,6 @@ class Updater:
             log: of the process.
             conversion: how sources are converted; default: by the shipped converter.
         """
-        self._settings = settings
         self._clock = clock
         self._log = log
         self._conversion = conversion or Conversion()
@@ -94,25 +96,26 @@ class Updater:
         self._run_folder = run_folder(self._state)
         self._registry = create_registry()
         ReadingCollector(make_process_reader(installed_version()), self._registry)
-        self._observer: Observer = BroadcastObserver(LogObserver(log), MetricsObserver(self._registry))
+        metrics = MetricsObserver(self._registry)
+        self._observer: Observer = BroadcastObserver(LogObserver(log), metrics)
         hooks = settings.updater.webhooks
         reporter = DeliveryReporter(log, self._registry, tuple(one.shown_name for one in hooks))
         self._webhooks = Webhooks(hooks, reporter, clock)
         self._stopping = threading.Event()
         self._journal: Journal | None = None
         self._unreadable: JournalUnreadable | None = None
-        self._models: dict[str, ModelUpdater] = {}
-        self._supervisors: dict[str, LoopSupervisor] = {}
+        self._crash = CrashPoints(read_crash_point())
+        self._models = UpdatedModels(log, self._stop_updates, metrics.forget)
+        self._reloader = SettingsReloader(settings, read_settings, log, clock, settings_of_models)
+        self._reload_lock = threading.Lock()
         self._starting_fault = ""  # why the journal could not be opened yet
-        self._names = tuple(model.name for model in settings.models if model.name in settings.updater.models)
         ReadingCollector(self._read_loops, self._registry)
-        self._handles: dict[str, ModelHandle] = {}
+        ReadingCollector(self._reloader.read_metrics, self._registry)
 
     def request_stop(self) -> None:
         """Stop in good order; a long step is interrupted. From any thread, not from a signal handler."""
         self._stopping.set()
-        for model in self._models.values():
-            model.wake.set()
+        self._models.request_stop()
 
     def run(self) -> None:
         """Run until `request_stop` is called.
@@ -122,31 +125,25 @@ class Updater:
             SettingsInvalid: the certificate of the metrics port cannot be used.
         """
         with self._serve_operators(), self._serve_metrics():
-            self._log.info("updater_started", models=sorted(self._settings.updater.models), pid=os.getpid())
-            threads = self._start()
+            self._log.info("updater_started", models=sorted(self._reloader.settings.updater.models), pid=os.getpid())
+            self._start()
             while not self._stopping.is_set():
                 self._write_heartbeat()
                 self._stopping.wait(HEARTBEAT_SECONDS)
-            self._stop(threads)
+            self._stop()
         self._log.info("updater_stopped")
 
-    def _start(self) -> list[threading.Thread]:
+    def _start(self) -> None:
         """Open the journal and start the threads; none if the journal cannot be trusted."""
         try:
             journal = self._open_journal()
             if journal is not None:
-                self._build_models(journal)
+                self._models.build(self._dependencies(self._reloader.settings, journal))
                 self._webhooks.start(journal.outbox)
         except JournalUnusable as error:
             self._stop_updates(error)
-            return []
-        threads = [
-            threading.Thread(target=supervisor.run, name=f"model-{name}", daemon=True)
-            for name, supervisor in self._supervisors.items()
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
+            return
+        self._models.start()
 
     def _open_journal(self) -> Journal | None:
         """Open or create the journal, retrying while the disk is full; None if the process stops meanwhile.
@@ -156,7 +153,7 @@ class Updater:
         """
         while not self._stopping.is_set():
             try:
-                subscribers = self._webhooks.subscribers(self._settings.node)
+                subscribers = self._webhooks.subscribers(self._reloader.settings.node)
                 path = self._state / JOURNAL_NAME
                 self._journal = Journal(path, subscribers=subscribers, report=partial(self._observer.report_error, ""))
             except JournalNotWritten as error:
@@ -168,38 +165,52 @@ class Updater:
                 return self._journal
         return None
 
-    def _build_models(self, journal: Journal) -> None:
-        dependencies = UpdaterDependencies(
-            settings=self._settings,
+    def _dependencies(self, settings: UpdaterSettings, journal: Journal) -> UpdaterDependencies:
+        section = settings.updater
+        pace = PaceRules(section.hub_min_bytes_a_second)
+        limits = StagingLimits(section.reserve_bytes, pace, computes_hashes=section.missing_hashes == "compute")
+        return UpdaterDependencies(
+            settings=settings,
             run_folder=self._run_folder,
             journal=journal,
-            store=StoreOptions(self._state, self._limits()),
+            store=StoreOptions(self._state, limits),
             clock=self._clock,
             observer=self._observer,
-            crash=CrashPoints(read_crash_point()),
+            crash=self._crash,
             stopping=self._stopping,
             conversion=self._conversion,
         )
-        configured = [model for model in self._settings.models if model.name in self._settings.updater.models]
-        models = {one.name: build_model(dependencies, one, self._records) for one in configured}
-        self._models.update(models)
-        self._supervisors.update({name: self._supervise(name, model) for name, model in models.items()})
-        self._handles.update(
-            {name: ModelHandle(model.loop.publisher, model.commands, model.progress) for name, model in models.items()}
-        )
 
-    def _limits(self) -> StagingLimits:
-        section = self._settings.updater
-        pace = PaceRules(section.hub_min_bytes_a_second)
-        return StagingLimits(section.reserve_bytes, pace, computes_hashes=section.missing_hashes == "compute")
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The configured models, in order."""
+        return tuple(settings_of_models(self._reloader.settings))
 
-    def _supervise(self, name: str, model: ModelUpdater) -> LoopSupervisor:
-        shared = (self._clock, self._observer, self._log, self._stopping, self._stop_updates)
-        return LoopSupervisor(name, model.loop, *shared)
+    def reload(self, *, check_only: bool = False) -> control_pb2.SettingsReload:
+        """Take over the settings file as it is now, whole or not at all; `check_only`: say what would be."""
+        with self._reload_lock:
+            found = self._reloader.read()
+            refusal = found.refusal
+            if not refusal and (self._journal is None or self._unreadable is not None):
+                refusal = "updates do not run; the updater reads the file when it is started again"
+            if refusal and not check_only:
+                self._reloader.refuse(found, refusal)
+            is_applied = not refusal and not check_only
+            if is_applied and found.settings is not None and self._journal is not None:
+                dependencies = self._dependencies(found.settings, self._journal)
+                self._reloader.accept(found)
+                try:
+                    self._models.apply(dependencies, found.plan)
+                except JournalUnusable as error:
+                    self._stop_updates(error)
+            return control_pb2.SettingsReload(**found.as_fields(refusal, is_applied=is_applied))
+
+    def _settings_status(self) -> status_pb2.SettingsStatus:
+        return convert.to_settings_status(self._reloader.state)
 
     def _loop_states(self) -> dict[str, bool]:
         """For each model whether its loop runs; False while the journal cannot be trusted or is not open yet."""
-        running = {name: supervisor.is_running for name, supervisor in self._supervisors.items()}
+        running = self._models.running()
         return {name: self._unreadable is None and running.get(name, False) for name in self._names}
 
     def _read_loops(self) -> list[Reading]:
@@ -208,7 +219,7 @@ class Updater:
     def _stop_updates(self, error: JournalUnusable) -> None:
         """Stop all updates, because the journal cannot be trusted; the server keeps serving."""
         self._unreadable = error if isinstance(error, JournalUnreadable) else JournalUnreadable(str(error))
-        self._handles.clear()
+        self._models.handles.clear()
         name = self._unreadable.reason.lower()  # "journal_unreadable" or "journal_lost"
         self._observer.report_error("", name, f"{error}; {self._unreadable.advice}")
 
@@ -219,25 +230,22 @@ class Updater:
             raise JournalNotWritten(self._starting_fault or "the journal is not open yet")
         return self._journal
 
-    def _records(self) -> dict[str, ModelRecord]:
-        return {name: model.loop.publisher.snapshot.record for name, model in self._models.items()}
-
     def _write_heartbeat(self) -> None:
         """Touch the file that the watchdog checks, unless a step of a model exceeds its time limit."""
-        if self._unreadable is not None or all(model.loop.is_moving() for model in self._models.values()):
+        if self._unreadable is not None or self._models.is_moving():
             with contextlib.suppress(OSError):
                 (self._run_folder / HEARTBEAT).touch()
 
-    def _stop(self, threads: Sequence[threading.Thread]) -> None:
+    def _stop(self) -> None:
         self.request_stop()
+        threads = self._models.threads
         ends = self._clock.monotonic() + STOP_SECONDS
         while any(thread.is_alive() for thread in threads) and self._clock.monotonic() < ends:
             kill_children()  # an interrupted conversion is repeated after the restart
             for thread in threads:
                 thread.join(0.2)
         self._webhooks.stop()
-        for model in self._models.values():
-            model.close()
+        self._models.close()
         if self._journal is not None and not any(thread.is_alive() for thread in threads):
             self._journal.close()
 
@@ -245,9 +253,9 @@ class Updater:
     def _serve_operators(self) -> Iterator[None]:
         provenance = partial(read_provenance, self._state)
         starting = lambda: self._starting_fault  # noqa: E731  read at each call
-        api = UpdatesApi(
-            self._handles, self._names, self._get_journal, provenance, self._log, starting, self._run_folder
-        )
+        settings = SettingsCalls(lambda: self._names, self._settings_status, self.reload)
+        handles = self._models.handles
+        api = UpdatesApi(handles, settings, self._get_journal, provenance, self._log, starting, self._run_folder)
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))
@@ -266,11 +274,14 @@ class Updater:
 
     @contextlib.contextmanager
     def _serve_metrics(self) -> Iterator[None]:
-        section = self._settings.updater
+        section = self._reloader.settings.updater
         if section.metrics_port < 0:
             yield
             return
-        address, files = parse_address(section.metrics_host, section.metrics_port), self._settings.tls.metrics_files
+        address, files = (
+            parse_address(section.metrics_host, section.metrics_port),
+            self._reloader.settings.tls.metrics_files,
+        )
         for sentence in describe_exposure("the metrics port", address, METRICS_STEP, has_tls=files is not None):
             self._log.warning("access_warning", detail=sentence)
         try:
@@ -286,6 +297,18 @@ class Updater:
             endpoint.stop()
 
 
+def read_settings() -> UpdaterSettings:
+    """Read and check the settings of the updater.
+
+    Raises:
+        SettingsInvalid: has all mistakes.
+    """
+    settings = load_settings(UpdaterSettings)
+    check_names(settings)
+    check_state_dir(settings)
+    return settings
+
+
 def main(conversion: Conversion | None = None) -> int:
     """Run until a signal; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -297,9 +320,7 @@ def main(conversion: Conversion | None = None) -> int:
     if options.config is not None:
         use_settings_file(options.config)
     try:
-        settings = load_settings(UpdaterSettings)
-        check_names(settings)
-        check_state_dir(settings)
+        settings = read_settings()
         folder = make_run_folder(settings.state_dir)
     except SettingsInvalid as error:
         for mistake in error.mistakes:
@@ -320,6 +341,14 @@ def _run(settings: UpdaterSettings, folder: Path, log: logs.Logger, conversion: 
                 updater.request_stop()
 
             threading.Thread(target=stop, name="stop-signals", daemon=True).start()
+            hang_up = RepeatedSignal(signal.SIGHUP)
+
+            def reload() -> None:
+                while True:
+                    hang_up.wait()
+                    updater.reload()
+
+            threading.Thread(target=reload, name="reload-signal", daemon=True).start()
             updater.run()
     except AlreadyRunning:
         log.error("updater_refused", detail="another updater runs on this state_dir")

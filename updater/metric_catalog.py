@@ -2,6 +2,7 @@
 
 from common.metric_catalog import MetricCatalog, MetricSpec, counter, gauge
 from common.process_metrics import PROCESS_LABELS, PROCESS_METRICS
+from common.settings_reload import SETTINGS_METRICS
 
 UPDATES = counter(
     "hotslot_updates_total",
@@ -126,6 +127,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(UPDATES, ERRORS, LOOP_RUNNING, STAGE, QUARANTINED, PAUSED, COMMITTED_INFO, BREAKER_STATE, BREAKER_LEFT),
     *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED),
     *WEBHOOK_METRICS,
+    *SETTINGS_METRICS,
     *PROCESS_METRICS,
 )
 _LABELS = {

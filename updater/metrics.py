@@ -104,6 +104,14 @@ class MetricsObserver:
                 reason = event.update.reason if event.update is not None else ""
                 self._outcomes.labels(model, event.outcome.value, reason).inc()
 
+    def forget(self, model: str) -> None:
+        """Remove what is shown of a model that is not kept up to date any more; counters stay."""
+        shown = (self._stage, self._quarantine, self._paused, self._committed, self._breakers, self._breaker_left)
+        hub = (self._hub_answered, self._changed, self._newest, self._names, self._left_out, self._republished)
+        for gauge in (*shown, *hub):
+            gauge.remove_by_labels({"model": model})
+        self._snapshot.pop(model, None)
+
     def report_error(self, model: str, error: str, message: str) -> None:
         """Count the error."""
         del message

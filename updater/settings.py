@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from common.address import Host
-from common.settings import Mistake, Section, SettingsFile, SettingsInvalid
+from common.settings import Change, Mistake, Section, SettingsFile, SettingsInvalid
 from updater.core.rules import (
     Mode,
 )
@@ -199,42 +199,58 @@ class UpdaterSection(Section):
 
     models: Annotated[
         dict[str, ModelUpdatesSection],
+        Change.MODELS,
         Field(max_length=8, description="models to keep up to date, by their names in [[models]]"),
     ] = {}  # noqa: RUF012  copied for each
     hub_endpoint: Annotated[
-        str, Field(max_length=500, description="URL of the hub for all hub_model; empty: ModelScope's public hub")
+        str,
+        Change.MODELS,
+        Field(max_length=500, description="URL of the hub for all hub_model; empty: ModelScope's public hub"),
     ] = ""
     hub_token_file: Annotated[
-        Path | None, Field(description="file with the token for private models; sent only to hub_endpoint")
+        Path | None,
+        Change.MODELS,
+        Field(description="file with the token for private models; sent only to hub_endpoint"),
     ] = None
     hub_token_variable: Annotated[
         str,
+        Change.MODELS,
         Field(
             max_length=200,
             pattern=r"^[A-Za-z0-9_]*$",
             description="environment variable with the token, instead of a file",
         ),
     ] = ""
-    hub_ca_file: Annotated[Path | None, Field(description="CA certificates to trust instead of the system's")] = None
-    hub_certificate_file: Annotated[
-        Path | None, Field(description="PEM file with the certificate to show to a hub that asks for one")
+    hub_ca_file: Annotated[
+        Path | None, Change.MODELS, Field(description="CA certificates to trust instead of the system's")
     ] = None
-    hub_key_file: Annotated[Path | None, Field(description="PEM file with the key of hub_certificate_file")] = None
+    hub_certificate_file: Annotated[
+        Path | None,
+        Change.MODELS,
+        Field(description="PEM file with the certificate to show to a hub that asks for one"),
+    ] = None
+    hub_key_file: Annotated[
+        Path | None, Change.MODELS, Field(description="PEM file with the key of hub_certificate_file")
+    ] = None
     hub_private_hosts: Annotated[
         tuple[str, ...],
+        Change.MODELS,
         Field(max_length=100, description="hosts with private addresses that the hub may redirect to"),
     ] = ()
     hub_connect_seconds: Annotated[
-        float, Field(gt=0, le=60, description="time limit of connecting to one address of the hub")
+        float, Change.MODELS, Field(gt=0, le=60, description="time limit of connecting to one address of the hub")
     ] = 10.0
-    hub_stall_seconds: Annotated[float, Field(gt=0, le=600, description="longest time without data from the hub")] = (
-        20.0
-    )
+    hub_stall_seconds: Annotated[
+        float, Change.MODELS, Field(gt=0, le=600, description="longest time without data from the hub")
+    ] = 20.0
     hub_min_bytes_a_second: Annotated[
-        int, Field(ge=0, le=1 << 30, description="a download slower than this for a minute is cancelled and retried")
+        int,
+        Change.MODELS,
+        Field(ge=0, le=1 << 30, description="a download slower than this for a minute is cancelled and retried"),
     ] = 16384
     missing_hashes: Annotated[
         Literal["compute", "refuse"],
+        Change.MODELS,
         Field(
             description="compute: a file that the hub lists without SHA-256 is identified by the one computed from its "
             "downloaded bytes; refuse: such a revision is not taken"
@@ -246,12 +262,15 @@ class UpdaterSection(Section):
     metrics_port: Annotated[
         int, Field(ge=-1, le=65535, description="port of the /metrics endpoint; 0: any free port, -1: off")
     ] = 9096
-    reserve_bytes: Annotated[int, Field(ge=0, le=1 << 44, description="disk space that an update leaves free")] = GIB
+    reserve_bytes: Annotated[
+        int, Change.MODELS, Field(ge=0, le=1 << 44, description="disk space that an update leaves free")
+    ] = GIB
     max_revision_bytes: Annotated[
-        int, Field(ge=1 << 20, le=1 << 44, description="largest revision that is downloaded")
+        int, Change.MODELS, Field(ge=1 << 20, le=1 << 44, description="largest revision that is downloaded")
     ] = 64 * GIB
     retained_bytes: Annotated[
         int,
+        Change.MODELS,
         Field(
             ge=0,
             le=1 << 50,
@@ -262,13 +281,18 @@ class UpdaterSection(Section):
         tuple[WebhookSection, ...], Field(max_length=MAX_WEBHOOKS, description="receivers of update events")
     ] = ()
     max_failures_an_hour: Annotated[
-        int, Field(ge=1, le=100, description="more failed updates in an hour open the breaker activation")
+        int,
+        Change.MODELS,
+        Field(ge=1, le=100, description="more failed updates in an hour open the breaker activation"),
     ] = 3
     breaker_first_seconds: Annotated[
-        Seconds, Field(description="first pause after consecutive failed updates; doubles with each failure")
+        Seconds,
+        Change.MODELS,
+        Field(description="first pause after consecutive failed updates; doubles with each failure"),
     ] = 3600.0
     device_first_seconds: Annotated[
         Seconds,
+        Change.MODELS,
         Field(description="first pause before a device that ran out of memory is retried; doubles with each failure"),
     ] = 600.0
 

@@ -3,19 +3,20 @@
 102 M parameters with random weights. For 1 and 2 threads, float32 and bfloat16: addresses of 12, 25, 100 and mixed
 characters, singly and in batches of 8 and 32; operations are counted without padding. Then through a server, with 1, 8
 and 64 callers of single usual addresses. With the parity environment (built by `make parity`) the stock pipeline is
-measured in the same run.
+measured in the same run. Prints Markdown, with the load of the machine at each step.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from dev.bench.mgeo_served import measure_served
+from dev.bench.mgeo_texts import LENGTHS
 from dev.parity.mgeo.make_model import Recipe, make_model
 from inference.runner.conversion.mgeo import convert_mgeo
 from inference.server.runner_client.start import runner_environment
@@ -23,8 +24,9 @@ from inference.server.runner_client.start import runner_environment
 ORACLE = Path(".venv-parity/bin/python")
 FOLDER = Path(".bench") / "mgeo"
 CHILD_SECONDS = 1800.0
-FILE_WIDTH = 140  # characters
-Rows = list[list[float]]
+# Items a second, median and 95th percentile of a batch; ours: operations a second and their share of the peak too.
+Row = list[float]
+Cells = Mapping[tuple[str, int], Row]  # by kind and batch
 
 
 def main() -> int:
@@ -33,29 +35,25 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--kinds", nargs="+", default=list(LENGTHS), choices=list(LENGTHS))
     parser.add_argument("--oracle", type=Path, default=ORACLE, help="Python that has the stock pipeline")
     options = parser.parse_args()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)  # a file has no width of its own
+    begun = time.perf_counter()
     folders = {precision: _bundle(precision) for precision in options.precisions}
-    stock: dict[int, Rows] = {}
+    kinds = [f"--kinds={options.kinds[0]}", *options.kinds[1:]]
     for threads in options.threads:
+        number, stock = [f"--threads={threads}"], dict[tuple[str, int], Row]()
         if options.oracle.exists():
-            command = [str(options.oracle), "-m", "dev.bench.mgeo_stock", f"--folder={_source()}"]
-            stock[threads] = _run([*command, f"--threads={threads}"], None)
+            command = [str(options.oracle), "-m", "dev.bench.mgeo_stock", f"--folder={_source()}", *number, *kinds]
+            stock = _run(command, None)
+        ours = {}
         for precision, folder in folders.items():
             command = [sys.executable, "-m", "dev.bench.mgeo_child", f"--folder={folder}", f"--precision={precision}"]
-            rows = _run([*command, f"--threads={threads}", f"--seconds={options.seconds}"], runner_environment())
-            console.print(_table(precision, threads, rows, stock.get(threads, [])))
-    threads = max(options.threads)
-    for precision, folder in folders.items():
-        served = measure_served(folder, precision, threads, 3 * options.seconds)
-        for row in served:
-            console.print(
-                f"served, {precision}, {threads} threads, {row.callers} callers: {row.items_per_second:.1f} items/s,"
-                f" p50 {1e3 * row.p50:.0f} ms, p95 {1e3 * row.p95:.0f} ms"
-            )
+            given = [*number, f"--seconds={options.seconds}", *kinds]
+            ours[precision] = _run([*command, *given], runner_environment())
+        _print_engine(threads, stock, ours)
+    _print_served(folders, max(options.threads), 3 * options.seconds)
+    _print(f"\nWhole run: {(time.perf_counter() - begun) / 60:.1f} minutes.")
     return 0
 
 
@@ -75,33 +73,56 @@ def _bundle(precision: str) -> Path:
     return folder
 
 
-def _run(command: list[str], environment: dict[str, str] | None) -> Rows:
+def _run(command: list[str], environment: dict[str, str] | None) -> dict[tuple[str, int], Row]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=CHILD_SECONDS)
-    rows: Rows = json.loads(done.stdout.splitlines()[-1])
-    return rows
+    rows = json.loads(done.stdout.splitlines()[-1])
+    return {(kind, batch): rest for kind, batch, *rest in rows}
 
 
-def _table(precision: str, threads: int, rows: Rows, stock: Rows) -> Table:
-    best: dict[float, float] = {}
-    for kind, _, rate, _ in stock:
-        best[kind] = max(best.get(kind, 0.0), rate)
-    table = Table(title=f"a base MGeo (102 M parameters), {precision}, {threads} threads")
-    for title in ("addresses", "batch", "items/s", "p50", "p95", "TFLOP/s", "share of peak", "stock's best", "faster"):
-        table.add_column(title, justify="right")
-    for kind, batch, rate, median, worst, speed, share in rows:
-        other = best.get(kind)
-        table.add_row(
-            str(kind),
-            str(batch),
-            f"{rate:.1f}",
-            f"{1e3 * median:.0f} ms",
-            f"{1e3 * worst:.0f} ms",
-            f"{speed / 1e12:.3f}",
-            f"{share:.0%}",
-            f"{other:.1f}" if other else "–",
-            f"{rate / other:.1f}×" if other else "–",
-        )
-    return table
+def _print_engine(threads: int, stock: Cells, ours: Mapping[str, Cells]) -> None:
+    """One table: a row for each kind and batch, stock and ours beside each other."""
+    _print(f"\n**{threads} thread{'s' if threads > 1 else ''}** (load of the machine then: {_load()})\n")
+    columns = [f"{name}, items/s (p50, p95 of the batch)" for name in ("stock", *ours)]
+    columns += [f"{precision}: share of the peak, against stock's best" for precision in ours]
+    _print("| characters | batch | " + " | ".join(columns) + " |")
+    _print("|---|---:|" + "---:|" * len(columns))
+    for kind, batch in next(iter(ours.values())):
+        best = max((row[0] for (other, _), row in stock.items() if other == kind), default=0.0)
+        cells = [_speed(stock.get((kind, batch)))]
+        cells += [_speed(rows[kind, batch]) for rows in ours.values()]
+        for rows in ours.values():
+            rate, share = rows[kind, batch][0], rows[kind, batch][-1]
+            cells.append(f"{share:.0%}, {rate / best:.1f} ×" if best else f"{share:.0%}")
+        _print(f"| {kind} ({_characters(kind)}) | {batch} | " + " | ".join(cells) + " |")
+
+
+def _print_served(folders: Mapping[str, Path], threads: int, seconds: float) -> None:
+    _print(f"\n**Through the server**, {threads} threads, usual addresses (load of the machine then: {_load()})\n")
+    _print("| precision | callers | items/s | p50 | p95 |\n|---|---:|---:|---:|---:|")
+    for precision, folder in folders.items():
+        for row in measure_served(folder, precision, threads, seconds):
+            rate, times = f"{row.items_per_second:.1f}", f"{1e3 * row.p50:.0f} ms | {1e3 * row.p95:.0f} ms"
+            _print(f"| {precision} | {row.callers} | {rate} | {times} |")
+
+
+def _speed(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    rate, median, worst, *_ = row
+    return f"{rate:.1f} ({1e3 * median:.0f}, {1e3 * worst:.0f} ms)"
+
+
+def _characters(kind: str) -> str:
+    lengths = LENGTHS[kind]
+    return str(lengths[0]) if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

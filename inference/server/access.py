@@ -33,32 +33,44 @@ class AccessState:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    """The part of the access that can be changed while the server serves."""
+
+    tokens: Reloaded[Tokens] | None = None  # of the callers; None if they need none
+    exposures: tuple[str, ...] = ()  # sentences about listeners without protection
+    is_health_open: bool = True  # whether the health service needs no token
+
+
 class Access:
     """Authenticates the calls of the public port, and makes the credentials of its listeners."""
 
     def __init__(
         self,
         certificate: Reloaded[Certificate] | None,
-        tokens: Reloaded[Tokens] | None,
-        exposures: Iterable[str] = (),
+        rules: AccessRules,
         *,
         needs_client_certificate: bool = False,
-        is_health_open: bool = True,
     ) -> None:
         """Open to everybody without certificate and tokens.
 
         Args:
             certificate: of the listeners; None without TLS.
-            tokens: of the callers; None if they need none.
-            exposures: sentences about listeners without protection.
+            rules: of the callers; may be replaced.
             needs_client_certificate: whether clients must show one.
-            is_health_open: whether the health service needs no token.
         """
         self.certificate = certificate
-        self.tokens = tokens
-        self._exposures = tuple(exposures)
+        self.rules = rules
         self._needs_client_certificate = needs_client_certificate
-        self._is_health_open = is_health_open
+
+    @property
+    def tokens(self) -> Reloaded[Tokens] | None:
+        """The tokens of the callers; None if they need none."""
+        return self.rules.tokens
+
+    @property
+    def _watched(self) -> list[Reloaded[Any]]:
+        return [one for one in (self.certificate, self.tokens) if one is not None]
 
     @property
     def make_credentials(self) -> Callable[[], grpc.ServerCredentials] | None:
@@ -79,7 +91,8 @@ class Access:
         Raises:
             Unauthenticated: it shows none that is valid.
         """
-        if self.tokens is None or (self._is_health_open and service == HEALTH_SERVICE):
+        tokens = self.tokens
+        if tokens is None or (self.rules.is_health_open and service == HEALTH_SERVICE):
             return ""
         shown = next((value for key, value in metadata if key == HEADER), None)
         if shown is None:
@@ -87,29 +100,27 @@ class Access:
         token = parse_bearer(shown)
         if not token:
             raise Unauthenticated("the metadata `authorization` is not `Bearer TOKEN`", reason="TOKEN_MALFORMED")
-        name = self.tokens.value.find(token)
+        name = tokens.value.find(token)
         if not name:
             raise Unauthenticated("the token is unknown here, or was revoked", reason="TOKEN_UNKNOWN")
         return name
 
     async def watch(self) -> None:
         """Look at the files every second, until cancelled; reading them does not hold the loop."""
-        watched = [one for one in (self.certificate, self.tokens) if one is not None]
-        while watched:
+        while True:
             await asyncio.sleep(CHECK_SECONDS)
-            for one in watched:
+            for one in self._watched:
                 await asyncio.to_thread(one.check)
-        await asyncio.Event().wait()
 
     def state(self, now: datetime) -> AccessState:
         """The protection now."""
-        watched = [one for one in (self.certificate, self.tokens) if one is not None]
+        watched, rules = self._watched, self.rules
         failures = [f"new {one.name} not in use: {one.failure}" for one in watched if one.failure]
         certificate = None if self.certificate is None else self.certificate.value
         invalid = "" if certificate is None else find_invalidity(certificate, now)
         ending = "" if certificate is None or invalid else find_ending(certificate, now)
         weak = () if certificate is None else certificate.warnings
-        tokens = None if self.tokens is None else self.tokens.value
+        tokens = None if rules.tokens is None else rules.tokens.value
         return AccessState(
             certificate=certificate,
             needs_client_certificate=self._needs_client_certificate,
@@ -117,7 +128,7 @@ class Access:
             tokens=0 if tokens is None else len(tokens.entries),
             reloads={one.name: not one.failure for one in watched},
             level=FAILED if invalid else DEGRADED if failures or ending else OK,
-            warnings=(*filter(None, (invalid, ending)), *failures, *weak, *self._exposures),
+            warnings=(*filter(None, (invalid, ending)), *failures, *weak, *rules.exposures),
         )
 
 

@@ -15,7 +15,7 @@ from common.tokens import watch_tokens
 from hotslot.runner.v1 import runner_pb2
 from hotslot.status.v1 import status_pb2
 from inference.server import channel_arguments, descriptors
-from inference.server.access import Access
+from inference.server.access import Access, AccessRules
 from inference.server.api import convert
 from inference.server.api.address import MAX_ADDRESSES
 from inference.server.api.predict import PredictRules
@@ -25,7 +25,6 @@ from inference.server.api.tasks import TASK_APIS
 from inference.server.events import Emit
 from inference.server.model.fallback_file import FILE_NAME, CpuFallbackFile
 from inference.server.model.manager import ModelManager
-from inference.server.model.models import Models
 from inference.server.model.options import ModelOptions
 from inference.server.model.policy import DeviceRules, RespawnRules, SlotRules
 from inference.server.request import Priority
@@ -42,30 +41,27 @@ from inference.server.scheduling.limits import LimitRules
 from inference.server.settings import ServerSection, ServerSettings
 
 
-def build_models(
-    settings: ServerSettings,
-    clock: Clock,
-    emit: Emit,
-    drain: Drain,
-    warn: Callable[[str], None],
-    start_runner: Callable[[RunnerSpec], StartedRunner],
-    is_memory_tight: Callable[[], bool],
-) -> Models:
-    """Build a manager for each configured model; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
-    cpu_fallback_file = CpuFallbackFile(Path(settings.state_dir) / FILE_NAME, warn)
-    engines = list_engines(settings)
-    shared = _SharedDependencies(
-        clock,
-        emit,
-        drain,
-        engines,
-        cpu_fallback_file,
-        DeviceShares(),
-        DeviceMemories(),
-        start_runner,
-        is_memory_tight,
-    )
-    return Models([ModelManager(_model_options(settings, model, shared)) for model in settings.models])
+class ModelFactory:
+    """Makes the managers of models, which share a clock, the memory of devices, and more."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        clock: Clock,
+        emit: Emit,
+        drain: Drain,
+        warn: Callable[[str], None],
+        start_runner: Callable[[RunnerSpec], StartedRunner],
+        is_memory_tight: Callable[[], bool],
+    ) -> None:
+        """Start nothing; `warn` gets a sentence if the file of CPU fallbacks is unusable."""
+        file = CpuFallbackFile(state_dir / FILE_NAME, warn)
+        shares, memories = DeviceShares(), DeviceMemories()
+        self._shared = _SharedDependencies(clock, emit, drain, file, shares, memories, start_runner, is_memory_tight)
+
+    def make(self, settings: ServerSettings, model: ModelSettings) -> ModelManager:
+        """The manager of a model; `boot` of its commands starts it."""
+        return ModelManager(_model_options(settings, model, self._shared))
 
 
 def list_engines(settings: ServerSettings) -> Mapping[str, Task]:
@@ -74,9 +70,9 @@ def list_engines(settings: ServerSettings) -> Mapping[str, Task]:
     return {**built_in, **dict.fromkeys(settings.runner.extra_engines, Task.VISUAL_ENTAILMENT)}
 
 
-def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
-    """Finds the caller of each call, with its configured rights."""
-    rules = [
+def caller_rules(settings: ServerSettings) -> list[CallerRules]:
+    """The rights of the configured callers."""
+    return [
         CallerRules(
             caller.name,
             None if caller.priority == "auto" else Priority[caller.priority.upper()],
@@ -85,7 +81,11 @@ def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
         )
         for caller in settings.callers
     ]
-    return Callers(rules, settings.scheduling.caller_metadata_key, clock.monotonic())
+
+
+def build_callers(settings: ServerSettings, clock: Clock) -> Callers:
+    """Finds the caller of each call, with its configured rights."""
+    return Callers(caller_rules(settings), settings.scheduling.caller_metadata_key, clock.monotonic())
 
 
 def build_access(settings: ServerSettings, log: ReloadLog, clock: Clock) -> Access:
@@ -94,22 +94,30 @@ def build_access(settings: ServerSettings, log: ReloadLog, clock: Clock) -> Acce
     Raises:
         SettingsInvalid: a certificate or the tokens cannot be used.
     """
-    files, tokens_file = settings.tls.files, settings.server.tokens_file
+    files = settings.tls.files
     try:
         certificate = None if files is None else watch_certificate(files, log, clock)
     except FileUnusable as error:
         raise SettingsInvalid([Mistake("tls", str(error))]) from error
+    return Access(
+        certificate,
+        load_access_rules(settings, log, clock),
+        needs_client_certificate=files is not None and files.client_ca is not None,
+    )
+
+
+def load_access_rules(settings: ServerSettings, log: ReloadLog, clock: Clock) -> AccessRules:
+    """What can be changed of the access while the server serves.
+
+    Raises:
+        SettingsInvalid: the tokens cannot be used.
+    """
+    tokens_file = settings.server.tokens_file
     try:
         tokens = None if tokens_file is None else watch_tokens(tokens_file, log, clock)
     except FileUnusable as error:
         raise SettingsInvalid([Mistake("server.tokens_file", str(error))]) from error
-    return Access(
-        certificate,
-        tokens,
-        _find_exposures(settings),
-        needs_client_certificate=files is not None and files.client_ca is not None,
-        is_health_open=not settings.health.needs_token,
-    )
+    return AccessRules(tokens, tuple(_find_exposures(settings)), is_health_open=not settings.health.needs_token)
 
 
 def _find_exposures(settings: ServerSettings) -> list[str]:
@@ -135,6 +143,11 @@ def predict_rules(settings: ServerSettings) -> PredictRules:
         stream=StreamRules(server.max_stream_outstanding),
         max_deadline_seconds=server.max_deadline_seconds,
     )
+
+
+def capacity(settings: ServerSettings) -> Capacity:
+    """The limits of what a model has accepted and not answered."""
+    return Capacity(settings.server.max_waiting_requests, settings.server.max_waiting_bytes)
 
 
 def held_rules(settings: ServerSettings) -> HeldRules:
@@ -182,7 +195,6 @@ class _SharedDependencies:
     clock: Clock
     emit: Emit
     drain: Drain
-    engines: Mapping[str, Task]
     cpu_fallback_file: CpuFallbackFile
     device_shares: DeviceShares
     device_memories: DeviceMemories
@@ -213,7 +225,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         clock=shared.clock,
         emit=shared.emit,
         drain=shared.drain,
-        capacity=Capacity(server.max_waiting_requests, server.max_waiting_bytes),
+        capacity=capacity(settings),
         device_shares=shared.device_shares,
         device_memories=shared.device_memories,
         interactive_share=settings.scheduling.interactive_share,
@@ -226,7 +238,7 @@ def _model_options(settings: ServerSettings, model: ModelSettings, shared: _Shar
         self_test=TASK_APIS[model.task].self_test,
         self_test_seconds=server.self_test_seconds,
         make_process=make_process,
-        engines=shared.engines,
+        engines=list_engines(settings),
         is_memory_tight=shared.is_memory_tight,
     )
 

@@ -33,14 +33,15 @@ class HealthRegistry:
         self.is_closed = False
 
     def update(self, states: Mapping[str, bool]) -> list[tuple[str, bool]]:
-        """Set the states and notify the watchers of changes.
+        """Set the names with their states, and notify the watchers of changes; other names are unknown from now on.
 
         Returns:
-            The names whose state has changed.
+            The names whose state has changed; False for those that are gone.
         """
         changes = [(name, state) for name, state in states.items() if self._is_serving.get(name) != state]
+        changes += [(name, False) for name in self._is_serving if name not in states]
         if changes:
-            self._is_serving.update(states)
+            self._is_serving = dict(states)
             self.changed.notify()
         return changes
 

@@ -2,6 +2,7 @@
 
 from common.metric_catalog import MetricCatalog, MetricSpec, counter, gauge, histogram
 from common.process_metrics import PROCESS_LABELS, PROCESS_METRICS
+from common.settings_reload import SETTINGS_METRICS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -283,6 +284,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
     *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
     *(CERTIFICATE_EXPIRY, TOKENS, RELOAD_SUCCESSFUL),
+    *SETTINGS_METRICS,
     *PROCESS_METRICS,
 )
 _LABELS = {

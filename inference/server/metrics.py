@@ -174,6 +174,13 @@ class EventMetrics:
         elif event.change == "load_ended":
             self._load_seconds.labels(event.model, event.device).observe(event.seconds)
 
+    def forget_slots(self, model: str, is_served: bool) -> None:  # noqa: FBT001  a callback
+        """Remove the slots of a model whose processes have ended; `is_served`: another one of this name is served."""
+        if not is_served:
+            self._fallback.remove_by_labels({"model": model})
+        for slot in [slot for slot in self._slot_labels if slot[0] == model]:
+            self._slots.remove(*self._slot_labels.pop(slot))
+
     def _keep(self, model: str, revision: str) -> None:
         """Record a revision in use; remove the series of those unused for longest beyond MAX_REVISIONS."""
         self._revisions.pop((model, revision), None)

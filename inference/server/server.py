@@ -17,7 +17,7 @@ from common.durable import write_atomic
 from common.exit_codes import ExitCode
 from common.metrics import ReadingCollector
 from common.metrics_endpoint import MetricsEndpoint
-from common.paths import CONTROL_SOCKET, LIVENESS, SERVER_STARTED, run_folder, socket_path
+from common.paths import CONTROL_SOCKET, SERVER_STARTED, run_folder, socket_path
 from common.process_metrics import installed_version, make_process_reader
 from common.settings import SettingsInvalid
 from common.tls import ServerContexts
@@ -32,11 +32,13 @@ from inference.server.channel_arguments import control_arguments, health_argumen
 from inference.server.connections import TcpConnections
 from inference.server.control import servicer
 from inference.server.event_log import EventLogger
-from inference.server.health import HealthRegistry, LoopLag
+from inference.server.health import LoopLag
+from inference.server.live_settings import LiveParts, LiveSettings
 from inference.server.memory import MemoryGauge, give_memory_back
 from inference.server.metrics import EventMetrics, emit_to_all
-from inference.server.model.manager import ModelManager
+from inference.server.model.changes import ModelChanges
 from inference.server.model.models import Models
+from inference.server.readiness import PUBLIC_SERVICES, Readiness
 from inference.server.readings import ServerReader
 from inference.server.runner_client.start import EarlyRunners
 from inference.server.scheduling.admission import Drain
@@ -77,7 +79,6 @@ class InferenceServer:
             SettingsInvalid: certificate or tokens cannot be used.
         """
         self._access = compose.build_access(settings, log, clock)
-        self._settings = settings
         self._early = early or EarlyRunners()
         self._clock = clock
         self._log = log
@@ -86,8 +87,8 @@ class InferenceServer:
         self._hurry = asyncio.Event()
         self._metrics = EventMetrics()
         self._emit = emit_to_all([EventLogger(log), self._metrics])
-        self.models: Models = compose.build_models(
-            settings,
+        factory = compose.ModelFactory(
+            Path(settings.state_dir),
             clock,
             self._emit,
             self._drain,
@@ -95,15 +96,28 @@ class InferenceServer:
             self._early.take,
             lambda: self._held.total > self._held.rules.max_bytes // 2,
         )
+        self.models = Models([factory.make(settings, model) for model in settings.models])
+        self._changes = ModelChanges(self.models, self._metrics.forget_slots, log)
         self._callers = compose.build_callers(settings, clock)
         self._lag = LoopLag(clock.monotonic)
         self._connections, self._memory = TcpConnections(), MemoryGauge()
         self._held = HeldBytes(compose.held_rules(settings), self._connections, self._memory)
-        self._health = HealthRegistry(self._health_names())
-        self._given_up: set[str] = set()  # models
+        self._readiness = Readiness(self.models, self._drain, settings.health.overall, log)
+        self._parts = LiveParts(factory, self._changes, self._access, self._callers, self._held, self._readiness)
+        self._live = LiveSettings(settings, self._parts, self._drain, clock, log)
+        self._reload_requested = asyncio.Event()
         self._started_at = clock.now()
         self.addresses: Addresses | None = None
         self.has_failed = False  # a listener has ended without a request to stop
+
+    @property
+    def _settings(self) -> ServerSettings:
+        """The settings in use; they change with a reload."""
+        return self._live.current
+
+    def request_reload(self) -> None:
+        """Take over the settings file as it is now."""
+        self._reload_requested.set()
 
     def request_stop(self) -> None:
         """Begin the drain; a second call stops at once."""
@@ -130,10 +144,8 @@ class InferenceServer:
             self._serve_health() as health_port,
         ):
             self.addresses = Addresses(port, control, metrics_port, health_port)
-            for commands in self.models.commands():
-                reason = commands.boot()
-                if reason:
-                    self._log.warning("boot_without_model", model=commands.manager.options.model, detail=reason)
+            for manager in self.models.all():
+                self._changes.boot(manager)
             self._early.close()
             with contextlib.suppress(OSError):  # a full disk
                 write_atomic(run_folder(self._settings.state_dir) / SERVER_STARTED, f"{os.getpid()}\n".encode())
@@ -142,7 +154,10 @@ class InferenceServer:
             for sentence in self._access.state(self._clock.now()).warnings:
                 self._log.warning("access_warning", detail=sentence)
             async with asyncio.TaskGroup() as tasks:
-                watchers = (self._tick(), self._watch_memory(), self._lag.run(), self._access.watch())
+                watchers = (
+                    *(self._tick(), self._watch_memory(), self._lag.run(), self._access.watch()),
+                    self._reload_when_requested(),
+                )
                 background = [tasks.create_task(watcher) for watcher in watchers]
                 await self._stop_requested.wait()
                 await self._drain_calls()
@@ -156,13 +171,13 @@ class InferenceServer:
         """Report NOT_SERVING, keep serving for `drain_delay_seconds`, then end streams and health watchers."""
         section = self._settings.server
         self._drain.is_leaving = True
-        self._update_health()
+        self._readiness.update()
         self._log.info("drain_begun", drain_delay_seconds=section.drain_delay_seconds)
         if section.drain_delay_seconds and not self.has_failed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), section.drain_delay_seconds)
         self._drain.begun.set()
-        self._health.close()
+        self._readiness.health.close()
         # gRPC cancels calls that arrive while it ends a listener, and clients do not send those again. Now all are
         # refused with UNAVAILABLE: in a moment, those that retry are waiting.
         if not self.has_failed:
@@ -171,10 +186,15 @@ class InferenceServer:
 
     async def _tick(self) -> None:
         while True:
-            for manager in self.models.all():
-                manager.tick()
-            self._update_health()
+            self._changes.tick()
+            self._readiness.update()
             await asyncio.sleep(TICK_SECONDS)
+
+    async def _reload_when_requested(self) -> None:
+        while True:
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
+            await self._live.reload()
 
     async def _watch_memory(self) -> None:
         while True:
@@ -186,32 +206,10 @@ class InferenceServer:
     async def _serve_public(self) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
         """The public gRPC server and its port; on exit the runners are stopped."""
         settings, section = self._settings, self._settings.server
-        rules = compose.predict_rules(settings)
-        facts = status.ServerFacts(
-            node=settings.node_name,
-            version=installed_version(),
-            started_at=self._started_at,
-            state_dir=Path(settings.state_dir),
-            limits=compose.advertised_limits(settings),
-            lag=self._lag,
-            dropped_lines=logs.count_dropped_lines,
-            access=self._access,
-        )
-        handlers = [
-            *(
-                PredictApi(api, self.models, rules, self._clock, self._emit, self._drain, self._held).handlers()
-                for api in TASK_APIS.values()
-            ),
-            status.StatusApi(self.models, facts, self._clock, self._drain).handlers(),
-            standard_services.HealthApi(self._health).handlers(),
-        ]
-        if section.reflection:
-            names = [*_public_services(), standard_services.HEALTH_SERVICE]
-            handlers += standard_services.ReflectionApi(names).handlers()
         server = make_server(
             [self._interceptor(self._held, self._access)],
             compose.server_arguments(settings),
-            handlers,
+            self._make_handlers(),
             self._on_failure,
         )
         listening = parse_address(section.host, section.port)
@@ -222,8 +220,39 @@ class InferenceServer:
         finally:
             await server.stop(0)
             seconds = 0.0 if self._hurry.is_set() else STOP_SECONDS
-            await asyncio.gather(*(commands.stop(seconds) for commands in self.models.commands()))
+            await self._changes.stop(seconds)
             self._log.info("server_stopped")
+
+    def _make_handlers(self) -> list[grpc.GenericRpcHandler]:
+        """The handlers of the public server."""
+        settings = self._settings
+        rules = compose.predict_rules(settings)
+        facts = status.ServerFacts(
+            node=settings.node_name,
+            version=installed_version(),
+            started_at=self._started_at,
+            state_dir=Path(settings.state_dir),
+            limits=compose.advertised_limits(settings),
+            lag=self._lag,
+            dropped_lines=logs.count_dropped_lines,
+            access=self._access,
+            settings=self._live.facts,
+        )
+        parts = self._parts
+        parts.predict_apis = [
+            PredictApi(api, self.models, rules, self._clock, self._emit, self._drain, self._held)
+            for api in TASK_APIS.values()
+        ]
+        parts.status_api = status.StatusApi(self.models, facts, self._clock, self._drain)
+        handlers = [
+            *(api.handlers() for api in parts.predict_apis),
+            parts.status_api.handlers(),
+            standard_services.HealthApi(self._readiness.health).handlers(),
+        ]
+        if settings.server.reflection:
+            names = [*PUBLIC_SERVICES, standard_services.HEALTH_SERVICE]
+            handlers += standard_services.ReflectionApi(names).handlers()
+        return handlers
 
     async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
         """End the calls: within the grace period, or at once after a second stop request."""
@@ -241,8 +270,9 @@ class InferenceServer:
         path = socket_path(self._settings.state_dir, CONTROL_SOCKET)
         path.unlink(missing_ok=True)  # left by a killed server; this process holds the lock
         limits = compose.predict_rules(self._settings).inputs
-        api = servicer.ControlApi(self.models, limits, self._clock, self._started_at)
-        handlers = [api.handlers(), standard_services.HealthApi(self._health).handlers()]
+        api = servicer.ControlApi(self.models, limits, self._clock, self._started_at, self._live.reload)
+        self._parts.control_api = api
+        handlers = [api.handlers(), standard_services.HealthApi(self._readiness.health).handlers()]
         server = make_server([self._interceptor()], control_arguments(), handlers, self._on_failure)
         mask = os.umask(0o177)
         try:
@@ -263,7 +293,7 @@ class InferenceServer:
             yield -1
             return
         server = grpc.aio.server(interceptors=[self._interceptor()], options=health_arguments())
-        server.add_generic_rpc_handlers((standard_services.HealthApi(self._health).handlers(),))
+        server.add_generic_rpc_handlers((standard_services.HealthApi(self._readiness.health).handlers(),))
         port = add_port(server, parse_address(section.host, section.port))
         await server.start()
         try:
@@ -276,6 +306,7 @@ class InferenceServer:
         section = self._settings.server
         ReadingCollector(make_process_reader(installed_version()), self._metrics.registry)
         ReadingCollector(self._reader().read, self._metrics.registry)
+        ReadingCollector(self._live.reloader.read_metrics, self._metrics.registry)
         if section.metrics_port < 0:
             yield -1
             return
@@ -293,7 +324,7 @@ class InferenceServer:
         """Reads the metrics that no event counts."""
         return ServerReader(
             models=self.models,
-            health=self._health,
+            health=self._readiness.health,
             lag=self._lag,
             is_draining=self._stop_requested.is_set,
             held=self._held,
@@ -309,44 +340,6 @@ class InferenceServer:
 
     def _warn_of_fallback_file(self, sentence: str) -> None:
         self._log.warning("cpu_fallback_file_unusable", detail=sentence)
-
-    def _health_names(self) -> list[str]:
-        models = [manager.options.model for manager in self.models.all()]
-        return ["", LIVENESS, *_public_services(), *models]
-
-    def _update_health(self) -> None:
-        """Update the readiness of each model, each service, and of the whole server."""
-        is_leaving = self._drain.is_leaving
-        managers = self.models.all()
-        ready = {manager.options.model: manager.is_ready and not is_leaving for manager in managers}
-        overall = self._settings.health.overall
-        of_tasks = {
-            api.service: overall.combine(ready[one.options.model] for one in self.models.list_of_task(task))
-            for task, api in TASK_APIS.items()
-        }
-        states = {
-            **ready,
-            "": overall.combine(ready.values()),
-            **of_tasks,
-            status.SERVICE: not is_leaving,
-            LIVENESS: True,  # answered at all: a restart of the server would not repair a model
-        }
-        for name, state in self._health.update(states):
-            self._log.info("health_changed", service=name, serving=state)
-        self._log_given_up(managers)
-
-    def _log_given_up(self, managers: list[ModelManager]) -> None:
-        """Log the models that have given up since the last call, and those that have recovered."""
-        given_up = {manager.options.model for manager in managers if manager.has_given_up}
-        for manager in managers:
-            model, active = manager.options.model, manager.pair.active_slot
-            if model in given_up - self._given_up and active is not None:
-                self._log.error(
-                    "model_given_up", model=model, failures=active.deaths_in_row, detail=active.last_failure
-                )
-            elif model in self._given_up - given_up:
-                self._log.info("model_recovered", model=model)
-        self._given_up = given_up
 
 
 def serve(settings: ServerSettings, early: EarlyRunners) -> int:
@@ -374,9 +367,6 @@ async def _run(settings: ServerSettings, log: logs.Logger, early: EarlyRunners) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, server.request_reload)
     await server.run()
     return ExitCode.INTERNAL_ERROR if server.has_failed else ExitCode.DONE
-
-
-def _public_services() -> list[str]:
-    return [*(api.service for api in TASK_APIS.values()), status.SERVICE]

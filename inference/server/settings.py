@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from common.address import Host
-from common.settings import DEFAULT_HOST, DEFAULT_PORT, Section, SettingsFile
+from common.settings import DEFAULT_HOST, DEFAULT_PORT, Change, Section, SettingsFile
 from inference.server.health import Overall
 
 MIB = 1 << 20
@@ -36,6 +36,7 @@ class ServerSection(Section):
     ] = 9095
     tokens_file: Annotated[
         Path | None,
+        Change.AT_ONCE,
         Field(
             description="file of hashed bearer tokens, written by `hotslot token new`; then every call needs one of "
             "them. Read again when it changes"
@@ -45,18 +46,23 @@ class ServerSection(Section):
     max_message_bytes: Annotated[
         int, Field(ge=MIB, le=63 * MIB, description="largest gRPC message; a larger one ends the call")
     ] = 32 * MIB
-    max_image_bytes: Annotated[int, Field(ge=1024, le=60 * MIB, description="largest picture file, in bytes")] = (
-        16 * MIB
+    max_image_bytes: Annotated[
+        int, Change.AT_ONCE, Field(ge=1024, le=60 * MIB, description="largest picture file, in bytes")
+    ] = 16 * MIB
+    max_image_pixels: Annotated[int, Change.MODELS, Field(ge=1, le=10**9, description="largest picture, in pixels")] = (
+        64 * 10**6
     )
-    max_image_pixels: Annotated[int, Field(ge=1, le=10**9, description="largest picture, in pixels")] = 64 * 10**6
     max_image_side_pixels: Annotated[
-        int, Field(ge=1, le=65535, description="largest width or height of a picture, in pixels")
+        int, Change.MODELS, Field(ge=1, le=65535, description="largest width or height of a picture, in pixels")
     ] = 16384
     max_image_scans: Annotated[
-        int, Field(ge=1, le=1000, description="most scans of a JPEG; a progressive one usually has about 10")
+        int,
+        Change.MODELS,
+        Field(ge=1, le=1000, description="most scans of a JPEG; a progressive one usually has about 10"),
     ] = 100
     max_image_seconds: Annotated[
         float,
+        Change.MODELS,
         Field(
             gt=0,
             le=60,
@@ -65,6 +71,7 @@ class ServerSection(Section):
     ] = 2.0
     max_image_memory_bytes: Annotated[
         int,
+        Change.MODELS,
         Field(
             ge=16 * MIB,
             le=4096 * MIB,
@@ -74,6 +81,7 @@ class ServerSection(Section):
     ] = 272 * MIB
     pictures: Annotated[
         Literal["as_seen", "as_stock"],
+        Change.MODELS,
         Field(
             description="what the model sees of a picture: what a person sees (white behind transparent parts, all 16"
             " bits, colours by the profile), or what ModelScope's pipeline shows it (neither of these)"
@@ -81,19 +89,23 @@ class ServerSection(Section):
     ] = "as_seen"
     reduced_decoding: Annotated[
         bool,
+        Change.MODELS,
         Field(
             description="whether large JPEGs are decoded at a half, a quarter or an eighth of their size, but at least"
             ' twice what the model needs; several times faster. Never with pictures = "as_stock"'
         ),
     ] = True
     max_statement_chars: Annotated[
-        int, Field(ge=1, le=65_536, description="longest statement or premise, in characters")
+        int, Change.AT_ONCE, Field(ge=1, le=65_536, description="longest statement or premise, in characters")
     ] = 1000
     max_address_chars: Annotated[
-        int, Field(ge=1, le=65_536, description="longest address, in characters; one that is longer is an error")
+        int,
+        Change.AT_ONCE,
+        Field(ge=1, le=65_536, description="longest address, in characters; one that is longer is an error"),
     ] = 500
     texts: Annotated[
         TextRule,
+        Change.AT_ONCE,
         Field(
             description="what the model reads: as_seen = what a person sees (blanks of any kind become spaces,"
             " characters that are not drawn are removed, letters and accents are composed); as_stock = unchanged, as in"
@@ -101,10 +113,13 @@ class ServerSection(Section):
         ),
     ] = TextRule.AS_SEEN
     max_waiting_requests: Annotated[
-        int, Field(ge=1, le=1_000_000, description="largest number of accepted, unanswered requests per model")
+        int,
+        Change.AT_ONCE,
+        Field(ge=1, le=1_000_000, description="largest number of accepted, unanswered requests per model"),
     ] = 10_000
     max_waiting_bytes: Annotated[
         int,
+        Change.AT_ONCE,
         Field(
             ge=MIB,
             le=64 * 1024 * MIB,
@@ -114,6 +129,7 @@ class ServerSection(Section):
     ] = 512 * MIB
     upload_seconds: Annotated[
         float,
+        Change.AT_ONCE,
         Field(
             gt=0,
             le=3600,
@@ -122,10 +138,10 @@ class ServerSection(Section):
         ),
     ] = 12.0
     max_stream_outstanding: Annotated[
-        int, Field(ge=1, le=1024, description="largest number of unanswered items per stream")
+        int, Change.AT_ONCE, Field(ge=1, le=1024, description="largest number of unanswered items per stream")
     ] = 32
     max_deadline_seconds: Annotated[
-        float, Field(gt=0, le=3600, description="deadline of calls that set none or a longer one")
+        float, Change.AT_ONCE, Field(gt=0, le=3600, description="deadline of calls that set none or a longer one")
     ] = 60.0
     max_connection_age_seconds: Annotated[
         float,
@@ -140,13 +156,16 @@ class ServerSection(Section):
         Field(ge=1, le=86400, description="time without a call after which a connection is closed gracefully (GOAWAY)"),
     ] = 300.0
     drain_delay_seconds: Annotated[
-        float, Field(ge=0, le=300, description="time between NOT_SERVING and refusing new requests")
+        float, Change.AT_ONCE, Field(ge=0, le=300, description="time between NOT_SERVING and refusing new requests")
     ] = 5.0
     grace_seconds: Annotated[
-        float, Field(gt=0, le=300, description="time for accepted calls to finish before they are cancelled")
+        float,
+        Change.AT_ONCE,
+        Field(gt=0, le=300, description="time for accepted calls to finish before they are cancelled"),
     ] = 20.0
     poison_seconds: Annotated[
         float,
+        Change.MODELS,
         Field(
             ge=0,
             le=86400,
@@ -154,7 +173,9 @@ class ServerSection(Section):
         ),
     ] = 600.0
     self_test_seconds: Annotated[
-        float, Field(gt=0, le=3600, description="a self-test runs if no request has succeeded for this long")
+        float,
+        Change.MODELS,
+        Field(gt=0, le=3600, description="a self-test runs if no request has succeeded for this long"),
     ] = 10.0
 
 
@@ -245,6 +266,7 @@ class HealthSection(Section):
     ] = -1
     needs_token: Annotated[
         bool,
+        Change.AT_ONCE,
         Field(
             description="whether the health service of the gRPC port needs a token too, if server.tokens_file is set; "
             "the health port never does"
@@ -252,6 +274,7 @@ class HealthSection(Section):
     ] = False
     overall: Annotated[
         Overall,
+        Change.AT_ONCE,
         Field(
             description='which models must be ready for "" (the whole server) and for the name of a gRPC service: all '
             "or any; a model's own name reports that model alone"
@@ -264,6 +287,7 @@ class SchedulingSection(Section):
 
     caller_metadata_key: Annotated[
         str,
+        Change.AT_ONCE,
         Field(
             pattern=r"^([a-z0-9_.-]{1,64})?$",
             description="metadata key whose value names the caller, set by a proxy; the name of a caller's token goes "
@@ -272,6 +296,7 @@ class SchedulingSection(Section):
     ] = ""
     interactive_share: Annotated[
         float,
+        Change.MODELS,
         Field(
             ge=0.05, le=0.95, description="share of the rows that interactive requests are sure of while bulk ones wait"
         ),
@@ -306,10 +331,12 @@ class ServerSettings(SettingsFile):
 
     server: ServerSection = ServerSection()
     health: HealthSection = HealthSection()
-    runner: RunnerSection = RunnerSection()
+    runner: Annotated[RunnerSection, Change.MODELS] = RunnerSection()
     scheduling: SchedulingSection = SchedulingSection()
     callers: Annotated[
-        tuple[CallerSection, ...], Field(max_length=1000, description="callers with rights of their own")
+        tuple[CallerSection, ...],
+        Change.AT_ONCE,
+        Field(max_length=1000, description="callers with rights of their own"),
     ] = ()
 
     @field_validator("callers")

@@ -25,4 +25,8 @@ def test_every_metric_and_label_is_explained() -> None:
 def test_server_and_updater_export_nothing_twice() -> None:
     """Only the facts about a process are of both."""
     both = {spec.name for spec in SERVER.metrics} & {spec.name for spec in UPDATER.metrics}
-    assert {name for name in both if not name.startswith("process_")} == {"hotslot_build_info"}
+    assert {name for name in both if not name.startswith("process_")} == {
+        "hotslot_build_info",
+        "hotslot_settings_loaded_timestamp_seconds",
+        "hotslot_settings_reload_successful",
+    }

@@ -35,7 +35,7 @@ class KeptLog:
         """Keep a line."""
         self.lines.append((event, fields))
 
-    error = info
+    warning = error = info
 
     @property
     def events(self) -> list[str]:

@@ -19,7 +19,7 @@ from common.tokens import make_entry, watch_tokens, write_tokens
 from dev.harness.certificates import Authority, ListenerFiles, Pair, replace_file
 from dev.harness.control import CHANNEL_OPTIONS
 from dev.harness.waiting import eventually
-from inference.server.access import DEGRADED, FAILED, OK, Access
+from inference.server.access import DEGRADED, FAILED, OK, Access, AccessRules
 from inference.server.api.grpc_server import make_server
 from inference.server.api.interceptors import CallInterceptor
 from inference.server.api.standard_services import HealthApi, ReflectionApi
@@ -125,13 +125,13 @@ def listener(tmp_path: Path, authority: Authority) -> ListenerFiles:
 def with_tls(listener: ListenerFiles, log: KeptLog | None = None) -> Access:
     """The access of a listener."""
     certificate = watch_certificate(listener.files, log or KeptLog(), SystemClock())
-    return Access(certificate, None, needs_client_certificate=listener.files.client_ca is not None)
+    return Access(certificate, AccessRules(), needs_client_certificate=listener.files.client_ca is not None)
 
 
 def with_tokens(folder: Path, **options: Any) -> Access:  # noqa: ANN401
     """The access with one token, of "shop"."""
     write_tokens(folder / "tokens", added=make_entry("shop", TOKEN, ""))
-    return Access(None, watch_tokens(folder / "tokens", KeptLog(), SystemClock()), **options)
+    return Access(None, AccessRules(watch_tokens(folder / "tokens", KeptLog(), SystemClock()), **options))
 
 
 async def test_tls_is_spoken_to_those_who_trust_the_certificate(
@@ -233,7 +233,8 @@ async def test_a_new_token_is_taken_and_a_revoked_one_refused_without_a_restart(
 def test_the_state_says_what_needs_attention(authority: Authority, tmp_path: Path) -> None:
     """OK, DEGRADED in the last days and while changed files are not in use, FAILED when clients refuse it."""
     listener, now = ListenerFiles(tmp_path / "tls", authority.sign("year")), SystemClock().now()
-    access = Access(watch_certificate(listener.files, KeptLog(), SystemClock()), None, ["the gRPC port is open"])
+    rules = AccessRules(None, ("the gRPC port is open",))
+    access = Access(watch_certificate(listener.files, KeptLog(), SystemClock()), rules)
     assert (access.state(now).level, access.state(now).warnings) == (OK, ("the gRPC port is open",))
     late, over = access.state(now + timedelta(days=360)), access.state(now + timedelta(days=366))
     assert (late.level, late.warnings[0][:30]) == (DEGRADED, "the certificate expires on 202")

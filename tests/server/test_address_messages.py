@@ -75,12 +75,16 @@ def test_spans_have_code_points_and_bytes(
 
 
 def test_components_have_the_first_of_each_kind() -> None:
-    """A kind that is repeated is in the spans, in order."""
+    """A kind that is repeated has all its texts beside them, in reading order."""
     spans = (AddressSpan("poi", 0, 2, 0.5), AddressSpan("road", 2, 3, 0.5), AddressSpan("poi", 3, 5, 0.75))
 
     result = ADDRESS.build_response(prediction("天地路广场", *spans)).results[0]
 
     assert dict(result.components) == {"poi": "天地", "road": "路"}
+    assert [(one.kind, list(one.texts)) for one in result.all_components] == [
+        ("poi", ["天地", "广场"]),
+        ("road", ["路"]),
+    ]
     assert [(span.kind, span.text) for span in result.spans] == [("poi", "天地"), ("road", "路"), ("poi", "广场")]
     assert result.spans[2].probability == 0.75
 

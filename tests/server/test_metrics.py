@@ -9,13 +9,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from common.metric_catalog import MetricKind
 from common.metrics import ReadingCollector
 from common.process_metrics import PROCESS_METRICS, make_process_reader, read_usage
-from inference.server.access import Access
+from common.settings import ModelSettings
+from common.settings_reload import SettingsReloader
+from inference.server.access import Access, AccessRules
 from inference.server.health import HealthRegistry, LoopLag
 from inference.server.metric_catalog import CATALOG
 from inference.server.metrics import EventMetrics
 from inference.server.model.models import Models
 from inference.server.readings import ServerReader
 from inference.server.scheduling.held_bytes import HeldBytes, HeldRules
+from inference.server.settings import ServerSettings
+from tests.common.clock import KeptLog
 from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
@@ -26,7 +30,7 @@ def reader(world: World) -> ServerReader:
     health.update({"": False, "shapes": True})
     held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory())
     lag = LoopLag(world.clock.monotonic)
-    models, access = Models([world.manager]), Access(None, None)
+    models, access = Models([world.manager]), Access(None, AccessRules())
     return ServerReader(models, health, lag, lambda: world.drain.is_draining, held, access, world.clock)
 
 
@@ -37,12 +41,21 @@ def registry_of(world: World) -> CollectorRegistry:
     return registry
 
 
+def read_nothing() -> ServerSettings:
+    """The settings are not read again."""
+    raise AssertionError
+
+
 async def test_the_catalog_lists_every_metric_once(tmp_path: Path) -> None:
     """Counted and read ones together are the catalog, with its types; counters end with _total."""
     world = await World(tmp_path).serving()
     seen = EventMetrics()
     ReadingCollector(reader(world).read, seen.registry)
     ReadingCollector(make_process_reader("1.2.3"), seen.registry)
+
+    settings = ServerSettings(models=(ModelSettings(name="shapes"),))
+    reloader = SettingsReloader(settings, read_nothing, KeptLog(), world.clock)
+    ReadingCollector(reloader.read_metrics, seen.registry)
 
     families = [(family.name, family.type) for family in seen.registry.collect()]
 

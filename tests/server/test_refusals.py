@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import Conflict, NotFound, to_status
 from hotslot.control.v1 import control_pb2 as pb
+from hotslot.control.v1.control_pb2 import SettingsReload
 from inference.server.api.interceptors import Call, current_call
 from inference.server.api.task import InputLimits
 from inference.server.control.report import build_model_state
@@ -33,7 +34,7 @@ async def test_a_conflict_fits_into_the_trailers_with_counters_of_many_revisions
     assert state_bytes > MAX_TRAILER_BYTES
     call = Call("ControlService", "ActivateSlot", "unary", "id", "", 0.0, is_echoed=False, timeout=None)
     current_call.set(call)
-    api = ControlApi(Models([world.manager]), InputLimits(1, 1), world.clock, datetime.now(UTC))
+    api = ControlApi(Models([world.manager]), InputLimits(1, 1), world.clock, datetime.now(UTC), _no_reload)
     change = pb.Change(model="shapes", transaction_id="t", expected_generation=99)
     context: Any = None
 
@@ -55,3 +56,7 @@ def test_a_long_message_fits_into_the_trailers() -> None:
     encoded_message = 9 * len(status.message)  # percent-encoded in `grpc-message`
     assert status.ByteSize() + encoded_message < MAX_TRAILER_BYTES - OTHER_TRAILER_BYTES
     assert status.message.endswith("界…")
+
+
+async def _no_reload(**_options: bool) -> SettingsReload:
+    return SettingsReload()

@@ -1,10 +1,12 @@
 """One server with a model of each task: both answer, each with its own health name, status, metrics and slots."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
 
+from cli.main import run
 from common.paths import CONTROL_SOCKET, run_folder
 from common.sealing import ConvertLimits, run_convert
 from dev.harness.answers import AddressQuestion, question
@@ -14,6 +16,7 @@ from dev.harness.metrics import value_of
 from dev.harness.pointer import commit_bundle
 from dev.harness.process import ROOT
 from dev.harness.stack import ADDRESS, DEADLINE_SECONDS, ENTAILMENT, Stack
+from dev.harness.waiting import eventually
 from hotslot.address.v1 import address_pb2
 from hotslot.status.v1 import status_pb2
 from tests.stack.refusal import refusal_of
@@ -84,3 +87,69 @@ def test_a_swap_and_a_crash_of_one_model_cost_the_other_nothing(stack: Stack) ->
     assert stack.check(question()) == "r2"
     assert (report.failed, report.wrong) == ([], [])
     assert addresses_after.active_load_id == before.active_load_id
+
+
+Hotslot = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hotslot(stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hotslot:
+    """Runs a command on the settings of the stack; returns its exit code and output."""
+    monkeypatch.setenv("HOTSLOT_CONFIG", str(stack.config))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(words)
+        seen = capsys.readouterr()
+        return int(ended.value.code or 0), seen.out, seen.err
+
+    return call
+
+
+def is_known(stack: Stack, name: str) -> bool:
+    """Whether health knows a name."""
+    try:
+        stack.is_serving(name)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_settings_change_under_load_without_a_lost_call(stack: Stack, hotslot: Hotslot) -> None:
+    """A model is removed and added, a limit changes, another model is replaced; a file that needs a restart is none."""
+    both = stack.config.read_text(encoding="utf-8")
+    one = both.replace(ADDRESSES, "")
+    with stack.load((stack.check(question()),), clients=4) as load:
+        shorter = one.replace("[server]", "[server]\nmax_address_chars = 30")
+        stack.config.write_text(shorter, encoding="utf-8")
+        assert hotslot("reload", "--check")[1].count("would change") == 1
+        assert is_known(stack, "addresses")
+        code, shown, _ = hotslot("reload")
+        assert (code, "models removed: addresses" in shown, "server.max_address_chars" in shown) == (0, True, True)
+        assert not is_known(stack, "addresses")
+        with pytest.raises(grpc.RpcError) as error:
+            stack.tagging.Predict(address_pb2.PredictRequest(addresses=[TEXT]), timeout=DEADLINE_SECONDS)
+        assert refusal_of(error.value).code == "NOT_FOUND"
+
+        stack.config.write_text(both.replace("[runner]", "[runner]\nsilence_seconds = 3.0"), encoding="utf-8")
+        stack.process.send(signal.SIGHUP)
+        stack.process.wait_event("model_replaced", model="shapes")
+        eventually(lambda: is_known(stack, "addresses") and stack.is_serving("addresses"), what="addresses is served")
+        response = stack.tagging.Predict(address_pb2.PredictRequest(addresses=[TEXT]), timeout=DEADLINE_SECONDS)
+        assert tuple((span.kind, span.start, span.end) for span in response.results[0].spans) == PARTS
+
+        stack.config.write_text(one.replace("metrics_port = 0", "metrics_port = 1"), encoding="utf-8")
+        code, _, problem = hotslot("reload")
+        assert (code, "needs a restart: server.metrics_port" in problem) == (1, True)
+        assert stack.is_serving("addresses")
+        settings = stack.status.GetServerStatus(status_pb2.GetServerStatusRequest(), timeout=DEADLINE_SECONDS).settings
+        assert settings.level == status_pb2.HEALTH_LEVEL_DEGRADED
+
+        stack.config.write_text(both, encoding="utf-8")
+        assert hotslot("reload")[0] == 0
+        eventually(lambda: len(stack.process.events("model_left", model="shapes")) == 2, what="both replaced ones left")
+        load.wait_answers(20)
+        load.stop()
+        report = load.report()
+    assert (report.failed, report.wrong) == ([], [])
+    assert value_of(stack, "hotslot_settings_reload_successful") == 1.0

@@ -6,6 +6,8 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.bundle import Provenance
+from common.settings_reload import SettingsState
+from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.core.breaker import Breaker, BreakerState
 from updater.core.record import CpuFallback, Evidence, HeldFor, ModelRecord, Outcome, Stage, Update, Watch
@@ -13,6 +15,19 @@ from updater.status import Share, StatusSnapshot
 from updater.store.journal import PastEvent, PastUpdate
 
 _NOTHING = Share()
+
+
+def to_settings_status(state: SettingsState) -> status_pb2.SettingsStatus:
+    """The settings in use, and what became of the last file."""
+    message = status_pb2.SettingsStatus(
+        level=status_pb2.HEALTH_LEVEL_DEGRADED if state.failure else status_pb2.HEALTH_LEVEL_OK,
+        digest=state.digest,
+        warnings=[f"the settings file was refused: {state.failure}"] if state.failure else [],
+    )
+    message.loaded_at.FromDatetime(state.loaded_at)
+    if state.failed_at is not None:
+        message.refused_at.FromDatetime(state.failed_at)
+    return message
 
 
 def to_stage(stage: Stage) -> "pb.UpdateStage.ValueType":

@@ -12,6 +12,8 @@ from grpc_status import rpc_status
 from common.bundle import Provenance
 from common.errors import Conflict, Failed, HotslotError, InputRefused, NotFound, NotReady, to_status
 from common.logs import Logger
+from hotslot.control.v1 import control_pb2
+from hotslot.status.v1 import status_pb2
 from hotslot.updates.v1 import updates_pb2 as pb
 from updater.commands import CommandQueue
 from updater.core.breaker import BreakerState
@@ -52,13 +54,22 @@ class ModelHandle:
     progress: Progress = field(default_factory=Progress)
 
 
+@dataclass(frozen=True, slots=True)
+class SettingsCalls:
+    """What the service uses of the settings."""
+
+    names: Callable[[], tuple[str, ...]]  # of the configured models, in order
+    status: Callable[[], status_pb2.SettingsStatus]
+    reload: Callable[..., control_pb2.SettingsReload]
+
+
 class UpdatesApi:
     """The handlers of UpdatesService. Called in threads of the gRPC server."""
 
     def __init__(
         self,
         models: Mapping[str, ModelHandle],
-        names: tuple[str, ...],
+        settings: SettingsCalls,
         journal: Callable[[], Journal],
         provenance: Callable[[str], Provenance | None],
         log: Logger,
@@ -69,7 +80,7 @@ class UpdatesApi:
 
         Args:
             models: running updaters, by model; empty while the journal cannot be trusted.
-            names: all configured models, in order.
+            settings: of the process.
             journal: returns the journal.
                 Raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
@@ -80,10 +91,14 @@ class UpdatesApi:
         self._copies = copies
         self._models = models
         self._starting = starting
-        self._names = names
+        self._settings = settings
         self._journal = journal
         self._provenance = provenance
         self._log = log
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self._settings.names()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers to register with a gRPC server."""
@@ -100,6 +115,7 @@ class UpdatesApi:
             "ListHistory": (pb.ListHistoryRequest, self._list_history),
             "GetUpdate": (pb.GetUpdateRequest, self._get_update),
             "CopyJournal": (pb.CopyJournalRequest, self._copy_journal),
+            "ReloadSettings": (pb.ReloadSettingsRequest, self._reload_settings),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(self._build_handler(name, kind, answer), None, _serialize)
@@ -135,7 +151,8 @@ class UpdatesApi:
         if request.model and request.model not in self._names:
             raise _build_unknown_error(request.model)
         names = [request.model] if request.model else list(self._names)
-        return pb.GetStatusResponse(models=[self._status_of(name) for name in names])
+        models = [self._status_of(name) for name in names]
+        return pb.GetStatusResponse(models=models, settings=self._settings.status())
 
     def _status_of(self, name: str) -> pb.ModelUpdates:
         handle = self._models.get(name)
@@ -194,6 +211,9 @@ class UpdatesApi:
     def _copy_journal(self, _request: pb.CopyJournalRequest, _seconds: float) -> pb.CopyJournalResponse:
         self._journal().copy_to(self._copies / JOURNAL_COPY)
         return pb.CopyJournalResponse(file=JOURNAL_COPY)
+
+    def _reload_settings(self, request: pb.ReloadSettingsRequest, _seconds: float) -> pb.ReloadSettingsResponse:
+        return pb.ReloadSettingsResponse(reload=self._settings.reload(check_only=request.check_only))
 
     # Commands.
 

@@ -92,6 +92,7 @@ def _check_address(address: str, field: str, max_chars: int) -> None:
 
 def _fill_result(result: address_pb2.AddressResult, address: str, spans: tuple[AddressSpan, ...]) -> None:
     place, byte = 0, 0  # of the last span's end: spans are in reading order
+    texts: dict[str, list[str]] = {}  # by kind
     for span in spans:
         byte += len(address[place : span.start].encode())
         text = address[span.start : span.end]
@@ -106,8 +107,10 @@ def _fill_result(result: address_pb2.AddressResult, address: str, spans: tuple[A
             probability=span.probability,
         )
         place, byte = span.end, byte + size
-        if span.kind not in result.components:
-            result.components[span.kind] = text
+        texts.setdefault(span.kind, []).append(text)
+    for kind, found in texts.items():
+        result.components[kind] = found[0]
+        result.all_components.add(kind=kind, texts=found)
 
 
 ADDRESS: Final = AddressApi()

@@ -52,7 +52,7 @@ class PredictApi:
         self.api = api
         self._models = models
         self._held = held
-        self._rules = rules
+        self.rules = rules  # may be replaced
         self._clock = clock
         self._emit = emit
         self._drain = drain
@@ -106,7 +106,7 @@ class PredictApi:
             NotReady: the server is draining.
         """
         with MessageReader(context, self._held, self._clock) as reader:
-            await ItemStream(context, TaskStream(self), self._rules.stream, self._drain, reader).run()
+            await ItemStream(context, TaskStream(self), self.rules.stream, self._drain, reader).run()
 
     # For streams.
 
@@ -138,7 +138,7 @@ class PredictApi:
 
     def cancel_request(self, pending: PendingRequest, *, has_expired: bool) -> None:
         """Cancel a request whose caller is gone."""
-        for manager in self._models.list_of_task(self.api.task):
+        for manager in self._models.list_holding(self.api.task):
             manager.requests.cancel(pending, has_expired=has_expired)
 
     # Helpers.
@@ -153,8 +153,8 @@ class PredictApi:
     ) -> PendingRequest:
         manager = self._models.find_for_call(self.api.model_of(request), self.api.task)
         item.model = manager.options.model
-        payload = self.api.check(request, self._rules.inputs)
-        limit = self._rules.max_deadline_seconds
+        payload = self.api.check(request, self.rules.inputs)
+        limit = self.rules.max_deadline_seconds
         seconds = limit if left is None else min(left, limit)
         tags = current_call.get().tags
         if item_id:

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 
 from common.clock import Clock
+from common.settings_reload import SettingsState
 from hotslot.status.v1 import status_pb2
 from inference.server import health
 from inference.server.access import Access, AccessState
@@ -25,6 +26,15 @@ _LAG_LIMITS = (0.5, 5.0)  # seconds: DEGRADED, FAILED
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsFacts:
+    """The settings in use, for the status."""
+
+    state: SettingsState
+    warnings: tuple[str, ...] = ()
+    has_failed: bool = False  # a model could not take over its settings
+
+
+@dataclass(frozen=True, slots=True)
 class ServerFacts:
     """Constants of the server process, and the sources of its process health."""
 
@@ -36,6 +46,7 @@ class ServerFacts:
     lag: LoopLag
     dropped_lines: Callable[[], int]
     access: Access
+    settings: Callable[[], SettingsFacts]
 
 
 class StatusApi:
@@ -43,7 +54,7 @@ class StatusApi:
 
     def __init__(self, models: Models, facts: ServerFacts, clock: Clock, drain: Drain) -> None:
         self._models = models
-        self._facts = facts
+        self.facts = facts  # may be replaced
         self._clock = clock
         self._drain = drain
 
@@ -66,13 +77,14 @@ class StatusApi:
         parse(status_pb2.GetServerStatusRequest, raw)
         managers = self._models.all()
         return status_pb2.GetServerStatusResponse(
-            node=self._facts.node,
-            version=self._facts.version,
+            node=self.facts.node,
+            version=self.facts.version,
             process=self._process(),
-            resources=_resources(health.read_resources(self._facts.state_dir), managers),
+            resources=_resources(health.read_resources(self.facts.state_dir), managers),
             capabilities=[self._capability(manager) for manager in managers],
-            limits=self._facts.limits,
-            access=_access(self._facts.access.state(self._clock.now())),
+            limits=self.facts.limits,
+            access=_access(self.facts.access.state(self._clock.now())),
+            settings=_settings(self.facts.settings()),
         )
 
     async def list_models(self, raw: bytes, _context: Context) -> status_pb2.ListModelsResponse:
@@ -81,14 +93,14 @@ class StatusApi:
         return status_pb2.ListModelsResponse(models=[self._model(manager) for manager in self._models.all()])
 
     def _process(self) -> status_pb2.ProcessHealth:
-        lag = self._facts.lag.worst_seconds
+        lag = self.facts.lag.worst_seconds
         level = 2 if lag >= _LAG_LIMITS[1] else 1 if lag >= _LAG_LIMITS[0] or self._drain.is_draining else 0
         process = status_pb2.ProcessHealth(
             level=_LEVELS[level],
             draining=self._drain.is_draining,
-            dropped_log_lines=self._facts.dropped_lines(),
+            dropped_log_lines=self.facts.dropped_lines(),
         )
-        process.started_at.FromDatetime(self._facts.started_at)
+        process.started_at.FromDatetime(self.facts.started_at)
         process.loop_lag.FromNanoseconds(int(lag * 1e9))
         return process
 
@@ -149,6 +161,20 @@ def _access(state: AccessState) -> status_pb2.AccessStatus:
         message.certificate.fingerprint = state.certificate.fingerprint
         message.certificate.not_before.FromDatetime(state.certificate.not_before)
         message.certificate.not_after.FromDatetime(state.certificate.not_after)
+    return message
+
+
+def _settings(facts: SettingsFacts) -> status_pb2.SettingsStatus:
+    state = facts.state
+    refused = [f"the settings file was refused: {state.failure}"] if state.failure else []
+    message = status_pb2.SettingsStatus(
+        level=_LEVELS[1 if refused or facts.has_failed else 0],
+        digest=state.digest,
+        warnings=[*refused, *facts.warnings],
+    )
+    message.loaded_at.FromDatetime(state.loaded_at)
+    if state.failed_at is not None:
+        message.refused_at.FromDatetime(state.failed_at)
     return message
 
 

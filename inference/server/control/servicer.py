@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -41,9 +41,17 @@ _PHASES = {
 class ControlApi:
     """The handlers of ControlService."""
 
-    def __init__(self, models: Models, limits: InputLimits, clock: Clock, started_at: datetime) -> None:
+    def __init__(
+        self,
+        models: Models,
+        limits: InputLimits,
+        clock: Clock,
+        started_at: datetime,
+        reload: Callable[..., Awaitable[control_pb2.SettingsReload]],
+    ) -> None:
         self._models = models
-        self._limits = limits
+        self._reload = reload
+        self.limits = limits  # may be replaced
         self._clock = clock
         self._started_at = started_at
 
@@ -56,6 +64,7 @@ class ControlApi:
             "CommitSlot": self.commit_slot,
             "RetireSlot": self.retire_slot,
             "SetTraffic": self.set_traffic,
+            "ReloadSettings": self.reload_settings,
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(behaviour, None, _serialize) for name, behaviour in unary.items()
@@ -103,7 +112,7 @@ class ControlApi:
         probes: list[PendingRequest | HotslotError] = []
         for item in items:
             try:
-                payload = api.check(api.wrap(item), self._limits)
+                payload = api.check(api.wrap(item), self.limits)
                 probes.append(manager.requests.probe(slot.name, payload, deadline))
             except InputRefused as error:
                 probes.append(error)
@@ -163,6 +172,11 @@ class ControlApi:
             else:
                 raise InputRefused("mode must be SHADOW or CANARY", reason="MODE_MISSING", field="mode")
         return control_pb2.SetTrafficResponse(state=build_model_state(commands.manager, self._clock))
+
+    async def reload_settings(self, raw: bytes, _context: Context) -> control_pb2.ReloadSettingsResponse:
+        """Take over the settings file, or say what it would change."""
+        request = parse(control_pb2.ReloadSettingsRequest, raw)
+        return control_pb2.ReloadSettingsResponse(reload=await self._reload(check_only=request.check_only))
 
     def _begin(self, change: control_pb2.Change) -> SlotCommands:
         if not 1 <= len(change.transaction_id) <= MAX_TRANSACTION_CHARS:

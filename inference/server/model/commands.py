@@ -25,8 +25,8 @@ class SlotCommands:
     def _pair(self) -> Pair:
         return self._machine.pair
 
-    def boot(self) -> str:
-        """Start the processes and load the committed bundle.
+    def boot(self, digest: str = "") -> str:
+        """Start the processes and load a bundle: by default the committed one.
 
         Returns:
             Why no load has begun, for the log; empty if one has.
@@ -35,7 +35,8 @@ class SlotCommands:
         try:
             committed = self._read_committed()
             self.manager.committed = committed
-            bundle = None if committed is None else self._open_bundle(committed.bundle_digest)
+            chosen = digest or ("" if committed is None else committed.bundle_digest)
+            bundle = self._open_bundle(chosen) if chosen else None
         except (BundleBroken, errors.HotslotError) as error:
             bundle, reason = None, str(error)
         load = None if bundle is None else self._new_load(bundle, "", "boot")

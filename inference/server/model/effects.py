@@ -57,7 +57,8 @@ class PairMachine:
         self._events: deque[m.Event] = deque()
         self._is_applying = False
         self.slots: Mapping[str, Slot] = {
-            name: Slot(name, self, requests.make_dispatcher, options.precision) for name in SLOT_NAMES
+            name: Slot(name, self, requests.make_dispatcher, options.device_memories.spread, options.precision)
+            for name in SLOT_NAMES
         }
 
         self._performers: dict[type[m.Effect], Callable[[Any], None]] = {
@@ -131,6 +132,11 @@ class PairMachine:
         load = self.pair[slot].load
         if load is not None:
             self.progress_of(load.load_id).report(phase, fraction)
+
+    def report_slots(self) -> None:
+        """Emit the present state of both slots."""
+        for slot in self.pair:
+            self._emit_slot(m.EmitSlot(slot, self.pair.role_of(slot.name), "slot_reported"))
 
     # Effects on processes.
 

@@ -9,12 +9,21 @@ from inference.server.model.manager import ModelManager
 
 
 class Models:
-    """The configured models, in the configuration's order."""
+    """The served models, in the configuration's order. Changed on the loop thread; `all` may be called on any."""
 
     def __init__(self, managers: list[ModelManager]) -> None:
-        self._managers: Mapping[str, ModelManager] = {manager.options.model: manager for manager in managers}
+        self.leaving: tuple[ModelManager, ...] = ()  # are not found any more, and answer what they have accepted
+        self._managers: Mapping[str, ModelManager]
+        self._of_task: Mapping[Task, list[ModelManager]]
+        self._commands: Mapping[str, SlotCommands] = {}
+        self.serve(managers)
+
+    def serve(self, managers: list[ModelManager]) -> None:
+        """Serve exactly these models from now on."""
+        known = {id(one.manager): one for one in self._commands.values()}
+        self._commands = {one.options.model: known.get(id(one)) or SlotCommands(one) for one in managers}
         self._of_task = {task: [one for one in managers if one.options.task is task] for task in Task}
-        self._commands = {manager.options.model: SlotCommands(manager) for manager in managers}
+        self._managers = {manager.options.model: manager for manager in managers}
 
     def all(self) -> list[ModelManager]:
         """All models."""
@@ -23,6 +32,10 @@ class Models:
     def list_of_task(self, task: Task) -> list[ModelManager]:
         """The models of one task."""
         return self._of_task[task]
+
+    def list_holding(self, task: Task) -> list[ModelManager]:
+        """The models of one task that may hold a request: also those that are leaving."""
+        return [*self._of_task[task], *(one for one in self.leaving if one.options.task is task)]
 
     def commands(self) -> list[SlotCommands]:
         """The commands of every model."""

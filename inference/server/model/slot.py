@@ -82,7 +82,12 @@ class Slot:
     """One of a model's two slots; also the listener of its runner. Loop thread only."""
 
     def __init__(
-        self, name: str, listener: SlotListener, make_dispatcher: Callable[["Slot"], Dispatcher], precision: str = ""
+        self,
+        name: str,
+        listener: SlotListener,
+        make_dispatcher: Callable[["Slot"], Dispatcher],
+        spread: Callable[[Sequence[str]], list[str]],
+        precision: str = "",
     ) -> None:
         self.name = name
         self.process: RunnerHandle | None = None
@@ -90,6 +95,7 @@ class Slot:
         self.reservation: LoadReservation | None = None  # of the process's load, until the load fails or it ends
         self._listener = listener
         self._make_dispatcher = make_dispatcher
+        self._spread = spread  # orders devices for the next load
         self._precision = precision  # empty: the default of each device
         self._leases = Leases()
         self._computing: SlotLease | None = None  # while the process holds items
@@ -171,8 +177,9 @@ class Slot:
 
     def on_hello(self, hello: runner_pb2.Hello) -> None:
         """The process is idle."""
-        rows = zip(hello.devices, hello.precisions, strict=False)
-        devices = tuple((device, self._precision or precision) for device, precision in rows)
+        precisions = dict(zip(hello.devices, hello.precisions, strict=False))
+        order = self._spread(list(precisions))
+        devices = tuple((device, self._precision or precisions[device]) for device in order)
         self._listener.apply(m.Hello(self.name, devices))
 
     def on_load_progress(self, progress: runner_pb2.LoadProgress) -> None:

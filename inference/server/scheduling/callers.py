@@ -78,6 +78,10 @@ class Callers:
     """Finds the caller of a call: by its token, else the configured metadata key, its certificate, its connection."""
 
     def __init__(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
+        self.configure(rules, metadata_key, now)
+
+    def configure(self, rules: Iterable[CallerRules], metadata_key: str, now: float) -> None:
+        """Replace the rights of all callers, for calls that begin from now on."""
         self._key = metadata_key.lower()
         self._configured: Mapping[str, Caller] = {
             row.name: Caller(row, Quota(row.rows_per_second, now) if row.rows_per_second > 0 else None) for row in rules

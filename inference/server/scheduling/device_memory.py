@@ -6,7 +6,9 @@ before it are known, and is told how much of the free memory these have still to
 and not taken, for example for its largest call, counts too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+
+_CPU = "cpu"
 
 
 class LoadReservation:
@@ -48,11 +50,32 @@ class LoadReservation:
         self._memory.release(self)
 
 
+def spread_devices(devices: Sequence[str], plans: Mapping[str, Sequence[int]]) -> list[str]:
+    """Order the devices for a model that may be loaded on any: the card with the least planned memory first.
+
+    A load whose plan is not known yet counts as much as the largest that is known. Among equal cards the order stays,
+    and the CPU stays behind all cards.
+
+    Args:
+        devices: that a runner can compute on, best first.
+        plans: by device, the bytes that each load on it has planned; 0: not known yet.
+    """
+    largest = max((needed for rows in plans.values() for needed in rows), default=0) or 1
+    weights = {device: sum(needed or largest for needed in plans.get(device, ())) for device in devices}
+    cards = [device for device in devices if device != _CPU]
+    return [*sorted(cards, key=weights.__getitem__), *(device for device in devices if device == _CPU)]
+
+
 class DeviceMemory:
     """The loads on one device, in the order in which they were requested."""
 
     def __init__(self) -> None:
         self._reservations: list[LoadReservation] = []
+
+    @property
+    def plans(self) -> list[int]:
+        """The bytes that each load has planned; 0: not known yet."""
+        return [one.needed_bytes for one in self._reservations]
 
     def reserve(self, start: Callable[[int], None]) -> LoadReservation:
         """Add a load.
@@ -90,3 +113,7 @@ class DeviceMemories:
     def of(self, device: str) -> DeviceMemory:
         """The plan of a device, for example "cuda:0"."""
         return self._memories.setdefault(device, DeviceMemory())
+
+    def spread(self, devices: Sequence[str]) -> list[str]:
+        """The devices for a model that may be loaded on any, the one for its next load first."""
+        return spread_devices(devices, {name: memory.plans for name, memory in self._memories.items()})

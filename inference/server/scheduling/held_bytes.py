@@ -156,7 +156,6 @@ class HeldBytes:
         self._drift = 0  # of it, what is taken for the process's own
         self._growth_before = self._steady_since = math.inf  # the former when idle streams were last ended
         self._connections: dict[str, _Connection] = {}
-        self._first_bytes = rules.first_bytes
         self._reading: dict[Upload, None] = {}  # in the order in which they began
         self._waiting: dict[Upload, None] = {}
         self._young: deque[tuple[float, Upload]] = deque()
@@ -207,7 +206,7 @@ class HeldBytes:
     def _connection(self, name: str) -> _Connection:
         row = self._connections.get(name)
         if row is None:
-            row = self._connections[name] = _Connection(self._first_bytes)
+            row = self._connections[name] = _Connection(self.rules.first_bytes)
         return row
 
     def ask(self, upload: Upload, now: float) -> bool:
@@ -243,7 +242,7 @@ class HeldBytes:
         if size_bytes is not None:
             self._memory.count_freed(size_bytes)
             row.complete_bytes += size_bytes
-            row.expected = max(size_bytes, self._first_bytes // FIRST_FACTOR)
+            row.expected = max(size_bytes, self.rules.first_bytes // FIRST_FACTOR)
 
     def _begin(self, upload: Upload, row: _Connection, now: float) -> None:
         row.reserved += upload.expected

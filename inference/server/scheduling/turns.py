@@ -83,6 +83,11 @@ class ReadTurns:
         else:
             self._reading.pop(reader, None)
 
+    def take_all(self) -> list[Reader]:
+        """Remove and return all streams that wait."""
+        over_quota, self._over_quota = self._over_quota, []
+        return [*self._waiting.take_all(), *(reader for _, _, reader in over_quota)]
+
     def leave(self, reader: Reader) -> None:
         """Forget a stream that has ended."""
         self._waiting.remove(reader)
@@ -109,6 +114,7 @@ class TurnGate:
         self._clock = clock
         self._look_ahead_rows = look_ahead_rows
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -121,7 +127,7 @@ class TurnGate:
             is_free: whether it has no unanswered item. It reads without a turn then, within its quota: if it has
                 nothing more to send, only a read tells.
         """
-        if reader.allowance > 0 or (is_free and self._is_within_quota(reader)):
+        if self._is_closed or reader.allowance > 0 or (is_free and self._is_within_quota(reader)):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         reader.on_turn = lambda: None if turn.done() else turn.set_result(None)
@@ -136,6 +142,12 @@ class TurnGate:
         """Let a stream that waits read without its turn, because it has no unanswered item any more."""
         if self._is_within_quota(reader):
             self.leave(reader)
+            reader.on_turn()
+
+    def close(self) -> None:
+        """Let all streams read from now on: their model is served no more, so nothing they send is accepted here."""
+        self._is_closed = True
+        for reader in self._turns.take_all():
             reader.on_turn()
 
     def leave(self, reader: Reader) -> None:

@@ -7,7 +7,7 @@ import pytest
 from dev.harness.pointer import commit_bundle
 from hotslot.runner.v1 import runner_pb2
 from inference.server.runner_client.protocol import EndReason
-from inference.server.scheduling.device_memory import DeviceMemories, DeviceMemory, LoadReservation
+from inference.server.scheduling.device_memory import DeviceMemories, DeviceMemory, LoadReservation, spread_devices
 from tests.server.simulator import SimRunner, World
 
 GIB = 1 << 30
@@ -118,3 +118,38 @@ async def test_a_load_that_fails_leaves_its_memory(worlds: tuple[World, World]) 
     shapes.listener.on_load_outcome(runner_pb2.LoadOutcome(device="cpu", failure=failure, needed_bytes=5 * GIB))
     assert addresses.loaded is not None
     assert addresses.loaded.reserved_bytes == 0
+
+
+CARDS = ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("plans", "order"),
+    [
+        ({}, CARDS),
+        ({"cuda:0": [GIB]}, ["cuda:1", "cuda:2", "cuda:0", "cpu"]),
+        ({"cuda:0": [GIB], "cuda:1": [3 * GIB], "cuda:2": [2 * GIB]}, ["cuda:0", "cuda:2", "cuda:1", "cpu"]),
+        ({"cuda:0": [0], "cuda:1": [0, 0]}, ["cuda:2", "cuda:0", "cuda:1", "cpu"]),
+        ({"cuda:0": [4 * GIB], "cuda:1": [0], "cuda:2": [GIB]}, ["cuda:2", "cuda:0", "cuda:1", "cpu"]),
+        ({"cpu": [0], "cuda:1": [0]}, ["cuda:0", "cuda:2", "cuda:1", "cpu"]),
+    ],
+)
+def test_the_card_with_the_least_planned_memory_is_next(plans: dict[str, list[int]], order: list[str]) -> None:
+    """A plan that is not known counts as the largest; the CPU is the last resort."""
+    assert spread_devices(CARDS, plans) == order
+
+
+async def test_models_spread_over_the_cards(tmp_path: Path) -> None:
+    """Three models on `auto` and two cards; a new revision of one is loaded on the card of that model."""
+    memories = DeviceMemories()
+    worlds = [World(tmp_path, model=name, device="auto", device_memories=memories) for name in ("one", "two", "three")]
+    for world in worlds:
+        world.devices = ["cuda:0", "cuda:1", "cpu"]
+        commit_bundle(tmp_path, world.bundle("r1"), world.manager.options.model)
+        world.commands.boot()
+        await world.settle()
+    await worlds[1].wait(5.0)
+    await worlds[1].candidate("r2")
+
+    devices = [[slot.load.device for slot in world.pair if slot.load is not None] for world in worlds]
+    assert devices == [["cuda:0"], ["cuda:1", "cuda:1"], ["cuda:0"]]

@@ -89,6 +89,148 @@ TRAFFIC_MODE_CANARY: TrafficMode.ValueType  # 2
 Global___TrafficMode: _TypeAlias = TrafficMode  # noqa: Y015
 
 @_typing.final
+class ReloadSettingsRequest(_message.Message):
+    """Request of ReloadSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_ONLY_FIELD_NUMBER: _builtins.int
+    check_only: _builtins.bool
+    """Whether nothing is taken over: the response says what would be."""
+    def __init__(
+        self,
+        *,
+        check_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_only", b"check_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadSettingsRequest: _TypeAlias = ReloadSettingsRequest  # noqa: Y015
+
+@_typing.final
+class ReloadSettingsResponse(_message.Message):
+    """Response of ReloadSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reload(self) -> Global___SettingsReload:
+        """What was read, and what became of it."""
+
+    def __init__(
+        self,
+        *,
+        reload: Global___SettingsReload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reload", b"reload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reload", b"reload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadSettingsResponse: _TypeAlias = ReloadSettingsResponse  # noqa: Y015
+
+@_typing.final
+class SettingsReload(_message.Message):
+    """A settings file that one process has read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of the file, as the process knows it."""
+    digest: _builtins.str
+    """SHA-256 of the file, 64 hexadecimal digits. Empty if it cannot be read."""
+    refusal: _builtins.str
+    """Why nothing is taken over: all mistakes, or the settings that need a
+    restart. Empty if there is nothing against it.
+    """
+    applied: _builtins.bool
+    """Whether the process has taken it over; false for `check_only`."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingChange]:
+        """The settings that have another value than those in use."""
+
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the process has by the file and does not have now."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the process has now and not by the file."""
+
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that are replaced because of the changes."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        changes: _abc.Iterable[Global___SettingChange] | None = ...,
+        added: _abc.Iterable[_builtins.str] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+        changed: _abc.Iterable[_builtins.str] | None = ...,
+        refusal: _builtins.str = ...,
+        applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "applied", b"applied", "changed", b"changed", "changes", b"changes", "digest", b"digest", "path", b"path", "refusal", b"refusal", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsReload: _TypeAlias = SettingsReload  # noqa: Y015
+
+@_typing.final
+class SettingChange(_message.Message):
+    """One setting with another value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """For example "server.port" or "models.addresses"."""
+    before: _builtins.str
+    """Value in use, as in the file; "none" for a table that is not there."""
+    after: _builtins.str
+    """Value in the file."""
+    needs: _builtins.str
+    """What the change needs: "at once", "models" (those that it concerns are
+    replaced while they serve) or "restart".
+    """
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        needs: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "key", b"key", "needs", b"needs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingChange: _TypeAlias = SettingChange  # noqa: Y015
+
+@_typing.final
 class Change(_message.Message):
     """The model, the transaction and the expected generation of a change."""
 

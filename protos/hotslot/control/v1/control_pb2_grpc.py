@@ -71,6 +71,11 @@ class ControlServiceStub:
                 request_serializer=hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.SerializeToString,
                 response_deserializer=hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.FromString,
                 _registered_method=True)
+        self.ReloadSettings = channel.unary_unary(
+                '/hotslot.control.v1.ControlService/ReloadSettings',
+                request_serializer=hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsRequest.SerializeToString,
+                response_deserializer=hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -193,6 +198,15 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadSettings(self, request, context):
+        """Reads the settings file again, and takes it over whole or not at all. A file
+        with mistakes, or with a change that needs a restart, is no error of the
+        call: see SettingsReload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +244,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.SetTraffic,
                     request_deserializer=hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.FromString,
                     response_serializer=hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'ReloadSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadSettings,
+                    request_deserializer=hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsRequest.FromString,
+                    response_serializer=hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -423,6 +442,33 @@ class ControlService:
             '/hotslot.control.v1.ControlService/SetTraffic',
             hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.SerializeToString,
             hotslot_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.control.v1.ControlService/ReloadSettings',
+            hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsRequest.SerializeToString,
+            hotslot_dot_control_dot_v1_dot_control__pb2.ReloadSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -129,6 +129,11 @@ class ControlServiceStub:
     slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
     PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
     """
+    ReloadSettings: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReloadSettingsRequest, _control_pb2.ReloadSettingsResponse]
+    """Reads the settings file again, and takes it over whole or not at all. A file
+    with mistakes, or with a change that needs a restart, is no error of the
+    call: see SettingsReload.
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
@@ -222,6 +227,11 @@ class ControlServiceAsyncStub(ControlServiceStub):
     or a first install, which has no previous slot; SLOT_IN_USE: the shadow of a
     slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
     PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
+    """
+    ReloadSettings: _aio.UnaryUnaryMultiCallable[_control_pb2.ReloadSettingsRequest, _control_pb2.ReloadSettingsResponse]  # type: ignore[assignment]
+    """Reads the settings file again, and takes it over whole or not at all. A file
+    with mistakes, or with a change that needs a restart, is no error of the
+    call: see SettingsReload.
     """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -355,6 +365,17 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         or a first install, which has no previous slot; SLOT_IN_USE: the shadow of a
         slot that answers callers, DRAINING); INVALID_ARGUMENT (MODE_MISSING,
         PERCENT_OUT_OF_RANGE, SHADOW_OUT_OF_RANGE).
+        """
+
+    @_abc_1.abstractmethod
+    def ReloadSettings(
+        self,
+        request: _control_pb2.ReloadSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReloadSettingsResponse, _abc.Awaitable[_control_pb2.ReloadSettingsResponse]]:
+        """Reads the settings file again, and takes it over whole or not at all. A file
+        with mistakes, or with a change that needs a restart, is no error of the
+        call: see SettingsReload.
         """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

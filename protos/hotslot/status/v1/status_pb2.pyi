@@ -167,6 +167,7 @@ class GetServerStatusResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Name of the serving host, as configured."""
     version: _builtins.str
@@ -191,6 +192,10 @@ class GetServerStatusResponse(_message.Message):
     def access(self) -> Global___AccessStatus:
         """Who may call the gRPC port, and over which certificate."""
 
+    @_builtins.property
+    def settings(self) -> Global___SettingsStatus:
+        """The settings in use."""
+
     def __init__(
         self,
         *,
@@ -201,14 +206,67 @@ class GetServerStatusResponse(_message.Message):
         capabilities: _abc.Iterable[Global___CapabilityHealth] | None = ...,
         limits: Global___Limits | None = ...,
         access: Global___AccessStatus | None = ...,
+        settings: Global___SettingsStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "limits", b"limits", "process", b"process", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "limits", b"limits", "process", b"process", "resources", b"resources", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "capabilities", b"capabilities", "limits", b"limits", "node", b"node", "process", b"process", "resources", b"resources", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "capabilities", b"capabilities", "limits", b"limits", "node", b"node", "process", b"process", "resources", b"resources", "settings", b"settings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerStatusResponse: _TypeAlias = GetServerStatusResponse  # noqa: Y015
+
+@_typing.final
+class SettingsStatus(_message.Message):
+    """The settings that a process uses, and what became of the last change of their
+    file.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LOADED_AT_FIELD_NUMBER: _builtins.int
+    REFUSED_AT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    level: Global___HealthLevel.ValueType
+    """OK. DEGRADED: the file was read again and refused, or a model could not take
+    over its new settings; those before are in use.
+    """
+    digest: _builtins.str
+    """SHA-256 of the file from which the settings in use were read, 64 hexadecimal
+    digits, as of `sha256sum`. Empty if it could not be read.
+    """
+    @_builtins.property
+    def loaded_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was read: at the start, or at the last reload that was taken over."""
+
+    @_builtins.property
+    def refused_at(self) -> _timestamp_pb2.Timestamp:
+        """When a file was last refused. Absent if the last one is in use."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences for people: why a file was refused, which model keeps its
+        settings, which models are being replaced.
+        """
+
+    def __init__(
+        self,
+        *,
+        level: Global___HealthLevel.ValueType = ...,
+        digest: _builtins.str = ...,
+        loaded_at: _timestamp_pb2.Timestamp | None = ...,
+        refused_at: _timestamp_pb2.Timestamp | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loaded_at", b"loaded_at", "refused_at", b"refused_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "level", b"level", "loaded_at", b"loaded_at", "refused_at", b"refused_at", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsStatus: _TypeAlias = SettingsStatus  # noqa: Y015
 
 @_typing.final
 class AccessStatus(_message.Message):

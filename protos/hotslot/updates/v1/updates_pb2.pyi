@@ -12,6 +12,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hotslot.control.v1 import control_pb2 as _control_pb2
+from hotslot.status.v1 import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -682,22 +684,74 @@ class GetStatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelUpdates]:
         """In the order of the configuration."""
+
+    @_builtins.property
+    def settings(self) -> _status_pb2.SettingsStatus:
+        """The settings that the updater uses."""
 
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___ModelUpdates] | None = ...,
+        settings: _status_pb2.SettingsStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ReloadSettingsRequest(_message.Message):
+    """Request of ReloadSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_ONLY_FIELD_NUMBER: _builtins.int
+    check_only: _builtins.bool
+    """Whether nothing is taken over: the response says what would be."""
+    def __init__(
+        self,
+        *,
+        check_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_only", b"check_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadSettingsRequest: _TypeAlias = ReloadSettingsRequest  # noqa: Y015
+
+@_typing.final
+class ReloadSettingsResponse(_message.Message):
+    """Response of ReloadSettings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reload(self) -> _control_pb2.SettingsReload:
+        """What was read, and what became of it."""
+
+    def __init__(
+        self,
+        *,
+        reload: _control_pb2.SettingsReload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reload", b"reload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reload", b"reload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadSettingsResponse: _TypeAlias = ReloadSettingsResponse  # noqa: Y015
 
 @_typing.final
 class CheckNowRequest(_message.Message):

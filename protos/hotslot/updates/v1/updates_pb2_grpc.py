@@ -101,6 +101,11 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.FromString,
                 _registered_method=True)
+        self.ReloadSettings = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/ReloadSettings',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class UpdatesServiceServicer:
@@ -212,6 +217,16 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadSettings(self, request, context):
+        """Reads the settings file again, and takes it over whole or not at all. The
+        update in progress of a model whose settings are the same goes on. A file
+        with mistakes, or with a change that needs a restart, is no error of the
+        call: see SettingsReload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UpdatesServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -274,6 +289,11 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.CopyJournal,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.SerializeToString,
+            ),
+            'ReloadSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadSettings,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -607,6 +627,33 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/CopyJournal',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.CopyJournalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/ReloadSettings',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

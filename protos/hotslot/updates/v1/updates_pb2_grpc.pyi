@@ -89,6 +89,12 @@ class UpdatesServiceStub:
     updater holds the journal itself. Errors: UNAVAILABLE
     (JOURNAL_NOT_WRITTEN).
     """
+    ReloadSettings: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ReloadSettingsRequest, _updates_pb2.ReloadSettingsResponse]
+    """Reads the settings file again, and takes it over whole or not at all. The
+    update in progress of a model whose settings are the same goes on. A file
+    with mistakes, or with a change that needs a restart, is no error of the
+    call: see SettingsReload.
+    """
 
 @_typing.type_check_only
 class UpdatesServiceAsyncStub(UpdatesServiceStub):
@@ -148,6 +154,12 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     """Writes a whole copy of the journal into the run folder, for a backup: the
     updater holds the journal itself. Errors: UNAVAILABLE
     (JOURNAL_NOT_WRITTEN).
+    """
+    ReloadSettings: _aio.UnaryUnaryMultiCallable[_updates_pb2.ReloadSettingsRequest, _updates_pb2.ReloadSettingsResponse]  # type: ignore[assignment]
+    """Reads the settings file again, and takes it over whole or not at all. The
+    update in progress of a model whose settings are the same goes on. A file
+    with mistakes, or with a change that needs a restart, is no error of the
+    call: see SettingsReload.
     """
 
 class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -277,6 +289,18 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Writes a whole copy of the journal into the run folder, for a backup: the
         updater holds the journal itself. Errors: UNAVAILABLE
         (JOURNAL_NOT_WRITTEN).
+        """
+
+    @_abc_1.abstractmethod
+    def ReloadSettings(
+        self,
+        request: _updates_pb2.ReloadSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.ReloadSettingsResponse, _abc.Awaitable[_updates_pb2.ReloadSettingsResponse]]:
+        """Reads the settings file again, and takes it over whole or not at all. The
+        update in progress of a model whose settings are the same goes on. A file
+        with mistakes, or with a change that needs a restart, is no error of the
+        call: see SettingsReload.
         """
 
 def add_UpdatesServiceServicer_to_server(servicer: UpdatesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

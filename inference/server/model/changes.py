@@ -1,0 +1,169 @@
+"""Adds, removes and replaces models while the server serves, without a lost call.
+
+A removed model is not found any more; it answers what it has accepted, and its runners end. A changed model goes on
+serving while its replacement loads the same bundle by the new settings; when that answers, it takes the calls, and
+the changed model leaves as a removed one does. A replacement that cannot load is given up; the model stays as it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from common.logs import Logger
+from inference.server.model.commands import SlotCommands
+from inference.server.model.manager import ModelManager
+from inference.server.model.models import Models
+from inference.server.scheduling.admission import Capacity
+
+STOP_SECONDS = 5.0  # for the runners to end, after the last call
+MAX_FAILURES = 2  # ends of a replacement's process before it is given up
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """A model that answers what it has accepted, and then ends."""
+
+    manager: ModelManager
+    stop: asyncio.Task[None] | None = None
+
+
+class ModelChanges:
+    """Changes the models of a running server. Loop thread only; `tick` must be called about every 50 ms."""
+
+    def __init__(self, models: Models, forget: Callable[[str, bool], None], log: Logger) -> None:
+        """Change nothing yet.
+
+        Args:
+            models: of the server.
+            forget: called with the name of a model whose processes have ended, and whether another one of this name
+                is served; removes them from the metrics.
+            log: of the process.
+        """
+        self._models, self._forget, self._log = models, forget, log
+        self._replacements: dict[str, ModelManager] = {}
+        self._leaving: list[_Leaving] = []
+        self.failures: dict[str, str] = {}  # by model: why its last replacement was given up
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """The models whose replacements are being loaded."""
+        return tuple(self._replacements)
+
+    def boot(self, manager: ModelManager, digest: str = "") -> None:
+        """Start a model's processes and load a bundle: by default what is committed."""
+        reason = SlotCommands(manager).boot(digest)
+        if reason:
+            self._log.warning("boot_without_model", model=manager.options.model, detail=reason)
+
+    def apply(
+        self, order: tuple[str, ...], added: Mapping[str, ModelManager], changed: Mapping[str, ModelManager]
+    ) -> None:
+        """Serve these models from now on.
+
+        Args:
+            order: the names of all models.
+            added: new models by name.
+            changed: replacements of models that are served, by name.
+        """
+        served = {manager.options.model: manager for manager in self._models.all()}
+        for name in [name for name in self._replacements if name in changed or name not in order]:
+            self._leave(self._replacements.pop(name))
+        self._models.serve([added[name] if name in added else served[name] for name in order])
+        for name, manager in served.items():
+            if name not in order:
+                self._leave(manager)
+        for manager in added.values():
+            self.boot(manager)
+        for name, manager in changed.items():
+            self.failures.pop(name, None)
+            self._begin_to_replace(served[name], manager)
+        self.failures = {name: text for name, text in self.failures.items() if name in order}
+
+    def set_capacity(self, capacity: Capacity) -> None:
+        """Limit what each model has accepted and not answered."""
+        for manager in (*self._models.all(), *self._replacements.values()):
+            manager.requests.intake.admission.capacity = capacity
+
+    def tick(self) -> None:
+        """Check all models, let replacements take over, and end those that have answered everything."""
+        for manager in (*self._models.all(), *self._replacements.values(), *(one.manager for one in self._leaving)):
+            manager.tick()
+        for name, replacement in list(self._replacements.items()):
+            self._try_to_replace(name, replacement)
+        for one in self._leaving:
+            if one.stop is None and not one.manager.requests.waiting:
+                one.stop = asyncio.get_running_loop().create_task(SlotCommands(one.manager).stop(STOP_SECONDS))
+        for one in [one for one in self._leaving if one.stop is not None and one.stop.done()]:
+            self._leaving.remove(one)
+            self._end(one.manager)
+
+    async def stop(self, seconds: float) -> None:
+        """End the processes of all models; kill those that have not ended after `seconds`."""
+        others = [*self._replacements.values(), *(one.manager for one in self._leaving)]
+        await asyncio.gather(*(SlotCommands(one).stop(seconds) for one in (*self._models.all(), *others)))
+
+    def _try_to_replace(self, name: str, replacement: ModelManager) -> None:
+        """Let a replacement take over when it answers, or give it up. Not during a trial: its verdict comes first."""
+        served = self._models.get(name)
+        failure = describe_failure(served, replacement)
+        if failure:
+            del self._replacements[name]
+            self._give_up(name, served, replacement, failure)
+        elif served.pair.trial is None and (replacement.is_ready or served.pair.answering_slot() is None):
+            del self._replacements[name]
+            if active_digest(served) not in ("", active_digest(replacement)):  # another revision was committed
+                self._begin_to_replace(served, ModelManager(replacement.options))
+                self._leave(replacement)
+                return
+            self._models.serve([replacement if one is served else one for one in self._models.all()])
+            self._leave(served)
+            self._log.info("model_replaced", model=name)
+
+    def _begin_to_replace(self, served: ModelManager, replacement: ModelManager) -> None:
+        self._replacements[served.options.model] = replacement
+        self.boot(replacement, active_digest(served))
+
+    def _give_up(self, name: str, served: ModelManager, replacement: ModelManager, failure: str) -> None:
+        self.failures[name] = failure
+        file, row = served.options.cpu_fallback_file, served.pair.cpu_fallback
+        if row is None:
+            file.remove(name)  # the replacement's
+        else:
+            file.put(row)
+        self._leave(replacement)
+        self._log.error("model_not_replaced", model=name, detail=failure)
+
+    def _leave(self, manager: ModelManager) -> None:
+        manager.requests.intake.turns.close()
+        self._leaving.append(_Leaving(manager))
+        self._models.leaving = tuple(one.manager for one in self._leaving)
+        self._log.info("model_leaving", model=manager.options.model, unanswered=manager.requests.waiting)
+
+    def _end(self, manager: ModelManager) -> None:
+        """Forget a model whose processes have ended; the slots of its replacement are shown instead of its own."""
+        name = manager.options.model
+        self._models.leaving = tuple(one.manager for one in self._leaving)
+        served = [other for other in self._models.all() if other.options.model == name]
+        self._forget(name, bool(served))
+        for other in served:
+            other.machine.report_slots()
+        self._log.info("model_left", model=name)
+
+
+def describe_failure(served: ModelManager, replacement: ModelManager) -> str:
+    """Why a replacement cannot take over; empty if it may still. Without a model that answers there is no choice."""
+    active = replacement.pair.active_slot
+    if served.pair.answering_slot() is None or active is None:
+        return ""
+    if active.deaths_in_row >= MAX_FAILURES:
+        return active.last_failure or "its process ends again and again"
+    row = replacement.pair.cpu_fallback
+    if row is not None and served.pair.cpu_fallback is None:
+        return f"{row.device} has no memory for it beside the model that serves ({row.reason})"
+    return ""
+
+
+def active_digest(manager: ModelManager) -> str:
+    """Digest of the active slot's bundle; empty without one."""
+    active = manager.pair.active_slot
+    return "" if active is None else active.digest

@@ -1,0 +1,226 @@
+"""Models are added, removed and replaced while the server serves: no accepted request is lost."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from common.errors import NotFound
+from common.logs import Logger
+from dev.harness.pointer import commit_bundle
+from inference.server.health import Overall
+from inference.server.model.changes import ModelChanges
+from inference.server.model.models import Models
+from inference.server.readiness import Readiness
+from inference.server.scheduling.admission import Capacity
+from tests.common.clock import KeptLog
+from tests.server.simulator import World
+
+STEP_SECONDS = 0.05
+
+
+class Server:
+    """The models of a server on simulated runners, all on one clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.first = World(folder)
+        self.worlds = [self.first]
+        self.models = Models([self.first.manager])
+        self.log = KeptLog()
+        self.forgotten: list[tuple[str, bool]] = []
+        forget = lambda name, is_served: self.forgotten.append((name, is_served))  # noqa: E731
+        self.changes = ModelChanges(self.models, forget, cast("Logger", self.log))
+
+    async def serving(self) -> "Server":
+        """One model answers."""
+        await self.first.serving()
+        return self
+
+    def make(self, name: str, revision: str = "r1", **options: object) -> World:
+        """A model that is not served yet, with a committed revision."""
+        world = World(self.folder, model=name, clock=self.first.clock, **options)
+        world.clock = self.first.clock
+        if revision:
+            commit_bundle(self.folder, world.bundle(revision), name)
+        self.worlds.append(world)
+        return world
+
+    def apply(self, *order: str, added: tuple[World, ...] = (), changed: tuple[World, ...] = ()) -> None:
+        """Serve these models."""
+        new, other = ({world.manager.options.model: world.manager for world in worlds} for worlds in (added, changed))
+        self.changes.apply(order, new, other)
+
+    async def wait(self, seconds: float = 0.5) -> None:
+        """Let time pass, ticking."""
+        for _ in range(round(seconds / STEP_SECONDS)):
+            self.first.clock.seconds += STEP_SECONDS
+            for world in self.worlds:
+                for runner in world.runners:
+                    if not runner.has_ended and runner.loaded is not None:
+                        runner.beat()
+            self.changes.tick()
+            await self.first.settle()
+
+    def names(self) -> list[str]:
+        """The models that are served."""
+        return [manager.options.model for manager in self.models.all()]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> Server:
+    """A server whose one model answers."""
+    return await Server(tmp_path).serving()
+
+
+async def test_an_added_model_boots_what_is_committed(server: Server) -> None:
+    """It answers, and the other one goes on."""
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+
+    assert (await added.ask().outcome).served_by.model == "more"
+    assert (await server.first.ask().outcome).served_by.model == "shapes"
+    assert server.names() == ["shapes", "more"]
+
+
+async def test_an_added_model_without_a_revision_waits_for_the_first_install(server: Server) -> None:
+    """It is served, and loads what the updater installs."""
+    added = server.make("more", revision="")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    load = await added.candidate("r1")
+    added.commands.activate(load.load_id, 60.0, "t1", 0)
+    await server.wait()
+
+    assert (await added.ask().outcome).served_by.revision == "r1"
+    assert [fields["model"] for name, fields in server.log.lines if name == "boot_without_model"] == ["more"]
+
+
+async def test_a_removed_model_answers_what_it_has_accepted(server: Server) -> None:
+    """It is not found any more; its runners end when the last answer is out."""
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    added.holds_items = True
+    accepted = added.ask()
+    server.apply("shapes")
+    await server.wait()
+    with pytest.raises(NotFound):
+        server.models.get("more")
+    assert not accepted.is_done
+
+    added.holds_items = False
+    added.runner(added.active.name).compute()
+    await server.wait(2.0)
+
+    assert (await accepted.outcome).served_by.model == "more"
+    assert [runner.has_ended for runner in added.runners] == [True, True]
+    assert (server.forgotten, server.models.leaving) == ([("more", False)], ())
+
+
+async def test_a_request_of_a_removed_model_expires_at_its_deadline(server: Server) -> None:
+    """A runner that never answers does not keep the model for longer than its last deadline."""
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    added.holds_items = True
+    accepted = added.ask(seconds=1.0)
+    server.apply("shapes")
+    await server.wait(9.0)
+
+    assert type(accepted.outcome.exception()).__name__ == "DeadlineMissed"
+    assert server.models.leaving == ()
+
+
+async def test_a_changed_model_answers_while_its_replacement_loads(server: Server) -> None:
+    """No moment without a model that answers; then the replacement has the calls, and the old runners end."""
+    replacement = server.make("shapes")
+    replacement.holds_loads = True
+    server.apply("shapes", changed=(replacement,))
+    await server.wait()
+    assert list(server.changes.loading) == ["shapes"]
+    assert server.models.get("shapes") is server.first.manager
+    accepted = server.first.ask()
+
+    replacement.holds_loads = False
+    runner = replacement.runner(replacement.active.name)
+    assert runner.loaded is not None
+    runner.load(runner.loaded)
+    await server.wait(2.0)
+
+    assert (await accepted.outcome).served_by.revision == "r1"
+    assert server.models.get("shapes") is replacement.manager
+    assert list(server.changes.loading) == []
+    assert [runner.has_ended for runner in server.first.runners] == [True, True]
+    assert server.forgotten == [("shapes", True)]
+
+
+async def test_a_replacement_that_cannot_load_changes_nothing(server: Server) -> None:
+    """The model goes on with its settings, and the status says so."""
+    replacement = server.make("shapes")
+    replacement.refused[replacement.bundle("r1").bundle_digest.replace(":", "-")] = "BROKEN"
+    server.apply("shapes", changed=(replacement,))
+    await server.wait(5.0)
+
+    assert server.models.get("shapes") is server.first.manager
+    assert (await server.first.ask().outcome).served_by.revision == "r1"
+    assert list(server.changes.failures) == ["shapes"]
+    assert all(runner.has_ended for runner in replacement.runners)
+
+
+async def test_a_replacement_waits_for_the_verdict_of_a_trial(server: Server) -> None:
+    """What the trial ends with is what the replacement loads."""
+    load = await server.first.trial("r2")
+    replacement = server.make("shapes", revision="")
+    server.apply("shapes", changed=(replacement,))
+    await server.wait(2.0)
+    assert server.models.get("shapes") is server.first.manager
+
+    commit_bundle(server.folder, server.first.bundle("r2"), "shapes")
+    server.first.commands.commit(load.load_id, "t1", 0)
+    await server.wait(3.0)
+
+    served = server.models.get("shapes")
+    assert served is not server.first.manager
+    assert served.pair.active_slot is not None
+    assert served.pair.active_slot.load is not None
+    assert served.pair.active_slot.load.bundle.revision == "r2"
+
+
+async def test_a_second_change_drops_the_replacement_of_the_first(server: Server) -> None:
+    """The last settings count."""
+    first, second = server.make("shapes"), server.make("shapes")
+    first.holds_loads = True
+    server.apply("shapes", changed=(first,))
+    await server.wait()
+    server.apply("shapes", changed=(second,))
+    await server.wait(3.0)
+
+    assert server.models.get("shapes") is second.manager
+    assert all(runner.has_ended for runner in first.runners)
+
+
+async def test_health_has_the_names_of_the_models_that_are_served(server: Server) -> None:
+    """An added model's name appears; a removed one's is unknown, and the whole server does not wait for it."""
+    readiness = Readiness(server.models, server.first.drain, Overall.ALL, cast("Logger", server.log))
+    added = server.make("more")
+    server.apply("shapes", "more", added=(added,))
+    await server.wait()
+    readiness.update()
+    before = [readiness.health.is_serving(name) for name in ("", "shapes", "more")]
+    server.apply("shapes")
+    readiness.update()
+
+    assert before == [True, True, True]
+    assert [readiness.health.is_serving(name) for name in ("", "shapes", "more")] == [True, True, None]
+
+
+async def test_the_capacity_changes_at_once(server: Server) -> None:
+    """Also of models that are being loaded."""
+    replacement = server.make("shapes")
+    server.apply("shapes", changed=(replacement,))
+    server.changes.set_capacity(Capacity(max_requests=3, max_bytes=500))
+
+    found = [world.manager.requests.intake.admission.capacity for world in (server.first, replacement)]
+    assert found == [Capacity(max_requests=3, max_bytes=500)] * 2
