@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare
+.PHONY: help serve demo test lint format protos baseline lock dist tools env clean bench-engine bench-mgeo bench-load bench-memory bench-server bench-calls bench-overload bench-fair bench-swap bench-restart bench-update soak parity fuzz chaos gpu bench-prepare clients-go clients-go-stubs
 bin := .venv/bin
 # A proxy of this machine cannot reach the local hub.
 hub-http-env := env no_proxy=127.0.0.1
@@ -29,8 +29,16 @@ format: env ## Format code and apply automatic fixes
 	@$(bin)/ruff check --fix
 	@$(bin)/ruff format
 
-protos: env ## Generate the code beside the .proto files
+protos: env ## Generate the code beside the .proto files, and the Go client's if there is Go
 	@$(bin)/python -m dev.scripts.protos
+	@if command -v go >/dev/null; then $(bin)/python -m dev.scripts.go_client; fi
+
+clients-go: env ## Build the Go client and run its tests with the race detector (needs Go)
+	@$(bin)/python -m dev.scripts.go_client --check
+	@cd clients/go && go vet ./... && go test -race ./...
+
+clients-go-stubs: env ## Generate the Go client's stubs from the contracts (needs Go)
+	@$(bin)/python -m dev.scripts.go_client
 
 baseline: env ## Accept the public contracts as the new compatibility baseline
 	@$(bin)/buf build protos --output protos/baseline.binpb
@@ -108,5 +116,5 @@ env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap
 
 clean: ## Remove everything that make creates
-	rm -rf .bench .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf clients/java/target .bench .venv .venv-parity .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
