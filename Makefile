@@ -112,6 +112,14 @@ gpu: env ## Test and measure on a real GPU, out of memory included (skipped with
 chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list lists them
 	@$(bin)/python -m dev.chaos $(ARGS)
 
+.PHONY: tools-watch test-watch
+tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
+	@dev/scripts/tools-watch
+
+test-watch: env tools-watch ## Test alert rules with the real promtool (half a minute)
+	promtool check config deploy/prometheus/prometheus.yml
+	cd deploy/prometheus && promtool test rules hotslot.test.yml
+
 env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli import (
+    alerts,
     bundles,
     config,
     golden,
@@ -101,6 +102,12 @@ app.add_typer(
     name="metrics",
     help="Document the metrics.",
     epilog="Example:  hotslot metrics reference",
+)
+app.add_typer(
+    alerts.app,
+    name="alerts",
+    help="Print alert rules for Prometheus; write their runbooks.",
+    epilog="Example:  hotslot alerts rules > hotslot.rules.yml\n\nNext:  docs/how-to/watch.md sets it up.",
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.import_circles import find_circles, imports_of, read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "cli")
+ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "monitoring", "cli")
 PROJECT = {*ROOMS, "hotslot", "examples", "tests", "dev"}
 
 # Room → the project's own top-level packages that it may import, beside itself.
@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "updater": {"common", "hotslot"},
     "hotslot_watchdog": {"common", "hotslot"},
     "hubserver": {"common"},
-    "cli": {"common", "hotslot", "hubserver"},
+    "monitoring": {"common"},
+    "cli": {"common", "hotslot", "hubserver", "monitoring"},
 }
 HTTP_CLIENTS = {
     "httpx",

@@ -43,7 +43,7 @@ from hotslot.status.v1 import status_pb2
 from updater.compose import Conversion, UpdaterDependencies
 from updater.core.ports import JournalUnusable
 from updater.loop import CrashPoints
-from updater.metric_catalog import LOOP_RUNNING
+from updater.metric_catalog import GOLDEN_SET, LOOP_RUNNING
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
 from updater.models import UpdatedModels, settings_of_models
 from updater.service import convert
@@ -109,7 +109,7 @@ class Updater:
         self._reloader = SettingsReloader(settings, read_settings, log, clock, settings_of_models)
         self._reload_lock = threading.Lock()
         self._starting_fault = ""  # why the journal could not be opened yet
-        ReadingCollector(self._read_loops, self._registry)
+        ReadingCollector(self._read_models, self._registry)
         ReadingCollector(self._reloader.read_metrics, self._registry)
 
     def request_stop(self) -> None:
@@ -213,8 +213,12 @@ class Updater:
         running = self._models.running()
         return {name: self._unreadable is None and running.get(name, False) for name in self._names}
 
-    def _read_loops(self) -> list[Reading]:
-        return [Reading(LOOP_RUNNING, {(name,): float(is_so) for name, is_so in self._loop_states().items()})]
+    def _read_models(self) -> list[Reading]:
+        sections = self._reloader.settings.updater.models
+        return [
+            Reading(LOOP_RUNNING, {(name,): float(is_so) for name, is_so in self._loop_states().items()}),
+            Reading(GOLDEN_SET, {(name,): float(sections[name].golden is not None) for name in self._names if name in sections}),
+        ]
 
     def _stop_updates(self, error: JournalUnusable) -> None:
         """Stop all updates, because the journal cannot be trusted; the server keeps serving."""

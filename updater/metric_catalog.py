@@ -32,6 +32,18 @@ LOOP_RUNNING = gauge(
     "model",
     use="Alert on 0 for a minute: `hotslot updates status` says why and what to do. The server keeps serving.",
 )
+FAILED_DOWNLOADS = gauge(
+    "hotslot_failed_downloads",
+    "Downloads that failed in a row; 0 after one that succeeded, and when the updater starts.",
+    "model",
+    use="Alert on 3 and more: `hotslot updates status` says why the hub does not send what it lists.",
+)
+GOLDEN_SET = gauge(
+    "hotslot_golden_set_configured",
+    "1 if the settings name a golden set for the model, else 0.",
+    "model",
+    use="Alert on 0: each update waits as HELD for a person.",
+)
 QUARANTINED = gauge(
     "hotslot_quarantined_revisions",
     "Source digests in quarantine.",
@@ -124,7 +136,19 @@ WEBHOOK_LOST = counter(
 
 WEBHOOK_METRICS: tuple[MetricSpec, ...] = (WEBHOOK_QUEUED, WEBHOOK_DELIVERED, WEBHOOK_FAILURES, WEBHOOK_LOST)
 _METRICS: tuple[MetricSpec, ...] = (
-    *(UPDATES, ERRORS, LOOP_RUNNING, STAGE, QUARANTINED, PAUSED, COMMITTED_INFO, BREAKER_STATE, BREAKER_LEFT),
+    *(
+        UPDATES,
+        ERRORS,
+        LOOP_RUNNING,
+        STAGE,
+        FAILED_DOWNLOADS,
+        GOLDEN_SET,
+        QUARANTINED,
+        PAUSED,
+        COMMITTED_INFO,
+        BREAKER_STATE,
+        BREAKER_LEFT,
+    ),
     *(HUB_ANSWERED, HUB_CHANGED, HUB_NEWEST, HUB_NAMES, HUB_LEFT_OUT, REPUBLISHED),
     *WEBHOOK_METRICS,
     *SETTINGS_METRICS,

@@ -11,6 +11,7 @@ from updater import metric_catalog as catalog
 from updater.core.breaker import BreakerState
 from updater.core.record import Event, ModelRecord, Stage
 
+_DOWNLOAD_FAILED = ("staging_failed", "content_mismatched")
 _BREAKER_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -73,6 +74,7 @@ class MetricsObserver:
         self._names = create_gauge(catalog.HUB_NAMES, registry)
         self._left_out = create_gauge(catalog.HUB_LEFT_OUT, registry)
         self._republished = create_gauge(catalog.REPUBLISHED, registry)
+        self._failed_downloads = create_gauge(catalog.FAILED_DOWNLOADS, registry)
         self._snapshot: dict[str, str] = {}
 
     def record_written(self, record: ModelRecord, events: Sequence[Event]) -> None:
@@ -99,7 +101,12 @@ class MetricsObserver:
         self._quarantine.labels(model).set(len(record.quarantine))
         self._paused.labels(model).set(record.paused)
         self._show_committed(record)
+        downloads = self._failed_downloads.labels(model)
         for event in events:
+            if event.name in _DOWNLOAD_FAILED:
+                downloads.inc()
+            elif event.name == "revision_staged":
+                downloads.set(0)
             if event.outcome is not None:
                 reason = event.update.reason if event.update is not None else ""
                 self._outcomes.labels(model, event.outcome.value, reason).inc()

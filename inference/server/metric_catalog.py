@@ -230,6 +230,28 @@ DEVICE_MEMORY_TOTAL = gauge(
     use="Without room for a second model, an update cannot be tried beside the serving one.",
 )
 
+# The machine, or the container that limits it.
+MEMORY_USED = gauge(
+    "hotslot_memory_used_bytes",
+    "Memory in use on the machine, or in the container that limits it; caches do not count.",
+    use="Above 90 % of its total health is FAILED: the kernel may kill a runner.",
+)
+MEMORY_TOTAL = gauge(
+    "hotslot_memory_total_bytes",
+    "Memory of the machine, or the container's limit.",
+    use="See hotslot_memory_used_bytes.",
+)
+DISK_FREE = gauge(
+    "hotslot_disk_free_bytes",
+    "Free space of the file system with the state folder.",
+    use="Alert below a tenth of its total: an update needs room for its download and its bundle.",
+)
+DISK_TOTAL = gauge(
+    "hotslot_disk_total_bytes",
+    "Size of the file system with the state folder.",
+    use="See hotslot_disk_free_bytes.",
+)
+
 # The server process.
 READY = gauge(
     "hotslot_ready",
@@ -282,6 +304,7 @@ _METRICS: tuple[MetricSpec, ...] = (
     *(COMPARED_ANSWERS, COPIES_DROPPED, CANARY_PERCENT),
     *(SLOT_INFO, SWAPS, HANDOVERS, LOAD_SECONDS, LOAD_FAILURES, RUNNER_DEATHS, CPU_FALLBACKS, CPU_FALLBACK),
     *(RUNNER_CPU, RUNNER_MEMORY, RUNNER_FILES, RUNNER_THREADS, DEVICE_MEMORY_USED, DEVICE_MEMORY_TOTAL),
+    *(MEMORY_USED, MEMORY_TOTAL, DISK_FREE, DISK_TOTAL),
     *(READY, MODEL_GIVEN_UP, DRAINING, LOOP_LAG, LOOP_TASKS, LOG_LINES_DROPPED),
     *(CERTIFICATE_EXPIRY, TOKENS, RELOAD_SUCCESSFUL),
     *SETTINGS_METRICS,

@@ -6,6 +6,7 @@ What is read is an attribute, an immutable record, or /proc: nothing that the ev
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common import logs
 from common.clock import Clock
@@ -13,7 +14,7 @@ from common.metric_catalog import Reading
 from common.process_metrics import ProcessUsage, read_usage
 from inference.server import metric_catalog as catalog
 from inference.server.access import Access
-from inference.server.health import HealthRegistry, LoopLag
+from inference.server.health import HealthRegistry, LoopLag, read_resources
 from inference.server.model.manager import ModelManager
 from inference.server.model.models import Models
 from inference.server.scheduling.held_bytes import HeldBytes
@@ -32,6 +33,7 @@ class ServerReader:
     held: HeldBytes
     access: Access
     clock: Clock
+    state_dir: Path
 
     def read(self) -> list[Reading]:
         """All values now."""
@@ -41,6 +43,7 @@ class ServerReader:
             *self._read_requests(),
             *self._read_runners(),
             *self._read_devices(),
+            *self._read_machine(),
         ]
 
     def _read_process(self) -> list[Reading]:
@@ -109,6 +112,17 @@ class ServerReader:
                     used[(record.load.device,)] = float(beat.device_used_bytes)
                     total[(record.load.device,)] = float(beat.device_total_bytes)
         return [Reading(catalog.DEVICE_MEMORY_USED, used), Reading(catalog.DEVICE_MEMORY_TOTAL, total)]
+
+    def _read_machine(self) -> list[Reading]:
+        """Memory and disk; what cannot be read has no sample."""
+        found = read_resources(self.state_dir)
+        rows = (
+            (catalog.MEMORY_USED, found.memory_used, found.memory_total),
+            (catalog.MEMORY_TOTAL, found.memory_total, found.memory_total),
+            (catalog.DISK_FREE, found.disk_free, found.disk_total),
+            (catalog.DISK_TOTAL, found.disk_total, found.disk_total),
+        )
+        return [Reading(spec, {(): float(value)} if total else {}) for spec, value, total in rows]
 
 
 def _read_usages(manager: ModelManager) -> dict[tuple[str, str], ProcessUsage]:

@@ -330,6 +330,7 @@ class InferenceServer:
             held=self._held,
             access=self._access,
             clock=self._clock,
+            state_dir=Path(self._settings.state_dir),
         )
 
     def _interceptor(self, held: HeldBytes | None = None, access: Access | None = None) -> CallInterceptor:

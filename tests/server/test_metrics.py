@@ -24,14 +24,14 @@ from tests.server.simulated_connections import SimConnections, SimMemory
 from tests.server.simulator import World
 
 
-def reader(world: World) -> ServerReader:
+def reader(world: World, state_dir: Path = Path("/")) -> ServerReader:
     """A reader of one model."""
     health = HealthRegistry(["", "shapes"])
     health.update({"": False, "shapes": True})
     held = HeldBytes(HeldRules(1000, 1000, 12.0), SimConnections(), SimMemory())
     lag = LoopLag(world.clock.monotonic)
     models, access = Models([world.manager]), Access(None, AccessRules())
-    return ServerReader(models, health, lag, lambda: world.drain.is_draining, held, access, world.clock)
+    return ServerReader(models, health, lag, lambda: world.drain.is_draining, held, access, world.clock, state_dir)
 
 
 def registry_of(world: World) -> CollectorRegistry:
@@ -124,6 +124,16 @@ def test_a_process_reads_what_it_uses() -> None:
 def test_no_counter_has_a_second_series() -> None:
     """Prometheus does not use when a counter was created."""
     assert "_created" not in generate_latest(EventMetrics().registry).decode()
+
+
+async def test_a_disk_that_cannot_be_read_has_no_sample(tmp_path: Path) -> None:
+    """A share of nothing would be an alert about nothing."""
+    world = await World(tmp_path).serving()
+    read = {row.metric.name: row.values for row in reader(world, tmp_path).read()}
+    lost = {row.metric.name: row.values for row in reader(world, tmp_path / "gone").read()}
+
+    assert 0 < read["hotslot_disk_free_bytes"][()] < read["hotslot_disk_total_bytes"][()]
+    assert lost["hotslot_disk_free_bytes"] == lost["hotslot_disk_total_bytes"] == {}
 
 
 async def test_the_tasks_of_the_loop_are_counted() -> None:

@@ -1,12 +1,15 @@
 """The updater's metrics are those of its catalog."""
 
+from datetime import UTC, datetime
+
 from common.clock import SystemClock
 from common.logs import get_logger
 from common.metric_catalog import Reading
 from common.metrics import ReadingCollector, create_registry
 from common.process_metrics import make_process_reader
 from common.settings_reload import SETTINGS_METRICS
-from updater.metric_catalog import CATALOG, LOOP_RUNNING
+from updater.core.record import Event, ModelRecord, Stage
+from updater.metric_catalog import CATALOG, GOLDEN_SET, LOOP_RUNNING
 from updater.metrics import MetricsObserver
 from updater.webhooks.metrics import DeliveryReporter
 
@@ -19,8 +22,24 @@ def test_the_catalog_lists_every_metric_once() -> None:
     ReadingCollector(make_process_reader("1.2.3"), registry)
     at = SystemClock().now().timestamp()
     ReadingCollector(lambda: [Reading(spec, {(): at}) for spec in SETTINGS_METRICS], registry)
-    ReadingCollector(lambda: [Reading(LOOP_RUNNING, {("shapes",): 1.0})], registry)  # as the daemon reads its loops
+    models = [Reading(spec, {("shapes",): 1.0}) for spec in (LOOP_RUNNING, GOLDEN_SET)]  # as the daemon reads them
+    ReadingCollector(lambda: models, registry)
 
     families = [(family.name, family.type) for family in registry.collect()]
 
     assert sorted(families) == sorted((spec.name.removesuffix("_total"), spec.kind.value) for spec in CATALOG.metrics)
+
+
+def test_failed_downloads_are_counted_until_one_succeeds() -> None:
+    """Three in a row are an alert; one success ends it."""
+    registry = create_registry()
+    observer = MetricsObserver(registry)
+
+    def count_after(*names: str) -> float | None:
+        events = [Event(datetime(2026, 1, 1, tzinfo=UTC), "shapes", Stage.STAGING, name, "") for name in names]
+        observer.record_written(ModelRecord("shapes"), events)
+        return registry.get_sample_value("hotslot_failed_downloads", {"model": "shapes"})
+
+    assert count_after() == 0
+    assert count_after("staging_failed", "content_mismatched", "staging_failed") == 3
+    assert count_after("revision_staged") == 0

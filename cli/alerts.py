@@ -1,0 +1,63 @@
+"""`hotslot alerts …`: prints Prometheus's rules and writes the runbooks. Works without a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.config import list_settings
+from cli.output import out, print_text
+from cli.problems import CommandFailed
+from common.metric_catalog import MetricCatalog
+from inference.server import metric_catalog as server
+from monitoring.rules_file import DEFAULT_BASE, render_rules
+from monitoring.runbooks import SettingFact, render_runbooks
+from updater import metric_catalog as updater
+
+app = typer.Typer(no_args_is_help=True)
+RULES = "deploy/prometheus/hotslot.rules.yml"
+CATALOGS: tuple[MetricCatalog, ...] = (server.CATALOG, updater.CATALOG)
+
+
+@app.callback()
+def alerts() -> None:
+    """Alerts: rules for Prometheus and their runbooks."""
+
+
+@app.command(
+    epilog=f"Example:  hotslot alerts rules > {RULES}\n\nNext:  `promtool check rules` reads them as Prometheus does."
+)
+def rules(
+    *,
+    base: Annotated[str, typer.Option(metavar="URL", help="What stands before a runbook's name.")] = DEFAULT_BASE,
+) -> None:
+    """Print recording rules and alerts for Prometheus."""
+    out.print(render_rules(base), end="", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example:  hotslot alerts runbooks docs/runbooks\n\nNext:  `hotslot alerts rules --base URL`.")
+def runbooks(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the pages; pages of no alert are deleted.")],
+) -> None:
+    """Write a runbook page for each alert.
+
+    Each has the meaning, the first command, causes with what to do, and what the
+    code says about the metrics and settings.
+    """
+    pages = make_pages()
+    folder.mkdir(parents=True, exist_ok=True)
+    strange = [path.name for path in folder.iterdir() if path.suffix != ".md"]
+    if strange:
+        raise CommandFailed(f"{folder} has other files ({strange[0]}): name a folder for runbooks alone")
+    for path in folder.iterdir():
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    print_text(f"{len(pages)} pages")
+
+
+def make_pages() -> dict[str, str]:
+    """File name → content of every runbook page."""
+    facts = {row.key: SettingFact(row.default, row.meaning) for row in list_settings()}
+    return render_runbooks(CATALOGS, facts)
