@@ -116,9 +116,10 @@ chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list 
 tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
 	@dev/scripts/tools-watch
 
-test-watch: env tools-watch ## Test alert rules with the real promtool (half a minute)
+test-watch: env tools-watch ## Test alert rules and deliveries with the real Prometheus and Alertmanager
 	promtool check config deploy/prometheus/prometheus.yml
 	cd deploy/prometheus && promtool test rules hotslot.test.yml
+	@$(bin)/python -m dev.watch.delivery
 
 env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap

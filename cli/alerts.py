@@ -10,13 +10,14 @@ from cli.output import out, print_text
 from cli.problems import CommandFailed
 from common.metric_catalog import MetricCatalog
 from inference.server import metric_catalog as server
+from monitoring.relay import metric_catalog as relay
 from monitoring.rules_file import DEFAULT_BASE, render_rules
 from monitoring.runbooks import SettingFact, render_runbooks
 from updater import metric_catalog as updater
 
 app = typer.Typer(no_args_is_help=True)
 RULES = "deploy/prometheus/hotslot.rules.yml"
-CATALOGS: tuple[MetricCatalog, ...] = (server.CATALOG, updater.CATALOG)
+CATALOGS: tuple[MetricCatalog, ...] = (server.CATALOG, updater.CATALOG, relay.CATALOG)
 
 
 @app.callback()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli import (
+    alert_relay,
     alerts,
     bundles,
     config,
@@ -109,6 +110,9 @@ app.add_typer(
     help="Print alert rules for Prometheus; write their runbooks.",
     epilog="Example:  hotslot alerts rules > hotslot.rules.yml\n\nNext:  docs/how-to/watch.md sets it up.",
 )
+
+
+app.command("alert-relay", epilog=alert_relay.EXAMPLE)(alert_relay.alert_relay)
 
 
 @app.callback(invoke_without_command=True)

@@ -203,7 +203,7 @@ def load_settings(kind: type[T]) -> T:
     except tomllib.TOMLDecodeError as error:
         raise SettingsInvalid([Mistake(str(path), f"not TOML: {error}")]) from error
     except ValidationError as error:
-        raise SettingsInvalid(_without_echoes([_mistake(row) for row in error.errors()])) from error
+        raise SettingsInvalid(list_mistakes(error)) from error
     _check_names(loaded.models)
     return loaded
 
@@ -216,6 +216,11 @@ def use_settings_file(path: Path) -> None:
 def silence_grpc_logs() -> None:
     """Keep gRPC's own log lines off standard error unless GRPC_VERBOSITY is set; must run before gRPC is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def list_mistakes(error: ValidationError) -> list[Mistake]:
+    """What pydantic has found, with the keys as in the file."""
+    return _without_echoes([_mistake(row) for row in error.errors()])
 
 
 def _check_names(models: tuple[ModelSettings, ...]) -> None:

@@ -159,5 +159,20 @@ ACCESS = AlertGroup(
             (Step("all tokens were revoked", "`hotslot token new NAME` makes one"),),
             ("server.tokens_file",),
         ),
+        Alert(
+            "HotslotAlertsNotDelivered",
+            Severity.CRITICAL,
+            "increase(hotslot_alert_relay_failures_total[5m]) > 0",
+            "10m",
+            "alerts do not reach {{ $labels.target }}: {{ $labels.reason }}",
+            "`hotslot alert-relay` cannot deliver. What it has accepted waits on disk until the chat answers.",
+            "hotslot logs explain relay.log",
+            (
+                Step("RATE_LIMITED", "the chat accepts few messages a minute: group alerts in Alertmanager"),
+                Step("REFUSED", "the robot's key, keyword or signature is wrong: the log has the chat's code"),
+                Step("UNREACHABLE or TIMEOUT", "check this machine's way to the chat's servers"),
+                Step("you read this in the chat", "it is back; alerts about the relay need a second way to people"),
+            ),
+        ),
     ),
 )

@@ -54,6 +54,7 @@ _GPU_USED = 'hotslot_device_memory_used_bytes{instance="a",device="cuda:0"}'
 _GPU_TOTAL = 'hotslot_device_memory_total_bytes{instance="a",device="cuda:0"}'
 _UPDATES = 'hotslot_updates_total{model="shapes",outcome="ROLLED_BACK",reason="ERROR_BURST"}'
 _COMMITTED = 'hotslot_updates_total{model="shapes",outcome="COMMITTED",reason=""}'
+_RELAY = 'hotslot_alert_relay_failures_total{target="ops",reason="UNREACHABLE"}'
 _MEMORY_USED = 'hotslot_memory_used_bytes{instance="a"}'
 _MEMORY_TOTAL = 'hotslot_memory_total_bytes{instance="a"}'
 _EXPIRY = 'hotslot_certificate_expiry_timestamp_seconds{instance="a"}'
@@ -191,6 +192,7 @@ CASES: tuple[RuleCase, ...] = (
     ),
     _gauge("HotslotCertificateEnded", _EXPIRY, 3600, 518400),
     _gauge("HotslotReloadFailed", 'hotslot_last_reload_successful{instance="a",file="tokens"}', 0, 1),
+    RuleCase("HotslotAlertsNotDelivered", "22m", {_RELAY: "_x10 0+1x40"}, {_RELAY: "1x60"}),
     _gauge("HotslotNoTokens", 'hotslot_tokens{instance="a"}', 0, 2),
 )
 
