@@ -10,6 +10,7 @@ from cli import (
     alerts,
     bundles,
     config,
+    doctor,
     golden,
     healthcheck,
     hub,
@@ -37,7 +38,8 @@ _EXAMPLES = """Start here:
   hotslot updates status
   hotslot bundle import examples/shapes/v1.0.0
   hotslot config check
-  hotslot reload --check"""
+  hotslot reload --check
+  hotslot doctor"""
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # The flags of grpc_health_probe have one dash, which Typer would not accept.
 _PASSED_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -112,6 +114,7 @@ app.add_typer(
 )
 
 
+app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("alert-relay", epilog=alert_relay.EXAMPLE)(alert_relay.alert_relay)
 
 

@@ -64,6 +64,15 @@ def doctor(
         raise typer.Exit(1)
 
 
+def examine_model(section: UpdaterSection, name: str, state_dir: Path) -> tuple[str, "Diagnosis"]:
+    """Ask the hub of a model of the settings, read only; returns its place and what was found.
+
+    Raises:
+        CommandFailed: it does not answer.
+    """
+    return _examine(section, name, _find_committed(state_dir, name))
+
+
 def _examine(section: UpdaterSection, name: str, committed: Committed | None) -> tuple[str, "Diagnosis"]:
     # The command line starts without an HTTP library.
     from updater.compose import build_rules, open_hub  # noqa: PLC0415

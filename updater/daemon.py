@@ -217,7 +217,7 @@ class Updater:
         sections = self._reloader.settings.updater.models
         return [
             Reading(LOOP_RUNNING, {(name,): float(is_so) for name, is_so in self._loop_states().items()}),
-            Reading(GOLDEN_SET, {(name,): float(sections[name].golden is not None) for name in self._names if name in sections}),
+            Reading(GOLDEN_SET, {(name,): float(sections[name].golden is not None) for name in self._names}),
         ]
 
     def _stop_updates(self, error: JournalUnusable) -> None:
