@@ -14,6 +14,7 @@ from cli import (
     golden,
     healthcheck,
     hub,
+    logs,
     metrics,
     predict,
     reload,
@@ -105,6 +106,12 @@ app.add_typer(
     name="metrics",
     help="Document the metrics.",
     epilog="Example:  hotslot metrics reference",
+)
+app.add_typer(
+    logs.app,
+    name="logs",
+    help="Tell a log as a story, with causes and what to do.",
+    epilog="Example:  hotslot logs explain hotslot.log\n\nNext:  docs/how-to/read-the-logs.md explains single lines.",
 )
 app.add_typer(
     alerts.app,

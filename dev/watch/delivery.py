@@ -68,7 +68,7 @@ def exported(numbers: Numbers) -> Iterator[int]:
 
 
 @contextmanager
-def relaying(folder: Path, chat: SimulatedChat, kind: str) -> Iterator[int]:
+def relaying(folder: Path, chat: SimulatedChat, kind: str, messages_a_minute: int = 18) -> Iterator[int]:
     """`hotslot alert-relay` as a process of its own; the port."""
     port = free_port()
     (folder / "url").write_text(chat.url(PATHS[kind]), encoding="ascii")
@@ -76,7 +76,7 @@ def relaying(folder: Path, chat: SimulatedChat, kind: str) -> Iterator[int]:
     secret = "" if kind == "wecom" else f'secret_file = "{folder / "secret"}"\n'
     (folder / "relay.toml").write_text(
         f'port = {port}\nqueue_dir = "{folder / "queue"}"\n[[targets]]\nname = "ops"\nkind = "{kind}"\n'
-        f'url_file = "{folder / "url"}"\n{secret}',
+        f'url_file = "{folder / "url"}"\nmessages_a_minute = {messages_a_minute}\n{secret}',
         encoding="utf-8",
     )
     command = [
