@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.output import BAD, DOUBTFUL, GOOD, print_text
+from cli.output import BAD, GOOD, print_text
 from cli.problems import CommandFailed
 from cli.settings import read_settings
 from common.bundle import Bundle, Committed, bundle_folder
-from common.engine_files import Task
 from common.golden_set import GoldenBroken, read_folder
 from common.judging import Answers, count_right, find_objection, run_judge
 from common.settings import settings_path
@@ -66,9 +65,6 @@ def golden_check(
 def _judge(state: Path, golden: GoldenChoice, bundle: Bundle, committed: Committed | None, judge: Judge) -> str:
     """Answer the set, print the accuracy, and return what speaks against the bundle."""
     if golden.folder is None:
-        return ""
-    if bundle.task != Task.VISUAL_ENTAILMENT:
-        print_text(("an import does not answer golden sets of addresses; `hotslot golden check` does", DOUBTFUL))
         return ""
     try:
         found = read_folder(golden.folder, bundle.task).golden

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable import read_bounded
-from common.golden_set import GoldenSet
+from common.golden_set import GoldenItem, GoldenSet
 from common.sealing import ConvertLimits, run_child
 from common.source import ConversionRefused
 
@@ -17,7 +17,7 @@ ANSWERS_NAME = "answers.json"
 MAX_ANSWERS_BYTES = 64 << 20
 MAX_LOSS = 0.01  # of accuracy against the committed bundle
 MIN_AGREEMENT = 0.9  # with the committed bundle, on questions without an expected answer
-Answers = Mapping[str, Sequence[str]]  # labels by item
+Answers = Mapping[str, Sequence[str]]  # by item, in the form of `common.answers`; "" where it was NaN or infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class GoldenCount:
 
     right: int
     expected: int  # questions with an expected answer
-    unread: int  # items whose picture the engine refused
+    unread: int  # items that the engine refused
+    not_finite: int = 0  # questions that it answered with NaN or infinity
 
     @property
     def accuracy(self) -> float:
@@ -60,7 +61,10 @@ def count_right(golden: GoldenSet, answers: Answers) -> GoldenCount:
         for item in golden.items
         for given, expected in zip(answers.get(item.item) or [""] * len(item.expected), item.expected, strict=False)
     )
-    return GoldenCount(right, golden.expected, sum(not answers.get(item.item) for item in golden.items))
+    given = [answers.get(item.item, ()) for item in golden.items]
+    return GoldenCount(
+        right, golden.expected, sum(not row for row in given), sum(row.count("") for row in map(list, given))
+    )
 
 
 def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | None, min_accuracy: float = 0.0) -> str:
@@ -73,6 +77,10 @@ def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | N
         min_accuracy: from the settings; the set's own counts if it is higher.
     """
     count = count_right(golden, candidate)
+    if count.not_finite:
+        return f"{count.not_finite} of {golden.questions} questions are answered with NaN or infinity"
+    if count.unread == len(golden.items):
+        return "it answers no item"
     least = max(min_accuracy, golden.min_accuracy)
     if golden.expected and count.accuracy < least:
         return f"the accuracy is {count.accuracy:.1%}, required: {least:.1%}"
@@ -81,11 +89,13 @@ def find_objection(golden: GoldenSet, candidate: Answers, committed: Answers | N
     before = count_right(golden, committed)
     if golden.expected and count.accuracy < before.accuracy - MAX_LOSS:
         return f"the accuracy is {count.accuracy:.1%}, the committed bundle's {before.accuracy:.1%}"
-    pairs = [
-        (given, other)
-        for item in golden.items
-        if not item.expected
-        for given, other in zip(candidate.get(item.item, ()), committed.get(item.item, ()), strict=False)
-    ]
+    pairs = [pair for item in golden.items if not item.expected for pair in _pair_answers(item, candidate, committed)]
     share = sum(given == other for given, other in pairs) / len(pairs) if pairs else 1.0
     return "" if share >= MIN_AGREEMENT else f"it agrees with the committed bundle on {share:.1%} of the questions"
+
+
+def _pair_answers(item: GoldenItem, candidate: Answers, committed: Answers) -> list[tuple[str, str]]:
+    """Both bundles' answers to an item's questions, of those that the committed one answered."""
+    missing = [""] * len(item.texts)
+    given, other = (answers.get(item.item) or missing for answers in (candidate, committed))
+    return [pair for pair in zip(given, other, strict=False) if pair[1]]

@@ -10,18 +10,32 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from common.answers import AddressPart, format_parts
 from common.bundle import BundleBroken, read_bundle
 from common.durable import write_atomic
 from common.errors import InputRefused
 from common.exit_codes import ExitCode
 from common.golden_set import GoldenBroken, GoldenFolder, GoldenItem, read_folder
 from common.judging import ANSWERS_NAME
-from inference.runner.engines.base import BundleRefused, Engine, EntailmentItem, LoadOptions, RowRange, loader_for
+from inference.runner.engines.base import (
+    AddressItem,
+    BundleRefused,
+    Engine,
+    EntailmentItem,
+    LoadOptions,
+    PreparedItem,
+    RowRange,
+    RowResult,
+    loader_for,
+)
+from inference.runner.items import is_finite
 from inference.runner.process import bind_to_parent
 from inference.wire import EntailmentScores
+
+_Call = list[tuple[GoldenItem, RowRange[PreparedItem]]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,22 +63,54 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def answer_set(engine: Engine, golden: GoldenFolder) -> dict[str, list[str]]:
-    """The labels of each item's statements, in their order."""
-    return {item.item: _answer(engine, golden, item) for item in golden.golden.items}
+    """The answers to each item's questions, in their order; items share the engine's calls."""
+    answers: dict[str, list[str]] = {item.item: [] for item in golden.golden.items}
+    for call in fill_calls(_prepare(engine, golden), max(1, engine.max_call_rows)):
+        for (item, _), results in zip(call, engine.compute([part for _, part in call]), strict=True):
+            given = answers[item.item]
+            for result in results:
+                if result is not None:  # one of several rows of a long address
+                    given.append(_format_answer(result, item.texts[len(given)]))
+    return answers
 
 
-def _answer(engine: Engine, golden: GoldenFolder, item: GoldenItem) -> list[str]:
-    try:
-        prepared = engine.prepare(EntailmentItem(golden.picture(item), item.statements, item.premise))
-    except InputRefused:
-        return []
-    results = engine.compute([RowRange(prepared, 0, prepared.rows)])[0]
-    return [_label(result) for result in results if isinstance(result, EntailmentScores)]
+def fill_calls(items: Iterable[tuple[GoldenItem, PreparedItem]], max_rows: int) -> Iterator[_Call]:
+    """Distribute items over calls of at most `max_rows` rows; only an item that is larger than a call is split."""
+    call: _Call = []
+    free = max_rows
+    for item, prepared in items:
+        if call and prepared.rows > free:
+            yield call
+            call, free = [], max_rows
+        for start in range(0, prepared.rows, max_rows):
+            stop = min(prepared.rows, start + max_rows)
+            call.append((item, RowRange(prepared, start, stop)))
+            free -= stop - start
+            if free <= 0:
+                yield call
+                call, free = [], max_rows
+    if call:
+        yield call
 
 
-def _label(scores: EntailmentScores) -> str:
-    by_label = {"yes": scores.yes, "no": scores.no, "maybe": scores.maybe}
-    return max(by_label, key=by_label.__getitem__)
+def _prepare(engine: Engine, golden: GoldenFolder) -> Iterator[tuple[GoldenItem, PreparedItem]]:
+    """The items that the engine accepts."""
+    for item in golden.golden.items:
+        try:
+            if item.addresses:
+                yield item, engine.prepare(AddressItem(item.addresses))
+            else:
+                yield item, engine.prepare(EntailmentItem(golden.picture(item), item.statements, item.premise))
+        except InputRefused:
+            continue
+
+
+def _format_answer(result: RowResult, text: str) -> str:
+    if result is None or not is_finite(result):
+        return ""
+    if isinstance(result, EntailmentScores):
+        return result.label
+    return format_parts(AddressPart(span.kind, text[span.start : span.end], span.start) for span in result)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`hotslot bundle import` with a golden set: the accuracy is printed before the pointer moves."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from cli.problems import CommandFailed
 from common.bundle import Bundle, Committed, Origin
 from common.golden_set import MAX_PICTURE_BYTES, GoldenItem, GoldenSet, read_folder
 from common.judging import count_right, find_objection
+from common.sealing import ConvertLimits, run_convert
 from tests.cli.conftest import Hotslot
 from tests.cli.scripted_server import ScriptedServer
 
+ADDRESSES = Path(__file__).resolve().parents[2] / "examples" / "addresses"
 NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 COMMITTED = Committed("shapes", OLD, OLD, "v1", Origin.IMPORT)
 BUNDLE = Bundle(NEW, NEW, "v2", "ofa", "visual-entailment", "float32", "ofa-2", ())
@@ -65,6 +68,27 @@ def test_an_item_without_answers_is_wrong() -> None:
     assert (count.right, count.expected, count.unread) == (1, 2, 1)
 
 
+def test_a_bundle_that_answers_with_nan_is_objected_to() -> None:
+    """Also where nothing is expected and nothing is committed."""
+    found = find_objection(golden(2, expects=False), {"i0": ["yes"], "i1": [""]}, None)
+
+    assert found == "1 of 2 questions are answered with NaN or infinity"
+
+
+def test_a_bundle_that_answers_nothing_is_objected_to() -> None:
+    """It refuses each picture."""
+    questions = golden(4, expects=False)
+
+    assert find_objection(questions, {}, None) == "it answers no item"
+    some = {"i0": ["yes"]}
+    assert "on 25.0% of" in find_objection(questions, some, answers(4, 4))
+
+
+def test_what_the_committed_bundle_does_not_answer_is_not_compared() -> None:
+    """It is no reason against the new one."""
+    assert find_objection(golden(2, expects=False), answers(2, 2), {"i0": ["yes"], "i1": []}) == ""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A golden set of one picture and one expected answer."""
@@ -86,6 +110,20 @@ def test_the_import_stops_before_the_pointer_moves(folder: Path, capsys: pytest.
     golden_check(folder, GoldenChoice(folder), force=True, judge=judge)(BUNDLE, COMMITTED)
 
     assert capsys.readouterr().out.count("golden set: v2 has 0 of 1 expected answers right (0.0%); v1: 1") == 2
+
+
+def test_addresses_are_judged_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the real judge, on the address model of the demo: the set expects a wrong part in one of four lines."""
+    lines = (ADDRESSES / "golden" / "golden.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    wrong = {"item": "wrong", "addresses": ["杭州"], "expected": [[["road", "杭州", 0]]]}
+    (tmp_path / "golden.jsonl").write_text("\n".join([*lines, json.dumps(wrong)]), encoding="utf-8")
+    bundle = run_convert(ADDRESSES / "v1.1.0", tmp_path / "state", "v1.1.0", ConvertLimits(), "float32")
+
+    with pytest.raises(CommandFailed, match=r"v1\.1\.0 was not imported: the accuracy is 75\.0%, required: 90\.0%"):
+        golden_check(tmp_path / "state", GoldenChoice(tmp_path, 0.9), force=False)(bundle, None)
+    golden_check(tmp_path / "state", GoldenChoice(tmp_path, 0.7), force=False)(bundle, None)
+
+    assert capsys.readouterr().out.count("v1.1.0 has 3 of 4 expected answers right (75.0%)") == 2
 
 
 def test_a_set_that_cannot_be_used_stops_the_import(folder: Path) -> None:
