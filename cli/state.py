@@ -1,6 +1,7 @@
 """`hotslot state …`: back up, restore and verify the state folder."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,7 +132,7 @@ def _journal_copier(state: Path) -> Callable[[Path], None]:
         except AlreadyRunning:
             with connection(updates_endpoint(state), _SECONDS) as channel:
                 answer = UpdatesServiceStub(channel).CopyJournal(pb.CopyJournalRequest(), timeout=_SECONDS)
-            (run_folder(state) / answer.file).replace(target)
+            shutil.move(run_folder(state) / answer.file, target)  # also to another file system
 
     return copy
 

@@ -97,6 +97,7 @@ class ScriptedHub:
     change_rows: Callable[[list[dict[str, Any]]], None] = lambda _: None  # of a listing
     token: str = ""  # demanded of every request
     commit: str = ""  # of every listing; empty: not told
+    commits: dict[str, str] = field(default_factory=dict)  # of the listings of some revisions
     cut_at: int = 0  # rows after which a listing of files ends silently; 0: never
     pages: bool = False  # whether revisions come in pages
     ignores_range: bool = False
@@ -217,7 +218,8 @@ class ScriptedHub:
             self.change_rows(files)
             if asked.query.get("Recursive") == "False":
                 files = [row for row in files if "/" not in row["Path"]]
-            latest = {"LatestCommitter": {"Id": self.commit, "ShortId": self.commit[:8]}} if self.commit else {}
+            commit = self.commits.get(place.name, self.commit)
+            latest = {"LatestCommitter": {"Id": commit, "ShortId": commit[:8]}} if commit else {}
             return _json(200, _whole({"Files": files[: self.cut_at or None], **latest}))
         file = place / asked.query.get("FilePath", "")
         if asked.kind == "file" and file.is_file():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalNotWritten, JournalUnreadable
 from updater.store.journal import Journal
 
-JOURNAL_COPY = "journal-copy.db"
+JOURNAL_COPY = "journal-copy-{}.db"  # in the run folder
+MAX_COPIES = 16  # callers move them away; one that did not leaves its copy until so many others were made
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_REASON_CHARS = 200
@@ -89,6 +91,7 @@ class UpdatesApi:
             copies: folder for copies of the journal.
         """
         self._copies = copies
+        self._copy_numbers = count()
         self._models = models
         self._starting = starting
         self._settings = settings
@@ -209,8 +212,9 @@ class UpdatesApi:
         return response
 
     def _copy_journal(self, _request: pb.CopyJournalRequest, _seconds: float) -> pb.CopyJournalResponse:
-        self._journal().copy_to(self._copies / JOURNAL_COPY)
-        return pb.CopyJournalResponse(file=JOURNAL_COPY)
+        file = JOURNAL_COPY.format(next(self._copy_numbers) % MAX_COPIES)
+        self._journal().copy_to(self._copies / file)
+        return pb.CopyJournalResponse(file=file)
 
     def _reload_settings(self, request: pb.ReloadSettingsRequest, _seconds: float) -> pb.ReloadSettingsResponse:
         return pb.ReloadSettingsResponse(reload=self._settings.reload(check_only=request.check_only))

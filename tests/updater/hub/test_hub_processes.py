@@ -1,20 +1,28 @@
 """A real updater and a real server on a hub over HTTP."""
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 
+from cli.main import run
+from common.paths import run_folder
 from dev.harness.revisions import MODEL
 from dev.harness.waiting import eventually
 from hotslot.updates.v1 import updates_pb2 as pb
+from tests.stack.refusal import refusal_of
 from tests.updater.edges.world import World
 from tests.updater.hub.conftest import WEIGHTS
 from tests.updater.scripted_hub import Exchange, ScriptedHub, resets_after, stalls_after
+from updater.store.journal import read_records
 
 pytestmark = [pytest.mark.timeout(180)]
 FOREVER = 10**6
+COMMIT = "5e8c4ac9d1f20b7730c8a4b8d4a1c0ffee123456"
 MIB = 1 << 20
 
 
@@ -121,6 +129,74 @@ def test_a_check_reports_the_error_of_the_hub(world: World, server: ScriptedHub)
     world.operator.ResetBreaker(pb.ResetBreakerRequest(breaker="hub"), timeout=30)
     told = world.operator.CheckNow(pb.CheckNowRequest(), timeout=30)
     assert told.message
+
+
+@pytest.mark.fault("H2")
+def test_operators_name_contents_by_prefixes(world: World, server: ScriptedHub) -> None:
+    """Of source digests and of commit ids, in every command that takes one; a prefix of nothing is refused."""
+    world.start_updater()
+    world.status()
+    questions = (world.golden / "golden.jsonl").read_text(encoding="utf-8")
+    (world.golden / "golden.jsonl").write_text("", encoding="utf-8")  # what is tested now waits for a person
+    world.updates_hold()
+    revision = world.next_revision()
+    server.commits[revision] = COMMIT
+    world.publish(revision)
+
+    started = world.operator.Update(pb.UpdateRequest(revision=COMMIT[:6]), timeout=60).update
+    world.wait_rest("HELD")
+    digits = world.status().current.source_digest.removeprefix("sha256:")
+    assert (started.revision, world.status().current.commit_id) == (revision, COMMIT)
+    with pytest.raises(grpc.RpcError) as caught:
+        world.operator.Approve(pb.ApproveRequest(source_digest="0" * 12), timeout=30)
+    assert refusal_of(caught.value).reason == "NOT_HELD"
+    world.operator.Approve(pb.ApproveRequest(source_digest=digits[:6]), timeout=30)
+    (world.golden / "golden.jsonl").write_text(questions, encoding="utf-8")
+    world.wait(lambda: world.serving() == revision, "it is on trial, or committed")
+
+    with pytest.raises(grpc.RpcError) as caught:
+        world.operator.Rollback(pb.RollbackRequest(revision="0" * 12), timeout=30)
+    assert refusal_of(caught.value).reason == "OTHER_REVISION"
+    world.operator.Rollback(pb.RollbackRequest(revision=COMMIT[:8]), timeout=30)
+    world.wait(lambda: world.is_quarantined(revision), "it is taken back")
+    world.wait_rest()
+    with pytest.raises(grpc.RpcError) as caught:
+        world.operator.Update(pb.UpdateRequest(revision=digits[:10]), timeout=60)
+    assert refusal_of(caught.value).reason == "QUARANTINED"
+    state = world.operator.Unquarantine(pb.UnquarantineRequest(source_digest=COMMIT[:7]), timeout=30).state
+    assert list(state.quarantine) == []
+    world.operator.Update(pb.UpdateRequest(revision=f"sha256:{digits[:8]}"), timeout=60)
+    world.wait_committed(revision)
+    world.operator.Resume(pb.ResumeRequest(), timeout=30)
+
+
+def test_a_running_hotslot_is_backed_up(world: World, tmp_path: Path) -> None:
+    """The updater copies its journal, also to another file system, and several times at once; the copy is restored."""
+    world.start_updater()
+    world.status()
+    memory = Path("/dev/shm")  # noqa: S108  a file system of its own, where there is one
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
+        backup, other = Path(name) / "backup", tmp_path / "other"
+        assert hotslot("backup", str(backup), "--state-dir", str(world.state)) == 0
+        assert (backup / "journal.db").stat().st_mode & 0o777 == 0o600
+        assert hotslot("verify", "--state-dir", str(world.state)) == 0
+        assert hotslot("restore", str(backup), "--state-dir", str(other)) == 0
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(world.operator.CopyJournal, pb.CopyJournalRequest(), timeout=30) for _ in range(4)]
+        files = {call.result().file for call in calls}
+    assert len(files) == 4
+    for file in files:
+        assert [record.model for record in read_records(run_folder(world.state) / file)] == [MODEL]
+    (restored,) = read_records(other / "journal.db")
+    assert restored.committed is not None
+    assert restored.committed.revision == _committed(world)
+
+
+def hotslot(*words: str) -> object:
+    """Run `hotslot state …`; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run(("state", *words))
+    return ended.value.code or 0
 
 
 def _committed(world: World) -> str:

@@ -100,6 +100,27 @@ def test_a_commit_id_names_what_the_hub_lists(branch: StoryWorld) -> None:
     assert committed(branch) == bundle
 
 
+@pytest.mark.fault("H6")
+def test_a_release_that_is_published_again_is_an_alarm_over_http() -> None:
+    """Its new content is not taken; the alarm ends when the hub has the old content again."""
+    world = StoryWorld()
+    with ScriptedHub(world.hub_folder) as server:
+        world.hub = asking(server.url)  # type: ignore[assignment]
+        world.publish("v1.0.0", Quality())
+        world.settle(500.0)
+        before = world.record.committed
+        (world.hub_folder / "v1.0.0").rename(world.folder / "first")
+        world.publish("v1.0.0", Quality())
+        world.settle(500.0)
+        assert [row.revision for row in world.record.watch.republished] == ["v1.0.0"]
+        assert world.record.committed == before
+        shutil.rmtree(world.hub_folder / "v1.0.0")
+        (world.folder / "first").rename(world.hub_folder / "v1.0.0")
+        world.settle(500.0)
+        assert world.record.watch.republished == ()
+    world.close()
+
+
 @pytest.mark.fault("H7")
 def test_a_hub_folder_that_is_gone_is_a_fault_until_it_is_back() -> None:
     """Never an empty hub; serving goes on, and the next revision is taken when it is back."""
