@@ -206,6 +206,23 @@ def test_slots_in_use_cannot_be_retired(stack: Stack) -> None:
     assert stack.check(question()) == "r2"
 
 
+@pytest.mark.fault("H19")
+def test_a_load_that_is_retired_while_it_loads_ends_at_once(stack: Stack) -> None:
+    """LoadSlot tells its caller why, the slot takes another bundle, and callers notice nothing."""
+    said = stack.control.begin_load(stack.bundle("r-endless", load_seconds=3600.0).bundle_digest)
+    load_id = next(said).load_id
+
+    state = stack.control.retire(load_id)
+
+    with pytest.raises(grpc.RpcError) as error:
+        list(said)
+    assert refusal_of(error.value).reason == "LOAD_RETIRED"
+    assert load_id not in [slot.load_id for slot in state.slots]
+    assert stack.check(question()) == "r1"
+    stack.control.candidate(stack.answers.digest_of("r2"))
+    assert [slot.revision for slot in stack.control.status().slots if slot.role == "CANDIDATE"] == ["r2"]
+
+
 def test_a_probe_reports_the_outcome_of_each_item(stack: Stack) -> None:
     """On any slot; an invalid item fails alone, and the item limits are enforced."""
     load_id = stack.control.candidate(stack.answers.digest_of("r2"))

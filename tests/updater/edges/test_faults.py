@@ -36,6 +36,7 @@ def _newer_schema(path: Path) -> None:
 
 
 @pytest.mark.fault("D6")
+@pytest.mark.fault("H12")
 @pytest.mark.parametrize("damage", [_empty, _break_header, _newer_schema])
 def test_a_damaged_journal_stops_updates_but_not_serving(make_world: MakeWorld, damage: object) -> None:
     """The status says what to do, nothing is changed, and updates continue after a repair."""
