@@ -12,14 +12,16 @@ import typer
 from cli.clients import connection, updates_endpoint
 from cli.output import BAD, DIM, GOOD, err, out, print_text, size, text
 from cli.problems import CommandFailed
-from cli.settings import StateDir, state_folder
+from cli.settings import StateDir, read_settings, state_folder
 from common.durable import AlreadyRunning, lock_instance
 from common.exit_codes import ExitCode
 from common.paths import SERVER_LOCK, UPDATER_LOCK, run_folder
+from common.settings import settings_path
 from hotslot.updates.v1 import updates_pb2 as pb
 from hotslot.updates.v1.updates_pb2_grpc import UpdatesServiceStub
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
+from updater.core.rules import ReleasePolicy
 from updater.settings import JOURNAL_NAME
 from updater.store.backup import BackupBroken, check_backup, restore, restore_from_witness, save, verify
 from updater.store.journal import Journal
@@ -103,11 +105,20 @@ def restore_(
         raise CommandFailed("name either the folder of a backup, or --from-witness")
     state = state_folder(state_dir)
     with _explaining(), _stopped(state, with_server=folder is not None), err.status(text(f"restoring {state}")):
-        records = restore_from_witness(state) if folder is None else restore(folder, state)
+        records = restore_from_witness(state) if folder is None else restore(folder, state, _policies())
     _show(records)
     print_text(("restored ", GOOD), f"{state}; start hotslot, and look at `hotslot updates status`")
     if from_witness:
         print_text(("updates are paused: `hotslot updates resume` when that is what you expect", DIM))
+
+
+def _policies() -> dict[str, ReleasePolicy]:
+    """By the settings, which are no part of a backup; empty without settings."""
+    if not settings_path().is_file():
+        return {}
+    from updater.compose import build_policy  # noqa: PLC0415  slow: the whole updater
+
+    return {name: build_policy(section) for name, section in read_settings().updater.models.items()}
 
 
 def _show(records: tuple[ModelRecord, ...]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from common.durable import read_bounded, read_within, sync_folder, write_atomic
 from updater.core.ports import JournalUnusable
 from updater.core.record import ModelRecord
 from updater.core.rules import ReleasePolicy
-from updater.core.versions import choose_higher
+from updater.core.versions import choose_higher, parse_version
 from updater.core.witness import ProtectedState, Witness
 from updater.settings import JOURNAL_NAME
 from updater.store.journal import Journal, read_records
@@ -138,8 +138,13 @@ def verify(folder: Path, journal: Path) -> Verified:
     return Verified(records, bundles, size, tuple(problems))
 
 
-def restore(backup: Path, state: Path) -> tuple[ModelRecord, ...]:
+def restore(backup: Path, state: Path, policies: Mapping[str, ReleasePolicy] | None = None) -> tuple[ModelRecord, ...]:
     """Make a state folder what a backup says; returns the restored records. No process of the folder may run.
+
+    Args:
+        backup: its folder.
+        state: the state folder.
+        policies: of the models, by name, to compare minimal versions; default: names are SemVer.
 
     Raises:
         BackupBroken: the backup is damaged; nothing was changed.
@@ -148,7 +153,11 @@ def restore(backup: Path, state: Path) -> tuple[ModelRecord, ...]:
     """
     check_backup(backup)
     kept = _read_protected(state)
-    records = tuple(_keep_protected(record, kept) for record in read_records(backup / JOURNAL_NAME))
+    policy_of = {} if policies is None else policies
+    records = tuple(
+        _keep_protected(record, kept, policy_of.get(record.model, ReleasePolicy()))
+        for record in read_records(backup / JOURNAL_NAME)
+    )
     for folder in ("bundles", SOURCES):
         for source in sorted((backup / folder).glob("sha256-*")):
             _copy_whole(source, state / folder / source.name)
@@ -184,7 +193,11 @@ def restore_from_witness(state: Path) -> tuple[ModelRecord, ...]:
 
 
 def _replace_journal(state: Path, copy: Path | None, records: Iterable[ModelRecord]) -> None:
-    """Put a journal with a new identity in place; the old files are kept beside it with the ending `.replaced`."""
+    """Put a journal with a new identity in place; the old files are kept beside it with the ending `.replaced`.
+
+    Wherever this is interrupted, a start finds the old journal, or one that does not belong to its witness or its
+    rollback journal: it holds updates, and is never a first start.
+    """
     path = state / JOURNAL_NAME
     fresh = state / f"restored-{JOURNAL_NAME}"
     for leftover in (fresh, rollback_path(fresh), witness_path(fresh)):
@@ -198,9 +211,11 @@ def _replace_journal(state: Path, copy: Path | None, records: Iterable[ModelReco
     rollback_path(fresh).unlink(missing_ok=True)
     for old in (path, rollback_path(path), witness_path(path)):
         if old.exists():
-            old.replace(old.with_name(f"{old.name}.replaced"))
-    witness_path(fresh).replace(witness_path(path))
+            shutil.copyfile(old, old.with_name(f"{old.name}.replaced"))
     fresh.replace(path)
+    sync_folder(state)
+    rollback_path(path).unlink(missing_ok=True)
+    witness_path(fresh).replace(witness_path(path))
     sync_folder(state)
 
 
@@ -211,15 +226,20 @@ def _read_protected(state: Path) -> Witness | None:
         return None
 
 
-def _keep_protected(record: ModelRecord, kept: Witness | None) -> ModelRecord:
-    """The record of a backup, with what the folder's witness knows beyond it."""
+def _keep_protected(record: ModelRecord, kept: Witness | None, policy: ReleasePolicy) -> ModelRecord:
+    """The record of a backup, with what the folder's witness knows beyond it.
+
+    Of two minimal versions that cannot be compared, the folder's own stays: a backup is older, as a rule.
+    """
     state = ProtectedState(record.model) if kept is None else kept.state_of(record.model)
     known = {row.source_digest for row in record.quarantine}
     quarantine = (*record.quarantine, *(row for row in state.quarantine if row.source_digest not in known))
     before = {row.source_digest for row in record.replaced}
     replaced = (*record.replaced, *(row for row in state.replaced if row.source_digest not in before))
-    least = choose_higher(state.min_version, record.min_version, ReleasePolicy())
-    return replace(record, min_version=least or record.min_version, quarantine=quarantine, replaced=replaced)
+    least = state.min_version or record.min_version
+    if all(parse_version(version, policy) is not None for version in (state.min_version, record.min_version)):
+        least = choose_higher(state.min_version, record.min_version, policy)
+    return replace(record, min_version=least, quarantine=quarantine, replaced=replaced)
 
 
 def _find_kept(

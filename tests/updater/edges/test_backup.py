@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from dev.harness.pointer import commit_row
 from dev.harness.scripted_engine import make_scripted_bundle
 from tests.updater.edges.test_witness import BAD
 from updater.core.record import Installed, ModelRecord
+from updater.core.rules import ReleasePolicy
 from updater.store.backup import BackupBroken, check_backup, restore, restore_from_witness, save, verify
 from updater.store.database import JournalLost
 from updater.store.journal import Journal
@@ -160,22 +162,51 @@ def test_verify_tells_a_damaged_journal(state: Path) -> None:
     assert any(problem.startswith("journal: ") for problem in verify(state, state / "journal.db").problems)
 
 
-def test_an_interrupted_restore_is_repeated(state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it stops, the next start holds updates or finds the restored journal."""
-    real = Path.replace
-    for number in range(1, 6):
+@pytest.mark.fault("H12")
+def test_versions_of_a_pattern_do_not_go_back(state: Path, backup: Path) -> None:
+    """They are compared by the model's own pattern; without it, what the folder's witness knows stays."""
+    with closing(Journal(state / "journal.db")) as journal:
+        journal.write(replace(load_open(journal), min_version="release-10"), ())
+    restore(backup, state)
+    assert load(state).min_version == "release-10"
+
+    newer = state.parent / "newer"
+    with closing(Journal(state / "journal.db")) as journal:
+        save(state, newer, journal.copy_to)
+        journal.write(replace(load_open(journal), min_version="release-9"), ())
+    restore(newer, state, {"shapes": ReleasePolicy(pattern=r"release-(\d+)")})
+    assert load(state).min_version == "release-10"
+
+
+@pytest.mark.parametrize("has_pointer", [True, False])
+def test_an_interrupted_restore_is_repeated(
+    state: Path, backup: Path, monkeypatch: pytest.MonkeyPatch, *, has_pointer: bool
+) -> None:
+    """Wherever it stops, the next start holds updates or finds the restored journal; it is never a first start."""
+    if not has_pointer:  # that would prove that there was a journal
+        (state / "committed.json").unlink()
+    for number in range(1, 12):
         left = [number]
-
-        def stop(path: Path, target: Path, left: list[int] = left) -> Path:
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            return real(path, target)
-
         with monkeypatch.context() as stopped, contextlib.suppress(KeyboardInterrupt):
-            stopped.setattr(Path, "replace", stop)
+            for name in ("replace", "unlink"):
+                stopped.setattr(Path, name, stopping(getattr(Path, name), left))
             restore(backup, state)
         with contextlib.suppress(JournalLost):
             assert load(state).quarantine == (BAD,)
         restore(backup, state)
         assert load(state).quarantine == (BAD,)
+        if not has_pointer:
+            (state / "committed.json").unlink()
+    assert left[0] > 0
+
+
+def stopping(real: Callable[..., object], left: list[int]) -> Callable[..., object]:
+    """The call, of which some happen; then the process is ended."""
+
+    def call(path: Path, *arguments: object, **named: object) -> object:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return real(path, *arguments, **named)
+
+    return call
