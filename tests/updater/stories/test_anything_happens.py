@@ -78,6 +78,8 @@ class Anything(RuleBasedStateMachine):
         if is_installed:
             self.publish("good", 0)
             self.world.settle(400.0)
+            self.world.keep_journal()
+            self.outside = self.world.outside()
             self.is_blind = False
 
     # The hub.
@@ -217,6 +219,16 @@ class Anything(RuleBasedStateMachine):
         path = self.world.state / "committed.json"
         if path.exists():
             path.write_bytes(SPOILT)
+
+    @precondition(lambda self: self.world.has_whole_pointer())
+    @rule(how=st.sampled_from(["deleted", "emptied", "older", "older"]), steps=st.sampled_from([0, 3, 60, 60]))
+    def journal_is_lost(self, how: str, steps: int) -> None:
+        """The journal is lost, and made anew from its witness. Without a pointer, too, it takes a backup."""
+        self._steps(steps)
+        self.world.disk.kills(None)
+        self._assert_nothing_outside_changed()
+        self.world.lose_journal(how)
+        self.outside = self.world.outside()
 
     # The card.
 

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from cli.hub import publish
-from common.bundle import BundleBroken, bundle_folder, read_bundle, read_committed
+from common.bundle import POINTER_NAME, BundleBroken, bundle_folder, read_bundle, read_committed
 from common.sealing import ConvertLimits
 from dev.harness.revisions import MODEL, convert_scripted, model_folder
 from dev.harness.scripted_updater import digest_of_scripted
@@ -29,20 +29,24 @@ from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
 from updater.core.effects import EffectFailure
-from updater.core.facts import GoldenFacts, OperatorCommand, Release, ServerState
+from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, Release, ServerState
 from updater.core.ports import EffectFailed, JournalUnusable
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
+from updater.core.witness import ProtectedState, protect
 from updater.hub.folder import DirectoryHub
 from updater.loop import CrashPoints, Interrupted, LoopDependencies, ModelLoop, StepGuard
 from updater.perform import Ports
+from updater.store.backup import restore_from_witness
 from updater.store.bundles import BundleStore, ChildConverter, StoreOptions
 from updater.store.garbage import References
 from updater.store.journal import Journal
 from updater.store.staging import StagingLimits
+from updater.store.witness import rollback_path
 
 MEMORY = Path("/dev/shm")  # noqa: S108  only if it is there; a folder of a random name in it
 WEIGHTS = "model.safetensors"
+MAX_ADOPTING_STEPS = 30  # until an updater with a new journal has found what is committed
 RULES = replace(
     COMMON_RULES,
     observe=replace(COMMON_RULES.observe, look_seconds=4.0),
@@ -154,7 +158,7 @@ class StoryWorld:
         self.state.mkdir()
         self.clock = ManualClock()
         self.clock.wall = datetime(2020, 1, 1, tzinfo=UTC)  # files are newer, until the clock is set
-        self.disk = FailingDisk(self.state / "journal.db")
+        self.disk = FailingDisk(self.journal_file)
         self.hub = StoryHub(self.folder / "hub", MODEL, self.clock)
         self.hub.faults, self.hub.mangles = [], []
         self.qualities: dict[str, Quality] = {}  # by bundle digest
@@ -170,7 +174,9 @@ class StoryWorld:
         self._ids = count(1)
         self._random = Random(7)
         self._journal: StoryJournal | None = None
-        self._possible: list[tuple[ModelRecord | None, int]] = [(None, 0)]
+        self._older = self.folder / "older.db"  # a copy of the journal
+        self._possible: list[tuple[ModelRecord | None, int]] = [(None, 0)]  # empty: the journal was lost
+        self._committed_before: set[str] = set()  # in journals that were lost
         self._loop: ModelLoop | None = None
         self._commands = Operators(threading.Event())
         self._stopping = threading.Event()
@@ -195,6 +201,11 @@ class StoryWorld:
             weights = place / WEIGHTS
             weights.write_bytes(b"?" + weights.read_bytes()[1:])
         return bundle
+
+    @property
+    def journal_file(self) -> Path:
+        """The updater's journal."""
+        return self.state / "journal.db"
 
     @property
     def hub_folder(self) -> Path:
@@ -230,6 +241,56 @@ class StoryWorld:
         self._last = self.record
         self._loop = self._journal = None
         self.disk.forget_life()
+
+    def keep_journal(self) -> None:
+        """Somebody copies the journal; `lose_journal` may put the copy back."""
+        self.end_updater()
+        if self.journal_file.exists():
+            self._open_cleanly()
+            shutil.copyfile(self.journal_file, self._older)
+
+    def lose_journal(self, how: str) -> None:
+        """The journal is lost while no updater runs; then a person makes it anew from its witness, and goes on.
+
+        Args:
+            how: "deleted", "emptied", or "older", which puts a copy back where there is one.
+        """
+        self.end_updater()
+        if not self.journal_file.exists():
+            return
+        before = self._open_cleanly()
+        rollback_path(self.journal_file).unlink(missing_ok=True)
+        if how == "older" and self._older.exists():
+            shutil.copyfile(self._older, self.journal_file)
+        elif how == "emptied":
+            self.journal_file.write_bytes(b"")
+        else:
+            self.journal_file.unlink()
+        self._possible[:] = []
+        served, is_begun = self.server.serving, self._begin()
+        if is_begun and how != "older":
+            self.violations.append("a lost journal was a first start")
+        if not is_begun:
+            self.end_updater()
+            restore_from_witness(self.state)
+        if self._open_cleanly() != before:
+            self.violations.append("the minimal version or the quarantine was lost with the journal")
+        for _ in range(MAX_ADOPTING_STEPS):
+            self.step()
+            if self._loop is not None and (self.record.committed is not None or not self.pointer()):
+                break
+        if served and not self.server.serving:
+            self.violations.append("nothing serves after the journal was lost")
+        self._commands.leave(OperatorCommand(CommandKind.RESUME))
+
+    def _open_cleanly(self) -> ProtectedState:
+        """A start after which journal and witness agree; returns what must never be forgotten."""
+        self.disk.heals()
+        with contextlib.closing(Journal(self.journal_file, self.rules)) as journal:
+            record = journal.load(MODEL) or ModelRecord(MODEL)
+            past = [row for _, row in journal.history(MODEL, 1000, 0)]
+        self._committed_before |= {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
+        return protect(record)
 
     def passes(self, seconds: float) -> None:
         """Time passes and callers send requests."""
@@ -271,11 +332,16 @@ class StoryWorld:
             return "" if row is None else row.bundle_digest
         return ""
 
+    def has_whole_pointer(self) -> bool:
+        """Whether the pointer can be read, or nothing was committed yet."""
+        return bool(self.pointer()) or not (self.state / POINTER_NAME).exists()
+
     def committed_revisions(self) -> set[str]:
         """Revisions that were ever committed, by the history."""
         assert self._journal is not None
         past = [row for _, row in self._journal.history(MODEL, 1000, 0)]
-        return {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
+        found = {row.update.revision for row in past if row.outcome is Outcome.COMMITTED}
+        return found | self._committed_before
 
     def updates_of(self, revision: str) -> list[tuple[str, Outcome | None]]:
         """Id and outcome of every update to a revision, newest first."""
@@ -323,7 +389,7 @@ class StoryWorld:
         self._commands, self._stopping = Operators(threading.Event()), threading.Event()
         try:
             with self.disk.mounted():
-                self._journal = StoryJournal(self.state / "journal.db", self.rules)
+                self._journal = StoryJournal(self.journal_file, self.rules)
                 self._look_whether_whole(self._journal)
                 self._loop = ModelLoop(self._parts(self._journal))
         except (Killed, JournalUnusable, OSError):
@@ -335,7 +401,7 @@ class StoryWorld:
     def _look_whether_whole(self, journal: StoryJournal) -> None:
         with self.disk.overlooked():
             found = journal.found()
-        if found not in self._possible:
+        if self._possible and found not in self._possible:
             self.violations.append("the journal holds what was never written so, or lost what was")
         self._possible[:] = [found]
         journal.possible = self._possible
