@@ -88,17 +88,20 @@ class ModelScopeHub:
         ends = self._clock.monotonic() + deadline_seconds
         tags: dict[str, None] = {}
         branches: dict[str, None] = {}
+        before: Mapping[str, Any] = {}
         for page in count(1):
             found, total = self._get_revisions(page, max(0.0, ends - self._clock.monotonic()))
-            before = len(tags) + len(branches)
             tags |= dict.fromkeys(_names(found, "Tags"))
             branches |= dict.fromkeys(_names(found, "Branches"))
-            size = len(tags) + len(branches)
-            is_last = page * PAGE_SIZE >= total if total else size - before < PAGE_SIZE
-            if max(size, total) > MAX_REVISIONS:
-                raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {max(size, total)} revisions of this model")
-            if is_last or size == before:
+            size = max(len(tags) + len(branches), total, (page - 1) * PAGE_SIZE)
+            if size > MAX_REVISIONS:
+                raise EffectFailed.denied("HUB_TOO_LARGE", f"the hub has {size} revisions of this model")
+            # A page without new names is no end: what is on it may be unfinished, or no valid name. Without a total, a
+            # full page is followed by another one, unless the hub repeats itself because it has no pages.
+            is_last = page * PAGE_SIZE >= total if total else _count_rows(found) < PAGE_SIZE or found == before
+            if is_last:
                 return list(tags), list(branches)
+            before = found
         raise RuntimeError("a hub has no last page")
 
     def release(self, revision: str, deadline_seconds: float) -> Release:
@@ -302,6 +305,11 @@ def _names(found: Mapping[str, Any], kind: str) -> list[str]:
         raise build_protocol_error("the hub sent a list of revisions in an unknown format")
     names = [row.get("Revision") for row in rows if isinstance(row, Mapping)]
     return [name for name in names if isinstance(name, str) and is_revision_name(name)]
+
+
+def _count_rows(found: Mapping[str, Any]) -> int:
+    """The number of all rows on a page of revisions, with those whose names are not valid."""
+    return sum(len(rows) for rows in (found.get("Tags"), found.get("Branches")) if isinstance(rows, list))
 
 
 def _rows_of(data: Mapping[str, Any]) -> list[object]:

@@ -1,5 +1,6 @@
 """Repositories as they are really published, with the whole updater, over both adapters of the hub."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from common.clock import SystemClock
 from dev.harness.hub import Hub, hub
 from dev.harness.revisions import MODEL
 from tests.updater.hub.conftest import WHOLE, HubBench, failure
-from tests.updater.scripted_hub import ScriptedHub
+from tests.updater.scripted_hub import Exchange, ScriptedHub
 from tests.updater.simulators import Quality
 from tests.updater.stories.world import RULES, StoryWorld
 from updater.core.effects import FailureKind
@@ -169,6 +170,22 @@ def test_more_revisions_than_a_page_are_all_listed(bench: HubBench) -> None:
         (bench.server.folder / name).mkdir()
     for bench.server.pages in (True, False):
         assert bench.hub.revisions(WHOLE) == tuple(sorted([*tags, "v1.0.0"]))
+
+
+@pytest.mark.fault("H8")
+@pytest.mark.parametrize("total", [2 * PAGE_SIZE + 1, 0])
+def test_pages_with_names_that_are_none_do_not_end_the_list(bench: HubBench, total: int) -> None:
+    """Whether the hub tells a total or not."""
+
+    def answer(exchange: Exchange) -> None:
+        page = int(exchange.asked.query["PageNumber"])
+        names = [".hidden"] * PAGE_SIZE if page == 1 else [f"v{page}.0"] * (PAGE_SIZE if page == 2 else 1)
+        rows = {"RevisionMap": {"Tags": [{"Revision": name} for name in names]}, "TotalCount": total}
+        exchange.body = json.dumps({"Code": 200, "Success": True, "Data": rows}).encode()
+        exchange.answer()
+
+    bench.server.fails(answer, "revisions", times=9)
+    assert bench.hub.revisions(WHOLE) == ("v2.0", "v3.0")
 
 
 @pytest.mark.fault("H8")
