@@ -1,10 +1,12 @@
 """`hotslot golden …`: record, run and show golden sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -29,6 +31,8 @@ from common.golden_set import (
 )
 
 MAX_SHOWN = 20
+CALLS_AT_ONCE = 8  # the server computes them together
+_TOO_MANY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,16 +282,35 @@ def _answers_of(
     golden: GoldenFolder, model: str, endpoint: Endpoint, timeout: float
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """The active model's answers by item, and for each one that was refused why."""
-    task = Task(task_of(model))
+    task, items = Task(task_of(model)), golden.golden.items
     answers: dict[str, tuple[str, ...]] = {}
     refused: dict[str, str] = {}
+
+    def answer(item: GoldenItem) -> None:
+        try:
+            answers[item.item] = ask(task, GoldenCall(channel, golden, item, model, timeout))
+        except (ItemRefused, GoldenBroken) as error:  # the other items are still sent
+            refused[item.image or item.item] = str(error)
+
+    def answer_beside_others(item: GoldenItem) -> GoldenItem | None:
+        """Returns the item if it takes too long beside others."""
+        try:
+            answer(item)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() in _TOO_MANY:
+                return item
+            raise
+        return None
+
     with connection(endpoint, timeout) as channel, err.status(text("sending items")) as progress:
-        for number, item in enumerate(golden.golden.items, start=1):
-            progress.update(text(f"item {number} of {len(golden.golden.items)}"))
-            try:
-                answers[item.item] = ask(task, GoldenCall(channel, golden, item, model, timeout))
-            except (ItemRefused, GoldenBroken) as error:  # the other items are still sent
-                refused[item.image or item.item] = str(error)
+        alone = []
+        with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
+            for number, left in enumerate(pool.map(answer_beside_others, items), start=1):
+                progress.update(text(f"item {number} of {len(items)}"))
+                alone += [] if left is None else [left]
+        for item in alone:
+            progress.update(text(f"item {item.item} once more, alone"))
+            answer(item)
     return answers, refused
 
 

@@ -39,6 +39,8 @@ class ScriptedServer:
         self.models = status_pb2.ListModelsResponse(models=[model_with_trial()])
         self.server_status = healthy_status()
         self.released = threading.Event()
+        self.meeting: threading.Barrier | None = None  # of tagging calls, which wait until so many are there
+        self.overloads = 0  # so many tagging calls are refused
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         if has_services:
             entailment_pb2_grpc.add_EntailmentServiceServicer_to_server(_Entailment(self), self._server)
@@ -90,6 +92,11 @@ class _Tagging(address_pb2_grpc.AddressTaggingServiceServicer):
 
     def Predict(self, request: address_pb2.PredictRequest, context: Any) -> address_pb2.PredictResponse:  # noqa: N802, ANN401
         self._world.tagged.append(request)
+        if self._world.meeting is not None:
+            self._world.meeting.wait(10)
+        if self._world.overloads:
+            self._world.overloads -= 1
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
         if request.model in REFUSALS:
             status = errors.to_status(REFUSALS[request.model])
             assert isinstance(status, rpc_status_pb2.Status)

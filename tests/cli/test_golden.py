@@ -1,6 +1,7 @@
 """`hotslot golden` on addresses: record, check and show."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def test_addresses_are_recorded_and_checked(hotslot: Hotslot, server: ScriptedSe
     assert "most often: district → city (1)" in wrong.out
     assert "addresses   2, of which 1 have an expected answer" in shown.out
     assert "  district  50.0%" in shown.out
+
+
+def test_items_are_sent_beside_each_other(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
+    """Four at once here; what is refused for that is asked again, alone."""
+    texts = [f"浙江省 {number}" for number in range(8)]
+    (folder.parent / "addresses.txt").write_text("\n".join(texts), encoding="utf-8")
+    server.meeting, server.overloads = threading.Barrier(4), 0
+    recorded = hotslot("golden", "record", "set", "--addresses", "addresses.txt", "--address", server.address)
+    server.meeting, server.overloads = None, 3
+    checked = hotslot("golden", "check", "--address", server.address)
+
+    lines = [json.loads(line) for line in (folder / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert recorded.code == 0, recorded.err
+    assert [line["answers"][0][1][1] for line in lines] == [str(number) for number in range(8)]
+    assert (checked.code, checked.out.splitlines()[0]) == (0, "recorded answers: 8 of 8 (100.0%)")
+    assert len(server.tagged) == 8 + 8 + 3
 
 
 def test_statements_are_for_pictures(hotslot: Hotslot, server: ScriptedServer, folder: Path) -> None:
