@@ -7,6 +7,7 @@ from enum import StrEnum
 MIB = 1 << 20
 CONFIGURATION = "configuration.json"
 MAX_CONFIG_BYTES = 8 * MIB
+WEIGHTS_HASH = "model_file_sha256"  # a top-level key: what a publisher says about the weight file
 # Known top-level keys of configuration.json: ModelScope's own, and harmless ones that repositories add. Others are not
 # read, neither here nor by the published pipeline.
 SECTIONS = frozenset(
@@ -20,6 +21,7 @@ SECTIONS = frozenset(
         "dataset",
         "train",
         "evaluation",
+        WEIGHTS_HASH,
         "answer2label",
         "language",
         "description",

@@ -178,6 +178,13 @@ def test_unknown_sections_are_noted(publish: Publish, tmp_path: Path) -> None:
     assert read_bundle(tmp_path / "into").notes == (WINDOW_NOTE.format(128), note)
 
 
+def test_another_weight_file_than_the_stated_one_is_refused(publish: Publish) -> None:
+    """The publisher's own hash is compared."""
+    assert "is not the file that configuration.json: model_file_sha256 means" in refusal(
+        publish(top={"model_file_sha256": "0" * 64})
+    )
+
+
 @pytest.mark.parametrize("without", ["vocab.txt", "config.json", "pytorch_model.bin"])
 def test_a_missing_file_is_named(without: str, publish: Publish) -> None:
     """Files that the engine needs."""

@@ -8,6 +8,7 @@ from common.durable import read_bounded
 from common.engine_files import CONFIGURATION, MAX_CONFIG_BYTES, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_object, read_section
+from inference.runner.conversion.declared_hash import read_weights_hash
 from inference.runner.engines.mgeo.config import MAX_VOCABULARY_BYTES, VOCABULARY_NAME, WordRules
 
 ARCHITECTURE = "config.json"
@@ -88,6 +89,7 @@ class PipelineConfig:
     begin: str  # tokens
     end: str
     notes: tuple[str, ...]  # for display
+    weights_hash: object = None  # that the publisher states
 
 
 def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
@@ -124,6 +126,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
         begin=_read_token(tokenizer, "cls_token", "[CLS]"),
         end=_read_token(tokenizer, "sep_token", "[SEP]"),
         notes=tuple(notes),
+        weights_hash=read_weights_hash(top),
     )
 
 

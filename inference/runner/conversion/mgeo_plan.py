@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.engine_files import MGEO
 from common.source import ConversionRefused, Source, find_source
+from inference.runner.conversion.declared_hash import compare_weights
 from inference.runner.conversion.mgeo_config import (
     Architecture,
     PipelineConfig,
@@ -64,7 +65,8 @@ def plan_mgeo(folder: Path) -> MgeoPlan:
     check_tensors(located, expected)
     config = _build_config(architecture, pipeline, vocabulary)
     locations = {name: located.locations[name] for name in expected}
-    return MgeoPlan(source, config, tuple(vocabulary), locations, (*pipeline.notes, *located.notes))
+    notes = (*pipeline.notes, *located.notes, *compare_weights(folder, located.file, pipeline.weights_hash))
+    return MgeoPlan(source, config, tuple(vocabulary), locations, notes)
 
 
 def _list_names(expected: Mapping[str, tuple[int, ...]], architecture: Architecture) -> TensorNames:

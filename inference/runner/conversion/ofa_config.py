@@ -8,6 +8,7 @@ from pathlib import Path
 from common.engine_files import CONFIGURATION, describe_unknown_sections
 from common.source import ConversionRefused
 from inference.runner.conversion.config_file import ConfigSection, read_section
+from inference.runner.conversion.declared_hash import read_weights_hash
 from inference.runner.engines.ofa.config import DecoderPrompt
 
 ARCHITECTURE = "config.json"
@@ -83,6 +84,7 @@ class PipelineConfig:
     decoder_prompt: DecoderPrompt
     answer_map: str  # name of a file of the revision
     notes: tuple[str, ...]  # for display
+    weights_hash: object = None  # that the publisher states
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -179,6 +181,7 @@ def read_pipeline(folder: Path, architecture: Architecture) -> PipelineConfig:
             *describe_unknown_sections(top.values),
             *_describe_preprocessor(folder, image_size, mean, deviation),
         ),
+        weights_hash=read_weights_hash(top),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.engine_files import OFA
 from common.source import ConversionRefused, Source, find_source
+from inference.runner.conversion.declared_hash import compare_weights
 from inference.runner.conversion.ofa_config import (
     MAX_DISTANCE_POSITIONS,
     Architecture,
@@ -225,6 +226,7 @@ def plan_ofa(folder: Path) -> ConversionPlan:
     located = locate_tensors(folder, OFA.weights, expected.names())
     check_tensors(located, expected)
     notes = (*pipeline.notes, *vocabulary.notes, *located.notes)
+    notes += compare_weights(folder, located.file, pipeline.weights_hash)
     return ConversionPlan(source, architecture, config, vocabulary, located.locations, expected, notes)
 
 

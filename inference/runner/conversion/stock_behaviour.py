@@ -61,6 +61,7 @@ _KEYS: Mapping[str, str] = {
     "configuration.json: evaluation": _TRAINING,
     "configuration.json: pipeline": "chooses the pipeline by its type",
     "configuration.json: preprocessor": "does not use it for this task (OFA)",
+    "configuration.json: model_file_sha256": "does not read it",
     "configuration.json: plugins": "installs and runs them",
     "configuration.json: allow_remote": "runs code of the repository if it is true",
     "configuration.json: model.beam_search": "uses it where gen_type is generation",
