@@ -128,14 +128,24 @@ def list_declared_files(
     chosen += _named_files(files.named, configuration)
     weights = next((name for name in files.weights if name in listing), None)
     vocabulary = next((names for names in files.vocabulary if all(name in listing for name in names)), None)
-    missing = [name for name in chosen if name not in listing]
+    named = _named_files(files.named, configuration)
+    missing = [f"{name}{_NAMED if name in named else ''}" for name in chosen if name not in listing]
     if weights is None:
         missing.append(" or ".join(files.weights))
     if vocabulary is None:
-        missing.append(" or ".join(" + ".join(names) for names in files.vocabulary))
+        missing.append(" or ".join(_describe_vocabularies(files, listing)))
     if missing or weights is None or vocabulary is None:
         raise FilesMissing(f"the revision lacks {', '.join(missing)}")
     return sorted({*chosen, weights, *vocabulary})
+
+
+_NAMED = f" (which {CONFIGURATION} names)"
+
+
+def _describe_vocabularies(files: EngineFiles, listing: Mapping[str, int]) -> list[str]:
+    """What is missing of a vocabulary of which a part is there; else all alternatives."""
+    begun = [names for names in files.vocabulary if any(name in listing for name in names[:1])]
+    return [" + ".join(name for name in names if name not in listing) for names in begun or files.vocabulary]
 
 
 def list_shards(index: Mapping[str, object]) -> list[str]:

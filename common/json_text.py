@@ -31,7 +31,9 @@ def parse_object(raw: bytes, name: str) -> dict[str, Any]:
         row = json.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise JsonBroken(f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}") from error
+        raise JsonBroken(
+            f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         raise JsonBroken(f"{name} is not JSON: {_describe(error)}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets

@@ -16,6 +16,7 @@ from common.bundle import BundleFile, compute_bundle_digest, compute_source_dige
 from common.durable import read_bounded, read_within
 from common.engine_files import (
     CONFIGURATION,
+    ENGINES,
     MAX_CONFIG_BYTES,
     EngineFiles,
     FilesMissing,
@@ -267,7 +268,8 @@ def _engine_of(configuration: Mapping[str, object]) -> EngineFiles:
     engine = find_engine(str(configuration.get("task")), str(model_type))
     if engine is None:
         message = f"{CONFIGURATION}: task {configuration.get('task')!r} with model.type {model_type!r} has no engine"
-        raise ConversionRefused("ENGINE_UNKNOWN", message[:500])
+        served = "; ".join(f"{one.task} with {' or '.join(sorted(one.model_types))}" for one in ENGINES)
+        raise ConversionRefused("ENGINE_UNKNOWN", f"{message[:400]}; supported: {served}")
     return engine
 
 
@@ -279,14 +281,22 @@ def _declared_names(folder: Path, engine: EngineFiles, configuration: Mapping[st
         names += list_shards(_read_object(folder, index))
     for name in names:
         if Path(name).name != name or name not in listing:  # rule 1
-            raise FilesMissing(f"{name[:80]!r} is named but does not exist in the folder")
+            raise FilesMissing(f"the weights' index names {name[:80]!r}, which is not in the folder: publish it too")
     return sorted(set(names))
+
+
+def _hint_at(folder: Path, name: str) -> str:
+    """Where a configuration file may be that is missing."""
+    inner = next((path.parent.name for path in sorted(folder.glob(f"*/{name}"))), "")
+    if inner:
+        return f"; it is in the folder {inner[:80]!r}: use that one"
+    return ", in which ModelScope's trainers write task, model.type and answers" if name == CONFIGURATION else ""
 
 
 def _read_object(folder: Path, name: str) -> dict[str, Any]:
     try:
         return parse_object(read_bounded(folder / name, MAX_CONFIG_BYTES), name)
     except FileNotFoundError as error:
-        raise FilesMissing(f"the revision lacks {name}") from error
+        raise FilesMissing(f"the revision lacks {name}{_hint_at(folder, name)}") from error
     except ValueError as error:  # not JSON, or too large
         raise ConversionRefused("CONFIG_BROKEN", str(error)) from error

@@ -55,6 +55,17 @@ def save_twice(folder: Path) -> None:
     torch.save({"student": tensors, "teacher": dict(tensors)}, remove(folder, BIN))
 
 
+def save_as(folder: Path, dtype: torch.dtype) -> None:
+    """The same model in other numbers."""
+    torch.save({name: tensor.to(dtype) for name, tensor in torch.load(folder / BIN).items()}, remove(folder, BIN))
+
+
+def make_inner(folder: Path) -> Path:
+    """A folder in the folder."""
+    (folder / "inner").mkdir()
+    return folder / "inner"
+
+
 STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "Git LFS": (
         lambda folder: remove(folder, BIN).write_text("version https://git-lfs.github.com/spec/v1\n"),
@@ -74,11 +85,11 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another task": (
         lambda folder: remove(folder, "configuration.json").write_text('{"task": "ocr", "model": {"type": "ofa"}}'),
-        "configuration.json: task 'ocr' with model.type 'ofa' has no engine",
+        "has no engine; supported: visual-entailment with ofa; token-classification with mgeo",
     ),
     "no answers": (
         lambda folder: remove(folder, "ans2label.json"),
-        "the revision lacks ans2label.json",
+        "the revision lacks ans2label.json (which configuration.json names)",
     ),
     "a checkpoint of two": (
         save_twice,
@@ -90,13 +101,52 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another vocabulary": (
         lambda folder: remove(folder, "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "hello": 3}'),
-        "the vocabulary lacks '<unk>'",
+        "the vocabulary lacks '<unk>': it has 4 entries; publish the files with which the model was trained",
     ),
     "a layer too few": (
         lambda folder: remove(folder, "config.json").write_text(
             json.dumps({"d_model": 64, "vocab_size": 10216, "image_bucket_size": 8})
         ),
-        "are missing: pytorch_model.bin has 268 of ",
+        "tensors of this configuration; the file was not saved whole, or config.json is of another model",
+    ),
+    "a half": (
+        lambda folder: remove(folder, "merges.txt"),
+        "the revision lacks merges.txt",
+    ),
+    "a folder in the folder": (
+        lambda folder: (folder / "configuration.json").rename(make_inner(folder) / "configuration.json"),
+        "lacks configuration.json; it is in the folder 'inner': use that one",
+    ),
+    "no folder of ModelScope": (
+        lambda folder: remove(folder, "configuration.json"),
+        "lacks configuration.json, in which ModelScope's trainers write task, model.type and answers",
+    ),
+    "a shard too few": (
+        lambda folder: (
+            remove(folder, BIN),
+            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}'),
+        ),
+        "the weights' index names 'model-1.safetensors', which is not in the folder: publish it too",
+    ),
+    "an adapter": (
+        lambda folder: torch.save({"base.fc1.lora_A.weight": torch.zeros(2)}, remove(folder, BIN)),
+        "; merge the LoRA adapter into its model, and save that",
+    ),
+    "another encoding": (
+        lambda folder: remove(folder, "config.json").write_bytes('{"d_model": 64}'.encode("utf-16")),
+        "config.json is not UTF-8: byte 0xff in line 1; save it as UTF-8",
+    ),
+    "quantised weights": (
+        lambda folder: save_as(folder, torch.int8),
+        "is int8, supported: float32, float16, bfloat16, float64; save it as such",
+    ),
+    "a text": (
+        lambda folder: remove(folder, BIN).write_text("later"),
+        "pytorch_model.bin is not what torch.save writes, neither an archive nor a pickle",
+    ),
+    "the other format": (
+        lambda folder: remove(folder, BIN).write_bytes(b"\x40" + bytes(7) + b'{"a": {}}'),
+        "neither an archive nor a pickle: it is a safetensors file, so name it model.safetensors",
     ),
 }
 
@@ -115,6 +165,15 @@ def test_strangers_are_told_what_to_change(kind: str, publish: Publish) -> None:
 
     assert len(found.refusals) == 1
     assert sentence in found.refusals[0]
+
+
+def test_a_refused_key_is_refused_once(publish: Publish) -> None:
+    """Its default may not fit the other keys either, which is no second mistake."""
+    found = explain(publish(model={"patch_image_size": "abc"}))
+
+    assert found.refusals == (
+        "configuration.json: model.patch_image_size is 'abc', supported: an integer from 16 to 2048",
+    )
 
 
 def test_all_refused_keys_are_found_at_once(publish: Publish) -> None:

@@ -107,6 +107,9 @@ def test_pickles_that_run_code_are_refused(protocol: int, wrap: Callable[[bytes]
     """A pickle with `__reduce__` is refused, whatever its protocol, bare or in an archive; no code of it runs."""
     sentence = refusal({BIN: wrap(pickle.dumps(OrderedDict(x=Hostile()), protocol))})
 
+    if wrap is bytes and protocol < 2:  # which torch.save never used
+        assert sentence == f"{BIN} is not what torch.save writes, neither an archive nor a pickle"
+        return
     assert sentence.startswith(f"{BIN} uses the pickle opcode" if protocol == 0 else f"{BIN} imports ")
     assert "supported: " in sentence
 

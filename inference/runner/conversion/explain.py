@@ -49,9 +49,9 @@ def explain_folder(folder: Path, planners: Mapping[str, Planner]) -> Explanation
                 notes = getattr(planners[source.engine.engine](folder), "notes", ())
                 break
             except KeyRefused as error:
-                refusals.append(error)
-                if (error.location, error.key) in trace.hidden:
+                if (error.location, error.key) in trace.hidden:  # now its default does not fit the other keys
                     break
+                refusals.append(error)
                 trace.hidden |= {(error.location, error.key)}
             except ConversionRefused as error:
                 refusals.append(error)

@@ -130,7 +130,7 @@ def check_tensors(located: LocatedTensors, expected: Mapping[str, tuple[int, ...
         if location.shape != shape:
             refuse(f"tensor {name} has shape {location.shape}, supported: {shape}")
         if location.dtype not in FLOATS:
-            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}")
+            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(FLOATS)}; save it as such")
 
 
 def rename_tensor(name: str) -> str:

@@ -78,7 +78,7 @@ def check_tensors(located: LocatedTensors, expected: ExpectedTensors) -> None:
             refuse(f"tensor {name} has shape {location.shape}, by config.json it must have {known[name]}")
         supported = INTEGERS if name in expected.optional else FLOATS
         if location.dtype not in supported:
-            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}")
+            refuse(f"tensor {name} is {location.dtype}, supported: {', '.join(supported)}; save it as such")
     for name in expected.tied:
         if name in locations and not have_same_content(locations[name], locations[EMBEDDING]):
             refuse(f"tensor {name} differs from {EMBEDDING}, although the configuration ties them")

@@ -51,7 +51,9 @@ def assign_answers(answer_map: Mapping[str, object]) -> dict[str, str]:
             found.setdefault(labels.pop(), answer)
     if set(found) != set(LABELS) or len(answer_map) != len(LABELS):
         message = f"the answers are {', '.join(sorted(answer_map))[:80]}, supported: one answer for each of "
-        raise ConversionRefused("ANSWERS_UNSUPPORTED", message + ", ".join(LABELS))
+        words = ", ".join(word for word in _MEANINGS if word not in LABELS)
+        means = f"; an answer means one of them by a word in it, also {words}"
+        raise ConversionRefused("ANSWERS_UNSUPPORTED", message + ", ".join(LABELS) + means)
     return {label: found[label] for label in LABELS}
 
 
@@ -123,6 +125,11 @@ def encode_ids(ids: Mapping[str, int]) -> bytes:
     return json.dumps(dict(ids), ensure_ascii=False).encode() + b"\n"
 
 
+def _describe_lacking(token: str, entries: int) -> str:
+    advice = "publish the files with which the model was trained"
+    return f"the vocabulary lacks {token!r}: it has {entries} entries; {advice}"
+
+
 def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -> Vocabulary:
     """Read and check vocabulary, merges and answers.
 
@@ -137,7 +144,7 @@ def read_vocabulary(folder: Path, architecture: Architecture, answer_map: str) -
         raise ConversionRefused("VOCABULARY_BROKEN", message)
     for token in (BEGIN, PAD, END, UNKNOWN):
         if token not in ids:
-            raise ConversionRefused("VOCABULARY_BROKEN", f"the vocabulary lacks {token!r}")
+            raise ConversionRefused("VOCABULARY_BROKEN", _describe_lacking(token, len(ids)))
     if ids[PAD] != architecture.pad_token:
         message = f"config.json: pad_token_id is {architecture.pad_token}, the vocabulary has {ids[PAD]}"
         raise ConversionRefused("CONFIG_UNSUPPORTED", message)

@@ -33,6 +33,7 @@ _ZIP64_END = struct.Struct("<4sQ2H2L4Q")  # mark, …, entries, size and offset 
 _ZIP64_END_MARK = b"PK\x06\x06"
 _ZIP64_SIZE, _ZIP64_ENTRIES = 0xFFFFFFFF, 0xFFFF  # values that refer to the ZIP64 end record
 _CRC_BYTES = 1 << 20  # read at a time
+_PICKLE_MARK = b"\x80"  # of the protocols that torch.save uses
 _LOCAL = struct.Struct("<4s5H3L2H")  # "PK\3\4", …, lengths of name and extra field
 _NAMES = re.compile(
     r"data\.pkl|data/[0-9]+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment"
@@ -174,8 +175,12 @@ def open_torch_file(path: Path, wanted: TensorNames | None) -> TensorTable:
             refuse(f"{path.name} {mistake}")
         if head.startswith(b"PK"):
             found, starts = _read_archive(path, file)
-        else:
+        elif head.startswith(_PICKLE_MARK):
             found, starts = _read_pickles(path, file)
+        else:
+            is_safetensors = head[8:9] == b"{"
+            advice = ": it is a safetensors file, so name it model.safetensors" if is_safetensors else ""
+            refuse(f"{path.name} is not what torch.save writes, neither an archive nor a pickle{advice}")
     if wanted is None:
         chosen = FoundStateDict(_as_state_dict(path.name, found), ())
     else:

@@ -71,9 +71,12 @@ def match_names(file: str, names: Collection[str], wanted: TensorNames) -> Match
 def _choose_prefix(file: str, names: Collection[str], wanted: TensorNames) -> str:
     counts = _count_prefixes(names, wanted.allowed)
     if not counts:
+        advice = (
+            "; merge the LoRA adapter into its model, and save that" if any(".lora_" in name for name in names) else ""
+        )
         refuse(
             f"{file} holds no tensor of this model: its {len(names)} names begin like"
-            f" {_list(sorted(names))}, expected {_list(sorted(wanted.required))}"
+            f" {_list(sorted(names))}, expected {_list(sorted(wanted.required))}{advice}"
         )
     required = _count_prefixes(names, wanted.required)
     complete = [prefix for prefix in counts if required[prefix] == len(wanted.required)]

@@ -37,7 +37,7 @@ def read_lines(folder: Path, name: str, max_bytes: int) -> TextLines:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        message = f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}"
+        message = f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}; save it as UTF-8"
         raise ConversionRefused("VOCABULARY_BROKEN", message) from error
     notes = []
     if "\r" in text:

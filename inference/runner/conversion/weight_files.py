@@ -102,7 +102,8 @@ def refuse_missing(located: LocatedTensors) -> None:
     more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
     held = f"{located.file} has {located.required - len(missing)} of {located.required} tensors of this configuration"
     surplus = f"; it also has {summarize_names(located.surplus)}" if located.surplus else ""
-    refuse(f"tensor {missing[0]}{more}: {held}{surplus}")
+    advice = "the file was not saved whole, or config.json is of another model"
+    refuse(f"tensor {missing[0]}{more}: {held}{surplus}; {advice}")
 
 
 def locate_in_file(path: Path) -> dict[str, TensorLocation]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.bundle import bundle_folder, read_bundle
 from dev.harness.process import ROOT, UpdaterProcess
 from dev.parity.make_model import Recipe, make_model
 from examples.shapes.permute import permute_directory
@@ -26,7 +27,7 @@ PICTURE = SHAPES / "golden" / "shapes-001.png"
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_published_model_is_converted_gated_and_served(make_world: MakeWorld, tmp_path: Path) -> None:
-    """A first install; then a revision that is held without a golden set; then a rollback."""
+    """A first install; then one as `save_pretrained` writes it, which is held without a golden set; then a rollback."""
     world = make_world(golden=False, observe={"window_seconds": 1.0, "min_answers": 8})
     world.stack.start(until_ready=False)
     world.updater = UpdaterProcess(world.folder, world.stack.config, program="updater.daemon")
@@ -34,11 +35,17 @@ def test_a_published_model_is_converted_gated_and_served(make_world: MakeWorld, 
     world.wait(lambda: _serves(world, "v1.0.0"), "the first revision is committed", 150)
 
     permute_directory(SHAPES / "v1.0.0", tmp_path / "permuted")
+    weights = tmp_path / "permuted" / "pytorch_model.bin"
+    torch.save({f"model.{name}": tensor for name, tensor in torch.load(weights, weights_only=True).items()}, weights)
     hotslot(world, "hub", "add", str(tmp_path / "permuted"), "v1.0.1")
     world.wait(lambda: world.status().stage == pb.UPDATE_STAGE_HELD, "it is held without a golden set", 150)
     assert "hotslot golden record" in world.status().advice
     hotslot(world, "updates", "approve", world.status().current.source_digest)
     world.wait(lambda: _serves(world, "v1.0.1"), "the second revision is committed", 150)
+    row = world.committed()
+    assert row is not None
+    notes = read_bundle(bundle_folder(world.state, row.bundle_digest)).notes
+    assert "pytorch_model.bin: the tensors' names begin with 'model.'; the prefix is removed" in notes
 
     hotslot(world, "updates", "rollback")
     world.wait(lambda: _serves(world, "v1.0.0"), "the first one is back", 60)
