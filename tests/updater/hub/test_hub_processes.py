@@ -135,7 +135,7 @@ def test_a_check_reports_the_error_of_the_hub(world: World, server: ScriptedHub)
 def test_operators_name_contents_by_prefixes(world: World, server: ScriptedHub) -> None:
     """Of source digests and of commit ids, in every command that takes one; a prefix of nothing is refused."""
     world.start_updater()
-    world.status()
+    world.wait(lambda: list(world.status().breakers), "the updater has read its journal")
     questions = (world.golden / "golden.jsonl").read_text(encoding="utf-8")
     (world.golden / "golden.jsonl").write_text("", encoding="utf-8")  # what is tested now waits for a person
     world.updates_hold()
@@ -173,7 +173,7 @@ def test_operators_name_contents_by_prefixes(world: World, server: ScriptedHub) 
 def test_a_running_hotslot_is_backed_up(world: World, tmp_path: Path) -> None:
     """The updater copies its journal, also to another file system, and several times at once; the copy is restored."""
     world.start_updater()
-    world.status()
+    world.wait(lambda: list(world.status().breakers), "the updater has read its journal")
     memory = Path("/dev/shm")  # noqa: S108  a file system of its own, where there is one
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
         backup, other = Path(name) / "backup", tmp_path / "other"
