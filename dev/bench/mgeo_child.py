@@ -74,8 +74,9 @@ def main() -> int:
                 peaks.append(measure_peak(options.precision))  # before and after: both see the same hour
             median, worst = percentile(tuple(seconds), 0.5), percentile(tuple(seconds), 0.95)
             # Of the peak in CPU time, which other programs on this machine take nothing of.
-            share = operations / percentile(tuple(cpu_seconds), 0.5) / max(peaks) if max(peaks) else 0.0
-            rows.append([kind, batch, batch / median, median, worst, operations / median, share])
+            computed = percentile(tuple(cpu_seconds), 0.5) if options.device == "cpu" else median
+            share = operations / computed / max(peaks) if max(peaks) else 0.0
+            rows.append([kind, batch, batch / computed, median, worst, operations / computed, share])
     print(json.dumps(rows))
     return 0
 
