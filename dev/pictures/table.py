@@ -188,6 +188,10 @@ By default (`pictures = "as_seen"`) the model gets what a person sees in a brows
 16-bit grey is clipped, profile and gamma are ignored, nothing is reduced. Use it where a model was trained on such
 pictures and is to be compared with the pipeline.
 
+Decoding a WebP takes up to 20 bytes a pixel, and its decoder cannot reduce it: by the default of
+`max_image_memory_bytes` (272 MiB) one of more than about 13 megapixels is refused with IMAGE_TOO_COSTLY, with alpha
+one of more than about 12. The same picture as a JPEG is accepted up to `max_image_pixels`.
+
 Either way broken metadata never refuses a picture, and a truncated one is refused, as are JPEGs of 12 bits,
 lossless and hierarchical ones.
 

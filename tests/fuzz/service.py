@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import contextlib
 import math
+import selectors
 import shutil
 import tempfile
 from functools import cache
@@ -393,9 +394,17 @@ def _check_response(response: entailment_pb2.PredictResponse, statements: int) -
         assert result.label != entailment_pb2.LABEL_UNSPECIFIED
 
 
+class _QuickSelector(selectors.DefaultSelector):
+    """Asks the system only when there is nothing to do: in a story nothing comes from outside, in 60 turns."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Nothing at once, or what comes within the time."""
+        return [] if timeout is not None and timeout <= 0 else super().select(timeout)
+
+
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
+    loop = asyncio.SelectorEventLoop(_QuickSelector())
     atexit.register(loop.close)
     return loop
 

@@ -48,6 +48,10 @@ _SCHEDULING = (
     "in_flight",
     "turns",
 )
+_ADDRESSES = (
+    *("inference.server.api.address", "inference.server.api.texts"),
+    *(f"inference.runner.engines.mgeo.{name}" for name in ("spans", "tokenizer")),
+)
 _PICTURES = ("colour", "content", "cost", "decode", "exif", "jpeg", "png", "render", "webp")
 _SERVICE = (
     *(f"inference.server.api.{name}" for name in _API),
@@ -58,6 +62,7 @@ _SERVICE = (
 TARGETS = {
     target.name: target
     for target in (
+        Target("addresses", 100_000, 512, 5, _ADDRESSES),
         Target("convert", 350_000, 1024, 5, ("inference.server.api.convert", "inference.server.api.texts")),
         Target("frames", 250_000, 1024, 5, ("inference.wire", "inference.server.runner_client.replies")),
         Target("pictures", 150_000, 1024, 20, tuple(f"inference.runner.pictures.{name}" for name in _PICTURES)),

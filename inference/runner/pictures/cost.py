@@ -99,9 +99,10 @@ def check_cost(file: PictureFile, cost: Cost, limits: PictureLimits) -> None:
             reason="IMAGE_TOO_COSTLY",
         )
     if cost.memory_bytes > limits.max_memory_bytes:
+        step = "; as a JPEG it takes a fraction" if file.kind is Kind.WEBP else ""
         raise PictureRefused(
             f"{what} takes about {cost.memory_bytes // MIB} MiB of memory;"
-            f" the limit is {limits.max_memory_bytes // MIB} MiB",
+            f" the limit is {limits.max_memory_bytes // MIB} MiB{step}",
             reason="IMAGE_TOO_COSTLY",
         )
 
