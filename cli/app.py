@@ -10,6 +10,7 @@ from cli import (
     alerts,
     bundles,
     config,
+    console,
     doctor,
     golden,
     healthcheck,
@@ -59,6 +60,7 @@ app.command(epilog=predict.EXAMPLE)(predict.predict)
 app.command(epilog=tag.EXAMPLE)(tag.tag)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=reload.EXAMPLE)(reload.reload)
+app.command(epilog=console.EXAMPLE)(console.console)
 app.add_typer(
     updates.app,
     name="updates",

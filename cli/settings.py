@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from common.address import parse_address
+from common.console_settings import ConsoleSection
 from common.settings import DEFAULT_STATE_DIR, load_settings, settings_path, use_settings_file
 from hotslot_watchdog.settings import WatchdogSection
 from inference.server.settings import ServerSettings
@@ -41,6 +42,7 @@ class Settings(ServerSettings):
 
     updater: UpdaterSection = UpdaterSection()
     watchdog: WatchdogSection = WatchdogSection()
+    console: ConsoleSection = ConsoleSection()
 
 
 def read_settings(config: Path | None = None) -> Settings:

@@ -14,12 +14,14 @@ A golden set is a folder with `golden.jsonl` and its pictures. One line is one i
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.answers import TASK_ANSWERS, TaskAnswers
+from common.durable import hold_lock, write_atomic
 from common.engine_files import Task
 
 MAX_LINE_CHARS = 1 << 20
@@ -190,6 +192,9 @@ def _share(value: object, number: int) -> float:
 
 
 SET_NAME = "golden.jsonl"
+MAX_NAME_CHARS = 128
+_LOCK_NAME, _LOCK_SECONDS = ".golden.lock", 10.0
+_PICTURE_MARKS = ((".jpg", b"\xff\xd8\xff", b""), (".png", b"\x89PNG\r\n\x1a\n", b""), (".webp", b"RIFF", b"WEBP"))
 MAX_SET_BYTES = 16 << 20
 MAX_PICTURE_BYTES = 16 << 20
 
@@ -260,3 +265,67 @@ def _digest(folder: Path, golden: GoldenSet) -> str:
         asked = [item.item, pictures[item.image], item.premise, item.texts, item.expected]
         lines.append(json.dumps(asked, ensure_ascii=False))
     return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+class ItemExists(ValueError):
+    """An item of this name is in the set already."""
+
+
+def add_item(folder: Path, task: Task, item: GoldenItem, picture: bytes = b"") -> GoldenItem:
+    """Add an item at the end of the set in a folder; a set that is missing begins with it.
+
+    The picture is written before the line that names it, each as a whole, so a reader sees the set of before or after.
+
+    Args:
+        folder: of the set; must exist.
+        task: of the model.
+        item: without the picture's file name; an empty name is made from the content.
+        picture: bytes of the picture; empty for addresses.
+
+    Returns:
+        The item as it was added.
+
+    Raises:
+        GoldenBroken: the item is malformed, or the set is.
+        ItemExists: its name is taken.
+        OSError: nothing was written.
+        LockTimeout: another process is writing.
+    """
+    content = repr((item.premise, item.texts, item.expected)).encode() + picture
+    name = item.item or f"item-{hashlib.sha256(content).hexdigest()[:12]}"
+    if len(name) > MAX_NAME_CHARS or not name.isprintable():
+        raise GoldenBroken("UNREADABLE", f"the name of an item has 1 to {MAX_NAME_CHARS} printable characters")
+    image = _picture_name(name, picture) if TASK_ANSWERS[task].has_picture else ""
+    added = replace(item, item=name, image=image)
+    line = format_item(added)
+    parse(line, task.value)
+    with hold_lock(folder / _LOCK_NAME, _LOCK_SECONDS):
+        path = folder / SET_NAME
+        before = read_regular(path, MAX_SET_BYTES, SET_NAME) if path.exists() else b""
+        known = parse(before.decode("utf-8"), task.value).items if before.strip() else ()
+        if any(name == other.item for other in known):
+            raise ItemExists(f"the set has an item {name!r} already")
+        if image and (folder / image).exists():
+            image = f"{Path(image).stem}-{hashlib.sha256(picture).hexdigest()[:12]}{Path(image).suffix}"
+            added = replace(added, image=image)
+            line = format_item(added)
+        after = before + (b"" if not before or before.endswith(b"\n") else b"\n") + line.encode()
+        parse(after.decode("utf-8"), task.value)
+        if image:
+            write_atomic(folder / image, picture)
+        write_atomic(path, after)
+    return added
+
+
+def _picture_name(item: str, picture: bytes) -> str:
+    """A plain file name for a picture, by its content.
+
+    Raises:
+        GoldenBroken: it is none of the formats that a server takes, or too large.
+    """
+    if len(picture) > MAX_PICTURE_BYTES:
+        raise GoldenBroken("UNREADABLE", f"the picture has {len(picture)} bytes, more than {MAX_PICTURE_BYTES}")
+    for suffix, start, inner in _PICTURE_MARKS:
+        if picture.startswith(start) and picture[8 : 8 + len(inner)] == inner:
+            return (re.sub(r"[^A-Za-z0-9_-]+", "-", item).strip("-") or "item")[:80] + suffix
+    raise GoldenBroken("UNREADABLE", "the picture is no JPEG, PNG or WebP" if picture else "the item needs a picture")

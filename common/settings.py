@@ -155,6 +155,7 @@ class SettingsFile(BaseSettings):
     callers: Any = None
     updater: Any = None
     watchdog: Any = None
+    console: Any = None
 
     @classmethod
     def settings_customise_sources(

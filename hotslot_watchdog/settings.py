@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from common.console_settings import ConsoleSection
 from common.paths import run_folder
 from common.settings import Section, SettingsFile, settings_path
 
@@ -53,6 +54,7 @@ class StackSettings(SettingsFile):
     """The whole file, as the stack reads it."""
 
     watchdog: WatchdogSection = WatchdogSection()
+    console: ConsoleSection = ConsoleSection()
 
 
 def choose_descriptors(hard: int) -> int:
@@ -80,6 +82,7 @@ def make_child_environment(settings: StackSettings) -> dict[str, str]:
         **temporary_folder(os.environ, run_folder(settings.state_dir)),
         "PYTHONUTF8": "1",
         "HOTSLOT_CONFIG": str(settings_path().absolute()),
+        "HOTSLOT_START_CONSOLE": str(settings.console.enabled).lower(),
         "HOTSLOT_DESCRIPTORS": str(choose_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         "HOTSLOT_PYTHON": sys.executable,
         "HOTSLOT_STATE_DIR": str(Path(settings.state_dir).absolute()),

@@ -13,7 +13,7 @@ import pytest
 from tests.import_circles import find_circles, imports_of, read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "monitoring", "cli")
+ROOMS = ("common", "inference", "updater", "hotslot_watchdog", "hubserver", "monitoring", "console", "cli")
 PROJECT = {*ROOMS, "hotslot", "examples", "tests", "dev"}
 
 # Room → the project's own top-level packages that it may import, beside itself.
@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hotslot_watchdog": {"common", "hotslot"},
     "hubserver": {"common"},
     "monitoring": {"common"},
-    "cli": {"common", "hotslot", "hubserver", "monitoring"},
+    "console": {"common", "hotslot"},
+    "cli": {"common", "hotslot", "hubserver", "monitoring", "console"},
 }
 HTTP_CLIENTS = {
     "httpx",

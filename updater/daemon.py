@@ -47,6 +47,7 @@ from updater.metric_catalog import GOLDEN_SET, LOOP_RUNNING
 from updater.metrics import BroadcastObserver, LogObserver, MetricsObserver, Observer
 from updater.models import UpdatedModels, settings_of_models
 from updater.service import convert
+from updater.service.golden import GoldenApi, GoldenPlace
 from updater.service.health import UpdaterHealth
 from updater.service.servicer import SettingsCalls, UpdatesApi
 from updater.settings import JOURNAL_NAME, UpdaterSettings, check_names, read_crash_point
@@ -72,7 +73,7 @@ HEARTBEAT_SECONDS = 2.0
 STOP_SECONDS = 5.0  # then threads that have not stopped are abandoned
 JOURNAL_PAUSE_SECONDS = 5.0  # between two attempts to create the journal
 _WORKERS = 8
-_MAX_MESSAGE_BYTES = 1 << 20
+_MAX_MESSAGE_BYTES = 17 << 20  # a golden item with its picture
 
 
 class Updater:
@@ -259,7 +260,16 @@ class Updater:
         starting = lambda: self._starting_fault  # noqa: E731  read at each call
         settings = SettingsCalls(lambda: self._names, self._settings_status, self.reload)
         handles = self._models.handles
-        api = UpdatesApi(handles, settings, self._get_journal, provenance, self._log, starting, self._run_folder)
+        api = UpdatesApi(
+            handles,
+            settings,
+            self._get_journal,
+            provenance,
+            self._log,
+            GoldenApi(self._golden_places, self._log),
+            starting,
+            self._run_folder,
+        )
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         server = grpc.server(ThreadPoolExecutor(_WORKERS, "operator"), options=options)
         server.add_generic_rpc_handlers((api.handlers(), UpdaterHealth(self._loop_states).handlers()))
@@ -275,6 +285,15 @@ class Updater:
             yield
         finally:
             server.stop(0.5).wait()
+
+    def _golden_places(self) -> dict[str, GoldenPlace]:
+        """The golden sets by the settings in force; operators read them beside each model's thread."""
+        settings, found = self._reloader.settings, {}
+        for model in settings.models:
+            section = settings.updater.models.get(model.name)
+            if section is not None:
+                found[model.name] = GoldenPlace(section.golden, model.task, section.golden_min_accuracy)
+        return found
 
     @contextlib.contextmanager
     def _serve_metrics(self) -> Iterator[None]:

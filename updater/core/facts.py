@@ -26,6 +26,7 @@ class OperatorCommand:
 
     kind: CommandKind
     argument: str = ""
+    note: str = ""  # who sent it, and why; for the audit trail
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Event, ModelRecord
 from updater.service import convert
 from updater.service.convert import build_past_advice
+from updater.service.golden import GoldenApi
 from updater.stages.commands import CommandResult
 from updater.status import Progress, StatusPublisher, StatusSnapshot
 from updater.store.database import JournalNotWritten, JournalUnreadable
@@ -31,7 +32,7 @@ JOURNAL_COPY = "journal-copy-{}.db"  # in the run folder
 MAX_COPIES = 16  # callers move them away; one that did not leaves its copy until so many others were made
 SERVICE = pb.DESCRIPTOR.services_by_name["UpdatesService"].full_name
 MAX_PAGE, DEFAULT_PAGE = 200, 20
-MAX_REASON_CHARS = 200
+MAX_REASON_CHARS, MAX_NAME_CHARS = 200, 64
 COMMAND_SECONDS = 25.0
 POLL_SECONDS = 90.0  # longest wait for the hub's answer
 _SPARE_SECONDS = 1.0
@@ -75,6 +76,7 @@ class UpdatesApi:
         journal: Callable[[], Journal],
         provenance: Callable[[str], Provenance | None],
         log: Logger,
+        golden: GoldenApi,
         starting: Callable[[], str] = lambda: "",
         copies: Path = Path(),
     ) -> None:
@@ -87,11 +89,13 @@ class UpdatesApi:
                 Raises JournalUnreadable while it cannot be trusted.
             provenance: returns the provenance of the bundle with a digest.
             log: of the process.
+            golden: the golden sets of all models.
             starting: returns why the updater has not started yet; empty if it is about to.
             copies: folder for copies of the journal.
         """
         self._copies = copies
         self._copy_numbers = count()
+        self._golden = golden
         self._models = models
         self._starting = starting
         self._settings = settings
@@ -119,6 +123,9 @@ class UpdatesApi:
             "GetUpdate": (pb.GetUpdateRequest, self._get_update),
             "CopyJournal": (pb.CopyJournalRequest, self._copy_journal),
             "ReloadSettings": (pb.ReloadSettingsRequest, self._reload_settings),
+            "ListGoldenItems": (pb.ListGoldenItemsRequest, self._golden.list_items),
+            "GetGoldenPicture": (pb.GetGoldenPictureRequest, self._golden.picture),
+            "AddGoldenItem": (pb.AddGoldenItemRequest, self._golden.add),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(self._build_handler(name, kind, answer), None, _serialize)
@@ -249,7 +256,7 @@ class UpdatesApi:
             raise InputRefused("revision is required", field="revision")
         handle = self._find_model(request.model)
         before = handle.publisher.snapshot
-        self._apply(handle, CommandKind.UPDATE, request.revision, seconds)
+        self._apply(handle, CommandKind.UPDATE, request.revision, seconds, request.operator)
 
         def is_answered(snapshot: StatusSnapshot) -> bool:
             record = snapshot.record
@@ -270,30 +277,38 @@ class UpdatesApi:
         return pb.UpdateResponse(update=convert.to_current_summary(snapshot.record))
 
     def _rollback(self, request: pb.RollbackRequest, seconds: float) -> pb.RollbackResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.ROLLBACK, request.revision, seconds)
+        result = self._apply(
+            self._find_model(request.model), CommandKind.ROLLBACK, request.revision, seconds, request.operator
+        )
         return pb.RollbackResponse(update=convert.to_current_summary(result.record))
 
     def _pause(self, request: pb.PauseRequest, seconds: float) -> pb.PauseResponse:
         if len(request.reason) > MAX_REASON_CHARS:
             raise InputRefused(f"reason must have at most {MAX_REASON_CHARS} characters", field="reason")
-        result = self._apply(self._find_model(request.model), CommandKind.PAUSE, request.reason, seconds)
+        result = self._apply(
+            self._find_model(request.model), CommandKind.PAUSE, request.reason, seconds, request.operator
+        )
         return pb.PauseResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", seconds)
+        result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", seconds, request.operator)
         return pb.ResumeResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.APPROVE, request.source_digest, seconds)
+        result = self._apply(
+            self._find_model(request.model), CommandKind.APPROVE, request.source_digest, seconds, request.operator
+        )
         return pb.ApproveResponse(update=convert.to_current_summary(result.record))
 
     def _unquarantine(self, request: pb.UnquarantineRequest, seconds: float) -> pb.UnquarantineResponse:
         handle = self._find_model(request.model)
-        result = self._apply(handle, CommandKind.UNQUARANTINE, request.source_digest, seconds)
+        result = self._apply(handle, CommandKind.UNQUARANTINE, request.source_digest, seconds, request.operator)
         return pb.UnquarantineResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _reset_breaker(self, request: pb.ResetBreakerRequest, seconds: float) -> pb.ResetBreakerResponse:
-        result = self._apply(self._find_model(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds)
+        result = self._apply(
+            self._find_model(request.model), CommandKind.RESET_BREAKER, request.breaker, seconds, request.operator
+        )
         return pb.ResetBreakerResponse(breaker=convert.to_breaker(_find_breaker(result.record, request.breaker)))
 
     # Helpers.
@@ -310,8 +325,16 @@ class UpdatesApi:
             raise NotReady("the updater is starting", reason="UPDATER_BUSY", retry_after_seconds=1.0)
         return handle
 
-    def _apply(self, handle: ModelHandle, kind: CommandKind, argument: str, seconds: float) -> CommandResult:
-        result = handle.commands.ask(OperatorCommand(kind, argument), min(seconds, COMMAND_SECONDS))
+    def _apply(
+        self,
+        handle: ModelHandle,
+        kind: CommandKind,
+        argument: str,
+        seconds: float,
+        operator: pb.Operator | None = None,
+    ) -> CommandResult:
+        command = OperatorCommand(kind, argument, _describe_operator(operator))
+        result = handle.commands.ask(command, min(seconds, COMMAND_SECONDS))
         refused = result.refusal
         if refused is not None:
             raise (NotFound if refused.is_not_found else Conflict)(refused.message, reason=refused.reason)
@@ -322,6 +345,21 @@ def _list_new_events(before: StatusSnapshot, now: StatusSnapshot) -> list[Event]
     """Events that are new in the later snapshot, as far as the publisher still keeps them."""
     seen = {id(event) for event in before.events}
     return [event for event in now.events if id(event) not in seen]
+
+
+def _describe_operator(operator: pb.Operator | None) -> str:
+    """Who sends a command, and why, for the audit trail; empty if nobody is named."""
+    if operator is None:
+        return ""
+    for name, value, longest in (
+        ("name", operator.name, MAX_NAME_CHARS),
+        ("reason", operator.reason, MAX_REASON_CHARS),
+    ):
+        if len(value) > longest or not value.isprintable():
+            sentence = f"operator.{name} must have at most {longest} printable characters"
+            raise InputRefused(sentence, field=f"operator.{name}")
+    by = f"by {operator.name}" if operator.name else ""
+    return by + (": " if by and operator.reason else "") + operator.reason
 
 
 def _find_breaker(record: ModelRecord, name: str) -> Any:  # noqa: ANN401  one of three breakers

@@ -133,7 +133,11 @@ def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Ru
     effect = find_effect(record, command.kind)
     refusal = _refuse(record, effect, command, facts, rules)
     if refusal is None:
-        return CommandResult(command, _APPLY[effect](record, command, facts))
+        result, events = _APPLY[effect](record, command, facts)
+        if command.note:
+            acted = transitions.make_event(record, facts, "operator_acted", f"{command.kind.lower()} {command.note}")
+            events = (acted, *events)
+        return CommandResult(command, Transition(result, events))
     event = f"{command.kind.lower()}: {refusal.message}"
     return CommandResult(command, transitions.with_event(record, facts, "command_refused", event), refusal)
 

@@ -130,3 +130,13 @@ def test_a_pause_abandons_the_update_under_way_without_blame(world: World, stage
     world.command(CommandKind.RESUME)
     world.settle()
     assert world.committed == "1.1.0"
+
+
+def test_the_audit_trail_says_who_acted_and_why(world: World) -> None:
+    """In the same transaction as the effect, before its event."""
+    world.command(CommandKind.PAUSE, note="by wang: release freeze")
+    events = [(event.name, event.message) for event in world.disk.events[-2:]]
+    assert events == [
+        ("operator_acted", "pause by wang: release freeze"),
+        ("updates_paused", "an operator paused updates"),
+    ]

@@ -193,9 +193,9 @@ class World:
         if requests:
             self.server.answers(requests, lambda bundle: self.qualities[content_of(bundle)].fails_callers)
 
-    def command(self, kind: CommandKind, argument: str = "") -> Refusal | None:
+    def command(self, kind: CommandKind, argument: str = "", note: str = "") -> Refusal | None:
         """An operator asks for something and waits until it is done; returns why it was refused."""
-        asked = self.operators.leave(OperatorCommand(kind, argument))
+        asked = self.operators.leave(OperatorCommand(kind, argument, note))
         for _ in range(200):
             if asked.result is not None:
                 return asked.result.refusal

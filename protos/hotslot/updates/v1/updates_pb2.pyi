@@ -656,6 +656,32 @@ class DifferingItem(_message.Message):
 Global___DifferingItem: _TypeAlias = DifferingItem  # noqa: Y015
 
 @_typing.final
+class Operator(_message.Message):
+    """Who sends a command."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, as the operator logged in. At most 64 characters."""
+    reason: _builtins.str
+    """Reason for the history. At most 200 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operator: _TypeAlias = Operator  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Request of GetStatus."""
 
@@ -809,21 +835,27 @@ class UpdateRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     revision: _builtins.str
     """Name on the hub, source digest or commit id, or an unambiguous prefix of a
     digest or commit id. Required.
     """
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         revision: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -861,21 +893,27 @@ class RollbackRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     revision: _builtins.str
     """What is to be taken back: name, digest or commit id, or a prefix. The call
     is refused if it is not what serves. Default: whatever serves.
     """
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         revision: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -913,19 +951,25 @@ class PauseRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     reason: _builtins.str
     """Reason for the history. At most 200 characters."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         reason: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -962,16 +1006,22 @@ class ResumeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1009,19 +1059,25 @@ class ApproveRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     source_digest: _builtins.str
     """Source digest or commit id of the HELD update, or a prefix. Required."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         source_digest: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "source_digest", b"source_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator", "source_digest", b"source_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1059,19 +1115,25 @@ class UnquarantineRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     source_digest: _builtins.str
     """Source digest or commit id in quarantine, or an unambiguous prefix. Required."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         source_digest: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "source_digest", b"source_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator", "source_digest", b"source_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1109,19 +1171,25 @@ class ResetBreakerRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     BREAKER_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     breaker: _builtins.str
     """"hub", "activation" or "device". Required."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         breaker: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "model", b"model", "operator", b"operator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1375,3 +1443,276 @@ class CopyJournalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CopyJournalResponse: _TypeAlias = CopyJournalResponse  # noqa: Y015
+
+@_typing.final
+class GoldenItem(_message.Message):
+    """An item of a golden set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    PREMISE_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    HAS_PICTURE_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """Name, unique in its set. 1 to 128 characters."""
+    premise: _builtins.str
+    """Premise of its statements. Usually empty."""
+    has_picture: _builtins.bool
+    """Whether it has a picture."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The statements about its picture, or the addresses; each is one question."""
+
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Expected answers in the order of the texts: "yes", "no" or "maybe"; for an
+        address its parts as JSON, for example [["prov","浙江省"]]. Empty: none are
+        expected.
+        """
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        premise: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        expected: _abc.Iterable[_builtins.str] | None = ...,
+        has_picture: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "has_picture", b"has_picture", "item", b"item", "premise", b"premise", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GoldenItem: _TypeAlias = GoldenItem  # noqa: Y015
+
+@_typing.final
+class ListGoldenItemsRequest(_message.Message):
+    """Request of ListGoldenItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    page_size: _builtins.int
+    """Largest number of items to return, 1 to 500. Default: 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the previous page. Default: the first items."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGoldenItemsRequest: _TypeAlias = ListGoldenItemsRequest  # noqa: Y015
+
+@_typing.final
+class ListGoldenItemsResponse(_message.Message):
+    """Response of ListGoldenItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_ITEMS_FIELD_NUMBER: _builtins.int
+    TOTAL_QUESTIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_EXPECTED_FIELD_NUMBER: _builtins.int
+    MIN_ACCURACY_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty on the last page."""
+    total_items: _builtins.int
+    """Items of the whole set."""
+    total_questions: _builtins.int
+    """Questions of the whole set."""
+    total_expected: _builtins.int
+    """Questions with an expected answer."""
+    min_accuracy: _builtins.float
+    """Least accuracy that the gate asks for, 0 to 1."""
+    digest: _builtins.str
+    """Digest of questions, expectations and pictures."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GoldenItem]:
+        """In the set's order."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCount]:
+        """Expected labels of the whole set, for example "yes" or "road", the most
+        frequent first.
+        """
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___GoldenItem] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_items: _builtins.int = ...,
+        total_questions: _builtins.int = ...,
+        total_expected: _builtins.int = ...,
+        min_accuracy: _builtins.float = ...,
+        digest: _builtins.str = ...,
+        labels: _abc.Iterable[Global___LabelCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "items", b"items", "labels", b"labels", "min_accuracy", b"min_accuracy", "next_page_token", b"next_page_token", "total_expected", b"total_expected", "total_items", b"total_items", "total_questions", b"total_questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGoldenItemsResponse: _TypeAlias = ListGoldenItemsResponse  # noqa: Y015
+
+@_typing.final
+class LabelCount(_message.Message):
+    """How often a label is expected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The label."""
+    count: _builtins.int
+    """Number of expectations with it."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelCount: _TypeAlias = LabelCount  # noqa: Y015
+
+@_typing.final
+class GetGoldenPictureRequest(_message.Message):
+    """Request of GetGoldenPicture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    item: _builtins.str
+    """Name of the item. Required."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        item: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGoldenPictureRequest: _TypeAlias = GetGoldenPictureRequest  # noqa: Y015
+
+@_typing.final
+class GetGoldenPictureResponse(_message.Message):
+    """Response of GetGoldenPicture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Bytes of the file, at most 16 MiB. Never checked to be a picture."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGoldenPictureResponse: _TypeAlias = GetGoldenPictureResponse  # noqa: Y015
+
+@_typing.final
+class AddGoldenItemRequest(_message.Message):
+    """Request of AddGoldenItem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    picture: _builtins.bytes
+    """Bytes of its picture, a JPEG, PNG or WebP of at most 16 MiB. Required for
+    visual entailment.
+    """
+    @_builtins.property
+    def item(self) -> Global___GoldenItem:
+        """The item. Its name may be empty: one is made."""
+
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who adds it, and why; recorded in the log."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        item: Global___GoldenItem | None = ...,
+        picture: _builtins.bytes = ...,
+        operator: Global___Operator | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "operator", b"operator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "model", b"model", "operator", b"operator", "picture", b"picture"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddGoldenItemRequest: _TypeAlias = AddGoldenItemRequest  # noqa: Y015
+
+@_typing.final
+class AddGoldenItemResponse(_message.Message):
+    """Response of AddGoldenItem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    TOTAL_ITEMS_FIELD_NUMBER: _builtins.int
+    total_items: _builtins.int
+    """Items of the whole set now."""
+    @_builtins.property
+    def item(self) -> Global___GoldenItem:
+        """The item as it was added."""
+
+    def __init__(
+        self,
+        *,
+        item: Global___GoldenItem | None = ...,
+        total_items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "total_items", b"total_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddGoldenItemResponse: _TypeAlias = AddGoldenItemResponse  # noqa: Y015

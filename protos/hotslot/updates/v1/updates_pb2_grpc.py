@@ -106,6 +106,21 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.FromString,
                 _registered_method=True)
+        self.ListGoldenItems = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/ListGoldenItems',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.FromString,
+                _registered_method=True)
+        self.GetGoldenPicture = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/GetGoldenPicture',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureResponse.FromString,
+                _registered_method=True)
+        self.AddGoldenItem = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/AddGoldenItem',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemResponse.FromString,
+                _registered_method=True)
 
 
 class UpdatesServiceServicer:
@@ -227,6 +242,32 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGoldenItems(self, request, context):
+        """Lists the items of a model's golden set, in its order. Errors of this and
+        the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
+        GOLDEN_UNUSABLE: it cannot be read as it is).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGoldenPicture(self, request, context):
+        """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddGoldenItem(self, request, context):
+        """Adds one item at the end of a golden set; creates an empty set's first.
+        From the next gate on, revisions are judged by it too. Errors:
+        INVALID_ARGUMENT (ITEM_WRONG), FAILED_PRECONDITION (ITEM_EXISTS,
+        GOLDEN_READ_ONLY: the updater may not write the folder).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UpdatesServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -294,6 +335,21 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.ReloadSettings,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.SerializeToString,
+            ),
+            'ListGoldenItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGoldenItems,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.SerializeToString,
+            ),
+            'GetGoldenPicture': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGoldenPicture,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureResponse.SerializeToString,
+            ),
+            'AddGoldenItem': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddGoldenItem,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -654,6 +710,87 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/ReloadSettings',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ReloadSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGoldenItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/ListGoldenItems',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.ListGoldenItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGoldenPicture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/GetGoldenPicture',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.GetGoldenPictureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddGoldenItem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/AddGoldenItem',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.AddGoldenItemResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -95,6 +95,19 @@ class UpdatesServiceStub:
     with mistakes, or with a change that needs a restart, is no error of the
     call: see SettingsReload.
     """
+    ListGoldenItems: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ListGoldenItemsRequest, _updates_pb2.ListGoldenItemsResponse]
+    """Lists the items of a model's golden set, in its order. Errors of this and
+    the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
+    GOLDEN_UNUSABLE: it cannot be read as it is).
+    """
+    GetGoldenPicture: _grpc.UnaryUnaryMultiCallable[_updates_pb2.GetGoldenPictureRequest, _updates_pb2.GetGoldenPictureResponse]
+    """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN)."""
+    AddGoldenItem: _grpc.UnaryUnaryMultiCallable[_updates_pb2.AddGoldenItemRequest, _updates_pb2.AddGoldenItemResponse]
+    """Adds one item at the end of a golden set; creates an empty set's first.
+    From the next gate on, revisions are judged by it too. Errors:
+    INVALID_ARGUMENT (ITEM_WRONG), FAILED_PRECONDITION (ITEM_EXISTS,
+    GOLDEN_READ_ONLY: the updater may not write the folder).
+    """
 
 @_typing.type_check_only
 class UpdatesServiceAsyncStub(UpdatesServiceStub):
@@ -160,6 +173,19 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     update in progress of a model whose settings are the same goes on. A file
     with mistakes, or with a change that needs a restart, is no error of the
     call: see SettingsReload.
+    """
+    ListGoldenItems: _aio.UnaryUnaryMultiCallable[_updates_pb2.ListGoldenItemsRequest, _updates_pb2.ListGoldenItemsResponse]  # type: ignore[assignment]
+    """Lists the items of a model's golden set, in its order. Errors of this and
+    the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
+    GOLDEN_UNUSABLE: it cannot be read as it is).
+    """
+    GetGoldenPicture: _aio.UnaryUnaryMultiCallable[_updates_pb2.GetGoldenPictureRequest, _updates_pb2.GetGoldenPictureResponse]  # type: ignore[assignment]
+    """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN)."""
+    AddGoldenItem: _aio.UnaryUnaryMultiCallable[_updates_pb2.AddGoldenItemRequest, _updates_pb2.AddGoldenItemResponse]  # type: ignore[assignment]
+    """Adds one item at the end of a golden set; creates an empty set's first.
+    From the next gate on, revisions are judged by it too. Errors:
+    INVALID_ARGUMENT (ITEM_WRONG), FAILED_PRECONDITION (ITEM_EXISTS,
+    GOLDEN_READ_ONLY: the updater may not write the folder).
     """
 
 class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -301,6 +327,37 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         update in progress of a model whose settings are the same goes on. A file
         with mistakes, or with a change that needs a restart, is no error of the
         call: see SettingsReload.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGoldenItems(
+        self,
+        request: _updates_pb2.ListGoldenItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.ListGoldenItemsResponse, _abc.Awaitable[_updates_pb2.ListGoldenItemsResponse]]:
+        """Lists the items of a model's golden set, in its order. Errors of this and
+        the next two calls: FAILED_PRECONDITION (NO_GOLDEN: none is configured;
+        GOLDEN_UNUSABLE: it cannot be read as it is).
+        """
+
+    @_abc_1.abstractmethod
+    def GetGoldenPicture(
+        self,
+        request: _updates_pb2.GetGoldenPictureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.GetGoldenPictureResponse, _abc.Awaitable[_updates_pb2.GetGoldenPictureResponse]]:
+        """Returns the picture of one golden item. Errors: NOT_FOUND (ITEM_UNKNOWN)."""
+
+    @_abc_1.abstractmethod
+    def AddGoldenItem(
+        self,
+        request: _updates_pb2.AddGoldenItemRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.AddGoldenItemResponse, _abc.Awaitable[_updates_pb2.AddGoldenItemResponse]]:
+        """Adds one item at the end of a golden set; creates an empty set's first.
+        From the next gate on, revisions are judged by it too. Errors:
+        INVALID_ARGUMENT (ITEM_WRONG), FAILED_PRECONDITION (ITEM_EXISTS,
+        GOLDEN_READ_ONLY: the updater may not write the folder).
         """
 
 def add_UpdatesServiceServicer_to_server(servicer: UpdatesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

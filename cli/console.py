@@ -1,0 +1,107 @@
+"""`hotslot console`: the web console, a process of its own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.endpoint import Endpoint, calls_server
+from cli.healthcheck import to_target
+from cli.output import err, print_text
+from cli.problems import CommandFailed, WronglyUsed
+from cli.settings import Settings, StateDir, read_settings, state_folder
+from common import logs
+from common.address import ListenFailed
+from common.console_settings import ConsoleSection
+from common.paths import run_folder
+from common.reload import FileUnusable
+from common.settings import settings_path
+
+EXAMPLE = """Example:  hotslot console
+
+Next:  open the address that it prints."""
+_EXTRA = ("starlette", "uvicorn", "jinja2", "multipart", "python_multipart")
+_MISSING = "the console needs the packages of an extra: pip install 'hotslot[console]'"
+
+
+@calls_server
+def console(
+    *,
+    endpoint: Endpoint,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", metavar="HOST", help="Address to listen on. Default: 127.0.0.1.", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Port to listen on. Default: 50080.", show_default=False),
+    ] = None,
+    operate: Annotated[
+        bool, typer.Option("--operate", help="Let who is logged in act; needs --tokens.", show_default=False)
+    ] = False,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens",
+            metavar="FILE",
+            help="Who may log in; `hotslot token new --file FILE NAME` adds somebody.",
+            show_default=False,
+        ),
+    ] = None,
+    base_path: Annotated[
+        str | None,
+        typer.Option("--base-path", metavar="PATH", help="Path under which a proxy shows it.", show_default=False),
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve web pages to try a model, watch swaps, and see what a revision changes.
+
+    Defaults are the `[console]` section of the settings file. It only calls the
+    server and the updater, and changes nothing without --operate.
+    """
+    settings = read_settings() if settings_path().is_file() else None
+    section = _section(settings, host=host, port=port, operate=operate or None, tokens_file=tokens, base_path=base_path)
+    level = "info" if settings is None else settings.logs.level
+    _serve(section, endpoint, run_folder(state_folder(state_dir)), level)
+
+
+def _serve(section: ConsoleSection, endpoint: Endpoint, folder: Path, level: str) -> None:
+    try:
+        from console.main import run  # noqa: PLC0415  its packages are an extra
+        from console.upstream import ServerAddress  # noqa: PLC0415  see above
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _EXTRA:
+            raise CommandFailed(_MISSING) from error
+        raise
+    server, trust = ServerAddress(to_target(endpoint.address), token=endpoint.token), endpoint.trust
+    if trust is not None:
+        server = ServerAddress(
+            server.target, trust.ca, trust.certificate, trust.key, trust.name, is_secure=True, token=endpoint.token
+        )
+    with logs.configure("console", level):
+        log = logs.get_logger()
+
+        def on_ready(url: str) -> None:
+            log.info("console_ready", url=url, operate=section.operate)
+            if err.is_terminal:
+                print_text("the console is at ", (url, "bold"), " (Ctrl-C ends it)")
+
+        try:
+            run(section, server, folder, log, on_ready)
+        except (ListenFailed, FileUnusable) as error:
+            raise CommandFailed(str(error)) from error
+
+
+def _section(settings: Settings | None, **given: object) -> ConsoleSection:
+    """`[console]` with the options of the command line.
+
+    Raises:
+        WronglyUsed: they do not go together.
+    """
+    section = ConsoleSection() if settings is None else settings.console
+    values = section.model_dump() | {name: value for name, value in given.items() if value is not None}
+    try:
+        return ConsoleSection.model_validate(values)
+    except ValueError as error:
+        message = str(error).splitlines()[2].partition("[type=")[0].strip().removeprefix("Value error, ")
+        raise WronglyUsed(message) from error

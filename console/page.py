@@ -1,0 +1,220 @@
+"""What every page shares: templates, languages, forms that are read in memory, and errors."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from common.clock import Clock
+from common.tokens import Tokens
+from console import charts, views, words
+from console.access import CSRF_FIELD, Session, SessionSigner
+from console.live import Live
+from console.upstream import CallFailed, Upstream
+
+LANGUAGE_COOKIE = "hotslot_lang"
+MAX_FORM_BYTES = 256 << 10  # beside the picture
+MAX_FIELDS = 60
+_HERE = Path(__file__).resolve().parent
+
+
+class FormRefused(Exception):
+    """A form cannot be used; the message is for its sender."""
+
+    def __init__(self, sentence: str, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class _InMemoryParser(MultiPartParser):
+    """Pictures stay in memory: nothing that is tried is written to a disk."""
+
+    spool_max_size = 1 << 30
+
+
+def make_environment() -> jinja2.Environment:
+    """The templates, with the filters of `views`; every value is escaped."""
+    loader = jinja2.FileSystemLoader(_HERE / "templates")
+    found = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for shown in (
+        views.short,
+        views.seconds,
+        views.size,
+        views.moment,
+        views.percent,
+        views.number,
+        views.stage_name,
+        views.outcome_name,
+        views.role_name,
+        views.state_name,
+        views.level_name,
+    ):
+        found.filters[shown.__name__] = shown
+    found.globals["draw_rates"], found.globals["draw_latencies"] = charts.draw_rates, charts.draw_latencies
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What the pages use."""
+
+    upstream: Upstream
+    live: Live
+    signer: SessionSigner
+    clock: Clock
+    tokens: Callable[[], Tokens] | None = None  # None: nobody can log in
+    may_operate: bool = False
+    base_path: str = ""
+    environment: jinja2.Environment = field(default_factory=make_environment)
+
+    def can_act(self, session: Session) -> bool:
+        """Whether a session may change anything."""
+        return self.may_operate and bool(session.operator)
+
+
+def console_of(request: Request) -> Console:
+    """The console that serves a request."""
+    found: Console = request.app.state.console
+    return found
+
+
+def language_of(request: Request) -> str:
+    """The language of a page."""
+    asked = request.query_params.get("lang", "")
+    return words.choose_language(
+        asked, request.cookies.get(LANGUAGE_COOKIE, ""), request.headers.get("accept-language", "")
+    )
+
+
+def context_of(request: Request) -> dict[str, Any]:
+    """The values that every template gets."""
+    console, language = console_of(request), language_of(request)
+    session: Session = request.scope["state"]["session"]
+    return {
+        "_": words.translator(language),
+        "language": language,
+        "base": console.base_path,
+        "path": request.scope["path"],
+        "session": session,
+        "csrf": request.scope["state"]["csrf"],
+        "can_log_in": console.tokens is not None,
+        "can_act": console.can_act(session),
+        "may_operate": console.may_operate,
+        "now": console.clock.now(),
+    }
+
+
+def render_part(request: Request, template: str, **values: object) -> str:
+    """A part of a page."""
+    return console_of(request).environment.get_template(template).render(context_of(request) | values)
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: object) -> Response:
+    """A page; remembers the language that was clicked."""
+    response = HTMLResponse(render_part(request, template, **values), status)
+    asked = request.query_params.get("lang", "")
+    if asked in words.LANGUAGES:
+        path = f"{console_of(request).base_path}/"
+        response.set_cookie(LANGUAGE_COOKIE, asked, max_age=31536000, path=path, httponly=True, samesite="strict")
+    return response
+
+
+def redirect(request: Request, path: str) -> Response:
+    """Go on to another page, by GET."""
+    return RedirectResponse(console_of(request).base_path + path, 303)
+
+
+def is_partial(request: Request) -> bool:
+    """Whether htmx asks for a part of a page."""
+    return request.headers.get("hx-request", "") == "true"
+
+
+async def read_form(request: Request, max_picture_bytes: int = 0) -> FormData:
+    """Read a form whole, with at most one picture.
+
+    Raises:
+        FormRefused: it is too large, malformed, or was not sent from one of our pages.
+    """
+    most = MAX_FORM_BYTES + max_picture_bytes
+    try:
+        declared = int(request.headers.get("content-length", "0"))
+    except ValueError:
+        raise FormRefused("the form has no length") from None
+    if declared > most:
+        raise FormRefused(f"the form has {declared} bytes, more than {most}", 413)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    stream = _bounded(request, most)
+    try:
+        if kind == "multipart/form-data":
+            parser = _InMemoryParser(
+                request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES
+            )
+            form = await parser.parse()
+        elif kind == "application/x-www-form-urlencoded":
+            form = await FormParser(request.headers, stream).parse()
+        else:
+            raise FormRefused("the form is neither multipart/form-data nor application/x-www-form-urlencoded", 415)
+    except MultiPartException as error:
+        raise FormRefused(f"the form is malformed: {error.message[:200]}") from error
+    request.scope["state"]["form"] = form
+    if text_of(form, CSRF_FIELD) != request.scope["state"]["csrf"]:
+        raise FormRefused("the page is of another session: load it again, and send the form again", 403)
+    return form
+
+
+async def _bounded(request: Request, most: int) -> AsyncIterator[bytes]:
+    seen = 0
+    async for part in request.stream():
+        seen += len(part)
+        if seen > most:
+            raise FormRefused(f"the form has more than {most} bytes", 413)
+        yield part
+
+
+def text_of(form: FormData, name: str) -> str:
+    """A field of a form; empty if it is missing or a file."""
+    value = form.get(name)
+    return value if isinstance(value, str) else ""
+
+
+async def picture_of(form: FormData, name: str = "picture") -> bytes:
+    """The bytes of a chosen picture; empty if none was."""
+    value = form.get(name)
+    return await value.read() if isinstance(value, UploadFile) else b""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(handler: Handler) -> Handler:
+    """A handler whose failures are shown as a page, or as a part if htmx asks."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except CallFailed as error:
+            return show_problem(request, str(error), 503 if error.is_away else 400, reason=error.reason)
+        except FormRefused as error:
+            return show_problem(request, str(error), error.status)
+        finally:
+            form = request.scope["state"].pop("form", None)
+            if form is not None:
+                await form.close()  # gives the picture's memory back
+
+    return handle
+
+
+def show_problem(request: Request, sentence: str, status: int, *, reason: str = "") -> Response:
+    """An error in the API's own words."""
+    template = "_problem.html" if is_partial(request) else "problem.html"
+    # htmx shows only the bodies of good responses; the sentence says what is wrong.
+    code = 200 if is_partial(request) else status
+    return render(request, template, status=code, sentence=sentence, reason=reason)

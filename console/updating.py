@@ -1,0 +1,188 @@
+"""The pages about updates: their history, the evidence of each, and the commands of operators."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from console.page import FormRefused, console_of, read_form, redirect, render, text_of
+from console.upstream import COMMAND_SECONDS, HUB_SECONDS, CallFailed
+from console.views import list_differences, list_stages
+from hotslot.updates.v1 import updates_pb2 as pb
+
+PAGE = 30
+_MAX_REASON_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of an operator."""
+
+    method: str  # of UpdatesService
+    request: type[Any]
+    target: str = ""  # field of the request that names the revision; empty: none
+    asks_name: bool = False  # whether the operator types the revision's name
+    seconds: float = COMMAND_SECONDS
+    what: str = ""  # the sentence above the form; English, translated by the template
+
+
+COMMANDS: dict[str, Command] = {
+    "approve": Command(
+        "Approve",
+        pb.ApproveRequest,
+        "source_digest",
+        asks_name=True,
+        what="The held update goes on, as if it had passed.",
+    ),
+    "rollback": Command(
+        "Rollback",
+        pb.RollbackRequest,
+        "revision",
+        asks_name=True,
+        what="The previous revision answers again, this one goes into quarantine, and updates pause.",
+    ),
+    "unquarantine": Command(
+        "Unquarantine",
+        pb.UnquarantineRequest,
+        "source_digest",
+        asks_name=True,
+        what="The revision may be installed again.",
+    ),
+    "pause": Command("Pause", pb.PauseRequest, what="No update starts until updates are resumed."),
+    "resume": Command("Resume", pb.ResumeRequest, what="Updates start again, and a held one is tried again."),
+    "check": Command("CheckNow", pb.CheckNowRequest, seconds=HUB_SECONDS, what="The hub is asked for revisions now."),
+}
+
+
+async def history(request: Request) -> Response:
+    """The past updates, newest first."""
+    upstream, model = console_of(request).upstream, request.query_params.get("model", "")
+    asked = pb.ListHistoryRequest(model=model, page_size=PAGE, page_token=request.query_params.get("from", ""))
+    found: pb.ListHistoryResponse = await upstream.ask_updater("ListHistory", asked)
+    followed = await upstream.updates_status()
+    return render(request, "updates.html", found=found, followed=followed, model=model)
+
+
+async def evidence(request: Request) -> Response:
+    """One update: what was checked, measured and different, and what to do."""
+    upstream, show = console_of(request).upstream, request.query_params.get("show", "")
+    asked = pb.GetUpdateRequest(update_id=request.path_params["update_id"])
+    found: pb.GetUpdateResponse = await upstream.ask_updater("GetUpdate", asked)
+    followed = {one.model: one for one in await upstream.updates_status()}
+    state = followed.get(found.update.model)
+    counts = {kind: len(list_differences(found.differing, kind)) for kind in ("wrong", "right", "changed")}
+    return render(
+        request,
+        "update.html",
+        found=found,
+        stages=list_stages(found),
+        differences=list_differences(found.differing, show),
+        counts=counts,
+        show=show,
+        actions=_list_actions(found, state),
+        pictures=await _list_pictures(request, found),
+    )
+
+
+def _list_actions(found: pb.GetUpdateResponse, state: pb.ModelUpdates | None) -> list[str]:
+    """The commands that make sense for an update now."""
+    update = found.update
+    if state is None:
+        return []
+    is_current = state.HasField("current") and state.current.update_id == update.update_id
+    actions = []
+    if is_current and update.stage == pb.UPDATE_STAGE_HELD:
+        actions.append("approve")
+    serves = update.outcome == pb.UPDATE_OUTCOME_COMMITTED and state.committed_source_digest == update.source_digest
+    if serves or (is_current and update.stage in (pb.UPDATE_STAGE_ACTIVATING, pb.UPDATE_STAGE_OBSERVING)):
+        actions.append("rollback")
+    if any(row.source_digest == update.source_digest for row in state.quarantine):
+        actions.append("unquarantine")
+    return actions
+
+
+async def _list_pictures(request: Request, found: pb.GetUpdateResponse) -> set[str]:
+    """Which of the differing items have a picture in today's golden set."""
+    if not found.differing:
+        return set()
+    names: set[str] = set()
+    token = ""
+    for _ in range(20):  # of 500 items each: as many as a golden set may have
+        asked = pb.ListGoldenItemsRequest(model=found.update.model, page_size=500, page_token=token)
+        try:
+            page: pb.ListGoldenItemsResponse = await console_of(request).upstream.ask_updater("ListGoldenItems", asked)
+        except CallFailed:
+            return names
+        names |= {item.item for item in page.items if item.has_picture}
+        token = page.next_page_token
+        if not token:
+            break
+    return names
+
+
+async def confirm(request: Request) -> Response:
+    """Ask for a reason, and for the revision's name."""
+    command = _find_command(request)
+    require_operator(request)
+    asked = request.query_params
+    return render(
+        request,
+        "act.html",
+        name=request.path_params["command"],
+        command=command,
+        model=asked.get("model", ""),
+        target=asked.get("target", ""),
+        revision=asked.get("revision", ""),
+        problem="",
+        reason="",
+    )
+
+
+async def act(request: Request) -> Response:
+    """Send a command; then show the updates."""
+    command = _find_command(request)
+    form = await read_form(request)
+    operator = require_operator(request)
+    model, target, revision = (text_of(form, name) for name in ("model", "target", "revision"))
+    reason = " ".join(text_of(form, "reason").split())[:_MAX_REASON_CHARS]
+    problem = ""
+    if not reason and command.method != "CheckNow":
+        problem = "A reason is needed: the history keeps it."
+    elif command.asks_name and text_of(form, "confirm").strip() != revision:
+        problem = "What you typed is not the revision's name."
+    if not problem:
+        wanted = command.request(model=model)
+        if command.target:
+            setattr(wanted, command.target, target)
+        if hasattr(wanted, "operator"):
+            wanted.operator.name, wanted.operator.reason = operator, reason
+        try:
+            await console_of(request).upstream.ask_updater(command.method, wanted, command.seconds)
+            return redirect(request, f"/updates?model={model}" if model else "/updates")
+        except CallFailed as error:
+            problem = str(error)
+    values = {"model": model, "target": target, "revision": revision, "problem": problem, "reason": reason}
+    return render(request, "act.html", status=400, name=request.path_params["command"], command=command, **values)
+
+
+def _find_command(request: Request) -> Command:
+    command = COMMANDS.get(request.path_params["command"])
+    if command is None:
+        raise FormRefused("there is no such command", 404)
+    return command
+
+
+def require_operator(request: Request) -> str:
+    """The name of who acts.
+
+    Raises:
+        FormRefused: nobody is logged in, or this console only shows.
+    """
+    console = console_of(request)
+    operator: str = request.scope["state"]["session"].operator
+    if not console.may_operate:
+        raise FormRefused("this console only shows; start it with --operate to act", 403)
+    if not operator:
+        raise FormRefused("log in first: the history keeps who acted", 403)
+    return operator

@@ -1,0 +1,250 @@
+"""How values are shown on the pages, and the lists that the templates draw. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from console.history import History
+from console.live import Snapshot
+from hotslot.control.v1 import control_pb2
+from hotslot.status.v1 import status_pb2
+from hotslot.updates.v1 import updates_pb2
+
+LABELS = ("yes", "no", "maybe")
+STAGES = ("STAGING", "VERIFYING", "GATING", "ACTIVATING", "OBSERVING", "COMMITTING")
+_KIB, _MINUTE, _HOUR = 1024, 60, 3600
+_SHOWN_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One stage of an update's timeline."""
+
+    name: str
+    state: str  # "done", "now", "stopped" or "next"
+    began_at: datetime | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRow:
+    """What one revision did in the last hour."""
+
+    revision: str
+    digest: str
+    line: int  # number of its line in the charts
+    answered: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """All that a page shows of one model."""
+
+    number: int
+    model: status_pb2.Model
+    state: control_pb2.ModelState | None
+    health: status_pb2.CapabilityHealth | None
+    updates: updates_pb2.ModelUpdates | None
+    under_way: updates_pb2.GetUpdateResponse | None
+    history: History
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    @property
+    def is_entailment(self) -> bool:
+        """Whether it judges statements about pictures."""
+        return self.model.task == "visual-entailment"
+
+    @property
+    def active(self) -> status_pb2.Slot | None:
+        """The slot that answers."""
+        return next((slot for slot in self.model.slots if slot.name == self.model.active_slot), None)
+
+    @property
+    def other(self) -> control_pb2.SlotStatus | None:
+        """The other slot, if it holds a model that can be asked."""
+        if self.state is None:
+            return None
+        return next(
+            (one for one in self.state.slots if one.slot != self.model.active_slot and one.state == "LOADED"), None
+        )
+
+    @property
+    def stages(self) -> list[StageRow]:
+        """The timeline of the update under way."""
+        return [] if self.under_way is None else list_stages(self.under_way)
+
+    @property
+    def traffic(self) -> list[TrafficRow]:
+        """The revisions of the last hour."""
+        active = "" if self.active is None else self.active.digest
+        return [
+            TrafficRow(
+                self.history.names.get(digest, short(digest)),
+                digest,
+                number,
+                round(total.answered),
+                round(total.failed),
+                None if total.p50 is None else total.p50 * 1000,
+                None if total.p99 is None else total.p99 * 1000,
+                digest == active,
+            )
+            for number, (digest, total) in enumerate(self.history.totals())
+        ]
+
+
+def list_models(snapshot: Snapshot, histories: Mapping[str, History]) -> list[ModelView]:
+    """The models in the configuration's order."""
+    health = {one.model: one for one in (snapshot.server.capabilities if snapshot.server is not None else ())}
+    return [
+        ModelView(
+            number,
+            model,
+            snapshot.control.get(model.name),
+            health.get(model.name),
+            snapshot.updates.get(model.name),
+            snapshot.under_way.get(model.name),
+            histories.get(model.name, History()),
+        )
+        for number, model in enumerate(snapshot.models)
+    ]
+
+
+def list_stages(update: updates_pb2.GetUpdateResponse) -> list[StageRow]:
+    """The stages of an update, with the time that each took, from its events."""
+    began: dict[str, datetime] = {}
+    ended_at: datetime | None = None
+    for event in update.events:
+        at = event.at.ToDatetime(tzinfo=UTC)
+        stage = stage_name(event.stage)
+        began.setdefault(stage, at)
+        ended_at = at
+    current = stage_name(update.update.stage)
+    is_over = update.update.outcome != updates_pb2.UPDATE_OUTCOME_UNSPECIFIED
+    is_good = update.update.outcome == updates_pb2.UPDATE_OUTCOME_COMMITTED
+    reached = [stage for stage in STAGES if stage in began]
+    rows = []
+    for stage in STAGES:
+        at = began.get(stage)
+        if at is None:
+            state = "done" if is_good else "next"
+            rows.append(StageRow(stage, state))
+            continue
+        later = [began[other] for other in reached if began[other] > at]
+        end = min(later, default=ended_at if is_over or current in ("HELD", "ROLLING_BACK") else None)
+        is_last = stage == reached[-1]
+        state = "now" if is_last and not is_over and current == stage else "done"
+        if is_last and ((is_over and not is_good) or current in ("HELD", "ROLLING_BACK")):
+            state = "stopped"
+        rows.append(StageRow(stage, state, at, None if end is None else (end - at).total_seconds()))
+    return rows
+
+
+def stage_name(stage: "updates_pb2.UpdateStage.ValueType") -> str:
+    """A stage without its prefix, for example "GATING"."""
+    return _name(updates_pb2.UpdateStage, stage)
+
+
+def outcome_name(outcome: "updates_pb2.UpdateOutcome.ValueType") -> str:
+    """An outcome without its prefix; empty while the update is in progress."""
+    return _name(updates_pb2.UpdateOutcome, outcome) if outcome else ""
+
+
+def role_name(role: "status_pb2.SlotRole.ValueType") -> str:
+    """A role without its prefix, for example "ACTIVE"."""
+    return _name(status_pb2.SlotRole, role)
+
+
+def state_name(state: "status_pb2.SlotState.ValueType") -> str:
+    """A state of a slot without its prefix, for example "LOADED"."""
+    return _name(status_pb2.SlotState, state)
+
+
+def level_name(level: "status_pb2.HealthLevel.ValueType") -> str:
+    """A level of health without its prefix, for example "OK"."""
+    return _name(status_pb2.HealthLevel, level)
+
+
+def _name(enum: object, value: int) -> str:
+    """A value that this build does not know is shown as its number."""
+    try:
+        full: str = enum.Name(value)  # type: ignore[attr-defined]
+    except ValueError:
+        return str(value)
+    prefix = "".join(f"_{part}" if part.isupper() else part for part in enum.DESCRIPTOR.name)  # type: ignore[attr-defined]
+    return full.removeprefix(f"{prefix.lstrip('_').upper()}_")
+
+
+def short(digest: str) -> str:
+    """A digest as people compare it."""
+    return digest.removeprefix("sha256:")[:_SHOWN_DIGITS]
+
+
+def seconds(value: Duration | float | None) -> str:
+    """A duration with the unit that suits it."""
+    if value is None:
+        return "–"
+    number = value.ToTimedelta().total_seconds() if isinstance(value, Duration) else float(value)
+    if number < 1:
+        return f"{number * 1000:.0f} ms"
+    if number < 2 * _MINUTE:
+        return f"{number:.1f} s"
+    return f"{number / _MINUTE:.0f} min" if number < 2 * _HOUR else f"{number / _HOUR:.1f} h"
+
+
+def size(value: float) -> str:
+    """Bytes with the unit that suits them."""
+    number = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < _KIB:
+            return f"{number:.0f} {unit}"
+        number /= _KIB
+    return f"{number:.1f} TiB"
+
+
+def moment(at: Timestamp | datetime | None) -> str:
+    """A time in UTC, to the second."""
+    if at is None:
+        return "–"
+    when = at.ToDatetime(tzinfo=UTC) if isinstance(at, Timestamp) else at
+    return f"{when:%Y-%m-%d %H:%M:%S}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{share * 100:.1f} %"
+
+
+def number(value: float) -> str:
+    """A measured number without useless digits."""
+    return f"{value:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One golden item on which candidate and active model differ."""
+
+    row: updates_pb2.DifferingItem
+    kind: str  # "wrong", "right" or "changed"
+
+
+def list_differences(rows: Sequence[updates_pb2.DifferingItem], show: str = "") -> list[Difference]:
+    """What differs, by whether the candidate is now wrong, now right, or only other; `show` keeps one kind."""
+    found = [Difference(row, _compare(row)) for row in rows]
+    return [one for one in found if show in ("", one.kind)]
+
+
+def _compare(row: updates_pb2.DifferingItem) -> str:
+    if row.expected and row.candidate == row.expected:
+        return "right"
+    return "wrong" if row.expected and row.active == row.expected else "changed"

@@ -1,0 +1,237 @@
+"""The words of the pages in English and Chinese. The English sentence is the key."""
+
+from collections.abc import Callable, Sequence
+
+LANGUAGES = ("en", "zh")
+CHINESE: dict[str, str] = {
+    # Pages and sessions.
+    "Watch": "概览",
+    "Updates": "更新",
+    "Pages": "页面",
+    "Skip to the content": "跳到正文",
+    "Log in": "登录",
+    "Log out": "退出",
+    "read only": "只读",
+    "Token": "令牌",
+    "This token is not known here.": "这里没有这个令牌。",
+    "The history keeps the name of the token's owner.": "历史记录会保存令牌所有者的名字。",
+    "This console only shows. Start it with --operate and --tokens to act.": (
+        "此控制台只供查看。要执行操作，请用 --operate 和 --tokens 启动。"
+    ),
+    "Problem": "出错",
+    "That did not work": "操作没有成功",
+    "Cancel": "取消",
+    # Slots and health.
+    "Health": "健康状况",
+    "The server has no models.": "服务器上没有模型。",
+    "Process": "进程",
+    "Resources": "资源",
+    "draining": "正在排空",
+    "lag": "事件循环延迟",
+    "memory": "内存",
+    "disk free": "磁盘可用",
+    "answers": "可以应答",
+    "does not answer": "不能应答",
+    "last answer took": "最近一次应答用时",
+    "waiting": "个请求在等待",
+    "OK": "正常",
+    "DEGRADED": "降级",
+    "FAILED": "故障",
+    "Slot": "槽位",
+    "ACTIVE": "正在服务",
+    "TRIAL": "试用中",
+    "CANDIDATE": "候选",
+    "PREVIOUS": "上一版本",
+    "FALLBACK": "转到 CPU",
+    "FREE": "空闲",
+    "EMPTY": "无进程",
+    "STARTING": "启动中",
+    "READY": "待命",
+    "LOADING": "加载中",
+    "LOADED": "已加载",
+    "RETIRING": "退出中",
+    "no model": "没有模型",
+    "State": "状态",
+    "Device": "设备",
+    "Memory": "内存",
+    "Deaths": "异常退出",
+    "On trial: slot": "试用中：槽位",
+    "since": "开始于",
+    "What it fails is answered by the other slot.": "它失败的请求由另一个槽位应答。",
+    "the device ran out of memory": "设备内存不足",
+    # Updates.
+    "Update": "更新",
+    "evidence": "依据",
+    "none under way": "没有进行中的更新",
+    "Committed": "已提交",
+    "hub asked at": "查询仓库于",
+    "paused": "已暂停",
+    "quarantine": "隔离",
+    "end it": "解除",
+    "Resume updates": "恢复更新",
+    "Pause updates": "暂停更新",
+    "Ask the hub now": "立即查询仓库",
+    "Roll back": "回滚",
+    "History": "历史",
+    "IDLE": "空闲",
+    "STAGING": "下载",
+    "VERIFYING": "校验与转换",
+    "GATING": "黄金集检验",
+    "ACTIVATING": "切换",
+    "OBSERVING": "试用观察",
+    "COMMITTING": "提交",
+    "ROLLING_BACK": "正在回滚",
+    "HELD": "待人工决定",
+    "COMMITTED": "已提交",
+    "REFUSED": "已拒绝",
+    "ROLLED_BACK": "已回滚",
+    "ABANDONED": "已放弃",
+    "under way": "进行中",
+    "ended here": "在此结束",
+    "not reached": "未到达",
+    "Past updates": "历次更新",
+    "Past updates, the newest first": "历次更新，最新的在前",
+    "Ended (UTC)": "结束（UTC）",
+    "Began (UTC)": "开始（UTC）",
+    "Model": "模型",
+    "Revision": "版本",
+    "Outcome": "结果",
+    "Reason": "原因",
+    "No update has ended yet.": "还没有结束的更新。",
+    "Older": "更早",
+    "What to do:": "建议：",
+    "Source": "源文件",
+    "Bundle": "模型包",
+    "Checked": "已检查",
+    "What was measured": "测量结果",
+    "Measure": "指标",
+    "This revision": "此版本",
+    "Active model": "在用模型",
+    "Limit": "限值",
+    "Verdict": "结论",
+    "within": "合格",
+    "beyond": "超限",
+    "What it answers otherwise": "应答不同之处",
+    "Filter": "筛选",
+    "all": "全部",
+    "now wrong": "变错",
+    "now right": "变对",
+    "changed": "有变化",
+    "picture of": "图片：",
+    "Expected": "期望",
+    "What happened": "经过",
+    # Commands of operators.
+    "approve": "批准",
+    "rollback": "回滚",
+    "unquarantine": "解除隔离",
+    "pause": "暂停更新",
+    "resume": "恢复更新",
+    "check": "查询仓库",
+    "The held update goes on, as if it had passed.": "待定的更新将继续进行，视为通过。",
+    "The previous revision answers again, this one goes into quarantine, and updates pause.": (
+        "上一版本重新应答，此版本进入隔离，更新暂停。"
+    ),
+    "The revision may be installed again.": "此版本可以再次安装。",
+    "No update starts until updates are resumed.": "恢复之前不会开始任何更新。",
+    "Updates start again, and a held one is tried again.": "更新重新开始，待定的更新会再试一次。",
+    "The hub is asked for revisions now.": "现在向仓库查询版本。",
+    "Reason, for the history": "原因（写入历史）",
+    "Type the revision's name to confirm:": "输入版本名以确认：",
+    "The history keeps that this was done by": "历史记录会保存操作者：",
+    "A reason is needed: the history keeps it.": "需要填写原因：历史记录会保存它。",
+    "What you typed is not the revision's name.": "输入的不是版本名。",
+    # Traffic.
+    "Answers a second": "每秒应答数",
+    "Latency": "延迟",
+    "Latency: p50, and p99 thin": "延迟：p50，细线为 p99",
+    "Last hour by revision": "最近一小时，按版本",
+    "Answers": "应答",
+    "Failed": "失败",
+    "answers now": "正在应答",
+    "No request in the last hour, as far as this console has seen.": "控制台在最近一小时内没有看到请求。",
+    # Try.
+    "Try": "试一试",
+    "Does the picture show what a sentence says?": "图片是否符合句子的描述？",
+    "Which parts does an address have?": "地址由哪些部分组成？",
+    "Now answers": "现在应答的是",
+    "Picture": "图片",
+    "the chosen picture": "所选图片",
+    "Choose, drop or paste a JPEG, PNG or WebP. It is not written anywhere.": (
+        "选择、拖入或粘贴 JPEG、PNG 或 WebP 图片。图片不会写入磁盘。"
+    ),
+    "Statements, one a line": "陈述，每行一句",
+    "Addresses, one a line": "地址，每行一个",
+    "Premise, if any": "前提（可不填）",
+    "Send": "发送",
+    "asking …": "正在提问……",
+    "To begin with": "从这里开始",
+    "No answer": "没有应答",
+    "the answer": "答案",
+    "yes": "是",
+    "no": "否",
+    "maybe": "不确定",
+    "Parts": "组成部分",
+    "Kind": "类别",
+    "Text": "文本",
+    "Probability": "概率",
+    "queued": "排队",
+    "prepared": "预处理",
+    "computed": "计算",
+    "This should be answered otherwise: add it to the golden set": "答案不对？加入黄金集",
+    "The right answers": "正确答案",
+    "Name of the item; empty: one is made": "条目名称；留空则自动生成",
+    "Add to the golden set": "加入黄金集",
+    "Added to the golden set:": "已加入黄金集：",
+    "The same call to copy": "复制同样的调用",
+    # Golden sets.
+    "Golden set": "黄金集",
+    "Check the live model": "检验在用模型",
+    "Export": "导出",
+    "Import": "导入",
+    "Items": "条目",
+    "items": "个条目",
+    "Item": "条目",
+    "Questions": "问题",
+    "With an expected answer": "有期望答案",
+    "Least accuracy": "最低准确率",
+    "What it cannot see: a fault that changes less than this share of answers may pass unseen (95 %):": (
+        "看不到的错误：若只影响不到这一比例的应答，可能不被发现（95 %）："
+    ),
+    "Coverage by label": "标签覆盖",
+    "Next page": "下一页",
+    "ZIP archive of golden.jsonl and its pictures": "golden.jsonl 及其图片的 ZIP 文件",
+    "Check": "检验",
+    "Each golden item is asked of the model that answers now, one after another.": (
+        "黄金集的每个条目依次向在用模型提问。"
+    ),
+    "Without JavaScript:": "不用 JavaScript：",
+    "Right": "正确",
+    "without an answer": "没有应答",
+    "Wrong answers": "错误的应答",
+    "Answer": "应答",
+}
+
+
+def translator(language: str) -> Callable[[str], str]:
+    """The function that gives a sentence in a language; what has no translation stays English."""
+    return (lambda sentence: CHINESE.get(sentence, sentence)) if language == "zh" else (lambda sentence: sentence)
+
+
+def choose_language(asked: str, kept: str, accepted: str) -> str:
+    """The language of a page: what was clicked, else what was clicked before, else the browser's first known one."""
+    for wanted in (asked, kept, *_list_wanted(accepted)):
+        if wanted[:2].lower() in LANGUAGES:
+            return wanted[:2].lower()
+    return LANGUAGES[0]
+
+
+def _list_wanted(accepted: str) -> Sequence[str]:
+    """The languages of an Accept-Language header, the most wanted first."""
+    rows = []
+    for part in accepted[:500].split(","):
+        name, _, quality = part.strip().partition(";q=")
+        try:
+            rows.append((float(quality or 1), name))
+        except ValueError:
+            continue
+    return [name for _, name in sorted(rows, key=lambda row: -row[0])]

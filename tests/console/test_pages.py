@@ -1,0 +1,151 @@
+"""The pages show what server and updater say, in their own words, and nothing that was sent is taken for HTML."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from console.words import CHINESE, choose_language
+from tests.console.conftest import Browser
+from tests.console.simulated_upstream import ADDRESS, PNG, SimulatedUpstream
+
+CONSOLE = Path(__file__).resolve().parents[2] / "console"
+
+
+async def test_the_overview_shows_both_slots_of_each_model(browser: Browser) -> None:
+    """A role, a revision and a device each; the free slot says so."""
+    page = await browser.see("/")
+    slots = re.findall(r"Slot (\w) <span class=\"badge\">(\w+)", page)
+    assert slots == [("a", "ACTIVE"), ("b", "FREE"), ("a", "ACTIVE"), ("b", "FREE")]
+
+
+async def test_an_absent_server_is_told_and_found_again(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """The page stays up without a server, and shows it when it is back."""
+    upstream.is_away = True
+    away = await browser.see("/")
+    upstream.is_away = False
+    back = await browser.see("/")
+    assert ("no server answers" in away, "no server answers" in back, "v1.0.0" in back) == (True, False, True)
+
+
+async def test_a_picture_is_tried_on_the_active_slot_and_on_the_other(
+    browser: Browser, upstream: SimulatedUpstream
+) -> None:
+    """Both answers stand beside each other; each names its revision."""
+    upstream.candidate = True
+    answer = await browser.send("/try/shapes", files={"picture": ("p.png", PNG)}, texts="there is a dog\n\nit rains")
+    revisions = re.findall(r"<h2>(v[\d.]+) <span class=\"badge\">(\w[\w ]*)<", answer.text)
+    statements = [list(request.statements) for request in upstream.asked if hasattr(request, "statements")]
+    assert (revisions, statements) == (
+        [("v1.0.0", "answers now"), ("v1.1.0", "CANDIDATE")],
+        [["there is a dog", "it rains"]],
+    )
+
+
+async def test_a_golden_item_is_tried_with_one_click(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """The gallery's picture goes to the server though the browser sends no file."""
+    await browser.send("/try/shapes", page="/try/shapes?item=street-1", item="street-1", texts="there is a dog")
+    assert upstream.asked[0].image.content == PNG
+
+
+async def test_a_missing_picture_is_refused_in_the_servers_words(browser: Browser) -> None:
+    """The reason is the API's."""
+    answer = await browser.send("/try/shapes", texts="there is a dog")
+    assert ("image.content is missing" in answer.text, "IMAGE_MISSING" in answer.text) == (True, True)
+
+
+async def test_an_address_is_shown_in_its_parts(browser: Browser) -> None:
+    """What lies between two parts is shown too."""
+    answer = await browser.send("/try/addresses", texts=ADDRESS)
+    parts = re.findall(r"<mark class=\"tone-\d\">([^<]+)<small>(\w+)</small></mark>", answer.text)
+    assert (parts, "文一西路969号</p>" in answer.text) == ([("浙江省", "prov"), ("杭州市", "city")], True)
+
+
+async def test_texts_are_never_taken_for_html(browser: Browser) -> None:
+    """Of callers, of golden sets, and in the address of a page."""
+    tried = await browser.send("/try/addresses", texts="<script>alert(1)</script>")
+    golden = await browser.see("/golden/shapes")
+    missing = await browser.see("/try/%3Cscript%3Ealert(2)", status=400)
+    assert [page.count("<script>alert") + page.count("<b>a cat") for page in (tried.text, golden, missing)] == [0, 0, 0]
+
+
+async def test_an_update_shows_its_evidence_with_pictures(browser: Browser, upstream: SimulatedUpstream) -> None:
+    """Where it stopped, what was measured, and the pictures that it answers otherwise."""
+    upstream.hold()
+    page = await browser.see("/updates/u-1")
+    stages = re.findall(r'<li class="(\w+)"[^>]*><b>(\w+)</b>', page)
+    pictures = re.findall(r"picture\?item=([\w-]+)", page)
+    assert (stages[:4], pictures, "✗ beyond" in page) == (
+        [("done", "STAGING"), ("done", "VERIFYING"), ("stopped", "GATING"), ("next", "ACTIVATING")],
+        ["street-1", "street-2"],
+        True,
+    )
+
+
+@pytest.mark.parametrize(("show", "items"), [("wrong", ["street-1"]), ("right", ["street-2"]), ("changed", ["gone"])])
+async def test_differences_are_filtered(
+    browser: Browser, upstream: SimulatedUpstream, show: str, items: list[str]
+) -> None:
+    """By whether the candidate is now wrong, now right, or only other."""
+    upstream.hold()
+    page = await browser.see(f"/updates/u-1?show={show}")
+    assert re.findall(r"text of ([\w-]+)", page) == items
+
+
+async def test_an_unknown_update_is_a_page_with_the_reason(browser: Browser) -> None:
+    """Not a crash."""
+    assert "UPDATE_UNKNOWN" in await browser.see("/updates/nothing", status=400)
+
+
+async def test_a_golden_set_says_what_it_cannot_see(browser: Browser) -> None:
+    """With two expectations anything may pass; with more, three by their number."""
+    assert "<b>100.0 %</b>" in await browser.see("/golden/shapes")
+
+
+async def test_a_check_asks_every_item_of_the_live_model(browser: Browser) -> None:
+    """One of the two is answered as expected."""
+    found = await browser.client.get("/golden/shapes/check/run")
+    assert ("<b>1</b> / 2" in found.text, found.text.rstrip().endswith("data: end")) == (True, True)
+
+
+async def test_a_golden_set_is_exported_with_its_pictures(browser: Browser) -> None:
+    """As an archive that import reads."""
+    found = await browser.client.get("/golden/shapes/export")
+    assert (found.headers["content-type"], found.content[:2]) == ("application/zip", b"PK")
+
+
+async def test_pages_speak_chinese(browser: Browser) -> None:
+    """Asked for by the browser, or by a click that is remembered."""
+    accepted = (await browser.client.get("/", headers={"accept-language": "zh-CN,zh;q=0.9"})).text
+    await browser.see("/?lang=zh")
+    kept = (await browser.client.get("/updates", headers={"accept-language": "en"})).text
+    assert ("槽位" in accepted, "历次更新" in kept) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "accepted", "language"),
+    [
+        ("", "", "fr, zh-TW;q=0.5, en;q=0.4", "zh"),
+        ("en", "zh", "zh", "en"),
+        ("xx", "zh", "en", "zh"),
+        ("", "", "de;q=wrong", "en"),
+    ],
+)
+def test_a_language_is_chosen(asked: str, kept: str, accepted: str, language: str) -> None:
+    """A click, else an earlier click, else the browser's wish."""
+    assert choose_language(asked, kept, accepted) == language
+
+
+def test_every_sentence_of_the_pages_has_a_translation() -> None:
+    """And no translation is left over."""
+    sources = [path.read_text("utf-8") for path in CONSOLE.rglob("*.html")]
+    found = {sentence for text in sources for sentence in re.findall(r"_\([\"']([^\"]+?)[\"']\)", text)}
+    assert found - set(CHINESE) == set()
+
+
+def test_scripts_of_others_are_unchanged() -> None:
+    """As the licence file says."""
+    listed = re.findall(r"`([\w.]+\.js)` \|.*\| ([0-9a-f]{64}) \|", (CONSOLE / "static" / "LICENSES.md").read_text())
+    seen = [(name, hashlib.sha256((CONSOLE / "static" / name).read_bytes()).hexdigest()) for name, _ in listed]
+    assert (seen, len(seen)) == (listed, 2)

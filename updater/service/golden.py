@@ -1,0 +1,163 @@
+"""The golden sets, as operators see and extend them by UpdatesService. Called in threads of the gRPC server."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.answers import TASK_ANSWERS
+from common.durable import LockTimeout
+from common.engine_files import Task
+from common.errors import Conflict, InputRefused, NotFound, NotReady
+from common.golden_set import GoldenBroken, GoldenFolder, GoldenItem, ItemExists, add_item
+from common.logs import Logger
+from hotslot.updates.v1 import updates_pb2 as pb
+from updater.golden_files import GoldenFiles
+
+MAX_PAGE, DEFAULT_PAGE = 500, 50
+MAX_LABELS = 100
+_MAX_TOKEN_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenPlace:
+    """Where the golden set of one model is, by the settings."""
+
+    folder: Path | None  # None: none is configured
+    task: Task
+    min_accuracy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A golden set that is read again when its files change."""
+
+    place: GoldenPlace
+    files: GoldenFiles
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of `files`
+
+
+class GoldenApi:
+    """The handlers for golden sets."""
+
+    def __init__(self, places: Callable[[], Mapping[str, GoldenPlace]], log: Logger) -> None:
+        """Read nothing yet; `places` is asked at each call, since the settings may change."""
+        self._places, self._log = places, log
+        self._opened: dict[str, _Opened] = {}
+
+    def list_items(self, request: pb.ListGoldenItemsRequest, _seconds: float) -> pb.ListGoldenItemsResponse:
+        """One page of a set."""
+        model = self._find(request.model)
+        size = request.page_size or DEFAULT_PAGE
+        if not 1 <= size <= MAX_PAGE:
+            raise InputRefused(f"page_size must be 1 to {MAX_PAGE}, not {size}", field="page_size")
+        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) <= _MAX_TOKEN_DIGITS):
+            raise InputRefused("page_token is invalid", field="page_token")
+        found, begin = _load(model), int(request.page_token or 0)
+        items = found.golden.items
+        rules = TASK_ANSWERS[model.place.task]
+        labels = Counter(label for item in items for answer in item.expected for label in rules.list_labels(answer))
+        return pb.ListGoldenItemsResponse(
+            items=[_to_message(item) for item in items[begin : begin + size]],
+            next_page_token=str(begin + size) if begin + size < len(items) else "",
+            total_items=len(items),
+            total_questions=found.golden.questions,
+            total_expected=found.golden.expected,
+            min_accuracy=max(found.golden.min_accuracy, model.files.min_accuracy),
+            digest=found.digest,
+            labels=[pb.LabelCount(label=label, count=count) for label, count in labels.most_common(MAX_LABELS)],
+        )
+
+    def picture(self, request: pb.GetGoldenPictureRequest, _seconds: float) -> pb.GetGoldenPictureResponse:
+        """The picture of one item."""
+        found = _load(self._find(request.model))
+        item = next((item for item in found.golden.items if item.item == request.item), None)
+        if item is None or not item.image:
+            sentence = f"the golden set has no {'picture of' if item else 'item'} {request.item[:128]!r}"
+            raise NotFound(sentence, reason="ITEM_UNKNOWN", field="item")
+        try:
+            return pb.GetGoldenPictureResponse(content=found.picture(item))
+        except GoldenBroken as error:
+            raise Conflict(str(error), reason="GOLDEN_UNUSABLE") from error
+
+    def add(self, request: pb.AddGoldenItemRequest, _seconds: float) -> pb.AddGoldenItemResponse:
+        """Add one item."""
+        model = self._find(request.model)
+        folder = _folder(model)
+        try:
+            item = _from_message(request.item, model.place.task)
+            with model.lock:
+                added = add_item(folder, model.place.task, item, request.picture)
+                model.files.facts()
+        except ItemExists as error:
+            raise Conflict(str(error), reason="ITEM_EXISTS", field="item.item") from error
+        except (GoldenBroken, ValueError) as error:
+            raise InputRefused(str(error), reason="ITEM_WRONG", field="item") from error
+        except LockTimeout as error:
+            raise NotReady("another process changes the golden set", reason="UPDATER_BUSY") from error
+        except OSError as error:
+            reason = (error.strerror or "failed").lower()
+            raise Conflict(f"the golden set cannot be written: {reason}", reason="GOLDEN_READ_ONLY") from error
+        by, why = request.operator.name, request.operator.reason
+        self._log.info("golden_item_added", model=request.model, item=added.item, operator=by, reason=why)
+        total = len(_load(model).golden.items)
+        return pb.AddGoldenItemResponse(item=_to_message(added), total_items=total)
+
+    def _find(self, name: str) -> _Opened:
+        places = self._places()
+        if not name and len(places) == 1:
+            name = next(iter(places))
+        place = places.get(name)
+        if place is None:
+            if not name:
+                message = f"several models are configured, name one of them: {', '.join(places)}"
+                raise InputRefused(message, reason="MODEL_REQUIRED", field="model")
+            raise NotFound("no such model is configured", field="model", resource=("model", name[:128]))
+        found = self._opened.get(name)
+        if found is None or found.place != place:
+            found = self._opened[name] = _Opened(place, GoldenFiles(place.folder, place.task, place.min_accuracy))
+        return found
+
+
+def _folder(model: _Opened) -> Path:
+    if model.place.folder is None:
+        raise Conflict("the settings name no golden set for this model", reason="NO_GOLDEN")
+    return model.place.folder
+
+
+def _load(model: _Opened) -> GoldenFolder:
+    """The set as it is on disk now."""
+    _folder(model)
+    with model.lock:
+        found, facts = model.files.load(), model.files.facts()
+    if found is None:
+        sentence = f"the golden set is {facts.problem.lower().replace('_', ' ')}; `hotslot golden show` says why"
+        raise Conflict(sentence, reason="GOLDEN_UNUSABLE")
+    return found
+
+
+def _to_message(item: GoldenItem) -> pb.GoldenItem:
+    return pb.GoldenItem(
+        item=item.item, premise=item.premise, texts=item.texts, expected=item.expected, has_picture=bool(item.image)
+    )
+
+
+def _from_message(message: pb.GoldenItem, task: Task) -> GoldenItem:
+    """An item without its picture.
+
+    Raises:
+        ValueError: an expected answer is none.
+    """
+    rules = TASK_ANSWERS[task]
+    texts = tuple(message.texts)
+    if message.expected and len(message.expected) != len(texts):
+        raise ValueError(f"expected has {len(message.expected)} answers to {len(texts)} questions")
+    expected = tuple(
+        rules.parse(text, answer if rules.has_picture else json.loads(answer))
+        for text, answer in zip(texts, message.expected, strict=False)
+    )
+    if rules.has_picture:
+        return GoldenItem(message.item, premise=message.premise, statements=texts, expected=expected)
+    return GoldenItem(message.item, addresses=texts, expected=expected)
