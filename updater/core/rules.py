@@ -9,6 +9,14 @@ from updater.core.breaker import BreakerName, BreakerRules
 from updater.core.record import Stage
 
 
+class Rollout(StrEnum):
+    """How a revision that has passed its gate comes to answer callers."""
+
+    TRIAL = "trial"  # all of them at once, on trial
+    SHADOW = "shadow"  # it answers copies of requests first, then as a trial
+    CANARY = "canary"  # a trial that gets a growing share of the requests
+
+
 class Mode(StrEnum):
     """What happens with an acceptable release."""
 
@@ -67,6 +75,28 @@ class ObserveRules:
     keep_warm_seconds: float = 60.0  # time between a commit and the retirement of the previous slot
 
 
+@dataclass(frozen=True, slots=True)
+class CompareRules:
+    """How the answers of a trial, or of a candidate before it, are compared with those of the slot that serves."""
+
+    share: float = 0.2  # of the requests that the other slot answers too; 0: none
+    busy_share: float = 0.5  # of its time that the other slot may spend on copies
+    false_alarms: float = 0.02  # probability that an equally good revision is HELD, for a whole trial
+    margin: float = 0.01  # share of changed answers beyond the golden set's bound that is not counted
+    min_compared: int = 100  # answers before a trial with traffic is kept, unless `max_seconds` are over
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRules:
+    """The steps between the gate and the commit."""
+
+    rollout: Rollout = Rollout.TRIAL
+    steps: tuple[float, ...] = (5.0, 25.0, 50.0, 100.0)  # of a canary: percentages of the requests, the last one 100
+    shadow_share: float = 0.2  # of the requests that are copied before the trial
+    shadow_min_answers: int = 200  # compared answers after which the trial begins
+    shadow_max_seconds: float = 600.0  # after which it begins with fewer
+
+
 def _stage_seconds() -> Mapping[Stage, float]:
     return MappingProxyType(
         {
@@ -103,6 +133,8 @@ class Rules:
     mode: Mode = Mode.AUTO
     gate: GateRules = GateRules()
     observe: ObserveRules = ObserveRules()
+    compare: CompareRules = CompareRules()
+    rollout: RolloutRules = RolloutRules()
     breakers: Mapping[BreakerName, BreakerRules] = field(default_factory=_breakers)
     stage_seconds: Mapping[Stage, float] = field(default_factory=_stage_seconds)
     poll_seconds: float = 60.0

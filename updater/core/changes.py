@@ -1,0 +1,153 @@
+"""Tests whether a revision on trial changes more answers than the golden set predicts. Pure.
+
+A better model changes answers too, so that changes alone prove nothing. The golden set shows how many to expect, and in
+which directions; what is tested is whether live traffic has more. docs/explanation/decisions/changed-answers.md has the
+options and the prices.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from updater.core.comparison import AnswerComparison, ChangeRow, ExpectedChanges
+from updater.core.golden import at_least
+from updater.core.rules import CompareRules
+from updater.core.sequential import find_upper_bound, weigh_evidence
+
+ALL_CHANGES, SURE_CHANGES, NEW_DIRECTIONS = "all changes", "changes of sure answers", "directions new to the golden set"
+_GOLDEN_PART = 0.9  # of the probability of a false alarm, spent on the golden set's uncertainty; the rest on the looks
+_BETTER_BY_CHANCE = 0.05  # significance of the sign test that calls a direction better
+# How the probability of a false alarm is divided.
+_WEIGHT_OF_SURE, _WEIGHT_OF_ALL, _WEIGHT_OF_DIRECTIONS = 0.5, 0.25, 0.25
+_MAX_NAMED = 3  # directions named in a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTest:
+    """One kind of change, on the golden set and on live traffic."""
+
+    name: str  # a direction, `ALL_CHANGES` or `NEW_DIRECTIONS`
+    expected_count: int  # on the golden set
+    questions: int  # all, or the sure ones
+    count: int  # on live traffic
+    compared: int  # all answers, or the sure ones
+    bound: float  # largest share that the golden set allows
+    evidence: float  # that the true share is larger: 1 is none
+    needed: float  # evidence that is enough
+
+    @property
+    def share(self) -> float:
+        """The share of live answers."""
+        return self.count / self.compared if self.compared else 0.0
+
+    @property
+    def expected_share(self) -> float:
+        """The share of golden answers."""
+        return self.expected_count / self.questions if self.questions else 0.0
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether there is enough evidence that live traffic changes more than the golden set allows."""
+        return self.evidence >= self.needed
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether live traffic has changed more than the golden set allows, with or without enough evidence."""
+        return self.share > self.bound
+
+    @property
+    def row(self) -> ChangeRow:
+        """The numbers as evidence."""
+        counts = (self.expected_count, self.questions, self.count, self.compared)
+        return ChangeRow(self.name, *counts, self.bound, not self.is_beyond)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of change before it is tested."""
+
+    name: str
+    weight: float  # share of the probability of a false alarm
+    expected_count: int
+    questions: int
+    count: int
+    compared: int
+
+
+def evaluate_changes(expected: ExpectedChanges, live: AnswerComparison, rules: CompareRules) -> tuple[ChangeTest, ...]:
+    """Test all changes together, those of sure answers, each direction of the golden set, and all other directions.
+
+    The probability of a false alarm is at most about `rules.false_alarms` for a whole trial, however often this is
+    called: a part of it is the probability that the golden set shows too few changes by chance, the other is that of
+    the looks at live traffic, and both are divided among the kinds of change.
+    """
+    scale = live.requests / live.compared if live.compared else 1.0
+    return tuple(_test(kind, min(1.0, scale), rules) for kind in _list_kinds(expected, live))
+
+
+def find_beyond(tests: tuple[ChangeTest, ...]) -> ChangeTest | None:
+    """The kind of change with the most evidence beyond its bound; None if there is none."""
+    beyond = [test for test in tests if test.is_beyond]
+    return max(beyond, key=lambda test: test.evidence / test.needed, default=None)
+
+
+def is_called_better(better: int, worse: int) -> bool:
+    """Whether the golden set calls changes better: exact sign test, one-sided."""
+    return at_least(better, better + worse, 0.5) <= _BETTER_BY_CHANCE
+
+
+def describe_beyond(test: ChangeTest, expected: ExpectedChanges, live: AnswerComparison) -> str:
+    """Why changed answers are too many, for people: direction, counts, what was expected, and the bound."""
+    whole = "compared answers of which the active model is sure" if test.name == SURE_CHANGES else "compared answers"
+    what = {ALL_CHANGES: "changes", SURE_CHANGES: "changes"}.get(test.name, test.name)
+    sentence = (
+        f"{what} in {test.count} of {test.compared} {whole} ({test.share:.1%}), where the golden set predicts "
+        f"{test.expected_share:.1%} and at most {test.bound:.1%} ({test.expected_count} of {test.questions} questions)"
+    )
+    rows = sorted(live.directions, key=lambda row: -row.count)[:_MAX_NAMED]
+    ways = "; most often " + ", ".join(f"{row.direction} ({row.count})" for row in rows) if rows else ""
+    golden = f"{expected.better} of {expected.changed} changed golden answers are better and {expected.worse} worse"
+    return f"{sentence}{ways}; {golden}" if expected.changed else f"{sentence}{ways}"
+
+
+def _list_kinds(expected: ExpectedChanges, live: AnswerComparison) -> Iterator[_Kind]:
+    """The kinds of change and their weights, which depend on the golden set alone.
+
+    Changes of answers of which the active model is sure tell most: an equally good or a better model changes the
+    others above all, a new weakness does not keep to them. A direction that the golden set calls better is not tested
+    alone, it counts in all changes. How often directions occur that the golden set lacks is estimated by the number of
+    those that occurred once (I. J. Good, "The population frequencies of species and the estimation of population
+    parameters", Biometrika 40, 1953).
+    """
+    counts = {row.direction: row.count for row in live.directions}
+    named = {row.direction for row in expected.directions}
+    rows = [row for row in expected.directions if not is_called_better(row.better, row.worse)]
+    whole = (expected.questions, live.compared)
+    yield _kind(ALL_CHANGES, _WEIGHT_OF_ALL, expected.changed, live.changed, whole)
+    sure = (expected.sure_questions, live.sure_compared)
+    yield _kind(SURE_CHANGES, _WEIGHT_OF_SURE, expected.sure_changed, live.sure_changed, sure)
+    weight = _WEIGHT_OF_DIRECTIONS / (len(rows) + 1)
+    for row in rows:
+        yield _kind(row.direction, weight, row.count, counts.get(row.direction, 0), whole)
+    new = sum(count for direction, count in counts.items() if direction not in named)
+    yield _kind(NEW_DIRECTIONS, weight, expected.singles, new, whole)
+
+
+def _kind(name: str, weight: float, expected_count: int, count: int, whole: tuple[int, int]) -> _Kind:
+    questions, compared = whole
+    return _Kind(name, weight, expected_count, questions, min(count, compared), compared)  # an address changes twice
+
+
+def _test(kind: _Kind, scale: float, rules: CompareRules) -> ChangeTest:
+    chance = rules.false_alarms * kind.weight
+    bound = min(1.0, find_upper_bound(kind.expected_count, kind.questions, chance * _GOLDEN_PART) + rules.margin)
+    # The answers to one request are about one picture: it counts as one observation, the share of its answers.
+    return ChangeTest(
+        kind.name,
+        kind.expected_count,
+        kind.questions,
+        kind.count,
+        kind.compared,
+        bound,
+        weigh_evidence(kind.count * scale, kind.compared * scale, bound),
+        1.0 / (chance * (1.0 - _GOLDEN_PART)),
+    )

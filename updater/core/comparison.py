@@ -1,0 +1,114 @@
+"""Records of changed answers: how often, and in which directions, two models answer a question differently. Pure.
+
+A direction is a text of `TaskAnswers.find_directions`, for example "yes → no".
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.answers import TASK_ANSWERS
+from common.engine_files import Task
+
+SURE = 0.9  # least probability of an answer of which a model is sure; of an address: of its least probable part
+MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
+
+
+@dataclass(frozen=True, slots=True)
+class GateKey:
+    """Everything that a gate's verdict depends on: with the same key the gate is not run again."""
+
+    bundle_digest: str
+    golden_digest: str  # empty: built-in probes
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPair:
+    """Both models' answers to one golden question."""
+
+    expected: str  # empty if nothing was expected
+    active: str
+    candidate: str
+    is_sure: bool = False  # the active model gave its answer a probability of at least `SURE`
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedDirection:
+    """How often golden answers changed in one direction."""
+
+    direction: str
+    count: int
+    better: int = 0  # of these, questions that only the candidate answers right
+    worse: int = 0  # questions that only the active model answers right
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedChanges:
+    """The candidate's changes of the active model's answers on the golden set: what the trial has to expect."""
+
+    questions: int = 0  # that both answered
+    changed: int = 0
+    better: int = 0  # questions that only the candidate answers right
+    worse: int = 0  # questions that only the active model answers right
+    directions: tuple[ExpectedDirection, ...] = ()  # the most frequent first
+    singles: int = 0  # directions that occurred once
+    sure_questions: int = 0  # of whose answer the active model was sure
+    sure_changed: int = 0  # of these
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedDirection:
+    """How often compared answers changed in one direction."""
+
+    direction: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerComparison:
+    """The answers of the trial and of the previous slot to the same requests, since the trial began."""
+
+    requests: int = 0  # each has one or more answers, which are not independent
+    compared: int = 0  # answers: to statements or addresses
+    changed: int = 0
+    directions: tuple[ChangedDirection, ...] = ()
+    sure_compared: int = 0  # answers of which the previous slot was sure
+    sure_changed: int = 0  # of these
+    dropped: int = 0  # requests that were chosen for a copy and not compared
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRow:
+    """One kind of change as evidence: on the golden set, on live traffic, and the largest share that is allowed."""
+
+    name: str  # a direction, or a class of `updater.core.changes`
+    expected_count: int
+    questions: int
+    count: int
+    compared: int
+    bound: float
+    passed: bool
+
+
+def expect_changes(pairs: Sequence[AnswerPair], task: Task) -> ExpectedChanges:
+    """Count the changes between both models' golden answers, by direction."""
+    counts, better, worse = Counter[str](), Counter[str](), Counter[str]()
+    changed = [pair for pair in pairs if pair.active != pair.candidate]
+    for pair in changed:
+        found = TASK_ANSWERS[task].find_directions(pair.active, pair.candidate)
+        counts.update(found)
+        better.update(set(found) if pair.candidate == pair.expected else ())
+        worse.update(set(found) if pair.active == pair.expected else ())
+    rows = tuple(ExpectedDirection(name, count, better[name], worse[name]) for name, count in counts.most_common())
+    return ExpectedChanges(
+        questions=len(pairs),
+        changed=len(changed),
+        better=sum(pair.candidate == pair.expected for pair in changed),
+        worse=sum(pair.active == pair.expected for pair in changed),
+        directions=rows[:MAX_DIRECTIONS],
+        singles=sum(row.count == 1 for row in rows),
+        sure_questions=sum(pair.is_sure for pair in pairs),
+        sure_changed=sum(pair.is_sure for pair in changed),
+    )
