@@ -194,13 +194,36 @@ def resume(*, model: Model = "", state_dir: StateDir = None) -> None:
     print_text((response.state.model, "bold"), ": updates continue")
 
 
+@app.command(epilog="Example:  hotslot updates step\n\nNext:  `hotslot updates watch` shows its next share.")
+def step(*, model: Model = "", state_dir: StateDir = None) -> None:
+    """Continue the rollout in progress at once.
+
+    A candidate that answers copies of requests begins its trial; a canary gets
+    its next share of the requests.
+    """
+    with _updater(state_dir) as stub:
+        response = stub.Step(pb.StepRequest(model=model), timeout=TIMEOUT_SECONDS)
+    _print_percent(response.state)
+
+
+@app.command(epilog="Example:  hotslot updates promote\n\nNext:  `hotslot updates watch` follows it to its commit.")
+def promote(*, model: Model = "", state_dir: StateDir = None) -> None:
+    """Give the revision that is rolled out all requests at once.
+
+    It is still on trial: it is committed after one more window, or rolled back.
+    """
+    with _updater(state_dir) as stub:
+        response = stub.Promote(pb.PromoteRequest(model=model), timeout=TIMEOUT_SECONDS)
+    _print_percent(response.state)
+
+
 @app.command(epilog="Example:  hotslot updates approve 3f2a91bc\n\nNext:  `hotslot updates watch` follows it.")
 def approve(digest: Digest, *, model: Model = "", state_dir: StateDir = None) -> None:
     """Approve the update that is HELD, by its content.
 
-    Possible if it is held for policy, agreement, noise, cost, a missing golden set,
-    or because it may be older; never if verification failed. `hotslot updates show
-    ID` shows the evidence.
+    Possible if it is held for policy, agreement, noise, cost, changed answers, a
+    missing golden set, or because it may be older; never if verification failed.
+    `hotslot updates show ID` shows the evidence.
     """
     with _updater(state_dir) as stub:
         request = pb.ApproveRequest(model=model, source_digest=digest)
@@ -245,6 +268,12 @@ def reset(
 def _updater(state_dir: StateDir) -> Iterator[UpdatesServiceStub]:
     with connection(updates_endpoint(state_dir), TIMEOUT_SECONDS) as channel:
         yield UpdatesServiceStub(channel)
+
+
+def _print_percent(state: pb.ModelUpdates) -> None:
+    share = f"gets {state.percent:g} % of the requests" if state.percent else "begins its trial"
+    print_text((state.current.revision, "bold"), f" {share}; follow it with")
+    print_text(f"    hotslot updates show {state.current.update_id}")
 
 
 def _print_started(update_: pb.UpdateSummary) -> None:

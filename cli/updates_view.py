@@ -12,6 +12,7 @@ from cli.output import ABSENT, BAD, DIM, DOUBTFUL, GOOD, enum_word, seconds, sho
 from hotslot.updates.v1 import updates_pb2 as pb
 
 BAR_CELLS = 30
+ALL_PERCENT = 100
 _OUTCOME_STYLES = {
     pb.UPDATE_OUTCOME_COMMITTED: GOOD,
     pb.UPDATE_OUTCOME_REFUSED: BAD,
@@ -55,6 +56,7 @@ def show_update(response: pb.GetUpdateResponse) -> RenderableType:
     parts += [text(""), *(text(("note: ", DOUBTFUL), note) for note in response.notes)] if response.notes else []
     parts += [text(""), _events(response)] if response.events else []
     parts += [text(""), _measurements(response)] if response.measurements else []
+    parts += [text(""), _changes(response)] if response.changes else []
     parts += [text(""), _differing(response)] if response.differing else []
     return Group(*parts)
 
@@ -63,6 +65,7 @@ def _model(state: pb.ModelUpdates) -> Iterator[RenderableType]:
     stage = enum_word(pb.UpdateStage.DESCRIPTOR, state.stage)
     style = {"idle": GOOD, "held": BAD}.get(stage, DOUBTFUL)
     share = f" {state.stage_fraction:.0%}" if 0 < state.stage_fraction < 1 else ""
+    share += f", {state.percent:g} % of the requests" if 0 < state.percent < ALL_PERCENT else ""
     paused = ("  paused", BAD) if state.paused else ""
     yield text((state.model, "bold"), "  ", (stage.replace("_", " ") + share, style), paused)
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -176,6 +179,19 @@ def _measurements(response: pb.GetUpdateResponse) -> RenderableType:
         verdict = ("within", GOOD) if one.passed else ("beyond", BAD)
         numbers = (f"{value:.4g}" for value in (one.candidate, one.active, one.threshold))
         table.add_row(text(one.name.replace("_", " ")), *map(text, numbers), text(verdict))
+    return table
+
+
+def _changes(response: pb.GetUpdateResponse) -> RenderableType:
+    """Changed answers by direction: on the golden set, and on the requests of callers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for heading in ("changed answers", "callers", "", "golden set", "limit", ""):
+        table.add_column(heading, justify="left" if heading in ("changed answers", "") else "right")
+    for one in response.changes:
+        verdict = ("within", GOOD) if one.passed else ("beyond", BAD)
+        share = f"{one.count / one.compared:.1%}" if one.compared else ""
+        counts = (f"{one.count} of {one.compared}", share, f"{one.expected_count} of {one.questions}")
+        table.add_row(text(one.name), *map(text, counts), text(f"{one.bound:.1%}"), text(verdict))
     return table
 
 

@@ -20,9 +20,11 @@ from updater.core.rules import (
     ACTIVATION_BREAKER,
     DEVICE_BREAKER,
     HUB_BREAKER,
+    CompareRules,
     GateRules,
     ObserveRules,
     ReleasePolicy,
+    RolloutRules,
     Rules,
 )
 from updater.core.versions import parse_version
@@ -137,6 +139,10 @@ def build_rules(section: UpdaterSection, name: str, device: str = "auto") -> Rul
         mode=model.policy.mode,
         gate=GateRules(**model.gate.model_dump()),
         observe=ObserveRules(**model.observe.model_dump()),
+        compare=CompareRules(**model.compare.model_dump()),
+        rollout=RolloutRules(
+            model.rollout, model.steps, model.shadow.share, model.shadow.min_answers, model.shadow.max_seconds
+        ),
         breakers={
             BreakerName.HUB: HUB_BREAKER,
             BreakerName.ACTIVATION: BreakerRules(

@@ -12,6 +12,7 @@ from updater.core.effects import (
     ActivatePrevious,
     CollectGarbage,
     CommitLoad,
+    CopyRequests,
     Effect,
     EffectFailure,
     FailureKind,
@@ -26,6 +27,7 @@ from updater.core.effects import (
     RetireLoad,
     RunGate,
     Sealed,
+    SetPercent,
     Staged,
     StageRevision,
     VerifyAndSeal,
@@ -87,14 +89,21 @@ def _perform(effect: Effect, ports: Ports) -> Result:  # noqa: PLR0911  one line
 
 
 def _change_slots(
-    effect: LoadBundle | ActivateLoad | CommitLoad | ActivatePrevious | RetireLoad, control: Control
+    effect: LoadBundle | ActivateLoad | CopyRequests | SetPercent | CommitLoad | ActivatePrevious | RetireLoad,
+    control: Control,
 ) -> Result:
     change = (effect.transaction_id, effect.expected_generation, effect.deadline_seconds)
     match effect:
         case LoadBundle():
             return Loaded(control.load(effect.bundle_digest, effect.device, *change))
         case ActivateLoad():
-            return Activated(control.activate(effect.load_id, effect.trial_lease_seconds, *change).incarnation)
+            lease = effect.trial_lease_seconds
+            state = control.activate(effect.load_id, lease, *change, percent=effect.percent, copies=effect.copies)
+            return Activated(state.incarnation)
+        case CopyRequests():
+            control.copy_requests(effect.load_id, effect.copies, *change)
+        case SetPercent():
+            control.set_percent(effect.load_id, effect.percent, *change)
         case CommitLoad():
             control.commit(effect.load_id, *change)
         case ActivatePrevious():

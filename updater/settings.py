@@ -9,13 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from common.address import Host
 from common.settings import Change, Mistake, Section, SettingsFile, SettingsInvalid
-from updater.core.rules import (
-    Mode,
-)
+from updater.core.rules import Mode, Rollout
 from updater.http.endpoint import parse_endpoint
 from updater.webhook_settings import WebhookSection, check_webhook_names
 
 MAX_WEBHOOKS = 8
+ALL_PERCENT = 100.0
 GIB = 1 << 30
 MAX_PATTERN_CHARS = 200
 FOLLOW_RELEASES, _FOLLOW_BRANCH = "releases", "branch:"
@@ -152,6 +151,46 @@ class ObserveSection(Section):
         return self
 
 
+class CompareSection(Section):
+    """`[updater.models.NAME.compare]`: how answers of a trial are compared with those of the previous model."""
+
+    share: Annotated[
+        Share,
+        Field(
+            description="share of the trial's requests that the previous model answers too, when it is idle; 0: none"
+        ),
+    ] = 0.2
+    busy_share: Annotated[
+        float, Field(gt=0, le=1, description="largest share of its time that a model spends on copies of requests")
+    ] = 0.5
+    false_alarms: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="probability that a revision is HELD for changed answers in its trial although it changes as "
+            "many as on the golden set",
+        ),
+    ] = 0.02
+    margin: Annotated[
+        Share, Field(description="share of changed answers beyond what the golden set allows that is not counted")
+    ] = 0.01
+    min_compared: Annotated[
+        int,
+        Field(ge=0, le=10**6, description="compared answers before a trial with as many answers ends by being kept"),
+    ] = 100
+
+
+class ShadowSection(Section):
+    """`[updater.models.NAME.shadow]`: the time before the trial, with `rollout = "shadow"`."""
+
+    share: Annotated[float, Field(gt=0, le=1, description="share of the requests that the candidate answers too")] = 0.2
+    min_answers: Annotated[int, Field(ge=1, le=10**6, description="compared answers after which the trial begins")] = (
+        200
+    )
+    max_seconds: Annotated[Seconds, Field(description="time after which the trial begins with fewer answers")] = 600.0
+
+
 class ModelUpdatesSection(Section):
     """`[updater.models.NAME]`: where the revisions of a model come from and how they are tested."""
 
@@ -172,9 +211,33 @@ class ModelUpdatesSection(Section):
         Share, Field(description="lowest accuracy that passes, if the golden set requires none higher")
     ] = 0.0
     poll_seconds: Annotated[float, Field(ge=0.5, le=86400, description="time between two polls of the hub")] = 60.0
+    rollout: Annotated[
+        Rollout,
+        Field(
+            description="trial: all callers at once, on trial; shadow: copies of requests first, then the trial; "
+            "canary: a trial with a growing share of the requests"
+        ),
+    ] = Rollout.TRIAL
+    steps: Annotated[
+        tuple[float, ...],
+        Field(
+            min_length=1,
+            max_length=20,
+            description="percentages of the requests that a canary gets; each lasts at least observe.window_seconds",
+        ),
+    ] = (5.0, 25.0, 50.0, 100.0)
     policy: PolicySection = PolicySection()
     gate: GateSection = GateSection()
     observe: ObserveSection = ObserveSection()
+    compare: CompareSection = CompareSection()
+    shadow: ShadowSection = ShadowSection()
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)) or not value[0] > 0 or value[-1] != ALL_PERCENT:
+            raise ValueError("must be growing percentages above 0, the last one 100")
+        return value
 
     @model_validator(mode="after")
     def _check_hub(self) -> "ModelUpdatesSection":

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from updater.core.costs import CostBucket
-from updater.core.effects import EffectFailure, FailureKind, Shortage
+from dev.harness.simulated_counts import SimShadow, count_batches, count_requests
+from updater.core.effects import EffectFailure, FailureKind, ShadowCopies, Shortage
 from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
@@ -18,7 +18,6 @@ from updater.core.ports import EffectFailed
 from updater.core.record import Counts, CpuFallback
 
 GIB = 1 << 30
-BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CPU, CARD = "cpu", "cuda:0"
 
 
@@ -69,6 +68,10 @@ class SimServer:
     fallback: CpuFallback | None = None  # in a file of its own: it outlives the server
     frugal: str = ""  # a bundle whose items always fit
     row_seconds: Callable[[str], float] = lambda _: 0.01  # bundle digest → device seconds a row
+    changes: Callable[[str], float] = lambda _: 0.0  # bundle digest → share of answers that it changes
+    fails: Callable[[str], str] = lambda _: ""  # bundle digest → reason with which it fails copies
+    shadow: SimShadow | None = None
+    percent: float = 100.0  # of the requests that the trial gets
     load_faults: list[EffectFailure] = field(default_factory=list)  # for the next loads
     tried: list[str] = field(default_factory=list)  # devices of all loads that were asked for
     _ids: int = 0
@@ -81,6 +84,7 @@ class SimServer:
         digest = self.boot_from()
         self.is_up, self.is_draining, self.lives = True, False, self.lives + 1
         self.slots, self.active, self.previous, self.is_on_trial = [None, None], -1, -1, False
+        self.shadow, self.percent = None, 100.0
         self.counts, self.last_trial = {}, None
         if digest:
             state = "FAILED" if self.loads(digest) else "LOADED"
@@ -121,6 +125,13 @@ class SimServer:
             return
         if reason and not (self.is_on_trial and self.previous >= 0):
             self.lost += requests
+        if self.is_on_trial and self.previous >= 0 and self.percent < 100:
+            given = round(requests * self.percent / 100)
+            self._count(self._held(self.previous), requests - given, "")
+            requests = given
+        if self.shadow is not None:
+            bundle = self.bundle_of(self.shadow.load_id) or ""
+            self.shadow.compare(requests, self.changes(bundle), is_failing=bool(self.fails(bundle)))
         self._count(held, requests, reason)
 
     def bundle_of(self, load_id: str) -> str | None:
@@ -165,6 +176,7 @@ class SimServer:
             is_draining=self.is_draining,
             last_ended_orderly=self.ended_orderly,
             trial=self._trial(),
+            shadow=None if self.shadow is None else self.shadow.seen,
             last_trial=self.last_trial,
             stats=tuple(RevisionSnapshot(*key, counts) for key, counts in self.counts.items()),
             devices=tuple(DeviceSnapshot(name, "float32") for name in ((CPU,) if self.card is None else (CPU, CARD))),
@@ -200,6 +212,9 @@ class SimServer:
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
+        *,
+        percent: float | None = None,
+        copies: ShadowCopies | None = None,
     ) -> ServerState:
         self._reach()
         self._check(expected_generation)
@@ -216,8 +231,35 @@ class SimServer:
             self.baseline = self.counts.get(key, Counts())
             self.previous, self.active, self.is_on_trial = self.active, number, True
             self.lease_left = trial_lease_seconds
+            self.percent = 100.0 if percent is None else percent
+            self.shadow = None if copies is None else SimShadow(load_id, copies)
             self.generation += 1
             self.activated.append(self._held(number).bundle_digest)
+        return self.state(deadline_seconds)
+
+    def copy_requests(
+        self,
+        load_id: str,
+        copies: ShadowCopies,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+    ) -> ServerState:
+        self._reach()
+        self._check(expected_generation)
+        if self._known(load_id) == self.active:
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "it answers callers"))
+        self.shadow = SimShadow(load_id, copies)
+        return self.state(deadline_seconds)
+
+    def set_percent(
+        self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        self._reach()
+        self._check(expected_generation)
+        if not self.is_on_trial or self._known(load_id) != self.active:
+            raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "this load is not on trial"))
+        self.percent = percent
         return self.state(deadline_seconds)
 
     def commit(
@@ -245,6 +287,7 @@ class SimServer:
         elif number >= 0 and (number == self.active or (self.is_on_trial and number == self.previous)):
             raise EffectFailed(EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "callers need it"))
         if number >= 0:
+            self.shadow = None
             self.slots[number] = None
             self.previous = -1 if number == self.previous else self.previous
         return self.state(deadline_seconds)
@@ -279,7 +322,7 @@ class SimServer:
 
     def _close(self, outcome: str, reason: str = "") -> None:
         self.last_trial = TrialEndSnapshot(self._held(self.active).bundle_digest, outcome, reason)
-        self.is_on_trial, self.generation = False, self.generation + 1
+        self.is_on_trial, self.generation, self.shadow = False, self.generation + 1, None
 
     def _back(self, outcome: str, reason: str = "") -> None:
         if self.is_on_trial and self.previous >= 0:
@@ -288,9 +331,11 @@ class SimServer:
 
     def _count(self, held: Held, requests: int, reason: str) -> None:
         key = (held.bundle_digest, held.device)
-        self.counts[key] = _counted(self.counts.get(key, Counts()), requests, reason)
+        self.counts[key] = count_requests(self.counts.get(key, Counts()), requests, reason)
         if not reason:
-            self.counts[key] = _computed(self.counts[key], held.device, requests, self.row_seconds(held.bundle_digest))
+            self.counts[key] = count_batches(
+                self.counts[key], held.device, requests, self.row_seconds(held.bundle_digest)
+            )
 
     # Memory.
 
@@ -358,31 +403,6 @@ class SimServer:
         held = self._held(self.active)
         previous = self.slots[self.previous] if self.previous >= 0 else None
         previous_id = "" if previous is None else previous.load_id
-        return TrialSnapshot(held.load_id, held.bundle_digest, previous_id, self.lease_left, self.baseline)
-
-
-def _computed(before: Counts, device: str, batches: int, seconds: float) -> Counts:
-    """Add one batch of one row per request; every second one takes 10 % longer."""
-    longer = batches // 2
-    old = before.costs[0] if before.costs else CostBucket(device, 1, 0, 0.0, 0.0)
-    bucket = CostBucket(
-        device,
-        at_most_rows=1,
-        batches=old.batches + batches,
-        row_seconds=old.row_seconds + seconds * (batches + 0.1 * longer),
-        row_seconds_squared=old.row_seconds_squared + seconds**2 * (batches + 0.21 * longer),
-    )
-    return replace(before, costs=(bucket,))
-
-
-def _counted(before: Counts, requests: int, reason: str) -> Counts:
-    if not reason:
-        latency = tuple(a + b for a, b in zip(before.latency or (0,) * 13, (0, requests, *(0,) * 11), strict=True))
-        return replace(before, answered=before.answered + requests, latency=latency, latency_bounds=BOUNDS)
-    return replace(
-        before,
-        failed=before.failed + requests,
-        not_finite=before.not_finite + (requests if reason == "NOT_FINITE" else 0),
-        out_of_memory=before.out_of_memory + (requests if reason == "OUT_OF_MEMORY" else 0),
-        restarts=before.restarts + (1 if reason == "RUNNER_DIED" else 0),
-    )
+        return TrialSnapshot(
+            held.load_id, held.bundle_digest, previous_id, self.lease_left, self.baseline, percent=self.percent
+        )

@@ -39,6 +39,9 @@ MEANINGS: dict[CommandEffect, str] = {
     CommandEffect.WAIT: "applied when the stage has ended",
     CommandEffect.IN_PROGRESS: "refused: an update is under way",
     CommandEffect.NOT_HELD: "refused: no update is held",
+    CommandEffect.ADVANCE: "a shadow begins its trial, a canary gets its next share; refused at the last one",
+    CommandEffect.PROMOTE: "a shadow begins its trial, a canary gets all requests; refused at the last share",
+    CommandEffect.NOT_ROLLING_OUT: "refused: there is neither a shadow nor a trial",
 }
 _FAILBACK_STAGES = (Stage.GATING, Stage.ACTIVATING, Stage.OBSERVING, Stage.COMMITTING, Stage.ROLLING_BACK)
 

@@ -35,6 +35,7 @@ class Quality:
     failure: str = ""  # of each golden answer
     cost_seconds: float = 1.0  # of a run of the gate
     row_seconds: float = 0.01  # device seconds of a caller's row
+    changes: float = 0.0  # share of callers' answers that it changes, and of none on the golden set
     fails_callers: str = ""  # reason with which it fails callers, though it is right on golden answers
     fails_on: Mapping[str, str] = field(default_factory=dict)  # device → failure of each golden answer there
 

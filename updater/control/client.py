@@ -15,7 +15,7 @@ from hotslot.control.v1 import control_pb2 as pb
 from hotslot.control.v1.control_pb2_grpc import ControlServiceStub
 from updater.control.prober import ComputeCost
 from updater.control.snapshot import convert_server_state
-from updater.core.effects import EffectFailure, FailureKind, Shortage
+from updater.core.effects import EffectFailure, FailureKind, ShadowCopies, Shortage
 from updater.core.facts import ServerState
 from updater.core.ports import EffectFailed
 
@@ -36,6 +36,9 @@ _PERMANENT = frozenset(
         "DEVICE_UNKNOWN",
         "DIGEST_MALFORMED",
         "LEASE_OUT_OF_RANGE",
+        "MODE_MISSING",
+        "PERCENT_OUT_OF_RANGE",
+        "SHADOW_OUT_OF_RANGE",
         "TRANSACTION_MISSING",
     }
 )
@@ -107,12 +110,46 @@ class ControlClient:
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
+        *,
+        percent: float | None = None,
+        copies: ShadowCopies | None = None,
     ) -> ServerState:
         """Call ActivateSlot: start a trial, extend its lease, or (lease 0) reactivate the previous slot."""
-        change = self._change(transaction_id, expected_generation)
-        request = pb.ActivateSlotRequest(change=change, load_id=load_id, trial_lease=_to_duration(trial_lease_seconds))
+        change, shadow = self._change(transaction_id, expected_generation), _to_shadow(copies)
+        request = pb.ActivateSlotRequest(
+            change=change,
+            load_id=load_id,
+            trial_lease=_to_duration(trial_lease_seconds),
+            shadow=shadow,
+            percent=percent,
+        )
         with _classified_errors():
             self._stub.ActivateSlot(request, timeout=deadline_seconds)
+        return self.state(deadline_seconds)
+
+    def copy_requests(
+        self,
+        load_id: str,
+        copies: ShadowCopies,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+    ) -> ServerState:
+        """Call SetTraffic: a candidate answers copies of requests."""
+        change, mode = self._change(transaction_id, expected_generation), pb.TRAFFIC_MODE_SHADOW
+        request = pb.SetTrafficRequest(change=change, load_id=load_id, mode=mode, shadow=_to_shadow(copies))
+        with _classified_errors():
+            self._stub.SetTraffic(request, timeout=deadline_seconds)
+        return self.state(deadline_seconds)
+
+    def set_percent(
+        self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        """Call SetTraffic: the trial gets another percentage of the requests."""
+        change, mode = self._change(transaction_id, expected_generation), pb.TRAFFIC_MODE_CANARY
+        request = pb.SetTrafficRequest(change=change, load_id=load_id, mode=mode, percent=percent)
+        with _classified_errors():
+            self._stub.SetTraffic(request, timeout=deadline_seconds)
         return self.state(deadline_seconds)
 
     def commit(
@@ -231,6 +268,15 @@ def _read_shortage(metadata: Mapping[str, str]) -> Shortage | None:
 def _read_bytes(metadata: Mapping[str, str], key: str, unknown: int) -> int:
     text = metadata.get(key, "")
     return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else unknown
+
+
+def _to_shadow(copies: ShadowCopies | None) -> pb.ShadowPolicy | None:
+    if copies is None:
+        return None
+    policy = pb.ShadowPolicy(share=copies.share, busy_share=copies.busy_share)
+    if copies.max_seconds:
+        policy.max_duration.CopyFrom(_to_duration(copies.max_seconds))
+    return policy
 
 
 def _to_duration(seconds: float) -> duration_pb2.Duration:

@@ -14,6 +14,7 @@ from common.golden_set import MAX_ITEMS, GoldenBroken
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
+from updater.core.comparison import SURE
 from updater.core.facts import GoldenFacts, ServerState
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import EffectFailed
@@ -172,9 +173,9 @@ def _convert_answers(outcome: pb.ProbeOutcome, question: ProbeItem) -> list[Gold
     count = len(question.item.texts)
     match outcome.WhichOneof("outcome"):
         case "entailment":
-            answers = [GoldenAnswer(_LABELS.get(result.label, "")) for result in outcome.entailment.results]
+            answers = [_convert_label(result) for result in outcome.entailment.results]
         case "address":
-            answers = [GoldenAnswer(_format_spans(result)) for result in outcome.address.results]
+            answers = [_convert_spans(result) for result in outcome.address.results]
         case _:
             return [GoldenAnswer(failure=_read_reason(outcome.error))] * count
     if len(answers) != count or not all(answer.text for answer in answers):
@@ -182,8 +183,14 @@ def _convert_answers(outcome: pb.ProbeOutcome, question: ProbeItem) -> list[Gold
     return answers
 
 
-def _format_spans(result: address_pb2.AddressResult) -> str:
-    return format_parts(AddressPart(span.kind, span.text, span.start) for span in result.spans)
+def _convert_label(result: entailment_pb2.StatementResult) -> GoldenAnswer:
+    scores = result.scores
+    return GoldenAnswer(_LABELS.get(result.label, ""), is_sure=max(scores.yes, scores.no, scores.maybe) >= SURE)
+
+
+def _convert_spans(result: address_pb2.AddressResult) -> GoldenAnswer:
+    text = format_parts(AddressPart(span.kind, span.text, span.start) for span in result.spans)
+    return GoldenAnswer(text, is_sure=all(span.probability >= SURE for span in result.spans))
 
 
 def _read_reason(status: status_pb2.Status) -> str:

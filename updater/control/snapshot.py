@@ -3,11 +3,13 @@
 from datetime import UTC
 
 from hotslot.control.v1 import control_pb2 as pb
+from updater.core.comparison import AnswerComparison, ChangedDirection
 from updater.core.costs import CostBucket
 from updater.core.facts import (
     DeviceSnapshot,
     RevisionSnapshot,
     ServerState,
+    ShadowSnapshot,
     SlotSnapshot,
     TrialEndSnapshot,
     TrialSnapshot,
@@ -34,6 +36,7 @@ def convert_server_state(response: pb.GetStatusResponse, *, last_ended_orderly: 
         is_draining=response.draining,
         last_ended_orderly=last_ended_orderly,
         trial=_convert_trial(model.trial) if model.HasField("trial") else None,
+        shadow=_convert_shadow(model),
         last_trial=(
             TrialEndSnapshot(model.last_trial.bundle_digest, model.last_trial.outcome, model.last_trial.reason)
             if model.HasField("last_trial")
@@ -93,4 +96,27 @@ def _convert_trial(trial: pb.TrialState) -> TrialSnapshot:
         lease_left_seconds=trial.lease_left.ToTimedelta().total_seconds(),
         baseline=convert_counts(trial.baseline) if trial.HasField("baseline") else Counts(),
         awaiting_previous=trial.awaiting_previous,
+        percent=trial.percent,
     )
+
+
+def _convert_shadow(model: pb.ModelState) -> ShadowSnapshot | None:
+    """The comparison of the trial, or of a candidate; None if nothing is compared."""
+    if model.HasField("trial"):
+        if not model.trial.HasField("comparison"):
+            return None
+        return _convert_comparison(model.trial.load_id, model.trial.comparison)
+    return _convert_comparison(model.shadow.load_id, model.shadow.comparison) if model.HasField("shadow") else None
+
+
+def _convert_comparison(load_id: str, row: pb.Comparison) -> ShadowSnapshot:
+    comparison = AnswerComparison(
+        requests=row.requests_compared,
+        compared=row.answers_compared,
+        changed=row.answers_compared - row.answers_equal,
+        directions=tuple(ChangedDirection(f"{one.before} → {one.after}", one.count) for one in row.directions),
+        sure_compared=row.sure_compared,
+        sure_changed=row.sure_compared - row.sure_equal,
+        dropped=sum(row.dropped.values()),
+    )
+    return ShadowSnapshot(load_id, comparison, sum(row.failed.values()))

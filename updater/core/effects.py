@@ -98,11 +98,44 @@ class RunGate:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowCopies:
+    """Which requests a second slot answers too, for comparison."""
+
+    share: float  # of the requests
+    busy_share: float  # of its time that the second slot may spend on them
+    max_seconds: float = 0.0  # 0: without limit
+
+
+@dataclass(frozen=True, slots=True)
 class ActivateLoad:
     """Begin a trial of a loaded candidate, or extend its lease. Result: `Activated`."""
 
     load_id: str
     trial_lease_seconds: float
+    transaction_id: str
+    expected_generation: int
+    deadline_seconds: float = 10.0
+    percent: float | None = None  # of the requests that it gets; None: all, or as before
+    copies: ShadowCopies | None = None  # None: nothing is compared, or as before
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequests:
+    """Have a candidate answer copies of requests, before it answers callers. Result: None."""
+
+    load_id: str
+    copies: ShadowCopies
+    transaction_id: str
+    expected_generation: int
+    deadline_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SetPercent:
+    """Change the percentage of the requests that a trial gets. Result: None."""
+
+    load_id: str
+    percent: float
     transaction_id: str
     expected_generation: int
     deadline_seconds: float = 10.0
@@ -176,6 +209,8 @@ Effect = (
     | LoadBundle
     | RunGate
     | ActivateLoad
+    | CopyRequests
+    | SetPercent
     | Probe
     | WritePointer
     | CommitLoad

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from updater.core.comparison import AnswerComparison
 from updater.core.record import Counts, CpuFallback, Installed
 
 
@@ -15,6 +16,8 @@ class CommandKind(StrEnum):
     ROLLBACK = "ROLLBACK"
     PAUSE = "PAUSE"  # argument: reason
     RESUME = "RESUME"
+    STEP = "STEP"
+    PROMOTE = "PROMOTE"
     APPROVE = "APPROVE"  # argument: source digest
     UNQUARANTINE = "UNQUARANTINE"  # argument: source digest
     RESET_BREAKER = "RESET_BREAKER"  # argument: name
@@ -88,6 +91,16 @@ class TrialSnapshot:
     lease_left_seconds: float
     baseline: Counts  # of the previous revision, frozen at activation
     awaiting_previous: int = 0  # requests that it has failed; they count as such once the previous slot answers them
+    percent: float = 100.0  # of the requests that it gets; the previous slot answers the others
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSnapshot:
+    """Requests are copied, so that the answers of two slots are compared."""
+
+    load_id: str  # that is judged: on trial, or a candidate
+    comparison: AnswerComparison
+    failed: int = 0  # copies that the second slot did not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +141,7 @@ class ServerState:
     is_draining: bool = False
     last_ended_orderly: bool = False  # the incarnation before this one ended by a drain, as far as is known
     trial: TrialSnapshot | None = None
+    shadow: ShadowSnapshot | None = None
     last_trial: TrialEndSnapshot | None = None
     stats: tuple[RevisionSnapshot, ...] = ()
     devices: tuple[DeviceSnapshot, ...] = ()

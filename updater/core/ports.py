@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from common.bundle import HubLocation, Provenance
-from updater.core.effects import EffectFailure, FailureKind
+from updater.core.effects import EffectFailure, FailureKind, ShadowCopies
 from updater.core.facts import (
     GoldenFacts,
     Release,
@@ -130,8 +130,28 @@ class Control(Protocol):
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
+        *,
+        percent: float | None = None,
+        copies: ShadowCopies | None = None,
     ) -> ServerState:
         """Call ActivateSlot: begin a trial, extend its lease, or activate the previous slot again (lease 0)."""
+        ...
+
+    def copy_requests(
+        self,
+        load_id: str,
+        copies: ShadowCopies,
+        transaction_id: str,
+        expected_generation: int,
+        deadline_seconds: float,
+    ) -> ServerState:
+        """Call SetTraffic: a candidate answers copies of requests."""
+        ...
+
+    def set_percent(
+        self, load_id: str, percent: float, transaction_id: str, expected_generation: int, deadline_seconds: float
+    ) -> ServerState:
+        """Call SetTraffic: the trial gets another percentage of the requests."""
         ...
 
     def commit(

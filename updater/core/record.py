@@ -10,7 +10,9 @@ from enum import StrEnum
 
 from common.bundle import Origin
 from updater.core.breaker import Breaker, BreakerName
+from updater.core.comparison import ChangeRow, ExpectedChanges, GateKey
 from updater.core.costs import CostBucket
+from updater.core.known import ComputedDigest, KnownVersion, Replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Evidence:
     differing: tuple[Differing, ...] = ()  # the first ones
     on_probes: bool = False
     notes: tuple[str, ...] = ()  # about how the published files were read, in whole sentences
+    changes: tuple[ChangeRow, ...] = ()  # of answers to the same requests, in a trial
 
 
 class Stage(StrEnum):
@@ -52,6 +55,7 @@ class Stage(StrEnum):
     STAGING = "STAGING"  # its files are being fetched
     VERIFYING = "VERIFYING"  # its files are being checked, converted and sealed
     GATING = "GATING"  # it is loaded and judged by golden answers
+    SHADOWING = "SHADOWING"  # it answers copies of requests, and no caller
     ACTIVATING = "ACTIVATING"  # its trial is being started
     OBSERVING = "OBSERVING"  # it answers callers on trial
     COMMITTING = "COMMITTING"  # it is being committed
@@ -86,6 +90,7 @@ class HeldFor(StrEnum):
     AGREEMENT = "AGREEMENT"  # its answers differ from the active model's
     NOISE = "NOISE"  # it is worse, but not significantly: the golden set is too small
     SLOWER = "SLOWER"  # it needs more device time, or answers later, than the active model
+    CHANGED_ANSWERS = "CHANGED_ANSWERS"  # callers get other answers than the golden set predicts
     LABELS = "LABELS"  # it has other labels than the active model, which callers may depend on
     NO_GOLDEN = "NO_GOLDEN"  # there is no golden set
     GOLDEN_UNUSABLE = "GOLDEN_UNUSABLE"  # empty, unreadable or of another task
@@ -109,6 +114,7 @@ APPROVABLE = frozenset(
         HeldFor.AGREEMENT,
         HeldFor.NOISE,
         HeldFor.SLOWER,
+        HeldFor.CHANGED_ANSWERS,
         HeldFor.LABELS,
         HeldFor.NO_GOLDEN,
         HeldFor.GOLDEN_UNUSABLE,
@@ -161,16 +167,6 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class GateKey:
-    """Everything that a gate's verdict depends on: with the same key the gate is not run again."""
-
-    bundle_digest: str
-    golden_digest: str  # empty: built-in probes
-    device: str
-    precision: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ending:
     """How the rollback under way ends."""
 
@@ -197,6 +193,7 @@ class Update:
     forced: bool = False  # an operator named the revision
     approved: bool = False  # an operator approved this source digest
     may_be_slower: bool = False  # an operator approved it when it was HELD as slower
+    may_change_answers: bool = False  # an operator approved it when it was HELD for changed answers
     attempts: int = 0  # failed attempts of this stage's effect
     crashes: int = 0  # of the server, while it was on trial
     needed_bytes: int = 0  # free disk space that it waits for while it is held; 0: not known
@@ -212,9 +209,23 @@ class Update:
     probes_bad: int = 0
     on_probes: bool = False  # gated or observed on probes, not on traffic
     gate_passed: GateKey | None = None
+    expected_changes: ExpectedChanges | None = None  # of answers, since its gate
+    is_shadow_over: bool = False  # an operator wants its trial to begin
+    percents: tuple[float, ...] = ()  # of the requests that its trial gets, step by step; empty: all
+    percent_step: int = 0  # position in `percents`
     ending: Ending | None = None  # while ROLLING_BACK or HELD
     reason: str = ""  # for machines: of the refusal, rollback or hold
     message: str = ""  # for people
+
+    @property
+    def percent(self) -> float:
+        """Percentage of the requests that its trial is to get now."""
+        return self.percents[self.percent_step] if self.percent_step < len(self.percents) else 100.0
+
+    @property
+    def has_more_steps(self) -> bool:
+        """Whether its trial is to get a larger percentage later."""
+        return self.percent_step + 1 < len(self.percents)
 
     @property
     def installed(self) -> Installed:
@@ -234,15 +245,6 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """A content that was committed, until another one was: a branch that shows it again is not followed by itself."""
-
-    source_digest: str
-    revision: str  # for people
-    since: datetime  # for people
-
-
-@dataclass(frozen=True, slots=True)
 class Republished:
     """A known version that the hub lists with another content now."""
 
@@ -250,23 +252,6 @@ class Republished:
     known_digest: str
     listed_digest: str
     since: datetime  # for people: when it was noticed
-
-
-@dataclass(frozen=True, slots=True)
-class KnownVersion:
-    """The source digest of a version when it was first fetched; another digest later raises an alarm."""
-
-    version: str  # canonical, without prefix
-    source_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedDigest:
-    """The source digest of a revision that the hub lists without all hashes, computed when it was fetched."""
-
-    revision: str
-    listing: str  # digest of the listing: names, sizes, and the hashes that it has
-    source_digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from updater.core.record import ModelRecord, Quarantined, Replaced
+from updater.core.known import Replaced
+from updater.core.record import ModelRecord, Quarantined
 
 
 @dataclass(frozen=True, slots=True)

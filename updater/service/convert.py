@@ -58,6 +58,7 @@ def to_model_updates(snapshot: StatusSnapshot, share: Share = _NOTHING) -> pb.Mo
     )
     if record.update is not None:
         message.current.CopyFrom(to_summary(record.model, record.update, record.stage))
+        message.percent = record.update.percent if record.stage is Stage.OBSERVING else 0.0
     if record.committed is not None:
         message.committed_revision = record.committed.revision
         message.committed_source_digest = record.committed.source_digest
@@ -157,6 +158,16 @@ def fill_evidence(message: pb.GetUpdateResponse, evidence: Evidence) -> None:
             threshold=row.threshold,
             passed=row.passed,
         )
+    for change in evidence.changes:
+        message.changes.add(
+            name=change.name,
+            expected_count=change.expected_count,
+            questions=change.questions,
+            count=change.count,
+            compared=change.compared,
+            bound=change.bound,
+            passed=change.passed,
+        )
     for item in evidence.differing:
         message.differing.add(
             item=item.item, text=item.text, expected=item.expected, active=item.active, candidate=item.candidate
@@ -197,6 +208,9 @@ _HELD = {
     HeldFor.NOISE: "the golden set is too small for a verdict: add items with expectations, or " + _APPROVE,
     HeldFor.SLOWER: "it needs more device time than the active model, or answers later, perhaps because the machine is "
     "busy: `hotslot updates resume` tries it again; or " + _APPROVE,
+    HeldFor.CHANGED_ANSWERS: "callers would get other answers than the golden set predicts: look at the directions in "
+    "`hotslot updates show {id}`, add such questions to the golden set and `hotslot updates resume`; or, if the new "
+    "answers are right, " + _APPROVE,
     HeldFor.LABELS: "callers may depend on its labels: compare them with the active model's, and " + _APPROVE,
     HeldFor.NO_GOLDEN: "create a golden set with `hotslot golden record FOLDER` and name it in hotslot.toml, or "
     + _APPROVE,

@@ -116,6 +116,8 @@ class UpdatesApi:
             "Rollback": (pb.RollbackRequest, self._rollback),
             "Pause": (pb.PauseRequest, self._pause),
             "Resume": (pb.ResumeRequest, self._resume),
+            "Step": (pb.StepRequest, self._step),
+            "Promote": (pb.PromoteRequest, self._promote),
             "Approve": (pb.ApproveRequest, self._approve),
             "Unquarantine": (pb.UnquarantineRequest, self._unquarantine),
             "ResetBreaker": (pb.ResetBreakerRequest, self._reset_breaker),
@@ -293,6 +295,14 @@ class UpdatesApi:
     def _resume(self, request: pb.ResumeRequest, seconds: float) -> pb.ResumeResponse:
         result = self._apply(self._find_model(request.model), CommandKind.RESUME, "", seconds, request.operator)
         return pb.ResumeResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
+
+    def _step(self, request: pb.StepRequest, seconds: float) -> pb.StepResponse:
+        result = self._apply(self._find_model(request.model), CommandKind.STEP, "", seconds, request.operator)
+        return pb.StepResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
+
+    def _promote(self, request: pb.PromoteRequest, seconds: float) -> pb.PromoteResponse:
+        result = self._apply(self._find_model(request.model), CommandKind.PROMOTE, "", seconds, request.operator)
+        return pb.PromoteResponse(state=convert.to_model_updates(StatusSnapshot(result.record)))
 
     def _approve(self, request: pb.ApproveRequest, seconds: float) -> pb.ApproveResponse:
         result = self._apply(

@@ -4,7 +4,7 @@ from updater.core.effects import Activated, ActivateLoad, Effect, EffectFailure,
 from updater.core.facts import Facts
 from updater.core.record import HeldFor, ModelRecord, Stage, UpdateKind
 from updater.core.rules import Rules
-from updater.stages import reconcile, transitions
+from updater.stages import compare, reconcile, transitions
 from updater.stages.transitions import Transition
 
 _MOVED = frozenset({"GENERATION_CONFLICT", "SERVER_UNREACHABLE", "DRAINING"})
@@ -25,7 +25,14 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     slot = transitions.find_slot(update, server)
     if slot is None or (slot.state != "LOADED" and server.trial is None):
         return _apply_lost(record, facts, rules, "CANDIDATE_GONE", "the candidate's runner is gone")
-    return ActivateLoad(slot.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
+    return ActivateLoad(
+        slot.load_id,
+        rules.observe.trial_lease_seconds,
+        update.update_id,
+        server.generation,
+        percent=update.percent if update.percents else None,
+        copies=compare.choose_copies(record, rules.compare),
+    )
 
 
 def apply_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:

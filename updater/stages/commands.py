@@ -20,7 +20,7 @@ from updater.core.record import (
 )
 from updater.core.rules import Rules
 from updater.core.versions import is_after, is_meant, is_same, parse_version
-from updater.stages import failback, reconcile, stage, transitions
+from updater.stages import failback, reconcile, rollout, stage, transitions
 from updater.stages.reconcile import BY_HAND
 from updater.stages.transitions import Transition
 
@@ -45,11 +45,15 @@ class CommandEffect(StrEnum):
     WAIT = "WAIT"  # until the stage has ended, which takes seconds
     IN_PROGRESS = "IN_PROGRESS"  # refused: an update is under way
     NOT_HELD = "NOT_HELD"  # refused: no update is held
+    ADVANCE = "ADVANCE"  # the rollout takes its next step
+    PROMOTE = "PROMOTE"  # the rollout takes its last step
+    NOT_ROLLING_OUT = "NOT_ROLLING_OUT"  # refused: there is neither a shadow nor a trial
 
 
 _Row = Mapping[Stage, CommandEffect]
 _RESTING = (Stage.IDLE, Stage.HELD)
 _TRIED = (Stage.ACTIVATING, Stage.OBSERVING)
+_ROLLED_OUT = (Stage.SHADOWING, Stage.OBSERVING)
 _ENDING = (Stage.COMMITTING, Stage.ROLLING_BACK)
 
 
@@ -75,6 +79,16 @@ TABLE: Mapping[CommandKind, _Row] = MappingProxyType(
         CommandKind.PAUSE: _row(CommandEffect.ABANDON, (_RESTING, CommandEffect.PAUSE), (_ENDING, CommandEffect.WAIT)),
         CommandKind.RESUME: _row(
             CommandEffect.RESUME, ((Stage.HELD,), CommandEffect.DECLINE), (_ENDING, CommandEffect.WAIT)
+        ),
+        CommandKind.STEP: _row(
+            CommandEffect.NOT_ROLLING_OUT,
+            (_ROLLED_OUT, CommandEffect.ADVANCE),
+            ((Stage.ACTIVATING,), CommandEffect.WAIT),
+        ),
+        CommandKind.PROMOTE: _row(
+            CommandEffect.NOT_ROLLING_OUT,
+            (_ROLLED_OUT, CommandEffect.PROMOTE),
+            ((Stage.ACTIVATING,), CommandEffect.WAIT),
         ),
         CommandKind.APPROVE: _row(CommandEffect.NOT_HELD, ((Stage.HELD,), CommandEffect.APPROVE)),
         CommandKind.UNQUARANTINE: _row(CommandEffect.UNQUARANTINE),
@@ -142,7 +156,7 @@ def apply(record: ModelRecord, command: OperatorCommand, facts: Facts, rules: Ru
     return CommandResult(command, transitions.with_event(record, facts, "command_refused", event), refusal)
 
 
-def _refuse(  # noqa: PLR0911  one line a case
+def _refuse(  # noqa: C901, PLR0911  one line a case
     record: ModelRecord, effect: CommandEffect, command: OperatorCommand, facts: Facts, rules: Rules
 ) -> Refusal | None:
     match effect:
@@ -161,6 +175,10 @@ def _refuse(  # noqa: PLR0911  one line a case
         case CommandEffect.TAKE_BACK if record.committed is None:
             message = f"nothing is committed yet: without {record.under_way.revision} nothing would answer"
             return Refusal("NOTHING_TO_ROLL_BACK_TO", message)
+        case CommandEffect.NOT_ROLLING_OUT:
+            return Refusal("NOT_ROLLING_OUT", "no revision is rolled out: there is neither a shadow nor a trial")
+        case CommandEffect.ADVANCE | CommandEffect.PROMOTE if _is_last_step(record):
+            return Refusal("LAST_STEP", f"{record.under_way.revision} gets all requests already")
         case CommandEffect.NOT_HELD | CommandEffect.APPROVE:
             return _refuse_approval(record, command.argument)
         case CommandEffect.UNQUARANTINE:
@@ -218,6 +236,10 @@ def _refuse_unquarantine(record: ModelRecord, given: str) -> Refusal | None:
     if not found:
         return Refusal("NOT_QUARANTINED", f"nothing in quarantine is named {given}", is_not_found=True)
     return None
+
+
+def _is_last_step(record: ModelRecord) -> bool:
+    return record.stage is Stage.OBSERVING and not record.under_way.has_more_steps
 
 
 def _refuse_approval(record: ModelRecord, given: str) -> Refusal | None:
@@ -306,11 +328,28 @@ def _approve(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Tra
         Stage.GATING if update.bundle_digest else Stage.STAGING,
         approved=update.approved or not is_untried,
         may_be_slower=update.may_be_slower or is_slower,
+        may_change_answers=update.may_change_answers or held_for is HeldFor.CHANGED_ANSWERS,
         ending=None,
         reason="",
         message="",
     )
     return transitions.with_event(record, facts, "update_approved", f"an operator approved {update.revision}")
+
+
+def _advance(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
+    if record.stage is Stage.SHADOWING:
+        return _begin_trial(record, facts)
+    return rollout.advance(record, facts, "an operator wants it")
+
+
+def _promote(record: ModelRecord, _command: OperatorCommand, facts: Facts) -> Transition:
+    return _begin_trial(record, facts) if record.stage is Stage.SHADOWING else rollout.promote(record, facts)
+
+
+def _begin_trial(record: ModelRecord, facts: Facts) -> Transition:
+    record = record.with_update(is_shadow_over=True)
+    message = f"an operator wants the trial of {record.under_way.revision} to begin"
+    return transitions.with_event(record, facts, "shadow_cut_short", message)
 
 
 def _unquarantine(record: ModelRecord, command: OperatorCommand, facts: Facts) -> Transition:
@@ -353,6 +392,8 @@ _APPLY: Mapping[CommandEffect, Callable[[ModelRecord, OperatorCommand, Facts], T
         CommandEffect.RESUME: _resume,
         CommandEffect.DECLINE: _decline,
         CommandEffect.APPROVE: _approve,
+        CommandEffect.ADVANCE: _advance,
+        CommandEffect.PROMOTE: _promote,
         CommandEffect.UNQUARANTINE: _unquarantine,
         CommandEffect.RESET: _reset,
     }

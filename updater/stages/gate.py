@@ -1,10 +1,6 @@
 """GATING: the candidate is loaded and judged by its golden answers. Pure."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-
-from common.answers import TASK_ANSWERS, TaskAnswers, count_directions
+from updater.core.comparison import GateKey
 from updater.core.effects import (
     MEMORY_REASONS,
     Effect,
@@ -19,225 +15,11 @@ from updater.core.effects import (
     Wait,
 )
 from updater.core.facts import Facts, ServerState, SlotSnapshot
-from updater.core.golden import (
-    GateAnswers,
-    GoldenQuestion,
-    accuracy,
-    agreement,
-    list_differing,
-    micro_f1,
-    negative_flips,
-    positive_flips,
-    under_by_chance,
-    worse_by_chance,
-)
-from updater.core.record import APPROVABLE, Evidence, GateKey, HeldFor, Measured, ModelRecord, Stage
-from updater.core.rules import GateRules, Mode, Rules
-from updater.stages import failback, reconcile, transitions
+from updater.core.record import APPROVABLE, HeldFor, ModelRecord, Stage
+from updater.core.rules import Mode, Rules
+from updater.stages import failback, reconcile, rollout, transitions
+from updater.stages.gate_verdict import GateJudgement, GateVerdict, expect_trial, judge
 from updater.stages.transitions import Transition
-
-
-class GateVerdict(StrEnum):
-    """The verdict of the gate."""
-
-    PASS = "PASS"  # noqa: S105  a verdict, no password
-    REFUSE = "REFUSE"  # its source digest goes into quarantine
-    HOLD = "HOLD"  # a person decides
-
-
-@dataclass(frozen=True, slots=True)
-class GateJudgement:
-    """The verdict of one rule or of the whole gate, with its reason."""
-
-    verdict: GateVerdict
-    reason: str  # for machines
-    message: str  # for people, with the numbers
-    held_for: HeldFor | None = None  # with HOLD
-    evidence: Evidence = field(default_factory=Evidence)  # of the whole gate
-
-
-_OUT_OF_MEMORY = "OUT_OF_MEMORY"
-_Check = tuple[list[Measured], list[GateJudgement]]
-
-
-def judge(answers: GateAnswers, rules: GateRules) -> GateJudgement:
-    """Judge a gate's answers by the rules; the worst verdict of a rule is the result."""
-    asked = [row for row in answers.questions if not _is_void(row)]
-    # A question that failed because memory ran out is not a wrong answer.
-    fitting = [row for row in asked if row.candidate.failure != _OUT_OF_MEMORY]
-    measured: list[Measured] = []
-    findings: list[GateJudgement] = []
-    checks: tuple[Callable[[], _Check], ...] = (
-        lambda: _check_failures(asked, answers.device),
-        lambda: _check_memory(answers),
-        lambda: _check_accuracy([row for row in fitting if row.expected], answers.min_accuracy, rules),
-        lambda: _measure_parts([row for row in fitting if row.expected], TASK_ANSWERS[answers.task]),
-        lambda: _check_agreement(
-            [row for row in fitting if not row.expected and row.active is not None], rules, TASK_ANSWERS[answers.task]
-        ),
-        lambda: _check_cost(answers, rules),
-    )
-    for check in checks:
-        rows, found = check()
-        measured += rows
-        findings += found
-    if not asked:
-        findings.append(
-            GateJudgement(GateVerdict.HOLD, "NO_DATA", "no question was answered by both models", HeldFor.INCONCLUSIVE)
-        )
-    evidence = Evidence(
-        tuple(measured), list_differing(asked, rules.max_differing), on_probes=not answers.golden_digest
-    )
-    for verdict in (GateVerdict.REFUSE, GateVerdict.HOLD):
-        first = next((finding for finding in findings if finding.verdict is verdict), None)
-        if first is not None:
-            return replace(first, evidence=evidence)
-    return GateJudgement(GateVerdict.PASS, "PASSED", _summarize(measured, len(asked)), evidence=evidence)
-
-
-def _is_void(row: GoldenQuestion) -> bool:
-    """Whether both models failed the question, so that the item is at fault."""
-    return bool(row.candidate.failure) and row.active is not None and bool(row.active.failure)
-
-
-def _check_failures(asked: Sequence[GoldenQuestion], device: str) -> _Check:
-    """Refuse if the candidate fails a question that the active model answers."""
-    failed = [row for row in asked if row.candidate.failure]
-    not_finite = sum(row.candidate.failure == "NOT_FINITE" for row in failed)
-    measured = [
-        Measured("not_finite", not_finite, None, 0, not_finite == 0),
-        Measured("failed_answers", len(failed), None, 0, not failed),
-    ]
-    if not failed:
-        return measured, []
-    out_of_memory = sum(row.candidate.failure == _OUT_OF_MEMORY for row in failed)
-    first = failed[0]
-    message = f"{len(failed)} of {len(asked)} questions failed, first {first.item}: {first.candidate.failure}"
-    if not_finite:
-        return measured, [GateJudgement(GateVerdict.REFUSE, "NOT_FINITE", message)]
-    if out_of_memory:
-        message = f"it ran out of memory on {device}: {message}"
-        return measured, [GateJudgement(GateVerdict.HOLD, _OUT_OF_MEMORY, message, HeldFor.DOES_NOT_FIT)]
-    return measured, [GateJudgement(GateVerdict.REFUSE, "ANSWERS_FAILED", message)]
-
-
-def _check_memory(answers: GateAnswers) -> _Check:
-    if not answers.planned_bytes or not answers.candidate_bytes:
-        return [], []
-    fits = answers.candidate_bytes <= answers.planned_bytes
-    measured = Measured("memory_bytes", answers.candidate_bytes, None, answers.planned_bytes, fits)
-    message = f"it takes {answers.candidate_bytes} bytes, {answers.planned_bytes} were planned"
-    return [measured], [] if fits else [GateJudgement(GateVerdict.HOLD, "MEMORY", message, HeldFor.DOES_NOT_FIT)]
-
-
-def _check_accuracy(asked: Sequence[GoldenQuestion], min_accuracy: float, rules: GateRules) -> _Check:
-    if not asked:
-        return [], []
-    right = [row.candidate.text == row.expected for row in asked]
-    active = [row.active is not None and row.active.text == row.expected for row in asked]
-    has_active = any(row.active is not None for row in asked)
-    share = accuracy(right)
-    measured: list[Measured] = []
-    findings: list[GateJudgement] = []
-    if min_accuracy > 0:
-        measured.append(Measured("min_accuracy", share, None, min_accuracy, share >= min_accuracy))
-        if share < min_accuracy:
-            by_chance = under_by_chance(sum(right), len(right), min_accuracy)
-            findings.append(
-                _judge_worse(
-                    "BELOW_MIN_ACCURACY",
-                    f"accuracy {share:.3f}, at least {min_accuracy:.3f} is required",
-                    by_chance,
-                    rules,
-                )
-            )
-    if has_active:
-        rows, found = _compare_with_active(right, active, rules)
-        measured += rows
-        findings += found
-    elif min_accuracy == 0:
-        measured.append(Measured("accuracy", share, None, 0.0, passed=True))
-    return measured, findings
-
-
-def _measure_parts(asked: Sequence[GoldenQuestion], task: TaskAnswers) -> _Check:
-    """Micro-F1 of answers that have parts, for people: a verdict needs the paired test of whole answers."""
-    if not asked or not task.has_parts:
-        return [], []
-    return [Measured("micro_f1", *micro_f1(asked, task), 0.0, passed=True)], []
-
-
-def _compare_with_active(right: Sequence[bool], active: Sequence[bool], rules: GateRules) -> _Check:
-    """Compare accuracy and negative flips with the active model's, by the exact paired test."""
-    negative, positive = negative_flips(active, right), positive_flips(active, right)
-    by_chance = worse_by_chance(negative, positive)
-    share, before, flips = accuracy(right), accuracy(active), negative / len(right)
-    least = before - rules.max_accuracy_loss
-    measured = [
-        Measured("accuracy", share, before, least, share >= least),
-        Measured("negative_flips", flips, None, rules.max_negative_flips, flips <= rules.max_negative_flips),
-        Measured("worse_by_chance", by_chance, None, rules.significance, by_chance > rules.significance),
-    ]
-    numbers = f"{negative} questions lost and {positive} won of {len(right)}"
-    if share < least:
-        text = f"accuracy {share:.3f}, the active model's {before:.3f} ({numbers})"
-        return measured, [_judge_worse("ACCURACY", text, by_chance, rules)]
-    if flips > rules.max_negative_flips:
-        return measured, [
-            _judge_worse("NEGATIVE_FLIPS", f"{numbers}: too many that were right before", by_chance, rules)
-        ]
-    return measured, []
-
-
-def _judge_worse(reason: str, text: str, by_chance: float, rules: GateRules) -> GateJudgement:
-    if by_chance <= rules.significance:
-        return GateJudgement(GateVerdict.REFUSE, reason, f"{text}; by chance in {by_chance:.1%} of cases")
-    text += f"; it may be chance ({by_chance:.0%}): a larger golden set can show it"
-    return GateJudgement(GateVerdict.HOLD, reason, text, HeldFor.NOISE)
-
-
-def _check_agreement(asked: Sequence[GoldenQuestion], rules: GateRules, task: TaskAnswers) -> _Check:
-    pairs = [
-        (row.candidate.text, row.active.text) for row in asked if row.active is not None and not row.active.failure
-    ]
-    if not pairs:
-        return [], []
-    share = agreement(pairs)
-    measured = Measured("agreement", share, None, rules.min_agreement, share >= rules.min_agreement)
-    message = (
-        f"it agrees with the active model on {share:.1%} of {len(pairs)} questions, {rules.min_agreement:.0%} are asked"
-    )
-    if share >= rules.min_agreement:
-        return [measured], []
-    ways = count_directions(task, [(active, candidate) for candidate, active in pairs])
-    message += "; most often " + ", ".join(f"{way} ({count})" for way, count in ways) if ways else ""
-    return [measured], [GateJudgement(GateVerdict.HOLD, "AGREEMENT", message, HeldFor.AGREEMENT)]
-
-
-def _check_cost(answers: GateAnswers, rules: GateRules) -> _Check:
-    """Compare device seconds; wall-clock time would include the live load beside the candidate.
-
-    Device seconds vary with the load of the machine, and a slower model may be acceptable, so a person decides.
-    """
-    cost, before = answers.candidate_seconds, answers.active_seconds
-    if min(cost, before) < rules.min_cost_seconds and not before >= rules.min_cost_seconds:
-        return [], []
-    most = before * rules.max_cost_factor
-    measured = Measured("cost_seconds", cost, before, most, cost <= most)
-    message = f"it computes {cost:.2f} s where the active model needs {before:.2f} s, {most:.2f} s are allowed"
-    return [measured], [] if cost <= most else [GateJudgement(GateVerdict.HOLD, "COST", message, HeldFor.SLOWER)]
-
-
-def _summarize(measured: Sequence[Measured], questions: int) -> str:
-    named = {row.name: row for row in measured}
-    if "accuracy" in named:
-        row = named["accuracy"]
-        before = "" if row.active is None else f", the active model {row.active:.3f}"
-        return f"accuracy {row.candidate:.3f}{before}, {questions} questions"
-    if "agreement" in named:
-        return f"agreement {named['agreement'].candidate:.1%}, {questions} questions"
-    return f"{questions} probes answered"
-
 
 # The server's state has changed since the facts were drawn, or the slot was needed.
 MOVED = frozenset(
@@ -347,7 +129,7 @@ def _apply_gated(record: ModelRecord, result: Gated, facts: Facts, rules: Rules)
     if slot is not None:
         key = GateKey(update.bundle_digest, answers.golden_digest, slot.device, slot.precision)
         record = record.with_update(gate_passed=key)
-    record = record.with_update(on_probes=not answers.golden_digest)
+    record = record.with_update(on_probes=not answers.golden_digest, expected_changes=expect_trial(answers))
     return _pass(record, facts, server, rules, judgement)
 
 
@@ -360,13 +142,7 @@ def _pass(
     if rules.mode is Mode.APPROVE and not is_wanted and record.committed is not None:
         message = f"{update.revision} passed its gate and waits for approval"
         return transitions.hold(record, facts, HeldFor.APPROVAL, message, evidence=evidence)
-    record = transitions.enter(
-        record,
-        Stage.ACTIVATING,
-        server_incarnation=server.incarnation,
-        orderly=False,
-        at_activation=transitions.find_counts(update, server),
-    )
+    record = rollout.leave_gate(record, server, rules)
     message = f"{update.revision} passed its gate" + ("" if judgement is None else f": {judgement.message}")
     return transitions.with_event(record, facts, "gate_passed", message, evidence=evidence)
 

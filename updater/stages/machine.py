@@ -23,6 +23,7 @@ from updater.stages import (
     gate,
     observe,
     reconcile,
+    rollout,
     stage,
     transitions,
     verify,
@@ -37,7 +38,8 @@ TRANSITIONS: Mapping[Stage, frozenset[Stage]] = MappingProxyType(
         Stage.IDLE: frozenset({Stage.STAGING, Stage.VERIFYING, Stage.GATING, Stage.ROLLING_BACK}),
         Stage.STAGING: frozenset({Stage.VERIFYING, Stage.ROLLING_BACK, Stage.IDLE}),
         Stage.VERIFYING: frozenset({Stage.GATING, Stage.STAGING, Stage.ROLLING_BACK, Stage.IDLE}),
-        Stage.GATING: frozenset({Stage.ACTIVATING, Stage.STAGING, Stage.ROLLING_BACK}),
+        Stage.GATING: frozenset({Stage.SHADOWING, Stage.ACTIVATING, Stage.STAGING, Stage.ROLLING_BACK}),
+        Stage.SHADOWING: frozenset({Stage.ACTIVATING, Stage.ROLLING_BACK}),
         Stage.ACTIVATING: frozenset({Stage.OBSERVING, Stage.ROLLING_BACK}),
         Stage.OBSERVING: frozenset({Stage.COMMITTING, Stage.ROLLING_BACK}),
         Stage.COMMITTING: frozenset({Stage.IDLE, Stage.ROLLING_BACK}),
@@ -235,6 +237,11 @@ def _decide_gating(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
     return _restore_first(record, facts, rules, keep=candidate) or gate.decide(record, facts, rules)
 
 
+def _decide_shadowing(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+    candidate = record.under_way.bundle_digest
+    return _restore_first(record, facts, rules, keep=candidate) or rollout.decide_shadow(record, facts, rules)
+
+
 def _restore_first(record: ModelRecord, facts: Facts, rules: Rules, *, keep: str = "") -> Step | None:
     """A step that restores the committed revision; None if it serves, or if the server cannot be reached."""
     if reconcile.is_broken(record, facts, rules):
@@ -259,6 +266,7 @@ _STAGES: Mapping[Stage, _StageFunctions] = MappingProxyType(
         Stage.STAGING: _StageFunctions(_decide_staging, stage.apply_result, stage.apply_deadline),
         Stage.VERIFYING: _StageFunctions(_decide_verifying, verify.apply_result, stage.apply_deadline),
         Stage.GATING: _StageFunctions(_decide_gating, gate.apply_result),
+        Stage.SHADOWING: _StageFunctions(_decide_shadowing, rollout.apply_shadow_result, _retry_after_deadline),
         Stage.ACTIVATING: _StageFunctions(activate.decide, activate.apply_result, _retry_after_deadline),
         Stage.OBSERVING: _StageFunctions(observe.decide, observe.apply_result),
         Stage.COMMITTING: _StageFunctions(finalize.decide_commit, finalize.apply_commit_result, _retry_after_deadline),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from updater.core.costs import compare_costs, subtract_costs
-from updater.core.effects import MEMORY_REASONS, ActivateLoad, Effect, Probe, Probed, Result, Wait
+from updater.core.effects import MEMORY_REASONS, ActivateLoad, Effect, Probe, Probed, Result, SetPercent, Wait
 from updater.core.facts import Facts, ServerState, TrialSnapshot
 from updater.core.record import (
     Counts,
@@ -18,7 +18,7 @@ from updater.core.record import (
     UpdateKind,
 )
 from updater.core.rules import ObserveRules, Rules
-from updater.stages import reconcile, transitions
+from updater.stages import compare, reconcile, rollout, transitions
 from updater.stages.transitions import Transition
 
 COST, LATENCY = "cost_seconds_a_row", "latency_p95_seconds"
@@ -33,6 +33,7 @@ class TrialVerdict(StrEnum):
     KEEP = "KEEP"
     KEEP_ON_PROBES = "KEEP_ON_PROBES"
     ROLL_BACK = "ROLL_BACK"  # the candidate is to blame
+    CHANGED_ANSWERS = "CHANGED_ANSWERS"  # more answers change than the golden set predicts: a person decides
     SLOWER = "SLOWER"  # it costs more or answers later, for which the machine may be the reason: a person decides
     DOES_NOT_FIT = "DOES_NOT_FIT"  # out of memory: a person decides
     NO_DATA = "NO_DATA"  # too few answers: a person decides
@@ -41,6 +42,7 @@ class TrialVerdict(StrEnum):
 _KEPT = frozenset({TrialVerdict.KEEP, TrialVerdict.KEEP_ON_PROBES})
 _UNDECIDED = frozenset({TrialVerdict.WAIT, TrialVerdict.PROBE})
 _HELD_FOR = {
+    TrialVerdict.CHANGED_ANSWERS: HeldFor.CHANGED_ANSWERS,
     TrialVerdict.SLOWER: HeldFor.SLOWER,
     TrialVerdict.DOES_NOT_FIT: HeldFor.DOES_NOT_FIT,
     TrialVerdict.NO_DATA: HeldFor.INCONCLUSIVE,
@@ -91,6 +93,31 @@ def judge(update: Update, server: ServerState, trial: TrialSnapshot, rules: Obse
         return judgement
     message = f"{slower.name} {slower.candidate:.4f}, {slower.active:.4f} before, allowed {slower.threshold:.4f}"
     return TrialJudgement(TrialVerdict.SLOWER, slower.name.upper(), f"{message}; {numbers}", evidence)
+
+
+def _judge_answers(
+    judgement: TrialJudgement, update: Update, server: ServerState, trial: TrialSnapshot, rules: Rules
+) -> TrialJudgement:
+    """The same judgement with what the compared answers say: failures weigh more, cost and lack of data less."""
+    if not compare.is_compared(update, rules.compare):
+        return judgement
+    changes = compare.judge_changes(update, server, trial.load_id, rules.compare)
+    found = judgement.evidence
+    judgement = replace(
+        judgement, evidence=replace(found, measured=(*found.measured, *changes.measured), changes=changes.rows)
+    )
+    if judgement.verdict in (TrialVerdict.ROLL_BACK, TrialVerdict.DOES_NOT_FIT):
+        return judgement
+    if changes.beyond:
+        reason = HeldFor.CHANGED_ANSWERS.value
+        return replace(judgement, verdict=TrialVerdict.CHANGED_ANSWERS, reason=reason, message=changes.beyond)
+    answered = subtract_counts(transitions.find_counts(update, server), update.at_activation).answered
+    is_short = server.shadow is not None and changes.compared < rules.compare.min_compared <= answered
+    is_open = is_short or changes.is_doubtful
+    if judgement.verdict in _KEPT and is_open and update.stage_seconds < rules.observe.max_seconds:
+        message = f"{judgement.message}; {changes.compared} answers were compared, which is not enough"
+        return replace(judgement, verdict=TrialVerdict.WAIT, message=message)
+    return judgement
 
 
 def subtract_counts(now: Counts, before: Counts) -> Counts:
@@ -212,7 +239,7 @@ def _compare_with_previous(
 _BLAMELESS_ENDS = frozenset({"LEASE_EXPIRED", "YIELDED"})  # the updater was away; the slot was needed
 
 
-def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
+def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:
     """Judge the trial: end it with a verdict, or extend its lease, probe it, or wait."""
     update, server = record.under_way, facts.server
     if server is None:
@@ -223,15 +250,26 @@ def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | T
     trial = server.trial
     if trial is None:
         raise RuntimeError("a trial that is not over is there")
-    judgement = judge(update, server, trial, adapt_rules(update, rules))
+    judgement = _judge_answers(judge(update, server, trial, adapt_rules(update, rules)), update, server, trial, rules)
+    if judgement.verdict in _KEPT and update.has_more_steps:
+        return rollout.advance(record, facts, judgement.message, judgement.evidence)
     if judgement.verdict in _KEPT:
         return _keep(record, facts, judgement)
     if judgement.verdict not in _UNDECIDED:
         return _take_back(record, facts, rules, judgement)
+    return _decide_undecided(update, server, trial, judgement, rules)
+
+
+def _decide_undecided(
+    update: Update, server: ServerState, trial: TrialSnapshot, judgement: TrialJudgement, rules: Rules
+) -> Effect | Wait:
+    """The next step of a trial that goes on."""
     if server.is_draining:
         return Wait(rules.observe.look_seconds, "the server is about to end")
     if trial.lease_left_seconds < rules.observe.trial_lease_seconds / 2:
         return ActivateLoad(trial.load_id, rules.observe.trial_lease_seconds, update.update_id, server.generation)
+    if trial.percent != update.percent:
+        return SetPercent(trial.load_id, update.percent, update.update_id, server.generation)
     if judgement.verdict is TrialVerdict.PROBE:
         return Probe(trial.load_id, rules.observe.probes_at_once)
     return Wait(rules.observe.look_seconds, judgement.message)

@@ -7,7 +7,8 @@ from updater.core.breaker import BreakerName
 from updater.core.checks import MISMATCH_REASONS
 from updater.core.effects import DISK_REASONS, Effect, EffectFailure, FailureKind, Result, Staged, StageRevision, Wait
 from updater.core.facts import Facts
-from updater.core.record import ComputedDigest, Evidence, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
+from updater.core.known import ComputedDigest
+from updater.core.record import Evidence, HeldFor, ModelRecord, Outcome, Stage, UpdateKind
 from updater.core.rules import Rules
 from updater.core.versions import hub_name, name_content, parse_version
 from updater.stages import reconcile, transitions, watch

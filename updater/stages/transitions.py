@@ -6,8 +6,8 @@ from typing import NamedTuple
 from updater.core.breaker import Breaker, BreakerName, WorkResult, advance, report, resume, trip
 from updater.core.effects import EffectFailure, Shortage
 from updater.core.facts import Facts, ServerState, SlotSnapshot
+from updater.core.known import ComputedDigest, KnownVersion, Replaced
 from updater.core.record import (
-    ComputedDigest,
     Counts,
     Ending,
     EndsIn,
@@ -15,11 +15,9 @@ from updater.core.record import (
     Evidence,
     HeldFor,
     Installed,
-    KnownVersion,
     ModelRecord,
     Outcome,
     Quarantined,
-    Replaced,
     Stage,
     Update,
     UpdateKind,

@@ -42,7 +42,7 @@ def perform(world: World, action: Effect) -> tuple[World, Result]:  # noqa: PLR0
             return replace(world, sealed=world.sealed & action.keep_bundles), None
         case act.LoadBundle() | act.RunGate() | act.ActivateLoad() | act.ActivatePrevious():
             return _ask_server(world, action) if world.server.is_up else (world, _MOVED)
-        case act.CommitLoad() | act.RetireLoad():
+        case act.CommitLoad() | act.RetireLoad() | act.CopyRequests() | act.SetPercent():
             return _tell_server(world, action) if world.server.is_up else (world, _MOVED)
         case act.Probe():
             return _probe(world, action) if world.server.is_up else (world, _MOVED)
@@ -84,7 +84,7 @@ def send_traffic(world: World) -> World:
     """Callers send enough requests for a verdict on the trial."""
     if world.card is Card.SPIKY and world.server.serving_on == CARD:
         return run_out_of_memory(world)
-    return replace(world, server=replace(world.server, traffic=True))
+    return replace(world, server=replace(world.server, traffic=world.server.traffic + 1))
 
 
 def run_out_of_memory(world: World) -> World:
@@ -139,13 +139,20 @@ def _ask_server(  # noqa: PLR0911  one line a case
     if slot != server.active:
         if server.on_trial:
             return world, EffectFailure(FailureKind.TRANSIENT, "GENERATION_CONFLICT", "")
-        server = replace(server, active=slot, on_trial=True, previous=server.active, traffic=False)
+        percent = 100.0 if action.percent is None else action.percent
+        server = replace(
+            server, active=slot, on_trial=True, previous=server.active, traffic=0, shadow=-1, percent=percent
+        )
     return replace(world, server=server), act.Activated(THIS)
 
 
-def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple[World, Result]:
+def _tell_server(
+    world: World, action: act.CommitLoad | act.RetireLoad | act.CopyRequests | act.SetPercent
+) -> tuple[World, Result]:
     server = world.server
     slot = server.holding(action.load_id)
+    if isinstance(action, act.CopyRequests | act.SetPercent):
+        return _set_traffic(world, action, slot)
     if isinstance(action, act.CommitLoad):
         if slot < 0 or slot != server.active:
             return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
@@ -161,6 +168,17 @@ def _tell_server(world: World, action: act.CommitLoad | act.RetireLoad) -> tuple
         return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
     world = replace(world, server=server.with_load(slot, ""))
     return replace(world, record=_forget_load(world, action.load_id)), None
+
+
+def _set_traffic(world: World, action: act.CopyRequests | act.SetPercent, slot: int) -> tuple[World, Result]:
+    server = world.server
+    if isinstance(action, act.CopyRequests):
+        if slot < 0 or slot in (server.active, server.previous):
+            return world, EffectFailure(FailureKind.TRANSIENT, "SLOT_IN_USE", "")
+        return replace(world, server=replace(server, shadow=slot, traffic=0)), None
+    if slot < 0 or slot != server.active or not server.on_trial:
+        return world, EffectFailure(FailureKind.TRANSIENT, "NOT_ON_TRIAL", "")
+    return replace(world, server=replace(server, percent=action.percent)), None
 
 
 def _load(world: World, digest: str, device: str) -> tuple[World, Result]:

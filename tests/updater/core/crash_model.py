@@ -38,6 +38,7 @@ from tests.updater.core.crash_world import (
 from updater.core.breaker import BreakerState
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Installed, ModelRecord, Stage
+from updater.core.rules import Rollout
 from updater.core.versions import name_content
 from updater.stages.commands import CommandResult
 from updater.stages.transitions import Transition
@@ -143,6 +144,8 @@ def all_worlds() -> list[World]:
     """First installs and updates, of every kind of revision, with budgets for faults."""
     worlds: list[World] = []
     for kind in Kind:
+        if kind is Kind.CHANGED:
+            continue
         faults = Budget(2 if kind in (Kind.GOOD, Kind.FAILING) else 1, server_deaths=1, server_stops=1, expiries=1)
         bad = Published("1.0.0", kind, "one")
         worlds.append(
@@ -158,7 +161,7 @@ def all_worlds() -> list[World]:
         newer = (Published("1.1.0", Kind.GOOD, "two"), Published("1.2.0", kind, "three"))
         spoken = (("ROLLBACK", "UNQUARANTINE"), ("PAUSE", "RESUME"), ("UPDATE", "ROLLBACK"), ("APPROVE", "ROLLBACK"))
         worlds += [_installed(newer, Budget(1, 1, commands=commands)) for commands in spoken]
-    rest = (_with_lost_journal(), _with_card(), _with_branch(), _with_import())
+    rest = (_with_lost_journal(), _with_card(), _with_branch(), _with_import(), _with_rollouts())
     return worlds + [world for found in rest for world in found]
 
 
@@ -214,7 +217,7 @@ def _server_events(world: World) -> Iterator[tuple[str, World, list[str]]]:
     if server.on_trial and server.previous >= 0 and budget.expiries:
         spent = replace(world, budget=replace(budget, expiries=budget.expiries - 1))
         yield "trial lease expires", replace(spent, server=server.with_previous_active("LEASE_EXPIRED")), []
-    if server.on_trial and not server.traffic:
+    if world.may_send:
         yield "callers send requests", send_traffic(world), []
     yield from _memory_events(world)
 
@@ -307,7 +310,7 @@ def _undisturbed_step(undisturbed: _Undisturbed) -> World:
         return start_server(world)
     if world.is_stopped:
         return restore(world)
-    if world.server.on_trial and not world.server.traffic:
+    if world.may_send:
         return send_traffic(world)
     after = undisturbed.take().written
     is_waiting = after.record.device.state is BreakerState.OPEN and after.record.device.left_seconds > 0
@@ -343,10 +346,28 @@ def _with_card() -> Iterator[World]:
         yield replace(world, card=Card.GOOD, server=world.server.with_load(0, FIRST.bundle_digest, CARD))
 
 
+def _with_rollouts() -> Iterator[World]:
+    """A shadow before the trial, a canary, and a revision that changes the answers of callers."""
+    faults = Budget(1, server_deaths=1, expiries=1)
+    for rollout in Rollout:
+        for kind in (Kind.GOOD, Kind.FAILING, Kind.CHANGED):
+            if rollout is Rollout.TRIAL and kind is not Kind.CHANGED:
+                continue
+            coming = (Published("1.1.0", kind, "two"), Published("1.2.0", Kind.GOOD, "three"))
+            yield replace(_installed(coming, faults), rollout=rollout)
+            if kind is Kind.FAILING:
+                continue
+            for commands in (("APPROVE", "ROLLBACK"), ("STEP", "PAUSE"), ("PROMOTE", "ROLLBACK")):
+                if (kind is Kind.CHANGED) == ("APPROVE" in commands):
+                    yield replace(_installed(coming[:1], Budget(1, commands=commands)), rollout=rollout)
+        if rollout is not Rollout.TRIAL:
+            yield replace(_first_install(FIRST, (Published("1.1.0", Kind.GOOD, "two"),), Budget(1)), rollout=rollout)
+
+
 def _with_branch() -> Iterator[World]:
     """A model that follows a branch: five contents of every kind, of which one is the first again."""
     first = Published(BRANCH, Kind.GOOD, "a")
-    for kind in Kind:
+    for kind in (kind for kind in Kind if kind is not Kind.CHANGED):
         second, third = Published(BRANCH, kind, "b"), Published(BRANCH, Kind.GOOD, "c")
         coming = (second, third, first, Published(BRANCH, Kind.GOOD, "d"))
         yield _on_branch(first, coming, Budget(1, server_deaths=kind in (Kind.GOOD, Kind.FAILING)))

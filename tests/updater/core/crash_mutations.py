@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from tests.updater.core.crash_world import LEFT_SECONDS, Budget, World
+from tests.updater.core.crash_world import LEFT_SECONDS, Budget, Kind, World
 from updater.core import breaker as breakers
 from updater.core import witness
 from updater.core.breaker import Breaker, BreakerRules, BreakerState
-from updater.core.effects import Activated
+from updater.core.effects import Activated, SetPercent
 from updater.core.facts import Facts, Release
 from updater.core.record import ModelRecord, Stage
-from updater.core.rules import Rules
+from updater.core.rules import Rollout, Rules
 from updater.core.versions import hub_name
 from updater.core.witness import ProtectedState
-from updater.stages import activate, choice, failback, machine, observe, reconcile, transitions
+from updater.stages import activate, choice, compare, failback, machine, observe, reconcile, rollout, transitions
+from updater.stages.compare import ChangesJudgement
 from updater.stages.machine import Step
 from updater.stages.transitions import Transition
 
@@ -166,18 +167,55 @@ def lagging_witness_stops() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def changed_answers_kept() -> Iterator[None]:
+    """What was compared is not judged."""
+    with patch.object(compare, "judge_changes", lambda *_: ChangesJudgement()):
+        yield
+
+
+@contextlib.contextmanager
+def shadow_left_out() -> Iterator[None]:
+    """The trial begins right after the gate."""
+    with patch.object(rollout, "leave_gate", rollout.begin_activation):
+        yield
+
+
+@contextlib.contextmanager
+def canary_gets_all() -> Iterator[None]:
+    """A canary gets all requests after its first step, whatever the record says."""
+
+    def decide(record: ModelRecord, facts: Facts, rules: Rules) -> Step:
+        step = _observe(record, facts, rules)
+        server = facts.server
+        if isinstance(step, Transition) or server is None or server.trial is None or server.trial.percent >= 100:
+            return step
+        return SetPercent(server.trial.load_id, 100.0, "", server.generation)
+
+    with _decisions(Stage.OBSERVING, decide):
+        yield
+
+
 def worlds(all_of_them: list[World], name: str) -> list[World]:
     """Enough worlds for a mutation: without commands, with few faults; for failback, without new revisions."""
     plain = [world for world in all_of_them if not world.budget.commands]
     if name in OF_WITNESSES:
         return [world for world in plain if world.witness is not None]
     plain = [world for world in plain if world.witness is None]
+    if name in OF_ROLLOUTS:
+        return [replace(world, budget=Budget(1)) for world in plain if _is_rolled_out(world)]
+    plain = [world for world in plain if not _is_rolled_out(world)]
     if name in OF_FOLLOWING:
         return [replace(world, budget=Budget(1)) for world in plain if world.follows_branch or world.is_imported]
     plain = [world for world in plain if not world.follows_branch and not world.is_imported]
     if name in OF_FAILBACKS:
         return [world for world in plain if world.card is not None and not world.coming]
     return [replace(world, budget=Budget(1, 1)) for world in plain if world.card is None]
+
+
+def _is_rolled_out(world: World) -> bool:
+    """Whether a world is of those with a rollout, or with changed answers."""
+    return world.rollout is not Rollout.TRIAL or any(row.kind is Kind.CHANGED for row in world.coming)
 
 
 def _decisions(stage: Stage, decide: Callable[..., Step]) -> AbstractContextManager[Any]:
@@ -198,6 +236,11 @@ OF_FOLLOWING: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "imports not recognised": imports_not_recognised,
     "branch compared by name": branch_compared_by_name,
 }
+OF_ROLLOUTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "changed answers kept": changed_answers_kept,
+    "shadow left out": shadow_left_out,
+    "canary gets all": canary_gets_all,
+}
 OF_WITNESSES: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "no witness": no_witness,
     "witness without quarantine": witness_without_quarantine,
@@ -211,4 +254,5 @@ ALL: dict[str, Callable[[], AbstractContextManager[None]]] = {
     **OF_FAILBACKS,
     **OF_WITNESSES,
     **OF_FOLLOWING,
+    **OF_ROLLOUTS,
 }

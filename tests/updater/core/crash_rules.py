@@ -6,6 +6,7 @@ from tests.updater.core.crash_effects import is_failback
 from tests.updater.core.crash_world import BRANCH, CARD, FIRST, OLDER, RULES, Card, Kind, World
 from updater.core.breaker import BreakerState
 from updater.core.record import HeldFor, Stage
+from updater.core.rules import Rollout
 from updater.core.versions import is_after, parse_version
 
 _UNTOUCHED = ("committed", "previous", "min_version", "quarantine", "blocked", "known", "approved")  # by a failback
@@ -17,7 +18,7 @@ def state_violations(world: World) -> Iterator[str]:
     if pointer is not None:
         if pointer.bundle_digest not in world.sealed:
             yield "the pointer names a bundle that is not there"
-        if world.kind_of(pointer.bundle_digest) not in (Kind.GOOD, Kind.DOUBTED):
+        if not _may_stay(world, pointer.bundle_digest):
             yield "a bad model is committed"
     if record.committed is not None and record.is_quarantined(record.committed.source_digest):
         yield "the committed revision is in quarantine"
@@ -30,6 +31,13 @@ def state_violations(world: World) -> Iterator[str]:
         bad = {row.source_digest for row in (*world.hub, *world.coming, FIRST) if row.kind in (Kind.GOOD, Kind.DOUBTED)}
         if any(row.source_digest in bad for row in record.quarantine):
             yield "a good revision is in quarantine though nothing has crashed"
+
+
+def _may_stay(world: World, bundle: str) -> bool:
+    """Whether a bundle may be committed: a good one, or one that a person has approved."""
+    kind = world.kind_of(bundle)
+    is_approved = bundle.replace("bundle", "source", 1) in world.allowed
+    return kind in (Kind.GOOD, Kind.DOUBTED) or (kind is Kind.CHANGED and is_approved)
 
 
 def _journal_violations(world: World) -> Iterator[str]:
@@ -63,6 +71,7 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
         rules.append("the minimal version rose without a commit")
     began = effect.server.on_trial and not before.server.on_trial
     rules += [] if is_command else _failback_violations(before, effect, after)
+    rules += _rollout_violations(before, effect, after)
     if began:
         source = effect.server.serving.replace("bundle", "source", 1)
         if record.is_quarantined(source) or source in before.condemned:
@@ -77,6 +86,22 @@ def step_violations(before: World, effect: World, after: World, *, is_command: b
     moved = effect.pointer != before.pointer
     if moved and effect.pointer != record.committed and record.stage is not Stage.COMMITTING:
         rules.append("the pointer changes before a commit is recorded")
+    return rules
+
+
+def _rollout_violations(before: World, effect: World, after: World) -> list[str]:
+    """Invariants of a shadow and of a canary."""
+    rules: list[str] = []
+    stages = (before.record.stage, after.record.stage)
+    is_update = before.record.committed is not None and not is_failback(before)
+    if before.rollout is Rollout.SHADOW and is_update and stages == (Stage.GATING, Stage.ACTIVATING):
+        rules.append("a candidate meets callers before its shadow")
+    if before.rollout is not Rollout.SHADOW and effect.server.shadow >= 0:
+        rules.append("requests are copied for a candidate that has no shadow")
+    update = before.record.update
+    is_raised = effect.server.on_trial and effect.server.percent > before.server.percent
+    if is_raised and (update is None or effect.server.percent > update.percent):
+        rules.append("a canary gets more than is recorded")
     return rules
 
 
@@ -137,7 +162,7 @@ def rest_violations(world: World) -> Iterator[str]:
         yield "at rest a trial goes on"
     if any(bundle and number != server.active for number, bundle in enumerate(server.slots)):
         yield "at rest another load is left"
-    if server.serving and world.kind_of(server.serving) not in (Kind.GOOD, Kind.DOUBTED):
+    if server.serving and not _may_stay(world, server.serving):
         yield "at rest a bad model serves"
     yield from _hold_violations(world)
     yield from _fallback_violations(world)
@@ -148,6 +173,8 @@ def _hold_violations(world: World) -> Iterator[str]:
     record = world.record
     allowed = {HeldFor.AGREEMENT, HeldFor.SERVER_CRASHED, HeldFor.MISMATCH}
     allowed |= {HeldFor.DOES_NOT_FIT} if world.card else set()
+    if record.stage is Stage.HELD and world.kind_of(record.under_way.bundle_digest or "good") is Kind.CHANGED:
+        allowed.add(HeldFor.CHANGED_ANSWERS)
     if record.stage is Stage.HELD and record.under_way.source_digest in world.replaced:
         allowed.add(HeldFor.SEEN_BEFORE)
     if world.is_imported and not any(_is_recognised(world, row.revision) for row in world.hub):

@@ -10,19 +10,21 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
+from updater.core.comparison import AnswerComparison
 from updater.core.facts import (
     DeviceSnapshot,
     GoldenFacts,
     Release,
     RevisionSnapshot,
     ServerState,
+    ShadowSnapshot,
     SlotSnapshot,
     TrialEndSnapshot,
     TrialSnapshot,
 )
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.record import Counts, CpuFallback, Installed, ModelRecord
-from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rules
+from updater.core.rules import GateRules, ObserveRules, ReleasePolicy, Rollout, RolloutRules, Rules
 from updater.core.witness import Witness
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,6 +42,7 @@ class Kind(StrEnum):
     REFUSED = "refused"  # wrong on golden answers
     DOUBTED = "doubted"  # answers otherwise, where nothing is expected: a person must decide
     FAILING = "failing"  # right on golden answers, fails callers
+    CHANGED = "changed"  # right on golden answers, gives callers others: a person must decide
 
 
 class Card(StrEnum):
@@ -84,7 +87,9 @@ class Server:
     active: int = -1  # slot that answers; -1: none
     on_trial: bool = False
     previous: int = -1  # slot that a trial falls back on
-    traffic: bool = False  # enough callers have met the trial
+    traffic: int = 0  # how often enough callers have met the trial, or its copies the candidate
+    shadow: int = -1  # slot of a candidate that answers copies; -1: none
+    percent: float = 100.0  # of the requests that the trial gets
     last_trial: tuple[str, str, str] = ("", "", "")  # bundle, outcome, reason
     ended_orderly: bool = False  # the life before this one
     draining: bool = False
@@ -112,12 +117,14 @@ class Server:
         """With another load in a slot, or none."""
         slots, devices = list(self.slots), list(self.devices)
         slots[number], devices[number] = bundle, device
-        return replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
+        is_over = number == self.shadow
+        changed = replace(self, slots=(slots[0], slots[1]), devices=(devices[0], devices[1]))
+        return replace(changed, shadow=-1, traffic=0) if is_over else changed
 
     def with_trial_ended(self, outcome: str, reason: str = "") -> "Server":
         """With the trial ended; the active slot is not changed."""
         last = (self.serving, outcome, reason)
-        return replace(self, on_trial=False, previous=-1, traffic=False, last_trial=last)
+        return replace(self, on_trial=False, previous=-1, traffic=0, percent=100.0, last_trial=last)
 
     def with_previous_active(self, outcome: str, reason: str = "") -> "Server":
         """With the trial ended and the previous slot active."""
@@ -163,10 +170,20 @@ class World:
     replaced: frozenset[str] = frozenset()  # source digests that were committed, until another one was
     allowed: frozenset[str] = frozenset()  # source digests that an operator has allowed to be tried
 
+    rollout: Rollout = Rollout.TRIAL
+
     @property
     def rules(self) -> Rules:
         """The rules of the updater."""
-        return BRANCH_RULES if self.follows_branch else RULES
+        return BRANCH_RULES if self.follows_branch else ROLLOUT_RULES[self.rollout]
+
+    @property
+    def may_send(self) -> bool:
+        """Whether callers that come now can change something: a canary meets them at each of its steps."""
+        server = self.server
+        if self.rollout is Rollout.CANARY and server.on_trial and server.previous >= 0:
+            return server.traffic < STEPS.index(server.percent) + 1
+        return not server.traffic and (server.on_trial or server.shadow >= 0)
 
     # Of worlds whose journal may be lost; elsewhere there is no witness.
     witness: Witness | None = None
@@ -206,6 +223,8 @@ RULES = Rules(
 )
 BRANCH = "master"
 BRANCH_RULES = replace(RULES, policy=ReleasePolicy(branch=BRANCH))
+STEPS = (50.0, 100.0)
+ROLLOUT_RULES = {one: replace(RULES, rollout=RolloutRules(one, STEPS, 0.2, 100, 1e9)) for one in Rollout}
 _DEVICES = (DeviceSnapshot(CPU, "float32"),)
 _DEVICES_WITH_CARD = (*_DEVICES, DeviceSnapshot(CARD, "float32"))
 GOLDEN = GoldenFacts("golden", questions=16, expected=8, min_accuracy=0.5)
@@ -221,12 +240,13 @@ def server_state(world: World) -> ServerState | None:
     stats: tuple[RevisionSnapshot, ...] = ()
     if server.on_trial:
         previous = f"{server.previous}" if server.previous >= 0 else ""
-        trial = TrialSnapshot(server.load_id(server.active), server.serving, "", 60.0, Counts())
+        trial = TrialSnapshot(server.load_id(server.active), server.serving, "", 60.0, Counts(), percent=server.percent)
         if previous:
             trial = replace(trial, previous_load_id=server.load_id(server.previous))
         if server.traffic:
             is_bad = world.kind_of(server.serving) is Kind.FAILING
-            counts = Counts(failed=3, not_finite=3) if is_bad else Counts(answered=9)
+            number = server.traffic
+            counts = Counts(failed=3 * number, not_finite=3 * number) if is_bad else Counts(answered=9 * number)
             stats = (RevisionSnapshot(server.serving, server.serving_on, counts),)
     last = TrialEndSnapshot(*server.last_trial) if server.last_trial[0] else None
     return ServerState(
@@ -238,11 +258,25 @@ def server_state(world: World) -> ServerState | None:
         is_draining=server.draining,
         last_ended_orderly=server.ended_orderly,
         trial=trial,
+        shadow=_compare(world),
         last_trial=last,
         stats=stats,
         devices=_DEVICES if world.card is None else _DEVICES_WITH_CARD,
         cpu_fallback=fallback_of(world),
     )
+
+
+def _compare(world: World) -> ShadowSnapshot | None:
+    """The comparison of the trial, or of a candidate that answers copies."""
+    server = world.server
+    number = server.active if server.on_trial and server.previous >= 0 else server.shadow
+    if number < 0:
+        return None
+    kind, asked = world.kind_of(server.slots[number]), 1000 * min(1, server.traffic)
+    if kind is Kind.FAILING:
+        return ShadowSnapshot(server.load_id(number), AnswerComparison(), failed=asked)
+    changed = asked // 2 if kind is Kind.CHANGED else 0
+    return ShadowSnapshot(server.load_id(number), AnswerComparison(asked, asked, changed))
 
 
 def fallback_of(world: World) -> CpuFallback | None:

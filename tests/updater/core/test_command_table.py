@@ -9,6 +9,7 @@ from tests.updater.core.world import World
 from tests.updater.simulators import Quality, bundle_of
 from updater.core.facts import CommandKind, OperatorCommand
 from updater.core.record import Outcome, Stage, UpdateKind
+from updater.core.rules import Rollout, RolloutRules
 from updater.stages import machine
 from updater.stages.commands import FAILBACK_TABLE, TABLE, CommandEffect, find_effect
 
@@ -26,10 +27,13 @@ def two() -> World:
     return world
 
 
-def bring(world: World, stage: Stage) -> None:
+def bring(world: World, stage: Stage, rollout: Rollout = Rollout.TRIAL) -> None:
     """Publish 1.2.0, and step until its update is in a stage."""
     if stage is Stage.IDLE:
         return
+    rollout = Rollout.SHADOW if stage is Stage.SHADOWING else rollout
+    if rollout is not Rollout.TRIAL:
+        world.with_rules(rollout=RolloutRules(rollout, shadow_max_seconds=20.0))
     held, rolled_back = Quality(agrees=2), Quality(fails_callers="NOT_FINITE")
     quality = held if stage is Stage.HELD else rolled_back if stage is Stage.ROLLING_BACK else Quality()
     world.publish("1.2.0", quality)
@@ -88,6 +92,11 @@ def _approves(world: World) -> None:
     assert (world.stage, world.record.under_way.approved) == (Stage.GATING, True)
 
 
+def _advances(world: World) -> None:
+    update = world.record.under_way
+    assert update.is_shadow_over or update.percent_step > 0
+
+
 def _closes_the_breaker(world: World) -> None:
     assert world.event_names()[-1] == "breaker_reset"
 
@@ -104,10 +113,13 @@ _SHOWS: dict[CommandEffect, Callable[[World], None]] = {
     CommandEffect.DECLINE: _declines,
     CommandEffect.APPROVE: _approves,
     CommandEffect.RESET: _closes_the_breaker,
+    CommandEffect.ADVANCE: _advances,
+    CommandEffect.PROMOTE: _advances,
 }
 _REFUSED = {
     CommandEffect.IN_PROGRESS: "UPDATE_IN_PROGRESS",
     CommandEffect.NOT_HELD: "NOT_HELD",
+    CommandEffect.NOT_ROLLING_OUT: "NOT_ROLLING_OUT",
     CommandEffect.UNQUARANTINE: "NOT_QUARANTINED",
 }
 
@@ -115,7 +127,7 @@ _REFUSED = {
 @pytest.mark.parametrize(("kind", "stage"), _CELLS)
 def test_each_cell_of_the_table_is_what_happens(two: World, kind: CommandKind, stage: Stage) -> None:
     """Applied at once, refused with a reason, or left in the queue until the stage has ended; then all is well."""
-    bring(two, stage)
+    bring(two, stage, Rollout.CANARY if kind in (CommandKind.STEP, CommandKind.PROMOTE) else Rollout.TRIAL)
     effect, before = TABLE[kind][stage], two.record
     if effect is CommandEffect.WAIT:
         two.operators.leave(OperatorCommand(kind, argument_of(two, kind)))

@@ -19,7 +19,7 @@ from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion, at_le
 from updater.core.record import Counts, HeldFor, Update, UpdateKind
 from updater.core.rules import GateRules, ObserveRules
 from updater.settings import UpdaterSection
-from updater.stages.gate import GateVerdict, judge
+from updater.stages.gate_verdict import GateVerdict, judge
 from updater.stages.observe import TrialVerdict, percentile, subtract_counts
 from updater.stages.observe import judge as judge_trial
 

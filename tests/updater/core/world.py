@@ -122,6 +122,8 @@ class World:
         self.server = SimServer(
             self._boots_from, lambda bundle: self.qualities[content_of(bundle)].loads, card=self.card
         )
+        self.server.changes = lambda bundle: self.qualities[content_of(bundle)].changes
+        self.server.fails = lambda bundle: self.qualities[content_of(bundle)].fails_callers
         self.server.row_seconds = lambda bundle: self.qualities[content_of(bundle)].row_seconds
         self.golden = SimGolden(self.server, self.qualities)
         self.server.start()

@@ -28,7 +28,7 @@ from tests.updater.core.world import ManualClock, Operators
 from tests.updater.simulators import Quality, SimGolden
 from tests.updater.stories.failing_disk import FailingDisk, Killed
 from updater.core.breaker import BreakerState
-from updater.core.effects import EffectFailure
+from updater.core.effects import EffectFailure, ShadowCopies
 from updater.core.facts import CommandKind, GoldenFacts, OperatorCommand, Release, ServerState
 from updater.core.ports import EffectFailed, JournalUnusable
 from updater.core.record import Event, ModelRecord, Outcome, Stage, UpdateKind
@@ -139,10 +139,13 @@ class StoryServer(SimServer):
         transaction_id: str,
         expected_generation: int,
         deadline_seconds: float,
+        *,
+        percent: float | None = None,
+        copies: ShadowCopies | None = None,
     ) -> ServerState:
         """Begin a trial, extend it, or go back."""
-        began = len(self.activated)
-        state = super().activate(load_id, trial_lease_seconds, transaction_id, expected_generation, deadline_seconds)
+        began, change = len(self.activated), (transaction_id, expected_generation, deadline_seconds)
+        state = super().activate(load_id, trial_lease_seconds, *change, percent=percent, copies=copies)
         for bundle in self.activated[began:]:
             self.world.check_intent(bundle)
         return state

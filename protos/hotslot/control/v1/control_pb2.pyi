@@ -589,6 +589,8 @@ class Comparison(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     DIFFERING_FIELD_NUMBER: _builtins.int
+    SURE_COMPARED_FIELD_NUMBER: _builtins.int
+    SURE_EQUAL_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
     """Digest of the bundle on trial, or of the candidate."""
     previous_digest: _builtins.str
@@ -600,6 +602,12 @@ class Comparison(_message.Message):
     answers_compared: _builtins.int
     """Answers to these requests."""
     answers_equal: _builtins.int
+    """Of these, the equal ones."""
+    sure_compared: _builtins.int
+    """Of the compared answers, those of which the other bundle is sure: it gives
+    its answer a probability of at least 0.9; of an address, every part.
+    """
+    sure_equal: _builtins.int
     """Of these, the equal ones."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -659,10 +667,12 @@ class Comparison(_message.Message):
         dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         failed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         differing: _abc.Iterable[Global___DifferingAnswer] | None = ...,
+        sure_compared: _builtins.int = ...,
+        sure_equal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_compared", b"answers_compared", "answers_equal", b"answers_equal", "bundle_digest", b"bundle_digest", "differing", b"differing", "directions", b"directions", "distances", b"distances", "dropped", b"dropped", "failed", b"failed", "labels", b"labels", "previous_digest", b"previous_digest", "previous_labels", b"previous_labels", "requests_compared", b"requests_compared", "requests_equal", b"requests_equal", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_compared", b"answers_compared", "answers_equal", b"answers_equal", "bundle_digest", b"bundle_digest", "differing", b"differing", "directions", b"directions", "distances", b"distances", "dropped", b"dropped", "failed", b"failed", "labels", b"labels", "previous_digest", b"previous_digest", "previous_labels", b"previous_labels", "requests_compared", b"requests_compared", "requests_equal", b"requests_equal", "started_at", b"started_at", "sure_compared", b"sure_compared", "sure_equal", b"sure_equal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

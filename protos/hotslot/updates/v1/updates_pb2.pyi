@@ -51,6 +51,8 @@ class _UpdateStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateSta
     """The committed revision is being activated again."""
     UPDATE_STAGE_HELD: _UpdateStage.ValueType  # 9
     """It waits for an operator; the active model is unchanged."""
+    UPDATE_STAGE_SHADOWING: _UpdateStage.ValueType  # 10
+    """It answers copies of requests, for comparison, and no caller."""
 
 class UpdateStage(_UpdateStage, metaclass=_UpdateStageEnumTypeWrapper):
     """Stage of an update. `…ING` ends without an operator. Values may be added."""
@@ -75,6 +77,8 @@ UPDATE_STAGE_ROLLING_BACK: UpdateStage.ValueType  # 8
 """The committed revision is being activated again."""
 UPDATE_STAGE_HELD: UpdateStage.ValueType  # 9
 """It waits for an operator; the active model is unchanged."""
+UPDATE_STAGE_SHADOWING: UpdateStage.ValueType  # 10
+"""It answers copies of requests, for comparison, and no caller."""
 Global___UpdateStage: _TypeAlias = UpdateStage  # noqa: Y015
 
 class _UpdateOutcome:
@@ -138,6 +142,7 @@ class ModelUpdates(_message.Message):
     REPUBLISHED_FIELD_NUMBER: _builtins.int
     COMMITTED_COMMIT_ID_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     stage: Global___UpdateStage.ValueType
@@ -172,6 +177,10 @@ class ModelUpdates(_message.Message):
     """Why the updater itself makes no progress with this model, for people: its
     journal cannot be trusted, its loop has failed and is restarted, or the
     system refuses to open files. Empty if it does.
+    """
+    percent: _builtins.float
+    """Percentage of the requests that the revision on trial is to get. 0 without a
+    trial.
     """
     @_builtins.property
     def current(self) -> Global___UpdateSummary:
@@ -249,10 +258,11 @@ class ModelUpdates(_message.Message):
         republished: _abc.Iterable[Global___RepublishedEntry] | None = ...,
         committed_commit_id: _builtins.str = ...,
         fault: _builtins.str = ...,
+        percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_provenance", b"committed_provenance", "cpu_fallback", b"cpu_fallback", "current", b"current", "last_checked_at", b"last_checked_at", "listing_changed_at", b"listing_changed_at", "newest_listed_at", b"newest_listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "breakers", b"breakers", "committed_commit_id", b"committed_commit_id", "committed_provenance", b"committed_provenance", "committed_revision", b"committed_revision", "committed_source_digest", b"committed_source_digest", "cpu_fallback", b"cpu_fallback", "current", b"current", "expected_bytes", b"expected_bytes", "fault", b"fault", "last_checked_at", b"last_checked_at", "left_out", b"left_out", "left_out_names", b"left_out_names", "listed_names", b"listed_names", "listing_changed_at", b"listing_changed_at", "model", b"model", "newest_listed_at", b"newest_listed_at", "paused", b"paused", "percent", b"percent", "quarantine", b"quarantine", "received_bytes", b"received_bytes", "republished", b"republished", "stage", b"stage", "stage_fraction", b"stage_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,6 +692,57 @@ class Operator(_message.Message):
 Global___Operator: _TypeAlias = Operator  # noqa: Y015
 
 @_typing.final
+class AnswerChange(_message.Message):
+    """One kind of change between the answers of the active model and the candidate's
+    to the same questions: on the golden set, and on the requests of callers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EXPECTED_COUNT_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A direction, for example "yes → no"; or "all changes", "changes of sure
+    answers" (of which the active model is sure) or "directions new to the golden
+    set".
+    """
+    expected_count: _builtins.int
+    """Changed golden answers."""
+    questions: _builtins.int
+    """Golden questions."""
+    count: _builtins.int
+    """Changed answers to callers' requests."""
+    compared: _builtins.int
+    """Compared answers."""
+    bound: _builtins.float
+    """Largest share, 0 to 1, that the golden set allows."""
+    passed: _builtins.bool
+    """Whether there is no evidence that the true share is larger."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        expected_count: _builtins.int = ...,
+        questions: _builtins.int = ...,
+        count: _builtins.int = ...,
+        compared: _builtins.int = ...,
+        bound: _builtins.float = ...,
+        passed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "compared", b"compared", "count", b"count", "expected_count", b"expected_count", "name", b"name", "passed", b"passed", "questions", b"questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerChange: _TypeAlias = AnswerChange  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Request of GetStatus."""
 
@@ -1052,6 +1113,110 @@ class ResumeResponse(_message.Message):
 Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
 
 @_typing.final
+class StepRequest(_message.Message):
+    """Request of Step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
+
+@_typing.final
+class StepResponse(_message.Message):
+    """Response of Step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___ModelUpdates:
+        """Update state of the model after the command."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ModelUpdates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015
+
+@_typing.final
+class PromoteRequest(_message.Message):
+    """Request of Promote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    @_builtins.property
+    def operator(self) -> Global___Operator:
+        """Who acts, and why; recorded in the audit trail. Default: nobody is named."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        operator: Global___Operator | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "operator", b"operator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteRequest: _TypeAlias = PromoteRequest  # noqa: Y015
+
+@_typing.final
+class PromoteResponse(_message.Message):
+    """Response of Promote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___ModelUpdates:
+        """Update state of the model after the command."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ModelUpdates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteResponse: _TypeAlias = PromoteResponse  # noqa: Y015
+
+@_typing.final
 class ApproveRequest(_message.Message):
     """Request of Approve."""
 
@@ -1355,6 +1520,7 @@ class GetUpdateResponse(_message.Message):
     DIFFERING_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     advice: _builtins.str
     """What the operator should do, for people. Empty if nothing."""
@@ -1381,6 +1547,12 @@ class GetUpdateResponse(_message.Message):
         """
 
     @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnswerChange]:
+        """Changed answers during its shadow and its trial. Empty if nothing was
+        compared.
+        """
+
+    @_builtins.property
     def provenance(self) -> Global___Provenance:
         """Origin of its files. Absent before it is sealed, after its bundle was
         deleted, and if the bundle does not record it.
@@ -1395,11 +1567,12 @@ class GetUpdateResponse(_message.Message):
         differing: _abc.Iterable[Global___DifferingItem] | None = ...,
         advice: _builtins.str = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        changes: _abc.Iterable[Global___AnswerChange] | None = ...,
         provenance: Global___Provenance | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "differing", b"differing", "events", b"events", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "changes", b"changes", "differing", b"differing", "events", b"events", "measurements", b"measurements", "notes", b"notes", "provenance", b"provenance", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,6 +71,16 @@ class UpdatesServiceStub:
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.Step = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/Step',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.StepRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.StepResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/hotslot.updates.v1.UpdatesService/Promote',
+                request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteResponse.FromString,
+                _registered_method=True)
         self.Approve = channel.unary_unary(
                 '/hotslot.updates.v1.UpdatesService/Approve',
                 request_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ApproveRequest.SerializeToString,
@@ -184,10 +194,27 @@ class UpdatesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Step(self, request, context):
+        """Continues the rollout in progress at once: a shadow begins its trial, a canary
+        gets its next share of the requests. Errors: FAILED_PRECONDITION
+        (NOT_ROLLING_OUT, LAST_STEP).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """As Step, but a canary gets all requests at once. Its last window still has
+        to pass before it is committed. Errors: as of Step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Approve(self, request, context):
-        """Approves the update that is HELD for policy, agreement, noise, cost, a
-        missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
-        NOT_APPROVABLE: it failed verification).
+        """Approves the update that is HELD for policy, agreement, noise, cost, changed
+        answers, a missing golden set, or because it may be older. Errors:
+        FAILED_PRECONDITION (NOT_HELD, NOT_APPROVABLE: it failed verification).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -300,6 +327,16 @@ def add_UpdatesServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeRequest.FromString,
                     response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeResponse.SerializeToString,
+            ),
+            'Step': grpc.unary_unary_rpc_method_handler(
+                    servicer.Step,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.StepRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.StepResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteRequest.FromString,
+                    response_serializer=hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteResponse.SerializeToString,
             ),
             'Approve': grpc.unary_unary_rpc_method_handler(
                     servicer.Approve,
@@ -521,6 +558,60 @@ class UpdatesService:
             '/hotslot.updates.v1.UpdatesService/Resume',
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeRequest.SerializeToString,
             hotslot_dot_updates_dot_v1_dot_updates__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Step(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/Step',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.StepRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.StepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotslot.updates.v1.UpdatesService/Promote',
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteRequest.SerializeToString,
+            hotslot_dot_updates_dot_v1_dot_updates__pb2.PromoteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,10 +67,19 @@ class UpdatesServiceStub:
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]
     """Continues updates after Pause or Rollback, and retries a HELD update."""
+    Step: _grpc.UnaryUnaryMultiCallable[_updates_pb2.StepRequest, _updates_pb2.StepResponse]
+    """Continues the rollout in progress at once: a shadow begins its trial, a canary
+    gets its next share of the requests. Errors: FAILED_PRECONDITION
+    (NOT_ROLLING_OUT, LAST_STEP).
+    """
+    Promote: _grpc.UnaryUnaryMultiCallable[_updates_pb2.PromoteRequest, _updates_pb2.PromoteResponse]
+    """As Step, but a canary gets all requests at once. Its last window still has
+    to pass before it is committed. Errors: as of Step.
+    """
     Approve: _grpc.UnaryUnaryMultiCallable[_updates_pb2.ApproveRequest, _updates_pb2.ApproveResponse]
-    """Approves the update that is HELD for policy, agreement, noise, cost, a
-    missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
-    NOT_APPROVABLE: it failed verification).
+    """Approves the update that is HELD for policy, agreement, noise, cost, changed
+    answers, a missing golden set, or because it may be older. Errors:
+    FAILED_PRECONDITION (NOT_HELD, NOT_APPROVABLE: it failed verification).
     """
     Unquarantine: _grpc.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]
     """Removes a source digest from quarantine. Errors: NOT_FOUND
@@ -146,10 +155,19 @@ class UpdatesServiceAsyncStub(UpdatesServiceStub):
     """
     Resume: _aio.UnaryUnaryMultiCallable[_updates_pb2.ResumeRequest, _updates_pb2.ResumeResponse]  # type: ignore[assignment]
     """Continues updates after Pause or Rollback, and retries a HELD update."""
+    Step: _aio.UnaryUnaryMultiCallable[_updates_pb2.StepRequest, _updates_pb2.StepResponse]  # type: ignore[assignment]
+    """Continues the rollout in progress at once: a shadow begins its trial, a canary
+    gets its next share of the requests. Errors: FAILED_PRECONDITION
+    (NOT_ROLLING_OUT, LAST_STEP).
+    """
+    Promote: _aio.UnaryUnaryMultiCallable[_updates_pb2.PromoteRequest, _updates_pb2.PromoteResponse]  # type: ignore[assignment]
+    """As Step, but a canary gets all requests at once. Its last window still has
+    to pass before it is committed. Errors: as of Step.
+    """
     Approve: _aio.UnaryUnaryMultiCallable[_updates_pb2.ApproveRequest, _updates_pb2.ApproveResponse]  # type: ignore[assignment]
-    """Approves the update that is HELD for policy, agreement, noise, cost, a
-    missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
-    NOT_APPROVABLE: it failed verification).
+    """Approves the update that is HELD for policy, agreement, noise, cost, changed
+    answers, a missing golden set, or because it may be older. Errors:
+    FAILED_PRECONDITION (NOT_HELD, NOT_APPROVABLE: it failed verification).
     """
     Unquarantine: _aio.UnaryUnaryMultiCallable[_updates_pb2.UnquarantineRequest, _updates_pb2.UnquarantineResponse]  # type: ignore[assignment]
     """Removes a source digest from quarantine. Errors: NOT_FOUND
@@ -260,14 +278,35 @@ class UpdatesServiceServicer(metaclass=_abc_1.ABCMeta):
         """Continues updates after Pause or Rollback, and retries a HELD update."""
 
     @_abc_1.abstractmethod
+    def Step(
+        self,
+        request: _updates_pb2.StepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.StepResponse, _abc.Awaitable[_updates_pb2.StepResponse]]:
+        """Continues the rollout in progress at once: a shadow begins its trial, a canary
+        gets its next share of the requests. Errors: FAILED_PRECONDITION
+        (NOT_ROLLING_OUT, LAST_STEP).
+        """
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _updates_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_updates_pb2.PromoteResponse, _abc.Awaitable[_updates_pb2.PromoteResponse]]:
+        """As Step, but a canary gets all requests at once. Its last window still has
+        to pass before it is committed. Errors: as of Step.
+        """
+
+    @_abc_1.abstractmethod
     def Approve(
         self,
         request: _updates_pb2.ApproveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_updates_pb2.ApproveResponse, _abc.Awaitable[_updates_pb2.ApproveResponse]]:
-        """Approves the update that is HELD for policy, agreement, noise, cost, a
-        missing golden set, or because it may be older. Errors: FAILED_PRECONDITION (NOT_HELD,
-        NOT_APPROVABLE: it failed verification).
+        """Approves the update that is HELD for policy, agreement, noise, cost, changed
+        answers, a missing golden set, or because it may be older. Errors:
+        FAILED_PRECONDITION (NOT_HELD, NOT_APPROVABLE: it failed verification).
         """
 
     @_abc_1.abstractmethod

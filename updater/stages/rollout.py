@@ -1,0 +1,117 @@
+"""The way from the gate to all callers: SHADOWING, and the steps of a canary. Pure.
+
+A candidate in SHADOWING answers copies of requests, and no caller: whether it fails them, or answers more of them
+otherwise than the golden set predicts, is known before its trial. A canary is a trial whose share of the requests grows
+by steps; each step has a window of its own.
+"""
+
+from updater.core.effects import CopyRequests, Effect, EffectFailure, Result, ShadowCopies, Wait
+from updater.core.facts import Facts, ServerState, ShadowSnapshot
+from updater.core.record import Evidence, HeldFor, ModelRecord, Stage, Update, UpdateKind
+from updater.core.rules import Rollout, Rules
+from updater.stages import compare, reconcile, transitions
+from updater.stages.compare import ChangesJudgement
+from updater.stages.transitions import Transition
+
+
+def leave_gate(record: ModelRecord, server: ServerState, rules: Rules) -> ModelRecord:
+    """The record in the stage after the gate: SHADOWING if the rollout begins with it, else ACTIVATING."""
+    if record.committed is not None and rules.rollout.rollout is Rollout.SHADOW and _has_stages(record.under_way):
+        return transitions.enter(record, Stage.SHADOWING, is_shadow_over=False)
+    return begin_activation(record, server, rules)
+
+
+def begin_activation(record: ModelRecord, server: ServerState, rules: Rules) -> ModelRecord:
+    """The record in ACTIVATING, with the plan of the trial's steps."""
+    update = record.under_way
+    is_canary = record.committed is not None and rules.rollout.rollout is Rollout.CANARY and _has_stages(update)
+    return transitions.enter(
+        record,
+        Stage.ACTIVATING,
+        server_incarnation=server.incarnation,
+        orderly=False,
+        at_activation=transitions.find_counts(update, server),
+        percents=rules.rollout.steps if is_canary else (),
+        percent_step=0,
+    )
+
+
+def decide_shadow(record: ModelRecord, facts: Facts, rules: Rules) -> Effect | Wait | Transition:  # noqa: PLR0911  one line a case
+    """Have the candidate answer copies until enough of its answers were compared, or the time is over."""
+    update, server, shadow = record.under_way, facts.server, rules.rollout
+    if server is None or server.is_draining:
+        return Wait(rules.look_seconds, "the server cannot be reached or is about to end")
+    slot, is_late = transitions.find_slot(update, server), update.stage_seconds >= shadow.shadow_max_seconds
+    if server.trial is not None:
+        return transitions.retry(record, facts, "TRIAL_UNKNOWN", "another revision is on trial")
+    if slot is None or (slot.state != "LOADED" and is_late):
+        return transitions.retry(record, facts, "CANDIDATE_GONE", "the candidate's runner is gone")
+    changes = compare.judge_changes(update, server, slot.load_id, rules.compare)
+    evidence = Evidence(changes.measured, changes=changes.rows)
+    if slot.restarts > rules.observe.max_restarts:
+        message = f"its runner died {slot.restarts} times while it answered copies of requests"
+        return transitions.refuse(record, facts, rules, "RUNNER_DIED", message, evidence=evidence)
+    ours = server.shadow if server.shadow is not None and server.shadow.load_id == slot.load_id else None
+    if ours is not None and _has_failed(ours, rules):
+        message = f"it failed {ours.failed} of {ours.failed + ours.comparison.requests} copies of requests"
+        return transitions.refuse(record, facts, rules, "COPIES_FAILED", message, evidence=evidence)
+    if changes.beyond:
+        return transitions.hold(record, facts, HeldFor.CHANGED_ANSWERS, changes.beyond, evidence=evidence)
+    if update.is_shadow_over or is_late or changes.compared >= shadow.shadow_min_answers:
+        return _end_shadow(record, facts, server, rules, changes)
+    if slot.state == "LOADED" and ours is None:
+        copies = ShadowCopies(shadow.shadow_share, rules.compare.busy_share)
+        return CopyRequests(slot.load_id, copies, update.update_id, server.generation)
+    return Wait(rules.observe.look_seconds, f"{changes.compared} answers were compared")
+
+
+def apply_shadow_result(record: ModelRecord, effect: Effect, result: Result, facts: Facts, rules: Rules) -> Transition:
+    """The next facts show whether requests are copied; a failed call is repeated, for as long as the stage lasts."""
+    if isinstance(effect, CopyRequests) and isinstance(result, EffectFailure):
+        why = f"{result.reason}: {result.message}"
+        return transitions.with_event(transitions.retry_later(record, rules), facts, "shadow_failed", why)
+    return reconcile.apply_result(record, effect, result, facts, rules)
+
+
+def advance(record: ModelRecord, facts: Facts, why: str, evidence: Evidence | None = None) -> Transition:
+    """The trial gets the next percentage of the requests, and another window.
+
+    With `evidence`, that of a window without fault, it is judged by what comes from now on; else what it has failed
+    since the last step still counts.
+    """
+    update, server = record.under_way, facts.server
+    record = record.with_update(percent_step=update.percent_step + 1, stage_seconds=0.0)
+    if evidence is not None and server is not None:
+        counts = transitions.find_counts(update, server)
+        record = record.with_update(at_activation=counts, probes_good=0, probes_bad=0)
+    message = (
+        f"{update.revision} gets {record.under_way.percent:g} % of the requests, after {update.percent:g} %: {why}"
+    )
+    return transitions.with_event(record, facts, "canary_advanced", message, evidence=evidence)
+
+
+def promote(record: ModelRecord, facts: Facts) -> Transition:
+    """The trial gets all requests, and another window."""
+    update = record.under_way
+    skipped = record.with_update(percent_step=max(update.percent_step, len(update.percents) - 2))
+    return advance(skipped, facts, "an operator wants it")
+
+
+def _has_stages(update: Update) -> bool:
+    """Whether an update is rolled out by stages: not a failback, whose bundle has answered callers before."""
+    return update.kind is not UpdateKind.FAILBACK
+
+
+def _has_failed(shadow: ShadowSnapshot, rules: Rules) -> bool:
+    observe, total = rules.observe, shadow.failed + shadow.comparison.requests
+    return shadow.failed >= observe.burst_failures and shadow.failed > observe.error_margin * total
+
+
+def _end_shadow(
+    record: ModelRecord, facts: Facts, server: ServerState, rules: Rules, changes: ChangesJudgement
+) -> Transition:
+    revision = record.under_way.revision
+    record = begin_activation(record, server, rules)
+    message = f"{revision} has answered copies: {changes.compared} answers were compared"
+    evidence = Evidence(changes.measured, changes=changes.rows)
+    return transitions.with_event(record, facts, "shadow_ended", message, evidence=evidence)
