@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from common.engine_files import Task
 
 LABELS = ("yes", "no", "maybe")
+SURE = 0.9  # least probability of an answer of which a model is sure; of each part, where an answer has parts
 MAX_DIRECTIONS = 5  # named of a comparison
 ARROW = " → "  # between the two sides of a direction
 

@@ -7,14 +7,13 @@ from typing import Protocol
 
 from google.rpc import error_details_pb2, status_pb2
 
-from common.answers import AddressPart, format_parts
+from common.answers import SURE, AddressPart, format_parts
 from common.clock import Clock
 from common.engine_files import Task
 from common.golden_set import MAX_ITEMS, GoldenBroken
 from hotslot.address.v1 import address_pb2
 from hotslot.control.v1 import control_pb2 as pb
 from hotslot.entailment.v1 import entailment_pb2
-from updater.core.comparison import SURE
 from updater.core.facts import GoldenFacts, ServerState
 from updater.core.golden import GateAnswers, GoldenAnswer, GoldenQuestion
 from updater.core.ports import EffectFailed

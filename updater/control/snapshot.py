@@ -2,6 +2,7 @@
 
 from datetime import UTC
 
+from common.answers import ARROW
 from hotslot.control.v1 import control_pb2 as pb
 from updater.core.comparison import AnswerComparison, ChangedDirection
 from updater.core.costs import CostBucket
@@ -114,7 +115,7 @@ def _convert_comparison(load_id: str, row: pb.Comparison) -> ShadowSnapshot:
         requests=row.requests_compared,
         compared=row.answers_compared,
         changed=row.answers_compared - row.answers_equal,
-        directions=tuple(ChangedDirection(f"{one.before} → {one.after}", one.count) for one in row.directions),
+        directions=tuple(ChangedDirection(f"{one.before}{ARROW}{one.after}", one.count) for one in row.directions),
         sure_compared=row.sure_compared,
         sure_changed=row.sure_compared - row.sure_equal,
         dropped=sum(row.dropped.values()),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from common.answers import TASK_ANSWERS
 from common.engine_files import Task
 
-SURE = 0.9  # least probability of an answer of which a model is sure; of an address: of its least probable part
 MAX_DIRECTIONS = 40  # kept of an expectation; answers of addresses have hundreds
 
 

@@ -15,7 +15,7 @@ class GoldenAnswer:
 
     text: str = ""  # in the form of `common.answers`; empty if it failed
     failure: str = ""  # reason, for example "NOT_FINITE"; empty if it answered
-    is_sure: bool = False  # its probability is at least `comparison.SURE`
+    is_sure: bool = False  # its probability is at least `common.answers.SURE`
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,8 @@ def build_comparison(comparison: Comparison) -> control_pb2.Comparison:
         requests_equal=comparison.equal_requests,
         answers_compared=comparison.answers,
         answers_equal=comparison.equal_answers,
+        sure_compared=comparison.sure_answers,
+        sure_equal=comparison.equal_sure_answers,
         labels=build_labels(comparison.labels),
         previous_labels=build_labels(comparison.reference_labels),
         dropped=comparison.dropped,

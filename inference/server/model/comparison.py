@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from common.answers import ARROW, TASK_ANSWERS, AddressPart, format_parts
+from common.answers import ARROW, SURE, TASK_ANSWERS, AddressPart, format_parts
 from common.engine_files import Task
 from inference.server.model.stats import LabelCounter
 from inference.server.request import Outcome, RequestTags, Result
@@ -40,6 +40,7 @@ class Comparison:
         self.started_at = started_at
         self.requests = self.equal_requests = 0
         self.answers = self.equal_answers = 0
+        self.sure_answers = self.equal_sure_answers = 0  # of which the slot compared with is sure
         self.directions = LabelCounter(other=f"other{ARROW}other")
         self.labels = LabelCounter()
         self.reference_labels = LabelCounter()
@@ -70,6 +71,9 @@ class Comparison:
                 labels.add(self._task.list_labels(answer))
             self.directions.add(directions)
             self.distances[min(len(DISTANCE_BOUNDS) - 1, bisect.bisect_left(DISTANCE_BOUNDS, distance))] += 1
+            if is_sure(before):
+                self.sure_answers += 1
+                self.equal_sure_answers += old == new
             if old != new:
                 different += 1
                 self.differing.append(Difference(tags.request_id, tags.item_id, position, directions, distance))
@@ -93,6 +97,13 @@ def write_answer(text: str, result: Result) -> str:
     if isinstance(result, EntailmentScores):
         return result.label
     return format_parts(AddressPart(span.kind, text[span.start : span.end], span.start) for span in result)
+
+
+def is_sure(result: Result) -> bool:
+    """Whether a model is sure of its answer: of every part, where an answer has parts."""
+    if isinstance(result, EntailmentScores):
+        return max(result.yes, result.no, result.maybe) >= SURE
+    return all(span.probability >= SURE for span in result)
 
 
 def measure_distance(before: Result, after: Result) -> float:
