@@ -115,14 +115,19 @@ gpu: env ## Test and measure on a real GPU, out of memory included (skipped with
 chaos: env ## Run the slow fault-injection steps on real processes; ARGS=--list lists them
 	@$(bin)/python -m dev.chaos $(ARGS)
 
-.PHONY: tools-watch test-watch
+.PHONY: tools-watch test-watch drill
 tools-watch: ## Install Prometheus and Alertmanager (Debian's packages, as root)
 	@dev/scripts/tools-watch
 
-test-watch: env tools-watch ## Test alert rules and deliveries with the real Prometheus and Alertmanager
+test-watch: env tools-watch ## Test alerts, deliveries, dashboard and traces with the real Prometheus and Alertmanager (five minutes)
 	promtool check config deploy/prometheus/prometheus.yml
 	cd deploy/prometheus && promtool test rules hotslot.test.yml
 	@$(bin)/python -m dev.watch.delivery
+	@$(bin)/python -m dev.watch.dashboard
+	@env PYTHONPATH=.tools/otel $(bin)/python -m dev.watch.spans
+
+drill: env tools-watch ## Provoke the fault of every alert on the real stack; Prometheus must see it, and a chat must be told (about 20 minutes)
+	@$(bin)/python -m dev.watch.drill $(ARGS)
 
 env: ## Create .venv if it is not up to date
 	@dev/scripts/bootstrap

@@ -1,4 +1,4 @@
-"""`hotslot alerts …`: prints Prometheus's rules and writes the runbooks. Works without a server."""
+"""`hotslot alerts …`: rules for Prometheus, their runbooks, and a dashboard for Grafana. Works without a server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +10,21 @@ from cli.output import out, print_text
 from cli.problems import CommandFailed
 from common.metric_catalog import MetricCatalog
 from inference.server import metric_catalog as server
+from monitoring.dashboard import render_dashboard
 from monitoring.relay import metric_catalog as relay
 from monitoring.rules_file import DEFAULT_BASE, render_rules
 from monitoring.runbooks import SettingFact, render_runbooks
 from updater import metric_catalog as updater
 
 app = typer.Typer(no_args_is_help=True)
+DASHBOARD = "deploy/grafana/hotslot.json"
 RULES = "deploy/prometheus/hotslot.rules.yml"
 CATALOGS: tuple[MetricCatalog, ...] = (server.CATALOG, updater.CATALOG, relay.CATALOG)
 
 
 @app.callback()
 def alerts() -> None:
-    """Alerts: rules for Prometheus and their runbooks."""
+    """Alerts: rules for Prometheus, their runbooks, and a dashboard."""
 
 
 @app.command(
@@ -34,6 +36,14 @@ def rules(
 ) -> None:
     """Print recording rules and alerts for Prometheus."""
     out.print(render_rules(base), end="", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=f"Example:  hotslot alerts dashboard > {DASHBOARD}\n\nNext:  import the file in Grafana, or provision it."
+)
+def dashboard() -> None:
+    """Print the dashboard for Grafana."""
+    out.print(render_dashboard(), end="", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example:  hotslot alerts runbooks docs/runbooks\n\nNext:  `hotslot alerts rules --base URL`.")

@@ -118,7 +118,7 @@ app.add_typer(
 app.add_typer(
     alerts.app,
     name="alerts",
-    help="Print alert rules for Prometheus; write their runbooks.",
+    help="Print alert rules and a dashboard; write runbooks.",
     epilog="Example:  hotslot alerts rules > hotslot.rules.yml\n\nNext:  docs/how-to/watch.md sets it up.",
 )
 

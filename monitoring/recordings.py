@@ -11,16 +11,22 @@ def _quantile(share: float, stage: str, *by: str) -> str:
     return f'histogram_quantile({share}, sum by ({labels}) (rate({_SECONDS}{{stage="{stage}"}}[5m])))'
 
 
+def _share(matcher: str) -> str:
+    """Of all items; 0, not nothing, if there are none of these."""
+    every = f"sum by (model) (rate({_ITEMS}[5m]))"
+    return f"(sum by (model) (rate({_ITEMS}{{{matcher}}}[5m])) or {every} * 0) / ({every} > 0)"
+
+
 RECORDINGS: tuple[Recording, ...] = (
     Recording("model_outcome:hotslot_items:rate5m", f"sum by (model, outcome) (rate({_ITEMS}[5m]))", "Items a second."),
     Recording(
         "model:hotslot_items_failed:ratio5m",
-        f'sum by (model) (rate({_ITEMS}{{outcome="failed"}}[5m])) / sum by (model) (rate({_ITEMS}[5m]) > 0)',
+        _share('outcome="failed"'),
         "Share of items that the server, a runner or the engine failed.",
     ),
     Recording(
         "model:hotslot_items_turned_away:ratio5m",
-        f'sum by (model) (rate({_ITEMS}{{outcome=~"refused|expired"}}[5m])) / sum by (model) (rate({_ITEMS}[5m]) > 0)',
+        _share('outcome=~"refused|expired"'),
         "Share of valid items that were refused, or not answered before their deadline.",
     ),
     Recording("model:hotslot_item_seconds:p50_5m", _quantile(0.5, "total", "model"), "Median latency of answers."),
